@@ -1,0 +1,85 @@
+"""How many weights to keep: from a sparsity and a scope to exact counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gaprune.errors import InputError
+from gaprune.supermask import MIN_KEEP, Layout
+
+SCOPES = {
+    "allocated": "each layer has its own keep count under one exact total; the counts evolve",
+    "global": "all layers are ranked together",
+    "layer": "every layer keeps the same density",
+}
+
+
+def check_sparsity(sparsity: object) -> float:
+    """Return `sparsity` as a float strictly between 0 and 1, or say what is wrong with it."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+        raise InputError(f"sparsity: must be a number between 0 and 1, got {sparsity!r}")
+    if not 0 < sparsity < 1:  # NaN fails too
+        raise InputError(
+            "sparsity: must lie strictly between 0 and 1 (the fraction of weights removed, "
+            f"0.9 removes 90 %), got {sparsity!r}"
+        )
+    return float(sparsity)
+
+
+def keep_total(layout: Layout, sparsity: float) -> int:
+    """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up."""
+    keep = math.floor(layout.total * (1 - sparsity) + 0.5)
+    floor = MIN_KEEP * len(layout.names)
+    if keep < floor:
+        raise InputError(
+            f"sparsity: {sparsity} keeps {keep} of {layout.total} weights, fewer than one for each "
+            f"of the {len(layout.names)} layers; at most {1 - floor / layout.total:.6f} is possible"
+        )
+    return keep
+
+
+def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
+    """Return per-layer keep counts at the same density that add up to `keep_total` exactly.
+
+    Raises:
+        InputError: a layer would keep nothing (the message names it).
+    """
+    for name, size in zip(layout.names, layout.sizes, strict=True):
+        if size * (1 - sparsity) < 0.5:
+            raise InputError(
+                f"sparsity: {sparsity} keeps nothing of layer {name!r} ({size} weights) when every "
+                f"layer keeps the same density; use a lower sparsity or --scope allocated"
+            )
+    exact = np.asarray(layout.sizes) * (1 - sparsity)
+    return apportion(exact, keep_total(layout, sparsity), layout.sizes)
+
+
+def apportion(shares: Sequence[float] | np.ndarray, total: int, sizes: Sequence[int]) -> list[int]:
+    """Round `shares` to whole counts that add up to `total`, each in `MIN_KEEP` to its size.
+
+    Largest remainders first, the lower index on ties (Hamilton's method); what a full layer cannot
+    take goes to the others in proportion.
+    """
+    low = np.full(len(sizes), MIN_KEEP)
+    high = np.asarray(sizes)
+    wanted = np.clip(np.asarray(shares, dtype=np.float64), low, high)
+    for _ in range(64):  # scale the free layers until the clipped shares meet the total
+        gap = total - wanted.sum()
+        free = (wanted < high) if gap > 0 else (wanted > low)
+        if abs(gap) < 0.5 / max(len(sizes), 1) or not free.any():
+            break
+        weight = np.where(free, wanted, 0.0)
+        wanted = np.clip(wanted + gap * weight / weight.sum(), low, high)
+    counts = np.floor(wanted).astype(np.int64)
+    remainders = wanted - counts
+    while (gap := int(total - counts.sum())) != 0:
+        step = 1 if gap > 0 else -1
+        free = (counts < high) if gap > 0 else (counts > low)
+        order = np.lexsort((np.arange(len(counts)), -step * remainders))
+        chosen = [index for index in order if free[index]][: abs(gap)]
+        counts[chosen] += step
+        remainders[chosen] -= step
+    return [int(count) for count in counts]

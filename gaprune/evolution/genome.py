@@ -1,0 +1,147 @@
+"""An individual of the search: per-layer score tensors, keep counts, and the mask they express."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from deap import base
+from torch import Tensor
+
+from gaprune.errors import InputError
+from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack
+
+
+@dataclass(frozen=True)
+class Genes:
+    """What is inherited, and all that travels between workers.
+
+    Attributes:
+        scores: float32 `[layout.total]`, larger is kept first.
+        counts: keep count of each layer, or None where all layers are ranked together
+            (scope `global`).
+        keep: kept weights of the whole network.
+    """
+
+    scores: Tensor
+    counts: tuple[int, ...] | None
+    keep: int
+
+    def express(self, layout: Layout) -> Tensor:
+        """Return the flat bool mask `[layout.total]` with exactly `keep` entries true."""
+        if self.counts is None:
+            return global_mask(self.scores, layout, self.keep)
+        return layered_mask(self.scores, layout, self.counts)
+
+
+def mask_key(mask: Tensor) -> str:
+    """Return a hash of a flat mask: equal keys are equal phenotypes, evaluated once."""
+    return hashlib.blake2b(pack(mask).tobytes(), digest_size=16).hexdigest()
+
+
+class Fitness(base.Fitness):  # type: ignore[misc]  # deap carries no type hints
+    """One number, larger is better."""
+
+    weights = (1.0,)
+
+
+class ParetoFitness(base.Fitness):  # type: ignore[misc]  # deap carries no type hints
+    """Quality, then sparsity, both larger is better."""
+
+    weights = (1.0, 1.0)
+
+
+class Individual(list[Tensor]):
+    """A DEAP individual: the list of its per-layer score tensors, with a fitness.
+
+    The tensors are views of `genes.scores`, so the list and the flat vector are one.
+
+    Attributes:
+        genes: scores, counts and budget.
+        fitness: the DEAP fitness; invalid until evaluated.
+        mask: flat bool mask, expressed once.
+        rate: this individual's own step length for gradient-informed mutation.
+        origin: the baseline it was seeded from, or the operators that made it.
+        guard: guard value, where it was judged.
+    """
+
+    def __init__(
+        self,
+        genes: Genes,
+        layout: Layout,
+        origin: str,
+        rate: float = 1.0,
+        fitness: type[base.Fitness] = Fitness,
+    ) -> None:
+        super().__init__(layout.split(genes.scores).values())
+        self.genes = genes
+        self.mask = genes.express(layout)
+        self.key = mask_key(self.mask)
+        self.origin = origin
+        self.rate = rate
+        self.fitness = fitness()
+        self.guard: float | None = None
+
+
+def seed_genes(scores: Tensor, layout: Layout, keep: int, scope: str, uniform: Sequence[int] | None) -> Genes:
+    """Turn a saliency into genes at a budget.
+
+    Args:
+        scores: flat saliency `[layout.total]`, comparable across layers unless `uniform` is given.
+        layout: the network's prunable layers.
+        keep: kept weights of the whole network.
+        scope: `allocated`, `global` or `layer`.
+        uniform: keep counts of every layer at equal density (required by scope `layer`); without
+            them the counts are those of the global ranking.
+    """
+    if uniform is None and scope == "layer":
+        raise InputError("scope: 'layer' needs the uniform keep counts")
+    ranked = rank(scores)
+    if scope == "global" and uniform is None:
+        return Genes(ranked, None, keep)
+    counts = uniform if uniform is not None else layer_counts(global_mask(ranked, layout, keep), layout)
+    genes = Genes(ranked, tuple(counts), keep)
+    return genes if scope == "layer" else as_scope(align(genes, layout), scope)
+
+
+def as_scope(genes: Genes, scope: str) -> Genes:
+    """Drop the counts for scope `global`; the scores must be aligned (`align`)."""
+    return Genes(genes.scores, None, genes.keep) if scope == "global" else genes
+
+
+def rank(scores: Tensor) -> Tensor:
+    """Map scores to their rank in [0, 1), ties in reverse index order; float32 of the same shape.
+
+    Ranks give every criterion the same scale, so one step length suits them all. Equal scores get
+    the lower index the higher rank, as `top_k_mask` keeps them.
+    """
+    flat = scores.reshape(-1)
+    order = flat.flip(0).argsort(stable=True)
+    ranks = torch.empty(flat.numel(), dtype=torch.float32)
+    ranks[flat.numel() - 1 - order] = torch.arange(flat.numel(), dtype=torch.float32) / flat.numel()
+    return ranks.view(scores.shape)
+
+
+def align(genes: Genes, layout: Layout) -> Genes:
+    """Shift each layer's scores so that its cut lies at 0; the mask stays the same.
+
+    Then one threshold serves all layers: a global top-k of aligned scores gives the same mask, and
+    gradient-informed mutation can trade weights between layers.
+    """
+    if genes.counts is None:
+        return genes
+    shifted = torch.empty_like(genes.scores)
+    for part, count in zip(layout.slices, genes.counts, strict=True):
+        layer = genes.scores[part]
+        shifted[part] = layer - cut(layer, count)
+    return Genes(shifted, genes.counts, genes.keep)
+
+
+def cut(scores: Tensor, keep: int) -> float:
+    """Return a value between the `keep`-th best score and the next one (the best if all stay)."""
+    if keep >= scores.numel():
+        return float(scores.min())
+    ordered = scores.neg().kthvalue(keep).values.neg(), scores.neg().kthvalue(keep + 1).values.neg()
+    return float((ordered[0].double() + ordered[1].double()) / 2)

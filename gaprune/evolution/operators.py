@@ -1,0 +1,196 @@
+"""Mutation and crossover as pure functions on genes; each can be used alone.
+
+Every operator takes a `torch.Generator` and returns new genes. DEAP's stock array operators alias
+slices and lose genes, so these are our own; `toolbox.py` registers them. In every crossover no
+gene is lost: at each position the two children hold what the two parents held (or, averaging, the
+same sum).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from gaprune.budget import apportion
+from gaprune.evolution.genome import Genes
+from gaprune.supermask import MIN_KEEP, Layout, layered_mask
+
+Mutation = Callable[[Genes, Layout, Generator], Genes]
+Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]
+
+
+def uniform_reset(
+    genes: Genes, layout: Layout, generator: Generator, *, rate: float = 0.002, low: float | None = None, high: float | None = None
+) -> Genes:
+    """Draw a fraction `rate` of the scores anew, uniformly between `low` and `high`.
+
+    Without bounds, the range of the parent's own scores.
+    """
+    scores = genes.scores
+    low = float(scores.min()) if low is None else low
+    high = float(scores.max()) if high is None else high
+    chosen = _sample(scores.numel(), rate, generator)
+    fresh = torch.rand(len(chosen), generator=generator) * (high - low) + low
+    return _with_scores(genes, scores.index_copy(0, chosen, fresh))
+
+
+def gaussian(
+    genes: Genes, layout: Layout, generator: Generator, *, rate: float = 0.05, sigma: float = 0.05
+) -> Genes:
+    """Add normal noise of deviation `sigma` to a fraction `rate` of the scores."""
+    chosen = _sample(genes.scores.numel(), rate, generator)
+    noise = torch.randn(len(chosen), generator=generator) * sigma
+    return _with_scores(genes, genes.scores.index_add(0, chosen, noise))
+
+
+def threshold_swap(
+    genes: Genes, layout: Layout, generator: Generator, *, rate: float = 0.02, reach: float = 0.25
+) -> Genes:
+    """Exchange the scores of kept and dropped weights near the cut of one random layer.
+
+    `rate` of the layer's kept weights leave; both sides are drawn from the nearest `reach` of the
+    kept ones (and as many dropped ones), where the ranking is least sure.
+    """
+    index = _draw_layer(layout, generator)
+    part, size = layout.slices[index], layout.sizes[index]
+    kept = genes.express(layout)[part]
+    count = int(kept.count_nonzero())
+    window = min(max(1, round(count * reach)), count, size - count)
+    if window == 0:
+        return genes
+    layer = genes.scores[part].clone()
+    inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
+    lowest = inside[layer[inside].argsort(stable=True)[:window]]
+    highest = outside[layer[outside].argsort(stable=True, descending=True)[:window]]
+    swaps = max(1, min(window, round(count * rate)))
+    leaving = lowest[torch.randperm(window, generator=generator)[:swaps]]
+    entering = highest[torch.randperm(window, generator=generator)[:swaps]]
+    layer[leaving], layer[entering] = layer[entering], layer[leaving]
+    scores = genes.scores.clone()
+    scores[part] = layer
+    return _with_scores(genes, scores)
+
+
+def budget_shift(
+    genes: Genes, layout: Layout, generator: Generator, *, rate: float = 0.05
+) -> Genes:
+    """Move keep counts from one layer to another; the total stays.
+
+    Up to `rate` of the smaller layer's keep count moves, at least one weight, and no layer falls
+    below `MIN_KEEP` or rises above its size. Genes without counts (one ranking over all layers)
+    shift by lifting the receiving layer's scores as far as that needs.
+    """
+    if len(layout.sizes) < 2:
+        return genes
+    counts = list(genes.counts or _counts(genes, layout))
+    giver, taker = torch.randperm(len(counts), generator=generator)[:2].tolist()
+    most = max(1, round(rate * min(counts[giver], counts[taker])))
+    wanted = int(torch.randint(1, most + 1, (), generator=generator))
+    moved = min(wanted, counts[giver] - MIN_KEEP, layout.sizes[taker] - counts[taker])
+    if moved <= 0:
+        return genes
+    counts[giver] -= moved
+    counts[taker] += moved
+    return _recount(genes, layout, counts)
+
+
+def one_point(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple[Genes, Genes]:
+    """Cut every layer at a random position and exchange the tails."""
+    swap = torch.zeros(layout.total, dtype=torch.bool)
+    for part, size in zip(layout.slices, layout.sizes, strict=True):
+        swap[part][int(torch.randint(0, size + 1, (), generator=generator)) :] = True
+    return _exchange(a, b, layout, swap)
+
+
+def uniform(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple[Genes, Genes]:
+    """Exchange every score with probability one half."""
+    return _exchange(a, b, layout, torch.rand(layout.total, generator=generator) < 0.5)
+
+
+def whole_layer(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple[Genes, Genes]:
+    """Exchange whole layers, each with probability one half, with their keep counts."""
+    chosen = torch.rand(len(layout.sizes), generator=generator) < 0.5
+    swap = chosen.repeat_interleave(torch.tensor(layout.sizes))
+    return _exchange(a, b, layout, swap)
+
+
+def averaging(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple[Genes, Genes]:
+    """Mix the parents' scores w : 1 − w and 1 − w : w, w uniform in [0.25, 0.75]; the sum stays."""
+    weight = float(torch.rand((), generator=generator)) * 0.5 + 0.25
+    first = torch.lerp(a.scores, b.scores, weight)
+    second = torch.lerp(a.scores, b.scores, 1 - weight)
+    return (
+        Genes(first, _mixed_counts(a, b, layout, weight), a.keep),
+        Genes(second, _mixed_counts(a, b, layout, 1 - weight), b.keep),
+    )
+
+
+def _sample(total: int, rate: float, generator: Generator) -> Tensor:
+    """Return sorted distinct indices, binomially many: as if each were drawn with `rate`."""
+    return (torch.rand(total, generator=generator) < rate).nonzero().flatten()
+
+
+def _draw_layer(layout: Layout, generator: Generator) -> int:
+    """Draw a layer with probability proportional to the square root of its size."""
+    chances = torch.tensor(layout.sizes, dtype=torch.float64).sqrt()
+    return int(torch.multinomial(chances, 1, generator=generator))
+
+
+def _with_scores(genes: Genes, scores: Tensor) -> Genes:
+    return Genes(scores, genes.counts, genes.keep)
+
+
+def _counts(genes: Genes, layout: Layout) -> list[int]:
+    mask = genes.express(layout)
+    return [int(mask[part].count_nonzero()) for part in layout.slices]
+
+
+def _recount(genes: Genes, layout: Layout, counts: list[int]) -> Genes:
+    if genes.counts is not None:
+        return Genes(genes.scores, tuple(counts), genes.keep)
+    kept = layered_mask(genes.scores, layout, counts)
+    lowest_kept = torch.where(kept, genes.scores, torch.inf)
+    highest_dropped = torch.where(kept, -torch.inf, genes.scores)
+    scores = genes.scores.clone()
+    for part, size, count in zip(layout.slices, layout.sizes, counts, strict=True):
+        low = float(lowest_kept[part].min()) if count else float(highest_dropped[part].max())
+        high = float(highest_dropped[part].max()) if count < size else low
+        scores[part] -= (low + high) / 2
+    return _with_scores(genes, scores)
+
+
+def _exchange(a: Genes, b: Genes, layout: Layout, swap: Tensor) -> tuple[Genes, Genes]:
+    fraction = torch.stack([swap[part].double().mean() for part in layout.slices]).numpy()
+    return (
+        Genes(torch.where(swap, b.scores, a.scores), _mixed_counts(a, b, layout, fraction), a.keep),
+        Genes(torch.where(swap, a.scores, b.scores), _mixed_counts(b, a, layout, fraction), b.keep),
+    )
+
+
+def _mixed_counts(
+    a: Genes, b: Genes, layout: Layout, weight: float | np.ndarray
+) -> tuple[int, ...] | None:
+    """Mix keep counts like the scores, rounded to the exact total of `a`."""
+    if a.counts is None or b.counts is None:
+        return None
+    if a.counts == b.counts:
+        return a.counts
+    mixed = np.asarray(a.counts) * (1 - weight) + np.asarray(b.counts) * weight
+    return tuple(apportion(mixed, a.keep, layout.sizes))
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "uniform-reset": uniform_reset,
+    "gaussian": gaussian,
+    "threshold-swap": threshold_swap,
+    "budget-shift": budget_shift,
+}
+CROSSOVERS: dict[str, Crossover] = {
+    "one-point": one_point,
+    "uniform": uniform,
+    "whole-layer": whole_layer,
+    "averaging": averaging,
+}

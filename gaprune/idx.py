@@ -1,0 +1,39 @@
+"""Read IDX files, the format of MNIST: a magic number, the sizes, the raw big-endian values."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaprune.errors import InputError
+
+_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def read_idx(path: Path) -> NDArray[np.generic]:
+    """Return the array that an IDX file holds (`.gz` is unpacked), in native byte order.
+
+    Raises:
+        InputError: the file is not IDX, is cut off, or holds more than it declares.
+    """
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError) as error:
+            raise InputError(f"IDX file {path}: the gzip data is damaged ({error}); fetch the file again") from error
+    if len(raw) < 4 or raw[:2] != b"\x00\x00" or raw[2] not in _DTYPES:
+        raise InputError(f"IDX file {path}: must start with 00 00, a type code and the number of axes; got {raw[:4].hex(' ') or 'nothing'}")
+    axes, start = raw[3], 4 + 4 * raw[3]
+    if len(raw) < start:
+        raise InputError(f"IDX file {path}: cut off inside its header; fetch the file again")
+    shape = struct.unpack(f">{axes}I", raw[4:start])
+    dtype = np.dtype(_DTYPES[raw[2]])
+    expected = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if len(raw) != expected:
+        raise InputError(f"IDX file {path}: declares shape {shape}, {expected} bytes in all; got {len(raw)} bytes")
+    return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))

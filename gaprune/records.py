@@ -1,0 +1,80 @@
+"""The plain records that rooms hand to each other and that files hold; no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the search was shown: the rung of the data ladder and where the inputs came from.
+
+    Attributes:
+        rung: `none`, `noise`, `procedural`, `inversion`, `proxy`, `unlabelled` or `labelled`;
+            the highest one used, in that order.
+        sources: one line per generator or file, in words.
+        samples: distinct inputs held for the search (fresh ones per step come on top and are
+            counted in `fresh`).
+        fresh: whether new procedural inputs were drawn at every step.
+        sha256: hash of the held inputs (and labels).
+        guard: the same in words for the guard set.
+        guard_samples: inputs in the guard set.
+        guard_sha256: their hash.
+    """
+
+    rung: str
+    sources: tuple[str, ...]
+    samples: int
+    fresh: bool
+    sha256: str
+    guard: str
+    guard_samples: int
+    guard_sha256: str
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """A prunable layer and how many of its weights stay."""
+
+    name: str
+    total: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class BaselineScore:
+    """A data-free baseline at the same budget: guard agreement, and test accuracy if known."""
+
+    agreement: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One line of `history.jsonl`.
+
+    Attributes:
+        generation: 0 is the seeded population.
+        evaluations: candidates scored so far (a refinement counts once per gradient step).
+        seconds: since the start of the search.
+        best: fitness of the best individual on the search probes.
+        mean: mean fitness of the population.
+        guard: guard agreement of the best individual.
+        rates: current probability of each operator.
+    """
+
+    generation: int
+    evaluations: int
+    seconds: float
+    best: float
+    mean: float
+    guard: float
+    rates: dict[str, float] = field(default_factory=dict)
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """Return a record as plain data that `json.dump` takes."""
+    return asdict(record)

@@ -1,0 +1,141 @@
+"""Saliency: how much each prunable weight matters, as one score per weight (higher means keep)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.saliency.activations import wanda
+from gaprune.saliency.flow import synflow
+from gaprune.saliency.gradients import grasp, snip, taylor
+from gaprune.saliency.network import Criterion, Network
+from gaprune.saliency.weights_only import erk, lamp, magnitude, random
+
+__all__ = ["SALIENCIES", "Criterion", "Network", "Saliency", "score"]
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """One criterion and where it comes from.
+
+    Attributes:
+        name: its key in `SALIENCIES`.
+        criterion: the function.
+        needs_probes: whether it shows inputs to the network.
+        source: paper and equation.
+        description: one line for people.
+    """
+
+    name: str
+    criterion: Criterion
+    needs_probes: bool
+    source: str
+    description: str
+
+
+SALIENCIES: dict[str, Saliency] = {
+    saliency.name: saliency
+    for saliency in (
+        Saliency("random", random, False, "none: the control", "uniform random scores"),
+        Saliency("magnitude", magnitude, False, "Han et al. 2015, section 3", "|w|"),
+        Saliency(
+            "lamp",
+            lamp,
+            False,
+            "Lee et al. 2021, eq. 4",
+            "w² over the squares of the layer's weights that are at least as large",
+        ),
+        Saliency(
+            "erk",
+            erk,
+            False,
+            "Evci et al. 2020, section 3",
+            "magnitude inside layers whose densities follow Erdős–Rényi-kernel",
+        ),
+        Saliency(
+            "synflow",
+            synflow,
+            False,
+            "Tanaka et al. 2020, algorithm 1",
+            "synaptic flow through the absolute weights, pruned in 100 rounds",
+        ),
+        Saliency(
+            "snip",
+            snip,
+            True,
+            "Lee et al. 2019, eq. 5",
+            "|w · gradient|: how strongly a gate on the weight moves the loss",
+        ),
+        Saliency(
+            "grasp",
+            grasp,
+            True,
+            "Wang et al. 2020, eq. 8",
+            "w · Hessian · gradient: the weights that keep the gradient flowing",
+        ),
+        Saliency(
+            "taylor",
+            taylor,
+            True,
+            "Molchanov et al. 2019, eq. 8",
+            "(w · gradient)², averaged over mini-batches",
+        ),
+        Saliency(
+            "wanda",
+            wanda,
+            True,
+            "Sun et al. 2023, eq. 1",
+            "|w| · norm of the inputs it multiplies, layers balanced as in LAMP",
+        ),
+    )
+}
+
+
+def score(
+    name: str,
+    network: Network,
+    probes: Tensor | None,
+    generator: torch.Generator,
+    density: float | None = None,
+) -> Tensor:
+    """Return the scores of one criterion.
+
+    Args:
+        name: a key of `SALIENCIES`.
+        network: stays as it is, parameters, buffers, gradients and hooks.
+        probes: inputs `[N, ...]` for the criteria that need them; ignored by the others.
+        generator: the only source of randomness.
+        density: the fraction of weights that will stay, in (0, 1]; only SynFlow looks at it, and
+            ranks for a density of 0.01 without it.
+
+    Returns:
+        Finite float32 scores `[total]`, comparable inside a layer and between layers.
+
+    Raises:
+        InputError: an unknown name, probes needed and not given, a density outside (0, 1].
+        GapruneError: the network gives scores that are not finite (it overflows on these probes).
+    """
+    if name not in SALIENCIES:
+        raise unknown_name("saliency", name, SALIENCIES)
+    if SALIENCIES[name].needs_probes and (probes is None or len(probes) == 0):
+        free = ", ".join(key for key, saliency in SALIENCIES.items() if not saliency.needs_probes)
+        raise InputError(
+            f"probes: saliency {name!r} shows inputs to the network and got none; "
+            f"pass a tensor [N, ...], or use a saliency that needs no probes: {free}"
+        )
+    if density is not None and not 0 < density <= 1:
+        raise InputError(
+            f"density: must be above 0 and at most 1 (the fraction of weights kept), got {density}"
+        )
+    scores = SALIENCIES[name].criterion(network, probes, density, generator)
+    for layer, values in network.layout.split(scores).items():
+        bad = int((~values.isfinite()).count_nonzero())
+        if bad:
+            raise GapruneError(
+                f"saliency {name!r}: {bad} of {values.numel()} scores of layer {layer!r} are not "
+                f"finite, the network overflows; use other probes or another saliency"
+            )
+    return scores

@@ -1,0 +1,142 @@
+"""Wanda: weights times the norm of the inputs that they multiply."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
+
+from gaprune.saliency.network import Network, batches
+from gaprune.saliency.weights_only import lamp_scores
+
+
+def wanda(
+    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+) -> Tensor:
+    """Score |w|·‖x‖₂, x being all inputs that the weight multiplies (Sun et al. 2023, eq. 1).
+
+    The paper compares inside each output row and keeps the same density in all of them; at the
+    densities wanted here that empties every 3×3 depthwise kernel, and ‖x‖ itself cannot be compared
+    between layers, since each has its own scale and number of positions. So the products are
+    balanced between layers as LAMP balances magnitudes (`lamp_scores` of them): inside a layer
+    the order is that of |w|·‖x‖₂, and no factor on a layer's inputs changes anything. Weights
+    whose inputs cannot be seen are scored by |w|.
+    """
+    energies = input_energies(network, probes)
+    scores = {
+        name: lamp_scores(
+            weight.detach().double() * energies.get(name, torch.ones_like(weight)).sqrt()
+        )
+        for name, weight in network.weights.items()
+    }
+    return network.layout.flatten(scores).float()
+
+
+def input_energies(network: Network, probes: Tensor | None) -> dict[str, Tensor]:
+    """Return Σ x² over probes and positions for every weight: name → its shape, float64.
+
+    Linear, convolution (transposed too), embedding and multi-head attention weights are found by
+    hooks; a weight shared by several modules adds up their inputs. Weights of other modules, and
+    of modules that were never called, are missing.
+
+    Raises:
+        InputError: there are no probes.
+    """
+    recorder = _Recorder(network)
+    try:
+        with torch.no_grad():
+            for batch in batches(network, probes):
+                network.model(batch)
+    finally:
+        recorder.remove()
+    return dict(recorder.energies)
+
+
+class _Recorder:
+    """Forward pre-hooks that add up squared inputs while the model runs."""
+
+    def __init__(self, network: Network) -> None:
+        self.energies: dict[str, Tensor] = {}
+        self._names = {id(network.model.get_parameter(name)): name for name in network.weights}
+        self._busy = False  # measuring runs the module once more, and with it this hook
+        self._handles = [
+            module.register_forward_pre_hook(self._hook(rule), with_kwargs=True)
+            for module in network.model.modules()
+            for kind, rule in RULES.items()
+            if isinstance(module, kind)
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, rule: Rule) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._busy:
+                return
+            self._busy = True
+            try:
+                found = rule(module, args, kwargs)
+            finally:
+                self._busy = False
+            for leaf, energy in found.items():
+                name = self._names.get(id(module.get_parameter(leaf)))
+                if name is not None:
+                    self.energies[name] = self.energies.get(name, 0) + energy.double()
+
+        return record
+
+
+def _affine_energy(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Energies of a module that is affine in its parameters, whatever its geometry.
+
+    The derivative of a summed output by a weight is the sum of the inputs that it multiplies; shown
+    x² instead of x, that is the sum of squares. A bias multiplies 1.
+    """
+    inputs = args[0].float().square() if args[0].is_floating_point() else args[0]
+    leaves = {name: p.detach().float().requires_grad_() for name, p in module.named_parameters()}
+    with torch.enable_grad():
+        total = functional_call(module, leaves, (inputs, *args[1:]), kwargs).sum()
+        gradients = torch.autograd.grad(total, list(leaves.values()))
+    return dict(zip(leaves, gradients, strict=True))
+
+
+def _attention_energy(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Energies of the projections of multi-head attention, which it applies without submodules."""
+    assert isinstance(module, nn.MultiheadAttention)
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    columns = {part: _column_energy(bound[part]) for part in ("query", "key", "value")}
+    size = module.embed_dim
+    rows = {part: column.expand(size, -1) for part, column in columns.items()}
+    # with the identity as output projection the module returns what the projection multiplies
+    identity = {"out_proj.weight": torch.eye(size).to(module.out_proj.weight)}
+    if module.out_proj.bias is not None:
+        identity["out_proj.bias"] = torch.zeros_like(module.out_proj.bias)
+    heads, _ = functional_call(module, identity, args, kwargs)
+    energies = {"out_proj.weight": _column_energy(heads).expand(size, -1)}
+    if module.in_proj_weight is not None:
+        return {**energies, "in_proj_weight": torch.cat(list(rows.values()))}
+    split = {"query": "q_proj_weight", "key": "k_proj_weight", "value": "v_proj_weight"}
+    return {**energies, **{split[part]: row for part, row in rows.items()}}
+
+
+def _column_energy(inputs: Tensor) -> Tensor:
+    return inputs.float().square().flatten(0, -2).sum(dim=0, dtype=torch.float64)
+
+
+Rule = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], dict[str, Tensor]]
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: _affine_energy,
+    _ConvNd: _affine_energy,  # 1-D to 3-D, transposed too
+    nn.Embedding: _affine_energy,
+    nn.MultiheadAttention: _attention_energy,
+}

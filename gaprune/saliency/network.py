@@ -1,0 +1,56 @@
+"""What a criterion may look at, and how probes reach the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.errors import InputError
+from gaprune.inputs import InputSpec
+from gaprune.supermask import Layout
+
+MAX_BATCH = 256  # probes shown at once: bounds the memory of activations
+
+
+@dataclass(frozen=True)
+class Network:
+    """A dense network as criteria see it; none of them may change it.
+
+    Attributes:
+        model: in eval mode, its parameters frozen (`requires_grad` False).
+        weights: qualified parameter name → dense weight, the prunable ones only.
+        layout: where each of them lies in the flat score vector.
+        inputs: shape and kind of one input.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    layout: Layout
+    inputs: InputSpec
+
+    @property
+    def flat(self) -> Tensor:
+        """All prunable weights as one vector `[total]`."""
+        return self.layout.flatten({name: weight.detach() for name, weight in self.weights.items()})
+
+
+Criterion = Callable[[Network, Tensor | None, float | None, torch.Generator], Tensor]
+"""`(network, probes, density, generator)` → flat float32 scores `[total]`; higher means keep."""
+
+
+def batches(network: Network, probes: Tensor | None, size: int = MAX_BATCH) -> Iterator[Tensor]:
+    """Yield the probes `[N, ...]` in order, at most `size` at once, on the weights' device.
+
+    Raises:
+        InputError: there are no probes.
+    """
+    if probes is None or len(probes) == 0:
+        raise InputError(
+            "probes: this criterion shows inputs to the network and got none; pass [N, ...]"
+        )
+    device = next(iter(network.weights.values())).device
+    for start in range(0, len(probes), size):
+        yield probes[start : start + size].to(device)

@@ -1,0 +1,259 @@
+"""The network to prune: loaded safely, copied, frozen, and tried once. It is also the teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.errors import InputError, unknown_name
+from gaprune.input_options import InputOptions, resolve_inputs, sample_inputs
+from gaprune.inputs import InputSpec
+from gaprune.prunable import check_structure, find_prunable
+from gaprune.supermask import Layout
+from gaprune.userfile import call_user, load_function
+from gaprune.weights_file import apply_state, load_state, sha256_of
+from gaprune.zoo import ZOO
+
+__all__ = ["InputOptions", "Target", "load_target", "resolve_inputs", "target_from_module"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A pretrained network ready to be pruned, and the dense teacher of its candidates.
+
+    Attributes:
+        name: what the user calls it.
+        model: a private copy in evaluation mode that needs no gradients.
+        weights: the prunable parameters by name, detached; they share the model's memory.
+        layout: where each of them lies in a flat vector.
+        inputs: what the network takes.
+        weights_sha256: hash of all its parameters and buffers.
+        zoo: its name in the zoo, or None; set also where other weights were loaded into it.
+        origin: where the network and its weights came from, in words.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    weights: dict[str, Tensor] = field(repr=False)
+    layout: Layout = field(repr=False)
+    inputs: InputSpec
+    weights_sha256: str
+    zoo: str | None
+    origin: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in: that of its first prunable weight."""
+        return next(iter(self.weights.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(iter(self.weights.values())).device
+
+
+def load_target(
+    spec: str,
+    *,
+    weights: Path | None = None,
+    inputs: InputOptions | None = None,
+    prune_also: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+) -> Target:
+    """Load the network that a command line names.
+
+    Args:
+        spec: a zoo name, or `path/to/file.py:factory`, a function without arguments that returns
+            the network. The file is code and runs.
+        weights: its checkpoint (see `load_state`). A zoo network has its own, which this replaces;
+            without it a factory must return a trained network by itself.
+        inputs: what is known about the input (see `resolve_inputs`).
+        prune_also: further parameters to prune, by qualified name.
+        device: where to run it.
+
+    Raises:
+        InputError: any of these is wrong, or the network cannot be pruned; the message says which.
+    """
+    entry = ZOO.get(spec)
+    model = entry.factory() if entry else _from_factory(spec)
+    checkpoint = weights or (entry.checkpoint if entry else None)
+    if checkpoint is not None:
+        apply_state(model, load_state(checkpoint))
+    origin = f"zoo network {spec}" if entry else f"factory {spec}"
+    if weights is not None:
+        origin += f", weights from {weights}"
+    source = _Source(model, spec, spec if entry else None, origin)
+    return _make_target(source, inputs or InputOptions(), prune_also, device)
+
+
+def target_from_module(
+    model: nn.Module,
+    *,
+    inputs: InputOptions,
+    name: str = "model",
+    prune_also: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+) -> Target:
+    """Make a target of a live network, which stays as it is: the target holds a deep copy.
+
+    A network wrapped by `torch.compile`, `DataParallel` or `DistributedDataParallel` is unwrapped,
+    so parameters have the names of the network inside.
+
+    Args:
+        model: the trained network.
+        inputs: what is known about its input (see `resolve_inputs`).
+        name: what to call it in reports.
+        prune_also: further parameters to prune, by qualified name.
+        device: where to run the copy.
+
+    Raises:
+        InputError: the network cannot be pruned, copied or run on such inputs.
+    """
+    model = _unwrapped(model)
+    origin = f"module {type(model).__module__}.{type(model).__qualname__}"
+    return _make_target(_Source(model, name, None, origin), inputs, prune_also, device)
+
+
+class _Source(NamedTuple):
+    model: nn.Module
+    name: str
+    zoo: str | None
+    origin: str
+
+
+def _make_target(
+    source: _Source, inputs: InputOptions, prune_also: Sequence[str], device: str | torch.device
+) -> Target:
+    check_structure(source.model)  # before copying: pruned and normed layers cannot be copied
+    private = private_copy(source.model, device)
+    weights = {key: value.detach() for key, value in find_prunable(private, prune_also).items()}
+    default = ZOO[source.zoo].inputs if source.zoo else None
+    state = {k: v for k, v in private.state_dict().items() if isinstance(v, Tensor)}
+    target = Target(
+        name=source.name,
+        model=private,
+        weights=weights,
+        layout=Layout.of(weights),
+        inputs=resolve_inputs(private, inputs, default),
+        weights_sha256=sha256_of(state),
+        zoo=source.zoo,
+        origin=source.origin,
+    )
+    _try_once(target)
+    return target
+
+
+def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
+    """Return a deep copy on `device`, in evaluation mode, without gradients.
+
+    Parameters that are distinct objects over the same memory are tied in the copy as they are in
+    the original, under the first name.
+
+    Raises:
+        InputError: the network cannot be deep-copied, or the device is not there.
+    """
+    try:
+        private = copy.deepcopy(model)
+    except Exception as error:  # a module may hold anything, and its __deepcopy__ raise anything
+        raise InputError(
+            f"model: {type(model).__name__} cannot be deep-copied "
+            f"({type(error).__name__}: {error}); keep locks, files and tensors with gradient "
+            "history out of its attributes, or give it a __deepcopy__"
+        ) from error
+    _tie_shared_memory(model, private)
+    for parameter in private.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        private.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise InputError(f"device: cannot use {str(device)!r} ({error})") from error
+    return private.eval()
+
+
+def _tie_shared_memory(original: nn.Module, private: nn.Module) -> None:
+    owners: dict[object, str] = {}
+    for name, tensor in original.named_parameters(remove_duplicate=False):
+        if not tensor.numel():
+            continue  # empty tensors all have the same address
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        owner = owners.setdefault(place, name)
+        if owner != name:
+            path, _, leaf = name.rpartition(".")
+            setattr(private.get_submodule(path), leaf, private.get_parameter(owner))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _from_factory(spec: str) -> nn.Module:
+    if ":" not in spec:
+        known = unknown_name("target", spec, ZOO)
+        raise InputError(f"{known}; or path/to/file.py:factory for a network of your own")
+    factory = load_function(spec, "target")
+    model = call_user(factory, where=f"target: factory {spec}")
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"target: factory {spec} must return a torch.nn.Module, got {type(model).__name__}"
+        )
+    model = _unwrapped(model)
+    check_structure(model)  # a lazy or pruned network would refuse its weights less clearly
+    return model
+
+
+def _try_once(target: Target) -> None:
+    """Run the network on two random inputs and check that its output can be compared."""
+    spec = target.inputs
+    shown = ",".join(map(str, spec.shape))
+    batch = sample_inputs(spec, 2, target.dtype).to(target.device)
+    try:
+        with torch.no_grad():
+            output = target.model(batch)
+    except Exception as error:  # user code and torch raise any type for a wrong shape
+        raise InputError(
+            f"input shape: the network does not take {shown} (kind {spec.kind}; tried a batch "
+            f"{list(batch.shape)} of {batch.dtype}): {type(error).__name__}: {error}; state the "
+            "shape of one input without the batch axis with --input-shape, its kind with "
+            "--input-kind"
+        ) from error
+    if complaint := _output_complaint(output):
+        raise InputError(f"model: for inputs of shape {shown} its output {complaint}")
+
+
+def _output_complaint(output: object) -> str | None:
+    if not isinstance(output, Tensor):
+        return (
+            f"must be one tensor, got {_describe(output)}; "
+            "wrap the network so that forward returns the logits or the embedding alone"
+        )
+    if output.ndim == 0 or output.shape[0] != 2:
+        return (
+            f"must keep the batch as its first axis, got shape {list(output.shape)} for a batch of "
+            "2; check --input-shape, or wrap the network"
+        )
+    if not output.is_floating_point():
+        return f"must be of a floating type, got {output.dtype}; return logits, not classes"
+    if not torch.isfinite(output).all():
+        return (
+            "must be finite, got NaN or Inf for random inputs; check the weights, and the input "
+            "range with --range or --mean and --std"
+        )
+    return None
+
+
+def _describe(output: object) -> str:
+    if isinstance(output, dict):
+        return f"a {type(output).__name__} with keys {', '.join(map(repr, output))}"
+    if isinstance(output, (tuple, list)):
+        parts = ", ".join(type(part).__name__ for part in output)
+        return f"a {type(output).__name__} of {len(output)} ({parts})"
+    return f"a {type(output).__name__}"

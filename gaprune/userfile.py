@@ -1,0 +1,97 @@
+"""Functions that the user names as `path/to/file.py:function`; the file is code, and it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gaprune.errors import InputError
+
+PREFIX = "_gaprune_user_"  # of the names under which user files are in `sys.modules`
+
+
+def load_function(spec: str, argument: str) -> Callable[..., Any]:
+    """Return the function (or class) that `path/to/file.py:name` names; importing runs the file.
+
+    Args:
+        spec: the path, a colon, the name.
+        argument: what the caller calls this input; error messages begin with it.
+
+    Raises:
+        InputError: not of that form, no such file or function, or the file raises.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file or not name.isidentifier():
+        raise InputError(f"{argument}: must be path/to/file.py:function, got {spec!r}")
+    module = import_file(Path(file), argument)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(
+            f"{argument}: {file} has no function {name!r}; "
+            f"it has {', '.join(_callables(module)) or 'none'}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def import_file(path: Path, argument: str) -> ModuleType:
+    """Import a Python file once per process, under a name that depends on its full path only.
+
+    The stable name lets another process that has imported the same file unpickle its classes. The
+    file's folder is appended to `sys.path` (last, so it shadows nothing) for its own imports. What
+    it prints goes to stderr.
+
+    Raises:
+        InputError: the file is missing, is not a `.py` file, or raises.
+    """
+    resolved = path.expanduser().resolve()
+    if resolved.suffix != ".py":
+        raise InputError(f"{argument}: must name a .py file, got {str(path)!r}")
+    if not resolved.is_file():
+        raise InputError(f"{argument}: no file {str(path)!r} (looked at {resolved})")
+    name = f"{PREFIX}{hashlib.sha256(str(resolved).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if str(resolved.parent) not in sys.path:
+        sys.path.append(str(resolved.parent))
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    assert spec is not None
+    assert spec.loader is not None  # always so for a .py file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    try:
+        call_user(spec.loader.exec_module, module, where=f"{argument}: importing {path}")
+    except BaseException:  # Ctrl-C too: half a module must not be found next time
+        del sys.modules[name]
+        raise
+    return module
+
+
+def call_user(function: Callable[..., Any], *arguments: Any, where: str) -> Any:  # noqa: ANN401
+    """Call the user's code; what it prints goes to stderr, what it raises becomes an `InputError`.
+
+    Args:
+        function: the code.
+        *arguments: what it is called with.
+        where: what was going on, the beginning of the message.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            return function(*arguments)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{where} raised {type(error).__name__}: {error}") from error
+
+
+def _callables(module: ModuleType) -> list[str]:
+    public = {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_")
+    }
+    own = [name for name, value in public.items() if value.__module__ == module.__name__]
+    return own or list(public)

@@ -1,0 +1,90 @@
+"""Small seeded networks and inputs that the saliency tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.inputs import InputSpec
+from gaprune.saliency import Network
+from gaprune.supermask import Layout
+from gaprune.zoo.networks import LeNet, MobileStudent
+
+torch.set_num_threads(1)
+
+
+class Attention(nn.Module):
+    """Token ids → embedding → attention → logits over 3 classes: `[N, 5]` → `[N, 3]`."""
+
+    def __init__(self) -> None:
+        """Embed 11 ids in 8 dimensions, two heads."""
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Attend, average over positions, classify."""
+        hidden = self.embedding(ids)
+        hidden = hidden + self.attention(hidden, hidden, hidden, need_weights=False)[0]
+        logits: Tensor = self.head(hidden.mean(1))
+        return logits
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def network_of(
+    build: Callable[[], nn.Module],
+    spec: InputSpec,
+    dtype: torch.dtype = torch.float32,
+    vectors: bool = False,
+) -> Network:
+    """Build an untrained, frozen network of seeded weights; vectors are prunable on demand."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = build().to(dtype).eval().requires_grad_(False)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):  # statistics unlike those of a fresh network
+                nn.init.uniform_(module.get_buffer("running_mean"), -0.1, 0.1)
+                nn.init.uniform_(module.get_buffer("running_var"), 0.2, 2)
+    parameters = model.named_parameters()
+    weights = {name: p.detach() for name, p in parameters if vectors or p.ndim > 1}
+    return Network(model, weights, Layout.of(weights), spec)
+
+
+VECTOR = InputSpec((4,), "vector")
+IMAGE = InputSpec((1, 28, 28), "image")
+TOKENS = InputSpec((5,), "tokens", vocabulary=11)
+
+
+def tiny() -> Network:
+    """Return a smooth two-layer classifier in float64: 4 → 5 → 3, 35 weights."""
+    return network_of(
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), VECTOR, torch.float64
+    )
+
+
+def tiny_probes(count: int = 40) -> Tensor:
+    """Return inputs for `tiny`."""
+    return torch.randn(count, 4, generator=seeded(1), dtype=torch.float64)
+
+
+CASES: dict[str, tuple[Callable[[], Network], Callable[[], Tensor]]] = {
+    "lenet": (
+        lambda: network_of(LeNet, IMAGE),
+        lambda: torch.rand(20, 1, 28, 28, generator=seeded()),
+    ),
+    "mobile-student": (
+        lambda: network_of(lambda: MobileStudent(0.25), IMAGE, vectors=True),
+        lambda: torch.rand(20, 1, 28, 28, generator=seeded()),
+    ),
+    "attention": (
+        lambda: network_of(Attention, TOKENS, vectors=True),
+        lambda: torch.randint(11, (20, 5), generator=seeded()),
+    ),
+}

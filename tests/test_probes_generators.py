@@ -1,0 +1,388 @@
+"""Noise and procedural probes: ranges, shapes, determinism, and the statistics they promise."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gaprune.errors import InputError
+from gaprune.inputs import InputSpec
+from gaprune.probes import (
+    GENERATORS,
+    NOISE,
+    RUNGS,
+    Samples,
+    highest,
+    make_receipt,
+    noise,
+    procedural,
+    sha256_of,
+    to_network,
+)
+from gaprune.probes.draws import mix, power_law
+
+torch.set_num_threads(1)
+
+SPECS = {
+    "image": InputSpec((1, 28, 28), "image"),
+    "signal": InputSpec((2, 256), "signal"),
+    "vector": InputSpec((40,), "vector"),
+    "tokens": InputSpec((32,), "tokens", vocabulary=50),
+}
+EVERY = [(kind, name) for table in (GENERATORS, NOISE) for kind in table for name in table[kind]]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a fresh generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def image_specs() -> st.SearchStrategy[InputSpec]:
+    """Pictures of any channels and sides, also one pixel."""
+    side = st.integers(1, 48)
+    return st.builds(lambda *shape: InputSpec(shape, "image"), st.integers(1, 4), side, side)
+
+
+def signal_specs() -> st.SearchStrategy[InputSpec]:
+    """Signals with and without a channel axis."""
+    length = st.integers(1, 300)
+    shapes = st.one_of(st.tuples(length), st.tuples(st.integers(1, 4), length))
+    return shapes.map(lambda shape: InputSpec(shape, "signal"))
+
+
+def vector_specs() -> st.SearchStrategy[InputSpec]:
+    """Feature vectors."""
+    return st.integers(1, 200).map(lambda size: InputSpec((size,), "vector"))
+
+
+def token_specs() -> st.SearchStrategy[InputSpec]:
+    """Token rows over small and large vocabularies."""
+    return st.builds(
+        lambda length, vocabulary: InputSpec((length,), "tokens", vocabulary=vocabulary),
+        st.integers(1, 60),
+        st.integers(2, 3000),
+    )
+
+
+def assert_valid(drawn: Tensor, spec: InputSpec, count: int) -> None:
+    """Check shape, dtype, finite and inside the unit range or the vocabulary."""
+    assert drawn.shape == (count, *spec.shape)
+    if spec.kind == "tokens":
+        assert drawn.dtype == torch.int64
+        assert 0 <= int(drawn.min()) <= int(drawn.max()) < spec.vocabulary
+    else:
+        assert drawn.dtype == torch.float32
+        assert drawn.isfinite().all()
+        assert 0 <= drawn.min().item() <= drawn.max().item() <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    spec=st.one_of(image_specs(), signal_specs(), vector_specs(), token_specs()),
+    count=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_every_generator_fills_any_shape_within_the_unit_range(
+    spec: InputSpec, count: int, seed: int
+) -> None:
+    """Whatever the shape, each generator gives finite values in [0, 1], or ids in vocabulary."""
+    for name, draw in (GENERATORS[spec.kind] | NOISE[spec.kind]).items():
+        try:
+            assert_valid(draw(spec, count, seeded(seed)), spec, count)
+        except Exception as error:
+            error.add_note(f"generator {name}, {spec}")
+            raise
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 28, 28), (3, 32, 48), (3, 200, 40)])
+def test_mixtures_fill_odd_picture_sizes(shape: tuple[int, ...]) -> None:
+    """All picture generators together work from a single pixel to a tall banner."""
+    spec = InputSpec(shape, "image")
+    assert_valid(procedural(spec, 11, seeded()), spec, 11)
+    assert_valid(noise(spec, 11, seeded()), spec, 11)
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_the_seed_decides_and_every_call_is_fresh(kind: str, name: str) -> None:
+    """Same seed, same bits; another seed or a second call on the same generator, other inputs."""
+    draw = {**GENERATORS[kind], **NOISE[kind]}[name]
+    spec, generator = SPECS[kind], seeded(1)
+    first, second = draw(spec, 8, generator), draw(spec, 8, generator)
+    assert torch.equal(first, draw(spec, 8, seeded(1)))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, draw(spec, 8, seeded(2)))
+
+
+@pytest.mark.parametrize("kind", list(SPECS))
+def test_the_global_random_state_is_neither_used_nor_moved(kind: str) -> None:
+    """Probes come from the passed generator only."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = procedural(SPECS[kind], 12, seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(first, procedural(SPECS[kind], 12, seeded()))
+
+
+def picture_statistics(images: Tensor) -> Tensor:
+    """Mean, share of saturated pixels, and roughness relative to the contrast."""
+    rough = (images[..., 1:] - images[..., :-1]).abs().mean() / images.std()
+    saturated = ((images < 0.02) | (images > 0.98)).float().mean()
+    return torch.stack([images.mean(), saturated, rough])
+
+
+def test_picture_generators_differ_from_each_other() -> None:
+    """No two generators share brightness, saturation and roughness."""
+    tables = {**GENERATORS["image"], "noise": NOISE["image"]["uniform"]}
+    found = {
+        name: picture_statistics(draw(SPECS["image"], 256, seeded()))
+        for name, draw in tables.items()
+    }
+    for one, other in itertools.combinations(found, 2):
+        assert (found[one] - found[other]).abs().max() > 0.05, (one, other)
+
+
+def measured_slope(fields: np.ndarray) -> float:
+    """Log-log slope of the mean amplitude spectrum against frequency."""
+    axes = tuple(range(1, fields.ndim))
+    grids = np.meshgrid(*(np.fft.fftfreq(side) for side in fields.shape[1:]), indexing="ij")
+    radius = np.sqrt(sum(grid**2 for grid in grids)).ravel()
+    amplitude = np.abs(np.fft.fftn(fields, axes=axes)).mean(0).ravel()
+    band = (radius > 0.03) & (radius < 0.45)
+    return float(np.polyfit(np.log(radius[band]), np.log(amplitude[band]), 1)[0])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (512,)])
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
+def test_fields_have_the_spectrum_they_are_asked_for(
+    size: tuple[int, ...], exponent: float
+) -> None:
+    """The measured amplitude spectrum falls as 1/f^a."""
+    fields = power_law(64, size, torch.full((64,), exponent), seeded())
+    assert measured_slope(fields.double().numpy()) == pytest.approx(-exponent, abs=0.1)
+    axes = tuple(range(1, fields.dim()))
+    assert torch.allclose(fields.mean(axes), torch.zeros(64), atol=1e-5)
+    assert torch.allclose(fields.std(axes, correction=0), torch.ones(64), atol=1e-4)
+
+
+def test_colour_channels_of_fields_are_correlated_but_not_equal() -> None:
+    """Colours of one picture go together as in photographs."""
+    drawn = GENERATORS["image"]["fields"](InputSpec((3, 32, 32), "image"), 64, seeded())
+    reds, greens = drawn[:, 0].flatten(1), drawn[:, 1].flatten(1)
+    pairs = zip(reds.double(), greens.double(), strict=True)
+    links = [np.corrcoef(*pair)[0, 1] for pair in pairs if min(x.std() for x in pair) > 0]
+    assert 0.5 < float(np.mean(links)) < 0.98
+
+
+@pytest.mark.parametrize("side", [28, 56, 96])
+def test_strokes_are_sparse_bright_ink_on_dark_ground(side: int) -> None:
+    """At any size most pixels are black and every picture has a well inked line."""
+    drawn = GENERATORS["image"]["strokes"](InputSpec((1, side, side), "image"), 256, seeded())
+    assert 0.05 < drawn.mean().item() < 0.35
+    assert (drawn == 0).float().mean().item() > 0.6
+    assert (drawn.amax((1, 2, 3)) > 0.8).float().mean().item() > 0.99
+    border = torch.cat([drawn[..., 0], drawn[..., -1]]).mean().item()
+    assert border < 0.02  # the pen stays on the paper
+
+
+def test_coloured_strokes_lie_between_an_ink_and_a_paper_colour() -> None:
+    """With several channels each picture is a blend of two colours: its pixels lie on a line."""
+    drawn = GENERATORS["image"]["strokes"](InputSpec((3, 28, 28), "image"), 16, seeded())
+    for pixels in drawn.double().flatten(2).transpose(1, 2).numpy():
+        spread = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)
+        assert spread[1] < 1e-3 * max(spread[0], 1e-3)
+    assert drawn.flatten(2).amax(2).std().item() > 0.1  # colours differ between pictures
+
+
+def test_tones_concentrate_their_energy_where_noise_spreads_it() -> None:
+    """A few frequencies carry a tone; white noise needs them all."""
+    spec = InputSpec((1024,), "signal")
+
+    def peakedness(drawn: Tensor) -> float:
+        power = np.abs(np.fft.rfft(drawn.double().numpy() - 0.5)) ** 2
+        ordered = np.sort(power, axis=1)[:, ::-1]
+        return float(np.median(ordered[:, :50].sum(1) / ordered.sum(1)))
+
+    assert peakedness(GENERATORS["signal"]["tones"](spec, 64, seeded())) > 0.9
+    assert peakedness(NOISE["signal"]["gaussian"](spec, 64, seeded())) < 0.6
+
+
+def test_signal_channels_hear_a_common_source() -> None:
+    """Channels of one signal are correlated, channels of different signals are not."""
+    drawn = GENERATORS["signal"]["coloured-noise"](InputSpec((2, 512), "signal"), 128, seeded())
+    left, right = drawn[:, 0].double().numpy(), drawn[:, 1].double().numpy()
+    same = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(left, right, strict=True)]
+    other = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(left, right[::-1], strict=True)]
+    assert np.mean(same) > np.mean(other) + 0.1
+
+
+def test_sparse_vectors_are_mostly_zero_and_never_empty() -> None:
+    """Bag-of-words-like vectors: few features, at least one."""
+    drawn = GENERATORS["vector"]["sparse"](InputSpec((300,), "vector"), 256, seeded())
+    present = (drawn > 0).float().mean(1)
+    assert present.mean().item() < 0.4
+    assert present.min().item() > 0
+
+
+def test_mixture_vectors_are_correlated_across_features() -> None:
+    """The covariance of mixture vectors is dominated by few directions, that of noise is not."""
+    spec = InputSpec((60,), "vector")
+
+    def share_of_first_ten(drawn: Tensor) -> float:
+        power = np.linalg.svd(drawn.numpy() - drawn.numpy().mean(0), compute_uv=False) ** 2
+        return float(power[:10].sum() / power.sum())
+
+    assert share_of_first_ten(GENERATORS["vector"]["mixture"](spec, 512, seeded())) > 0.5
+    assert share_of_first_ten(NOISE["vector"]["uniform"](spec, 512, seeded())) < 0.35
+
+
+def test_uniform_ids_use_the_whole_vocabulary_evenly() -> None:
+    """Every id appears about equally often (chi-square within six standard deviations)."""
+    spec = InputSpec((100,), "tokens", vocabulary=20)
+    counts = NOISE["tokens"]["uniform"](spec, 100, seeded()).flatten().bincount(minlength=20)
+    chi_square = ((counts - 500.0) ** 2 / 500).sum().item()
+    assert chi_square < 19 + 6 * (2 * 19) ** 0.5
+
+
+def test_zipf_bursts_are_uneven_and_repeat_themselves() -> None:
+    """A few ids dominate, and bigrams recur within a row more often than in the shuffled row."""
+    spec = InputSpec((128,), "tokens", vocabulary=500)
+    ids = GENERATORS["tokens"]["zipf-bursts"](spec, 64, seeded())
+    counts = ids.flatten().bincount(minlength=500).sort(descending=True).values.float()
+    assert counts[:25].sum() / counts.sum() > 0.3
+
+    def repeats(row: np.ndarray) -> int:
+        pairs = list(itertools.pairwise(row.tolist()))
+        return len(pairs) - len(set(pairs))
+
+    rows = ids.numpy()
+    shuffled = np.random.default_rng(0).permuted(rows, axis=1)
+    assert sum(map(repeats, rows)) > 2 * sum(map(repeats, shuffled))
+
+
+def constant(value: float) -> object:
+    """Return a probe generator of one value."""
+    return lambda spec, count, generator: torch.full((count, *spec.shape), value)
+
+
+@given(count=st.integers(1, 50), parts=st.integers(1, 7), seed=st.integers(0, 1000))
+@settings(deadline=None)
+def test_mixing_takes_equal_parts(count: int, parts: int, seed: int) -> None:
+    """The shares of any two generators differ by at most one input."""
+    table = {"vector": {str(index): constant(float(index)) for index in range(parts)}}
+    drawn = mix(table, InputSpec((1,), "vector"), count, seeded(seed))  # type: ignore[arg-type]
+    shares = drawn.flatten().long().bincount(minlength=parts)
+    assert int(shares.sum()) == count
+    assert int(shares.max() - shares.min()) <= 1
+
+
+def test_mixing_shuffles() -> None:
+    """Inputs of one generator do not stand together."""
+    table = {"vector": {"zero": constant(0.0), "one": constant(1.0)}}
+    drawn = mix(table, InputSpec((1,), "vector"), 200, seeded())  # type: ignore[arg-type]
+    changes = int((drawn[1:] != drawn[:-1]).sum())
+    assert 60 < changes < 140
+
+
+def test_names_choose_a_subset() -> None:
+    """Only the named generators are drawn from: strokes alone leave most pixels black."""
+    drawn = procedural(SPECS["image"], 64, seeded(), names=["strokes"])
+    assert (drawn == 0).float().mean().item() > 0.6
+
+
+def test_an_unknown_generator_is_refused_with_the_valid_names() -> None:
+    """The message holds the wrong name, the nearest and all valid ones."""
+    with pytest.raises(InputError, match=r"'stroke' \(did you mean 'strokes'\?\).*dead-leaves"):
+        procedural(SPECS["image"], 4, seeded(), names=["stroke"])
+    with pytest.raises(InputError, match="strokes.*tones"):
+        procedural(SPECS["signal"], 4, seeded(), names=["strokes"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "count", "names", "message"),
+    [
+        (SPECS["image"], 4, [], "at least one generator of blobs, contours"),
+        (SPECS["image"], 0, None, "at least 1, got 0"),
+        (InputSpec((28, 28), "image"), 4, None, r"needs 3 axes.*\(28, 28\)"),
+        (InputSpec((28,), "sound"), 4, None, "input kind: unknown name 'sound'"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(
+    spec: InputSpec, count: int, names: list[str] | None, message: str
+) -> None:
+    """No names, no inputs, a shape of the wrong axes, an unknown kind: InputError."""
+    with pytest.raises(InputError, match=message):
+        procedural(spec, count, seeded(), names)
+
+
+def test_inputs_are_mapped_to_what_the_network_takes() -> None:
+    """Black, grey and white map to (low, middle, high), then each channel to (x − mean) / std."""
+    spec = InputSpec((2, 1, 1), "image", low=-1, high=3, mean=(1, 2), std=(0.5, 4))
+    unit = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 2, 1, 1)
+    expected = torch.tensor([[-4.0, -0.75], [0.0, -0.25], [4.0, 0.25]])
+    assert torch.equal(to_network(spec, unit).view(3, 2), expected)
+
+
+def test_token_ids_pass_through_unchanged() -> None:
+    """Range and normalisation mean nothing to ids."""
+    ids = torch.tensor([[3, 1, 4]])
+    assert to_network(SPECS["tokens"], ids) is ids
+
+
+def test_the_hash_covers_values_dtype_shape_and_absence() -> None:
+    """Equal tensors hash alike; another value, dtype, shape, order or missing labels do not."""
+    base = torch.arange(6, dtype=torch.float32)
+    variants = [
+        (base,),
+        (base + 1,),
+        (base.double(),),
+        (base.bfloat16(),),
+        (base.view(2, 3),),
+        (base, None),
+        (base, base.long()),
+        (base.long(), base),
+        (),
+    ]
+    hashes = [sha256_of(*variant) for variant in variants]
+    assert len(set(hashes)) == len(variants)
+    assert sha256_of(base.clone()) == hashes[0]
+    assert sha256_of(torch.arange(12.0)[::2] / 2) == hashes[0]  # the values, not the strides
+
+
+def test_the_hash_is_a_sha256_of_the_plain_bytes() -> None:
+    """Anyone can recompute it: dtype and shape in words, then the little-endian values."""
+    expected = hashlib.sha256(b"torch.int64(2,);" + np.array([7, 9], "<i8").tobytes()).hexdigest()
+    assert sha256_of(torch.tensor([7, 9])) == expected
+
+
+def test_the_highest_rung_counts() -> None:
+    """One labelled file makes a run labelled, whatever else it used."""
+    assert highest([]) == "none"
+    assert highest(["procedural", "inversion", "noise"]) == "inversion"
+    assert highest(reversed(RUNGS)) == "labelled"
+    with pytest.raises(InputError, match="rung: unknown name 'proxi'"):
+        highest(["none", "proxi"])
+
+
+def test_a_receipt_tells_what_was_held_and_what_judged() -> None:
+    """Rung, sources, sizes and hashes of both sets; nothing held gives zero samples."""
+    held = Samples(torch.zeros(5, 3), None, "strokes")
+    guard = Samples(torch.ones(4, 3), torch.arange(4), "photos")
+    receipt = make_receipt(["procedural"], ["strokes, seed 1"], held, guard, fresh=True)
+    assert (receipt.rung, receipt.sources, receipt.fresh) == (
+        "procedural",
+        ("strokes, seed 1",),
+        True,
+    )
+    assert (receipt.samples, receipt.guard_samples, receipt.guard) == (5, 4, "photos")
+    assert receipt.sha256 == sha256_of(held.inputs, None)
+    assert receipt.guard_sha256 == sha256_of(guard.inputs, guard.labels)
+    empty = make_receipt([], [], None, None, fresh=False)
+    assert (empty.rung, empty.samples, empty.guard_samples) == ("none", 0, 0)

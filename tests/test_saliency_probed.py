@@ -1,0 +1,194 @@
+"""Criteria that show inputs to the network: each against an independent oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from saliency_networks import CASES, IMAGE, VECTOR, network_of, seeded, tiny, tiny_probes
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from gaprune.inputs import InputSpec
+from gaprune.saliency import SALIENCIES, Network, score
+from gaprune.saliency.activations import input_energies
+from gaprune.saliency.gradients import TAYLOR_BATCH, pseudo_label_loss
+from gaprune.saliency.weights_only import lamp_scores
+
+
+def mean_loss(network: Network, flat: Tensor, probes: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the mean cross-entropy at other weights against the dense network's own classes."""
+    labels = network.model(probes).argmax(1)
+    logits = functional_call(network.model, network.layout.split(flat), (probes,))
+    return functional.cross_entropy(logits / temperature, labels)
+
+
+def test_snip_is_the_slope_of_a_gate() -> None:
+    """|∂L/∂c| by central differences of a gate c on each weight, over more than one batch."""
+    network, probes = tiny(), tiny_probes(300)
+    scores = score("snip", network, probes, seeded())
+    step = 1e-5 * torch.eye(network.layout.total, dtype=torch.float64)
+    slopes = [
+        mean_loss(network, network.flat * (1 + gate), probes)
+        - mean_loss(network, network.flat * (1 - gate), probes)
+        for gate in step
+    ]
+    torch.testing.assert_close(scores, (torch.stack(slopes) / 2e-5).abs().float())
+
+
+def test_grasp_is_weight_times_hessian_times_gradient() -> None:
+    """Weight · Hg with the Hessian written out, at the paper's temperature, in two batches."""
+    network, probes = tiny(), tiny_probes(300)
+
+    def loss(flat: Tensor) -> Tensor:
+        return mean_loss(network, flat, probes, 200.0)
+
+    slope = torch.func.grad(loss)
+    hessian, gradient = torch.func.jacrev(slope)(network.flat), slope(network.flat)
+    scores = score("grasp", network, probes, seeded())
+    expected = (network.flat * (hessian @ gradient)).float()
+    torch.testing.assert_close(scores, expected, atol=1e-12, rtol=1e-4)
+
+
+def test_taylor_averages_the_squares_of_mini_batches() -> None:
+    """(w·g)² of each mini-batch's mean loss, weighted by how many probes it holds."""
+    network, probes = tiny(), tiny_probes(2 * TAYLOR_BATCH + 8)
+    expected = torch.zeros_like(network.flat)
+    for start in range(0, len(probes), TAYLOR_BATCH):
+        batch = probes[start : start + TAYLOR_BATCH]
+        gradient = torch.func.grad(lambda flat, x=batch: mean_loss(network, flat, x))(network.flat)
+        expected += len(batch) / len(probes) * (network.flat * gradient) ** 2
+    scores = score("taylor", network, probes, seeded())
+    torch.testing.assert_close(scores, expected.float())
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6,), (6, 2, 5)])
+def test_outputs_that_are_no_classes_are_regressed(shape: tuple[int, ...]) -> None:
+    """The loss of a regressor has its outputs as gradient: it vanishes only where they do."""
+    outputs = torch.randn(shape, generator=seeded())
+    torch.testing.assert_close(torch.func.grad(pseudo_label_loss)(outputs), outputs)
+
+
+AFFINE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(4, 3), (4,)),
+    "linear on sequences": (lambda: nn.Linear(4, 3), (5, 4)),
+    "conv1d": (lambda: nn.Conv1d(2, 3, 3, padding=1, stride=2), (2, 8)),
+    "conv2d": (lambda: nn.Conv2d(2, 3, (3, 2), padding=1, dilation=2), (2, 6, 7)),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, bias=False), (4, 6, 6)),
+    "circular": (lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), (2, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(1, 2, 2), (1, 3, 4, 3)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1), (2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("case", AFFINE)
+def test_wanda_energy_is_the_squared_output_of_a_single_weight(case: str) -> None:
+    """A weight of 1 alone in its module puts out the inputs it multiplies, and nothing else."""
+    build, shape = AFFINE[case]
+    network = network_of(build, InputSpec(shape, "vector"), vectors=True)
+    probes = torch.randn(7, *shape, generator=seeded())
+    energies = network.layout.flatten(input_energies(network, probes))
+    for index, energy in enumerate(energies):
+        alone = torch.zeros(network.layout.total).index_fill_(0, torch.tensor(index), 1.0)
+        output = functional_call(network.model, network.layout.split(alone), (probes,))
+        torch.testing.assert_close(energy, output.double().square().sum(), rtol=1e-5, atol=1e-5)
+
+
+def test_wanda_energy_of_a_convolution_by_unfold() -> None:
+    """‖x‖² of every kernel position is that of a row of the unfolded patches."""
+    network = network_of(lambda: nn.Conv2d(2, 3, 3, padding=1, stride=2), IMAGE)
+    probes = torch.randn(300, 2, 6, 6, generator=seeded())
+    patches = functional.unfold(probes, 3, padding=1, stride=2).double()
+    expected = patches.square().sum((0, 2)).view(1, 2, 3, 3).expand(3, -1, -1, -1)
+    torch.testing.assert_close(
+        input_energies(network, probes)["weight"], expected, rtol=1e-5, atol=0
+    )
+
+
+def test_wanda_energy_of_attention() -> None:
+    """In-projections see the tokens, the out-projection softmax(QKᵀ/√d)·V, by hand."""
+    network, ids = CASES["attention"][0](), CASES["attention"][1]()
+    energies, weights = input_energies(network, ids), network.weights
+    hidden = weights["embedding.weight"][ids]
+    columns = hidden.double().square().sum((0, 1))
+    torch.testing.assert_close(
+        energies["attention.in_proj_weight"], columns.expand(24, -1), rtol=1e-5, atol=0
+    )
+    projected = hidden @ weights["attention.in_proj_weight"].T
+    q, k, v = (part.view(20, 5, 2, 4).transpose(1, 2) for part in projected.chunk(3, dim=-1))
+    heads = ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).reshape(20, 5, 8)
+    columns = heads.double().square().sum((0, 1))
+    torch.testing.assert_close(
+        energies["attention.out_proj.weight"], columns.expand(8, -1), rtol=1e-4, atol=0
+    )
+    counts = torch.bincount(ids.flatten(), minlength=11).double()
+    torch.testing.assert_close(energies["embedding.weight"], counts[:, None].expand(-1, 8))
+
+
+def test_wanda_balances_layers() -> None:
+    """Weight times norm goes through LAMP; doubling all inputs changes nothing."""
+    network = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
+    probes = torch.randn(9, 4, generator=seeded())
+    scores = score("wanda", network, probes, seeded())
+    product = network.weights["weight"] * probes.norm(dim=0)
+    torch.testing.assert_close(scores, lamp_scores(product).flatten().float())
+    assert torch.equal(scores, score("wanda", network, 2 * probes, seeded()))
+
+
+class Encoder(nn.Module):
+    """A transformer layer and an attention whose keys and values have sizes of their own."""
+
+    def __init__(self) -> None:
+        """Build both for tokens of 8 features."""
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Encode `[N, 5, 8]`, then let it attend to a part of itself."""
+        hidden = self.layer(inputs)
+        outputs: Tensor = self.cross(hidden, value=hidden[..., :6], key=hidden[..., :4])[0]
+        return outputs
+
+
+def test_wanda_sees_the_inputs_of_transformers() -> None:
+    """Torch's fused inference path calls no submodule; measuring must not take it."""
+    network = network_of(Encoder, InputSpec((5, 8), "signal"))
+    probes = torch.randn(3, 5, 8, generator=seeded())
+    energies = input_energies(network, probes)
+    assert set(energies) == set(network.weights)
+    hidden = network.model.get_submodule("layer")(probes).double().square().sum((0, 1))
+    value = energies["cross.v_proj_weight"]
+    torch.testing.assert_close(value, hidden[:6].expand(8, -1), rtol=1e-4, atol=0)
+    for name in ("snip", "grasp", "taylor", "wanda"):
+        assert score(name, network, probes, seeded()).isfinite().all()
+
+
+class Tied(nn.Module):
+    """One square matrix applied twice."""
+
+    def __init__(self) -> None:
+        """Share the weight of two linear layers."""
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply both."""
+        logits: Tensor = self.second(self.first(inputs))
+        return logits
+
+
+def test_tied_weights_are_scored_once_for_all_their_uses() -> None:
+    """The shared matrix has one score per weight, and both its inputs count."""
+    network = network_of(Tied, VECTOR)
+    probes = torch.randn(9, 4, generator=seeded())
+    assert list(network.weights) == ["first.weight"]
+    inner = probes @ network.weights["first.weight"].T
+    expected = probes.square().sum(0) + inner.square().sum(0)
+    energies = input_energies(network, probes)["first.weight"]
+    torch.testing.assert_close(energies, expected.double().expand(4, -1))
+    for name in SALIENCIES:
+        assert score(name, network, probes, seeded()).shape == (16,)

@@ -1,0 +1,527 @@
+"""From a name, a file or a live module to a frozen target; every wrong input has its message."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from gaprune.errors import InputError
+from gaprune.input_options import sample_inputs
+from gaprune.inputs import InputSpec
+from gaprune.supermask import masked_forward
+from gaprune.target import (
+    InputOptions,
+    Target,
+    load_target,
+    resolve_inputs,
+    target_from_module,
+)
+from gaprune.userfile import load_function
+from gaprune.weights_file import sha256_of
+from gaprune.zoo import ZOO, load
+
+FACTORIES = '''
+"""Networks for the tests."""
+from __future__ import annotations
+from dataclasses import dataclass
+import sys
+import torch
+from torch import nn
+from torch.nn import Linear
+
+@dataclass
+class Sizes:
+    wide: int = 3
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = Linear(4, Sizes().wide), Linear(3, 2)
+    def forward(self, x):
+        return self.fc2(self.fc1(x).relu())
+
+def make(): print("building"); return Net()
+def wrapped(): return nn.DataParallel(Net())
+def fails(): raise ZeroDivisionError("no weights today")
+def leaves(): sys.exit(3)
+def returns_dict(): return Net().state_dict()
+def needs(width): return Net()
+def lazy(): return nn.LazyLinear(2)
+def _hidden(): return Net()
+number = 7
+'''
+
+
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the folders that imported user files add to `sys.path`."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
+@pytest.fixture
+def factories(tmp_path: Path) -> Path:
+    """Return a file with factories, good and bad."""
+    path = tmp_path / "nets.py"
+    path.write_text(FACTORIES, encoding="utf-8")
+    return path
+
+
+def _mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2))
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_targets(name: str) -> None:
+    """A zoo name gives its network with its checkpoint, its inputs and its weights in order."""
+    target, reference = load_target(name), load(name)
+    assert (target.name, target.zoo, target.inputs) == (name, name, ZOO[name].inputs)
+    assert target.weights_sha256 == sha256_of(reference.state_dict())
+    assert target.layout.names == tuple(target.weights)
+    inputs = torch.rand(3, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(target.model(inputs), reference(inputs))
+
+
+def test_weights_share_memory_with_the_frozen_model() -> None:
+    """Weights are the model's own, detached; the model is frozen and in evaluation mode."""
+    target = target_from_module(_mlp(), inputs=InputOptions())
+    assert not any(parameter.requires_grad for parameter in target.model.parameters())
+    assert not any(module.training for module in target.model.modules())
+    for name, weight in target.weights.items():
+        assert weight.data_ptr() == target.model.get_parameter(name).data_ptr()
+        assert not weight.requires_grad
+    assert target.dtype == torch.float32
+    assert target.device == torch.device("cpu")
+
+
+def test_the_callers_model_is_untouched() -> None:
+    """Bits, mode, gradient flags, gradients and hooks of the caller's model stay as they are."""
+    model = _mlp()
+    model[0].bias.requires_grad_(False)
+    model[1].eval()
+    model[3].weight.grad = torch.ones(2, 3)
+    model[0].register_forward_hook(lambda *_: None)
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    hooks = dict(model.get_submodule("0")._forward_hooks)
+    target = target_from_module(model, inputs=InputOptions(), prune_also=["0.bias"])
+    target.model.get_parameter("0.weight").zero_()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert dict(model.get_submodule("0")._forward_hooks) == hooks
+    assert torch.equal(model[3].weight.grad, torch.ones(2, 3))
+    assert target.model.get_parameter("3.weight").grad is None
+
+
+def test_extra_parameters_join_the_weights() -> None:
+    """`prune_also` adds parameters by name."""
+    target = target_from_module(_mlp(), inputs=InputOptions(), prune_also=["3.bias"])
+    assert target.layout.names == ("0.weight", "3.weight", "3.bias")
+    assert target.layout.total == 12 + 6 + 2
+
+
+def test_the_hash_follows_the_weights_and_buffers() -> None:
+    """Two targets of equal networks have one hash; a changed buffer gives another."""
+    model = _mlp()
+    first = target_from_module(model, inputs=InputOptions())
+    assert target_from_module(model, inputs=InputOptions()).weights_sha256 == first.weights_sha256
+    model.get_buffer("1.running_mean").add_(1)
+    assert target_from_module(model, inputs=InputOptions()).weights_sha256 != first.weights_sha256
+
+
+def test_parameters_over_one_memory_are_tied() -> None:
+    """Two Parameter objects that share memory stay tied in the copy, under the first name."""
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False))
+    model[2].weight = nn.Parameter(model.get_parameter("0.weight"))
+    target = target_from_module(model, inputs=InputOptions())
+    assert target.layout.names == ("0.weight",)
+    nothing = {"0.weight": torch.zeros(3, 3, dtype=torch.bool)}
+    outputs = masked_forward(target.model, target.weights, nothing, torch.ones(1, 3))
+    assert torch.equal(outputs, torch.zeros(1, 3))
+    assert model[2].weight is not model[0].weight
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")  # torch's own, in torch.compile
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_modules_are_unwrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """A compiled or data-parallel network has the parameter names of the network inside."""
+    target = target_from_module(wrap(_mlp()), inputs=InputOptions())
+    assert target.layout.names == ("0.weight", "3.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_float_types_are_tried_in_their_own(dtype: torch.dtype) -> None:
+    """A bfloat16 or double network is run on inputs of its own type."""
+    assert target_from_module(_mlp().to(dtype), inputs=InputOptions()).dtype == dtype
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    """A lock among the attributes makes a model impossible to copy, and the message says so."""
+    model = _mlp()
+    object.__setattr__(model, "lock", threading.Lock())
+    with pytest.raises(InputError, match=r"cannot be deep-copied \(TypeError: cannot pickle"):
+        target_from_module(model, inputs=InputOptions())
+
+
+def test_structure_is_checked_before_copying() -> None:
+    """A freshly pruned layer, which cannot be copied, is named as pruned."""
+    model = _mlp()
+    prune.random_unstructured(model[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(InputError, match=r"layer '0' .*already pruned"):
+        target_from_module(model, inputs=InputOptions())
+
+
+def test_an_unknown_device() -> None:
+    """A device that torch does not know is refused."""
+    with pytest.raises(InputError, match="device: cannot use 'abacus'"):
+        target_from_module(_mlp(), inputs=InputOptions(), device="abacus")
+
+
+def test_not_a_module() -> None:
+    """Something else than a module is refused."""
+    with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, got int"):
+        target_from_module(3, inputs=InputOptions())  # type: ignore[arg-type]
+
+
+# --- the trial run -------------------------------------------------------------------------------
+
+
+class Returns(nn.Module):
+    """A linear layer whose output goes through any function."""
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.change = change
+
+    def forward(self, inputs: Tensor) -> object:
+        return self.change(self.fc(inputs))
+
+
+OUTPUTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "tuple": (lambda x: (x, None), r"one tensor, got a tuple of 2 \(Tensor, NoneType\).*wrap"),
+    "dict": (lambda x: {"logits": x}, "one tensor, got a dict with keys 'logits'.*wrap"),
+    "nothing": (lambda _: None, "one tensor, got a NoneType"),
+    "no batch": (lambda x: x.sum(), r"batch as its first axis, got shape \[\]"),
+    "batch elsewhere": (lambda x: x.T, r"batch as its first axis, got shape \[3, 2\]"),
+    "classes": (lambda x: x.argmax(1), r"floating type, got torch\.int64"),
+    "NaN": (lambda x: x * torch.nan, "must be finite.*--range"),
+    "Inf": (lambda x: x / 0, "must be finite"),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_outputs_that_cannot_be_compared(case: str) -> None:
+    """A network must return one finite float tensor that keeps the batch first."""
+    change, message = OUTPUTS[case]
+    with pytest.raises(InputError, match=f"shape 3 its output .*{message}"):
+        target_from_module(Returns(change), inputs=InputOptions())
+
+
+def test_a_flat_output_is_accepted() -> None:
+    """One number per input is an output, as of a regressor."""
+    assert target_from_module(Returns(lambda x: x[:, 0]), inputs=InputOptions()).layout.total == 9
+
+
+def test_a_shape_that_the_network_refuses() -> None:
+    """The message quotes the shape and what the network said."""
+    with pytest.raises(InputError, match=r"does not take 1,5 .*\[2, 1, 5\].*RuntimeError: mat1"):
+        target_from_module(nn.Linear(3, 2), inputs=InputOptions(shape=(1, 5)))
+
+
+def test_a_vocabulary_larger_than_the_embedding() -> None:
+    """The trial batch holds the highest id, so a wrong vocabulary is noticed at once."""
+    model = nn.Sequential(nn.Embedding(1000, 4), nn.Flatten(), nn.Linear(12, 2))
+    assert target_from_module(model, inputs=InputOptions(shape=(3,))).inputs.vocabulary == 1000
+    with pytest.raises(InputError, match="does not take 3 .*IndexError: index out of range"):
+        target_from_module(model, inputs=InputOptions(shape=(3,), vocabulary=1001))
+
+
+# --- inputs --------------------------------------------------------------------------------------
+
+INFERRED: dict[str, tuple[nn.Module, InputOptions, tuple[str, tuple[int, ...], int]]] = {
+    "linear": (nn.Linear(7, 2), InputOptions(), ("vector", (7,), 0)),
+    "linear on an image": (
+        nn.Linear(784, 2),
+        InputOptions(shape=(1, 28, 28)),
+        ("image", (1, 28, 28), 0),
+    ),
+    "linear on a sequence": (nn.Linear(7, 2), InputOptions(shape=(5, 7)), ("signal", (5, 7), 0)),
+    "2-D convolution": (
+        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Linear(9, 9)),
+        InputOptions(shape=(3, 8, 9)),
+        ("image", (3, 8, 9), 0),
+    ),
+    "1-D convolution": (
+        nn.Conv1d(2, 4, 3),
+        InputOptions(shape=(2, 64)),
+        ("signal", (2, 64), 0),
+    ),
+    "embedding": (nn.Embedding(50, 4), InputOptions(shape=(12,)), ("tokens", (12,), 50)),
+    "embedding, fewer ids": (
+        nn.Embedding(50, 4),
+        InputOptions(shape=(12,), vocabulary=20),
+        ("tokens", (12,), 20),
+    ),
+    "stated kind": (
+        nn.Conv2d(1, 1, 1),
+        InputOptions(shape=(1, 4, 4), kind="vector"),
+        ("vector", (1, 4, 4), 0),
+    ),
+    "vocabulary implies tokens": (
+        nn.Linear(4, 4),
+        InputOptions(shape=(4,), vocabulary=9),
+        ("tokens", (4,), 9),
+    ),
+    "recurrent": (nn.LSTM(5, 4), InputOptions(shape=(8, 5)), ("signal", (8, 5), 0)),
+    "unknown layers": (nn.Bilinear(2, 2, 2), InputOptions(shape=(2,)), ("vector", (2,), 0)),
+}
+
+
+@pytest.mark.parametrize("case", INFERRED)
+def test_kind_and_shape_are_inferred(case: str) -> None:
+    """The first layer, the shape and what is stated decide the kind of input."""
+    model, options, expected = INFERRED[case]
+    spec = resolve_inputs(model, options)
+    assert (spec.kind, spec.shape, spec.vocabulary) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (nn.Conv2d(3, 4, 3), "3,224,224"),
+        (nn.Conv1d(2, 4, 3), "2,1024"),
+        (nn.Conv3d(5, 4, 3), "5,16,64,64"),
+        (nn.Embedding(9, 4), "128"),
+        (nn.GRU(6, 4), "128,6"),
+        (nn.MultiheadAttention(8, 2), "128,8"),
+        (nn.ReLU(), "1,28,28"),
+    ],
+)
+def test_shapes_that_cannot_be_inferred(model: nn.Module, example: str) -> None:
+    """Where the first layer leaves the size open, the message asks for it with an example."""
+    with pytest.raises(InputError, match=f"cannot be inferred.*--input-shape {example}$"):
+        resolve_inputs(model, InputOptions())
+
+
+def test_the_range_is_assumed_where_nothing_is_stated() -> None:
+    """0 to 1 is taken and marked as assumed; a stated range or normalisation is not."""
+    model = nn.Linear(3, 2)
+    assert resolve_inputs(model, InputOptions()) == InputSpec((3,), "vector", assumed=True)
+    stated = resolve_inputs(model, InputOptions(range=(-1.0, 2.0)))
+    assert stated == InputSpec((3,), "vector", low=-1.0, high=2.0)
+    normal = resolve_inputs(model, InputOptions(mean=(0.5,), std=(0.25,)))
+    assert normal == InputSpec((3,), "vector", mean=(0.5,), std=(0.25,))
+    assert resolve_inputs(model, InputOptions(mean=(0.5,))).std == (1.0,)
+
+
+def test_options_come_before_the_default() -> None:
+    """What is stated replaces the zoo's own description, the rest of which stays."""
+    default, model = ZOO["mnist-mlp"].inputs, ZOO["mnist-mlp"].factory()
+    assert resolve_inputs(model, InputOptions(), default) == default
+    flat = resolve_inputs(model, InputOptions(shape=(784,), kind="vector"), default)
+    assert (flat.shape, flat.kind, flat.assumed) == ((784,), "vector", False)
+    assert resolve_inputs(model, InputOptions(range=(-1.0, 1.0)), default).low == -1.0
+
+
+WRONG: dict[str, tuple[InputOptions, str]] = {
+    "both": (InputOptions(range=(0.0, 1.0), mean=(0.5,)), "range: cannot be combined"),
+    "range reversed": (InputOptions(range=(1.0, 0.0)), "range: the low end must be below"),
+    "range infinite": (InputOptions(range=(0.0, torch.inf)), "range: must be finite"),
+    "range of three": (InputOptions(range=(0.0, 1.0, 2.0)), "two numbers"),  # type: ignore[arg-type]
+    "mean NaN": (InputOptions(mean=(torch.nan,)), "mean: must be finite"),
+    "mean per channel": (InputOptions(mean=(0.1, 0.2)), "mean: must have 1 value or one per"),
+    "std zero": (InputOptions(std=(0.0,)), "std: must be above 0"),
+    "kind": (InputOptions(kind="imge"), "unknown name 'imge'.*did you mean 'image'"),
+    "empty shape": (InputOptions(shape=()), "input shape: must be whole positive"),
+    "zero size": (InputOptions(shape=(1, 0, 3)), "input shape: must be whole positive"),
+    "fraction": (InputOptions(shape=(1, 2.5, 3)), "must be whole positive"),  # type: ignore[arg-type]
+    "batch axis": (InputOptions(shape=(1, 3, 8, 8)), "kind 'image' is float.*got 1,3,8,8"),
+    "no channel axis": (
+        InputOptions(shape=(8, 8)),
+        r"kind 'image' is .*\[channels, height, width\]",
+    ),
+    "vocabulary": (InputOptions(shape=(3, 8, 8), vocabulary=1), "vocabulary: must be at least 2"),
+    "vocabulary of an image": (
+        InputOptions(shape=(3, 8, 8), kind="image", vocabulary=9),
+        "vocabulary: is for token inputs only",
+    ),
+    "tokens without vocabulary": (InputOptions(shape=(8,), kind="tokens"), "at least 2 ids, got 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_options(case: str) -> None:
+    """Options that break a rule are refused with the rule and what came."""
+    options, message = WRONG[case]
+    shaped = (
+        options
+        if options.shape is not None
+        else InputOptions(**{**vars(options), "shape": (3, 8, 8)})
+    )
+    with pytest.raises(InputError, match=message):
+        resolve_inputs(nn.Conv2d(3, 4, 3), shaped)
+
+
+def test_a_kind_that_cannot_be_inferred() -> None:
+    """Four axes fit no kind by themselves."""
+    with pytest.raises(InputError, match="input kind: cannot be inferred for shape 1,4,4,4"):
+        resolve_inputs(nn.Conv3d(1, 1, 1), InputOptions(shape=(1, 4, 4, 4)))
+
+
+@given(low=st.floats(-100, 100), width=st.floats(0.01, 100), mean=st.floats(-5, 5))
+def test_samples_lie_in_the_normalised_range(low: float, width: float, mean: float) -> None:
+    """Uniform samples undone from their normalisation lie in the raw range, channel by channel."""
+    spec = InputSpec((2, 3, 4), "image", low, low + width, (mean, mean + 1), (0.5, 2.0))
+    batch = sample_inputs(spec, 5, torch.float64, seed=3)
+    raw = batch * torch.tensor([0.5, 2.0]).view(2, 1, 1) + torch.tensor([mean, mean + 1]).view(
+        2, 1, 1
+    )
+    slack = 1e-4 * (1 + abs(low) + width + abs(mean))
+    assert batch.shape == (5, 2, 3, 4)
+    assert raw.min() >= low - slack
+    assert raw.max() <= low + width + slack
+    assert torch.equal(batch, sample_inputs(spec, 5, torch.float64, seed=3))
+
+
+# --- factories -----------------------------------------------------------------------------------
+
+
+def _from_file(factories: Path, name: str, weights: Path | None = None) -> Target:
+    return load_target(f"{factories}:{name}", weights=weights)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("name", ["make", "Net", "wrapped"])
+def test_factories_with_weights(
+    factories: Path, suffix: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A factory in a file gets the weights of a file; what it prints stays off stdout."""
+    path = factories.with_name(f"weights{suffix}")
+    reference = load_function(f"{factories}:Net", "target")()
+    state = {f"module.{key}": value for key, value in reference.state_dict().items()}
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    target = _from_file(factories, name, path)
+    assert target.weights_sha256 == sha256_of(reference.state_dict())
+    assert target.zoo is None
+    assert str(path) in target.origin
+    assert target.layout.names == ("fc1.weight", "fc2.weight")
+    assert target.inputs == InputSpec((4,), "vector", assumed=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_factory_may_bring_its_own_weights(factories: Path) -> None:
+    """Without a weights file the network is taken as the factory returns it."""
+    assert _from_file(factories, "make").name == f"{factories}:make"
+
+
+def test_user_files_are_imported_once_and_pickle(factories: Path) -> None:
+    """A file has one module however it is spelled, so its classes survive pickling."""
+    first = load_function(f"{factories}:Net", "target")
+    other = factories.parent / "." / ".." / factories.parent.name / factories.name
+    assert load_function(f"{other}:Net", "target") is first
+    assert type(pickle.loads(pickle.dumps(first()))) is first
+
+
+def test_user_files_can_import_their_neighbours(tmp_path: Path) -> None:
+    """A factory file can import a module that lies beside it."""
+    (tmp_path / "neighbour_of_the_test.py").write_text("SIZE = 3\n")
+    (tmp_path / "main.py").write_text(
+        "from torch import nn\nfrom neighbour_of_the_test import SIZE\n"
+        "def make(): return nn.Linear(SIZE, 2)\n"
+    )
+    assert load_target(f"{tmp_path}/main.py:make").inputs.shape == (3,)
+
+
+FACTORY_ERRORS = {
+    "fails": "factory .* raised ZeroDivisionError: no weights today",
+    "leaves": "factory .* raised SystemExit: 3",
+    "needs": "factory .* raised TypeError: .*'width'",
+    "returns_dict": r"must return a torch\.nn\.Module, got OrderedDict",
+    "lazy": "parameter 'weight' is lazy",
+    "number": "has no function 'number'; it has Sizes, Net, make, wrapped, fails",
+    "absent": "has no function 'absent'; it has Sizes, Net, make, wrapped, fails",
+    "no-name": r"must be path/to/file\.py:function",
+    "": r"must be path/to/file\.py:function",
+}
+
+
+@pytest.mark.parametrize("name", FACTORY_ERRORS)
+def test_factories_that_fail(factories: Path, name: str) -> None:
+    """A factory that is missing, raises or returns something else is refused with the reason."""
+    with pytest.raises(InputError, match=FACTORY_ERRORS[name]):
+        _from_file(factories, name)
+
+
+def test_what_a_factory_raised_is_chained(factories: Path) -> None:
+    """The user's own traceback stays reachable."""
+    with pytest.raises(InputError) as caught:
+        _from_file(factories, "fails")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_factory_files_that_fail(tmp_path: Path) -> None:
+    """A file that is missing, is not Python or raises is refused, and can be mended and retried."""
+    with pytest.raises(InputError, match=r"no file '.*absent\.py'"):
+        load_target(f"{tmp_path}/absent.py:make")
+    with pytest.raises(InputError, match=r"must name a \.py file, got '.*nets\.txt'"):
+        load_target(f"{tmp_path}/nets.txt:make")
+    path = tmp_path / "broken.py"
+    for source, message in (("def (", "SyntaxError"), ("import absent_module_x", "ModuleNotFound")):
+        path.write_text(source)
+        with pytest.raises(InputError, match=f"importing .*broken.py raised {message}"):
+            load_target(f"{path}:make")
+    path.write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n# mended")
+    assert load_target(f"{path}:make").layout.total == 4
+
+
+@pytest.mark.parametrize("spec", ["mnist-mpl", "nets.py", "", "timm:resnet18"])
+def test_unknown_targets(spec: str) -> None:
+    """A target that is neither in the zoo nor file:factory is refused with both forms."""
+    with pytest.raises(InputError, match=r"target: .*\.py"):
+        load_target(spec)
+    if ":" not in spec:
+        with pytest.raises(InputError, match=r"mnist-cnn.*path/to/file\.py:factory"):
+            load_target(spec)
+
+
+def test_weights_that_are_wrong(factories: Path) -> None:
+    """NaN in a checkpoint and a checkpoint of another network are refused by name."""
+    state = load_function(f"{factories}:Net", "target")().state_dict()
+    path = factories.with_name("weights.pt")
+    state["fc2.weight"][0, 1] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(InputError, match="parameter 'fc2.weight' must be finite, but 1 of its 6"):
+        _from_file(factories, "make", path)
+    with pytest.raises(InputError, match=r"fc1\.bias \[3\] where the network has \[250\]"):
+        load_target("mnist-mlp", weights=path)
+    with pytest.raises(InputError, match="cannot read"):
+        _from_file(factories, "make", factories.with_name("gone.pt"))
+
+
+def test_zoo_networks_take_other_weights(tmp_path: Path) -> None:
+    """`weights` replaces the checkpoint of a zoo network, and the origin says so."""
+    model = ZOO["lenet"].factory()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "mine.pth")
+    target = load_target("lenet", weights=tmp_path / "mine.pth")
+    assert target.weights_sha256 == sha256_of(model.state_dict())
+    assert target.zoo == "lenet"
+    assert re.fullmatch(r"zoo network lenet, weights from .*mine\.pth", target.origin)

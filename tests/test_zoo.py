@@ -1,0 +1,102 @@
+"""The reference networks, their checkpoints, and the data carried with the package."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from gaprune.errors import InputError
+from gaprune.prunable import find_prunable
+from gaprune.weights_file import sha256_of
+from gaprune.zoo import ZOO, load, mnist
+
+COUNTS = {  # all parameters, prunable weights: worked out by hand from the layer sizes
+    "mnist-mlp": (
+        784 * 250 + 250 + 250 * 100 + 100 + 100 * 10 + 10,
+        784 * 250 + 250 * 100 + 100 * 10,
+    ),
+    "mnist-cnn": (1_199_648, 1_199_648),
+    "lenet": (
+        25 * 6 + 6 + 25 * 6 * 16 + 16 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10,
+        25 * 6 + 25 * 6 * 16 + 400 * 120 + 120 * 84 + 84 * 10,
+    ),
+}
+# MD5 of the four IDX files as published, before compression
+PUBLISHED = {
+    "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte.gz": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte.gz": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_networks_reach_their_stated_accuracy(name: str) -> None:
+    """Each checkpoint classifies MNIST test images about as well as its metadata says."""
+    model, entry = load(name), ZOO[name]
+    images, labels = mnist.test_set()
+    with torch.no_grad():
+        hits = (model(images[:2000]).argmax(1) == labels[:2000]).double()
+    # 2,000 of the 10,000 images: the tolerance is some ten standard errors
+    assert hits.mean().item() == pytest.approx(entry.dense_accuracy, abs=0.03)
+    assert 0.97 < entry.dense_accuracy < 1
+    assert entry.metadata["network"] == entry.name == name
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_networks_load_frozen_in_mode_and_equal(name: str) -> None:
+    """A network loads in evaluation mode, on the CPU, as documented, the same every time."""
+    model, entry = load(name), ZOO[name]
+    assert isinstance(model, nn.Module)
+    assert not any(module.training for module in model.modules())
+    assert model(torch.zeros(2, *entry.inputs.shape)).shape == (2, 10)
+    assert sha256_of(model.state_dict()) == sha256_of(load(name).state_dict())
+    assert (entry.inputs.low, entry.inputs.high, entry.inputs.assumed) == (0, 1, False)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_networks_have_the_documented_sizes(name: str) -> None:
+    """Parameters and prunable weights are as many as the layer sizes say."""
+    model = load(name)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    prunable = sum(weight.numel() for weight in find_prunable(model).values())
+    assert (total, prunable) == COUNTS[name]
+
+
+def test_the_docstring_states_the_right_counts() -> None:
+    """The numbers in the MnistMlp docstring are its parameters and prunable weights."""
+    documentation = (ZOO["mnist-mlp"].factory.__doc__ or "").replace(",", "")
+    assert all(str(count) in documentation for count in COUNTS["mnist-mlp"])
+
+
+def test_unknown_network() -> None:
+    """A name outside the zoo lists the valid ones, the nearest first."""
+    with pytest.raises(
+        InputError, match=r"did you mean 'mnist-cnn'\?.*lenet, mnist-cnn, mnist-mlp"
+    ):
+        load("mnist-cn")
+
+
+def test_carried_data_is_what_its_licence_note_says() -> None:
+    """The note names the licence and every carried file with its SHA-256."""
+    note = (mnist.FOLDER / "LICENSE.md").read_text(encoding="utf-8")
+    hashes = dict(re.findall(r"^\| (\S+\.gz) \|.*\| ([0-9a-f]{64}) \|$", note, re.MULTILINE))
+    carried = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in mnist.FOLDER.glob("*.gz")
+    }
+    assert hashes == carried
+    assert "Attribution-ShareAlike 3.0" in note
+    assert all(author in note for author in ("LeCun", "Cortes", "Burges"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_carried_data_is_the_published_one(name: str) -> None:
+    """Unpacked, the carried files are byte for byte the published MNIST."""
+    raw = gzip.decompress((mnist.FOLDER / name).read_bytes())
+    assert hashlib.md5(raw, usedforsecurity=False).hexdigest() == PUBLISHED[name]
