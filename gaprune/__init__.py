@@ -1,0 +1,25 @@
+"""gaprune: prune a pretrained PyTorch network without its training data.
+
+The weights stay frozen; evolution finds which of them to keep.
+"""
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.input_options import InputOptions
+from gaprune.pipeline import prune, prune_target
+from gaprune.result import Result
+from gaprune.supermask import attach, bake, detach
+from gaprune.target import Target, load_target
+
+__all__ = [
+    "GapruneError",
+    "InputError",
+    "InputOptions",
+    "Result",
+    "Target",
+    "attach",
+    "bake",
+    "detach",
+    "load_target",
+    "prune",
+    "prune_target",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -30,13 +31,17 @@ def check_sparsity(sparsity: object) -> float:
 
 
 def keep_total(layout: Layout, sparsity: float) -> int:
-    """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up."""
-    keep = math.floor(layout.total * (1 - sparsity) + 0.5)
+    """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up.
+
+    Raises:
+        InputError: fewer than `MIN_KEEP` for each layer (the message says what is possible).
+    """
+    keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
     floor = MIN_KEEP * len(layout.names)
     if keep < floor:
         raise InputError(
             f"sparsity: {sparsity} keeps {keep} of {layout.total} weights, fewer than one for each "
-            f"of the {len(layout.names)} layers; at most {1 - floor / layout.total:.6f} is possible"
+            f"of the {len(layout.names)} layers; at most {1 - floor / layout.total:.9g} is possible"
         )
     return keep
 
@@ -48,13 +53,18 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
         InputError: a layer would keep nothing (the message names it).
     """
     for name, size in zip(layout.names, layout.sizes, strict=True):
-        if size * (1 - sparsity) < 0.5:
+        if size * _density(sparsity) < Fraction(1, 2):
             raise InputError(
                 f"sparsity: {sparsity} keeps nothing of layer {name!r} ({size} weights) when every "
                 f"layer keeps the same density; use a lower sparsity or --scope allocated"
             )
-    exact = np.asarray(layout.sizes) * (1 - sparsity)
+    exact = [float(size * _density(sparsity)) for size in layout.sizes]
     return apportion(exact, keep_total(layout, sparsity), layout.sizes)
+
+
+def _density(sparsity: float) -> Fraction:
+    """Return 1 − sparsity as the decimal that was written: 1 − 0.9 is a tenth, not 0.0999…98."""
+    return 1 - Fraction(str(float(sparsity)))
 
 
 def apportion(shares: Sequence[float] | np.ndarray, total: int, sizes: Sequence[int]) -> list[int]:
@@ -62,9 +72,18 @@ def apportion(shares: Sequence[float] | np.ndarray, total: int, sizes: Sequence[
 
     Largest remainders first, the lower index on ties (Hamilton's method); what a full layer cannot
     take goes to the others in proportion.
+
+    Raises:
+        InputError: `total` is more than all sizes or less than `MIN_KEEP` each; a share is NaN.
     """
     low = np.full(len(sizes), MIN_KEEP)
     high = np.asarray(sizes)
+    if not low.sum() <= total <= high.sum():
+        raise InputError(
+            f"total: {len(sizes)} layers can keep {low.sum()} to {high.sum()} weights, got {total}"
+        )
+    if np.isnan(np.asarray(shares, dtype=np.float64)).any():
+        raise InputError(f"shares: must be numbers, got {list(shares)}")
     wanted = np.clip(np.asarray(shares, dtype=np.float64), low, high)
     for _ in range(64):  # scale the free layers until the clipped shares meet the total
         gap = total - wanted.sum()

@@ -11,7 +11,7 @@ class GapruneError(Exception):
 
 
 class InputError(GapruneError, ValueError):
-    """The caller's input breaks a rule; the message names it, what came and the way out (exit 2)."""
+    """The input breaks a rule; the message names it, what came and the way out (exit code 2)."""
 
 
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> InputError:

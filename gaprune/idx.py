@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +26,24 @@ def read_idx(path: Path) -> NDArray[np.generic]:
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.decompress(raw)
-        except (OSError, EOFError) as error:
-            raise InputError(f"IDX file {path}: the gzip data is damaged ({error}); fetch the file again") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                f"IDX file {path}: the gzip data is damaged ({error}); fetch the file again"
+            ) from error
     if len(raw) < 4 or raw[:2] != b"\x00\x00" or raw[2] not in _DTYPES:
-        raise InputError(f"IDX file {path}: must start with 00 00, a type code and the number of axes; got {raw[:4].hex(' ') or 'nothing'}")
+        raise InputError(
+            f"IDX file {path}: must start with 00 00, a type code and the number of axes; "
+            f"got {raw[:4].hex(' ') or 'nothing'}"
+        )
     axes, start = raw[3], 4 + 4 * raw[3]
     if len(raw) < start:
         raise InputError(f"IDX file {path}: cut off inside its header; fetch the file again")
     shape = struct.unpack(f">{axes}I", raw[4:start])
     dtype = np.dtype(_DTYPES[raw[2]])
-    expected = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    expected = start + dtype.itemsize * math.prod(shape)
     if len(raw) != expected:
-        raise InputError(f"IDX file {path}: declares shape {shape}, {expected} bytes in all; got {len(raw)} bytes")
+        raise InputError(
+            f"IDX file {path}: declares shape {shape}, {expected} bytes in all; "
+            f"got {len(raw)} bytes"
+        )
     return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from gaprune.errors import InputError
+from gaprune.errors import InputError, unknown_name
 
 KINDS = {
     "image": "float `[channels, height, width]`",
@@ -37,14 +38,30 @@ class InputSpec:
     assumed: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown_name("input kind", self.kind, KINDS)
         if not self.shape or any(size < 1 for size in self.shape):
-            raise InputError(f"input shape: must be positive sizes without the batch axis, such as 1,28,28; got {self.shape}")
+            raise InputError(
+                "input shape: must be positive sizes without the batch axis, such as 1,28,28; "
+                f"got {self.shape}"
+            )
+        for label, values in (
+            ("range", (self.low, self.high)),
+            ("mean", self.mean),
+            ("std", self.std),
+        ):
+            if not all(map(math.isfinite, values)):
+                raise InputError(f"{label}: must be finite numbers, got {values}")
         if not self.low < self.high:
-            raise InputError(f"range: the low end must be below the high end, got {self.low} to {self.high}")
+            raise InputError(
+                f"range: the low end must be below the high end, got {self.low} to {self.high}"
+            )
         channels = self.shape[0] if self.kind in ("image", "signal") and len(self.shape) > 1 else 1
         for label, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
-                raise InputError(f"{label}: must have 1 value or one per channel ({channels}), got {len(values)}")
+                raise InputError(
+                    f"{label}: must have 1 value or one per channel ({channels}), got {len(values)}"
+                )
         if min(self.std) <= 0:
             raise InputError(f"std: must be above 0, got {self.std}")
         if self.kind == "tokens" and self.vocabulary < 2:

@@ -75,6 +75,6 @@ class Generation:
     rates: dict[str, float] = field(default_factory=dict)
 
 
-def as_json(record: Any) -> dict[str, Any]:
+def as_json(record: Any) -> dict[str, Any]:  # noqa: ANN401 - any record of this file
     """Return a record as plain data that `json.dump` takes."""
     return asdict(record)

@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gaprune.errors import InputError
 
+SAMPLE = 1 << 14  # values that bracket the threshold before the exact partition
 MIN_KEEP = 1  # no layer is ever emptied: a layer without weights cuts the network in two
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     Returns:
         A bool mask of the same shape and device with exactly `keep` entries true.
 
+    Raises:
+        InputError: `keep` is out of range, or a score is NaN.
+
     A partition finds the threshold in linear time; all above it stay and the ties at it are filled
     in index order, so the result is the same on every device and dtype (`torch.topk` picks tied
     indices arbitrarily).
@@ -84,6 +91,9 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     total = scores.numel()
     if not 0 <= keep <= total:
         raise InputError(f"keep: must be from 0 to the {total} scores, got {keep}")
+    if total and scores.max().isnan():  # the maximum of anything and NaN is NaN
+        nan = int(scores.isnan().count_nonzero())
+        raise InputError(f"scores: {nan} of {total} are NaN, which has no rank; make them finite")
     if keep in (0, total):
         return torch.full_like(scores, keep == total, dtype=torch.bool)
     flat = scores.detach().reshape(-1)
@@ -97,11 +107,26 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
 
 
 def _kth_largest(flat: Tensor, k: int) -> Tensor:
-    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
-        values = flat.numpy()  # numpy's partition is some ten times faster than torch.kthvalue
-        return flat.new_tensor(np.partition(values, len(values) - k)[len(values) - k].item())
-    wide = flat if flat.dtype == torch.float64 else flat.float()  # half kthvalue is not everywhere
+    wide = flat.float() if flat.dtype in _HALVES else flat  # half kthvalue is not everywhere
+    if flat.device.type == "cpu":
+        return flat.new_tensor(_select(wide.numpy(), k).item())  # some ten times faster than torch
     return wide.kthvalue(len(flat) - k + 1).values.to(flat.dtype)
+
+
+def _select(values: NDArray[np.number[Any]], k: int) -> np.number[Any]:
+    """Return the k-th largest value: a sample brackets it, and only the bracket is partitioned."""
+    total = len(values)
+    sample = np.sort(values[:: max(1, total // SAMPLE)])
+    centre, last = len(sample) * (1 - k / total), len(sample) - 1
+    reach = 2 * np.sqrt(len(sample))  # four standard deviations of the sample's rank
+    low, high = (sample[int(np.clip(place, 0, last))] for place in (centre - reach, centre + reach))
+    above = int(np.count_nonzero(values > high))
+    bracket = values[(values >= low) & (values <= high)]
+    rank = k - above
+    if not 1 <= rank <= len(bracket):  # the sample misled: a periodic pattern, or a cut at an end
+        bracket, rank = values, k
+    found: np.number[Any] = np.partition(bracket, len(bracket) - rank)[len(bracket) - rank]
+    return found
 
 
 def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
@@ -111,17 +136,25 @@ def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tenso
 
 
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
-    """Mark the `keep` best scores of the whole network, at least `MIN_KEEP` in every layer."""
+    """Mark the `keep` best scores of the whole network, at least `MIN_KEEP` in every layer.
+
+    Raises:
+        InputError: `keep` is out of range or too small for the layers, or a score is NaN.
+    """
     mask = top_k_mask(scores, keep)
-    counts = layer_counts(mask, layout)
-    if min(counts) >= MIN_KEEP:
+    if min(layer_counts(mask, layout)) >= MIN_KEEP:
         return mask
-    forced = torch.zeros_like(mask)
-    for part, count in zip(layout.slices, counts, strict=True):
-        if count < MIN_KEEP:
-            forced[part] = top_k_mask(scores[part], MIN_KEEP)
-    lifted = torch.where(forced, torch.full_like(scores, torch.inf), scores)
-    return top_k_mask(lifted, keep)
+    floor = MIN_KEEP * len(layout.names)
+    if keep < floor:
+        raise InputError(
+            f"keep: must be at least {floor}, {MIN_KEEP} in each of {len(layout.names)} layers, "
+            f"got {keep}"
+        )
+    # Every layer's best, also where it had some: else it could lose them to a starved layer.
+    mask = layered_mask(scores, layout, [MIN_KEEP] * len(layout.names))
+    rest = ~mask
+    mask[rest] = top_k_mask(scores[rest], keep - floor)
+    return mask
 
 
 def layer_counts(mask: Tensor, layout: Layout) -> list[int]:
@@ -156,15 +189,22 @@ def masked_forward(
 
 
 class Supermask(nn.Module):
-    """A parametrization that shows its parameter through a fixed mask (`attach` registers it)."""
+    """A parametrization that shows its parameter through a fixed mask (`attach` registers it).
+
+    Attributes:
+        mask: bool, of the parameter's shape.
+        order: the owner's parameter names before; torch appends a parameter that it puts back.
+    """
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, order: Sequence[str]) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
+        self.order = tuple(order)
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Zero what the mask drops; kept weights pass bit for bit."""
         return torch.where(self.mask, weight, weight.new_zeros(()))
 
 
@@ -173,7 +213,8 @@ def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
     Args:
         model: any module; the named parameters keep their dense values underneath.
-        masks: qualified parameter name → bool tensor of the parameter's shape.
+        masks: qualified parameter name → bool tensor of the parameter's shape. A tied parameter
+            has one mask, under its first name, and shows it in all places.
 
     Raises:
         InputError: a name that is no parameter, a mask of another shape or dtype.
@@ -181,16 +222,25 @@ def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         if name not in parameters:
-            raise InputError(f"masks: {name!r} is no parameter of the model; it has {', '.join(parameters)}")
+            raise InputError(
+                f"masks: {name!r} is no parameter of the model; it has {', '.join(parameters)}"
+            )
         if mask.dtype != torch.bool or mask.shape != parameters[name].shape:
             raise InputError(
                 f"masks[{name!r}]: must be bool of shape {tuple(parameters[name].shape)}, "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
-    for name, mask in masks.items():
-        path, _, leaf = name.rpartition(".")
-        supermask = Supermask(mask.to(parameters[name].device))
-        parametrize.register_parametrization(model.get_submodule(path), leaf, supermask)
+    masked = {
+        id(parameters[name]): mask.to(parameters[name].device) for name, mask in masks.items()
+    }
+    places = [
+        (module, leaf, masked[id(parameter)], tuple(module._parameters))
+        for module in model.modules()
+        for leaf, parameter in module._parameters.items()
+        if id(parameter) in masked
+    ]
+    for module, leaf, mask, order in places:
+        parametrize.register_parametrization(module, leaf, Supermask(mask, order))
     return model
 
 
@@ -209,6 +259,15 @@ def _remove_supermasks(model: nn.Module, *, keep_masked: bool) -> nn.Module:
         if not parametrize.is_parametrized(module):
             continue
         for leaf, chain in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
-            if any(isinstance(step, Supermask) for step in chain):
+            supermasks = [step for step in chain if isinstance(step, Supermask)]
+            if supermasks:
                 parametrize.remove_parametrizations(module, leaf, leave_parametrized=keep_masked)
+                _restore_order(module, supermasks[0].order)
     return model
+
+
+def _restore_order(module: nn.Module, order: Sequence[str]) -> None:
+    """Put the parameters back in order: optimizers tell them apart by their position."""
+    for name in order:
+        if name in module._parameters:
+            module._parameters[name] = module._parameters.pop(name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from gaprune.zoo import mnist, networks
@@ -77,8 +77,11 @@ def accuracy(model: nn.Module, data: mnist.LabelledImages) -> float:
 
 def main() -> None:
     """Train, measure on the test set, write `NAME.safetensors` with how it was made as metadata."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones; all if none is given: {', '.join(RECIPES)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = f"which ones; all if none is given: {', '.join(RECIPES)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=CHECKPOINTS)
     arguments = parser.parse_args()
@@ -92,7 +95,7 @@ def main() -> None:
         started, recipe = time.monotonic(), RECIPES[name]
         model = train(recipe, train_data, arguments.seed)
         score = accuracy(model, test_data)
-        state: dict[str, Tensor] = {key: value.contiguous() for key, value in model.state_dict().items()}
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
         metadata = {
             "network": name,
             "test_accuracy": f"{score:.4f}",

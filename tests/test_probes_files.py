@@ -428,7 +428,7 @@ def test_folders_without_usable_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no picture; looked for .*\.png"):
         read_probes(str(tmp_path), GREY)
     save_picture(tmp_path / "a.png", pixels(1, (4, 6))[0])
-    with pytest.raises(InputError, match="fits image inputs of 1, 3 or 4 channels.*vector"):
+    with pytest.raises(InputError, match=r"fits image inputs of 1, 3 or 4 channels.*vector"):
         read_probes(str(tmp_path), InputSpec((24,), "vector"))
     save_picture(tmp_path / "cat" / "b.png", pixels(1, (4, 6))[0])
     with pytest.raises(InputError, match="1 pictures beside sub-folders with 1"):

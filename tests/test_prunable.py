@@ -106,14 +106,14 @@ def test_unknown_extra_name() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(InputError, match=r"no parameter '0.bais'; nearest .*: 0\.bias"):
         find_prunable(model, ["0.bais"])
-    with pytest.raises(InputError, match="no parameter '1.running_mean'"):
+    with pytest.raises(InputError, match=r"no parameter '1.running_mean'"):
         find_prunable(model, ["1.running_mean"])
 
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.BatchNorm1d(3), nn.Bilinear(2, 2, 2)])
 def test_nothing_prunable(model: nn.Module) -> None:
     """A network without prunable weights is refused and told how to name others."""
-    with pytest.raises(InputError, match="no layer that can be pruned.*prune_also"):
+    with pytest.raises(InputError, match=r"no layer that can be pruned.*prune_also"):
         find_prunable(model)
 
 
@@ -216,7 +216,7 @@ def _dynamic_quantised() -> nn.Module:
 
 def _stripped_pruned() -> nn.Module:
     """Return a pruned layer whose hook is lost, as after rebuilding it by hand."""
-    model = _with(lambda m: prune.identity(m[0], "weight"))  # type: ignore[no-untyped-call]
+    model = _with(lambda m: prune.identity(m[0], "weight"))
     model.get_submodule("0")._forward_pre_hooks.clear()
     return model
 
@@ -290,7 +290,7 @@ def test_quantised_buffer() -> None:
     model = nn.Linear(2, 2)
     packed = _quietly_quantised(torch.ones(2, 2))
     model.register_buffer("packed", packed)
-    with pytest.raises(InputError, match="buffer 'packed' .*torch.qint8, quantised"):
+    with pytest.raises(InputError, match=r"buffer 'packed' .*torch.qint8, quantised"):
         find_prunable(model)
 
 
@@ -318,7 +318,7 @@ def test_buffers_must_be_finite(value: float) -> None:
     """NaN and +Inf in a buffer, such as a BatchNorm statistic, are refused by name."""
     model = _net()
     model.get_buffer("1.running_var")[1] = value
-    with pytest.raises(InputError, match="buffer '1.running_var' must be finite"):
+    with pytest.raises(InputError, match=r"buffer '1.running_var' must be finite"):
         find_prunable(model)
 
 

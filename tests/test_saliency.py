@@ -76,7 +76,7 @@ def test_magnitude_gives_the_layer_masks_of_torch_prune() -> None:
 
     def theirs(owners: list[nn.Module]) -> None:
         for owner, size, count in zip(owners, network.layout.sizes, counts, strict=True):
-            prune.l1_unstructured(owner, "weight", amount=size - count)  # type: ignore[no-untyped-call]
+            prune.l1_unstructured(owner, "weight", amount=size - count)
 
     mask = pruned_by_torch(CASES["lenet"][0](), theirs)
     assert torch.equal(layered_mask(scores, network.layout, counts), mask)

@@ -184,7 +184,7 @@ def test_a_model_that_cannot_be_copied() -> None:
 def test_structure_is_checked_before_copying() -> None:
     """A freshly pruned layer, which cannot be copied, is named as pruned."""
     model = _mlp()
-    prune.random_unstructured(model[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+    prune.random_unstructured(model[0], "weight", 0.5)
     with pytest.raises(InputError, match=r"layer '0' .*already pruned"):
         target_from_module(model, inputs=InputOptions())
 
@@ -251,7 +251,7 @@ def test_a_vocabulary_larger_than_the_embedding() -> None:
     """The trial batch holds the highest id, so a wrong vocabulary is noticed at once."""
     model = nn.Sequential(nn.Embedding(1000, 4), nn.Flatten(), nn.Linear(12, 2))
     assert target_from_module(model, inputs=InputOptions(shape=(3,))).inputs.vocabulary == 1000
-    with pytest.raises(InputError, match="does not take 3 .*IndexError: index out of range"):
+    with pytest.raises(InputError, match=r"does not take 3 .*IndexError: index out of range"):
         target_from_module(model, inputs=InputOptions(shape=(3,), vocabulary=1001))
 
 
@@ -509,7 +509,7 @@ def test_weights_that_are_wrong(factories: Path) -> None:
     path = factories.with_name("weights.pt")
     state["fc2.weight"][0, 1] = torch.nan
     torch.save(state, path)
-    with pytest.raises(InputError, match="parameter 'fc2.weight' must be finite, but 1 of its 6"):
+    with pytest.raises(InputError, match=r"parameter 'fc2.weight' must be finite, but 1 of its 6"):
         _from_file(factories, "make", path)
     with pytest.raises(InputError, match=r"fc1\.bias \[3\] where the network has \[250\]"):
         load_target("mnist-mlp", weights=path)

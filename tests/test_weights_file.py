@@ -47,6 +47,7 @@ def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
         lambda state: {"model_state_dict": state},
         lambda state: {"model": {"state_dict": dict(state)}},
     ],
+    ids=["bare", "state_dict", "model", "model_state_dict", "model.state_dict"],
 )
 def test_torch_files(tmp_path: Path, suffix: str, nest: Callable[[object], object]) -> None:
     """State dicts load from torch files, plain or nested, in order and bit for bit."""
@@ -241,7 +242,7 @@ def test_tied_parameters_may_come_once(tmp_path: Path) -> None:
 def test_tied_parameters_must_agree() -> None:
     """Two values for one tied parameter are refused; the same NaN twice is the same value."""
     state = {"table.weight": torch.zeros(4, 3), "head.weight": torch.ones(4, 3)}
-    with pytest.raises(InputError, match="'table.weight' and 'head.weight' are one tied"):
+    with pytest.raises(InputError, match=r"'table.weight' and 'head.weight' are one tied"):
         apply_state(_tied(), state)
     nan = torch.full((4, 3), torch.nan)
     apply_state(_tied(), {"table.weight": nan, "head.weight": nan.clone()})
@@ -302,7 +303,7 @@ def test_other_kinds_of_number() -> None:
 def test_a_pruned_checkpoint() -> None:
     """A state dict of torch.nn.utils.prune is refused with the call that makes it permanent."""
     source = _net()
-    prune.l1_unstructured(source[2], "weight", 0.5)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(source[2], "weight", 0.5)
     message = r"already pruned.*prune\.remove\(model\.get_submodule\('head'\), 'weight'\)"
     with pytest.raises(InputError, match=message):
         apply_state(_net(), source.state_dict())
@@ -312,7 +313,7 @@ def test_a_parametrised_checkpoint() -> None:
     """A state dict of a parametrised network is refused with the way out."""
     source = _net()
     parametrizations.weight_norm(source[2])
-    with pytest.raises(InputError, match="parametrised.*remove_parametrizations"):
+    with pytest.raises(InputError, match=r"parametrised.*remove_parametrizations"):
         apply_state(_net(), source.state_dict())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from deap import base
@@ -14,7 +14,7 @@ from gaprune.errors import InputError
 from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Genes:
     """What is inherited, and all that travels between workers.
 
@@ -23,17 +23,26 @@ class Genes:
         counts: keep count of each layer, or None where all layers are ranked together
             (scope `global`).
         keep: kept weights of the whole network.
+        fixed: the counts never change (scope `layer`).
+        absolute: the size of a score counts, not its sign (the original idea).
     """
 
     scores: Tensor
     counts: tuple[int, ...] | None
     keep: int
+    fixed: bool = False
+    absolute: bool = False
 
     def express(self, layout: Layout) -> Tensor:
         """Return the flat bool mask `[layout.total]` with exactly `keep` entries true."""
+        scores = self.scores.abs() if self.absolute else self.scores
         if self.counts is None:
-            return global_mask(self.scores, layout, self.keep)
-        return layered_mask(self.scores, layout, self.counts)
+            return global_mask(scores, layout, self.keep)
+        return layered_mask(scores, layout, self.counts)
+
+    def with_scores(self, scores: Tensor) -> Genes:
+        """Return the same budget with other scores."""
+        return replace(self, scores=scores)
 
 
 def mask_key(mask: Tensor) -> str:
@@ -60,11 +69,12 @@ class Individual(list[Tensor]):
 
     Attributes:
         genes: scores, counts and budget.
-        fitness: the DEAP fitness; invalid until evaluated.
+        fitness: the DEAP fitness; invalid until evaluated on all search probes.
         mask: flat bool mask, expressed once.
+        key: hash of the mask.
         rate: this individual's own step length for gradient-informed mutation.
         origin: the baseline it was seeded from, or the operators that made it.
-        guard: guard value, where it was judged.
+        sprint: fitness on the first rung of the race.
     """
 
     def __init__(
@@ -82,10 +92,17 @@ class Individual(list[Tensor]):
         self.origin = origin
         self.rate = rate
         self.fitness = fitness()
-        self.guard: float | None = None
+        self.sprint = -float("inf")
+
+    @property
+    def quality(self) -> float:
+        """Fitness on the search probes, the first DEAP fitness value."""
+        return float(self.fitness.values[0])
 
 
-def seed_genes(scores: Tensor, layout: Layout, keep: int, scope: str, uniform: Sequence[int] | None) -> Genes:
+def seed_genes(
+    scores: Tensor, layout: Layout, keep: int, scope: str, uniform: Sequence[int] | None = None
+) -> Genes:
     """Turn a saliency into genes at a budget.
 
     Args:
@@ -96,19 +113,13 @@ def seed_genes(scores: Tensor, layout: Layout, keep: int, scope: str, uniform: S
         uniform: keep counts of every layer at equal density (required by scope `layer`); without
             them the counts are those of the global ranking.
     """
-    if uniform is None and scope == "layer":
-        raise InputError("scope: 'layer' needs the uniform keep counts")
     ranked = rank(scores)
-    if scope == "global" and uniform is None:
-        return Genes(ranked, None, keep)
-    counts = uniform if uniform is not None else layer_counts(global_mask(ranked, layout, keep), layout)
-    genes = Genes(ranked, tuple(counts), keep)
-    return genes if scope == "layer" else as_scope(align(genes, layout), scope)
-
-
-def as_scope(genes: Genes, scope: str) -> Genes:
-    """Drop the counts for scope `global`; the scores must be aligned (`align`)."""
-    return Genes(genes.scores, None, genes.keep) if scope == "global" else genes
+    counts = uniform or layer_counts(global_mask(ranked, layout, keep), layout)
+    genes = Genes(ranked, tuple(counts), keep, fixed=scope == "layer")
+    if genes.fixed:
+        return genes
+    aligned = align(genes, layout)
+    return replace(aligned, counts=None) if scope == "global" else aligned
 
 
 def rank(scores: Tensor) -> Tensor:
@@ -136,7 +147,7 @@ def align(genes: Genes, layout: Layout) -> Genes:
     for part, count in zip(layout.slices, genes.counts, strict=True):
         layer = genes.scores[part]
         shifted[part] = layer - cut(layer, count)
-    return Genes(shifted, genes.counts, genes.keep)
+    return genes.with_scores(shifted)
 
 
 def cut(scores: Tensor, keep: int) -> float:

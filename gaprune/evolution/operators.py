@@ -9,6 +9,7 @@ same sum).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def uniform_reset(
     high = float(scores.max()) if high is None else high
     chosen = _sample(scores.numel(), rate, generator)
     fresh = torch.rand(len(chosen), generator=generator) * (high - low) + low
-    return _with_scores(genes, scores.index_copy(0, chosen, fresh))
+    return genes.with_scores(scores.index_copy(0, chosen, fresh))
 
 
 def gaussian(
@@ -43,7 +44,7 @@ def gaussian(
     """Add normal noise of deviation `sigma` to a fraction `rate` of the scores."""
     chosen = _sample(genes.scores.numel(), rate, generator)
     noise = torch.randn(len(chosen), generator=generator) * sigma
-    return _with_scores(genes, genes.scores.index_add(0, chosen, noise))
+    return genes.with_scores(genes.scores.index_add(0, chosen, noise))
 
 
 def threshold_swap(
@@ -71,7 +72,7 @@ def threshold_swap(
     layer[leaving], layer[entering] = layer[entering], layer[leaving]
     scores = genes.scores.clone()
     scores[part] = layer
-    return _with_scores(genes, scores)
+    return genes.with_scores(scores)
 
 
 def budget_shift(
@@ -123,8 +124,8 @@ def averaging(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple
     first = torch.lerp(a.scores, b.scores, weight)
     second = torch.lerp(a.scores, b.scores, 1 - weight)
     return (
-        Genes(first, _mixed_counts(a, b, layout, weight), a.keep),
-        Genes(second, _mixed_counts(a, b, layout, 1 - weight), b.keep),
+        replace(a, scores=first, counts=_mixed_counts(a, b, layout, weight)),
+        replace(b, scores=second, counts=_mixed_counts(a, b, layout, 1 - weight)),
     )
 
 
@@ -139,10 +140,6 @@ def _draw_layer(layout: Layout, generator: Generator) -> int:
     return int(torch.multinomial(chances, 1, generator=generator))
 
 
-def _with_scores(genes: Genes, scores: Tensor) -> Genes:
-    return Genes(scores, genes.counts, genes.keep)
-
-
 def _counts(genes: Genes, layout: Layout) -> list[int]:
     mask = genes.express(layout)
     return [int(mask[part].count_nonzero()) for part in layout.slices]
@@ -150,7 +147,7 @@ def _counts(genes: Genes, layout: Layout) -> list[int]:
 
 def _recount(genes: Genes, layout: Layout, counts: list[int]) -> Genes:
     if genes.counts is not None:
-        return Genes(genes.scores, tuple(counts), genes.keep)
+        return replace(genes, counts=tuple(counts))
     kept = layered_mask(genes.scores, layout, counts)
     lowest_kept = torch.where(kept, genes.scores, torch.inf)
     highest_dropped = torch.where(kept, -torch.inf, genes.scores)
@@ -159,14 +156,22 @@ def _recount(genes: Genes, layout: Layout, counts: list[int]) -> Genes:
         low = float(lowest_kept[part].min()) if count else float(highest_dropped[part].max())
         high = float(highest_dropped[part].max()) if count < size else low
         scores[part] -= (low + high) / 2
-    return _with_scores(genes, scores)
+    return genes.with_scores(scores)
 
 
 def _exchange(a: Genes, b: Genes, layout: Layout, swap: Tensor) -> tuple[Genes, Genes]:
     fraction = torch.stack([swap[part].double().mean() for part in layout.slices]).numpy()
     return (
-        Genes(torch.where(swap, b.scores, a.scores), _mixed_counts(a, b, layout, fraction), a.keep),
-        Genes(torch.where(swap, a.scores, b.scores), _mixed_counts(b, a, layout, fraction), b.keep),
+        replace(
+            a,
+            scores=torch.where(swap, b.scores, a.scores),
+            counts=_mixed_counts(a, b, layout, fraction),
+        ),
+        replace(
+            b,
+            scores=torch.where(swap, a.scores, b.scores),
+            counts=_mixed_counts(b, a, layout, fraction),
+        ),
     )
 
 

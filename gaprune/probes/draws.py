@@ -112,10 +112,8 @@ def mix(
         `[count, *spec.shape]`, float32 in [0, 1] (token ids int64).
 
     Raises:
-        InputError: an unknown kind or name, no names, a count below 1, a shape of the wrong axes.
+        InputError: an unknown name, no names, a count below 1, a shape of the wrong axes.
     """
-    if spec.kind not in tables:
-        raise unknown_name("input kind", spec.kind, tables)
     table = tables[spec.kind]
     chosen = list(table if names is None else names)
     for name in chosen:

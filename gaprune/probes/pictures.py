@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gaprune.probes.canvas import Canvas, picture, tint
 from gaprune.probes.draws import Generator_, chance, log_uniform, normal, power_law, uniform
-from gaprune.probes.strokes import strokes
+from gaprune.probes.strokes import glyphs, outlines, strokes
 
 BLOBS = 10
 LEAVES = 48
@@ -161,5 +161,7 @@ PICTURES: dict[str, Generator_] = {
     "contours": picture(contours, largest=128),
     "dead-leaves": picture(dead_leaves, largest=128),
     "fields": picture(fields),
+    "glyphs": picture(glyphs, largest=64),
+    "outlines": picture(outlines, largest=64),
     "strokes": picture(strokes, largest=64),
 }

@@ -1,7 +1,8 @@
-"""Pen strokes: pictures like handwriting that depict no known character.
+"""Pen drawings that depict nothing known, all drawn with the same soft nib.
 
-A pen walks with slowly varying curvature, sometimes turns a corner and lifts off once or twice; the
-path is drawn with a soft nib. By far the best procedural probes for networks that read characters.
+Strokes: a pen walks with slowly varying curvature, sometimes turns a corner and lifts off once or
+twice. Outlines: loops and polygons, some left open. Glyphs: lines and arcs between the points of a
+grid. By far the best procedural probes for networks that read characters.
 """
 
 from __future__ import annotations
@@ -16,13 +17,58 @@ from gaprune.probes.draws import chance, normal, uniform
 
 POINTS = 96  # places the pen visits in one picture
 MOST_STROKES = 3
+MOST_ARCS = 4
 CORNERS = 1.5  # expected sharp corners in one picture
 LIFT = 10.0  # how far the pen moves in the air, in steps on paper
 
 
 def strokes(canvas: Canvas, generator: torch.Generator) -> Tensor:
     """Draw one to three pen strokes in each picture."""
-    path, lifted = _pen_path(canvas.count, generator)
+    return _draw(*_pen_path(canvas.count, generator), canvas, generator)
+
+
+def outlines(canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """Draw the outline of one or two shapes in each picture, each a loop or a polygon."""
+    half = POINTS // 2
+    first, second = (_shape(canvas.count, half, generator) for _ in range(2))
+    offset = 0.9 * normal(generator, canvas.count, 1, 2)
+    alone = chance(generator, 0.5, canvas.count, 1, 1)
+    path = torch.cat([first, torch.where(alone, first, second + offset)], dim=1)
+    lifted = torch.zeros(canvas.count, POINTS, dtype=torch.bool)
+    lifted[:, half] = True
+    return _draw(path, lifted, canvas, generator)
+
+
+def glyphs(canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """Draw one to four lines or arcs between the points of a jittered 3×4 grid."""
+    points = POINTS // MOST_ARCS
+    ends = torch.rand(canvas.count, MOST_ARCS, 12, generator=generator).topk(2).indices
+    joined = chance(generator, 0.6, canvas.count, MOST_ARCS, 1)
+    start = ends[..., :1]
+    start[:, 1:] = torch.where(joined[:, 1:], ends[:, :-1, 1:], start[:, 1:])
+    grid = torch.cartesian_prod(torch.arange(3) / 3, torch.arange(4) / 3)
+    anchors = grid + 0.06 * normal(generator, canvas.count, 12, 2)
+    a, b = (_take(anchors, end.squeeze(-1)) for end in (start, ends[..., 1:]))
+    bulge = normal(generator, canvas.count, MOST_ARCS, 1)
+    bulge *= 0.8 * chance(generator, 0.5, canvas.count, MOST_ARCS, 1)
+    middle = (a + b) / 2 + bulge * torch.stack([a[..., 1] - b[..., 1], b[..., 0] - a[..., 0]], -1)
+    time = (torch.arange(points) / (points - 1)).view(1, 1, -1, 1)
+    a, b, middle = a.unsqueeze(2), b.unsqueeze(2), middle.unsqueeze(2)
+    arcs = (1 - time) ** 2 * a + 2 * time * (1 - time) * middle + time**2 * b  # quadratic Bézier
+    many = torch.randint(1, MOST_ARCS + 1, (canvas.count, 1), generator=generator)
+    spare = (torch.arange(MOST_ARCS) >= many).view(canvas.count, MOST_ARCS, 1, 1)
+    path = torch.where(spare, arcs[:, :1], arcs).flatten(1, 2)
+    lifted = torch.zeros(canvas.count, POINTS, dtype=torch.bool)
+    lifted[:, ::points] = True
+    return _draw(path, lifted, canvas, generator)
+
+
+def _take(places: Tensor, index: Tensor) -> Tensor:
+    """Pick rows: places `[count, n, 2]`, index `[count, m]` → `[count, m, 2]`."""
+    return places.gather(1, index.unsqueeze(-1).expand(-1, -1, 2))
+
+
+def _draw(path: Tensor, lifted: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
     ink = _soften(_deposit(_place(path, generator), lifted, canvas), canvas, generator)
     gain = uniform(generator, canvas.count, 1, 1, low=1.2, high=2.4)
     dark = ((ink - 0.08) * gain).clamp_(0, 1).unsqueeze(1)
@@ -49,6 +95,36 @@ def _pen_path(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     step = torch.stack([heading.cos(), heading.sin()], dim=-1)
     flight = LIFT * normal(generator, count, POINTS, 2)
     return torch.where(lifted.unsqueeze(-1), flight, step).cumsum(1), lifted
+
+
+def _shape(count: int, points: int, generator: torch.Generator) -> Tensor:
+    """Walk along a wavy loop (a few Fourier terms) or a polygon, whole or in part.
+
+    Returns `[count, points, 2]`, around the origin, of size about 1.
+    """
+    part = uniform(generator, count, 1, low=0.5)
+    time = part * torch.arange(points) / (points - 1) + uniform(generator, count, 1)
+    angle = 2 * math.pi * time
+    order = torch.arange(1, 4).view(1, -1, 1)
+    phases = uniform(generator, count, 3, 1, high=2 * math.pi)
+    waves = (0.5 * normal(generator, count, 3, 1) / order * torch.cos(order * angle[:, None] + phases))
+    radius = 1 + waves.sum(1)
+    loop = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+    corners = torch.randint(2, 6, (count, 1), generator=generator)
+    places = normal(generator, count, 5, 2)
+    along = time * corners
+    before = along.floor().long() % corners
+    after = (before + 1) % corners
+    ends = _take(places, before), _take(places, after)
+    polygon = torch.lerp(*ends, along.frac().unsqueeze(-1))
+
+    shape = torch.where(chance(generator, 0.5, count, 1, 1), loop, polygon)
+    turn = uniform(generator, count, 1, high=2 * math.pi)
+    stretch = uniform(generator, count, 1, low=0.4)
+    x, y = shape.unbind(-1)
+    y = y * stretch
+    return torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], dim=-1)
 
 
 def _place(path: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ class Saliency:
         name: its key in `SALIENCIES`.
         criterion: the function.
         needs_probes: whether it shows inputs to the network.
+        takes_gradients: whether it differentiates the network.
         source: paper and equation.
         description: one line for people.
     """
@@ -32,6 +33,7 @@ class Saliency:
     name: str
     criterion: Criterion
     needs_probes: bool
+    takes_gradients: bool
     source: str
     description: str
 
@@ -39,11 +41,12 @@ class Saliency:
 SALIENCIES: dict[str, Saliency] = {
     saliency.name: saliency
     for saliency in (
-        Saliency("random", random, False, "none: the control", "uniform random scores"),
-        Saliency("magnitude", magnitude, False, "Han et al. 2015, section 3", "|w|"),
+        Saliency("random", random, False, False, "none: the control", "uniform random scores"),
+        Saliency("magnitude", magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
         Saliency(
             "lamp",
             lamp,
+            False,
             False,
             "Lee et al. 2021, eq. 4",
             "w² over the squares of the layer's weights that are at least as large",
@@ -52,6 +55,7 @@ SALIENCIES: dict[str, Saliency] = {
             "erk",
             erk,
             False,
+            False,
             "Evci et al. 2020, section 3",
             "magnitude inside layers whose densities follow Erdős–Rényi-kernel",
         ),
@@ -59,12 +63,14 @@ SALIENCIES: dict[str, Saliency] = {
             "synflow",
             synflow,
             False,
+            True,
             "Tanaka et al. 2020, algorithm 1",
             "synaptic flow through the absolute weights, pruned in 100 rounds",
         ),
         Saliency(
             "snip",
             snip,
+            True,
             True,
             "Lee et al. 2019, eq. 5",
             "|w · gradient|: how strongly a gate on the weight moves the loss",
@@ -73,12 +79,14 @@ SALIENCIES: dict[str, Saliency] = {
             "grasp",
             grasp,
             True,
+            True,
             "Wang et al. 2020, eq. 8",
             "w · Hessian · gradient: the weights that keep the gradient flowing",
         ),
         Saliency(
             "taylor",
             taylor,
+            True,
             True,
             "Molchanov et al. 2019, eq. 8",
             "(w · gradient)², averaged over mini-batches",
@@ -87,6 +95,7 @@ SALIENCIES: dict[str, Saliency] = {
             "wanda",
             wanda,
             True,
+            False,
             "Sun et al. 2023, eq. 1",
             "|w| · norm of the inputs it multiplies, layers balanced as in LAMP",
         ),

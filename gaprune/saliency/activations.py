@@ -125,7 +125,12 @@ def _attention_energy(
     energies = {"out_proj.weight": _column_energy(heads).expand(size, -1)}
     if module.in_proj_weight is not None:
         return {**energies, "in_proj_weight": torch.cat(list(rows.values()))}
-    split = {"query": "q_proj_weight", "key": "k_proj_weight", "value": "v_proj_weight"}
+    # torch annotates in_proj_weight as always there; it is None where key and value sizes differ
+    split = {  # type: ignore[unreachable]
+        "query": "q_proj_weight",
+        "key": "k_proj_weight",
+        "value": "v_proj_weight",
+    }
     return {**energies, **{split[part]: row for part, row in rows.items()}}
 
 

@@ -21,6 +21,7 @@ class MnistMlp(nn.Module):
         self.fc3 = nn.Linear(100, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
         hidden = functional.relu(self.fc1(images.flatten(1)))
         hidden = functional.relu(self.fc2(hidden))
         logits: Tensor = self.fc3(hidden)
@@ -43,6 +44,7 @@ class MnistCnn(nn.Module):
         self.fc2 = nn.Linear(128, 10, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
         hidden = functional.relu(self.conv1(images))
         hidden = functional.relu(self.conv2(hidden))
         hidden = self.dropout1(functional.max_pool2d(hidden, 2)).flatten(1)
@@ -66,6 +68,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
         hidden = functional.max_pool2d(functional.relu(self.conv1(images)), 2)
         hidden = functional.max_pool2d(functional.relu(self.conv2(hidden)), 2).flatten(1)
         hidden = functional.relu(self.fc1(hidden))
@@ -75,7 +78,7 @@ class LeNet(nn.Module):
 
 
 class _DepthwiseBlock(nn.Sequential):
-    """3×3 depthwise, BatchNorm, ReLU, 1×1 pointwise, BatchNorm, ReLU (Howard et al. 2017, fig. 3)."""
+    """3×3 depthwise, 1×1 pointwise, each with BatchNorm and ReLU (Howard et al. 2017, fig. 3)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__(
@@ -113,6 +116,7 @@ class MobileStudent(nn.Module):
         self.classifier = nn.Linear(c128, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
         features = self.blocks(self.stem(images))
         logits: Tensor = self.classifier(torch.mean(features, dim=(2, 3)))
         return logits

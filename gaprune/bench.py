@@ -1,0 +1,119 @@
+"""The bench on which candidates are tried: network, probes and objective, held by every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gaprune.objectives import Objective, finite
+from gaprune.probes.plan import Mixture
+from gaprune.supermask import Layout, masked_weights
+
+CHUNK = 256  # inputs per forward pass: bounds the memory of activations
+
+
+class Shown(NamedTuple):
+    """Inputs with what the dense network answers, computed once.
+
+    Attributes:
+        inputs: `[N, …]` as the network takes them.
+        teacher: outputs of the dense network, `[N, …]`.
+        labels: int64 `[N]`, or None.
+    """
+
+    inputs: Tensor
+    teacher: Tensor
+    labels: Tensor | None
+
+    def first(self, count: int) -> Shown:
+        """Return the first `count` of them: one rung of the race."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Shown(self.inputs[:count], self.teacher[:count], labels)
+
+
+class Verdict(NamedTuple):
+    """How a candidate does on the guard: agreement with the dense network, and its fitness."""
+
+    agreement: float
+    fitness: float
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What a worker needs to breed, score and judge candidates; sent to it once.
+
+    Attributes:
+        model: the dense network, frozen, in evaluation mode.
+        weights: its prunable weights.
+        layout: where they lie in a flat vector.
+        objective: what is maximised.
+        search: the probes that select.
+        guard: the probes that judge.
+        fresh: generators of new inputs for gradient steps, or None.
+        pool: held inputs for gradient steps with the teacher's outputs, or None.
+        pool_share: the part of a gradient batch that comes from `pool`.
+        rungs: growing numbers of search probes; the last one is all of them.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    layout: Layout
+    objective: Objective
+    search: Shown
+    guard: Shown
+    fresh: Mixture | None
+    pool: Shown | None
+    pool_share: float
+    rungs: Sequence[int]
+
+    def fitness(self, mask: Tensor, rung: int = -1) -> float:
+        """Score a flat bool mask on the search probes of one rung; larger is better, finite."""
+        shown = self.search.first(self.rungs[rung])
+        return self.objective.score(self.outputs(mask, shown.inputs), shown.teacher, shown.labels)
+
+    def judge(self, mask: Tensor, shown: Shown | None = None) -> Verdict:
+        """Judge a flat bool mask on the guard, or on other inputs."""
+        shown = self.guard if shown is None else shown
+        outputs = self.outputs(mask, shown.inputs)
+        agreement = finite(float(self.objective.judge(outputs, shown.teacher, shown.labels)))
+        if self.objective.needs_labels and shown.labels is None:
+            return Verdict(agreement, agreement)
+        return Verdict(agreement, self.objective.score(outputs, shown.teacher, shown.labels))
+
+    @torch.no_grad()
+    def outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
+        """Return what the masked network answers, `[N, …]`."""
+        kept = masked_weights(self.weights, self.layout.split(mask))
+        return torch.cat(
+            [functional_call(self.model, kept, (batch,)) for batch in inputs.split(CHUNK)]
+        )
+
+    def draw(self, count: int, generator: torch.Generator) -> Shown:
+        """Draw one batch for a gradient step: fresh inputs, held ones, or some of both."""
+        parts: list[Shown] = []
+        held = 0 if self.pool is None else round(count * self.pool_share)
+        if self.pool is not None and held:
+            index = torch.randint(len(self.pool.inputs), (held,), generator=generator)
+            labels = None if self.pool.labels is None else self.pool.labels[index]
+            parts.append(Shown(self.pool.inputs[index], self.pool.teacher[index], labels))
+        if self.fresh is not None and count > held:
+            inputs = self.fresh.draw(count - held, generator)
+            parts.append(Shown(inputs, answers(self.model, inputs), None))
+        if len(parts) == 1:
+            return parts[0]
+        return Shown(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat([part.teacher for part in parts]),
+            None,
+        )
+
+
+@torch.no_grad()
+def answers(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the dense network's outputs `[N, …]`, computed in chunks."""
+    return torch.cat([model(batch) for batch in inputs.split(CHUNK)])

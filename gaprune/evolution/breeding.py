@@ -1,0 +1,119 @@
+"""The tasks that workers run: breed a child, score a mask, judge a mask. All are pure.
+
+A task carries everything that varies and its own seed, so its result depends neither on the worker
+nor on the order; that is what makes one worker and many give the same masks, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gaprune.bench import Bench, Verdict
+from gaprune.evolution.genome import Genes
+from gaprune.evolution.gradient import Refinement, refine
+from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
+from gaprune.supermask import pack, unpack
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part and on nothing else."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a child is made.
+
+    Attributes:
+        crossover: key of `CROSSOVERS`, or None: a copy of the first parent.
+        mutation: key of `MUTATIONS`, or None.
+        options: keyword arguments of the mutation.
+        refinement: gradient steps after that, or None.
+    """
+
+    crossover: str | None = None
+    mutation: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    refinement: Refinement | None = None
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Names of the operators used, for statistics and adaptive rates."""
+        names = (self.crossover, self.mutation, "gradient" if self.refinement else None)
+        return tuple(name for name in names if name)
+
+
+@dataclass(frozen=True)
+class Child:
+    """What comes back from breeding: genes and their fitness on the asked rung."""
+
+    genes: Genes
+    fitness: float
+
+
+@dataclass(frozen=True)
+class Breed:
+    """Make one child of one or two parents and score it."""
+
+    parents: tuple[Genes, ...]
+    recipe: Recipe
+    seed: int
+    rung: int
+
+    def run(self, bench: Bench) -> Child:
+        """Vary, express, score."""
+        generator = torch.Generator().manual_seed(self.seed)
+        genes = self.parents[0]
+        if self.recipe.crossover is not None:
+            cross = CROSSOVERS[self.recipe.crossover]
+            genes = cross(self.parents[0], self.parents[1], bench.layout, generator)[0]
+        if self.recipe.mutation is not None:
+            mutate = partial(MUTATIONS[self.recipe.mutation], **dict(self.recipe.options))
+            genes = mutate(genes, bench.layout, generator)
+        if self.recipe.refinement is not None:
+            genes = refine(genes, bench, self.recipe.refinement, generator)
+        return Child(genes, bench.fitness(genes.express(bench.layout), self.rung))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score a packed mask on one rung of the search probes."""
+
+    bits: NDArray[np.uint8]
+    rung: int
+
+    @classmethod
+    def of(cls, mask: torch.Tensor, rung: int) -> Score:
+        """Pack a flat bool mask into a small message."""
+        return cls(pack(mask), rung)
+
+    def run(self, bench: Bench) -> float:
+        """Return the fitness."""
+        return bench.fitness(unpack(self.bits, bench.layout.total), self.rung)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judge a packed mask on the guard."""
+
+    bits: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, mask: torch.Tensor) -> Judge:
+        """Pack a flat bool mask into a small message."""
+        return cls(pack(mask))
+
+    def run(self, bench: Bench) -> Verdict:
+        """Return agreement and fitness on the guard."""
+        return bench.judge(unpack(self.bits, bench.layout.total))
+
+
+Task = Breed | Score | Judge

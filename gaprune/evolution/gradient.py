@@ -1,0 +1,99 @@
+"""Gradient-informed mutation: a few straight-through steps on the scores, on fresh probes.
+
+The gradient passes the top-k as if it were the identity (Ramanujan et al. 2020, eq. 4 and 5): a
+score moves by −w · ∂L/∂(w·m). Here it is a mutation: short, with its own step length, judged by
+selection like any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from gaprune.bench import Bench, Shown
+from gaprune.errors import InputError
+from gaprune.evolution.genome import Genes, align
+from gaprune.supermask import global_mask, layer_counts, masked_weights
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How long and how far.
+
+    Attributes:
+        steps: gradient steps, one batch each.
+        rate: Euclidean length of one step in score ranks, before momentum.
+        batch: inputs per step.
+        momentum: of the normalised gradients.
+        memory: decay of the average over the scores on the way; the average is what is returned.
+    """
+
+    steps: int
+    rate: float
+    batch: int
+    momentum: float = 0.9
+    memory: float = 0.95
+
+
+def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Generator) -> Genes:
+    """Return genes whose scores have moved down the loss on fresh probes.
+
+    Where layers have their own counts, the scores are aligned first, so that weights may move
+    between layers under the exact total; genes of scope `layer` keep their counts.
+
+    Raises:
+        InputError: the objective has no loss to differentiate.
+    """
+    if bench.objective.loss is None:
+        raise InputError(
+            f"objective: {bench.objective.name!r} is a black box without gradients; "
+            "use --preset black-box"
+        )
+    layout = bench.layout
+    if not genes.fixed:
+        genes = align(genes, layout)
+    scores, velocity = genes.scores.clone(), torch.zeros_like(genes.scores)
+    mean, weight = torch.zeros_like(scores), 0.0
+    for _ in range(plan.steps):
+        mask = _express(genes, scores, bench)
+        gradient = _score_gradient(bench, mask, bench.draw(plan.batch, generator))
+        length = float(gradient.norm())
+        if length > 0 and length < torch.inf:
+            velocity.mul_(plan.momentum).add_(gradient, alpha=(1 - plan.momentum) / length)
+        scores.sub_(velocity, alpha=plan.rate)
+        mean.mul_(plan.memory).add_(scores, alpha=1 - plan.memory)
+        weight = plan.memory * weight + 1 - plan.memory
+    return _settle(genes, mean.div_(weight), bench)
+
+
+def _express(genes: Genes, scores: Tensor, bench: Bench) -> Tensor:
+    if genes.fixed:
+        return genes.with_scores(scores).express(bench.layout)
+    return global_mask(scores, bench.layout, genes.keep)
+
+
+def _settle(genes: Genes, scores: Tensor, bench: Bench) -> Genes:
+    """Put moved scores back into genes; free counts become those of the common ranking."""
+    if genes.counts is None or genes.fixed:
+        return genes.with_scores(scores)
+    counts = layer_counts(global_mask(scores, bench.layout, genes.keep), bench.layout)
+    return Genes(scores, tuple(counts), genes.keep)
+
+
+def _score_gradient(bench: Bench, mask: Tensor, shown: Shown) -> Tensor:
+    """Return ∂L/∂score of the straight-through estimator, flat `[total]`: w · ∂L/∂(w·m)."""
+    assert bench.objective.loss is not None
+    kept = masked_weights(bench.weights, bench.layout.split(mask))
+    leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
+    with torch.enable_grad():
+        outputs = functional_call(bench.model, leaves, (shown.inputs,))
+        loss = bench.objective.loss(outputs, shown.teacher, shown.labels)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+    parts = [
+        (gradient * weight).reshape(-1)
+        for gradient, weight in zip(gradients, bench.weights.values(), strict=True)
+    ]
+    return torch.cat(parts).float()

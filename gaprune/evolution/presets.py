@@ -1,0 +1,90 @@
+"""Named ways to search: which operators, how many, who survives. Plain data over one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gaprune.errors import unknown_name
+
+NONE = "none"  # stands for "no crossover" and "no mutation" among the operators
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A way to search.
+
+    Attributes:
+        description: one line for people.
+        crossovers: name → first probability; `NONE` copies the first parent.
+        mutations: the same for mutations.
+        options: mutation → keyword arguments.
+        gradient: whether every child is refined by straight-through gradient steps.
+        seeding: `baselines` (every data-free baseline at the same budget) or `kaiming`.
+        selection: `tournament` or `roulette`.
+        elitist: whether parents compete with their children; otherwise children replace them.
+        races: whether children are first scored on few probes and only the better half on all.
+        adaptive: whether operators that make better children are used more often.
+        defaults: settings that the user may override (`Settings` names).
+        scope, objective: what is used where the user names none; None leaves the settings alone.
+    """
+
+    description: str
+    crossovers: Mapping[str, float]
+    mutations: Mapping[str, float]
+    defaults: Mapping[str, Any]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gradient: bool = False
+    seeding: str = "baselines"
+    selection: str = "tournament"
+    elitist: bool = True
+    races: bool = True
+    adaptive: bool = True
+    scope: str | None = None
+    objective: str | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        description="memetic: crossover and mutation, then gradient steps on fresh probes",
+        crossovers={NONE: 0.35, "averaging": 0.45, "uniform": 0.1, "whole-layer": 0.1},
+        mutations={NONE: 0.6, "threshold-swap": 0.1, "budget-shift": 0.2, "gaussian": 0.1},
+        gradient=True,
+        defaults={
+            "population": 4,
+            "offspring": 4,
+            "steps": 40,
+            "rate": 3.0,
+            "batch": 64,
+            "generations": 10,
+        },
+    ),
+    "black-box": Preset(
+        description="crossover and mutation only; no gradient is ever taken",
+        crossovers={NONE: 0.4, "averaging": 0.2, "uniform": 0.2, "whole-layer": 0.1, "one-point": 0.1},
+        mutations={"threshold-swap": 0.4, "budget-shift": 0.2, "gaussian": 0.3, "uniform-reset": 0.1},
+        defaults={"population": 16, "offspring": 64, "generations": 100},
+    ),
+    "classic": Preset(
+        description="the original idea: random scores, roulette, one-point crossover, reset",
+        crossovers={"one-point": 1.0},
+        mutations={"uniform-reset": 1.0},
+        options={"uniform-reset": {"rate": 0.1, "low": -1.0, "high": 1.0}},
+        defaults={"population": 100, "offspring": 100, "generations": 20},
+        seeding="kaiming",
+        selection="roulette",
+        elitist=False,
+        races=False,
+        adaptive=False,
+        scope="layer",
+        objective="accuracy",
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by name, or say which there are."""
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name]

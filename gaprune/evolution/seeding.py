@@ -1,0 +1,89 @@
+"""The first population: every data-free baseline at the same budget, or the original's noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.budget import keep_total, uniform_counts
+from gaprune.errors import GapruneError, InputError
+from gaprune.evolution.genome import Genes, seed_genes
+from gaprune.saliency import SALIENCIES, Network, score
+from gaprune.supermask import Layout
+
+LAYERWISE = "-layer"  # marks a criterion ranked inside layers of equal density
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A one-shot mask at the budget: its name and its genes."""
+
+    name: str
+    genes: Genes
+
+
+def baselines(
+    network: Network,
+    probes: Tensor,
+    sparsity: float,
+    scope: str,
+    generator: torch.Generator,
+    *,
+    gradients: bool = True,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Iterator[Baseline]:
+    """Yield every data-free baseline at a budget, one at a time.
+
+    Each criterion is ranked over all layers; magnitude also inside layers of equal density. Where
+    scope is `layer`, all of them are.
+
+    Args:
+        network: the dense network.
+        probes: for the criteria that look at inputs, `[N, …]`.
+        sparsity: fraction of weights to remove.
+        scope: `allocated`, `global` or `layer`.
+        generator: for the random criterion.
+        gradients: False leaves out the criteria that differentiate the network.
+        warn: told of a criterion that cannot be computed on this network.
+    """
+    layout = network.layout
+    keep = keep_total(layout, sparsity)
+    for name, saliency in SALIENCIES.items():
+        if saliency.takes_gradients and not gradients:
+            continue
+        try:
+            scores = score(name, network, probes, generator, density=1 - sparsity)
+        except (GapruneError, RuntimeError) as error:
+            warn(f"baseline {name} is left out: {error}")
+            continue
+        if scope != "layer":
+            yield Baseline(name, seed_genes(scores, layout, keep, scope))
+        if scope == "layer" or name == "magnitude":
+            try:
+                uniform = uniform_counts(layout, sparsity)
+            except InputError:
+                if scope == "layer":
+                    raise
+                continue  # a tiny layer would be emptied; the other baselines remain
+            genes = seed_genes(scores, layout, keep, scope, uniform)
+            yield Baseline(name if scope == "layer" else name + LAYERWISE, genes)
+
+
+def kaiming_population(
+    layout: Layout, sparsity: float, scope: str, count: int, generator: torch.Generator
+) -> Iterator[Genes]:
+    """Yield genes of random scores, ranked by size: Kaiming-uniform per layer, as first written."""
+    counts = tuple(uniform_counts(layout, sparsity)) if scope == "layer" else None
+    keep = keep_total(layout, sparsity)
+    for _ in range(count):
+        layers = [
+            nn.init.kaiming_uniform_(
+                torch.empty(shape if len(shape) > 1 else (1, *shape)), a=5**0.5, generator=generator
+            )
+            for shape in layout.shapes
+        ]
+        scores = torch.cat([layer.reshape(-1) for layer in layers])
+        yield Genes(scores, counts, keep, fixed=scope == "layer", absolute=True)

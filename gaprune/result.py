@@ -1,0 +1,145 @@
+"""What a pruning run gives back: the masks, the pruned network, and the record of how."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from gaprune.records import BaselineScore, Generation, LayerCount, Receipt
+from gaprune.supermask import attach, masked_weights
+from gaprune.target import Target
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A pruned network and everything known about it.
+
+    Attributes:
+        target: the dense network; it was not changed.
+        masks: parameter name → bool tensor of its shape, true where the weight stays.
+        method: `evolved`, or the one-shot criterion.
+        preset: the kind of search, or None for a one-shot criterion.
+        origin: the operators or the baseline that made the mask.
+        sparsity: the fraction of weights asked to be removed.
+        search: agreement with the dense network on the probes that selected, or None where
+            nothing was searched.
+        guard: agreement on the probes that judged.
+        accuracy: on the labelled test set, or None.
+        dense_accuracy: the same for the dense network.
+        baselines: name → how it does at the same budget.
+        receipt: what the network was shown.
+        history: one record per generation.
+        stopped: why the search ended: `generations`, `evaluations`, `seconds`, `stagnation`,
+            `interrupted`, or `one-shot`.
+        evaluations: candidates scored; every gradient step counts as one.
+        seconds: of the whole run.
+        settings: every setting, as used.
+        front: with `pareto`, the non-dominated networks found: sparsity, agreement on the guard.
+        front_masks: their masks, in the same order.
+        versions: of gaprune, Python, torch, numpy, deap.
+    """
+
+    target: Target
+    masks: Mapping[str, Tensor] = field(repr=False)
+    method: str
+    preset: str | None
+    origin: str
+    sparsity: float
+    search: float | None
+    guard: float
+    accuracy: float | None
+    dense_accuracy: float | None
+    baselines: Mapping[str, BaselineScore]
+    receipt: Receipt
+    history: Sequence[Generation] = field(repr=False)
+    stopped: str
+    evaluations: int
+    seconds: float
+    settings: Mapping[str, Any] = field(repr=False)
+    front: Sequence[Mapping[str, float]] = ()
+    front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
+    versions: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def layers(self) -> list[LayerCount]:
+        """Every prunable layer with its total and kept weights."""
+        return [
+            LayerCount(name, mask.numel(), int(mask.count_nonzero()))
+            for name, mask in self.masks.items()
+        ]
+
+    @property
+    def kept(self) -> int:
+        """Weights that stay."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def actual_sparsity(self) -> float:
+        """The fraction of prunable weights that was removed."""
+        return 1 - self.kept / self.target.layout.total
+
+    @property
+    def best_baseline(self) -> str | None:
+        """The baseline that agrees most on the guard."""
+        return max(self.baselines, key=lambda name: self.baselines[name].agreement, default=None)
+
+    @property
+    def margin(self) -> float | None:
+        """Agreement on the guard above that of the best baseline; never negative when evolved."""
+        best = self.best_baseline
+        return None if best is None else self.guard - self.baselines[best].agreement
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the pruned network's state: dropped weights are 0, kept ones bit-identical."""
+        pruned = masked_weights(self.target.weights, self.masks)
+        by_memory = {
+            (dense.data_ptr(), dense.shape): pruned[name]
+            for name, dense in self.target.weights.items()
+        }  # a tied parameter has several names and one memory
+        return {
+            key: by_memory.get((value.data_ptr(), value.shape), value).detach().clone()
+            for key, value in self.target.model.state_dict().items()
+        }
+
+    def pruned_model(self) -> nn.Module:
+        """Return a copy of the network with the masks written into its weights."""
+        model = copy.deepcopy(self.target.model)
+        model.load_state_dict(self.state_dict())
+        return model
+
+    def masked_model(self) -> nn.Module:
+        """Return a copy with the masks attached as parametrizations (see `supermask.attach`)."""
+        return attach(copy.deepcopy(self.target.model), self.masks)
+
+    def record(self) -> dict[str, Any]:
+        """Return the content of `result.json`: plain data, the schema of the README."""
+        return {
+            "schema": SCHEMA,
+            "target": self.target.name,
+            "origin": self.target.origin,
+            "weights_sha256": self.target.weights_sha256,
+            "method": self.method,
+            "preset": self.preset,
+            "made_by": self.origin,
+            "sparsity": {"asked": self.sparsity, "actual": self.actual_sparsity},
+            "layers": [vars(layer) for layer in self.layers],
+            "agreement": {"search": self.search, "guard": self.guard},
+            "accuracy": {"dense": self.dense_accuracy, "pruned": self.accuracy},
+            "baselines": {name: vars(score) for name, score in self.baselines.items()},
+            "best_baseline": self.best_baseline,
+            "margin": self.margin,
+            "receipt": vars(self.receipt),
+            "front": [dict(point) for point in self.front],
+            "stopped": self.stopped,
+            "evaluations": self.evaluations,
+            "seconds": round(self.seconds, 3),
+            "seed": self.settings["seed"],
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+        }

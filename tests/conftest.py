@@ -1,0 +1,38 @@
+"""What all tests share: one torch thread, reproducible examples, one Ray for those that need it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Read by Ray when it starts: no report over the network, no warning about its future default.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+# Results are promised for a fixed number of threads, and two busy processes starve each other.
+torch.set_num_threads(1)
+
+# The first example of a property often pays for an import, so a deadline would strike at random.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A real Ray of two CPUs, started by the first test that asks and stopped after the last."""
+    import ray  # noqa: PLC0415 - seconds that most test runs can do without
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=256 * 1024**2,
+    )
+    yield
+    ray.shutdown()
