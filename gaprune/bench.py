@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.objectives import Objective, finite
-from gaprune.probes.plan import Mixture
+from gaprune.probes.mixture import Mixture
 from gaprune.supermask import Layout, masked_weights
 
 CHUNK = 256  # inputs per forward pass: bounds the memory of activations

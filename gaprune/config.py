@@ -27,12 +27,18 @@ class Settings(BaseModel):
     method: str = Field(EVOLVED, description="'evolved', or the name of a one-shot saliency")
     preset: str = Field("default", description="default, black-box or classic")
     scope: str = Field("allocated", description="allocated, global or layer")
-    objective: str = Field("auto", description="auto, kl, agreement, accuracy, relative-error or file.py:function")
-    probes: tuple[str, ...] = Field(("procedural",), description="generators or files shown to the network")
+    objective: str = Field(
+        "auto", description="auto, kl, agreement, accuracy, relative-error or file.py:function"
+    )
+    probes: tuple[str, ...] = Field(
+        ("procedural",), description="generators or files shown to the network"
+    )
     guard: str = Field("auto", description="generator or file that judges and never selects")
     probe_count: int = Field(1024, ge=1, description="inputs that score the candidates")
     guard_count: int = Field(1024, ge=1, description="inputs that judge them")
-    pool_count: int = Field(16384, ge=1, description="inputs of a file used for gradient steps, at most")
+    pool_count: int = Field(
+        16384, ge=1, description="inputs of a file used for gradient steps, at most"
+    )
     impressions: int = Field(1024, ge=1, description="class impressions to synthesise")
     seed: int = Field(0, ge=0, lt=2**32)
     workers: int = Field(1, ge=1, description="1 searches in this process, more start Ray actors")
@@ -45,7 +51,9 @@ class Settings(BaseModel):
     generations: int | None = Field(None, ge=0, description="stop after so many generations")
     evaluations: int | None = Field(None, ge=1, description="stop after so many evaluations")
     seconds: float | None = Field(None, gt=0, description="stop after so much time")
-    stagnation: int | None = Field(None, ge=1, description="stop after so many generations without gain")
+    stagnation: int | None = Field(
+        None, ge=1, description="stop after so many generations without gain"
+    )
     pareto: bool = Field(False, description="evolve agreement against sparsity with NSGA-II")
 
     def replace(self, **changes: Any) -> Settings:

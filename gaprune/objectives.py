@@ -95,7 +95,9 @@ OBJECTIVES: dict[str, Objective] = {
     "kl": Objective("kl", _minus(divergence), divergence, agreement),
     "agreement": Objective("agreement", agreement, divergence, agreement),
     "accuracy": Objective("accuracy", accuracy, cross_entropy, agreement, needs_labels=True),
-    "relative-error": Objective("relative-error", _minus(relative_error), relative_error, _explained),
+    "relative-error": Objective(
+        "relative-error", _minus(relative_error), relative_error, _explained
+    ),
 }
 AUTO = "auto"
 
@@ -135,6 +137,8 @@ def _user_objective(spec: str, judge: Measure) -> Objective:
         try:
             return torch.tensor(float(value), dtype=torch.float64)
         except (TypeError, ValueError) as error:
-            raise InputError(f"objective: {spec} must return one number, got {type(value).__name__}") from error
+            raise InputError(
+                f"objective: {spec} must return one number, got {type(value).__name__}"
+            ) from error
 
     return Objective(spec, fitness, None, judge)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gaprune.bench import Bench, Shown, Verdict, answers
 from gaprune.budget import SCOPES, keep_total
 from gaprune.config import EVOLVED, Settings, make_settings
+from gaprune.cost import macs_per_input, suitable_batch
 from gaprune.errors import InputError, unknown_name
 from gaprune.evolution.breeding import Judge, derive_seed
 from gaprune.evolution.engine import Evolution, Outcome, Plan
@@ -158,6 +159,9 @@ class _Run:
     def _bench(self, plan: ProbePlan) -> Bench:
         target = self.target
         search, guard = _shown(target, plan.search), _shown(target, plan.guard)
+        if self.preset.gradient and self.settings.batch is None:
+            batch = suitable_batch(macs_per_input(target.model, search.inputs[:1]))
+            self.settings = self.settings.replace(batch=batch)
         objective = find_objective(self.settings.objective, search.teacher)
         if objective.needs_labels and search.labels is None:
             raise InputError(
@@ -178,7 +182,9 @@ class _Run:
             search=search,
             guard=guard,
             fresh=plan.fresh,
-            pool=None if plan.pool is None or not self.preset.gradient else _shown(target, plan.pool),
+            pool=None
+            if plan.pool is None or not self.preset.gradient
+            else _shown(target, plan.pool),
             pool_share=plan.pool_share,
             rungs=(max(1, count // RUNG_FRACTION), count),
         )
@@ -223,7 +229,11 @@ class _Run:
         if preset.seeding == "baselines":
             return evolution.run(seeds, verdicts)
         genes = kaiming_population(
-            self.layout, settings.sparsity, settings.scope, evolution.plan.population, self.generator
+            self.layout,
+            settings.sparsity,
+            settings.scope,
+            evolution.plan.population,
+            self.generator,
         )
         return evolution.run([Individual(one, self.layout, "kaiming") for one in genes])
 
@@ -332,4 +342,7 @@ def _shown(target: Target, samples: Samples) -> Shown:
 
 def _versions() -> dict[str, str]:
     packages = ("gaprune", "torch", "numpy", "deap", "ray")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }

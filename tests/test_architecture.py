@@ -179,4 +179,4 @@ def test_no_committed_text_names_a_place_on_somebodys_machine() -> None:
             continue
         texts += 1
         assert not needles.findall(text), f"{path.relative_to(ROOT)} names a place"
-    assert texts > len(MODULES)
+    assert texts > 40  # the project, not an empty folder

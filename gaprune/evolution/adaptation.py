@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-FLOOR = 0.05  # no operator dies out: it may be needed later
+FLOOR = 0.02  # no operator dies out: it may be needed later
 MEMORY = 0.9  # of the running success rate, per child
 
 

@@ -155,7 +155,7 @@ class Evolution:
             if not self._state.leaders:
                 raise
             stopped = "interrupted"
-        best, verdict = max(self._state.leaders.values(), key=_by_guard)
+        best, verdict = self._choose(verdicts or {})
         return Outcome(
             best=best,
             verdict=verdict,
@@ -297,6 +297,17 @@ class Evolution:
         if self._report is not None:
             self._report(record)
 
+    def _choose(self, known: Mapping[str, Verdict]) -> tuple[Individual, Verdict]:
+        """Pick the fittest on the guard among those that agree there at least like the baselines.
+
+        Fitness tells candidates apart that agree on the same number of inputs, so it decides; the
+        best baseline's agreement is the bar, which it meets itself.
+        """
+        bar = max((verdict.agreement for verdict in known.values()), default=0.0)
+        judged = self._state.leaders.values()
+        eligible = [one for one in judged if one[1].agreement >= bar]
+        return max(eligible or judged, key=lambda one: one[1].fitness)
+
     def _limit(self, started: float) -> str | None:
         plan, state = self.plan, self._state
         reached = {
@@ -311,10 +322,6 @@ class Evolution:
 
 def _same(a: Individual, b: Individual) -> bool:
     return a.key == b.key
-
-
-def _by_guard(judged: tuple[Individual, Verdict]) -> tuple[float, float]:
-    return judged[1].agreement, judged[1].fitness
 
 
 def _distinct(individuals: Sequence[Individual]) -> list[Individual]:

@@ -24,7 +24,13 @@ Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]
 
 
 def uniform_reset(
-    genes: Genes, layout: Layout, generator: Generator, *, rate: float = 0.002, low: float | None = None, high: float | None = None
+    genes: Genes,
+    layout: Layout,
+    generator: Generator,
+    *,
+    rate: float = 0.002,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Genes:
     """Draw a fraction `rate` of the scores anew, uniformly between `low` and `high`.
 

@@ -49,21 +49,31 @@ PRESETS: dict[str, Preset] = {
     "default": Preset(
         description="memetic: crossover and mutation, then gradient steps on fresh probes",
         crossovers={NONE: 0.35, "averaging": 0.45, "uniform": 0.1, "whole-layer": 0.1},
-        mutations={NONE: 0.6, "threshold-swap": 0.1, "budget-shift": 0.2, "gaussian": 0.1},
+        mutations={NONE: 0.85, "threshold-swap": 0.05, "budget-shift": 0.05, "gaussian": 0.05},
         gradient=True,
         defaults={
             "population": 4,
             "offspring": 4,
-            "steps": 40,
-            "rate": 3.0,
-            "batch": 64,
-            "generations": 10,
+            "steps": 60,
+            "rate": 2.0,
+            "generations": 8,
         },
     ),
     "black-box": Preset(
         description="crossover and mutation only; no gradient is ever taken",
-        crossovers={NONE: 0.4, "averaging": 0.2, "uniform": 0.2, "whole-layer": 0.1, "one-point": 0.1},
-        mutations={"threshold-swap": 0.4, "budget-shift": 0.2, "gaussian": 0.3, "uniform-reset": 0.1},
+        crossovers={
+            NONE: 0.4,
+            "averaging": 0.2,
+            "uniform": 0.2,
+            "whole-layer": 0.1,
+            "one-point": 0.1,
+        },
+        mutations={
+            "threshold-swap": 0.4,
+            "budget-shift": 0.2,
+            "gaussian": 0.3,
+            "uniform-reset": 0.1,
+        },
         defaults={"population": 16, "offspring": 64, "generations": 100},
     ),
     "classic": Preset(

@@ -3,62 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gaprune.config import Settings
-from gaprune.errors import InputError, unknown_name
-from gaprune.inputs import InputSpec
-from gaprune.probes.affinity import affinities, shares
-from gaprune.probes.draws import Generator_, to_network
-from gaprune.probes.files import ALIASES, read_probes
+from gaprune.errors import InputError
+from gaprune.probes.affinity import affinities
 from gaprune.probes.impressions import impressions
-from gaprune.probes.noise import NOISE
+from gaprune.probes.mixture import Mixture, as_network, mix_generators
 from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.receipt import make_receipt
+from gaprune.probes.requests import (
+    AUTO,
+    NOISY,
+    PROCEDURAL,
+    Request,
+    generators,
+    parse_file,
+    parse_probes,
+    read,
+)
 from gaprune.probes.samples import Samples
 from gaprune.records import Receipt
 from gaprune.target import Target
 
-PROCEDURAL, IMPRESSIONS, NOISY, AUTO = "procedural", "impressions", "noise", "auto"
-FILE_RUNGS = ("unlabelled", "labelled", "proxy")  # prefixes of a path; a bare path is unlabelled
-NEGLIGIBLE = 0.01  # a generator with a smaller share of the batch is left out
 GUARD_FRACTION = 0.2  # of a file, held out to judge
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Generators and their shares: fresh inputs at every call.
-
-    Attributes:
-        spec: what one input looks like.
-        portions: generator name → share of a batch; they add up to 1.
-        dtype: what the network computes in (token ids stay int64).
-    """
-
-    spec: InputSpec
-    portions: Mapping[str, float]
-    dtype: torch.dtype = torch.float32
-
-    def draw_unit(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `[count, *spec.shape]` in the unit range."""
-        table = _generators(self.spec)
-        chances = torch.tensor(list(self.portions.values()), dtype=torch.float64)
-        drawn = torch.multinomial(chances, count, replacement=True, generator=generator)
-        counts = drawn.bincount(minlength=len(chances)).tolist()
-        return torch.cat(
-            [
-                table[name](self.spec, many, generator)
-                for name, many in zip(self.portions, counts, strict=True)
-                if many
-            ]
-        )
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `[count, *spec.shape]` as the network takes them."""
-        return _as_network(self.spec, self.draw_unit(count, generator), self.dtype)
+INVERSION = "inversion"
 
 
 @dataclass(frozen=True)
@@ -81,174 +53,114 @@ class ProbePlan:
     pool: Samples | None
     pool_share: float
     receipt: Receipt
-    affinity: Mapping[str, float] = field(default_factory=dict)
+    affinity: Mapping[str, float]
 
 
 def plan_probes(target: Target, settings: Settings, generator: torch.Generator) -> ProbePlan:
     """Make the probes that the settings ask for.
 
     `procedural` means: the teacher weighs the generators of its kind (`affinities`); the runner-up
-    is set aside as guard, the others share the batch by their affinity.
+    is set aside as guard, the others share the batch by their affinity. A file is split: a part is
+    held out as guard.
 
     Raises:
         InputError: an unknown probe or guard, or a file that does not fit the network.
     """
     spec = target.inputs
-    names, files, synthesise = _sort(settings.probes, spec)
-    table = _generators(spec)
-    procedural = GENERATORS[spec.kind]
-    affinity = affinities(target.model, spec, procedural, generator, target.dtype)
-    guard_name = _guard_name(settings.guard, affinity, names)
-    mixture = None
-    if names or synthesise:
-        chosen = {name: affinity[name] for name in affinity if name != guard_name}
-        explicit = [name for name in names if name != PROCEDURAL]
-        portions = shares(chosen) if PROCEDURAL in names or not names else {}
-        portions = {name: part for name, part in portions.items() if part >= NEGLIGIBLE}
-        total = sum(portions.values()) or 1.0
-        parts = len(explicit) + bool(portions)
-        portions = {name: part / total / parts for name, part in portions.items()}
-        for name in explicit:
-            portions[name] = portions.get(name, 0.0) + 1 / parts
-        mixture = Mixture(spec, {n: p for n, p in portions.items() if n in table}, target.dtype)
-    held = [_read(text, target) for text in files]
-    guard, held = _make_guard(settings, guard_name, held, target, generator)
-    if synthesise and mixture is not None:
-        held.append(_synthesise(target, mixture, settings.impressions, generator))
-    fresh = mixture if names else None
+    request = parse_probes(settings.probes, spec)
+    affinity = affinities(target.model, spec, GENERATORS[spec.kind], generator, target.dtype)
+    held = [(file.rung, _typed(read(file, spec), target)) for file in request.files]
+    judge = None if held and settings.guard == AUTO else _judge(settings.guard, affinity, request)
+    mixture = Mixture(spec, mix_generators(request.names, affinity, judge), target.dtype)
+    fresh = mixture if request.names else None
+    guard, held = _split_guard(settings, judge, held, target, generator)
+    if request.impressions:
+        held.append((INVERSION, _synthesise(target, mixture, settings.impressions, generator)))
+
     pool = _join([samples for _, samples in held])
+    if pool is not None:
+        pool = _pick(pool, _shuffle(pool, generator)[: settings.pool_count])
     share = 0.0 if pool is None else 1.0 if fresh is None else 0.5
-    search = _search_set(settings, fresh, pool, share, generator)
-    rungs = [rung for rung, _ in held] + [_rung(name) for name in names] or ["none"]
+    search = _search_set(settings.probe_count, fresh, pool, share, generator)
+    names = [NOISY if name == NOISY else PROCEDURAL for name in request.names]
     sources = [samples.source for _, samples in held]
     if fresh is not None:
-        listing = ", ".join(f"{name} {part:.0%}" for name, part in fresh.portions.items())
-        sources.append(f"fresh generated inputs at every step: {listing}")
-    kept = pool if fresh is None and pool is not None else search
-    receipt = make_receipt(rungs, sources, kept, guard, fresh=fresh is not None)
+        sources.append(f"generated, fresh at every gradient step: {fresh.description}")
+    receipt = make_receipt(
+        [*(rung for rung, _ in held), *names],
+        sources,
+        pool or search,
+        guard,
+        fresh=fresh is not None,
+    )
     return ProbePlan(search, guard, fresh, pool, share, receipt, affinity)
 
 
-def valid_probes(spec: InputSpec) -> list[str]:
-    """Return every name that `--probes` takes for this kind of input, files aside."""
-    return [PROCEDURAL, IMPRESSIONS, NOISY, *GENERATORS[spec.kind], *ALIASES]
-
-
-def _generators(spec: InputSpec) -> dict[str, Generator_]:
-    return {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]["uniform"]}
-
-
-def _rung(name: str) -> str:
-    return NOISY if name == NOISY else PROCEDURAL
-
-
-def _sort(probes: Sequence[str], spec: InputSpec) -> tuple[list[str], list[str], bool]:
-    """Split `--probes` into generator names, files, and whether impressions are wanted."""
-    if not probes:
-        raise InputError(f"probes: name at least one of {', '.join(valid_probes(spec))}, or a file")
-    table = _generators(spec)
-    names = [name for name in probes if name == PROCEDURAL or name in table]
-    files = [name for name in probes if name not in names and name != IMPRESSIONS]
-    for text in files:
-        path = text.partition(":")[2] if text.partition(":")[0] in FILE_RUNGS else text
-        if path not in ALIASES and not any(mark in path for mark in "./\\+") and not _exists(path):
-            raise unknown_name("probes", text, [*valid_probes(spec), "PATH", "proxy:PATH", "labelled:PATH"])
-    return names, files, IMPRESSIONS in probes
-
-
-def _exists(path: str) -> bool:
-    from pathlib import Path
-
-    return bool(path) and Path(path).exists()
-
-
-def _guard_name(guard: str, affinity: Mapping[str, float], names: Sequence[str]) -> str | None:
-    """Choose the generator that judges: the runner-up, or the best one that the search lacks."""
+def _judge(guard: str, affinity: Mapping[str, float], request: Request) -> str | None:
+    """Name the generator that judges: the runner-up, or the best one that the search lacks."""
     if guard != AUTO:
-        return guard if guard in affinity else None
-    rest = [name for name in affinity if name not in names]
+        return guard
+    rest = [name for name in affinity if name not in request.names]
     if not rest:
-        return next(iter(affinity))
-    return rest[1] if len(rest) > 1 and (PROCEDURAL in names or not names) else rest[0]
+        return next(iter(affinity))  # all are in the search: another seed must do
+    runner_up = len(rest) > 1 and (PROCEDURAL in request.names or not request.names)
+    return rest[1] if runner_up else rest[0]
 
 
-def _make_guard(
+def _split_guard(
     settings: Settings,
-    guard_name: str | None,
+    judge: str | None,
     held: list[tuple[str, Samples]],
     target: Target,
     generator: torch.Generator,
 ) -> tuple[Samples, list[tuple[str, Samples]]]:
-    count = settings.guard_count
-    if settings.guard != AUTO and guard_name is None:
-        return _read_guard(settings.guard, target, count, generator), held
-    if settings.guard == AUTO and held:
+    """Make the guard set: a part of the first file, a generator's inputs, or a file of its own."""
+    count, spec = settings.guard_count, target.inputs
+    if judge is None:
         rung, samples = held[0]
-        order = torch.randperm(len(samples.inputs), generator=generator)
-        out = min(count, max(1, int(GUARD_FRACTION * len(order))))
+        order = _shuffle(samples, generator)
         if len(order) < 2:
-            raise InputError(f"probes: {samples.source} must hold at least 2 inputs, one to search on and one to judge")
-        judge = _pick(samples, order[:out])._replace(source=f"held-out part of {samples.source}")
-        return judge, [(rung, _pick(samples, order[out:])), *held[1:]]
-    assert guard_name is not None
-    inputs = Mixture(target.inputs, {guard_name: 1.0}, target.dtype).draw(count, generator)
-    return Samples(inputs, None, f"procedural: {guard_name}, generated once"), held
-
-
-def _read_guard(text: str, target: Target, count: int, generator: torch.Generator) -> Samples:
-    if text == NOISY:
-        inputs = Mixture(target.inputs, {NOISY: 1.0}, target.dtype).draw(count, generator)
-        return Samples(inputs, None, "noise, generated once")
-    if not any(mark in text for mark in "./\\+:") and text not in ALIASES and not _exists(text):
-        raise unknown_name("guard", text, [AUTO, NOISY, *GENERATORS[target.inputs.kind], *ALIASES, "PATH"])
-    _, samples = _read(text, target)
-    order = torch.randperm(len(samples.inputs), generator=generator)[:count]
-    return _pick(samples, order)
-
-
-def _read(text: str, target: Target) -> tuple[str, Samples]:
-    head, _, tail = text.partition(":")
-    rung, path = (head, tail) if head in FILE_RUNGS else (FILE_RUNGS[0], text)
-    samples = read_probes(path, target.inputs)
-    if target.inputs.kind != "tokens":
-        samples = samples._replace(inputs=samples.inputs.to(target.dtype))
-    if rung != "labelled":
-        return rung, samples._replace(labels=None, source=samples.source.replace("labelled)", "labels not used)") if samples.labels is not None else samples.source)
-    if samples.labels is None:
-        raise InputError(
-            f"probes: {text} holds no labels; drop the prefix 'labelled:', or give a file with "
-            "labels (npz keys x and y, or IMAGES+LABELS)"
-        )
-    return rung, samples
+            raise InputError(
+                f"probes: {samples.source} must hold at least 2 inputs, one to search on and one "
+                f"to judge on; got {len(order)}"
+            )
+        out = min(count, max(1, int(GUARD_FRACTION * len(order))))
+        guard = _pick(samples, order[:out])._replace(source=f"held-out part of {samples.source}")
+        return guard, [(rung, _pick(samples, order[out:])), *held[1:]]
+    if judge in generators(spec):
+        inputs = Mixture(spec, {judge: 1.0}, target.dtype).draw(count, generator)
+        return Samples(inputs, None, f"generated: {judge}, from another seed"), held
+    file = parse_file("guard", judge, [AUTO, *generators(spec)])
+    samples = _typed(read(file, spec), target)
+    return _pick(samples, _shuffle(samples, generator)[:count]), held
 
 
 def _synthesise(
     target: Target, mixture: Mixture, count: int, generator: torch.Generator
-) -> tuple[str, Samples]:
-    starts = mixture.draw_unit(count, generator)
+) -> Samples:
+    starts = mixture.draw_unit(count, generator).to(target.dtype)
     made = impressions(target.model, target.inputs, starts, generator)
-    inputs = _as_network(target.inputs, made, target.dtype)
-    return "inversion", Samples(inputs, None, f"{count} class impressions from procedural starts")
+    source = f"{count} class impressions, started from {mixture.description}"
+    return Samples(as_network(target.inputs, made, target.dtype), None, source)
 
 
 def _search_set(
-    settings: Settings,
+    count: int,
     fresh: Mixture | None,
     pool: Samples | None,
     share: float,
     generator: torch.Generator,
 ) -> Samples:
+    """Draw the inputs that select, in random order, so that every rung is a fair sample."""
     parts: list[Samples] = []
     if pool is not None:
-        many = min(len(pool.inputs), round(settings.probe_count * share))
-        parts.append(_pick(pool, torch.randperm(len(pool.inputs), generator=generator)[:many]))
+        parts.append(_pick(pool, _shuffle(pool, generator)[: max(1, round(count * share))]))
     if fresh is not None:
-        made = settings.probe_count - sum(len(part.inputs) for part in parts)
-        parts.append(Samples(fresh.draw(max(1, made), generator), None, "generated"))
+        rest = max(1, count - sum(len(part.inputs) for part in parts))
+        parts.append(Samples(fresh.draw(rest, generator), None, fresh.description))
     joined = _join(parts)
-    assert joined is not None
-    order = torch.randperm(len(joined.inputs), generator=generator)  # every rung is a fair sample
-    return _pick(joined, order)
+    assert joined is not None  # a request names at least one source
+    return _pick(joined, _shuffle(joined, generator))
 
 
 def _join(parts: Sequence[Samples]) -> Samples | None:
@@ -268,6 +180,10 @@ def _pick(samples: Samples, index: Tensor) -> Samples:
     return Samples(samples.inputs[index], labels, samples.source)
 
 
-def _as_network(spec: InputSpec, unit: Tensor, dtype: torch.dtype) -> Tensor:
-    inputs = to_network(spec, unit)
-    return inputs if spec.kind == "tokens" else inputs.to(dtype)
+def _shuffle(samples: Samples, generator: torch.Generator) -> Tensor:
+    return torch.randperm(len(samples.inputs), generator=generator)
+
+
+def _typed(samples: Samples, target: Target) -> Samples:
+    floating = samples.inputs.is_floating_point()
+    return samples._replace(inputs=samples.inputs.to(target.dtype)) if floating else samples

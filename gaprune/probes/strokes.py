@@ -107,7 +107,9 @@ def _shape(count: int, points: int, generator: torch.Generator) -> Tensor:
     angle = 2 * math.pi * time
     order = torch.arange(1, 4).view(1, -1, 1)
     phases = uniform(generator, count, 3, 1, high=2 * math.pi)
-    waves = (0.5 * normal(generator, count, 3, 1) / order * torch.cos(order * angle[:, None] + phases))
+    waves = (
+        0.5 * normal(generator, count, 3, 1) / order * torch.cos(order * angle[:, None] + phases)
+    )
     radius = 1 + waves.sum(1)
     loop = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
 

@@ -116,7 +116,9 @@ def _fetch(reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        raise GapruneError(f"workers: a Ray actor was lost ({type(error).__name__}: {error})") from error
+        raise GapruneError(
+            f"workers: a Ray actor was lost ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _start_ray(count: int) -> None:

@@ -1,0 +1,86 @@
+"""What the user wrote behind `--probes` and `--guard`: generators, files, rungs of the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gaprune.errors import InputError, unknown_name
+from gaprune.inputs import InputSpec
+from gaprune.probes.draws import Generator_
+from gaprune.probes.files import ALIASES, read_probes
+from gaprune.probes.noise import NOISE
+from gaprune.probes.procedural import GENERATORS
+from gaprune.probes.samples import Samples
+
+PROCEDURAL, IMPRESSIONS, NOISY, AUTO = "procedural", "impressions", "noise", "auto"
+FILE_RUNGS = ("unlabelled", "labelled", "proxy")  # prefixes of a path; a bare path is unlabelled
+PATH_FORMS = ("PATH", "labelled:PATH", "proxy:PATH")
+
+
+@dataclass(frozen=True)
+class FileRequest:
+    """A file of inputs and the rung of the ladder that the user says it is."""
+
+    rung: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `--probes` asks for.
+
+    Attributes:
+        names: generators, and `procedural` for the mixture that the teacher picks.
+        files: inputs from files.
+        impressions: whether class impressions are wanted.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[FileRequest, ...]
+    impressions: bool
+
+
+def generators(spec: InputSpec) -> dict[str, Generator_]:
+    """Return every generator for this kind of input by name; noise is one of them."""
+    return {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]["uniform"]}
+
+
+def parse_probes(probes: Sequence[str], spec: InputSpec) -> Request:
+    """Sort what `--probes` lists.
+
+    Raises:
+        InputError: an empty list, or a name that is no generator and no path.
+    """
+    known = [PROCEDURAL, IMPRESSIONS, *generators(spec)]
+    if not probes:
+        raise InputError(f"probes: name at least one of {', '.join(known)}, or a file")
+    return Request(
+        names=tuple(name for name in probes if name in known and name != IMPRESSIONS),
+        files=tuple(parse_file("probes", text, known) for text in probes if text not in known),
+        impressions=IMPRESSIONS in probes,
+    )
+
+
+def parse_file(argument: str, text: str, known: Sequence[str]) -> FileRequest:
+    """Split `rung:path`; something that can't be a path is reported as an unknown name."""
+    head, _, tail = text.partition(":")
+    rung, path = (head, tail) if head in FILE_RUNGS else (FILE_RUNGS[0], text)
+    looks_like_path = any(mark in path for mark in "./\\+")
+    if path not in ALIASES and not looks_like_path and not (path and Path(path).exists()):
+        raise unknown_name(argument, text, [*known, *ALIASES, *PATH_FORMS])
+    return FileRequest(rung, path)
+
+
+def read(request: FileRequest, spec: InputSpec) -> Samples:
+    """Read a file; labels are kept on the rung `labelled` only, where there must be some."""
+    samples = read_probes(request.path, spec)
+    if request.rung != "labelled":
+        return Samples(samples.inputs, None, f"{request.path} without labels ({request.rung})")
+    if samples.labels is None:
+        raise InputError(
+            f"probes: {request.path} holds no labels; drop the prefix 'labelled:', or give a file "
+            "with labels (npz keys x and y, or IMAGES+LABELS)"
+        )
+    return samples
