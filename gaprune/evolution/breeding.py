@@ -7,7 +7,7 @@ nor on the order; that is what makes one worker and many give the same masks, bi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -37,12 +37,14 @@ class Recipe:
         mutation: key of `MUTATIONS`, or None.
         options: keyword arguments of the mutation.
         refinement: gradient steps after that, or None.
+        keep: another budget for the child, under one ranking over all layers; None inherits.
     """
 
     crossover: str | None = None
     mutation: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
     refinement: Refinement | None = None
+    keep: int | None = None
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -78,6 +80,8 @@ class Breed:
         if self.recipe.mutation is not None:
             mutate = partial(MUTATIONS[self.recipe.mutation], **dict(self.recipe.options))
             genes = mutate(genes, bench.layout, generator)
+        if self.recipe.keep is not None:
+            genes = replace(genes, keep=self.recipe.keep, counts=None)
         if self.recipe.refinement is not None:
             genes = refine(genes, bench, self.recipe.refinement, generator)
         return Child(genes, bench.fitness(genes.express(bench.layout), self.rung))

@@ -17,7 +17,7 @@ from deap import base, tools
 from gaprune.bench import Verdict
 from gaprune.evolution.adaptation import OperatorRates
 from gaprune.evolution.breeding import Breed, Child, Judge, Recipe, Score, derive_seed
-from gaprune.evolution.genome import Individual
+from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import NONE, Preset
 from gaprune.records import Generation
@@ -28,7 +28,13 @@ HALL_OF_FAME = 8
 SELECTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "tournament": (tools.selTournament, {"tournsize": 2}),
     "roulette": (tools.selRoulette, {}),
+    "random": (tools.selRandom, {}),
 }
+SURVIVALS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "best": (tools.selBest, {}),
+    "nsga2": (tools.selNSGA2, {"nd": "log"}),
+}
+ASKED = 0.25  # part of the children of a Pareto search that keep exactly the asked number
 LEAST_RATE = 0.1  # of the first gradient step length, reached in the last generation
 
 
@@ -44,6 +50,8 @@ class Plan:
         refinement: length of gradient steps, or None.
         rungs: how many rungs the race has.
         generations, evaluations, seconds, stagnation: when to stop; None is no limit.
+        keep: the asked number of kept weights.
+        most: with a Pareto search, children keep from `keep` to `most` weights; else None.
     """
 
     preset: Preset
@@ -57,6 +65,8 @@ class Plan:
     evaluations: int | None = None
     seconds: float | None = None
     stagnation: int | None = None
+    keep: int = 0
+    most: int | None = None
 
 
 @dataclass
@@ -68,6 +78,7 @@ class Outcome:
         verdict: how it does there.
         population: the last one, best first.
         hall_of_fame: the best ever on the search probes.
+        front: non-dominated individuals of the last population, sparsest first (Pareto only).
         judged: mask key → how it did on the guard, for all that led the search and the seeds.
         history: one record per generation, as in DEAP's logbook.
         stopped: `generations`, `evaluations`, `seconds`, `stagnation` or `interrupted`.
@@ -79,6 +90,7 @@ class Outcome:
     verdict: Verdict
     population: list[Individual]
     hall_of_fame: list[Individual]
+    front: list[Individual]
     judged: dict[str, Verdict]
     history: list[Generation]
     stopped: str
@@ -125,7 +137,8 @@ class Evolution:
         toolbox = base.Toolbox()
         select, options = SELECTIONS[self.plan.preset.selection]
         toolbox.register("select", select, **options)
-        toolbox.register("survive", tools.selBest)
+        survive, rules = SURVIVALS[self.plan.preset.survival]
+        toolbox.register("survive", survive, **rules)
         toolbox.register("map", self._workers.run)
         statistics = tools.Statistics(lambda individual: individual.quality)
         statistics.register("best", max)
@@ -161,6 +174,7 @@ class Evolution:
             verdict=verdict,
             population=self.population,
             hall_of_fame=list(self.hall_of_fame),
+            front=self._front(),
             judged={key: verdict for key, (_, verdict) in self._state.leaders.items()},
             history=self.history,
             stopped=stopped or "interrupted",
@@ -178,8 +192,8 @@ class Evolution:
             individual.sprint = sprint
         self._score_all(seeds)
         ranked = tools.selBest(list(seeds), len(seeds))
-        self.population = _distinct(ranked)[: self.plan.population]
-        self._judge(ranked[:1])
+        self.population = self.toolbox.survive(_distinct(ranked), self.plan.population)
+        self._judge(self._front() or ranked[:1])
         self._record(started)
 
     def step(self) -> None:
@@ -196,7 +210,7 @@ class Evolution:
             self.population = self.toolbox.survive(contenders, plan.population)
         else:
             self.population = children[: plan.population]
-        self._judge(tools.selBest(self.population, 1))
+        self._judge(self._front() or tools.selBest(self.population, 1))
 
     def _breed(self) -> list[Individual]:
         plan, state = self.plan, self._state
@@ -243,8 +257,21 @@ class Evolution:
             mutation=None if mutation == NONE else mutation,
             options=tuple(options.items()),
             refinement=refinement,
+            keep=self._budget(pair, generator),
         )
         return recipe, float(np.clip(rate, 0.25, 4.0))
+
+    def _budget(
+        self, pair: tuple[Individual, Individual], generator: torch.Generator
+    ) -> int | None:
+        """Draw a child's keep count in a Pareto search: near its parents', or the asked one."""
+        plan = self.plan
+        if plan.most is None:
+            return None
+        asked = torch.rand((), generator=generator) < ASKED
+        factor = float(torch.randn((), generator=generator) * 0.3)
+        mean = (pair[0].genes.keep * pair[1].genes.keep) ** 0.5
+        return plan.keep if asked else int(np.clip(mean * np.exp(factor), plan.keep, plan.most))
 
     def _annealing(self) -> float:
         """Shorten gradient steps along a cosine, from 1 to `LEAST_RATE` in the last generation."""
@@ -255,9 +282,10 @@ class Evolution:
 
     def _born(self, child: Child, recipe: Recipe, rate: float) -> Individual:
         origin = "+".join(recipe.operators) or "copy"
-        individual = Individual(child.genes, self.plan.layout, origin, rate)
+        fitness = Fitness if self.plan.most is None else ParetoFitness
+        individual = Individual(child.genes, self.plan.layout, origin, rate, fitness)
         individual.sprint = child.fitness
-        individual.fitness.values = (child.fitness,)
+        self._value(individual, child.fitness)
         return individual
 
     def _score(self, individuals: Sequence[Individual], rung: int = -1) -> list[float]:
@@ -267,7 +295,12 @@ class Evolution:
 
     def _score_all(self, individuals: Sequence[Individual]) -> None:
         for individual, fitness in zip(individuals, self._score(individuals), strict=True):
-            individual.fitness.values = (fitness,)
+            self._value(individual, fitness)
+
+    def _value(self, individual: Individual, fitness: float) -> None:
+        """Set the DEAP fitness: the objective, and in a Pareto search the sparsity beside it."""
+        sparsity = 1 - individual.genes.keep / self.plan.layout.total
+        individual.fitness.values = (fitness,) if self.plan.most is None else (fitness, sparsity)
 
     def _judge(self, individuals: Sequence[Individual]) -> None:
         """Judge on the guard those that were not judged yet."""
@@ -297,14 +330,21 @@ class Evolution:
         if self._report is not None:
             self._report(record)
 
+    def _front(self) -> list[Individual]:
+        if self.plan.most is None:
+            return []
+        front = tools.sortLogNondominated(self.population, len(self.population), True)
+        return sorted(front, key=lambda one: one.genes.keep)
+
     def _choose(self, known: Mapping[str, Verdict]) -> tuple[Individual, Verdict]:
         """Pick the fittest on the guard among those that agree there at least like the baselines.
 
         Fitness tells candidates apart that agree on the same number of inputs, so it decides; the
         best baseline's agreement is the bar, which it meets itself.
         """
-        bar = max((verdict.agreement for verdict in known.values()), default=0.0)
-        judged = self._state.leaders.values()
+        asked = [one for one in self._state.leaders.values() if one[0].genes.keep == self.plan.keep]
+        judged = asked or list(self._state.leaders.values())
+        bar = max((known[one.key].agreement for one, _ in judged if one.key in known), default=0.0)
         eligible = [one for one in judged if one[1].agreement >= bar]
         return max(eligible or judged, key=lambda one: one[1].fitness)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gaprune.errors import unknown_name
@@ -22,7 +22,8 @@ class Preset:
         options: mutation → keyword arguments.
         gradient: whether every child is refined by straight-through gradient steps.
         seeding: `baselines` (every data-free baseline at the same budget) or `kaiming`.
-        selection: `tournament` or `roulette`.
+        selection: who breeds: `tournament`, `roulette` or `random`.
+        survival: who stays: `best`, or `nsga2` over fitness and sparsity.
         elitist: whether parents compete with their children; otherwise children replace them.
         races: whether children are first scored on few probes and only the better half on all.
         adaptive: whether operators that make better children are used more often.
@@ -38,6 +39,7 @@ class Preset:
     gradient: bool = False
     seeding: str = "baselines"
     selection: str = "tournament"
+    survival: str = "best"
     elitist: bool = True
     races: bool = True
     adaptive: bool = True
@@ -98,3 +100,8 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
     return PRESETS[name]
+
+
+def as_pareto(preset: Preset) -> Preset:
+    """Return the preset as a search for a front: NSGA-II survival (Deb et al. 2002), no race."""
+    return replace(preset, selection="random", survival="nsga2", races=False, elitist=True)

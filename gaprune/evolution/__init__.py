@@ -1,0 +1,1 @@
+"""The search: genes, operators, breeding, survival."""
