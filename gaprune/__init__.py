@@ -7,6 +7,8 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.input_options import InputOptions
 from gaprune.pipeline import prune, prune_target
 from gaprune.result import Result
+from gaprune.run_directory import load_masks
+from gaprune.run_directory import save as save_run
 from gaprune.supermask import attach, bake, detach
 from gaprune.target import Target, load_target
 
@@ -19,7 +21,9 @@ __all__ = [
     "attach",
     "bake",
     "detach",
+    "load_masks",
     "load_target",
     "prune",
     "prune_target",
+    "save_run",
 ]

@@ -40,7 +40,7 @@ class Settings(BaseModel):
         16384, ge=1, description="inputs of a file used for gradient steps, at most"
     )
     impressions: int = Field(1024, ge=1, description="class impressions to synthesise")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="of every random choice")
     workers: int = Field(1, ge=1, description="1 searches in this process, more start Ray actors")
     threads: int = Field(1, ge=1, description="torch threads of each worker")
     population: int | None = Field(None, ge=2, description="individuals that survive a generation")

@@ -6,8 +6,7 @@ writes another reads.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from gaprune.budget import check_sparsity
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.input_options import InputOptions
-from gaprune.pipeline import check_settings
+from gaprune.preparation import check_settings
 from gaprune.probes.files import read_probes
 from gaprune.probes.samples import Samples
 from gaprune.target import Target, load_target
@@ -110,58 +109,89 @@ def _names(value: object, name: str) -> tuple[str, ...]:
     return tuple(_text(one, name) for one in found)
 
 
-def _numbers(value: object, name: str, kind: type[int | float] = float) -> tuple[Any, ...]:
-    if isinstance(value, str):
-        parts: Sequence[object] = value.split(",")
-    else:
-        parts = value if isinstance(value, (list, tuple)) else [value]
-    try:
-        if any(isinstance(part, bool) or (kind is int and part != int(part)) for part in parts if not isinstance(part, str)):
-            raise ValueError
-        return tuple(kind(part) for part in parts)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        what = "whole numbers" if kind is int else "numbers"
+def _numbers(value: object, name: str) -> tuple[float, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    parts = parts if isinstance(parts, (list, tuple)) else [parts]
+    try:  # as text, so that true and None are no numbers
+        return tuple(float(str(part)) for part in parts)
+    except ValueError:
         raise InputError(
-            f"{name}: must be {what} joined by commas, got {value!r}; "
-            f"write it as {_EXAMPLES.get(name, '0,1')}"
+            f"{name}: must be numbers joined by commas, such as 0.1 or 0.5,0.4,0.3; got {value!r}"
         ) from None
 
 
 def _sizes(value: object, name: str) -> tuple[int, ...]:
-    return _numbers(value, name, int)
+    numbers = _numbers(value, name)
+    if not all(number.is_integer() for number in numbers):
+        raise InputError(f"{name}: must be whole numbers, such as 1,28,28; got {value!r}")
+    return tuple(int(number) for number in numbers)
 
 
 def _count(value: object, name: str) -> int:
-    numbers = _numbers(value, name, int)
-    if len(numbers) != 1:
+    sizes = _sizes(value, name)
+    if len(sizes) != 1:
         raise InputError(f"{name}: must be one whole number, got {value!r}")
-    return int(numbers[0])
+    return sizes[0]
 
 
-_EXAMPLES = {
-    "input_shape": "1,28,28",
-    "range": "0,1",
-    "mean": "0.485,0.456,0.406",
-    "std": "0.229,0.224,0.225",
-    "vocabulary": "30522",
-}
+def _sparsity(value: object, name: str) -> float:
+    """Read text as a number first: `nan` is one and `abc` is none, both with a message of ours."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise InputError(
+                f"{name}: must be a number strictly between 0 and 1 (the fraction of weights "
+                f"removed, 0.95 removes 95 %), got {value!r}"
+            ) from None
+    return check_sparsity(value)
+
 
 JOB_KEYS: tuple[Key, ...] = (
     Key("target", _text, "a network of the zoo, or path/to/file.py:factory", metavar="TARGET"),
-    Key("weights", _text, "checkpoint: .safetensors, or a state dict as .pt, .pth, .bin", metavar="FILE"),
+    Key(
+        "weights",
+        _text,
+        "checkpoint: .safetensors, or a state dict as .pt, .pth, .bin",
+        metavar="FILE",
+    ),
     Key("prune_also", _names, "prune this parameter too, by its qualified name", metavar="NAME"),
     Key("test", _text, "labelled inputs, for the final accuracy only", metavar="FILE"),
-    Key("input_shape", _sizes, "sizes of one input without the batch axis: 1,28,28", "shape", "SIZES"),
+    Key(
+        "input_shape",
+        _sizes,
+        "sizes of one input without the batch axis: 1,28,28",
+        "shape",
+        "SIZES",
+    ),
     Key("input_kind", _text, "image, signal, vector or tokens", "kind", "KIND"),
-    Key("range", _numbers, "lowest and highest value that the network is fed: 0,1", "range", "LOW,HIGH"),
-    Key("mean", _numbers, "normalisation of raw values in 0 to 1, per channel or one for all", "mean", "NUMBERS"),
+    Key(
+        "range",
+        _numbers,
+        "lowest and highest value that the network is fed: 0,1",
+        "range",
+        "LOW,HIGH",
+    ),
+    Key(
+        "mean",
+        _numbers,
+        "normalisation of raw values in 0 to 1, per channel or one for all",
+        "mean",
+        "NUMBERS",
+    ),
     Key("std", _numbers, "the same: what they are divided by", "std", "NUMBERS"),
-    Key("vocabulary", _count, "number of token ids, for networks that take tokens", "vocabulary", "COUNT"),
+    Key(
+        "vocabulary",
+        _count,
+        "number of token ids, for networks that take tokens",
+        "vocabulary",
+        "COUNT",
+    ),
 )
 """Every key of a job beside the settings."""
 
 _PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
-    "sparsity": lambda value, name: _sparsity(value),
+    "sparsity": _sparsity,
     "probes": _names,
 }
 
@@ -206,19 +236,6 @@ def make_job(values: Mapping[str, Any]) -> Job:
         prune_also=stated.get("prune_also", ()),
         test=stated.get("test"),
     )
-
-
-def _sparsity(value: object) -> float:
-    try:
-        number = float(value) if isinstance(value, str) else value
-    except ValueError:
-        number = math.nan
-    if isinstance(value, str) and math.isnan(number):  # type: ignore[arg-type]
-        raise InputError(
-            "sparsity: must be a number strictly between 0 and 1 (the fraction of weights removed, "
-            f"0.95 removes 95 %), got {value!r}"
-        )
-    return check_sparsity(number)
 
 
 def _read_test(text: str, target: Target) -> Samples:

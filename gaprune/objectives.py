@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.userfile import load_function
+from gaprune.userfile import call_user, load_function
 
 Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 WORST = -1e9  # stands for every non-finite value: NaN would win any comparison in selection
@@ -133,10 +133,10 @@ def _user_objective(spec: str, judge: Measure) -> Objective:
     function = load_function(spec, "objective")
 
     def fitness(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        value = function(outputs, teacher, labels)
+        value = call_user(function, outputs, teacher, labels, where=f"objective: {spec}")
         try:
             return torch.tensor(float(value), dtype=torch.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # torch: more than one element
             raise InputError(
                 f"objective: {spec} must return one number, got {type(value).__name__}"
             ) from error

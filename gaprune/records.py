@@ -63,7 +63,7 @@ class Generation:
         best: fitness of the best individual on the search probes.
         mean: mean fitness of the population.
         guard: guard agreement of the best individual.
-        rates: current probability of each operator.
+        rates: current probability of every crossover and mutation.
     """
 
     generation: int
@@ -72,7 +72,7 @@ class Generation:
     best: float
     mean: float
     guard: float
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def as_json(record: Any) -> dict[str, Any]:  # noqa: ANN401 - any record of this file

@@ -57,6 +57,10 @@ class Target:
         """Where the network lives."""
         return next(iter(self.weights.values())).device
 
+    def example(self) -> Tensor:
+        """Return one random input `[1, *inputs.shape]` that the network takes."""
+        return sample_inputs(self.inputs, 1, self.dtype).to(self.device)
+
 
 def load_target(
     spec: str,

@@ -36,7 +36,7 @@ class Recipe:
 
 RECIPES = {
     "mnist-mlp": Recipe(networks.MnistMlp, epochs=10),
-    "mnist-cnn": Recipe(networks.MnistCnn, epochs=4),
+    "mnist-cnn": Recipe(networks.MnistCnn, epochs=6, batch=128),
     "lenet": Recipe(networks.LeNet, epochs=6),
     "mobile-student": Recipe(networks.MobileStudent, epochs=6),
 }

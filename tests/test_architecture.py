@@ -23,11 +23,11 @@ FLOORS = (
     # 2: what is shown to it, and how weights and outputs are judged
     ("probes", "saliency", "objectives"),
     # 3: what a worker holds
-    ("bench",),
+    ("bench", "cost"),
     # 4: the search
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)
-    ("pipeline", "result", "run_directory", "__init__"),
+    ("preparation", "pipeline", "result", "job", "run_directory", "__init__"),
     # 6: people
     ("cli", "console", "demo", "doctor", "__main__"),
 )

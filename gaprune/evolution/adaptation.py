@@ -25,7 +25,9 @@ class OperatorRates:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """Operator → current probability, none below `FLOOR` (of the first ones above it)."""
+        """Operator → current probability; adaptive ones never fall below `FLOOR`."""
+        if not self._adaptive:
+            return dict(self._start)
         credit = {name: part * self._success[name] for name, part in self._start.items()}
         total = sum(credit.values())
         floor = min(FLOOR, 1 / len(credit))
@@ -34,7 +36,7 @@ class OperatorRates:
 
     def draw(self, generator: torch.Generator) -> str:
         """Draw an operator."""
-        table = self.probabilities if self._adaptive else self._start
+        table = self.probabilities
         chances = torch.tensor(list(table.values()), dtype=torch.float64)
         return list(table)[int(torch.multinomial(chances, 1, generator=generator))]
 

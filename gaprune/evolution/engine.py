@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil, cos, pi
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,17 @@ import torch
 from deap import base, tools
 
 from gaprune.bench import Verdict
-from gaprune.evolution.adaptation import OperatorRates
-from gaprune.evolution.breeding import Breed, Child, Judge, Recipe, Score, derive_seed
-from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
-from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.presets import NONE, Preset
+from gaprune.evolution.breeding import Breed, Child, Judge, Score, derive_seed
+from gaprune.evolution.genome import Individual
+from gaprune.evolution.plan import Limits, Outcome, Plan
+from gaprune.evolution.recipes import RecipeBook
 from gaprune.records import Generation
-from gaprune.supermask import Layout
 from gaprune.workers import Workers
 
+__all__ = ["Evolution", "Limits", "Outcome", "Plan"]
+
 HALL_OF_FAME = 8
+FIRST_RUNG, LAST_RUNG = 0, -1
 SELECTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "tournament": (tools.selTournament, {"tournsize": 2}),
     "roulette": (tools.selRoulette, {}),
@@ -34,68 +35,6 @@ SURVIVALS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "best": (tools.selBest, {}),
     "nsga2": (tools.selNSGA2, {"nd": "log"}),
 }
-ASKED = 0.25  # part of the children of a Pareto search that keep exactly the asked number
-LEAST_RATE = 0.1  # of the first gradient step length, reached in the last generation
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that the engine needs to know beside the genes.
-
-    Attributes:
-        preset: operators and survival.
-        layout: the network's prunable layers.
-        seed: of every random choice.
-        population, offspring: survivors and children per generation.
-        refinement: length of gradient steps, or None.
-        rungs: how many rungs the race has.
-        generations, evaluations, seconds, stagnation: when to stop; None is no limit.
-        keep: the asked number of kept weights.
-        most: with a Pareto search, children keep from `keep` to `most` weights; else None.
-    """
-
-    preset: Preset
-    layout: Layout
-    seed: int
-    population: int
-    offspring: int
-    refinement: Refinement | None
-    rungs: int
-    generations: int | None
-    evaluations: int | None = None
-    seconds: float | None = None
-    stagnation: int | None = None
-    keep: int = 0
-    most: int | None = None
-
-
-@dataclass
-class Outcome:
-    """What a search found.
-
-    Attributes:
-        best: the candidate that does best on the guard among those that led the search.
-        verdict: how it does there.
-        population: the last one, best first.
-        hall_of_fame: the best ever on the search probes.
-        front: non-dominated individuals of the last population, sparsest first (Pareto only).
-        judged: mask key → how it did on the guard, for all that led the search and the seeds.
-        history: one record per generation, as in DEAP's logbook.
-        stopped: `generations`, `evaluations`, `seconds`, `stagnation` or `interrupted`.
-        evaluations: candidates scored; every gradient step counts as one.
-        seconds: of the search alone.
-    """
-
-    best: Individual
-    verdict: Verdict
-    population: list[Individual]
-    hall_of_fame: list[Individual]
-    front: list[Individual]
-    judged: dict[str, Verdict]
-    history: list[Generation]
-    stopped: str
-    evaluations: int
-    seconds: float
 
 
 @dataclass
@@ -120,31 +59,16 @@ class Evolution:
         self, plan: Plan, workers: Workers, report: Callable[[Generation], None] | None = None
     ) -> None:
         self.plan = plan
-        self._workers = workers
         self._report = report
         self._state = _State()
         self._random = random.Random(derive_seed(plan.seed, "selection"))
-        adaptive = plan.preset.adaptive
-        self._crossovers = OperatorRates(plan.preset.crossovers, adaptive=adaptive)
-        self._mutations = OperatorRates(plan.preset.mutations, adaptive=adaptive)
+        self._recipes = RecipeBook(plan)
+        self._started = time.monotonic()
         self.population: list[Individual] = []
         self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=_same)
         self.logbook = tools.Logbook()
         self.history: list[Generation] = []
-        self.toolbox = self._make_toolbox()
-
-    def _make_toolbox(self) -> base.Toolbox:
-        toolbox = base.Toolbox()
-        select, options = SELECTIONS[self.plan.preset.selection]
-        toolbox.register("select", select, **options)
-        survive, rules = SURVIVALS[self.plan.preset.survival]
-        toolbox.register("survive", survive, **rules)
-        toolbox.register("map", self._workers.run)
-        statistics = tools.Statistics(lambda individual: individual.quality)
-        statistics.register("best", max)
-        statistics.register("mean", lambda values: float(np.mean(values)))
-        toolbox.register("describe", statistics.compile)
-        return toolbox
+        self.toolbox = _make_toolbox(plan, workers)
 
     def run(
         self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict] | None = None
@@ -157,13 +81,12 @@ class Evolution:
 
         An interrupt (Ctrl-C) ends the search; what was found until then is returned.
         """
-        started = time.monotonic()
-        stopped = None
+        self._started = time.monotonic()
         try:
-            self._begin(seeds, verdicts or {}, started)
-            while (stopped := self._limit(started)) is None:
+            self._begin(seeds, verdicts or {})
+            while (stopped := self._limit()) is None:
                 self.step()
-                self._record(started)
+                self._record()
         except KeyboardInterrupt:
             if not self._state.leaders:
                 raise
@@ -177,125 +100,75 @@ class Evolution:
             front=self._front(),
             judged={key: verdict for key, (_, verdict) in self._state.leaders.items()},
             history=self.history,
-            stopped=stopped or "interrupted",
+            stopped=stopped,
             evaluations=self._state.evaluations,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - self._started,
         )
 
-    def _begin(
-        self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict], started: float
-    ) -> None:
+    def step(self) -> None:
+        """Run one generation: breed, race, survive, judge."""
+        self._state.generation += 1
+        preset = self.plan.preset
+        children = self._breed()
+        if preset.races:
+            fastest = sorted(children, key=lambda child: -child.sprint)
+            children = fastest[: ceil(len(children) / 2)]
+            self._score(children)
+        contenders = [*self.population, *children] if preset.elitist else children
+        self.population = self.toolbox.survive(_distinct(contenders), self.plan.population)
+        self._judge(self._front() or tools.selBest(self.population, 1))
+
+    def _begin(self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict]) -> None:
         for one in seeds:
             if one.key in verdicts:
                 self._state.leaders[one.key] = (one, verdicts[one.key])
-        for individual, sprint in zip(seeds, self._score(seeds, 0), strict=True):
-            individual.sprint = sprint
-        self._score_all(seeds)
-        ranked = tools.selBest(list(seeds), len(seeds))
-        self.population = self.toolbox.survive(_distinct(ranked), self.plan.population)
-        self._judge(self._front() or ranked[:1])
-        self._record(started)
-
-    def step(self) -> None:
-        """Run one generation: breed, race, survive."""
-        state, plan = self._state, self.plan
-        state.generation += 1
-        children = self._breed()
-        keep = ceil(len(children) / 2) if plan.preset.races else len(children)
-        children = sorted(children, key=lambda child: -child.quality)[:keep]
-        if plan.rungs > 1 and plan.preset.races:
-            self._score_all(children)
-        if plan.preset.elitist:
-            contenders = _distinct([*self.population, *children])
-            self.population = self.toolbox.survive(contenders, plan.population)
-        else:
-            self.population = children[: plan.population]
+        self._score(seeds)
+        first = self._evaluate(seeds, FIRST_RUNG) if self.plan.preset.races else None
+        for index, one in enumerate(seeds):
+            one.sprint = first[index] if first else one.quality
+        self.population = self.toolbox.survive(_distinct(seeds), self.plan.population)
         self._judge(self._front() or tools.selBest(self.population, 1))
+        self._record()
 
     def _breed(self) -> list[Individual]:
-        plan, state = self.plan, self._state
-        generator = torch.Generator().manual_seed(derive_seed(plan.seed, "vary", state.generation))
+        plan, number = self.plan, self._state.generation
+        generator = torch.Generator().manual_seed(derive_seed(plan.seed, "vary", number))
         with _python_random(self._random):
             parents = self.toolbox.select(self.population, 2 * plan.offspring)
         pairs = list(zip(parents[::2], parents[1::2], strict=True))
-        recipes = [self._recipe(pair, generator) for pair in pairs]
-        rung = 0 if plan.preset.races else plan.rungs - 1
+        drawn = [self._recipes.draw(pair, number, generator) for pair in pairs]
         tasks = [
             Breed(
                 (a.genes,) if recipe.crossover is None else (a.genes, b.genes),
                 recipe,
-                derive_seed(plan.seed, "child", state.generation, index),
-                rung,
+                derive_seed(plan.seed, "child", number, index),
+                FIRST_RUNG if plan.preset.races else LAST_RUNG,
             )
-            for index, ((a, b), (recipe, _)) in enumerate(zip(pairs, recipes, strict=True))
+            for index, ((a, b), (recipe, _)) in enumerate(zip(pairs, drawn, strict=True))
         ]
         bred: list[Child] = self.toolbox.map(tasks)
         children = []
-        for pair, (recipe, rate), child in zip(pairs, recipes, bred, strict=True):
-            children.append(self._born(child, recipe, rate))
+        for pair, (recipe, rate), child in zip(pairs, drawn, bred, strict=True):
             steps = recipe.refinement.steps if recipe.refinement else 0
-            state.evaluations += 1 + steps
-            improved = child.fitness > max(parent.sprint for parent in pair)
-            self._crossovers.credit(recipe.crossover or NONE, improved=improved)
-            self._mutations.credit(recipe.mutation or NONE, improved=improved)
+            self._state.evaluations += 1 + steps
+            self._recipes.learn(recipe, improved=child.fitness > max(one.sprint for one in pair))
+            children.append(self._born(child, "+".join(recipe.operators) or "copy", rate))
         return children
 
-    def _recipe(
-        self, pair: tuple[Individual, Individual], generator: torch.Generator
-    ) -> tuple[Recipe, float]:
-        crossover = self._crossovers.draw(generator)
-        mutation = self._mutations.draw(generator)
-        factor = float(torch.randn((), generator=generator) * 0.3)
-        rate = (pair[0].rate * pair[1].rate) ** 0.5 * np.exp(factor)
-        refinement = self.plan.refinement
-        if refinement is not None:
-            length = refinement.rate * rate * self._annealing()
-            refinement = Refinement(refinement.steps, float(length), refinement.batch)
-        options = self.plan.preset.options.get(mutation, {})
-        recipe = Recipe(
-            crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
-            mutation=None if mutation == NONE else mutation,
-            options=tuple(options.items()),
-            refinement=refinement,
-            keep=self._budget(pair, generator),
-        )
-        return recipe, float(np.clip(rate, 0.25, 4.0))
-
-    def _budget(
-        self, pair: tuple[Individual, Individual], generator: torch.Generator
-    ) -> int | None:
-        """Draw a child's keep count in a Pareto search: near its parents', or the asked one."""
-        plan = self.plan
-        if plan.most is None:
-            return None
-        asked = torch.rand((), generator=generator) < ASKED
-        factor = float(torch.randn((), generator=generator) * 0.3)
-        mean = (pair[0].genes.keep * pair[1].genes.keep) ** 0.5
-        return plan.keep if asked else int(np.clip(mean * np.exp(factor), plan.keep, plan.most))
-
-    def _annealing(self) -> float:
-        """Shorten gradient steps along a cosine, from 1 to `LEAST_RATE` in the last generation."""
-        if not self.plan.generations:
-            return 1.0
-        progress = min(1.0, (self._state.generation - 1) / max(1, self.plan.generations - 1))
-        return LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * progress)) / 2
-
-    def _born(self, child: Child, recipe: Recipe, rate: float) -> Individual:
-        origin = "+".join(recipe.operators) or "copy"
-        fitness = Fitness if self.plan.most is None else ParetoFitness
-        individual = Individual(child.genes, self.plan.layout, origin, rate, fitness)
+    def _born(self, child: Child, origin: str, rate: float) -> Individual:
+        individual = self.plan.adopt(Individual(child.genes, self.plan.layout, origin, rate))
         individual.sprint = child.fitness
         self._value(individual, child.fitness)
         return individual
 
-    def _score(self, individuals: Sequence[Individual], rung: int = -1) -> list[float]:
-        scores: list[float] = self.toolbox.map([Score.of(one.mask, rung) for one in individuals])
-        self._state.evaluations += len(scores)
-        return scores
+    def _evaluate(self, individuals: Sequence[Individual], rung: int) -> list[float]:
+        tasks = [Score.of(one.mask, rung) for one in individuals]
+        self._state.evaluations += len(tasks)
+        return list(self.toolbox.map(tasks))
 
-    def _score_all(self, individuals: Sequence[Individual]) -> None:
-        for individual, fitness in zip(individuals, self._score(individuals), strict=True):
-            self._value(individual, fitness)
+    def _score(self, individuals: Sequence[Individual]) -> None:
+        for one, fitness in zip(individuals, self._evaluate(individuals, LAST_RUNG), strict=True):
+            self._value(one, fitness)
 
     def _value(self, individual: Individual, fitness: float) -> None:
         """Set the DEAP fitness: the objective, and in a Pareto search the sparsity beside it."""
@@ -309,7 +182,7 @@ class Evolution:
         for individual, verdict in zip(new, verdicts, strict=True):
             self._state.leaders[individual.key] = (individual, verdict)
 
-    def _record(self, started: float) -> None:
+    def _record(self) -> None:
         state = self._state
         self.hall_of_fame.update(self.population)
         numbers = self.toolbox.describe(self.population)
@@ -319,13 +192,13 @@ class Evolution:
         record = Generation(
             generation=state.generation,
             evaluations=state.evaluations,
-            seconds=time.monotonic() - started,
-            best=float(numbers["best"]),
+            seconds=time.monotonic() - self._started,
+            best=numbers["best"],
             mean=numbers["mean"],
             guard=state.leaders[leader.key][1].agreement,
-            rates={**self._crossovers.probabilities, **self._mutations.probabilities},
+            rates=self._recipes.rates,
         )
-        self.logbook.record(**{key: value for key, value in vars(record).items() if key != "rates"})
+        self.logbook.record(**vars(record))
         self.history.append(record)
         if self._report is not None:
             self._report(record)
@@ -342,22 +215,34 @@ class Evolution:
         Fitness tells candidates apart that agree on the same number of inputs, so it decides; the
         best baseline's agreement is the bar, which it meets itself.
         """
-        asked = [one for one in self._state.leaders.values() if one[0].genes.keep == self.plan.keep]
-        judged = asked or list(self._state.leaders.values())
+        leaders = list(self._state.leaders.values())
+        judged = [pair for pair in leaders if pair[0].genes.keep == self.plan.keep] or leaders
         bar = max((known[one.key].agreement for one, _ in judged if one.key in known), default=0.0)
-        eligible = [one for one in judged if one[1].agreement >= bar]
-        return max(eligible or judged, key=lambda one: one[1].fitness)
+        eligible = [pair for pair in judged if pair[1].agreement >= bar]
+        return max(eligible, key=lambda pair: pair[1].fitness)
 
-    def _limit(self, started: float) -> str | None:
-        plan, state = self.plan, self._state
-        reached = {
-            "generations": plan.generations is not None and state.generation >= plan.generations,
-            "evaluations": plan.evaluations is not None and state.evaluations >= plan.evaluations,
-            "seconds": plan.seconds is not None and time.monotonic() - started >= plan.seconds,
-            "stagnation": plan.stagnation is not None
-            and state.generation - state.gained >= plan.stagnation,
-        }
-        return next((name for name, met in reached.items() if met), None)
+    def _limit(self) -> str | None:
+        state = self._state
+        return self.plan.limits.reached(
+            generation=state.generation,
+            evaluations=state.evaluations,
+            seconds=time.monotonic() - self._started,
+            idle=state.generation - state.gained,
+        )
+
+
+def _make_toolbox(plan: Plan, workers: Workers) -> base.Toolbox:
+    toolbox = base.Toolbox()
+    select, options = SELECTIONS[plan.preset.selection]
+    survive, rules = SURVIVALS[plan.preset.survival]
+    toolbox.register("select", select, **options)
+    toolbox.register("survive", survive, **rules)
+    toolbox.register("map", workers.run)
+    statistics = tools.Statistics(lambda individual: individual.quality)
+    statistics.register("best", max)
+    statistics.register("mean", lambda values: float(np.mean(values)))
+    toolbox.register("describe", statistics.compile)
+    return toolbox
 
 
 def _same(a: Individual, b: Individual) -> bool:
@@ -366,7 +251,10 @@ def _same(a: Individual, b: Individual) -> bool:
 
 def _distinct(individuals: Sequence[Individual]) -> list[Individual]:
     """Drop individuals that express the same mask as an earlier one."""
-    return list({one.key: one for one in reversed(individuals)}.values())[::-1]
+    first: dict[str, Individual] = {}
+    for one in individuals:
+        first.setdefault(one.key, one)
+    return list(first.values())
 
 
 @contextmanager

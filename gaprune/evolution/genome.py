@@ -10,7 +10,6 @@ import torch
 from deap import base
 from torch import Tensor
 
-from gaprune.errors import InputError
 from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack
 
 
@@ -33,12 +32,20 @@ class Genes:
     fixed: bool = False
     absolute: bool = False
 
+    @property
+    def strength(self) -> Tensor:
+        """What is ranked: the scores, or their sizes."""
+        return self.scores.abs() if self.absolute else self.scores
+
     def express(self, layout: Layout) -> Tensor:
         """Return the flat bool mask `[layout.total]` with exactly `keep` entries true."""
-        scores = self.scores.abs() if self.absolute else self.scores
         if self.counts is None:
-            return global_mask(scores, layout, self.keep)
-        return layered_mask(scores, layout, self.counts)
+            return global_mask(self.strength, layout, self.keep)
+        return layered_mask(self.strength, layout, self.counts)
+
+    def signed(self) -> Genes:
+        """Return the same mask and budget with scores that are ranked as they stand."""
+        return replace(self, scores=self.strength, absolute=False)
 
     def with_scores(self, scores: Tensor) -> Genes:
         """Return the same budget with other scores."""
@@ -136,23 +143,23 @@ def rank(scores: Tensor) -> Tensor:
 
 
 def align(genes: Genes, layout: Layout) -> Genes:
-    """Shift each layer's scores so that its cut lies at 0; the mask stays the same.
+    """Shift each layer's scores so that its cut lies at 0: kept above, dropped at most 0.
 
     Then one threshold serves all layers: a global top-k of aligned scores gives the same mask, and
-    gradient-informed mutation can trade weights between layers.
+    gradient-informed mutation can trade weights between layers. Genes without counts have one
+    threshold already and come back as they are.
     """
     if genes.counts is None:
         return genes
-    shifted = torch.empty_like(genes.scores)
-    for part, count in zip(layout.slices, genes.counts, strict=True):
-        layer = genes.scores[part]
-        shifted[part] = layer - cut(layer, count)
-    return genes.with_scores(shifted)
+    kept, shifted = genes.express(layout), genes.strength.clone()
+    for part in layout.slices:
+        shifted[part] -= _cut(shifted[part], kept[part])
+    # Equal scores, or rounding, can put both sides of a cut at 0, and then the index would decide.
+    above = shifted.clamp_min(torch.finfo(shifted.dtype).tiny)
+    return genes.signed().with_scores(torch.where(kept, above, shifted.clamp_max(0)))
 
 
-def cut(scores: Tensor, keep: int) -> float:
-    """Return a value between the `keep`-th best score and the next one (the best if all stay)."""
-    if keep >= scores.numel():
-        return float(scores.min())
-    ordered = scores.neg().kthvalue(keep).values.neg(), scores.neg().kthvalue(keep + 1).values.neg()
-    return float((ordered[0].double() + ordered[1].double()) / 2)
+def _cut(scores: Tensor, kept: Tensor) -> float:
+    """Return the middle between the lowest kept score and the highest dropped one."""
+    lowest = scores[kept].min().double()
+    return float(lowest if kept.all() else (lowest + scores[~kept].max().double()) / 2)

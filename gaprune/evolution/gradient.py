@@ -52,9 +52,7 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
             f"objective: {bench.objective.name!r} is a black box without gradients; "
             "use --preset black-box"
         )
-    layout = bench.layout
-    if not genes.fixed:
-        genes = align(genes, layout)
+    genes = genes.signed() if genes.fixed else align(genes.signed(), bench.layout)
     scores, velocity = genes.scores.clone(), torch.zeros_like(genes.scores)
     mean, weight = torch.zeros_like(scores), 0.0
     for _ in range(plan.steps):

@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor
 
 from gaprune.budget import apportion
-from gaprune.evolution.genome import Genes
-from gaprune.supermask import MIN_KEEP, Layout, layered_mask
+from gaprune.evolution.genome import Genes, align
+from gaprune.supermask import MIN_KEEP, Layout
 
 Mutation = Callable[[Genes, Layout, Generator], Genes]
 Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]
@@ -68,10 +68,10 @@ def threshold_swap(
     window = min(max(1, round(count * reach)), count, size - count)
     if window == 0:
         return genes
-    layer = genes.scores[part].clone()
+    layer, strength = genes.scores[part].clone(), genes.strength[part]
     inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-    lowest = inside[layer[inside].argsort(stable=True)[:window]]
-    highest = outside[layer[outside].argsort(stable=True, descending=True)[:window]]
+    lowest = inside[strength[inside].argsort(stable=True)[:window]]
+    highest = outside[strength[outside].argsort(stable=True, descending=True)[:window]]
     swaps = max(1, min(window, round(count * rate)))
     leaving = lowest[torch.randperm(window, generator=generator)[:swaps]]
     entering = highest[torch.randperm(window, generator=generator)[:swaps]]
@@ -88,9 +88,9 @@ def budget_shift(
 
     Up to `rate` of the smaller layer's keep count moves, at least one weight, and no layer falls
     below `MIN_KEEP` or rises above its size. Genes without counts (one ranking over all layers)
-    shift by lifting the receiving layer's scores as far as that needs.
+    shift by moving every layer's cut to 0. Genes of fixed counts come back as they are.
     """
-    if len(layout.sizes) < 2:
+    if genes.fixed or len(layout.sizes) < 2:
         return genes
     counts = list(genes.counts or _counts(genes, layout))
     giver, taker = torch.randperm(len(counts), generator=generator)[:2].tolist()
@@ -131,7 +131,7 @@ def averaging(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple
     second = torch.lerp(a.scores, b.scores, 1 - weight)
     return (
         replace(a, scores=first, counts=_mixed_counts(a, b, layout, weight)),
-        replace(b, scores=second, counts=_mixed_counts(a, b, layout, 1 - weight)),
+        replace(b, scores=second, counts=_mixed_counts(b, a, layout, weight)),
     )
 
 
@@ -152,17 +152,10 @@ def _counts(genes: Genes, layout: Layout) -> list[int]:
 
 
 def _recount(genes: Genes, layout: Layout, counts: list[int]) -> Genes:
+    recounted = replace(genes, counts=tuple(counts))
     if genes.counts is not None:
-        return replace(genes, counts=tuple(counts))
-    kept = layered_mask(genes.scores, layout, counts)
-    lowest_kept = torch.where(kept, genes.scores, torch.inf)
-    highest_dropped = torch.where(kept, -torch.inf, genes.scores)
-    scores = genes.scores.clone()
-    for part, size, count in zip(layout.slices, layout.sizes, counts, strict=True):
-        low = float(lowest_kept[part].min()) if count else float(highest_dropped[part].max())
-        high = float(highest_dropped[part].max()) if count < size else low
-        scores[part] -= (low + high) / 2
-    return genes.with_scores(scores)
+        return recounted
+    return replace(align(recounted, layout), counts=None)
 
 
 def _exchange(a: Genes, b: Genes, layout: Layout, swap: Tensor) -> tuple[Genes, Genes]:
@@ -184,10 +177,8 @@ def _exchange(a: Genes, b: Genes, layout: Layout, swap: Tensor) -> tuple[Genes, 
 def _mixed_counts(
     a: Genes, b: Genes, layout: Layout, weight: float | np.ndarray
 ) -> tuple[int, ...] | None:
-    """Mix keep counts like the scores, rounded to the exact total of `a`."""
-    if a.counts is None or b.counts is None:
-        return None
-    if a.counts == b.counts:
+    """Mix keep counts like the scores, rounded to the exact total of `a`; fixed ones stay."""
+    if a.counts is None or b.counts is None or a.fixed or a.counts == b.counts:
         return a.counts
     mixed = np.asarray(a.counts) * (1 - weight) + np.asarray(b.counts) * weight
     return tuple(apportion(mixed, a.keep, layout.sizes))

@@ -57,7 +57,7 @@ PRESETS: dict[str, Preset] = {
             "population": 4,
             "offspring": 4,
             "steps": 60,
-            "rate": 2.0,
+            "rate": 1.2,
             "generations": 8,
         },
     ),
@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
             "gaussian": 0.3,
             "uniform-reset": 0.1,
         },
-        defaults={"population": 16, "offspring": 64, "generations": 100},
+        defaults={"population": 16, "offspring": 64, "generations": 60},
     ),
     "classic": Preset(
         description="the original idea: random scores, roulette, one-point crossover, reset",

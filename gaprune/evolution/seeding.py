@@ -25,7 +25,7 @@ class Baseline:
     genes: Genes
 
 
-def baselines(
+def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its own name
     network: Network,
     probes: Tensor,
     sparsity: float,
@@ -33,7 +33,7 @@ def baselines(
     generator: torch.Generator,
     *,
     gradients: bool = True,
-    warn: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None],
 ) -> Iterator[Baseline]:
     """Yield every data-free baseline at a budget, one at a time.
 

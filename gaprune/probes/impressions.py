@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -74,9 +75,10 @@ def soft_targets(count: int, classes: int, generator: torch.Generator) -> Tensor
     concentration = log_uniform(
         generator, count, 1, low=LOWEST_CONCENTRATION, high=HIGHEST_CONCENTRATION
     )
-    shares = torch._standard_gamma(concentration.expand(count, classes).contiguous(), generator)
-    shares = shares + torch.finfo(shares.dtype).tiny
-    return shares / shares.sum(1, keepdim=True)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    gammas = np.random.default_rng(seed).standard_gamma(concentration.expand(count, classes))
+    shares = torch.from_numpy(gammas).clamp_min(torch.finfo(torch.float32).tiny)
+    return (shares / shares.sum(1, keepdim=True)).float()
 
 
 def _optimise(

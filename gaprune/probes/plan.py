@@ -1,4 +1,4 @@
-"""Which probes a run uses: the search set, the fresh or held inputs of gradient steps, the guard."""
+"""Which probes a run uses: what selects, what steers gradient steps, what judges."""
 
 from __future__ import annotations
 

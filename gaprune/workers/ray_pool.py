@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -53,7 +57,8 @@ class RayWorkers:
             self._check_resources()
             _send_user_code_by_value()
             packed = ray.put(ray.cloudpickle.dumps(self._bench))
-            self._actors = [_Actor.remote(packed, self._threads) for _ in range(self.count)]
+            start = _Actor.remote  # type: ignore[attr-defined] # ray adds it
+            self._actors = [start(packed, self._threads) for _ in range(self.count)]
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -77,7 +82,8 @@ class RayWorkers:
         """Run the tasks, one in flight per actor, and return their results in order."""
         results: list[Any] = [None] * len(tasks)
         waiting = list(range(len(tasks)))[::-1]
-        free, running = list(self._actors), {}
+        free = list(self._actors)
+        running: dict[Any, tuple[int, Any]] = {}
         while waiting or running:
             while waiting and free:
                 index, actor = waiting.pop(), free.pop()
@@ -123,13 +129,25 @@ def _fetch(reference: Any) -> Any:
 
 def _start_ray(count: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice on CPUs
-    ray.init(
-        num_cpus=max(count, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
-    )
+    with _own_sigterm():
+        ray.init(
+            num_cpus=max(count, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
+        )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the caller's SIGTERM handler back: `ray.init` sets one that ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _send_user_code_by_value() -> None:

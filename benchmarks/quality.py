@@ -1,0 +1,182 @@
+"""How good are the masks? Every claim of the README about accuracy, as rows of one table.
+
+    python -m benchmarks.quality                        # everything, three seeds; about 2 hours
+    python -m benchmarks.quality --only mnist-mlp       # one network, some 20 minutes
+    python -m benchmarks.quality --seeds 0 --json       # one seed, rows as JSON
+
+Each case is one `gaprune prune`; test labels enter only after the masks are fixed. A median below
+the floor of its case is marked, and makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+from gaprune.config import make_settings
+from gaprune.observe import Silence
+from gaprune.pipeline import prune_target
+from gaprune.records import Generation
+from gaprune.target import load_target
+
+NO_DATA = "no data"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One claim.
+
+    Attributes:
+        target: zoo name.
+        sparsity: fraction of weights removed.
+        method: what the row is called.
+        floor: the median accuracy that must be reached.
+        settings: beside target and sparsity.
+        seeds: how many seeds at most.
+    """
+
+    target: str
+    sparsity: float
+    method: str
+    floor: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+
+
+UNLABELLED = {"probes": ["mnist-train"]}
+BLACK_BOX = {"preset": "black-box"}
+CLASSIC = {"preset": "classic", "probes": ["labelled:mnist-test"], "guard": "fields"}
+CASES = (
+    Case("mnist-mlp", 0.95, NO_DATA, 0.960),
+    Case("mnist-mlp", 0.98, NO_DATA, 0.910),
+    Case("mnist-cnn", 0.98, NO_DATA, 0.978),
+    Case("mnist-cnn", 0.99, NO_DATA, 0.970),
+    Case("mnist-mlp", 0.95, "unlabelled images", 0.974, UNLABELLED),
+    Case("mnist-mlp", 0.98, "unlabelled images", 0.968, UNLABELLED),
+    Case("mnist-cnn", 0.98, "unlabelled images", 0.985, UNLABELLED),
+    Case("mnist-mlp", 0.95, "black box, no data", 0.905, BLACK_BOX),
+    Case("lenet", 0.95, NO_DATA, 0.0),
+    Case("mobile-student", 0.7, NO_DATA, 0.0),
+    Case("mnist-cnn", 0.7, "classic, 1,000 labels", 0.72, CLASSIC, seeds=1),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement; `accuracy` is on the 10,000 test images."""
+
+    target: str
+    sparsity: float
+    method: str
+    seed: int
+    accuracy: float | None
+    agreement_search: float | None
+    agreement_guard: float
+    evaluations: int
+    seconds: float
+
+
+class Trace(Silence):
+    """Keeps the search curve of a run."""
+
+    def __init__(self) -> None:
+        self.history: list[Generation] = []
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Remember it."""
+        self.history.append(record)
+
+
+def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
+    """Run one case with one seed: the evolved row first, then every baseline of the same run."""
+    settings = {"sparsity": case.sparsity, "seed": seed, "workers": workers, **case.settings}
+    result = prune_target(load_target(case.target), make_settings(settings))
+    name = (case.target, case.sparsity)
+    yield Row(
+        *name,
+        case.method,
+        seed,
+        result.accuracy,
+        result.search,
+        result.guard,
+        result.evaluations,
+        round(result.seconds, 1),
+    )
+    for baseline, score in result.baselines.items():
+        guard = score.agreement
+        yield Row(*name, f"{case.method}: {baseline}", seed, score.accuracy, None, guard, 0, 0.0)
+
+
+def table(cases: Sequence[Case], rows: Sequence[Row]) -> tuple[list[str], bool]:
+    """Return the table in Markdown, and whether every median reaches its floor."""
+    lines = [
+        "| network | sparsity | method | accuracy | of seeds | floor | best one-shot | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    reached = True
+    for case in cases:
+        own = [row for row in rows if (row.target, row.sparsity) == (case.target, case.sparsity)]
+        found = [row for row in own if row.method == case.method]
+        if not found:
+            continue
+        accuracies = [row.accuracy or 0.0 for row in found]
+        rivals = [row for row in own if row.method.startswith(f"{case.method}: ")]
+        best = max(rivals, key=lambda row: row.accuracy or 0.0)
+        short = "" if median(accuracies) >= case.floor else " **below**"
+        reached = reached and not short
+        listing = " ".join(f"{100 * value:.2f}" for value in accuracies)
+        lines.append(
+            f"| {case.target} | {case.sparsity} | {case.method} | {median(accuracies):.2%}{short} "
+            f"| {listing} | {case.floor:.1%} | {best.method.rpartition(' ')[2]} "
+            f"{best.accuracy:.2%} | {median(row.seconds for row in found):.0f} |"
+        )
+    return lines, reached
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the chosen cases and print the table, or rows as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="cases whose network or method contains this")
+    parser.add_argument("--sparsity", type=float, help="cases of this sparsity")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    options = parser.parse_args(arguments)
+    cases = [
+        case
+        for case in CASES
+        if options.only in f"{case.target} {case.method}"
+        and options.sparsity in (None, case.sparsity)
+    ]
+    if not cases:
+        parser.error(f"no case matches --only {options.only!r} --sparsity {options.sparsity}")
+    rows: list[Row] = []
+    for case in cases:
+        for seed in options.seeds[: case.seeds]:
+            new = list(measure(case, seed, options.workers))
+            rows += new
+            print(
+                f"{case.target} {case.sparsity} {case.method}, seed {seed}: "
+                f"{new[0].accuracy:.2%} in {new[0].seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+    lines, reached = table(cases, rows)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        print("\n".join([*lines, "", f"torch {torch.__version__}, {options.workers} worker(s)"]))
+    return 0 if reached else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

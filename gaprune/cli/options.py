@@ -1,0 +1,121 @@
+"""The options of `gaprune prune`, made from the tables that own the settings and their words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
+
+import typer
+
+from gaprune.config import Settings
+from gaprune.evolution.presets import PRESETS
+from gaprune.job import JOB_KEYS
+from gaprune.probes.files import ALIASES
+from gaprune.probes.requests import IMPRESSIONS, PATH_FORMS, PROCEDURAL, generators
+from gaprune.saliency import SALIENCIES
+from gaprune.zoo import MNIST_INPUT
+
+OTHER, STOP = "Search", "When to stop"
+PANELS: dict[str, tuple[str, ...]] = {
+    "What to remove": ("sparsity", "scope", "method", "prune_also"),
+    "What is shown to the network": (
+        *("probes", "guard", "probe_count", "guard_count", "pool_count", "impressions"),
+        "test",
+    ),
+    "The network and what it takes": ("weights", *(key.name for key in JOB_KEYS if key.field)),
+    STOP: ("generations", "evaluations", "seconds", "stagnation"),
+    "Where it runs": ("workers", "threads"),
+}
+"""Heading in the help → options below it; the others come under `OTHER`."""
+_PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+
+_PROBES = (PROCEDURAL, IMPRESSIONS, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
+_MORE: dict[str, str] = {
+    "method": f": {', '.join(SALIENCIES)}",
+    "probes": f": {', '.join(_PROBES)}; repeatable, or joined by commas",
+    "prune_also": "; repeatable",
+}
+"""What is added to the words of the tables."""
+_METAVARS = {int: "INTEGER", float: "NUMBER"}
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `**options` a signature: target, job keys, settings, its own.
+
+    Every option is None (or an empty list) where the user does not state it, so that a
+    configuration file and the defaults can fill it in. Numbers come as text, and `make_job` reads
+    them: one rule and one message for the command line and for files.
+    """
+    own = [
+        parameter
+        for parameter in inspect.signature(function, eval_str=True).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    keys = [_parameter(key.name, key.description, key.metavar) for key in JOB_KEYS[1:]]
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [_target(), *_settings(), *keys, *own]
+    )
+    return function
+
+
+def _target() -> inspect.Parameter:
+    argument = typer.Argument(help=JOB_KEYS[0].description, metavar="TARGET", show_default=False)
+    return _keyword("target", Annotated[str | None, argument])
+
+
+def _settings() -> list[inspect.Parameter]:
+    """One option per field of `Settings`, so that a new setting is an option at once."""
+    parameters = []
+    for name, field in Settings.model_fields.items():
+        text = f"{field.description or name}{_default(name)}"
+        if field.annotation is bool:
+            option = typer.Option(help=text, show_default=False, rich_help_panel=_panel(name))
+            parameters.append(_keyword(name, Annotated[bool | None, option]))
+        else:
+            parameters.append(_parameter(name, text, _metavar(field.annotation)))
+    return parameters
+
+
+def _metavar(annotation: Any) -> str:  # noqa: ANN401 - any type a setting may have
+    kinds = get_args(annotation) or (annotation,)
+    return next((_METAVARS[kind] for kind in kinds if kind in _METAVARS), "TEXT")
+
+
+def _parameter(name: str, text: str, metavar: str) -> inspect.Parameter:
+    option = typer.Option(
+        help=text + _MORE.get(name, ""),
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=_panel(name),
+    )
+    many = name in ("probes", "prune_also")
+    return _keyword(name, Annotated[list[str] | None if many else str | None, option])
+
+
+def _keyword(name: str, annotation: object) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+
+
+def _panel(name: str) -> str:
+    return _PANEL_OF.get(name, OTHER)
+
+
+def _default(name: str) -> str:
+    """Return in words what holds where the user states nothing."""
+    field = Settings.model_fields[name]
+    if field.is_required() or field.annotation is bool:
+        return ""
+    if isinstance(field.default, tuple):
+        return f" (default: {', '.join(field.default)})"
+    if field.default is not None:
+        return f" (default: {field.default})"
+    values = [
+        f"{key} {preset.defaults.get(name)}"
+        for key, preset in PRESETS.items()
+        if name in preset.defaults
+    ]
+    if values:
+        return f" (by preset: {', '.join(values)})"
+    return f" (default: {'no limit' if _panel(name) == STOP else 'what suits the network'})"

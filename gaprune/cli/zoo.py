@@ -1,0 +1,45 @@
+"""`gaprune zoo`: the reference networks that come with the package."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gaprune.console import add_row, percent, stdout, table
+from gaprune.run_directory import to_json
+from gaprune.target import load_target
+from gaprune.zoo import ZOO
+
+
+def zoo_command(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="print a list of rows")] = False,
+) -> None:
+    """List the networks that come with gaprune: all and prunable weights, dense test accuracy.
+
+    Example: gaprune zoo
+    """
+    rows = [describe(name) for name in ZOO]
+    if as_json:
+        typer.echo(to_json(rows, indent=2))
+        return
+    shown = table("network", "parameters", "prunable", "accuracy", "description")
+    shown.columns[-1].justify = "left"
+    for row in rows:
+        counts = [f"{row['parameters']:,}", f"{row['prunable']:,}"]
+        cells = [row["name"], *counts, percent(row["dense_accuracy"]), row["description"]]
+        add_row(shown, cells)
+    stdout().print(shown)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return a network's row: name, parameters, prunable weights, dense accuracy, description."""
+    target, entry = load_target(name), ZOO[name]
+    return {
+        "name": name,
+        "parameters": sum(parameter.numel() for parameter in target.model.parameters()),
+        "prunable": target.layout.total,
+        "dense_accuracy": entry.dense_accuracy,
+        "description": entry.description,
+    }

@@ -1,0 +1,80 @@
+"""How the next child is made: operators drawn by their rates, step lengths, budgets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import cos, exp, pi
+
+import torch
+
+from gaprune.evolution.adaptation import OperatorRates
+from gaprune.evolution.breeding import Recipe
+from gaprune.evolution.genome import Individual
+from gaprune.evolution.plan import Plan
+from gaprune.evolution.presets import NONE
+
+Pair = tuple[Individual, Individual]
+
+ASKED = 0.25  # part of the children of a Pareto search that keep exactly the asked number
+LEAST_RATE = 0.1  # of the first gradient step length, reached in the last generation
+SLOWEST, FASTEST = 0.25, 4.0  # bounds of an individual's own factor on the step length
+
+
+class RecipeBook:
+    """Draws recipes and learns from how the children turn out."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        adaptive = plan.preset.adaptive
+        self._crossovers = OperatorRates(plan.preset.crossovers, adaptive=adaptive)
+        self._mutations = OperatorRates(plan.preset.mutations, adaptive=adaptive)
+
+    @property
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Current probabilities of crossovers and mutations."""
+        return {
+            "crossover": self._crossovers.probabilities,
+            "mutation": self._mutations.probabilities,
+        }
+
+    def draw(self, pair: Pair, generation: int, generator: torch.Generator) -> tuple[Recipe, float]:
+        """Return the recipe of a child of `pair`, and the step-length factor that it inherits."""
+        crossover, mutation = self._crossovers.draw(generator), self._mutations.draw(generator)
+        change = exp(0.3 * float(torch.randn((), generator=generator)))
+        factor = (pair[0].rate * pair[1].rate) ** 0.5 * change
+        factor = min(max(factor, SLOWEST), FASTEST)
+        refinement = self._plan.refinement
+        if refinement is not None:
+            length = refinement.rate * factor * self._annealing(generation)
+            refinement = replace(refinement, rate=length)
+        recipe = Recipe(
+            crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
+            mutation=None if mutation == NONE else mutation,
+            options=tuple(self._plan.preset.options.get(mutation, {}).items()),
+            refinement=refinement,
+            keep=self._budget(pair, generator),
+        )
+        return recipe, factor
+
+    def learn(self, recipe: Recipe, *, improved: bool) -> None:
+        """Record whether the child of a recipe beat its better parent."""
+        self._crossovers.credit(recipe.crossover or NONE, improved=improved)
+        self._mutations.credit(recipe.mutation or NONE, improved=improved)
+
+    def _annealing(self, generation: int) -> float:
+        """Shorten gradient steps along a cosine, from 1 to `LEAST_RATE` in the last generation."""
+        total = self._plan.limits.generations
+        if not total:
+            return 1.0
+        progress = min(1.0, (generation - 1) / max(1, total - 1))
+        return LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * progress)) / 2
+
+    def _budget(self, pair: Pair, generator: torch.Generator) -> int | None:
+        """Draw a child's keep count in a Pareto search: near its parents', or the asked one."""
+        plan = self._plan
+        if plan.most is None:
+            return None
+        asked = bool(torch.rand((), generator=generator) < ASKED)
+        change = exp(0.3 * float(torch.randn((), generator=generator)))
+        mean = (pair[0].genes.keep * pair[1].genes.keep) ** 0.5
+        return plan.keep if asked else min(max(round(mean * change), plan.keep), plan.most)

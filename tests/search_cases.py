@@ -1,0 +1,118 @@
+"""Small layouts, networks and benches that the tests of the search share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gaprune.bench import Bench, Shown, answers
+from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
+from gaprune.inputs import InputSpec
+from gaprune.objectives import OBJECTIVES, Objective
+from gaprune.probes.mixture import Mixture
+from gaprune.supermask import Layout
+
+VECTOR = InputSpec((6,), "vector")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def layout_of(sizes: Sequence[int]) -> Layout:
+    """Return a layout of one-dimensional layers."""
+    return Layout(tuple(f"layer{i}" for i in range(len(sizes))), tuple((size,) for size in sizes))
+
+
+@st.composite
+def layouts_with_counts(draw: st.DrawFn, most_layers: int = 4) -> tuple[Layout, tuple[int, ...]]:
+    """One to four layers of 1 to 12 weights, and a keep count for each, from 1 to its size."""
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=most_layers))
+    return layout_of(sizes), tuple(draw(st.integers(1, size)) for size in sizes)
+
+
+def score_vectors(total: int) -> st.SearchStrategy[Tensor]:
+    """Float32 vectors: of few values, so that many tie, or of any finite size."""
+    few = st.integers(-2, 2).map(float)
+    any_size = st.floats(-1e6, 1e6, width=32)
+    numbers = st.one_of(
+        st.lists(few, min_size=total, max_size=total),
+        st.lists(any_size, min_size=total, max_size=total),
+    )
+    return numbers.map(lambda values: torch.tensor(values, dtype=torch.float32))
+
+
+def tiny_model(seed: int = 7, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a frozen network 6 → 12 → 8 → 4 with seeded weights, 200 of them prunable."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4)]
+        model = nn.Sequential(*layers).to(dtype)
+        for parameter in model.parameters():  # larger than torch's own, so that classes differ
+            nn.init.normal_(parameter, std=1.0)
+    return model.eval().requires_grad_(False)
+
+
+def shown(model: nn.Module, count: int, seed: int, *, labels: bool = False) -> Shown:
+    """Return uniform inputs in [0, 1] with the network's answers, and its classes as labels."""
+    inputs = torch.rand(count, 6, generator=seeded(seed))
+    teacher = answers(model, inputs)
+    return Shown(inputs, teacher, teacher.argmax(1) if labels else None)
+
+
+def tiny_bench(
+    objective: str | Objective = "kl",
+    *,
+    pool_share: float | None = None,
+    labels: bool = False,
+    rungs: Sequence[int] = (16, 64),
+) -> Bench:
+    """Return a bench around `tiny_model`: 64 search probes, 64 on guard, fresh or held ones.
+
+    Args:
+        objective: one of `OBJECTIVES`, or one of the test's own.
+        pool_share: part of a gradient batch from a pool of 32; None has no pool, 1 nothing fresh.
+        labels: whether probes carry the dense network's classes as labels.
+        rungs: of the race.
+    """
+    model = tiny_model()
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
+    return Bench(
+        model=model,
+        weights=weights,
+        layout=Layout.of(weights),
+        objective=OBJECTIVES[objective] if isinstance(objective, str) else objective,
+        search=shown(model, 64, 1, labels=labels),
+        guard=shown(model, 64, 2, labels=labels),
+        fresh=None if pool_share == 1 else Mixture(VECTOR, {"uniform": 1.0}, torch.float32),
+        pool=None if pool_share is None else shown(model, 32, 3, labels=labels),
+        pool_share=pool_share or 0.0,
+        rungs=rungs,
+    )
+
+
+def random_genes(
+    layout: Layout, keep: int, seed: int = 0, scope: str = "allocated", *, absolute: bool = False
+) -> Genes:
+    """Return genes of random ranks at a budget; scope `layer` keeps counts of equal density."""
+    scores = rank(torch.rand(layout.total, generator=seeded(seed)))
+    uniform = None
+    if scope == "layer":
+        uniform = [max(1, round(keep * size / layout.total)) for size in layout.sizes]
+        keep = sum(uniform)
+    genes = seed_genes(scores, layout, keep, scope, uniform)
+    return Genes(genes.scores, genes.counts, genes.keep, genes.fixed, absolute)
+
+
+def seeds_of(bench: Bench, keep: int, count: int = 4, scope: str = "allocated") -> list[Individual]:
+    """Return individuals of random genes and one of magnitude."""
+    flat = bench.layout.flatten(bench.weights).abs()
+    found = [Individual(seed_genes(flat, bench.layout, keep, scope), bench.layout, "magnitude")]
+    for seed in range(1, count):
+        genes = random_genes(bench.layout, keep, seed, scope)
+        found.append(Individual(genes, bench.layout, f"random{seed}"))
+    return found
