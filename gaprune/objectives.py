@@ -45,8 +45,8 @@ class Objective:
 
 
 def finite(value: float) -> float:
-    """Return `value`, or the worst finite fitness where it is NaN or infinite."""
-    return value if math.isfinite(value) else WORST
+    """Return `value`, or `WORST` where it is NaN, infinite or worse than that."""
+    return max(value, WORST) if math.isfinite(value) else WORST
 
 
 def divergence(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -51,10 +51,10 @@ def tiny_model(seed: int = 7, dtype: torch.dtype = torch.float32) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layers = [nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4)]
-        model = nn.Sequential(*layers).to(dtype)
+        model = nn.Sequential(*layers)
         for parameter in model.parameters():  # larger than torch's own, so that classes differ
             nn.init.normal_(parameter, std=1.0)
-    return model.eval().requires_grad_(False)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 def shown(model: nn.Module, count: int, seed: int, *, labels: bool = False) -> Shown:
