@@ -33,7 +33,7 @@ def points(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """75.2 → `1:15`, 5025 → `1:23:45`; below ten seconds `3.2 s`."""
-    if seconds < 10:
+    if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -47,7 +47,8 @@ def stdout() -> Console:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """Return a table without rows: the first column is text, the others are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    heading = None if title is None else Text(title)
+    made = Table(title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index else "left", overflow="fold")
     return made

@@ -89,7 +89,7 @@ def save(
     with _writing(path, GapruneError), _parents(place), _fresh_folder(place) as fresh:
         _write_files(result, fresh, job)
         _sync(fresh)
-        _swap(fresh, place)
+        _publish(fresh, place, overwrite=overwrite)
         _sync(place.parent)
     return place
 
@@ -100,7 +100,7 @@ def save_numbered(result: Result, stem: Path, *, job: Job | None = None) -> Path
         path = free_name(stem)
         try:
             return save(result, path, job=job)
-        except InputError:
+        except GapruneError:
             if not os.path.lexists(path):  # else another run has just taken the name
                 raise
 
@@ -132,8 +132,8 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     for name, mask in stored.items():
         if mask.dtype != torch.uint8 or (mask > 1).any():
             raise InputError(
-                f"mask: {file} must hold uint8 tensors of 0 and 1, but {name!r} is {mask.dtype} "
-                f"with values up to {mask.max().item()}; name the {MASK} of a run"
+                f"mask: {file} must hold uint8 tensors of 0 and 1, which {name!r} ({mask.dtype}) "
+                f"is not; name the {MASK} of a run"
             )
     return {name: mask.bool() for name, mask in stored.items()}
 
@@ -241,6 +241,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, about)
+    path.chmod((path.parent / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
     _sync(path)
 
 
@@ -253,10 +254,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _swap(fresh: Path, place: Path) -> None:
+def _publish(fresh: Path, place: Path, *, overwrite: bool) -> None:
     """Give `fresh` the name `place`; an earlier run there is put back if that fails."""
-    if not (place.exists() and any(place.iterdir())):
-        fresh.replace(place)  # also over an empty folder
+    if not (overwrite and place.exists()):
+        fresh.replace(place)  # over nothing or an empty folder; the system refuses any other
         return
     old = _temporary(place)
     place.replace(old)

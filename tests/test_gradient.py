@@ -48,10 +48,10 @@ def steps_by_autograd(genes: Genes, bench: Bench, plan: Refinement, seed: int) -
             mask = global_mask(scores, layout, genes.keep)
         batch = bench.draw(plan.batch, generator)
         leaf = scores.clone().requires_grad_()
-        soft = layout.split(IdentityBackward.apply(leaf, mask))
+        soft = layout.split(IdentityBackward.apply(leaf, mask))  # type: ignore[no-untyped-call]
         kept = {name: weight * soft[name] for name, weight in bench.weights.items()}
         outputs = functional_call(bench.model, kept, (batch.inputs,))
-        bench.objective.loss(outputs, batch.teacher, batch.labels).backward()  # type: ignore[no-untyped-call]
+        bench.objective.loss(outputs, batch.teacher, batch.labels).backward()
         assert leaf.grad is not None
         velocity = plan.momentum * velocity + (1 - plan.momentum) * leaf.grad / leaf.grad.norm()
         scores = scores - plan.rate * velocity

@@ -107,7 +107,10 @@ class _Place:
             return None
         if self._out is None:
             return save_numbered(result, self._stem, job=self._job)
-        return save(result, self._out, overwrite=self._overwrite, job=self._job)
+        try:
+            return save(result, self._out, overwrite=self._overwrite, job=self._job)
+        except GapruneError:  # taken since the check: what was searched for is kept beside it
+            return save_numbered(result, Path(self._out), job=self._job)
 
 
 def _slug(target: str) -> str:

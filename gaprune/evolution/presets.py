@@ -81,7 +81,7 @@ PRESETS: dict[str, Preset] = {
     "classic": Preset(
         description="the original idea: random scores, roulette, one-point crossover, reset",
         crossovers={"one-point": 1.0},
-        mutations={"uniform-reset": 1.0},
+        mutations={NONE: 0.9, "uniform-reset": 0.1},
         options={"uniform-reset": {"rate": 0.1, "low": -1.0, "high": 1.0}},
         defaults={"population": 100, "offspring": 100, "generations": 20},
         seeding="kaiming",

@@ -25,8 +25,10 @@ from gaprune.userfile import PREFIX
 class _Actor:
     """Holds a private copy of the bench (Ray's arrays are shared, read-only memory)."""
 
-    def __init__(self, packed: bytes, threads: int) -> None:
+    def __init__(self, packed: bytes, threads: int, folders: list[str]) -> None:
         torch.set_num_threads(threads)
+        # last, so they shadow nothing: what a user's file imports from beside it
+        sys.path.extend(folder for folder in folders if folder not in sys.path)
         self._bench = ray.cloudpickle.loads(packed)
 
     def run(self, task: Any, *parents: Any) -> Any:
@@ -58,7 +60,7 @@ class RayWorkers:
             _send_user_code_by_value()
             packed = ray.put(ray.cloudpickle.dumps(self._bench))
             start = _Actor.remote  # type: ignore[attr-defined] # ray adds it
-            self._actors = [start(packed, self._threads) for _ in range(self.count)]
+            self._actors = [start(packed, self._threads, sys.path) for _ in range(self.count)]
         except BaseException:
             self.__exit__(None, None, None)
             raise

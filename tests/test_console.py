@@ -1,0 +1,255 @@
+"""What people see: a bar or plain lines on stderr, tables on stdout, numbers in one form."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gaprune import InputOptions, Result, prune_target
+from gaprune.config import make_settings
+from gaprune.console import Monitor, duration, percent, points, show_result, stdout
+from gaprune.records import BaselineScore, Generation
+from gaprune.target import target_from_module
+
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|9\d)")  # foreground colours, not bold or cursor moves
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal and keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    """A real result of a tiny network whose name looks like markup."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    target = target_from_module(net, inputs=InputOptions(range=(0, 1)), name="[red]net")
+    settings = {"sparsity": 0.5, "generations": 1, "steps": 2, "batch": 8, "population": 2}
+    counts = {"offspring": 2, "probe_count": 16, "guard_count": 16}
+    return prune_target(target, make_settings({**settings, **counts}))
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Make stderr a terminal that knows colours (not in a fixture: pytest's own comes after)."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def generation(number: int) -> Generation:
+    """Return a generation that ended a second after the one before it."""
+    return Generation(number, 100 * (number + 1), 1.0 + number, -0.5, -1.0, 0.875)
+
+
+def tell(monitor: Monitor, generations: int = 3) -> None:
+    """Report a short run."""
+    monitor.phase("probes", "making inputs")
+    monitor.baseline("random", BaselineScore(0.125))
+    monitor.baseline("lamp", BaselineScore(0.75))
+    monitor.phase("search", "with [brackets]")
+    for number in range(generations):
+        monitor.generation(generation(number), 10)
+    monitor.warning("mind [this]")
+    monitor.phase("test", "measuring")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0, "0.00 %"), (0.95, "95.00 %"), (0.98765, "98.77 %")]
+)
+def test_fractions_are_percentages_with_two_digits(value: float | None, text: str) -> None:
+    """Unknown ones are a dash."""
+    assert percent(value) == text
+
+
+def test_differences_have_their_sign() -> None:
+    """Points are not percent: 1 % more of 50 % would be 50.5 %."""
+    assert points(0.0125) == "+1.25 points"
+    assert points(-0.5) == "-50.00 points"
+    assert points(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.97, "0:10"),
+        (59.6, "1:00"),
+        (75, "1:15"),
+        (5025, "1:23:45"),
+    ],
+)
+def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
+    """Rounding never shows 60 seconds or 10.0 s."""
+    assert duration(seconds) == text
+
+
+def test_without_a_terminal_every_generation_is_a_plain_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Generation, best, guard, speed and time left; stdout stays empty."""
+    with Monitor() as monitor:
+        tell(monitor)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\x1b" not in err
+    assert err.splitlines() == [
+        "probes: making inputs",
+        "baselines agree with the dense network on the guard: lamp 75.00 %, random 12.50 %",
+        "search: with [brackets]",
+        "generation 0/10  best -0.5000  guard 87.50 %  100 evaluations/s",
+        "generation 1/10  best -0.5000  guard 87.50 %  100 evaluations/s  9.0 s left",
+        "generation 2/10  best -0.5000  guard 87.50 %  100 evaluations/s  8.0 s left",
+        "warning: mind [this]",
+        "test: measuring",
+    ]
+
+
+def test_a_search_without_a_planned_end_has_no_time_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where only seconds or stagnation end it, nothing is guessed."""
+    with Monitor() as monitor:
+        monitor.generation(generation(0), None)
+        monitor.generation(generation(7), None)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "generation 7  best -0.5000  guard 87.50 %  100 evaluations/s"
+
+
+def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Progress is silent, what the user must know is not."""
+    with Monitor(quiet=True) as monitor:
+        tell(monitor)
+    assert capsys.readouterr().err == "warning: mind [this]\n"
+
+
+def test_on_a_terminal_there_is_a_live_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows the generation, and the lines around it stay readable."""
+    terminal = open_terminal(monkeypatch)
+    with Monitor() as monitor:
+        tell(monitor)
+    shown = terminal.getvalue()
+    assert "generation 2/10" in shown
+    assert "━" in shown
+    assert "guard 87.50 %" in shown
+    assert COLOUR.search(shown)
+    assert "mind [this]" in shown
+
+
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar moves without colours (no-color.org)."""
+    terminal = open_terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with Monitor() as monitor:
+        tell(monitor)
+    assert "\x1b[2K" in terminal.getvalue()  # it still moves
+    assert not COLOUR.search(terminal.getvalue())
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that cannot move its cursor is treated as a file."""
+    terminal = open_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    with Monitor() as monitor:
+        tell(monitor)
+    assert "\x1b" not in terminal.getvalue()
+
+
+def test_the_terminal_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the run, the cursor is shown again."""
+    terminal = open_terminal(monkeypatch)
+
+    def fail_in_the_search() -> None:
+        with Monitor() as monitor:
+            tell(monitor, 0)
+            monitor.generation(generation(0), 10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_in_the_search()
+    shown = terminal.getvalue()
+    assert "\x1b[?25l" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def test_phases_are_passed_on() -> None:
+    """Whoever must know when the search is over can."""
+    phases: list[str] = []
+    with Monitor(quiet=True, on_phase=phases.append) as monitor:
+        tell(monitor)
+    assert phases == ["probes", "search", "test"]
+
+
+def test_the_summary_tells_everything_that_was_found(
+    result: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sparsity, counts, every layer and method, the receipt, the margin, the cost."""
+    show_result(result, stdout())
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "50.00 % of the 72 weights removed, 36 kept" in out
+    assert "Layers of [red]net" in out
+    for layer in result.layers:
+        assert re.search(rf"{layer.name} +{layer.total} +{layer.kept} ", out)
+    assert re.search(rf"evolved +{re.escape(percent(result.guard))} +–", out)
+    for name, score in result.baselines.items():
+        assert re.search(rf"{name} +{re.escape(percent(score.agreement))}", out)
+    assert all(source in out for source in result.receipt.sources)
+    assert result.receipt.guard in out
+    assert f"({result.best_baseline}) on the guard: {points(result.margin)}" in out
+    assert "the search ended after its generations" in out
+    assert "test labels" not in out  # there were none
+    assert "\x1b" not in out
+
+
+def test_baselines_come_best_first(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one to beat is the first below the result."""
+    show_result(result, stdout())
+    out = capsys.readouterr().out
+    shown = [line.split()[0] for line in out.splitlines() if line.split()[:1]]
+    order = [name for name in shown if name in result.baselines]
+    agreements = [result.baselines[name].agreement for name in order]
+    assert len(order) == len(result.baselines)
+    assert agreements == sorted(agreements, reverse=True)
+
+
+def test_a_one_shot_method_is_marked_and_has_no_margin(
+    result: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing was evolved, so nothing claims to be."""
+    show_result(replace(result, method="lamp", stopped="one-shot"), stdout())
+    out = capsys.readouterr().out
+    assert "evolved" not in out
+    assert "margin" not in out
+    assert "nothing was searched" in out
+
+
+def test_a_deep_network_is_summed_up(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    """Past 40 layers one row holds the rest, and its sums are right."""
+    masks = {f"layer{n}": torch.arange(10) < 3 for n in range(45)}
+    show_result(replace(result, masks=masks), stdout())
+    out = capsys.readouterr().out
+    assert "layer39 " in out
+    assert "layer40" not in out
+    assert re.search(r"5 more +50 +15 +30\.00 %", out)
+
+
+def test_a_front_is_a_table(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    """One row per network on the Pareto front."""
+    front = ({"sparsity": 0.5, "guard": 0.875}, {"sparsity": 0.25, "guard": 1.0})
+    show_result(replace(result, front=front), stdout())
+    out = capsys.readouterr().out
+    assert re.search(r"50\.00 % +87\.50 %", out)
+    assert re.search(r"25\.00 % +100\.00 %", out)

@@ -1,0 +1,243 @@
+"""One contract for all workers: in this process and on real Ray actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from search_cases import random_genes, seeds_of, shown, tiny_bench
+from worker_tasks import FAILURES, Echo, Fail, Overwrite, Threads
+
+from gaprune.bench import Bench
+from gaprune.errors import GapruneError, InputError
+from gaprune.evolution.breeding import Breed, Child, Judge, Recipe, Score, Task
+from gaprune.evolution.engine import Evolution, Limits, Plan
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
+from gaprune.evolution.presets import find_preset
+from gaprune.input_options import InputOptions
+from gaprune.objectives import find_objective
+from gaprune.target import load_target
+from gaprune.workers import RayWorkers, SerialWorkers, Workers, open_workers
+
+BENCH = tiny_bench(pool_share=0.5)
+
+
+@pytest.fixture(scope="module", params=["serial", "ray"])
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    """Workers that hold `BENCH`: one here, or two actors."""
+    if request.param == "serial":
+        with SerialWorkers(BENCH) as serial:
+            yield serial
+        return
+    request.getfixturevalue("ray_session")
+    with RayWorkers(BENCH, 2) as actors:
+        yield actors
+
+
+def bits_of(result: Any) -> object:  # noqa: ANN401 - whatever a task returns
+    """Return a result as plain data that compares bit for bit."""
+    if isinstance(result, Child):
+        genes = result.genes
+        return genes.scores.numpy().tobytes(), genes.counts, genes.keep, result.fitness
+    return result
+
+
+def every_task() -> list[Task]:
+    """Return tasks of all kinds: each operator, with and without gradient steps, both rungs."""
+    parents = tuple(random_genes(BENCH.layout, 60, seed) for seed in (1, 2))
+    steps = Refinement(steps=3, rate=0.5, batch=16)
+    recipes = [Recipe(), Recipe(refinement=steps), Recipe("averaging", "gaussian", (), steps)]
+    recipes += [Recipe(crossover=name) for name in CROSSOVERS]
+    recipes += [Recipe(mutation=name) for name in MUTATIONS]
+    recipes += [Recipe(mutation="gaussian", options=(("sigma", 2.0),)), Recipe(keep=90)]
+    tasks: list[Task] = [
+        Breed(parents if recipe.crossover else parents[:1], recipe, seed, seed % 2)
+        for seed, recipe in enumerate(recipes)
+    ]
+    masks = [parent.express(BENCH.layout) for parent in parents]
+    return [*tasks, *(Score.of(m, rung) for m in masks for rung in (0, -1)), *map(Judge.of, masks)]
+
+
+def test_results_are_those_of_a_plain_loop_bit_for_bit(workers: Workers) -> None:
+    """Breeding with and without gradient, scoring, judging: what `task.run(bench)` gives."""
+    tasks = every_task()
+    expected = [bits_of(task.run(BENCH)) for task in tasks]
+    assert [bits_of(result) for result in workers.run(tasks)] == expected
+    assert [bits_of(result) for result in workers.run(tasks[::-1])] == expected[::-1]
+
+
+def test_results_come_in_the_order_of_the_tasks(workers: Workers) -> None:
+    """Also where later tasks are done sooner."""
+    tasks = [Echo(index, 0.2 if index == 0 else 0.0) for index in range(8)]
+    assert workers.run(tasks) == list(range(8))
+
+
+def test_no_tasks_give_no_results(workers: Workers) -> None:
+    """An empty list is an empty list."""
+    assert workers.run([]) == []
+
+
+@pytest.mark.parametrize(("kind", "message"), FAILURES)
+def test_an_exception_comes_out_as_it_is(
+    workers: Workers, kind: type[Exception], message: str
+) -> None:
+    """Its own type and message, not one of the machinery's; afterwards the workers still work."""
+    with pytest.raises(kind) as caught:
+        workers.run([Echo(1), Fail(kind, message), Echo(2)])
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
+    assert workers.run([Echo(3), Echo(4), Echo(5)]) == [3, 4, 5]
+
+
+def test_tasks_have_their_share_of_threads_and_the_caller_keeps_its_own(workers: Workers) -> None:
+    """One thread for each task; here as many as before, also after a failure."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert workers.run([Threads(), Threads(), Threads()]) == [1, 1, 1]
+        with pytest.raises(ValueError, match="plain"):
+            workers.run([Fail(ValueError, "plain")])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_callers_bench_and_genes_stay_as_they_are(workers: Workers) -> None:
+    """Running every kind of task moves no bit of the network, the probes or the parents."""
+    tasks = every_task()
+    held = [
+        *BENCH.model.state_dict().values(),
+        *(tensor for shown in (BENCH.search, BENCH.guard) for tensor in shown[:2]),
+        *(parent.scores for task in tasks if isinstance(task, Breed) for parent in task.parents),
+    ]
+    before = [tensor.clone() for tensor in held]
+    workers.run(tasks)
+    assert all(torch.equal(old, now) for old, now in zip(before, held, strict=True))
+
+
+def test_a_result_does_not_depend_on_what_else_runs(workers: Workers) -> None:
+    """A task alone gives what it gives among others."""
+    task = every_task()[2]
+    alone = bits_of(workers.run([task])[0])
+    assert bits_of(workers.run([*every_task(), task])[-1]) == alone
+
+
+@pytest.mark.parametrize("preset", ["default", "black-box"])
+def test_a_search_finds_the_same_masks_on_any_workers(workers: Workers, preset: str) -> None:
+    """Every generation's best, mean and guard, and the last population, bit for bit."""
+
+    def search(on: Workers) -> tuple[object, ...]:
+        plan = Plan(
+            preset=find_preset(preset),
+            layout=BENCH.layout,
+            seed=3,
+            population=4,
+            offspring=6,
+            refinement=Refinement(3, 0.5, 16) if preset == "default" else None,
+            limits=Limits(generations=4),
+            keep=60,
+        )
+        outcome = Evolution(plan, on).run(seeds_of(BENCH, 60))
+        found = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
+        told = [(one.best, one.mean, one.guard, one.rates) for one in outcome.history]
+        return found, told, outcome.best.key, list(outcome.judged), outcome.evaluations
+
+    assert search(workers) == search(SerialWorkers(BENCH))
+
+
+def test_more_workers_than_cpus_are_refused(ray_session: None) -> None:
+    """The message says how many there are, and the running Ray stays up."""
+    with pytest.raises(GapruneError, match=r"workers: 5 asked.*2 CPUs.*--workers 2"):
+        RayWorkers(BENCH, 5).__enter__()
+    assert ray.is_initialized()
+
+
+def test_one_worker_is_this_process_and_more_are_actors() -> None:
+    """Nothing starts before the workers are entered."""
+    assert isinstance(open_workers(BENCH, 1, 1), SerialWorkers)
+    several = open_workers(BENCH, 3, 1)
+    assert isinstance(several, RayWorkers)
+    assert several.count == 3
+
+
+FACTORY = """
+import torch
+from torch import nn
+from beside_own import squash
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(squash(self.hidden(x)))
+
+def make():
+    torch.manual_seed(0)
+    return Own()
+
+def closeness(outputs, teacher, labels):
+    if torch.equal(outputs, teacher):
+        raise ArithmeticError("too good")
+    return -float((outputs - teacher).abs().mean())
+"""
+
+
+@pytest.fixture(scope="module")
+def own_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Return a bench whose network, objective and a module beside them are a user's own files."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "beside_own.py").write_text("def squash(x):\n    return x.tanh()\n")
+    (folder / "own.py").write_text(FACTORY)
+    with torch.random.fork_rng():
+        target = load_target(f"{folder}/own.py:make", inputs=InputOptions(range=(0, 1)))
+    probes = shown(target.model, 32, 1)
+    return replace(
+        tiny_bench(),
+        model=target.model,
+        weights=target.weights,
+        layout=target.layout,
+        objective=find_objective(f"{folder}/own.py:closeness", probes.teacher),
+        search=probes,
+        guard=probes,
+        rungs=(32,),
+    )
+
+
+@pytest.fixture(scope="module")
+def actor(ray_session: None, own_bench: Bench) -> Iterator[Workers]:
+    """One actor that holds `own_bench`; Ray ran before anybody had seen the user's files."""
+    with RayWorkers(own_bench, 1) as workers:
+        yield workers
+    assert ray.is_initialized()  # it ran before, so it still runs
+
+
+def test_the_users_own_code_works_in_actors(actor: Workers, own_bench: Bench) -> None:
+    """A network and an objective from a file, with a module beside it, score as they do here."""
+    genes = [random_genes(own_bench.layout, 20, seed) for seed in (1, 2)]
+    tasks = [Score.of(one.express(own_bench.layout), -1) for one in genes]
+    expected = [task.run(own_bench) for task in tasks]
+    assert actor.run(tasks) == expected
+    assert len(set(expected)) == 2
+
+
+def test_an_error_in_the_users_code_comes_out_of_an_actor(actor: Workers, own_bench: Bench) -> None:
+    """The message names file, function and error, as without Ray."""
+    dense = Score.of(torch.ones(own_bench.layout.total, dtype=torch.bool), -1)
+    with pytest.raises(InputError, match=r"own\.py:closeness raised ArithmeticError: too good"):
+        actor.run([dense])
+
+
+def test_actors_hold_copies_of_the_bench(actor: Workers, own_bench: Bench) -> None:
+    """A task that overwrites weights reaches those of its own actor only."""
+    weights = own_bench.weights["hidden.weight"]
+    before = weights.clone()
+    first = float(before.flatten()[0])
+    assert actor.run([Overwrite(123.0), Overwrite(first)]) == [first, 123.0]
+    assert torch.equal(weights, before)
