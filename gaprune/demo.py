@@ -84,6 +84,7 @@ def run_demo(observer: Observer, settings: Mapping[str, Any]) -> Demo:
     """
     results, compared = [], 0
     for sparsity in SPARSITIES:
+        observer.phase("demo", f"removing {sparsity:.0%} of the weights of {TARGET}")
         chosen = make_settings({**settings, "sparsity": sparsity})
         result = prune_target(load_target(TARGET), chosen, observer=observer)
         if result.stopped == "interrupted":

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,12 +51,12 @@ class Check:
     way_out: str = ""
 
 
-def examine(*, ray: bool = True) -> Iterator[Check]:
-    """Yield one check after the other; a check that raises has failed."""
-    for name, (check, way_out) in CHECKS.items():
-        if name == "ray" and not ray:
-            yield Check(name, WARN, "not tried", "leave out --no-ray")
-            continue
+Remedied = tuple[Callable[[], Check], str]  # a check, and the way out where it raises
+
+
+def examine(checks: Mapping[str, Remedied]) -> Iterator[Check]:
+    """Make one check after the other; one that raises has failed, and its way out is shown."""
+    for name, (check, way_out) in checks.items():
         try:
             yield check()
         except Exception as error:  # noqa: BLE001 - whatever is broken is what is looked for
@@ -150,7 +150,7 @@ def check_folder() -> Check:
     return Check("folder", OK, "results can be saved in runs/")
 
 
-CHECKS: dict[str, tuple[Callable[[], Check], str]] = {
+CHECKS: dict[str, Remedied] = {
     "python": (check_python, "install Python 3.11 or newer"),
     "torch": (check_torch, "install torch again"),
     "device": (check_device, "check the GPU's driver; CUDA_VISIBLE_DEVICES= hides the GPU"),
@@ -161,4 +161,4 @@ CHECKS: dict[str, tuple[Callable[[], Check], str]] = {
     "folder": (check_folder, "change to a folder that you may write to, or name one with --out"),
     "ray": (check_ray, "use --workers 1, which does not need Ray, or install ray again"),
 }
-"""Name → the check, and the way out where it raises."""
+"""Name → the check with its way out."""

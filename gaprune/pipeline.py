@@ -170,8 +170,10 @@ class _Run:
 
     def _warn_if_parted(self, outcome: Outcome) -> None:
         """Say when the search still gains while the guard loses: it has learnt its own probes."""
-        leader = max(outcome.population, key=lambda one: one.quality)
-        reached = outcome.judged[leader.key].agreement
+        judged = [one for one in outcome.population if one.key in outcome.judged]
+        if not judged:  # interrupted before the first population was complete
+            return
+        reached = outcome.judged[max(judged, key=lambda one: one.quality).key].agreement
         if outcome.verdict.agreement - reached > PARTED and not self.settings.pareto:
             self.observer.warning(
                 f"the search and the guard part at sparsity {self.settings.sparsity}: the best on "

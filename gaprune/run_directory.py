@@ -197,7 +197,8 @@ def _config(result: Result, job: Job | None) -> str:
         head = (
             "# gaprune prune --config THIS_FILE repeats this run; paths are as they were given.\n"
         )
-        return head + to_toml(job.as_config() | used)
+        stated = {key: v for key, v in job.as_config().items() if key not in result.settings}
+        return head + to_toml(stated | used)
     spec = result.target.inputs
     inputs: dict[str, Any] = {"input_shape": spec.shape, "input_kind": spec.kind}
     if spec.kind == "tokens":

@@ -32,10 +32,11 @@ def demo_command(
     if as_json:
         typer.echo(to_json(found.rows(), indent=2))
     else:
-        _show(found)
+        show_demo(found)
 
 
-def _show(found: Demo) -> None:
+def show_demo(found: Demo) -> None:
+    """Print the table, what it shows, and how to go on."""
     console = stdout()
     columns = (f"{percent(sparsity)} removed" for sparsity in SPARSITIES)
     shown = table("test accuracy", *columns, title=f"{TARGET} ({ZOO[TARGET].description})")
@@ -50,13 +51,13 @@ def _show(found: Demo) -> None:
     lines = (
         "No training image and no label was shown to the search, and no weight was changed:",
         f"all {found.compared:,} values that stay are bit-identical to the checkpoint.",
-        f"The network answered {sources}.",
+        f"Shown to the network: {sources}.",
         f"The 10,000 test images were used for this table only. {duration(seconds)} in all.",
         "",
         "Go on with",
-        f"  gaprune prune {TARGET} --sparsity 0.98    keeps the pruned network in runs/",
-        "  gaprune zoo                               lists the networks that come along",
-        "  gaprune prune --help                      prunes a network of your own",
+        f"  gaprune prune {TARGET} --sparsity 0.98   saves the pruned network in runs/",
+        "  gaprune zoo                              lists the networks that come along",
+        "  gaprune prune --help                     tells how to prune your own network",
     )
     for line in lines:
         console.print(line, markup=False)

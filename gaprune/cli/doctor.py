@@ -8,7 +8,7 @@ import typer
 
 from gaprune.cli.interrupts import Interrupts
 from gaprune.console import Monitor, add_row, stdout, table
-from gaprune.doctor import FAIL, OK, Check, examine
+from gaprune.doctor import CHECKS, FAIL, OK, Check, examine
 from gaprune.run_directory import to_json
 
 
@@ -25,7 +25,8 @@ def doctor_command(
     """
     with Interrupts(), Monitor() as monitor:
         monitor.say("examining this machine, some seconds")
-        checks = list(examine(ray=not no_ray))
+        wanted = {name: check for name, check in CHECKS.items() if not (no_ray and name == "ray")}
+        checks = list(examine(wanted))
     if as_json:
         typer.echo(to_json([vars(check) for check in checks], indent=2))
     else:

@@ -97,7 +97,7 @@ class Evolution:
             verdict=verdict,
             population=self.population,
             hall_of_fame=list(self.hall_of_fame),
-            front=self._front(),
+            front=[one for one in self._front() if one.key in self._state.leaders],
             judged={key: verdict for key, (_, verdict) in self._state.leaders.items()},
             history=self.history,
             stopped=stopped,

@@ -55,8 +55,8 @@ PRESETS: dict[str, Preset] = {
         gradient=True,
         defaults={
             "population": 4,
-            "offspring": 4,
-            "steps": 60,
+            "offspring": 3,
+            "steps": 50,
             "rate": 1.2,
             "generations": 8,
         },

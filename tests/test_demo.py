@@ -1,0 +1,79 @@
+"""The demonstration compares bits with the checkpoint and shows every method at every sparsity."""
+
+from __future__ import annotations
+
+import pytest
+
+from gaprune.cli.demo import show_demo
+from gaprune.config import EVOLVED
+from gaprune.console import percent
+from gaprune.demo import SPARSITIES, Demo, compare_bits, run_demo
+from gaprune.errors import GapruneError
+from gaprune.observe import Silence
+from gaprune.zoo import ZOO
+
+TINY = {
+    "generations": 1,
+    "steps": 2,
+    "batch": 8,
+    "population": 2,
+    "offspring": 2,
+    "probe_count": 32,
+    "guard_count": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> Demo:
+    """The demonstration with a search of a moment."""
+    return run_demo(Silence(), TINY)
+
+
+def test_every_method_has_a_row_at_every_sparsity(found: Demo) -> None:
+    """Baselines and the search, with accuracy and agreement."""
+    rows = found.rows()
+    methods = [*found.results[0].baselines, EVOLVED]
+    assert [(row["sparsity"], row["method"]) for row in rows] == [
+        (sparsity, method) for sparsity in SPARSITIES for method in methods
+    ]
+    assert all(0 <= row["accuracy"] <= 1 and 0 <= row["agreement"] <= 1 for row in rows)
+
+
+def test_the_table_holds_what_was_measured(found: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    """The dense network first, the search last, magnitude always, and the number of bits."""
+    show_demo(found)
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines() if line.count("%") == len(SPARSITIES)]
+    assert lines[1][:2] == ["dense", "network"]
+    assert lines[2][0] == "magnitude"
+    assert lines[-1][0] == "gaprune"
+    for result in found.results:
+        assert percent(result.accuracy) in out
+        assert percent(result.baselines["magnitude"].accuracy) in out
+    assert f"{found.compared:,} values that stay are bit-identical" in out
+
+
+def test_every_value_that_stays_is_compared(found: Demo) -> None:
+    """Kept weights and biases, at both sparsities."""
+    biases = 250 + 100 + 10
+    assert found.compared == sum(result.kept + biases for result in found.results)
+
+
+def test_a_changed_bit_is_found(found: Demo) -> None:
+    """The smallest change of one kept weight: its last bit."""
+    result = found.results[0]
+    name, weight = next(iter(result.target.weights.items()))
+    kept = tuple(result.masks[name].nonzero()[0].tolist())
+    before = weight[kept].clone()
+    weight[kept] = before.nextafter(before + 1)
+    try:
+        with pytest.raises(GapruneError, match=f"{name}: the pruned network differs"):
+            compare_bits(result)
+    finally:
+        weight[kept] = before
+    assert compare_bits(result) == result.kept + 360
+
+
+def test_the_dense_accuracy_is_the_checkpoint_s(found: Demo) -> None:
+    """Measured again, not copied."""
+    assert found.dense_accuracy == pytest.approx(ZOO["mnist-mlp"].dense_accuracy, abs=2e-4)
