@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib import metadata
@@ -195,7 +194,8 @@ class _Run:
         with torch_threads(settings.threads):
             search = bench.judge(best.mask, bench.search).agreement
             guard = bench.judge(best.mask, bench.guard).agreement
-        tested = self._test(bench, best, seeds)
+        interrupted = outcome is not None and outcome.stopped == "interrupted"
+        tested = self._test(bench, best, [] if interrupted else seeds)
         return Result(
             target=self.target,
             masks=bench.layout.split(best.mask),
@@ -240,7 +240,7 @@ class _Run:
             return {}
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
         inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
-        with torch_threads(os.cpu_count() or 1):
+        with torch_threads(self.settings.threads):
             dense = answers(bench.model, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}
             for name, one in [("pruned", best), *((seed.origin, seed) for seed in seeds)]:

@@ -15,8 +15,6 @@ A mask has one byte per weight: every tool reads that, and it compresses as well
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import secrets
 import shutil
@@ -31,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.formats import to_json, to_toml
 from gaprune.job import Job
 from gaprune.records import as_json
 from gaprune.result import Result
@@ -138,20 +137,6 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     return {name: mask.bool() for name, mask in stored.items()}
 
 
-def to_toml(values: Mapping[str, Any]) -> str:
-    """Write text, numbers, booleans and lists of them as TOML, one key per line.
-
-    Raises:
-        TypeError: a value of any other type.
-    """
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
-
-
-def to_json(record: Any, indent: int | None = None) -> str:  # noqa: ANN401 - any plain data
-    """Return strict JSON: what is not a finite number becomes null."""
-    return json.dumps(_finite(record), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
 def _check_free(place: Path, shown: str | Path, *, overwrite: bool) -> None:
     if not place.exists():
         return
@@ -209,26 +194,6 @@ def _config(result: Result, job: Job | None) -> str:
         inputs["range"] = (spec.low, spec.high)
     head = "# A network in memory was pruned; to repeat this run, add target and weights.\n"
     return head + to_toml(inputs | used)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, (bool, str)):  # JSON escapes what TOML wants escaped, all but DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (int, float)):
-        return repr(value)
-    raise TypeError(f"no TOML for {type(value).__name__}: {value!r}")
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - any plain data
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value
 
 
 def _bytes(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from command_line import Run
 
 # Read by Ray when it starts: no report over the network, no warning about its future default.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -39,3 +44,21 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command of gaprune in this process."""
+    from command_line import run_here  # noqa: PLC0415 - it imports all of gaprune
+
+    return lambda *arguments: run_here(arguments, capsys)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a network, its weights, and some inputs with labels."""
+    from command_line import fill  # noqa: PLC0415 - it imports all of gaprune
+
+    fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -17,7 +17,7 @@ MAX_LINES = 350
 
 FLOORS = (
     # 0: plain data and errors, no torch
-    ("errors", "inputs", "config", "records", "idx", "userfile", "observe"),
+    ("errors", "formats", "inputs", "config", "records", "idx", "userfile", "observe"),
     # 1: the network and its masks
     ("supermask", "budget", "prunable", "weights_file", "zoo", "input_options", "target"),
     # 2: what is shown to it, and how weights and outputs are judged

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from search_cases import random_genes, seeded, tiny_bench, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.bench import Bench
@@ -16,7 +16,7 @@ from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, align
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.objectives import OBJECTIVES
-from gaprune.supermask import global_mask, layer_counts, layered_mask
+from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask
 
 SCOPES = ["allocated", "global", "layer"]
 
@@ -170,6 +170,43 @@ def test_a_black_box_is_refused() -> None:
     genes = random_genes(bench.layout, 60, 1)
     with pytest.raises(InputError, match=r"mine\.py:score.*black box.*--preset black-box"):
         refine(genes, bench, Refinement(1, 0.5, 8), seeded())
+
+
+class OwnPath(nn.Module):
+    """A network with a layer that it does not use, and on demand without gradients."""
+
+    def __init__(self, *, detached: bool) -> None:
+        super().__init__()
+        self.inner, self.unused, self.detached = tiny_model(), nn.Linear(5, 4), detached
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.inner(x)
+        return outputs.detach() if self.detached else outputs
+
+
+def own_bench(*, detached: bool) -> Bench:
+    """Return a bench around `OwnPath`; the unused layer is prunable."""
+    model = OwnPath(detached=detached).requires_grad_(False)
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
+    return replace(tiny_bench(), model=model, weights=weights, layout=Layout.of(weights))
+
+
+def test_a_layer_that_is_not_used_has_gradient_zero() -> None:
+    """Its scores stay where alignment put them, the others move."""
+    bench = own_bench(detached=False)
+    genes = random_genes(bench.layout, 60, 1)
+    refined = refine(genes, bench, Refinement(3, 0.5, 8), seeded())
+    unused = bench.layout.slices[bench.layout.names.index("unused.weight")]
+    moved = refined.scores - align(genes, bench.layout).scores
+    assert moved[unused].abs().max().item() < 1e-6
+    assert moved.norm().item() > 0.05
+
+
+def test_a_network_without_gradients_is_refused() -> None:
+    """The message says why and names the way out."""
+    bench = own_bench(detached=True)
+    with pytest.raises(InputError, match=r"no gradient.*--preset black-box"):
+        refine(random_genes(bench.layout, 60, 1), bench, Refinement(1, 0.5, 8), seeded())
 
 
 def test_float64_networks_are_refined_too() -> None:

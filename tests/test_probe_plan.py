@@ -549,6 +549,20 @@ def test_token_networks_refuse_impressions() -> None:
         impressions(Attention(), spec, torch.zeros(2, 5), seeded())
 
 
+class Detached(nn.Linear):
+    """A network that passes no gradient on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def test_networks_without_gradients_refuse_impressions() -> None:
+    """The message says what to use."""
+    spec = InputSpec((6,), "vector")
+    with pytest.raises(InputError, match=r"passes gradients.*--probes procedural"):
+        impressions(Detached(6, 3), spec, torch.rand(2, 6), seeded())
+
+
 def test_probes_have_the_dtype_of_the_network(labelled: str) -> None:
     """A float64 network gets float64 inputs from generators, files and impressions."""
     target = target_from_module(tiny_model(dtype=torch.float64), inputs=InputOptions(range=(0, 1)))

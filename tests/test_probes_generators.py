@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
@@ -137,21 +138,34 @@ def test_the_global_random_state_is_neither_used_nor_moved(kind: str) -> None:
 
 
 def picture_statistics(images: Tensor) -> Tensor:
-    """Mean, share of saturated pixels, and roughness relative to the contrast."""
-    rough = (images[..., 1:] - images[..., :-1]).abs().mean() / images.std()
-    saturated = ((images < 0.02) | (images > 0.98)).float().mean()
-    return torch.stack([images.mean(), saturated, rough])
+    """Per picture `[N, 51]`: saturated share, roughness over contrast, light in 7 × 7 places."""
+    rough = (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+    contrast = images.std((1, 2, 3)).clamp(min=1e-6)
+    saturated = ((images < 0.02) | (images > 0.98)).float().mean((1, 2, 3))
+    places = functional.avg_pool2d(images, 4).flatten(1)
+    return torch.cat([saturated[:, None], (rough / contrast)[:, None], places], 1).double()
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Return the largest two-sample z of the statistics: how surely two samples differ."""
+    spread = one.var(0) / len(one) + other.var(0) / len(other)
+    return float(((one.mean(0) - other.mean(0)) / spread.sqrt()).abs().max())
 
 
 def test_picture_generators_differ_from_each_other() -> None:
-    """No two generators share brightness, saturation and roughness."""
+    """Samples of any two generators differ surely in a statistic, two of the same one do not."""
     tables = {**GENERATORS["image"], "noise": NOISE["image"]["uniform"]}
-    found = {
-        name: picture_statistics(draw(SPECS["image"], 256, seeded()))
-        for name, draw in tables.items()
-    }
+    found, again = (
+        {
+            name: picture_statistics(draw(SPECS["image"], 1024, seeded(seed)))
+            for name, draw in tables.items()
+        }
+        for seed in (0, 1)
+    )
     for one, other in itertools.combinations(found, 2):
-        assert (found[one] - found[other]).abs().max() > 0.05, (one, other)
+        assert apart(found[one], found[other]) > 6, (one, other)
+    for name in found:
+        assert apart(found[name], again[name]) < 5, name
 
 
 def measured_slope(fields: np.ndarray) -> float:
@@ -186,10 +200,14 @@ def test_colour_channels_of_fields_are_correlated_but_not_equal() -> None:
     assert 0.5 < float(np.mean(links)) < 0.98
 
 
+PENS = ["glyphs", "outlines", "strokes"]
+
+
 @pytest.mark.parametrize("side", [28, 56, 96])
-def test_strokes_are_sparse_bright_ink_on_dark_ground(side: int) -> None:
+@pytest.mark.parametrize("name", PENS)
+def test_pen_drawings_are_sparse_bright_ink_on_dark_ground(name: str, side: int) -> None:
     """At any size most pixels are black and every picture has a well inked line."""
-    drawn = GENERATORS["image"]["strokes"](InputSpec((1, side, side), "image"), 256, seeded())
+    drawn = GENERATORS["image"][name](InputSpec((1, side, side), "image"), 256, seeded())
     assert 0.05 < drawn.mean().item() < 0.35
     assert (drawn == 0).float().mean().item() > 0.6
     assert (drawn.amax((1, 2, 3)) > 0.8).float().mean().item() > 0.99
@@ -197,9 +215,10 @@ def test_strokes_are_sparse_bright_ink_on_dark_ground(side: int) -> None:
     assert border < 0.02  # the pen stays on the paper
 
 
-def test_coloured_strokes_lie_between_an_ink_and_a_paper_colour() -> None:
+@pytest.mark.parametrize("name", PENS)
+def test_coloured_pen_drawings_lie_between_an_ink_and_a_paper_colour(name: str) -> None:
     """With several channels each picture is a blend of two colours: its pixels lie on a line."""
-    drawn = GENERATORS["image"]["strokes"](InputSpec((3, 28, 28), "image"), 16, seeded())
+    drawn = GENERATORS["image"][name](InputSpec((3, 28, 28), "image"), 16, seeded())
     for pixels in drawn.double().flatten(2).transpose(1, 2).numpy():
         spread = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)
         assert spread[1] < 1e-3 * max(spread[0], 1e-3)
@@ -297,8 +316,8 @@ def test_mixing_shuffles() -> None:
 
 
 def test_names_choose_a_subset() -> None:
-    """Only the named generators are drawn from: strokes alone leave most pixels black."""
-    drawn = procedural(SPECS["image"], 64, seeded(), names=["strokes"])
+    """Only the named generators are drawn from: pens alone leave most pixels black."""
+    drawn = procedural(SPECS["image"], 64, seeded(), names=PENS)
     assert (drawn == 0).float().mean().item() > 0.6
 
 

@@ -10,7 +10,7 @@ from gaprune.cli.interrupts import Interrupts
 from gaprune.config import EVOLVED
 from gaprune.console import Monitor, add_row, duration, percent, stdout, table
 from gaprune.demo import FAST, SPARSITIES, TARGET, Demo, run_demo
-from gaprune.run_directory import to_json
+from gaprune.formats import to_json
 from gaprune.zoo import ZOO
 
 

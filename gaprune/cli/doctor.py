@@ -9,7 +9,7 @@ import typer
 from gaprune.cli.interrupts import Interrupts
 from gaprune.console import Monitor, add_row, stdout, table
 from gaprune.doctor import CHECKS, FAIL, OK, Check, examine
-from gaprune.run_directory import to_json
+from gaprune.formats import to_json
 
 
 def doctor_command(

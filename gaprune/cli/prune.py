@@ -13,10 +13,11 @@ from gaprune.cli.options import with_options
 from gaprune.config import read_config
 from gaprune.console import Monitor, show_result, stdout
 from gaprune.errors import GapruneError, InputError
+from gaprune.formats import to_json
 from gaprune.job import Job, make_job
 from gaprune.pipeline import prune_target
 from gaprune.result import Result
-from gaprune.run_directory import check_output, free_name, save, save_numbered, to_json
+from gaprune.run_directory import check_output, free_name, save, save_numbered
 
 RUNS = Path("runs")  # where results go when no folder is named
 OUTPUT = "Output"
@@ -81,12 +82,12 @@ def prune_command(
         except GapruneError:
             _show(result, as_json=as_json)  # the search is not lost for a full disk
             raise
-        if saved is not None:
-            monitor.say(f"saved in {saved}")
         _show(result, as_json=as_json)
-    if not as_json:
         where = f"saved in {saved}" if saved else "not saved (--no-save)"
-        stdout().print(where, markup=False)
+        if as_json:
+            monitor.say(where)
+        else:
+            stdout().print(where, markup=False)
     raise typer.Exit(interrupts.exit_code)
 
 

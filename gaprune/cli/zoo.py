@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gaprune.console import add_row, percent, stdout, table
-from gaprune.run_directory import to_json
+from gaprune.formats import to_json
 from gaprune.target import load_target
 from gaprune.zoo import ZOO
 

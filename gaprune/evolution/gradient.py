@@ -45,7 +45,7 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
     between layers under the exact total; genes of scope `layer` keep their counts.
 
     Raises:
-        InputError: the objective has no loss to differentiate.
+        InputError: the objective has no loss to differentiate, or the network has no gradients.
     """
     if bench.objective.loss is None:
         raise InputError(
@@ -89,7 +89,13 @@ def _score_gradient(bench: Bench, mask: Tensor, shown: Shown) -> Tensor:
     with torch.enable_grad():
         outputs = functional_call(bench.model, leaves, (shown.inputs,))
         loss = bench.objective.loss(outputs, shown.teacher, shown.labels)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        if not loss.requires_grad:
+            raise InputError(
+                "model: its outputs carry no gradient (torch.no_grad, detach or numpy inside its "
+                "forward?); use --preset black-box"
+            )
+        # a prunable layer that forward does not use has gradient 0
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     parts = [
         (gradient * weight).reshape(-1)
         for gradient, weight in zip(gradients, bench.weights.values(), strict=True)

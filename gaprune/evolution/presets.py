@@ -8,6 +8,7 @@ from typing import Any
 
 from gaprune.errors import unknown_name
 
+FRONT = {"population": 24, "offspring": 12, "steps": 20, "generations": 12}  # many budgets at once
 NONE = "none"  # stands for "no crossover" and "no mutation" among the operators
 
 
@@ -104,4 +105,11 @@ def find_preset(name: str) -> Preset:
 
 def as_pareto(preset: Preset) -> Preset:
     """Return the preset as a search for a front: NSGA-II survival (Deb et al. 2002), no race."""
-    return replace(preset, selection="random", survival="nsga2", races=False, elitist=True)
+    return replace(
+        preset,
+        selection="random",
+        survival="nsga2",
+        races=False,
+        elitist=True,
+        defaults={**preset.defaults, **FRONT},
+    )

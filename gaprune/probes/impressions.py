@@ -58,7 +58,7 @@ def impressions(
         `[N, *spec.shape]` in the unit range, detached.
 
     Raises:
-        InputError: token inputs.
+        InputError: token inputs, or a network without gradients.
     """
     if spec.kind == "tokens":
         raise InputError(
@@ -95,6 +95,11 @@ def _optimise(
     adam = torch.optim.Adam([inputs], recipe.rate)
     for _ in range(recipe.steps):
         outputs = model(to_network(spec, inputs))
+        if not outputs.requires_grad:
+            raise InputError(
+                "probes: impressions need a network that passes gradients to its inputs, and this "
+                "one does not; use --probes procedural"
+            )
         if by_class:
             miss = -(targets * functional.log_softmax(outputs, dim=1)).sum()
         else:

@@ -1,0 +1,42 @@
+"""Plain data as text that every reader takes: TOML to be edited, strict JSON to be parsed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Write text, numbers, booleans and lists of them as TOML, one key per line.
+
+    Raises:
+        TypeError: a value of any other type.
+    """
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+
+
+def to_json(record: Any, indent: int | None = None) -> str:  # noqa: ANN401 - any plain data
+    """Return strict JSON: what is not a finite number becomes null."""
+    return json.dumps(_finite(record), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, (bool, str)):  # JSON escapes what TOML wants escaped, all but DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (int, float)):
+        return repr(value)
+    raise TypeError(f"no TOML for {type(value).__name__}: {value!r}")
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - any plain data
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,0 +1,100 @@
+"""Bad input ends with exit code 2 and one message, before anything is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from command_line import OWN, PRUNE, Run, tree
+
+# What is wrong → the arguments, and what the message must say: the argument, and what came.
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    **{
+        f"sparsity {value}": ((*OWN, "--sparsity", value), rf"sparsity: .*got '?{value}'?$")
+        for value in ("0.0", "1.0", "1.5", "-0.1", "nan", "inf", "abc", "50%")
+    },
+    "no sparsity": (OWN, "sparsity: none given; pass --sparsity"),
+    "no target": (("--sparsity", "0.5"), "target: none given; .*mnist-mlp"),
+    "unknown target": (("mnist-mpl", "--sparsity", "0.5"), "target: .*'mnist-mlp'"),
+    "layer emptied": (
+        (*PRUNE[1:], "--scope", "layer", "--sparsity", "0.99"),
+        "layer 'fc2.weight'",
+    ),
+    "nothing kept": ((*PRUNE[1:], "--sparsity", "0.9999"), "sparsity: .*at most"),
+    "method": ((*PRUNE[1:], "--method", "lmap"), "method: .*'lmap'.*'lamp'.*synflow"),
+    "preset": ((*PRUNE[1:], "--preset", "fast"), "preset: .*'fast'.*black-box"),
+    "scope": ((*PRUNE[1:], "--scope", "local"), "scope: .*'local'.*allocated"),
+    "probe": ((*PRUNE[1:], "--probes", "nois"), "probes: .*'nois'.*'noise'"),
+    "guard": ((*PRUNE[1:], "--guard", "nois"), "guard: .*'nois'.*'noise'"),
+    "objective": ((*PRUNE[1:], "--objective", "klo"), "objective: .*'klo'.*'kl'"),
+    "layer name": ((*PRUNE[1:], "--prune-also", "fc3.bias"), "fc3.bias"),
+    "input kind": ((*PRUNE[1:], "--input-kind", "sound"), "input kind: .*'sound'.*signal"),
+    "input shape": ((*PRUNE[1:], "--input-shape", "3,x"), "input_shape: .*got '3,x'"),
+    "half a pixel": ((*PRUNE[1:], "--input-shape", "3.5"), "input_shape: must be whole"),
+    "other shape": ((*PRUNE[1:], "--input-shape", "13"), "input shape: .*13.*--input-shape"),
+    "range": ((*PRUNE[1:], "--range", "1"), "range: must be two numbers"),
+    "range reversed": ((*PRUNE[1:], "--range", "1,-1"), "range: the low end"),
+    "std zero": ((*OWN[:3], "--sparsity", "0.5", "--std", "0"), "std: must be above 0"),
+    "workers": ((*PRUNE[1:], "--workers", "0"), "workers: .*greater than or equal to 1, got '0'"),
+    "seed": ((*PRUNE[1:], "--seed", "1.5"), "seed: .*integer.*got '1.5'"),
+    "probe shape": ((*PRUNE[1:], "--probes", "wide.npz"), "probes: .*wide.npz.*12"),
+    "probe dtype": ((*PRUNE[1:], "--probes", "text.npz"), "probes: .*text.npz.*must hold numbers"),
+    "probe file without rows": ((*PRUNE[1:], "--probes", "no_rows.npz"), "probes: .*no_rows.npz"),
+    "probe file without bytes": ((*PRUNE[1:], "--probes", "empty.npz"), "probes: .*empty.npz"),
+    "probe file missing": ((*PRUNE[1:], "--probes", "none.npz"), "probes: .*none.npz"),
+    "probes without labels": (
+        (*PRUNE[1:], "--probes", "labelled:plain.npz"),
+        "probes: plain.npz holds no labels",
+    ),
+    "test without labels": ((*PRUNE[1:], "--test", "plain.npz"), "test: plain.npz holds no labels"),
+    "test of another shape": ((*PRUNE[1:], "--test", "wide.npz"), "test: .*wide.npz"),
+    "config key": ((*PRUNE[1:], "--config", "typo.toml"), "'sparsiti'.*'sparsity'.*input_shape"),
+    "config missing": ((*PRUNE[1:], "--config", "none.toml"), "config: cannot read none.toml"),
+    "config not TOML": ((*PRUNE[1:], "--config", "broken.toml"), "config: .*not valid TOML"),
+    "config value": (("--config", "wrong.toml"), "seed: .*got 'x'"),
+    "weights missing": ((*PRUNE[1:], "--weights", "none.pt"), "weights: cannot read none.pt"),
+    "weights of another network": (
+        ("mnist-mlp", "--weights", "net.safetensors", "--sparsity", "0.5"),
+        "weights: shapes .*fc1.weight",
+    ),
+    "factory missing": (("net.py:mk", "--sparsity", "0.5"), "target: .*'mk'.*make"),
+    "out is a file": ((*PRUNE[1:], "--out", "net.py"), "out: net.py is a file; name a folder"),
+    "out below a file": ((*PRUNE[1:], "--out", "net.py/run"), "out: cannot write to net.py/run"),
+    "out has other files": ((*PRUNE[1:], "--out", "full"), "out: full holds other files"),
+    "out and no-save": ((*PRUNE[1:], "--out", "run", "--no-save"), "out: .*--no-save"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_writes_nothing(case: str, run: Run, place: Path) -> None:
+    """Exit 2; the message names the argument, what came and the way out; no traceback."""
+    arguments, message = BAD[case]
+    before = tree(place)
+    ran = run("prune", *arguments, "--quiet")
+    assert ran.code == 2
+    assert ran.out == ""
+    (line,) = [line for line in ran.err.splitlines() if "gaprune: error: " in line]
+    assert re.search(message, line.removeprefix("gaprune: error: ")), line
+    assert "Traceback" not in ran.err
+    assert tree(place) == before
+
+
+def test_a_folder_that_cannot_take_runs_is_found_before_the_search(run: Run, place: Path) -> None:
+    """Also where the user named none."""
+    Path("runs").write_text("a file")
+    ran = run(*PRUNE)
+    assert (ran.code, ran.out) == (2, "")
+    assert "out: cannot write to runs/net-make-0.5" in ran.err
+    assert "generation" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("prune", "--sparsty", "0.5"), ("pruen",), ("demo", "--seed", "x"), ()]
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], run: Run) -> None:
+    """Unknown commands and options are named; no command at all shows the help."""
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert "Usage: gaprune" in ran.out + ran.err
+    assert all(word in ran.out + ran.err for word in arguments[-2:-1])

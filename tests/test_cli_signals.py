@@ -1,0 +1,191 @@
+"""Ctrl-C and SIGTERM at any moment: the best so far is saved, and no process stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import OWN, PRUNE, TINY, Ran, Run, tree
+
+from gaprune.cli.interrupts import Interrupts
+from gaprune.run_directory import FILES, load_masks
+
+
+class Command:
+    """A real process of `python -m gaprune`, marked so that its descendants are found."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.mark = f"mark-{uuid.uuid4().hex}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gaprune", *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "GAPRUNE_MARK": self.mark,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
+        )
+
+    def wait_for(self, text: str) -> None:
+        """Read stderr until a line holds `text`."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if text in line:
+                return
+        pytest.fail(f"ended before it said {text!r}")
+
+    def end(self) -> Ran:
+        """Wait for the end and return what it did."""
+        out, err = self.process.communicate(timeout=60)
+        return Ran(self.process.returncode, out, err)
+
+    def descendants(self) -> list[str]:
+        """Return the command lines of processes that inherited the mark."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark in (process / "environ").read_text(errors="replace"):
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+            except OSError:  # gone, or somebody else's
+                continue
+        return found
+
+
+@pytest.fixture
+def start(place: Path) -> Iterator[Callable[..., Command]]:
+    """Start commands; whatever is left of them at the end is killed."""
+    started: list[Command] = []
+
+    def call(*arguments: str) -> Command:
+        started.append(Command(place, *arguments))
+        return started[-1]
+
+    yield call
+    for command in started:
+        if command.process.poll() is None:
+            os.killpg(command.process.pid, signal.SIGKILL)
+        command.process.communicate()
+
+
+ENDLESS = ("prune", *OWN, "--sparsity", "0.5", *TINY, "--generations", "1000000", "--out", "run")
+
+
+def assert_saved(ran: Ran, place: Path) -> None:
+    """The run folder is complete, holds the best so far, and was shown."""
+    assert {path.name for path in (place / "run").iterdir()} == set(FILES)
+    record: dict[str, Any] = json.loads((place / "run" / "result.json").read_text())
+    assert record["stopped"] == "interrupted"
+    assert record["margin"] >= 0
+    masks = load_masks(place / "run")
+    assert sum(int(mask.count_nonzero()) for mask in masks.values()) == 120
+    assert "the search was interrupted; this is the best so far" in ran.out
+    assert "Traceback" not in ran.err
+    assert not [path for path in place.iterdir() if "partial" in path.name]
+
+
+def test_ctrl_c_saves_the_best_so_far(start: Callable[..., Command], place: Path) -> None:
+    """Exit 130 with a complete run folder; no traceback."""
+    command = start(*ENDLESS)
+    command.wait_for("generation 3/")
+    command.process.send_signal(signal.SIGINT)
+    ran = command.end()
+    assert ran.code == 130
+    assert_saved(ran, place)
+
+
+@pytest.mark.parametrize("search", [("--preset", "black-box"), ("--pareto",)], ids=["one", "front"])
+@pytest.mark.parametrize("moment", [1, 4, 9, 11, 19, 24, 31, 36, 41, 52])
+def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
+    moment: int, search: tuple[str, ...], run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While baselines are judged there is nothing to keep; later, whatever goes on, there is.
+
+    The signal comes from inside the user's objective, at one of its calls.
+    """
+    monkeypatch.setenv("INTERRUPT_AT", str(moment))
+    own = ("--preset", "black-box", "--objective", "net.py:interrupt", "--generations", "90")
+    ran = run(*PRUNE, *search, *own, "--out", "run", "--json")
+    assert ran.code == 130
+    if moment > 6:  # as many baselines need no gradient
+        record = json.loads(ran.out)
+        assert record["stopped"] == "interrupted"
+        assert record["margin"] >= 0
+        assert {path.name for path in Path("run").iterdir()} >= set(FILES)
+    else:
+        assert "nothing is saved" in ran.err
+        assert not Path("run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
+def test_sigterm_with_workers_leaves_no_process_behind(
+    start: Callable[..., Command], place: Path
+) -> None:
+    """Exit 143 with a complete run folder; Ray and its actors are gone."""
+    command = start(*ENDLESS, "--workers", "2")
+    command.wait_for("generation 3/")
+    assert len(command.descendants()) > 2  # the search for processes finds Ray's
+    os.killpg(command.process.pid, signal.SIGTERM)  # as systems stop a service: all at once
+    ran = command.end()
+    assert ran.code == 143
+    assert_saved(ran, place)
+    deadline = time.monotonic() + 10
+    while command.descendants() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not command.descendants()
+
+
+def test_ctrl_c_before_the_search_saves_nothing(start: Callable[..., Command], place: Path) -> None:
+    """There is nothing to save yet, and the message says so."""
+    before = tree(place)
+    command = start("prune", "mnist-cnn", "--sparsity", "0.9", "--out", "run")
+    command.wait_for("probes: ")
+    command.process.send_signal(signal.SIGINT)
+    ran = command.end()
+    assert ran.code == 130
+    assert ran.out == ""
+    assert "nothing is saved" in ran.err
+    assert "Traceback" not in ran.err
+    assert tree(place) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_interrupts_and_gives_the_exit_code(
+    number: signal.Signals, code: int
+) -> None:
+    """And afterwards signals are handled as before."""
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(SystemExit) as ended, Interrupts():
+        signal.raise_signal(number)
+    assert ended.value.code == code
+    assert {one: signal.getsignal(one) for one in before} == before
+
+
+def test_while_results_are_saved_only_the_third_signal_stops(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The first two are answered by a line, and count for the exit code."""
+    with Interrupts() as interrupts:
+        interrupts.phase("search")
+        interrupts.phase("test")
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.exit_code == 130
+        assert capfd.readouterr().err.count("finishing what was found") == 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,447 @@
+"""`prune` from end to end on small networks: what it promises of the result and of its input."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from search_cases import seeded, tiny_model
+from torch import Tensor, nn
+
+import gaprune.pipeline
+from gaprune import InputError, InputOptions, Result, prune
+from gaprune.budget import keep_total, uniform_counts
+from gaprune.observe import Silence
+from gaprune.records import BaselineScore, Generation
+from gaprune.saliency import SALIENCIES, Network, score
+from gaprune.supermask import Supermask, global_mask, layered_mask
+
+UNIT = InputOptions(range=(0, 1))
+SMALL: dict[str, Any] = {
+    "inputs": UNIT,
+    "sparsity": 0.7,
+    "probe_count": 64,
+    "guard_count": 64,
+    "generations": 2,
+    "steps": 5,
+    "batch": 16,
+}
+
+
+def run(model: nn.Module | None = None, **changes: Any) -> Result:
+    """Prune a tiny network in a small run."""
+    return prune(tiny_model() if model is None else model, **{**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def pruned() -> Result:
+    """The result of a small run with the default preset."""
+    return run()
+
+
+def same_masks(one: Result, other: Result) -> bool:
+    """Compare the masks of two results bit for bit."""
+    return all(torch.equal(one.masks[name], other.masks[name]) for name in one.masks)
+
+
+def assert_frozen(result: Result, dense: Mapping[str, Tensor]) -> None:
+    """Check that kept weights have the dense network's bits, dropped ones are exactly 0."""
+    state = result.state_dict()
+    assert list(state) == list(dense)
+    for name, value in state.items():
+        mask = result.masks.get(name)
+        if mask is None:
+            assert torch.equal(value, dense[name]), name
+            continue
+        assert torch.equal(value[mask], dense[name][mask])
+        assert torch.equal(value[~mask], torch.zeros_like(value[~mask]))
+
+
+@pytest.mark.parametrize("preset", ["default", "black-box"])
+def test_the_network_itself_is_not_touched(preset: str) -> None:
+    """Bits, training mode, gradient switches, gradients, hooks: all as before."""
+    model = tiny_model().requires_grad_(True).train()
+    next(model.parameters()).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy(model)
+    result = run(model, preset=preset, population=4, offspring=4)
+    assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
+    assert model.training
+    for now, old in zip(model.parameters(), before.parameters(), strict=True):
+        assert now.requires_grad == old.requires_grad
+        assert now.grad is not None
+        assert torch.equal(now.grad, torch.ones_like(now))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert_frozen(result, before.state_dict())
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.983])
+@pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
+def test_the_budget_is_exact_in_every_scope(scope: str, sparsity: float) -> None:
+    """As many weights stay as asked, in scope `layer` at the same density everywhere."""
+    result = run(scope=scope, sparsity=sparsity, generations=1)
+    layout = result.target.layout
+    kept = [layer.kept for layer in result.layers]
+    assert result.kept == sum(kept) == keep_total(layout, sparsity)
+    assert min(kept) >= 1
+    assert result.actual_sparsity == pytest.approx(sparsity, abs=0.5 / layout.total + 1e-9)
+    if scope == "layer":
+        assert kept == uniform_counts(layout, sparsity)
+    assert_frozen(result, tiny_model().state_dict())
+
+
+def test_pruned_and_masked_models_give_the_same_outputs(pruned: Result) -> None:
+    """Zeros written in, masks attached, or the state loaded into a fresh network: equal bits."""
+    inputs = torch.rand(20, 6, generator=seeded())
+    outputs = pruned.pruned_model()(inputs)
+    masked = pruned.masked_model()
+    assert torch.equal(masked(inputs), outputs)
+    assert any(isinstance(module, Supermask) for module in masked.modules())
+    fresh = tiny_model(seed=99)
+    fresh.load_state_dict(pruned.state_dict())
+    assert torch.equal(fresh(inputs), outputs)
+    assert not torch.equal(pruned.target.model(inputs), outputs)
+    zeros = sum(int((p == 0).sum()) for p in pruned.pruned_model().parameters())
+    assert zeros == pruned.target.layout.total - pruned.kept
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight matrix, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.head(self.second(self.first(x).tanh()).tanh())
+        return logits
+
+
+def test_tied_weights_count_once_and_stay_tied() -> None:
+    """60 weights, not 96; both places show the same mask."""
+    result = run(Tied(), sparsity=0.5)
+    assert result.target.layout.total == 60
+    assert result.kept == 30
+    state, model = result.state_dict(), result.pruned_model()
+    assert torch.equal(state["first.weight"], state["second.weight"])
+    assert torch.equal(state["first.weight"] != 0, result.masks["first.weight"])
+    assert model.get_parameter("first.weight") is model.get_parameter("second.weight")
+    inputs = torch.rand(5, 6, generator=seeded())
+    assert torch.equal(model(inputs), result.masked_model()(inputs))
+
+
+@pytest.mark.parametrize("scope", ["allocated", "layer"])
+@pytest.mark.parametrize("method", ["magnitude", "lamp", "synflow"])
+def test_a_one_shot_method_gives_its_own_mask(method: str, scope: str) -> None:
+    """The mask is that of the saliency's scores; nothing is searched, and the result says so."""
+    result = run(method=method, scope=scope)
+    target = result.target
+    network = Network(target.model, target.weights, target.layout, target.inputs)
+    scores = score(method, network, None, seeded(), density=1 - 0.7)
+    if scope == "layer":
+        expected = layered_mask(scores, target.layout, uniform_counts(target.layout, 0.7))
+    else:
+        expected = global_mask(scores, target.layout, keep_total(target.layout, 0.7))
+    assert torch.equal(target.layout.flatten(result.masks), expected)
+    assert (result.method, result.preset, result.origin) == (method, None, method)
+    assert (result.stopped, result.evaluations, list(result.history)) == ("one-shot", 0, [])
+    assert result.guard == result.baselines[method].agreement
+    assert result.margin is not None
+    assert result.margin <= 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"preset": "black-box", "population": 4, "offspring": 8, "generations": 4},
+        {"scope": "layer"},
+        {"scope": "global"},
+        {"probes": ("noise",)},
+        {"probes": ("impressions",), "impressions": 32},
+        {"objective": "agreement"},
+        {"objective": "relative-error"},
+    ],
+    ids=str,
+)
+def test_the_result_is_never_worse_than_a_baseline(changes: dict[str, Any]) -> None:
+    """The margin over the best baseline on the guard is at least 0, whatever the settings."""
+    result = run(**changes)
+    assert set(result.baselines) >= {"magnitude", "lamp", "random", "erk", "wanda"}
+    best = max(one.agreement for one in result.baselines.values())
+    assert result.best_baseline is not None
+    assert result.baselines[result.best_baseline].agreement == best
+    assert result.margin == result.guard - best >= 0
+
+
+def test_a_black_box_search_takes_no_gradient() -> None:
+    """No baseline that differentiates is scored, and a network without gradients works."""
+
+    class Opaque(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs: Tensor = self.inner(x)
+            return outputs.detach()
+
+    model = Opaque()
+    result = run(model, preset="black-box", population=4, offspring=4)
+    takes_gradients = {name for name, one in SALIENCIES.items() if one.takes_gradients}
+    assert not takes_gradients & set(result.baselines)
+    assert result.stopped == "generations"
+    with pytest.raises(InputError, match=r"no gradient.*--preset black-box"):
+        run(model)
+
+
+def test_the_seed_fixes_the_masks_whatever_the_global_generators_hold() -> None:
+    """Same seed, same masks; global generators are left alone; another seed, other masks."""
+    found = []
+    for outside in (1, 2):
+        torch.manual_seed(outside)
+        np.random.seed(outside)  # noqa: NPY002 - the global one is the point
+        state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
+        found.append(run(seed=5))
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index] # noqa: NPY002
+    assert same_masks(*found)
+    assert found[0].receipt == found[1].receipt
+    assert not same_masks(found[0], run(seed=6))
+
+
+def test_test_data_never_reach_the_search(pruned: Result) -> None:
+    """With and without them: the same masks, the same receipt; only accuracies are added."""
+    inputs = torch.rand(50, 6, generator=seeded(8))
+    labels = tiny_model()(inputs).argmax(1)
+    tested = run(test=(inputs, labels))
+    assert same_masks(pruned, tested)
+    assert pruned.receipt == tested.receipt
+    assert (pruned.accuracy, pruned.dense_accuracy) == (None, None)
+    assert tested.dense_accuracy == 1.0
+    model = tested.pruned_model()
+    assert tested.accuracy == (model(inputs).argmax(1) == labels).double().mean().item()
+    assert all(one.accuracy is None for one in pruned.baselines.values())
+    assert all(one.accuracy is not None for one in tested.baselines.values())
+
+
+def test_two_workers_find_what_one_finds(ray_session: None, pruned: Result) -> None:
+    """The same masks, bit for bit, on real Ray actors."""
+    assert same_masks(pruned, run(workers=2))
+
+
+def test_a_regressor_is_compared_by_its_numbers() -> None:
+    """One output has no classes: `auto` takes the relative error, agreement is what it explains."""
+    model = nn.Sequential(tiny_model(), nn.Linear(4, 1))
+    result = run(model, sparsity=0.4)
+    assert 0 <= result.guard <= 1
+    assert result.margin is not None
+    assert result.margin >= 0
+    with pytest.raises(InputError, match=r"'agreement' compares classes.*\(64, 1\)"):
+        run(model, objective="agreement")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_another_dtype_are_pruned_in_it(dtype: torch.dtype) -> None:
+    """Kept weights keep their bits in float64 and bfloat16 too."""
+    model = tiny_model(dtype=dtype)
+    result = run(model, generations=1)
+    assert result.kept == keep_total(result.target.layout, 0.7)
+    assert_frozen(result, model.state_dict())
+    assert next(result.pruned_model().parameters()).dtype == dtype
+
+
+def test_more_parameters_are_pruned_on_demand() -> None:
+    """A bias by its name; the others stay dense."""
+    result = run(prune_also=("0.bias",), sparsity=0.5)
+    assert set(result.masks) == {"0.weight", "0.bias", "2.weight", "4.weight"}
+    assert result.target.layout.total == 212
+    assert result.kept == 106
+
+
+class Listening(Silence):
+    """An observer that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.warnings: list[str] = []
+        self.scores: dict[str, BaselineScore] = {}
+        self.records: list[tuple[Generation, int | None]] = []
+
+    def phase(self, name: str, detail: str) -> None:
+        """Note it."""
+        self.phases.append(name)
+
+    def baseline(self, name: str, score: BaselineScore) -> None:
+        """Note it."""
+        self.scores[name] = score
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Note it."""
+        self.records.append((record, total))
+
+    def warning(self, text: str) -> None:
+        """Note it."""
+        self.warnings.append(text)
+
+
+def test_observers_hear_what_happens_and_change_nothing(pruned: Result) -> None:
+    """Phases in order, every baseline, every generation with the number planned."""
+    observer = Listening()
+    result = run(observer=observer)
+    assert observer.phases == ["probes", "baselines", "search"]
+    assert list(observer.scores) == list(result.baselines)
+    assert [record for record, _ in observer.records] == list(result.history)
+    assert [total for _, total in observer.records] == [2, 2, 2]
+    assert same_masks(pruned, result)
+    assert not any("range" in text for text in observer.warnings)
+
+
+def test_an_assumed_range_is_told() -> None:
+    """Where nobody stated it, the observer hears that 0 to 1 was taken, and how to state it."""
+    observer = Listening()
+    result = run(inputs=None, observer=observer, method="magnitude")
+    assert result.target.inputs.assumed
+    assert any("0 to 1 is assumed" in text and "--range" in text for text in observer.warnings)
+
+
+class PressesStop(Silence):
+    """An observer at whose second generation the user presses Ctrl-C."""
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Interrupt."""
+        if record.generation == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_has_a_result() -> None:
+    """The best so far, at the exact budget and no worse than the baselines."""
+    result = run(observer=PressesStop(), generations=50)
+    assert result.stopped == "interrupted"
+    assert result.kept == keep_total(result.target.layout, 0.7)
+    assert result.margin is not None
+    assert result.margin >= 0
+
+
+def test_the_record_is_the_content_of_result_json(pruned: Result) -> None:
+    """Plain data with all keys of the schema, and the numbers of the result."""
+    record = json.loads(json.dumps(pruned.record(), allow_nan=False))
+    assert set(record) >= {
+        "schema", "target", "weights_sha256", "method", "sparsity", "layers", "agreement",
+        "accuracy", "baselines", "receipt", "evaluations", "seconds", "seed", "versions",
+    }  # fmt: skip
+    assert record["sparsity"] == {"asked": 0.7, "actual": pruned.actual_sparsity}
+    assert [layer["name"] for layer in record["layers"]] == ["0.weight", "2.weight", "4.weight"]
+    assert sum(layer["kept"] for layer in record["layers"]) == pruned.kept == 60
+    assert sum(layer["total"] for layer in record["layers"]) == 200
+    assert record["agreement"] == {"search": pruned.search, "guard": pruned.guard}
+    assert record["accuracy"] == {"dense": None, "pruned": None}
+    assert set(record["baselines"]["magnitude"]) == {"agreement", "accuracy"}
+    assert record["receipt"]["rung"] == "procedural"
+    assert record["seed"] == 0
+    assert record["settings"]["sparsity"] == 0.7
+    assert record["evaluations"] == pruned.history[-1].evaluations > 0
+    assert {"gaprune", "torch", "numpy", "deap", "ray", "python"} <= set(record["versions"])
+    assert len(record["weights_sha256"]) == 64
+
+
+def test_settings_are_recorded_as_used(pruned: Result) -> None:
+    """What the preset filled in is there, and running with it again gives the same masks."""
+    used = {key: value for key, value in pruned.settings.items() if key != "sparsity"}
+    assert all(used[name] for name in ("population", "offspring", "steps", "rate", "batch"))
+    used["probes"] = tuple(used["probes"])
+    again = prune(tiny_model(), sparsity=0.7, inputs=UNIT, **used)
+    assert same_masks(pruned, again)
+
+
+def test_a_pareto_run_has_a_front_with_masks() -> None:
+    """Sparsest first; masks keep what the points say; the result itself keeps what was asked."""
+    result = run(pareto=True, population=6, offspring=8, generations=3, preset="black-box")
+    assert result.kept == keep_total(result.target.layout, 0.7)
+    assert len(result.front) == len(result.front_masks) > 0
+    total = result.target.layout.total
+    for point, masks in zip(result.front, result.front_masks, strict=True):
+        kept = sum(int(mask.count_nonzero()) for mask in masks.values())
+        assert point["sparsity"] == pytest.approx(1 - kept / total)
+        assert 0.35 - 0.5 / total <= point["sparsity"] <= 0.7
+    sparsities = [point["sparsity"] for point in result.front]
+    assert sparsities == sorted(sparsities, reverse=True)
+    assert result.margin is not None
+    assert result.margin >= 0
+    json.dumps(result.record(), allow_nan=False)
+
+
+def test_the_classic_preset_learns_from_labelled_probes(tmp_path: Path) -> None:
+    """From random scores its best fitness, the accuracy on the file, rises."""
+    x = torch.rand(200, 6, generator=seeded(3))
+    y = tiny_model()(x).argmax(1)
+    np.savez(tmp_path / "data.npz", x=x.numpy(), y=y.numpy())
+    result = run(
+        preset="classic",
+        probes=(f"labelled:{tmp_path}/data.npz",),
+        population=20,
+        offspring=20,
+        generations=8,
+    )
+    assert result.history[-1].mean > result.history[0].mean
+    assert [layer.kept for layer in result.layers] == uniform_counts(result.target.layout, 0.7)
+    assert result.receipt.rung == "labelled"
+    assert result.settings["objective"] == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity": 0.0}, "sparsity: .*got 0"),
+        ({"sparsity": 1.0}, "sparsity: .*got 1"),
+        ({"sparsity": float("nan")}, "sparsity: .*got nan"),
+        ({"sparsity": "much"}, "sparsity: .*'much'"),
+        ({"sparsity": 0.99}, "sparsity: 0.99 keeps 2 of 200 weights"),
+        ({"sparsity": 0.99, "scope": "layer"}, "keeps 2 of 200"),
+        ({"sparsity": 0.985, "scope": "layer"}, "keeps nothing of layer '4.weight'"),
+        ({"scope": "layers"}, r"scope: unknown name 'layers' \(did you mean 'layer'"),
+        ({"method": "magnitud"}, r"method: unknown name.*did you mean 'magnitude'"),
+        ({"preset": "defalt"}, r"preset: unknown name.*did you mean 'default'"),
+        ({"objective": "k"}, "objective: unknown name 'k'"),
+        ({"probes": ("strokes",)}, "probes: unknown name 'strokes'.*sparse"),
+        ({"generatons": 3}, r"setting: unknown name.*did you mean 'generations'"),
+        ({"objective": "accuracy"}, "needs labelled probes"),
+        ({"workers": 0}, "workers: .*got 0"),
+        ({"pareto": True, "scope": "layer"}, "scope: a Pareto search ranks all layers together"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    """One message that names the argument, the rule and what came."""
+    with pytest.raises(InputError, match=message):
+        run(**changes)
+
+
+def test_a_black_box_objective_needs_a_black_box_search(tmp_path: Path) -> None:
+    """The default preset refuses a user's function; the black-box preset maximises it."""
+    path = tmp_path / "own.py"
+    path.write_text("def close(a, b, labels):\n    return -float((a - b).abs().mean())\n")
+    objective = f"{path}:close"
+    with pytest.raises(InputError, match=r"black box.*--preset black-box"):
+        run(objective=objective)
+    result = run(objective=objective, preset="black-box", population=4, offspring=8)
+    best = [record.best for record in result.history]
+    assert best[-1] > best[0]
+
+
+def test_the_documented_example_runs() -> None:
+    """The doctest of `prune`."""
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(gaprune.pipeline.prune, "prune", globs={})
+    assert len(example.examples) >= 4
+    assert doctest.DocTestRunner().run(example).failed == 0
