@@ -14,7 +14,7 @@ from gaprune.objectives import Objective, finite
 from gaprune.probes.mixture import Mixture
 from gaprune.supermask import Layout, masked_weights
 
-CHUNK = 256  # inputs per forward pass: bounds the memory of activations
+CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
 
 
 class Shown(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which probes a run uses: requests, the teacher's choice, guard, split files, impressions."""
+"""The probes of a run: guard apart from search, split files, receipts, every kind of input."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from saliency_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gaprune.bench import answers
 from gaprune.config import Settings, make_settings
@@ -22,16 +19,9 @@ from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
 from gaprune.inputs import KINDS, InputSpec
 from gaprune.probes import GENERATORS, sha256_of
-from gaprune.probes.affinity import affinities, shares
-from gaprune.probes.impressions import Recipe, impressions, soft_targets
-from gaprune.probes.mixture import Mixture, mix_generators
+from gaprune.probes.impressions import impressions
 from gaprune.probes.plan import ProbePlan, plan_probes
-from gaprune.probes.requests import FileRequest, parse_probes
 from gaprune.target import Target, load_target, target_from_module
-from gaprune.zoo import MNIST_INPUT
-
-IMAGE = MNIST_INPUT
-PENS = {"strokes", "outlines", "glyphs"}
 
 
 def settings_of(**values: Any) -> Settings:
@@ -57,161 +47,10 @@ def vector() -> Target:
     return target_from_module(tiny_model(), inputs=InputOptions(range=(0, 1)))
 
 
-@pytest.fixture(scope="module")
-def weighed(mlp: Target) -> dict[str, float]:
-    """How the zoo's network weighs the generators."""
-    return affinities(mlp.model, IMAGE, GENERATORS["image"], seeded())
-
-
-# What the user may write
-
-
-@pytest.mark.parametrize(
-    ("listed", "names", "files", "wanted"),
-    [
-        (["procedural"], ("procedural",), (), False),
-        (["strokes", "noise"], ("strokes", "noise"), (), False),
-        (["impressions"], (), (), True),
-        (["impressions", "blobs"], ("blobs",), (), True),
-        (["mnist-train"], (), (FileRequest("unlabelled", "mnist-train"),), False),
-        (["labelled:a.npz"], (), (FileRequest("labelled", "a.npz"),), False),
-        (["proxy:photos/cats"], (), (FileRequest("proxy", "photos/cats"),), False),
-        (["unlabelled:a.npz", "fields"], ("fields",), (FileRequest("unlabelled", "a.npz"),), False),
-        (["x.npy+y.npy"], (), (FileRequest("unlabelled", "x.npy+y.npy"),), False),
-        ([r"C:\data\x.npz"], (), (FileRequest("unlabelled", r"C:\data\x.npz"),), False),
-    ],
-)
-def test_probes_are_names_files_or_impressions(
-    listed: list[str], names: tuple[str, ...], files: tuple[FileRequest, ...], wanted: bool
-) -> None:
-    """Each word is sorted by what it is; a bare path is unlabelled."""
-    request = parse_probes(listed, IMAGE)
-    assert (request.names, request.files, request.impressions) == (names, files, wanted)
-
-
-def test_a_file_in_the_folder_needs_no_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A word that names an existing path is that path."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    assert parse_probes(["photos"], IMAGE).files == (FileRequest("unlabelled", "photos"),)
-
-
-@pytest.mark.parametrize(
-    ("word", "hint"),
-    [("strokez", "strokes"), ("procedral", "procedural"), ("labelled:mnist-trian", "mnist-train")],
-)
-def test_an_unknown_probe_is_refused_with_the_nearest_name(word: str, hint: str) -> None:
-    """All generators of this kind of input, the aliases and the forms of a path are listed."""
-    with pytest.raises(InputError, match=rf"probes: unknown name '{word}'") as caught:
-        parse_probes([word], IMAGE)
-    for valid in (hint, "dead-leaves", "noise", "impressions", "mnist-train", "labelled:PATH"):
-        assert valid in str(caught.value)
-
-
-def test_generators_of_another_kind_are_unknown() -> None:
-    """Tones are for signals."""
-    with pytest.raises(InputError, match="unknown name 'tones'"):
-        parse_probes(["tones"], IMAGE)
-    assert parse_probes(["tones"], InputSpec((64,), "signal")).names == ("tones",)
-
-
-def test_no_probes_are_refused() -> None:
-    """The message lists what there is."""
-    with pytest.raises(InputError, match="probes: name at least one of procedural, impressions"):
-        parse_probes([], IMAGE)
-
-
 def test_an_unknown_guard_is_refused(vector: Target) -> None:
     """The nearest name, `auto` among the valid ones."""
     with pytest.raises(InputError, match=r"guard: unknown name 'sprase' \(did you mean 'sparse'"):
         plan_probes(vector, settings_of(guard="sprase"), seeded())
-
-
-# What the teacher chooses
-
-
-def test_a_network_of_digits_prefers_pen_drawings(weighed: dict[str, float]) -> None:
-    """Without any data, mnist-mlp ranks the three pen generators above noise and all others."""
-    assert set(list(weighed)[:3]) == PENS
-    assert list(weighed.values()) == sorted(weighed.values(), reverse=True)
-    assert all(0 <= value <= np.log(10) for value in weighed.values())
-
-
-def test_pen_drawings_tell_more_than_noise(mlp: Target, weighed: dict[str, float]) -> None:
-    """White noise says next to nothing about a network of digits."""
-    table = {"noise": lambda spec, count, generator: torch.rand(count, *spec.shape)}
-    noise = affinities(mlp.model, IMAGE, table, seeded())["noise"]
-    assert min(weighed[name] for name in PENS) > max(noise, weighed["blobs"])
-
-
-def test_affinity_is_the_mutual_information_of_input_and_class() -> None:
-    """H(mean p) − mean H(p): ln of the classes for sure and even answers, 0 for constant ones."""
-
-    class Sure(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 100 * functional.one_hot((4 * x[:, 0]).long().clamp(max=3), 4).float()
-
-    class Constant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tensor([1.0, 2.0, 3.0]).expand(len(x), 3)
-
-    spec = InputSpec((6,), "vector")
-    even = {
-        "even": lambda spec, count, generator: torch.arange(count)[:, None].expand(-1, 6) / count
-    }
-    assert affinities(Sure(), spec, even, seeded())["even"] == pytest.approx(np.log(4))
-    assert affinities(Constant(), spec, even, seeded())["even"] == pytest.approx(0, abs=1e-9)
-
-
-def test_outputs_without_classes_give_equal_affinities() -> None:
-    """A regressor cannot weigh its generators: all share alike."""
-    model = nn.Sequential(nn.Linear(6, 1))
-    found = affinities(model, InputSpec((6,), "vector"), GENERATORS["vector"], seeded())
-    assert set(found.values()) == {0.0}
-    assert list(found) == list(GENERATORS["vector"])
-
-
-@given(st.dictionaries(st.text(min_size=1), st.floats(0, 5), min_size=1, max_size=8))
-def test_shares_grow_with_affinity_and_add_up(affinity: dict[str, float]) -> None:
-    """A softmax: they sum to 1 and keep the order."""
-    portions = shares(affinity)
-    assert sum(portions.values()) == pytest.approx(1)
-    for one, other in zip(affinity, list(affinity)[1:], strict=False):
-        if affinity[one] > affinity[other]:
-            assert portions[one] >= portions[other]
-
-
-words = st.lists(st.sampled_from(["procedural", "noise", *GENERATORS["image"]]), max_size=5)
-
-
-@given(words, st.none() | st.sampled_from(sorted(GENERATORS["image"])), st.integers(0, 99))
-def test_portions_add_up_and_leave_the_guard_out(
-    names: list[str], guard: str | None, seed: int
-) -> None:
-    """`procedural` never includes the guard's generator; every name beside it has an equal part."""
-    values = torch.rand(len(GENERATORS["image"]), generator=seeded(seed)).tolist()
-    portions = mix_generators(names, dict(zip(GENERATORS["image"], values, strict=True)), guard)
-    assert sum(portions.values()) == pytest.approx(1)
-    assert guard is None or guard in names or guard not in portions
-    distinct = list(dict.fromkeys(names))
-    for name in distinct:
-        if name != "procedural":
-            assert portions[name] >= 1 / len(distinct) - 1e-9
-
-
-def test_a_batch_has_the_portions_of_the_mixture() -> None:
-    """Zeros tell the generators apart; inputs come in the network's dtype, and in words."""
-    mixture = Mixture(InputSpec((6,), "vector"), {"sparse": 0.7, "noise": 0.3}, torch.float64)
-    drawn = mixture.draw(3000, seeded(1))
-    assert drawn.dtype == torch.float64
-    with_zeros = (drawn == 0).any(1).double().mean().item()
-    # nearly every sparse vector of six has a zero; five deviations of a binomial
-    assert with_zeros == pytest.approx(0.7, abs=5 * (0.21 / 3000) ** 0.5 + 0.01)
-    assert mixture.draw_unit(1, seeded()).shape == (1, 6)
-    assert mixture.description == "sparse 70%, noise 30%"
-
-
-# The plan as a whole
 
 
 def assert_apart(plan: ProbePlan) -> None:
@@ -411,74 +250,6 @@ def test_hashes_change_with_the_data_and_with_nothing_else(
         assert not set(first) & set(other)
 
 
-# Impressions
-
-
-@given(st.integers(1, 40), st.integers(2, 12), st.integers(0, 999))
-@settings(max_examples=30)
-def test_soft_targets_are_distributions(count: int, classes: int, seed: int) -> None:
-    """Rows are positive and sum to 1; the seed decides."""
-    targets = soft_targets(count, classes, seeded(seed))
-    assert targets.shape == (count, classes)
-    assert (targets >= 0).all()
-    assert torch.allclose(targets.sum(1), torch.ones(count), atol=1e-5)
-    assert torch.equal(targets, soft_targets(count, classes, seeded(seed)))
-    assert not torch.equal(targets, soft_targets(count, classes, seeded(seed + 1)))
-
-
-def test_soft_targets_range_from_sure_to_undecided() -> None:
-    """Some are nearly one-hot, others spread over the classes, and no class is preferred."""
-    targets = soft_targets(2000, 10, seeded())
-    sureness = targets.amax(1)
-    assert (sureness > 0.99).double().mean().item() > 0.05
-    assert (sureness < 0.4).double().mean().item() > 0.1
-    assert targets.mean(0).tolist() == pytest.approx([0.1] * 10, abs=0.025)
-
-
-def test_impressions_move_the_teacher_towards_their_targets() -> None:
-    """The cross-entropy to the drawn targets falls, and every value stays in the unit range."""
-    model, spec = tiny_model(), InputSpec((6,), "vector", low=-2, high=2)
-    starts = torch.rand(64, 6, generator=seeded(1))
-    before = starts.clone()
-    made = impressions(model, spec, starts, seeded(5), Recipe(batch=64))
-    targets = soft_targets(64, 4, seeded(5))
-
-    def miss(unit: Tensor) -> float:
-        log_outputs = functional.log_softmax(answers(model, 4 * unit - 2), 1)
-        return float(-(targets * log_outputs).sum(1).mean())
-
-    assert miss(made) < 0.7 * miss(starts)
-    assert made.shape == starts.shape
-    assert 0 <= made.min().item() <= made.max().item() <= 1
-    assert torch.equal(starts, before)
-    assert not made.requires_grad
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_impressions_of_a_regressor_match_its_answers_on_other_inputs() -> None:
-    """Without classes the targets are the teacher's own outputs, dealt anew."""
-    model = nn.Sequential(tiny_model(), nn.Linear(4, 1)).requires_grad_(False)
-    starts = torch.rand(64, 6, generator=seeded(1))
-    spec = InputSpec((6,), "vector")
-    made = impressions(model, spec, starts, seeded(5), Recipe(smoothness=0.0, batch=64))
-    outputs = answers(model, starts)
-    targets = outputs[torch.randperm(64, generator=seeded(5))]
-    error = (answers(model, made) - targets).square().mean()
-    assert error < 0.5 * (outputs - targets).square().mean()
-
-
-def test_smooth_impressions_are_smoother() -> None:
-    """The total-variation prior counts for pictures and signals."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).requires_grad_(False)
-    for spec in (InputSpec((1, 8, 8), "image"), InputSpec((64,), "signal")):
-        starts = torch.rand(16, *spec.shape, generator=seeded(1))
-        rough, smooth = (
-            impressions(model, spec, starts, seeded(5), Recipe(steps=20, smoothness=weight))
-            for weight in (0.0, 0.5)
-        )
-        assert smooth.diff(dim=-1).abs().mean() < 0.7 * rough.diff(dim=-1).abs().mean()
-
-
 def test_impressions_are_held_and_in_the_networks_range(mlp: Target) -> None:
     """`--probes impressions` gives a pool of them and nothing fresh."""
     plan = plan_probes(mlp, settings_of(probes=("impressions",)), seeded())
@@ -488,9 +259,6 @@ def test_impressions_are_held_and_in_the_networks_range(mlp: Target) -> None:
     assert 0 <= plan.pool.inputs.min().item() <= plan.pool.inputs.max().item() <= 1
     assert plan.pool_share == 1
     assert "16 class impressions" in plan.receipt.sources[0]
-
-
-# Every kind of input
 
 
 class OneAxis(nn.Module):
@@ -547,20 +315,6 @@ def test_token_networks_refuse_impressions() -> None:
     spec = InputSpec((5,), "tokens", vocabulary=11)
     with pytest.raises(InputError, match="token ids cannot"):
         impressions(Attention(), spec, torch.zeros(2, 5), seeded())
-
-
-class Detached(nn.Linear):
-    """A network that passes no gradient on."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).detach()
-
-
-def test_networks_without_gradients_refuse_impressions() -> None:
-    """The message says what to use."""
-    spec = InputSpec((6,), "vector")
-    with pytest.raises(InputError, match=r"passes gradients.*--probes procedural"):
-        impressions(Detached(6, 3), spec, torch.rand(2, 6), seeded())
 
 
 def test_probes_have_the_dtype_of_the_network(labelled: str) -> None:
