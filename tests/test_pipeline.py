@@ -235,6 +235,7 @@ def test_test_data_never_reach_the_search(pruned: Result) -> None:
     assert all(one.accuracy is not None for one in tested.baselines.values())
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_finds(ray_session: None, pruned: Result) -> None:
     """The same masks, bit for bit, on real Ray actors."""
     assert same_masks(pruned, run(workers=2))

@@ -207,9 +207,6 @@ def test_the_pool_is_no_larger_than_asked(vector: Target, labelled: str) -> None
     assert rows(plan.search.inputs) <= rows(plan.pool.inputs)
 
 
-# Receipts
-
-
 @pytest.mark.parametrize(
     ("probes", "rung", "fresh"),
     [

@@ -44,7 +44,8 @@ class ProbePlan:
         pool: held inputs for gradient steps, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
         receipt: all of it in words and hashes.
-        affinity: mutual information of each procedural generator in nats, best first.
+        affinity: mutual information of each procedural generator in nats, best first; empty where
+            only files are shown.
     """
 
     search: Samples
@@ -68,9 +69,14 @@ def plan_probes(target: Target, settings: Settings, generator: torch.Generator) 
     """
     spec = target.inputs
     request = parse_probes(settings.probes, spec)
-    affinity = affinities(target.model, spec, GENERATORS[spec.kind], generator, target.dtype)
     held = [(file.rung, _typed(read(file, spec), target)) for file in request.files]
-    judge = None if held and settings.guard == AUTO else _judge(settings.guard, affinity, request)
+    from_file = bool(held) and settings.guard == AUTO
+    generated = bool(request.names) or request.impressions
+    affinity: dict[str, float] = {}
+    if generated or not from_file:
+        table = GENERATORS[spec.kind]
+        affinity = affinities(target.model, spec, table, generator, target.dtype)
+    judge = None if from_file else _judge(settings.guard, affinity, request)
     mixture = Mixture(spec, mix_generators(request.names, affinity, judge), target.dtype)
     fresh = mixture if request.names else None
     guard, held = _split_guard(settings, judge, held, target, generator)
