@@ -21,9 +21,7 @@ from typing import Any
 import torch
 
 from gaprune.config import make_settings
-from gaprune.observe import Silence
 from gaprune.pipeline import prune_target
-from gaprune.records import Generation
 from gaprune.target import load_target
 
 NO_DATA = "no data"
@@ -81,17 +79,6 @@ class Row:
     agreement_guard: float
     evaluations: int
     seconds: float
-
-
-class Trace(Silence):
-    """Keeps the search curve of a run."""
-
-    def __init__(self) -> None:
-        self.history: list[Generation] = []
-
-    def generation(self, record: Generation, total: int | None) -> None:
-        """Remember it."""
-        self.history.append(record)
 
 
 def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gaprune.bench import Bench, Verdict, answers
 from gaprune.budget import keep_total
 from gaprune.config import EVOLVED, Settings, make_settings
+from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.breeding import Judge, derive_seed
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
@@ -105,7 +106,8 @@ class _Run:
         self.preset = check_settings(settings)
         keep_total(target.layout, settings.sparsity)  # an impossible budget is refused at once
         self.settings = resolve_settings(settings, self.preset, target)
-        self.target, self.test, self.observer = target, test, observer
+        self.target, self.observer = target, observer
+        self.test = None if test is None else _checked(test, target)
         self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
 
     def result(self) -> Result:
@@ -161,11 +163,11 @@ class _Run:
             plan, workers, lambda record: self.observer.generation(record, settings.generations)
         )
         if preset.seeding == "baselines":
-            return evolution.run([plan.adopt(seed) for seed in seeds], verdicts)
+            return evolution.run(seeds, verdicts)
         genes = kaiming_population(
             plan.layout, settings.sparsity, settings.scope, plan.population, self.generator
         )
-        return evolution.run([plan.adopt(Individual(one, plan.layout, "kaiming")) for one in genes])
+        return evolution.run([Individual(one, plan.layout, "kaiming") for one in genes])
 
     def _warn_if_parted(self, outcome: Outcome) -> None:
         """Say when the search still gains while the guard loses: it has learnt its own probes."""
@@ -231,7 +233,13 @@ class _Run:
         )
 
     def _asked(self, seeds: list[Individual]) -> Individual:
-        return next(seed for seed in seeds if seed.origin == self.settings.method)
+        for seed in seeds:
+            if seed.origin == self.settings.method:
+                return seed
+        raise GapruneError(
+            f"method: {self.settings.method!r} cannot be computed on this network (the warning "
+            f"says why); these can: {', '.join(seed.origin for seed in seeds)}"
+        )
 
     def _test(self, bench: Bench, best: Individual, seeds: list[Individual]) -> dict[str, float]:
         """Measure accuracy on labelled test data, after everything is decided."""
@@ -246,6 +254,22 @@ class _Run:
             for name, one in [("pruned", best), *((seed.origin, seed) for seed in seeds)]:
                 rows[name] = float(accuracy(bench.outputs(one.mask, inputs), dense, labels))
         return rows
+
+
+def _checked(test: Samples, target: Target) -> Samples:
+    """Refuse test data that could only fail after the search."""
+    labels = test.labels
+    if labels is None or labels.shape != test.inputs.shape[:1] or labels.is_floating_point():
+        came = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise InputError(
+            f"test: needs one integer label for each of the {len(test.inputs)} inputs, got {came}"
+        )
+    if tuple(test.inputs.shape[1:]) != target.inputs.shape or not len(test.inputs):
+        raise InputError(
+            f"test: needs inputs of shape [N, {', '.join(map(str, target.inputs.shape))}], "
+            f"got {tuple(test.inputs.shape)}"
+        )
+    return test
 
 
 def _zoo_test(target: Target) -> Samples | None:

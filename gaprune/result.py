@@ -27,8 +27,7 @@ class Result:
         preset: the kind of search, or None for a one-shot criterion.
         origin: the operators or the baseline that made the mask.
         sparsity: the fraction of weights asked to be removed.
-        search: agreement with the dense network on the probes that selected, or None where
-            nothing was searched.
+        search: agreement with the dense network on the probes that select.
         guard: agreement on the probes that judged.
         accuracy: on the labelled test set, or None.
         dense_accuracy: the same for the dense network.
@@ -51,7 +50,7 @@ class Result:
     preset: str | None
     origin: str
     sparsity: float
-    search: float | None
+    search: float
     guard: float
     accuracy: float | None
     dense_accuracy: float | None

@@ -16,7 +16,7 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
 import gaprune.pipeline
-from gaprune import InputError, InputOptions, Result, prune
+from gaprune import GapruneError, InputError, InputOptions, Result, prune
 from gaprune.budget import keep_total, uniform_counts
 from gaprune.observe import Silence
 from gaprune.records import BaselineScore, Generation
@@ -446,3 +446,55 @@ def test_the_documented_example_runs() -> None:
     (example,) = finder.find(gaprune.pipeline.prune, "prune", globs={})
     assert len(example.examples) >= 4
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_a_method_that_the_network_cannot_give_is_a_clear_error() -> None:
+    """A one-shot criterion that was left out with a warning names those that remain."""
+
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_model()
+
+        @torch.no_grad()
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.inner(inputs)
+            return outputs
+
+    with pytest.raises(GapruneError, match=r"'snip' cannot be computed .* these can: random, mag"):
+        run(Closed(), method="snip", preset="black-box")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "message"),
+    [
+        (
+            torch.rand(5, 6),
+            torch.zeros(4, dtype=torch.int64),
+            "one integer label for each of the 5",
+        ),
+        (torch.rand(5, 6), torch.zeros(5), "got torch.float32"),
+        (torch.rand(5, 7), torch.zeros(5, dtype=torch.int64), r"shape \[N, 6\]"),
+        (torch.rand(0, 6), torch.zeros(0, dtype=torch.int64), r"shape \[N, 6\]"),
+    ],
+)
+def test_test_data_is_checked_before_the_search(
+    inputs: Tensor, labels: Tensor, message: str
+) -> None:
+    """Wrong test data is refused at once, not after an hour."""
+    with pytest.raises(InputError, match=message):
+        run(test=(inputs, labels), generations=10**6)
+
+
+def test_the_classic_wheel_turns_with_negative_fitness() -> None:
+    """Roulette selection works with an objective whose values are below zero."""
+    result = run(preset="classic", objective="kl", population=10, offspring=10, scope="layer")
+    assert result.stopped == "generations"
+
+
+def test_a_guard_of_real_data_is_on_the_receipt(tmp_path: Path) -> None:
+    """The guard picks the final candidate, so its rung counts."""
+    path = tmp_path / "real.npy"
+    np.save(path, np.random.default_rng(0).random((20, 6), dtype=np.float32))
+    assert run(guard=str(path)).receipt.rung == "unlabelled"
+    assert run(guard="noise").receipt.rung == "procedural"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +27,23 @@ __all__ = ["Evolution", "Limits", "Outcome", "Plan"]
 
 HALL_OF_FAME = 8
 FIRST_RUNG, LAST_RUNG = 0, -1
+
+
+def roulette(individuals: Sequence[Individual], k: int) -> list[Individual]:
+    """Draw `k` with chances in proportion to fitness, by DEAP.
+
+    DEAP's wheel needs fitness above 0; otherwise the chances are the heights above the worst.
+    """
+    worst = min(one.quality for one in individuals)
+    if worst > 0:
+        return list(tools.selRoulette(individuals, k))
+    heights = [one.quality - worst + sys.float_info.epsilon for one in individuals]
+    return random.choices(individuals, heights, k=k)
+
+
 SELECTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "tournament": (tools.selTournament, {"tournsize": 2}),
-    "roulette": (tools.selRoulette, {}),
+    "roulette": (roulette, {}),
     "random": (tools.selRandom, {}),
 }
 SURVIVALS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -119,6 +134,7 @@ class Evolution:
         self._judge(self._front() or tools.selBest(self.population, 1))
 
     def _begin(self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict]) -> None:
+        seeds = self.plan.starts(seeds)
         for one in seeds:
             if one.key in verdicts:
                 self._state.leaders[one.key] = (one, verdicts[one.key])

@@ -101,6 +101,11 @@ class Individual(list[Tensor]):
         self.fitness = fitness()
         self.sprint = -float("inf")
 
+    def at_budget(self, keep: int, layout: Layout) -> Individual:
+        """Return the same scores with another number of kept weights, all layers together."""
+        genes = replace(self.genes, keep=keep, counts=None)
+        return Individual(genes, layout, self.origin, self.rate)
+
     @property
     def quality(self) -> float:
         """Fitness on the search probes, the first DEAP fitness value."""

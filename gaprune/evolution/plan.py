@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gaprune.bench import Verdict
@@ -10,6 +11,8 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset
 from gaprune.records import Generation
 from gaprune.supermask import Layout
+
+FRONT_SEEDS = 5  # budgets at which every baseline starts a Pareto search
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,14 @@ class Plan:
     limits: Limits
     keep: int
     most: int | None = None
+
+    def starts(self, seeds: Sequence[Individual]) -> list[Individual]:
+        """Return the seeds; in a Pareto search at several budgets, evenly spaced in logarithm."""
+        if self.most is None:
+            return list(seeds)
+        ratio = (self.most / self.keep) ** (1 / (FRONT_SEEDS - 1))
+        budgets = [round(self.keep * ratio**step) for step in range(FRONT_SEEDS)]
+        return [self.adopt(one.at_budget(n, self.layout)) for n in budgets for one in seeds]
 
     def adopt(self, individual: Individual) -> Individual:
         """Return a seed with the kind of DEAP fitness that this search compares."""

@@ -16,6 +16,7 @@ from gaprune.evolution.presets import NONE
 Pair = tuple[Individual, Individual]
 
 ASKED = 0.25  # part of the children of a Pareto search that keep exactly the asked number
+ANYWHERE = 0.25  # part whose budget is drawn log-uniformly over the whole front
 LEAST_RATE = 0.1  # of the first gradient step length, reached in the last generation
 SLOWEST, FASTEST = 0.25, 4.0  # bounds of an individual's own factor on the step length
 
@@ -70,11 +71,14 @@ class RecipeBook:
         return LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * progress)) / 2
 
     def _budget(self, pair: Pair, generator: torch.Generator) -> int | None:
-        """Draw a child's keep count in a Pareto search: near its parents', or the asked one."""
+        """Draw a child's keep count in a Pareto search: the asked, any, or near its parents'."""
         plan = self._plan
         if plan.most is None:
             return None
-        asked = bool(torch.rand((), generator=generator) < ASKED)
-        change = exp(0.3 * float(torch.randn((), generator=generator)))
+        kind, place, change = (float(draw) for draw in torch.rand(3, generator=generator))
+        if kind < ASKED:
+            return plan.keep
+        if kind < ASKED + ANYWHERE:
+            return int(plan.keep * (plan.most / plan.keep) ** place)
         mean = (pair[0].genes.keep * pair[1].genes.keep) ** 0.5
-        return plan.keep if asked else min(max(round(mean * change), plan.keep), plan.most)
+        return min(max(int(mean * 2 ** (change - 0.5)), plan.keep), plan.most)

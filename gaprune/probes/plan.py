@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gaprune.config import Settings
 from gaprune.errors import InputError
+from gaprune.inputs import InputSpec
 from gaprune.probes.affinity import affinities
 from gaprune.probes.impressions import impressions
 from gaprune.probes.mixture import Mixture, as_network, mix_generators
@@ -92,14 +93,23 @@ def plan_probes(target: Target, settings: Settings, generator: torch.Generator) 
     sources = [samples.source for _, samples in held]
     if fresh is not None:
         sources.append(f"generated, fresh at every gradient step: {fresh.description}")
+    judged_on = [_guard_rung(settings.guard, spec)] if settings.guard != AUTO else []
     receipt = make_receipt(
-        [*(rung for rung, _ in held), *names],
+        [*(rung for rung, _ in held), *names, *judged_on],
         sources,
         pool or search,
         guard,
         fresh=fresh is not None,
     )
     return ProbePlan(search, guard, fresh, pool, share, receipt, affinity)
+
+
+def _guard_rung(guard: str, spec: InputSpec) -> str:
+    """Return the rung of a stated guard: it chooses the final candidate, so it counts."""
+    known = generators(spec)
+    if guard in known:
+        return NOISY if guard == NOISY else PROCEDURAL
+    return parse_file("guard", guard, [AUTO, *known]).rung
 
 
 def _judge(guard: str, affinity: Mapping[str, float], request: Request) -> str | None:
