@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+STAMP = "about"  # the metadata key of our safetensors files
+
 
 def to_toml(values: Mapping[str, Any]) -> str:
     """Write text, numbers, booleans and lists of them as TOML, one key per line.
@@ -20,6 +22,19 @@ def to_toml(values: Mapping[str, Any]) -> str:
 def to_json(record: Any, indent: int | None = None) -> str:  # noqa: ANN401 - any plain data
     """Return strict JSON: what is not a finite number becomes null."""
     return json.dumps(_finite(record), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def to_stamp(**facts: str) -> dict[str, str]:
+    """Return metadata for a safetensors file: all facts as JSON under one key.
+
+    The header holds several keys in random order, so only one keeps equal files equal by byte.
+    """
+    return {STAMP: json.dumps(facts, ensure_ascii=False)}
+
+
+def from_stamp(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the facts that `to_stamp` wrote."""
+    return dict(json.loads((metadata or {}).get(STAMP, "{}")))
 
 
 def _toml(value: object) -> str:

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.formats import to_json, to_toml
+from gaprune.formats import to_json, to_stamp, to_toml
 from gaprune.job import Job
 from gaprune.records import as_json
 from gaprune.result import Result
@@ -164,15 +164,15 @@ def _write_files(result: Result, folder: Path, job: Job | None) -> None:
     _write_text(folder / CONFIG, _config(result, job))
     _write_text(folder / RECORD, to_json(result.record(), indent=2) + "\n")
     _write_text(folder / HISTORY, "".join(to_json(as_json(r)) + "\n" for r in result.history))
-    _write_tensors(folder / MASK, _bytes(result.masks), {"format": "gaprune mask", **about})
-    _write_tensors(folder / PRUNED, result.state_dict(), {"format": "pt", **about})
+    _write_tensors(folder / MASK, _bytes(result.masks), to_stamp(format="gaprune mask", **about))
+    _write_tensors(folder / PRUNED, result.state_dict(), {"format": "pt"})
     if result.front_masks:
         front = {
             f"{number}/{name}": mask
             for number, masks in enumerate(result.front_masks)
             for name, mask in masks.items()
         }
-        _write_tensors(folder / FRONT, _bytes(front), {"format": "gaprune masks", **about})
+        _write_tensors(folder / FRONT, _bytes(front), to_stamp(format="gaprune masks", **about))
 
 
 def _config(result: Result, job: Job | None) -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from gaprune.formats import to_stamp
 from gaprune.zoo import mnist, networks
 
 CHECKPOINTS = Path(mnist.__file__).parent / "checkpoints"
@@ -96,16 +97,16 @@ def main() -> None:
         model = train(recipe, train_data, arguments.seed)
         score = accuracy(model, test_data)
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        metadata = {
-            "network": name,
-            "test_accuracy": f"{score:.4f}",
-            "seed": str(arguments.seed),
-            "epochs": str(recipe.epochs),
-            "optimiser": f"Adam, learning rate {recipe.learning_rate} cosine-annealed, "
+        about = to_stamp(
+            network=name,
+            test_accuracy=f"{score:.4f}",
+            seed=str(arguments.seed),
+            epochs=str(recipe.epochs),
+            optimiser=f"Adam, learning rate {recipe.learning_rate} cosine-annealed, "
             f"weight decay {recipe.weight_decay}, batches of {recipe.batch}",
-            "torch": torch.__version__,
-        }
-        save_file(state, arguments.out / f"{name}.safetensors", metadata)
+            torch=torch.__version__,
+        )
+        save_file(state, arguments.out / f"{name}.safetensors", about)
         print(f"{name}: test accuracy {score:.2%}, {time.monotonic() - started:.0f} s")
 
 

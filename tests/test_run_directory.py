@@ -279,3 +279,11 @@ def test_a_file_that_holds_no_masks_is_refused(result: Result, tmp_path: Path) -
     }.items():
         with pytest.raises(InputError, match=f"^mask: .*{rule}"):
             load_masks(path)
+
+
+def test_equal_results_are_saved_as_equal_bytes(run: Result, place: Path) -> None:
+    """Masks and networks can be compared by the the hash of their files."""
+    for number in range(4):
+        save_run(run, place / str(number))
+    for name in ("mask.safetensors", "pruned.safetensors"):
+        assert len({(place / str(number) / name).read_bytes() for number in range(4)}) == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from typing import Annotated
 
 import typer
@@ -48,6 +51,7 @@ def show_demo(found: Demo) -> None:
     console.print(shown)
     seconds = sum(result.seconds for result in found.results)
     sources = "; ".join(found.results[0].receipt.sources)
+    command = _command()
     lines = (
         "No training image and no label was shown to the search, and no weight was changed:",
         f"all {found.compared:,} values that stay are bit-identical to the checkpoint.",
@@ -55,9 +59,14 @@ def show_demo(found: Demo) -> None:
         f"The 10,000 test images were used for this table only. {duration(seconds)} in all.",
         "",
         "Go on with",
-        f"  gaprune prune {TARGET} --sparsity 0.98   saves the pruned network in runs/",
-        "  gaprune zoo                              lists the networks that come along",
-        "  gaprune prune --help                     tells how to prune your own network",
+        f"  {command} prune {TARGET} --sparsity 0.98   saves the pruned network in runs/",
+        f"  {command} zoo                              lists the networks that come along",
+        f"  {command} prune --help                     tells how to prune your own network",
     )
     for line in lines:
         console.print(line, markup=False)
+
+
+def _command() -> str:
+    """Return what to type for gaprune here: after `make`, its environment is not on the path."""
+    return "gaprune" if shutil.which("gaprune") else os.path.relpath(sys.argv[0])

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from gaprune.errors import unknown_name
+from gaprune.formats import from_stamp
 from gaprune.inputs import InputSpec
 from gaprune.weights_file import apply_state, load_state
 from gaprune.zoo.networks import LeNet, MnistCnn, MnistMlp, MobileStudent
@@ -43,7 +44,7 @@ class ZooEntry:
     def metadata(self) -> dict[str, str]:
         """How the checkpoint was trained, as its file says."""
         with safe_open(self.checkpoint, "pt") as file:
-            return dict(file.metadata() or {})
+            return from_stamp(file.metadata())
 
     @property
     def dense_accuracy(self) -> float:
