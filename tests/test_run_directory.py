@@ -281,9 +281,9 @@ def test_a_file_that_holds_no_masks_is_refused(result: Result, tmp_path: Path) -
             load_masks(path)
 
 
-def test_equal_results_are_saved_as_equal_bytes(run: Result, place: Path) -> None:
+def test_equal_results_are_saved_as_equal_bytes(result: Result, tmp_path: Path) -> None:
     """Masks and networks can be compared by the the hash of their files."""
     for number in range(4):
-        save_run(run, place / str(number))
+        save_run(result, tmp_path / str(number))
     for name in ("mask.safetensors", "pruned.safetensors"):
-        assert len({(place / str(number) / name).read_bytes() for number in range(4)}) == 1
+        assert len({(tmp_path / str(number) / name).read_bytes() for number in range(4)}) == 1
