@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -136,6 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparsity", type=float, help="cases of this sparsity")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--rows", type=Path, nargs="+", metavar="FILE", help="run nothing: rows of earlier --json"
+    )
     parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
     options = parser.parse_args(arguments)
     cases = [
@@ -146,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if not cases:
         parser.error(f"no case matches --only {options.only!r} --sparsity {options.sparsity}")
-    rows: list[Row] = []
-    for case in cases:
+    rows = [Row(**row) for file in options.rows or [] for row in json.loads(file.read_text())]
+    for case in [] if rows else cases:
         for seed in options.seeds[: case.seeds]:
             new = list(measure(case, seed, options.workers))
             rows += new
