@@ -40,7 +40,7 @@ class ProbePlan:
 
     Attributes:
         search: candidates are selected on these.
-        guard: candidates are judged on these, which never select.
+        guard: the candidates that led the search are judged on these, which never steer it.
         fresh: new inputs for gradient steps, or None.
         pool: held inputs for gradient steps, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
