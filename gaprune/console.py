@@ -239,7 +239,7 @@ def _facts(result: Result) -> list[str]:
             f"margin over the best baseline ({result.best_baseline}) on the guard: "
             f"{points(result.margin)}"
         )
-    if result.accuracy is not None:
+    if result.accuracy is not None and result.receipt.rung != "labelled":
         lines.append("test labels were used for the accuracy above and for nothing else")
     lines.append(
         f"{duration(result.seconds)}, {result.evaluations:,} evaluations, "
