@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from gaprune.config import make_settings
+from gaprune.labelled import zoo_test
 from gaprune.pipeline import prune_target
 from gaprune.target import load_target
 
@@ -85,7 +86,8 @@ class Row:
 def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
     """Run one case with one seed: the evolved row first, then every baseline of the same run."""
     settings = {"sparsity": case.sparsity, "seed": seed, "workers": workers, **case.settings}
-    result = prune_target(load_target(case.target), make_settings(settings))
+    target = load_target(case.target)
+    result = prune_target(target, make_settings(settings), test=zoo_test(target))
     name = (case.target, case.sparsity)
     yield Row(
         *name,

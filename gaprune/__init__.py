@@ -3,6 +3,7 @@
 The weights stay frozen; evolution finds which of them to keep.
 """
 
+from gaprune.comparison import Comparison, Question, compare, compare_target
 from gaprune.errors import GapruneError, InputError
 from gaprune.input_options import InputOptions
 from gaprune.pipeline import prune, prune_target
@@ -13,13 +14,17 @@ from gaprune.supermask import attach, bake, detach
 from gaprune.target import Target, load_target
 
 __all__ = [
+    "Comparison",
     "GapruneError",
     "InputError",
     "InputOptions",
+    "Question",
     "Result",
     "Target",
     "attach",
     "bake",
+    "compare",
+    "compare_target",
     "detach",
     "load_masks",
     "load_target",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gaprune.errors import InputError
 from gaprune.objectives import Objective, finite
 from gaprune.probes.mixture import Mixture
 from gaprune.supermask import Layout, masked_weights
@@ -92,6 +93,38 @@ class Bench:
         return torch.cat(
             [functional_call(self.model, kept, (batch,)) for batch in inputs.split(CHUNK)]
         )
+
+    def score_gradient(self, mask: Tensor, shown: Shown) -> Tensor:
+        """Return ∂loss/∂score of a flat bool mask, flat float32 `[total]`.
+
+        The straight-through estimator lets the gradient pass the top-k as if it were the identity
+        (Ramanujan et al. 2020, eq. 4 and 5): w · ∂loss/∂(w·m), also where the mask drops w.
+
+        Raises:
+            InputError: the objective has no loss to differentiate, or the network has no gradients.
+        """
+        if self.objective.loss is None:
+            raise InputError(
+                f"objective: {self.objective.name!r} is a black box without gradients; "
+                "use --preset black-box"
+            )
+        kept = masked_weights(self.weights, self.layout.split(mask))
+        leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
+        with torch.enable_grad():
+            outputs = functional_call(self.model, leaves, (shown.inputs,))
+            loss = self.objective.loss(outputs, shown.teacher, shown.labels)
+            if not loss.requires_grad:
+                raise InputError(
+                    "model: its outputs carry no gradient (torch.no_grad, detach or numpy inside "
+                    "its forward?); use --preset black-box"
+                )
+            # a prunable layer that forward does not use has gradient 0
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        parts = [
+            (gradient * weight).reshape(-1)
+            for gradient, weight in zip(gradients, self.weights.values(), strict=True)
+        ]
+        return torch.cat(parts).float()
 
     def draw(self, count: int, generator: torch.Generator) -> Shown:
         """Draw one batch for a gradient step: fresh inputs, held ones, or some of both."""

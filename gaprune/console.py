@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
@@ -17,6 +18,7 @@ from gaprune.records import BaselineScore, Generation
 from gaprune.result import Result
 
 MISSING = "–"
+SELDOM = 10.0  # seconds between lines of progress where there is no live bar
 SHOWN_LAYERS = 40  # more are summed up in one row
 
 
@@ -77,19 +79,20 @@ class Monitor:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._first: Generation | None = None
+        self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the terminal back, whatever happened."""
-        self._stop_bar()
+        self.stop_bar()
 
     def phase(self, name: str, detail: str) -> None:
         """Say in a line what begins."""
         if self._on_phase is not None:
             self._on_phase(name)
-        self._stop_bar()
+        self.stop_bar()
         self._say_baselines()
         self.say(f"{name}: {detail}")
 
@@ -106,14 +109,17 @@ class Monitor:
         if not self._live:
             self.say("  ".join(shown))
             return
-        if self._progress is None:
-            self._progress = _make_bar(self._console)
-            self._task = self._progress.add_task("", total=total, text="")
-            self._progress.start()
-        text = "  ".join(shown[1:])
-        self._progress.update(
-            self._task, completed=record.generation, description=shown[0], text=text
-        )
+        self._move_bar(record.generation, total, shown[0], "  ".join(shown[1:]))
+
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Move the bar, or write a line every now and then."""
+        if self._quiet:
+            return
+        text = f"{done:g}" + (f" of {total:g}" if total else "") if done else "begins"
+        if self._live:
+            self._move_bar(done, total, what, text, transient=True)
+        elif time.monotonic() - self._said > SELDOM:
+            self.say(f"{what}: {text}")
 
     def warning(self, text: str) -> None:
         """Show it, also where progress is quiet."""
@@ -123,6 +129,7 @@ class Monitor:
         """Write a line of progress."""
         if not self._quiet:
             self._console.print(Text(text))
+            self._said = time.monotonic()
 
     def _say_baselines(self) -> None:
         ranked = sorted(self._baselines.items(), key=lambda one: -one[1].agreement)
@@ -132,19 +139,30 @@ class Monitor:
         self._baselines.clear()
         self._first = None
 
-    def _stop_bar(self) -> None:
+    def _move_bar(
+        self, done: float, total: float | None, what: str, text: str, *, transient: bool = False
+    ) -> None:
+        if self._progress is None:
+            self._progress = _make_bar(self._console, transient=transient)
+            self._task = self._progress.add_task(what, total=total, completed=done, text=text)  # type: ignore[arg-type] # int in its hints
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total, description=what, text=text)
+
+    def stop_bar(self) -> None:
+        """Take the live bar away; the next progress makes a new one."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
-def _make_bar(console: Console) -> Progress:
+def _make_bar(console: Console, *, transient: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
         TextColumn("{task.fields[text]}", markup=False),
         console=console,
+        transient=transient,  # lines of results take its place
         redirect_stdout=False,  # stdout is for results
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from gaprune.config import EVOLVED, make_settings
 from gaprune.errors import GapruneError
+from gaprune.labelled import zoo_test
 from gaprune.observe import Observer
 from gaprune.pipeline import prune_target
 from gaprune.result import Result
@@ -86,7 +87,8 @@ def run_demo(observer: Observer, settings: Mapping[str, Any]) -> Demo:
     for sparsity in SPARSITIES:
         observer.phase("demo", f"removing {sparsity:.0%} of the weights of {TARGET}")
         chosen = make_settings({**settings, "sparsity": sparsity})
-        result = prune_target(load_target(TARGET), chosen, observer=observer)
+        target = load_target(TARGET)
+        result = prune_target(target, chosen, test=zoo_test(target), observer=observer)
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         compared += compare_bits(result)

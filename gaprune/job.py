@@ -15,8 +15,9 @@ from gaprune.budget import check_sparsity
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.input_options import InputOptions
+from gaprune.keys import Key, count, names, numbers, sizes, text
+from gaprune.labelled import read_labelled, zoo_test
 from gaprune.preparation import check_settings
-from gaprune.probes.files import read_probes
 from gaprune.probes.samples import Samples
 from gaprune.target import Target, load_target
 from gaprune.zoo import ZOO
@@ -32,7 +33,7 @@ class Job:
         weights: its checkpoint, or None for the zoo's own.
         inputs: what is known about one input.
         prune_also: further parameters to prune, by qualified name.
-        test: labelled file for the final accuracy, or None.
+        test: labelled file for the final accuracy; None: that of the zoo, if it is a zoo network.
     """
 
     target: str
@@ -43,7 +44,7 @@ class Job:
     test: str | None = None
 
     def load(self) -> tuple[Target, Samples | None]:
-        """Load the target and the test data.
+        """Load the target and the test data; a zoo network brings its own.
 
         Raises:
             InputError: either is wrong; the message says what.
@@ -54,7 +55,9 @@ class Job:
             inputs=self.inputs,
             prune_also=self.prune_also,
         )
-        return target, None if self.test is None else _read_test(self.test, target)
+        if self.test is None:
+            return target, zoo_test(target)
+        return target, read_labelled("test", self.test, target)
 
     def as_config(self) -> dict[str, Any]:
         """Return everything stated as flat plain data, such as a TOML file holds; None is left out.
@@ -73,67 +76,6 @@ class Job:
         return {key: value for key, value in listed.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key of a job that is no setting.
-
-    Attributes:
-        name: in a configuration file; on the command line with dashes.
-        parse: from what a user writes (text, or a TOML value) and the key's name to its value.
-        description: one line for people.
-        field: the field of `InputOptions` that it fills, or None.
-        metavar: stands for its value in the help.
-    """
-
-    name: str
-    parse: Callable[[Any, str], Any]
-    description: str
-    field: str | None = None
-    metavar: str = "TEXT"
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{name}: must be text that is not empty, got {value!r}")
-    return value
-
-
-def _names(value: object, name: str) -> tuple[str, ...]:
-    """Split at commas, but not inside the path of a file that exists."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    found: list[str] = []
-    for part in parts:
-        text = _text(part, name)
-        whole = Path(text).exists() or Path(text.partition(":")[2] or text).exists()
-        found += [text] if whole else [one.strip() for one in text.split(",")]
-    return tuple(_text(one, name) for one in found)
-
-
-def _numbers(value: object, name: str) -> tuple[float, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    parts = parts if isinstance(parts, (list, tuple)) else [parts]
-    try:  # as text, so that true and None are no numbers
-        return tuple(float(str(part)) for part in parts)
-    except ValueError:
-        raise InputError(
-            f"{name}: must be numbers joined by commas, such as 0.1 or 0.5,0.4,0.3; got {value!r}"
-        ) from None
-
-
-def _sizes(value: object, name: str) -> tuple[int, ...]:
-    numbers = _numbers(value, name)
-    if not all(number.is_integer() for number in numbers):
-        raise InputError(f"{name}: must be whole numbers, such as 1,28,28; got {value!r}")
-    return tuple(int(number) for number in numbers)
-
-
-def _count(value: object, name: str) -> int:
-    sizes = _sizes(value, name)
-    if len(sizes) != 1:
-        raise InputError(f"{name}: must be one whole number, got {value!r}")
-    return sizes[0]
-
-
 def _sparsity(value: object, name: str) -> float:
     """Read text as a number first: `nan` is one and `abc` is none, both with a message of ours."""
     if isinstance(value, str):
@@ -148,41 +90,41 @@ def _sparsity(value: object, name: str) -> float:
 
 
 JOB_KEYS: tuple[Key, ...] = (
-    Key("target", _text, "a network of the zoo, or path/to/file.py:factory", metavar="TARGET"),
+    Key("target", text, "a network of the zoo, or path/to/file.py:factory", metavar="TARGET"),
     Key(
         "weights",
-        _text,
+        text,
         "checkpoint: .safetensors, or a state dict as .pt, .pth, .bin",
         metavar="FILE",
     ),
-    Key("prune_also", _names, "prune this parameter too, by its qualified name", metavar="NAME"),
-    Key("test", _text, "labelled inputs, for the final accuracy only", metavar="FILE"),
+    Key("prune_also", names, "prune this parameter too, by its qualified name", metavar="NAME"),
+    Key("test", text, "labelled inputs, for the final accuracy only", metavar="FILE"),
     Key(
         "input_shape",
-        _sizes,
+        sizes,
         "sizes of one input without the batch axis: 1,28,28",
         "shape",
         "SIZES",
     ),
-    Key("input_kind", _text, "image, signal, vector or tokens", "kind", "KIND"),
+    Key("input_kind", text, "image, signal, vector or tokens", "kind", "KIND"),
     Key(
         "range",
-        _numbers,
+        numbers,
         "lowest and highest value that the network is fed: 0,1",
         "range",
         "LOW,HIGH",
     ),
     Key(
         "mean",
-        _numbers,
+        numbers,
         "normalisation of raw values in 0 to 1, per channel or one for all",
         "mean",
         "NUMBERS",
     ),
-    Key("std", _numbers, "the same: what they are divided by", "std", "NUMBERS"),
+    Key("std", numbers, "the same: what they are divided by", "std", "NUMBERS"),
     Key(
         "vocabulary",
-        _count,
+        count,
         "number of token ids, for networks that take tokens",
         "vocabulary",
         "COUNT",
@@ -192,7 +134,7 @@ JOB_KEYS: tuple[Key, ...] = (
 
 _PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
     "sparsity": _sparsity,
-    "probes": _names,
+    "probes": names,
 }
 
 
@@ -236,18 +178,3 @@ def make_job(values: Mapping[str, Any]) -> Job:
         prune_also=stated.get("prune_also", ()),
         test=stated.get("test"),
     )
-
-
-def _read_test(text: str, target: Target) -> Samples:
-    try:
-        samples = read_probes(text, target.inputs)
-    except InputError as error:
-        raise InputError(f"test: {str(error).removeprefix('probes: ')}") from error
-    if samples.labels is None:
-        raise InputError(
-            f"test: {text} holds no labels, which accuracy needs; give a file with both "
-            "(npz keys x and y, or IMAGES+LABELS)"
-        )
-    if target.inputs.kind != "tokens":
-        samples = samples._replace(inputs=samples.inputs.to(target.dtype))
-    return samples

@@ -19,6 +19,12 @@ class Observer(Protocol):
     def generation(self, record: Generation, total: int | None) -> None:
         """A generation ended; `total` is how many are planned, where that is known."""
 
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Of a long part, `done` of `total` units are behind; `what` names it in a few words.
+
+        The total is None where it is not known.
+        """
+
     def warning(self, text: str) -> None:
         """Something the user should know, in a sentence."""
 
@@ -35,5 +41,36 @@ class Silence:
     def generation(self, record: Generation, total: int | None) -> None:
         """Ignore it."""
 
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Ignore it."""
+
     def warning(self, text: str) -> None:
         """Ignore it."""
+
+
+class Part(Silence):
+    """Hears a run that is one part of a longer one, and hands on warnings and progress only.
+
+    Args:
+        observer: of the longer run.
+        what: names the part.
+        said: warnings that have been given; none is given twice, whatever the part.
+    """
+
+    def __init__(self, observer: Observer, what: str, said: set[str] | None = None) -> None:
+        self._observer, self._what = observer, what
+        self._said = set() if said is None else said
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Hand on how far the search is."""
+        self._observer.progress(f"{self._what}, generation", record.generation, total)
+
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Hand it on."""
+        self._observer.progress(f"{self._what}, {what}", done, total)
+
+    def warning(self, text: str) -> None:
+        """Hand it on, once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._observer.warning(f"{self._what}: {text}")

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from gaprune.bench import Bench, Verdict, answers
 from gaprune.budget import keep_total
 from gaprune.config import EVOLVED, Settings, make_settings
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import GapruneError
 from gaprune.evolution.breeding import Judge, derive_seed
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.plan import Outcome
 from gaprune.evolution.seeding import baselines, kaiming_population
 from gaprune.input_options import InputOptions
+from gaprune.labelled import check_labelled
 from gaprune.objectives import accuracy
 from gaprune.observe import Observer, Silence
 from gaprune.preparation import check_settings, make_bench, make_plan, resolve_settings
@@ -31,7 +32,6 @@ from gaprune.saliency import Network
 from gaprune.target import Target, target_from_module
 from gaprune.workers import Workers, open_workers
 from gaprune.workers.serial import torch_threads
-from gaprune.zoo import mnist
 
 SALIENCY_PROBES = 256  # inputs shown to the criteria that need some
 PARTED = 0.02  # agreement on the guard lost between the best there and the leader of the search
@@ -90,6 +90,13 @@ def prune_target(
 ) -> Result:
     """Prune a loaded target; see `prune`.
 
+    Args:
+        target: the network.
+        settings: how to prune it.
+        test: labelled inputs for the final accuracy, such as `zoo_test(target)`; None measures
+            none.
+        observer: told of progress.
+
     Raises:
         InputError: a setting does not fit the target; nothing has been computed then.
     """
@@ -107,7 +114,7 @@ class _Run:
         keep_total(target.layout, settings.sparsity)  # an impossible budget is refused at once
         self.settings = resolve_settings(settings, self.preset, target)
         self.target, self.observer = target, observer
-        self.test = None if test is None else _checked(test, target)
+        self.test = None if test is None else check_labelled("test", test, target)
         self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
 
     def result(self) -> Result:
@@ -243,7 +250,7 @@ class _Run:
 
     def _test(self, bench: Bench, best: Individual, seeds: list[Individual]) -> dict[str, float]:
         """Measure accuracy on labelled test data, after everything is decided."""
-        test = self.test or _zoo_test(self.target)
+        test = self.test
         if test is None or test.labels is None:
             return {}
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
@@ -254,26 +261,6 @@ class _Run:
             for name, one in [("pruned", best), *((seed.origin, seed) for seed in seeds)]:
                 rows[name] = float(accuracy(bench.outputs(one.mask, inputs), dense, labels))
         return rows
-
-
-def _checked(test: Samples, target: Target) -> Samples:
-    """Refuse test data that could only fail after the search."""
-    labels = test.labels
-    if labels is None or labels.shape != test.inputs.shape[:1] or labels.is_floating_point():
-        came = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise InputError(
-            f"test: needs one integer label for each of the {len(test.inputs)} inputs, got {came}"
-        )
-    if tuple(test.inputs.shape[1:]) != target.inputs.shape or not len(test.inputs):
-        raise InputError(
-            f"test: needs inputs of shape [N, {', '.join(map(str, target.inputs.shape))}], "
-            f"got {tuple(test.inputs.shape)}"
-        )
-    return test
-
-
-def _zoo_test(target: Target) -> Samples | None:
-    return None if target.zoo is None else Samples(*mnist.test_set(), "the MNIST test set")
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gaprune.records import BaselineScore, Generation, LayerCount, Receipt
-from gaprune.supermask import attach, masked_weights
+from gaprune.supermask import attach
 from gaprune.target import Target
 
 SCHEMA = 1
@@ -96,21 +96,11 @@ class Result:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the pruned network's state: dropped weights are 0, kept ones bit-identical."""
-        pruned = masked_weights(self.target.weights, self.masks)
-        by_memory = {
-            (dense.data_ptr(), dense.shape): pruned[name]
-            for name, dense in self.target.weights.items()
-        }  # a tied parameter has several names and one memory
-        return {
-            key: by_memory.get((value.data_ptr(), value.shape), value).detach().clone()
-            for key, value in self.target.model.state_dict().items()
-        }
+        return self.target.masked_state(self.masks)
 
     def pruned_model(self) -> nn.Module:
         """Return a copy of the network with the masks written into its weights."""
-        model = copy.deepcopy(self.target.model)
-        model.load_state_dict(self.state_dict())
-        return model
+        return self.target.masked_copy(self.masks)
 
     def masked_model(self) -> nn.Module:
         """Return a copy with the masks attached as parametrizations (see `supermask.attach`)."""

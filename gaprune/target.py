@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.input_options import InputOptions, resolve_inputs, sample_inputs
 from gaprune.inputs import InputSpec
 from gaprune.prunable import check_structure, find_prunable
-from gaprune.supermask import Layout
+from gaprune.supermask import Layout, masked_weights
 from gaprune.userfile import call_user, load_function
 from gaprune.weights_file import apply_state, load_state, sha256_of
 from gaprune.zoo import ZOO
@@ -60,6 +60,26 @@ class Target:
     def example(self) -> Tensor:
         """Return one random input `[1, *inputs.shape]` that the network takes."""
         return sample_inputs(self.inputs, 1, self.dtype).to(self.device)
+
+    def masked_state(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state dict under masks of the prunable weights, by name.
+
+        Dropped weights are 0, all other bits as they were; nothing shares memory with the model.
+        """
+        kept = masked_weights({name: self.weights[name] for name in masks}, masks)
+        by_memory = {
+            (self.weights[name].data_ptr(), weight.shape): weight for name, weight in kept.items()
+        }  # a tied parameter has several names and one memory
+        return {
+            key: by_memory.get((value.data_ptr(), value.shape), value).detach().clone()
+            for key, value in self.model.state_dict().items()
+        }
+
+    def masked_copy(self, masks: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy of the network with masks written into its weights (`masked_state`)."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.masked_state(masks))
+        return model
 
 
 def load_target(

@@ -1,6 +1,6 @@
 """Train the zoo's reference networks on MNIST and write their checkpoints.
 
-    python scripts/train_reference.py                 # all four, into gaprune/zoo/checkpoints
+    python scripts/train_reference.py                 # all of them, into gaprune/zoo/checkpoints
     python scripts/train_reference.py lenet --out DIR # one, elsewhere
 
 Seeded, one thread: the same build of torch on the same kind of processor writes the same bytes.
@@ -40,6 +40,7 @@ RECIPES = {
     "mnist-cnn": Recipe(networks.MnistCnn, epochs=6, batch=128),
     "lenet": Recipe(networks.LeNet, epochs=6),
     "mobile-student": Recipe(networks.MobileStudent, epochs=6),
+    "four-layer": Recipe(networks.FourLayer, epochs=6),
 }
 
 

@@ -17,17 +17,35 @@ MAX_LINES = 350
 
 FLOORS = (
     # 0: plain data and errors, no torch
-    ("errors", "formats", "inputs", "config", "records", "idx", "userfile", "observe"),
+    ("errors", "formats", "inputs", "config", "keys", "records", "idx", "userfile", "observe"),
     # 1: the network and its masks
-    ("supermask", "budget", "prunable", "weights_file", "zoo", "input_options", "target"),
+    (
+        "supermask",
+        "budget",
+        "prunable",
+        "weights_file",
+        "zoo",
+        "input_options",
+        "target",
+        "mask_file",
+    ),
     # 2: what is shown to it, and how weights and outputs are judged
     ("probes", "saliency", "objectives"),
     # 3: what a worker holds
-    ("bench", "cost"),
+    ("bench", "cost", "labelled", "held_out", "baselines", "plots"),
     # 4: the search
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)
-    ("preparation", "pipeline", "result", "job", "run_directory", "__init__"),
+    (
+        "preparation",
+        "pipeline",
+        "result",
+        "job",
+        "run_directory",
+        "comparison",
+        "sweeps",
+        "__init__",
+    ),
     # 6: people
     ("cli", "console", "demo", "doctor", "__main__"),
 )
@@ -36,6 +54,9 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {  # package → the only files (or folders) of gaprune that import it
     "ray": ("workers/ray_pool.py",),
     "deap": ("evolution/",),
+    "matplotlib": ("plots/",),
+    "sklearn": ("baselines/clustering.py",),
+    "torch_pruning": ("baselines/channels.py",),
     "typer": ("cli.py", "cli/"),
     "rich": ("console.py", "cli.py", "cli/"),
 }

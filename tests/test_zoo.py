@@ -25,6 +25,10 @@ COUNTS = {  # all parameters, prunable weights: worked out by hand from the laye
         25 * 6 + 6 + 25 * 6 * 16 + 16 + 400 * 120 + 120 + 120 * 84 + 84 + 84 * 10 + 10,
         25 * 6 + 25 * 6 * 16 + 400 * 120 + 120 * 84 + 84 * 10,
     ),
+    "four-layer": (
+        49 * 16 + 16 + 25 * 16 * 32 + 32 + 128 * 256 + 256 + 256 * 10 + 10,
+        49 * 16 + 25 * 16 * 32 + 128 * 256 + 256 * 10,
+    ),
 }
 # MD5 of the four IDX files as published, before compression
 PUBLISHED = {
@@ -68,10 +72,11 @@ def test_networks_have_the_documented_sizes(name: str) -> None:
     assert (total, prunable) == COUNTS[name]
 
 
-def test_the_docstring_states_the_right_counts() -> None:
-    """The numbers in the MnistMlp docstring are its parameters and prunable weights."""
-    documentation = (ZOO["mnist-mlp"].factory.__doc__ or "").replace(",", "")
-    assert all(str(count) in documentation for count in COUNTS["mnist-mlp"])
+@pytest.mark.parametrize("name", ["mnist-mlp", "four-layer"])
+def test_docstrings_state_the_right_counts(name: str) -> None:
+    """The numbers in a network's docstring are its parameters and prunable weights."""
+    documentation = (ZOO[name].factory.__doc__ or "").replace(",", "")
+    assert all(str(count) in documentation for count in COUNTS[name])
 
 
 def test_unknown_network() -> None:

@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from gaprune.cli.compare import compare_command
 from gaprune.cli.demo import demo_command
 from gaprune.cli.doctor import doctor_command
 from gaprune.cli.prune import prune_command
+from gaprune.cli.sweep import sweep_command
 from gaprune.cli.zoo import zoo_command
 from gaprune.errors import GapruneError, InputError
 
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune_command,
+    "compare": compare_command,
+    "sweep": sweep_command,
     "demo": demo_command,
     "zoo": zoo_command,
     "doctor": doctor_command,

@@ -20,9 +20,13 @@ class Interrupts:
     While results are measured and saved, signals are noted and answered by a line on stderr; the
     third one stops everything. A KeyboardInterrupt that leaves the block becomes the exit code.
     Signal handlers exist in the main thread only: elsewhere the block does nothing.
+
+    Args:
+        remark: what is said to have become of the work when the block is left by a signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remark: str = "nothing is saved") -> None:
+        self.remark = remark
         self.received: int | None = None
         self.ending = False
         self._count = 0
@@ -52,7 +56,7 @@ class Interrupts:
             signal.signal(number, handler)
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self.received = self.received or signal.SIGINT
-            print("gaprune: interrupted; nothing is saved", file=sys.stderr)  # noqa: T201
+            print(f"gaprune: interrupted; {self.remark}", file=sys.stderr)  # noqa: T201
             raise SystemExit(self.exit_code) from None
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

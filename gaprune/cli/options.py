@@ -1,9 +1,9 @@
-"""The options of `gaprune prune`, made from the tables that own the settings and their words."""
+"""The options of a run or a comparison, made from the tables that own the settings."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, get_args
 
 import typer
@@ -11,6 +11,7 @@ import typer
 from gaprune.config import Settings
 from gaprune.evolution.presets import PRESETS
 from gaprune.job import JOB_KEYS
+from gaprune.keys import Key
 from gaprune.probes.files import ALIASES
 from gaprune.probes.requests import IMPRESSIONS, PATH_FORMS, PROCEDURAL, generators
 from gaprune.saliency import SALIENCIES
@@ -26,6 +27,10 @@ PANELS: dict[str, tuple[str, ...]] = {
     "The network and what it takes": ("weights", *(key.name for key in JOB_KEYS if key.field)),
     STOP: ("generations", "evaluations", "seconds", "stagnation"),
     "Where it runs": ("workers", "threads"),
+    "What is compared": ("methods", "seeds", "clusters"),
+    "Training, for the methods that train": (
+        *("train", "epochs", "optimiser", "learning_rate", "train_batch", "weight_decay", "decay"),
+    ),
 }
 """Heading in the help → options below it; the others come under `OTHER`."""
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
@@ -35,28 +40,41 @@ _MORE: dict[str, str] = {
     "method": f": {', '.join(SALIENCIES)}",
     "probes": f": {', '.join(_PROBES)}; repeatable, or joined by commas",
     "prune_also": "; repeatable",
+    "methods": "; repeatable, or joined by commas",
 }
 """What is added to the words of the tables."""
 _METAVARS = {int: "INTEGER", float: "NUMBER"}
 
 
-def with_options(function: Callable[..., None]) -> Callable[..., None]:
+def with_options(
+    keys: Sequence[Key] = (), leave_out: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command that takes `**options` a signature: target, job keys, settings, its own.
+
+    Args:
+        keys: further keys that the command takes.
+        leave_out: settings that it does not take.
 
     Every option is None (or an empty list) where the user does not state it, so that a
     configuration file and the defaults can fill it in. Numbers come as text, and `make_job` reads
     them: one rule and one message for the command line and for files.
     """
-    own = [
-        parameter
-        for parameter in inspect.signature(function, eval_str=True).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    keys = [_parameter(key.name, key.description, key.metavar) for key in JOB_KEYS[1:]]
-    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [_target(), *_settings(), *keys, *own]
-    )
-    return function
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter
+            for parameter in inspect.signature(function, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        stated = [
+            _parameter(key.name, key.description, key.metavar) for key in (*keys, *JOB_KEYS[1:])
+        ]
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [_target(), *_settings(leave_out), *stated, *own]
+        )
+        return function
+
+    return decorate
 
 
 def _target() -> inspect.Parameter:
@@ -64,10 +82,12 @@ def _target() -> inspect.Parameter:
     return _keyword("target", Annotated[str | None, argument])
 
 
-def _settings() -> list[inspect.Parameter]:
+def _settings(leave_out: Collection[str]) -> list[inspect.Parameter]:
     """One option per field of `Settings`, so that a new setting is an option at once."""
     parameters = []
     for name, field in Settings.model_fields.items():
+        if name in leave_out:
+            continue
         text = f"{field.description or name}{_default(name)}"
         if field.annotation is bool:
             option = typer.Option(help=text, show_default=False, rich_help_panel=_panel(name))
@@ -89,7 +109,7 @@ def _parameter(name: str, text: str, metavar: str) -> inspect.Parameter:
         show_default=False,
         rich_help_panel=_panel(name),
     )
-    many = name in ("probes", "prune_also")
+    many = name in ("probes", "prune_also", "methods")
     return _keyword(name, Annotated[list[str] | None if many else str | None, option])
 
 

@@ -23,7 +23,7 @@ RUNS = Path("runs")  # where results go when no folder is named
 OUTPUT = "Output"
 
 
-@with_options
+@with_options()
 def prune_command(
     *,
     out: Annotated[
@@ -98,7 +98,7 @@ class _Place:
         if out is not None and not wanted:
             raise InputError("out: cannot be combined with --no-save; leave one of them out")
         self._job, self._out, self._overwrite, self._wanted = job, out, overwrite, wanted
-        self._stem = RUNS / f"{_slug(job.target)}-{job.settings.sparsity:g}"
+        self._stem = RUNS / f"{slug(job.target)}-{job.settings.sparsity:g}"
         if wanted:
             check_output(out or free_name(self._stem), overwrite=overwrite)
 
@@ -114,8 +114,8 @@ class _Place:
             return save_numbered(result, Path(self._out), job=self._job)
 
 
-def _slug(target: str) -> str:
-    """`path/to/net.py:make` → `net-make`."""
+def slug(target: str) -> str:
+    """Return what folders of a target are called: `path/to/net.py:make` → `net-make`."""
     return re.sub(r"[^\w.]+", "-", re.sub(r"\.py:", "-", target.replace("\\", "/").split("/")[-1]))
 
 

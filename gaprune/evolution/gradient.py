@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from gaprune.bench import Bench, Shown
-from gaprune.errors import InputError
+from gaprune.bench import Bench
 from gaprune.evolution.genome import Genes, align
-from gaprune.supermask import global_mask, layer_counts, masked_weights
+from gaprune.supermask import global_mask, layer_counts
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,12 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
     Raises:
         InputError: the objective has no loss to differentiate, or the network has no gradients.
     """
-    if bench.objective.loss is None:
-        raise InputError(
-            f"objective: {bench.objective.name!r} is a black box without gradients; "
-            "use --preset black-box"
-        )
     genes = genes.signed() if genes.fixed else align(genes.signed(), bench.layout)
     scores, velocity = genes.scores.clone(), torch.zeros_like(genes.scores)
     mean, weight = torch.zeros_like(scores), 0.0
     for _ in range(plan.steps):
         mask = _express(genes, scores, bench)
-        gradient = _score_gradient(bench, mask, bench.draw(plan.batch, generator))
+        gradient = bench.score_gradient(mask, bench.draw(plan.batch, generator))
         length = float(gradient.norm())
         if length > 0 and length < torch.inf:
             velocity.mul_(plan.momentum).add_(gradient, alpha=(1 - plan.momentum) / length)
@@ -79,25 +72,3 @@ def _settle(genes: Genes, scores: Tensor, bench: Bench) -> Genes:
         return genes.with_scores(scores)
     counts = layer_counts(global_mask(scores, bench.layout, genes.keep), bench.layout)
     return Genes(scores, tuple(counts), genes.keep)
-
-
-def _score_gradient(bench: Bench, mask: Tensor, shown: Shown) -> Tensor:
-    """Return ∂L/∂score of the straight-through estimator, flat `[total]`: w · ∂L/∂(w·m)."""
-    assert bench.objective.loss is not None
-    kept = masked_weights(bench.weights, bench.layout.split(mask))
-    leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
-    with torch.enable_grad():
-        outputs = functional_call(bench.model, leaves, (shown.inputs,))
-        loss = bench.objective.loss(outputs, shown.teacher, shown.labels)
-        if not loss.requires_grad:
-            raise InputError(
-                "model: its outputs carry no gradient (torch.no_grad, detach or numpy inside its "
-                "forward?); use --preset black-box"
-            )
-        # a prunable layer that forward does not use has gradient 0
-        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    parts = [
-        (gradient * weight).reshape(-1)
-        for gradient, weight in zip(gradients, bench.weights.values(), strict=True)
-    ]
-    return torch.cat(parts).float()

@@ -89,19 +89,32 @@ def plan_probes(target: Target, settings: Settings, generator: torch.Generator) 
         pool = _pick(pool, _shuffle(pool, generator)[: settings.pool_count])
     share = 0.0 if pool is None else 1.0 if fresh is None else 0.5
     search = _search_set(settings.probe_count, fresh, pool, share, generator)
-    names = [NOISY if name == NOISY else PROCEDURAL for name in request.names]
     sources = [samples.source for _, samples in held]
     if fresh is not None:
         sources.append(f"generated, fresh at every gradient step: {fresh.description}")
-    judged_on = [_guard_rung(settings.guard, spec)] if settings.guard != AUTO else []
     receipt = make_receipt(
-        [*(rung for rung, _ in held), *names, *judged_on],
+        requested_rungs(settings, spec),
         sources,
         pool or search,
         guard,
         fresh=fresh is not None,
     )
     return ProbePlan(search, guard, fresh, pool, share, receipt, affinity)
+
+
+def requested_rungs(settings: Settings, spec: InputSpec) -> list[str]:
+    """Return every rung of the data ladder that the settings ask for; nothing is read or made.
+
+    Raises:
+        InputError: an unknown probe or guard.
+    """
+    request = parse_probes(settings.probes, spec)
+    return [
+        *(file.rung for file in request.files),
+        *([INVERSION] if request.impressions else []),
+        *(NOISY if name == NOISY else PROCEDURAL for name in request.names),
+        *([] if settings.guard == AUTO else [_guard_rung(settings.guard, spec)]),
+    ]
 
 
 def _guard_rung(guard: str, spec: InputSpec) -> str:

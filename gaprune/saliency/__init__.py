@@ -14,7 +14,7 @@ from gaprune.saliency.gradients import grasp, snip, taylor
 from gaprune.saliency.network import Criterion, Network
 from gaprune.saliency.weights_only import erk, lamp, magnitude, random
 
-__all__ = ["SALIENCIES", "Criterion", "Network", "Saliency", "score"]
+__all__ = ["SALIENCIES", "Criterion", "Network", "Saliency", "score", "score_with"]
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,24 @@ def score(
     """
     if name not in SALIENCIES:
         raise unknown_name("saliency", name, SALIENCIES)
-    if SALIENCIES[name].needs_probes and (probes is None or len(probes) == 0):
-        free = ", ".join(key for key, saliency in SALIENCIES.items() if not saliency.needs_probes)
+    return score_with(SALIENCIES[name], network, probes, generator, density)
+
+
+def score_with(
+    saliency: Saliency,
+    network: Network,
+    probes: Tensor | None,
+    generator: torch.Generator,
+    density: float | None = None,
+) -> Tensor:
+    """Return the scores of a criterion, also of one that is not in `SALIENCIES`; see `score`.
+
+    Raises:
+        InputError: as `score`; or the criterion returns no tensor `[total]`.
+    """
+    name = saliency.name
+    if saliency.needs_probes and (probes is None or len(probes) == 0):
+        free = ", ".join(key for key, one in SALIENCIES.items() if not one.needs_probes)
         raise InputError(
             f"probes: saliency {name!r} shows inputs to the network and got none; "
             f"pass a tensor [N, ...], or use a saliency that needs no probes: {free}"
@@ -139,7 +155,13 @@ def score(
         raise InputError(
             f"density: must be above 0 and at most 1 (the fraction of weights kept), got {density}"
         )
-    scores = SALIENCIES[name].criterion(network, probes, density, generator)
+    scores: object = saliency.criterion(network, probes, density, generator)
+    if not isinstance(scores, Tensor) or scores.shape != (network.layout.total,):
+        came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(
+            f"saliency {name!r}: must return one score for each of the {network.layout.total} "
+            f"prunable weights, a tensor [{network.layout.total}], got {came}"
+        )
     for layer, values in network.layout.split(scores).items():
         bad = int((~values.isfinite()).count_nonzero())
         if bad:
@@ -147,4 +169,4 @@ def score(
                 f"saliency {name!r}: {bad} of {values.numel()} scores of layer {layer!r} are not "
                 f"finite, the network overflows; use other probes or another saliency"
             )
-    return scores
+    return scores.float()

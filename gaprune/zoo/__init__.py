@@ -13,7 +13,7 @@ from gaprune.errors import unknown_name
 from gaprune.formats import from_stamp
 from gaprune.inputs import InputSpec
 from gaprune.weights_file import apply_state, load_state
-from gaprune.zoo.networks import LeNet, MnistCnn, MnistMlp, MobileStudent
+from gaprune.zoo.networks import FourLayer, LeNet, MnistCnn, MnistMlp, MobileStudent
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MNIST_INPUT = InputSpec(shape=(1, 28, 28), kind="image", low=0.0, high=1.0)
@@ -59,6 +59,11 @@ ZOO: dict[str, ZooEntry] = {
         ZooEntry("mnist-cnn", MnistCnn, "two 3x3 convolutions (32, 64), 9216-128-10, no biases"),
         ZooEntry("lenet", LeNet, "two 5x5 convolutions (6, 16), 120-84-10, no BatchNorm"),
         ZooEntry("mobile-student", MobileStudent, "depthwise-separable blocks with BatchNorm"),
+        ZooEntry(
+            "four-layer",
+            FourLayer,
+            "strided 7x7 and 5x5 convolutions (16, 32), 128-256-10, with biases",
+        ),
     )
 }
 

@@ -1,0 +1,26 @@
+"""The price of no data: every method on the same network, budgets and held-out labels."""
+
+from gaprune.comparison.methods import Method, find_methods, methods
+from gaprune.comparison.publish import Comparison
+from gaprune.comparison.question import Data, Question
+from gaprune.comparison.rows import Line, Needs, Row, summarise
+from gaprune.comparison.run import compare, compare_target
+from gaprune.comparison.store import Store, open_store, read_rows
+
+__all__ = [
+    "Comparison",
+    "Data",
+    "Line",
+    "Method",
+    "Needs",
+    "Question",
+    "Row",
+    "Store",
+    "compare",
+    "compare_target",
+    "find_methods",
+    "methods",
+    "open_store",
+    "read_rows",
+    "summarise",
+]

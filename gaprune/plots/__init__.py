@@ -1,0 +1,1 @@
+"""Plots of what was measured, for people; the only place that draws (optional extra `compare`)."""

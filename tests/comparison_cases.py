@@ -1,0 +1,133 @@
+"""Small networks, data and comparisons that the tests of `gaprune.comparison` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from search_cases import seeded, tiny_model
+from torch import Tensor, nn
+
+from gaprune.comparison import Comparison, Data, Question, Row, compare_target
+from gaprune.comparison.contest import Listener, Unheard
+from gaprune.config import make_settings
+from gaprune.input_options import InputOptions
+from gaprune.probes.samples import Samples
+from gaprune.target import Target, target_from_module
+
+QUICK = {
+    **{"generations": 1, "steps": 2, "batch": 8, "population": 2, "offspring": 2},
+    **{"probe_count": 32, "guard_count": 32},
+}
+SPARSITIES = (0.5, 0.75)
+EPOCHS = 0.05
+
+
+def tiny_target() -> Target:
+    """Return the network 6 → 12 → 8 → 4 of the search's tests."""
+    return target_from_module(tiny_model(), inputs=InputOptions(range=(0, 1)))
+
+
+def labelled(count: int, seed: int) -> Samples:
+    """Return inputs with the labels of another network: related to nothing that is pruned."""
+    inputs = torch.rand(count, 6, generator=seeded(seed))
+    labels = tiny_model(seed=8)(inputs).argmax(1)
+    return Samples(inputs, labels, f"{count} labelled inputs")
+
+
+def tiny_data() -> Data:
+    """Return training and test data for `tiny_target`."""
+    return Data(labelled(64, 1), labelled(100, 2))
+
+
+class ConvNet(nn.Module):
+    """Two convolutions with BatchNorm and a classifier; inputs `[N, 1, 8, 8]`, three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `[N, 3]`."""
+        maps = self.norm1(self.conv1(images)).relu()
+        maps = self.norm2(self.conv2(maps)).relu()
+        logits: Tensor = self.fc(maps.mean((2, 3)))
+        return logits
+
+
+def conv_target() -> Target:
+    """Return a seeded `ConvNet` as a target."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ConvNet()
+    return target_from_module(network, inputs=InputOptions(shape=(1, 8, 8), range=(0, 1)))
+
+
+def images(count: int, seed: int) -> Samples:
+    """Return images `[N, 1, 8, 8]` with labels at random."""
+    shown = torch.rand(count, 1, 8, 8, generator=seeded(seed))
+    return Samples(shown, torch.randint(3, (count,), generator=seeded(seed)), f"{count} images")
+
+
+def question(
+    methods: Iterable[str], sparsities: Iterable[float] = SPARSITIES, **own: Any
+) -> Question:
+    """Return a question that is answered quickly; `settings` add to those that are quick."""
+    settings = make_settings({"sparsity": 0.5, **QUICK, **own.pop("settings", {})})
+    return Question(
+        tuple(sparsities), tuple(methods), settings=settings, **{"epochs": EPOCHS, **own}
+    )
+
+
+def ask(
+    methods: Iterable[str],
+    *,
+    data: Data | None = None,
+    out: Path | None = None,
+    observer: Listener | None = None,
+    **own: Any,
+) -> Comparison:
+    """Compare methods on `tiny_target`; further arguments are those of `question`."""
+    return compare_target(
+        tiny_target(),
+        question(methods, **own),
+        data=tiny_data() if data is None else data,
+        out=out,
+        observer=observer,
+    )
+
+
+def timeless(rows: Iterable[Row]) -> list[Row]:
+    """Return rows without the seconds they took, which no seed fixes."""
+    return [replace(row, seconds=0.0) for row in rows]
+
+
+class Heard(Unheard):
+    """A listener that keeps what it hears, and stops everything after so many rows."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: list[Row] = []
+        self.counts: list[tuple[int, int]] = []
+        self.warnings: list[str] = []
+        self.progressed: list[tuple[str, float, float | None]] = []
+        self.stop_after = stop_after
+
+    def row(self, row: Row, done: int, total: int) -> None:
+        """Keep it."""
+        self.rows.append(row)
+        self.counts.append((done, total))
+        if len(self.rows) == self.stop_after:
+            raise KeyboardInterrupt
+
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Keep it."""
+        self.progressed.append((what, done, total))
+
+    def warning(self, text: str) -> None:
+        """Keep it."""
+        self.warnings.append(text)
