@@ -1,40 +1,45 @@
 """What does the missing data cost? Evolved masks beside every method with and without fine-tuning.
 
-    python -m benchmarks.price_of_no_data                       # everything; hours on two cores
-    python -m benchmarks.price_of_no_data --only mnist-mlp      # one network, all methods
-    python -m benchmarks.price_of_no_data --part slimming       # or: table, clustering
-    python -m benchmarks.price_of_no_data --seeds 0 --json      # one seed, rows as JSON
+    python -m benchmarks.price_of_no_data                        # everything; hours on two cores
+    python -m benchmarks.price_of_no_data --only table:mnist-mlp # one table, some 40 minutes
+    python -m benchmarks.price_of_no_data --only slimming        # or: clustering, minutes each
+    python -m benchmarks.price_of_no_data --seeds 0 --json       # one seed, rows as JSON
 
-Rows are kept in runs/price-of-no-data as soon as they are known: stop at any time, the same command
-goes on. All accuracies are on the 10,000 MNIST test images, which nothing else ever sees.
+Rows of the tables are kept in runs/price-of-no-data as soon as they are known: stop at any time,
+the same command goes on. Accuracy is on the 10,000 MNIST test images, which nothing else sees.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from gaprune.baselines.clustering import ClusterPoint, sweep_clusters
-from gaprune.baselines.slimming import Round, slim
-from gaprune.baselines.training import Training, from_labels
-from gaprune.bench import answers
-from gaprune.comparison import Comparison, Data, Question, Row, compare_target
+from gaprune.baselines.clustering import sweep_clusters
+from gaprune.baselines.slimming import Slimming, hold_out, slim
+from gaprune.baselines.training import from_labels
+from gaprune.budget import keep_total
+from gaprune.comparison import Data, Question, Row, compare_target
 from gaprune.comparison.contest import Unheard
 from gaprune.comparison.tables import markdown
+from gaprune.cost import macs_per_input
 from gaprune.formats import to_json
+from gaprune.held_out import HeldOut
 from gaprune.labelled import zoo_test, zoo_train
-from gaprune.objectives import accuracy
+from gaprune.supermask import global_mask
 from gaprune.target import Target, load_target
 
 PLACE = Path("runs/price-of-no-data")
 SPARSITIES = (0.5, 0.7, 0.9, 0.95, 0.98, 0.99)
+HELD_BACK = 5000  # training images that choose the best epoch of a slimming round
+CLUSTERS = (256, 128, 64, 40, 39, 32, 16, 12, 8, 6, 4, 3, 2)
+PRUNED_FIRST = (0.5, 0.7)  # sparsities at which clustering is tried on a pruned network too
 
 
 @dataclass(frozen=True)
@@ -48,56 +53,145 @@ class Case:
 
 CASES = (
     Case("mnist-mlp"),
-    Case("lenet"),
-    Case("mnist-cnn"),
+    Case("lenet", epochs=0.25),
+    Case("mnist-cnn", epochs=0.1),
 )
 
 
+class Part(NamedTuple):
+    """A part of the benchmark: what it found as rows, and as Markdown."""
+
+    rows: list[dict[str, Any]]
+    text: str
+
+
 class Progress(Unheard):
-    """A line on stderr for every row that is new."""
+    """A line on stderr for every row."""
 
     def row(self, row: Row, done: int, total: int) -> None:
         """Say what has come out."""
         score = row.error if row.score is None else f"{row.score:.2%} in {row.seconds:.0f} s"
-        name = f"{row.target} {row.method} {row.sparsity} seed {row.seed}"
-        print(f"{done}/{total} {name}: {score}", file=sys.stderr, flush=True)
+        say(f"{done}/{total} {row.target} {row.method} {row.sparsity} seed {row.seed}: {score}")
 
 
-def compared(case: Case, seeds: Sequence[int]) -> Comparison:
+def say(text: str) -> None:
+    """Write a line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def compared(case: Case, seeds: Sequence[int], place: Path) -> Part:
     """Run, or go on with, one table."""
     target = load_target(case.target)
-    question = Question(SPARSITIES, case.methods, seeds, epochs=case.epochs)
-    return compare_target(
+    found = compare_target(
         target,
-        question,
+        Question(SPARSITIES, case.methods, seeds, epochs=case.epochs),
         data=Data(zoo_train(target), zoo_test(target)),
-        out=PLACE / case.target,
+        out=place / case.target,
         observer=Progress(),
     )
+    caption = f"{found.caption} Epochs per training step: {case.epochs:g}."
+    rows = [row.record() for row in found.rows]
+    return Part(rows, markdown(found.lines, found.dense_accuracy, caption))
 
 
-def show_table(found: Comparison) -> str:
-    """Return one comparison as Markdown."""
-    return markdown(found.lines, found.dense_accuracy, found.caption)
-
-
-def slimming_rows(seed: int) -> list[dict[str, Any]]:
-    """Slim mobile-student in five rounds at width 0.95, with test accuracy around fine-tuning."""
+def slimmed(seeds: Sequence[int]) -> Part:
+    """Slim mobile-student in five rounds at width 0.95, one epoch of fine-tuning each."""
     target = load_target("mobile-student")
-    train, test = zoo_train(target), zoo_test(target)
-    assert train is not None
-    assert test is not None
-    lessons, kept_back = hold_back(train)
+    rows = [row for seed in seeds for row in _rounds(target, seed)]
+    names = ("seed", "round", "parameters", "macs", "channels", "before", "accuracy", "error")
+    return Part(rows, _table("mobile-student, five rounds of slimming at width 0.95", names, rows))
+
+
+def _rounds(target: Target, seed: int) -> Iterator[dict[str, Any]]:
+    train, test = zoo_train(target), HeldOut(target, _some(zoo_test(target)))
     generator = torch.Generator().manual_seed(seed)
+    learned, judged = hold_out(_some(train), HELD_BACK, generator)
+    yield {
+        "target": target.name,
+        "seed": seed,
+        "round": 0,
+        "parameters": sum(parameter.numel() for parameter in target.model.parameters()),
+        "macs": macs_per_input(target.model, target.example()),
+        "accuracy": test.dense.accuracy,
+    }
+    for one in slim(target, from_labels(learned), Slimming(), generator, held_out=judged):
+        before, after = test.measure(one.compact).accuracy, test.measure(one.model).accuracy
+        say(f"slimming, seed {seed}, round {one.number}: {before:.2%} → {after:.2%}")
+        named = {"target": target.name, "seed": seed}
+        yield {**named, **one.row(), "before": before, "accuracy": after}
+
+
+def clustered(_seeds: Sequence[int]) -> Part:
+    """Cluster four-layer from many to few values a layer, whole and after pruning; no chance."""
+    target = load_target("four-layer")
+    test = _some(zoo_test(target))
     rows = []
-    rounds = slim(
-        target, from_labels(lessons), SLIMMING, generator, width=0.95, held_out=kept_back
+    for sparsity in (0.0, *PRUNED_FIRST):
+        masks = None
+        if sparsity:
+            scores = target.layout.flatten(target.weights).abs()
+            mask = global_mask(scores, target.layout, keep_total(target.layout, sparsity))
+            masks = target.layout.split(mask)
+        found = sweep_clusters(target, CLUSTERS, test, masks)
+        named = {"target": target.name, "sparsity": sparsity, "dense": found.dense_accuracy}
+        rows += [{**named, "of": found.dense_distinct, **row} for row in found.rows()]
+        say(f"clustering at sparsity {sparsity}: {len(found.points)} points")
+    names = ("sparsity", "clusters", "distinct", "of", "accuracy", "bits_per_weight", "compression")
+    return Part(rows, _table("four-layer, k-means codebooks", names, rows))
+
+
+PARTS: dict[str, Callable[[Sequence[int], Path], Part]] = {
+    **{f"table:{case.target}": partial(compared, case) for case in CASES},
+    "slimming": lambda seeds, _place: slimmed(seeds),
+    "clustering": lambda seeds, _place: clustered(seeds),
+}
+
+
+def _some(value: Any) -> Any:  # noqa: ANN401 - whatever it is
+    assert value is not None, "zoo networks bring their data"
+    return value
+
+
+_IN_PERCENT = ("accuracy", "before")
+
+
+def _table(title: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    head = " | ".join(name.replace("_", " ") for name in names)
+    lines = [f"| {' | '.join(_cell(name, row.get(name)) for name in names)} |" for row in rows]
+    return "\n".join([title, "", f"| {head} |", "|---" * len(names) + "|", *lines]) + "\n"
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name in _IN_PERCENT:
+        return f"{100 * value:.2f}"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the chosen parts and print their tables, or rows as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for one in rounds:
-        scores = {
-            "accuracy_before": score(one.compact, test),
-            "accuracy": score(one.model, test),
-        }
-        rows.append({"target": target.name, "seed": seed, **one.row(), **scores})
-        print(f"slimming, round {one.number}: {scores['accuracy']:.2%}", file=sys.stderr)
-    return rows
+    known = f"parts whose name holds this: {', '.join(PARTS)}"
+    parser.add_argument("--only", default="", metavar="TEXT", help=known)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=PLACE, help="where rows of tables are kept")
+    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    options = parser.parse_args(arguments)
+    chosen = [part for name, part in PARTS.items() if options.only in name]
+    if not chosen:
+        parser.error(f"no part matches --only {options.only!r}; {known}")
+    torch.set_num_threads(1)
+    found = [part(options.seeds, options.out) for part in chosen]
+    if options.json:
+        print(to_json([row for part in found for row in part.rows], indent=1))
+    else:
+        print("\n".join(part.text for part in found))
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

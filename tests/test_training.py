@@ -149,7 +149,7 @@ def test_no_epochs_only_mask() -> None:
 def test_epochs_may_be_fractions_and_short_batches_are_left_out(
     count: int, batch: int, quarters: int
 ) -> None:
-    """The number of steps is that of the whole batches, and progress ends at what was asked."""
+    """The steps are those of whole batches, at least one; progress ends at what was asked."""
     sizes: list[int] = []
 
     def loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def test_epochs_may_be_fractions_and_short_batches_are_left_out(
     how = Training("sgd", 0.01, batch=batch)
     train(model, given_lessons, how, quarters / 4, seeded(), on_epoch=told.append)
     per_epoch = max(1, count // batch)
-    steps = round(quarters / 4 * per_epoch)
+    steps = max(round(quarters / 4 * per_epoch), int(quarters > 0))
     assert sizes == [min(batch, count)] * steps
     assert told == list(range(1, steps // per_epoch + 1)) + (
         [steps / per_epoch] if steps % per_epoch else []

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gaprune.baselines.codebooks import Codebook, Codebooks
-from gaprune.bench import answers
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.objectives import AUTO, accuracy, find_objective
+from gaprune.held_out import HeldOut, Score
 from gaprune.probes.samples import Samples
 from gaprune.target import Target
 
@@ -109,17 +108,17 @@ class ClusterSweep:
 
         The loss is dense accuracy − accuracy; without labels it is 1 − agreement.
         """
-        close = [point for point in self.points if self._drop(point) <= max_drop + 1e-12]
+        dense = Score(self.dense_accuracy, 1.0)
+        close = [
+            point
+            for point in self.points
+            if Score(point.accuracy, point.agreement).within(dense, max_drop)
+        ]
         return min(close, key=lambda point: point.clusters, default=None)
 
     def rows(self) -> list[dict[str, float | None]]:
         """Return the points as plain data."""
         return [dict(vars(point)) for point in self.points]
-
-    def _drop(self, point: ClusterPoint) -> float:
-        if point.accuracy is None or self.dense_accuracy is None:
-            return 1 - point.agreement
-        return self.dense_accuracy - point.accuracy
 
 
 def sweep_clusters(
@@ -145,23 +144,17 @@ def sweep_clusters(
         InputError: nothing to try or to measure on, or `cluster_weights` objects.
         GapruneError: scikit-learn is not installed.
     """
-    if not counts or len(held_out.inputs) == 0:
-        raise InputError(
-            f"counts, held_out: there must be some of both, got {len(counts)} numbers of clusters "
-            f"and {len(held_out.inputs)} inputs"
-        )
-    inputs, labels = held_out.inputs.to(target.device), held_out.labels
-    labels = None if labels is None else labels.to(target.device)
-    teacher = answers(target.model, inputs)
-    judge = find_objective(AUTO, teacher).judge
+    if not counts:
+        raise InputError("counts: name at least one number of clusters, such as 16")
+    judge = HeldOut(target, held_out)
     points = []
     for count in sorted(set(counts), reverse=True):
         books = cluster_weights(target, masks, count, biases=biases)
-        outputs = answers(books.model(target), inputs)
+        score = judge.measure(books.model(target))
         point = ClusterPoint(
             clusters=count,
-            accuracy=None if labels is None else float(accuracy(outputs, teacher, labels)),
-            agreement=float(judge(outputs, teacher, None)),
+            accuracy=score.accuracy,
+            agreement=score.agreement,
             bits_per_weight=books.bits_per_weight,
             distinct=books.distinct,
             compression=books.compression,
@@ -169,11 +162,9 @@ def sweep_clusters(
         points.append(point)
         if on_point is not None:
             on_point(point)
-    dense = None if labels is None else float(accuracy(teacher, teacher, labels))
-    kept = [
-        layer.values[layer.kept] for layer in _values_by_layer(target, masks or {}, biases=biases)
-    ]
-    return ClusterSweep(tuple(points), dense, int(torch.cat(kept).unique().count_nonzero()))
+    layers = _values_by_layer(target, masks or {}, biases=biases)
+    distinct = torch.cat([layer.values[layer.kept] for layer in layers]).unique()
+    return ClusterSweep(tuple(points), judge.dense.accuracy, int(distinct.count_nonzero()))
 
 
 class _Layer(NamedTuple):

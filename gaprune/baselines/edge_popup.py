@@ -67,7 +67,13 @@ class EdgePopup:
             raise InputError(f"weight_decay: must be 0 or more, got {self.weight_decay}")
 
 
-def edge_popup(bench: Bench, sparsity: float, how: EdgePopup, generator: torch.Generator) -> Tensor:
+def edge_popup(
+    bench: Bench,
+    sparsity: float,
+    how: EdgePopup,
+    generator: torch.Generator,
+    on_step: Callable[[int], None] | None = None,
+) -> Tensor:
     """Return the mask of the trained scores, flat bool `[total]`, exactly at the budget.
 
     The largest |score| stay, so a score moves by −rate · sign(score) · w · ∂loss/∂(w·m), with
@@ -78,6 +84,7 @@ def edge_popup(bench: Bench, sparsity: float, how: EdgePopup, generator: torch.G
         sparsity: fraction of weights to remove.
         how: steps, rate, scope and first scores.
         generator: draws the first scores and the probes.
+        on_step: is told the steps done.
 
     Raises:
         InputError: the sparsity empties a layer, or the loss or network has no gradients.
@@ -96,6 +103,8 @@ def edge_popup(bench: Bench, sparsity: float, how: EdgePopup, generator: torch.G
             )
         gradient = (gradient * scores.sign()).add_(scores, alpha=how.weight_decay)
         velocity.mul_(how.momentum).add_(gradient)
+        if on_step is not None:
+            on_step(step + 1)
         scores.sub_(velocity, alpha=how.rate * DECAYS["cosine"](step / how.steps))
     return express(scores.abs())
 

@@ -14,8 +14,7 @@ from gaprune.baselines.training import Lessons, Training, train, trainable_copy
 from gaprune.bench import answers
 from gaprune.cost import macs_per_input
 from gaprune.errors import InputError
-from gaprune.objectives import AUTO, accuracy, find_objective
-from gaprune.probes.samples import Samples
+from gaprune.held_out import HeldOut
 from gaprune.target import Target
 
 COMPARED = 256  # lessons on which compact and masked network are compared
@@ -31,7 +30,8 @@ class Slimming:
         epochs: of fine-tuning per round; may be a fraction.
         penalty: λ of the L1 penalty on γ while training (Liu et al. 2017, eq. 1); 0 for none.
         sparse_epochs: of training with the penalty before the first round.
-        training: optimiser, rate and batch.
+        training: optimiser, rate and batch; by default the rate falls to 0 in every round, which
+            keeps more of the accuracy than a constant one.
 
     Raises:
         InputError: a number outside its range.
@@ -42,7 +42,7 @@ class Slimming:
     epochs: float = 1.0
     penalty: float = 1e-4
     sparse_epochs: float = 0.0
-    training: Training = field(default_factory=Training)
+    training: Training = field(default_factory=lambda: Training(decay="cosine"))
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -120,7 +120,7 @@ class Slimmer:
     lessons: Lessons
     how: Slimming
     generator: torch.Generator
-    held_out: Samples | None
+    held_out: HeldOut | None
     on_epoch: Callable[[float], None] | None
 
     def rounds(
@@ -201,12 +201,8 @@ class Slimmer:
     def _score(self, model: nn.Module) -> float | None:
         if self.held_out is None:
             return None
-        inputs, labels = self._placed(self.held_out.inputs), self.held_out.labels
-        outputs = answers(model.eval(), inputs)
-        if labels is not None:
-            return float(accuracy(outputs, outputs, labels.to(outputs.device)))
-        teacher = answers(self.target.model, inputs)
-        return float(find_objective(AUTO, teacher).judge(outputs, teacher, None))
+        score = self.held_out.measure(model.eval())
+        return score.agreement if score.accuracy is None else score.accuracy
 
     def _error(self, compact: nn.Module, masked: nn.Module) -> float:
         inputs = self._placed(self.lessons.inputs[:COMPARED])

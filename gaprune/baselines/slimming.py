@@ -12,6 +12,7 @@ from gaprune.baselines.slimmer import Round, Size, Slimmer, Slimming, penalty_of
 from gaprune.baselines.training import Lessons, train, trainable_copy
 from gaprune.budget import check_sparsity, keep_total
 from gaprune.errors import InputError
+from gaprune.held_out import HeldOut
 from gaprune.probes.samples import Samples
 from gaprune.target import Target
 
@@ -48,7 +49,8 @@ def slim(
             `train` object to.
         GapruneError: torch-pruning is not installed, or training overflows.
     """
-    slimmer = Slimmer(target, lessons, how, generator, held_out, on_epoch)
+    judge = None if held_out is None else HeldOut(target, held_out)
+    slimmer = Slimmer(target, lessons, how, generator, judge, on_epoch)
 
     def count(ranking: Ranking, model: nn.Module, number: int) -> int:
         return max(1, round(ranking.total * (1 - how.width)))
@@ -85,7 +87,8 @@ def slim_to(  # noqa: PLR0913 # what slimming depends on, each by its own name
         GapruneError: as in `slim`.
     """
     goal = keep_total(target.layout, check_sparsity(sparsity))
-    slimmer = Slimmer(target, lessons, how, generator, held_out, on_epoch)
+    judge = None if held_out is None else HeldOut(target, held_out)
+    slimmer = Slimmer(target, lessons, how, generator, judge, on_epoch)
 
     def count(ranking: Ranking, model: nn.Module, number: int) -> int:
         left = round(target.layout.total * (1 - sparsity) ** (number / how.rounds))

@@ -118,7 +118,8 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
         lessons: shown in a new random order every epoch. The last short batch of an epoch is
             left out, unless it is the only one.
         how: optimiser, rate and batch.
-        epochs: passes over the lessons, 0 or more; 0.2 is a fifth of the batches.
+        epochs: passes over the lessons, 0 or more; 0.2 is a fifth of the batches,
+            and at least one of them.
         generator: decides the order, and what dropout drops; nothing global is used or moved.
         masks: parameter name → bool, False where the weight is dropped: dropped weights are set to
             0 (never −0) at the start and after every step.
@@ -137,7 +138,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
         raise InputError("model: no parameter takes gradients; train a trainable_copy of it")
     optimiser = OPTIMISERS[how.optimiser](weights, how)
     order = _Order(lessons, how.batch, generator)
-    steps = round(epochs * order.per_epoch)
+    steps = max(round(epochs * order.per_epoch), int(epochs > 0))
     _zero(dropped)
     model.train()
     try:

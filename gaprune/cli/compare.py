@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,24 +76,27 @@ def compare_command(
         return
     stated = {name: value for name, value in options.items() if value not in (None, [])}
     request = make_request({**(read_config(config) if config else {}), **stated})
-    target, train, test = request.load()
     place = Path(out).expanduser() if out else RUNS / f"compare-{slug(request.job.target)}"
     remark = f"the rows so far are in {place}; the same command without --overwrite goes on"
-    with Interrupts(remark), _Teller(quiet=quiet) as teller:
-        teller.phase("compare", f"{target.name}, rows in {place}")
-        found = compare_target(
-            target,
-            request.question,
-            data=Data(train, test),
-            out=place,
-            overwrite=overwrite,
-            config=HEAD + to_toml(request.as_config()),
-            observer=teller,
-        )
+    with redirect_stdout(sys.stderr):  # stdout is for results, whatever the user's network prints
+        target, train, test = request.load()
+        with Interrupts(remark), _Teller(quiet=quiet) as teller:
+            teller.phase("compare", f"{target.name}, rows in {place}")
+            found = compare_target(
+                target,
+                request.question,
+                data=Data(train, test),
+                out=place,
+                overwrite=overwrite,
+                config=HEAD + to_toml(request.as_config()),
+                observer=teller,
+            )
     if as_json:
         typer.echo(to_json([row.record() for row in found.rows], indent=2))
     else:
         show_comparison(found, place)
+    if all(row.error for row in found.rows):
+        raise typer.Exit(1)
 
 
 class _Teller(Monitor):

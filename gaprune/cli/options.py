@@ -29,7 +29,16 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Where it runs": ("workers", "threads"),
     "What is compared": ("methods", "seeds", "clusters"),
     "Training, for the methods that train": (
-        *("train", "epochs", "optimiser", "learning_rate", "train_batch", "weight_decay", "decay"),
+        *(
+            "train",
+            "epochs",
+            "schedule",
+            "optimiser",
+            "learning_rate",
+            "train_batch",
+            "weight_decay",
+            "decay",
+        ),
     ),
 }
 """Heading in the help → options below it; the others come under `OTHER`."""

@@ -1,6 +1,6 @@
 """The price of no data: every method on the same network, budgets and held-out labels."""
 
-from gaprune.comparison.methods import Method, find_methods, methods
+from gaprune.comparison.method_table import Method, find_methods, methods
 from gaprune.comparison.publish import Comparison
 from gaprune.comparison.question import Data, Question
 from gaprune.comparison.rows import Line, Needs, Row, summarise

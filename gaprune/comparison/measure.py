@@ -8,53 +8,19 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
-from gaprune.bench import Shown, answers
 from gaprune.comparison.contest import Contest, Entrant, part_name
-from gaprune.comparison.methods import Method
+from gaprune.comparison.method_table import Method
 from gaprune.comparison.rows import Key, Row
 from gaprune.errors import GapruneError
-from gaprune.objectives import AUTO, accuracy, find_objective, finite
+from gaprune.held_out import HeldOut
 from gaprune.probes.samples import Samples
 
 
-class Judge:
-    """Measures networks on the held-out inputs, the same for all.
-
-    Args:
-        contest: its guard probes stand in where there are no held-out inputs.
-        test: held-out inputs with labels, or None.
-
-    Attributes:
-        measured_on: the inputs, in words.
-        dense_accuracy: of the dense network, None without labels.
-    """
-
-    def __init__(self, contest: Contest, test: Samples | None) -> None:
-        target = contest.target
-        if test is None:
-            guard = contest.bench(0).guard
-            self._shown = Shown(guard.inputs, guard.teacher, None)
-            self.measured_on = contest.plan(0).receipt.guard
-        else:
-            inputs = test.inputs.to(target.device)
-            labels = None if test.labels is None else test.labels.to(target.device)
-            self._shown = Shown(inputs, answers(target.model, inputs), labels)
-            self.measured_on = test.source
-        self._objective = find_objective(AUTO, self._shown.teacher)
-        self.dense_accuracy = self._accuracy(self._shown.teacher)
-
-    def measure(self, model: nn.Module) -> tuple[float | None, float]:
-        """Return accuracy (None without labels) and agreement with the dense network."""
-        outputs = answers(model, self._shown.inputs)
-        agreement = self._objective.judge(outputs, self._shown.teacher, None)
-        return self._accuracy(outputs), finite(float(agreement))
-
-    def _accuracy(self, outputs: Tensor) -> float | None:
-        if self._shown.labels is None:
-            return None
-        return float(accuracy(outputs, self._shown.teacher, self._shown.labels))
+def held_out(contest: Contest, test: Samples | None) -> HeldOut:
+    """Return what all methods are measured on: labelled inputs, or the guard probes of seed 0."""
+    return HeldOut(
+        contest.target, contest.plan(0).guard._replace(labels=None) if test is None else test
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +56,7 @@ class Entry:
             and row.error is None
         )
 
-    def rows(self, wanted: AbstractSet[float], judge: Judge) -> Iterator[Row]:
+    def rows(self, wanted: AbstractSet[float], judge: HeldOut) -> Iterator[Row]:
         """Yield the row of every wanted sparsity; where the method fails, the row says why."""
         parts = [self.sparsities] if self.method.path else [(one,) for one in self.sparsities]
         for part in parts:
@@ -123,7 +89,7 @@ class Entry:
             yield entrant, seconds
             since = time.monotonic()
 
-    def _measured(self, entrant: Entrant, seconds: float, judge: Judge) -> Row:
+    def _measured(self, entrant: Entrant, seconds: float, judge: HeldOut) -> Row:
         measured, agreement = judge.measure(entrant.model)
         return self._row(
             judge,
@@ -136,13 +102,13 @@ class Entry:
             seconds=round(seconds, 3),
         )
 
-    def _row(self, judge: Judge, **measured: Any) -> Row:
+    def _row(self, judge: HeldOut, **measured: Any) -> Row:
         return Row(
             target=self.contest.target.name,
             method=self.method.name,
             seed=self.seed,
             needs=self.method.needs_in(self.contest),
-            dense_accuracy=judge.dense_accuracy,
+            dense_accuracy=judge.dense.accuracy,
             path=self._path,
             code=self.method.code,
             **measured,

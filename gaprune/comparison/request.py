@@ -8,7 +8,7 @@ from typing import Any
 
 from gaprune.baselines.schedule import Step, parse_schedule
 from gaprune.baselines.training import DECAYS, OPTIMISERS, Training
-from gaprune.comparison.methods import ALL, SCHEDULED, find_methods
+from gaprune.comparison.method_table import ALL, SCHEDULED, find_methods
 from gaprune.comparison.question import DEFAULT_SPARSITIES, UNUSED, Question
 from gaprune.config import Settings
 from gaprune.errors import unknown_name

@@ -13,8 +13,8 @@ from gaprune.bench import answers
 from gaprune.budget import keep_total
 from gaprune.comparison.contest import Contest, Listener, Unheard
 from gaprune.comparison.identity import identity_of, requested_files
-from gaprune.comparison.measure import Entry, Judge
-from gaprune.comparison.methods import Method, find_methods
+from gaprune.comparison.measure import Entry, held_out
+from gaprune.comparison.method_table import Method, find_methods
 from gaprune.comparison.publish import Comparison, publish
 from gaprune.comparison.question import NOTHING, UNUSED, Data, Question
 from gaprune.comparison.rows import Key, Row
@@ -87,7 +87,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         sparsities,
         methods=(methods,) if isinstance(methods, str) else tuple(methods),
         seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds),
-        settings=make_settings({"sparsity": max(sparsities, default=0.5), **options}),
+        settings=make_settings({"sparsity": 0.5, **options}),  # that of no row
         **own,
     )
     target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
@@ -178,7 +178,7 @@ def _run(
     test: Samples | None,
     store: Store | None,
 ) -> Comparison:
-    judge = Judge(contest, test)
+    judge = held_out(contest, test)
     sparsities = sorted(set(question.sparsities))
     seeds = list(dict.fromkeys(question.seeds))
     entries = [
@@ -202,4 +202,4 @@ def _run(
             rows[row.key] = row
             contest.observer.row(row, len(rows), total)
     ordered = tuple(rows[entry.key(one)] for entry in entries for one in sparsities)
-    return Comparison(contest.target.name, ordered, judge.dense_accuracy, judge.measured_on)
+    return Comparison(contest.target.name, ordered, judge.dense.accuracy, judge.source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from gaprune.baselines.edge_popup import EdgePopup, edge_popup
 from gaprune.comparison.contest import Contest, Entrant, part_name
@@ -31,5 +32,7 @@ def scores_by_gradient(
     how = EdgePopup(batch=suitable_batch(macs_per_input(target.model, target.example())))
     for sparsity in sparsities:
         generator = contest.generator("comparison", "edge-popup", seed, repr(sparsity))
-        mask = edge_popup(contest.bench(seed), sparsity, how, generator)
+        name = f"{part_name('edge-popup', seed, sparsity)}, step"
+        report = partial(contest.observer.progress, name, total=how.steps)
+        mask = edge_popup(contest.bench(seed), sparsity, how, generator, report)
         yield contest.masked(sparsity, mask, evaluations=how.steps)

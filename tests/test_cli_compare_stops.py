@@ -1,0 +1,109 @@
+"""`gaprune compare` stopped at any time: rows stay, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command_line import OWN, TINY, Run
+from test_cli_signals import Command
+
+from gaprune.comparison import read_rows
+
+COMPARE = (
+    *("compare", *OWN, "--test", "labelled.npz", "--train", "labelled.npz", *TINY),
+    *("--sparsity", "0.5,0.75", "--train-batch", "10", "--out", "rows"),
+)
+LONG = (*COMPARE, "--methods", "magnitude,imp-linear", "--epochs", "100000")  # hours
+
+
+@pytest.fixture
+def start(place: Path) -> Iterator[Callable[..., Command]]:
+    """Start commands; whatever is left of them at the end is killed."""
+    started: list[Command] = []
+
+    def call(*arguments: str) -> Command:
+        started.append(Command(place, *arguments))
+        return started[-1]
+
+    yield call
+    for command in started:
+        if command.process.poll() is None:
+            os.killpg(command.process.pid, signal.SIGKILL)
+        command.process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_the_rows_and_says_how_to_go_on(
+    number: signal.Signals, code: int, start: Callable[..., Command], run: Run, place: Path
+) -> None:
+    """In the middle of training: no traceback, nothing on stdout; then nothing is done twice."""
+    command = start(*LONG)
+    command.wait_for("2/4 magnitude 0.75: ")
+    command.process.send_signal(number)
+    ran = command.end()
+    assert ran.code == code
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    assert ran.err.splitlines()[-1] == (
+        "gaprune: interrupted; the rows so far are in rows; the same command without --overwrite "
+        "goes on"
+    )
+    rows = Path("rows/rows.jsonl").read_bytes()
+    assert [row.method for row in read_rows("rows")] == ["magnitude", "magnitude"]
+    assert Path("rows/config.toml").read_text().startswith("# gaprune compare --config")
+    again = run(*COMPARE, "--epochs", "100000", "--methods", "magnitude", "--json")
+    assert len(json.loads(again.out)) == 2
+    assert Path("rows/rows.jsonl").read_bytes() == rows
+
+
+def test_a_signal_in_a_search_ends_it_without_a_row(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a search is no row: the next time it is made from its beginning."""
+    monkeypatch.setenv("INTERRUPT_AT", "40")
+    asked = (
+        *("compare", *OWN, *TINY, "--preset", "black-box", "--objective", "net.py:interrupt"),
+        *("--generations", "90", "--sparsity", "0.5", "--methods", "lamp,evolved"),
+        *("--out", "rows", "--json"),
+    )
+    ran = run(*asked)
+    assert ran.code == 130
+    assert ran.out == ""
+    assert [row.method for row in read_rows("rows")] == ["lamp"]
+    assert json.loads(run(*asked).out)[1]["error"] is None
+
+
+def test_a_killed_process_leaves_whole_rows(
+    start: Callable[..., Command], run: Run, place: Path
+) -> None:
+    """No signal handler helps there; the next run goes on and ends with the rows of a whole one."""
+    names = ("--methods", "magnitude,synflow,imp-direct,random", "--seeds", "0,1")
+    command = start(*COMPARE, *names)
+    command.wait_for("3/12 ")
+    command.process.kill()
+    command.end()
+    kept = read_rows("rows")
+    assert len(kept) >= 3
+    ran = run(*COMPARE, *names, "--json")
+    assert ran.code == 0
+    assert f"rows: {len(kept)} of 12 are there already" in ran.err
+    whole = run(*COMPARE, *names, "--out", "other", "--json")
+    for row, other in zip(json.loads(ran.out), json.loads(whole.out), strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_second_process_is_refused(start: Callable[..., Command], run: Run, place: Path) -> None:
+    """Two would write into each other's tables; the first one is not disturbed."""
+    command = start(*LONG)
+    command.wait_for("2/4 magnitude 0.75: ")
+    ran = run(*LONG, "--overwrite")
+    assert ran.code == 2
+    assert re.search("error: out: another comparison writes to .*rows now", ran.err)
+    assert len(read_rows("rows")) == 2
+    assert command.process.poll() is None

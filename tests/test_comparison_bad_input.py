@@ -1,0 +1,75 @@
+"""What a comparison refuses before anything is computed, and how a search is kept out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from comparison_cases import EPOCHS, ask, question
+from search_cases import tiny_model
+
+from gaprune import InputOptions
+from gaprune.baselines.schedule import Step
+from gaprune.comparison import compare
+from gaprune.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": ()}, "sparsity: name at least one"),
+        ({"sparsity": 1.0}, "sparsity: must lie strictly between 0 and 1"),
+        ({"sparsity": (0.5, float("nan"))}, "sparsity: must lie strictly between 0 and 1"),
+        ({"sparsity": (0.5, -0.5)}, "sparsity: must lie strictly .*got -0.5"),
+        ({"sparsity": (0.5, 0.999)}, "sparsity: 0.999 keeps 0 of 200 weights.*at most 0.985"),
+        ({"methods": ()}, "methods: name at least one of all, random, magnitude"),
+        ({"methods": "lmap"}, r"methods: unknown name 'lmap' \(did you mean 'lamp'.*imp-schedule"),
+        ({"methods": "none.py:score"}, "methods: no file 'none.py'"),
+        ({"seeds": -1}, "seeds: must be .*got -1"),
+        ({"seeds": (0, 2**32)}, "seeds: must be .*got 0, 4294967296"),
+        ({"seeds": ()}, "seeds: must be .*got none"),
+        ({"epochs": 0}, "epochs: must be above 0 and finite, got 0"),
+        ({"epochs": -1.0}, "epochs: must be above 0 and finite, got -1.0"),
+        ({"epochs": float("nan")}, "epochs: must be above 0"),
+        ({"clusters": 0}, "clusters: must be at least 1, got 0"),
+        ({"methods": "imp-schedule"}, "schedule: the method 'imp-schedule' needs one"),
+        ({"seed": 3}, "seed: is no option of a comparison; see sparsity, methods, seeds"),
+        ({"method": "lamp"}, "method: is no option of a comparison"),
+        ({"pareto": True}, "pareto: is no option of a comparison"),
+        ({"sede": 3}, "setting: unknown name 'sede'"),
+        ({"preset": "fast"}, "preset: unknown name 'fast'"),
+        ({"probes": ("nois",)}, "probes: unknown name 'nois'"),
+        ({"probes": ("none.npz",)}, "probes: there is no file"),
+        ({"guard": "nois"}, "guard: unknown name 'nois'"),
+        ({"guard": "none.npz"}, "probes: there is no file"),
+        ({"objective": "klo"}, "objective: unknown name 'klo'"),
+        ({"train": (torch.rand(4, 5), torch.zeros(4).long())}, "train: needs inputs of shape"),
+        ({"test": (torch.rand(4, 6), torch.zeros(4))}, "test: needs one integer label"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    """One message names the argument; the folder is not made."""
+    stated = {"sparsity": 0.5, "methods": "magnitude", "inputs": InputOptions(range=(0, 1))}
+    with pytest.raises(InputError, match=f"^{message}"):
+        compare(tiny_model(), **{**stated, **options}, out=tmp_path / "rows")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_own_schedule_must_pass_through_what_is_compared() -> None:
+    """The message says what is missing."""
+    steps = [Step(0.5, EPOCHS), Step(0.75, EPOCHS)]
+    rows = ask(("imp-schedule",), schedule=steps).rows
+    assert [row.epochs for row in rows] == [pytest.approx(EPOCHS), pytest.approx(2 * EPOCHS)]
+    assert [row.actual for row in rows] == [0.5, 0.75]
+    with pytest.raises(InputError, match=r"leaves out 0.75, 0.9; add them, such as 0.75:1"):
+        ask(("imp-schedule",), sparsities=(0.9, 0.75), schedule=steps[:1])
+
+
+def test_a_search_for_a_front_is_no_method() -> None:
+    """Settings made elsewhere may ask for it, or for another method than evolution."""
+    for changes in ({"pareto": True}, {"method": "lamp"}):
+        with pytest.raises(InputError, match="settings: the search is one of the methods"):
+            question(("evolved",), settings=changes)
