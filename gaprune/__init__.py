@@ -6,6 +6,7 @@ The weights stay frozen; evolution finds which of them to keep.
 from gaprune.comparison import Comparison, Question, compare, compare_target
 from gaprune.errors import GapruneError, InputError
 from gaprune.input_options import InputOptions
+from gaprune.mask_file import save_masks
 from gaprune.pipeline import prune, prune_target
 from gaprune.result import Result
 from gaprune.run_directory import load_masks
@@ -30,5 +31,6 @@ __all__ = [
     "load_target",
     "prune",
     "prune_target",
+    "save_masks",
     "save_run",
 ]
