@@ -298,3 +298,16 @@ def test_an_assumed_range_is_said_once() -> None:
     assert [row.error for row in found.rows] == [None] * 4
     assumed = [text for text in heard.warnings if "0 to 1 is assumed" in text]
     assert len(assumed) == 1
+
+
+def test_methods_that_train_note_every_step(together: Comparison) -> None:
+    """Linear steps of 10 % lead to the row, each with its accuracy; the last is the row itself."""
+    for row in together.rows:
+        if row.method == "imp-linear":
+            passed = [step["sparsity"] for step in row.steps]
+            tenths = [tenth / 10 for tenth in range(1, 10) if tenth / 10 < row.sparsity]
+            assert passed == sorted({*tenths, *(s for s in SPARSITIES if s <= row.sparsity)})
+            assert row.steps[-1]["accuracy"] == row.accuracy
+            assert all(0 <= float(step["agreement"] or 0) <= 1 for step in row.steps)
+        elif not row.needs.training:
+            assert row.steps == ()

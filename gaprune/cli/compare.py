@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from gaprune.cli import outputs
 from gaprune.cli.comparison_table import WIDEST, show_comparison
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.options import with_options
-from gaprune.cli.prune import OUTPUT, RUNS, slug
+from gaprune.cli.prune import RUNS, slug
 from gaprune.comparison import Data, Row, compare_target, methods
 from gaprune.comparison.contest import part_name
 from gaprune.comparison.question import UNUSED
@@ -35,30 +36,20 @@ def compare_command(
     ] = False,
     out: Annotated[
         str | None,
-        typer.Option(
-            help="folder for the rows (default: runs/compare-TARGET); it goes on with rows there",
-            metavar="DIR",
-            rich_help_panel=OUTPUT,
+        outputs.folder(
+            "folder for the rows (default: runs/compare-TARGET); it goes on with rows there"
         ),
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="throw earlier rows away", rich_help_panel=OUTPUT),
+        outputs.overwrite("throw earlier rows away"),
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML file with these options as keys, such as a comparison's config.toml",
-            metavar="FILE",
-            rich_help_panel=OUTPUT,
-        ),
+        outputs.config("a comparison's config.toml"),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print a list of rows", rich_help_panel=OUTPUT)
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="no progress", rich_help_panel=OUTPUT)
-    ] = False,
+    as_json: Annotated[bool, outputs.ROWS] = False,
+    quiet: Annotated[bool, outputs.QUIET] = False,
     **options: Any,
 ) -> None:
     """Compare the evolved mask with every other method, with and without fine-tuning.

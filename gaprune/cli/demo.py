@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gaprune.cli import outputs
 from gaprune.cli.interrupts import Interrupts
 from gaprune.config import EVOLVED
 from gaprune.console import Monitor, add_row, duration, percent, stdout, table
@@ -21,8 +22,8 @@ def demo_command(
     *,
     fast: Annotated[bool, typer.Option("--fast", help="fewer generations")] = False,
     seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print a list of rows")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    as_json: Annotated[bool, outputs.ROWS] = False,
+    quiet: Annotated[bool, outputs.QUIET] = False,
 ) -> None:
     """Prune a real network to 2 % of its weights without data, beside the usual methods.
 

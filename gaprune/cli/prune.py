@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gaprune.cli import outputs
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.options import with_options
 from gaprune.config import read_config
@@ -20,7 +21,6 @@ from gaprune.result import Result
 from gaprune.run_directory import check_output, free_name, save, save_numbered
 
 RUNS = Path("runs")  # where results go when no folder is named
-OUTPUT = "Output"
 
 
 @with_options()
@@ -28,33 +28,21 @@ def prune_command(
     *,
     out: Annotated[
         str | None,
-        typer.Option(
-            help="folder for the results (default: a new one in runs/)",
-            metavar="DIR",
-            rich_help_panel=OUTPUT,
-        ),
+        outputs.folder("folder for the results (default: a new one in runs/)"),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace an earlier run", rich_help_panel=OUTPUT)
-    ] = False,
+    overwrite: Annotated[bool, outputs.overwrite("replace an earlier run")] = False,
     no_save: Annotated[
-        bool, typer.Option("--no-save", help="write no folder", rich_help_panel=OUTPUT)
+        bool, typer.Option("--no-save", help="write no folder", rich_help_panel=outputs.OUTPUT)
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML file with these options as keys, such as a run's config.toml",
-            metavar="FILE",
-            rich_help_panel=OUTPUT,
-        ),
+        outputs.config("a run's config.toml"),
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="print result.json to stdout", rich_help_panel=OUTPUT),
+        typer.Option("--json", help="print result.json to stdout", rich_help_panel=outputs.OUTPUT),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="no progress", rich_help_panel=OUTPUT)
-    ] = False,
+    quiet: Annotated[bool, outputs.QUIET] = False,
     **options: Any,
 ) -> None:
     """Prune a pretrained network without its training data; its weights stay as they are.

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from gaprune.cli import outputs
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.options import with_options
-from gaprune.cli.prune import OUTPUT, RUNS, slug
+from gaprune.cli.prune import RUNS, slug
 from gaprune.config import Settings, make_settings
 from gaprune.console import MISSING, Monitor, add_row, percent, points, stdout, table
 from gaprune.errors import GapruneError, InputError
@@ -53,18 +54,10 @@ def sweep_command(  # noqa: PLR0913 # one per option
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(
-            help="folder for rows and plots (default: a new one in runs/)",
-            metavar="DIR",
-            rich_help_panel=OUTPUT,
-        ),
+        outputs.folder("folder for rows and plots (default: a new one in runs/)"),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print a list of rows", rich_help_panel=OUTPUT)
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="no progress", rich_help_panel=OUTPUT)
-    ] = False,
+    as_json: Annotated[bool, outputs.ROWS] = False,
+    quiet: Annotated[bool, outputs.QUIET] = False,
     **options: Any,
 ) -> None:
     """Move one number over a range and see where the network breaks.

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gaprune.cli import outputs
 from gaprune.console import add_row, percent, stdout, table
 from gaprune.formats import to_json
 from gaprune.target import load_target
@@ -14,7 +15,7 @@ from gaprune.zoo import ZOO
 
 def zoo_command(
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="print a list of rows")] = False,
+    as_json: Annotated[bool, outputs.ROWS] = False,
 ) -> None:
     """List the networks that come with gaprune: all and prunable weights, dense test accuracy.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gaprune.comparison.contest import Contest, Entrant, part_name
@@ -21,6 +21,9 @@ def held_out(contest: Contest, test: Samples | None) -> HeldOut:
     return HeldOut(
         contest.target, contest.plan(0).guard._replace(labels=None) if test is None else test
     )
+
+
+STEP = ("sparsity", "accuracy", "agreement", "epochs")  # what is noted of every step on the way
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,14 @@ class Entry:
             if not left:
                 continue
             reason = "the method handed in no network for this sparsity"
+            steps: list[dict[str, float | None]] = []
             try:
                 for entrant, seconds in self._entrants(part):
+                    row = self._measured(entrant, seconds, judge)
+                    if self.method.needs.training:
+                        steps.append({name: getattr(row, name) for name in STEP})
+                        row = replace(row, steps=tuple(steps))
                     if entrant.sparsity in left:
-                        row = self._measured(entrant, seconds, judge)
                         left.remove(entrant.sparsity)
                         yield row
                     if not left:

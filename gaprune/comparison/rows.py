@@ -46,6 +46,8 @@ class Row:
         seconds: it took, from the dense network to this row, without measuring it.
         actual: the fraction that was removed; None where nothing could be made.
         dense_accuracy: of the dense network on the held-out labels.
+        steps: sparsity, accuracy, agreement and epochs after every step on the way here, for
+            methods that train.
         path: the sparsities that the run passed through, where one is reached from another.
         code: hash of the user's own file that ranked the weights, or empty.
         error: why there is no figure, or None.
@@ -64,6 +66,7 @@ class Row:
     actual: float | None = None
     dense_accuracy: float | None = None
     path: tuple[float, ...] = ()
+    steps: tuple[Mapping[str, float | None], ...] = ()
     code: str = ""
     error: str | None = None
 
@@ -88,7 +91,8 @@ class Row:
         Raises:
             TypeError: missing or unknown keys.
         """
-        return cls(**{**record, "needs": Needs(**record["needs"]), "path": tuple(record["path"])})
+        lists = {name: tuple(record[name]) for name in ("path", "steps") if name in record}
+        return cls(**{**record, "needs": Needs(**record["needs"]), **lists})
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ def as_csv(rows: Iterable[Row]) -> str:
     for row in rows:
         record = row.record()
         needs, path = record.pop("needs"), record.pop("path")
+        del record["steps"]  # a list in a list: rows.json has them
         spread = {f"needs_{name}": value for name, value in needs.items()}
         flat.append({**record, "path": " ".join(map(str, path)), **spread})
     if not flat:
