@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import torch
 
 from gaprune.baselines.clustering import sweep_clusters
 from gaprune.baselines.slimming import Slimming, hold_out, slim
-from gaprune.baselines.training import from_labels
+from gaprune.baselines.training import Training, from_labels
 from gaprune.budget import keep_total
 from gaprune.comparison import Data, Question, Row, compare_target
 from gaprune.comparison.contest import Unheard
@@ -44,17 +44,22 @@ PRUNED_FIRST = (0.5, 0.7)  # sparsities at which clustering is tried on a pruned
 
 @dataclass(frozen=True)
 class Case:
-    """One table: a network, its methods, and how long a step of training is."""
+    """One table: a network, its methods, and how those that train do so at every step."""
 
+    name: str
     target: str
     methods: tuple[str, ...] = ("all",)
     epochs: float = 1.0
+    training: Training = field(default_factory=Training)
 
 
+TRAINED = ("imp-direct", "imp-linear", "imp-long", "imp-cubic", "imp-rewind", "distilled")
+SGD = Training("sgd", 0.1, decay="cosine")  # the best of those tried for long training
 CASES = (
-    Case("mnist-mlp"),
-    Case("lenet", epochs=0.25),
-    Case("mnist-cnn", epochs=0.1),
+    Case("mnist-mlp", "mnist-mlp"),
+    Case("mnist-mlp-sgd", "mnist-mlp", TRAINED, training=SGD),
+    Case("lenet", "lenet", epochs=0.25),
+    Case("mnist-cnn", "mnist-cnn", epochs=0.1),
 )
 
 
@@ -84,12 +89,13 @@ def compared(case: Case, seeds: Sequence[int], place: Path) -> Part:
     target = load_target(case.target)
     found = compare_target(
         target,
-        Question(SPARSITIES, case.methods, seeds, epochs=case.epochs),
+        Question(SPARSITIES, case.methods, seeds, epochs=case.epochs, training=case.training),
         data=Data(zoo_train(target), zoo_test(target)),
-        out=place / case.target,
+        out=place / case.name,
         observer=Progress(),
     )
-    caption = f"{found.caption} Epochs per training step: {case.epochs:g}."
+    how = f"{case.training.optimiser} at rate {case.training.rate:g}, {case.training.decay}"
+    caption = f"{found.caption} Epochs per training step: {case.epochs:g}, {how}."
     rows = [row.record() for row in found.rows]
     return Part(rows, markdown(found.lines, found.dense_accuracy, caption))
 
@@ -141,7 +147,7 @@ def clustered(_seeds: Sequence[int]) -> Part:
 
 
 PARTS: dict[str, Callable[[Sequence[int], Path], Part]] = {
-    **{f"table:{case.target}": partial(compared, case) for case in CASES},
+    **{f"table:{case.name}": partial(compared, case) for case in CASES},
     "slimming": lambda seeds, _place: slimmed(seeds),
     "clustering": lambda seeds, _place: clustered(seeds),
 }
