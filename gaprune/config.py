@@ -40,6 +40,10 @@ class Settings(BaseModel):
         16384, ge=1, description="inputs of a file used for gradient steps, at most"
     )
     impressions: int = Field(1024, ge=1, description="class impressions to synthesise")
+    inversions: int = Field(512, ge=1, description="inputs to invert from BatchNorm statistics")
+    probe_budget: float | None = Field(
+        None, gt=0, description="seconds for inverting; the inputs then depend on the machine"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice")
     workers: int = Field(1, ge=1, description="1 searches in this process, more start Ray actors")
     threads: int = Field(1, ge=1, description="torch threads of each worker")
@@ -53,6 +57,9 @@ class Settings(BaseModel):
     seconds: float | None = Field(None, gt=0, description="stop after so much time")
     stagnation: int | None = Field(
         None, ge=1, description="stop after so many generations without gain"
+    )
+    repair: bool = Field(
+        False, description="correct BatchNorm statistics and biases on the probes at the end"
     )
     pareto: bool = Field(False, description="evolve agreement against sparsity with NSGA-II")
 

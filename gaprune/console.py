@@ -220,6 +220,9 @@ def _method_table(result: Result) -> Table:
     if result.method == EVOLVED:
         cells = [EVOLVED, percent(result.guard), percent(result.accuracy)]
         add_row(shown, cells, strong=True)
+    if result.repaired is not None:
+        repaired = [percent(result.repaired.guard), percent(result.repaired.accuracy)]
+        add_row(shown, [f"{result.method}, repaired", *repaired], strong=True)
     for name, score in ranked(result):
         cells = [name, percent(score.agreement), percent(score.accuracy)]
         add_row(shown, cells, strong=name == result.method)

@@ -15,7 +15,7 @@ from gaprune.budget import check_sparsity
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.input_options import InputOptions
-from gaprune.keys import Key, count, names, numbers, sizes, text
+from gaprune.keys import Key, count, names, numbers, sizes, text, yes_or_no
 from gaprune.labelled import read_labelled, zoo_test
 from gaprune.preparation import check_settings
 from gaprune.probes.samples import Samples
@@ -33,6 +33,8 @@ class Job:
         weights: its checkpoint, or None for the zoo's own.
         inputs: what is known about one input.
         prune_also: further parameters to prune, by qualified name.
+        output: which output is compared, where the network has several.
+        allow_download: whether pretrained weights may be fetched.
         test: labelled file for the final accuracy; None: that of the zoo, if it is a zoo network.
     """
 
@@ -42,6 +44,8 @@ class Job:
     inputs: InputOptions = field(default_factory=InputOptions)
     prune_also: tuple[str, ...] = ()
     test: str | None = None
+    output: str | None = None
+    allow_download: bool = False
 
     def load(self) -> tuple[Target, Samples | None]:
         """Load the target and the test data; a zoo network brings its own.
@@ -54,6 +58,8 @@ class Job:
             weights=None if self.weights is None else Path(self.weights),
             inputs=self.inputs,
             prune_also=self.prune_also,
+            output=self.output,
+            allow_download=self.allow_download,
         )
         if self.test is None:
             return target, zoo_test(target)
@@ -70,6 +76,8 @@ class Job:
             **{key.name: getattr(self.inputs, key.field) for key in JOB_KEYS if key.field},
             "prune_also": self.prune_also or None,
             "test": self.test,
+            "output": self.output,
+            "allow_download": self.allow_download or None,
             **self.settings.model_dump(mode="json"),
         }
         listed = {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}
@@ -90,7 +98,12 @@ def _sparsity(value: object, name: str) -> float:
 
 
 JOB_KEYS: tuple[Key, ...] = (
-    Key("target", text, "a network of the zoo, or path/to/file.py:factory", metavar="TARGET"),
+    Key(
+        "target",
+        text,
+        "a network of the zoo, path/to/file.py:factory, timm:NAME, or hf:NAME",
+        metavar="TARGET",
+    ),
     Key(
         "weights",
         text,
@@ -98,6 +111,13 @@ JOB_KEYS: tuple[Key, ...] = (
         metavar="FILE",
     ),
     Key("prune_also", names, "prune this parameter too, by its qualified name", metavar="NAME"),
+    Key(
+        "output",
+        text,
+        "which output is compared, where there are several: logits, 0",
+        metavar="NAME",
+    ),
+    Key("allow_download", yes_or_no, "fetch the weights of timm:NAME or hf:NAME", metavar="yes|no"),
     Key("test", text, "labelled inputs, for the final accuracy only", metavar="FILE"),
     Key(
         "input_shape",
@@ -177,4 +197,6 @@ def make_job(values: Mapping[str, Any]) -> Job:
         inputs=InputOptions(**{key.field: stated.get(key.name) for key in JOB_KEYS if key.field}),
         prune_also=stated.get("prune_also", ()),
         test=stated.get("test"),
+        output=stated.get("output"),
+        allow_download=stated.get("allow_download", False),
     )

@@ -86,6 +86,14 @@ def number(value: object, name: str) -> float:
     return _one(numbers, value, f"{name}: must be one number")
 
 
+def yes_or_no(value: object, name: str) -> bool:
+    """Read a switch: true or false, yes or no."""
+    known = {"yes": True, "true": True, "no": False, "false": False}
+    if str(value).lower() not in known:
+        raise InputError(f"{name}: must be yes or no, got {value!r}")
+    return known[str(value).lower()]
+
+
 def count(value: object, name: str) -> int:
     """Read one whole number."""
     return _one(sizes, value, f"{name}: must be one whole number")

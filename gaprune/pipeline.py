@@ -19,15 +19,17 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.plan import Outcome
 from gaprune.evolution.seeding import baselines, kaiming_population
+from gaprune.held_out import HeldOut
 from gaprune.input_options import InputOptions
 from gaprune.labelled import check_labelled
-from gaprune.objectives import accuracy
+from gaprune.objectives import accuracy, finite
 from gaprune.observe import Observer, Silence
 from gaprune.preparation import check_settings, make_bench, make_plan, resolve_settings
 from gaprune.probes.plan import ProbePlan, plan_probes
 from gaprune.probes.samples import Samples
 from gaprune.records import BaselineScore
-from gaprune.result import Result
+from gaprune.repair import repair, repaired_copy
+from gaprune.result import RepairedScore, Result
 from gaprune.saliency import Network
 from gaprune.target import Target, target_from_module
 from gaprune.workers import Workers, open_workers
@@ -127,7 +129,7 @@ class _Run:
             )
         with torch_threads(settings.threads):
             self.observer.phase("probes", "making the inputs that are shown to the network")
-            plan = plan_probes(target, settings, self.generator)
+            plan = plan_probes(target, settings, self.generator, self.observer)
             bench = make_bench(target, settings, self.preset, plan)
             seeds = self._seeds(bench)
         with open_workers(bench, settings.workers, settings.threads) as workers:
@@ -205,6 +207,7 @@ class _Run:
             guard = bench.judge(best.mask, bench.guard).agreement
         interrupted = outcome is not None and outcome.stopped == "interrupted"
         tested = self._test(bench, best, [] if interrupted else seeds)
+        repaired = self._repair(bench, best) if settings.repair else None
         return Result(
             target=self.target,
             masks=bench.layout.split(best.mask),
@@ -226,6 +229,7 @@ class _Run:
             evaluations=outcome.evaluations if outcome else 0,
             seconds=time.monotonic() - self.started,
             settings=settings.model_dump(mode="json"),
+            repaired=repaired,
             front=[
                 {
                     "sparsity": 1 - one.genes.keep / bench.layout.total,
@@ -238,6 +242,21 @@ class _Run:
             front_masks=[bench.layout.split(one.mask) for one in outcome.front] if outcome else (),
             versions=_versions(),
         )
+
+    def _repair(self, bench: Bench, best: Individual) -> RepairedScore:
+        """Match the pruned network's activations to the dense network's on the search probes."""
+        self.observer.phase("repair", "correcting statistics and biases on the search probes")
+        with torch_threads(self.settings.threads):
+            masks, guard = bench.layout.split(best.mask), bench.guard
+            done = repair(self.target, masks, bench.search.inputs)
+            model = repaired_copy(self.target, masks, done)
+            outputs = answers(model, guard.inputs)
+            agreement = bench.objective.judge(outputs, guard.teacher, guard.labels)
+            held_out = None if self.test is None else HeldOut(self.target, self.test)
+            tested = None if held_out is None else held_out.measure(model).accuracy
+        for reason in done.skipped:
+            self.observer.warning(f"not repaired: {reason}")
+        return RepairedScore(done, finite(float(agreement)), tested)
 
     def _asked(self, seeds: list[Individual]) -> Individual:
         for seed in seeds:

@@ -10,10 +10,35 @@ from typing import Any
 from torch import Tensor, nn
 
 from gaprune.records import BaselineScore, Generation, LayerCount, Receipt
+from gaprune.repair import Repaired, repaired_copy
 from gaprune.supermask import attach
 from gaprune.target import Target
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class RepairedScore:
+    """A pruned network after repair.
+
+    Attributes:
+        repair: what changed; no prunable weight is among it.
+        guard: agreement with the dense network on the probes that judged.
+        accuracy: on the labelled test set, or None.
+    """
+
+    repair: Repaired
+    guard: float
+    accuracy: float | None
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "guard": self.guard,
+            "accuracy": self.accuracy,
+            "changed": list(self.repair.changed),
+            "skipped": list(self.repair.skipped),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +64,9 @@ class Result:
         evaluations: candidates scored; every gradient step counts as one.
         seconds: of the whole run.
         settings: every setting, as used.
+        repaired: with `repair`, what it writes into the pruned network, and how that does; else
+            None. The figures above are those of the strict network, whose values that stay are
+            all bit-identical.
         front: with `pareto`, the non-dominated networks found: sparsity, agreement on the guard.
         front_masks: their masks, in the same order.
         versions: of gaprune, Python, torch, numpy, deap.
@@ -61,6 +89,7 @@ class Result:
     evaluations: int
     seconds: float
     settings: Mapping[str, Any] = field(repr=False)
+    repaired: RepairedScore | None = None
     front: Sequence[Mapping[str, float]] = ()
     front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -102,6 +131,12 @@ class Result:
         """Return a copy of the network with the masks written into its weights."""
         return self.target.masked_copy(self.masks)
 
+    def repaired_model(self) -> nn.Module | None:
+        """Return a copy of the pruned network with the repair written into it, if there is one."""
+        if self.repaired is None:
+            return None
+        return repaired_copy(self.target, self.masks, self.repaired.repair)
+
     def masked_model(self) -> nn.Module:
         """Return a copy with the masks attached as parametrizations (see `supermask.attach`)."""
         return attach(copy.deepcopy(self.target.model), self.masks)
@@ -124,6 +159,7 @@ class Result:
             "best_baseline": self.best_baseline,
             "margin": self.margin,
             "receipt": vars(self.receipt),
+            "repaired": None if self.repaired is None else self.repaired.record(),
             "front": [dict(point) for point in self.front],
             "stopped": self.stopped,
             "evaluations": self.evaluations,

@@ -7,6 +7,7 @@
     history.jsonl         one line per generation
     mask.safetensors      parameter name → uint8 tensor of its shape, 1 where the weight stays
     pruned.safetensors    the whole state dict: dropped weights are 0, kept ones bit-identical
+    repaired.safetensors  with --repair only: the same with statistics and biases corrected
     front.safetensors     with --pareto only: `NUMBER/parameter` → mask, numbered as `front`
 
 A mask has one byte per weight: every tool reads that, and it compresses as well as bits do.
@@ -37,8 +38,9 @@ from gaprune.weights_file import load_state
 
 CONFIG, RECORD, HISTORY = "config.toml", "result.json", "history.jsonl"
 MASK, PRUNED, FRONT = "mask.safetensors", "pruned.safetensors", "front.safetensors"
+REPAIRED = "repaired.safetensors"
 FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED)
-_MAY_HOLD = {*FILES, FRONT, "report.html", "checkpoint"}  # what --overwrite may remove
+_MAY_HOLD = {*FILES, FRONT, REPAIRED, "report.html", "checkpoint"}  # what --overwrite may remove
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
@@ -166,6 +168,10 @@ def _write_files(result: Result, folder: Path, job: Job | None) -> None:
     _write_text(folder / HISTORY, "".join(to_json(as_json(r)) + "\n" for r in result.history))
     _write_tensors(folder / MASK, _bytes(result.masks), to_stamp(format="gaprune mask", **about))
     _write_tensors(folder / PRUNED, result.state_dict(), {"format": "pt"})
+    repaired = result.repaired_model()
+    if repaired is not None:
+        state = {name: value.clone() for name, value in repaired.state_dict().items()}  # tied apart
+        _write_tensors(folder / REPAIRED, state, {"format": "pt"})
     if result.front_masks:
         front = {
             f"{number}/{name}": mask

@@ -15,6 +15,14 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.input_options import InputOptions, resolve_inputs, sample_inputs
 from gaprune.inputs import InputSpec
 from gaprune.prunable import check_structure, find_prunable
+from gaprune.sources import (
+    SOURCES,
+    check_one_input,
+    choose_output,
+    describe,
+    is_sourced,
+    load_source,
+)
 from gaprune.supermask import Layout, masked_weights
 from gaprune.userfile import call_user, load_function
 from gaprune.weights_file import apply_state, load_state, sha256_of
@@ -82,37 +90,49 @@ class Target:
         return model
 
 
-def load_target(
+def load_target(  # noqa: PLR0913 # what is known about a network, each by its own name
     spec: str,
     *,
     weights: Path | None = None,
     inputs: InputOptions | None = None,
     prune_also: Sequence[str] = (),
     device: str | torch.device = "cpu",
+    output: str | int | None = None,
+    allow_download: bool = False,
 ) -> Target:
     """Load the network that a command line names.
 
     Args:
-        spec: a zoo name, or `path/to/file.py:factory`, a function without arguments that returns
-            the network. The file is code and runs.
+        spec: a zoo name, `timm:NAME` or `hf:NAME` (see `gaprune.sources`), or
+            `path/to/file.py:factory`, a function without arguments that returns the network. The
+            file is code and runs.
         weights: its checkpoint (see `load_state`). A zoo network has its own, which this replaces;
             without it a factory must return a trained network by itself.
         inputs: what is known about the input (see `resolve_inputs`).
         prune_also: further parameters to prune, by qualified name.
         device: where to run it.
+        output: which output is compared, by name or place, where the network has several (see
+            `gaprune.sources.choose_output`).
+        allow_download: whether pretrained weights of `timm:` or `hf:` may be fetched.
 
     Raises:
         InputError: any of these is wrong, or the network cannot be pruned; the message says which.
     """
+    if is_sourced(spec):
+        found = load_source(spec, weights=weights, output=output, allow_download=allow_download)
+        source = _Source(found.model, spec, None, found.origin, found.inputs)
+        return _make_target(source, inputs or InputOptions(), prune_also, device)
     entry = ZOO.get(spec)
     model = entry.factory() if entry else _from_factory(spec)
     checkpoint = weights or (entry.checkpoint if entry else None)
     if checkpoint is not None:
         apply_state(model, load_state(checkpoint))
+    if output is not None:
+        choose_output(model, output)
     origin = f"zoo network {spec}" if entry else f"factory {spec}"
     if weights is not None:
         origin += f", weights from {weights}"
-    source = _Source(model, spec, spec if entry else None, origin)
+    source = _Source(model, spec, spec if entry else None, origin, entry.inputs if entry else None)
     return _make_target(source, inputs or InputOptions(), prune_also, device)
 
 
@@ -141,7 +161,7 @@ def target_from_module(
     """
     model = _unwrapped(model)
     origin = f"module {type(model).__module__}.{type(model).__qualname__}"
-    return _make_target(_Source(model, name, None, origin), inputs, prune_also, device)
+    return _make_target(_Source(model, name, None, origin, None), inputs, prune_also, device)
 
 
 class _Source(NamedTuple):
@@ -149,6 +169,7 @@ class _Source(NamedTuple):
     name: str
     zoo: str | None
     origin: str
+    default: InputSpec | None
 
 
 def _make_target(
@@ -157,14 +178,14 @@ def _make_target(
     check_structure(source.model)  # before copying: pruned and normed layers cannot be copied
     private = private_copy(source.model, device)
     weights = {key: value.detach() for key, value in find_prunable(private, prune_also).items()}
-    default = ZOO[source.zoo].inputs if source.zoo else None
+    check_one_input(private)
     state = {k: v for k, v in private.state_dict().items() if isinstance(v, Tensor)}
     target = Target(
         name=source.name,
         model=private,
         weights=weights,
         layout=Layout.of(weights),
-        inputs=resolve_inputs(private, inputs, default),
+        inputs=resolve_inputs(private, inputs, source.default),
         weights_sha256=sha256_of(state),
         zoo=source.zoo,
         origin=source.origin,
@@ -222,7 +243,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _from_factory(spec: str) -> nn.Module:
     if ":" not in spec:
         known = unknown_name("target", spec, ZOO)
-        raise InputError(f"{known}; or path/to/file.py:factory for a network of your own")
+        raise InputError(
+            f"{known}; or path/to/file.py:factory, {', '.join(s + ':NAME' for s in SOURCES)}"
+        )
     factory = load_function(spec, "target")
     model = call_user(factory, where=f"target: factory {spec}")
     if not isinstance(model, nn.Module):
@@ -256,8 +279,8 @@ def _try_once(target: Target) -> None:
 def _output_complaint(output: object) -> str | None:
     if not isinstance(output, Tensor):
         return (
-            f"must be one tensor, got {_describe(output)}; "
-            "wrap the network so that forward returns the logits or the embedding alone"
+            f"must be one tensor; {describe(output)}; choose one with --output NAME, or wrap the "
+            "network so that forward returns the logits or the embedding alone"
         )
     if output.ndim == 0 or output.shape[0] != 2:
         return (
@@ -272,12 +295,3 @@ def _output_complaint(output: object) -> str | None:
             "range with --range or --mean and --std"
         )
     return None
-
-
-def _describe(output: object) -> str:
-    if isinstance(output, dict):
-        return f"a {type(output).__name__} with keys {', '.join(map(repr, output))}"
-    if isinstance(output, (tuple, list)):
-        parts = ", ".join(type(part).__name__ for part in output)
-        return f"a {type(output).__name__} of {len(output)} ({parts})"
-    return f"a {type(output).__name__}"

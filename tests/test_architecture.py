@@ -28,11 +28,12 @@ FLOORS = (
         "input_options",
         "target",
         "mask_file",
+        "sources",
     ),
     # 2: what is shown to it, and how weights and outputs are judged
     ("probes", "saliency", "objectives"),
     # 3: what a worker holds
-    ("bench", "cost", "labelled", "held_out", "baselines", "plots"),
+    ("bench", "cost", "labelled", "held_out", "baselines", "plots", "repair"),
     # 4: the search
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)

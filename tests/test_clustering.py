@@ -371,7 +371,10 @@ def test_wrong_masks_and_empty_sweeps() -> None:
         cluster_weights(target, {"1.weight": torch.ones(1, 2, dtype=torch.bool)}, 2)
     with pytest.raises(InputError, match=r"masks\['0\.weight'\]: must be bool of shape \(1, 2\)"):
         cluster_weights(target, {"0.weight": torch.ones(1, 2)}, 2)
-    cases = (([], torch.rand(3, 2), "counts: "), ([2], torch.rand(0, 2), "held_out: "))
+    cases: tuple[tuple[list[int], Tensor, str], ...] = (
+        ([], torch.rand(3, 2), "counts: "),
+        ([2], torch.rand(0, 2), "held_out: "),
+    )
     for counts, inputs, argument in cases:
         with pytest.raises(InputError, match=argument):
             sweep_clusters(target, counts, Samples(inputs, None, "a test"))

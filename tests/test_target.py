@@ -217,9 +217,15 @@ class Returns(nn.Module):
 
 
 OUTPUTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
-    "tuple": (lambda x: (x, None), r"one tensor, got a tuple of 2 \(Tensor, NoneType\).*wrap"),
-    "dict": (lambda x: {"logits": x}, "one tensor, got a dict with keys 'logits'.*wrap"),
-    "nothing": (lambda _: None, "one tensor, got a NoneType"),
+    "tuple": (
+        lambda x: (x, None),
+        r"one tensor; .* a tuple of 0: tensor \[2, 3\], 1: NoneType; .*--output",
+    ),
+    "dict": (
+        lambda x: {"logits": x},
+        r"one tensor; .* a dict of 'logits': tensor \[2, 3\]; .*--output",
+    ),
+    "nothing": (lambda _: None, "one tensor; the network returns a NoneType of nothing"),
     "no batch": (lambda x: x.sum(), r"batch as its first axis, got shape \[\]"),
     "batch elsewhere": (lambda x: x.T, r"batch as its first axis, got shape \[3, 2\]"),
     "classes": (lambda x: x.argmax(1), r"floating type, got torch\.int64"),
@@ -493,7 +499,7 @@ def test_factory_files_that_fail(tmp_path: Path) -> None:
     assert load_target(f"{path}:make").layout.total == 4
 
 
-@pytest.mark.parametrize("spec", ["mnist-mpl", "nets.py", "", "timm:resnet18"])
+@pytest.mark.parametrize("spec", ["mnist-mpl", "nets.py", "", "tim:resnet18"])
 def test_unknown_targets(spec: str) -> None:
     """A target that is neither in the zoo nor file:factory is refused with both forms."""
     with pytest.raises(InputError, match=r"target: .*\.py"):
@@ -525,3 +531,19 @@ def test_zoo_networks_take_other_weights(tmp_path: Path) -> None:
     assert target.weights_sha256 == sha256_of(model.state_dict())
     assert target.zoo == "lenet"
     assert re.fullmatch(r"zoo network lenet, weights from .*mine\.pth", target.origin)
+
+
+def test_an_output_is_chosen_by_name(tmp_path: Path) -> None:
+    """`output` picks one of several; the names of the parameters stay those of the checkpoint."""
+    file = tmp_path / "several.py"
+    file.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return {'logits': super().forward(x), 'hidden': x}\n"
+        "def make():\n"
+        "    return Net(5, 3)\n"
+    )
+    target = load_target(f"{file}:make", inputs=InputOptions(shape=(5,)), output="logits")
+    assert target.model(torch.zeros(2, 5)).shape == (2, 3)
+    assert target.layout.names == ("weight",)

@@ -13,18 +13,24 @@ from gaprune.evolution.presets import PRESETS
 from gaprune.job import JOB_KEYS
 from gaprune.keys import Key
 from gaprune.probes.files import ALIASES
-from gaprune.probes.requests import IMPRESSIONS, PATH_FORMS, PROCEDURAL, generators
+from gaprune.probes.requests import OPTIMISED, PATH_FORMS, PROCEDURAL, generators
 from gaprune.saliency import SALIENCIES
 from gaprune.zoo import MNIST_INPUT
 
 OTHER, STOP = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {
-    "What to remove": ("sparsity", "scope", "method", "prune_also"),
+    "What to remove": ("sparsity", "scope", "method", "repair", "prune_also"),
     "What is shown to the network": (
         *("probes", "guard", "probe_count", "guard_count", "pool_count", "impressions"),
+        *("inversions", "probe_budget"),
         "test",
     ),
-    "The network and what it takes": ("weights", *(key.name for key in JOB_KEYS if key.field)),
+    "The network and what it takes": (
+        "weights",
+        "output",
+        "allow_download",
+        *(key.name for key in JOB_KEYS if key.field),
+    ),
     STOP: ("generations", "evaluations", "seconds", "stagnation"),
     "Where it runs": ("workers", "threads"),
     "What is compared": ("methods", "seeds", "clusters"),
@@ -42,9 +48,10 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Heading in the help → options below it; the others come under `OTHER`."""
+_LIMITS = (*PANELS[STOP], "probe_budget")
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
-_PROBES = (PROCEDURAL, IMPRESSIONS, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
+_PROBES = (PROCEDURAL, *OPTIMISED, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
 _MORE: dict[str, str] = {
     "method": f": {', '.join(SALIENCIES)}",
     "probes": f": {', '.join(_PROBES)}; repeatable, or joined by commas",
@@ -147,4 +154,4 @@ def _default(name: str) -> str:
     ]
     if values:
         return f" (by preset: {', '.join(values)})"
-    return f" (default: {'no limit' if _panel(name) == STOP else 'what suits the network'})"
+    return f" (default: {'no limit' if name in _LIMITS else 'what suits the network'})"

@@ -134,7 +134,7 @@ class Contest:
             preset = check_settings(self.settings)
             stated = self.settings_for(self.settings.sparsity, seed)
             settings = resolve_settings(stated, preset, self.target)
-            plan = plan_probes(self.target, settings, self.generator(seed, "run"))
+            plan = plan_probes(self.target, settings, self.generator(seed, "run"), self.observer)
             self._prepared.clear()  # one seed at a time is in use
             self._prepared[seed] = make_bench(self.target, settings, preset, plan), plan
         return self._prepared[seed]

@@ -11,13 +11,17 @@ from torch import Tensor
 from gaprune.config import Settings
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
+from gaprune.observe import Observer, Silence
 from gaprune.probes.affinity import affinities
 from gaprune.probes.impressions import impressions
+from gaprune.probes.inversion import Inversion
+from gaprune.probes.inverted import inverted_samples
 from gaprune.probes.mixture import Mixture, as_network, mix_generators
 from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.receipt import make_receipt
 from gaprune.probes.requests import (
     AUTO,
+    INVERSION,
     NOISY,
     PROCEDURAL,
     Request,
@@ -31,7 +35,6 @@ from gaprune.records import Receipt
 from gaprune.target import Target
 
 GUARD_FRACTION = 0.2  # of a file, held out to judge
-INVERSION = "inversion"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,12 @@ class ProbePlan:
     affinity: Mapping[str, float]
 
 
-def plan_probes(target: Target, settings: Settings, generator: torch.Generator) -> ProbePlan:
+def plan_probes(
+    target: Target,
+    settings: Settings,
+    generator: torch.Generator,
+    observer: Observer | None = None,
+) -> ProbePlan:
     """Make the probes that the settings ask for.
 
     `procedural` means: the teacher weighs the generators of its kind (`affinities`); the runner-up
@@ -72,7 +80,7 @@ def plan_probes(target: Target, settings: Settings, generator: torch.Generator) 
     request = parse_probes(settings.probes, spec)
     held = [(file.rung, _typed(read(file, spec), target)) for file in request.files]
     from_file = bool(held) and settings.guard == AUTO
-    generated = bool(request.names) or request.impressions
+    generated = bool(request.names) or request.impressions or request.inversion
     affinity: dict[str, float] = {}
     if generated or not from_file:
         table = GENERATORS[spec.kind]
@@ -83,6 +91,11 @@ def plan_probes(target: Target, settings: Settings, generator: torch.Generator) 
     guard, held = _split_guard(settings, judge, held, target, generator)
     if request.impressions:
         held.append((INVERSION, _synthesise(target, mixture, settings.impressions, generator)))
+    if request.inversion:
+        how = Inversion(seconds=settings.probe_budget)
+        count, listener = settings.inversions, observer or Silence()
+        inverted = inverted_samples(target, mixture, count, generator, how, listener)
+        held.append((INVERSION, inverted))
 
     pool = _join([samples for _, samples in held])
     if pool is not None:
@@ -111,7 +124,7 @@ def requested_rungs(settings: Settings, spec: InputSpec) -> list[str]:
     request = parse_probes(settings.probes, spec)
     return [
         *(file.rung for file in request.files),
-        *([INVERSION] if request.impressions else []),
+        *([INVERSION] if request.impressions or request.inversion else []),
         *(NOISY if name == NOISY else PROCEDURAL for name in request.names),
         *([] if settings.guard == AUTO else [_guard_rung(settings.guard, spec)]),
     ]

@@ -15,6 +15,8 @@ from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.samples import Samples
 
 PROCEDURAL, IMPRESSIONS, NOISY, AUTO = "procedural", "impressions", "noise", "auto"
+INVERSION = "inversion"
+OPTIMISED = (IMPRESSIONS, INVERSION)  # made from generated starts by gradients
 FILE_RUNGS = ("unlabelled", "labelled", "proxy")  # prefixes of a path; a bare path is unlabelled
 PATH_FORMS = ("PATH", "labelled:PATH", "proxy:PATH")
 
@@ -35,11 +37,13 @@ class Request:
         names: generators, and `procedural` for the mixture that the teacher picks.
         files: inputs from files.
         impressions: whether class impressions are wanted.
+        inversion: whether inputs inverted from BatchNorm are wanted.
     """
 
     names: tuple[str, ...]
     files: tuple[FileRequest, ...]
     impressions: bool
+    inversion: bool
 
 
 def generators(spec: InputSpec) -> dict[str, Generator_]:
@@ -53,13 +57,14 @@ def parse_probes(probes: Sequence[str], spec: InputSpec) -> Request:
     Raises:
         InputError: an empty list, or a name that is no generator and no path.
     """
-    known = [PROCEDURAL, IMPRESSIONS, *generators(spec)]
+    known = [PROCEDURAL, *OPTIMISED, *generators(spec)]
     if not probes:
         raise InputError(f"probes: name at least one of {', '.join(known)}, or a file")
     return Request(
-        names=tuple(name for name in probes if name in known and name != IMPRESSIONS),
+        names=tuple(name for name in probes if name in known and name not in OPTIMISED),
         files=tuple(parse_file("probes", text, known) for text in probes if text not in known),
         impressions=IMPRESSIONS in probes,
+        inversion=INVERSION in probes,
     )
 
 

@@ -1,0 +1,110 @@
+"""ResNet-20 for CIFAR-10 (He et al. 2016): weights and images come by argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.networks.record import RealNetwork, data_place
+from benchmarks.networks.scoring import accuracy
+from gaprune.errors import InputError
+from gaprune.input_options import InputOptions
+from gaprune.target import Target, target_from_module
+from gaprune.weights_file import apply_state, load_state
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with BatchNorm around a shortcut (He et al. 2016, section 4.2).
+
+    The shortcut is option A: where sizes change, every other pixel and channels of zeros.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+        self.padding = (outputs - inputs) // 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map `[N, inputs, H, W]` to `[N, outputs, H/stride, W/stride]`."""
+        residual = functional.relu(self.bn1(self.conv1(features)))
+        residual = self.bn2(self.conv2(residual))
+        shortcut = features[:, :, :: self.stride, :: self.stride]
+        if self.padding:
+            shortcut = functional.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
+        return functional.relu(residual + shortcut)
+
+
+class ResNet20(nn.Module):
+    """A 3×3 stem, three stages of three blocks with 16, 32 and 64 channels, pooling, linear.
+
+    Input `[N, 3, 32, 32]`, normalised; output logits `[N, 10]`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16)
+        self.layer2 = self._stage(16, 32)
+        self.layer3 = self._stage(32, 64)
+        self.linear = nn.Linear(64, 10)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int) -> nn.Sequential:
+        first = BasicBlock(inputs, outputs, 1 if inputs == outputs else 2)
+        return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(2)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        features = functional.relu(self.bn1(self.conv1(images)))
+        features = self.layer3(self.layer2(self.layer1(features)))
+        logits: Tensor = self.linear(features.mean((2, 3)))
+        return logits
+
+
+def open_resnet20(data: Path | None) -> RealNetwork:
+    """Return ResNet-20 with `cifar10/resnet20.safetensors` and `cifar10/test2000.npz` of `data`.
+
+    The file of images holds `images` (uint8 `[N, 32, 32, 3]`) and `labels` `[N]`.
+
+    Raises:
+        InputError: either is missing, or the images are none.
+    """
+    weights = data_place(data, "cifar10", "resnet20.safetensors")
+    images, labels = _read(data_place(data, "cifar10", "test2000.npz"))
+
+    def load() -> Target:
+        model = ResNet20()
+        apply_state(model, load_state(weights))
+        options = InputOptions(shape=(3, 32, 32), kind="image", mean=MEAN, std=STD)
+        return target_from_module(model, inputs=options, name="resnet20")
+
+    return RealNetwork(
+        name="resnet20",
+        load=load,
+        score=lambda model: accuracy(model, images, labels),
+        held_out=len(labels),
+        measure="top-1 on CIFAR-10 test images",
+    )
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor]:
+    with np.load(path, allow_pickle=False) as file:
+        if not {"images", "labels"} <= set(file):
+            raise InputError(f"data: {path} must hold images and labels, got {', '.join(file)}")
+        pixels, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (32, 32, 3):
+        raise InputError(f"data: {path} must hold uint8 images [N, 32, 32, 3], got {pixels.shape}")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std, labels.long()

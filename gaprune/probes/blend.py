@@ -1,0 +1,104 @@
+"""Which blend of generators looks like the training data? A network with BatchNorm remembers.
+
+The statistics of a blend of inputs are the blend of their moments, so the shares that come nearest
+to the remembered statistics (`Remembered.mismatch`) are found without another forward pass. What
+remains says how far procedural probes are from the domain: some 0.01 nats per channel for strokes
+shown to a network trained on digits, several times that for any blend shown to one trained on
+photographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.inputs import InputSpec
+from gaprune.probes.batch_statistics import Remembered, Watch
+from gaprune.probes.draws import Generator_
+from gaprune.probes.mixture import NEGLIGIBLE, as_network
+
+SAMPLE = 256  # inputs per generator
+CHUNK = 64  # inputs per forward pass
+STEPS, RATE = 400, 0.1
+EVENNESS = 0.003  # nats per nat of entropy: near equals share alike, so that probes stay diverse
+
+
+class Blend(NamedTuple):
+    """Generators and their shares, largest first, and what stays between them and the domain.
+
+    Attributes:
+        portions: generator → share; they add up to 1, and negligible ones are left out.
+        mismatch: of the blend, in nats per channel.
+        alone: of every generator by itself.
+    """
+
+    portions: dict[str, float]
+    mismatch: float
+    alone: dict[str, float]
+
+
+def blend(
+    model: nn.Module,
+    spec: InputSpec,
+    generators: Mapping[str, Generator_],
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Blend:
+    """Find the shares of generators whose statistics come nearest to the remembered ones.
+
+    Args:
+        model: a network with BatchNorm in evaluation mode.
+        spec: what it takes.
+        generators: name → generator, at least one.
+        generator: draws the inputs that are shown.
+        dtype: what the network computes in.
+
+    Raises:
+        InputError: the forward pass meets no BatchNorm with running statistics.
+    """
+    shown = []
+    for draw in generators.values():
+        inputs = as_network(spec, draw(spec, SAMPLE, generator), dtype)
+        moments, remembered = _moments(model, inputs)
+        shown.append(moments)
+    table = torch.stack(shown)
+    logits = torch.zeros(len(shown), dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([logits], RATE)
+    for _ in range(STEPS):
+        shares = logits.softmax(0)
+        entropy = -torch.xlogy(shares, shares).sum()
+        loss = remembered.mismatch(_mix(shares, table)) - EVENNESS * entropy
+        (logits.grad,) = torch.autograd.grad(loss, logits)
+        adam.step()
+    shares = logits.detach().softmax(0)
+    shares = torch.where(shares < NEGLIGIBLE, 0.0, shares)
+    shares /= shares.sum()
+    found = sorted(zip(generators, shares.tolist(), strict=True), key=lambda item: -item[1])
+    alone = {
+        name: float(remembered.mismatch(moments))
+        for name, moments in zip(generators, shown, strict=True)
+    }
+    portions = {name: share for name, share in found if share}
+    return Blend(portions, float(remembered.mismatch(_mix(shares, table))), alone)
+
+
+def _mix(shares: Tensor, table: Tensor) -> Tensor:
+    """Return the moments `[2, channels]` of a blend of rows `[generators, 2, channels]`."""
+    return (shares.view(-1, 1, 1) * table).sum(0)
+
+
+@torch.no_grad()
+def _moments(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Remembered]:
+    """Return the moments of all inputs in float64, and what they should be."""
+    parts = inputs.split(CHUNK)
+    total: Tensor | float = 0.0
+    with Watch(model) as watch:
+        for part in parts:
+            model(part)
+            moments, remembered = watch.take()
+            total = total + moments.double() * (len(part) / len(inputs))
+    assert isinstance(total, Tensor)
+    return total, Remembered(*(values.double() for values in remembered))

@@ -1,0 +1,26 @@
+"""Repair after pruning: means and spreads put back on probes, every weight as it was."""
+
+from gaprune.repair.anchors import Anchors, aligned, anchor, repaired_outputs
+from gaprune.repair.fold import Repaired, repair, repair_anchored, repaired_copy
+from gaprune.repair.moments import Moments
+from gaprune.repair.points import BIAS, NORM, PARTS, STATISTICS
+from gaprune.repair.sites import Sites, default_parts, survey
+
+__all__ = [
+    "BIAS",
+    "NORM",
+    "PARTS",
+    "STATISTICS",
+    "Anchors",
+    "Moments",
+    "Repaired",
+    "Sites",
+    "aligned",
+    "anchor",
+    "default_parts",
+    "repair",
+    "repair_anchored",
+    "repaired_copy",
+    "repaired_outputs",
+    "survey",
+]

@@ -1,0 +1,171 @@
+"""Small seeded networks with norms, biases or both, and masks, for the tests of repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
+
+from gaprune.target import InputOptions, Target, target_from_module
+
+torch.set_num_threads(1)
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class Convolutional(nn.Module):
+    """Two convolutions with BatchNorm in 1 to 3 dimensions, then a linear layer."""
+
+    def __init__(self, axes: int = 2) -> None:
+        super().__init__()
+        self.conv1 = CONVOLUTIONS[axes](2, 6, 3, padding=1, bias=False)
+        self.bn1 = NORMS[axes](6)
+        self.conv2 = CONVOLUTIONS[axes](6, 5, 3, padding=1, bias=False)
+        self.bn2 = NORMS[axes](5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, 2, …]` → `[N, 3]`."""
+        hidden = functional.relu(self.bn1(self.conv1(inputs)))
+        hidden = functional.relu(self.bn2(self.conv2(hidden)))
+        return self.head(hidden.flatten(2).mean(2))  # type: ignore[no-any-return]
+
+
+class Residual(nn.Module):
+    """A stem and two blocks whose second BatchNorm is added to the way around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(4, 4, 3, padding=1, bias=False),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+                nn.Conv2d(4, 4, 3, padding=1, bias=False),
+                nn.BatchNorm2d(4),
+            )
+            for _ in range(2)
+        )
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, 2, H, W]` → `[N, 3]`."""
+        hidden = functional.relu(self.stem(inputs))
+        for block in self.blocks:
+            hidden = functional.relu(hidden + block(hidden))
+        return self.head(hidden.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Perceptron(nn.Module):
+    """Three linear layers; the second has no bias, the first feeds a BatchNorm if wanted."""
+
+    def __init__(self, *, norm: bool = False, middle_bias: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(6, 12)
+        self.norm = nn.BatchNorm1d(12) if norm else nn.Identity()
+        self.fc2 = nn.Linear(12, 8, bias=middle_bias)
+        self.fc3 = nn.Linear(8, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, 6]` → `[N, 4]`."""
+        hidden = torch.tanh(self.norm(self.fc1(inputs)))
+        return self.fc3(torch.tanh(self.fc2(hidden)))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """One transformer layer with its norms behind, over 5 positions of 8 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, 5, 8]` → `[N, 3]`."""
+        return self.head(self.layer(inputs).mean(1))  # type: ignore[no-any-return]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def target_of(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], *prune_also: str, double: bool = True
+) -> Target:
+    """Build a network of seeded weights and statistics, in float64 unless told otherwise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = build().eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.uniform_(parameter, -0.5, 0.5)
+        for module in model.modules():
+            if isinstance(module, _NormBase) and module.running_mean is not None:
+                nn.init.uniform_(module.get_buffer("running_mean"), -0.1, 0.1)
+                nn.init.uniform_(module.get_buffer("running_var"), 0.2, 2)
+                nn.init.uniform_(module.get_parameter("weight"), 0.5, 1.5)
+    return target_from_module(
+        model.double() if double else model,
+        inputs=InputOptions(shape=shape, kind="vector"),
+        prune_also=prune_also,
+    )
+
+
+def random_masks(target: Target, density: float = 0.6, seed: int = 1) -> dict[str, Tensor]:
+    """Return masks that keep each prunable parameter with probability `density`."""
+    generator = seeded(seed)
+    return {
+        name: torch.rand(weight.shape, generator=generator) < density
+        for name, weight in target.weights.items()
+    }
+
+
+def probes_for(target: Target, count: int = 24, seed: int = 2) -> Tensor:
+    """Return normal inputs whose mean differs from input to input."""
+    size = (count, *target.inputs.shape)
+    level = torch.randn(count, *[1] * len(target.inputs.shape), generator=seeded(seed + 100))
+    return (torch.randn(size, generator=seeded(seed)) + level).to(target.dtype)
+
+
+@contextmanager
+def watched(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of all modules of some kinds, by name, while forwards run."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_module: nn.Module, _args: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            assert isinstance(first, Tensor)
+            seen[name] = first.clone()
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def outputs_of(model: nn.Module, inputs: Tensor, *kinds: type[nn.Module]) -> dict[str, Tensor]:
+    """Return what every module of some kinds puts out on `inputs`."""
+    with watched(model, kinds) as seen, torch.no_grad():
+        model(inputs)
+    return seen
+
+
+def hook_count(model: nn.Module) -> int:
+    """Return how many forward hooks and pre-hooks hang on a network."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

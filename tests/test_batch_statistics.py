@@ -1,0 +1,139 @@
+"""What BatchNorms remember, and how far a batch is from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saliency_networks import seeded
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from gaprune.errors import InputError
+from gaprune.probes.batch_statistics import Pool, Watch, batchnorms, has_batchnorm
+
+
+def norm_of(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], channels: int, seed: int) -> nn.Module:
+    """Return a BatchNorm in float64 that remembers something."""
+    norm = kind(channels, eps=1e-3).double().eval().requires_grad_(False)
+    norm.get_buffer("running_mean").normal_(generator=seeded(seed))
+    norm.get_buffer("running_var").uniform_(0.2, 3, generator=seeded(seed + 1))
+    return norm
+
+
+def seen(model: nn.Module, inputs: Tensor) -> float:
+    """Return the mismatch of a batch."""
+    with Watch(model) as watch:
+        model(inputs)
+        moments, remembered = watch.take()
+    return float(remembered.mismatch(moments))
+
+
+@given(st.integers(1, 5), st.integers(2, 9), st.integers(0, 999))
+@settings(max_examples=20)
+def test_the_mismatch_is_a_divergence_of_gaussians(channels: int, rows: int, seed: int) -> None:
+    """It is torch's own KL divergence, averaged over channels, epsilon part of both variances."""
+    norm = norm_of(nn.BatchNorm2d, channels, seed)
+    inputs = torch.randn(rows, channels, 3, 2, generator=seeded(seed), dtype=torch.float64)
+    inputs = 2 * inputs + 1
+    variance, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
+    batch = Normal(mean, (variance + 1e-3).sqrt())
+    running = (norm.get_buffer("running_mean"), norm.get_buffer("running_var"))
+    kept = Normal(running[0], (running[1] + 1e-3).sqrt())
+    assert seen(norm, inputs) == pytest.approx(float(kl_divergence(batch, kept).mean()), rel=1e-9)
+
+
+def test_norms_count_alike_and_every_call_counts() -> None:
+    """A norm of 1 channel weighs as much as one of 4; one that is called twice counts twice."""
+    wide, narrow = norm_of(nn.BatchNorm1d, 4, 1), norm_of(nn.BatchNorm1d, 1, 2)
+    inputs = torch.randn(8, 4, generator=seeded(), dtype=torch.float64)
+
+    class Both(nn.Module):
+        """Calls the wide one twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = wide, narrow
+
+        def forward(self, batch: Tensor) -> Tensor:
+            self.wide(batch)
+            self.wide(2 * batch)
+            out: Tensor = self.narrow(batch[:, :1])
+            return out
+
+    expected = (seen(wide, inputs) + seen(wide, 2 * inputs) + seen(narrow, inputs[:, :1])) / 3
+    assert seen(Both(), inputs) == pytest.approx(expected)
+
+
+def test_what_was_remembered_has_no_mismatch() -> None:
+    """Right after one training pass over a batch, that batch fits; another does not."""
+    norm = nn.BatchNorm2d(3, momentum=None)
+    data = 3 + 2 * torch.randn(50, 3, 4, 4, generator=seeded())
+    norm(data)
+    assert abs(seen(norm.eval(), data)) < 1e-5
+    assert seen(norm, data + 1) > 0.05
+
+
+def test_constant_and_dead_channels_stay_finite() -> None:
+    """A channel of variance 0 on both sides fits; its gradient is finite."""
+    norm = nn.BatchNorm1d(2).eval()
+    norm.get_buffer("running_var").copy_(torch.tensor([0.0, 1.0]))
+    inputs = torch.tensor([[0.0, 1e4], [0.0, 1e4]], requires_grad=True)
+    with Watch(norm) as watch:
+        norm(inputs)
+        moments, remembered = watch.take()
+    value = remembered.mismatch(moments)
+    (gradient,) = torch.autograd.grad(value, inputs)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 99))
+@settings(max_examples=20)
+def test_pooled_parts_are_the_whole(sizes: list[int], seed: int) -> None:
+    """Once every part is known, joining any gives the moments of the joined batch."""
+    norm = norm_of(nn.BatchNorm1d, 3, 1)
+    inputs = torch.randn(sum(sizes), 3, generator=seeded(seed), dtype=torch.float64)
+    pool = Pool(sizes)
+    with Watch(norm) as watch:
+        for _ in range(2):
+            for number, part in enumerate(inputs.split(sizes)):
+                norm(part)
+                joined = pool.join(number, watch.take()[0])
+    whole = torch.stack([inputs.mean(0), inputs.square().mean(0)])
+    assert torch.allclose(joined, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_norms_without_running_statistics_are_left_out() -> None:
+    """They remember nothing; the others are found, also subclasses."""
+
+    class Mine(nn.BatchNorm2d):
+        """With an activation, as in many model collections."""
+
+    plain = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    mine = Mine(2)
+    assert not has_batchnorm(plain)
+    assert not has_batchnorm(nn.Sequential(nn.LayerNorm(2), nn.GroupNorm(1, 2)))
+    assert batchnorms(nn.Sequential(plain, mine)) == [mine]
+
+
+def test_a_watch_leaves_no_trace() -> None:
+    """Its hooks go, also after an error; outside of it nothing is seen."""
+    norm = norm_of(nn.BatchNorm1d, 2, 1)
+    with pytest.raises(RuntimeError, match="mine"), Watch(norm):
+        raise RuntimeError("mine")
+    assert not norm._forward_pre_hooks
+    with Watch(norm) as watch, pytest.raises(InputError, match=r"no BatchNorm.*takes part"):
+        watch.take()
+
+
+def test_half_precision_is_summed_in_single() -> None:
+    """Mean squares of bfloat16 inputs are as exact as the inputs."""
+    norm = norm_of(nn.BatchNorm1d, 2, 1).to(torch.bfloat16)
+    inputs = (100 + torch.randn(4096, 2, generator=seeded())).to(torch.bfloat16)
+    with Watch(norm) as watch:
+        norm(inputs)
+        moments, _ = watch.take()
+    exact = torch.stack([inputs.double().mean(0), inputs.double().square().mean(0)])
+    assert torch.allclose(moments.double(), exact, rtol=1e-5)

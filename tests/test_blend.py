@@ -1,0 +1,93 @@
+"""Blends of generators that look to a network like its training data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from search_cases import seeded, tiny_model
+from torch import Tensor, nn
+
+from gaprune.errors import InputError
+from gaprune.inputs import InputSpec
+from gaprune.probes.blend import blend
+from gaprune.probes.draws import Generator_
+from gaprune.probes.procedural import GENERATORS
+from gaprune.zoo import ZOO, load
+
+SPEC = InputSpec((3,), "vector", low=-10, high=10)
+
+
+def around(*centre: float) -> Generator_:
+    """Return a generator of vectors around a point in the unit cube."""
+
+    def draw(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
+        return torch.tensor(centre) + 0.01 * torch.randn(count, *spec.shape, generator=generator)
+
+    return draw
+
+
+CORNERS = {
+    "low": around(0.2, 0.3, 0.4),
+    "high": around(0.6, 0.7, 0.4),
+    "other": around(0.9, 0.1, 0),
+}
+
+
+def remembering(**shares: int) -> nn.Module:
+    """Return a BatchNorm that was shown so many inputs of each generator."""
+    norm = nn.BatchNorm1d(3, momentum=None)
+    parts = [CORNERS[name](SPEC, count, seeded(9)) for name, count in shares.items()]
+    norm(-10 + 20 * torch.cat(parts))
+    return norm.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("low", [100, 500, 900])
+def test_the_shares_of_the_training_data_are_found(low: int) -> None:
+    """A network trained on a blend of two generators gets that blend, and nothing of a third."""
+    found = blend(remembering(low=low, high=1000 - low), SPEC, CORNERS, seeded(1))
+    assert found.portions["low"] == pytest.approx(low / 1000, abs=0.05)
+    assert "other" not in found.portions
+    assert sum(found.portions.values()) == pytest.approx(1)
+    assert list(found.portions.values()) == sorted(found.portions.values(), reverse=True)
+    assert found.mismatch < 0.02
+    assert 10 * found.mismatch < min(found.alone.values())
+
+
+def test_what_fits_alone_stays_alone() -> None:
+    """Data of one generator: that one, with hardly a mismatch."""
+    found = blend(remembering(high=1000), SPEC, CORNERS, seeded(1))
+    assert found.portions["high"] > 0.95
+    assert min(found.alone, key=lambda name: found.alone[name]) == "high"
+
+
+def test_equals_share() -> None:
+    """Two generators of the same inputs are both used."""
+    twins = {"one": CORNERS["high"], "two": CORNERS["high"]}
+    found = blend(remembering(high=1000), SPEC, twins, seeded(1))
+    assert min(found.portions.values()) > 0.3
+
+
+def test_a_network_trained_on_digits_wants_strokes() -> None:
+    """Of the generators of pictures, those that draw lines are nearest to the zoo's MNIST net."""
+    model = load("mobile-student").requires_grad_(False)
+    spec = ZOO["mobile-student"].inputs
+    found = blend(model, spec, GENERATORS["image"], seeded(1))
+    nearest = sorted(found.alone, key=lambda name: found.alone[name])[:3]
+    assert set(nearest) == {"glyphs", "outlines", "strokes"}
+    assert sum(found.portions.get(name, 0) for name in nearest) > 0.8
+    assert found.mismatch < 0.03
+
+
+def test_the_seed_decides() -> None:
+    """The same seed gives the same shares; the network is left as it was."""
+    model = remembering(low=500, high=500)
+    first, second = (blend(model, SPEC, CORNERS, seeded(2)) for _ in range(2))
+    assert first == second
+    assert not model._forward_pre_hooks
+
+
+def test_a_network_without_batchnorm_remembers_nothing() -> None:
+    """The message says so."""
+    spec = InputSpec((6,), "vector")
+    with pytest.raises(InputError, match="no BatchNorm"):
+        blend(tiny_model(), spec, GENERATORS["vector"], seeded())

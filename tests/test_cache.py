@@ -1,0 +1,192 @@
+"""Made inputs on disk: found again, never believed when damaged, and never in the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gaprune.probes import cache
+from gaprune.probes.cache import cache_folder, cache_key, cached
+
+KEY = cache_key("0" * 64, {"steps": 150})
+
+
+class Maker:
+    """Makes another batch at every call, and counts."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.calls = 0
+        self.dtype = dtype
+
+    def __call__(self) -> Tensor:
+        """Return the batch of this call."""
+        self.calls += 1
+        return torch.full((3, 2), float(self.calls)).to(self.dtype).t()  # not contiguous
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """Return what was warned of."""
+    return []
+
+
+def file_of(folder: Path) -> Path:
+    """Return the only file under a cache folder."""
+    (path,) = (p for p in folder.rglob("*") if p.is_file())
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_batch_is_made_once(dtype: torch.dtype, tmp_path: Path, said: list[str]) -> None:
+    """The second call reads the same bits and makes nothing; another key makes its own."""
+    make = Maker(dtype)
+    first, second = (cached(KEY, make, said.append, tmp_path / "new" / "place") for _ in range(2))
+    assert make.calls == 1
+    assert torch.equal(first, second)
+    assert second.dtype == dtype
+    cached(cache_key("1" * 64, {"steps": 150}), make, said.append, tmp_path / "new" / "place")
+    assert make.calls == 2
+    assert said == []
+
+
+def flip_bit(path: Path) -> None:
+    """Change the last bit of a file: safetensors itself sees nothing wrong."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    """Lose the second half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def unstamp(path: Path) -> None:
+    """Keep the tensors but not what they were made for."""
+    save_file(load_file(path), path)
+
+
+def empty(path: Path) -> None:
+    """Lose everything."""
+    path.write_bytes(b"")
+
+
+def misname(path: Path) -> None:
+    """Put the batch of another key there."""
+    other = path.parent.parent / "other"
+    cached("f" * 64, Maker(), print, other)
+    file_of(other).replace(path)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, cut, unstamp, empty, misname])
+def test_a_damaged_file_is_made_anew(
+    damage: Callable[[Path], None], tmp_path: Path, said: list[str]
+) -> None:
+    """It is said once, the new batch replaces the file, and the next call reads that."""
+    make = Maker()
+    cached(KEY, make, said.append, tmp_path)
+    damage(file_of(tmp_path))
+    again, after = (cached(KEY, make, said.append, tmp_path) for _ in range(2))
+    assert make.calls == 2
+    assert torch.equal(again, torch.full((2, 3), 2.0))
+    assert torch.equal(after, again)
+    assert len(said) == 1
+    assert "made anew" in said[0]
+    assert KEY in said[0]
+
+
+def test_a_place_that_cannot_be_written_costs_only_time(tmp_path: Path, said: list[str]) -> None:
+    """A file where the folder should be: the batch is made, with one warning."""
+    blocked = tmp_path / "file"
+    blocked.write_text("mine")
+    make = Maker()
+    assert torch.equal(cached(KEY, make, said.append, blocked), torch.ones(2, 3))
+    assert len(said) == 1
+    assert "GAPRUNE_CACHE" in said[0]
+    assert blocked.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_costs_only_time(tmp_path: Path, said: list[str]) -> None:
+    """The batch is made, with one warning."""
+    tmp_path.chmod(0o500)
+    cached(KEY, Maker(), said.append, tmp_path)
+    tmp_path.chmod(0o700)
+    assert len(said) == 1
+
+
+def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, said: list[str]) -> None:
+    """Its error passes through."""
+
+    def fail() -> Tensor:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        cached(KEY, fail, said.append, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_tell_everything_apart() -> None:
+    """Weights and every setting change the key; their order does not."""
+    settings = {"steps": 150, "rate": 0.05, "spec": {"shape": [3, 8, 8], "mean": [0.1]}}
+    changed: list[dict[str, object]] = [
+        {**settings, "steps": 151},
+        {**settings, "rate": 0.050000001},
+        {"steps": 150},
+    ]
+    keys = {cache_key("a", settings), cache_key("b", settings)}
+    keys |= {cache_key("a", other) for other in changed}
+    assert len(keys) == 5
+    assert cache_key("a", dict(reversed(settings.items()))) == cache_key("a", settings)
+    assert all(len(key) == 64 for key in keys)
+
+
+def test_old_files_make_room(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the limit, what was not used for longest goes; other files stay."""
+    foreign = tmp_path / "model.safetensors"
+    foreign.write_bytes(bytes(10_000))
+    keys = [letter * 64 for letter in "abc"]
+    for age, key in enumerate(keys[:2]):
+        cached(key, Maker(), said.append, tmp_path)
+        os.utime(tmp_path / "probes" / f"{key}.safetensors", (1000 + age, 1000 + age))
+    cached(keys[0], Maker(), said.append, tmp_path)  # used again: now the younger one
+    size = (tmp_path / "probes" / f"{keys[0]}.safetensors").stat().st_size
+    monkeypatch.setattr(cache, "LIMIT", 2 * size)
+    cached(keys[2], Maker(), said.append, tmp_path)
+    left = {path.stem[0] for path in (tmp_path / "probes").iterdir()}
+    assert left == {"a", "c"}
+    assert foreign.exists()
+
+
+def test_the_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """$GAPRUNE_CACHE comes before $XDG_CACHE_HOME, that before the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("GAPRUNE_CACHE", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "gaprune"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "gaprune"
+    monkeypatch.setenv("GAPRUNE_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+
+
+def test_without_a_home_the_batch_is_made(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    """There is a warning that says what to set."""
+    for name in ("HOME", "XDG_CACHE_HOME", "GAPRUNE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(_homeless))
+    assert torch.equal(cached(KEY, Maker(), said.append), torch.ones(2, 3))
+    assert len(said) == 1
+    assert "GAPRUNE_CACHE" in said[0]
+
+
+def _homeless(cls: type[Path]) -> Path:
+    raise RuntimeError("could not determine home directory")

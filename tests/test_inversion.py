@@ -1,0 +1,338 @@
+"""Inverted inputs: they look to the network as its training data did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from saliency_networks import Attention
+from search_cases import seeded, tiny_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gaprune.errors import InputError
+from gaprune.inputs import InputSpec
+from gaprune.probes.batch_statistics import Watch
+from gaprune.probes.draws import to_network
+from gaprune.probes.impressions import soft_targets
+from gaprune.probes.inversion import Inversion, activation_bytes, invert
+
+IMAGE = InputSpec((2, 8, 8), "image", mean=(0.4, 0.6), std=(0.25, 0.5))
+SIGNAL = InputSpec((1, 32), "signal", low=-1, high=1)
+VECTOR = InputSpec((6,), "vector", low=-2, high=4)
+QUICK = Inversion(steps=40, rate=0.05)
+
+
+def remembering(model: nn.Module, data: Tensor) -> nn.Module:
+    """Return the network with seeded weights, frozen, its BatchNorms filled from data."""
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(weight)
+        elif weight.ndim > 1:
+            nn.init.kaiming_uniform_(weight, generator=seeded(3 + weight.numel()))
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the plain average
+    model.train()(data)
+    return model.eval().requires_grad_(False)
+
+
+def images(count: int, spec: InputSpec = IMAGE) -> Tensor:
+    """Return the training data: bright and dull, unlike uniform noise, in the unit range."""
+    bright = 0.8 + 0.1 * torch.randn(count, *spec.shape, generator=seeded(11))
+    return bright.clamp(0, 1)
+
+
+def net_of(layer: type[nn.Module], norm: type[nn.Module], channels: int) -> nn.Module:
+    """Return a small convolutional classifier with two BatchNorms."""
+    return nn.Sequential(
+        layer(channels, 8, 3, padding=1), norm(8), nn.ReLU(),
+        layer(8, 8, 3, padding=1), norm(8), nn.ReLU(),
+        nn.Flatten(2), Mean(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+class Mean(nn.Module):
+    """Average over places."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(2)
+
+
+def image_net() -> nn.Module:
+    """Return the network of `IMAGE`."""
+    return remembering(net_of(nn.Conv2d, nn.BatchNorm2d, 2), to_network(IMAGE, images(256)))
+
+
+def signal_net() -> nn.Module:
+    """Return the network of `SIGNAL`."""
+    net = net_of(nn.Conv1d, nn.BatchNorm1d, 1)
+    return remembering(net, to_network(SIGNAL, images(256, SIGNAL)))
+
+
+def vector_net() -> nn.Module:
+    """Return the network of `VECTOR`."""
+    net = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    return remembering(net, to_network(VECTOR, images(256, VECTOR)))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], InputSpec]] = {
+    "image": (image_net, IMAGE),
+    "signal": (signal_net, SIGNAL),
+    "vector": (vector_net, VECTOR),
+}
+
+
+def starts(spec: InputSpec, count: int = 96, seed: int = 1) -> Tensor:
+    """Return uniform noise in the unit range."""
+    return torch.rand(count, *spec.shape, generator=seeded(seed))
+
+
+@torch.no_grad()
+def mismatch(model: nn.Module, inputs: Tensor) -> float:
+    """Return how far a batch, as the network takes it, is from what is remembered."""
+    with Watch(model) as watch:
+        model(inputs)
+        moments, remembered = watch.take()
+    return float(remembered.mismatch(moments))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inverted_inputs_have_the_statistics_of_the_data(case: str) -> None:
+    """The mismatch falls to a tenth, and the mean comes near the data's, which was never shown."""
+    build, spec = CASES[case]
+    model, noise = build(), starts(spec)
+    made = invert(model, spec, noise, seeded(5), QUICK)
+    began = to_network(spec, noise)
+    assert mismatch(model, made) < 0.1 * mismatch(model, began)
+    data = to_network(spec, images(256, spec)).mean()
+    assert abs(made.mean() - data) < 0.25 * abs(began.mean() - data)
+    assert made.shape == noise.shape
+    assert not made.requires_grad
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_stay_in_the_range(case: str) -> None:
+    """Also where steps are far too long."""
+    build, spec = CASES[case]
+    made = invert(build(), spec, starts(spec, 8), seeded(5), Inversion(steps=3, rate=2.0))
+    ends = to_network(spec, torch.stack([torch.zeros(spec.shape), torch.ones(spec.shape)]))
+    assert (made >= ends[0] - 1e-6).all()
+    assert (made <= ends[1] + 1e-6).all()
+    assert (made == ends[1]).any()
+
+
+def test_the_seed_decides() -> None:
+    """The same seed gives the same bits, another one other inputs; the starts stay."""
+    model, noise = image_net(), starts(IMAGE, 16)
+    before = noise.clone()
+    how = Inversion(steps=4)
+    first, second, third = (invert(model, IMAGE, noise, seeded(s), how) for s in (5, 5, 6))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    assert torch.equal(noise, before)
+
+
+def test_nothing_is_left_on_the_model() -> None:
+    """No hook, no gradient, no changed bit, no other mode; nor after an error in the forward."""
+    model = image_net()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    class Broken(nn.Module):
+        """Fails at the second pass."""
+
+        calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 4:
+                raise RuntimeError("broken")
+            out: Tensor = model(inputs)
+            return out
+
+    broken = Broken()
+    broken.inner = model
+    invert(model, IMAGE, starts(IMAGE, 8), seeded(5), Inversion(steps=2))
+    with pytest.raises(RuntimeError, match="broken"):
+        invert(broken, IMAGE, starts(IMAGE, 8), seeded(5), Inversion(steps=9))
+    assert broken.calls == 5
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(module._forward_pre_hooks or module.training for module in model.modules())
+
+
+def test_a_batch_in_parts_is_the_whole_batch() -> None:
+    """Cut for memory, the parts step as the whole does; later they see each other a step late."""
+    model, noise = image_net(), starts(IMAGE)
+    memory = 20.0 * activation_bytes(model, to_network(IMAGE, noise[:1]))
+    exact, step = image_net().double(), Inversion(steps=1, jitter=0.0)
+    one, cut = (
+        invert(exact, IMAGE, noise.double(), seeded(5), replace(step, memory=bytes_))
+        for bytes_ in (1e9, memory)
+    )
+    assert torch.allclose(one, cut, rtol=0, atol=1e-6)
+    whole, parts = (
+        mismatch(model, invert(model, IMAGE, noise, seeded(5), replace(QUICK, memory=bytes_)))
+        for bytes_ in (1e9, memory)
+    )
+    assert parts < 1.2 * whole + 0.002
+
+
+def test_answers_move_towards_their_targets() -> None:
+    """The cross-entropy to the drawn targets falls, the more the more it weighs."""
+    model, noise = image_net(), starts(IMAGE)
+    targets = soft_targets(96, 3, seeded(5))
+
+    def entropy(inputs: Tensor) -> float:
+        return float(functional.cross_entropy(model(inputs), targets))
+
+    before = entropy(to_network(IMAGE, noise))
+    little, much = (
+        entropy(invert(model, IMAGE, noise, seeded(5), replace(QUICK, statistics=1.0, classes=one)))
+        for one in (0.0, 100.0)
+    )
+    assert much < 0.9 * before
+    assert much < 0.9 * little
+
+
+def test_the_prior_smooths() -> None:
+    """With more weight on it neighbours are closer."""
+    rough, smooth = (
+        invert(image_net(), IMAGE, starts(IMAGE, 16), seeded(5), replace(QUICK, smoothness=weight))
+        for weight in (0.0, 300.0)
+    )
+    assert smooth.diff(dim=-1).abs().mean() < 0.7 * rough.diff(dim=-1).abs().mean()
+
+
+class Slow(nn.Module):
+    """A network that takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.inner, self.seconds, self.calls = image_net(), seconds, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        time.sleep(self.seconds)
+        out: Tensor = self.inner(inputs)
+        return out
+
+
+def test_a_time_limit_ends_the_work_between_batches_and_within_the_first() -> None:
+    """Too little for one batch: fewer steps on it, none on others; the limit holds."""
+    model = Slow(0.02)
+    began = time.monotonic()
+    how = Inversion(steps=1000, batch=8, seconds=0.5)
+    made = invert(model, IMAGE, starts(IMAGE, 64), seeded(5), how)
+    assert time.monotonic() - began < 5
+    assert len(made) == 8
+    assert 2 < model.calls < 40
+
+
+def test_a_time_limit_allows_what_fits() -> None:
+    """Several batches are made, none of them hurried, and the last does not begin."""
+    model = Slow(0.01)
+    how = Inversion(steps=10, batch=4, seconds=1.0)
+    made = invert(model, IMAGE, starts(IMAGE, 400), seeded(5), how)
+    assert 4 < len(made) < 400
+    assert len(made) % 4 == 0
+
+
+def test_no_time_at_all_still_makes_a_batch() -> None:
+    """One step on the first batch."""
+    made = invert(
+        image_net(), IMAGE, starts(IMAGE, 64), seeded(5), Inversion(batch=16, seconds=1e-9)
+    )
+    assert len(made) == 16
+    assert not torch.equal(made, to_network(IMAGE, starts(IMAGE, 64))[:16])
+
+
+def test_progress_is_told_to_the_end() -> None:
+    """Steps over all batches, never backwards."""
+    told: list[tuple[int, int]] = []
+    how = Inversion(steps=3, batch=4)
+    invert(image_net(), IMAGE, starts(IMAGE, 8), seeded(5), how, lambda *pair: told.append(pair))
+    assert told[-1] == (6, 6)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {total for _, total in told} == {6}
+    assert len({done for done, _ in told}) == 6
+
+
+def large_net(head: nn.Module) -> nn.Module:
+    """Return a network that sees pictures of 96×96 and remembers some."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), head)
+    return remembering(net, to_network(LARGE, images(16, LARGE)))
+
+
+class Sizes(nn.Module):
+    """Notes the sizes that a network is shown."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen: list[int] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen.append(inputs.shape[-1])
+        out: Tensor = self.inner(inputs)
+        return out
+
+
+LARGE = InputSpec((1, 96, 96), "image")
+
+
+def test_large_pictures_begin_small() -> None:
+    """Two thirds of the steps at half the resolution, the rest at the network's own."""
+    head = nn.Sequential(nn.Flatten(2), Mean(), nn.Linear(4, 3))
+    model = Sizes(large_net(head))
+    made = invert(model, LARGE, starts(LARGE, 8), seeded(5), Inversion(steps=30))
+    assert made.shape == (8, 1, 96, 96)
+    assert 20 <= model.seen.count(48) <= 24
+    assert 10 <= model.seen.count(96) <= 14
+    assert model.seen[-1] == 96
+
+
+def test_a_network_of_one_size_is_only_shown_that() -> None:
+    """A linear layer behind the picture takes no other."""
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 23 * 23, 3))
+    model = Sizes(large_net(head))
+    made = invert(model, LARGE, starts(LARGE, 8), seeded(5), Inversion(steps=5))
+    assert made.shape == (8, 1, 96, 96)
+    assert model.seen.count(48) == 1  # the try
+
+
+class Detached(nn.BatchNorm1d):
+    """A network that passes no gradient on."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).detach()
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "message"),
+    [
+        (tiny_model(), InputSpec((6,), "vector"), r"BatchNorm.*--probes impressions"),
+        (
+            nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)),
+            InputSpec((6,), "vector"),
+            r"running statistics.*--probes impressions",
+        ),
+        (Attention(), InputSpec((5,), "tokens", vocabulary=11), "token ids cannot"),
+        (Detached(6), InputSpec((6,), "vector"), r"passes gradients.*--probes procedural"),
+    ],
+)
+def test_what_cannot_be_inverted(model: nn.Module, spec: InputSpec, message: str) -> None:
+    """The message says what to use."""
+    with pytest.raises(InputError, match=message):
+        invert(model.eval(), spec, torch.rand(4, *spec.shape), seeded(), Inversion(steps=1))
+
+
+def test_double_precision_passes_through() -> None:
+    """The result has the dtype of the starts."""
+    made = invert(
+        image_net().double(), IMAGE, starts(IMAGE, 8).double(), seeded(5), Inversion(steps=2)
+    )
+    assert made.dtype == torch.float64

@@ -1,0 +1,190 @@
+"""Token sequences that spread a network's answers, and those that a language model writes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saliency_networks import TOKENS, Attention, network_of, seeded
+from torch import Tensor, nn
+
+from gaprune.errors import InputError
+from gaprune.inputs import InputSpec
+from gaprune.probes.token_search import (
+    SPREADS,
+    TokenSearch,
+    decorrelation,
+    diversify,
+    information,
+    spread_of,
+    writes,
+    written,
+)
+from gaprune.probes.tokens import zipf_bursts
+
+
+def classifier() -> nn.Module:
+    """Return a frozen attention network whose answers depend on its ids more than at its birth."""
+    model = network_of(Attention, TOKENS).model
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2)
+    return model
+
+
+def starts(count: int = 24, seed: int = 1) -> Tensor:
+    """Return ids below 11, five a row."""
+    return zipf_bursts(TOKENS, count, seeded(seed))
+
+
+@given(st.integers(2, 9), st.integers(2, 6), st.integers(0, 999))
+@settings(max_examples=30)
+def test_information_is_the_mutual_information(rows: int, classes: int, seed: int) -> None:
+    """Its mean is H(mean p) − mean H(p) of torch's own categorical distributions."""
+    logits = 3 * torch.randn(rows, classes, generator=seeded(seed), dtype=torch.float64)
+    rows_of = torch.distributions.Categorical(logits=logits)
+    mean = torch.distributions.Categorical(probs=rows_of.probs.mean(0))
+    expected = float(mean.entropy() - rows_of.entropy().mean())
+    assert spread_of(logits, information) == pytest.approx(expected, abs=1e-9)
+
+
+def test_decorrelation_by_hand() -> None:
+    """Two pairs of opposite, orthogonal directions: half of the squared cosines are 1, half 0."""
+    outputs = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]) + torch.tensor([5.0, -2])
+    assert spread_of(outputs, decorrelation) == pytest.approx(0.5)
+    line = torch.tensor([[1.0, 2], [2, 4], [-3, -6]])
+    assert spread_of(line, decorrelation) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spread", "most"), [("information", math.log(3)), ("decorrelation", 2 / 3)]
+)
+def test_a_search_spreads_the_answers(spread: str, most: float) -> None:
+    """Of what three outputs can spread, at least a third of the rest is gained; ids stay ids."""
+    model, ids = classifier(), starts()
+    before = ids.clone()
+    how = TokenSearch(rounds=20, shortlist=3, spread=spread)
+    found = diversify(model, TOKENS, ids, seeded(3), how)
+    old, new = (spread_of(model(rows), SPREADS[spread]) for rows in (ids, found))
+    assert most - new < 2 / 3 * (most - old)
+    assert new <= most + 1e-5
+    assert found.dtype == torch.int64
+    assert found.shape == ids.shape
+    assert 0 <= int(found.min()) <= int(found.max()) < TOKENS.vocabulary
+    assert torch.equal(ids, before)
+
+
+@given(st.integers(0, 99), st.integers(1, 9), st.sampled_from(sorted(SPREADS)))
+@settings(max_examples=10, deadline=None)
+def test_the_spread_of_no_batch_falls(seed: int, batch: int, spread: str) -> None:
+    """Every batch of the result has at least the spread that it started with."""
+    model, ids = classifier(), starts(9, seed)
+    how = TokenSearch(rounds=3, batch=batch, spread=spread)
+    found = diversify(model, TOKENS, ids, seeded(seed), how)
+    for old, new in zip(ids.split(batch), found.split(batch), strict=True):
+        value, least = (spread_of(model(rows), SPREADS[spread]) for rows in (new, old))
+        assert value >= least - 1e-5
+
+
+def test_gradients_find_more_than_chance() -> None:
+    """A shortlist of the best substitutes beats drawing from the whole vocabulary."""
+    model, ids = classifier(), starts(48)
+    guided, blind = (
+        spread_of(
+            model(diversify(model, TOKENS, ids, seeded(3), TokenSearch(6, shortlist))), information
+        )
+        for shortlist in (2, TOKENS.vocabulary)
+    )
+    assert guided > blind > spread_of(model(ids), information)
+
+
+def test_the_same_seed_finds_the_same_ids_and_the_model_stays_as_it_is() -> None:
+    """No hook, gradient or changed bit is left; another seed finds other ids."""
+    model, ids = classifier(), starts()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second, third = (diversify(model, TOKENS, ids, seeded(s)) for s in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_outputs_of_more_axes_are_decorrelated() -> None:
+    """A network without class outputs is searched as well."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 3), nn.Tanh()).requires_grad_(False)
+    found = diversify(model, TOKENS, starts(), seeded(3))
+    assert spread_of(model(found), decorrelation) > spread_of(model(starts()), decorrelation)
+
+
+class Detached(Attention):
+    """A network that passes no gradient on."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).detach()
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "how", "message"),
+    [
+        (Detached(), TOKENS, {}, r"gradients.*--probes procedural"),
+        (Attention(), InputSpec((5,), "tokens", vocabulary=9), {}, r"nn\.Embedding of the whole"),
+        (Attention(), InputSpec((5,), "vector"), {}, "kind tokens, got vector"),
+        (Attention(), TOKENS, {"spread": "informations"}, r"did you mean 'information'\?"),
+    ],
+)
+def test_what_cannot_be_searched(
+    model: nn.Module, spec: InputSpec, how: dict[str, Any], message: str
+) -> None:
+    """The message says why, and nothing stays on the network."""
+    with pytest.raises(InputError, match=message):
+        diversify(
+            model.eval(), spec, torch.zeros(3, 5, dtype=torch.int64), seeded(), TokenSearch(**how)
+        )
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Chain(nn.Module):
+    """A language model without memory: after token t comes t + 1 or t + 2, never another."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        one, two = (nn.functional.one_hot((ids + step) % 7, 7) for step in (1, 2))
+        return torch.where(one + two > 0, 0.0, -torch.inf) + one * 0.5
+
+
+class Looker(Chain):
+    """Looks at what follows."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids.flip(1).cumsum(1) % 7)
+
+
+LETTERS = InputSpec((12,), "tokens", vocabulary=7)
+
+
+def test_a_language_model_writes_what_it_would_read() -> None:
+    """Every step is one that the chain allows, in the proportions that it says."""
+    ids = torch.randint(7, (300, 12), generator=seeded(1))
+    found = written(Chain(), LETTERS, ids, seeded(2))
+    steps = found.diff(dim=1) % 7
+    assert torch.equal(found[:, 0], ids[:, 0])
+    assert set(steps.unique().tolist()) == {1, 2}
+    likely = torch.sigmoid(torch.tensor(0.5)).item()
+    assert (steps == 1).double().mean().item() == pytest.approx(likely, abs=0.03)
+    assert torch.equal(found, written(Chain(), LETTERS, ids, seeded(2)))
+
+
+@pytest.mark.parametrize("model", [Looker(), Attention()])
+def test_other_networks_do_not_write(model: nn.Module) -> None:
+    """Networks that see the whole sequence, or answer something else, say so."""
+    spec = LETTERS if isinstance(model, Looker) else TOKENS
+    ids = torch.randint(7, (3, *spec.shape), generator=seeded(1))
+    assert not writes(model.eval(), spec, ids)
+    with pytest.raises(InputError, match="only a causal language model"):
+        written(model, spec, ids, seeded())
