@@ -41,7 +41,7 @@ fi
 
 version=$(.venv/bin/python -c 'import platform; print(platform.python_version())')
 echo "Installing gaprune and what it needs into .venv with Python $version. This takes minutes: PyTorch" \
-    "and Ray fill 1.4 GB, several more where pip picks a PyTorch for GPUs." >&2
+    "and Ray fill 2 GB, several more where pip picks a PyTorch for GPUs." >&2
 if ! .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
     -c constraints.txt -e '.[dev]' >"$log" 2>&1 </dev/null; then
     tail -n 20 "$log" >&2
