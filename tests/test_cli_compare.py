@@ -26,7 +26,7 @@ FAST = ("--sparsity", "0.5,0.75", "--methods", "magnitude,lamp,imp-direct")
 COMPARE = ("compare", *OWN, *DATA, *SMALL)
 FIELDS = {
     *("target", "sparsity", "method", "seed", "needs", "accuracy", "agreement", "evaluations"),
-    *("epochs", "seconds", "actual", "dense_accuracy", "path", "code", "error"),
+    *("epochs", "seconds", "actual", "dense_accuracy", "path", "steps", "code", "error"),
 }
 EXAMPLE = """
 def score(network, probes, density, generator):

@@ -114,7 +114,7 @@ def aligned(
         if name not in moments:  # forward takes another way on these inputs
             return None
         _note(sites, own, name, module, values)
-        factor, shift = sites.kinds[name].correction(module, moments[name], own[name])
+        factor, shift = sites.kinds[name].correct(module, moments[name], own[name])
         return (values * factor + shift).to(values.dtype)
 
     with _visited(model, sites, correct):

@@ -119,9 +119,9 @@ def _folded(
                 f"repair: means or variances at {name or 'the network'} are not finite: it "
                 "overflows on these probes; use other probes, or float32 weights"
             )
-    factor = kind.factor(module, dense, pruned)
+    correction = (value.double() for value in kind.correct(module, dense, pruned))
     state: dict[str, Tensor] = {}
-    for leaf, value in kind.fold(module, dense, pruned, factor).items():
+    for leaf, value in kind.fold(module, *correction).items():
         old = attrgetter(leaf)(module)
         new = value.to(old.dtype)
         if not torch.equal(new, old):

@@ -18,10 +18,13 @@ from gaprune.repair.moments import Moments, gain
 STATISTICS, BIAS, NORM = "statistics", "bias", "norm"
 PARTS = {
     STATISTICS: "running mean and variance of BatchNorms: their inputs get the dense moments",
-    BIAS: "bias of linear, convolution and attention layers: their outputs get the dense mean",
+    BIAS: "bias of linear, convolution and attention layers: the dense ratio of mean to spread",
     NORM: "weight and bias of layer and group norms: their outputs get the dense moments",
 }
 """What repair may write → what that is and does."""
+
+Correction = tuple[Tensor, Tensor]
+"""Factor and shift per channel: x → factor · x + shift, broadcast against the matched tensor."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Kind:
         missing: what to say of a module that lacks them.
         at_input: whether the module's first input is matched to the dense network's, or its output.
         channels: (module, rank of the matched tensor) → its channel axes.
-        factor: (module, dense moments, pruned moments) → what the deviations are multiplied by.
-        fold: (module, dense moments, pruned moments, factor) → values of the leaves under which the
-            module itself applies `correction`, float64.
+        correct: (module, dense moments, pruned moments) → the correction of the matched tensor.
+        fold: (module, factor, shift), float64 → values of the leaves under which the module applies
+            that correction itself.
     """
 
     part: str
@@ -44,15 +47,8 @@ class Kind:
     missing: str
     at_input: bool
     channels: Callable[[Any, int], tuple[int, ...]]
-    factor: Callable[[Any, Moments, Moments], Tensor]
-    fold: Callable[[Any, Moments, Moments, Tensor], dict[str, Tensor]]
-
-    def correction(
-        self, module: nn.Module, dense: Moments, pruned: Moments
-    ) -> tuple[Tensor, Tensor]:
-        """Return factor and shift that carry the pruned moments to the dense ones."""
-        factor = self.factor(module, dense, pruned)
-        return factor, dense.mean - factor * pruned.mean
+    correct: Callable[[Any, Moments, Moments], Correction]
+    fold: Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -60,52 +56,54 @@ def kind_of(module: nn.Module) -> Kind | None:
     return next((kind for types, kind in _KINDS.items() if isinstance(module, types)), None)
 
 
-def _up_to_bare_variance(norm: _NormBase, dense: Moments, pruned: Moments) -> Tensor:
-    """Return the gain, at most √((variance + ε)/ε): with that the running variance is 0."""
+def _matched(dense: Moments, pruned: Moments, most: Tensor | None = None) -> Correction:
+    factor = gain(dense, pruned, most)
+    return factor, dense.mean - factor * pruned.mean
+
+
+def _match_input(norm: _NormBase, dense: Moments, pruned: Moments) -> Correction:
+    """Give the dense moments; the factor ends where the running variance would fall below 0."""
     assert norm.running_var is not None
-    return gain(dense, pruned, ((norm.running_var + norm.eps) / norm.eps).sqrt())
+    return _matched(dense, pruned, ((norm.running_var + norm.eps) / norm.eps).sqrt())
 
 
-def _fold_statistics(
-    norm: _NormBase, dense: Moments, pruned: Moments, factor: Tensor
-) -> dict[str, Tensor]:
+def _fold_statistics(norm: _NormBase, factor: Tensor, shift: Tensor) -> dict[str, Tensor]:
     """Anchored repair: with r = σp/σd, variance ← r²·(variance + ε) − ε, mean ← μp − (μd − mean)·r.
 
     The normaliser √(variance + ε) is then r times what it was, exactly.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    mean, var = norm.running_mean.double(), norm.running_var.double()
-    ratio, wanted, found = (x.double().view_as(mean) for x in (1 / factor, dense.mean, pruned.mean))
+    ratio, mean, var = 1 / factor.view(-1), norm.running_mean.double(), norm.running_var.double()
     return {
-        "running_mean": ratio * mean + (found - ratio * wanted),
+        "running_mean": (mean - shift.view(-1)) * ratio,
         "running_var": (ratio**2 * var + (ratio**2 - 1) * norm.eps).clamp_min(0),
     }
 
 
-def _one(_module: nn.Module, _dense: Moments, pruned: Moments) -> Tensor:
-    return torch.ones_like(pruned.mean)
+def _keep_ratio(_layer: nn.Module, dense: Moments, pruned: Moments) -> Correction:
+    """Shift the mean to μd · σp/σd: zero lies where it lay in the dense distribution.
+
+    A bias cannot give the spread back. With the dense mean itself (the bias correction of Nagel et
+    al. 2019, section 4.2) a distribution that pruning has narrowed comes to lie on one side of a
+    ReLU's threshold, which costs more than it brings.
+    """
+    return torch.ones_like(pruned.mean), dense.mean / gain(dense, pruned) - pruned.mean
 
 
-def _fold_shift(
-    leaf: str, layer: nn.Module, dense: Moments, pruned: Moments, _factor: Tensor
-) -> dict[str, Tensor]:
-    """Bias correction: b ← b + μd − μp (Nagel et al. 2019, section 4.2)."""
+def _fold_bias(leaf: str, layer: nn.Module, _factor: Tensor, shift: Tensor) -> dict[str, Tensor]:
     bias = layer.get_parameter(leaf)
-    return {leaf: bias + (dense.mean.double() - pruned.mean.double()).view_as(bias)}
+    return {leaf: bias + shift.view_as(bias)}
 
 
-def _whole_gain(_module: nn.Module, dense: Moments, pruned: Moments) -> Tensor:
-    return gain(dense, pruned)
+def _match_output(_norm: nn.Module, dense: Moments, pruned: Moments) -> Correction:
+    return _matched(dense, pruned)
 
 
-def _fold_affine(
-    norm: nn.Module, dense: Moments, pruned: Moments, factor: Tensor
-) -> dict[str, Tensor]:
-    """With f = σd/σp of its output: weight ← f·weight, bias ← f·(bias − μp) + μd."""
+def _fold_affine(norm: nn.Module, factor: Tensor, shift: Tensor) -> dict[str, Tensor]:
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-    times, wanted, found = (x.double().view_as(bias) for x in (factor, dense.mean, pruned.mean))
-    return {"weight": times * weight, "bias": times * bias + (wanted - times * found)}
+    factor, shift = factor.view_as(bias), shift.view_as(bias)
+    return {"weight": factor * weight, "bias": factor * bias + shift}
 
 
 def _second(_module: nn.Module, _rank: int) -> tuple[int, ...]:
@@ -130,12 +128,12 @@ _NO_BIAS = "has no bias to write a shift into, and no norm takes its output"
 
 
 def _bias(channels: Callable[[Any, int], tuple[int, ...]], leaf: str = "bias") -> Kind:
-    return Kind(BIAS, (leaf,), _NO_BIAS, False, channels, _one, partial(_fold_shift, leaf))
+    return Kind(BIAS, (leaf,), _NO_BIAS, False, channels, _keep_ratio, partial(_fold_bias, leaf))
 
 
 def _norm(channels: Callable[[Any, int], tuple[int, ...]]) -> Kind:
     leaves = ("weight", "bias")
-    return Kind(NORM, leaves, _NO_AFFINE, False, channels, _whole_gain, _fold_affine)
+    return Kind(NORM, leaves, _NO_AFFINE, False, channels, _match_output, _fold_affine)
 
 
 _KINDS: dict[type[nn.Module], Kind | None] = {
@@ -145,7 +143,7 @@ _KINDS: dict[type[nn.Module], Kind | None] = {
         _NO_STATISTICS,
         at_input=True,
         channels=_second,
-        factor=_up_to_bare_variance,
+        correct=_match_input,
         fold=_fold_statistics,
     ),
     # what attention projects its output with is never called; the attention is
