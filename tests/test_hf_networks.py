@@ -282,7 +282,7 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     """Neither a folder nor in the cache: nothing is downloaded unasked."""
-    with pytest.raises(InputError, match=r"nothing is downloaded unasked.*allow_download"):
+    with pytest.raises(InputError, match=r"nothing is downloaded unasked.*allow-download"):
         load_source("hf:nobody/nothing-of-this-name")
     with pytest.raises(InputError, match="holds no config"):
         load_source(f"hf:{tmp_path}")

@@ -45,17 +45,22 @@ def moments(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return rows.mean(1), centred.square().mean(1).sqrt()
 
 
-def assert_same_moments(
-    dense: dict[str, Tensor], repaired: dict[str, Tensor], axis: int, *, spread: bool = True
-) -> None:
-    """Every channel of every named tensor has the dense mean, and the dense spread if asked."""
+def assert_same_moments(dense: dict[str, Tensor], repaired: dict[str, Tensor], axis: int) -> None:
+    """Every channel of every named tensor has the dense mean and spread."""
     assert dense
     for name, values in dense.items():
-        for index, (wanted, got) in enumerate(
-            zip(moments(values, axis), moments(repaired[name], axis), strict=True)
-        ):
-            if index == 0 or spread:
-                assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-9), name
+        for wanted, got in zip(moments(values, axis), moments(repaired[name], axis), strict=True):
+            assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-9), name
+
+
+def assert_same_ratios(dense: dict[str, Tensor], repaired: dict[str, Tensor], axis: int) -> None:
+    """Every channel of every named tensor has the dense ratio of mean to spread."""
+    assert dense
+    for name, values in dense.items():
+        (mean, spread), (found, found_spread) = (
+            moments(tensor, axis) for tensor in (values, repaired[name])
+        )
+        assert torch.allclose(found / found_spread, mean / spread, rtol=1e-9, atol=1e-9), name
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONAL)
@@ -116,35 +121,50 @@ def test_nothing_but_what_is_named_changes_a_bit(case: str) -> None:
     assert hook_count(target.model) == 0
 
 
-def test_biases_get_the_difference_of_the_expected_outputs() -> None:
-    """Nagel et al. 2019, eq. 16: the first layer's bias moves by (W − W·mask)·E[x]."""
+def test_the_first_bias_gets_what_the_formula_says() -> None:
+    """It moves by μd·σp/σd − μp: the mean shrinks as the spread does."""
     target = target_of(Perceptron, (6,))
     masks, probes = random_masks(target), probes_for(target)
+    weight, bias = target.weights["fc1.weight"], target.model.get_parameter("fc1.bias")
+    (mu_d, sigma_d), (mu_p, sigma_p) = (
+        moments(probes @ kernel.T + bias, 1) for kernel in (weight, weight * masks["fc1.weight"])
+    )
     repaired = repair(target, masks, probes)
-    lost = target.weights["fc1.weight"] * ~masks["fc1.weight"]
-    bias = target.model.get_parameter("fc1.bias")
-    assert torch.allclose(repaired.state["fc1.bias"], bias + lost @ probes.mean(0))
+    assert torch.allclose(repaired.state["fc1.bias"], bias + mu_d * sigma_p / sigma_d - mu_p)
     assert set(repaired.changed) == {"fc1.bias", "fc3.bias"}
 
 
-def test_every_layer_with_a_bias_has_the_dense_mean_on_the_probes() -> None:
+def test_every_layer_with_a_bias_has_zero_at_its_dense_place() -> None:
     """The second layer's shift is measured behind the first one's."""
     target = target_of(lambda: Perceptron(middle_bias=True), (6,))
     masks, probes = random_masks(target), probes_for(target)
     repaired = repaired_copy(target, masks, repair(target, masks, probes))
     dense = outputs_of(target.model, probes, nn.Linear)
-    assert_same_moments(dense, outputs_of(repaired, probes, nn.Linear), 1, spread=False)
+    assert_same_ratios(dense, outputs_of(repaired, probes, nn.Linear), 1)
+
+
+def test_a_narrowed_layer_keeps_its_place_above_the_threshold() -> None:
+    """Where a mask quarters every output, repair quarters the bias: behind ReLU nothing dies."""
+    target = target_of(lambda: nn.Sequential(nn.Linear(8, 1), nn.ReLU()), (8,))
+    target.weights["0.weight"][:] = 1
+    masks = {"0.weight": torch.tensor([[True] * 2 + [False] * 6])}
+    probes = probes_for(target, 1).mean() + torch.randn(4, 1, generator=seeded()).expand(4, 8)
+    target.model.get_parameter("0.bias").fill_(-8 * float(probes.mean()) - 1)
+    copy = repaired_copy(target, masks, repair(target, masks, probes.double()))
+    assert torch.allclose(copy(probes.double()), target.model(probes.double()) / 4)
 
 
 def test_layer_norms_and_attention_are_matched_by_their_outputs() -> None:
-    """Behind a transformer layer, means and spreads of the norms and means of the layers agree."""
+    """Behind a transformer layer the norms have the dense moments, the layers the dense ratios."""
     target = target_of(Encoder, (5, 8))
     masks, probes = random_masks(target), probes_for(target)
     repaired = repair(target, masks, probes)
     copy = repaired_copy(target, masks, repaired)
-    for kinds, spread in (((nn.LayerNorm,), True), ((nn.MultiheadAttention, nn.Linear), False)):
-        dense, found = (outputs_of(model, probes, *kinds) for model in (target.model, copy))
-        assert_same_moments(dense, found, -1, spread=spread)
+    for kinds, check in (
+        ((nn.LayerNorm,), assert_same_moments),
+        ((nn.MultiheadAttention, nn.Linear), assert_same_ratios),
+    ):
+        check(outputs_of(target.model, probes, *kinds), outputs_of(copy, probes, *kinds), -1)
     assert "layer.self_attn.out_proj.bias" in repaired.changed
     assert {"layer.norm1.weight", "layer.norm1.bias"} <= set(repaired.changed)
 

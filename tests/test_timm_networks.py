@@ -104,7 +104,7 @@ def test_weights_in_the_cache_of_torch(tmp_path: Path) -> None:
 
 def test_nothing_is_downloaded_unasked() -> None:
     """Weights that are not at hand are an error that names the ways out."""
-    with pytest.raises(InputError, match=r"not on this machine.*--weights FILE.*allow_download"):
+    with pytest.raises(InputError, match=r"not on this machine.*--weights FILE.*allow-download"):
         load_source(f"timm:{SMALL}")
 
 
