@@ -245,7 +245,7 @@ class _Run:
 
     def _repair(self, bench: Bench, best: Individual) -> RepairedScore:
         """Match the pruned network's activations to the dense network's on the search probes."""
-        self.observer.phase("repair", "correcting statistics and biases on the search probes")
+        self.observer.phase("repair", "matching its activations to the dense network's")
         with torch_threads(self.settings.threads):
             masks, guard = bench.layout.split(best.mask), bench.guard
             done = repair(self.target, masks, bench.search.inputs)
@@ -256,6 +256,12 @@ class _Run:
             tested = None if held_out is None else held_out.measure(model).accuracy
         for reason in done.skipped:
             self.observer.warning(f"not repaired: {reason}")
+        strict = bench.judge(best.mask).agreement
+        if float(agreement) < strict:
+            self.observer.warning(
+                f"repair lowers the agreement on the guard from {strict:.1%} to "
+                f"{float(agreement):.1%}; take the strict network"
+            )
         return RepairedScore(done, finite(float(agreement)), tested)
 
     def _asked(self, seeds: list[Individual]) -> Individual:
