@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from gaprune.errors import InputError
+from gaprune.errors import InputError, unknown_name
 
 SAMPLE = 1 << 14  # values that bracket the threshold before the exact partition
 MIN_KEEP = 1  # no layer is ever emptied: a layer without weights cuts the network in two
@@ -172,6 +172,31 @@ def unpack(bits: np.ndarray, total: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits, count=total).astype(bool))
 
 
+def check_mask(argument: str, mask: Tensor, shape: torch.Size) -> None:
+    """Raise unless `mask` is bool and of this shape; the message begins with `argument`.
+
+    Raises:
+        InputError: it is not.
+    """
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise InputError(
+            f"{argument}: must be bool of shape {tuple(shape)}, "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
+
+
+def check_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raise unless every mask is one of a named weight.
+
+    Raises:
+        InputError: an unknown name, or a mask of another shape or dtype.
+    """
+    for name, mask in masks.items():
+        if name not in weights:
+            raise unknown_name("masks", name, weights)
+        check_mask(f"masks[{name!r}]", mask, weights[name].shape)
+
+
 def masked_weights(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Zero the dropped weights; kept ones stay bit-identical (inf · 0 would be NaN, so `where`)."""
     return {
@@ -225,11 +250,7 @@ def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
             raise InputError(
                 f"masks: {name!r} is no parameter of the model; it has {', '.join(parameters)}"
             )
-        if mask.dtype != torch.bool or mask.shape != parameters[name].shape:
-            raise InputError(
-                f"masks[{name!r}]: must be bool of shape {tuple(parameters[name].shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        check_mask(f"masks[{name!r}]", mask, parameters[name].shape)
     masked = {
         id(parameters[name]): mask.to(parameters[name].device) for name, mask in masks.items()
     }

@@ -15,6 +15,7 @@ from gaprune.baselines.codebooks import Codebook, Codebooks
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.held_out import HeldOut, Score
 from gaprune.probes.samples import Samples
+from gaprune.supermask import check_masks
 from gaprune.target import Target
 
 __all__ = [
@@ -178,7 +179,7 @@ def _values_by_layer(
     target: Target, masks: Mapping[str, Tensor], *, biases: bool
 ) -> Iterator[_Layer]:
     """Yield the values that share a codebook, flat, and which of them are kept."""
-    _check_masks(target, masks)
+    check_masks(masks, target.weights)
     parameters = dict(target.model.named_parameters())
     for name in target.layout.names:
         bias = f"{name.removesuffix('weight')}bias"
@@ -205,18 +206,6 @@ def _cluster_counts(target: Target, clusters: int | Mapping[str, int]) -> Mappin
             "give one number for all, or one for each"
         )
     return wanted
-
-
-def _check_masks(target: Target, masks: Mapping[str, Tensor]) -> None:
-    for name, mask in masks.items():
-        if name not in target.weights:
-            raise unknown_name("masks", name, target.weights)
-        shape = target.weights[name].shape
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise InputError(
-                f"masks[{name!r}]: must be bool of shape {tuple(shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
 
 
 def _codebook(kept: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

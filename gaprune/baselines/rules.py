@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gaprune.baselines.structured import along, check_dim, check_norm, slice_norms
 from gaprune.errors import InputError, unknown_name
 from gaprune.saliency import SALIENCIES, Network, score
-from gaprune.supermask import Layout, top_k_mask
+from gaprune.supermask import Layout, check_mask, top_k_mask
 from gaprune.target import Target
 
 Names = list[str]
@@ -174,11 +174,7 @@ def _begin(target: Target, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"{', '.join(target.weights)}; load it with prune_also"
             )
         shape = target.weights[name].shape
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise InputError(
-                f"start[{name!r}]: must be bool of shape {tuple(shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        check_mask(f"start[{name!r}]", mask, shape)
     return {
         name: start[name].to(weight.device).clone()
         if name in start

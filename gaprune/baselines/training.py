@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from gaprune.baselines.lessons import Lessons, from_labels, from_teacher
 from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.supermask import check_mask
 from gaprune.target import private_copy
 
 __all__ = [
@@ -221,11 +222,7 @@ def _dropped(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor
         if name not in parameters:
             raise InputError(f"masks: {name!r} is no parameter of the model")
         weight = parameters[name].detach()
-        if mask.dtype != torch.bool or mask.shape != weight.shape:
-            raise InputError(
-                f"masks[{name!r}]: must be bool of shape {tuple(weight.shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        check_mask(f"masks[{name!r}]", mask, weight.shape)
         found.append((weight, ~mask.to(weight.device)))
     return found
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import GapruneError, InputError
 from gaprune.repair.anchors import Anchors, aligned, anchor, chunks_of, join
 from gaprune.repair.moments import Moments
 from gaprune.repair.sites import survey
-from gaprune.supermask import masked_weights
+from gaprune.supermask import check_masks, masked_weights
 from gaprune.target import Target
 
 
@@ -66,7 +66,7 @@ def repair(
     """
     if len(probes) == 0:
         raise InputError("probes: repair shows inputs to the network and got none; pass [N, …]")
-    _check_masks(target, masks)
+    check_masks(masks, target.weights)
     probes = probes.to(target.device)
     sites = survey(target.model, probes, frozen=target.weights, parts=parts)
     anchors = anchor(target.model, sites, probes, chunk)
@@ -127,15 +127,3 @@ def _folded(
         if not torch.equal(new, old):
             state[f"{name}.{leaf}" if name else leaf] = new
     return state
-
-
-def _check_masks(target: Target, masks: Mapping[str, Tensor]) -> None:
-    for name, mask in masks.items():
-        if name not in target.weights:
-            raise unknown_name("masks", name, target.weights)
-        shape = target.weights[name].shape
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise InputError(
-                f"masks[{name!r}]: must be bool of shape {tuple(shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
