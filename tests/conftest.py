@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from command_line import Run
+    from started_commands import Command
 
 # Read by Ray when it starts: no report over the network, no warning about its future default.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -62,3 +63,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fill(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def start(place: Path) -> Iterator[Callable[..., Command]]:
+    """Start commands as processes in `place`; whatever is left of them at the end is killed."""
+    from started_commands import starting  # noqa: PLC0415 - it imports all of gaprune
+
+    with starting(place) as call:
+        yield call

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import OWN, TINY, Run
-from test_cli_signals import Command
+from started_commands import Command
 
 from gaprune.comparison import read_rows
 
@@ -20,22 +19,6 @@ COMPARE = (
     *("--sparsity", "0.5,0.75", "--train-batch", "10", "--out", "rows"),
 )
 LONG = (*COMPARE, "--methods", "magnitude,imp-linear", "--epochs", "100000")  # hours
-
-
-@pytest.fixture
-def start(place: Path) -> Iterator[Callable[..., Command]]:
-    """Start commands; whatever is left of them at the end is killed."""
-    started: list[Command] = []
-
-    def call(*arguments: str) -> Command:
-        started.append(Command(place, *arguments))
-        return started[-1]
-
-    yield call
-    for command in started:
-        if command.process.poll() is None:
-            os.killpg(command.process.pid, signal.SIGKILL)
-        command.process.communicate()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
