@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from gaprune.answering import CHUNK, STRICT, Answering, Shown, answers, forward
 from gaprune.errors import InputError
 from gaprune.objectives import Objective, finite
 from gaprune.probes.mixture import Mixture
 from gaprune.supermask import Layout, masked_weights
 
-CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
-
-
-class Shown(NamedTuple):
-    """Inputs with what the dense network answers, computed once.
-
-    Attributes:
-        inputs: `[N, …]` as the network takes them.
-        teacher: outputs of the dense network, `[N, …]`.
-        labels: int64 `[N]`, or None.
-    """
-
-    inputs: Tensor
-    teacher: Tensor
-    labels: Tensor | None
-
-    def first(self, count: int) -> Shown:
-        """Return the first `count` of them: one rung of the race."""
-        labels = None if self.labels is None else self.labels[:count]
-        return Shown(self.inputs[:count], self.teacher[:count], labels)
+__all__ = ["CHUNK", "Bench", "Shown", "Verdict", "answers"]
 
 
 class Verdict(NamedTuple):
@@ -59,6 +40,7 @@ class Bench:
         pool: held inputs for gradient steps with the teacher's outputs, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
         rungs: growing numbers of search probes; the last one is all of them.
+        answering: how a candidate answers: as it is, or after repair.
     """
 
     model: nn.Module
@@ -71,28 +53,35 @@ class Bench:
     pool: Shown | None
     pool_share: float
     rungs: Sequence[int]
+    answering: Answering = STRICT
+
+    @property
+    def strict(self) -> Bench:
+        """The same bench on which candidates answer as they are."""
+        return replace(self, answering=STRICT)
 
     def fitness(self, mask: Tensor, rung: int = -1) -> float:
         """Score a flat bool mask on the search probes of one rung; larger is better, finite."""
         shown = self.search.first(self.rungs[rung])
-        return self.objective.score(self.outputs(mask, shown.inputs), shown.teacher, shown.labels)
+        outputs = self.answering.select(self.model, self._kept(mask), shown.inputs)
+        return self.objective.score(outputs, shown.teacher, shown.labels)
 
     def judge(self, mask: Tensor, shown: Shown | None = None) -> Verdict:
         """Judge a flat bool mask on the guard, or on other inputs."""
         shown = self.guard if shown is None else shown
-        outputs = self.outputs(mask, shown.inputs)
+        outputs = self.judged_outputs(mask, shown.inputs)
         agreement = finite(float(self.objective.judge(outputs, shown.teacher, shown.labels)))
         if self.objective.needs_labels and shown.labels is None:
             return Verdict(agreement, agreement)
         return Verdict(agreement, self.objective.score(outputs, shown.teacher, shown.labels))
 
-    @torch.no_grad()
     def outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
-        """Return what the masked network answers, `[N, …]`."""
-        kept = masked_weights(self.weights, self.layout.split(mask))
-        return torch.cat(
-            [functional_call(self.model, kept, (batch,)) for batch in inputs.split(CHUNK)]
-        )
+        """Return what the masked network answers as it is, `[N, …]`."""
+        return forward(self.model, self._kept(mask), inputs)
+
+    def judged_outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
+        """Return what the masked network answers as it is judged, `[N, …]`."""
+        return self.answering.judge(self.model, self._kept(mask), inputs)
 
     def score_gradient(self, mask: Tensor, shown: Shown) -> Tensor:
         """Return ∂loss/∂score of a flat bool mask, flat float32 `[total]`.
@@ -108,10 +97,9 @@ class Bench:
                 f"objective: {self.objective.name!r} is a black box without gradients; "
                 "use --preset black-box"
             )
-        kept = masked_weights(self.weights, self.layout.split(mask))
-        leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
+        leaves = {name: weight.requires_grad_() for name, weight in self._kept(mask).items()}
         with torch.enable_grad():
-            outputs = functional_call(self.model, leaves, (shown.inputs,))
+            outputs = self.answering.step(self.model, leaves, shown)
             loss = self.objective.loss(outputs, shown.teacher, shown.labels)
             if not loss.requires_grad:
                 raise InputError(
@@ -128,25 +116,15 @@ class Bench:
 
     def draw(self, count: int, generator: torch.Generator) -> Shown:
         """Draw one batch for a gradient step: fresh inputs, held ones, or some of both."""
-        parts: list[Shown] = []
-        held = 0 if self.pool is None else round(count * self.pool_share)
-        if self.pool is not None and held:
-            index = torch.randint(len(self.pool.inputs), (held,), generator=generator)
+        held, fresh, rest = None, None, count
+        if self.pool is not None and (taken := round(count * self.pool_share)):
+            index = torch.randint(len(self.pool.inputs), (taken,), generator=generator)
             labels = None if self.pool.labels is None else self.pool.labels[index]
-            parts.append(Shown(self.pool.inputs[index], self.pool.teacher[index], labels))
-        if self.fresh is not None and count > held:
-            inputs = self.fresh.draw(count - held, generator)
-            parts.append(Shown(inputs, answers(self.model, inputs), None))
-        if len(parts) == 1:
-            return parts[0]
-        return Shown(
-            torch.cat([part.inputs for part in parts]),
-            torch.cat([part.teacher for part in parts]),
-            None,
-        )
+            held = Shown(self.pool.inputs[index], self.pool.teacher[index], labels)
+            rest = count - taken
+        if self.fresh is not None and rest > 0:
+            fresh = self.fresh.draw(rest, generator)
+        return self.answering.batch(self.model, held, fresh)
 
-
-@torch.no_grad()
-def answers(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the dense network's outputs `[N, …]`, computed in chunks."""
-    return torch.cat([model(batch) for batch in inputs.split(CHUNK)])
+    def _kept(self, mask: Tensor) -> dict[str, Tensor]:
+        return masked_weights(self.weights, self.layout.split(mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -34,16 +35,28 @@ def keep_total(layout: Layout, sparsity: float) -> int:
     """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up.
 
     Raises:
-        InputError: fewer than `MIN_KEEP` for each layer (the message says what is possible).
+        InputError: fewer than the layers keep at least (the message says what is possible).
     """
     keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
-    floor = MIN_KEEP * len(layout.names)
-    if keep < floor:
-        raise InputError(
-            f"sparsity: {sparsity} keeps {keep} of {layout.total} weights, fewer than one for each "
-            f"of the {len(layout.names)} layers; at most {1 - floor / layout.total:.9g} is possible"
-        )
+    if keep < sum(layout.least):
+        raise _too_few(layout, sparsity, keep)
     return keep
+
+
+def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
+    one_each = MIN_KEEP * len(layout.names)
+    if keep < one_each:
+        return InputError(
+            f"sparsity: {sparsity} keeps {keep} of {layout.total} weights, fewer than one for each "
+            f"of the {len(layout.names)} layers; at most {1 - one_each / layout.total:.9g} is "
+            "possible"
+        )
+    needed = bisect.bisect(range(1000), keep, key=lambda n: sum(layout.with_floor(n / 1000).least))
+    return InputError(
+        f"floor: {layout.floor} of every layer is {sum(layout.least)} weights, more than the "
+        f"{keep} of {layout.total} that sparsity {sparsity} keeps; use --floor "
+        f"{(needed - 1) / 1000} at most, or a lower sparsity"
+    )
 
 
 def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
@@ -59,7 +72,7 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
                 f"layer keeps the same density; use a lower sparsity or --scope allocated"
             )
     exact = [float(size * _density(sparsity)) for size in layout.sizes]
-    return apportion(exact, keep_total(layout, sparsity), layout.sizes)
+    return apportion(exact, keep_total(layout, sparsity), layout.sizes, layout.least)
 
 
 def _density(sparsity: float) -> Fraction:
@@ -67,16 +80,27 @@ def _density(sparsity: float) -> Fraction:
     return 1 - Fraction(str(float(sparsity)))
 
 
-def apportion(shares: Sequence[float] | np.ndarray, total: int, sizes: Sequence[int]) -> list[int]:
-    """Round `shares` to whole counts that add up to `total`, each in `MIN_KEEP` to its size.
+def apportion(
+    shares: Sequence[float] | np.ndarray,
+    total: int,
+    sizes: Sequence[int],
+    least: Sequence[int] | None = None,
+) -> list[int]:
+    """Round `shares` to whole counts that add up to `total`, each from its least to its size.
 
     Largest remainders first, the lower index on ties (Hamilton's method); what a full layer cannot
     take goes to the others in proportion.
 
+    Args:
+        shares: wanted counts, one per layer.
+        total: what the counts add up to.
+        sizes: the most that each layer can keep.
+        least: what each keeps at least; None is `MIN_KEEP`.
+
     Raises:
-        InputError: `total` is more than all sizes or less than `MIN_KEEP` each; a share is NaN.
+        InputError: `total` is more than all sizes or less than all least; a share is NaN.
     """
-    low = np.full(len(sizes), MIN_KEEP)
+    low = np.full(len(sizes), MIN_KEEP) if least is None else np.asarray(least)
     high = np.asarray(sizes)
     if not low.sum() <= total <= high.sum():
         raise InputError(

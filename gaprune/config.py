@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from gaprune.errors import InputError, unknown_name
 
 EVOLVED = "evolved"
+LARGEST_SPARSITY = 0.999  # tried for a `max_drop`, where no largest one is stated
 
 
 class Settings(BaseModel):
@@ -23,15 +24,29 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    sparsity: float = Field(gt=0, lt=1, description="fraction of prunable weights to remove")
+    sparsity: float = Field(
+        gt=0,
+        lt=1,
+        description="fraction of prunable weights to remove; with max-drop the largest tried",
+    )
+    max_drop: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="instead: remove as much as costs no more agreement on the guard than this, "
+        "0.01 is one point; several searches, to each of which the limits apply",
+    )
     method: str = Field(EVOLVED, description="'evolved', or the name of a one-shot saliency")
     preset: str = Field("default", description="default, black-box or classic")
     scope: str = Field("allocated", description="allocated, global or layer")
+    floor: float = Field(
+        0.0, ge=0, lt=1, description="fraction of every layer that is kept, whatever its scores"
+    )
     objective: str = Field(
         "auto", description="auto, kl, agreement, accuracy, relative-error or file.py:function"
     )
     probes: tuple[str, ...] = Field(
-        ("procedural",), description="generators or files shown to the network"
+        ("auto",), description="generators or files shown to the network"
     )
     guard: str = Field("auto", description="generator or file that judges and never selects")
     probe_count: int = Field(1024, ge=1, description="inputs that score the candidates")
@@ -39,10 +54,12 @@ class Settings(BaseModel):
     pool_count: int = Field(
         16384, ge=1, description="inputs of a file used for gradient steps, at most"
     )
-    impressions: int = Field(1024, ge=1, description="class impressions to synthesise")
+    impressions: int = Field(
+        1024, ge=1, description="class impressions, or sequences of token ids, to make"
+    )
     inversions: int = Field(512, ge=1, description="inputs to invert from BatchNorm statistics")
     probe_budget: float | None = Field(
-        None, gt=0, description="seconds for inverting; the inputs then depend on the machine"
+        None, gt=0, description="seconds for making inputs; they then depend on the machine"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice")
     workers: int = Field(1, ge=1, description="1 searches in this process, more start Ray actors")
@@ -52,16 +69,35 @@ class Settings(BaseModel):
     steps: int | None = Field(None, ge=1, description="gradient steps of one refinement")
     rate: float | None = Field(None, gt=0, description="length of a gradient step in score ranks")
     batch: int | None = Field(None, ge=1, description="inputs per gradient step")
+    allocation: int | None = Field(
+        None,
+        ge=0,
+        description="generations before the others that change only how many weights each layer "
+        "keeps; 0 where the network has few layers",
+    )
     generations: int | None = Field(None, ge=0, description="stop after so many generations")
     evaluations: int | None = Field(None, ge=1, description="stop after so many evaluations")
     seconds: float | None = Field(None, gt=0, description="stop after so much time")
     stagnation: int | None = Field(
         None, ge=1, description="stop after so many generations without gain"
     )
+    repair_in_loop: bool = Field(
+        False, description="choose masks for how they do after repair; implies repair"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many generations that lose on the guard"
+    )
     repair: bool = Field(
-        False, description="correct BatchNorm statistics and biases on the probes at the end"
+        False,
+        validate_default=True,
+        description="correct BatchNorm statistics and biases on the probes at the end",
     )
     pareto: bool = Field(False, description="evolve agreement against sparsity with NSGA-II")
+
+    @field_validator("repair", mode="after")
+    @classmethod
+    def _repairs(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's form
+        return value or bool(info.data.get("repair_in_loop"))
 
     def replace(self, **changes: Any) -> Settings:
         """Return a validated copy with some settings changed."""
@@ -72,11 +108,18 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     """Validate settings; the first broken rule becomes one clear message.
 
     Raises:
-        InputError: an unknown key, or a value outside its rule.
+        InputError: an unknown key, a value outside its rule, or neither sparsity nor max_drop.
     """
     for key in values:
         if key not in Settings.model_fields:
             raise unknown_name("setting", key, Settings.model_fields)
+    if values.get("sparsity") is None:
+        if values.get("max_drop") is None:
+            raise InputError(
+                "sparsity: none given; pass --sparsity, the fraction of weights to remove, such as "
+                "0.95, or --max-drop, the agreement that may be lost, such as 0.01"
+            )
+        values = {**values, "sparsity": LARGEST_SPARSITY}
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:

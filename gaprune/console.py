@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gaprune.config import EVOLVED
+from gaprune.evolution.phases import SEARCH
 from gaprune.records import BaselineScore, Generation
 from gaprune.result import Result
 
@@ -104,7 +105,8 @@ class Monitor:
         """Move the bar, or write a line."""
         if self._quiet:
             return
-        self._first = self._first or record
+        if self._first is None or self._first.phase != record.phase:
+            self._first = record
         shown = _progress_texts(record, self._first, total)
         if not self._live:
             self.say("  ".join(shown))
@@ -168,16 +170,19 @@ def _make_bar(console: Console, *, transient: bool) -> Progress:
 
 
 def _progress_texts(record: Generation, first: Generation, total: int | None) -> list[str]:
-    """Generation, best fitness, guard agreement, evaluations per second, time left."""
+    """Generation, phase, best fitness, guard agreement, evaluations per second, time left.
+
+    Generations of the first phase are shorter than those that follow, so they tell no time left.
+    """
     speed = record.evaluations / max(record.seconds, 1e-9)
     done = record.generation - first.generation
     texts = [
-        f"generation {record.generation}" + (f"/{total}" if total else ""),
+        f"generation {record.generation}{f'/{total}' if total else ''} ({record.phase})",
         f"best {record.best:.4f}",
         f"guard {percent(record.guard)}",
         f"{speed:,.0f} evaluations/s",
     ]
-    if total and done:
+    if total and done and record.phase == SEARCH:
         left = (record.seconds - first.seconds) / done * (total - record.generation)
         texts.append(f"{duration(left)} left")
     return texts
@@ -194,6 +199,8 @@ def show_result(result: Result, console: Console) -> None:
     console.print(_method_table(result))
     if result.front:
         console.print(_front_table(result))
+    if result.tried:
+        console.print(_tried_table(result))
     for line in _facts(result):
         console.print(Text(line))
 
@@ -217,14 +224,17 @@ def _method_table(result: Result) -> Table:
         "method", "agreement on the guard", "test accuracy", title="Methods at the same budget"
     )
     add_row(shown, ["dense network", percent(1.0), percent(result.dense_accuracy)])
-    if result.method == EVOLVED:
-        cells = [EVOLVED, percent(result.guard), percent(result.accuracy)]
+    if result.method == EVOLVED or result.in_loop:
+        cells = [result.method, percent(result.guard), percent(result.accuracy)]
         add_row(shown, cells, strong=True)
     if result.repaired is not None:
         repaired = [percent(result.repaired.guard), percent(result.repaired.accuracy)]
         add_row(shown, [f"{result.method}, repaired", *repaired], strong=True)
     for name, score in ranked(result):
-        cells = [name, percent(score.agreement), percent(score.accuracy)]
+        if result.in_loop and name == result.method:
+            continue  # its row after repair is there
+        label = f"{name}, repaired" if result.in_loop else name
+        cells = [label, percent(score.agreement), percent(score.accuracy)]
         add_row(shown, cells, strong=name == result.method)
     return shown
 
@@ -242,6 +252,18 @@ def _front_table(result: Result) -> Table:
     return shown
 
 
+def _tried_table(result: Result) -> Table:
+    drop = result.settings["max_drop"]
+    shown = table(
+        *("sparsity", "agreement on the guard", f"no more than {points(drop)[1:]} lost"),
+        title="Searched",
+    )
+    for one in sorted(result.tried, key=lambda one: float(one["sparsity"])):
+        cells = [f"{one['sparsity']:g}", percent(one["guard"]), "yes" if one["held"] else "no"]
+        add_row(shown, cells, strong=one["sparsity"] == result.sparsity)
+    return shown
+
+
 def _facts(result: Result) -> list[str]:
     receipt = result.receipt
     sources = "; ".join(receipt.sources)
@@ -250,10 +272,13 @@ def _facts(result: Result) -> list[str]:
         f"judged on: {receipt.guard} ({receipt.guard_samples:,} inputs)",
     ]
     if result.method == EVOLVED and result.best_baseline is not None:
+        both = ", both repaired," if result.in_loop else ""
         lines.append(
-            f"margin over the best baseline ({result.best_baseline}) on the guard: "
+            f"margin over the best baseline ({result.best_baseline}){both} on the guard: "
             f"{points(result.margin)}"
         )
+        if result.in_loop:
+            lines.append("masks were chosen by how they do after repair (--repair-in-loop)")
     if result.accuracy is not None and result.receipt.rung != "labelled":
         lines.append("test labels were used for the accuracy above and for nothing else")
     lines.append(
@@ -268,6 +293,7 @@ _ENDINGS = {
     "evaluations": "the search ended at its limit of evaluations",
     "seconds": "the search ended at its limit of seconds",
     "stagnation": "the search ended because nothing improved",
+    "guard": "the search ended because it lost on the guard",
     "interrupted": "the search was interrupted; this is the best so far",
     "one-shot": "nothing was searched",
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+_SHOWN = 5  # names listed of a long list
 
 
 class GapruneError(Exception):
@@ -12,6 +14,14 @@ class GapruneError(Exception):
 
 class InputError(GapruneError, ValueError):
     """The input breaks a rule; the message names it, what came and the way out (exit code 2)."""
+
+
+def nearest(name: str, known: Sequence[str], of: str) -> str:
+    """Return the names of a long list that come nearest, in words; `of` says what list it is."""
+    if not known:
+        return f"there are no names {of}"
+    near = difflib.get_close_matches(name, known, n=_SHOWN, cutoff=0.5)
+    return f"nearest of the {len(known)} names {of}: {', '.join(near or known[:_SHOWN])}"
 
 
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> InputError:

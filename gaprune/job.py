@@ -165,8 +165,8 @@ def make_job(values: Mapping[str, Any]) -> Job:
         values: keys of `JOB_KEYS` and fields of `Settings`; numbers may come as text.
 
     Raises:
-        InputError: an unknown key (all are listed), a missing target or sparsity, or a value that
-            breaks its rule. Nothing has been loaded then.
+        InputError: an unknown key (all are listed), no target, neither sparsity nor max_drop, or a
+            value that breaks its rule. Nothing has been loaded then.
     """
     keys = {key.name: key for key in JOB_KEYS}
     for name in values:
@@ -176,10 +176,6 @@ def make_job(values: Mapping[str, Any]) -> Job:
         raise InputError(
             f"target: none given; name a network of the zoo ({', '.join(ZOO)}), or "
             "path/to/file.py:factory with --weights FILE for one of your own"
-        )
-    if "sparsity" not in values:
-        raise InputError(
-            "sparsity: none given; pass --sparsity, the fraction of weights to remove, such as 0.95"
         )
     stated = {name: key.parse(values[name], name) for name, key in keys.items() if name in values}
     settings = make_settings(

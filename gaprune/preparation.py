@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
+from gaprune.answering import STRICT, AfterRepair
 from gaprune.bench import Bench, Shown, answers
 from gaprune.budget import SCOPES, keep_total
 from gaprune.config import EVOLVED, Settings
@@ -13,14 +17,19 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
 from gaprune.objectives import Objective, find_objective
+from gaprune.probes.choice import decide
 from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples
+from gaprune.repair import Sites, survey
 from gaprune.saliency import SALIENCIES
 from gaprune.target import Target
+from gaprune.workers.serial import torch_threads
 
 T = TypeVar("T")
 
 RUNG_FRACTION = 4  # the first rung of the race has one in so many search probes
+PATIENCE = 2  # generations that may lose on the guard, where the probes were optimised
+MANY_LAYERS = 8  # from so many on, their keep counts are searched first
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front removes this part of the asked sparsity
 
 
@@ -28,23 +37,34 @@ def check_settings(settings: Settings) -> Preset:
     """Check the names that settings hold and return the preset.
 
     Raises:
-        InputError: an unknown preset, scope or method.
+        InputError: an unknown preset, scope or method; a search for a front and a limit at once.
     """
     preset = find_preset(settings.preset)
     if settings.scope not in SCOPES:
         raise unknown_name("scope", settings.scope, SCOPES)
     if settings.method != EVOLVED and settings.method not in SALIENCIES:
         raise unknown_name("method", settings.method, [EVOLVED, *SALIENCIES])
+    if settings.pareto and settings.max_drop is not None:
+        raise InputError(
+            "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
+        )
     return as_pareto(preset) if settings.pareto else preset
 
 
 def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Settings:
-    """Fill what the user left open with what the preset and the network's size suggest."""
+    """Fill what the user left open with what the preset and the network's size suggest.
+
+    Raises:
+        InputError: settings that exclude each other, or nothing to repair where repair is asked
+            to be in the loop.
+    """
     changes: dict[str, Any] = {
         name: value for name, value in preset.defaults.items() if getattr(settings, name) is None
     }
     if preset.gradient and settings.batch is None:
         changes["batch"] = suitable_batch(macs_per_input(target.model, target.example()))
+    if settings.patience is None and settings.method == EVOLVED and not settings.pareto:
+        changes["patience"] = _patience(settings, target)
     own = {"scope": preset.scope, "objective": preset.objective}
     if settings.pareto:
         own["scope"] = "global"  # children of different budgets share no counts
@@ -56,23 +76,52 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
             f"scope: a Pareto search ranks all layers together, got {resolved.scope!r}; "
             "leave --scope out or use --scope global"
         )
+    resolved = _with_allocation(resolved, settings.allocation, target)
+    if resolved.max_drop is None:  # else the sparsity is only the largest that is tried
+        keep_total(target.layout.with_floor(resolved.floor), resolved.sparsity)
+    if resolved.repair_in_loop:  # refused before the probes take their time
+        _sites(target, torch.cat([target.example(), target.example()]))
     return resolved
+
+
+def _patience(settings: Settings, target: Target) -> int | None:
+    """A search learns optimised probes by heart; generated ones are new at every step."""
+    with torch_threads(settings.threads):
+        request = decide(settings.probes, target).request
+    return PATIENCE if request.inversion or request.impressions else None
+
+
+def _with_allocation(settings: Settings, stated: int | None, target: Target) -> Settings:
+    """Leave the allocation phase out where it cannot help, unless the user asked for it."""
+    free = settings.scope != "layer" and not settings.pareto
+    if stated and not free:
+        why = "--pareto has none" if settings.pareto else "scope 'layer' fixes them"
+        raise InputError(
+            f"allocation: {stated} generations would change the layers' keep counts, and {why}; "
+            "leave --allocation out"
+        )
+    many = len(target.layout.names) >= MANY_LAYERS
+    if stated is not None or (free and many and settings.generations != 0):
+        return settings
+    return settings.replace(allocation=0)
 
 
 def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePlan) -> Bench:
     """Compute the dense network's answers on all probes and put everything on the bench.
 
     Raises:
-        InputError: the objective does not fit the outputs, the labels or the preset.
+        InputError: the objective does not fit the outputs, the labels or the preset; or repair
+            is to be in the loop and the network has nothing that can be repaired.
     """
     search = _shown(target, plan.search)
     objective = find_objective(settings.objective, search.teacher)
     _check_objective(objective, search, preset, evolved=settings.method == EVOLVED)
+    in_loop = settings.repair_in_loop
     uses_pool = plan.pool is not None and preset.gradient and settings.method == EVOLVED
     return Bench(
         model=target.model,
         weights=target.weights,
-        layout=target.layout,
+        layout=target.layout.with_floor(settings.floor),
         objective=objective,
         search=search,
         guard=_shown(target, plan.guard),
@@ -80,6 +129,7 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
         pool=_shown(target, plan.pool) if uses_pool and plan.pool is not None else None,
         pool_share=plan.pool_share,
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
+        answering=AfterRepair(_sites(target, search.inputs), search.inputs) if in_loop else STRICT,
     )
 
 
@@ -92,7 +142,8 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
             rate=_filled(settings.rate),
             batch=_filled(settings.batch),
         )
-    layout = target.layout
+    layout = target.layout.with_floor(settings.floor)
+    allocation, generations = settings.allocation or 0, settings.generations
     return Plan(
         preset=preset,
         layout=layout,
@@ -101,10 +152,15 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
         offspring=_filled(settings.offspring),
         refinement=refinement,
         limits=Limits(
-            settings.generations, settings.evaluations, settings.seconds, settings.stagnation
+            None if generations is None else allocation + generations,
+            settings.evaluations,
+            settings.seconds,
+            settings.stagnation,
+            settings.patience,
         ),
         keep=keep_total(layout, settings.sparsity),
         most=keep_total(layout, LEAST_SPARSE * settings.sparsity) if settings.pareto else None,
+        allocation=allocation,
     )
 
 
@@ -124,6 +180,17 @@ def _check_objective(objective: Objective, search: Shown, preset: Preset, *, evo
             f"objective: {objective.name!r} is a black box without gradients; "
             "use it with --preset black-box"
         )
+
+
+def _sites(target: Target, inputs: Tensor) -> Sites:
+    sites = survey(target.model, inputs, frozen=target.weights)
+    if sites.kinds:
+        return sites
+    found = sites.skipped[0] if sites.skipped else "it has no BatchNorm, no norm and no bias"
+    raise InputError(
+        f"repair_in_loop: nothing in this network can be repaired ({found}); "
+        "leave --repair-in-loop out"
+    )
 
 
 def _shown(target: Target, samples: Samples) -> Shown:

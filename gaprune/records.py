@@ -64,6 +64,8 @@ class Generation:
         mean: mean fitness of the population.
         guard: guard agreement of the best individual.
         rates: current probability of every crossover and mutation.
+        phase: `allocation` where keep counts alone changed, else `search`; generation 0 counts to
+            the first phase.
     """
 
     generation: int
@@ -73,6 +75,7 @@ class Generation:
     mean: float
     guard: float
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    phase: str = "search"
 
 
 def as_json(record: Any) -> dict[str, Any]:  # noqa: ANN401 - any record of this file

@@ -25,17 +25,20 @@ class RepairedScore:
         repair: what changed; no prunable weight is among it.
         guard: agreement with the dense network on the probes that judged.
         accuracy: on the labelled test set, or None.
+        in_loop: whether masks, baselines and front were judged after repair, not as they are.
     """
 
     repair: Repaired
     guard: float
     accuracy: float | None
+    in_loop: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {
             "guard": self.guard,
             "accuracy": self.accuracy,
+            "in_loop": self.in_loop,
             "changed": list(self.repair.changed),
             "skipped": list(self.repair.skipped),
         }
@@ -56,19 +59,23 @@ class Result:
         guard: agreement on the probes that judged.
         accuracy: on the labelled test set, or None.
         dense_accuracy: the same for the dense network.
-        baselines: name → how it does at the same budget.
+        baselines: name → how it does at the same budget; with `repair_in_loop`, after repair.
         receipt: what the network was shown.
         history: one record per generation.
         stopped: why the search ended: `generations`, `evaluations`, `seconds`, `stagnation`,
-            `interrupted`, or `one-shot`.
-        evaluations: candidates scored; every gradient step counts as one.
+            `guard` (it gained on its probes and lost on the guard), `interrupted`, or `one-shot`.
+        evaluations: candidates scored, in all searches; every gradient step counts as one.
         seconds: of the whole run.
         settings: every setting, as used.
         repaired: with `repair`, what it writes into the pruned network, and how that does; else
             None. The figures above are those of the strict network, whose values that stay are
             all bit-identical.
-        front: with `pareto`, the non-dominated networks found: sparsity, agreement on the guard.
+        front: with `pareto`, the non-dominated networks found: sparsity, agreement on the guard
+            (after repair with `repair_in_loop`).
         front_masks: their masks, in the same order.
+        tried: with `max_drop`, every sparsity that was searched, in that order: its agreement on
+            the guard (repaired, with `repair`), and whether it held. This result is the sparsest
+            that did.
         versions: of gaprune, Python, torch, numpy, deap.
     """
 
@@ -92,6 +99,7 @@ class Result:
     repaired: RepairedScore | None = None
     front: Sequence[Mapping[str, float]] = ()
     front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
+    tried: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -113,15 +121,26 @@ class Result:
         return 1 - self.kept / self.target.layout.total
 
     @property
+    def in_loop(self) -> bool:
+        """Whether the mask was chosen for how it does after repair."""
+        return self.repaired is not None and self.repaired.in_loop
+
+    @property
     def best_baseline(self) -> str | None:
         """The baseline that agrees most on the guard."""
         return max(self.baselines, key=lambda name: self.baselines[name].agreement, default=None)
 
     @property
     def margin(self) -> float | None:
-        """Agreement on the guard above that of the best baseline; never negative when evolved."""
+        """Agreement on the guard above that of the best baseline; never negative when evolved.
+
+        With `repair_in_loop`, of both after repair.
+        """
         best = self.best_baseline
-        return None if best is None else self.guard - self.baselines[best].agreement
+        own = self.guard
+        if self.repaired is not None and self.repaired.in_loop:
+            own = self.repaired.guard
+        return None if best is None else own - self.baselines[best].agreement
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the pruned network's state: dropped weights are 0, kept ones bit-identical."""
@@ -161,6 +180,7 @@ class Result:
             "receipt": vars(self.receipt),
             "repaired": None if self.repaired is None else self.repaired.record(),
             "front": [dict(point) for point in self.front],
+            "tried": [dict(one) for one in self.tried],
             "stopped": self.stopped,
             "evaluations": self.evaluations,
             "seconds": round(self.seconds, 3),

@@ -8,8 +8,10 @@ order of `Layout.names`, so that a budget over the whole network is one partitio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -33,10 +35,12 @@ class Layout:
     Attributes:
         names: qualified parameter names, in the order of the flat vector.
         shapes: the shape of each.
+        floor: the fraction of every layer, in [0, 1), that every mask keeps.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    floor: float = 0.0
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Layout:
@@ -47,6 +51,16 @@ class Layout:
     def sizes(self) -> tuple[int, ...]:
         """Weights per layer."""
         return tuple(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes)
+
+    @cached_property
+    def least(self) -> tuple[int, ...]:
+        """Weights that each layer keeps at least: its floor rounded down, or `MIN_KEEP`."""
+        part = Fraction(str(float(self.floor)))  # as it was written: 0.1 is a tenth
+        return tuple(max(MIN_KEEP, floor(size * part)) for size in self.sizes)
+
+    def with_floor(self, fraction: float) -> Layout:
+        """Return the same layers with another floor."""
+        return replace(self, floor=fraction)
 
     @property
     def total(self) -> int:
@@ -136,24 +150,24 @@ def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tenso
 
 
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
-    """Mark the `keep` best scores of the whole network, at least `MIN_KEEP` in every layer.
+    """Mark the `keep` best scores of the whole network, at least `layout.least` in every layer.
 
     Raises:
         InputError: `keep` is out of range or too small for the layers, or a score is NaN.
     """
     mask = top_k_mask(scores, keep)
-    if min(layer_counts(mask, layout)) >= MIN_KEEP:
+    if all(n >= low for n, low in zip(layer_counts(mask, layout), layout.least, strict=True)):
         return mask
-    floor = MIN_KEEP * len(layout.names)
-    if keep < floor:
+    least = sum(layout.least)
+    if keep < least:
+        each = f"{MIN_KEEP} in" if layout.floor == 0 else f"the floor {layout.floor} of"
         raise InputError(
-            f"keep: must be at least {floor}, {MIN_KEEP} in each of {len(layout.names)} layers, "
-            f"got {keep}"
+            f"keep: must be at least {least}, {each} each of {len(layout.names)} layers, got {keep}"
         )
     # Every layer's best, also where it had some: else it could lose them to a starved layer.
-    mask = layered_mask(scores, layout, [MIN_KEEP] * len(layout.names))
+    mask = layered_mask(scores, layout, layout.least)
     rest = ~mask
-    mask[rest] = top_k_mask(scores[rest], keep - floor)
+    mask[rest] = top_k_mask(scores[rest], keep - least)
     return mask
 
 

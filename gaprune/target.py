@@ -241,8 +241,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _from_factory(spec: str) -> nn.Module:
-    if ":" not in spec:
-        known = unknown_name("target", spec, ZOO)
+    file, colon, _ = spec.partition(":")
+    if not colon or (file and not Path(file).suffix and not Path(file).exists()):
+        known = unknown_name("target", file, [*ZOO, *SOURCES] if colon else ZOO)
         raise InputError(
             f"{known}; or path/to/file.py:factory, {', '.join(s + ':NAME' for s in SOURCES)}"
         )
@@ -265,6 +266,8 @@ def _try_once(target: Target) -> None:
     try:
         with torch.no_grad():
             output = target.model(batch)
+    except InputError:  # of a chosen output that is not there
+        raise
     except Exception as error:  # user code and torch raise any type for a wrong shape
         raise InputError(
             f"input shape: the network does not take {shown} (kind {spec.kind}; tried a batch "
@@ -279,8 +282,9 @@ def _try_once(target: Target) -> None:
 def _output_complaint(output: object) -> str | None:
     if not isinstance(output, Tensor):
         return (
-            f"must be one tensor; {describe(output)}; choose one with --output NAME, or wrap the "
-            "network so that forward returns the logits or the embedding alone"
+            f"must be one tensor; {describe(output)}; choose one with --output NAME, or NAME.NAME "
+            "inside another one, or wrap the network so that forward returns the logits or the "
+            "embedding alone"
         )
     if output.ndim == 0 or output.shape[0] != 2:
         return (

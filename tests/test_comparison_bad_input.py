@@ -12,6 +12,7 @@ from search_cases import tiny_model
 from gaprune import InputOptions
 from gaprune.baselines.schedule import Step
 from gaprune.comparison import compare
+from gaprune.comparison.request import make_request
 from gaprune.errors import InputError
 
 
@@ -37,6 +38,9 @@ from gaprune.errors import InputError
         ({"seed": 3}, "seed: is no option of a comparison; see sparsity, methods, seeds"),
         ({"method": "lamp"}, "method: is no option of a comparison"),
         ({"pareto": True}, "pareto: is no option of a comparison"),
+        ({"repair": True}, "repair: is no option of a comparison"),
+        ({"repair_in_loop": True}, "repair_in_loop: is no option of a comparison"),
+        ({"sparsity": (0.5, 0.9), "floor": 0.2}, "floor: 0.2 of every layer is .*--floor 0.1"),
         ({"sede": 3}, "setting: unknown name 'sede'"),
         ({"preset": "fast"}, "preset: unknown name 'fast'"),
         ({"probes": ("nois",)}, "probes: unknown name 'nois'"),
@@ -68,8 +72,16 @@ def test_an_own_schedule_must_pass_through_what_is_compared() -> None:
         ask(("imp-schedule",), sparsities=(0.9, 0.75), schedule=steps[:1])
 
 
+def test_a_configuration_may_state_that_nothing_is_asked() -> None:
+    """`repair = false` is in files from before a comparison refused to repair."""
+    request = make_request({"target": "mnist-mlp", "repair": False, "pareto": False})
+    assert request == make_request({"target": "mnist-mlp"})
+    with pytest.raises(InputError, match="config key: unknown name 'repair'"):
+        make_request({"target": "mnist-mlp", "repair": True})
+
+
 def test_a_search_for_a_front_is_no_method() -> None:
     """Settings made elsewhere may ask for it, or for another method than evolution."""
-    for changes in ({"pareto": True}, {"method": "lamp"}):
+    for changes in ({"pareto": True}, {"method": "lamp"}, {"repair": True}):
         with pytest.raises(InputError, match="settings: the search is one of the methods"):
             question(("evolved",), settings=changes)

@@ -18,7 +18,8 @@ from comparison_cases import Heard, ask, question, timeless, tiny_data, tiny_tar
 
 from gaprune.baselines.training import Training
 from gaprune.comparison import Data, Needs, Row, compare_target, open_store, read_rows
-from gaprune.comparison.store import CSV, LIST, ROWS, TABLE
+from gaprune.comparison.store import CSV, IDENTITY, LIST, ROWS, TABLE
+from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError
 
 METHODS = ("magnitude", "random", "imp-linear", "evolved")
@@ -53,6 +54,23 @@ def test_a_stopped_comparison_goes_on_and_ends_with_the_same_rows(
     assert len(lines(tmp_path / "rows")) == len(whole.rows)
     assert len(heard.rows) == len(whole.rows) - stop_after
     assert heard.counts[0] == (stop_after + 1, len(whole.rows))
+
+
+def test_settings_that_came_later_leave_older_folders_readable(tmp_path: Path) -> None:
+    """At the value that does what was done before they are not among what is compared."""
+    ask(("magnitude",), out=tmp_path)
+    found = json.loads((tmp_path / IDENTITY).read_text())
+    later = {"allocation", "floor", "max_drop", "patience", "repair_in_loop"}
+    assert not later & set(found)
+    assert set(Settings.model_fields) - later - set(found) == {
+        "sparsity",
+        "method",
+        "seed",
+        "workers",
+    }
+    ask(("magnitude",), out=tmp_path, settings={"floor": 0.0, "allocation": 0})
+    with pytest.raises(InputError, match=r"differs in floor \(null there, 0.05 now\); name"):
+        ask(("magnitude",), out=tmp_path, settings={"floor": 0.05})
 
 
 def test_a_comparison_that_is_done_computes_nothing(tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ def test_without_a_terminal_every_generation_is_a_plain_line(
         "probes: making inputs",
         "baselines agree with the dense network on the guard: lamp 75.00 %, random 12.50 %",
         "search: with [brackets]",
-        "generation 0/10  best -0.5000  guard 87.50 %  100 evaluations/s",
-        "generation 1/10  best -0.5000  guard 87.50 %  100 evaluations/s  9.0 s left",
-        "generation 2/10  best -0.5000  guard 87.50 %  100 evaluations/s  8.0 s left",
+        "generation 0/10 (search)  best -0.5000  guard 87.50 %  100 evaluations/s",
+        "generation 1/10 (search)  best -0.5000  guard 87.50 %  100 evaluations/s  9.0 s left",
+        "generation 2/10 (search)  best -0.5000  guard 87.50 %  100 evaluations/s  8.0 s left",
         "warning: mind [this]",
         "test: measuring",
     ]
@@ -125,7 +125,24 @@ def test_a_search_without_a_planned_end_has_no_time_left(
         monitor.generation(generation(0), None)
         monitor.generation(generation(7), None)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1] == "generation 7  best -0.5000  guard 87.50 %  100 evaluations/s"
+    assert lines[1] == "generation 7 (search)  best -0.5000  guard 87.50 %  100 evaluations/s"
+
+
+def test_short_generations_of_the_first_phase_tell_no_time_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is left is reckoned from generations of the search alone."""
+    seconds, phases = (0.0, 0.5, 1.0, 5.0, 9.0), ("allocation",) * 3 + ("search",) * 2
+    with Monitor() as monitor:
+        for number, (spent, phase) in enumerate(zip(seconds, phases, strict=True)):
+            record = replace(generation(number), seconds=spent, phase=phase)
+            monitor.generation(record, 6)
+    shown = [line.split("  ") for line in capsys.readouterr().err.splitlines()]
+    assert [line[0] for line in shown] == [
+        *(f"generation {number}/6 (allocation)" for number in range(3)),
+        *(f"generation {number}/6 (search)" for number in (3, 4)),
+    ]
+    assert [line[4:] for line in shown] == [[], [], [], [], ["8.0 s left"]]
 
 
 def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import GapruneError, InputError, nearest, unknown_name
 
 
 def test_wrong_input_is_a_value_error_and_a_gaprune_error() -> None:
@@ -40,3 +40,13 @@ def test_an_unknown_name_lists_the_valid_ones(name: object, message: str) -> Non
     error = unknown_name("method", name, ["snip", "lamp", "erk"])
     assert isinstance(error, InputError)
     assert str(error) == message
+
+
+def test_of_a_long_list_the_nearest_are_told() -> None:
+    """Five at most; where none is near the first ones, and where there are none that."""
+    known = [f"resnet{n}" for n in range(100)]
+    said = nearest("resnet-18", known, "it has")
+    assert said.startswith("nearest of the 100 names it has: resnet18, ")
+    assert said.count(",") == 4
+    assert nearest("zzz", known, "it has").endswith(": resnet0, resnet1, resnet2, resnet3, resnet4")
+    assert nearest("zzz", [], "in it") == "there are no names in it"

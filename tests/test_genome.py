@@ -60,6 +60,19 @@ def test_alignment_keeps_the_mask_and_puts_every_cut_at_zero(
     assert torch.equal(scores, before)
 
 
+@given(layouts_with_counts(), st.data())
+def test_finer_ranks_are_cut_before_they_are_rounded(
+    case: LayoutCounts, data: st.DataObject
+) -> None:
+    """Ranks that float32 cannot tell apart give float32 scores, and the mask of the finer ones."""
+    layout, counts = case
+    scores = 1 - data.draw(score_vectors(layout.total)).double() * 2.0**-50
+    assert len(scores.float().unique()) == 1
+    aligned = align(Genes(scores, counts, sum(counts)), layout)
+    assert aligned.scores.dtype == torch.float32
+    assert torch.equal(aligned.express(layout), layered_mask(scores, layout, counts))
+
+
 def test_alignment_moves_every_score_of_a_layer_by_the_same_amount() -> None:
     """The distances inside a layer stay, and the cut lies in the middle of its gap."""
     layout = layout_of([3, 2])

@@ -288,6 +288,17 @@ def test_a_name_that_is_nowhere_is_refused(tmp_path: Path) -> None:
         load_source(f"hf:{tmp_path}")
 
 
+def test_the_nearest_name_in_the_cache_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not at hand may be a slip of the pen."""
+    for name in ("models--prajjwal1--bert-tiny", "models--gpt2", "datasets--prajjwal1--bert-tiny"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"nearest of the 2 names in it: prajjwal1/bert-tiny\)"):
+        load_source("hf:prajjwal1/bert-tinyy")
+
+
 def test_an_image_network_says_how_it_was_trained(tmp_path: Path) -> None:
     """Size and channels from the configuration, normalisation from the preprocessor's file."""
     saved(tmp_path, "ViTForImageClassification", image_size=8, patch_size=4, num_labels=3)

@@ -42,6 +42,7 @@ def weighed(mlp: Target) -> dict[str, float]:
     ("listed", "names", "files", "wanted"),
     [
         (["procedural"], ("procedural",), (), False),
+        (["auto"], (), (), False),
         (["strokes", "noise"], ("strokes", "noise"), (), False),
         (["impressions"], (), (), True),
         (["impressions", "blobs"], ("blobs",), (), True),
@@ -89,7 +90,7 @@ def test_generators_of_another_kind_are_unknown() -> None:
 
 def test_no_probes_are_refused() -> None:
     """The message lists what there is."""
-    with pytest.raises(InputError, match="probes: name at least one of procedural, impressions"):
+    with pytest.raises(InputError, match="probes: name at least one of auto, procedural, imp"):
         parse_probes([], IMAGE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
 from gaprune.inputs import KINDS, InputSpec
 from gaprune.probes import GENERATORS, sha256_of
+from gaprune.probes.affinity import affinities
 from gaprune.probes.impressions import impressions
+from gaprune.probes.mixture import Mixture, mix_generators
 from gaprune.probes.plan import ProbePlan, plan_probes
 from gaprune.target import Target, load_target, target_from_module
 
@@ -304,13 +307,10 @@ def test_every_kind_of_input_gets_probes_that_fit(kind: str) -> None:
             assert low - 1e-5 <= inputs.min().item() <= inputs.max().item() <= high + 1e-5
 
 
-def test_token_networks_refuse_impressions() -> None:
-    """Ids cannot be moved a little; the message says what to use."""
-    target = target_from_module(Attention(), inputs=InputOptions((5,)))
-    with pytest.raises(InputError, match=r"impressions.*--probes procedural"):
-        plan_probes(target, settings_of(probes=("impressions",)), seeded())
+def test_token_ids_cannot_be_optimised() -> None:
+    """They cannot be moved a little; the message says what to use."""
     spec = InputSpec((5,), "tokens", vocabulary=11)
-    with pytest.raises(InputError, match="token ids cannot"):
+    with pytest.raises(InputError, match=r"token ids cannot.*--probes procedural"):
         impressions(Attention(), spec, torch.zeros(2, 5), seeded())
 
 
@@ -337,3 +337,42 @@ def test_the_seed_decides_and_global_randomness_stays(
         assert torch.equal(torch.get_rng_state(), state)
     assert found[0].receipt == found[1].receipt
     assert found[0].receipt != plan_probes(vector, settings_of(probes=probes), seeded(4)).receipt
+
+
+@pytest.mark.parametrize("probes", [("auto",), ("procedural",)])
+def test_plans_without_batchnorm_are_those_of_the_first_release(probes: tuple[str, ...]) -> None:
+    """Recorded before networks were asked for statistics: ids, guard, and what was drawn in all."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        target = target_from_module(Attention(), inputs=InputOptions((5,)))
+    generator = seeded(5)
+    plan = plan_probes(target, settings_of(probes=probes), generator)
+    assert sha256_of(plan.search.inputs).startswith("77a3afa52de5a551")
+    assert plan.receipt.guard_sha256.startswith("78114052a0e4890b")
+    state = hashlib.sha256(generator.get_state().numpy().tobytes()).hexdigest()
+    assert state.startswith("5a4b694647ee3ab8")
+
+
+def test_a_network_without_batchnorm_is_weighed_by_mutual_information(mlp: Target) -> None:
+    """The default by hand, draw for draw: affinities, guard, search."""
+    generator, spec = seeded(5), mlp.inputs
+    weights = affinities(mlp.model, spec, GENERATORS["image"], generator)
+    judge = list(weights)[1]
+    guard = GENERATORS["image"][judge](spec, 24, _after_one_pick(generator, 24))
+    mixture = Mixture(spec, mix_generators(["procedural"], weights, judge), torch.float32)
+    search = mixture.draw(40, generator)
+    search = search[torch.randperm(40, generator=generator)]
+    by_hand, state = (guard, search), generator.get_state()
+    generator = seeded(5)
+    plan = plan_probes(mlp, settings_of(), generator)
+    assert torch.equal(plan.guard.inputs, by_hand[0])
+    assert torch.equal(plan.search.inputs, by_hand[1])
+    assert torch.equal(generator.get_state(), state)
+
+
+def _after_one_pick(generator: torch.Generator, count: int) -> torch.Generator:
+    """Draw which generator each of `count` inputs comes from, where there is one only."""
+    torch.multinomial(
+        torch.ones(1, dtype=torch.float64), count, replacement=True, generator=generator
+    )
+    return generator

@@ -20,7 +20,7 @@ from benchmarks.networks.efficientnet_lite0 import read_photographs
 from benchmarks.networks.minilm import Pairs, embed, rank_correlation, read_pairs
 from benchmarks.networks.record import data_place, package_folder
 from benchmarks.networks.resnet20 import BasicBlock, ResNet20
-from benchmarks.networks.scoring import accuracy
+from benchmarks.networks.scoring import accuracy, mean_cosine, outputs_of, same_class
 from benchmarks.networks.tones import RATE, make_tones
 from gaprune.errors import GapruneError, InputError
 from gaprune.prunable import find_prunable
@@ -140,7 +140,19 @@ def test_accuracy_does_not_depend_on_the_batch() -> None:
     labels = inputs.argmax(1)
     labels[:10] = (labels[:10] + 1) % 7
     for batch in (1, 7, 100):
-        assert accuracy(nn.Identity(), inputs, labels, batch) == 0.8
+        assert accuracy(outputs_of(nn.Identity(), inputs, batch), labels) == 0.8
+
+
+def test_agreement_compares_the_largest_output_or_the_direction() -> None:
+    """Of two classes that change one in four is another; a turn by 60° has cosine one half."""
+    dense = torch.eye(4)
+    changed = dense.clone()
+    changed[0] = torch.tensor([0.1, 0.9, 0.0, 0.0])
+    assert same_class(changed, dense) == 0.75
+    assert same_class(3 * dense, dense) == 1.0
+    east = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    turned = torch.tensor([[math.cos(math.pi / 3), math.sin(math.pi / 3)], [5.0, 0.0]])
+    assert mean_cosine(turned, east) == pytest.approx(0.75)
 
 
 # EfficientNet-Lite0
@@ -242,7 +254,7 @@ def test_pitch_counts_within_half_a_semitone() -> None:
             return 10 - (torch.arange(BINS) - bins[:, None]) ** 2
 
     for offset, expected in ((0.0, 1.0), (40.0, 1.0), (-40.0, 1.0), (60.0, 0.0), (-1200.0, 0.0)):
-        assert pitch_accuracy(Oracle(offset), tones) == expected
+        assert pitch_accuracy(Oracle(offset)(tones.samples), tones) == expected
 
 
 def test_tones_have_the_pitch_that_is_stated() -> None:
@@ -280,7 +292,8 @@ def test_crepe_tiny_hears_tones() -> None:
     network = open_network("crepe-tiny")
     target = network.load()
     assert target.layout.total == 485_376
-    assert pitch_accuracy(target.model, make_tones(30, 1024, seeded(1))) == 1.0
+    tones = make_tones(30, 1024, seeded(1))
+    assert pitch_accuracy(outputs_of(target.model, tones.samples), tones) == 1.0
 
 
 # MiniLM
@@ -336,9 +349,10 @@ def test_rank_correlation_is_that_of_the_cosines(step: float, expected: float) -
     sentences = [torch.tensor([place] * (9 - place)) for place in range(8)]
     first = torch.zeros(7, dtype=torch.long)
     pairs = Pairs(sentences, first, torch.arange(1, 8), torch.arange(1.0, 8.0))
-    assert rank_correlation(Angles(step), pairs) == pytest.approx(expected)
+    vectors = embed(Angles(step), sentences)
+    assert rank_correlation(vectors, pairs) == pytest.approx(expected)
     swapped = pairs._replace(similarity=-pairs.similarity)
-    assert rank_correlation(Angles(step), swapped) == pytest.approx(-expected)
+    assert rank_correlation(vectors, swapped) == pytest.approx(-expected)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=150))
@@ -368,5 +382,6 @@ def test_minilm_comes_from_its_package(tmp_path: Path) -> None:
     assert target.layout.total == 6 * (4 * 384 * 384 + 2 * 384 * 1536)
     assert all(name.startswith("encoder.layer.") for name in target.layout.names)
     assert network.score(target.model) == pytest.approx(1.0)
-    (closeness,) = network.also.values()
-    assert closeness(target.model) == pytest.approx(1.0)
+    vectors = network.outputs(target.model)
+    assert vectors.shape == (4, 384)
+    assert network.agreement(vectors, vectors) == pytest.approx(1.0)

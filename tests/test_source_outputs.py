@@ -18,6 +18,7 @@ from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
 from gaprune.prunable import find_prunable
 from gaprune.sources import check_one_input, choose_output, describe
+from gaprune.sources.outputs import pick
 from gaprune.target import target_from_module
 
 
@@ -101,7 +102,19 @@ def test_a_choice_inside_a_choice() -> None:
     model = Nested()
     inputs = torch.randn(5, 3)
     expected = model.layer(inputs)
+    for at in ("heads.1", "0.1", "0.-1"):
+        assert torch.equal(choose_output(copy.deepcopy(model), at)(inputs), expected)
+    with pytest.raises(InputError, match=r"there is no 2; the network returns a tuple of 0: "):
+        choose_output(copy.deepcopy(model), "heads.2")(inputs)
+    with pytest.raises(InputError, match=r"there is no 'head'; .* dict of 'heads': tuple of 2$"):
+        choose_output(copy.deepcopy(model), "head.1")(inputs)
     assert torch.equal(choose_output(choose_output(model, "heads"), 1)(inputs), expected)
+
+
+def test_a_key_with_a_dot_is_a_key() -> None:
+    """Only where there is none of the whole name do dots lead inside."""
+    assert pick({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+    assert pick({"a": {"b": 2}}, "a.b") == 2
 
 
 def test_parameters_keep_their_names_and_values() -> None:
@@ -143,6 +156,8 @@ def test_a_network_with_a_chosen_output_can_be_a_target() -> None:
     options = InputOptions(shape=(3,))
     with pytest.raises(InputError, match="one tensor"):
         target_from_module(TwoHeaded("dict"), inputs=options)
+    with pytest.raises(InputError, match=r"^output: there is no 'logit'; the network returns a"):
+        target_from_module(choose_output(TwoHeaded("dict"), "logit"), inputs=options)
     target = target_from_module(choose_output(TwoHeaded("dict"), "logits"), inputs=options)
     assert target.model(target.example()).shape == (1, 2)
 

@@ -504,8 +504,10 @@ def test_unknown_targets(spec: str) -> None:
     """A target that is neither in the zoo nor file:factory is refused with both forms."""
     with pytest.raises(InputError, match=r"target: .*\.py"):
         load_target(spec)
-    if ":" not in spec:
-        with pytest.raises(InputError, match=r"mnist-cnn.*path/to/file\.py:factory"):
+    with pytest.raises(InputError, match=r"mnist-cnn.*path/to/file\.py:factory.*timm:NAME"):
+        load_target(spec)
+    if spec == "tim:resnet18":
+        with pytest.raises(InputError, match=r"unknown name 'tim' \(did you mean 'timm'\?\)"):
             load_target(spec)
 
 

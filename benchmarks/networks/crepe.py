@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.networks.record import RealNetwork, package_folder
-from benchmarks.networks.scoring import outputs_of
+from benchmarks.networks.scoring import outputs_of, same_class
 from benchmarks.networks.tones import Tones, make_tones
 from gaprune.input_options import InputOptions
 from gaprune.target import Target, target_from_module
@@ -77,10 +77,10 @@ def cents_of(logits: Tensor) -> Tensor:
     return FIRST_CENTS + CENTS_PER_BIN * (weights * places).sum(1) / weights.sum(1)
 
 
-def pitch_accuracy(model: nn.Module, tones: Tones) -> float:
+def pitch_accuracy(logits: Tensor, tones: Tones) -> float:
     """Return the fraction of tones whose pitch is found within 50 cents."""
-    found = cents_of(outputs_of(model, tones.samples))
-    return float(((found - tones.cents).abs() <= TOLERANCE).double().mean())
+    missed = (cents_of(logits) - tones.cents).abs()
+    return float((missed <= TOLERANCE).double().mean())
 
 
 def open_crepe_tiny(data: Path | None) -> RealNetwork:
@@ -114,7 +114,9 @@ def _crepe(capacity: str) -> RealNetwork:
     return RealNetwork(
         name=f"crepe-{capacity}",
         load=load,
-        score=lambda model: pitch_accuracy(model, tones),
+        outputs=lambda model: outputs_of(model, tones.samples),
+        grade=lambda logits: pitch_accuracy(logits, tones),
+        agreement=same_class,
         held_out=TONES,
         measure="pitch of synthesised tones within 50 cents",
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.networks.record import RealNetwork, data_place, package_folder
-from benchmarks.networks.scoring import accuracy
+from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
 from gaprune.sources.extras import import_extra
@@ -48,7 +48,9 @@ def open_efficientnet_lite0(data: Path | None) -> RealNetwork:
     return RealNetwork(
         name=NAME,
         load=load,
-        score=lambda model: accuracy(model, images, labels, batch=25),
+        outputs=lambda model: outputs_of(model, images, batch=25),
+        grade=lambda outputs: accuracy(outputs, labels),
+        agreement=same_class,
         held_out=len(labels),
         measure="top-1 on ImageNet photographs",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.networks.record import RealNetwork, data_place, package_folder
+from benchmarks.networks.scoring import mean_cosine
 from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
 from gaprune.sources import load_source
@@ -52,33 +52,30 @@ def open_minilm(data: Path | None) -> RealNetwork:
     pairs = read_pairs(data_place(data, "stsb", "test.csv"), folder / "tokenizer.json")
     encoder = load_source(f"hf:{folder}").model
 
-    @cache
-    def dense() -> Tensor:
-        return embed(encoder, pairs.sentences)
-
     def load() -> Target:
         options = InputOptions(shape=(LENGTH,), kind="tokens")
         return target_from_module(encoder, inputs=options, name="minilm")
 
-    def closeness(model: nn.Module) -> float:
-        return float(functional.cosine_similarity(embed(model, pairs.sentences), dense()).mean())
-
     return RealNetwork(
         name="minilm",
         load=load,
-        score=lambda model: rank_correlation(model, pairs),
+        outputs=lambda model: embed(model, pairs.sentences),
+        grade=lambda vectors: rank_correlation(vectors, pairs),
+        agreement=mean_cosine,
         held_out=len(pairs.similarity),
         measure="Spearman correlation with the similarity of sentence pairs",
-        also={"mean cosine to the dense embedding": closeness},
     )
 
 
-def rank_correlation(model: nn.Module, pairs: Pairs) -> float:
+def rank_correlation(vectors: Tensor, pairs: Pairs) -> float:
     """Return Spearman's ρ between the cosines of embeddings and the judged similarities.
 
     Embeddings that are all equal have no order: 0.
+
+    Args:
+        vectors: of the sentences, `[N, features]`.
+        pairs: of those sentences.
     """
-    vectors = embed(model, pairs.sentences)
     cosines = functional.cosine_similarity(vectors[pairs.first], vectors[pairs.second])
     if bool((cosines == cosines[0]).all()):
         return 0.0

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.target import Target
-
-Score = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,18 +20,24 @@ class RealNetwork:
     Attributes:
         name: its key in `NETWORKS`.
         load: gives it as a target.
-        score: from a network to one number, larger is better; runs in evaluation mode.
+        outputs: from a network in evaluation mode to its outputs `[N, …]` for all held-out inputs.
+        grade: from those outputs to one number, larger is better.
+        agreement: from them and the dense network's to how alike they are, 1 where they are equal.
         held_out: how many held-out items the score is over.
         measure: what the score is, in words.
-        also: further scores by what they are.
     """
 
     name: str
     load: Callable[[], Target]
-    score: Score
+    outputs: Callable[[nn.Module], Tensor]
+    grade: Callable[[Tensor], float]
+    agreement: Callable[[Tensor, Tensor], float]
     held_out: int
     measure: str
-    also: Mapping[str, Score] = field(default_factory=dict)
+
+    def score(self, model: nn.Module) -> float:
+        """Return the score of a network in evaluation mode."""
+        return self.grade(self.outputs(model))
 
 
 def package_folder(package: str, command: str = "pip install 'gaprune[bench]'") -> Path:

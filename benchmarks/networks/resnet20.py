@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.networks.record import RealNetwork, data_place
-from benchmarks.networks.scoring import accuracy
+from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
 from gaprune.target import Target, target_from_module
@@ -93,7 +93,9 @@ def open_resnet20(data: Path | None) -> RealNetwork:
     return RealNetwork(
         name="resnet20",
         load=load,
-        score=lambda model: accuracy(model, images, labels),
+        outputs=lambda model: outputs_of(model, images),
+        grade=lambda outputs: accuracy(outputs, labels),
+        agreement=same_class,
         held_out=len(labels),
         measure="top-1 on CIFAR-10 test images",
     )

@@ -1,9 +1,10 @@
-"""Running a network over held-out inputs."""
+"""Running a network over held-out inputs, and comparing what comes out."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 BATCH = 100  # inputs per forward pass: bounds the memory of activations
 
@@ -14,7 +15,16 @@ def outputs_of(model: nn.Module, inputs: Tensor, batch: int = BATCH) -> Tensor:
     return torch.cat([model(part) for part in inputs.split(batch)])
 
 
-def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int = BATCH) -> float:
-    """Return the fraction of inputs whose largest output is the label (top-1)."""
-    named = outputs_of(model, inputs, batch).argmax(1)
-    return float((named == labels).double().mean())
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    """Return the fraction of outputs `[N, classes]` that are largest at the label (top-1)."""
+    return float((outputs.argmax(1) == labels).double().mean())
+
+
+def same_class(outputs: Tensor, dense: Tensor) -> float:
+    """Return the fraction of outputs `[N, classes]` that are largest where the dense ones are."""
+    return accuracy(outputs, dense.argmax(1))
+
+
+def mean_cosine(outputs: Tensor, dense: Tensor) -> float:
+    """Return the mean cosine between outputs `[N, features]` and the dense ones."""
+    return float(functional.cosine_similarity(outputs.double(), dense.double()).mean())

@@ -57,6 +57,8 @@ def compare_command(
     All methods prune the same network to the same budgets and are measured on the same held-out
     labels: those of --test, or of a zoo network's test set; without any, the agreement with the
     dense network on the guard probes. A method that needs what is not there says so in its row.
+    --floor holds for the masks that are searched for (evolved, edge-popup), the others are as they
+    were published.
 
     Every row is on the disk as soon as it is known: stop at any time, and the same command goes on.
 

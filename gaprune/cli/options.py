@@ -13,13 +13,16 @@ from gaprune.evolution.presets import PRESETS
 from gaprune.job import JOB_KEYS
 from gaprune.keys import Key
 from gaprune.probes.files import ALIASES
-from gaprune.probes.requests import OPTIMISED, PATH_FORMS, PROCEDURAL, generators
+from gaprune.probes.requests import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
 from gaprune.saliency import SALIENCIES
 from gaprune.zoo import MNIST_INPUT
 
 OTHER, STOP = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {
-    "What to remove": ("sparsity", "scope", "method", "repair", "prune_also"),
+    "What to remove": (
+        *("sparsity", "max_drop", "scope", "floor", "method", "repair", "repair_in_loop"),
+        "prune_also",
+    ),
     "What is shown to the network": (
         *("probes", "guard", "probe_count", "guard_count", "pool_count", "impressions"),
         *("inversions", "probe_budget"),
@@ -31,7 +34,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "allow_download",
         *(key.name for key in JOB_KEYS if key.field),
     ),
-    STOP: ("generations", "evaluations", "seconds", "stagnation"),
+    STOP: ("generations", "evaluations", "seconds", "stagnation", "patience"),
     "Where it runs": ("workers", "threads"),
     "What is compared": ("methods", "seeds", "clusters"),
     "Training, for the methods that train": (
@@ -51,7 +54,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 _LIMITS = (*PANELS[STOP], "probe_budget")
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
-_PROBES = (PROCEDURAL, *OPTIMISED, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
+_PROBES = (AUTO, PROCEDURAL, *OPTIMISED, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
 _MORE: dict[str, str] = {
     "method": f": {', '.join(SALIENCIES)}",
     "probes": f": {', '.join(_PROBES)}; repeatable, or joined by commas",
@@ -59,6 +62,11 @@ _MORE: dict[str, str] = {
     "methods": "; repeatable, or joined by commas",
 }
 """What is added to the words of the tables."""
+_DEFAULTS = {
+    "patience": " (default: 2 where impressions or inverted inputs are shown, 'auto' included; "
+    "else no limit)",
+    "max_drop": "",
+}
 _METAVARS = {int: "INTEGER", float: "NUMBER"}
 
 
@@ -141,6 +149,8 @@ def _panel(name: str) -> str:
 def _default(name: str) -> str:
     """Return in words what holds where the user states nothing."""
     field = Settings.model_fields[name]
+    if name in _DEFAULTS:
+        return _DEFAULTS[name]
     if field.is_required() or field.annotation is bool:
         return ""
     if isinstance(field.default, tuple):

@@ -11,7 +11,7 @@ import typer
 from gaprune.cli import outputs
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.options import with_options
-from gaprune.config import read_config
+from gaprune.config import Settings, read_config
 from gaprune.console import Monitor, show_result, stdout
 from gaprune.errors import GapruneError, InputError
 from gaprune.formats import to_json
@@ -56,6 +56,8 @@ def prune_command(
 
     Example: gaprune prune mnist-mlp --sparsity 0.95
 
+    Example: gaprune prune mnist-mlp --max-drop 0.01
+
     Example: gaprune prune net.py:make --weights net.safetensors --sparsity 0.9 --range 0,1
     """
     stated = {name: value for name, value in options.items() if value not in (None, [])}
@@ -86,7 +88,7 @@ class _Place:
         if out is not None and not wanted:
             raise InputError("out: cannot be combined with --no-save; leave one of them out")
         self._job, self._out, self._overwrite, self._wanted = job, out, overwrite, wanted
-        self._stem = RUNS / f"{slug(job.target)}-{job.settings.sparsity:g}"
+        self._stem = RUNS / f"{slug(job.target)}-{_asked(job.settings)}"
         if wanted:
             check_output(out or free_name(self._stem), overwrite=overwrite)
 
@@ -100,6 +102,13 @@ class _Place:
             return save(result, self._out, overwrite=self._overwrite, job=self._job)
         except GapruneError:  # taken since the check: what was searched for is kept beside it
             return save_numbered(result, Path(self._out), job=self._job)
+
+
+def _asked(settings: Settings) -> str:
+    """Return in a few characters what is asked for: `0.95`, or `drop-0.01`."""
+    if settings.max_drop is None:
+        return f"{settings.sparsity:g}"
+    return f"drop-{settings.max_drop:g}"
 
 
 def slug(target: str) -> str:

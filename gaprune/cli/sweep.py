@@ -20,6 +20,7 @@ from gaprune.formats import to_json
 from gaprune.job import make_job
 from gaprune.keys import number, numbers
 from gaprune.probes.plan import plan_probes
+from gaprune.probes.requests import PROCEDURAL
 from gaprune.probes.samples import Samples
 from gaprune.run_directory import free_name, load_masks
 from gaprune.sweeps import SWEEPS, Range, Sweep, sweep
@@ -101,9 +102,10 @@ def check_new(place: Path) -> None:
 
 
 def _guard(target: Target) -> Samples:
-    """Return generated inputs to measure on, the guard of a run with seed 0."""
+    """Return generated inputs to measure on, the guard of a procedural run with seed 0."""
     generator = torch.Generator().manual_seed(derive_seed(0, "run"))
-    return plan_probes(target, make_settings({"sparsity": 0.5}), generator).guard
+    settings = make_settings({"sparsity": 0.5, "probes": (PROCEDURAL,)})
+    return plan_probes(target, settings, generator).guard
 
 
 def _save(found: Sweep, place: Path, monitor: Monitor) -> list[str]:

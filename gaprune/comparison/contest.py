@@ -17,10 +17,10 @@ from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.breeding import derive_seed
 from gaprune.observe import Observer, Silence
-from gaprune.pipeline import SALIENCY_PROBES
 from gaprune.preparation import check_settings, make_bench, resolve_settings
 from gaprune.probes.plan import ProbePlan, plan_probes
 from gaprune.probes.samples import Samples
+from gaprune.run import SALIENCY_PROBES
 from gaprune.saliency import Network
 from gaprune.target import Target
 

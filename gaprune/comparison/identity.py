@@ -16,12 +16,24 @@ from gaprune.comparison.question import Data
 from gaprune.config import Settings
 from gaprune.inputs import InputSpec
 from gaprune.preparation import check_settings, resolve_settings
+from gaprune.probes.choice import spell_out
 from gaprune.probes.receipt import sha256_of
 from gaprune.probes.requests import AUTO, FileRequest, generators, parse_file, parse_probes
 
 SCHEMA = 1
 _IN_KEYS = ("sparsity", "seed", "method")  # settings that are a row's own
 _NO_MATTER = ("workers",)  # those that change nothing but the time
+_LATER = {
+    "allocation": 0,
+    "floor": 0.0,
+    "max_drop": None,
+    "patience": None,
+    "repair_in_loop": False,
+}
+"""Settings that came after the first folders → the value at which rows are what they were before.
+
+At it they are left out, so that older folders of the same comparison still go on.
+"""
 
 
 def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
@@ -45,7 +57,9 @@ def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
             name: value
             for name, value in settings.model_dump(mode="json").items()
             if name not in (*_IN_KEYS, *_NO_MATTER)
+            and not (name in _LATER and value == _LATER[name])
         },
+        "probes": list(spell_out(settings.probes, contest.target)),
         **{f"training_{name}": value for name, value in asdict(contest.training).items()},
         "epochs": contest.epochs,
         "schedule": [[step.sparsity, step.epochs] for step in contest.schedule],

@@ -66,7 +66,7 @@ class Method:
         """Return what it needs in this comparison: `probes` becomes their rung."""
         if self.needs.data != PROBES:
             return self.needs
-        rung = highest(requested_rungs(contest.settings, contest.target.inputs))
+        rung = highest(requested_rungs(contest.settings, contest.target))
         return replace(self.needs, data=rung)
 
 

@@ -14,7 +14,8 @@ from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.probes.samples import Samples
 
-UNUSED = ("sparsity", "method", "seed", "pareto")  # settings that rows state, or that fit no row
+UNUSED = ("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop")
+"""Settings that rows state, or that fit no row: all are measured as they are, at one sparsity."""
 DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)
 
 
@@ -59,8 +60,13 @@ class Question:
             raise InputError(f"epochs: must be above 0 and finite, got {self.epochs}")
         if self.clusters < 1:
             raise InputError(f"clusters: must be at least 1, got {self.clusters}")
-        if self.settings.method != EVOLVED or self.settings.pareto:
-            raise InputError("settings: the search is one of the methods; leave method and pareto")
+        stated = self.settings
+        further = stated.pareto or stated.repair or stated.max_drop is not None
+        if stated.method != EVOLVED or further:
+            raise InputError(
+                "settings: the search is one of the methods, at stated sparsities and without "
+                "repair; leave method, pareto, max_drop, repair and repair_in_loop"
+            )
         if SCHEDULED in self.methods:
             self._check_schedule()
 

@@ -96,12 +96,18 @@ def make_request(values: Mapping[str, Any]) -> Request:
 
     Args:
         values: keys of `REQUEST_KEYS`, of `JOB_KEYS`, and fields of `Settings` but `UNUSED`;
-            numbers may come as text.
+            numbers may come as text. One of `UNUSED` at its default asks for nothing: a
+            `config.toml` from before it was one may state it.
 
     Raises:
         InputError: an unknown key, or a value that breaks its rule. Nothing has been loaded then.
     """
     own = {key.name: key for key in REQUEST_KEYS}
+    values = {
+        name: value
+        for name, value in values.items()
+        if name in own or name not in UNUSED or value != Settings.model_fields[name].default
+    }
     settings = [name for name in Settings.model_fields if name not in UNUSED]
     for name in values:
         if name not in own and name not in settings and name not in (k.name for k in JOB_KEYS):

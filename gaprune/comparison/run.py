@@ -65,7 +65,8 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         overwrite: whether rows that are there are thrown away.
         observer: told of progress and rows.
         options: further fields of `Question` (training, epochs, schedule, clusters), and of
-            `Settings` (preset, probes, generations, workers, …).
+            `Settings` (preset, probes, generations, workers, …); `floor` holds for the masks that
+            are searched for (evolved, edge-popup).
 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.
@@ -159,7 +160,7 @@ def _checked(target: Target, question: Question, data: Data) -> Data:
     settings = question.settings
     check_settings(settings)
     for sparsity in question.sparsities:
-        keep_total(target.layout, sparsity)
+        keep_total(target.layout.with_floor(settings.floor), sparsity)
     for file in requested_files(settings, target.inputs):
         read(file, target.inputs)
     find_objective(settings.objective, answers(target.model, target.example()))

@@ -18,7 +18,7 @@ from deap import base, tools
 from gaprune.bench import Verdict
 from gaprune.evolution.breeding import Breed, Child, Judge, Score, derive_seed
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.plan import Limits, Outcome, Plan
+from gaprune.evolution.plan import Limits, Outcome, Plan, parted_for
 from gaprune.evolution.recipes import RecipeBook
 from gaprune.records import Generation
 from gaprune.workers import Workers
@@ -77,7 +77,7 @@ class Evolution:
         self._report = report
         self._state = _State()
         self._random = random.Random(derive_seed(plan.seed, "selection"))
-        self._recipes = RecipeBook(plan)
+        self._recipes = {phase.name: RecipeBook(plan, phase) for phase in plan.phases}
         self._started = time.monotonic()
         self.population: list[Individual] = []
         self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=_same)
@@ -148,11 +148,13 @@ class Evolution:
 
     def _breed(self) -> list[Individual]:
         plan, number = self.plan, self._state.generation
+        phase = plan.phase(number)
+        recipes = self._recipes[phase.name]
         generator = torch.Generator().manual_seed(derive_seed(plan.seed, "vary", number))
         with _python_random(self._random):
-            parents = self.toolbox.select(self.population, 2 * plan.offspring)
+            parents = self.toolbox.select(self.population, 2 * phase.offspring)
         pairs = list(zip(parents[::2], parents[1::2], strict=True))
-        drawn = [self._recipes.draw(pair, number, generator) for pair in pairs]
+        drawn = [recipes.draw(pair, number, generator) for pair in pairs]
         tasks = [
             Breed(
                 (a.genes,) if recipe.crossover is None else (a.genes, b.genes),
@@ -167,7 +169,7 @@ class Evolution:
         for pair, (recipe, rate), child in zip(pairs, drawn, bred, strict=True):
             steps = recipe.refinement.steps if recipe.refinement else 0
             self._state.evaluations += 1 + steps
-            self._recipes.learn(recipe, improved=child.fitness > max(one.sprint for one in pair))
+            recipes.learn(recipe, improved=child.fitness > max(one.sprint for one in pair))
             children.append(self._born(child, "+".join(recipe.operators) or "copy", rate))
         return children
 
@@ -200,6 +202,7 @@ class Evolution:
 
     def _record(self) -> None:
         state = self._state
+        phase = self.plan.phase(state.generation).name
         self.hall_of_fame.update(self.population)
         numbers = self.toolbox.describe(self.population)
         leader = tools.selBest(self.population, 1)[0]
@@ -212,7 +215,8 @@ class Evolution:
             best=numbers["best"],
             mean=numbers["mean"],
             guard=state.leaders[leader.key][1].agreement,
-            rates=self._recipes.rates,
+            rates=self._recipes[phase].rates,
+            phase=phase,
         )
         self.logbook.record(**vars(record))
         self.history.append(record)
@@ -239,11 +243,13 @@ class Evolution:
 
     def _limit(self) -> str | None:
         state = self._state
+        parted = parted_for(record.guard for record in self.history)
         return self.plan.limits.reached(
             generation=state.generation,
             evaluations=state.evaluations,
             seconds=time.monotonic() - self._started,
-            idle=state.generation - state.gained,
+            idle=state.generation - max(state.gained, self.plan.allocation),
+            parted=min(parted, state.generation - self.plan.allocation),  # it hands on its leader
         )
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack
 
+EXACT = 1 << 24  # so many ranks and no more are all different in float32
+
 
 @dataclass(frozen=True, eq=False)
 class Genes:
@@ -128,27 +130,29 @@ def seed_genes(
     ranked = rank(scores)
     counts = uniform or layer_counts(global_mask(ranked, layout, keep), layout)
     genes = Genes(ranked, tuple(counts), keep, fixed=scope == "layer")
-    if genes.fixed:
+    if genes.fixed and ranked.dtype == torch.float32:
         return genes
     aligned = align(genes, layout)
     return replace(aligned, counts=None) if scope == "global" else aligned
 
 
 def rank(scores: Tensor) -> Tensor:
-    """Map scores to their rank in [0, 1), ties in reverse index order; float32 of the same shape.
+    """Map scores to their rank in [0, 1), ties in reverse index order; of the same shape.
 
     Ranks give every criterion the same scale, so one step length suits them all. Equal scores get
-    the lower index the higher rank, as `top_k_mask` keeps them.
+    the lower index the higher rank, as `top_k_mask` keeps them. They are float32, or float64 where
+    there are more than `EXACT`; `align` makes float32 of these that are exact around the cut.
     """
-    flat = scores.reshape(-1)
+    flat, total = scores.reshape(-1), scores.numel()
+    kind = torch.float32 if total <= EXACT else torch.float64
     order = flat.flip(0).argsort(stable=True)
-    ranks = torch.empty(flat.numel(), dtype=torch.float32)
-    ranks[flat.numel() - 1 - order] = torch.arange(flat.numel(), dtype=torch.float32) / flat.numel()
+    ranks = torch.empty(total, dtype=kind)
+    ranks[total - 1 - order] = torch.arange(total, dtype=kind) / total
     return ranks.view(scores.shape)
 
 
 def align(genes: Genes, layout: Layout) -> Genes:
-    """Shift each layer's scores so that its cut lies at 0: kept above, dropped at most 0.
+    """Shift each layer's scores so that its cut lies at 0: kept above, dropped at most 0; float32.
 
     Then one threshold serves all layers: a global top-k of aligned scores gives the same mask, and
     gradient-informed mutation can trade weights between layers. Genes without counts have one
@@ -159,6 +163,7 @@ def align(genes: Genes, layout: Layout) -> Genes:
     kept, shifted = genes.express(layout), genes.strength.clone()
     for part in layout.slices:
         shifted[part] -= _cut(shifted[part], kept[part])
+    shifted = shifted.float()
     # Equal scores, or rounding, can put both sides of a cut at 0, and then the index would decide.
     above = shifted.clamp_min(torch.finfo(shifted.dtype).tiny)
     return genes.signed().with_scores(torch.where(kept, above, shifted.clamp_max(0)))

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from gaprune.budget import apportion
 from gaprune.evolution.genome import Genes, align
-from gaprune.supermask import MIN_KEEP, Layout
+from gaprune.supermask import Layout, layer_counts
 
 Mutation = Callable[[Genes, Layout, Generator], Genes]
 Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]
@@ -61,7 +61,7 @@ def threshold_swap(
     `rate` of the layer's kept weights leave; both sides are drawn from the nearest `reach` of the
     kept ones (and as many dropped ones), where the ranking is least sure.
     """
-    index = _draw_layer(layout, generator)
+    index = _draw_layers(layout, 1, generator)[0]
     part, size = layout.slices[index], layout.sizes[index]
     kept = genes.express(layout)[part]
     count = int(kept.count_nonzero())
@@ -87,21 +87,38 @@ def budget_shift(
     """Move keep counts from one layer to another; the total stays.
 
     Up to `rate` of the smaller layer's keep count moves, at least one weight, and no layer falls
-    below `MIN_KEEP` or rises above its size. Genes without counts (one ranking over all layers)
+    below its least or rises above its size. Genes without counts (one ranking over all layers)
     shift by moving every layer's cut to 0. Genes of fixed counts come back as they are.
     """
     if genes.fixed or len(layout.sizes) < 2:
         return genes
-    counts = list(genes.counts or _counts(genes, layout))
+    counts = _counts(genes, layout)
     giver, taker = torch.randperm(len(counts), generator=generator)[:2].tolist()
     most = max(1, round(rate * min(counts[giver], counts[taker])))
-    wanted = int(torch.randint(1, most + 1, (), generator=generator))
-    moved = min(wanted, counts[giver] - MIN_KEEP, layout.sizes[taker] - counts[taker])
-    if moved <= 0:
+    moved = _moved(counts, giver, taker, most, layout, generator)
+    return genes if moved == counts else _recount(genes, layout, moved)
+
+
+def reallocate(
+    genes: Genes, layout: Layout, generator: Generator, *, rate: float = 0.25, moves: int = 3
+) -> Genes:
+    """Move keep counts between one to `moves` pairs of layers; the total stays.
+
+    After the level switches of EvoPress (Sieberling et al. 2024, arXiv 2410.14649). Layers are
+    drawn in proportion to the square root of their sizes. A move is up to `rate` of what the
+    smaller of both would keep at equal density, so it is as long forth as back, and a layer that
+    keeps next to nothing can grow again. For the rest see `budget_shift`.
+    """
+    if genes.fixed or len(layout.sizes) < 2:
         return genes
-    counts[giver] -= moved
-    counts[taker] += moved
-    return _recount(genes, layout, counts)
+    before = counts = _counts(genes, layout)
+    density = genes.keep / layout.total
+    for _ in range(int(torch.randint(1, moves + 1, (), generator=generator))):
+        giver, taker = _draw_layers(layout, 2, generator)
+        smaller = min(layout.sizes[giver], layout.sizes[taker])
+        most = max(1, round(rate * density * smaller))
+        counts = _moved(counts, giver, taker, most, layout, generator)
+    return genes if counts == before else _recount(genes, layout, counts)
 
 
 def one_point(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple[Genes, Genes]:
@@ -140,15 +157,27 @@ def _sample(total: int, rate: float, generator: Generator) -> Tensor:
     return (torch.rand(total, generator=generator) < rate).nonzero().flatten()
 
 
-def _draw_layer(layout: Layout, generator: Generator) -> int:
-    """Draw a layer with probability proportional to the square root of its size."""
+def _draw_layers(layout: Layout, number: int, generator: Generator) -> list[int]:
+    """Draw different layers with probability proportional to the square root of their sizes."""
     chances = torch.tensor(layout.sizes, dtype=torch.float64).sqrt()
-    return int(torch.multinomial(chances, 1, generator=generator))
+    return [int(index) for index in torch.multinomial(chances, number, generator=generator)]
 
 
 def _counts(genes: Genes, layout: Layout) -> list[int]:
-    mask = genes.express(layout)
-    return [int(mask[part].count_nonzero()) for part in layout.slices]
+    return list(genes.counts or layer_counts(genes.express(layout), layout))
+
+
+def _moved(
+    counts: list[int], giver: int, taker: int, most: int, layout: Layout, generator: Generator
+) -> list[int]:
+    """Return the counts after one layer gave another 1 to `most`, as far as both have room."""
+    wanted = int(torch.randint(1, most + 1, (), generator=generator))
+    room = layout.sizes[taker] - counts[taker]
+    amount = max(0, min(wanted, counts[giver] - layout.least[giver], room))
+    moved = list(counts)
+    moved[giver] -= amount
+    moved[taker] += amount
+    return moved
 
 
 def _recount(genes: Genes, layout: Layout, counts: list[int]) -> Genes:
@@ -181,7 +210,7 @@ def _mixed_counts(
     if a.counts is None or b.counts is None or a.fixed or a.counts == b.counts:
         return a.counts
     mixed = np.asarray(a.counts) * (1 - weight) + np.asarray(b.counts) * weight
-    return tuple(apportion(mixed, a.keep, layout.sizes))
+    return tuple(apportion(mixed, a.keep, layout.sizes, layout.least))
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -189,6 +218,7 @@ MUTATIONS: dict[str, Mutation] = {
     "gaussian": gaussian,
     "threshold-swap": threshold_swap,
     "budget-shift": budget_shift,
+    "reallocate": reallocate,
 }
 CROSSOVERS: dict[str, Crossover] = {
     "one-point": one_point,

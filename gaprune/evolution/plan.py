@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from gaprune.bench import Verdict
 from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.presets import Preset
+from gaprune.evolution.phases import ALLOCATION, SEARCH, Phase
+from gaprune.evolution.presets import Preset, as_allocation
 from gaprune.records import Generation
 from gaprune.supermask import Layout
 
+ALLOCATORS = 16  # children per generation of the allocation phase, at least
 FRONT_SEEDS = 5  # budgets at which every baseline starts a Pareto search
+PARTED = 0.02  # agreement on the guard lost between the best there and the leader of the search
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,43 @@ class Limits:
         seconds: of the search. How far a search comes then depends on the machine, so this is the
             one limit under which a seed does not fix the masks.
         stagnation: generations without a better fitness.
+        patience: generations in a row whose leader agrees on the guard at least `PARTED` less than
+            an earlier one: the search then learns its own probes. Generations that only allocate
+            are not counted.
     """
 
     generations: int | None = None
     evaluations: int | None = None
     seconds: float | None = None
     stagnation: int | None = None
+    patience: int | None = None
 
-    def reached(self, generation: int, evaluations: int, seconds: float, idle: int) -> str | None:
-        """Return the name of the first limit that is met, or None."""
+    def reached(
+        self, generation: int, evaluations: int, seconds: float, idle: int, parted: int
+    ) -> str | None:
+        """Return the name of the first limit that is met (`guard` for patience), or None."""
         now = {
             "generations": (generation, self.generations),
             "evaluations": (evaluations, self.evaluations),
             "seconds": (seconds, self.seconds),
             "stagnation": (idle, self.stagnation),
+            "guard": (parted, self.patience),
         }
         met = (name for name, (value, limit) in now.items() if limit is not None and value >= limit)
         return next(met, None)
+
+
+def parted_for(guard: Iterable[float]) -> int:
+    """Count the last generations whose leader agrees `PARTED` less than an earlier leader.
+
+    Args:
+        guard: agreement of every generation's leader on the guard.
+    """
+    best, parted = 0.0, 0
+    for agreement in guard:
+        best = max(best, agreement)
+        parted = parted + 1 if best - agreement >= PARTED else 0
+    return parted
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,7 @@ class Plan:
         limits: when to stop.
         keep: the asked number of kept weights.
         most: with a Pareto search, children keep from `keep` to `most` weights; else None.
+        allocation: of the generations, the first ones that change keep counts alone.
     """
 
     preset: Preset
@@ -68,6 +93,22 @@ class Plan:
     limits: Limits
     keep: int
     most: int | None = None
+    allocation: int = 0
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """How the generations are divided: keep counts of the layers first, then everything."""
+        first, total = self.allocation, self.limits.generations
+        rest = None if total is None else max(0, total - first)
+        search = Phase(SEARCH, self.preset, self.offspring, self.refinement, first, rest)
+        if not first:
+            return (search,)
+        preset, children = as_allocation(self.preset), max(ALLOCATORS, self.offspring)
+        return Phase(ALLOCATION, preset, children, None, 0, first), search
+
+    def phase(self, generation: int) -> Phase:
+        """Return the phase of a generation; the seeded one, 0, counts to the first."""
+        return next((one for one in self.phases if one.holds(generation)), self.phases[-1])
 
     def starts(self, seeds: Sequence[Individual]) -> list[Individual]:
         """Return the seeds; in a Pareto search at several budgets, evenly spaced in logarithm."""
@@ -95,7 +136,7 @@ class Outcome:
         front: non-dominated individuals, sparsest first (Pareto only).
         judged: mask key → how it did on the guard, for all that led the search and the seeds.
         history: one record per generation.
-        stopped: `generations`, `evaluations`, `seconds`, `stagnation` or `interrupted`.
+        stopped: `generations`, `evaluations`, `seconds`, `stagnation`, `guard` or `interrupted`.
         evaluations: candidates scored; every gradient step counts as one.
         seconds: of the search alone.
     """

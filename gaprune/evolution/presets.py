@@ -60,6 +60,7 @@ PRESETS: dict[str, Preset] = {
             "steps": 50,
             "rate": 1.2,
             "generations": 8,
+            "allocation": 10,
         },
     ),
     "black-box": Preset(
@@ -77,14 +78,14 @@ PRESETS: dict[str, Preset] = {
             "gaussian": 0.3,
             "uniform-reset": 0.1,
         },
-        defaults={"population": 16, "offspring": 64, "generations": 60},
+        defaults={"population": 16, "offspring": 64, "generations": 60, "allocation": 10},
     ),
     "classic": Preset(
         description="the original idea: random scores, roulette, one-point crossover, reset",
         crossovers={"one-point": 1.0},
         mutations={NONE: 0.9, "uniform-reset": 0.1},
         options={"uniform-reset": {"rate": 0.1, "low": -1.0, "high": 1.0}},
-        defaults={"population": 100, "offspring": 100, "generations": 20},
+        defaults={"population": 100, "offspring": 100, "generations": 20, "allocation": 0},
         seeding="kaiming",
         selection="roulette",
         elitist=False,
@@ -112,4 +113,15 @@ def as_pareto(preset: Preset) -> Preset:
         races=False,
         elitist=True,
         defaults={**preset.defaults, **FRONT},
+    )
+
+
+def as_allocation(preset: Preset) -> Preset:
+    """Return the preset with children whose keep counts alone differ from their parent's."""
+    return replace(
+        preset,
+        crossovers={NONE: 1.0},
+        mutations={"reallocate": 1.0},
+        options={},
+        gradient=False,
     )

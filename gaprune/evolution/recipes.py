@@ -10,6 +10,7 @@ import torch
 from gaprune.evolution.adaptation import OperatorRates
 from gaprune.evolution.breeding import Recipe
 from gaprune.evolution.genome import Individual
+from gaprune.evolution.phases import Phase
 from gaprune.evolution.plan import Plan
 from gaprune.evolution.presets import NONE
 
@@ -17,18 +18,18 @@ Pair = tuple[Individual, Individual]
 
 ASKED = 0.25  # part of the children of a Pareto search that keep exactly the asked number
 ANYWHERE = 0.25  # part whose budget is drawn log-uniformly over the whole front
-LEAST_RATE = 0.1  # of the first gradient step length, reached in the last generation
+LEAST_RATE = 0.1  # of the first gradient step length, reached in the phase's last generation
 SLOWEST, FASTEST = 0.25, 4.0  # bounds of an individual's own factor on the step length
 
 
 class RecipeBook:
-    """Draws recipes and learns from how the children turn out."""
+    """Draws the recipes of a phase and learns from how the children turn out."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        adaptive = plan.preset.adaptive
-        self._crossovers = OperatorRates(plan.preset.crossovers, adaptive=adaptive)
-        self._mutations = OperatorRates(plan.preset.mutations, adaptive=adaptive)
+    def __init__(self, plan: Plan, phase: Phase) -> None:
+        self._plan, self._phase = plan, phase
+        adaptive = phase.preset.adaptive
+        self._crossovers = OperatorRates(phase.preset.crossovers, adaptive=adaptive)
+        self._mutations = OperatorRates(phase.preset.mutations, adaptive=adaptive)
 
     @property
     def rates(self) -> dict[str, dict[str, float]]:
@@ -42,16 +43,16 @@ class RecipeBook:
         """Return the recipe of a child of `pair`, and the step-length factor that it inherits."""
         crossover, mutation = self._crossovers.draw(generator), self._mutations.draw(generator)
         change = exp(0.3 * float(torch.randn((), generator=generator)))
-        factor = (pair[0].rate * pair[1].rate) ** 0.5 * change
-        factor = min(max(factor, SLOWEST), FASTEST)
-        refinement = self._plan.refinement
-        if refinement is not None:
+        refinement, factor = self._phase.refinement, pair[0].rate
+        if refinement is not None:  # without steps, nothing would select among factors
+            factor = (pair[0].rate * pair[1].rate) ** 0.5 * change
+            factor = min(max(factor, SLOWEST), FASTEST)
             length = refinement.rate * factor * self._annealing(generation)
             refinement = replace(refinement, rate=length)
         recipe = Recipe(
             crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
             mutation=None if mutation == NONE else mutation,
-            options=tuple(self._plan.preset.options.get(mutation, {}).items()),
+            options=tuple(self._phase.preset.options.get(mutation, {}).items()),
             refinement=refinement,
             keep=self._budget(pair, generator),
         )
@@ -64,10 +65,7 @@ class RecipeBook:
 
     def _annealing(self, generation: int) -> float:
         """Shorten gradient steps along a cosine, from 1 to `LEAST_RATE` in the last generation."""
-        total = self._plan.limits.generations
-        if not total:
-            return 1.0
-        progress = min(1.0, (generation - 1) / max(1, total - 1))
+        progress = self._phase.progress(generation)
         return LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * progress)) / 2
 
     def _budget(self, pair: Pair, generator: torch.Generator) -> int | None:

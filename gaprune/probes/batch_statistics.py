@@ -128,6 +128,25 @@ def has_batchnorm(model: nn.Module) -> bool:
     return bool(batchnorms(model))
 
 
+def forgetful(model: nn.Module) -> list[str]:
+    """Return the names of the BatchNorms that hold no running statistics."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _TYPES) and module.running_mean is None
+    ]
+
+
+def has_seen_data(model: nn.Module) -> bool:
+    """Say whether any running statistic differs from that of a new network, mean 0, variance 1."""
+    norms = batchnorms(model)
+    return not all(
+        torch.all(norm.get_buffer("running_mean") == 0)
+        and torch.all(norm.get_buffer("running_var") == 1)
+        for norm in norms
+    )
+
+
 def _moments(inputs: Tensor) -> Tensor:
     """Return mean and mean square per channel `[2, C]` of `[N, C, …]`, over all other axes."""
     exact = torch.promote_types(inputs.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Which blend of generators looks like the training data? A network with BatchNorm remembers.
+"""Which generators' inputs look like the training data? A network with BatchNorm remembers.
 
 The statistics of a blend of inputs are the blend of their moments, so the shares that come nearest
 to the remembered statistics (`Remembered.mismatch`) are found without another forward pass. What
@@ -9,7 +9,7 @@ photographs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -40,14 +40,8 @@ class Blend(NamedTuple):
     alone: dict[str, float]
 
 
-def blend(
-    model: nn.Module,
-    spec: InputSpec,
-    generators: Mapping[str, Generator_],
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
-) -> Blend:
-    """Find the shares of generators whose statistics come nearest to the remembered ones.
+class Survey:
+    """What the BatchNorms of a network see of every generator, next to what they remember.
 
     Args:
         model: a network with BatchNorm in evaluation mode.
@@ -59,30 +53,66 @@ def blend(
     Raises:
         InputError: the forward pass meets no BatchNorm with running statistics.
     """
-    shown = []
-    for draw in generators.values():
-        inputs = as_network(spec, draw(spec, SAMPLE, generator), dtype)
-        moments, remembered = _moments(model, inputs)
-        shown.append(moments)
-    table = torch.stack(shown)
-    logits = torch.zeros(len(shown), dtype=torch.float64, requires_grad=True)
-    adam = torch.optim.Adam([logits], RATE)
-    for _ in range(STEPS):
-        shares = logits.softmax(0)
-        entropy = -torch.xlogy(shares, shares).sum()
-        loss = remembered.mismatch(_mix(shares, table)) - EVENNESS * entropy
-        (logits.grad,) = torch.autograd.grad(loss, logits)
-        adam.step()
-    shares = logits.detach().softmax(0)
-    shares = torch.where(shares < NEGLIGIBLE, 0.0, shares)
-    shares /= shares.sum()
-    found = sorted(zip(generators, shares.tolist(), strict=True), key=lambda item: -item[1])
-    alone = {
-        name: float(remembered.mismatch(moments))
-        for name, moments in zip(generators, shown, strict=True)
-    }
-    portions = {name: share for name, share in found if share}
-    return Blend(portions, float(remembered.mismatch(_mix(shares, table))), alone)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        generators: Mapping[str, Generator_],
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        device = next(model.parameters(), torch.empty(0)).device
+        self._moments: dict[str, Tensor] = {}
+        for name, draw in generators.items():
+            inputs = as_network(spec, draw(spec, SAMPLE, generator), dtype)
+            self._moments[name], self._remembered = _moments(model, inputs.to(device))
+        self._found: dict[tuple[str, ...], Blend] = {}
+
+    def blend(self, names: Iterable[str] | None = None) -> Blend:
+        """Find the shares whose statistics come nearest to the remembered ones.
+
+        Args:
+            names: the generators that may take part, at least one; None means all.
+        """
+        chosen = tuple(self._moments if names is None else names)
+        if chosen not in self._found:
+            self._found[chosen] = self._fit(chosen)
+        return self._found[chosen]
+
+    def _fit(self, names: tuple[str, ...]) -> Blend:
+        shown, remembered = [self._moments[name] for name in names], self._remembered
+        table = torch.stack(shown)
+        logits = torch.zeros(len(shown), dtype=torch.float64, device=table.device)
+        logits.requires_grad_()
+        adam = torch.optim.Adam([logits], RATE)
+        for _ in range(STEPS):
+            shares = logits.softmax(0)
+            entropy = -torch.xlogy(shares, shares).sum()
+            loss = remembered.mismatch(_mix(shares, table)) - EVENNESS * entropy
+            (logits.grad,) = torch.autograd.grad(loss, logits)
+            adam.step()
+        shares = logits.detach().softmax(0)
+        shares = torch.where(shares < NEGLIGIBLE, 0.0, shares)
+        shares /= shares.sum()
+        found = sorted(zip(names, shares.tolist(), strict=True), key=lambda item: -item[1])
+        alone = {
+            name: float(remembered.mismatch(moments))
+            for name, moments in zip(names, shown, strict=True)
+        }
+        portions = {name: share for name, share in found if share}
+        return Blend(portions, float(remembered.mismatch(_mix(shares, table))), alone)
+
+
+def blend(
+    model: nn.Module,
+    spec: InputSpec,
+    generators: Mapping[str, Generator_],
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Blend:
+    """Find the best blend of all generators; arguments and errors as of `Survey`."""
+    return Survey(model, spec, generators, generator, dtype).blend()
 
 
 def _mix(shares: Tensor, table: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gaprune.observe import Observer
-from gaprune.probes.cache import cache_key, cached
 from gaprune.probes.inversion import Inversion, invert
+from gaprune.probes.made import Order, draw_seed, make_or_read
 from gaprune.probes.mixture import Mixture
 from gaprune.probes.samples import Samples
 from gaprune.target import Target
@@ -38,30 +38,18 @@ def inverted_samples(
     Raises:
         InputError: the network cannot be inverted.
     """
-    seed = int(torch.randint(2**62, (), generator=generator))
 
-    def make() -> Tensor:
-        own = torch.Generator().manual_seed(seed)
-        begin = starts.draw_unit(count, own).to(target.device, target.dtype)
-        made = invert(
+    def make(begin: Tensor, own: torch.Generator) -> Tensor:
+        return invert(
             target.model,
             target.inputs,
-            begin,
+            begin.to(target.dtype),
             own,
             how,
             lambda done, total: observer.progress(WHAT, done, total),
         )
-        return made.cpu()
 
-    settings = {
-        "network": repr(target.model),  # the same weights can be used in another way
-        "inputs": asdict(target.inputs),
-        "device": str(target.device),
-        "starts": list(starts.portions.items()),  # their order decides as well
-        "count": count,
-        "seed": seed,
-        "how": asdict(how),
-    }
-    made = cached(cache_key(target.weights_sha256, settings), make, observer.warning)
+    order = Order(target, starts, count, draw_seed(generator))
+    made = make_or_read(order, asdict(how), make, observer)
     source = f"{len(made)} inputs inverted from BatchNorm, started from {starts.description}"
     return Samples(made, None, source)

@@ -66,13 +66,24 @@ def mix_generators(
         affinity: mutual information of every procedural generator, in nats.
         guard: the generator that judges and therefore must not select.
     """
+    likely: dict[str, float] = {}
+    if PROCEDURAL in names or not names:
+        likely = shares({key: value for key, value in affinity.items() if key != guard})
+        likely = {key: part for key, part in likely.items() if part >= NEGLIGIBLE}
+    return share_out(names, likely)
+
+
+def share_out(names: Sequence[str], likely: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each generator in a batch, every name an equal part.
+
+    Args:
+        names: what the user asked for; nothing means `procedural`.
+        likely: generators and shares that `procedural` stands for; they need not add up.
+    """
     names = list(dict.fromkeys(names)) or [PROCEDURAL]
     portions: dict[str, float] = {}
     for name in names:
-        parts = {name: 1.0}
-        if name == PROCEDURAL:
-            likely = shares({key: value for key, value in affinity.items() if key != guard})
-            parts = {key: part for key, part in likely.items() if part >= NEGLIGIBLE}
+        parts = likely if name == PROCEDURAL else {name: 1.0}
         whole = sum(parts.values())
         for key, part in parts.items():
             portions[key] = portions.get(key, 0.0) + part / whole / len(names)

@@ -52,16 +52,17 @@ def generators(spec: InputSpec) -> dict[str, Generator_]:
 
 
 def parse_probes(probes: Sequence[str], spec: InputSpec) -> Request:
-    """Sort what `--probes` lists.
+    """Sort what `--probes` lists; `auto` is known and left out (`gaprune.probes.choice`).
 
     Raises:
         InputError: an empty list, or a name that is no generator and no path.
     """
-    known = [PROCEDURAL, *OPTIMISED, *generators(spec)]
+    known = [AUTO, PROCEDURAL, *OPTIMISED, *generators(spec)]
+    chosen = (AUTO, *OPTIMISED)
     if not probes:
         raise InputError(f"probes: name at least one of {', '.join(known)}, or a file")
     return Request(
-        names=tuple(name for name in probes if name in known and name not in OPTIMISED),
+        names=tuple(name for name in probes if name in known and name not in chosen),
         files=tuple(parse_file("probes", text, known) for text in probes if text not in known),
         impressions=IMPRESSIONS in probes,
         inversion=INVERSION in probes,

@@ -8,8 +8,10 @@ search: it writes sequences of its own (LLM-QAT, Liu et al. 2023, section 2.1).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.inputs import InputSpec
 
 Spread = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[int, int], None]
+"""(rounds done, rounds in all), over all batches."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,15 @@ class TokenSearch:
         batch: sequences whose answers are spread together.
         spread: a key of `SPREADS`, or `auto`: `information` for outputs `[N, classes]`, else
             `decorrelation`.
+        seconds: for all sequences; the search of a batch ends when its share is over, so the result
+            depends on the machine's speed. None is no limit.
     """
 
     rounds: int = 30
     shortlist: int = 8
     batch: int = 64
     spread: str = "auto"
+    seconds: float | None = None
 
 
 def diversify(
@@ -46,6 +53,7 @@ def diversify(
     starts: Tensor,
     generator: torch.Generator,
     how: TokenSearch | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Replace tokens so that the answers to the sequences of a batch differ more.
 
@@ -55,6 +63,7 @@ def diversify(
         starts: int64 ids `[N, *spec.shape]`, for example `tokens.zipf_bursts`.
         generator: draws places and substitutes.
         how: lengths of the search.
+        progress: told after every round.
 
     Returns:
         int64 ids `[N, *spec.shape]`; the spread of no batch is smaller than that of its start.
@@ -74,7 +83,15 @@ def diversify(
     if name not in SPREADS:
         raise unknown_name("spread", name, [*SPREADS, "auto"])
     search = _Search(model, spec, SPREADS[name], how, generator)
-    return torch.cat([search.improve(batch) for batch in starts.split(how.batch)])
+    batches, began, made = starts.split(how.batch), time.monotonic(), []
+    total = how.rounds * len(batches)
+    for number, batch in enumerate(batches):
+        left = None
+        if how.seconds is not None:
+            left = (how.seconds - (time.monotonic() - began)) / (len(batches) - number)
+        made.append(search.improve(batch, left, partial(_tell, progress, number, how, total)))
+    _tell(progress, len(batches), how, total, 0)
+    return torch.cat(made)
 
 
 @torch.no_grad()
@@ -153,6 +170,13 @@ def spread_of(outputs: Tensor, spread: Spread) -> float:
     return float(spread(outputs, outputs).mean())
 
 
+def _tell(
+    progress: Progress | None, batches: int, how: TokenSearch, total: int, rounds: int
+) -> None:
+    if progress is not None:
+        progress(batches * how.rounds + rounds, total)
+
+
 @dataclass(frozen=True)
 class _Search:
     model: nn.Module
@@ -161,11 +185,14 @@ class _Search:
     how: TokenSearch
     generator: torch.Generator
 
-    def improve(self, ids: Tensor) -> Tensor:
+    def improve(self, ids: Tensor, seconds: float | None, report: Callable[[int], None]) -> Tensor:
         """Try `rounds` substitutions in every sequence; keep the rounds that spread the batch."""
+        end = None if seconds is None else time.monotonic() + seconds
         outputs = self._answers(ids)
         best = spread_of(outputs, self.spread)
-        for _ in range(self.how.rounds):
+        for done in range(self.how.rounds):
+            if end is not None and time.monotonic() >= end:
+                break
             tried = self._substituted(ids)
             answers = self._answers(tried)
             gained = self.spread(answers, outputs) > self.spread(outputs, outputs)
@@ -174,6 +201,7 @@ class _Search:
             if value > best:  # gains against the old batch need not add up
                 best, outputs = value, mixed
                 ids = torch.where(gained.view(-1, *[1] * (ids.ndim - 1)), tried, ids)
+            report(done + 1)
         return ids
 
     @torch.no_grad()

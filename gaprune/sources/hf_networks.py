@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gaprune.errors import InputError
+from gaprune.errors import InputError, nearest
 from gaprune.inputs import InputSpec
 from gaprune.sources.extras import import_extra
 from gaprune.sources.outputs import choose_output
@@ -21,6 +21,7 @@ from gaprune.weights_file import load_state
 LENGTH = 64  # tokens of one input, where nobody states it: a few sentences, and quick to run
 POOLING_FILE = "1_Pooling/config.json"  # of a folder of sentence-transformers
 _SHOWN = 5  # names listed in a message
+_CACHED = "models--"  # folders of the cache: models--OWNER--NAME
 # What that file writes for our poolings; newer ones write the name itself.
 _SENTENCE_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
@@ -79,8 +80,9 @@ def _config(transformers: Any, wanted: Wanted) -> Any:  # noqa: ANN401 - a modul
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"target: hf:{name} is no folder with a config.json that this transformers knows, nor "
-            f"in the cache of the hub ({_first_line(error)}); nothing is downloaded unasked: name "
-            "a folder written by save_pretrained, or allow the download (--allow-download yes)"
+            f"in the cache of the hub ({_first_line(error)}; {nearest(name, _cached(), 'in it')}); "
+            "nothing is downloaded unasked: name a folder written by save_pretrained, or allow the "
+            "download (--allow-download yes)"
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
@@ -88,6 +90,14 @@ def _config(transformers: Any, wanted: Wanted) -> Any:  # noqa: ANN401 - a modul
             "is shown to it; write a factory that returns one of the two"
         )
     return config
+
+
+def _cached() -> list[str]:
+    """Return the names of the networks in the cache of the hub."""
+    place = Path(import_extra("huggingface_hub", "hf", "target").constants.HF_HUB_CACHE)
+    return sorted(
+        one.name.removeprefix(_CACHED).replace("--", "/") for one in place.glob(f"{_CACHED}*")
+    )
 
 
 def _location(name: str) -> str:

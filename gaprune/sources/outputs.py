@@ -22,8 +22,9 @@ def choose_output(model: nn.Module, output: str | int) -> nn.Module:
 
     Args:
         model: the network; it is returned too.
-        output: a key or attribute such as `logits`, or a place from 0 (negative: from the end).
-            Text that is a whole number is a place, as it comes from a command line.
+        output: a key or attribute such as `logits`, or a place from 0 (negative: from the end);
+            with dots, one inside another: `heads.0`. Text that is a whole number is a place, as it
+            comes from a command line.
 
     Once chosen, running the network raises `InputError` where there is no such output; the message
     lists what there is.
@@ -44,7 +45,7 @@ def _as_place(output: str | int) -> str | int:
 
 
 def pick(outputs: object, output: str | int) -> object:
-    """Return one of a network's outputs.
+    """Return one of a network's outputs; `heads.0` is the first of what `heads` holds.
 
     Raises:
         InputError: there is no such output; the message lists what there is.
@@ -52,6 +53,9 @@ def pick(outputs: object, output: str | int) -> object:
     try:
         return _pick(outputs, output)
     except (KeyError, IndexError, AttributeError, TypeError):
+        outer, dot, inner = str(output).partition(".")
+        if dot:
+            return pick(pick(outputs, _as_place(outer)), _as_place(inner))
         raise InputError(f"output: there is no {output!r}; {describe(outputs)}") from None
 
 
@@ -87,7 +91,11 @@ def describe(outputs: object) -> str:
 
 
 def _one(value: object) -> str:
-    return f"tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)}"
+    if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
 
 
 def check_one_input(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import InputError
+from gaprune.errors import InputError, nearest
 from gaprune.inputs import InputSpec
 from gaprune.sources.extras import import_extra
 from gaprune.sources.outputs import choose_output
@@ -20,7 +19,6 @@ from gaprune.sources.record import Loaded, Wanted
 from gaprune.weights_file import apply_state, load_state
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # under these names a hub holds weights
-_SHOWN = 5  # names listed in a message
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")  # what torch's wrappers put before names
 
 
@@ -57,24 +55,21 @@ def load_timm(wanted: Wanted) -> Loaded:
 def _pretrained_config(timm: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - a module
     """Return what timm knows about a network and its weights; raise for an unknown name."""
     if not timm.is_model(name):
-        raise InputError(f"target: timm has no network {name!r}; {_nearest(name, _names(timm))}")
+        raise InputError(
+            f"target: timm has no network {name!r}; {nearest(name, _names(timm), 'it has')}"
+        )
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError:  # the part after the dot is unknown
         tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
         raise InputError(
-            f"target: timm has no weights {name!r}; {_nearest(name, tagged)}"
+            f"target: timm has no weights {name!r}; {nearest(name, tagged, 'it has')}"
         ) from None
     return {} if config is None else dict(config.to_dict())
 
 
 def _names(timm: Any) -> list[str]:  # noqa: ANN401 - a module
     return [*timm.list_models(), *timm.list_models(pretrained=True)]
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=_SHOWN, cutoff=0.5)
-    return f"nearest of its {len(known)} names: {', '.join(near or known[:_SHOWN]) or 'none'}"
 
 
 def _build(timm: Any, name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - module, settings

@@ -1,0 +1,66 @@
+"""The methods of the benchmark, as settings of the product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gaprune.config import EVOLVED
+from gaprune.saliency import SALIENCIES
+
+REPAIR = {"repair": True}
+SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
+    {
+        "population",
+        "offspring",
+        "steps",
+        "rate",
+        "batch",
+        "allocation",
+        "generations",
+        "evaluations",
+        "seconds",
+        "stagnation",
+        "patience",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to prune.
+
+    Attributes:
+        method: `Settings.method`: the search, or a one-shot criterion.
+        settings: further settings, over those of the network.
+        proxied: whether unrelated real inputs take the place of the network's probes.
+    """
+
+    method: str = EVOLVED
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    proxied: bool = False
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is the search."""
+        return self.method == EVOLVED
+
+    @property
+    def repairs(self) -> bool:
+        """Whether statistics and biases are corrected after pruning."""
+        return bool(self.settings.get("repair"))
+
+    @property
+    def looks(self) -> bool:
+        """Whether its network depends on the probes, and not on the weights alone."""
+        return self.searches or self.repairs or SALIENCIES[self.method].needs_probes
+
+
+METHODS: dict[str, Method] = {
+    "strict": Method(),
+    "repair": Method(settings={**REPAIR, "repair_in_loop": True}),
+    "proxy": Method(proxied=True),
+    **{name: Method(name) for name in ("magnitude", "lamp", "wanda", "snip", "synflow")},
+    **{f"{name}-repair": Method(name, REPAIR) for name in ("magnitude", "lamp")},
+}

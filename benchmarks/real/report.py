@@ -1,0 +1,81 @@
+"""Rows as people read them: one table a network, and what must be known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.real.rows import Row
+from gaprune.console import MISSING, add_row, duration, percent, table
+
+COLUMNS = ("method", "sparsity", "score", "of dense", "agreement", "needs", "time", "MB")
+FULL_WIDTH = 200  # of what is written to a file or a pipe
+CACHED = "*"
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """Print a table for each network, and in words why a row has no score."""
+    for network, own in groupby(rows, key=lambda row: row.network):
+        made = list(own)
+        console.print(_table(network, made))
+        for text in _notes(made):
+            console.print(Text(text))
+        console.print()
+
+
+def line(row: Row) -> str:
+    """Return a row in one line of progress."""
+    name = f"{row.network} {row.sparsity:g} {row.method}, seed {row.seed}"
+    if row.score is None:
+        return f"{name}: {row.note}"
+    found = f"{percent(row.score)} (dense {percent(row.dense)})"
+    return f"{name}: {found} in {row.seconds or 0:.0f} s, {row.peak_mb or 0:,.0f} MB"
+
+
+def _table(network: str, rows: Sequence[Row]) -> Table:
+    known = next((row for row in rows if row.score is not None), rows[0])
+    title = network
+    if known.held_out:
+        measure = f"{known.measure}, {known.held_out:,} held out"
+        title = f"{network}: {measure}; dense {percent(known.dense)}"
+    several = len({row.seed for row in rows}) > 1
+    shown = table(*COLUMNS, *(["seed"] if several else []), title=title)
+    for row in rows:
+        seed = [str(row.seed)] if several else []
+        add_row(shown, [*_cells(row), *seed], strong=row.method in ("strict", "repair"))
+    return shown
+
+
+def _cells(row: Row) -> list[str]:
+    retained = row.score / row.dense if row.score is not None and row.dense else None
+    return [
+        row.method,
+        f"{row.sparsity:g}",
+        percent(row.score),
+        percent(retained),
+        percent(row.agreement),
+        row.needs or MISSING,
+        MISSING if row.seconds is None else duration(row.seconds) + CACHED * row.cached,
+        MISSING if row.peak_mb is None else f"{row.peak_mb:,.0f}",
+    ]
+
+
+def _notes(rows: Iterable[Row]) -> list[str]:
+    """Return every reason for missing scores once, with the rows that it holds for."""
+    reasons: dict[str, list[Row]] = {}
+    cached = False
+    for row in rows:
+        cached = cached or row.cached
+        if row.score is None:
+            reasons.setdefault(row.note, []).append(row)
+    texts = []
+    for reason, own in reasons.items():
+        named = ", ".join(dict.fromkeys(f"{row.method} at {row.sparsity:g}" for row in own))
+        texts.append(f"not made ({named}): {reason}")
+    if cached:
+        texts.append(f"{CACHED} without the time to make the inverted inputs, which were on disk")
+    return texts

@@ -1,0 +1,168 @@
+"""How a pruned network answers while masks are chosen: as it is, or after repair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gaprune.errors import GapruneError
+from gaprune.repair import Anchors, Sites, anchor, repair_anchored, repaired_outputs
+
+CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
+
+
+class Shown(NamedTuple):
+    """Inputs with what the dense network answers, computed once.
+
+    Attributes:
+        inputs: `[N, …]` as the network takes them.
+        teacher: outputs of the dense network, `[N, …]`.
+        labels: int64 `[N]`, or None.
+        anchors: of a batch for a gradient step where repair is in the loop: the dense network's
+            statistics on it; else None.
+    """
+
+    inputs: Tensor
+    teacher: Tensor
+    labels: Tensor | None
+    anchors: Anchors | None = None
+
+    def first(self, count: int) -> Shown:
+        """Return the first `count` of them: one rung of the race."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Shown(self.inputs[:count], self.teacher[:count], labels)
+
+
+class Answering(Protocol):
+    """What a candidate answers; `kept` replaces parameters of the dense `model`, by name."""
+
+    def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return its answers on search probes, `[N, …]`, to be compared with the teacher's."""
+
+    def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Return its answers on inputs that no repair may be measured on, `[N, …]`."""
+
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Tensor:
+        """Return its answers on a batch, `[N, …]`, differentiable in `leaves`."""
+
+    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+        """Make the batch of a gradient step of held inputs, new ones, or both."""
+
+
+class Strict:
+    """The pruned network as it is."""
+
+    def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Pass the inputs in chunks."""
+        return forward(model, kept, inputs)
+
+    def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Pass the inputs in chunks."""
+        return forward(model, kept, inputs)
+
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Tensor:
+        """Pass the batch at once."""
+        outputs: Tensor = functional_call(model, dict(leaves), (batch.inputs,))
+        return outputs
+
+    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+        """Ask the dense network about the new inputs; what is held knows its answers."""
+        parts = [] if held is None else [held]
+        if fresh is not None:
+            parts.append(Shown(fresh, answers(model, fresh), None))
+        if len(parts) == 1:
+            return parts[0]
+        return Shown(
+            torch.cat([part.inputs for part in parts]),
+            torch.cat([part.teacher for part in parts]),
+            None,
+        )
+
+
+STRICT = Strict()
+
+
+@dataclass(frozen=True, eq=False)
+class AfterRepair:
+    """The pruned network after anchored repair; prunable weights stay as they are.
+
+    Selection and gradient steps match it on the very inputs that it answers, which costs one
+    forward. That flatters it, so it is judged as it will be used: repaired on the search probes,
+    the corrections written in, then shown the others.
+
+    Attributes:
+        sites: where repair writes in the one network that this is for.
+        probes: the search probes, `[N, …]`; the judge repairs on them.
+    """
+
+    sites: Sites
+    probes: Tensor = field(repr=False)
+    _anchors: dict[tuple[int, int, int | None], Anchors] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Match every chunk by its own statistics."""
+        with torch.no_grad():
+            return repaired_outputs(model, kept, self._anchored(model, inputs, CHUNK))
+
+    def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Repair on the search probes as `repair` does at the end of a run, then pass the inputs.
+
+        Raises:
+            GapruneError: the dense network overflows on the search probes.
+        """
+        anchors = self._anchored(model, self.probes, None)
+        try:
+            state = repair_anchored(model, kept, anchors).state
+        except GapruneError:
+            if not anchors.outputs.isfinite().all():
+                raise
+            # the candidate overflows where the dense network does not: it loses, the search goes on
+            return torch.full_like(forward(model, kept, inputs), torch.nan)
+        return forward(model, {**kept, **state}, inputs)
+
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Tensor:
+        """Match the batch by its own statistics; gradients also pass through them."""
+        anchors = batch.anchors
+        if anchors is None:
+            anchors = anchor(model, self.sites, batch.inputs, len(batch.inputs))
+        return repaired_outputs(model, leaves, anchors)
+
+    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+        """Show all of it to the dense network once, for its answers and its statistics."""
+        parts = [*([] if held is None else [held.inputs]), *([] if fresh is None else [fresh])]
+        anchors = anchor(model, self.sites, torch.cat(parts), sum(map(len, parts)))
+        labels = held.labels if held is not None and fresh is None else None
+        return Shown(anchors.inputs, anchors.outputs, labels, anchors)
+
+    def _anchored(self, model: nn.Module, inputs: Tensor, chunk: int | None) -> Anchors:
+        """Measure the dense network once per set of inputs."""
+        # anchors hold their inputs, so nothing else comes to lie at that address
+        key = (inputs.data_ptr(), len(inputs), chunk)
+        if key not in self._anchors:
+            self._anchors[key] = anchor(model, self.sites, inputs, chunk)
+        return self._anchors[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the statistics behind: every worker measures its own, with the same result."""
+        return {**self.__dict__, "_anchors": {}}
+
+
+@torch.no_grad()
+def forward(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return the network's outputs `[N, …]` with some of its tensors replaced, in chunks."""
+    return torch.cat(
+        [functional_call(model, dict(replaced), (batch,)) for batch in inputs.split(CHUNK)]
+    )
+
+
+@torch.no_grad()
+def answers(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the dense network's outputs `[N, …]`, computed in chunks."""
+    return torch.cat([model(batch) for batch in inputs.split(CHUNK)])

@@ -1,0 +1,41 @@
+"""The parts of a search, one after the other: in each, children are made in another way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.presets import Preset
+
+SEARCH, ALLOCATION = "search", "allocation"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some generations of a search and how their children are made.
+
+    Attributes:
+        name: `allocation` (keep counts of the layers alone) or `search` (everything).
+        preset: its operators and their options.
+        offspring: children per generation.
+        refinement: gradient steps of every child, or None.
+        start: generations before it.
+        length: its generations, or None: until a limit of the search is met.
+    """
+
+    name: str
+    preset: Preset
+    offspring: int
+    refinement: Refinement | None
+    start: int
+    length: int | None
+
+    def holds(self, generation: int) -> bool:
+        """Tell whether a generation is over before the phase is; the seeded one is 0."""
+        return self.length is None or generation <= self.start + self.length
+
+    def progress(self, generation: int) -> float:
+        """Return how far a generation is: 0 in the first, 1 in the last; 0 where none is last."""
+        if not self.length:
+            return 0.0
+        return min(1.0, (generation - self.start - 1) / max(1, self.length - 1))

@@ -1,0 +1,279 @@
+"""One run from start to end: probes, baselines, search, repair, final figures."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from dataclasses import replace
+from functools import cached_property
+from importlib import metadata
+
+import torch
+
+from gaprune.advice import advise, doubt
+from gaprune.bench import Bench, Verdict, answers
+from gaprune.config import EVOLVED, Settings
+from gaprune.errors import GapruneError
+from gaprune.evolution.breeding import Judge, derive_seed
+from gaprune.evolution.engine import Evolution
+from gaprune.evolution.genome import Individual
+from gaprune.evolution.plan import Outcome
+from gaprune.evolution.seeding import baselines, kaiming_population
+from gaprune.held_out import HeldOut
+from gaprune.labelled import check_labelled
+from gaprune.objectives import accuracy, finite
+from gaprune.observe import Observer
+from gaprune.preparation import check_settings, make_bench, make_plan, resolve_settings
+from gaprune.probes.plan import ProbePlan, plan_probes
+from gaprune.probes.samples import Samples
+from gaprune.records import BaselineScore
+from gaprune.repair import repair, repaired_copy
+from gaprune.result import RepairedScore, Result
+from gaprune.saliency import Network
+from gaprune.target import Target
+from gaprune.workers import Workers, open_workers
+from gaprune.workers.serial import torch_threads
+
+SALIENCY_PROBES = 256  # inputs shown to the criteria that need some
+
+
+class PruningRun:
+    """One network, its settings, and what comes of them; the methods follow the flow of the data.
+
+    Args:
+        target: the dense network.
+        settings: how to prune it.
+        test: labelled inputs for the final accuracy, or None.
+        observer: told of progress.
+
+    Raises:
+        InputError: a setting does not fit the target; nothing has been computed then.
+    """
+
+    def __init__(
+        self, target: Target, settings: Settings, test: Samples | None, observer: Observer
+    ) -> None:
+        self.started = time.monotonic()
+        self.preset = check_settings(settings)
+        self.settings = resolve_settings(settings, self.preset, target)
+        self.target, self.observer = target, observer
+        self.test = None if test is None else check_labelled("test", test, target)
+        self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
+        self.agreed: list[float] = []  # where search and guard did not part, shared by `at`
+
+    @cached_property
+    def shown(self) -> tuple[ProbePlan, Bench]:
+        """Make the probes and let the dense network answer; once for all sparsities."""
+        settings, target = self.settings, self.target
+        if target.inputs.assumed:
+            self.observer.warning(
+                "the value range of the inputs is not stated; 0 to 1 is assumed "
+                "(--range LOW,HIGH or --mean and --std say it)"
+            )
+        with torch_threads(settings.threads):
+            self.observer.phase("probes", "making the inputs that are shown to the network")
+            plan = plan_probes(target, settings, self.generator, self.observer)
+            bench = make_bench(target, settings, self.preset, plan)
+        if (doubtful := doubt(bench)) is not None:
+            self.observer.warning(doubtful)
+        return plan, bench
+
+    @property
+    def bench(self) -> Bench:
+        """The probes with the dense network's answers."""
+        return self.shown[1]
+
+    def at(self, sparsity: float) -> PruningRun:
+        """Return a run at another sparsity, on the same probes: what `prune` does there.
+
+        It has no test data; see `tested`.
+        """
+        assert self.shown  # made before the generator is copied, so that no copy makes them
+        one = copy.copy(self)
+        one.started, one.test = time.monotonic(), None
+        one.settings = self.settings.replace(sparsity=sparsity, max_drop=None)
+        one.generator = self.generator.clone_state()
+        return one
+
+    def tested(self, test: Samples, *, interrupted: bool) -> Result:
+        """Return the result of a run that has ended once more, measured on labelled inputs."""
+        self.test = test
+        seeds, verdicts, outcome = self._found
+        if interrupted and outcome is not None:
+            outcome = replace(outcome, stopped="interrupted")
+        return self._result(self.bench, self.shown[0], seeds, verdicts, outcome)
+
+    def result(self) -> Result:
+        """Do it all."""
+        plan, bench = self.shown
+        settings = self.settings
+        with torch_threads(settings.threads):
+            seeds = self.seeds()
+        with open_workers(bench, settings.workers, settings.threads) as workers:
+            verdicts = self._judge_baselines(seeds, workers)
+            outcome = self._search(seeds, verdicts, workers)
+        if outcome is not None:
+            self._warn_if_parted(outcome)
+        self._found = seeds, verdicts, outcome
+        return self._result(bench, plan, seeds, verdicts, outcome)
+
+    def seeds(self) -> list[Individual]:
+        """Make every baseline at this budget; they seed the search and are what it must beat."""
+        bench = self.bench
+        after = ", to be judged after repair" if self.settings.repair_in_loop else ""
+        self.observer.phase(
+            "baselines", f"scoring the weights with every data-free criterion{after}"
+        )
+        found = baselines(
+            Network(bench.model, bench.weights, bench.layout, self.target.inputs),
+            bench.search.inputs[:SALIENCY_PROBES],
+            self.settings.sparsity,
+            self.settings.scope,
+            self.generator,
+            gradients=self.preset.gradient or self.settings.method != EVOLVED,
+            warn=self.observer.warning,
+        )
+        return [Individual(one.genes, bench.layout, one.name) for one in found]
+
+    def _judge_baselines(self, seeds: list[Individual], workers: Workers) -> dict[str, Verdict]:
+        verdicts: list[Verdict] = workers.run([Judge.of(seed.mask) for seed in seeds])
+        for seed, verdict in zip(seeds, verdicts, strict=True):
+            self.observer.baseline(seed.origin, BaselineScore(verdict.agreement))
+        return {seed.key: verdict for seed, verdict in zip(seeds, verdicts, strict=True)}
+
+    def _search(
+        self, seeds: list[Individual], verdicts: dict[str, Verdict], workers: Workers
+    ) -> Outcome | None:
+        """Evolve, or return None where a one-shot method was asked for."""
+        settings, preset = self.settings, self.preset
+        if settings.method != EVOLVED:
+            return None
+        self.observer.phase("search", preset.description)
+        plan = make_plan(self.target, settings, preset)
+        total = plan.limits.generations
+        evolution = Evolution(plan, workers, lambda record: self.observer.generation(record, total))
+        if preset.seeding == "baselines":
+            return evolution.run(seeds, verdicts)
+        genes = kaiming_population(
+            plan.layout, settings.sparsity, settings.scope, plan.population, self.generator
+        )
+        return evolution.run([Individual(one, plan.layout, "kaiming") for one in genes])
+
+    def _warn_if_parted(self, outcome: Outcome) -> None:
+        """Say when the search still gains while the guard loses: it has learnt its own probes."""
+        settings = self.settings
+        with torch_threads(settings.threads):
+            advice = advise(
+                outcome, self.bench, settings.sparsity, self.agreed, front=settings.pareto
+            )
+        if advice is not None:
+            self.observer.warning(advice)
+
+    def _result(
+        self,
+        bench: Bench,
+        plan: ProbePlan,
+        seeds: list[Individual],
+        verdicts: dict[str, Verdict],
+        outcome: Outcome | None,
+    ) -> Result:
+        settings = self.settings
+        best = outcome.best if outcome else self._asked(seeds)
+        strict = bench.strict
+        with torch_threads(settings.threads):
+            search = strict.judge(best.mask, bench.search).agreement
+            guard = strict.judge(best.mask, bench.guard).agreement
+        interrupted = outcome is not None and outcome.stopped == "interrupted"
+        tested = self._test(bench, best, [] if interrupted else seeds)
+        repaired = self._repair(bench, best, guard) if settings.repair else None
+        return Result(
+            target=self.target,
+            masks=bench.layout.split(best.mask),
+            method=settings.method,
+            preset=settings.preset if outcome else None,
+            origin=best.origin,
+            sparsity=settings.sparsity,
+            search=search,
+            guard=guard,
+            accuracy=tested.get("pruned"),
+            dense_accuracy=tested.get("dense"),
+            baselines={
+                seed.origin: BaselineScore(verdicts[seed.key].agreement, tested.get(seed.origin))
+                for seed in seeds
+            },
+            receipt=plan.receipt,
+            history=outcome.history if outcome else (),
+            stopped=outcome.stopped if outcome else "one-shot",
+            evaluations=outcome.evaluations if outcome else 0,
+            seconds=time.monotonic() - self.started,
+            settings=settings.model_dump(mode="json"),
+            repaired=repaired,
+            front=[
+                {
+                    "sparsity": 1 - one.genes.keep / bench.layout.total,
+                    "guard": outcome.judged[one.key].agreement,
+                }
+                for one in outcome.front
+            ]
+            if outcome
+            else (),
+            front_masks=[bench.layout.split(one.mask) for one in outcome.front] if outcome else (),
+            versions=_versions(),
+        )
+
+    def _repair(self, bench: Bench, best: Individual, strict: float) -> RepairedScore:
+        """Match the pruned network's activations to the dense network's on the search probes.
+
+        `strict` is the agreement on the guard as it is.
+        """
+        self.observer.phase("repair", "matching its activations to the dense network's")
+        with torch_threads(self.settings.threads):
+            masks, guard = bench.layout.split(best.mask), bench.guard
+            done = repair(self.target, masks, bench.search.inputs)
+            model = repaired_copy(self.target, masks, done)
+            outputs = answers(model, guard.inputs)
+            found = bench.objective.judge(outputs, guard.teacher, guard.labels)
+            agreement = finite(float(found))
+            held_out = None if self.test is None else HeldOut(self.target, self.test)
+            tested = None if held_out is None else held_out.measure(model).accuracy
+        for reason in done.skipped:
+            self.observer.warning(f"not repaired: {reason}")
+        if agreement < strict:
+            self.observer.warning(
+                f"repair lowers the agreement on the guard from {strict:.1%} to "
+                f"{agreement:.1%}; take the strict network"
+            )
+        return RepairedScore(done, agreement, tested, self.settings.repair_in_loop)
+
+    def _asked(self, seeds: list[Individual]) -> Individual:
+        for seed in seeds:
+            if seed.origin == self.settings.method:
+                return seed
+        raise GapruneError(
+            f"method: {self.settings.method!r} cannot be computed on this network (the warning "
+            f"says why); these can: {', '.join(seed.origin for seed in seeds)}"
+        )
+
+    def _test(self, bench: Bench, best: Individual, seeds: list[Individual]) -> dict[str, float]:
+        """Measure accuracy on labelled test data, after everything is decided."""
+        test = self.test
+        if test is None or test.labels is None:
+            return {}
+        self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
+        inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
+        with torch_threads(self.settings.threads):
+            dense = answers(bench.model, inputs)
+            pruned = bench.outputs(best.mask, inputs)
+            rows = {"dense": float(accuracy(dense, dense, labels))}
+            rows["pruned"] = float(accuracy(pruned, dense, labels))
+            for seed in seeds:
+                outputs = bench.judged_outputs(seed.mask, inputs)
+                rows[seed.origin] = float(accuracy(outputs, dense, labels))
+        return rows
+
+
+def _versions() -> dict[str, str]:
+    packages = ("gaprune", "torch", "numpy", "deap", "ray")
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **versions}

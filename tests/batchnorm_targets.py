@@ -1,0 +1,77 @@
+"""Small targets whose BatchNorms remember inputs that generators draw, or none of them does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.input_options import InputOptions
+from gaprune.observe import Silence
+from gaprune.probes.procedural import procedural
+from gaprune.target import Target, target_from_module
+
+
+class Listener(Silence):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.steps: list[tuple[str, float]] = []
+        self.warnings: list[str] = []
+
+    def phase(self, name: str, detail: str) -> None:
+        """Note the detail."""
+        self.phases.append(f"{name}: {detail}")
+
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Note the steps."""
+        self.steps.append((what, done))
+
+    def warning(self, text: str) -> None:
+        """Note the text."""
+        self.warnings.append(text)
+
+
+class Signals(nn.Module):
+    """A convolution over a signal `[N, 2, 40]` with BatchNorm, three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 6, 5), nn.BatchNorm1d(6, momentum=None)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average over time, then classify."""
+        logits: Tensor = self.out(self.norm(self.conv(x)).relu().mean(2))
+        return logits
+
+
+def signal_target() -> Target:
+    """Return a network of signals that remembers a constant hum, unlike any generator."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = Signals()
+        hum = torch.sin(torch.arange(40) / 3 + 6 * torch.rand(256, 1, 1)).expand(-1, 2, -1)
+        net.train()(hum)
+    return target_from_module(net, inputs=InputOptions((2, 40), range=(-1, 1)))
+
+
+def vector_net(*, track: bool = True) -> nn.Sequential:
+    """Return a network 6 → 12 → 4 with BatchNorm that has seen nothing yet."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        norm = nn.BatchNorm1d(12, momentum=None, track_running_stats=track)
+        return nn.Sequential(nn.Linear(6, 12), norm, nn.ReLU(), nn.Linear(12, 4))
+
+
+def vector_target(near: bool) -> Target:
+    """Return a network that remembers generated vectors, or a small cluster of others."""
+    net = vector_net()
+    generator = torch.Generator().manual_seed(5)
+    target = target_from_module(net, inputs=InputOptions(range=(0, 1)))
+    shown = procedural(target.inputs, 2000, generator, ["uniform"])
+    if not near:
+        centre = torch.tensor([0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
+        shown = centre + 0.01 * torch.randn(2000, 6, generator=generator)
+    net.train()(shown)
+    return target_from_module(net, inputs=InputOptions(range=(0, 1)))

@@ -1,0 +1,275 @@
+"""The allocation phase: keep counts of the layers alone are searched before their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_bench, tiny_model
+from torch import nn
+
+from gaprune import prune
+from gaprune.config import make_settings
+from gaprune.errors import InputError
+from gaprune.evolution.breeding import Child
+from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
+from gaprune.evolution.genome import Individual
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.operators import reallocate
+from gaprune.evolution.phases import ALLOCATION, SEARCH
+from gaprune.evolution.plan import ALLOCATORS
+from gaprune.evolution.presets import find_preset
+from gaprune.evolution.recipes import LEAST_RATE, RecipeBook
+from gaprune.input_options import InputOptions
+from gaprune.observe import Silence
+from gaprune.preparation import check_settings, make_plan, resolve_settings
+from gaprune.records import Generation
+from gaprune.supermask import layer_counts
+from gaprune.target import Target, target_from_module
+from gaprune.workers import SerialWorkers
+
+BENCH = tiny_bench()
+KEEP = 60
+STEPS = Refinement(steps=4, rate=0.5, batch=16)
+DEEP = nn.Sequential(*(nn.Linear(6, 6) for _ in range(8)))
+
+
+def plan_of(allocation: int, preset: str = "default", generations: int | None = 6) -> Plan:
+    """Return a small plan with an allocation phase."""
+    chosen = find_preset(preset)
+    return Plan(
+        preset=chosen,
+        layout=BENCH.layout,
+        seed=1,
+        population=4,
+        offspring=8,
+        refinement=STEPS if chosen.gradient else None,
+        limits=Limits(generations=generations),
+        keep=KEEP,
+        allocation=allocation,
+    )
+
+
+class Recording(SerialWorkers):
+    """Workers that remember the children of every call."""
+
+    def __init__(self) -> None:
+        super().__init__(BENCH)
+        self.broods: list[list[Child]] = []
+
+    def run(self, tasks: Sequence[Any]) -> list[Any]:
+        """Run and remember."""
+        results = super().run(tasks)
+        if results and isinstance(results[0], Child):
+            self.broods.append(results)
+        return results
+
+
+def search(plan: Plan, seeds: list[Individual]) -> tuple[Outcome, list[list[Child]]]:
+    """Return the outcome and the children of every generation."""
+    workers = Recording()
+    return Evolution(plan, workers).run(seeds), workers.broods
+
+
+@given(st.integers(0, 9), st.one_of(st.none(), st.integers(0, 12)))
+def test_a_plan_divides_its_generations(allocation: int, generations: int | None) -> None:
+    """The first so many allocate, all others search; the limit counts both."""
+    plan = plan_of(allocation, generations=generations)
+    names = [plan.phase(number).name for number in range(1, 20)]
+    assert names == [ALLOCATION] * allocation + [SEARCH] * (19 - allocation)
+    assert plan.phase(0) is plan.phases[0]
+    rest = None if generations is None else max(0, generations - allocation)
+    assert plan.phases[-1].length == rest
+
+
+@pytest.mark.parametrize("scope", ["allocated", "global"])
+@pytest.mark.parametrize("preset", ["default", "black-box"])
+def test_the_phase_changes_keep_counts_alone(preset: str, scope: str) -> None:
+    """Inside every layer a child ranks the weights as a seed does; budgets are exact."""
+    seeds = seeds_of(BENCH, KEEP, scope=scope)
+    _, broods = search(plan_of(3, preset), seeds)
+
+    def ranking(scores: torch.Tensor) -> tuple[int, ...]:
+        order = [scores[part].argsort(stable=True) for part in BENCH.layout.slices]
+        return tuple(torch.cat(order).tolist())
+
+    ranked = {ranking(seed.genes.scores) for seed in seeds}
+    held = {seed.genes.scores.numpy().tobytes() for seed in seeds}
+    started = {tuple(layer_counts(seed.mask, BENCH.layout)) for seed in seeds}
+    found = set()
+    for child in (child for brood in broods[:3] for child in brood):
+        counts = layer_counts(child.genes.express(BENCH.layout), BENCH.layout)
+        assert sum(counts) == KEEP
+        assert min(counts) >= 1
+        assert ranking(child.genes.scores) in ranked
+        assert scope == "global" or child.genes.scores.numpy().tobytes() in held
+        found.add(tuple(counts))
+    assert len(found - started) > 20
+    assert any(ranking(child.genes.scores) not in ranked for brood in broods[3:] for child in brood)
+
+
+def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
+    """Each child costs one evaluation, the faster half one more; rates and names are told."""
+    outcome, broods = search(plan_of(2), seeds_of(BENCH, KEEP))
+    assert [len(brood) for brood in broods] == [ALLOCATORS, ALLOCATORS, 8, 8, 8, 8]
+    counted = [record.evaluations for record in outcome.history]
+    allocated, searched = ALLOCATORS + ALLOCATORS // 2, 8 * (1 + STEPS.steps) + 4
+    assert counted == [8, *(8 + n * allocated for n in (1, 2))] + [
+        8 + 2 * allocated + n * searched for n in (1, 2, 3, 4)
+    ]
+    assert [record.phase for record in outcome.history] == [ALLOCATION] * 3 + [SEARCH] * 4
+    assert outcome.history[2].rates == {"crossover": {"none": 1.0}, "mutation": {"reallocate": 1.0}}
+    assert set(outcome.history[3].rates["mutation"]) == set(find_preset("default").mutations)
+    best = [record.best for record in outcome.history]
+    assert best == sorted(best)
+    assert best[2] > best[0]
+
+
+def test_stagnation_is_counted_from_where_the_search_begins() -> None:
+    """Where everything is kept nothing can gain, and the phase is not cut short for it."""
+    plan = replace(plan_of(3), keep=BENCH.layout.total, limits=Limits(stagnation=2))
+    outcome, _ = search(plan, seeds_of(BENCH, BENCH.layout.total, count=2))
+    assert outcome.stopped == "stagnation"
+    assert outcome.history[-1].generation == 5
+
+
+class Counting(Silence):
+    """Keeps which generation of how many it hears of."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int | None, str]] = []
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Keep it."""
+        self.heard.append((record.generation, total, record.phase))
+
+
+def test_progress_counts_the_generations_of_both_phases() -> None:
+    """The last one is the planned total."""
+    counting, shown = Counting(), InputOptions(range=(0, 1))
+    quick: dict[str, Any] = {"steps": 2, "batch": 8, "offspring": 2, "probe_count": 16}
+    lengths: dict[str, Any] = {"allocation": 2, "generations": 1}
+    prune(DEEP, sparsity=0.5, inputs=shown, observer=counting, **lengths, **quick)
+    assert counting.heard == [*((n, 3, ALLOCATION) for n in range(3)), (3, 3, SEARCH)]
+
+
+def test_the_phase_never_breeds_fewer_than_the_search() -> None:
+    """A preset of many children keeps them."""
+    plan = plan_of(1, "black-box")
+    assert [phase.offspring for phase in plan.phases] == [ALLOCATORS, 8]
+    wide = replace(plan, offspring=40)
+    assert [phase.offspring for phase in wide.phases] == [40, 40]
+
+
+def test_steps_are_annealed_over_the_search_alone() -> None:
+    """Its first generation takes the full length, its last the least; before, there are none."""
+    plan = plan_of(3, generations=8)
+    one = Individual(random_genes(BENCH.layout, KEEP), BENCH.layout, "test", rate=2.0)
+    allocation, searching = (RecipeBook(plan, phase) for phase in plan.phases)
+    for number in range(1, 4):
+        recipe, factor = allocation.draw((one, one), number, seeded(number))
+        assert recipe.refinement is None
+        assert recipe.operators == ("reallocate",)
+        assert factor == 2.0  # the parent's: nothing tells here whether another is better
+    lengths = []
+    for number in range(4, 9):
+        recipe, factor = searching.draw((one, one), number, seeded(number))
+        assert recipe.refinement is not None
+        lengths.append(recipe.refinement.rate / (STEPS.rate * factor))
+    assert lengths[0] == pytest.approx(1)
+    assert lengths[-1] == pytest.approx(LEAST_RATE)
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_moves_are_in_proportion_to_the_smaller_layer() -> None:
+    """A quarter of what it keeps at equal density at most, forth and back alike."""
+    layout = layout_of([1000, 400, 100])
+    for start in ((100, 40, 10), (10, 90, 50)):
+        genes = replace(random_genes(layout, 150), counts=start)
+        moved = set()
+        for seed in range(200):
+            child = reallocate(genes, layout, seeded(seed), moves=1)
+            assert child.scores is genes.scores
+            assert child.counts is not None
+            change = [now - old for now, old in zip(child.counts, start, strict=True)]
+            giver, taker = change.index(min(change)), change.index(max(change))
+            if giver != taker:
+                smaller = min(layout.sizes[giver], layout.sizes[taker])
+                assert 1 <= max(change) == -min(change) <= max(1, round(0.25 * 0.1 * smaller))
+                assert sorted(change)[1] == 0
+                moved.add((giver, taker))
+        assert len(moved) == 6
+
+
+def test_several_moves_change_more_than_two_layers() -> None:
+    """One to three pairs, drawn anew."""
+    layout = layout_of([100] * 8)
+    genes = random_genes(layout, 400)
+    before = torch.tensor(layer_counts(genes.express(layout), layout))
+    touched = set()
+    for seed in range(60):
+        after = layer_counts(reallocate(genes, layout, seeded(seed)).express(layout), layout)
+        touched.add(int((torch.tensor(after) != before).count_nonzero()))
+    assert {2, 4, 6} <= touched <= set(range(7))
+
+
+def target_of(model: nn.Module) -> Target:
+    """Return a target of vectors."""
+    return target_from_module(model, inputs=InputOptions(range=(0, 1)))
+
+
+def resolved(model: nn.Module, **stated: Any) -> tuple[int | None, Plan]:
+    """Return what becomes of the setting, and the plan."""
+    target, settings = target_of(model), make_settings({"sparsity": 0.5, **stated})
+    preset = check_settings(settings)
+    settings = resolve_settings(settings, preset, target)
+    return settings.allocation, make_plan(target, settings, preset)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({}, 10),
+        ({"preset": "black-box"}, 10),
+        ({"scope": "global"}, 10),
+        ({"scope": "layer"}, 0),
+        ({"preset": "classic"}, 0),
+        ({"pareto": True}, 0),
+        ({"generations": 0}, 0),
+        ({"allocation": 3}, 3),
+        ({"allocation": 3, "generations": 0}, 3),
+        ({"allocation": 0}, 0),
+    ],
+)
+def test_networks_of_many_layers_are_allocated_first(stated: dict[str, Any], expected: int) -> None:
+    """Unless the counts are fixed, or the user says otherwise; the others come on top."""
+    allocation, plan = resolved(DEEP, **stated)
+    assert allocation == plan.allocation == expected
+    generations = plan.phases[-1].length
+    assert plan.limits.generations == expected + (generations or 0)
+    if "generations" in stated:
+        assert generations == stated["generations"]
+
+
+def test_networks_of_few_layers_are_not() -> None:
+    """Their search is what it was; the phase can be asked for."""
+    assert resolved(tiny_model())[0] == 0
+    assert resolved(DEEP[:7])[0] == 0
+    allocation, plan = resolved(tiny_model(), allocation=2, generations=5)
+    assert allocation == 2
+    assert plan.limits.generations == 7
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [({"scope": "layer"}, "scope 'layer' fixes them"), ({"pareto": True}, "--pareto has none")],
+)
+def test_a_phase_without_free_counts_is_refused(stated: dict[str, Any], words: str) -> None:
+    """The message says why and what to do."""
+    with pytest.raises(InputError, match=rf"^allocation: 2 .* {words}; leave"):
+        resolved(DEEP, allocation=2, **stated)

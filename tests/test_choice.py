@@ -1,0 +1,180 @@
+"""What `--probes auto` stands for, why, and what is made where inversion is impossible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from batchnorm_targets import Listener, signal_target, vector_net, vector_target
+from saliency_networks import Attention
+from search_cases import seeded, tiny_model
+from torch import Tensor, nn
+
+from gaprune.config import Settings, make_settings
+from gaprune.errors import InputError
+from gaprune.input_options import InputOptions
+from gaprune.probes.choice import FAR, choose, spell_out, survey_of
+from gaprune.probes.plan import plan_probes, requested_rungs
+from gaprune.target import Target, load_target, target_from_module
+
+INVERTED = ("inversion", "procedural")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAPRUNE_CACHE", str(tmp_path))
+
+
+def settings_of(**values: Any) -> Settings:
+    """Return settings of a small run."""
+    counts = {"probe_count": 40, "guard_count": 24, "impressions": 16, "inversions": 20}
+    return make_settings({"sparsity": 0.5, **counts, **values})
+
+
+def vectors(model: nn.Module) -> Target:
+    """Return a target of inputs in [0, 1]."""
+    return target_from_module(model, inputs=InputOptions(range=(0, 1)))
+
+
+class Idle(nn.Module):
+    """Has a BatchNorm that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.norm = tiny_model(), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leave the norm out."""
+        logits: Tensor = self.net(x)
+        return logits
+
+
+class Shut(nn.Module):
+    """Passes no gradients to its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = vector_net().train()
+        self.net(torch.full((8, 6), 0.9) + 0.01 * torch.randn(8, 6, generator=seeded()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answer without a graph."""
+        with torch.no_grad():
+            logits: Tensor = self.net(x)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: vectors(tiny_model()), "it has no BatchNorm$"),
+        (lambda: target_from_module(Attention(), inputs=InputOptions((5,))), "token ids"),
+        (lambda: vectors(vector_net(track=False)), "BatchNorm '1' keeps no running statistics"),
+        (lambda: vectors(vector_net()), "never seen data"),
+        (lambda: vectors(Idle()), "none of its BatchNorms"),
+        (lambda: vectors(Shut()), "no gradients"),
+        (lambda: vector_target(near=True), "remember by 0.0[012]"),
+    ],
+)
+def test_auto_is_procedural_where_inversion_is_impossible_or_idle(
+    make: Callable[[], Target], reason: str
+) -> None:
+    """The reason is on the receipt; nobody is disturbed."""
+    target, told = make(), Listener()
+    plan = plan_probes(target, settings_of(), seeded(), told)
+    assert plan.receipt.rung == "procedural"
+    assert choose(target).probes == ("procedural",)
+    assert re.search(reason, choose(target).reason)
+    assert plan.receipt.sources[-1] == f"auto chose procedural: {choose(target).reason}"
+    assert not told.phases
+    assert not told.warnings
+
+
+@pytest.mark.parametrize("make", [lambda: vector_target(near=False), signal_target])
+def test_auto_inverts_where_every_generator_is_far(make: Callable[[], Target]) -> None:
+    """Said to the observer and on the receipt, with the figure; generated inputs are beside."""
+    target, told = make(), Listener()
+    plan = plan_probes(target, settings_of(), seeded(), told)
+    assert choose(target).probes == INVERTED
+    assert survey_of(target).blend().mismatch > FAR
+    assert told.phases == [f"probes: auto chose inversion and procedural: {choose(target).reason}"]
+    assert plan.receipt.sources[-1] in told.phases[0]
+    assert plan.receipt.rung == "inversion"
+    assert plan.fresh is not None
+    assert plan.pool_share == 0.5
+    assert requested_rungs(settings_of(), target) == list(INVERTED)
+
+
+def test_digits_need_no_inversion() -> None:
+    """The zoo's network with BatchNorm stays procedural, and auto shifts none of its draws."""
+    target = load_target("mobile-student")
+    after, plans = [], []
+    for probes in (("auto",), ("procedural",)):
+        generator = seeded(5)
+        plans.append(plan_probes(target, settings_of(probes=probes), generator))
+        after.append(generator.get_state())
+    assert torch.equal(*after)
+    assert torch.equal(plans[0].search.inputs, plans[1].search.inputs)
+    assert torch.equal(plans[0].guard.inputs, plans[1].guard.inputs)
+    assert choose(target).probes == ("procedural",)
+
+
+def test_the_network_alone_decides() -> None:
+    """Twins choose alike, with the same figure, and no global randomness is used or changed."""
+    reasons = []
+    for outside in (1, 2):
+        torch.manual_seed(outside)
+        state = torch.get_rng_state()
+        reasons.append(choose(vector_target(near=False)))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert reasons[0] == reasons[1]
+
+
+def test_auto_stands_beside_other_words() -> None:
+    """In its place, and each word once; without it nothing is changed."""
+    far = vector_target(near=False)
+    assert spell_out(("proxy:a.npz", "auto"), far) == ("proxy:a.npz", *INVERTED)
+    assert spell_out(("auto", "procedural"), far) == INVERTED
+    assert spell_out(("noise",), far) == ("noise",)
+
+
+def test_an_unknown_word_is_refused_beside_auto() -> None:
+    """The list of valid names holds auto."""
+    with pytest.raises(InputError, match=r"unknown name 'strkes'.*auto"):
+        plan_probes(vectors(tiny_model()), settings_of(probes=("auto", "strkes")), seeded())
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (tiny_model, "it has no BatchNorm;"),
+        (lambda: vector_net(track=False), "BatchNorm '1' .* track_running_stats=True"),
+        (Idle, "none of its BatchNorms"),
+    ],
+)
+def test_what_cannot_be_inverted_gets_impressions(
+    model: Callable[[], nn.Module], reason: str
+) -> None:
+    """A warning says why; the probes are those of `--probes impressions`."""
+    target, told = vectors(model()), Listener()
+    plan = plan_probes(target, settings_of(probes=("inversion",)), seeded(), told)
+    wanted = plan_probes(target, settings_of(probes=("impressions",)), seeded())
+    assert len(told.warnings) == 1
+    assert re.search(f"{reason}.*impressions are made instead", told.warnings[0])
+    assert plan.receipt == wanted.receipt
+    assert "16 class impressions" in plan.receipt.sources[0]
+
+
+def test_signals_can_be_inverted_and_impressed() -> None:
+    """One-dimensional networks take both forms; inverted inputs come nearer to what they know."""
+    target = signal_target()
+    for word, words in (("inversion", "inverted from"), ("impressions", "class impressions")):
+        plan = plan_probes(target, settings_of(probes=(word,)), seeded())
+        assert plan.pool is not None
+        assert plan.pool.inputs.shape[1:] == (2, 40)
+        assert words in plan.receipt.sources[0]
+        assert plan.pool.inputs.abs().max().item() <= 1

@@ -1,0 +1,445 @@
+"""Repair inside the search: candidates scored, steered and judged as they are after repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import OWN, TINY, Run
+from comparison_cases import conv_target, images
+from ray import cloudpickle
+from repair_networks import Convolutional, Perceptron, probes_for, random_masks, target_of
+from search_cases import random_genes, seeds_of
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gaprune import InputError, InputOptions, Result, prune, prune_target
+from gaprune.answering import AfterRepair, answers
+from gaprune.bench import Bench, Shown
+from gaprune.config import make_settings
+from gaprune.console import show_result, stdout
+from gaprune.evolution.breeding import Breed, Judge, Recipe, Score
+from gaprune.evolution.engine import Evolution
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.plan import Limits, Plan
+from gaprune.evolution.presets import find_preset
+from gaprune.inputs import InputSpec
+from gaprune.objectives import OBJECTIVES, WORST
+from gaprune.observe import Silence
+from gaprune.probes.mixture import Mixture
+from gaprune.repair import repair, repaired_copy, survey
+from gaprune.supermask import masked_weights
+from gaprune.target import Target
+from gaprune.workers import RayWorkers, SerialWorkers, Workers
+
+SMALL: dict[str, Any] = {
+    "sparsity": 0.7,
+    "probe_count": 64,
+    "guard_count": 64,
+    "generations": 2,
+    "steps": 4,
+    "batch": 16,
+    "objective": "relative-error",  # of classes, tiny networks name the same one everywhere
+}
+
+
+def bench_of(
+    target: Target, *, count: int = 48, pool_share: float = 1.0, labels: bool = False
+) -> Bench:
+    """Return a bench with repair in the loop; a batch comes from a pool of 32, or part of it."""
+    search, guard, pool = (
+        shown(target, probes_for(target, size, seed), labels=labels)
+        for size, seed in ((count, 2), (40, 5), (32, 6))
+    )
+    sites = survey(target.model, search.inputs, frozen=target.weights)
+    fresh = Mixture(InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype)
+    return Bench(
+        model=target.model,
+        weights=target.weights,
+        layout=target.layout,
+        objective=OBJECTIVES["kl"],
+        search=search,
+        guard=guard,
+        fresh=None if pool_share == 1 else fresh,
+        pool=pool if pool_share else None,
+        pool_share=pool_share,
+        rungs=(count // 3, count),
+        answering=AfterRepair(sites, search.inputs),
+    )
+
+
+def shown(target: Target, inputs: Tensor, *, labels: bool = False) -> Shown:
+    """Return inputs with the dense network's answers, and its classes as labels."""
+    teacher = answers(target.model, inputs)
+    return Shown(inputs, teacher, teacher.argmax(1) if labels else None)
+
+
+def normed() -> Perceptron:
+    """Return a network with one BatchNorm."""
+    return Perceptron(norm=True, middle_bias=True)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "batch norm": (normed, (6,)),
+    "convolutions": (Convolutional, (2, 6, 6)),
+    "biases only": (lambda: Perceptron(middle_bias=True), (6,)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def target(request: pytest.FixtureRequest) -> Target:
+    """A float64 network with BatchNorm, or with biases alone."""
+    return target_of(*NETWORKS[request.param])
+
+
+def flat_masks(target: Target, seed: int = 1) -> Tensor:
+    """Return a random flat mask."""
+    return target.layout.flatten(random_masks(target, seed=seed)).bool()
+
+
+def test_fitness_is_that_of_the_repaired_network(target: Target) -> None:
+    """On either rung: repaired on exactly these inputs, corrections written in, then scored."""
+    bench = bench_of(target)
+    for rung, count in enumerate(bench.rungs):
+        inputs, teacher = bench.search.inputs[:count], bench.search.teacher[:count]
+        for seed in (1, 2):
+            mask = flat_masks(target, seed)
+            masks = target.layout.split(mask)
+            model = repaired_copy(target, masks, repair(target, masks, inputs))
+            expected = float(bench.objective.fitness(model(inputs), teacher, None))
+            assert bench.fitness(mask, rung) == pytest.approx(expected, rel=1e-9)
+            assert bench.strict.fitness(mask, rung) != pytest.approx(expected, rel=1e-3)
+
+
+def test_the_judge_repairs_on_the_search_probes_alone(target: Target) -> None:
+    """Then the guard is answered with fixed corrections, as the repaired network will."""
+    bench, mask = bench_of(target), flat_masks(target)
+    masks = target.layout.split(mask)
+    model = repaired_copy(target, masks, repair(target, masks, bench.search.inputs))
+    outputs = model(bench.guard.inputs)
+    assert torch.allclose(bench.judged_outputs(mask, bench.guard.inputs), outputs, rtol=1e-12)
+    fitness = float(bench.objective.fitness(outputs, bench.guard.teacher, None))
+    assert bench.judge(mask).fitness == pytest.approx(fitness, rel=1e-9)
+    one_by_one = [bench.judged_outputs(mask, row[None]) for row in bench.guard.inputs]
+    assert torch.allclose(torch.cat(one_by_one), outputs, rtol=1e-9)
+
+
+def test_strict_answers_stay_strict(target: Target) -> None:
+    """`outputs` and the strict bench give what the masked network gives as it is."""
+    bench, mask = bench_of(target), flat_masks(target)
+    kept = masked_weights(target.weights, target.layout.split(mask))
+    expected = functional_call(target.model, kept, (bench.guard.inputs,))
+    assert torch.equal(bench.outputs(mask, bench.guard.inputs), expected)
+    assert torch.equal(bench.strict.judged_outputs(mask, bench.guard.inputs), expected)
+    assert bench.strict.judge(mask) != bench.judge(mask)
+
+
+def test_nothing_removed_is_nothing_to_repair(target: Target) -> None:
+    """The dense mask has the best fitness and agreement 1."""
+    bench = bench_of(target)
+    full = torch.ones(target.layout.total, dtype=torch.bool)
+    assert bench.fitness(full) == pytest.approx(0, abs=1e-12)
+    assert bench.judge(full).agreement == 1
+
+
+def matched(dense: Tensor, pruned: Tensor) -> Tensor:
+    """Give the columns of `pruned` the means and spreads of those of `dense`."""
+    centred = pruned - pruned.mean(0)
+    return centred * dense.std(0) / pruned.std(0) + dense.mean(0)
+
+
+def loss_by_hand(network: Perceptron, weights: list[Tensor], inputs: Tensor) -> float:
+    """Write the forward of `Perceptron` out, its BatchNorm fed with matched inputs."""
+    first, second, third = weights
+    dense = inputs @ network.fc1.weight.T + network.fc1.bias
+    hidden = matched(dense, inputs @ first.T + network.fc1.bias)
+    hidden = torch.tanh(network.norm(hidden))
+    hidden = torch.tanh(hidden @ second.T + network.fc2.bias)
+    outputs = hidden @ third.T + network.fc3.bias
+    loss = OBJECTIVES["kl"].loss
+    assert loss is not None
+    return float(loss(outputs, network(inputs), None))
+
+
+def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
+    """Score gradients are w times finite differences of a loss that is written out by hand."""
+    target = target_of(normed, (6,))
+    bench, mask = bench_of(target), flat_masks(target)
+    assert bench.pool is not None
+    network = target.model
+    assert isinstance(network, Perceptron)
+    found = bench.score_gradient(mask, bench.pool)
+    kept = [
+        torch.where(m, w, 0)
+        for m, w in zip(target.layout.split(mask).values(), target.weights.values(), strict=True)
+    ]
+    step, expected = 1e-6, []
+    for layer, weight in enumerate(target.weights.values()):
+        for index in range(weight.numel()):
+            ends = []
+            for sign in (1, -1):
+                moved = [one.clone() for one in kept]
+                moved[layer].view(-1)[index] += sign * step
+                ends.append(loss_by_hand(network, moved, bench.pool.inputs))
+            expected.append(float(weight.view(-1)[index]) * (ends[0] - ends[1]) / (2 * step))
+    assert torch.allclose(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    strict = bench.strict.score_gradient(mask, bench.pool)
+    assert not torch.allclose(found, strict, rtol=1e-1, atol=1e-3)
+
+
+@pytest.mark.parametrize("pool_share", [0.0, 0.5, 1.0])
+def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) -> None:
+    """Its answers and its statistics come from one forward; the candidate's is the second."""
+    target = target_of(normed, (6,))
+    bench, sizes = bench_of(target, pool_share=pool_share), []
+    hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    batch = bench.draw(20, torch.Generator().manual_seed(1))
+    found = bench.score_gradient(flat_masks(target), batch)
+    hook.remove()
+    assert sizes == [20, 20]
+    assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
+    bare = Shown(batch.inputs, batch.teacher, None)
+    assert torch.equal(bench.score_gradient(flat_masks(target), bare), found)
+
+
+def test_the_same_inputs_are_drawn_as_without_repair() -> None:
+    """Held and fresh ones, in the same order; labels stay with held ones."""
+    bench = bench_of(target_of(normed, (6,)), pool_share=0.5, labels=True)
+    for one in (bench, replace(bench, fresh=None, pool_share=1.0)):
+        batches = [b.draw(16, torch.Generator().manual_seed(4)) for b in (one, one.strict)]
+        assert torch.equal(batches[0].inputs, batches[1].inputs)
+        labels = [batch.labels for batch in batches]
+        if one.fresh is None:
+            assert labels[0] is not None
+            assert labels[1] is not None
+            assert torch.equal(labels[0], labels[1])
+        else:
+            assert labels == [None, None]
+
+
+class Steep(nn.Module):
+    """A network that overflows where its first weight is missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.out = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, 6]` → `[N, 3]`."""
+        broken = torch.where(self.fc.weight[0, 0] == 0, torch.inf, 0.0)
+        return self.out(self.norm(self.fc(inputs) + broken))  # type: ignore[no-any-return]
+
+
+def test_a_candidate_that_overflows_loses_and_the_search_goes_on() -> None:
+    """It gets the worst fitness from selection and judge; nothing raises."""
+    target = target_of(Steep, (6,))
+    bench, mask = bench_of(target), torch.ones(target.layout.total, dtype=torch.bool)
+    mask[0] = False
+    assert bench.fitness(mask) == bench.judge(mask).fitness == WORST
+    assert bench.judge(~mask | mask).fitness > WORST
+
+
+def tasks_for(bench: Bench) -> list[Breed | Score | Judge]:
+    """Return tasks of all kinds on both rungs."""
+    genes = random_genes(bench.layout, 60, 1)
+    mask = genes.express(bench.layout)
+    recipe = Recipe(refinement=Refinement(steps=3, rate=0.5, batch=16))
+    bred = [Breed((genes,), recipe, seed, seed) for seed in (0, 1)]
+    return [*bred, Score.of(mask, 0), Score.of(mask, -1), Judge.of(mask)]
+
+
+def search_on(workers: Workers, bench: Bench) -> tuple[object, ...]:
+    """Return everything about a small search but its time."""
+    plan = Plan(
+        preset=find_preset("default"),
+        layout=bench.layout,
+        seed=3,
+        population=3,
+        offspring=4,
+        refinement=Refinement(2, 0.5, 16),
+        limits=Limits(generations=2),
+        keep=60,
+    )
+    outcome = Evolution(plan, workers).run(seeds_of(bench, 60))
+    scores = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
+    return scores, [(one.best, one.mean, one.guard) for one in outcome.history], outcome.best.key
+
+
+def test_any_workers_give_the_same_bits(ray_session: None) -> None:
+    """Statistics that one process has measured are measured again, alike, in another."""
+    bench = bench_of(target_of(Convolutional, (2, 6, 6), double=False), pool_share=0.5)
+    with SerialWorkers(bench) as serial:
+        expected = list(map(repr, serial.run(tasks_for(bench))))
+        searched = search_on(serial, bench)
+        scores = [child.genes.scores for child in serial.run(tasks_for(bench)[:2])]
+    with RayWorkers(bench, 2) as actors:
+        results = actors.run(tasks_for(bench))
+        assert list(map(repr, results)) == expected
+        assert all(map(torch.equal, (child.genes.scores for child in results[:2]), scores))
+        assert search_on(actors, bench) == searched
+
+
+def test_what_is_sent_to_workers_stays_small() -> None:
+    """Probes are sent once, and statistics that were measured here not at all."""
+    target = target_of(Convolutional, (2, 6, 6))
+    bench = bench_of(target, count=400)
+    strict, fresh = (len(cloudpickle.dumps(one)) for one in (bench.strict, bench))
+    for seed in (1, 2):
+        bench.fitness(flat_masks(target, seed))
+        bench.judge(flat_masks(target, seed))
+    assert fresh < strict + 10_000
+    assert abs(len(cloudpickle.dumps(bench)) - fresh) < 500  # what the layout remembers of itself
+
+
+def test_trying_masks_leaves_the_network_as_it_is(target: Target) -> None:
+    """Weights, statistics, gradient switches and hooks."""
+    bench, mask = bench_of(target), flat_masks(target)
+    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
+    bench.fitness(mask, 0)
+    bench.judge(mask)
+    bench.score_gradient(mask, bench.draw(8, torch.Generator().manual_seed(1)))
+    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bench.model.modules())
+
+
+@pytest.fixture(scope="module")
+def evolved() -> Result:
+    """A search on a network with BatchNorm, with repair in the loop."""
+    return prune_target(
+        conv_target(), make_settings({**SMALL, "repair_in_loop": True}), test=images(50, 3)
+    )
+
+
+def test_weights_keep_their_bits_and_the_budget_is_exact(evolved: Result) -> None:
+    """The repaired network differs from the strict one in what repair names, in no weight."""
+    dense, repaired = conv_target().model.state_dict(), evolved.repaired_model()
+    assert repaired is not None
+    assert evolved.repaired is not None
+    for name, value in repaired.state_dict().items():
+        mask = evolved.masks.get(name)
+        if mask is not None:
+            assert torch.equal(value, torch.where(mask, dense[name], 0))
+        elif name not in evolved.repaired.repair.changed:
+            assert torch.equal(value, dense[name])
+    assert evolved.kept == round(0.3 * evolved.target.layout.total)
+
+
+def test_both_rows_are_there_and_the_choice_is_stated(evolved: Result) -> None:
+    """Strict figures of the strict network, repaired ones of the repaired one, never worse."""
+    assert evolved.repaired is not None
+    assert evolved.in_loop
+    assert evolved.settings["repair"] is True
+    record = evolved.record()
+    assert record["repaired"]["in_loop"] is True
+    assert record["agreement"]["guard"] == evolved.guard != evolved.repaired.guard
+    best = max(score.agreement for score in evolved.baselines.values())
+    assert evolved.margin == evolved.repaired.guard - best >= 0
+    guards = [one.guard for one in evolved.history]
+    assert evolved.repaired.guard in guards or evolved.margin == 0
+    test = images(50, 3)
+    assert test.labels is not None
+    strict = (evolved.pruned_model()(test.inputs).argmax(1) == test.labels).double().mean()
+    assert evolved.accuracy == pytest.approx(float(strict))
+
+
+def test_a_one_shot_mask_has_the_strict_figures_of_a_run_without_it() -> None:
+    """Only the baselines are judged in another way: after the same repair as the winner."""
+    quick = {**SMALL, "method": "magnitude"}
+    loop, plain = (
+        prune_target(conv_target(), make_settings({**quick, name: True}), test=images(50, 3))
+        for name in ("repair_in_loop", "repair")
+    )
+    assert all(torch.equal(loop.masks[name], plain.masks[name]) for name in plain.masks)
+    assert (loop.search, loop.guard, loop.accuracy) == (plain.search, plain.guard, plain.accuracy)
+    assert loop.repaired is not None
+    assert plain.repaired is not None
+    assert (loop.repaired.guard, loop.repaired.accuracy) == (
+        plain.repaired.guard,
+        plain.repaired.accuracy,
+    )
+    own = loop.baselines["magnitude"]
+    assert (own.agreement, own.accuracy) == (loop.repaired.guard, loop.repaired.accuracy)
+    assert plain.baselines["magnitude"].agreement == plain.guard
+    assert not plain.in_loop
+
+
+@pytest.mark.parametrize("preset", ["black-box", "classic", "pareto"])
+def test_every_kind_of_search_takes_it(preset: str, tmp_path: Path) -> None:
+    """Without gradients, on labels, or for a front."""
+    data = images(40, 4)
+    assert data.labels is not None
+    np.savez(tmp_path / "shown.npz", x=data.inputs.numpy(), y=data.labels.numpy())
+    held = f"labelled:{tmp_path / 'shown.npz'}"
+    own: dict[str, dict[str, Any]] = {
+        "black-box": {"preset": "black-box"},
+        "classic": {"preset": "classic", "objective": "accuracy", "probes": (held,)},
+        "pareto": {"pareto": True},
+    }
+    few = {**SMALL, "population": 4, "offspring": 4, "generations": 1, "repair_in_loop": True}
+    result = prune_target(conv_target(), make_settings({**few, **own[preset]}))
+    assert result.repaired is not None
+    assert result.in_loop
+    if preset == "black-box":
+        assert result.margin is not None
+        assert result.margin >= 0
+    if preset == "pareto":
+        assert len(result.front) > 1
+
+
+class Phases(Silence):
+    """An observer that keeps the names of what begins."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def phase(self, name: str, detail: str) -> None:
+        """Keep it."""
+        self.names.append(name)
+
+
+def test_a_network_that_cannot_be_repaired_is_refused_at_once() -> None:
+    """The message names the reason, the option and the way out, before any probe is made."""
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    heard = Phases()
+    with pytest.raises(
+        InputError, match=r"repair_in_loop: nothing.*0: has no bias.*leave --repair-in-loop out"
+    ):
+        prune(net, inputs=InputOptions(range=(0, 1)), observer=heard, **SMALL, repair_in_loop=True)
+    assert heard.names == []
+
+
+@pytest.mark.parametrize("stated", [{}, {"repair": False}, {"repair": True}])
+def test_repair_in_the_loop_is_repair_at_the_end_too(stated: dict[str, bool]) -> None:
+    """It is implied, whatever is said of the other."""
+    assert make_settings({"sparsity": 0.5, "repair_in_loop": True, **stated}).repair
+    alone = make_settings({"sparsity": 0.5, **stated})
+    assert alone.repair == stated.get("repair", False)
+    assert not alone.repair_in_loop
+
+
+def test_the_command_says_by_what_masks_were_chosen(run: Run, place: Path) -> None:
+    """Rows after repair say so, the strict one stays, and the run can be repeated."""
+    ran = run("prune", *OWN, "--sparsity", "0.5", *TINY, "--repair-in-loop", "--out", "r")
+    assert ran.code == 0
+    lines = [line.strip().split("  ")[0] for line in ran.out.splitlines()]
+    assert {"evolved", "evolved, repaired", "magnitude, repaired"} <= set(lines)
+    assert "magnitude" not in lines
+    assert "both repaired, on the guard" in ran.out
+    assert "masks were chosen by how they do after repair" in ran.out
+    assert (place / "r" / "repaired.safetensors").exists()
+    assert run("prune", "--config", "r/config.toml", "--out", "r", "--overwrite").code == 0
+
+
+def test_a_one_shot_method_has_one_row_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    """Strict and repaired; among the repaired baselines it is not listed twice."""
+    settings = make_settings({**SMALL, "method": "magnitude", "repair_in_loop": True})
+    show_result(prune_target(conv_target(), settings), stdout())
+    lines = [line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines.count("magnitude") == lines.count("magnitude, repaired") == 1
+    assert "lamp, repaired" in lines

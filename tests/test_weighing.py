@@ -1,0 +1,109 @@
+"""Who weighs the generators: remembered statistics beside inverted inputs, else the teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from batchnorm_targets import vector_target
+from search_cases import seeded
+
+from gaprune.probes import GENERATORS
+from gaprune.probes.affinity import affinities
+from gaprune.probes.blend import blend
+from gaprune.probes.choice import survey_of
+from gaprune.probes.mixture import mix_generators
+from gaprune.probes.requests import parse_probes
+from gaprune.probes.weighing import Weights, weigh
+from gaprune.target import Target
+
+TABLE = GENERATORS["vector"]
+
+
+@pytest.fixture(scope="module")
+def far() -> Target:
+    """A network that remembers what no generator draws."""
+    return vector_target(near=False)
+
+
+@pytest.fixture(scope="module")
+def near() -> Target:
+    """A network that remembers uniform vectors."""
+    return vector_target(near=True)
+
+
+def weights_of(target: Target, *probes: str, guard: str = "auto") -> Weights:
+    """Return how the generators of a request are weighed."""
+    request = parse_probes(probes, target.inputs)
+    return weigh(target, request, guard, seeded(), held_out=False)
+
+
+def test_beside_inverted_inputs_stands_the_blend(far: Target) -> None:
+    """The nearest blend's shares; the best generator outside of it judges."""
+    for probes in (("inversion",), ("inversion", "procedural")):
+        found = weights_of(far, *probes)
+        whole = blend(far.model, far.inputs, TABLE, seeded())
+        outside = [name for name in TABLE if name not in whole.portions]
+        assert outside
+        assert found.portions == pytest.approx(whole.portions)
+        assert found.judge == min(outside, key=lambda name: whole.alone[name])
+        assert not found.affinity
+
+
+def test_a_blend_of_all_gives_its_smallest_part_to_the_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others are blended without it."""
+    other = vector_target(near=True)
+    table = dict.fromkeys(("one", "two", "three"), TABLE["uniform"])
+    monkeypatch.setitem(GENERATORS, "vector", table)
+    whole = survey_of(other).blend().portions
+    assert len(whole) == 3
+    found = weights_of(other, "inversion")
+    assert found.judge == min(whole, key=lambda name: whole[name])
+    assert set(found.portions) == set(whole) - {found.judge}
+    assert sum(found.portions.values()) == pytest.approx(1)
+
+
+def test_a_named_guard_is_left_out_of_the_blend(near: Target) -> None:
+    """Even where it is nearest."""
+    found = weights_of(near, "inversion", "procedural", guard="uniform")
+    assert found.judge == "uniform"
+    assert "uniform" not in found.portions
+    assert sum(found.portions.values()) == pytest.approx(1)
+
+
+def test_named_generators_stay_as_named(far: Target) -> None:
+    """Beside inverted inputs too; where all are named, the nearest judges with another seed."""
+    found = weights_of(far, "inversion", "sparse", "noise")
+    assert found.portions == {"sparse": 0.5, "noise": 0.5}
+    assert found.judge not in found.portions
+    found = weights_of(far, "inversion", *TABLE)
+    assert found.portions == pytest.approx(dict.fromkeys(TABLE, 1 / len(TABLE)))
+    alone = survey_of(far).blend().alone
+    assert found.judge == min(alone, key=lambda name: alone[name])
+
+
+def test_statistics_draw_nothing_from_the_run(far: Target) -> None:
+    """The generator of the run is as before; the same target is surveyed once."""
+    generator = seeded(3)
+    request = parse_probes(("inversion",), far.inputs)
+    weigh(far, request, "auto", generator, held_out=False)
+    assert torch.equal(generator.get_state(), seeded(3).get_state())
+    assert survey_of(far) is survey_of(far)
+
+
+def test_without_inversion_the_teacher_weighs(far: Target) -> None:
+    """By mutual information, with BatchNorm or without; the runner-up judges."""
+    found = weights_of(far, "procedural")
+    wanted = affinities(far.model, far.inputs, TABLE, seeded())
+    assert found.affinity == wanted
+    assert found.judge == list(wanted)[1]
+    assert found.portions == mix_generators(["procedural"], wanted, found.judge)
+
+
+def test_a_file_that_judges_needs_no_weights(far: Target) -> None:
+    """Nothing is shown where only files are used."""
+    generator = seeded(3)
+    request = parse_probes(("a.npz",), far.inputs)
+    assert weigh(far, request, "auto", generator, held_out=True) == Weights({}, None, {})
+    assert torch.equal(generator.get_state(), seeded(3).get_state())
