@@ -69,6 +69,9 @@ class Settings(BaseModel):
     steps: int | None = Field(None, ge=1, description="gradient steps of one refinement")
     rate: float | None = Field(None, gt=0, description="length of a gradient step in score ranks")
     batch: int | None = Field(None, ge=1, description="inputs per gradient step")
+    clip: float | None = Field(
+        None, gt=0, description="cut a score's gradient at so many root mean squares of all"
+    )
     allocation: int | None = Field(
         None,
         ge=0,

@@ -95,6 +95,7 @@ OBJECTIVES: dict[str, Objective] = {
     "kl": Objective("kl", _minus(divergence), divergence, agreement),
     "agreement": Objective("agreement", agreement, divergence, agreement),
     "accuracy": Objective("accuracy", accuracy, cross_entropy, agreement, needs_labels=True),
+    "logits": Objective("logits", _minus(relative_error), relative_error, agreement),
     "relative-error": Objective(
         "relative-error", _minus(relative_error), relative_error, _explained
     ),
@@ -104,6 +105,10 @@ AUTO = "auto"
 
 def find_objective(name: str, teacher: Tensor) -> Objective:
     """Return an objective by name, checked against the shape of the network's outputs.
+
+    `kl` looks at the decision, which generated inputs leave clear. Inverted inputs lie between
+    classes; what agrees on them in every logit does better on real ones (`logits`), and a run that
+    shows them takes that instead of `kl`.
 
     Args:
         name: `auto` (`kl` for logits `[N, classes]`, else `relative-error`), a key of

@@ -16,7 +16,7 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
-from gaprune.objectives import Objective, find_objective
+from gaprune.objectives import AUTO, Objective, find_objective
 from gaprune.probes.choice import decide
 from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples
@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 RUNG_FRACTION = 4  # the first rung of the race has one in so many search probes
 PATIENCE = 2  # generations that may lose on the guard, where the probes were optimised
-MANY_LAYERS = 8  # from so many on, their keep counts are searched first
+MANY_LAYERS = 8  # from so many on, keep counts are searched first and gradients are cut
+CLIP = 3.0  # root mean squares
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front removes this part of the asked sparsity
 
 
@@ -63,8 +64,9 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     }
     if preset.gradient and settings.batch is None:
         changes["batch"] = suitable_batch(macs_per_input(target.model, target.example()))
-    if settings.patience is None and settings.method == EVOLVED and not settings.pareto:
-        changes["patience"] = _patience(settings, target)
+    if preset.gradient and settings.clip is None and len(target.layout.names) >= MANY_LAYERS:
+        changes["clip"] = CLIP
+    changes |= _for_probes(settings, target)
     own = {"scope": preset.scope, "objective": preset.objective}
     if settings.pareto:
         own["scope"] = "global"  # children of different budgets share no counts
@@ -84,11 +86,24 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     return resolved
 
 
-def _patience(settings: Settings, target: Target) -> int | None:
-    """A search learns optimised probes by heart; generated ones are new at every step."""
+def _for_probes(settings: Settings, target: Target) -> dict[str, Any]:
+    """Return what follows from the probes: a search learns optimised ones by heart.
+
+    Inverted inputs lie between classes, where no decision is clear: all logits are compared.
+    """
+    changes: dict[str, Any] = {}
     with torch_threads(settings.threads):
         request = decide(settings.probes, target).request
-    return PATIENCE if request.inversion or request.impressions else None
+        if settings.objective == AUTO and request.inversion and _names_classes(target):
+            changes["objective"] = "logits"
+    searched = settings.method == EVOLVED and not settings.pareto
+    if settings.patience is None and searched and (request.inversion or request.impressions):
+        changes["patience"] = PATIENCE
+    return changes
+
+
+def _names_classes(target: Target) -> bool:
+    return find_objective(AUTO, answers(target.model, target.example())).name == "kl"
 
 
 def _with_allocation(settings: Settings, stated: int | None, target: Target) -> Settings:
@@ -141,6 +156,7 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
             steps=_filled(settings.steps),
             rate=_filled(settings.rate),
             batch=_filled(settings.batch),
+            clip=settings.clip,
         )
     layout = target.layout.with_floor(settings.floor)
     allocation, generations = settings.allocation or 0, settings.generations

@@ -119,19 +119,23 @@ class PruningRun:
         return self._result(bench, plan, seeds, verdicts, outcome)
 
     def seeds(self) -> list[Individual]:
-        """Make every baseline at this budget; they seed the search and are what it must beat."""
-        bench = self.bench
+        """Make every baseline at this budget; they seed the search and are what it must beat.
+
+        Where a criterion is asked for and nothing is searched: that one, and magnitude beside it.
+        """
+        bench, method = self.bench, self.settings.method
         after = ", to be judged after repair" if self.settings.repair_in_loop else ""
-        self.observer.phase(
-            "baselines", f"scoring the weights with every data-free criterion{after}"
-        )
+        what = "every data-free criterion" if method == EVOLVED else f"{method} and magnitude"
+        what = "magnitude" if method == "magnitude" else what
+        self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         found = baselines(
             Network(bench.model, bench.weights, bench.layout, self.target.inputs),
             bench.search.inputs[:SALIENCY_PROBES],
             self.settings.sparsity,
             self.settings.scope,
             self.generator,
-            gradients=self.preset.gradient or self.settings.method != EVOLVED,
+            gradients=self.preset.gradient or method != EVOLVED,
+            only=None if method == EVOLVED else {method, "magnitude"},
             warn=self.observer.warning,
         )
         return [Individual(one.genes, bench.layout, one.name) for one in found]

@@ -29,11 +29,12 @@ FLOORS = (
         "target",
         "mask_file",
         "sources",
+        "cost",
     ),
     # 2: what is shown to it, and how weights and outputs are judged
     ("probes", "saliency", "objectives"),
     # 3: what a worker holds
-    ("answering", "bench", "cost", "labelled", "held_out", "baselines", "plots", "repair"),
+    ("answering", "bench", "labelled", "held_out", "baselines", "plots", "repair"),
     # 4: the search
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)

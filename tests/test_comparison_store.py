@@ -60,7 +60,7 @@ def test_settings_that_came_later_leave_older_folders_readable(tmp_path: Path) -
     """At the value that does what was done before they are not among what is compared."""
     ask(("magnitude",), out=tmp_path)
     found = json.loads((tmp_path / IDENTITY).read_text())
-    later = {"allocation", "floor", "max_drop", "patience", "repair_in_loop"}
+    later = {"allocation", "clip", "floor", "max_drop", "patience", "repair_in_loop"}
     assert not later & set(found)
     assert set(Settings.model_fields) - later - set(found) == {
         "sparsity",

@@ -184,6 +184,13 @@ def test_the_result_is_never_worse_than_a_baseline(changes: dict[str, Any]) -> N
     assert result.margin == result.guard - best >= 0
 
 
+def test_a_one_shot_run_scores_only_what_was_asked_for() -> None:
+    """Magnitude stands beside the criterion, and the others cost nothing."""
+    assert set(run(method="lamp").baselines) - {"magnitude-layer"} == {"lamp", "magnitude"}
+    assert set(run(method="lamp", scope="layer").baselines) == {"lamp", "magnitude"}
+    assert set(run(method="magnitude").baselines) - {"magnitude-layer"} == {"magnitude"}
+
+
 def test_a_black_box_search_takes_no_gradient() -> None:
     """No baseline that differentiates is scored, and a network without gradients works."""
 
@@ -449,7 +456,7 @@ def test_the_documented_example_runs() -> None:
 
 
 def test_a_method_that_the_network_cannot_give_is_a_clear_error() -> None:
-    """A one-shot criterion that was left out with a warning names those that remain."""
+    """A one-shot criterion that was left out with a warning names what remains."""
 
     class Closed(nn.Module):
         def __init__(self) -> None:
@@ -461,7 +468,7 @@ def test_a_method_that_the_network_cannot_give_is_a_clear_error() -> None:
             outputs: Tensor = self.inner(inputs)
             return outputs
 
-    with pytest.raises(GapruneError, match=r"'snip' cannot be computed .* these can: random, mag"):
+    with pytest.raises(GapruneError, match=r"'snip' cannot be computed .* these can: magnitude"):
         run(Closed(), method="snip", preset="black-box")
 
 

@@ -40,6 +40,7 @@ def open_efficientnet_lite0(data: Path | None) -> RealNetwork:
     def load() -> Target:
         model = package.EfficientNet.from_name(NAME)
         apply_state(model, load_state(next(weights.glob(f"{NAME}-*.pth"))))
+        model = model.to(memory_format=torch.channels_last)  # depthwise kernels: twice as fast
         options = InputOptions(
             shape=(3, SIDE, SIDE), kind="image", mean=(CENTRE / 255,), std=(SCALE / 255,)
         )

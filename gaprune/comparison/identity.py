@@ -25,6 +25,7 @@ _IN_KEYS = ("sparsity", "seed", "method")  # settings that are a row's own
 _NO_MATTER = ("workers",)  # those that change nothing but the time
 _LATER = {
     "allocation": 0,
+    "clip": None,
     "floor": 0.0,
     "max_drop": None,
     "patience": None,

@@ -27,6 +27,9 @@ class Refinement:
         batch: inputs per step.
         momentum: of the normalised gradients.
         memory: decay of the average over the scores on the way; the average is what is returned.
+        clip: a score's gradient is cut at so many root mean squares of all, or None. In deep
+            networks a few weights of small kernels take the whole step otherwise; in shallow ones
+            the largest gradients are what is worth following.
     """
 
     steps: int
@@ -34,6 +37,7 @@ class Refinement:
     batch: int
     momentum: float = 0.9
     memory: float = 0.95
+    clip: float | None = None
 
 
 def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Generator) -> Genes:
@@ -51,6 +55,9 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
     for _ in range(plan.steps):
         mask = _express(genes, scores, bench)
         gradient = bench.score_gradient(mask, bench.draw(plan.batch, generator))
+        if plan.clip is not None:
+            most = plan.clip * float(gradient.square().mean().sqrt())
+            gradient.clamp_(-most, most)
         length = float(gradient.norm())
         if length > 0 and length < torch.inf:
             velocity.mul_(plan.momentum).add_(gradient, alpha=(1 - plan.momentum) / length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
     generator: torch.Generator,
     *,
     gradients: bool = True,
+    only: Collection[str] | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[Baseline]:
     """Yield every data-free baseline at a budget, one at a time.
@@ -47,12 +48,13 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
         scope: `allocated`, `global` or `layer`.
         generator: for the random criterion.
         gradients: False leaves out the criteria that differentiate the network.
+        only: the criteria that are wanted; None is all of them.
         warn: told of a criterion that cannot be computed on this network.
     """
     layout = network.layout
     keep = keep_total(layout, sparsity)
     for name, saliency in SALIENCIES.items():
-        if saliency.takes_gradients and not gradients:
+        if (only is not None and name not in only) or (saliency.takes_gradients and not gradients):
             continue
         try:
             scores = score(name, network, probes, generator, density=1 - sparsity)

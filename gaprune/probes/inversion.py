@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
+from gaprune.cost import activation_bytes
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
 from gaprune.probes.batch_statistics import Pool, Watch, has_batchnorm
@@ -227,22 +227,6 @@ class _Work:
             shift = int(torch.randint(-most, most + 1, (), generator=self.generator))
             inputs = inputs.roll(shift, axis)
         return inputs
-
-
-def activation_bytes(model: nn.Module, example: Tensor) -> int:
-    """Return the memory that one input `[1, …]` takes between a forward and a backward pass."""
-    own = {tensor.data_ptr() for tensor in model.state_dict(keep_vars=True).values()}
-    held: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            held[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
-        output = model(example.detach().requires_grad_())
-    del output  # until here nothing that is held can have given its address to another tensor
-    return max(1, sum(held.values()))
 
 
 def _stages(model: nn.Module, spec: InputSpec, steps: int) -> list[_Stage]:

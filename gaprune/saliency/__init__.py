@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.saliency.activations import wanda
+from gaprune.saliency.correlation import correlation
 from gaprune.saliency.flow import synflow
 from gaprune.saliency.gradients import grasp, snip, taylor
 from gaprune.saliency.network import Criterion, Network
@@ -98,6 +99,14 @@ SALIENCIES: dict[str, Saliency] = {
             False,
             "Sun et al. 2023, eq. 1",
             "|w| · norm of the inputs it multiplies, layers balanced as in LAMP",
+        ),
+        Saliency(
+            "correlation",
+            correlation,
+            True,
+            True,
+            "our own, after Hassibi and Stork 1993",
+            "what its removal costs the correlation of its channel's output with the dense one",
         ),
     )
 }

@@ -18,10 +18,12 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gaprune.saliency.network import Network, batches
+from gaprune.cost import activation_bytes
+from gaprune.saliency.network import Network, batches, fitting
 
 GRASP_TEMPERATURE = 200.0  # as Wang et al. 2020: softens a saturated softmax
 TAYLOR_BATCH = 16
+GRASP_PASSES = 3  # graphs that GraSP holds: forward, backward, and the backward pass of that
 
 
 def pseudo_label_loss(outputs: Tensor, temperature: float = 1.0) -> Tensor:
@@ -61,9 +63,14 @@ def taylor(
     """
     weights, leaves = network.flat, _leaves(network)
     scores, count = torch.zeros_like(weights), 0
+    size = _batch(network, probes, leaves)
     with _differentiable():
         for batch in batches(network, probes, TAYLOR_BATCH):
-            gradient = _gradient(network, leaves, batch) / len(batch)
+            parts = batch.split(size)
+            gradient = sum(
+                (_gradient(network, leaves, part) for part in parts[1:]),
+                _gradient(network, leaves, parts[0]),
+            ) / len(batch)
             scores += len(batch) * (weights * gradient).square()
             count += len(batch)
     return (scores / count).float()
@@ -81,8 +88,9 @@ def grasp(
     leaves = _leaves(network)
     gradient = _mean_gradient(network, probes, GRASP_TEMPERATURE)
     product, count = torch.zeros_like(gradient), 0
+    size = _batch(network, probes, leaves, GRASP_PASSES)
     with _differentiable():
-        for batch in batches(network, probes):
+        for batch in batches(network, probes, size):
             graph = _gradient(network, leaves, batch, GRASP_TEMPERATURE, create_graph=True)
             product += _flat_gradient(network, leaves, graph @ gradient)
             count += len(batch)
@@ -92,8 +100,9 @@ def grasp(
 def _mean_gradient(network: Network, probes: Tensor | None, temperature: float = 1.0) -> Tensor:
     leaves = _leaves(network)
     total, count = torch.zeros_like(network.flat), 0
+    size = _batch(network, probes, leaves)
     with _differentiable():
-        for batch in batches(network, probes):
+        for batch in batches(network, probes, size):
             total += _gradient(network, leaves, batch, temperature)
             count += len(batch)
     return total / count
@@ -118,6 +127,15 @@ def _flat_gradient(
         value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
     )
     return network.layout.flatten(dict(zip(leaves, gradients, strict=True)))
+
+
+def _batch(
+    network: Network, probes: Tensor | None, leaves: dict[str, Tensor], passes: int = 1
+) -> int:
+    """Return how many probes fit into memory at once, with what a backward pass keeps of them."""
+    with _differentiable():
+        example = next(batches(network, probes, 1))
+        return fitting(activation_bytes(network.model, example, leaves), passes)
 
 
 def _leaves(network: Network) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
 from gaprune.supermask import Layout
 
-MAX_BATCH = 256  # probes shown at once: bounds the memory of activations
+MAX_BATCH = 256  # probes shown at once
+MEMORY = 1e9  # bytes that the activations of one batch may take
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,13 @@ def batches(network: Network, probes: Tensor | None, size: int = MAX_BATCH) -> I
     device = next(iter(network.weights.values())).device
     for start in range(0, len(probes), size):
         yield probes[start : start + size].to(device)
+
+
+def fitting(per_probe: int, passes: int = 1) -> int:
+    """Return how many probes may be shown at once, from 1 to `MAX_BATCH`.
+
+    Args:
+        per_probe: bytes that one probe takes between forward and backward (`activation_bytes`).
+        passes: how many times as much the criterion holds.
+    """
+    return max(1, min(MAX_BATCH, int(MEMORY // (per_probe * passes))))

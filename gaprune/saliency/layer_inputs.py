@@ -1,0 +1,141 @@
+"""What a layer multiplies its weights with: sampled columns of its inputs, patches unfolded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+
+WIDE = 2048  # inputs of a channel: above, covariances between blocks of inputs are taken as 0
+BLOCK = 1024  # inputs in a block of a wide layer
+TABLE = 2**25  # most entries of a layer's covariance: 134 MB
+CHUNK = 2**22  # entries of columns gathered at once: 17 MB
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer's weight as matrices: `groups` of them, `size` inputs per channel.
+
+    The inputs of a channel lie in `blocks` of `width` (the last filled up with zeros), and over
+    `axes` of a patch: its channels and the kernel.
+    """
+
+    axes: int
+    groups: int
+    size: int
+    blocks: int
+    width: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Shape:
+        """Return the shape of a linear layer or convolution; see `is_layer`."""
+        weight = module.get_parameter("weight")
+        groups = module.groups if isinstance(module, _ConvNd) else 1
+        size = weight[0].numel()
+        if size <= WIDE:
+            return cls(weight.ndim - 1, groups, size, 1, size)
+        width = min(BLOCK, max(1, TABLE // (groups * size)))
+        return cls(weight.ndim - 1, groups, size, math.ceil(size / width), width)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether its inputs can be unfolded: a linear layer, or a convolution, not transposed."""
+    return isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and not module.transposed)
+
+
+class Moments:
+    """Σ x and Σ x·xᵀ of the columns that one weight multiplies, in float32.
+
+    Columns are shifted by the mean of the first ones, so that inputs far from 0 keep their digits.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._sums: Tensor
+        self._products: Tensor
+
+    def add(self, patches: Tensor, picked: Tensor) -> None:
+        """Add some positions of `patches`; see `unfold`.
+
+        Args:
+            patches: `[*positions, channels, *kernel]`.
+            picked: positions by their flat index, int64 `[columns]`.
+        """
+        shape = self.shape
+        step = max(1, CHUNK // (shape.groups * shape.size))
+        for part in picked.split(step):
+            where = torch.unravel_index(part, patches.shape[: -shape.axes])
+            columns = patches[where].float().reshape(len(part), shape.groups, shape.size)
+            self._add(columns)
+        self.count += len(picked)
+
+    def covariance(self) -> Tensor:
+        """Return the centred covariance `[groups, blocks, width, width]`, float64."""
+        mean = (self._sums / self.count).double()
+        products = (self._products / self.count).double()
+        products -= mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        return products
+
+    def _add(self, columns: Tensor) -> None:
+        shape = self.shape
+        if self._shift is None:
+            self._shift = columns.mean(0)
+            self._sums = columns.new_zeros(shape.groups, shape.blocks, shape.width)
+            self._products = columns.new_zeros(shape.groups, shape.blocks, shape.width, shape.width)
+        columns -= self._shift  # picked, so nobody else's
+        if (spare := shape.blocks * shape.width - shape.size) > 0:
+            columns = functional.pad(columns, (0, spare))
+        blocks = columns.view(len(columns), shape.groups * shape.blocks, shape.width)
+        self._sums += blocks.sum(0).view_as(self._sums)
+        cells = blocks.transpose(0, 1).contiguous()
+        products = cells.transpose(1, 2) @ cells
+        self._products += products.view_as(self._products)
+
+
+def unfold(module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
+    """Return what the weight multiplies at every position, as a view where that is possible.
+
+    Args:
+        module: a layer (`is_layer`).
+        inputs: what it was called on.
+        output: what came; some convolutions pad by themselves, so that only it tells how much.
+
+    Returns:
+        `[*positions, channels, *kernel]`, or None where the inputs do not fit the layer.
+    """
+    if not isinstance(module, _ConvNd):
+        weight = module.get_parameter("weight")
+        return inputs if inputs.shape[-1] == weight.shape[1] else None
+    axes = len(module.kernel_size)
+    if inputs.ndim == axes + 1:
+        inputs, output = inputs[None], output[None]
+    reach = [1 + d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    patches = _padded(module, inputs, output.shape[2:], reach)
+    for axis, (long, stride) in enumerate(zip(reach, module.stride, strict=True)):
+        if patches.shape[2 + axis] < long:
+            return None
+        patches = patches.unfold(2 + axis, long, stride)
+    for axis, dilation in enumerate(module.dilation):
+        patches = patches.movedim(2 + axes + axis, 0)[::dilation].movedim(0, 2 + axes + axis)
+    spatial, kernel = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
+    return patches.permute(0, *spatial, 1, *kernel)
+
+
+def _padded(module: _ConvNd, inputs: Tensor, wanted: torch.Size, reach: list[int]) -> Tensor:
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    declared = list(module._reversed_padding_repeated_twice)  # noqa: SLF001 # resolves "same" too
+    padded = functional.pad(inputs, declared, mode)
+    missing = [
+        max(0, (count - 1) * stride + long - size)
+        for count, stride, long, size in zip(
+            wanted, module.stride, reach, padded.shape[2:], strict=True
+        )
+    ]
+    sides = [side for lack in reversed(missing) for side in (lack // 2, lack - lack // 2)]
+    return functional.pad(padded, sides) if any(missing) else padded

@@ -1,0 +1,58 @@
+"""What a pass costs: memory of activations, and batches that follow it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from saliency_networks import CASES, network_of, seeded
+from torch import nn
+
+from gaprune.cost import activation_bytes
+from gaprune.inputs import InputSpec
+from gaprune.saliency import network as networks
+from gaprune.saliency import score
+from gaprune.saliency.network import MAX_BATCH, MEMORY, fitting
+from gaprune.zoo import load
+
+
+def test_the_activations_of_a_linear_network_are_its_inputs() -> None:
+    """A frozen layer keeps its tanh's output; one whose weights move, its inputs too."""
+    model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 5)).requires_grad_(False)
+    example = torch.ones(1, 10)
+    assert activation_bytes(model, example) == 4 * 20
+    leaves = {name: one.detach().requires_grad_() for name, one in model.named_parameters()}
+    assert activation_bytes(model, example, leaves) == 4 * (10 + 20)
+    assert not example.requires_grad
+
+
+def test_token_ids_are_not_differentiated() -> None:
+    """Their network is, where its weights are leaves."""
+    network, ids = CASES["attention"][0](), CASES["attention"][1]()
+    leaves = {name: one.detach().requires_grad_() for name, one in network.weights.items()}
+    assert activation_bytes(network.model, ids[:1], leaves) > 5 * 8 * 4
+
+
+def test_batches_follow_memory() -> None:
+    """As many probes as fit, at least one and at most `MAX_BATCH`."""
+    assert fitting(1) == MAX_BATCH
+    assert fitting(int(MEMORY / 10)) == 10
+    assert fitting(int(MEMORY / 10), passes=3) == 3
+    assert fitting(int(MEMORY * 10)) == 1
+
+
+@pytest.mark.parametrize("name", ["mnist-mlp", "mnist-cnn", "lenet"])
+def test_the_zoo_fits_whole_batches(name: str) -> None:
+    """So the figures of its networks do not depend on the bound."""
+    model = load(name)
+    leaves = {key: one.detach().requires_grad_() for key, one in model.named_parameters()}
+    assert fitting(activation_bytes(model, torch.zeros(1, 1, 28, 28), leaves), 3) == MAX_BATCH
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "taylor"])
+def test_small_batches_give_the_same_scores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over parts are those over the whole, up to rounding."""
+    network = network_of(lambda: nn.Linear(6, 3), InputSpec((6,), "vector"), torch.float64)
+    probes = torch.randn(40, 6, generator=seeded(), dtype=torch.float64)
+    whole = score(name, network, probes, seeded())
+    monkeypatch.setattr(networks, "MEMORY", 1.0)
+    torch.testing.assert_close(score(name, network, probes, seeded()), whole)
