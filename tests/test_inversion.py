@@ -13,12 +13,13 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gaprune.cost import activation_bytes
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
 from gaprune.probes.batch_statistics import Watch
 from gaprune.probes.draws import to_network
 from gaprune.probes.impressions import soft_targets
-from gaprune.probes.inversion import Inversion, activation_bytes, invert
+from gaprune.probes.inversion import Inversion, invert
 
 IMAGE = InputSpec((2, 8, 8), "image", mean=(0.4, 0.6), std=(0.25, 0.5))
 SIGNAL = InputSpec((1, 32), "signal", low=-1, high=1)
@@ -168,7 +169,7 @@ def test_a_batch_in_parts_is_the_whole_batch() -> None:
     """Cut for memory, the parts step as the whole does; later they see each other a step late."""
     model, noise = image_net(), starts(IMAGE)
     memory = 20.0 * activation_bytes(model, to_network(IMAGE, noise[:1]))
-    exact, step = image_net().double(), Inversion(steps=1, jitter=0.0)
+    exact, step = image_net().double(), Inversion(steps=1, jitter=0.0, mirror=False)
     one, cut = (
         invert(exact, IMAGE, noise.double(), seeded(5), replace(step, memory=bytes_))
         for bytes_ in (1e9, memory)

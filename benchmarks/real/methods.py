@@ -10,6 +10,8 @@ from gaprune.config import EVOLVED
 from gaprune.saliency import SALIENCIES
 
 REPAIR = {"repair": True}
+ONE_SHOT = ("magnitude", "lamp", "wanda", "snip", "synflow", "correlation")
+REPAIRED = ("magnitude", "lamp", "correlation")
 SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
     {
         "population",
@@ -17,6 +19,7 @@ SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
         "steps",
         "rate",
         "batch",
+        "clip",
         "allocation",
         "generations",
         "evaluations",
@@ -61,6 +64,6 @@ METHODS: dict[str, Method] = {
     "strict": Method(),
     "repair": Method(settings={**REPAIR, "repair_in_loop": True}),
     "proxy": Method(proxied=True),
-    **{name: Method(name) for name in ("magnitude", "lamp", "wanda", "snip", "synflow")},
-    **{f"{name}-repair": Method(name, REPAIR) for name in ("magnitude", "lamp")},
+    **{name: Method(name) for name in ONE_SHOT},
+    **{f"{name}-repair": Method(name, REPAIR) for name in REPAIRED},
 }

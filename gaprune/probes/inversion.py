@@ -30,9 +30,9 @@ from gaprune.probes.impressions import (
     check_movable,
     draw_targets,
     miss,
-    moving_axes,
     variation,
 )
+from gaprune.probes.variants import moved
 
 INVERSION = "inverted inputs"  # in messages
 LARGE = 96  # pixels: from this height and width on, pictures begin at half the resolution
@@ -56,6 +56,7 @@ class Inversion:
         classes: weight of the cross-entropy to the targets, in nats per input.
         smoothness: weight of the mean absolute difference between neighbours.
         jitter: largest shift at a step, as a fraction of the axis; what leaves comes in opposite.
+        mirror: whether images are mirrored, half the steps, as most are in training.
         seconds: begin no further batch that would end later, and take fewer steps on the first
             where it must; None is no limit. With a limit the result depends on the machine's speed.
         memory: bytes that the activations of one pass may take; a batch goes through in parts.
@@ -68,6 +69,7 @@ class Inversion:
     classes: float = 1.0
     smoothness: float = 1.0
     jitter: float = 1 / 16
+    mirror: bool = True
     seconds: float | None = None
     memory: float = 1e9
 
@@ -213,7 +215,7 @@ class _Work:
         for number, (part, wanted) in enumerate(
             zip(parts, targets.split([len(part) for part in parts]), strict=True)
         ):
-            outputs = self.model(to_network(self.spec, self._shifted(part)))
+            outputs = self.model(to_network(self.spec, self._moved(part)))
             check_differentiable(outputs, INVERSION)
             moments, remembered = watch.take()
             loss = how.statistics * remembered.mismatch(pool.join(number, moments))
@@ -221,12 +223,9 @@ class _Work:
             loss = loss + how.smoothness / values * variation(part, self.spec)
             (part.grad,) = torch.autograd.grad(loss, part)
 
-    def _shifted(self, inputs: Tensor) -> Tensor:
-        for axis in moving_axes(self.spec):
-            most = round(self.how.jitter * inputs.shape[axis])
-            shift = int(torch.randint(-most, most + 1, (), generator=self.generator))
-            inputs = inputs.roll(shift, axis)
-        return inputs
+    def _moved(self, inputs: Tensor) -> Tensor:
+        how = self.how
+        return moved(inputs, self.spec, how.jitter, self.generator, mirror=how.mirror)
 
 
 def _stages(model: nn.Module, spec: InputSpec, steps: int) -> list[_Stage]:

@@ -29,6 +29,7 @@ from gaprune.probes.requests import (
 )
 from gaprune.probes.samples import Samples, join, pick, shuffle, typed
 from gaprune.probes.sequences import sequence_samples
+from gaprune.probes.variants import with_variants
 from gaprune.probes.weighing import weigh
 from gaprune.records import Receipt
 from gaprune.target import Target
@@ -91,7 +92,7 @@ def plan_probes(
         made = inverted_samples(target, mixture, count, generator, how, listener)
         if settings.guard == AUTO and not from_file:
             guard, made = mix_guard(made, guard, generator)
-        held.append((INVERSION, made))
+        held.append((INVERSION, with_variants(made, spec, generator)))
 
     pool = join([samples for _, samples in held])
     if pool is not None:
