@@ -92,12 +92,12 @@ class AfterRepair:
     """The pruned network after anchored repair; prunable weights stay as they are.
 
     Selection and gradient steps match it on the very inputs that it answers, which costs one
-    forward. That flatters it, so it is judged as it will be used: repaired on the search probes,
-    the corrections written in, then shown the others.
+    forward. That flatters it, so it is judged as it will be used: repaired on probes
+    of its own, the corrections written in, then shown the others.
 
     Attributes:
         sites: where repair writes in the one network that this is for.
-        probes: the search probes, `[N, …]`; the judge repairs on them.
+        probes: `[N, …]`, on which the judge repairs.
     """
 
     sites: Sites
@@ -112,10 +112,10 @@ class AfterRepair:
             return repaired_outputs(model, kept, self._anchored(model, inputs, CHUNK))
 
     def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Repair on the search probes as `repair` does at the end of a run, then pass the inputs.
+        """Repair on the probes as `repair` does at the end of a run, then pass the inputs.
 
         Raises:
-            GapruneError: the dense network overflows on the search probes.
+            GapruneError: the dense network overflows on the probes.
         """
         anchors = self._anchored(model, self.probes, None)
         try:

@@ -41,6 +41,7 @@ class Bench:
         pool_share: the part of a gradient batch that comes from `pool`.
         rungs: growing numbers of search probes; the last one is all of them.
         answering: how a candidate answers: as it is, or after repair.
+        near: inputs nearer to the domain than those that select, or None.
     """
 
     model: nn.Module
@@ -54,6 +55,12 @@ class Bench:
     pool_share: float
     rungs: Sequence[int]
     answering: Answering = STRICT
+    near: Tensor | None = None
+
+    @property
+    def nearest(self) -> Tensor:
+        """Inputs `[N, …]` on which statistics are measured, by criteria and by repair."""
+        return self.search.inputs if self.near is None else self.near
 
     @property
     def strict(self) -> Bench:

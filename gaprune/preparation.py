@@ -131,7 +131,7 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
     search = _shown(target, plan.search)
     objective = find_objective(settings.objective, search.teacher)
     _check_objective(objective, search, preset, evolved=settings.method == EVOLVED)
-    in_loop = settings.repair_in_loop
+    in_loop, nearest = settings.repair_in_loop, plan.nearest.inputs.to(target.device)
     uses_pool = plan.pool is not None and preset.gradient and settings.method == EVOLVED
     return Bench(
         model=target.model,
@@ -144,7 +144,8 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
         pool=_shown(target, plan.pool) if uses_pool and plan.pool is not None else None,
         pool_share=plan.pool_share,
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
-        answering=AfterRepair(_sites(target, search.inputs), search.inputs) if in_loop else STRICT,
+        answering=AfterRepair(_sites(target, nearest), nearest) if in_loop else STRICT,
+        near=None if plan.nearest is plan.search else nearest,
     )
 
 

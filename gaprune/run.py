@@ -130,7 +130,7 @@ class PruningRun:
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         found = baselines(
             Network(bench.model, bench.weights, bench.layout, self.target.inputs),
-            bench.search.inputs[:SALIENCY_PROBES],
+            bench.nearest[:SALIENCY_PROBES],
             self.settings.sparsity,
             self.settings.scope,
             self.generator,
@@ -227,14 +227,14 @@ class PruningRun:
         )
 
     def _repair(self, bench: Bench, best: Individual, strict: float) -> RepairedScore:
-        """Match the pruned network's activations to the dense network's on the search probes.
+        """Match the pruned network's activations to the dense network's on the probes.
 
         `strict` is the agreement on the guard as it is.
         """
         self.observer.phase("repair", "matching its activations to the dense network's")
         with torch_threads(self.settings.threads):
             masks, guard = bench.layout.split(best.mask), bench.guard
-            done = repair(self.target, masks, bench.search.inputs)
+            done = repair(self.target, masks, bench.nearest)
             model = repaired_copy(self.target, masks, done)
             outputs = answers(model, guard.inputs)
             found = bench.objective.judge(outputs, guard.teacher, guard.labels)

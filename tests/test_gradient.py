@@ -21,6 +21,9 @@ from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask
 SCOPES = ["allocated", "global", "layer"]
 
 
+STEPS = Refinement(steps=4, rate=0.5, batch=16)
+
+
 class IdentityBackward(torch.autograd.Function):
     """Scores forward to a given mask; the gradient passes to the scores unchanged."""
 
@@ -41,7 +44,8 @@ def steps_by_autograd(genes: Genes, bench: Bench, plan: Refinement, seed: int) -
     scores = (genes if genes.fixed else align(genes, layout)).scores.clone()
     velocity, path = torch.zeros_like(scores), []
     assert bench.objective.loss is not None
-    for _ in range(plan.steps):
+    last = plan.rate if plan.last_rate is None else plan.last_rate
+    for step in range(plan.steps):
         if genes.fixed:
             mask = layered_mask(scores, layout, genes.counts or ())
         else:
@@ -53,20 +57,25 @@ def steps_by_autograd(genes: Genes, bench: Bench, plan: Refinement, seed: int) -
         outputs = functional_call(bench.model, kept, (batch.inputs,))
         bench.objective.loss(outputs, batch.teacher, batch.labels).backward()
         assert leaf.grad is not None
-        velocity = plan.momentum * velocity + (1 - plan.momentum) * leaf.grad / leaf.grad.norm()
-        scores = scores - plan.rate * velocity
+        most = float("inf") if plan.clip is None else plan.clip * leaf.grad.square().mean().sqrt()
+        gradient = leaf.grad.clamp(-most, most)
+        velocity = plan.momentum * velocity + (1 - plan.momentum) * gradient / gradient.norm()
+        part = step / plan.steps
+        scores = scores - ((1 - part) * plan.rate + part * last) * velocity
         path.append(scores)
     weights = [plan.memory ** (len(path) - 1 - i) for i in range(len(path))]
     return torch.stack([w * s for w, s in zip(weights, path, strict=True)]).sum(0) / sum(weights)
 
 
+@pytest.mark.parametrize("plan", [STEPS, replace(STEPS, clip=1.0), replace(STEPS, last_rate=0.1)])
 @pytest.mark.parametrize("pool_share", [None, 0.5, 1])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_steps_follow_the_straight_through_gradient(scope: str, pool_share: float | None) -> None:
+def test_steps_follow_the_straight_through_gradient(
+    scope: str, pool_share: float | None, plan: Refinement
+) -> None:
     """Scores move as autograd says for a mask whose backward pass is the identity."""
     bench = tiny_bench(pool_share=pool_share)
     genes = random_genes(bench.layout, 60, 1, scope)
-    plan = Refinement(steps=4, rate=0.5, batch=16)
     expected = steps_by_autograd(genes, bench, plan, seed=9)
     found = refine(genes, bench, plan, seeded(9))
     assert torch.allclose(found.scores, expected, atol=1e-5)

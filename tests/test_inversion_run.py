@@ -29,7 +29,7 @@ def test_inverted_inputs_are_held_and_on_the_receipt(tmp_path: Path) -> None:
     """They are searched on, in the range of the network; some of them judge; the rung says so."""
     plan = plan_probes(conv_target(), settings_of("inversion"), seeded())
     assert plan.pool is not None
-    assert len(plan.pool.inputs) == 52  # a fifth of 64 judges
+    assert len(plan.pool.inputs) == 4 * 52  # a fifth of 64 judges; the others and 3 moved copies
     assert plan.fresh is None
     assert 0 <= float(plan.pool.inputs.min()) <= float(plan.pool.inputs.max()) <= 1
     assert plan.receipt.rung == "inversion"

@@ -104,7 +104,7 @@ class Contest:
 
     def saliency_probes(self, seed: int) -> Tensor:
         """Return the inputs shown to criteria, `[N, …]`."""
-        return self.bench(seed).search.inputs[:SALIENCY_PROBES]
+        return self.bench(seed).nearest[:SALIENCY_PROBES]
 
     def network(self) -> Network:
         """Return the dense network as criteria see it."""

@@ -23,13 +23,14 @@ class Refinement:
 
     Attributes:
         steps: gradient steps, one batch each.
-        rate: Euclidean length of one step in score ranks, before momentum.
+        rate: Euclidean length of the first step in score ranks, before momentum.
         batch: inputs per step.
         momentum: of the normalised gradients.
         memory: decay of the average over the scores on the way; the average is what is returned.
         clip: a score's gradient is cut at so many root mean squares of all, or None. In deep
             networks a few weights of small kernels take the whole step otherwise; in shallow ones
             the largest gradients are what is worth following.
+        last_rate: the length after the last step, reached evenly; None keeps the first.
     """
 
     steps: int
@@ -38,6 +39,7 @@ class Refinement:
     momentum: float = 0.9
     memory: float = 0.95
     clip: float | None = None
+    last_rate: float | None = None
 
 
 def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Generator) -> Genes:
@@ -52,7 +54,8 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
     genes = genes.signed() if genes.fixed else align(genes.signed(), bench.layout)
     scores, velocity = genes.scores.clone(), torch.zeros_like(genes.scores)
     mean, weight = torch.zeros_like(scores), 0.0
-    for _ in range(plan.steps):
+    last = plan.rate if plan.last_rate is None else plan.last_rate
+    for step in range(plan.steps):
         mask = _express(genes, scores, bench)
         gradient = bench.score_gradient(mask, bench.draw(plan.batch, generator))
         if plan.clip is not None:
@@ -61,7 +64,7 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
         length = float(gradient.norm())
         if length > 0 and length < torch.inf:
             velocity.mul_(plan.momentum).add_(gradient, alpha=(1 - plan.momentum) / length)
-        scores.sub_(velocity, alpha=plan.rate)
+        scores.sub_(velocity, alpha=plan.rate + (last - plan.rate) * step / plan.steps)
         mean.mul_(plan.memory).add_(scores, alpha=1 - plan.memory)
         weight = plan.memory * weight + 1 - plan.memory
     return _settle(genes, mean.div_(weight), bench)

@@ -35,7 +35,7 @@ class Phase:
         return self.length is None or generation <= self.start + self.length
 
     def progress(self, generation: int) -> float:
-        """Return how far a generation is: 0 in the first, 1 in the last; 0 where none is last."""
+        """Return how far the phase is after a generation, up to 1; 0 where none is last."""
         if not self.length:
             return 0.0
-        return min(1.0, (generation - self.start - 1) / max(1, self.length - 1))
+        return min(1.0, (generation - self.start) / self.length)

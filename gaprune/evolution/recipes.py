@@ -47,8 +47,9 @@ class RecipeBook:
         if refinement is not None:  # without steps, nothing would select among factors
             factor = (pair[0].rate * pair[1].rate) ** 0.5 * change
             factor = min(max(factor, SLOWEST), FASTEST)
-            length = refinement.rate * factor * self._annealing(generation)
-            refinement = replace(refinement, rate=length)
+            most = refinement.rate * factor
+            first, last = most * self._annealing(generation - 1), most * self._annealing(generation)
+            refinement = replace(refinement, rate=first, last_rate=last)
         recipe = Recipe(
             crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
             mutation=None if mutation == NONE else mutation,
@@ -64,7 +65,7 @@ class RecipeBook:
         self._mutations.credit(recipe.mutation or NONE, improved=improved)
 
     def _annealing(self, generation: int) -> float:
-        """Shorten gradient steps along a cosine, from 1 to `LEAST_RATE` in the last generation."""
+        """Shorten gradient steps along a cosine, from 1 to `LEAST_RATE` after the last one."""
         progress = self._phase.progress(generation)
         return LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * progress)) / 2
 

@@ -45,6 +45,9 @@ class ProbePlan:
         fresh: new inputs for gradient steps, or None.
         pool: held inputs for gradient steps, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
+        nearest: what comes nearest to the domain: files or inverted inputs without the generated
+            ones beside them, or else `search`.
+            Statistics are measured on them: those that criteria look at, and those of repair.
         receipt: all of it in words and hashes.
         affinity: mutual information of each procedural generator in nats, best first; empty where
             only files are shown, or BatchNorm statistics weigh the generators.
@@ -55,6 +58,7 @@ class ProbePlan:
     fresh: Mixture | None
     pool: Samples | None
     pool_share: float
+    nearest: Samples
     receipt: Receipt
     affinity: Mapping[str, float]
 
@@ -99,6 +103,9 @@ def plan_probes(
         pool = pick(pool, shuffle(pool, generator)[: settings.pool_count])
     share = 0.0 if pool is None else 1.0 if fresh is None else 0.5
     search = _search_set(settings.probe_count, fresh, pool, share, generator)
+    nearest = search
+    if fresh is not None and pool is not None and not request.impressions:
+        nearest = pick(pool, torch.arange(min(len(pool.inputs), settings.probe_count)))
     sources = [samples.source for _, samples in held]
     if fresh is not None:
         sources.append(f"generated, fresh at every gradient step: {fresh.description}")
@@ -111,7 +118,7 @@ def plan_probes(
         guard,
         fresh=fresh is not None,
     )
-    return ProbePlan(search, guard, fresh, pool, share, receipt, weights.affinity)
+    return ProbePlan(search, guard, fresh, pool, share, nearest, receipt, weights.affinity)
 
 
 def requested_rungs(settings: Settings, target: Target) -> list[str]:
