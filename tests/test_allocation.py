@@ -176,7 +176,7 @@ def test_steps_are_annealed_over_the_search_alone() -> None:
         assert recipe.refinement is None
         assert recipe.operators == ("reallocate",)
         assert factor == 2.0  # the parent's: nothing tells here whether another is better
-    lengths = []
+    lengths: list[float] = []
     for number in range(4, 9):
         recipe, factor = searching.draw((one, one), number, seeded(number))
         steps = recipe.refinement

@@ -57,7 +57,8 @@ def steps_by_autograd(genes: Genes, bench: Bench, plan: Refinement, seed: int) -
         outputs = functional_call(bench.model, kept, (batch.inputs,))
         bench.objective.loss(outputs, batch.teacher, batch.labels).backward()
         assert leaf.grad is not None
-        most = float("inf") if plan.clip is None else plan.clip * leaf.grad.square().mean().sqrt()
+        root = float(leaf.grad.square().mean().sqrt())
+        most = float("inf") if plan.clip is None else plan.clip * root
         gradient = leaf.grad.clamp(-most, most)
         velocity = plan.momentum * velocity + (1 - plan.momentum) * gradient / gradient.norm()
         part = step / plan.steps
