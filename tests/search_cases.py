@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from gaprune.inputs import InputSpec
 from gaprune.objectives import OBJECTIVES, Objective
 from gaprune.probes.mixture import Mixture
 from gaprune.supermask import Layout
+from gaprune.workers import SerialWorkers
 
 VECTOR = InputSpec((6,), "vector")
 
@@ -116,3 +118,17 @@ def seeds_of(bench: Bench, keep: int, count: int = 4, scope: str = "allocated") 
         genes = random_genes(bench.layout, keep, seed, scope)
         found.append(Individual(genes, bench.layout, f"random{seed}"))
     return found
+
+
+class Recording(SerialWorkers):
+    """Workers that remember the children that they bred."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.bred: list[Genes] = []
+
+    def run(self, tasks: Sequence[Any]) -> list[Any]:
+        """Run and remember."""
+        results = super().run(tasks)
+        self.bred += [child.genes for child in results if hasattr(child, "genes")]
+        return results

@@ -12,14 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import random_genes, seeded, seeds_of, tiny_bench
+from search_cases import Recording, random_genes, seeded, seeds_of, tiny_bench
 
 from gaprune.bench import Bench, Verdict
 from gaprune.budget import keep_total, uniform_counts
 from gaprune.errors import InputError
 from gaprune.evolution.breeding import Judge, derive_seed
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
-from gaprune.evolution.genome import Genes, Individual
+from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import NONE, PRESETS, as_pareto, find_preset
@@ -219,20 +219,6 @@ def test_an_interrupt_before_anything_is_known_is_passed_on() -> None:
     """Without any judged candidate there is nothing to return."""
     with pytest.raises(KeyboardInterrupt):
         Evolution(plan_of(), Interrupting(BENCH, 1)).run(seeds_of(BENCH, KEEP))
-
-
-class Recording(SerialWorkers):
-    """Workers that remember the children that they bred."""
-
-    def __init__(self, bench: Bench) -> None:
-        super().__init__(bench)
-        self.bred: list[Genes] = []
-
-    def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run and remember."""
-        results = super().run(tasks)
-        self.bred += [child.genes for child in results if hasattr(child, "genes")]
-        return results
 
 
 def test_classic_is_the_original_idea() -> None:

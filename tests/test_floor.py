@@ -11,7 +11,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from search_cases import layout_of, score_vectors, seeded, seeds_of, tiny_bench, tiny_model
+from search_cases import (
+    Recording,
+    layout_of,
+    score_vectors,
+    seeded,
+    seeds_of,
+    tiny_bench,
+    tiny_model,
+)
 
 from gaprune import InputOptions, prune
 from gaprune.baselines.edge_popup import EdgePopup, edge_popup
@@ -25,7 +33,6 @@ from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.supermask import Layout, global_mask, layer_counts
-from gaprune.workers import SerialWorkers
 
 FEW = settings(max_examples=40)
 FLOORS = st.integers(0, 999).map(lambda n: n / 1000)
@@ -196,20 +203,6 @@ def test_edge_popup_holds_the_floor() -> None:
     assert any(n < lowest(size, 0.28) for n, size in zip(free, bench.layout.sizes, strict=True))
 
 
-class Keeping(SerialWorkers):
-    """Workers that remember all that they bred."""
-
-    def __init__(self, bench: Bench) -> None:
-        super().__init__(bench)
-        self.bred: list[Genes] = []
-
-    def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run and remember."""
-        results = super().run(tasks)
-        self.bred += [child.genes for child in results if hasattr(child, "genes")]
-        return results
-
-
 @pytest.mark.parametrize("scope", ["allocated", "global"])
 @pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
 def test_a_whole_search_holds_the_floor(preset: str, scope: str) -> None:
@@ -231,7 +224,7 @@ def test_a_whole_search_holds_the_floor(preset: str, scope: str) -> None:
     if preset == "classic":
         found = kaiming_population(layout, 1 - KEEP / layout.total, scope, 4, seeded(2))
         seeds = [Individual(genes, layout, "kaiming") for genes in found]
-    with Keeping(bench) as workers:
+    with Recording(bench) as workers:
         outcome = Evolution(plan, workers).run(seeds)
     assert len(workers.bred) == 2 * 16 + 3 * 8
     for genes in (*workers.bred, outcome.best.genes):
