@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
-from gaprune.probes.blend import blend
+from gaprune.probes.blend import Survey
 from gaprune.probes.draws import Generator_
 from gaprune.probes.procedural import GENERATORS
 from gaprune.zoo import ZOO, load
@@ -44,7 +44,7 @@ def remembering(**shares: int) -> nn.Module:
 @pytest.mark.parametrize("low", [100, 500, 900])
 def test_the_shares_of_the_training_data_are_found(low: int) -> None:
     """A network trained on a blend of two generators gets that blend, and nothing of a third."""
-    found = blend(remembering(low=low, high=1000 - low), SPEC, CORNERS, seeded(1))
+    found = Survey(remembering(low=low, high=1000 - low), SPEC, CORNERS, seeded(1)).blend()
     assert found.portions["low"] == pytest.approx(low / 1000, abs=0.05)
     assert "other" not in found.portions
     assert sum(found.portions.values()) == pytest.approx(1)
@@ -55,7 +55,7 @@ def test_the_shares_of_the_training_data_are_found(low: int) -> None:
 
 def test_what_fits_alone_stays_alone() -> None:
     """Data of one generator: that one, with hardly a mismatch."""
-    found = blend(remembering(high=1000), SPEC, CORNERS, seeded(1))
+    found = Survey(remembering(high=1000), SPEC, CORNERS, seeded(1)).blend()
     assert found.portions["high"] > 0.95
     assert min(found.alone, key=lambda name: found.alone[name]) == "high"
 
@@ -63,7 +63,7 @@ def test_what_fits_alone_stays_alone() -> None:
 def test_equals_share() -> None:
     """Two generators of the same inputs are both used."""
     twins = {"one": CORNERS["high"], "two": CORNERS["high"]}
-    found = blend(remembering(high=1000), SPEC, twins, seeded(1))
+    found = Survey(remembering(high=1000), SPEC, twins, seeded(1)).blend()
     assert min(found.portions.values()) > 0.3
 
 
@@ -71,7 +71,7 @@ def test_a_network_trained_on_digits_wants_strokes() -> None:
     """Of the generators of pictures, those that draw lines are nearest to the zoo's MNIST net."""
     model = load("mobile-student").requires_grad_(False)
     spec = ZOO["mobile-student"].inputs
-    found = blend(model, spec, GENERATORS["image"], seeded(1))
+    found = Survey(model, spec, GENERATORS["image"], seeded(1)).blend()
     nearest = sorted(found.alone, key=lambda name: found.alone[name])[:3]
     assert set(nearest) == {"glyphs", "outlines", "strokes"}
     assert sum(found.portions.get(name, 0) for name in nearest) > 0.8
@@ -81,7 +81,7 @@ def test_a_network_trained_on_digits_wants_strokes() -> None:
 def test_the_seed_decides() -> None:
     """The same seed gives the same shares; the network is left as it was."""
     model = remembering(low=500, high=500)
-    first, second = (blend(model, SPEC, CORNERS, seeded(2)) for _ in range(2))
+    first, second = (Survey(model, SPEC, CORNERS, seeded(2)).blend() for _ in range(2))
     assert first == second
     assert not model._forward_pre_hooks
 
@@ -90,4 +90,4 @@ def test_a_network_without_batchnorm_remembers_nothing() -> None:
     """The message says so."""
     spec = InputSpec((6,), "vector")
     with pytest.raises(InputError, match="no BatchNorm"):
-        blend(tiny_model(), spec, GENERATORS["vector"], seeded())
+        Survey(tiny_model(), spec, GENERATORS["vector"], seeded()).blend()

@@ -9,7 +9,7 @@ from search_cases import seeded
 
 from gaprune.probes import GENERATORS
 from gaprune.probes.affinity import affinities
-from gaprune.probes.blend import blend
+from gaprune.probes.blend import Survey
 from gaprune.probes.choice import survey_of
 from gaprune.probes.mixture import mix_generators
 from gaprune.probes.requests import parse_probes
@@ -41,7 +41,7 @@ def test_beside_inverted_inputs_stands_the_blend(far: Target) -> None:
     """The nearest blend's shares; the best generator outside of it judges."""
     for probes in (("inversion",), ("inversion", "procedural")):
         found = weights_of(far, *probes)
-        whole = blend(far.model, far.inputs, TABLE, seeded())
+        whole = Survey(far.model, far.inputs, TABLE, seeded()).blend()
         outside = [name for name in TABLE if name not in whole.portions]
         assert outside
         assert found.portions == pytest.approx(whole.portions)

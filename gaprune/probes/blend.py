@@ -104,17 +104,6 @@ class Survey:
         return Blend(portions, float(remembered.mismatch(_mix(shares, table))), alone)
 
 
-def blend(
-    model: nn.Module,
-    spec: InputSpec,
-    generators: Mapping[str, Generator_],
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
-) -> Blend:
-    """Find the best blend of all generators; arguments and errors as of `Survey`."""
-    return Survey(model, spec, generators, generator, dtype).blend()
-
-
 def _mix(shares: Tensor, table: Tensor) -> Tensor:
     """Return the moments `[2, channels]` of a blend of rows `[generators, 2, channels]`."""
     return (shares.view(-1, 1, 1) * table).sum(0)
