@@ -31,7 +31,7 @@ from benchmarks.real.process import in_own_process
 from benchmarks.real.proxies import PROXIES
 from benchmarks.real.report import FULL_WIDTH, line, show
 from benchmarks.real.rows import Kept, Key, Row
-from benchmarks.real.settings import SETTINGS, SPARSITIES
+from benchmarks.real.settings import OWN, SETTINGS, SPARSITIES
 from gaprune.cli.interrupts import Interrupts
 from gaprune.console import stdout
 from gaprune.errors import GapruneError, InputError, unknown_name
@@ -39,7 +39,7 @@ from gaprune.formats import to_json
 
 PLACE = Path("runs/real-networks")
 CASES: dict[str, Case] = {
-    name: Case(opener, SPARSITIES[name], SETTINGS[name], PROXIES[name])
+    name: Case(opener, SPARSITIES[name], SETTINGS[name], PROXIES[name], OWN.get(name, {}))
     for name, opener in NETWORKS.items()
 }
 

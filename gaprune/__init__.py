@@ -3,14 +3,15 @@
 The weights stay frozen; evolution finds which of them to keep.
 """
 
+from gaprune.claim import save as save_run
 from gaprune.comparison import Comparison, Question, compare, compare_target
 from gaprune.errors import GapruneError, InputError
 from gaprune.input_options import InputOptions
 from gaprune.mask_file import save_masks
 from gaprune.pipeline import prune, prune_target
 from gaprune.result import Result
+from gaprune.resumption import resume
 from gaprune.run_directory import load_masks
-from gaprune.run_directory import save as save_run
 from gaprune.supermask import attach, bake, detach
 from gaprune.target import Target, load_target
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_target",
     "prune",
     "prune_target",
+    "resume",
     "save_masks",
     "save_run",
 ]

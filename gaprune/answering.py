@@ -1,9 +1,9 @@
-"""How a pruned network answers while masks are chosen: as it is, or after repair."""
+"""How a pruned network answers while masks are chosen: as it is, after repair, or in between."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import GapruneError
-from gaprune.repair import Anchors, Sites, anchor, repair_anchored, repaired_outputs
+from gaprune.repair import (
+    Anchors,
+    Moments,
+    Sites,
+    aligned,
+    anchor,
+    drift,
+    repair_anchored,
+    repaired_outputs,
+)
 
 CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
 
@@ -23,8 +32,8 @@ class Shown(NamedTuple):
         inputs: `[N, …]` as the network takes them.
         teacher: outputs of the dense network, `[N, …]`.
         labels: int64 `[N]`, or None.
-        anchors: of a batch for a gradient step where repair is in the loop: the dense network's
-            statistics on it; else None.
+        anchors: of a batch for a gradient step that looks at them: the dense network's statistics
+            on it; else None.
     """
 
     inputs: Tensor
@@ -38,6 +47,18 @@ class Shown(NamedTuple):
         return Shown(self.inputs[:count], self.teacher[:count], labels)
 
 
+class Step(NamedTuple):
+    """What a candidate answers to the batch of a gradient step.
+
+    Attributes:
+        outputs: `[N, …]`, differentiable.
+        penalty: a differentiable scalar to add to the objective's loss, or None.
+    """
+
+    outputs: Tensor
+    penalty: Tensor | None = None
+
+
 class Answering(Protocol):
     """What a candidate answers; `kept` replaces parameters of the dense `model`, by name."""
 
@@ -47,8 +68,8 @@ class Answering(Protocol):
     def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return its answers on inputs that no repair may be measured on, `[N, …]`."""
 
-    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Tensor:
-        """Return its answers on a batch, `[N, …]`, differentiable in `leaves`."""
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
+        """Return its answers on a batch, differentiable in `leaves`."""
 
     def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
         """Make the batch of a gradient step of held inputs, new ones, or both."""
@@ -65,10 +86,9 @@ class Strict:
         """Pass the inputs in chunks."""
         return forward(model, kept, inputs)
 
-    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Tensor:
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
         """Pass the batch at once."""
-        outputs: Tensor = functional_call(model, dict(leaves), (batch.inputs,))
-        return outputs
+        return Step(functional_call(model, dict(leaves), (batch.inputs,)))
 
     def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
         """Ask the dense network about the new inputs; what is held knows its answers."""
@@ -127,12 +147,9 @@ class AfterRepair:
             return torch.full_like(forward(model, kept, inputs), torch.nan)
         return forward(model, {**kept, **state}, inputs)
 
-    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Tensor:
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
         """Match the batch by its own statistics; gradients also pass through them."""
-        anchors = batch.anchors
-        if anchors is None:
-            anchors = anchor(model, self.sites, batch.inputs, len(batch.inputs))
-        return repaired_outputs(model, leaves, anchors)
+        return Step(repaired_outputs(model, leaves, self.anchors(model, batch)))
 
     def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
         """Show all of it to the dense network once, for its answers and its statistics."""
@@ -140,6 +157,12 @@ class AfterRepair:
         anchors = anchor(model, self.sites, torch.cat(parts), sum(map(len, parts)))
         labels = held.labels if held is not None and fresh is None else None
         return Shown(anchors.inputs, anchors.outputs, labels, anchors)
+
+    def anchors(self, model: nn.Module, batch: Shown) -> Anchors:
+        """Return the dense network's statistics on a batch, measured unless it brings them."""
+        if batch.anchors is not None:
+            return batch.anchors
+        return anchor(model, self.sites, batch.inputs, len(batch.inputs))
 
     def _anchored(self, model: nn.Module, inputs: Tensor, chunk: int | None) -> Anchors:
         """Measure the dense network once per set of inputs."""
@@ -152,6 +175,56 @@ class AfterRepair:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the statistics behind: every worker measures its own, with the same result."""
         return {**self.__dict__, "_anchors": {}}
+
+
+@dataclass(frozen=True, eq=False)
+class Guided(Strict):
+    """The pruned network as it is, but gradient steps know the dense network's statistics.
+
+    Selection and judge see what `Strict` gives. Steps may begin on the network as it would answer
+    after repair and end on the strict one: numerical continuation (Allgower and Georg 1990) from a
+    problem with a good solution to the one that is asked. And they may be held near the dense
+    statistics, which keeps alive what later layers read.
+
+    Attributes:
+        repaired: how it answers after repair.
+        drift: weight of the mean drift (`gaprune.repair.drift`) over all sites in the loss.
+        fade: part of every correction that is left out: 0 is after repair, 1 as it is.
+    """
+
+    repaired: AfterRepair
+    drift: float = 0.0
+    fade: float = 1.0
+
+    def faded(self, fade: float) -> Guided:
+        """Return the same with another part of the corrections left out in steps."""
+        return replace(self, fade=fade)
+
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
+        """Correct every site in part, by the statistics of the batch, and weigh its drift.
+
+        The drift of a site is measured before it is corrected, behind the sites before it.
+        """
+        if self._blind:
+            return super().step(model, leaves, batch)
+        anchors, found = self.repaired.anchors(model, batch), dict[str, Moments]()
+        with aligned(model, anchors.sites, anchors.moments, found, 1 - self.fade):
+            outputs = functional_call(model, dict(leaves), (batch.inputs,))
+        if self.drift == 0 or not found:
+            return Step(outputs)
+        drifts = [drift(anchors.moments[name], moments) for name, moments in found.items()]
+        return Step(outputs, self.drift * torch.stack(drifts).mean())
+
+    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+        """Show all of it to the dense network once, for its answers and, if needed, statistics."""
+        if self._blind:
+            return super().batch(model, held, fresh)
+        return self.repaired.batch(model, held, fresh)
+
+    @property
+    def _blind(self) -> bool:
+        """Whether steps look at no statistics."""
+        return self.fade == 1 and self.drift == 0
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gaprune.answering import CHUNK, STRICT, Answering, Shown, answers, forward
+from gaprune.answering import CHUNK, STRICT, Answering, Guided, Shown, answers, forward
 from gaprune.errors import InputError
 from gaprune.objectives import Objective, finite
 from gaprune.probes.mixture import Mixture
@@ -40,7 +40,7 @@ class Bench:
         pool: held inputs for gradient steps with the teacher's outputs, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
         rungs: growing numbers of search probes; the last one is all of them.
-        answering: how a candidate answers: as it is, or after repair.
+        answering: how a candidate answers: as it is, after repair, or guided from one to the other.
         near: inputs nearer to the domain than those that select, or None.
     """
 
@@ -66,6 +66,20 @@ class Bench:
     def strict(self) -> Bench:
         """The same bench on which candidates answer as they are."""
         return replace(self, answering=STRICT)
+
+    @property
+    def repaired(self) -> Bench:
+        """The bench of a guided search on which candidates answer as after repair."""
+        return replace(self, answering=self._guided.repaired)
+
+    def faded(self, fade: float) -> Bench:
+        """Return the bench of a guided search with another fade in gradient steps, 0 to 1."""
+        return replace(self, answering=self._guided.faded(fade))
+
+    @property
+    def _guided(self) -> Guided:
+        assert isinstance(self.answering, Guided), "make_bench guides where a plan needs it"
+        return self.answering
 
     def fitness(self, mask: Tensor, rung: int = -1) -> float:
         """Score a flat bool mask on the search probes of one rung; larger is better, finite."""
@@ -94,7 +108,8 @@ class Bench:
         """Return ∂loss/∂score of a flat bool mask, flat float32 `[total]`.
 
         The straight-through estimator lets the gradient pass the top-k as if it were the identity
-        (Ramanujan et al. 2020, eq. 4 and 5): w · ∂loss/∂(w·m), also where the mask drops w.
+        (Ramanujan et al. 2020, eq. 4 and 5): w · ∂loss/∂(w·m), also where the mask drops w. The
+        loss is the objective's, and what the way of answering adds to it.
 
         Raises:
             InputError: the objective has no loss to differentiate, or the network has no gradients.
@@ -106,13 +121,15 @@ class Bench:
             )
         leaves = {name: weight.requires_grad_() for name, weight in self._kept(mask).items()}
         with torch.enable_grad():
-            outputs = self.answering.step(self.model, leaves, shown)
+            outputs, penalty = self.answering.step(self.model, leaves, shown)
             loss = self.objective.loss(outputs, shown.teacher, shown.labels)
             if not loss.requires_grad:
                 raise InputError(
                     "model: its outputs carry no gradient (torch.no_grad, detach or numpy inside "
                     "its forward?); use --preset black-box"
                 )
+            if penalty is not None:
+                loss = loss + penalty
             # a prunable layer that forward does not use has gradient 0
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         parts = [

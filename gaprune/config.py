@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from gaprune.errors import InputError, unknown_name
 
 EVOLVED = "evolved"
+_ADDRESS = re.compile(r"auto|none|(ray://)?[^\s/]+:\d{1,5}")
 LARGEST_SPARSITY = 0.999  # tried for a `max_drop`, where no largest one is stated
+NEUTRAL = ("workers", "ray_address", "task_timeout", "retries", "checkpoint_every")
+"""Settings that change how long a run takes and what it survives, and nothing that it finds."""
 
 
 class Settings(BaseModel):
@@ -63,7 +68,28 @@ class Settings(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice")
     workers: int = Field(1, ge=1, description="1 searches in this process, more start Ray actors")
-    threads: int = Field(1, ge=1, description="torch threads of each worker")
+    threads_per_worker: int = Field(
+        1, ge=1, description="torch threads of each worker, and of what runs here"
+    )
+    gpus_per_worker: float = Field(
+        0.0, ge=0, description="GPUs of each worker; several share one that has a fraction of it"
+    )
+    ray_address: str = Field(
+        "none",
+        description="Ray cluster that the workers are on: auto, ray://HOST:PORT, HOST:PORT, or "
+        "none: this machine",
+    )
+    task_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="seconds after which one evaluation hangs and its worker is replaced",
+    )
+    retries: int = Field(
+        2, ge=0, description="how often an evaluation that lost its worker is tried again"
+    )
+    checkpoint_every: int = Field(
+        1, ge=0, description="generations between checkpoints in the run folder; 0 keeps none"
+    )
     population: int | None = Field(None, ge=2, description="individuals that survive a generation")
     offspring: int | None = Field(None, ge=1, description="children per generation")
     steps: int | None = Field(None, ge=1, description="gradient steps of one refinement")
@@ -77,6 +103,18 @@ class Settings(BaseModel):
         ge=0,
         description="generations before the others that change only how many weights each layer "
         "keeps; 0 where the network has few layers",
+    )
+    continuation: int | None = Field(
+        None,
+        ge=0,
+        description="gradient steps of one generation before all others, which begins on the "
+        "network as it would be after repair and ends on it as it is; 0 for none",
+    )
+    drift: float | None = Field(
+        None,
+        ge=0,
+        description="weight in gradient steps of how far every layer's statistics drift from the "
+        "dense network's",
     )
     generations: int | None = Field(None, ge=0, description="stop after so many generations")
     evaluations: int | None = Field(None, ge=1, description="stop after so many evaluations")
@@ -101,6 +139,22 @@ class Settings(BaseModel):
     @classmethod
     def _repairs(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's form
         return value or bool(info.data.get("repair_in_loop"))
+
+    @field_validator("gpus_per_worker", mode="after")
+    @classmethod
+    def _shares(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise PydanticCustomError("share", "must be up to 1, or a whole number of GPUs")
+        return value
+
+    @field_validator("ray_address", mode="after")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        if not _ADDRESS.fullmatch(value):
+            raise PydanticCustomError(
+                "address", "must be auto, none, HOST:PORT or ray://HOST:PORT (ports are numbers)"
+            )
+        return value
 
     def replace(self, **changes: Any) -> Settings:
         """Return a validated copy with some settings changed."""

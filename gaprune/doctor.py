@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from gaprune.run_directory import check_output
+from gaprune.claim import claim
 from gaprune.supermask import top_k_mask
 from gaprune.target import load_target
-from gaprune.workers import RayWorkers
+from gaprune.workers import RayWorkers, Staff
 from gaprune.workers.serial import torch_threads
 from gaprune.zoo import ZOO, mnist
 
@@ -89,7 +89,7 @@ def check_device() -> Check:
 def check_ray() -> Check:
     """Start Ray, run a task on a real actor, stop Ray."""
     started = time.monotonic()
-    with RayWorkers("here", 1) as workers:
+    with RayWorkers("here", Staff()) as workers:
         (answer,) = workers.run([_Ping()])
     if answer != "here":
         return Check("ray", FAIL, f"the actor answered {answer!r}", "use --workers 1")
@@ -146,7 +146,8 @@ def check_masking() -> Check:
 
 def check_folder() -> Check:
     """Whether results can be saved below the current folder."""
-    check_output(Path("runs") / "trial")
+    with claim(Path("runs") / "trial"):
+        pass
     return Check("folder", OK, "results can be saved in runs/")
 
 

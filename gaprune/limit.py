@@ -21,6 +21,7 @@ from gaprune.budget import keep_total, uniform_counts
 from gaprune.config import EVOLVED, Settings
 from gaprune.errors import GapruneError
 from gaprune.evolution.genome import Individual
+from gaprune.keeper import Keeper
 from gaprune.observe import Observer
 from gaprune.probes.samples import Samples
 from gaprune.result import Result
@@ -42,6 +43,8 @@ class Run(Protocol):
     settings: Settings
     observer: Observer
     test: Samples | None
+    keeper: Keeper
+    earlier: float
 
     @property
     def bench(self) -> Bench:
@@ -173,7 +176,7 @@ class _Tries:
         run = self.run
         span = Span.of(run.bench.layout, run.settings.scope, run.settings.sparsity)
         most = SEARCHES if run.settings.method == EVOLVED else ONE_SHOTS
-        sparsity: float | None = self._first(span)
+        sparsity: float | None = run.keeper.first(lambda: self._first(span))
         while sparsity is not None and (len(self.tried) < most or self.best is None):
             self._try(sparsity)
             sparsity = span.next(self._held, self.failed, len(self.tried))
@@ -189,6 +192,7 @@ class _Tries:
         settings = self.run.settings
         if self.best is None:
             last = self.tried[-1]
+            self.run.keeper.give_up()
             raise GapruneError(
                 f"max_drop: {self.drop:g} cannot be met: at sparsity {last['sparsity']:g}, the "
                 f"smallest tried, the pruned network agrees with the dense one on "
@@ -223,6 +227,7 @@ class _Tries:
         one = self.run.at(sparsity)
         result = one.result()
         self.evaluations += result.evaluations
+        self.started -= one.earlier
         guard = result.guard if result.repaired is None else result.repaired.guard
         held = 1 - guard <= self.drop + ROUNDING
         interrupted = result.stopped == "interrupted"
@@ -245,7 +250,7 @@ class _Tries:
         lost = f"lose more than {self.drop:.2%}"
         run.observer.phase("limit", f"looking for the sparsity at which one-shot masks {lost}")
         low, high = 1 - span.most, 1 - span.least
-        with torch_threads(run.settings.threads):
+        with torch_threads(run.settings.threads_per_worker):
             seeds = run.at(span.at(math.sqrt(low * high))).seeds()
             seeds = [one for one in seeds if one.origin == run.settings.method] or seeds
             while high > GRID * low:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from gaprune.config import Settings, make_settings
+from gaprune.claim import Claim, claim
+from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.input_options import InputOptions
+from gaprune.job import Job
+from gaprune.keeper import FolderKeeper, Keeper
 from gaprune.limit import Once, prune_to_limit
 from gaprune.observe import Observer, Silence
 from gaprune.preparation import check_settings
@@ -17,7 +21,7 @@ from gaprune.run import PruningRun
 from gaprune.target import Target, target_from_module
 
 
-def prune(
+def prune(  # noqa: PLR0913 # what is known about a network, each by its own name
     model: nn.Module,
     *,
     sparsity: float | None = None,
@@ -25,6 +29,7 @@ def prune(
     test: tuple[Tensor, Tensor] | None = None,
     prune_also: tuple[str, ...] = (),
     observer: Observer | None = None,
+    out: str | Path | None = None,
     **settings: Any,
 ) -> Result:
     """Prune a pretrained network without its training data; the network itself is not changed.
@@ -41,6 +46,8 @@ def prune(
             accuracy only; they never reach the search.
         prune_also: further parameters to prune, by qualified name.
         observer: told of progress.
+        out: a run directory, new or empty: what was searched for is kept there after every
+            generation (see `gaprune.resume`), and the result at the end.
         settings: any other field of `Settings` (max_drop, preset, probes, seed, workers, …).
 
     Returns:
@@ -62,7 +69,12 @@ def prune(
     check_settings(chosen)
     target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
     labelled = None if test is None else Samples(*test, "test data given by the caller")
-    return prune_target(target, chosen, test=labelled, observer=observer)
+    if out is None:
+        return prune_target(target, chosen, test=labelled, observer=observer)
+    with claim(out) as own:
+        result = prune_target(target, chosen, test=labelled, observer=observer, own=own)
+        own.save(result)
+    return result
 
 
 def prune_target(
@@ -71,6 +83,8 @@ def prune_target(
     *,
     test: Samples | None = None,
     observer: Observer | None = None,
+    own: Claim | None = None,
+    job: Job | None = None,
 ) -> Result:
     """Prune a loaded target; see `prune`.
 
@@ -80,12 +94,28 @@ def prune_target(
         test: labelled inputs for the final accuracy, such as `zoo_test(target)`; None measures
             none.
         observer: told of progress.
+        own: the run directory to keep checkpoints in, of which `own.save` makes a whole run.
+        job: what was asked for on the command line, to be written into it.
 
     Raises:
         InputError: a setting does not fit the target; nothing has been computed then.
         GapruneError: no sparsity holds `max_drop`.
     """
     observer = observer or Silence()
+    keeper: Keeper | None = None
+    if own is not None and settings.method == EVOLVED and settings.checkpoint_every:
+        keeper = FolderKeeper(own, settings.checkpoint_every, observer, job)
+    return run_pruning(target, settings, test, observer, keeper)
+
+
+def run_pruning(
+    target: Target,
+    settings: Settings,
+    test: Samples | None,
+    observer: Observer,
+    keeper: Keeper | None,
+) -> Result:
+    """Do one run, or with `max_drop` as many as it takes, and keep them with the keeper."""
     if settings.max_drop is None:
-        return PruningRun(target, settings, test, observer).result()
-    return prune_to_limit(PruningRun(target, settings, test, Once(observer)))
+        return PruningRun(target, settings, test, observer, keeper).result()
+    return prune_to_limit(PruningRun(target, settings, test, Once(observer), keeper))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gaprune.answering import STRICT, AfterRepair
+from gaprune.answering import STRICT, AfterRepair, Answering, Guided
 from gaprune.bench import Bench, Shown, answers
 from gaprune.budget import SCOPES, keep_total
 from gaprune.config import EVOLVED, Settings
@@ -31,6 +32,9 @@ RUNG_FRACTION = 4  # the first rung of the race has one in so many search probes
 PATIENCE = 2  # generations that may lose on the guard, where the probes were optimised
 MANY_LAYERS = 8  # from so many on, keep counts are searched first and gradients are cut
 CLIP = 3.0  # root mean squares
+CONTINUATION, DRIFT = 300, 2.0  # where the probes were inverted and nothing speaks against them
+LAST_RATE = 1 / 20  # of the first step length, at the end of the continuation
+FADE = (0.0, 0.95)  # parts of its steps between which repair is faded out
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front removes this part of the asked sparsity
 
 
@@ -79,10 +83,11 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
             "leave --scope out or use --scope global"
         )
     resolved = _with_allocation(resolved, settings.allocation, target)
+    resolved = _with_guidance(resolved, settings, preset, target)
     if resolved.max_drop is None:  # else the sparsity is only the largest that is tried
         keep_total(target.layout.with_floor(resolved.floor), resolved.sparsity)
     if resolved.repair_in_loop:  # refused before the probes take their time
-        _sites(target, torch.cat([target.example(), target.example()]))
+        _sites(target)
     return resolved
 
 
@@ -92,13 +97,16 @@ def _for_probes(settings: Settings, target: Target) -> dict[str, Any]:
     Inverted inputs lie between classes, where no decision is clear: all logits are compared.
     """
     changes: dict[str, Any] = {}
-    with torch_threads(settings.threads):
+    with torch_threads(settings.threads_per_worker):
         request = decide(settings.probes, target).request
         if settings.objective == AUTO and request.inversion and _names_classes(target):
             changes["objective"] = "logits"
     searched = settings.method == EVOLVED and not settings.pareto
     if settings.patience is None and searched and (request.inversion or request.impressions):
         changes["patience"] = PATIENCE
+    if request.inversion and searched and len(target.layout.names) >= MANY_LAYERS:
+        guide = {"continuation": CONTINUATION, "drift": DRIFT}
+        changes |= {name: own for name, own in guide.items() if getattr(settings, name) is None}
     return changes
 
 
@@ -121,6 +129,41 @@ def _with_allocation(settings: Settings, stated: int | None, target: Target) -> 
     return settings.replace(allocation=0)
 
 
+def _with_guidance(
+    settings: Settings, stated: Settings, preset: Preset, target: Target
+) -> Settings:
+    """Settle continuation and drift: by default they are off where something speaks against them.
+
+    Raises:
+        InputError: one is stated, and cannot be.
+    """
+    changes: dict[str, Any] = {}
+    for name in ("continuation", "drift"):
+        wanted, own = getattr(settings, name) or 0, getattr(stated, name) is not None
+        if not own and settings.generations == 0:
+            wanted = 0
+        why = _against(name, settings, preset, target) if wanted else None
+        if why and own:
+            raise InputError(
+                f"{name}: {wanted} would guide the gradient steps of a strict search, and {why}; "
+                f"leave --{name} out"
+            )
+        changes[name] = 0 if why else wanted
+    return settings.replace(**changes)
+
+
+def _against(name: str, settings: Settings, preset: Preset, target: Target) -> str | None:
+    """Say why there can be no continuation or drift, or return None."""
+    if settings.repair_in_loop:
+        return "with --repair-in-loop candidates answer after repair"
+    if not preset.gradient:
+        return f"preset {settings.preset!r} takes none"
+    if settings.pareto and name == "continuation":
+        return "--pareto searches many budgets at once, not one from which it could begin"
+    sites = survey(target.model, _examples(target), frozen=target.weights)
+    return None if sites.kinds else _nothing(sites)
+
+
 def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePlan) -> Bench:
     """Compute the dense network's answers on all probes and put everything on the bench.
 
@@ -131,7 +174,7 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
     search = _shown(target, plan.search)
     objective = find_objective(settings.objective, search.teacher)
     _check_objective(objective, search, preset, evolved=settings.method == EVOLVED)
-    in_loop, nearest = settings.repair_in_loop, plan.nearest.inputs.to(target.device)
+    nearest = plan.nearest.inputs.to(target.device)
     uses_pool = plan.pool is not None and preset.gradient and settings.method == EVOLVED
     return Bench(
         model=target.model,
@@ -144,7 +187,7 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
         pool=_shown(target, plan.pool) if uses_pool and plan.pool is not None else None,
         pool_share=plan.pool_share,
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
-        answering=AfterRepair(_sites(target, nearest), nearest) if in_loop else STRICT,
+        answering=_answering(target, settings, nearest),
         near=None if plan.nearest is plan.search else nearest,
     )
 
@@ -161,6 +204,8 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
         )
     layout = target.layout.with_floor(settings.floor)
     allocation, generations = settings.allocation or 0, settings.generations
+    continuation = _continuation(refinement, settings.continuation)
+    before = allocation + (continuation is not None)
     return Plan(
         preset=preset,
         layout=layout,
@@ -169,7 +214,7 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
         offspring=_filled(settings.offspring),
         refinement=refinement,
         limits=Limits(
-            None if generations is None else allocation + generations,
+            None if generations is None else before + generations,
             settings.evaluations,
             settings.seconds,
             settings.stagnation,
@@ -178,7 +223,15 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
         keep=keep_total(layout, settings.sparsity),
         most=keep_total(layout, LEAST_SPARSE * settings.sparsity) if settings.pareto else None,
         allocation=allocation,
+        continuation=continuation,
     )
+
+
+def _continuation(refinement: Refinement | None, steps: int | None) -> Refinement | None:
+    if refinement is None or not steps:
+        return None
+    last = LAST_RATE * refinement.rate
+    return replace(refinement, steps=steps, last_rate=last, cosine=True, fade=FADE)
 
 
 def _filled(value: T | None) -> T:
@@ -199,15 +252,30 @@ def _check_objective(objective: Objective, search: Shown, preset: Preset, *, evo
         )
 
 
-def _sites(target: Target, inputs: Tensor) -> Sites:
+def _answering(target: Target, settings: Settings, nearest: Tensor) -> Answering:
+    if settings.repair_in_loop:
+        return AfterRepair(_sites(target, nearest), nearest)
+    if settings.method != EVOLVED or not (settings.continuation or settings.drift):
+        return STRICT
+    sites = survey(target.model, nearest, frozen=target.weights)
+    return Guided(AfterRepair(sites, nearest), drift=settings.drift or 0.0)
+
+
+def _sites(target: Target, inputs: Tensor | None = None) -> Sites:
+    inputs = _examples(target) if inputs is None else inputs
     sites = survey(target.model, inputs, frozen=target.weights)
-    if sites.kinds:
-        return sites
+    if not sites.kinds:
+        raise InputError(f"repair_in_loop: {_nothing(sites)}; leave --repair-in-loop out")
+    return sites
+
+
+def _nothing(sites: Sites) -> str:
     found = sites.skipped[0] if sites.skipped else "it has no BatchNorm, no norm and no bias"
-    raise InputError(
-        f"repair_in_loop: nothing in this network can be repaired ({found}); "
-        "leave --repair-in-loop out"
-    )
+    return f"nothing in this network can be repaired ({found})"
+
+
+def _examples(target: Target) -> Tensor:
+    return torch.cat([target.example(), target.example()])
 
 
 def _shown(target: Target, samples: Samples) -> Shown:

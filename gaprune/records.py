@@ -64,8 +64,9 @@ class Generation:
         mean: mean fitness of the population.
         guard: guard agreement of the best individual.
         rates: current probability of every crossover and mutation.
-        phase: `allocation` where keep counts alone changed, else `search`; generation 0 counts to
-            the first phase.
+        phase: `continuation` where gradient steps led from the repaired network to the strict one,
+            `allocation` where keep counts alone changed, else `search`; generation 0 counts to the
+            first phase.
     """
 
     generation: int

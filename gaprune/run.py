@@ -21,19 +21,23 @@ from gaprune.evolution.genome import Individual
 from gaprune.evolution.plan import Outcome
 from gaprune.evolution.seeding import baselines, kaiming_population
 from gaprune.held_out import HeldOut
+from gaprune.keeper import Keeper, Kept, SearchKeeper
 from gaprune.labelled import check_labelled
 from gaprune.objectives import accuracy, finite
 from gaprune.observe import Observer
 from gaprune.preparation import check_settings, make_bench, make_plan, resolve_settings
 from gaprune.probes.plan import ProbePlan, plan_probes
 from gaprune.probes.samples import Samples
-from gaprune.records import BaselineScore
+from gaprune.records import BaselineScore, Generation
 from gaprune.repair import repair, repaired_copy
 from gaprune.result import RepairedScore, Result
 from gaprune.saliency import Network
 from gaprune.target import Target
-from gaprune.workers import Workers, open_workers
+from gaprune.workers import Lost, Staff, Workers, open_workers
 from gaprune.workers.serial import torch_threads
+
+Judged = tuple[list[Individual], dict[str, Verdict]]
+"""The one-shot masks, and mask key → how each does on the guard."""
 
 SALIENCY_PROBES = 256  # inputs shown to the criteria that need some
 
@@ -46,21 +50,32 @@ class PruningRun:
         settings: how to prune it.
         test: labelled inputs for the final accuracy, or None.
         observer: told of progress.
+        keeper: keeps what the run needs to go on in another process; where it goes on, the settings
+            are those that it kept.
 
     Raises:
         InputError: a setting does not fit the target; nothing has been computed then.
     """
 
     def __init__(
-        self, target: Target, settings: Settings, test: Samples | None, observer: Observer
+        self,
+        target: Target,
+        settings: Settings,
+        test: Samples | None,
+        observer: Observer,
+        keeper: Keeper | None = None,
     ) -> None:
         self.started = time.monotonic()
+        self.keeper = keeper or Keeper()
         self.preset = check_settings(settings)
-        self.settings = resolve_settings(settings, self.preset, target)
+        resolved = self.keeper.resumed
+        self.settings = settings if resolved else resolve_settings(settings, self.preset, target)
         self.target, self.observer = target, observer
         self.test = None if test is None else check_labelled("test", test, target)
         self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
         self.agreed: list[float] = []  # where search and guard did not part, shared by `at`
+        self.earlier = 0.0  # seconds, in other processes
+        self.level: float | None = None  # the sparsity, where it is one of several
 
     @cached_property
     def shown(self) -> tuple[ProbePlan, Bench]:
@@ -71,13 +86,21 @@ class PruningRun:
                 "the value range of the inputs is not stated; 0 to 1 is assumed "
                 "(--range LOW,HIGH or --mean and --std say it)"
             )
-        with torch_threads(settings.threads):
-            self.observer.phase("probes", "making the inputs that are shown to the network")
-            plan = plan_probes(target, settings, self.generator, self.observer)
+        with torch_threads(settings.threads_per_worker):
+            plan = self.keeper.probes(target, self.generator)
+            if plan is None:
+                self.observer.phase("probes", "making the inputs that are shown to the network")
+                plan = plan_probes(target, settings, self.generator, self.observer)
+                self.keeper.keep_probes(target, settings, plan, self.generator)
             bench = make_bench(target, settings, self.preset, plan)
         if (doubtful := doubt(bench)) is not None:
             self.observer.warning(doubtful)
         return plan, bench
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken until now."""
+        return self.earlier + time.monotonic() - self.started
 
     @property
     def bench(self) -> Bench:
@@ -91,7 +114,7 @@ class PruningRun:
         """
         assert self.shown  # made before the generator is copied, so that no copy makes them
         one = copy.copy(self)
-        one.started, one.test = time.monotonic(), None
+        one.started, one.earlier, one.test, one.level = time.monotonic(), 0.0, None, sparsity
         one.settings = self.settings.replace(sparsity=sparsity, max_drop=None)
         one.generator = self.generator.clone_state()
         return one
@@ -105,14 +128,20 @@ class PruningRun:
         return self._result(self.bench, self.shown[0], seeds, verdicts, outcome)
 
     def result(self) -> Result:
-        """Do it all."""
+        """Do it all, or what is left of it."""
         plan, bench = self.shown
         settings = self.settings
-        with torch_threads(settings.threads):
-            seeds = self.seeds()
-        with open_workers(bench, settings.workers, settings.threads) as workers:
-            verdicts = self._judge_baselines(seeds, workers)
-            outcome = self._search(seeds, verdicts, workers)
+        keeper = self.keeper.search(self.level)
+        kept = self._kept(keeper)
+        with torch_threads(settings.threads_per_worker):
+            seeds = self.seeds() if kept is None else kept.seeds
+        with (
+            keeper.watch(),
+            open_workers(bench, Staff.of(settings), self.observer.warning) as workers,
+        ):
+            verdicts = self._judge_baselines(seeds, workers) if kept is None else kept.verdicts
+            seeds = [seed for seed in seeds if seed.key in verdicts]
+            outcome = self._search(workers, keeper, kept, (seeds, verdicts))
         if outcome is not None:
             self._warn_if_parted(outcome)
         self._found = seeds, verdicts, outcome
@@ -141,13 +170,41 @@ class PruningRun:
         return [Individual(one.genes, bench.layout, one.name) for one in found]
 
     def _judge_baselines(self, seeds: list[Individual], workers: Workers) -> dict[str, Verdict]:
-        verdicts: list[Verdict] = workers.run([Judge.of(seed.mask) for seed in seeds])
-        for seed, verdict in zip(seeds, verdicts, strict=True):
+        """Judge the seeds on the guard; those that take down their workers are left out."""
+        found: list[Verdict | Lost] = workers.run([Judge.of(seed.mask) for seed in seeds])
+        verdicts = {}
+        for seed, verdict in zip(seeds, found, strict=True):
+            if isinstance(verdict, Lost):
+                self.observer.warning(
+                    f"{seed.origin} is left out, its mask took down the worker that judged it "
+                    f"{verdict.attempts} times ({verdict.why})"
+                )
+                continue
             self.observer.baseline(seed.origin, BaselineScore(verdict.agreement))
-        return {seed.key: verdict for seed, verdict in zip(seeds, verdicts, strict=True)}
+            verdicts[seed.key] = verdict
+        if not verdicts:
+            raise GapruneError(
+                "workers: every mask takes down the worker that judges it, as the warnings say; "
+                "try --workers 1 to see it happen here"
+            )
+        return verdicts
+
+    def _kept(self, keeper: SearchKeeper) -> Kept | None:
+        """Return what an earlier process kept of this search, and say from where it goes on."""
+        if self.settings.method != EVOLVED:
+            return None
+        kept = keeper.last(make_plan(self.target, self.settings, self.preset))
+        if kept is None:
+            return None
+        self.earlier = kept.seconds
+        for seed in kept.seeds:
+            score = BaselineScore(kept.verdicts[seed.key].agreement)
+            self.observer.baseline(seed.origin, score)
+        self.observer.phase("resume", f"generation {kept.search.generation} was kept")
+        return kept
 
     def _search(
-        self, seeds: list[Individual], verdicts: dict[str, Verdict], workers: Workers
+        self, workers: Workers, keeper: SearchKeeper, kept: Kept | None, judged: Judged
     ) -> Outcome | None:
         """Evolve, or return None where a one-shot method was asked for."""
         settings, preset = self.settings, self.preset
@@ -155,8 +212,15 @@ class PruningRun:
             return None
         self.observer.phase("search", preset.description)
         plan = make_plan(self.target, settings, preset)
-        total = plan.limits.generations
-        evolution = Evolution(plan, workers, lambda record: self.observer.generation(record, total))
+        seeds, verdicts = judged
+
+        def report(record: Generation) -> None:
+            keeper.note(evolution, seeds, verdicts, self.seconds)
+            self.observer.generation(record, plan.limits.generations)
+
+        evolution = Evolution(plan, workers, report, self.observer.warning)
+        if kept is not None:
+            evolution.restore(kept.search)
         if preset.seeding == "baselines":
             return evolution.run(seeds, verdicts)
         genes = kaiming_population(
@@ -167,7 +231,7 @@ class PruningRun:
     def _warn_if_parted(self, outcome: Outcome) -> None:
         """Say when the search still gains while the guard loses: it has learnt its own probes."""
         settings = self.settings
-        with torch_threads(settings.threads):
+        with torch_threads(settings.threads_per_worker):
             advice = advise(
                 outcome, self.bench, settings.sparsity, self.agreed, front=settings.pareto
             )
@@ -185,7 +249,7 @@ class PruningRun:
         settings = self.settings
         best = outcome.best if outcome else self._asked(seeds)
         strict = bench.strict
-        with torch_threads(settings.threads):
+        with torch_threads(settings.threads_per_worker):
             search = strict.judge(best.mask, bench.search).agreement
             guard = strict.judge(best.mask, bench.guard).agreement
         interrupted = outcome is not None and outcome.stopped == "interrupted"
@@ -210,7 +274,7 @@ class PruningRun:
             history=outcome.history if outcome else (),
             stopped=outcome.stopped if outcome else "one-shot",
             evaluations=outcome.evaluations if outcome else 0,
-            seconds=time.monotonic() - self.started,
+            seconds=self.seconds,
             settings=settings.model_dump(mode="json"),
             repaired=repaired,
             front=[
@@ -232,7 +296,7 @@ class PruningRun:
         `strict` is the agreement on the guard as it is.
         """
         self.observer.phase("repair", "matching its activations to the dense network's")
-        with torch_threads(self.settings.threads):
+        with torch_threads(self.settings.threads_per_worker):
             masks, guard = bench.layout.split(best.mask), bench.guard
             done = repair(self.target, masks, bench.nearest)
             model = repaired_copy(self.target, masks, done)
@@ -266,7 +330,7 @@ class PruningRun:
             return {}
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
         inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
-        with torch_threads(self.settings.threads):
+        with torch_threads(self.settings.threads_per_worker):
             dense = answers(bench.model, inputs)
             pruned = bench.outputs(best.mask, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}

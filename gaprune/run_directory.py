@@ -1,4 +1,4 @@
-"""A run on disk: checked before anything is computed, written as a whole or not at all.
+"""A run on disk: what its files are called and hold, and which folder may be one.
 
 ::
 
@@ -9,6 +9,7 @@
     pruned.safetensors    the whole state dict: dropped weights are 0, kept ones bit-identical
     repaired.safetensors  with --repair only: the same with statistics and biases corrected
     front.safetensors     with --pareto only: `NUMBER/parameter` → mask, numbered as `front`
+    checkpoint/           what `gaprune resume` needs, see `gaprune.claim`
 
 A mask has one byte per weight: every tool reads that, and it compresses as well as bits do.
 """
@@ -17,8 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -29,81 +28,62 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gaprune.checkpoint import in_use_by
+from gaprune.checkpoint.bundle import sync
 from gaprune.errors import GapruneError, InputError
 from gaprune.formats import to_json, to_stamp, to_toml
 from gaprune.job import Job
 from gaprune.records import as_json
 from gaprune.result import Result
+from gaprune.target import Target
 from gaprune.weights_file import load_state
 
 CONFIG, RECORD, HISTORY = "config.toml", "result.json", "history.jsonl"
 MASK, PRUNED, FRONT = "mask.safetensors", "pruned.safetensors", "front.safetensors"
 REPAIRED = "repaired.safetensors"
 FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED)
-_MAY_HOLD = {*FILES, FRONT, REPAIRED, "report.html", "checkpoint"}  # what --overwrite may remove
+CHECKPOINT, LOCK = "checkpoint", "lock"  # see `gaprune.claim`
+MAY_HOLD = {*FILES, FRONT, REPAIRED, "report.html", CHECKPOINT}  # what --overwrite may remove
 
 
-def check_output(path: str | Path, *, overwrite: bool = False) -> None:
-    """Make sure that a run can be saved at `path`, before anything is computed.
-
-    The place is tried by creating and removing an empty folder beside it; nothing stays.
+def check_free(path: str | Path, *, overwrite: bool = False) -> None:
+    """Make sure that a run may be saved at `path`; nothing is written.
 
     Args:
         path: the run folder; it and its parents may be missing, and it may be an empty folder.
         overwrite: whether an earlier run there may be replaced. Other files never are.
 
     Raises:
-        InputError: a file, a folder with other content, an earlier run, or not writable.
+        InputError: a file, a folder with other content or a run that goes on, or an earlier run.
     """
-    with _writing(path, InputError):
-        place = _resolved(path)
-        _check_free(place, path, overwrite=overwrite)
-        with _parents(place) as made:
-            with _fresh_folder(place):
-                pass
-            _remove(made)
+    with writing(path, InputError):
+        place = Path(path).expanduser().resolve()  # of a link, what it points to is replaced
+        if not place.exists():
+            return
+        if not place.is_dir():
+            raise InputError(f"out: {path} is a file; name a folder that is new or empty")
+        held = sorted(entry.name for entry in place.iterdir())
+    foreign = [name for name in held if name not in MAY_HOLD]
+    if foreign:
+        raise InputError(
+            f"out: {path} holds other files ({', '.join(foreign[:3])}"
+            f"{', …' if len(foreign) > 3 else ''}); name a folder that is new or empty"
+        )
+    if (owner := in_use_by(place / CHECKPOINT / LOCK)) is not None:
+        raise busy(path, owner)
+    if held and not overwrite:
+        going_on = "" if RECORD in held else " that did not end; gaprune resume goes on with it"
+        raise InputError(
+            f"out: {path} holds an earlier run{going_on}; name another folder, or add --overwrite"
+        )
 
 
-def save(
-    result: Result, path: str | Path, *, overwrite: bool = False, job: Job | None = None
-) -> Path:
-    """Write a run folder, all of it or nothing; an interrupted save leaves nothing.
-
-    The files are written and synced in a hidden folder beside `path`, which then takes its name.
-
-    Args:
-        result: what `gaprune.prune` returned.
-        path: the run folder, see `check_output`.
-        overwrite: whether an earlier run there is replaced.
-        job: what was asked for, so that `config.toml` repeats it. Without it (a live network was
-            pruned) the file holds the settings and the inputs, and the target is to be added.
-
-    Returns:
-        The absolute path of the folder.
-
-    Raises:
-        InputError: see `check_output`.
-        GapruneError: writing failed, for example on a full disk.
-    """
-    check_output(path, overwrite=overwrite)
-    place = _resolved(path)
-    with _writing(path, GapruneError), _parents(place), _fresh_folder(place) as fresh:
-        _write_files(result, fresh, job)
-        _sync(fresh)
-        _publish(fresh, place, overwrite=overwrite)
-        _sync(place.parent)
-    return place
-
-
-def save_numbered(result: Result, stem: Path, *, job: Job | None = None) -> Path:
-    """Save at the first free of `stem`, `stem-2`, `stem-3`, …, also beside runs that save now."""
-    while True:
-        path = free_name(stem)
-        try:
-            return save(result, path, job=job)
-        except GapruneError:
-            if not os.path.lexists(path):  # else another run has just taken the name
-                raise
+def busy(path: str | Path, owner: str | None) -> InputError:
+    """Return the error for a folder in which another process is at work."""
+    return InputError(
+        f"out: {owner or 'another process'} is at work in {path}; name another folder, or wait for "
+        "its end"
+    )
 
 
 def free_name(stem: Path) -> Path:
@@ -139,31 +119,21 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     return {name: mask.bool() for name, mask in stored.items()}
 
 
-def _check_free(place: Path, shown: str | Path, *, overwrite: bool) -> None:
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise InputError(f"out: {shown} is a file; name a folder that is new or empty")
-    held = sorted(entry.name for entry in place.iterdir())
-    foreign = [name for name in held if name not in _MAY_HOLD]
-    if foreign:
-        raise InputError(
-            f"out: {shown} holds other files ({', '.join(foreign[:3])}"
-            f"{', …' if len(foreign) > 3 else ''}); name a folder that is new or empty"
-        )
-    if held and not overwrite:
-        raise InputError(
-            f"out: {shown} holds an earlier run; name another folder, or add --overwrite"
-        )
+def write_files(result: Result, folder: Path, job: Job | None) -> None:
+    """Write all files of a result into an empty folder and wait until they are on the disk.
 
-
-def _write_files(result: Result, folder: Path, job: Job | None) -> None:
+    Args:
+        result: what `gaprune.prune` returned.
+        folder: where.
+        job: what was asked for, so that `config.toml` repeats it. Without it (a live network was
+            pruned) the file holds the settings and the inputs, and the target is to be added.
+    """
     about = {
         "target": result.target.name,
         "weights_sha256": result.target.weights_sha256,
         "sparsity": str(result.sparsity),
     }
-    _write_text(folder / CONFIG, _config(result, job))
+    _write_text(folder / CONFIG, config_text(result.target, result.settings, job))
     _write_text(folder / RECORD, to_json(result.record(), indent=2) + "\n")
     _write_text(folder / HISTORY, "".join(to_json(as_json(r)) + "\n" for r in result.history))
     _write_tensors(folder / MASK, _bytes(result.masks), to_stamp(format="gaprune mask", **about))
@@ -181,16 +151,16 @@ def _write_files(result: Result, folder: Path, job: Job | None) -> None:
         _write_tensors(folder / FRONT, _bytes(front), to_stamp(format="gaprune masks", **about))
 
 
-def _config(result: Result, job: Job | None) -> str:
-    """Settings as used: where the user left a choice to the preset, it is written out."""
-    used = {key: value for key, value in result.settings.items() if value is not None}
+def config_text(target: Target, settings: Mapping[str, Any], job: Job | None) -> str:
+    """Return settings as used: where the user left a choice to the preset, it is written out."""
+    used = {key: value for key, value in settings.items() if value is not None}
     if job is not None:
         head = (
             "# gaprune prune --config THIS_FILE repeats this run; paths are as they were given.\n"
         )
-        stated = {key: v for key, v in job.as_config().items() if key not in result.settings}
+        stated = {key: v for key, v in job.as_config().items() if key not in settings}
         return head + to_toml(stated | used)
-    spec = result.target.inputs
+    spec = target.inputs
     inputs: dict[str, Any] = {"input_shape": spec.shape, "input_kind": spec.kind}
     if spec.kind == "tokens":
         inputs["vocabulary"] = spec.vocabulary
@@ -208,87 +178,29 @@ def _bytes(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _sync(path)
+    sync(path)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, about)
     path.chmod((path.parent / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _publish(fresh: Path, place: Path, *, overwrite: bool) -> None:
-    """Give `fresh` the name `place`; an earlier run there is put back if that fails."""
-    if not (overwrite and place.exists()):
-        fresh.replace(place)  # over nothing or an empty folder; the system refuses any other
-        return
-    old = _temporary(place)
-    place.replace(old)
-    try:
-        fresh.replace(place)
-    except BaseException:
-        old.replace(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _resolved(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()  # a link stays: what it points to is replaced
-
-
-def _temporary(place: Path) -> Path:
-    return place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
+    sync(path)
 
 
 @contextlib.contextmanager
-def _fresh_folder(place: Path) -> Iterator[Path]:
-    """Make a hidden folder beside `place`; whatever is still there at the end is removed."""
-    fresh = _temporary(place)
-    try:
-        fresh.mkdir()
-        yield fresh
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+def writing(path: str | Path, kind: type[GapruneError], remedy: str = "") -> Iterator[None]:
+    """Turn what the system refuses into one message.
 
-
-@contextlib.contextmanager
-def _parents(place: Path) -> Iterator[list[Path]]:
-    """Make the missing parents, outermost first; an error takes them away again."""
-    made: list[Path] = []
-    try:
-        for folder in reversed(place.parents):
-            if not folder.exists():
-                folder.mkdir(exist_ok=True)
-                made.append(folder)
-        yield made
-    except BaseException:
-        _remove(made)
-        raise
-
-
-def _remove(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
-        for folder in reversed(folders):
-            folder.rmdir()
-
-
-@contextlib.contextmanager
-def _writing(path: str | Path, kind: type[GapruneError]) -> Iterator[None]:
-    """Turn what the system refuses into one message."""
+    Args:
+        path: where, as the user named it.
+        kind: of the error.
+        remedy: what can be done after the usual.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise kind(
             f"out: cannot write to {path} ({reason}); "
-            "name a folder that you may write to, with space left"
+            f"name a folder that you may write to, with space left{remedy}"
         ) from error

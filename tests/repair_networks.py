@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
+from gaprune.answering import AfterRepair, answers
+from gaprune.bench import Bench, Shown
+from gaprune.inputs import InputSpec
+from gaprune.objectives import OBJECTIVES
+from gaprune.probes.mixture import Mixture
+from gaprune.repair import survey
 from gaprune.target import InputOptions, Target, target_from_module
 
 torch.set_num_threads(1)
@@ -132,6 +138,37 @@ def probes_for(target: Target, count: int = 24, seed: int = 2) -> Tensor:
     size = (count, *target.inputs.shape)
     level = torch.randn(count, *[1] * len(target.inputs.shape), generator=seeded(seed + 100))
     return (torch.randn(size, generator=seeded(seed)) + level).to(target.dtype)
+
+
+def loop_bench(
+    target: Target, *, count: int = 48, pool_share: float = 1.0, labels: bool = False
+) -> Bench:
+    """Return a bench with repair in the loop; a batch comes from a pool of 32, or part of it."""
+    search, guard, pool = (
+        shown(target, probes_for(target, size, seed), labels=labels)
+        for size, seed in ((count, 2), (40, 5), (32, 6))
+    )
+    sites = survey(target.model, search.inputs, frozen=target.weights)
+    fresh = Mixture(InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype)
+    return Bench(
+        model=target.model,
+        weights=target.weights,
+        layout=target.layout,
+        objective=OBJECTIVES["kl"],
+        search=search,
+        guard=guard,
+        fresh=None if pool_share == 1 else fresh,
+        pool=pool if pool_share else None,
+        pool_share=pool_share,
+        rungs=(count // 3, count),
+        answering=AfterRepair(sites, search.inputs),
+    )
+
+
+def shown(target: Target, inputs: Tensor, *, labels: bool = False) -> Shown:
+    """Return inputs with the dense network's answers, and its classes as labels."""
+    teacher = answers(target.model, inputs)
+    return Shown(inputs, teacher, teacher.argmax(1) if labels else None)
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gaprune.bench import Bench, Shown, answers
+from gaprune.evolution.breeding import Child
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
 from gaprune.inputs import InputSpec
 from gaprune.objectives import OBJECTIVES, Objective
 from gaprune.probes.mixture import Mixture
 from gaprune.supermask import Layout
-from gaprune.workers import SerialWorkers
+from gaprune.workers import SerialWorkers, Workers
 
 VECTOR = InputSpec((6,), "vector")
 
@@ -118,6 +119,22 @@ def seeds_of(bench: Bench, keep: int, count: int = 4, scope: str = "allocated") 
         genes = random_genes(bench.layout, keep, seed, scope)
         found.append(Individual(genes, bench.layout, f"random{seed}"))
     return found
+
+
+def run_to_bits(workers: Workers, tasks: Sequence[Any]) -> list[object]:
+    """Return results as plain data that compares bit for bit; genes are fetched."""
+    results = workers.run(tasks)
+    children = [one for one in results if isinstance(one, Child)]
+    fetched = iter(workers.fetch(children))
+
+    def plain(result: Any) -> object:  # noqa: ANN401 - whatever a task returns
+        if not isinstance(result, Child):
+            return result
+        genes = next(fetched)
+        scores, bits = genes.scores.numpy().tobytes(), result.bits.tobytes()
+        return scores, genes.counts, genes.keep, result.keep, bits, result.fitness
+
+    return [plain(one) for one in results]
 
 
 class Recording(SerialWorkers):

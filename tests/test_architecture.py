@@ -28,6 +28,7 @@ FLOORS = (
         "input_options",
         "target",
         "mask_file",
+        "checkpoint",
         "sources",
         "cost",
     ),
@@ -47,6 +48,9 @@ FLOORS = (
         "result",
         "job",
         "run_directory",
+        "claim",
+        "keeper",
+        "resumption",
         "comparison",
         "sweeps",
         "__init__",
@@ -57,7 +61,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 HOMES = {  # package → the only files (or folders) of gaprune that import it
-    "ray": ("workers/ray_pool.py",),
+    "ray": ("workers/",),
     "deap": ("evolution/",),
     "matplotlib": ("plots/",),
     "sklearn": ("baselines/clustering.py",),

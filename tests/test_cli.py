@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gaprune.config import Settings
 from gaprune.job import make_job
-from gaprune.run_directory import FILES, load_masks
+from gaprune.run_directory import CHECKPOINT, FILES, load_masks
 from gaprune.zoo import ZOO
 
 
@@ -25,7 +25,7 @@ def test_a_network_of_ones_own_from_file_to_file(run: Run, place: Path) -> None:
     assert "50.00 % of the 240 weights removed, 120 kept" in ran.out
     assert "a factory file may print" not in ran.out
     assert "generation 1/1" in ran.err
-    assert {path.name for path in Path("run").iterdir()} == set(FILES)
+    assert {path.name for path in Path("run").iterdir()} == {*FILES, CHECKPOINT}
     masks, before = load_masks("run"), load_file("net.safetensors")
     after = load_file("run/pruned.safetensors")
     Net().load_state_dict(after)

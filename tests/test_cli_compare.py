@@ -107,7 +107,7 @@ def test_the_configuration_repeats_the_comparison(run: Run, place: Path) -> None
         *("--sparsity", "0.5,0.75", "--methods", "own.py:score,random", "--seeds", "3,4"),
         *("--schedule", "0.3:1,0.5:0.5,0.75:2", "--clusters", "4", "--optimiser", "sgd"),
         *("--learning-rate", "0.05", "--weight-decay", "0.01", "--decay", "cosine"),
-        *("--prune-also", "fc1.bias", "--threads", "1"),
+        *("--prune-also", "fc1.bias", "--threads-per-worker", "1"),
     )
     first = run(*COMPARE, *stated, "--out", "a", "--json")
     assert first.code == 0, first.err

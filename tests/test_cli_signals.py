@@ -15,14 +15,14 @@ from command_line import OWN, PRUNE, TINY, Ran, Run, tree
 from started_commands import Command
 
 from gaprune.cli.interrupts import Interrupts
-from gaprune.run_directory import FILES, load_masks
+from gaprune.run_directory import CHECKPOINT, FILES, load_masks
 
 ENDLESS = ("prune", *OWN, "--sparsity", "0.5", *TINY, "--generations", "1000000", "--out", "run")
 
 
 def assert_saved(ran: Ran, place: Path) -> None:
     """The run folder is complete, holds the best so far, and was shown."""
-    assert {path.name for path in (place / "run").iterdir()} == set(FILES)
+    assert {path.name for path in (place / "run").iterdir()} == {*FILES, CHECKPOINT}
     record: dict[str, Any] = json.loads((place / "run" / "result.json").read_text())
     assert record["stopped"] == "interrupted"
     assert record["margin"] >= 0
@@ -48,22 +48,32 @@ def test_ctrl_c_saves_the_best_so_far(start: Callable[..., Command], place: Path
 def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
     moment: int, search: tuple[str, ...], run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While baselines are judged there is nothing to keep; later, whatever goes on, there is.
+    """While baselines are judged the probes are kept; later there is a result, whatever goes on.
 
-    The signal comes from inside the user's objective, at one of its calls.
+    The signal comes from inside the user's objective, at one of its calls. The run goes on after it
+    and ends as if nothing had happened.
     """
     monkeypatch.setenv("INTERRUPT_AT", str(moment))
-    own = ("--preset", "black-box", "--objective", "net.py:interrupt", "--generations", "90")
+    own = ("--preset", "black-box", "--objective", "net.py:interrupt", "--generations", "14")
     ran = run(*PRUNE, *search, *own, "--out", "run", "--json")
     assert ran.code == 130
+    assert "gaprune resume run goes on" in ran.err
     if moment > 6:  # as many baselines need no gradient
         record = json.loads(ran.out)
         assert record["stopped"] == "interrupted"
         assert record["margin"] >= 0
         assert {path.name for path in Path("run").iterdir()} >= set(FILES)
     else:
-        assert "nothing is saved" in ran.err
-        assert not Path("run").exists()
+        assert {path.name for path in Path("run").iterdir()} == {"config.toml", CHECKPOINT}
+    resumed, undisturbed = run("resume", "run", "--json"), run(*PRUNE, *search, *own, "--json")
+    assert found(resumed.out) == found(undisturbed.out)
+
+
+def found(record: str) -> dict[str, Any]:
+    """Return what a result says beside its time."""
+    content: dict[str, Any] = json.loads(record)
+    del content["seconds"]
+    return content
 
 
 @pytest.mark.slow
@@ -111,16 +121,25 @@ def test_the_first_signal_interrupts_and_gives_the_exit_code(
     assert {one: signal.getsignal(one) for one in before} == before
 
 
-def test_while_results_are_saved_only_the_third_signal_stops(
+def test_while_results_are_saved_only_the_second_signal_stops(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The first two are answered by a line, and count for the exit code."""
+    """The first one is answered by a line, and counts for the exit code."""
     with Interrupts() as interrupts:
         interrupts.phase("search")
         interrupts.phase("test")
-        signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        assert interrupts.exit_code == 130
-        assert capfd.readouterr().err.count("finishing what was found") == 2
+        assert interrupts.exit_code == 143
+        assert capfd.readouterr().err.count("finishing what was found") == 1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_ends_a_search_at_once() -> None:
+    """Also while what was found is put together."""
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert interrupts.exit_code == 143

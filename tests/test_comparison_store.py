@@ -60,14 +60,15 @@ def test_settings_that_came_later_leave_older_folders_readable(tmp_path: Path) -
     """At the value that does what was done before they are not among what is compared."""
     ask(("magnitude",), out=tmp_path)
     found = json.loads((tmp_path / IDENTITY).read_text())
-    later = {"allocation", "clip", "floor", "max_drop", "patience", "repair_in_loop"}
+    later = {"allocation", "clip", "continuation", "drift", "floor", "max_drop", "patience"}
+    later |= {"gpus_per_worker", "repair_in_loop"}
     assert not later & set(found)
     assert set(Settings.model_fields) - later - set(found) == {
-        "sparsity",
-        "method",
-        "seed",
-        "workers",
+        *("sparsity", "method", "seed"),
+        *("workers", "ray_address", "task_timeout", "retries", "checkpoint_every"),
+        "threads_per_worker",  # there under its older name
     }
+    assert found["threads"] == 1
     ask(("magnitude",), out=tmp_path, settings={"floor": 0.0, "allocation": 0})
     with pytest.raises(InputError, match=r"differs in floor \(null there, 0.05 now\); name"):
         ask(("magnitude",), out=tmp_path, settings={"floor": 0.05})

@@ -13,13 +13,12 @@ import torch
 from command_line import OWN, TINY, Run
 from comparison_cases import conv_target, images
 from ray import cloudpickle
-from repair_networks import Convolutional, Perceptron, probes_for, random_masks, target_of
-from search_cases import random_genes, seeds_of
+from repair_networks import Convolutional, Perceptron, loop_bench, random_masks, target_of
+from search_cases import random_genes, run_to_bits, seeds_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune import InputError, InputOptions, Result, prune, prune_target
-from gaprune.answering import AfterRepair, answers
 from gaprune.bench import Bench, Shown
 from gaprune.config import make_settings
 from gaprune.console import show_result, stdout
@@ -28,14 +27,12 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import find_preset
-from gaprune.inputs import InputSpec
 from gaprune.objectives import OBJECTIVES, WORST
 from gaprune.observe import Silence
-from gaprune.probes.mixture import Mixture
-from gaprune.repair import repair, repaired_copy, survey
+from gaprune.repair import repair, repaired_copy
 from gaprune.supermask import masked_weights
 from gaprune.target import Target
-from gaprune.workers import RayWorkers, SerialWorkers, Workers
+from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
 
 SMALL: dict[str, Any] = {
     "sparsity": 0.7,
@@ -46,37 +43,6 @@ SMALL: dict[str, Any] = {
     "batch": 16,
     "objective": "relative-error",  # of classes, tiny networks name the same one everywhere
 }
-
-
-def bench_of(
-    target: Target, *, count: int = 48, pool_share: float = 1.0, labels: bool = False
-) -> Bench:
-    """Return a bench with repair in the loop; a batch comes from a pool of 32, or part of it."""
-    search, guard, pool = (
-        shown(target, probes_for(target, size, seed), labels=labels)
-        for size, seed in ((count, 2), (40, 5), (32, 6))
-    )
-    sites = survey(target.model, search.inputs, frozen=target.weights)
-    fresh = Mixture(InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype)
-    return Bench(
-        model=target.model,
-        weights=target.weights,
-        layout=target.layout,
-        objective=OBJECTIVES["kl"],
-        search=search,
-        guard=guard,
-        fresh=None if pool_share == 1 else fresh,
-        pool=pool if pool_share else None,
-        pool_share=pool_share,
-        rungs=(count // 3, count),
-        answering=AfterRepair(sites, search.inputs),
-    )
-
-
-def shown(target: Target, inputs: Tensor, *, labels: bool = False) -> Shown:
-    """Return inputs with the dense network's answers, and its classes as labels."""
-    teacher = answers(target.model, inputs)
-    return Shown(inputs, teacher, teacher.argmax(1) if labels else None)
 
 
 def normed() -> Perceptron:
@@ -104,7 +70,7 @@ def flat_masks(target: Target, seed: int = 1) -> Tensor:
 
 def test_fitness_is_that_of_the_repaired_network(target: Target) -> None:
     """On either rung: repaired on exactly these inputs, corrections written in, then scored."""
-    bench = bench_of(target)
+    bench = loop_bench(target)
     for rung, count in enumerate(bench.rungs):
         inputs, teacher = bench.search.inputs[:count], bench.search.teacher[:count]
         for seed in (1, 2):
@@ -118,7 +84,7 @@ def test_fitness_is_that_of_the_repaired_network(target: Target) -> None:
 
 def test_the_judge_repairs_on_the_search_probes_alone(target: Target) -> None:
     """Then the guard is answered with fixed corrections, as the repaired network will."""
-    bench, mask = bench_of(target), flat_masks(target)
+    bench, mask = loop_bench(target), flat_masks(target)
     masks = target.layout.split(mask)
     model = repaired_copy(target, masks, repair(target, masks, bench.search.inputs))
     outputs = model(bench.guard.inputs)
@@ -131,7 +97,7 @@ def test_the_judge_repairs_on_the_search_probes_alone(target: Target) -> None:
 
 def test_strict_answers_stay_strict(target: Target) -> None:
     """`outputs` and the strict bench give what the masked network gives as it is."""
-    bench, mask = bench_of(target), flat_masks(target)
+    bench, mask = loop_bench(target), flat_masks(target)
     kept = masked_weights(target.weights, target.layout.split(mask))
     expected = functional_call(target.model, kept, (bench.guard.inputs,))
     assert torch.equal(bench.outputs(mask, bench.guard.inputs), expected)
@@ -141,7 +107,7 @@ def test_strict_answers_stay_strict(target: Target) -> None:
 
 def test_nothing_removed_is_nothing_to_repair(target: Target) -> None:
     """The dense mask has the best fitness and agreement 1."""
-    bench = bench_of(target)
+    bench = loop_bench(target)
     full = torch.ones(target.layout.total, dtype=torch.bool)
     assert bench.fitness(full) == pytest.approx(0, abs=1e-12)
     assert bench.judge(full).agreement == 1
@@ -169,7 +135,7 @@ def loss_by_hand(network: Perceptron, weights: list[Tensor], inputs: Tensor) -> 
 def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
     """Score gradients are w times finite differences of a loss that is written out by hand."""
     target = target_of(normed, (6,))
-    bench, mask = bench_of(target), flat_masks(target)
+    bench, mask = loop_bench(target), flat_masks(target)
     assert bench.pool is not None
     network = target.model
     assert isinstance(network, Perceptron)
@@ -196,7 +162,7 @@ def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
 def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) -> None:
     """Its answers and its statistics come from one forward; the candidate's is the second."""
     target = target_of(normed, (6,))
-    bench, sizes = bench_of(target, pool_share=pool_share), []
+    bench, sizes = loop_bench(target, pool_share=pool_share), []
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     batch = bench.draw(20, torch.Generator().manual_seed(1))
     found = bench.score_gradient(flat_masks(target), batch)
@@ -209,7 +175,7 @@ def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) ->
 
 def test_the_same_inputs_are_drawn_as_without_repair() -> None:
     """Held and fresh ones, in the same order; labels stay with held ones."""
-    bench = bench_of(target_of(normed, (6,)), pool_share=0.5, labels=True)
+    bench = loop_bench(target_of(normed, (6,)), pool_share=0.5, labels=True)
     for one in (bench, replace(bench, fresh=None, pool_share=1.0)):
         batches = [b.draw(16, torch.Generator().manual_seed(4)) for b in (one, one.strict)]
         assert torch.equal(batches[0].inputs, batches[1].inputs)
@@ -238,7 +204,7 @@ class Steep(nn.Module):
 def test_a_candidate_that_overflows_loses_and_the_search_goes_on() -> None:
     """It gets the worst fitness from selection and judge; nothing raises."""
     target = target_of(Steep, (6,))
-    bench, mask = bench_of(target), torch.ones(target.layout.total, dtype=torch.bool)
+    bench, mask = loop_bench(target), torch.ones(target.layout.total, dtype=torch.bool)
     mask[0] = False
     assert bench.fitness(mask) == bench.judge(mask).fitness == WORST
     assert bench.judge(~mask | mask).fitness > WORST
@@ -272,22 +238,19 @@ def search_on(workers: Workers, bench: Bench) -> tuple[object, ...]:
 
 def test_any_workers_give_the_same_bits(ray_session: None) -> None:
     """Statistics that one process has measured are measured again, alike, in another."""
-    bench = bench_of(target_of(Convolutional, (2, 6, 6), double=False), pool_share=0.5)
+    bench = loop_bench(target_of(Convolutional, (2, 6, 6), double=False), pool_share=0.5)
     with SerialWorkers(bench) as serial:
-        expected = list(map(repr, serial.run(tasks_for(bench))))
+        expected = run_to_bits(serial, tasks_for(bench))
         searched = search_on(serial, bench)
-        scores = [child.genes.scores for child in serial.run(tasks_for(bench)[:2])]
-    with RayWorkers(bench, 2) as actors:
-        results = actors.run(tasks_for(bench))
-        assert list(map(repr, results)) == expected
-        assert all(map(torch.equal, (child.genes.scores for child in results[:2]), scores))
+    with RayWorkers(bench, Staff(2)) as actors:
+        assert run_to_bits(actors, tasks_for(bench)) == expected
         assert search_on(actors, bench) == searched
 
 
 def test_what_is_sent_to_workers_stays_small() -> None:
     """Probes are sent once, and statistics that were measured here not at all."""
     target = target_of(Convolutional, (2, 6, 6))
-    bench = bench_of(target, count=400)
+    bench = loop_bench(target, count=400)
     strict, fresh = (len(cloudpickle.dumps(one)) for one in (bench.strict, bench))
     for seed in (1, 2):
         bench.fitness(flat_masks(target, seed))
@@ -298,7 +261,7 @@ def test_what_is_sent_to_workers_stays_small() -> None:
 
 def test_trying_masks_leaves_the_network_as_it_is(target: Target) -> None:
     """Weights, statistics, gradient switches and hooks."""
-    bench, mask = bench_of(target), flat_masks(target)
+    bench, mask = loop_bench(target), flat_masks(target)
     before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
     bench.fitness(mask, 0)
     bench.judge(mask)

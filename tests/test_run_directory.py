@@ -17,16 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gaprune import InputOptions, Result, load_masks, prune, save_run
+from gaprune.claim import claim, claim_numbered
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.formats import to_json
 from gaprune.job import Job, make_job
-from gaprune.run_directory import (
-    FILES,
-    check_output,
-    free_name,
-    save_numbered,
-)
+from gaprune.run_directory import FILES, free_name
 
 TINY: dict[str, Any] = {
     "generations": 1,
@@ -192,14 +188,15 @@ def test_a_bad_place_is_refused_and_nothing_is_written(
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = tree(tmp_path)
     with pytest.raises(InputError, match=BAD_PLACES[name][1]) as caught:
-        check_output(tmp_path / name, overwrite=overwrite)
+        claim(tmp_path / name, overwrite=overwrite)
     assert "; name a folder" in str(caught.value)
     assert tree(tmp_path) == before
 
 
-def test_checking_a_good_place_leaves_no_trace(tmp_path: Path) -> None:
-    """The trial folder and the missing parents are gone again."""
-    check_output(tmp_path / "some" / "new" / "run")
+def test_a_claim_on_a_place_where_nothing_is_kept_leaves_no_trace(tmp_path: Path) -> None:
+    """The folder, its lock and the missing parents are gone again."""
+    with claim(tmp_path / "some" / "new" / "run"):
+        assert (tmp_path / "some" / "new" / "run").is_dir()
     assert not tree(tmp_path)
 
 
@@ -243,10 +240,16 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(limit: int, tmp_path: Pat
     assert not tree(tmp_path)
 
 
+def save_at_next(result: Result, stem: Path) -> Path:
+    """Save where no run is."""
+    with claim_numbered(stem) as own:
+        return own.save(result)
+
+
 def test_numbered_runs_never_meet(result: Result, tmp_path: Path) -> None:
     """Runs that end at the same moment each get a folder of their own, complete."""
     with ThreadPoolExecutor(6) as pool:
-        places = list(pool.map(lambda _: save_numbered(result, tmp_path / "run"), range(6)))
+        places = list(pool.map(lambda _: save_at_next(result, tmp_path / "run"), range(6)))
     names = {f"run{end}" for end in ("", "-2", "-3", "-4", "-5", "-6")}
     assert {place.name for place in places} == {path.name for path in tmp_path.iterdir()} == names
     assert all({path.name for path in place.iterdir()} == set(FILES) for place in places)

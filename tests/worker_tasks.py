@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gaprune.bench import Bench
 from gaprune.errors import InputError
+from gaprune.workers.actor import Actor
 
 
 class UnusualError(Exception):
@@ -49,19 +51,9 @@ class Threads:
         return torch.get_num_threads()
 
 
-@dataclass(frozen=True)
-class Overwrite:
-    """Fill the first weights that the worker holds; return the first of them as it was."""
-
-    value: float
-
-    def run(self, bench: Bench) -> float:
-        """Do what no task of gaprune does."""
-        first = next(iter(bench.weights.values()))
-        before = float(first.flatten()[0])
-        with torch.no_grad():
-            first.fill_(self.value)
-        return before
+def unreserved() -> Any:  # noqa: ANN401 - Ray's
+    """Make an actor that needs no CPU, beside others that have them all."""
+    return Actor.options(num_cpus=0).remote()  # type: ignore[attr-defined]
 
 
 FAILURES: list[tuple[type[Exception], str]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class Case:
         sparsities: at which it is pruned.
         settings: of the search.
         proxy: makes unrelated real inputs for it, of the data folder, as `--probes` takes them.
+        own: method → settings that it takes instead.
     """
 
     open: Callable[[Path | None], RealNetwork]
     sparsities: tuple[float, ...]
     settings: Mapping[str, Any]
     proxy: Callable[[Path | None], Tensor]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Listener(Monitor):
@@ -80,7 +82,7 @@ def settings_of(case: Case, key: Key) -> dict[str, Any]:
     method = METHODS[key.method]
     own = {
         name: value
-        for name, value in case.settings.items()
+        for name, value in {**case.settings, **case.own.get(key.method, {})}.items()
         if method.searches or name not in SEARCH_ONLY
     }
     if method.proxied:

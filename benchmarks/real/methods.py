@@ -21,6 +21,8 @@ SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
         "batch",
         "clip",
         "allocation",
+        "continuation",
+        "drift",
         "generations",
         "evaluations",
         "seconds",

@@ -17,12 +17,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "inversions": 512,
         "probe_count": 512,
         "guard_count": 256,
-        "population": 3,
-        "offspring": 2,
-        "generations": 4,
-        "allocation": 4,
+        "population": 2,
+        "offspring": 1,
+        "generations": 2,
+        "allocation": 0,  # the continuation comes first, and moves weights between layers
         "steps": 75,
-        "rate": 0.8,
+        "rate": 2.5,
         "batch": 64,
     },
     "efficientnet-lite0": {
@@ -74,5 +74,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "steps": 20,
         "rate": 6.0,
         "batch": 32,
+    },
+}
+OWN: dict[str, dict[str, dict[str, Any]]] = {  # where a method is best searched in another way
+    "resnet20": {
+        "repair": {"population": 3, "offspring": 2, "allocation": 3, "rate": 1.2},
     },
 }

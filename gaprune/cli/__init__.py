@@ -16,6 +16,7 @@ from gaprune.cli.compare import compare_command
 from gaprune.cli.demo import demo_command
 from gaprune.cli.doctor import doctor_command
 from gaprune.cli.prune import prune_command
+from gaprune.cli.resume import resume_command
 from gaprune.cli.sweep import sweep_command
 from gaprune.cli.zoo import zoo_command
 from gaprune.errors import GapruneError, InputError
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune_command,
+    "resume": resume_command,
     "compare": compare_command,
     "sweep": sweep_command,
     "demo": demo_command,

@@ -11,15 +11,15 @@ from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ENDING = "test"  # from this phase on a signal no longer stops the run: only measuring is left
-PATIENCE = 3  # as many signals stop it all the same
+PATIENCE = 2  # as many signals stop it all the same
 
 
 class Interrupts:
     """Inside the block the first signal raises KeyboardInterrupt, from where the search returns.
 
-    While results are measured and saved, signals are noted and answered by a line on stderr; the
-    third one stops everything. A KeyboardInterrupt that leaves the block becomes the exit code.
-    Signal handlers exist in the main thread only: elsewhere the block does nothing.
+    While results are measured and saved, it is noted instead. Either way a line on stderr answers
+    it, and the second one stops everything. A KeyboardInterrupt that leaves the block becomes the
+    exit code. Signal handlers exist in the main thread only: elsewhere the block does nothing.
 
     Args:
         remark: what is said to have become of the work when the block is left by a signal.
@@ -62,7 +62,7 @@ class Interrupts:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1
         self.received = self.received or number
-        if (self._count == 1 and not self.ending) or self._count >= PATIENCE:
+        if self._count < PATIENCE:  # past Python's streams, which must not be entered twice
+            os.write(2, b"gaprune: finishing what was found; once more stops at once\n")
+        if not self.ending or self._count >= PATIENCE:
             raise KeyboardInterrupt
-        # written past Python's streams, which must not be entered twice
-        os.write(2, b"gaprune: finishing what was found; once more stops at once\n")

@@ -12,6 +12,7 @@ from gaprune.config import Settings
 from gaprune.evolution.presets import PRESETS
 from gaprune.job import JOB_KEYS
 from gaprune.keys import Key
+from gaprune.preparation import CONTINUATION, DRIFT
 from gaprune.probes.files import ALIASES
 from gaprune.probes.requests import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
 from gaprune.saliency import SALIENCIES
@@ -35,7 +36,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         *(key.name for key in JOB_KEYS if key.field),
     ),
     STOP: ("generations", "evaluations", "seconds", "stagnation", "patience"),
-    "Where it runs": ("workers", "threads"),
+    "Where it runs": (
+        *("workers", "threads_per_worker", "gpus_per_worker", "ray_address"),
+        *("task_timeout", "retries", "checkpoint_every"),
+    ),
     "What is compared": ("methods", "seeds", "clusters"),
     "Training, for the methods that train": (
         *(
@@ -66,6 +70,9 @@ _DEFAULTS = {
     "patience": " (default: 2 where impressions or inverted inputs are shown, 'auto' included; "
     "else no limit)",
     "max_drop": "",
+    "task_timeout": " (default: 20 times the slowest one of its kind, and at least a minute)",
+    "continuation": f" (default: {CONTINUATION} where inverted inputs are shown)",
+    "drift": f" (default: {DRIFT} where inverted inputs are shown)",
 }
 _METAVARS = {int: "INTEGER", float: "NUMBER"}
 
@@ -85,20 +92,42 @@ def with_options(
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            parameter
-            for parameter in inspect.signature(function, eval_str=True).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
         stated = [
             _parameter(key.name, key.description, key.metavar) for key in (*keys, *JOB_KEYS[1:])
         ]
         function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [_target(), *_settings(leave_out), *stated, *own]
+            [_target(), *_settings(leave_out), *stated, *_own(function)]
         )
         return function
 
     return decorate
+
+
+def with_changes(
+    names: Collection[str],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command that takes `**options` its own parameters and options for some settings."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        stated = [
+            _parameter(
+                name, f"{field.description} (default: as it was)", _metavar(field.annotation)
+            )
+            for name, field in Settings.model_fields.items()
+            if name in names
+        ]
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*_own(function), *stated]
+        )
+        return function
+
+    return decorate
+
+
+def _own(function: Callable[..., None]) -> list[inspect.Parameter]:
+    """Return the parameters that a command states itself."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return [one for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD]
 
 
 def _target() -> inspect.Parameter:

@@ -13,7 +13,7 @@ import torch
 from gaprune.comparison.content import content_of
 from gaprune.comparison.contest import Contest
 from gaprune.comparison.question import Data
-from gaprune.config import Settings
+from gaprune.config import NEUTRAL, Settings
 from gaprune.inputs import InputSpec
 from gaprune.preparation import check_settings, resolve_settings
 from gaprune.probes.choice import spell_out
@@ -22,11 +22,14 @@ from gaprune.probes.requests import AUTO, FileRequest, generators, parse_file, p
 
 SCHEMA = 1
 _IN_KEYS = ("sparsity", "seed", "method")  # settings that are a row's own
-_NO_MATTER = ("workers",)  # those that change nothing but the time
+_NAMED = {"threads_per_worker": "threads"}  # settings that older folders name otherwise
 _LATER = {
     "allocation": 0,
     "clip": None,
+    "continuation": 0,
+    "drift": 0.0,
     "floor": 0.0,
+    "gpus_per_worker": 0.0,
     "max_drop": None,
     "patience": None,
     "repair_in_loop": False,
@@ -55,10 +58,9 @@ def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
             for name, one in data._asdict().items()
         },
         **{
-            name: value
+            _NAMED.get(name, name): value
             for name, value in settings.model_dump(mode="json").items()
-            if name not in (*_IN_KEYS, *_NO_MATTER)
-            and not (name in _LATER and value == _LATER[name])
+            if name not in (*_IN_KEYS, *NEUTRAL) and not (name in _LATER and value == _LATER[name])
         },
         "probes": list(spell_out(settings.probes, contest.target)),
         **{f"training_{name}": value for name, value in asdict(contest.training).items()},

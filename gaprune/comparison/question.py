@@ -14,7 +14,10 @@ from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.probes.samples import Samples
 
-UNUSED = ("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop")
+UNUSED = (
+    *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
+    "checkpoint_every",
+)
 """Settings that rows state, or that fit no row: all are measured as they are, at one sparsity."""
 DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)
 

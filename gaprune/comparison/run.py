@@ -144,7 +144,7 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
         clusters=question.clusters,
         observer=listener,
     )
-    with torch_threads(question.settings.threads):
+    with torch_threads(question.settings.threads_per_worker):
         if out is None:
             return _run(contest, question, chosen, data.test, None)
         with open_store(out, identity_of(contest, data), overwrite=overwrite) as store:

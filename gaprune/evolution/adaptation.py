@@ -16,11 +16,14 @@ class OperatorRates:
     Args:
         start: operator → first probability; they add up to 1.
         adaptive: False keeps the first probabilities.
+
+    Attributes:
+        success: operator → running rate of children that beat their better parent.
     """
 
     def __init__(self, start: Mapping[str, float], *, adaptive: bool) -> None:
         self._start = dict(start)
-        self._success = dict.fromkeys(start, 0.5)
+        self.success = dict.fromkeys(start, 0.5)
         self._adaptive = adaptive
 
     @property
@@ -28,7 +31,7 @@ class OperatorRates:
         """Operator → current probability; adaptive ones never fall below `FLOOR`."""
         if not self._adaptive:
             return dict(self._start)
-        credit = {name: part * self._success[name] for name, part in self._start.items()}
+        credit = {name: part * self.success[name] for name, part in self._start.items()}
         total = sum(credit.values())
         floor = min(FLOOR, 1 / len(credit))
         free = 1 - floor * len(credit)
@@ -42,7 +45,7 @@ class OperatorRates:
 
     def credit(self, name: str, *, improved: bool) -> None:
         """Record whether a child made with this operator beat its better parent."""
-        if name in self._success:
-            self._success[name] = max(
-                0.01, MEMORY * self._success[name] + (1 - MEMORY) * float(improved)
+        if name in self.success:
+            self.success[name] = max(
+                0.01, MEMORY * self.success[name] + (1 - MEMORY) * float(improved)
             )

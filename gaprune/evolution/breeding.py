@@ -55,10 +55,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Child:
-    """What comes back from breeding: genes and their fitness on the asked rung."""
+    """What comes back from breeding.
+
+    Attributes:
+        genes: from workers elsewhere a handle, until they are fetched.
+        fitness: on the asked rung.
+        bits: the packed mask that the genes express.
+        keep: kept weights of the whole network.
+    """
 
     genes: Genes
     fitness: float
+    bits: NDArray[np.uint8]
+    keep: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,12 @@ class Breed:
     recipe: Recipe
     seed: int
     rung: int
+
+    @property
+    def kind(self) -> str:
+        """Children of as many gradient steps on the same rung take about as long."""
+        steps = self.recipe.refinement.steps if self.recipe.refinement else 0
+        return f"Breed, {steps} steps, rung {self.rung}"
 
     def run(self, bench: Bench) -> Child:
         """Vary, express, score."""
@@ -84,23 +99,31 @@ class Breed:
             genes = replace(genes, keep=self.recipe.keep, counts=None)
         if self.recipe.refinement is not None:
             genes = refine(genes, bench, self.recipe.refinement, generator)
-        return Child(genes, bench.fitness(genes.express(bench.layout), self.rung))
+        mask = genes.express(bench.layout)
+        return Child(genes, bench.fitness(mask, self.rung), pack(mask), genes.keep)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Score a packed mask on one rung of the search probes."""
+    """Score a packed mask on one rung of the search probes, as it is judged or after repair."""
 
     bits: NDArray[np.uint8]
     rung: int
+    repaired: bool = False
 
     @classmethod
-    def of(cls, mask: torch.Tensor, rung: int) -> Score:
+    def of(cls, mask: torch.Tensor, rung: int, *, repaired: bool = False) -> Score:
         """Pack a flat bool mask into a small message."""
-        return cls(pack(mask), rung)
+        return cls(pack(mask), rung, repaired)
+
+    @property
+    def kind(self) -> str:
+        """Every rung takes its time."""
+        return f"Score, rung {self.rung}{', repaired' if self.repaired else ''}"
 
     def run(self, bench: Bench) -> float:
         """Return the fitness."""
+        bench = bench.repaired if self.repaired else bench
         return bench.fitness(unpack(self.bits, bench.layout.total), self.rung)
 
 

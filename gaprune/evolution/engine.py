@@ -3,53 +3,33 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
 
-import numpy as np
 import torch
-from deap import base, tools
+from deap import tools
 
 from gaprune.bench import Verdict
+from gaprune.errors import GapruneError
 from gaprune.evolution.breeding import Breed, Child, Judge, Score, derive_seed
 from gaprune.evolution.genome import Individual
+from gaprune.evolution.newborn import Newborn
+from gaprune.evolution.phases import CONTINUATION, Phase
 from gaprune.evolution.plan import Limits, Outcome, Plan, parted_for
 from gaprune.evolution.recipes import RecipeBook
+from gaprune.evolution.snapshot import Snapshot
+from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
 from gaprune.records import Generation
-from gaprune.workers import Workers
+from gaprune.workers import Lost, Warn, Workers
 
 __all__ = ["Evolution", "Limits", "Outcome", "Plan"]
 
 HALL_OF_FAME = 8
 FIRST_RUNG, LAST_RUNG = 0, -1
 
-
-def roulette(individuals: Sequence[Individual], k: int) -> list[Individual]:
-    """Draw `k` with chances in proportion to fitness, by DEAP.
-
-    DEAP's wheel needs fitness above 0; otherwise the chances are the heights above the worst.
-    """
-    worst = min(one.quality for one in individuals)
-    if worst > 0:
-        return list(tools.selRoulette(individuals, k))
-    heights = [one.quality - worst + sys.float_info.epsilon for one in individuals]
-    return random.choices(individuals, heights, k=k)
-
-
-SELECTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-    "tournament": (tools.selTournament, {"tournsize": 2}),
-    "roulette": (roulette, {}),
-    "random": (tools.selRandom, {}),
-}
-SURVIVALS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-    "best": (tools.selBest, {}),
-    "nsga2": (tools.selNSGA2, {"nd": "log"}),
-}
+UNSCORED = -float("inf")  # fitness of a candidate that cannot be scored; every other is finite
 
 
 @dataclass
@@ -68,22 +48,27 @@ class Evolution:
         plan: how to search.
         workers: where children are bred and scored.
         report: called with every generation's record.
+        warn: told of candidates that are left out because they take down their workers.
     """
 
     def __init__(
-        self, plan: Plan, workers: Workers, report: Callable[[Generation], None] | None = None
+        self,
+        plan: Plan,
+        workers: Workers,
+        report: Callable[[Generation], None] | None = None,
+        warn: Warn = lambda _: None,
     ) -> None:
         self.plan = plan
-        self._report = report
+        self._report, self._warn = report, warn
         self._state = _State()
         self._random = random.Random(derive_seed(plan.seed, "selection"))
         self._recipes = {phase.name: RecipeBook(plan, phase) for phase in plan.phases}
         self._started = time.monotonic()
         self.population: list[Individual] = []
-        self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=_same)
+        self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=same)
         self.logbook = tools.Logbook()
         self.history: list[Generation] = []
-        self.toolbox = _make_toolbox(plan, workers)
+        self.toolbox = make_toolbox(plan.preset, workers)
 
     def run(
         self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict] | None = None
@@ -94,11 +79,13 @@ class Evolution:
             seeds: the first population is drawn from the best of them.
             verdicts: mask key → how it does on the guard, where that is known.
 
-        An interrupt (Ctrl-C) ends the search; what was found until then is returned.
+        An interrupt (Ctrl-C) ends the search; what was found until then is returned. A search that
+        was restored goes on from there; of the seeds, only the verdicts count then.
         """
-        self._started = time.monotonic()
         try:
-            self._begin(seeds, verdicts or {})
+            if not self.history:
+                self._started = time.monotonic()
+                self._begin(seeds, verdicts or {})
             while (stopped := self._limit()) is None:
                 self.step()
                 self._record()
@@ -120,6 +107,38 @@ class Evolution:
             seconds=time.monotonic() - self._started,
         )
 
+    def snapshot(self) -> Snapshot:
+        """Return all that the next generation depends on; call it between two generations."""
+        state = self._state
+        return Snapshot(
+            generation=state.generation,
+            evaluations=state.evaluations,
+            gained=state.gained,
+            best=state.best,
+            seconds=time.monotonic() - self._started,
+            random=self._random.getstate(),
+            rates={name: book.memory for name, book in self._recipes.items()},
+            history=tuple(self.history),
+            population=tuple(self.population),
+            hall_of_fame=tuple(self.hall_of_fame),
+            leaders=tuple(state.leaders.values()),
+            breeding=self.plan.phase(state.generation + 1).name == CONTINUATION,
+        )
+
+    def restore(self, one: Snapshot) -> None:
+        """Go on from a snapshot of a search under the same plan, instead of from seeds."""
+        leaders = {pair[0].key: pair for pair in one.leaders}
+        self._state = _State(one.generation, one.evaluations, one.gained, one.best, leaders)
+        self._started = time.monotonic() - one.seconds
+        self._random.setstate(one.random)
+        for name, memory in one.rates.items():
+            self._recipes[name].recall(memory)
+        self.population, self.history = list(one.population), list(one.history)
+        for record in self.history:
+            self.logbook.record(**vars(record))
+        for famous in reversed(one.hall_of_fame):  # of equals, DEAP puts the last one first
+            self.hall_of_fame.insert(famous)
+
     def step(self) -> None:
         """Run one generation: breed, race, survive, judge."""
         self._state.generation += 1
@@ -127,32 +146,44 @@ class Evolution:
         children = self._breed()
         if preset.races:
             fastest = sorted(children, key=lambda child: -child.sprint)
-            children = fastest[: ceil(len(children) / 2)]
-            self._score(children)
-        contenders = [*self.population, *children] if preset.elitist else children
-        self.population = self.toolbox.survive(_distinct(contenders), self.plan.population)
-        self._judge(self._front() or tools.selBest(self.population, 1))
+            children = self._score(fastest[: ceil(len(children) / 2)])
+        self._survive([*self.population, *children] if preset.elitist else children)
+        self._judge_leaders()
 
     def _begin(self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict]) -> None:
         seeds = self.plan.starts(seeds)
         for one in seeds:
             if one.key in verdicts:
                 self._state.leaders[one.key] = (one, verdicts[one.key])
-        self._score(seeds)
+        seeds = self._score(seeds)
         first = self._evaluate(seeds, FIRST_RUNG) if self.plan.preset.races else None
         for index, one in enumerate(seeds):
             one.sprint = first[index] if first else one.quality
-        self.population = self.toolbox.survive(_distinct(seeds), self.plan.population)
-        self._judge(self._front() or tools.selBest(self.population, 1))
+        self._survive(seeds)
+        self._judge_leaders()
         self._record()
 
-    def _breed(self) -> list[Individual]:
+    def _survive(self, contenders: Sequence[Contender]) -> None:
+        """Select the next population; only now the genes of its children are fetched."""
+        if not contenders:
+            raise GapruneError(
+                "search: no candidate is left, each took down its workers; look for what the "
+                "warnings say, and try --workers 1 to see it happen here"
+            )
+        chosen = self.toolbox.survive(distinct(contenders), self.plan.population)
+        children = [one for one in chosen if isinstance(one, Newborn)]
+        genes = dict(zip(children, self.toolbox.fetch([c.child for c in children]), strict=True))
+        layout = self.plan.layout
+        self.population = [
+            one.grown(genes[one], layout) if isinstance(one, Newborn) else one for one in chosen
+        ]
+
+    def _breed(self) -> list[Newborn]:
         plan, number = self.plan, self._state.generation
         phase = plan.phase(number)
         recipes = self._recipes[phase.name]
         generator = torch.Generator().manual_seed(derive_seed(plan.seed, "vary", number))
-        with _python_random(self._random):
-            parents = self.toolbox.select(self.population, 2 * phase.offspring)
+        parents = self._parents(phase)
         pairs = list(zip(parents[::2], parents[1::2], strict=True))
         drawn = [recipes.draw(pair, number, generator) for pair in pairs]
         tasks = [
@@ -164,41 +195,78 @@ class Evolution:
             )
             for index, ((a, b), (recipe, _)) in enumerate(zip(pairs, drawn, strict=True))
         ]
-        bred: list[Child] = self.toolbox.map(tasks)
+        bred: list[Child | Lost] = self.toolbox.map(tasks)
         children = []
         for pair, (recipe, rate), child in zip(pairs, drawn, bred, strict=True):
             steps = recipe.refinement.steps if recipe.refinement else 0
             self._state.evaluations += 1 + steps
+            origin = "+".join(recipe.operators) or "copy"
+            if isinstance(child, Lost):
+                recipes.learn(recipe, improved=False)
+                self._leave_out(f"a child made by {origin}", child)
+                continue
             recipes.learn(recipe, improved=child.fitness > max(one.sprint for one in pair))
-            children.append(self._born(child, "+".join(recipe.operators) or "copy", rate))
+            children.append(Newborn(child, origin, rate, plan.fitness))
+            self._value(children[-1], child.fitness)
         return children
 
-    def _born(self, child: Child, origin: str, rate: float) -> Individual:
-        individual = self.plan.adopt(Individual(child.genes, self.plan.layout, origin, rate))
-        individual.sprint = child.fitness
-        self._value(individual, child.fitness)
-        return individual
+    def _parents(self, phase: Phase) -> list[Individual]:
+        """Select two parents per child; the continuation has one, the best known after repair."""
+        if phase.name == CONTINUATION:
+            known = distinct([*(one for one, _ in self._state.leaders.values()), *self.population])
+            fitness = self._evaluate(known, LAST_RUNG, repaired=True)
+            best = known[max(range(len(known)), key=fitness.__getitem__)]
+            return [best] * (2 * phase.offspring)
+        with python_random(self._random):
+            return list(self.toolbox.select(self.population, 2 * phase.offspring))
 
-    def _evaluate(self, individuals: Sequence[Individual], rung: int) -> list[float]:
-        tasks = [Score.of(one.mask, rung) for one in individuals]
-        self._state.evaluations += len(tasks)
-        return list(self.toolbox.map(tasks))
+    def _evaluate(
+        self, contenders: Sequence[Contender], rung: int, *, repaired: bool = False
+    ) -> list[float]:
+        """Score on a rung; those that take down their workers are infinitely bad."""
+        self._state.evaluations += len(contenders)
+        tasks = [Score(one.bits, rung, repaired) for one in contenders]
+        return [
+            self._leave_out(one.origin, found) if isinstance(found, Lost) else found
+            for one, found in zip(contenders, self.toolbox.map(tasks), strict=True)
+        ]
 
-    def _score(self, individuals: Sequence[Individual]) -> None:
-        for one, fitness in zip(individuals, self._evaluate(individuals, LAST_RUNG), strict=True):
-            self._value(one, fitness)
+    def _score(self, contenders: Sequence[C]) -> list[C]:
+        """Set the fitness of all and return those that have one."""
+        scored = []
+        for one, fitness in zip(contenders, self._evaluate(contenders, LAST_RUNG), strict=True):
+            if fitness > UNSCORED:
+                self._value(one, fitness)
+                scored.append(one)
+        return scored
 
-    def _value(self, individual: Individual, fitness: float) -> None:
+    def _leave_out(self, what: str, lost: Lost) -> float:
+        """Say that a candidate is left out, and return its fitness."""
+        self._warn(
+            f"generation {self._state.generation}: {what} is left out, it took down its worker "
+            f"{lost.attempts} times ({lost.why})"
+        )
+        return UNSCORED
+
+    def _value(self, one: Contender, fitness: float) -> None:
         """Set the DEAP fitness: the objective, and in a Pareto search the sparsity beside it."""
-        sparsity = 1 - individual.genes.keep / self.plan.layout.total
-        individual.fitness.values = (fitness,) if self.plan.most is None else (fitness, sparsity)
+        sparsity = 1 - one.keep / self.plan.layout.total
+        one.fitness.values = (fitness,) if self.plan.most is None else (fitness, sparsity)
 
-    def _judge(self, individuals: Sequence[Individual]) -> None:
-        """Judge on the guard those that were not judged yet."""
-        new = [one for one in _distinct(individuals) if one.key not in self._state.leaders]
-        verdicts = self.toolbox.map([Judge.of(one.mask) for one in new])
-        for individual, verdict in zip(new, verdicts, strict=True):
-            self._state.leaders[individual.key] = (individual, verdict)
+    def _judge_leaders(self) -> None:
+        """Judge the best, or the front, on the guard; whoever cannot be judged leaves."""
+        leaders = self._state.leaders
+        while new := [one for one in distinct(self._best()) if one.key not in leaders]:
+            verdicts = self.toolbox.map([Judge(one.bits) for one in new])
+            for one, verdict in zip(new, verdicts, strict=True):
+                if isinstance(verdict, Lost):
+                    self._leave_out(one.origin, verdict)
+                    self._survive([other for other in self.population if other is not one])
+                else:
+                    leaders[one.key] = (one, verdict)
+
+    def _best(self) -> list[Individual]:
+        return self._front() or list(tools.selBest(self.population, 1))
 
     def _record(self) -> None:
         state = self._state
@@ -248,44 +316,6 @@ class Evolution:
             generation=state.generation,
             evaluations=state.evaluations,
             seconds=time.monotonic() - self._started,
-            idle=state.generation - max(state.gained, self.plan.allocation),
-            parted=min(parted, state.generation - self.plan.allocation),  # it hands on its leader
+            idle=state.generation - max(state.gained, self.plan.before),
+            parted=min(parted, state.generation - self.plan.before),  # it hands on its leader
         )
-
-
-def _make_toolbox(plan: Plan, workers: Workers) -> base.Toolbox:
-    toolbox = base.Toolbox()
-    select, options = SELECTIONS[plan.preset.selection]
-    survive, rules = SURVIVALS[plan.preset.survival]
-    toolbox.register("select", select, **options)
-    toolbox.register("survive", survive, **rules)
-    toolbox.register("map", workers.run)
-    statistics = tools.Statistics(lambda individual: individual.quality)
-    statistics.register("best", max)
-    statistics.register("mean", lambda values: float(np.mean(values)))
-    toolbox.register("describe", statistics.compile)
-    return toolbox
-
-
-def _same(a: Individual, b: Individual) -> bool:
-    return a.key == b.key
-
-
-def _distinct(individuals: Sequence[Individual]) -> list[Individual]:
-    """Drop individuals that express the same mask as an earlier one."""
-    first: dict[str, Individual] = {}
-    for one in individuals:
-        first.setdefault(one.key, one)
-    return list(first.values())
-
-
-@contextmanager
-def _python_random(own: random.Random) -> Iterator[None]:
-    """Let DEAP, which draws from Python's global generator, draw from `own` instead."""
-    outside = random.getstate()
-    random.setstate(own.getstate())
-    try:
-        yield
-    finally:
-        own.setstate(random.getstate())
-        random.setstate(outside)

@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from deap import base
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack
@@ -56,7 +58,12 @@ class Genes:
 
 def mask_key(mask: Tensor) -> str:
     """Return a hash of a flat mask: equal keys are equal phenotypes, evaluated once."""
-    return hashlib.blake2b(pack(mask).tobytes(), digest_size=16).hexdigest()
+    return bits_key(pack(mask))
+
+
+def bits_key(bits: NDArray[np.uint8]) -> str:
+    """Return the hash of a mask that is packed."""
+    return hashlib.blake2b(bits.tobytes(), digest_size=16).hexdigest()
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]  # deap carries no type hints
@@ -79,7 +86,7 @@ class Individual(list[Tensor]):
     Attributes:
         genes: scores, counts and budget.
         fitness: the DEAP fitness; invalid until evaluated on all search probes.
-        mask: flat bool mask, expressed once.
+        mask: flat bool mask, expressed once; whoever knows it passes it on.
         key: hash of the mask.
         rate: this individual's own step length for gradient-informed mutation.
         origin: the baseline it was seeded from, or the operators that made it.
@@ -93,10 +100,11 @@ class Individual(list[Tensor]):
         origin: str,
         rate: float = 1.0,
         fitness: type[base.Fitness] = Fitness,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(layout.split(genes.scores).values())
         self.genes = genes
-        self.mask = genes.express(layout)
+        self.mask = genes.express(layout) if mask is None else mask
         self.key = mask_key(self.mask)
         self.origin = origin
         self.rate = rate
@@ -107,6 +115,16 @@ class Individual(list[Tensor]):
         """Return the same scores with another number of kept weights, all layers together."""
         genes = replace(self.genes, keep=keep, counts=None)
         return Individual(genes, layout, self.origin, self.rate)
+
+    @property
+    def bits(self) -> NDArray[np.uint8]:
+        """The packed mask."""
+        return pack(self.mask)
+
+    @property
+    def keep(self) -> int:
+        """Kept weights of the whole network."""
+        return self.genes.keep
 
     @property
     def quality(self) -> float:

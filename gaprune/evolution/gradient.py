@@ -8,6 +8,7 @@ selection like any other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import cos, pi
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ class Refinement:
             networks a few weights of small kernels take the whole step otherwise; in shallow ones
             the largest gradients are what is worth following.
         last_rate: the length after the last step, reached evenly; None keeps the first.
+        cosine: whether it is reached along half a cosine wave instead.
+        fade: the parts of the steps after which repair begins to be left out and is left out, or
+            None: candidates answer as they do on the bench.
     """
 
     steps: int
@@ -40,6 +44,22 @@ class Refinement:
     memory: float = 0.95
     clip: float | None = None
     last_rate: float | None = None
+    cosine: bool = False
+    fade: tuple[float, float] | None = None
+
+    def length(self, step: int) -> float:
+        """Return how long a step is, counted from 0."""
+        last = self.rate if self.last_rate is None else self.last_rate
+        if self.cosine:
+            return self.rate + (last - self.rate) * (1 - cos(pi * step / self.steps)) / 2
+        return self.rate + (last - self.rate) * step / self.steps
+
+    def at(self, step: int, bench: Bench) -> Bench:
+        """Return the bench of a step, counted from 0: repair fades evenly from step to step."""
+        if self.fade is None:
+            return bench
+        first, last = self.fade
+        return bench.faded(min(1.0, max(0.0, (step / self.steps - first) / (last - first))))
 
 
 def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Generator) -> Genes:
@@ -54,17 +74,16 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
     genes = genes.signed() if genes.fixed else align(genes.signed(), bench.layout)
     scores, velocity = genes.scores.clone(), torch.zeros_like(genes.scores)
     mean, weight = torch.zeros_like(scores), 0.0
-    last = plan.rate if plan.last_rate is None else plan.last_rate
     for step in range(plan.steps):
-        mask = _express(genes, scores, bench)
-        gradient = bench.score_gradient(mask, bench.draw(plan.batch, generator))
+        mask, now = _express(genes, scores, bench), plan.at(step, bench)
+        gradient = now.score_gradient(mask, now.draw(plan.batch, generator))
         if plan.clip is not None:
             most = plan.clip * float(gradient.square().mean().sqrt())
             gradient.clamp_(-most, most)
         length = float(gradient.norm())
         if length > 0 and length < torch.inf:
             velocity.mul_(plan.momentum).add_(gradient, alpha=(1 - plan.momentum) / length)
-        scores.sub_(velocity, alpha=plan.rate + (last - plan.rate) * step / plan.steps)
+        scores.sub_(velocity, alpha=plan.length(step))
         mean.mul_(plan.memory).add_(scores, alpha=1 - plan.memory)
         weight = plan.memory * weight + 1 - plan.memory
     return _settle(genes, mean.div_(weight), bench)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset
 
-SEARCH, ALLOCATION = "search", "allocation"
+CONTINUATION, ALLOCATION, SEARCH = "continuation", "allocation", "search"
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Phase:
     """Some generations of a search and how their children are made.
 
     Attributes:
-        name: `allocation` (keep counts of the layers alone) or `search` (everything).
+        name: `continuation` (gradient steps that begin after repair and end without it),
+            `allocation` (keep counts of the layers alone) or `search` (everything).
         preset: its operators and their options.
         offspring: children per generation.
         refinement: gradient steps of every child, or None.

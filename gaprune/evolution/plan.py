@@ -9,8 +9,8 @@ from functools import cached_property
 from gaprune.bench import Verdict
 from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.phases import ALLOCATION, SEARCH, Phase
-from gaprune.evolution.presets import Preset, as_allocation
+from gaprune.evolution.phases import ALLOCATION, CONTINUATION, SEARCH, Phase
+from gaprune.evolution.presets import Preset, as_allocation, as_continuation
 from gaprune.records import Generation
 from gaprune.supermask import Layout
 
@@ -30,8 +30,8 @@ class Limits:
             one limit under which a seed does not fix the masks.
         stagnation: generations without a better fitness.
         patience: generations in a row whose leader agrees on the guard at least `PARTED` less than
-            an earlier one: the search then learns its own probes. Generations that only allocate
-            are not counted.
+            an earlier one: the search then learns its own probes. Like those of stagnation, they
+            are counted from where the search phase begins.
     """
 
     generations: int | None = None
@@ -81,7 +81,9 @@ class Plan:
         limits: when to stop.
         keep: the asked number of kept weights.
         most: with a Pareto search, children keep from `keep` to `most` weights; else None.
-        allocation: of the generations, the first ones that change keep counts alone.
+        allocation: of the generations, those before the search that change keep counts alone.
+        continuation: the steps of one generation before all others, or None: from what the best
+            seed after repair answers then to what it answers without. It needs a guided bench.
     """
 
     preset: Preset
@@ -94,17 +96,27 @@ class Plan:
     keep: int
     most: int | None = None
     allocation: int = 0
+    continuation: Refinement | None = None
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """How the generations are divided: keep counts of the layers first, then everything."""
-        first, total = self.allocation, self.limits.generations
-        rest = None if total is None else max(0, total - first)
-        search = Phase(SEARCH, self.preset, self.offspring, self.refinement, first, rest)
-        if not first:
-            return (search,)
-        preset, children = as_allocation(self.preset), max(ALLOCATORS, self.offspring)
-        return Phase(ALLOCATION, preset, children, None, 0, first), search
+        """How the generations are divided: out of repair, keep counts, then everything."""
+        found: list[Phase] = []
+        if self.continuation is not None:
+            preset = as_continuation(self.preset)
+            found.append(Phase(CONTINUATION, preset, self.offspring, self.continuation, 0, 1))
+        before, total = len(found) + self.allocation, self.limits.generations
+        if self.allocation:
+            preset, children = as_allocation(self.preset), max(ALLOCATORS, self.offspring)
+            found.append(Phase(ALLOCATION, preset, children, None, len(found), self.allocation))
+        rest = None if total is None else max(0, total - before)
+        search = Phase(SEARCH, self.preset, self.offspring, self.refinement, before, rest)
+        return *found, search
+
+    @property
+    def before(self) -> int:
+        """The generations before the search phase."""
+        return self.phases[-1].start
 
     def phase(self, generation: int) -> Phase:
         """Return the phase of a generation; the seeded one, 0, counts to the first."""
@@ -118,10 +130,15 @@ class Plan:
         budgets = [round(self.keep * ratio**step) for step in range(FRONT_SEEDS)]
         return [self.adopt(one.at_budget(n, self.layout)) for n in budgets for one in seeds]
 
+    @property
+    def fitness(self) -> type[Fitness | ParetoFitness]:
+        """The kind of DEAP fitness that this search compares."""
+        return Fitness if self.most is None else ParetoFitness
+
     def adopt(self, individual: Individual) -> Individual:
         """Return a seed with the kind of DEAP fitness that this search compares."""
-        kind = Fitness if self.most is None else ParetoFitness
-        return Individual(individual.genes, self.layout, individual.origin, individual.rate, kind)
+        one = individual
+        return Individual(one.genes, self.layout, one.origin, one.rate, self.fitness)
 
 
 @dataclass(frozen=True)

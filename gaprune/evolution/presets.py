@@ -116,6 +116,11 @@ def as_pareto(preset: Preset) -> Preset:
     )
 
 
+def as_continuation(preset: Preset) -> Preset:
+    """Return the preset with children that differ from their parent by gradient steps alone."""
+    return replace(preset, crossovers={NONE: 1.0}, mutations={NONE: 1.0}, options={})
+
+
 def as_allocation(preset: Preset) -> Preset:
     """Return the preset with children whose keep counts alone differ from their parent's."""
     return replace(

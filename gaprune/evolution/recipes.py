@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import cos, exp, pi
 
@@ -39,12 +40,26 @@ class RecipeBook:
             "mutation": self._mutations.probabilities,
         }
 
+    @property
+    def memory(self) -> dict[str, dict[str, float]]:
+        """What was learnt, to be recalled by the book of an equal phase."""
+        return {
+            "crossover": dict(self._crossovers.success),
+            "mutation": dict(self._mutations.success),
+        }
+
+    def recall(self, memory: Mapping[str, Mapping[str, float]]) -> None:
+        """Know what another book had learnt."""
+        self._crossovers.success.update(memory["crossover"])
+        self._mutations.success.update(memory["mutation"])
+
     def draw(self, pair: Pair, generation: int, generator: torch.Generator) -> tuple[Recipe, float]:
         """Return the recipe of a child of `pair`, and the step-length factor that it inherits."""
         crossover, mutation = self._crossovers.draw(generator), self._mutations.draw(generator)
         change = exp(0.3 * float(torch.randn((), generator=generator)))
         refinement, factor = self._phase.refinement, pair[0].rate
-        if refinement is not None:  # without steps, nothing would select among factors
+        # without steps, nothing would select among factors; some say themselves where they end
+        if refinement is not None and refinement.last_rate is None:
             factor = (pair[0].rate * pair[1].rate) ** 0.5 * change
             factor = min(max(factor, SLOWEST), FASTEST)
             most = refinement.rate * factor

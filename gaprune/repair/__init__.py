@@ -2,7 +2,7 @@
 
 from gaprune.repair.anchors import Anchors, aligned, anchor, repaired_outputs
 from gaprune.repair.fold import Repaired, repair, repair_anchored, repaired_copy
-from gaprune.repair.moments import Moments
+from gaprune.repair.moments import Moments, drift
 from gaprune.repair.points import BIAS, NORM, PARTS, STATISTICS
 from gaprune.repair.sites import Sites, default_parts, survey
 
@@ -18,6 +18,7 @@ __all__ = [
     "aligned",
     "anchor",
     "default_parts",
+    "drift",
     "repair",
     "repair_anchored",
     "repaired_copy",

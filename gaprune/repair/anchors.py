@@ -99,6 +99,7 @@ def aligned(
     sites: Sites,
     moments: Mapping[str, Moments],
     found: dict[str, Moments] | None = None,
+    share: float = 1.0,
 ) -> Iterator[None]:
     """While open, every forward of `model` is repaired by the statistics of its own batch.
 
@@ -107,6 +108,7 @@ def aligned(
         sites: where to repair.
         moments: module name → dense moments, on the same inputs or on others of their kind.
         found: takes what was measured before each correction, by module name.
+        share: of every correction that is made; 0 measures alone.
     """
     own = {} if found is None else found
 
@@ -114,8 +116,11 @@ def aligned(
         if name not in moments:  # forward takes another way on these inputs
             return None
         _note(sites, own, name, module, values)
+        if share == 0:
+            return None
         factor, shift = sites.kinds[name].correct(module, moments[name], own[name])
-        return (values * factor + shift).to(values.dtype)
+        matched = (values * factor + shift).to(values.dtype)
+        return matched if share == 1 else torch.lerp(values, matched, share)
 
     with _visited(model, sites, correct):
         yield

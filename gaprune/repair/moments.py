@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 DEAD = 1e-3  # a channel whose spread is a smaller part of the layer's has no scale to match
+LEAST = 1e-3  # part of the layer's mean variance that every channel's is counted with, for `drift`
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -70,6 +71,22 @@ def gain(dense: Moments, pruned: Moments, most: Tensor | None = None) -> Tensor:
     squared = torch.where(alive, dense.var, one) / torch.where(alive, pruned.var, one)
     found = squared.sqrt()
     return found if most is None else torch.minimum(found, most.view(found.shape))
+
+
+def drift(dense: Moments, pruned: Moments) -> Tensor:
+    """Return KL(pruned ‖ dense) between Gaussians in nats, mean over channels, a scalar.
+
+    ½ (σp²/σd² − 1 − ln σp²/σd² + (μp − μd)²/σd²). Differentiable in `pruned`. 0 where the dense
+    network puts out constants alone: they have no unit to measure in.
+    """
+    spread = dense.var.mean()
+    if not spread > 0:
+        return torch.zeros_like(spread)
+    variance = dense.var + LEAST * spread
+    ratio = (pruned.var + LEAST * spread) / variance
+    off_centre = (pruned.mean - dense.mean).square() / variance
+    divergence: Tensor = 0.5 * (ratio - 1 - ratio.log() + off_centre).mean()
+    return divergence
 
 
 def _alive(moments: Moments) -> Tensor:

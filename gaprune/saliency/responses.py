@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from gaprune.cost import activation_bytes
 from gaprune.saliency.layer_inputs import Moments, Shape, is_layer, unfold
@@ -48,9 +47,9 @@ class Responses:
 def respond(network: Network, probes: Tensor | None, generator: torch.Generator) -> Responses:
     """Show the probes to the network once, and measure.
 
-    y is drawn from the softmax of outputs `[N, classes]`; other outputs are the mean of a Gaussian
-    of unit variance (a common scale would change no ranking). Parameters, buffers and hooks of the
-    network stay as they are.
+    y is drawn from a Gaussian of unit variance around the outputs (a common scale would change no
+    ranking), also where these are logits: a softmax that is sure of its answer says that a thousand
+    logits hardly matter. Parameters, buffers and hooks of the network stay as they are.
 
     Args:
         network: the dense network.
@@ -95,16 +94,7 @@ def respond(network: Network, probes: Tensor | None, generator: torch.Generator)
 
 
 def _surprise(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Return −log p(y|x) up to a constant, summed over the batch, y drawn from the outputs.
-
-    NaN where the outputs are not finite.
-    """
-    if not outputs.isfinite().all():
-        return outputs.sum() * math.nan
-    if outputs.ndim == 2 and outputs.shape[1] > 1:
-        chances = outputs.detach().float().softmax(1).to(generator.device)
-        labels = torch.multinomial(chances, 1, generator=generator).squeeze(1)
-        return functional.cross_entropy(outputs, labels.to(outputs.device), reduction="sum")
+    """Return −log p(y|x) up to a constant, summed over the batch, y drawn from a Gaussian there."""
     noise = torch.randn(outputs.shape, generator=generator, device=generator.device)
     return (outputs * noise.to(outputs)).sum()
 

@@ -1,153 +1,271 @@
-"""Workers as Ray actors: the bench is sent once, then only tasks and small results travel."""
+"""Workers as Ray actors that may be lost: the bench is sent once, then only small messages travel.
+
+After RLlib's fault-tolerant actor manager: one call is in flight per actor, failures are counted
+per task, actors that die or hang are replaced.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import ray
-import torch
 
 from gaprune.errors import GapruneError
-from gaprune.userfile import PREFIX
+from gaprune.workers.actor import Actor, Shipment
+from gaprune.workers.agenda import Agenda, Failure, Job
+from gaprune.workers.checksum import digest, frozen
+from gaprune.workers.cluster import check_resources, connect, is_gone, send_user_code_by_value
+from gaprune.workers.crew import Crew, Worker
+from gaprune.workers.losses import cause_of, describe, ends_worker, is_arguments, is_machines
+from gaprune.workers.protocol import Lost, Staff, Warn
+from gaprune.workers.tolerance import Durations
+from gaprune.workers.transport import (
+    Remote,
+    Traffic,
+    pack,
+    pack_task,
+    unpack,
+    unpack_answer,
+)
+
+FETCH = 120.0  # seconds after which genes are taken to be lost
 
 
-@ray.remote
-class _Actor:
-    """Holds a private copy of the bench (Ray's arrays are shared, read-only memory)."""
-
-    def __init__(self, packed: bytes, threads: int, folders: list[str]) -> None:
-        torch.set_num_threads(threads)
-        # last, so they shadow nothing: what a user's file imports from beside it
-        sys.path.extend(folder for folder in folders if folder not in sys.path)
-        self._bench = ray.cloudpickle.loads(packed)
-
-    def run(self, task: Any, *parents: Any) -> Any:
-        """Run one task; parents that travelled as references are put back into it."""
-        return (replace(task, parents=parents) if parents else task).run(self._bench)
+@dataclass(eq=False)
+class _Call:
+    worker: Worker
+    agenda: Agenda
+    job: Job
+    genes: Any
+    started: float
+    ends: float
 
 
 class RayWorkers:
     """Several workers, each an actor with its own copy of the bench and its share of threads.
 
-    A Ray that the caller has started is used and left running; otherwise one is started here and
-    shut down at the end. One call is in flight per actor.
+    A Ray that the caller has started is used and left running; otherwise one is started, or a
+    cluster is joined, and left at the end.
+
+    Args:
+        bench: whatever tasks need; pickled once.
+        staff: how many workers, what each gets, where they are.
+        warn: told of workers that are lost.
+        hire: makes an actor; by default one that reserves what `staff` says.
     """
 
-    def __init__(self, bench: Any, count: int, threads: int = 1) -> None:
-        self.count = count
-        self._bench = bench
-        self._threads = threads
-        self._actors: list[Any] = []
+    def __init__(
+        self,
+        bench: Any,
+        staff: Staff,
+        warn: Warn = lambda _: None,
+        hire: Callable[[], Any] | None = None,
+    ) -> None:
+        self.count = staff.count
+        self.traffic = Traffic()
+        self._bench, self._staff, self._warn = bench, staff, warn
+        self._hire = hire or partial(_hire, staff)
+        self._durations = Durations(staff.tolerance.timeout)
         self._references: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self._started_ray = False
+        self._calls: dict[Any, _Call] = {}
+        self._check_at = float("inf")  # when a call may have become a hang
+        self._joined_ray = False
+        self._hired: Crew | None = None
 
     def __enter__(self) -> Self:
-        if not ray.is_initialized():
-            _start_ray(self.count)
-            self._started_ray = True
+        self._joined_ray = connect(self._staff)
         try:
-            self._check_resources()
-            _send_user_code_by_value()
-            packed = ray.put(ray.cloudpickle.dumps(self._bench))
-            start = _Actor.remote  # type: ignore[attr-defined] # ray adds it
-            self._actors = [start(packed, self._threads, sys.path) for _ in range(self.count)]
+            check_resources(self._staff)
+            send_user_code_by_value()
+            packed = ray.cloudpickle.dumps(self._bench)
+            self.traffic.bench += len(packed)
+            shipment = Shipment(
+                digest(frozen(self._bench)), self._staff.threads, self._staff.gpus > 0, sys.path
+            )
+            self._hired = Crew(self._hire, ray.put(packed), shipment, self._staff, self._warn)
+            self._hired.start()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        if self._hired is not None:
+            self._hired.stop()
+            self._hired = None
+        self._calls.clear()
         self._references.clear()
-        if self._started_ray:
+        self._check_at = float("inf")
+        if self._joined_ray:
             ray.shutdown()
-            self._started_ray = False
+            self._joined_ray = False
+
+    @property
+    def lost(self) -> int:
+        """Workers that were lost so far."""
+        return self._crew.lost
+
+    @property
+    def idle(self) -> int:
+        """Workers that are ready and have nothing to do."""
+        return len(self._crew.idle)
+
+    @property
+    def _crew(self) -> Crew:
+        assert self._hired is not None, "workers run tasks inside their with block"
+        return self._hired
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run the tasks, one in flight per actor, and return their results in order."""
-        results: list[Any] = [None] * len(tasks)
-        waiting = list(range(len(tasks)))[::-1]
-        free = list(self._actors)
-        running: dict[Any, tuple[int, Any]] = {}
-        while waiting or running:
-            while waiting and free:
-                index, actor = waiting.pop(), free.pop()
-                running[self._submit(actor, tasks[index])] = (index, actor)
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                index, actor = running.pop(reference)
-                results[index] = _fetch(reference)
-                free.append(actor)
-        return results
+        """Run the tasks, one in flight per actor, and return their results in order.
 
-    def _submit(self, actor: Any, task: Any) -> Any:
-        parents = getattr(task, "parents", ())
-        if not parents:
-            return actor.run.remote(task)
-        return actor.run.remote(replace(task, parents=()), *map(self._reference, parents))
+        A task that loses its worker (its process or node dies, it hangs, it finds no memory, it
+        changes the weights) is tried again elsewhere; `Lost` is the result of one that always does.
+
+        Raises:
+            GapruneError: all workers are lost and none can be started.
+        """
+        agenda = Agenda(tasks, self._staff.tolerance, self._durations)
+        while agenda.is_open:
+            now = time.monotonic()
+            if now >= self._check_at:
+                self._end_hangs(now)
+            self._crew.tend()
+            self._hand_out(agenda, now)
+            self._wait(agenda)
+        return agenda.results
+
+    def fetch(self, results: Sequence[Any]) -> list[Any]:
+        """Return the genes of results; those that were lost with a node are made again."""
+        handles = [result.genes for result in results]
+        found = self._get(handles)
+        missing = [index for index, genes in enumerate(found) if genes is None]
+        if missing:
+            again = self.run([handles[index].task for index in missing])
+            for one in again:
+                if isinstance(one, Lost):
+                    raise GapruneError(f"workers: a child cannot be made again: {one.why}")
+            for index, genes in zip(missing, self.fetch(again), strict=True):
+                found[index] = genes
+        return found
+
+    def _hand_out(self, agenda: Agenda, now: float) -> None:
+        """Give tasks to those who are idle; what is lost meanwhile comes back by `ray.wait`."""
+        idle = self._crew.idle
+        while idle and (job := agenda.take(now, idle[-1].node)) is not None:
+            worker = idle.pop()
+            message = pack_task(job.task)
+            self.traffic.sent += len(message)
+            parents = map(self._reference, getattr(job.task, "parents", ()))
+            reference, genes = worker.actor.run.remote(message, *parents)
+            ends = now + self._durations.limit(job.kind)
+            self._check_at = min(self._check_at, ends)
+            self._calls[reference] = _Call(worker, agenda, job, genes, now, ends)
+
+    def _wait(self, agenda: Agenda) -> None:
+        """Wait for answers, or until there is something else to do."""
+        wakes = min(self._check_at, self._crew.wakes())
+        if self._crew.idle:
+            wakes = min(wakes, agenda.wakes())
+        left = max(0.0, wakes - time.monotonic())
+        references = [*self._calls, *self._crew.starting]
+        if not references:
+            time.sleep(left)
+            return
+        ready, rest = ray.wait(references, timeout=min(left, FETCH))
+        if ready and rest:  # and whatever else has come meanwhile
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        for reference in ready:
+            if reference in self._crew.starting:
+                self._crew.settle(reference)
+            else:
+                self._receive(reference, self._calls.pop(reference), agenda)
+
+    def _receive(self, reference: Any, call: _Call, agenda: Agenda) -> None:
+        try:
+            message = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._take_error(call, cause_of(error), agenda)
+            return
+        answer = unpack_answer(message, call.genes, call.job.task)
+        self.traffic.answers += 1
+        self.traffic.returned += len(message)
+        if answer.error is not None:
+            self._take_error(call, answer.error, agenda)
+            return
+        if not answer.sound:
+            self._lose(call, "the weights that it held have changed")
+            return
+        self._crew.idle.append(call.worker)
+        kind, limit = call.job.kind, self._durations.limit(call.job.kind)
+        self._durations.add(kind, time.monotonic() - call.started)
+        if self._durations.limit(kind) < limit:
+            self._check_at = 0.0  # others of the kind are waited for too long
+        call.agenda.succeed(call.job, answer.result)
+
+    def _take_error(self, call: _Call, error: BaseException, agenda: Agenda) -> None:
+        """Raise what the task raised; try again what its machine is to blame for."""
+        if is_arguments(error):
+            for parent in getattr(call.job.task, "parents", ()):
+                self._references.pop(parent, None)
+        elif ends_worker(error):
+            self._lose(call, describe(error))
+            return
+        self._crew.idle.append(call.worker)
+        if is_machines(error):
+            self._fail(call, describe(error))
+        elif call.agenda is agenda and not call.job.done:
+            raise error
+
+    def _end_hangs(self, now: float) -> None:
+        for reference, call in list(self._calls.items()):
+            call.ends = call.started + self._durations.limit(call.job.kind)
+            if now >= call.ends:
+                del self._calls[reference]
+                self._lose(call, f"no answer within {call.ends - call.started:.3g} s")
+        self._check_at = min((call.ends for call in self._calls.values()), default=float("inf"))
+
+    def _lose(self, call: _Call, why: str) -> None:
+        self._crew.lose(call.worker, why)
+        self._fail(call, why)
+
+    def _fail(self, call: _Call, why: str) -> None:
+        node = call.worker.node
+        failure = Failure(why, node, blamed=not is_gone(node))
+        call.agenda.fail(call.job, call.started, time.monotonic(), failure)
 
     def _reference(self, genes: Any) -> Any:
         """Put genes into the object store once, however many children they have."""
         if genes not in self._references:
-            self._references[genes] = ray.put(genes)
+            packed = pack(genes)
+            self.traffic.stored += packed.size
+            self._references[genes] = ray.put(packed)
         return self._references[genes]
 
-    def _check_resources(self) -> None:
-        cores = int(ray.cluster_resources().get("CPU", 0))
-        if cores < self.count:
-            raise GapruneError(
-                f"workers: {self.count} asked, but the Ray cluster has {cores} CPUs; "
-                f"use --workers {max(cores, 1)}"
-            )
+    def _get(self, handles: Sequence[Remote]) -> list[Any]:
+        """Return the genes behind handles; None where they are gone."""
+        references = [handle.reference for handle in handles]
+        if references:  # all on their way at once
+            ray.wait(references, num_returns=len(references), timeout=FETCH)
+        found: list[Any] = []
+        for handle in handles:
+            try:
+                genes = unpack(ray.get(handle.reference, timeout=FETCH))
+            except ray.exceptions.RayError:
+                found.append(None)
+                continue
+            self.traffic.fetched += handle.size
+            self._references[genes] = handle.reference  # where its own children find it
+            found.append(genes)
+        return found
 
 
-def _fetch(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayError as error:
-        raise GapruneError(
-            f"workers: a Ray actor was lost ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _start_ray(count: int) -> None:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice on CPUs
-    with _own_sigterm():
-        ray.init(
-            num_cpus=max(count, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
-        )
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Put the caller's SIGTERM handler back: `ray.init` sets one that ends the process at once."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _send_user_code_by_value() -> None:
-    """Classes from a user's factory file have no module to import elsewhere: send their code."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith(PREFIX):
-            ray.cloudpickle.register_pickle_by_value(module)
+def _hire(staff: Staff) -> Any:
+    return Actor.options(  # type: ignore[attr-defined] # ray adds it
+        num_cpus=staff.threads, num_gpus=staff.gpus, scheduling_strategy="SPREAD"
+    ).remote()

@@ -1,27 +1,12 @@
-"""The protocol of workers, and the one that runs tasks in this process."""
+"""The worker that runs tasks in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-
-
-class Workers(Protocol):
-    """Runs tasks; every task has `run(bench)`. Results come in the order of the tasks."""
-
-    count: int
-
-    def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run all tasks and return their results in order."""
-
-    def __enter__(self) -> Self:
-        """Start the workers."""
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the workers and free what they hold."""
 
 
 class SerialWorkers:
@@ -37,6 +22,10 @@ class SerialWorkers:
         """Run the tasks one after the other."""
         with torch_threads(self._threads):
             return [task.run(self._bench) for task in tasks]
+
+    def fetch(self, results: Sequence[Any]) -> list[Any]:
+        """Return the genes of results, which are here already."""
+        return [result.genes for result in results]
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,66 @@
+"""A pruning run from its start to the screen and the disk, whatever ends it; for two commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+
+import typer
+
+from gaprune.claim import Claim
+from gaprune.cli.interrupts import Interrupts
+from gaprune.console import Monitor, show_result, stdout
+from gaprune.errors import GapruneError
+from gaprune.formats import to_json
+from gaprune.job import Job
+from gaprune.observe import Observer
+from gaprune.result import Result
+
+
+def carry_out(
+    work: Callable[[Observer], tuple[Result, Job | None]],
+    own: Claim | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Do the work, show and save what comes of it, and return the exit code.
+
+    Args:
+        work: finds the result, and says what was asked for.
+        own: the folder that the result is saved in; None saves nothing.
+        as_json: print the record instead of a table.
+        quiet: no progress.
+    """
+    with Interrupts() as interrupts, Monitor(quiet=quiet, on_phase=interrupts.phase) as monitor:
+        try:
+            with redirect_stdout(sys.stderr):  # stdout is for results, whatever others print
+                result, job = work(monitor)
+        except KeyboardInterrupt:
+            if own is not None and own.kept:
+                interrupts.remark = f"{own.command} goes on"
+            raise
+        interrupts.ending = True
+        where = "not saved (--no-save)"
+        if own is not None:
+            try:
+                where = f"saved in {own.save(result, job)}"
+            except GapruneError:
+                _show(result, as_json=as_json)  # the search is not lost for a full disk
+                raise
+            if result.stopped == "interrupted" and own.resumable:
+                where += f"; {own.command} goes on"
+        _show(result, as_json=as_json)
+        if as_json:
+            monitor.say(where)
+        else:
+            stdout().print(where, markup=False)
+    return interrupts.exit_code
+
+
+def _show(result: Result, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(to_json(result.record(), indent=2))
+    else:
+        show_result(result, stdout())

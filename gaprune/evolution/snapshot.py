@@ -1,0 +1,162 @@
+"""The state of a search between two generations: all that the next one depends on, and back.
+
+Genes of the population are kept as they are, bit for bit. Of individuals that only wait to be
+chosen (leaders, the hall of fame) the mask is kept, a thirty-second of that: their genes come back
+as scores of 1 where a weight stays and 0 elsewhere. Random draws of a generation follow from the
+seed and its number, so DEAP's generator is the only one with a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaprune.bench import Verdict
+from gaprune.evolution.genome import Genes, Individual
+from gaprune.evolution.plan import Plan
+from gaprune.records import Generation
+from gaprune.supermask import layer_counts, pack, unpack
+
+Facts = dict[str, Any]
+_COUNTERS = ("generation", "evaluations", "gained", "best", "seconds", "random", "rates")
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a search knows after a generation; nothing that happens later changes it.
+
+    Attributes:
+        generation, evaluations, gained, best: the counters of the engine.
+        seconds: of the search so far.
+        random: state of the generator that DEAP draws from, as `random.getstate` gives it.
+        rates: phase → kind of operator → operator → what was learnt about it.
+        history: one record per generation.
+        population: in order.
+        hall_of_fame: best first.
+        leaders: all that were judged on the guard, in that order.
+        breeding: whether leaders may still have children, so that their genes are kept too.
+    """
+
+    generation: int
+    evaluations: int
+    gained: int
+    best: float
+    seconds: float
+    random: Any
+    rates: Mapping[str, Mapping[str, Mapping[str, float]]]
+    history: tuple[Generation, ...]
+    population: tuple[Individual, ...]
+    hall_of_fame: tuple[Individual, ...]
+    leaders: tuple[tuple[Individual, Verdict], ...]
+    breeding: bool = False
+
+    def taken_apart(self) -> tuple[Facts, dict[str, Tensor]]:
+        """Return it as plain data and tensors."""
+        table = _Table()
+        place = {id(one): index for index, one in enumerate(self.population)}
+        leaders: list[Facts] = []
+        for one, verdict in self.leaders:
+            if id(one) in place:
+                facts: Facts = {"in_population": place[id(one)]}
+            else:
+                facts = table.genes(one) if self.breeding else table.mask(one)
+            leaders.append({**facts, **verdict._asdict()})
+        facts = {
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "history": [asdict(record) for record in self.history],
+            "population": [table.genes(one) for one in self.population],
+            "hall_of_fame": [table.mask(one) for one in self.hall_of_fame],
+            "leaders": leaders,
+        }
+        return facts, table.tensors
+
+    @classmethod
+    def put_together(
+        cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], plan: Plan
+    ) -> Snapshot:
+        """Return the snapshot that was taken apart, of a search under the same plan."""
+        version, numbers, gauss = facts["random"]
+        population = tuple(_individual(one, tensors, plan) for one in facts["population"])
+        leaders = tuple(
+            (
+                population[one["in_population"]]
+                if "in_population" in one
+                else _individual(one, tensors, plan),
+                Verdict(one["agreement"], one["fitness"]),
+            )
+            for one in facts["leaders"]
+        )
+        return cls(
+            **{name: facts[name] for name in _COUNTERS if name != "random"},
+            random=(version, tuple(numbers), gauss),
+            history=tuple(Generation(**record) for record in facts["history"]),
+            population=population,
+            hall_of_fame=tuple(_individual(one, tensors, plan) for one in facts["hall_of_fame"]),
+            leaders=leaders,
+        )
+
+
+def as_mask(mask: Tensor, plan: Plan, origin: str) -> Individual:
+    """Return an individual that expresses a flat bool mask, whatever its scores once were."""
+    counts = tuple(layer_counts(mask, plan.layout))
+    genes = Genes(mask.float(), counts, sum(counts))
+    return plan.adopt(Individual(genes, plan.layout, origin))
+
+
+class _Table:
+    """Tensors of individuals, each once: seeds of several budgets share their scores."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[int, str] = {}
+
+    def genes(self, one: Individual) -> Facts:
+        """Return an individual as plain data that names its scores."""
+        genes, address = one.genes, one.genes.scores.data_ptr()
+        if address not in self._names:
+            self._names[address] = f"scores/{len(self._names)}"
+            self.tensors[self._names[address]] = genes.scores
+        return {
+            **_facts(one),
+            "scores": self._names[address],
+            "counts": None if genes.counts is None else list(genes.counts),
+            "keep": genes.keep,
+            "fixed": genes.fixed,
+            "absolute": genes.absolute,
+        }
+
+    def mask(self, one: Individual) -> Facts:
+        """Return an individual as plain data that names its mask."""
+        name = f"mask/{one.key}"
+        if name not in self.tensors:
+            self.tensors[name] = torch.from_numpy(pack(one.mask))
+        return {**_facts(one), "mask": name}
+
+
+def _facts(one: Individual) -> Facts:
+    values = list(one.fitness.values)
+    return {"origin": one.origin, "rate": one.rate, "sprint": one.sprint, "values": values}
+
+
+def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Individual:
+    if "mask" in facts:
+        mask = unpack(tensors[facts["mask"]].numpy(), plan.layout.total)
+        found = as_mask(mask, plan, facts["origin"])
+    else:
+        counts = facts["counts"]
+        genes = Genes(
+            scores=tensors[facts["scores"]],
+            counts=None if counts is None else tuple(counts),
+            keep=facts["keep"],
+            fixed=facts["fixed"],
+            absolute=facts["absolute"],
+        )
+        found = plan.adopt(Individual(genes, plan.layout, facts["origin"]))
+    found.rate, found.sprint = facts["rate"], facts["sprint"]
+    if facts["values"]:
+        found.fitness.values = tuple(facts["values"])
+    return found

@@ -1,0 +1,70 @@
+"""One worker: a process that holds its own copy of the bench and runs one task after the other."""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+import ray
+import torch
+
+from gaprune.errors import GapruneError
+from gaprune.workers.checksum import digest, frozen, tally
+from gaprune.workers.transport import Packed, pack_answer, pack_error, unpack_task
+
+
+class Shipment(NamedTuple):
+    """What an actor needs beside the bench.
+
+    Attributes:
+        digest: of the weights of the bench, as the driver has them.
+        threads: of torch.
+        gpu: whether it was given some of a GPU.
+        folders: where the driver imports from.
+    """
+
+    digest: str
+    threads: int
+    gpu: bool
+    folders: list[str]
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class Actor:
+    """Holds a private copy of the bench (Ray's arrays are shared, read-only memory).
+
+    It is empty when it is made, so that what fails while it loads comes back as an error.
+    """
+
+    def load(self, bench: bytes, shipment: Shipment) -> str:
+        """Load the bench and return the id of the node.
+
+        Raises:
+            GapruneError: the weights are not those that were sent, or there is no GPU.
+        """
+        torch.set_num_threads(shipment.threads)
+        # last, so they shadow nothing: what a user's file imports from beside it
+        sys.path.extend(folder for folder in shipment.folders if folder not in sys.path)
+        if shipment.gpu and not torch.cuda.is_available():
+            raise GapruneError(
+                f"gpus_per_worker: torch {torch.__version__} of the workers sees no GPU; install "
+                "one that does on every node, or leave --gpus-per-worker out"
+            )
+        self._bench = ray.cloudpickle.loads(bench)
+        self._frozen = frozen(self._bench)
+        if digest(self._frozen) != shipment.digest:
+            raise GapruneError("workers: the weights that arrived are not those that were sent")
+        self._tally = tally(self._frozen)
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(num_returns=2)
+    def run(self, message: bytes, *parents: Packed) -> tuple[bytes, Packed | None]:
+        """Run one task; returns its answer, and the genes that stay in this node's store.
+
+        What the task raises is part of the answer: Ray would log it as well.
+        """
+        try:
+            result = unpack_task(message, parents).run(self._bench)
+        except Exception as error:  # noqa: BLE001 - it is raised where the task comes from
+            return pack_error(error), None
+        return pack_answer(result, sound=tally(self._frozen) == self._tally)

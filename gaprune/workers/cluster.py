@@ -1,0 +1,165 @@
+"""Which Ray is used, and whether it has what the workers need."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from math import floor
+from typing import Any
+
+import ray
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.userfile import PREFIX
+from gaprune.workers.protocol import Staff
+
+OWN, CLIENT = "none", "ray://"
+ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
+ANSWER = 5.0  # seconds that a cluster has to accept a connection
+_WAY_OUT = "start one with 'ray start --head', correct --ray-address, or leave it out"
+
+
+def connect(staff: Staff) -> bool:
+    """Use the Ray that runs here, join the cluster at the address, or start one on this machine.
+
+    Returns:
+        Whether it is ours to leave, or to stop, at the end.
+
+    Raises:
+        GapruneError: no cluster answers there.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice on CPUs
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
+    }
+    if staff.address == OWN:
+        cpus = max(staff.count * staff.threads, os.cpu_count() or 1)
+        with _own_sigterm():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        return True
+    check_address(staff.address)
+    try:
+        with _own_sigterm():
+            ray.init(address=staff.address, **options)
+    except Exception as error:  # its kinds differ between versions and ways to connect
+        raise _no_cluster(staff.address, f"{type(error).__name__}: {error}") from error
+    return True
+
+
+def check_resources(staff: Staff) -> None:
+    """Compare what the workers need with what the cluster has, free or not.
+
+    Raises:
+        InputError: fewer workers fit; the message says how many.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fit = capacity(nodes, staff.threads, staff.gpus)
+    if fit >= staff.count:
+        return
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    has = f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node(s)"
+    if staff.gpus and not capacity(nodes, 0, staff.gpus):
+        raise InputError(
+            f"gpus_per_worker: {staff.gpus:g} asked for each of {staff.count} worker(s), but "
+            f"{has}; leave --gpus-per-worker out, or name a cluster with GPUs by --ray-address"
+        )
+    if not fit:
+        raise InputError(
+            f"threads_per_worker: {staff.threads} asked, a CPU for each, but {has}; use "
+            "fewer --threads-per-worker"
+        )
+    raise InputError(
+        f"workers: {staff.count} asked, each with {staff.threads} CPU(s) and {staff.gpus:g} "
+        f"GPU(s), but {has}; use --workers {fit}"
+    )
+
+
+def capacity(nodes: Sequence[Mapping[str, float]], threads: int, gpus: float) -> int:
+    """Return how many workers fit on nodes, each of which has so many CPUs and GPUs.
+
+    Less than one GPU is a share of a single one: 0.4 fits twice on each.
+    """
+    return sum(
+        min(
+            floor(node.get("CPU", 0) / threads) if threads else sys.maxsize,
+            _on_gpus(node.get("GPU", 0), gpus) if gpus else sys.maxsize,
+        )
+        for node in nodes
+    )
+
+
+def _on_gpus(there: float, each: float) -> int:
+    slack = 1e-9  # 0.1 fits ten times
+    return floor(there) * floor(1 / each + slack) if each < 1 else floor(there / each + slack)
+
+
+def free() -> str:
+    """Return what the cluster has free now, in words."""
+    there = ray.available_resources()
+    return f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+
+
+def has_room(staff: Staff) -> bool:
+    """Tell whether as much is free as one more worker needs."""
+    there = ray.available_resources()
+    return bool(there.get("CPU", 0) >= staff.threads and there.get("GPU", 0) >= staff.gpus)
+
+
+def is_gone(node: str) -> bool:
+    """Tell whether the cluster has noticed that a node is lost; that takes it some 17 s."""
+    return not any(one["NodeID"] == node and one["Alive"] for one in ray.nodes())
+
+
+def send_user_code_by_value() -> None:
+    """Classes from a user's factory file have no module to import elsewhere: send their code."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(PREFIX):
+            ray.cloudpickle.register_pickle_by_value(module)
+
+
+def check_address(address: str) -> None:
+    """Refuse at once what would keep Ray waiting.
+
+    Raises:
+        GapruneError: nobody listens there, or Ray's client is not installed.
+    """
+    if address.startswith(CLIENT) and find_spec("grpc") is None:
+        raise InputError(f"ray_address: {CLIENT} needs Ray's client; pip install 'ray[client]'")
+    if address == "auto":
+        address = os.environ.get(ADDRESS_VARIABLE, "")
+    host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, why: str) -> GapruneError:
+    lines = why.strip().splitlines()
+    return GapruneError(
+        f"ray_address: no Ray cluster answers at {address!r} ({lines[0]}); {_WAY_OUT}"
+    )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the caller's SIGTERM handler back: `ray.init` sets one that ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,83 @@
+"""What all workers have in common: run tasks, return results in order, fetch what stayed behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from gaprune.config import Settings
+from gaprune.workers.tolerance import Tolerance
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Staff:
+    """Who works, and where.
+
+    Attributes:
+        count: number of workers.
+        threads: torch threads of each, and the CPUs that each reserves of a cluster.
+        gpus: GPUs of each: 0, a fraction that several share, or a whole number.
+        address: of a Ray cluster: `auto`, `ray://HOST:PORT` or `HOST:PORT`; `none` is a Ray of its
+            own on this machine. A Ray that the caller has started goes before all of them.
+        tolerance: what is done about those that are lost.
+    """
+
+    count: int = 1
+    threads: int = 1
+    gpus: float = 0.0
+    address: str = "none"
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Staff:
+        """Read it from the settings of a run."""
+        return cls(
+            settings.workers,
+            settings.threads_per_worker,
+            settings.gpus_per_worker,
+            settings.ray_address,
+            Tolerance(settings.retries, settings.task_timeout),
+        )
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The result of a task that took its workers down every time it was tried.
+
+    Attributes:
+        attempts: how often it was tried.
+        why: what happened, in a few words.
+    """
+
+    attempts: int
+    why: str
+
+
+class Workers(Protocol):
+    """Runs tasks; every task has `run(bench)` and is pure: its result depends on nothing else.
+
+    A task may have `parents`, and its result `genes`: these are large and travel on their own, so
+    that they are sent once and only where they are needed. A task may have a `kind`, a text: tasks
+    of a kind take about as long as each other.
+    """
+
+    count: int
+
+    def run(self, tasks: Sequence[Any]) -> list[Any]:
+        """Run all tasks and return their results in order.
+
+        The result of a task that cannot be run without losing its worker is a `Lost`. What a task
+        raises is raised here. `genes` of a result may be a handle: see `fetch`.
+        """
+
+    def fetch(self, results: Sequence[Any]) -> list[Any]:
+        """Return the `genes` of results, from wherever they are."""
+
+    def __enter__(self) -> Self:
+        """Start the workers."""
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the workers and free what they hold."""

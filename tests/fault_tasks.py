@@ -1,0 +1,169 @@
+"""Tasks and benches that take their workers down; Ray's actors import them from here."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaprune.bench import Bench
+
+FOREVER = 600.0  # seconds; whoever waits for it has lost
+
+
+def leave(bench: object) -> None:
+    """End the process at once, as a crashing library does."""
+    os._exit(3)
+
+
+def crash(bench: object) -> None:
+    """Touch memory that is not there."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(FOREVER)
+
+
+def hang(bench: object) -> None:
+    """Never answer."""
+    time.sleep(FOREVER)
+
+
+def allocate(bench: object) -> None:
+    """Ask for more memory than a bound that is set just before."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, before[1]))
+    try:
+        torch.ones(2**28)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def spoil(bench: Bench) -> None:
+    """Change one weight in one bit."""
+    weight = next(iter(bench.weights.values()))
+    weight.view(torch.int32).reshape(-1)[3] ^= 1
+
+
+def divide(bench: object) -> None:
+    """Raise what the user's own code may raise."""
+    raise ZeroDivisionError
+
+
+FAULTS: dict[str, Callable[..., None]] = {
+    "exit": leave,
+    "segfault": crash,
+    "hang": hang,
+    "memory": allocate,
+    "weights": spoil,
+}
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A task that goes wrong the first times it is tried, wherever that is.
+
+    Attributes:
+        fault: one of `FAULTS`.
+        folder: where every try leaves a file.
+        times: so many tries go wrong.
+        task: what is run then, and always in the end.
+    """
+
+    fault: str
+    folder: str
+    times: int
+    task: Any
+
+    @property
+    def kind(self) -> str:
+        """Nothing is known of how long it takes, so it is no straggler."""
+        return self.folder
+
+    def run(self, bench: object) -> Any:  # noqa: ANN401 - whatever the task returns
+        """Go wrong, or run the task."""
+        tries = len(list(Path(self.folder).iterdir()))
+        (Path(self.folder) / f"{time.monotonic_ns()}").touch()
+        if tries < self.times:
+            {**FAULTS, "raise": divide}[self.fault](bench)
+        return self.task.run(bench)
+
+
+@dataclass(frozen=True)
+class SlowOnce:
+    """The first try ends only after another one has ended.
+
+    Attributes:
+        folder: empty; tries leave files.
+        value: returned.
+    """
+
+    folder: str
+    value: int
+    kind: str = "Echo"
+
+    def run(self, bench: object) -> int:
+        """Return the value, sooner or later."""
+        first, second = Path(self.folder) / "first", Path(self.folder) / "second"
+        if first.exists():
+            second.touch()
+        first.touch()
+        while not second.exists():
+            time.sleep(0.05)
+        return self.value
+
+
+@dataclass(frozen=True, eq=False)
+class Heavy:
+    """Genes of some size."""
+
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
+class Yield:
+    """A result with genes."""
+
+    genes: Heavy
+    sum: float
+
+
+@dataclass(frozen=True)
+class Grow:
+    """Make genes of a seed, or of a parent."""
+
+    seed: int
+    size: int = 50_000
+    parents: tuple[Heavy, ...] = ()
+
+    def run(self, bench: object) -> Yield:
+        """Return them with their sum."""
+        start = self.parents[0].numbers if self.parents else torch.zeros(self.size)
+        noise = torch.rand(self.size, generator=torch.Generator().manual_seed(self.seed))
+        return Yield(Heavy(start + noise), float((start + noise).sum()))
+
+
+class Locked:
+    """A bench that cannot be loaded while a file is there.
+
+    Args:
+        file: which.
+        ending: whether the process ends instead of raising.
+    """
+
+    def __init__(self, file: Path, *, ending: bool = False) -> None:
+        self.file, self.ending = file, ending
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.file.exists():
+            if self.ending:
+                os._exit(3)
+            raise OSError(f"{self.file.name} is in the way")

@@ -1,0 +1,142 @@
+"""Which Ray is used and what fits on it; a real cluster of two nodes that loses one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import OWN, TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from started_commands import Command
+
+from gaprune.config import make_settings
+from gaprune.errors import GapruneError, InputError
+from gaprune.workers import Staff, Tolerance
+from gaprune.workers.cluster import capacity, check_address
+
+NODES = [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 9.0}, {"GPU": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("threads", "gpus", "fit"),
+    [(1, 0, 13), (2, 0, 6), (4, 0, 3), (1, 1, 2), (1, 0.5, 4), (1, 0.4, 4), (2, 0.1, 2), (1, 2, 1)],
+)
+def test_workers_fit_where_a_node_has_all_that_they_need(
+    threads: int, gpus: float, fit: int
+) -> None:
+    """CPUs and GPUs of different nodes do not add up; 0.4 of a GPU fits on each twice."""
+    assert capacity(NODES, threads, gpus) == fit
+
+
+@given(st.integers(1, 64), st.integers(1, 20))
+def test_a_share_of_a_gpu_fits_as_often_as_it_says(gpus: int, parts: int) -> None:
+    """Whatever floats make of 1 / 3 and 1 / 10."""
+    assert capacity([{"CPU": 10_000.0, "GPU": float(gpus)}], 1, 1 / parts) == gpus * parts
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:65536", "no-such-host.invalid:6379"])
+def test_an_address_where_no_cluster_answers_is_refused_at_once(address: str) -> None:
+    """The message names it, and says how to start one."""
+    started = time.monotonic()
+    with pytest.raises(GapruneError, match=rf"no Ray cluster answers at '{address}'.*ray start"):
+        check_address(address)
+    assert time.monotonic() - started < 10
+
+
+def test_auto_is_the_address_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Ray's own variable names one; elsewhere Ray looks for a cluster on this machine."""
+    check_address("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(GapruneError, match=r"no Ray cluster answers at '127.0.0.1:1'"):
+        check_address("auto")
+
+
+def test_settings_say_who_works() -> None:
+    """Every option of the command line has its place."""
+    stated = {
+        "workers": 3,
+        "threads_per_worker": 2,
+        "gpus_per_worker": 0.25,
+        "ray_address": "ray://head:10001",
+        "task_timeout": 9.0,
+        "retries": 5,
+    }
+    tolerance = Tolerance(retries=5, timeout=9.0)
+    expected = Staff(3, 2, 0.25, "ray://head:10001", tolerance)
+    assert Staff.of(make_settings({"sparsity": 0.5, **stated})) == expected
+    assert Staff.of(make_settings({"sparsity": 0.5})) == Staff()
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"gpus_per_worker": 1.5}, "gpus_per_worker: must be up to 1, or a whole number.*got 1.5"),
+        ({"gpus_per_worker": -1}, "gpus_per_worker: .*greater than or equal to 0"),
+        ({"ray_address": "head"}, "ray_address: must be auto, none, host:port.*got 'head'"),
+        ({"ray_address": "http://head:1"}, "ray_address: must be auto"),
+        ({"task_timeout": 0}, "task_timeout: .*greater than 0"),
+        ({"retries": -1}, "retries: .*greater than or equal to 0"),
+        ({"threads": 1}, "setting: unknown name 'threads'"),
+    ],
+)
+def test_what_cannot_be_is_refused(stated: dict[str, object], message: str) -> None:
+    """Before anything is started."""
+    with pytest.raises(InputError, match=message):
+        make_settings({"sparsity": 0.5, **stated})
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_node_loses_nothing(tmp_path: Path) -> None:
+    """Tasks in flight run again, genes that lay there are made again: the same bits."""
+    ran = subprocess.run(
+        [sys.executable, Path(__file__).parent / "lost_node.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    (line,) = (line for line in ran.stdout.splitlines() if line.startswith('{"equal"'))
+    facts = json.loads(line)
+    assert facts["equal"]
+    assert facts["lost"] == 2
+    assert any("2 so far" in text for text in facts["said"])
+    assert not facts["still_connected"]
+
+
+DEADLY = """
+import os, pathlib
+def deadly(outputs, teacher, labels):
+    if os.getppid() != int(os.environ["CALLER"]) and not pathlib.Path("killed").exists():
+        pathlib.Path("killed").touch()
+        os._exit(1)
+    return -(outputs - teacher).abs().mean()
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_worker_changes_nothing_but_a_line_on_stderr(
+    start: Callable[..., Command], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks are those of an undisturbed run, and nothing of Ray's gets among the results."""
+    monkeypatch.setenv("CALLER", str(os.getpid()))
+    (place / "deadly.py").write_text(DEADLY)
+    own = (*OWN, *TINY, "--sparsity", "0.5", "--preset", "black-box")
+    run = ("prune", *own, "--objective", "deadly.py:deadly", "--no-save", "--json")
+    disturbed = start(*run, "--workers", "2").end()
+    plain = start(*run).end()
+    assert "a worker was lost (its process died" in disturbed.err
+    assert disturbed.code == plain.code == 0
+    records = [json.loads(ran.out) for ran in (disturbed, plain)]
+    for record in records:
+        for name in ("seconds", "settings"):
+            del record[name]
+    assert records[0] == records[1]

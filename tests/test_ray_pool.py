@@ -1,0 +1,231 @@
+"""Real Ray actors that die, hang, run out of memory or hold spoilt weights: nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from fault_tasks import FAULTS, Faulty, Grow, Locked, SlowOnce
+from search_cases import random_genes, run_to_bits, tiny_bench
+from worker_tasks import Echo, unreserved
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.evolution.breeding import Breed, Judge, Recipe, Score, Task
+from gaprune.evolution.gradient import Refinement
+from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff, Tolerance, tolerance
+
+BENCH = tiny_bench(pool_share=0.5)
+QUICK = Tolerance(retries=2, timeout=3.0, first_wait=0.05, longest_wait=0.2)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """Return what the workers of this module warned of."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session: None, said: list[str]) -> Iterator[RayWorkers]:
+    """Two actors that hold `BENCH`, shared by tests that take them down."""
+    with RayWorkers(BENCH, Staff(2, tolerance=QUICK), said.append) as workers:
+        yield workers
+
+
+def tasks() -> list[Task]:
+    """Return one task of each kind."""
+    parent = random_genes(BENCH.layout, 60, 1)
+    mask = parent.express(BENCH.layout)
+    recipe = Recipe(mutation="gaussian", refinement=Refinement(steps=3, rate=0.5, batch=16))
+    return [Breed((parent,), recipe, 5, 0), Score.of(mask, -1), Judge.of(mask)]
+
+
+def wait_for_both(pool: RayWorkers) -> None:
+    """Let whoever starts or is busy come back."""
+    while pool.idle < 2:
+        pool.run([Echo(0, 0.05)])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_worker_that_is_lost_changes_no_result(
+    fault: str, pool: RayWorkers, tmp_path: Path
+) -> None:
+    """The task runs again elsewhere: results are those of an undisturbed run, bit for bit."""
+    breed, *others = tasks()
+    with SerialWorkers(BENCH) as serial:
+        expected = run_to_bits(serial, [breed, *others])
+    assert run_to_bits(pool, [Faulty(fault, str(tmp_path), 1, breed), *others]) == expected
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_task_that_always_takes_its_worker_down_is_given_up(
+    pool: RayWorkers, said: list[str], tmp_path: Path
+) -> None:
+    """After so many retries it is `Lost`; the others have their results, in order."""
+    poison = Faulty("exit", str(tmp_path), 99, Echo(0))
+    lost = pool.lost
+    first, *rest = pool.run([poison, *(Echo(value) for value in range(1, 7))])
+    assert rest == [1, 2, 3, 4, 5, 6]
+    assert isinstance(first, Lost)
+    assert first.attempts == QUICK.retries + 1 == len(list(tmp_path.iterdir()))
+    assert "its process died" in first.why
+    assert pool.lost == lost + 3
+    assert any("a worker was lost (its process died" in text for text in said)
+
+
+def test_what_a_task_raises_is_not_tried_again(pool: RayWorkers, tmp_path: Path) -> None:
+    """It is the task's own, and no worker is lost for it."""
+    lost = pool.lost
+    with pytest.raises(ZeroDivisionError):
+        pool.run([Faulty("raise", str(tmp_path), 99, Echo(0)), Echo(1)])
+    assert len(list(tmp_path.iterdir())) == 1
+    assert pool.run([Echo(2), Echo(3)]) == [2, 3]
+    assert pool.lost == lost
+
+
+def test_a_straggler_is_run_a_second_time(
+    pool: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer counts, and nobody waits for the other, now or later."""
+    monkeypatch.setattr(tolerance, "LATER_LEAST", 0.2)
+    wait_for_both(pool)
+    lost = pool.lost
+    slow = SlowOnce(str(tmp_path), 7)
+    assert pool.run([slow, *(Echo(value) for value in range(5))]) == [7, 0, 1, 2, 3, 4]
+    wait_for_both(pool)  # also for whoever was slow
+    assert pool.run([Echo(value, 0.01) for value in range(40)]) == list(range(40))
+    assert pool.lost == lost
+
+
+def test_genes_of_results_are_fetched_when_they_are_asked_for(pool: RayWorkers) -> None:
+    """Until then they stay where they were made; parents are sent once."""
+    before = pool.traffic.moved
+    results = pool.run([Grow(seed) for seed in range(6)])
+    assert pool.traffic.moved - before < 6 * 1000
+    one, other = pool.fetch([results[4], results[1]])
+    assert [float(genes.numbers.sum()) for genes in (one, other)] == [
+        results[4].sum,
+        results[1].sum,
+    ]
+    size = one.numbers.nbytes
+    assert 2 * size < pool.traffic.moved - before < 2 * size + 6 * 1000
+    stored = pool.traffic.stored
+    children = pool.run([Grow(seed, parents=(one,)) for seed in range(9, 13)])
+    assert pool.traffic.stored == stored  # they lie in the store since they were made
+    expected = [Grow(seed, parents=(one,)).run(None) for seed in range(9, 13)]
+    assert [child.sum for child in children] == [child.sum for child in expected]
+
+
+def test_genes_that_are_lost_are_made_again(pool: RayWorkers) -> None:
+    """Bit for bit, whether they were to be fetched or to have children."""
+    (result,) = pool.run([Grow(3)])
+    gone = replace(result, genes=replace(result.genes, reference=lost_object()))
+    (genes,) = pool.fetch([gone])
+    assert torch.equal(genes.numbers, Grow(3).run(None).genes.numbers)
+    pool._references[genes] = gone.genes.reference
+    (child,) = pool.run([Grow(4, parents=(genes,))])
+    assert child.sum == Grow(4, parents=(genes,)).run(None).sum
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Owns what it puts into the store, until it ends."""
+
+    def put(self) -> list[Any]:
+        """Return a reference."""
+        return [ray.put(torch.zeros(100_000).numpy())]
+
+
+def lost_object() -> Any:  # noqa: ANN401 - Ray's
+    """Return a reference to what is lost because its owner has ended."""
+    owner = Owner.remote()  # type: ignore[attr-defined]
+    (reference,) = ray.get(owner.put.remote())
+    ray.kill(owner)
+    while not is_lost(reference):
+        time.sleep(0.05)
+    return reference
+
+
+def is_lost(reference: Any) -> bool:  # noqa: ANN401 - Ray's
+    """Tell whether Ray has noticed that an object is lost."""
+    try:
+        ray.get(reference)
+    except ray.exceptions.ObjectLostError:
+        return True
+    return False
+
+
+def test_workers_that_find_no_room_are_not_waited_for(pool: RayWorkers) -> None:
+    """The cluster has enough CPUs, but others have them: the message says so."""
+    impatient = Tolerance(start=0.5)
+    with (
+        pytest.raises(GapruneError, match=r"none of 1 could start: not ready.*has 0 CPUs"),
+        RayWorkers(BENCH, Staff(1, tolerance=impatient)),
+    ):
+        pytest.fail("it started")
+    assert pool.run([Echo(1)]) == [1]
+
+
+def test_a_bench_that_cannot_be_loaded_fails_at_once(tmp_path: Path) -> None:
+    """With what it raised, before anything is run."""
+    (tmp_path / "lock").touch()
+    started = time.monotonic()
+    with (
+        pytest.raises(GapruneError, match=r"none of 2 could start: OSError: lock is in the way"),
+        RayWorkers(Locked(tmp_path / "lock"), Staff(2), hire=unreserved),
+    ):
+        pytest.fail("they started")
+    assert time.monotonic() - started < 60
+    assert ray.is_initialized()
+
+
+def test_a_bench_that_ends_its_process_is_tried_a_few_times(tmp_path: Path) -> None:
+    """Here once, and then the message says what became of it."""
+    (tmp_path / "lock").touch()
+    impatient = Tolerance(starts=1, first_wait=0.01)
+    with (
+        pytest.raises(GapruneError, match=r"none of 1 could start: its process died"),
+        RayWorkers(
+            Locked(tmp_path / "lock", ending=True), Staff(1, tolerance=impatient), hire=unreserved
+        ),
+    ):
+        pytest.fail("they started")
+
+
+def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> None:
+    """It does not wait for ever, and says why nobody could be started again."""
+    tries = tmp_path / "tries"
+    tries.mkdir()
+    impatient = Tolerance(retries=9, starts=1, first_wait=0.01)
+    staff = Staff(2, tolerance=impatient)
+    with RayWorkers(Locked(tmp_path / "lock"), staff, hire=unreserved) as workers:
+        workers.run([Echo(0, 0.5), Echo(1, 0.5)])  # both are there
+        (tmp_path / "lock").touch()
+        poison = Faulty("exit", str(tries), 99, Echo(0))
+        with pytest.raises(GapruneError, match=r"all 2 are lost and none .*lock is in the way"):
+            workers.run([poison, poison])
+
+
+@pytest.mark.parametrize(
+    ("staff", "message"),
+    [
+        (Staff(5), r"workers: 5 asked.*has 2 CPUs and 0 GPUs on 1 node.*use --workers 2"),
+        (Staff(2, threads=2), r"workers: 2 asked, each with 2 CPU.*use --workers 1"),
+        (Staff(1, threads=3), r"threads_per_worker: 3 asked.*use fewer --threads-per-worker"),
+        (Staff(2, gpus=0.25), r"gpus_per_worker: 0.25 asked for each of 2.*leave --gpus-per-w"),
+    ],
+)
+def test_what_the_cluster_lacks_is_refused_at_once(staff: Staff, message: str) -> None:
+    """The message says what there is and the way out, and the running Ray stays up."""
+    started = time.monotonic()
+    with pytest.raises(InputError, match=message):
+        RayWorkers(BENCH, staff).__enter__()
+    assert time.monotonic() - started < 2
+    assert ray.is_initialized()

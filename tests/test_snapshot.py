@@ -1,0 +1,171 @@
+"""A search cut after any generation and put together again is the search that was not cut."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from search_cases import random_genes, seeds_of, tiny_bench
+from torch import Tensor
+
+from gaprune.bench import Verdict
+from gaprune.checkpoint import read_bundle
+from gaprune.checkpoint.bundle import write_bundle
+from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
+from gaprune.evolution.genome import Genes, Individual
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.presets import as_pareto, find_preset
+from gaprune.evolution.snapshot import Snapshot, as_mask
+from gaprune.workers import SerialWorkers
+
+BENCH = tiny_bench()
+KEEP = 60
+SEEDS = seeds_of(BENCH, KEEP)
+VERDICTS = {one.key: BENCH.judge(one.mask) for one in SEEDS}
+
+
+def plan_of(preset: str, *, front: bool, generations: int = 6) -> Plan:
+    """Return a small plan; one with keep counts to allocate, where that can be."""
+    chosen = find_preset(preset)
+    return Plan(
+        preset=as_pareto(chosen) if front else chosen,
+        layout=BENCH.layout,
+        seed=3,
+        population=5,
+        offspring=6,
+        refinement=Refinement(steps=3, rate=0.3, batch=8) if chosen.gradient else None,
+        limits=Limits(generations=generations, stagnation=5),
+        keep=KEEP,
+        most=120 if front else None,
+        allocation=0 if front or preset == "classic" else 2,
+    )
+
+
+def search(plan: Plan, start: Snapshot | None = None) -> tuple[Outcome, list[Snapshot]]:
+    """Search from the seeds, or go on; return every state on the way."""
+    states: list[Snapshot] = []
+    evolution = Evolution(plan, SerialWorkers(BENCH), lambda _: states.append(evolution.snapshot()))
+    if start is not None:
+        evolution.restore(start)
+    return evolution.run(SEEDS if start is None else [], VERDICTS), states
+
+
+def through_disk(one: Snapshot, plan: Plan, place: Path) -> Snapshot:
+    """Return what a reader finds that knows the plan only."""
+    write_bundle(place, *one.taken_apart())
+    facts, tensors = read_bundle(place)
+    return Snapshot.put_together(facts, tensors, plan)
+
+
+def genes_of(one: Individual) -> tuple[Any, ...]:
+    """Return everything about an individual, to the bit."""
+    genes = one.genes
+    scores = genes.scores.numpy().tobytes()
+    rest = (genes.counts, genes.keep, genes.fixed, genes.absolute)
+    return (scores, rest, one.key, one.origin, one.rate, one.sprint, one.fitness.values)
+
+
+def all_of(outcome: Outcome) -> dict[str, Any]:
+    """Return everything that a search found, without its time."""
+    return {
+        "best": (outcome.best.key, outcome.best.origin, outcome.verdict),
+        "population": [genes_of(one) for one in outcome.population],
+        "fame": [(one.key, one.origin, one.fitness.values) for one in outcome.hall_of_fame],
+        "front": [one.key for one in outcome.front],
+        "judged": list(outcome.judged.items()),
+        "history": [replace(record, seconds=0.0) for record in outcome.history],
+        "ending": (outcome.stopped, outcome.evaluations),
+    }
+
+
+@pytest.mark.parametrize("front", [False, True], ids=["one budget", "front"])
+@pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
+def test_cut_after_any_generation_it_finds_the_same(
+    preset: str, front: bool, tmp_path: Path
+) -> None:
+    """Genes, fitness, verdicts, rates, order and counters, bit for bit, through the disk."""
+    plan = plan_of(preset, front=front)
+    whole, states = search(plan)
+    assert [one.generation for one in states] == list(range(len(whole.history)))
+    assert len(states) > 3
+    for number, state in enumerate(states):
+        again, rest = search(plan, through_disk(state, plan, tmp_path / str(number)))
+        assert all_of(again) == all_of(whole), number
+        assert len(rest) == len(states) - 1 - number
+
+
+@pytest.mark.parametrize("preset", ["black-box", "classic"])
+def test_without_gradient_steps_three_and_three_are_six(preset: str, tmp_path: Path) -> None:
+    """A search that had ended goes on under a later limit as the longer one does."""
+    short, long = (plan_of(preset, front=False, generations=n) for n in (3, 6))
+    state = search(short)[1][-1]
+    longer = through_disk(state, long, tmp_path / "state")
+    assert all_of(search(long, longer)[0]) == all_of(search(long)[0])
+
+
+def test_a_snapshot_stays_as_it_is(tmp_path: Path) -> None:
+    """What the search does later changes nothing in it."""
+    plan = plan_of("default", front=False)
+    first: list[tuple[Snapshot, str]] = []
+    evolution = Evolution(plan, SerialWorkers(BENCH))
+
+    def report(_: object) -> None:
+        if not first:
+            state = evolution.snapshot()
+            first.append((state, json.dumps(state.taken_apart()[0])))
+
+    evolution._report = report
+    evolution.run(SEEDS, VERDICTS)
+    (state, before) = first[0]
+    assert json.dumps(state.taken_apart()[0]) == before
+
+
+def test_scores_of_any_kind_are_kept_to_the_bit(tmp_path: Path) -> None:
+    """Infinite and tiny, without counts, fixed, ranked by size; a shared tensor is kept once."""
+    plan = plan_of("black-box", front=False)
+    odd = torch.randn(BENCH.layout.total, generator=torch.Generator().manual_seed(1))
+    odd[:4] = torch.tensor([float("inf"), -float("inf"), 1e-45, -0.0])
+    counts = random_genes(BENCH.layout, KEEP).counts
+    kinds = [
+        Genes(odd, None, KEEP),
+        Genes(odd, None, KEEP + 1, absolute=True),
+        Genes(odd.flip(0), counts, KEEP, fixed=True),
+    ]
+    population = [plan.adopt(Individual(genes, BENCH.layout, "made", 0.7)) for genes in kinds]
+    for number, one in enumerate(population):
+        one.fitness.values, one.sprint = (number / 3,), -float("inf")
+    state = replace(search(plan)[1][0], population=tuple(population), leaders=(), hall_of_fame=())
+    assert len([name for name in state.taken_apart()[1] if name.startswith("scores")]) == 2
+    found = through_disk(state, plan, tmp_path / "state")
+    assert [genes_of(one) for one in found.population] == [genes_of(one) for one in population]
+
+
+def test_a_mask_comes_back_as_genes_that_express_it() -> None:
+    """With the same key, also where a layer keeps nothing but one weight or all of them."""
+    plan = plan_of("black-box", front=False)
+    mask: Tensor = torch.zeros(BENCH.layout.total, dtype=torch.bool)
+    mask[BENCH.layout.slices[0]] = True
+    for part in BENCH.layout.slices[1:]:
+        mask[part.stop - 1] = True
+    found = as_mask(mask, plan, "made")
+    assert torch.equal(found.mask, mask)
+    assert found.genes.keep == int(mask.count_nonzero())
+
+
+def test_leaders_that_may_have_children_keep_their_genes(tmp_path: Path) -> None:
+    """Others come back as their masks; the verdicts of all are as they were."""
+    plan = plan_of("black-box", front=False)
+    state = search(plan)[1][-1]
+    assert {id(one) for one, _ in state.leaders} - {id(one) for one in state.population}
+    for breeding in (False, True):
+        kept = replace(state, breeding=breeding)
+        found = through_disk(kept, plan, tmp_path / str(breeding))
+        pairs = zip(found.leaders, state.leaders, strict=True)
+        for (one, verdict), (before, known) in pairs:
+            assert (one.key, verdict) == (before.key, Verdict(*known))
+            if breeding:
+                assert torch.equal(one.genes.scores, before.genes.scores)
