@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from gaprune.errors import GapruneError
 from gaprune.repair import (
@@ -23,6 +24,7 @@ from gaprune.repair import (
 )
 
 CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
+GPU_CHUNK = 512  # a small network takes as long to start as to run there
 
 
 class Shown(NamedTuple):
@@ -40,6 +42,11 @@ class Shown(NamedTuple):
     teacher: Tensor
     labels: Tensor | None
     anchors: Anchors | None = None
+
+    def to(self, device: str | torch.device) -> Shown:
+        """Return the same on a device; statistics of a batch are measured where it is used."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Shown(self.inputs.to(device), self.teacher.to(device), labels)
 
     def first(self, count: int) -> Shown:
         """Return the first `count` of them: one rung of the race."""
@@ -62,6 +69,9 @@ class Step(NamedTuple):
 class Answering(Protocol):
     """What a candidate answers; `kept` replaces parameters of the dense `model`, by name."""
 
+    def to(self, device: str | torch.device) -> Answering:
+        """Return the same way of answering for a network on a device."""
+
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return its answers on search probes, `[N, …]`, to be compared with the teacher's."""
 
@@ -77,6 +87,11 @@ class Answering(Protocol):
 
 class Strict:
     """The pruned network as it is."""
+
+    def to(self, device: str | torch.device) -> Strict:
+        """It holds nothing that could be elsewhere."""
+        del device
+        return self
 
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Pass the inputs in chunks."""
@@ -125,6 +140,10 @@ class AfterRepair:
     _anchors: dict[tuple[int, int, int | None], Anchors] = field(
         default_factory=dict, init=False, repr=False
     )
+
+    def to(self, device: str | torch.device) -> AfterRepair:
+        """Take the probes there; the dense network's statistics are measured anew."""
+        return AfterRepair(self.sites, self.probes.to(device))
 
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Match every chunk by its own statistics."""
@@ -196,6 +215,10 @@ class Guided(Strict):
     drift: float = 0.0
     fade: float = 1.0
 
+    def to(self, device: str | torch.device) -> Guided:
+        """Take the probes there."""
+        return replace(self, repaired=self.repaired.to(device))
+
     def faded(self, fade: float) -> Guided:
         """Return the same with another part of the corrections left out in steps."""
         return replace(self, fade=fade)
@@ -231,11 +254,41 @@ class Guided(Strict):
 def forward(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """Return the network's outputs `[N, …]` with some of its tensors replaced, in chunks."""
     return torch.cat(
-        [functional_call(model, dict(replaced), (batch,)) for batch in inputs.split(CHUNK)]
+        [functional_call(model, dict(replaced), (batch,)) for batch in _chunks(inputs)]
     )
+
+
+@torch.no_grad()
+def forward_many(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return the outputs `[G, N, …]` of one network with G sets of tensors in place of its own.
+
+    Args:
+        model: stays as it is.
+        replaced: qualified name → the G tensors that take its place one after the other, stacked.
+        inputs: `[N, …]`, the same for all.
+
+    Raises:
+        RuntimeError: torch cannot compute this network for several sets at once (`torch.func.vmap`:
+            a tensor changed in place, a branch on values).
+    """
+
+    def one(tensors: dict[str, Tensor], batch: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(model, tensors, (batch,))
+        return outputs
+
+    stacked = dict(replaced)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # one by one inside torch
+        parts = [vmap(one, in_dims=(0, None))(stacked, batch) for batch in _chunks(inputs)]
+    return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
 def answers(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return the dense network's outputs `[N, …]`, computed in chunks."""
-    return torch.cat([model(batch) for batch in inputs.split(CHUNK)])
+    return torch.cat([model(batch) for batch in _chunks(inputs)])
+
+
+def _chunks(inputs: Tensor) -> Sequence[Tensor]:
+    found: Sequence[Tensor] = inputs.split(CHUNK if inputs.device.type == "cpu" else GPU_CHUNK)
+    return found

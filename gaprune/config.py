@@ -15,6 +15,7 @@ from gaprune.errors import InputError, unknown_name
 
 EVOLVED = "evolved"
 _ADDRESS = re.compile(r"auto|none|(ray://)?[^\s/]+:\d{1,5}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 LARGEST_SPARSITY = 0.999  # tried for a `max_drop`, where no largest one is stated
 NEUTRAL = ("workers", "ray_address", "task_timeout", "retries", "checkpoint_every")
 """Settings that change how long a run takes and what it survives, and nothing that it finds."""
@@ -73,6 +74,16 @@ class Settings(BaseModel):
     )
     gpus_per_worker: float = Field(
         0.0, ge=0, description="GPUs of each worker; several share one that has a fraction of it"
+    )
+    device: str = Field(
+        "auto",
+        description="where candidates are tried: auto (a GPU where there is one), cpu, cuda or "
+        "cuda:N; of several workers, those with GPUs use them and the others do not",
+    )
+    precision: str = Field(
+        "float32",
+        description="arithmetic that selects candidates and steers their gradients, never that "
+        "which judges them: float32, bfloat16, float16 (on a GPU), or auto: bfloat16 on a GPU",
     )
     ray_address: str = Field(
         "none",
@@ -145,6 +156,15 @@ class Settings(BaseModel):
     def _shares(cls, value: float) -> float:
         if value > 1 and not value.is_integer():
             raise PydanticCustomError("share", "must be up to 1, or a whole number of GPUs")
+        return value
+
+    @field_validator("device", mode="after")
+    @classmethod
+    def _devices(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise PydanticCustomError(
+                "device", "must be auto, cpu, cuda, or cuda:N for one of several GPUs"
+            )
         return value
 
     @field_validator("ray_address", mode="after")

@@ -24,13 +24,14 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.plan import Plan
-from gaprune.evolution.snapshot import Snapshot, as_mask
+from gaprune.evolution.remembered import as_mask
+from gaprune.evolution.snapshot import Snapshot
 from gaprune.job import Job
 from gaprune.observe import Observer
 from gaprune.probes.kept import plan_apart, plan_together
 from gaprune.probes.plan import ProbePlan
 from gaprune.run_directory import config_text
-from gaprune.supermask import pack, unpack
+from gaprune.supermask import unpack
 from gaprune.target import Target
 
 FORMAT = 1  # raise it when older checkpoints can no longer be read
@@ -88,7 +89,7 @@ class SearchKeeper:
         seeds, verdicts = [], {}
         for number, one in enumerate(facts["seeds"]):
             mask = unpack(tensors[f"seed/{number}"].numpy(), plan.layout.total)
-            seeds.append(as_mask(mask, plan, one["origin"]))
+            seeds.append(plan.adopt(as_mask(mask, plan.layout, one["origin"])))
             verdicts[seeds[-1].key] = Verdict(one["agreement"], one["fitness"])
         search = Snapshot.put_together(facts["search"], tensors, plan)
         return Kept(search, seeds, verdicts, facts["seconds"])
@@ -114,7 +115,8 @@ class SearchKeeper:
         search, tensors = self._waiting.search.taken_apart()
         verdicts = self._waiting.verdicts
         seeds = [{"origin": s.origin, **verdicts[s.key]._asdict()} for s in self._waiting.seeds]
-        masks = [torch.from_numpy(pack(seed.mask)) for seed in self._waiting.seeds]
+        # copied: a seed may be a leader as well, and tensors in a file share no memory
+        masks = [torch.from_numpy(seed.bits.copy()) for seed in self._waiting.seeds]
         tensors |= {f"seed/{number}": mask for number, mask in enumerate(masks)}
         facts = {"search": search, "seeds": seeds, "seconds": self._waiting.seconds}
         try:

@@ -113,7 +113,7 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
     Args:
         name: `auto` (`kl` for logits `[N, classes]`, else `relative-error`), a key of
             `OBJECTIVES`, or `path/to/file.py:function` with the signature
-            `(outputs, teacher, labels) -> float`, larger is better.
+            `(outputs, teacher, labels) -> float`, larger is better; it is given CPU tensors.
         teacher: outputs of the dense network, `[N, …]`.
 
     Raises:
@@ -138,7 +138,8 @@ def _user_objective(spec: str, judge: Measure) -> Objective:
     function = load_function(spec, "objective")
 
     def fitness(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        value = call_user(function, outputs, teacher, labels, where=f"objective: {spec}")
+        shown = (None if one is None else one.cpu() for one in (outputs, teacher, labels))
+        value = call_user(function, *shown, where=f"objective: {spec}")
         try:
             return torch.tensor(float(value), dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:  # torch: more than one element

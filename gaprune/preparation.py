@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gaprune.answering import STRICT, AfterRepair, Answering, Guided
-from gaprune.bench import Bench, Shown, answers
+from gaprune.bench import GROUP, Bench, Shown, answers
 from gaprune.budget import SCOPES, keep_total
 from gaprune.config import EVOLVED, Settings
 from gaprune.cost import macs_per_input, suitable_batch
@@ -18,12 +18,14 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
 from gaprune.objectives import AUTO, Objective, find_objective
+from gaprune.precision import check_precision, choose_precision
 from gaprune.probes.choice import decide
 from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples
 from gaprune.repair import Sites, survey
 from gaprune.saliency import SALIENCIES
 from gaprune.target import Target
+from gaprune.workers import Staff, choose_device
 from gaprune.workers.serial import torch_threads
 
 T = TypeVar("T")
@@ -36,13 +38,15 @@ CONTINUATION, DRIFT = 300, 2.0  # where the probes were inverted and nothing spe
 LAST_RATE = 1 / 20  # of the first step length, at the end of the continuation
 FADE = (0.0, 0.95)  # parts of its steps between which repair is faded out
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front removes this part of the asked sparsity
+GROUPED = 1 << 22  # prunable weights of a network that has its masks scored in groups, at most
 
 
 def check_settings(settings: Settings) -> Preset:
     """Check the names that settings hold and return the preset.
 
     Raises:
-        InputError: an unknown preset, scope or method; a search for a front and a limit at once.
+        InputError: an unknown preset, scope, method or precision; a search for a front and a limit
+            at once; a device that is not there.
     """
     preset = find_preset(settings.preset)
     if settings.scope not in SCOPES:
@@ -53,6 +57,7 @@ def check_settings(settings: Settings) -> Preset:
         raise InputError(
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
         )
+    check_precision(settings.precision, choose_device(Staff.of(settings)))
     return as_pareto(preset) if settings.pareto else preset
 
 
@@ -71,6 +76,9 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     if preset.gradient and settings.clip is None and len(target.layout.names) >= MANY_LAYERS:
         changes["clip"] = CLIP
     changes |= _for_probes(settings, target)
+    device = choose_device(Staff.of(settings))
+    precision = choose_precision(settings.precision, device, target.dtype)
+    changes |= {"device": device, "precision": precision}
     own = {"scope": preset.scope, "objective": preset.objective}
     if settings.pareto:
         own["scope"] = "global"  # children of different budgets share no counts
@@ -189,6 +197,7 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
         answering=_answering(target, settings, nearest),
         near=None if plan.nearest is plan.search else nearest,
+        precision=settings.precision,
     )
 
 
@@ -224,7 +233,20 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
         most=keep_total(layout, LEAST_SPARSE * settings.sparsity) if settings.pareto else None,
         allocation=allocation,
         continuation=continuation,
+        group=_group(target, settings),
     )
+
+
+def _group(target: Target, settings: Settings) -> int:
+    """Return how many masks pass at once: several of a small network of matrices on a GPU.
+
+    Starting its kernels takes longer there than running them. Rounding follows from this number,
+    so that it depends on network and device, not on a clock. On the CPU groups are no faster, and
+    convolutions become grouped ones, which are slower than each alone.
+    """
+    matrices = all(weight.ndim == 2 for weight in target.weights.values())
+    small = matrices and target.layout.total <= GROUPED
+    return GROUP if settings.device != "cpu" and small else 1
 
 
 def _continuation(refinement: Refinement | None, steps: int | None) -> Refinement | None:

@@ -27,9 +27,11 @@ from gaprune.probes.samples import Samples
 from gaprune.result import Result
 from gaprune.run_directory import CONFIG, config_text, writing
 from gaprune.target import Target, target_from_module
+from gaprune.workers import Staff, choose_device
 
 LIMITS = ("generations", "evaluations", "seconds", "stagnation", "patience")
-ARITHMETIC = ("threads_per_worker", "gpus_per_worker")  # order and place of floating-point sums
+ARITHMETIC = ("threads_per_worker", "gpus_per_worker", "device")
+"""Settings that decide about order and place of floating-point sums."""
 CHANGEABLE = (*NEUTRAL, *ARITHMETIC, *LIMITS)
 _SAID = {
     "weights_sha256": "weights: they are not those that the run began with",
@@ -153,6 +155,7 @@ def _settings(
             f"; leave it as it is ({CONFIG}), or start a new run"
         )
     settings = make_settings({**kept, **{name: edited[name] for name in differing}, **changes})
+    settings = settings.replace(device=choose_device(Staff.of(settings)))  # `auto` decided here
     for name in LIMITS:
         if settings.max_drop is not None and getattr(settings, name) != kept[name]:
             raise InputError(

@@ -21,6 +21,7 @@ FLOORS = (
     # 1: the network and its masks
     (
         "supermask",
+        "precision",
         "budget",
         "prunable",
         "weights_file",

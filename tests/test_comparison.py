@@ -35,7 +35,7 @@ from gaprune.target import target_from_module
 
 MASKS = (  # methods that hit the budget exactly
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),
-    "correlation",
+    *("wanda-rows", "correlation"),
     *("magnitude-layer", "clustered", "evolved", "imp-direct", "imp-linear"),
     *("imp-long", "imp-cubic", "imp-rewind", "threshold"),
 )

@@ -137,6 +137,23 @@ def test_wanda_balances_layers() -> None:
     assert torch.equal(scores, score("wanda", network, 2 * probes, seeded()))
 
 
+def test_wanda_rows_keeps_the_same_number_in_every_row() -> None:
+    """Those with the largest |w|·‖x‖ there, row by row, in layers of any scale."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+
+    network = network_of(make, InputSpec((6,), "vector"))
+    probes = torch.randn(9, 6, generator=seeded())
+    norms = probes.norm(dim=0)
+    scores = network.layout.split(score("wanda-rows", network, probes, seeded()))
+    product = (network.weights["0.weight"] * norms).abs()
+    kept = scores["0.weight"] > 0.5
+    assert kept.sum(1).tolist() == [3] * 5
+    assert torch.equal(kept, product >= product.topk(3, dim=1).values[:, -1:])
+    assert (scores["2.weight"] > 0.5).sum(1).tolist() == [3] * 4
+
+
 class Encoder(nn.Module):
     """A transformer layer and an attention whose keys and values have sizes of their own."""
 

@@ -19,7 +19,8 @@ from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Genes, Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
-from gaprune.evolution.snapshot import Snapshot, as_mask
+from gaprune.evolution.remembered import Remembered, as_mask
+from gaprune.evolution.snapshot import Snapshot
 from gaprune.workers import SerialWorkers
 
 BENCH = tiny_bench()
@@ -146,26 +147,30 @@ def test_scores_of_any_kind_are_kept_to_the_bit(tmp_path: Path) -> None:
 
 def test_a_mask_comes_back_as_genes_that_express_it() -> None:
     """With the same key, also where a layer keeps nothing but one weight or all of them."""
-    plan = plan_of("black-box", front=False)
     mask: Tensor = torch.zeros(BENCH.layout.total, dtype=torch.bool)
     mask[BENCH.layout.slices[0]] = True
     for part in BENCH.layout.slices[1:]:
         mask[part.stop - 1] = True
-    found = as_mask(mask, plan, "made")
+    found = as_mask(mask, BENCH.layout, "made")
     assert torch.equal(found.mask, mask)
     assert found.genes.keep == int(mask.count_nonzero())
 
 
 def test_leaders_that_may_have_children_keep_their_genes(tmp_path: Path) -> None:
-    """Others come back as their masks; the verdicts of all are as they were."""
+    """Of others there are the masks alone; the verdicts of all are as they were."""
     plan = plan_of("black-box", front=False)
     state = search(plan)[1][-1]
-    assert {id(one) for one, _ in state.leaders} - {id(one) for one in state.population}
-    for breeding in (False, True):
-        kept = replace(state, breeding=breeding)
-        found = through_disk(kept, plan, tmp_path / str(breeding))
-        pairs = zip(found.leaders, state.leaders, strict=True)
-        for (one, verdict), (before, known) in pairs:
-            assert (one.key, verdict) == (before.key, Verdict(*known))
-            if breeding:
+    alive = {id(one) for one in state.population}
+    forgotten = [isinstance(one, Remembered) for one, _ in state.leaders if id(one) not in alive]
+    assert all(forgotten)
+    assert forgotten
+    breeding = tuple((one, VERDICTS[one.key]) for one in SEEDS)
+    for leaders in (state.leaders, breeding):
+        kept = replace(state, leaders=leaders)
+        found = through_disk(kept, plan, tmp_path / str(len(leaders)))
+        for (one, verdict), (before, known) in zip(found.leaders, leaders, strict=True):
+            assert (one.key, one.keep, verdict) == (before.key, before.keep, Verdict(*known))
+            assert isinstance(one, Remembered) == isinstance(before, Remembered)
+            if isinstance(one, Individual):
+                assert isinstance(before, Individual)
                 assert torch.equal(one.genes.scores, before.genes.scores)

@@ -16,6 +16,7 @@ from gaprune.workers.transport import (
     Remote,
     pack,
     pack_answer,
+    pack_child,
     pack_error,
     pack_task,
     unpack,
@@ -77,14 +78,22 @@ def test_a_message_holds_no_genes() -> None:
     message = pack_task(task)
     found = unpack_task(message, (pack(parent),)).run(None)
     assert torch.equal(found.genes.numbers, task.run(None).genes.numbers)
-    answer, genes = pack_answer(found, sound=True)
+    answer, genes = pack_child(found, sound=True)
     assert max(len(message), len(answer)) < 1000
     assert genes is not None
     result = unpack_answer(answer, "reference", task).result
     assert result.sum == found.sum
     assert isinstance(result.genes, Remote)
     assert (result.genes.reference, result.genes.size) == ("reference", 200_000)
-    assert unpack_answer(pack_answer(found, sound=False)[0], None, task).sound is False
+    assert unpack_answer(pack_child(found, sound=False)[0], None, task).sound is False
+
+
+def test_genes_of_a_task_that_does_not_say_so_travel_in_the_answer() -> None:
+    """There is no handle to them then."""
+    found = Grow(3).run(None)
+    answer = unpack_answer(pack_answer(found, sound=True), None, None)
+    assert torch.equal(answer.result.genes.numbers, found.genes.numbers)
+    assert unpack_answer(pack_answer(found, sound=False), None, None).sound is False
 
 
 class StubbornError(Exception):

@@ -10,7 +10,7 @@ from gaprune.config import EVOLVED
 from gaprune.saliency import SALIENCIES
 
 REPAIR = {"repair": True}
-ONE_SHOT = ("magnitude", "lamp", "wanda", "snip", "synflow", "correlation")
+ONE_SHOT = ("magnitude", "lamp", "wanda", "wanda-rows", "snip", "synflow", "correlation")
 REPAIRED = ("magnitude", "lamp", "correlation")
 SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
     {

@@ -37,8 +37,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     STOP: ("generations", "evaluations", "seconds", "stagnation", "patience"),
     "Where it runs": (
-        *("workers", "threads_per_worker", "gpus_per_worker", "ray_address"),
-        *("task_timeout", "retries", "checkpoint_every"),
+        *("workers", "threads_per_worker", "gpus_per_worker", "device", "precision"),
+        *("ray_address", "task_timeout", "retries", "checkpoint_every"),
     ),
     "What is compared": ("methods", "seeds", "clusters"),
     "Training, for the methods that train": (

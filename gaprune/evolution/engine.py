@@ -13,12 +13,14 @@ from deap import tools
 
 from gaprune.bench import Verdict
 from gaprune.errors import GapruneError
-from gaprune.evolution.breeding import Breed, Child, Judge, Score, derive_seed
+from gaprune.evolution.breeding import Breed, Child, Judge, derive_seed
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.newborn import Newborn
 from gaprune.evolution.phases import CONTINUATION, Phase
 from gaprune.evolution.plan import Limits, Outcome, Plan, parted_for
 from gaprune.evolution.recipes import RecipeBook
+from gaprune.evolution.remembered import Remembered
+from gaprune.evolution.scoring import score_masks
 from gaprune.evolution.snapshot import Snapshot
 from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
 from gaprune.records import Generation
@@ -38,7 +40,7 @@ class _State:
     evaluations: int = 0
     gained: int = 0  # the last generation that improved the best fitness
     best: float = -float("inf")
-    leaders: dict[str, tuple[Individual, Verdict]] = field(default_factory=dict)
+    leaders: dict[str, tuple[Individual | Remembered, Verdict]] = field(default_factory=dict)
 
 
 class Evolution:
@@ -122,7 +124,6 @@ class Evolution:
             population=tuple(self.population),
             hall_of_fame=tuple(self.hall_of_fame),
             leaders=tuple(state.leaders.values()),
-            breeding=self.plan.phase(state.generation + 1).name == CONTINUATION,
         )
 
     def restore(self, one: Snapshot) -> None:
@@ -213,7 +214,10 @@ class Evolution:
     def _parents(self, phase: Phase) -> list[Individual]:
         """Select two parents per child; the continuation has one, the best known after repair."""
         if phase.name == CONTINUATION:
-            known = distinct([*(one for one, _ in self._state.leaders.values()), *self.population])
+            leaders = [
+                one for one, _ in self._state.leaders.values() if isinstance(one, Individual)
+            ]
+            known = distinct([*leaders, *self.population])
             fitness = self._evaluate(known, LAST_RUNG, repaired=True)
             best = known[max(range(len(known)), key=fitness.__getitem__)]
             return [best] * (2 * phase.offspring)
@@ -225,10 +229,11 @@ class Evolution:
     ) -> list[float]:
         """Score on a rung; those that take down their workers are infinitely bad."""
         self._state.evaluations += len(contenders)
-        tasks = [Score(one.bits, rung, repaired) for one in contenders]
+        masks, group = [one.bits for one in contenders], self.plan.group
+        scores = score_masks(self.toolbox.map, masks, rung, repaired=repaired, group=group)
         return [
             self._leave_out(one.origin, found) if isinstance(found, Lost) else found
-            for one, found in zip(contenders, self.toolbox.map(tasks), strict=True)
+            for one, found in zip(contenders, scores, strict=True)
         ]
 
     def _score(self, contenders: Sequence[C]) -> list[C]:
@@ -271,7 +276,7 @@ class Evolution:
     def _record(self) -> None:
         state = self._state
         phase = self.plan.phase(state.generation).name
-        self.hall_of_fame.update(self.population)
+        self.hall_of_fame.update([Remembered.of(one) for one in self.population])
         numbers = self.toolbox.describe(self.population)
         leader = tools.selBest(self.population, 1)[0]
         if numbers["best"] > state.best:
@@ -288,8 +293,19 @@ class Evolution:
         )
         self.logbook.record(**vars(record))
         self.history.append(record)
+        self._forget()
         if self._report is not None:
             self._report(record)
+
+    def _forget(self) -> None:
+        """Keep the mask alone of leaders that will have no more children: there are ever more."""
+        state = self._state
+        if self.plan.phase(state.generation + 1).name == CONTINUATION:
+            return
+        alive = {id(one) for one in self.population}
+        for key, (one, verdict) in state.leaders.items():
+            if isinstance(one, Individual) and id(one) not in alive:
+                state.leaders[key] = Remembered.of(one), verdict
 
     def _front(self) -> list[Individual]:
         if self.plan.most is None:
@@ -304,10 +320,11 @@ class Evolution:
         best baseline's agreement is the bar, which it meets itself.
         """
         leaders = list(self._state.leaders.values())
-        judged = [pair for pair in leaders if pair[0].genes.keep == self.plan.keep] or leaders
+        judged = [pair for pair in leaders if pair[0].keep == self.plan.keep] or leaders
         bar = max((known[one.key].agreement for one, _ in judged if one.key in known), default=0.0)
         eligible = [pair for pair in judged if pair[1].agreement >= bar]
-        return max(eligible, key=lambda pair: pair[1].fitness)
+        best, verdict = max(eligible, key=lambda pair: pair[1].fitness)
+        return best if isinstance(best, Individual) else best.grown(self.plan.layout), verdict
 
     def _limit(self) -> str | None:
         state = self._state

@@ -12,7 +12,7 @@ from deap import base
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack
+from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack, unpack
 
 EXACT = 1 << 24  # so many ranks and no more are all different in float32
 
@@ -86,7 +86,8 @@ class Individual(list[Tensor]):
     Attributes:
         genes: scores, counts and budget.
         fitness: the DEAP fitness; invalid until evaluated on all search probes.
-        mask: flat bool mask, expressed once; whoever knows it passes it on.
+        bits: the packed mask, expressed once; whoever knows it passes it on.
+        mask: flat bool mask.
         key: hash of the mask.
         rate: this individual's own step length for gradient-informed mutation.
         origin: the baseline it was seeded from, or the operators that made it.
@@ -100,12 +101,13 @@ class Individual(list[Tensor]):
         origin: str,
         rate: float = 1.0,
         fitness: type[base.Fitness] = Fitness,
-        mask: Tensor | None = None,
+        bits: NDArray[np.uint8] | None = None,
     ) -> None:
         super().__init__(layout.split(genes.scores).values())
         self.genes = genes
-        self.mask = genes.express(layout) if mask is None else mask
-        self.key = mask_key(self.mask)
+        self.mask = genes.express(layout) if bits is None else unpack(bits, layout.total)
+        self.bits = pack(self.mask) if bits is None else bits
+        self.key = bits_key(self.bits)
         self.origin = origin
         self.rate = rate
         self.fitness = fitness()
@@ -115,11 +117,6 @@ class Individual(list[Tensor]):
         """Return the same scores with another number of kept weights, all layers together."""
         genes = replace(self.genes, keep=keep, counts=None)
         return Individual(genes, layout, self.origin, self.rate)
-
-    @property
-    def bits(self) -> NDArray[np.uint8]:
-        """The packed mask."""
-        return pack(self.mask)
 
     @property
     def keep(self) -> int:
@@ -155,13 +152,13 @@ def seed_genes(
 
 
 def rank(scores: Tensor) -> Tensor:
-    """Map scores to their rank in [0, 1), ties in reverse index order; of the same shape.
+    """Map scores to their rank in [0, 1), ties in reverse index order; of the same shape, CPU.
 
     Ranks give every criterion the same scale, so one step length suits them all. Equal scores get
     the lower index the higher rank, as `top_k_mask` keeps them. They are float32, or float64 where
     there are more than `EXACT`; `align` makes float32 of these that are exact around the cut.
     """
-    flat, total = scores.reshape(-1), scores.numel()
+    flat, total = scores.reshape(-1).cpu(), scores.numel()
     kind = torch.float32 if total <= EXACT else torch.float64
     order = flat.flip(0).argsort(stable=True)
     ranks = torch.empty(total, dtype=kind)

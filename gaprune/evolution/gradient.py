@@ -72,8 +72,8 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
         InputError: the objective has no loss to differentiate, or the network has no gradients.
     """
     genes = genes.signed() if genes.fixed else align(genes.signed(), bench.layout)
-    scores, velocity = genes.scores.clone(), torch.zeros_like(genes.scores)
-    mean, weight = torch.zeros_like(scores), 0.0
+    scores = genes.scores.to(bench.device, copy=True)
+    velocity, mean, weight = torch.zeros_like(scores), torch.zeros_like(scores), 0.0
     for step in range(plan.steps):
         mask, now = _express(genes, scores, bench), plan.at(step, bench)
         gradient = now.score_gradient(mask, now.draw(plan.batch, generator))
@@ -86,7 +86,7 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
         scores.sub_(velocity, alpha=plan.length(step))
         mean.mul_(plan.memory).add_(scores, alpha=1 - plan.memory)
         weight = plan.memory * weight + 1 - plan.memory
-    return _settle(genes, mean.div_(weight), bench)
+    return _settle(genes, mean.div_(weight).cpu(), bench)
 
 
 def _express(genes: Genes, scores: Tensor, bench: Bench) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gaprune.evolution.breeding import Child
 from gaprune.evolution.genome import Genes, Individual, bits_key
-from gaprune.supermask import Layout, unpack
+from gaprune.supermask import Layout
 
 
 class Newborn:
@@ -48,7 +48,6 @@ class Newborn:
 
     def grown(self, genes: Genes, layout: Layout) -> Individual:
         """Return the individual that it becomes, with the fitness that it has."""
-        mask = unpack(self.bits, layout.total)
-        one = Individual(genes, layout, self.origin, self.rate, mask=mask)
+        one = Individual(genes, layout, self.origin, self.rate, bits=self.bits)
         one.fitness, one.sprint = self.fitness, self.sprint
         return one

@@ -11,6 +11,7 @@ from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.phases import ALLOCATION, CONTINUATION, SEARCH, Phase
 from gaprune.evolution.presets import Preset, as_allocation, as_continuation
+from gaprune.evolution.remembered import Remembered
 from gaprune.records import Generation
 from gaprune.supermask import Layout
 
@@ -84,6 +85,7 @@ class Plan:
         allocation: of the generations, those before the search that change keep counts alone.
         continuation: the steps of one generation before all others, or None: from what the best
             seed after repair answers then to what it answers without. It needs a guided bench.
+        group: masks that are scored in one forward pass; 1 scores each alone.
     """
 
     preset: Preset
@@ -97,6 +99,7 @@ class Plan:
     most: int | None = None
     allocation: int = 0
     continuation: Refinement | None = None
+    group: int = 1
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
@@ -161,7 +164,7 @@ class Outcome:
     best: Individual
     verdict: Verdict
     population: list[Individual]
-    hall_of_fame: list[Individual]
+    hall_of_fame: list[Remembered]
     front: list[Individual]
     judged: dict[str, Verdict]
     history: list[Generation]

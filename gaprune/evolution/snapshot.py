@@ -1,9 +1,9 @@
 """The state of a search between two generations: all that the next one depends on, and back.
 
 Genes of the population are kept as they are, bit for bit. Of individuals that only wait to be
-chosen (leaders, the hall of fame) the mask is kept, a thirty-second of that: their genes come back
-as scores of 1 where a weight stays and 0 elsewhere. Random draws of a generation follow from the
-seed and its number, so DEAP's generator is the only one with a state.
+chosen (leaders, the hall of fame) the mask is kept, see `gaprune.evolution.remembered`. Random
+draws of a generation follow from the seed and its number, so DEAP's generator is the only one with
+a state.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from deap import base
 from torch import Tensor
 
 from gaprune.bench import Verdict
-from gaprune.evolution.genome import Genes, Individual
+from gaprune.evolution.genome import Genes, Individual, bits_key
 from gaprune.evolution.plan import Plan
+from gaprune.evolution.remembered import Remembered
 from gaprune.records import Generation
-from gaprune.supermask import layer_counts, pack, unpack
 
 Facts = dict[str, Any]
 _COUNTERS = ("generation", "evaluations", "gained", "best", "seconds", "random", "rates")
@@ -37,8 +39,8 @@ class Snapshot:
         history: one record per generation.
         population: in order.
         hall_of_fame: best first.
-        leaders: all that were judged on the guard, in that order.
-        breeding: whether leaders may still have children, so that their genes are kept too.
+        leaders: all that were judged on the guard, in that order. Those that are neither in the
+            population nor may have children later have no genes.
     """
 
     generation: int
@@ -50,9 +52,8 @@ class Snapshot:
     rates: Mapping[str, Mapping[str, Mapping[str, float]]]
     history: tuple[Generation, ...]
     population: tuple[Individual, ...]
-    hall_of_fame: tuple[Individual, ...]
-    leaders: tuple[tuple[Individual, Verdict], ...]
-    breeding: bool = False
+    hall_of_fame: tuple[Remembered, ...]
+    leaders: tuple[tuple[Individual | Remembered, Verdict], ...]
 
     def taken_apart(self) -> tuple[Facts, dict[str, Tensor]]:
         """Return it as plain data and tensors."""
@@ -63,7 +64,7 @@ class Snapshot:
             if id(one) in place:
                 facts: Facts = {"in_population": place[id(one)]}
             else:
-                facts = table.genes(one) if self.breeding else table.mask(one)
+                facts = table.mask(one) if isinstance(one, Remembered) else table.genes(one)
             leaders.append({**facts, **verdict._asdict()})
         facts = {
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -85,7 +86,7 @@ class Snapshot:
             (
                 population[one["in_population"]]
                 if "in_population" in one
-                else _individual(one, tensors, plan),
+                else (_remembered if "mask" in one else _individual)(one, tensors, plan),
                 Verdict(one["agreement"], one["fitness"]),
             )
             for one in facts["leaders"]
@@ -95,16 +96,9 @@ class Snapshot:
             random=(version, tuple(numbers), gauss),
             history=tuple(Generation(**record) for record in facts["history"]),
             population=population,
-            hall_of_fame=tuple(_individual(one, tensors, plan) for one in facts["hall_of_fame"]),
+            hall_of_fame=tuple(_remembered(one, tensors, plan) for one in facts["hall_of_fame"]),
             leaders=leaders,
         )
-
-
-def as_mask(mask: Tensor, plan: Plan, origin: str) -> Individual:
-    """Return an individual that expresses a flat bool mask, whatever its scores once were."""
-    counts = tuple(layer_counts(mask, plan.layout))
-    genes = Genes(mask.float(), counts, sum(counts))
-    return plan.adopt(Individual(genes, plan.layout, origin))
 
 
 class _Table:
@@ -129,34 +123,40 @@ class _Table:
             "absolute": genes.absolute,
         }
 
-    def mask(self, one: Individual) -> Facts:
-        """Return an individual as plain data that names its mask."""
+    def mask(self, one: Remembered) -> Facts:
+        """Return what is remembered as plain data that names its mask."""
         name = f"mask/{one.key}"
         if name not in self.tensors:
-            self.tensors[name] = torch.from_numpy(pack(one.mask))
+            self.tensors[name] = torch.from_numpy(one.bits)
         return {**_facts(one), "mask": name}
 
 
-def _facts(one: Individual) -> Facts:
+def _facts(one: Individual | Remembered) -> Facts:
     values = list(one.fitness.values)
     return {"origin": one.origin, "rate": one.rate, "sprint": one.sprint, "values": values}
 
 
 def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Individual:
-    if "mask" in facts:
-        mask = unpack(tensors[facts["mask"]].numpy(), plan.layout.total)
-        found = as_mask(mask, plan, facts["origin"])
-    else:
-        counts = facts["counts"]
-        genes = Genes(
-            scores=tensors[facts["scores"]],
-            counts=None if counts is None else tuple(counts),
-            keep=facts["keep"],
-            fixed=facts["fixed"],
-            absolute=facts["absolute"],
-        )
-        found = plan.adopt(Individual(genes, plan.layout, facts["origin"]))
+    counts = facts["counts"]
+    genes = Genes(
+        scores=tensors[facts["scores"]],
+        counts=None if counts is None else tuple(counts),
+        keep=facts["keep"],
+        fixed=facts["fixed"],
+        absolute=facts["absolute"],
+    )
+    found = plan.adopt(Individual(genes, plan.layout, facts["origin"]))
     found.rate, found.sprint = facts["rate"], facts["sprint"]
-    if facts["values"]:
-        found.fitness.values = tuple(facts["values"])
+    found.fitness = _fitness(facts, plan)
     return found
+
+
+def _remembered(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Remembered:
+    bits = tensors[facts["mask"]].numpy()
+    keep = int(np.bitwise_count(bits).sum())
+    rest = {name: facts[name] for name in ("origin", "rate", "sprint")}
+    return Remembered(bits, bits_key(bits), keep, fitness=_fitness(facts, plan), **rest)
+
+
+def _fitness(facts: Facts, plan: Plan) -> base.Fitness:
+    return plan.fitness(tuple(facts["values"]))

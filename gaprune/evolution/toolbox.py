@@ -14,6 +14,7 @@ from deap import base, tools
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.newborn import Newborn
 from gaprune.evolution.presets import Preset
+from gaprune.evolution.remembered import Remembered
 from gaprune.workers import Workers
 
 Contender = Individual | Newborn
@@ -59,7 +60,7 @@ def make_toolbox(preset: Preset, workers: Workers) -> base.Toolbox:
     return toolbox
 
 
-def same(a: Individual, b: Individual) -> bool:
+def same(a: Remembered, b: Remembered) -> bool:
     """Tell whether two express the same mask."""
     return a.key == b.key
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.saliency.activations import wanda
+from gaprune.saliency.activations import wanda, wanda_rows
 from gaprune.saliency.correlation import correlation
 from gaprune.saliency.flow import synflow
 from gaprune.saliency.gradients import grasp, snip, taylor
@@ -99,6 +99,14 @@ SALIENCIES: dict[str, Saliency] = {
             False,
             "Sun et al. 2023, eq. 1",
             "|w| · norm of the inputs it multiplies, layers balanced as in LAMP",
+        ),
+        Saliency(
+            "wanda-rows",
+            wanda_rows,
+            True,
+            False,
+            "Sun et al. 2023, section 3",
+            "the same products ranked inside every output row, all of the same density",
         ),
         Saliency(
             "correlation",

@@ -20,21 +20,41 @@ def wanda(
 ) -> Tensor:
     """Score |w|·‖x‖₂, x being all inputs that the weight multiplies (Sun et al. 2023, eq. 1).
 
-    The paper compares inside each output row and keeps the same density in all of them; at the
-    densities wanted here that empties every 3×3 depthwise kernel, and ‖x‖ itself cannot be compared
-    between layers, since each has its own scale and number of positions. So the products are
-    balanced between layers as LAMP balances magnitudes (`lamp_scores` of them): inside a layer
-    the order is that of |w|·‖x‖₂, and no factor on a layer's inputs changes anything. Weights
-    whose inputs cannot be seen are scored by |w|.
+    ‖x‖ itself cannot be compared between layers, since each has its own scale and number of
+    positions. So the products are balanced between layers as LAMP balances magnitudes
+    (`lamp_scores` of them): inside a layer the order is that of |w|·‖x‖₂, and no factor on a
+    layer's inputs changes anything. Weights whose inputs cannot be seen are scored by |w|. The
+    paper's own comparison groups are those of `wanda_rows`.
     """
+    products = _products(network, probes)
+    scores = {name: lamp_scores(product) for name, product in products.items()}
+    return network.layout.flatten(scores).float()
+
+
+def wanda_rows(
+    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+) -> Tensor:
+    """Rank |w|·‖x‖₂ inside each output row, as Sun et al. 2023, section 3, compare.
+
+    The score is rank over row length, (0, 1], so that one cut through all layers keeps the same
+    density in every row (the first axis of a weight; a vector is one row). Where rows are short,
+    as in depthwise kernels, a low density leaves nothing of many.
+    """
+    scores = {}
+    for name, product in _products(network, probes).items():
+        rows = product.abs().reshape(len(product) if product.ndim > 1 else 1, -1)
+        ranks = rows.argsort(dim=1, stable=True).argsort(dim=1) + 1
+        scores[name] = (ranks.double() / rows.shape[1]).view_as(product)
+    return network.layout.flatten(scores).float()
+
+
+def _products(network: Network, probes: Tensor | None) -> dict[str, Tensor]:
+    """Return w·‖x‖₂, float64; w where the inputs cannot be seen."""
     energies = input_energies(network, probes)
-    scores = {
-        name: lamp_scores(
-            weight.detach().double() * energies.get(name, torch.ones_like(weight)).sqrt()
-        )
+    return {
+        name: weight.detach().double() * energies.get(name, torch.ones_like(weight)).sqrt()
         for name, weight in network.weights.items()
     }
-    return network.layout.flatten(scores).float()
 
 
 def input_energies(network: Network, probes: Tensor | None) -> dict[str, Tensor]:

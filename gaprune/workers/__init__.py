@@ -1,6 +1,6 @@
 """Where tasks run: in this process, or on Ray actors. One protocol, one contract."""
 
-from gaprune.workers.cluster import OWN
+from gaprune.workers.device import choose_device
 from gaprune.workers.protocol import Lost, Staff, Warn, Workers
 from gaprune.workers.ray_pool import RayWorkers
 from gaprune.workers.serial import SerialWorkers
@@ -14,6 +14,7 @@ __all__ = [
     "Tolerance",
     "Warn",
     "Workers",
+    "choose_device",
     "open_workers",
 ]
 
@@ -21,7 +22,12 @@ __all__ = [
 def open_workers(bench: object, staff: Staff, warn: Warn = lambda _: None) -> Workers:
     """Return workers that hold `bench`: this process for one, Ray actors for more.
 
-    One worker that is to have a GPU of its own, or to be on a cluster, is an actor too.
+    One worker that reserves a GPU, or is to be on a cluster, is an actor too.
+
+    Raises:
+        InputError: the device that is asked for is not there.
     """
-    here = staff.count == 1 and not staff.gpus and staff.address == OWN
-    return SerialWorkers(bench, staff.threads) if here else RayWorkers(bench, staff, warn)
+    device = choose_device(staff)
+    if staff.here:
+        return SerialWorkers(bench, staff.threads, device)
+    return RayWorkers(bench, staff, warn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import ray
@@ -10,7 +11,8 @@ import torch
 
 from gaprune.errors import GapruneError
 from gaprune.workers.checksum import digest, frozen, tally
-from gaprune.workers.transport import Packed, pack_answer, pack_error, unpack_task
+from gaprune.workers.device import CPU, CUDA, settle, steady
+from gaprune.workers.transport import Packed, pack_answer, pack_child, pack_error, unpack_task
 
 
 class Shipment(NamedTuple):
@@ -50,21 +52,36 @@ class Actor:
                 f"gpus_per_worker: torch {torch.__version__} of the workers sees no GPU; install "
                 "one that does on every node, or leave --gpus-per-worker out"
             )
-        self._bench = ray.cloudpickle.loads(bench)
+        device = CUDA if shipment.gpu else CPU  # of the GPUs, it sees those that Ray gave it
+        self._arithmetic = ExitStack()  # stays as long as the process
+        self._arithmetic.enter_context(steady(device))
+        self._bench = settle(ray.cloudpickle.loads(bench), device)
         self._frozen = frozen(self._bench)
         if digest(self._frozen) != shipment.digest:
             raise GapruneError("workers: the weights that arrived are not those that were sent")
         self._tally = tally(self._frozen)
         return str(ray.get_runtime_context().get_node_id())
 
-    @ray.method(num_returns=2)
-    def run(self, message: bytes, *parents: Packed) -> tuple[bytes, Packed | None]:
-        """Run one task; returns its answer, and the genes that stay in this node's store.
+    def run(self, message: bytes) -> bytes:
+        """Run one task; returns its answer.
 
         What the task raises is part of the answer: Ray would log it as well.
         """
         try:
+            result = unpack_task(message).run(self._bench)
+        except Exception as error:  # noqa: BLE001 - it is raised where the task comes from
+            return pack_error(error)
+        return pack_answer(result, sound=self._sound)
+
+    @ray.method(num_returns=2)  # a fifth dearer than one, so not for every task
+    def breed(self, message: bytes, *parents: Packed) -> tuple[bytes, Packed | None]:
+        """Run one task that breeds; returns its answer, and genes that stay in this node."""
+        try:
             result = unpack_task(message, parents).run(self._bench)
         except Exception as error:  # noqa: BLE001 - it is raised where the task comes from
             return pack_error(error), None
-        return pack_answer(result, sound=tally(self._frozen) == self._tally)
+        return pack_child(result, sound=self._sound)
+
+    @property
+    def _sound(self) -> bool:
+        return tally(self._frozen) == self._tally

@@ -18,9 +18,9 @@ import ray
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.userfile import PREFIX
-from gaprune.workers.protocol import Staff
+from gaprune.workers.protocol import OWN, Staff
 
-OWN, CLIENT = "none", "ray://"
+CLIENT = "ray://"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
 ANSWER = 5.0  # seconds that a cluster has to accept a connection
 _WAY_OUT = "start one with 'ray start --head', correct --ray-address, or leave it out"

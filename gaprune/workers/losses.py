@@ -19,6 +19,19 @@ def cause_of(error: ray.exceptions.RayError) -> BaseException:
     return cause if isinstance(cause, BaseException) else error
 
 
+def origin_of(error: Exception) -> Exception:
+    """Return what the machine did beneath what was made of it, or else the error itself.
+
+    A user's function that finds no memory is reported as a function that raised.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, Exception) and is_machines(one):
+            return one
+        one = one.__cause__
+    return error
+
+
 def is_machines(error: BaseException) -> bool:
     """Tell whether the machine is to blame: it is gone, or its memory is full.
 

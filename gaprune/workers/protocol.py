@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 from gaprune.config import Settings
 from gaprune.workers.tolerance import Tolerance
 
+OWN = "none"  # the address of a Ray on this machine
 Warn = Callable[[str], None]
 
 
@@ -23,6 +24,7 @@ class Staff:
         address: of a Ray cluster: `auto`, `ray://HOST:PORT` or `HOST:PORT`; `none` is a Ray of its
             own on this machine. A Ray that the caller has started goes before all of them.
         tolerance: what is done about those that are lost.
+        device: where candidates are tried, as the user asks for it; see `choose_device`.
     """
 
     count: int = 1
@@ -30,6 +32,12 @@ class Staff:
     gpus: float = 0.0
     address: str = "none"
     tolerance: Tolerance = field(default_factory=Tolerance)
+    device: str = "auto"
+
+    @property
+    def here(self) -> bool:
+        """Whether this process is the one worker: no actor, so no Ray."""
+        return self.count == 1 and not self.gpus and self.address == OWN
 
     @classmethod
     def of(cls, settings: Settings) -> Staff:
@@ -40,6 +48,7 @@ class Staff:
             settings.gpus_per_worker,
             settings.ray_address,
             Tolerance(settings.retries, settings.task_timeout),
+            settings.device,
         )
 
 
@@ -59,9 +68,9 @@ class Lost:
 class Workers(Protocol):
     """Runs tasks; every task has `run(bench)` and is pure: its result depends on nothing else.
 
-    A task may have `parents`, and its result `genes`: these are large and travel on their own, so
-    that they are sent once and only where they are needed. A task may have a `kind`, a text: tasks
-    of a kind take about as long as each other.
+    A task that has `parents`, be it none, breeds: its result has `genes`. They are large and travel
+    on their own, so that they are sent once and only where they are needed. A task may have a
+    `kind`, a text: tasks of a kind take about as long as each other.
     """
 
     count: int

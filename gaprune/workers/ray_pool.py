@@ -142,8 +142,10 @@ class RayWorkers:
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
         """Return the genes of results; those that were lost with a node are made again."""
-        handles = [result.genes for result in results]
-        found = self._get(handles)
+        found: list[Any] = [result.genes for result in results]
+        handles = {index: one for index, one in enumerate(found) if isinstance(one, Remote)}
+        for index, genes in zip(handles, self._get(list(handles.values())), strict=True):
+            found[index] = genes
         missing = [index for index, genes in enumerate(found) if genes is None]
         if missing:
             again = self.run([handles[index].task for index in missing])
@@ -159,13 +161,20 @@ class RayWorkers:
         idle = self._crew.idle
         while idle and (job := agenda.take(now, idle[-1].node)) is not None:
             worker = idle.pop()
-            message = pack_task(job.task)
-            self.traffic.sent += len(message)
-            parents = map(self._reference, getattr(job.task, "parents", ()))
-            reference, genes = worker.actor.run.remote(message, *parents)
+            reference, genes = self._send(worker.actor, job.task)
             ends = now + self._durations.limit(job.kind)
             self._check_at = min(self._check_at, ends)
             self._calls[reference] = _Call(worker, agenda, job, genes, now, ends)
+
+    def _send(self, actor: Any, task: Any) -> tuple[Any, Any]:
+        """Return references to the answer and, of a task that breeds, to the genes."""
+        message = pack_task(task)
+        self.traffic.sent += len(message)
+        parents = getattr(task, "parents", None)
+        if parents is None:
+            return actor.run.remote(message), None
+        answer, genes = actor.breed.remote(message, *map(self._reference, parents))
+        return answer, genes
 
     def _wait(self, agenda: Agenda) -> None:
         """Wait for answers, or until there is something else to do."""

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 
+from gaprune.errors import GapruneError
+from gaprune.workers.device import CPU, settle, steady
+
 
 class SerialWorkers:
-    """One worker: this process."""
+    """One worker: this process.
+
+    Args:
+        bench: what tasks need; on a GPU they are given a copy.
+        threads: of torch, while tasks run.
+        device: where they run: `cpu`, `cuda` or `cuda:N`.
+    """
 
     count = 1
 
-    def __init__(self, bench: Any, threads: int = 1) -> None:
-        self._bench = bench
-        self._threads = threads
+    def __init__(self, bench: Any, threads: int = 1, device: str = CPU) -> None:
+        self._bench, self._threads, self._device = bench, threads, device
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run the tasks one after the other."""
-        with torch_threads(self._threads):
-            return [task.run(self._bench) for task in tasks]
+        """Run the tasks one after the other.
+
+        Raises:
+            GapruneError: the memory of the GPU is full.
+        """
+        with torch_threads(self._threads), steady(self._device):
+            try:
+                return [task.run(self._settled) for task in tasks]
+            except torch.OutOfMemoryError as error:
+                raise GapruneError(
+                    f"device: the memory of {self._device} is full ({error}); use a smaller "
+                    "--batch, --precision bfloat16, or --device cpu"
+                ) from error
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
         """Return the genes of results, which are here already."""
@@ -31,7 +50,13 @@ class SerialWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to stop."""
+        """Nothing to stop; what was put on a GPU is let go of."""
+        self.__dict__.pop("_settled", None)
+
+    @cached_property
+    def _settled(self) -> Any:
+        """The bench where tasks run."""
+        return settle(self._bench, self._device)
 
 
 @contextmanager

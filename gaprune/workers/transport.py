@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import GapruneError
+from gaprune.workers.losses import origin_of
 
 _AS_NUMPY = (torch.float32, torch.float64, torch.float16)
 
@@ -98,26 +99,30 @@ def pack_task(task: Any) -> bytes:
     return bytes(ray.cloudpickle.dumps(bare))
 
 
-def unpack_task(message: bytes, parents: tuple[Packed, ...]) -> Any:
+def unpack_task(message: bytes, parents: tuple[Packed, ...] = ()) -> Any:
     """Return the task of a message."""
     task = pickle.loads(message)  # noqa: S301 - from the driver, which runs code here anyway
     return replace(task, parents=tuple(map(unpack, parents))) if parents else task
 
 
-def pack_answer(result: Any, *, sound: bool) -> tuple[bytes, Packed | None]:
+def pack_answer(result: Any, *, sound: bool) -> bytes:
+    """Return the message of a result."""
+    return bytes(ray.cloudpickle.dumps(Answer(sound, result) if sound else Answer(sound)))
+
+
+def pack_child(result: Any, *, sound: bool) -> tuple[bytes, Packed | None]:
     """Return the message of a result, and its genes."""
-    if not sound:
-        return ray.cloudpickle.dumps(Answer(sound)), None
     genes = getattr(result, "genes", None)
-    if genes is None:
-        return ray.cloudpickle.dumps(Answer(sound, result)), None
+    if genes is None or not sound:
+        return pack_answer(result, sound=sound), None
     packed = pack(genes)
     message = Answer(sound, replace(result, genes=None), packed.size)
-    return ray.cloudpickle.dumps(message), packed
+    return bytes(ray.cloudpickle.dumps(message)), packed
 
 
 def pack_error(error: Exception) -> bytes:
-    """Return the message of what a task raised, with the traceback as a note."""
+    """Return the message of what a task raised, or its machine did, with the traceback as a note."""
+    error = origin_of(error)
     error.add_note(f"raised in a worker:\n{traceback.format_exc()}")
     try:
         message = bytes(ray.cloudpickle.dumps(Answer(sound=True, error=error)))

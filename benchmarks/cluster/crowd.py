@@ -1,0 +1,58 @@
+"""How busy 64 actors are that sleep for every evaluation: all that is measured is the driver."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+from benchmarks.cluster.own_ray import own_ray, wait_for_all
+from benchmarks.cluster.tasks import Pause
+from gaprune.workers import RayWorkers, Staff
+from gaprune.workers.actor import Actor
+
+SLEEP = 0.05  # seconds
+PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How many there are and what they do.
+
+    Attributes:
+        count: actors, as the driver sees them.
+        each: evaluations of each in a round.
+        rounds: the best of so many counts: others only take away from it.
+    """
+
+    count: int = 64
+    each: int = 40
+    rounds: int = 3
+
+
+def measure_utilisation(crowd: Crowd = Crowd()) -> dict[str, float]:
+    """Return the part of the time that actors slept, and what an evaluation cost the driver."""
+    tasks = [Pause(SLEEP)] * (crowd.count * crowd.each)
+    ideal, busy, costs = SLEEP * crowd.each, [], []
+    with (
+        own_ray(crowd.count),
+        RayWorkers("bench", Staff(crowd.count), hire=hire_shared(crowd.count)) as workers,
+    ):
+        wait_for_all(workers)
+        for _ in range(crowd.rounds):
+            cpu, started = time.process_time(), time.perf_counter()
+            workers.run(tasks)
+            busy.append(ideal / (time.perf_counter() - started))
+            costs.append((time.process_time() - cpu) / len(tasks))
+    return {f"utilisation_{crowd.count}": max(busy), "sleeping_driver_ms": 1e3 * min(costs)}
+
+
+def hire_shared(count: int) -> Any:  # noqa: ANN401 - makes Ray's handles
+    """Return what hires: each process is many actors, as 64 would not fit on a small machine.
+
+    The driver does for each what it does for one of its own process.
+    """
+    options = {"num_cpus": 0, "max_concurrency": -(-count // PROCESSES)}
+    made = [Actor.options(**options).remote() for _ in range(PROCESSES)]  # type: ignore[attr-defined] # ray adds it
+    return cycle(made).__next__

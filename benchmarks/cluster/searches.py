@@ -1,0 +1,63 @@
+"""Searches whose workers are watched: a network, noise as probes, two cheap seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gaprune.bench import Bench
+from gaprune.config import make_settings
+from gaprune.evolution.engine import Evolution, Outcome, Plan
+from gaprune.evolution.genome import Individual
+from gaprune.evolution.seeding import baselines
+from gaprune.observe import Silence
+from gaprune.preparation import make_plan
+from gaprune.run import PruningRun
+from gaprune.saliency import Network
+from gaprune.target import load_target
+from gaprune.workers import Workers
+
+NOISE: dict[str, Any] = {
+    "sparsity": 0.95,
+    "probes": ("noise",),
+    "guard": "noise",
+    "allocation": 0,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """A search that is ready to begin.
+
+    Attributes:
+        bench: what workers hold.
+        plan: how to search.
+        seeds: where it begins.
+    """
+
+    bench: Bench
+    plan: Plan
+    seeds: Sequence[Individual]
+
+    def run(self, workers: Workers) -> Outcome:
+        """Do it."""
+        return Evolution(self.plan, workers).run(self.seeds)
+
+
+def make_search(target: str, **settings: Any) -> Search:
+    """Prepare a search of a network of the zoo."""
+    run = PruningRun(load_target(target), make_settings(NOISE | settings), None, Silence())
+    bench = run.bench
+    found = baselines(
+        Network(bench.model, bench.weights, bench.layout, run.target.inputs),
+        bench.nearest,
+        run.settings.sparsity,
+        run.settings.scope,
+        run.generator,
+        gradients=False,
+        only={"magnitude", "random"},
+        warn=print,
+    )
+    seeds = [Individual(one.genes, bench.layout, one.name) for one in found]
+    return Search(bench, make_plan(run.target, run.settings, run.preset), seeds)

@@ -1,0 +1,244 @@
+"""What a GPU brings: evaluations per second, beside the CPU of the same machine.
+
+    python -m benchmarks.gpu                          # everything, on a machine with a GPU
+    python -m benchmarks.gpu --only together --json   # one part, rows as JSON
+    python -m benchmarks.gpu --device cpu             # the CPU's rows alone, on any machine
+
+Parts: `devices` (CPU and GPU, every precision), `together` (masks scored in groups by one forward
+pass, and one by one), `actors` (1, 2 and 4 Ray actors that share one GPU). An evaluation is a
+scored mask or a gradient step. Fresh probes are drawn on the CPU whatever the device, held ones
+were drawn before: where the two differ much on a GPU, drawing is what it waits for. Without a GPU
+the exit status is 1, unless `--device cpu` says that none is wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+
+from gaprune.bench import GROUP, Bench
+from gaprune.config import make_settings
+from gaprune.evolution.breeding import Breed, Recipe, Score
+from gaprune.evolution.genome import Genes, seed_genes
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.scoring import ScoreGroup
+from gaprune.observe import Silence
+from gaprune.run import PruningRun
+from gaprune.supermask import pack
+from gaprune.target import load_target
+from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
+from gaprune.workers.serial import torch_threads
+
+CPU, CUDA = "cpu", "cuda"
+PRECISIONS = {CPU: ("float32", "bfloat16"), CUDA: ("float32", "bfloat16", "float16")}
+SPARSITY, STEPS = 0.9, 10
+TASKS = 4  # of every actor, at once
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        part: key of `PARTS`.
+        network: name in the zoo.
+        device: `cpu` or `cuda`.
+        precision: of selection and gradient steps.
+        what: `score`, `score together`, `steps, held probes` or `steps, fresh probes`.
+        actors: Ray actors, each with its share of one GPU; 0 is this process.
+        per_second: evaluations.
+    """
+
+    part: str
+    network: str
+    device: str
+    precision: str
+    what: str
+    actors: int
+    per_second: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on its bench, and what is asked of every part.
+
+    Attributes:
+        network: name in the zoo.
+        bench: on the CPU.
+        devices: `cpu`, or `cpu` and `cuda`.
+        actors: numbers of actors.
+        batch: inputs per gradient step.
+        seconds: for each measurement, at least.
+    """
+
+    network: str
+    bench: Bench
+    devices: Sequence[str]
+    actors: Sequence[int]
+    batch: int
+    seconds: float
+
+    def genes(self) -> Genes:
+        """Return the weights of largest magnitude."""
+        layout = self.bench.layout
+        keep = round((1 - SPARSITY) * layout.total)
+        return seed_genes(layout.flatten(self.bench.weights).abs(), layout, keep, "global")
+
+    def held(self) -> Bench:
+        """Return the bench on which gradient steps show the search probes again."""
+        return replace(self.bench, pool=self.bench.search, pool_share=1.0, fresh=None)
+
+    def steps(self, seed: int) -> Breed:
+        """Return a task of `STEPS` gradient steps and a score."""
+        recipe = Recipe(refinement=Refinement(STEPS, 1.0, self.batch))
+        return Breed((self.genes(),), recipe, seed, -1)
+
+
+def rate(run: Callable[[], object], evaluations: int, seconds: float) -> float:
+    """Return evaluations per second of what ends with a number on the CPU, after a warm-up."""
+    run()
+    count, started = 0, time.perf_counter()
+    while (taken := time.perf_counter() - started) < seconds or not count:
+        run()
+        count += 1
+    return round(count * evaluations / taken, 1)
+
+
+def devices(case: Case) -> Iterator[Row]:
+    """Score masks and take gradient steps on every device in every precision."""
+    bits = pack(case.genes().express(case.bench.layout))
+    for device in case.devices:
+        for precision in PRECISIONS[device]:
+            row = partial(Row, "devices", case.network, device, precision)
+            benches = {"held": case.held(), "fresh": case.bench}
+            for probes, bench in benches.items():
+                with SerialWorkers(replace(bench, precision=precision), 1, device) as workers:
+                    if probes == "held":
+                        run = partial(workers.run, [Score(bits, -1)])
+                        yield row("score", 0, rate(run, 1, case.seconds))
+                    run = partial(workers.run, [case.steps(1)])
+                    speed = rate(run, STEPS + 1, case.seconds)
+                    yield row(f"steps, {probes} probes", 0, speed)
+
+
+def together(case: Case) -> Iterator[Row]:
+    """Score as many masks as a group holds, one by one and at once."""
+    bits = pack(case.genes().express(case.bench.layout))
+    for device in case.devices:
+        row = partial(Row, "together", case.network, device, "float32")
+        with SerialWorkers(case.bench, 1, device) as workers:
+            alone = partial(workers.run, [Score(bits, -1)] * GROUP)
+            yield row("score", 0, rate(alone, GROUP, case.seconds))
+            grouped = partial(workers.run, [ScoreGroup((bits,) * GROUP, -1)])
+            yield row("score together", 0, rate(grouped, GROUP, case.seconds))
+
+
+def actors(case: Case) -> Iterator[Row]:
+    """Take gradient steps on actors that share one GPU, or have none on the CPU."""
+    for device in case.devices[-1:]:
+        for count in case.actors:
+            staff = Staff(count, gpus=0.0 if device == CPU else 1 / count, device=device)
+            with RayWorkers(case.held(), staff) as workers:
+                wait_for_all(workers, count)
+                tasks = [case.steps(seed) for seed in range(TASKS * count)]
+                run = partial(workers.run, tasks)
+                speed = rate(run, (STEPS + 1) * len(tasks), case.seconds)
+            row = Row("actors", case.network, device, "float32", "steps, held probes", count, speed)
+            yield row
+
+
+def wait_for_all(workers: RayWorkers, count: int) -> None:
+    """Wait until every actor has loaded the bench: the first of them is enough to begin."""
+    while workers.idle < count:
+        some: Workers = workers
+        some.run([_Nothing()])
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    def run(self, _bench: Bench) -> None:
+        """Take a moment, so that others can start."""
+        time.sleep(0.1)
+
+
+PARTS: dict[str, Callable[[Case], Iterator[Row]]] = {
+    "devices": devices,
+    "together": together,
+    "actors": actors,
+}
+
+
+def make_case(network: str, wanted: argparse.Namespace) -> Case:
+    """Load a network and make its probes."""
+    target = load_target(network)
+    settings = {"sparsity": SPARSITY, "probes": ("procedural",), "device": CPU}
+    settings |= {"probe_count": wanted.probes, "guard_count": wanted.probes}
+    run = PruningRun(target, make_settings(settings), None, Silence())
+    shown = (CPU,) if wanted.device == CPU else (CPU, CUDA)
+    batch = run.settings.batch or 1
+    return Case(network, run.bench, shown, wanted.actors, batch, wanted.seconds)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the rows in Markdown."""
+    lines = [
+        "| part | network | device | precision | what | actors | evaluations per second |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {row.part} | {row.network} | {row.device} | {row.precision} | {row.what} "
+        f"| {row.actors or 'none'} | {row.per_second:,.1f} |"
+        for row in rows
+    ]
+
+
+def hardware() -> str:
+    """Return in one line what the figures are from."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"torch {torch.__version__}, one CPU thread, {gpu}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print the table, or rows as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="parts")
+    parser.add_argument("--networks", nargs="+", default=["mnist-mlp", "lenet", "mnist-cnn"])
+    parser.add_argument("--device", choices=["auto", CPU], default="auto")
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--probes", type=int, default=1024, help="inputs that score a mask")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each row, at least")
+    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    options = parser.parse_args(arguments)
+    if options.device != CPU and not torch.cuda.is_available():
+        print(
+            f"gpu: torch {torch.__version__} sees no CUDA GPU here; run it on a machine with one, "
+            "or add --device cpu for the CPU's rows alone",
+            file=sys.stderr,
+        )
+        return 1
+    rows: list[Row] = []
+    with torch_threads(1):
+        for network in options.networks:
+            case = make_case(network, options)
+            for part in options.only:
+                for row in PARTS[part](case):
+                    rows.append(row)
+                    print(table([row])[-1], file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        print("\n".join([*table(rows), "", hardware()]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

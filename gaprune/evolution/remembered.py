@@ -1,0 +1,58 @@
+"""What is kept of individuals without further children: the mask, a thirty-second of the genes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from deap import base
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gaprune.evolution.genome import Genes, Individual
+from gaprune.supermask import Layout, layer_counts, unpack
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """A leader that left the population, or one of the hall of fame; nothing in it changes.
+
+    Attributes:
+        bits: the packed mask.
+        key: its hash.
+        keep: kept weights of the whole network.
+        origin: see `Individual`; so are `rate`, `sprint` and `fitness`.
+    """
+
+    bits: NDArray[np.uint8]
+    key: str
+    keep: int
+    origin: str
+    rate: float
+    sprint: float
+    fitness: base.Fitness
+
+    @classmethod
+    def of(cls, one: Individual) -> Remembered:
+        """Forget all but the mask, and how good it is."""
+        return cls(one.bits, one.key, one.keep, one.origin, one.rate, one.sprint, one.fitness)
+
+    @property
+    def quality(self) -> float:
+        """Fitness on the search probes, the first DEAP fitness value."""
+        return float(self.fitness.values[0])
+
+    def __deepcopy__(self, memo: object) -> Remembered:
+        return self  # DEAP's hall of fame copies whom it takes in
+
+    def grown(self, layout: Layout) -> Individual:
+        """Return an individual again: scores are 1 where a weight stays and 0 elsewhere."""
+        one = as_mask(unpack(self.bits, layout.total), layout, self.origin)
+        one.rate, one.sprint, one.fitness = self.rate, self.sprint, self.fitness
+        return one
+
+
+def as_mask(mask: Tensor, layout: Layout, origin: str) -> Individual:
+    """Return an individual that expresses a flat bool mask, whatever its scores once were."""
+    counts = tuple(layer_counts(mask, layout))
+    return Individual(Genes(mask.float(), counts, sum(counts)), layout, origin)
