@@ -5,8 +5,9 @@
 #
 # What follows is given to `gaprune prune`. Ray's job server needs `pip install "ray[default]"` on both
 # sides. The current folder travels along, so factory files and weights are named relative to it; keep
-# it small. The run folder lies on the head node, at OUT; if the job ends early, submit it again and it
-# goes on: the script then says `gaprune resume`.
+# it small. The run folder lies on the head node, at OUT. If the job ended early (`ray job stop` keeps a
+# checkpoint), the same line goes on with it. Where the cluster asks for a token, set RAY_AUTH_MODE=token
+# and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.
 set -eu
 
 : "${RAY_API_SERVER_ADDRESS:=http://127.0.0.1:8265}"

@@ -44,7 +44,8 @@ def wanda_rows(
     for name, product in _products(network, probes).items():
         rows = product.abs().reshape(len(product) if product.ndim > 1 else 1, -1)
         ranks = rows.argsort(dim=1, stable=True).argsort(dim=1) + 1
-        scores[name] = (ranks.double() / rows.shape[1]).view_as(product)
+        ranked = (ranks.double() / rows.shape[1]).view_as(product)
+        scores[name] = torch.where(product.isfinite(), ranked, product)  # whoever asked is to see
     return network.layout.flatten(scores).float()
 
 

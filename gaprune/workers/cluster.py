@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from gaprune.workers.protocol import OWN, Staff
 
 CLIENT = "ray://"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # Ray's own: without it Ray reads or makes ~/.ray/auth_token
 ANSWER = 5.0  # seconds that a cluster has to accept a connection
 _WAY_OUT = "start one with 'ray start --head', correct --ray-address, or leave it out"
 
@@ -46,7 +48,7 @@ def connect(staff: Staff) -> bool:
     if staff.address == OWN:
         cpus = max(staff.count * staff.threads, os.cpu_count() or 1)
         with _own_sigterm():
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+            _start(num_cpus=cpus, include_dashboard=False, **options)
         return True
     check_address(staff.address)
     try:
@@ -55,6 +57,17 @@ def connect(staff: Staff) -> bool:
     except Exception as error:  # its kinds differ between versions and ways to connect
         raise _no_cluster(staff.address, f"{type(error).__name__}: {error}") from error
     return True
+
+
+def _start(**options: Any) -> None:
+    """Start a Ray on this machine, also where its token cannot be kept in the home folder."""
+    try:
+        ray.init(address="local", **options)
+    except OSError:
+        if TOKEN_VARIABLE in os.environ:
+            raise
+        os.environ[TOKEN_VARIABLE] = secrets.token_hex(32)
+        ray.init(address="local", **options)
 
 
 def check_resources(staff: Staff) -> None:

@@ -121,7 +121,7 @@ def pack_child(result: Any, *, sound: bool) -> tuple[bytes, Packed | None]:
 
 
 def pack_error(error: Exception) -> bytes:
-    """Return the message of what a task raised, or its machine did, with the traceback as a note."""
+    """Return the message of what a task raised, or its machine did, with its traceback."""
     error = origin_of(error)
     error.add_note(f"raised in a worker:\n{traceback.format_exc()}")
     try:
