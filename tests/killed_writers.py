@@ -7,43 +7,21 @@ checkpoints were written whole, and the third until that call. It ends when a fo
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
+from benchmarks.cluster.kills import die_at
 from gaprune.checkpoint import Shelf
-
-CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "replace", "unlink", "rmdir")
 
 
 def keep(shelf: Shelf, number: int) -> None:
     """Write a checkpoint that is told from others."""
     shelf.write({"number": number}, {"scores": torch.full((1000,), float(number))})
-
-
-def die_at(step: int) -> None:
-    """Kill this process at its call number `step` from now on; of a write, half is done."""
-    calls = count()
-
-    def wrapped(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as the system's
-            if next(calls) == step:
-                if name == "write":
-                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        return call
-
-    for name in CALLS:
-        setattr(os, name, wrapped(name, getattr(os, name)))
 
 
 def main(folder: Path) -> None:

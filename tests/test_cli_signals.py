@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import OWN, PRUNE, TINY, Ran, Run, tree
+from command_line import OWN, PRUNE, TINY, Ran, Run, fill, tree
 from started_commands import Command
 
+from gaprune.cli import main
 from gaprune.cli.interrupts import Interrupts
 from gaprune.run_directory import CHECKPOINT, FILES, load_masks
 
@@ -43,10 +46,30 @@ def test_ctrl_c_saves_the_best_so_far(start: Callable[..., Command], place: Path
     assert_saved(ran, place)
 
 
-@pytest.mark.parametrize("search", [("--preset", "black-box"), ("--pareto",)], ids=["one", "front"])
+INTERRUPTED = ("--preset", "black-box", "--objective", "net.py:interrupt", "--generations", "14")
+
+
+@pytest.fixture(scope="module", params=[(), ("--pareto",)], ids=["one", "front"])
+def undisturbed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return options of a search and what it finds if nobody interrupts it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fill(folder)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        patch.setenv("INTERRUPT_AT", "0")
+        assert main((*PRUNE, *request.param, *INTERRUPTED, "--json", "--quiet")) == 0
+    return request.param, found(printed.getvalue())
+
+
 @pytest.mark.parametrize("moment", [1, 4, 9, 11, 19, 24, 31, 36, 41, 52])
 def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
-    moment: int, search: tuple[str, ...], run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+    moment: int,
+    undisturbed: tuple[tuple[str, ...], dict[str, Any]],
+    run: Run,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While baselines are judged the probes are kept; later there is a result, whatever goes on.
 
@@ -54,8 +77,8 @@ def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
     and ends as if nothing had happened.
     """
     monkeypatch.setenv("INTERRUPT_AT", str(moment))
-    own = ("--preset", "black-box", "--objective", "net.py:interrupt", "--generations", "14")
-    ran = run(*PRUNE, *search, *own, "--out", "run", "--json")
+    search, expected = undisturbed
+    ran = run(*PRUNE, *search, *INTERRUPTED, "--out", "run", "--json")
     assert ran.code == 130
     assert "gaprune resume run goes on" in ran.err
     if moment > 6:  # as many baselines need no gradient
@@ -65,8 +88,7 @@ def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
         assert {path.name for path in Path("run").iterdir()} >= set(FILES)
     else:
         assert {path.name for path in Path("run").iterdir()} == {"config.toml", CHECKPOINT}
-    resumed, undisturbed = run("resume", "run", "--json"), run(*PRUNE, *search, *own, "--json")
-    assert found(resumed.out) == found(undisturbed.out)
+    assert found(run("resume", "run", "--json").out) == expected
 
 
 def found(record: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import PRUNE, Run, tree
+from command_line import PRUNE, Run, fill, tree
 from started_commands import Command
 from torch import nn
 
@@ -24,6 +24,7 @@ from gaprune import GapruneError, InputError, InputOptions, Result, prune, resum
 from gaprune.checkpoint import read_bundle
 from gaprune.checkpoint.bundle import write_bundle
 from gaprune.claim import claim, claim_again
+from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings
 from gaprune.formats import to_json
 from gaprune.observe import Silence
@@ -508,13 +509,26 @@ def record_in(place: Path) -> dict[str, Any]:
     return record
 
 
+SEARCH = (*PRUNE, "--preset", "black-box", "--generations", "60", "--offspring", "8")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of `SEARCH`, which nobody has stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    fill(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main((*SEARCH, "--out", "run", "--quiet")) == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_command_goes_on(
-    number: signal.Signals, start: Callable[..., Command], run: Run, place: Path
+    number: signal.Signals, start: Callable[..., Command], run: Run, whole: Path
 ) -> None:
     """Exit code 130 or 143 with a result so far; in the end the masks are those of one go."""
-    own = (*PRUNE, "--preset", "black-box", "--generations", "60", "--offspring", "8")
-    command = start(*own, "--out", "run")
+    command = start(*SEARCH, "--out", "run")
     command.wait_for("generation 2/")
     command.process.send_signal(number)
     ran = command.end()
@@ -531,11 +545,9 @@ def test_a_stopped_command_goes_on(
     again = run("resume", "run")
     assert again.code == 0, again.err
     assert "was kept" in again.err
-    assert run(*own, "--out", "whole", "--quiet").code == 0
-    assert record_in(Path("run")) == record_in(Path("whole"))
-    assert saved(Path("run")) == saved(Path("whole"))
-    config = Path("run/config.toml").read_text()
-    assert config == Path("whole/config.toml").read_text()
+    assert record_in(Path("run")) == record_in(whole)
+    assert saved(Path("run")) == saved(whole)
+    assert Path("run/config.toml").read_text() == (whole / "config.toml").read_text()
 
 
 def test_a_home_that_cannot_be_written_hurts_nobody(

@@ -23,7 +23,7 @@ from gaprune.workers.protocol import OWN, Staff
 
 CLIENT = "ray://"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # Ray's own: without it Ray reads or makes ~/.ray/auth_token
+AUTH_VARIABLE = "RAY_AUTH_TOKEN"  # Ray's own: without it Ray reads or makes ~/.ray/auth_token
 ANSWER = 5.0  # seconds that a cluster has to accept a connection
 _WAY_OUT = "start one with 'ray start --head', correct --ray-address, or leave it out"
 
@@ -64,9 +64,9 @@ def _start(**options: Any) -> None:
     try:
         ray.init(address="local", **options)
     except OSError:
-        if TOKEN_VARIABLE in os.environ:
+        if AUTH_VARIABLE in os.environ:
             raise
-        os.environ[TOKEN_VARIABLE] = secrets.token_hex(32)
+        os.environ[AUTH_VARIABLE] = secrets.token_hex(32)
         ray.init(address="local", **options)
 
 
