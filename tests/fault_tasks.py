@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,36 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.cluster.misdeeds import MISDEEDS, divide
 from gaprune.bench import Bench
-
-FOREVER = 600.0  # seconds; whoever waits for it has lost
-
-
-def leave(bench: object) -> None:
-    """End the process at once, as a crashing library does."""
-    os._exit(3)
-
-
-def crash(bench: object) -> None:
-    """Touch memory that is not there."""
-    os.kill(os.getpid(), signal.SIGSEGV)
-    time.sleep(FOREVER)
-
-
-def hang(bench: object) -> None:
-    """Never answer."""
-    time.sleep(FOREVER)
-
-
-def allocate(bench: object) -> None:
-    """Ask for more memory than a bound that is set just before."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, before[1]))
-    try:
-        torch.ones(2**28)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def spoil(bench: Bench) -> None:
@@ -52,16 +22,13 @@ def spoil(bench: Bench) -> None:
     weight.view(torch.int32).reshape(-1)[3] ^= 1
 
 
-def divide(bench: object) -> None:
-    """Raise what the user's own code may raise."""
-    raise ZeroDivisionError
+def alone(misdeed: Callable[[], None]) -> Callable[[object], None]:
+    """Return a fault that needs no bench."""
+    return lambda _bench: misdeed()
 
 
 FAULTS: dict[str, Callable[..., None]] = {
-    "exit": leave,
-    "segfault": crash,
-    "hang": hang,
-    "memory": allocate,
+    **{name: alone(misdeed) for name, misdeed in MISDEEDS.items() if name != "raise"},
     "weights": spoil,
 }
 
@@ -92,7 +59,7 @@ class Faulty:
         tries = len(list(Path(self.folder).iterdir()))
         (Path(self.folder) / f"{time.monotonic_ns()}").touch()
         if tries < self.times:
-            {**FAULTS, "raise": divide}[self.fault](bench)
+            {**FAULTS, "raise": alone(divide)}[self.fault](bench)
         return self.task.run(bench)
 
 

@@ -7,7 +7,15 @@ import torch
 from ray.exceptions import ActorUnavailableError, ObjectLostError, WorkerCrashedError
 
 from gaprune.errors import InputError
-from gaprune.workers.losses import describe, ends_worker, is_arguments, is_machines, tell
+from gaprune.userfile import call_user
+from gaprune.workers.losses import (
+    describe,
+    ends_worker,
+    is_arguments,
+    is_machines,
+    origin_of,
+    tell,
+)
 
 
 def too_much() -> RuntimeError:
@@ -36,6 +44,20 @@ def test_machines_are_to_blame_for_their_memory_and_their_end(
     """Everything else would happen anywhere, and is raised."""
     assert is_machines(error) == machines
     assert ends_worker(error) == ends
+
+
+@pytest.mark.parametrize("error", [too_much(), MemoryError(), ValueError("negative")])
+def test_a_users_function_is_not_to_blame_for_the_memory_that_it_does_not_find(
+    error: Exception,
+) -> None:
+    """Whatever is made of what it raises; all else stays what was made of it."""
+
+    def function() -> None:
+        raise error
+
+    with pytest.raises(InputError) as caught:
+        call_user(function, where="objective: own.py:grade")
+    assert origin_of(caught.value) is (error if is_machines(error) else caught.value)
 
 
 def test_what_a_task_needs_can_be_lost_without_its_worker() -> None:

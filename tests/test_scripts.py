@@ -1,0 +1,82 @@
+"""The scripts for clusters: what of them can be checked without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped] # Ray needs it
+import pytest
+import ray
+import yaml  # type: ignore[import-untyped] # Ray needs it
+
+from gaprune.cli import main
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.mark.parametrize(
+    ("shell", "script"),
+    [("sh", "ray_job.sh"), ("sh", "setup_venv.sh"), ("bash", "slurm.sbatch")],
+)
+def test_the_shell_can_read_it(shell: str, script: str) -> None:
+    """Without a complaint."""
+    read = subprocess.run(
+        [shell, "-n", SCRIPTS / script], capture_output=True, text=True, check=False
+    )
+    assert (read.returncode, read.stderr) == (0, "")
+
+
+def test_the_cluster_is_one_that_ray_accepts() -> None:
+    """By Ray's own schema, and by what Ray adds to it."""
+    from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415
+
+    config: dict[str, Any] = yaml.safe_load((SCRIPTS / "ray-cluster.yaml").read_text())
+    place = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
+    jsonschema.validate(config, json.loads(place.read_text()))
+    whole = prepare_config(config)
+    validate_config(whole)
+    assert len(config["provider"]["worker_ips"]) == whole["max_workers"]
+
+
+def fake(folder: Path, name: str, text: str) -> None:
+    """Put a command into a folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+
+
+def test_a_job_begins_a_run_or_goes_on_with_it(tmp_path: Path) -> None:
+    """What Ray is told to run: options reach gaprune as they were given, blanks in them too."""
+    fake(tmp_path / "bin", "ray", '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\n"$@"\n')
+    fake(tmp_path / "bin", "gaprune", '#!/bin/sh\nprintf "%s|" "$@"\n')
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    out = tmp_path / "my run"
+
+    def run() -> str:
+        told = subprocess.run(
+            [SCRIPTS / "ray_job.sh", "net.py:make", "--weights", "my net.pt"],
+            env={"PATH": path, "OUT": str(out)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return told.stdout
+
+    cluster = "--ray-address|auto|"
+    assert run() == f"prune|net.py:make|--weights|my net.pt|{cluster}--out|{out}|"
+    (out / "checkpoint").mkdir(parents=True)
+    assert run() == f"resume|{out}|{cluster}"
+
+
+@pytest.mark.parametrize("command", ["prune", "resume"])
+def test_the_options_that_scripts_use_are_there(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renamed option would only show on a cluster."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(option in told for option in ("--ray-address", "--workers"))
