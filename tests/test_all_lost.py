@@ -90,6 +90,7 @@ def found(result: Result) -> tuple[object, ...]:
     return masks, history, result.guard, result.origin
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_whose_workers_all_die_keeps_a_checkpoint_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ class Crowd:
 
     count: int = 64
     each: int = 40
-    rounds: int = 3
+    rounds: int = 5
 
 
 def measure_utilisation(crowd: Crowd = Crowd()) -> dict[str, float]:
