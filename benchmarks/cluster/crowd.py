@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
+
+import ray
 
 from benchmarks.cluster.own_ray import own_ray, wait_for_all
 from benchmarks.cluster.tasks import Pause
 from gaprune.workers import RayWorkers, Staff
 from gaprune.workers.actor import Actor
+from gaprune.workers.transport import pack_task
 
 SLEEP = 0.05  # seconds
 PROCESSES = 2
@@ -27,25 +31,53 @@ class Crowd:
     """
 
     count: int = 64
-    each: int = 40
-    rounds: int = 5
+    each: int = 120
+    rounds: int = 3
 
 
 def measure_utilisation(crowd: Crowd = Crowd()) -> dict[str, float]:
-    """Return the part of the time that actors slept, and what an evaluation cost the driver."""
+    """Return the part of the time that actors slept, and what an evaluation cost the driver.
+
+    `bare_ray` is that part where nothing but Ray's calls are made: on this machine, as busy as it
+    is, no driver can get more out of them. Rounds take turns.
+    """
     tasks = [Pause(SLEEP)] * (crowd.count * crowd.each)
-    ideal, busy, costs = SLEEP * crowd.each, [], []
-    with (
-        own_ray(crowd.count),
-        RayWorkers("bench", Staff(crowd.count), hire=hire_shared(crowd.count)) as workers,
-    ):
-        wait_for_all(workers)
-        for _ in range(crowd.rounds):
-            cpu, started = time.process_time(), time.perf_counter()
-            workers.run(tasks)
-            busy.append(ideal / (time.perf_counter() - started))
-            costs.append((time.process_time() - cpu) / len(tasks))
-    return {f"utilisation_{crowd.count}": max(busy), "sleeping_driver_ms": 1e3 * min(costs)}
+    ideal, busy, bare, costs = SLEEP * crowd.each, [], [], []
+    with own_ray(crowd.count):
+        hire = hire_shared(crowd.count)
+        with RayWorkers("bench", Staff(crowd.count), hire=hire) as workers:
+            wait_for_all(workers)
+            actors = [hire() for _ in range(crowd.count)]
+            for _ in range(crowd.rounds):
+                cpu, started = time.process_time(), time.perf_counter()
+                workers.run(tasks)
+                busy.append(ideal / (time.perf_counter() - started))
+                costs.append((time.process_time() - cpu) / len(tasks))
+                bare.append(ideal / call_bare(actors, len(tasks)))
+    return {
+        f"utilisation_{crowd.count}": max(busy),
+        "bare_ray": max(bare),
+        "sleeping_driver_ms": 1e3 * min(costs),
+    }
+
+
+def call_bare(actors: Sequence[Any], count: int) -> float:
+    """Keep every actor busy with one call at a time and return the seconds of `count` calls."""
+    message = pack_task(Pause(SLEEP))
+    started = time.perf_counter()
+    calls = {actor.run.remote(message): actor for actor in actors}
+    left = count - len(calls)
+    while calls:
+        ready, rest = ray.wait(list(calls))
+        if rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        for reference in ready:
+            ray.get(reference)
+            actor = calls.pop(reference)
+            if left > 0:
+                calls[actor.run.remote(message)] = actor
+                left -= 1
+    return time.perf_counter() - started
 
 
 def hire_shared(count: int) -> Any:  # noqa: ANN401 - makes Ray's handles

@@ -16,7 +16,14 @@ from benchmarks.cluster.own_ray import own_ray, wait_for_all
 from benchmarks.cluster.searches import Search, make_search
 from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
-HEAVY: dict[str, Any] = {"target": "mnist-cnn", "steps": 10, "offspring": 8, "generations": 1}
+HEAVY: dict[str, Any] = {
+    "target": "mnist-cnn",
+    "steps": 20,
+    "offspring": 8,
+    "generations": 1,
+    "probe_count": 256,
+    "guard_count": 256,
+}
 BLACK_BOX: dict[str, Any] = {"target": "mnist-cnn", "preset": "black-box", "generations": 1}
 ROUNDS = 3
 
