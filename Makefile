@@ -6,15 +6,18 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench venv clean
+.PHONY: help demo test test-all lint format bench venv clean
 
 help:  ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /make \1 - /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' Makefile
 
 demo: $(READY)  ## prune a real network without data and print the table
 	@$(BIN)/gaprune demo $(ARGS)
 
 test: $(READY)  ## run the tests; make test ARGS="-k budget" runs some
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(READY)  ## run the slow ones as well: lost nodes, signals, every fault
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY)  ## check style, format and types

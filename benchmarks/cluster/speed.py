@@ -18,14 +18,14 @@ from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
 HEAVY: dict[str, Any] = {
     "target": "mnist-cnn",
-    "steps": 20,
-    "offspring": 8,
+    "steps": 5,
+    "offspring": 24,
     "generations": 1,
     "probe_count": 256,
     "guard_count": 256,
 }
 BLACK_BOX: dict[str, Any] = {"target": "mnist-cnn", "preset": "black-box", "generations": 1}
-ROUNDS = 3
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measure_speed(heavy: dict[str, Any] = HEAVY, rounds: int = ROUNDS) -> dict[s
         for workers in (one, two):
             wait_for_all(workers)
             watch(search, workers)  # once for what is made or loaded at first
-        pairs = [(watch(search, one), watch(search, two)) for _ in range(rounds)]
+        pairs = [_pair(search, one, two, swapped=bool(turn % 2)) for turn in range(rounds)]
     alone, both = (median(rate(p) for p in column) for column in zip(*pairs, strict=True))
     last = pairs[-1][1]
     return {
@@ -104,6 +104,14 @@ def watch(search: Search, workers: RayWorkers) -> Pass:
         traffic.answers - answers,
         traffic.moved - moved,
     )
+
+
+def _pair(search: Search, one: RayWorkers, two: RayWorkers, *, swapped: bool) -> tuple[Pass, Pass]:
+    """Watch both, now the one first and now the other: a machine's speed drifts."""
+    if swapped:
+        second = watch(search, two)
+        return watch(search, one), second
+    return watch(search, one), watch(search, two)
 
 
 def rate(one: Pass) -> float:
