@@ -48,6 +48,11 @@ class Shown(NamedTuple):
         labels = None if self.labels is None else self.labels.to(device)
         return Shown(self.inputs.to(device), self.teacher.to(device), labels)
 
+    def at(self, index: Tensor) -> Shown:
+        """Return those at some places, int64 `[N]`."""
+        labels = None if self.labels is None else self.labels[index]
+        return Shown(self.inputs[index], self.teacher[index], labels)
+
     def first(self, count: int) -> Shown:
         """Return the first `count` of them: one rung of the race."""
         labels = None if self.labels is None else self.labels[:count]

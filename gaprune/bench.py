@@ -22,9 +22,11 @@ from gaprune.answering import (
     forward_many,
 )
 from gaprune.errors import InputError
+from gaprune.inputs import InputSpec
 from gaprune.objectives import Objective, finite
 from gaprune.precision import FULL, gradients, reduced
 from gaprune.probes.mixture import Mixture
+from gaprune.probes.variants import moved_anew
 from gaprune.supermask import Layout, masked_weights
 
 __all__ = ["CHUNK", "GROUP", "Bench", "Shown", "Verdict", "answers"]
@@ -55,6 +57,8 @@ class Bench:
         fresh: generators of new inputs for gradient steps, or None.
         pool: held inputs for gradient steps with the teacher's outputs, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
+        moving: the form of the inputs of `pool` where they are shifted and mirrored anew for every
+            batch, so that the search cannot learn them by heart; else None.
         rungs: growing numbers of search probes; the last one is all of them.
         answering: how a candidate answers: as it is, after repair, or guided from one to the other.
         near: inputs nearer to the domain than those that select, or None.
@@ -71,6 +75,7 @@ class Bench:
     pool: Shown | None
     pool_share: float
     rungs: Sequence[int]
+    moving: InputSpec | None = None
     answering: Answering = STRICT
     near: Tensor | None = None
     precision: str = FULL
@@ -252,12 +257,13 @@ class Bench:
         """Draw one batch for a gradient step: fresh inputs, held ones, or some of both."""
         held, fresh, rest = None, None, count
         if self.pool is not None and (taken := round(count * self.pool_share)):
-            index = torch.randint(len(self.pool.inputs), (taken,), generator=generator)
-            labels = None if self.pool.labels is None else self.pool.labels[index]
-            held = Shown(self.pool.inputs[index], self.pool.teacher[index], labels)
+            held = self.pool.at(torch.randint(len(self.pool.inputs), (taken,), generator=generator))
             rest = count - taken
         if self.fresh is not None and rest > 0:
             fresh = self.fresh.draw(rest, generator).to(self.device)
+        if held is not None and self.moving is not None:  # the teacher has not seen them so
+            new = moved_anew(held.inputs, self.moving, generator)
+            held, fresh = None, new if fresh is None else torch.cat([new, fresh])
         with reduced(self.precision, self.device):
             batch = self.answering.batch(self.model, held, fresh)
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))

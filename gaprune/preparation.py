@@ -194,6 +194,7 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
         fresh=plan.fresh,
         pool=_shown(target, plan.pool) if uses_pool and plan.pool is not None else None,
         pool_share=plan.pool_share,
+        moving=target.inputs if plan.moving else None,
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
         answering=_answering(target, settings, nearest),
         near=None if plan.nearest is plan.search else nearest,

@@ -14,7 +14,7 @@ from command_line import OWN, TINY, Run
 from comparison_cases import conv_target, images
 from ray import cloudpickle
 from repair_networks import Convolutional, Perceptron, loop_bench, random_masks, target_of
-from search_cases import random_genes, run_to_bits, seeds_of
+from search_cases import random_genes, run_to_bits, seeded, seeds_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -27,6 +27,7 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import find_preset
+from gaprune.inputs import InputSpec
 from gaprune.objectives import OBJECTIVES, WORST
 from gaprune.observe import Silence
 from gaprune.repair import repair, repaired_copy
@@ -171,6 +172,29 @@ def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) ->
     assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
     bare = Shown(batch.inputs, batch.teacher, None)
     assert torch.equal(bench.score_gradient(flat_masks(target), bare), found)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("pool_share", [0.5, 1.0])
+def test_held_inputs_are_moved_anew_for_every_batch(pool_share: float, strict: bool) -> None:
+    """The same values in other places, and the dense network's answers to them as they lie now."""
+    target = target_of(Convolutional, (2, 6, 6))
+    form = InputSpec((2, 6, 6), "image")
+    still = loop_bench(target, pool_share=pool_share)
+    bench = replace(still.strict if strict else still, moving=form)
+    assert bench.pool is not None
+    known = {tuple(one.flatten(1).sort(-1).values.flatten().tolist()) for one in bench.pool.inputs}
+    batches, draw = [], seeded(1)
+    for _ in range(2):
+        batch = bench.draw(20, draw)
+        held = batch.inputs[: round(20 * pool_share)]
+        found = {tuple(one.flatten(1).sort(-1).values.flatten().tolist()) for one in held}
+        assert found <= known
+        assert not all((one == bench.pool.inputs).flatten(1).all(1).any() for one in held)
+        assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
+        assert batch.labels is None
+        batches.append(held)
+    assert not torch.equal(*batches)
 
 
 def test_the_same_inputs_are_drawn_as_without_repair() -> None:

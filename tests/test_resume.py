@@ -489,7 +489,9 @@ def test_probes_come_back_as_they_were() -> None:
     for nearest in (search, half, pick(whole, torch.tensor([3, 1]))):
         for pool in (whole, None):
             made = gaprune.records.Receipt("proxy", ("a", "b"), 9, False, "0", "g", 2, "1")
-            plan = ProbePlan(search, half, None, pool, 0.25, nearest, made, {"z": 0.1, "a": 1 / 3})
+            plan = ProbePlan(
+                search, half, None, pool, 0.25, True, nearest, made, {"z": 0.1, "a": 1 / 3}
+            )
             found = plan_together(*plan_apart(plan), target)
             for name in ("search", "guard", "pool", "nearest"):
                 one, other = getattr(found, name), getattr(plan, name)
@@ -498,7 +500,8 @@ def test_probes_come_back_as_they_were() -> None:
                     assert torch.equal(one.inputs, other.inputs)
                     assert torch.equal(one.labels, other.labels)
             assert (found.nearest is found.search) == (nearest is search)
-            assert (found.receipt, found.pool_share) == (plan.receipt, plan.pool_share)
+            for name in ("receipt", "pool_share", "moving"):
+                assert getattr(found, name) == getattr(plan, name)
             assert list(found.affinity.items()) == list(plan.affinity.items())
 
 

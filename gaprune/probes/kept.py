@@ -27,6 +27,7 @@ def plan_apart(plan: ProbePlan) -> tuple[dict[str, Any], dict[str, Tensor]]:
     facts: dict[str, Any] = {
         "fresh": None if plan.fresh is None else list(plan.fresh.portions.items()),
         "pool_share": plan.pool_share,
+        "moving": plan.moving,
         "receipt": asdict(plan.receipt),
         "affinity": list(plan.affinity.items()),
     }
@@ -64,6 +65,7 @@ def plan_together(
         fresh=None if fresh is None else Mixture(target.inputs, dict(fresh), target.dtype),
         pool=held.get("pool"),
         pool_share=facts["pool_share"],
+        moving=facts["moving"],
         nearest=held["nearest"],
         receipt=Receipt(**{**receipt, "sources": tuple(receipt["sources"])}),
         affinity=dict(facts["affinity"]),

@@ -12,7 +12,7 @@ from gaprune.inputs import InputSpec
 from gaprune.observe import Observer, Silence
 from gaprune.probes.choice import decide
 from gaprune.probes.guards import mix_guard, split_guard
-from gaprune.probes.impressions import impressions
+from gaprune.probes.impressions import impressions, moving_axes
 from gaprune.probes.inversion import Inversion
 from gaprune.probes.inverted import inverted_samples
 from gaprune.probes.mixture import Mixture, as_network
@@ -45,6 +45,7 @@ class ProbePlan:
         fresh: new inputs for gradient steps, or None.
         pool: held inputs for gradient steps, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
+        moving: whether inputs from `pool` are shifted and mirrored anew for every batch.
         nearest: what comes nearest to the domain: files or inverted inputs without the generated
             ones beside them, or else `search`.
             Statistics are measured on them: those that criteria look at, and those of repair.
@@ -58,6 +59,7 @@ class ProbePlan:
     fresh: Mixture | None
     pool: Samples | None
     pool_share: float
+    moving: bool
     nearest: Samples
     receipt: Receipt
     affinity: Mapping[str, float]
@@ -118,7 +120,8 @@ def plan_probes(
         guard,
         fresh=fresh is not None,
     )
-    return ProbePlan(search, guard, fresh, pool, share, nearest, receipt, weights.affinity)
+    moving = request.inversion and not request.files and bool(moving_axes(spec))
+    return ProbePlan(search, guard, fresh, pool, share, moving, nearest, receipt, weights.affinity)
 
 
 def requested_rungs(settings: Settings, target: Target) -> list[str]:
