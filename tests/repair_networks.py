@@ -124,6 +124,19 @@ def target_of(
     )
 
 
+def normed() -> Perceptron:
+    """Return a network with one BatchNorm."""
+    return Perceptron(norm=True, middle_bias=True)
+
+
+REPAIRABLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "batch norm": (normed, (6,)),
+    "convolutions": (Convolutional, (2, 6, 6)),
+    "biases only": (lambda: Perceptron(middle_bias=True), (6,)),
+}
+"""Networks with BatchNorm, or with biases alone, and the shape of one input."""
+
+
 def random_masks(target: Target, density: float = 0.6, seed: int = 1) -> dict[str, Tensor]:
     """Return masks that keep each prunable parameter with probability `density`."""
     generator = seeded(seed)

@@ -5,24 +5,25 @@ How candidates answer after repair alone is in `test_repair_in_loop.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from repair_networks import (
+    REPAIRABLE,
     Convolutional,
     Encoder,
     Perceptron,
     hook_count,
     loop_bench,
+    normed,
     probes_for,
     random_masks,
     seeded,
     target_of,
 )
 from search_cases import random_genes
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
@@ -33,18 +34,7 @@ from gaprune.repair import Moments, drift
 from gaprune.supermask import masked_weights
 from gaprune.target import Target
 
-
-def normed() -> Perceptron:
-    """Return a network with one BatchNorm."""
-    return Perceptron(norm=True, middle_bias=True)
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "batch norm": (normed, (6,)),
-    "convolutions": (Convolutional, (2, 6, 6)),
-    "biases only": (lambda: Perceptron(middle_bias=True), (6,)),
-    "layer norms": (Encoder, (5, 8)),
-}
+NETWORKS = {**REPAIRABLE, "layer norms": (Encoder, (5, 8))}
 
 
 @pytest.fixture(params=NETWORKS)

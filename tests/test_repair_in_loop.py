@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,15 @@ import torch
 from command_line import OWN, TINY, Run
 from comparison_cases import conv_target, images
 from ray import cloudpickle
-from repair_networks import Convolutional, Perceptron, loop_bench, random_masks, target_of
+from repair_networks import (
+    REPAIRABLE,
+    Convolutional,
+    Perceptron,
+    loop_bench,
+    normed,
+    random_masks,
+    target_of,
+)
 from search_cases import random_genes, run_to_bits, seeded, seeds_of
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -46,22 +53,10 @@ SMALL: dict[str, Any] = {
 }
 
 
-def normed() -> Perceptron:
-    """Return a network with one BatchNorm."""
-    return Perceptron(norm=True, middle_bias=True)
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "batch norm": (normed, (6,)),
-    "convolutions": (Convolutional, (2, 6, 6)),
-    "biases only": (lambda: Perceptron(middle_bias=True), (6,)),
-}
-
-
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=REPAIRABLE)
 def target(request: pytest.FixtureRequest) -> Target:
     """A float64 network with BatchNorm, or with biases alone."""
-    return target_of(*NETWORKS[request.param])
+    return target_of(*REPAIRABLE[request.param])
 
 
 def flat_masks(target: Target, seed: int = 1) -> Tensor:
