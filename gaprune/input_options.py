@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gaprune.errors import InputError, unknown_name
 from gaprune.inputs import KINDS, InputSpec
+from gaprune.words import Words
 
 # How many axes one input of a kind has; a vector may come in any arrangement.
 _AXES: dict[str, tuple[int, ...]] = {"image": (3,), "signal": (1, 2), "tokens": (1,)}
@@ -76,7 +77,8 @@ def resolve_inputs(
     of its vocabulary, a 2-D convolution an image, a 1-D convolution a signal, a linear layer a
     vector of `in_features`, or what a stated shape of one, two or three axes suggests (vector,
     signal, image). Where neither a range nor a normalisation is known, values from 0 to 1 are
-    taken and the result has `assumed=True`.
+    taken and the result has `assumed=True`. Of token networks the result holds the embedding, the
+    layer itself.
 
     Args:
         model: the network; it is read, not run.
@@ -104,7 +106,15 @@ def resolve_inputs(
     if kind != "tokens":
         return InputSpec(shape=tuple(shape), kind=kind, **_values(options, default))
     vocabulary = options.vocabulary or (default.vocabulary if default else 0) or guess.vocabulary
-    return InputSpec(shape=tuple(shape), kind=kind, vocabulary=vocabulary)
+    spec = InputSpec(shape=tuple(shape), kind=kind, vocabulary=vocabulary)
+    return replace(spec, words=_words(model, vocabulary, default))
+
+
+def embeddings(model: nn.Module, vocabulary: int) -> Iterator[nn.Embedding]:
+    """Yield the embeddings of a whole vocabulary, in order of registration."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Embedding) and layer.num_embeddings == vocabulary:
+            yield layer
 
 
 def sample_inputs(spec: InputSpec, count: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -186,6 +196,15 @@ def _values(options: InputOptions, default: InputSpec | None) -> dict[str, Any]:
         fields = ("low", "high", "mean", "std", "assumed")
         return {field: getattr(default, field) for field in fields}
     return {"assumed": True}
+
+
+def _words(model: nn.Module, vocabulary: int, default: InputSpec | None) -> Words | None:
+    """Return what is known about the ids; what was said of another vocabulary is not."""
+    table = next(embeddings(model, vocabulary), None)
+    known = default.words if default and default.vocabulary == vocabulary else None
+    if table is None:
+        return known
+    return replace(known or Words(), table=table)
 
 
 def _joined(shape: tuple[int, ...]) -> str:

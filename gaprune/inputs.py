@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from gaprune.errors import InputError, unknown_name
+from gaprune.words import Words
 
 KINDS = {
     "image": "float `[channels, height, width]`",
@@ -26,6 +28,7 @@ class InputSpec:
         mean, std: normalisation of the raw values, one number or one per channel.
         vocabulary: number of token ids (kind `tokens` only).
         assumed: True where nobody stated the range and 0 to 1 was taken.
+        words: what is known about the ids (kind `tokens` only), or None.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +39,7 @@ class InputSpec:
     std: tuple[float, ...] = (1.0,)
     vocabulary: int = 0
     assumed: bool = False
+    words: Words | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,3 +70,9 @@ class InputSpec:
             raise InputError(f"std: must be above 0, got {self.std}")
         if self.kind == "tokens" and self.vocabulary < 2:
             raise InputError(f"vocabulary: token inputs need at least 2 ids, got {self.vocabulary}")
+
+    def facts(self) -> dict[str, Any]:
+        """Return as plain data everything that probes of this form depend on."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "words"}
+        known = {} if self.words is None else self.words.facts()
+        return {**plain, "words": known} if known else plain

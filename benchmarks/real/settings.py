@@ -64,7 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "batch": 16,
     },
     "minilm": {  # its outputs are embeddings; LayerNorm keeps no statistics to invert
-        "probes": ["procedural"],
+        "probes": ["topics"],
         "objective": "relative-error",
         "probe_count": 256,
         "guard_count": 256,

@@ -53,7 +53,7 @@ def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
         "schema": SCHEMA,
         "target": contest.target.name,
         "weights_sha256": contest.target.weights_sha256,
-        "inputs": asdict(contest.target.inputs),
+        "inputs": contest.target.inputs.facts(),
         "pruned": list(contest.target.layout.names),
         **{
             name: None if one is None else sha256_of(one.inputs, one.labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def make_or_read(order: Order, how: Mapping[str, Any], make: Maker, observer: Ob
 
     settings = {
         "network": repr(target.model),  # the same weights can be used in another way
-        "inputs": asdict(target.inputs),
+        "inputs": target.inputs.facts(),
         "device": str(target.device),
         "starts": list(starts.portions.items()),  # their order decides as well
         "count": order.count,

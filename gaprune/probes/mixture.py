@@ -12,6 +12,7 @@ from gaprune.inputs import InputSpec
 from gaprune.probes.affinity import shares
 from gaprune.probes.draws import to_network
 from gaprune.probes.requests import PROCEDURAL, generators
+from gaprune.probes.tokens import LIKE_TEXT, is_ranked
 
 NEGLIGIBLE = 0.01  # a generator with a smaller share of the batch is left out
 
@@ -50,7 +51,10 @@ class Mixture:
     @property
     def description(self) -> str:
         """The generators and their shares in words."""
-        return ", ".join(f"{name} {part:.0%}" for name, part in self.portions.items())
+        named = ", ".join(f"{name} {part:.0%}" for name, part in self.portions.items())
+        if not is_ranked(self.spec) or set(LIKE_TEXT).isdisjoint(self.portions):
+            return named
+        return f"{named} (ids ranked and framed as the network's tokenizer has them)"
 
 
 def mix_generators(

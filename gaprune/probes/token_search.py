@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.errors import InputError, unknown_name
+from gaprune.input_options import embeddings
 from gaprune.inputs import InputSpec
 
 Spread = Callable[[Tensor, Tensor], Tensor]
@@ -237,8 +238,7 @@ class _Search:
 
         hooks = [
             layer.register_forward_hook(listen)
-            for layer in self.model.modules()
-            if isinstance(layer, nn.Embedding) and layer.num_embeddings == self.spec.vocabulary
+            for layer in embeddings(self.model, self.spec.vocabulary)
         ]
         try:
             with torch.enable_grad():

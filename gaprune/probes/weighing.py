@@ -9,9 +9,11 @@ import torch
 
 from gaprune.probes.affinity import affinities
 from gaprune.probes.choice import survey_of
+from gaprune.probes.draws import Generator_
 from gaprune.probes.mixture import mix_generators, share_out
 from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.requests import AUTO, PROCEDURAL, Request
+from gaprune.probes.tokens import LIKE_TEXT, UNRANKED, is_ranked
 from gaprune.target import Target
 
 
@@ -37,7 +39,9 @@ def weigh(
     """Let the network weigh the generators of its kind.
 
     What is inverted from BatchNorm starts from, and stands beside, the blend that comes nearest to
-    the remembered statistics. Otherwise the teacher's mutual information decides.
+    the remembered statistics. Otherwise the teacher's mutual information decides; but where the
+    order of a vocabulary is known, `topics` are shown and `zipf-bursts` judge, since token networks
+    often answer with vectors that are no classes.
 
     Args:
         target: the network.
@@ -49,11 +53,21 @@ def weigh(
     if request.inversion:
         return _by_statistics(target, request, guard, held_out=held_out)
     affinity: dict[str, float] = {}
-    if request.names or request.impressions or not held_out:
-        table = GENERATORS[target.inputs.kind]
-        affinity = affinities(target.model, target.inputs, table, generator, target.dtype)
-    judge = None if held_out else _judge(guard, affinity, request)
-    return Weights(mix_generators(request.names, affinity, judge), judge, affinity)
+    if is_ranked(target.inputs):
+        likely = dict.fromkeys(LIKE_TEXT, 0.0)
+    elif request.names or request.impressions or not held_out:
+        table = _choices(target)
+        likely = affinity = affinities(target.model, target.inputs, table, generator, target.dtype)
+    else:
+        likely = {}
+    judge = None if held_out else _judge(guard, likely, request)
+    return Weights(mix_generators(request.names, likely, judge), judge, affinity)
+
+
+def _choices(target: Target) -> dict[str, Generator_]:
+    """Return the generators among which the network chooses, by name."""
+    table = GENERATORS[target.inputs.kind]
+    return {name: table[name] for name in UNRANKED} if target.inputs.kind == "tokens" else table
 
 
 def _by_statistics(target: Target, request: Request, guard: str, *, held_out: bool) -> Weights:

@@ -16,6 +16,7 @@ from gaprune.sources.extras import import_extra
 from gaprune.sources.outputs import choose_output
 from gaprune.sources.record import Loaded, Wanted
 from gaprune.sources.tokens import HIDDEN, POOLINGS, pool_tokens, take_ids
+from gaprune.sources.vocabulary import read_words
 from gaprune.weights_file import load_state
 
 LENGTH = 64  # tokens of one input, where nobody states it: a few sentences, and quick to run
@@ -175,7 +176,7 @@ def _check_complete(report: Mapping[str, Any], wanted: Wanted) -> None:
 
 
 class _Files:
-    """The JSON files beside a network, in its folder or in the cache of the hub."""
+    """The files beside a network, in its folder or in the cache of the hub."""
 
     def __init__(self, transformers: Any, wanted: Wanted) -> None:  # noqa: ANN401 - a module
         self._find = partial(
@@ -184,14 +185,20 @@ class _Files:
             local_files_only=not wanted.allow_download,
         )
 
+    def find(self, name: str) -> Path | None:
+        """Return where a file is, or None: there is no such file."""
+        try:
+            return Path(self._find(name))
+        except OSError:
+            return None
+
     def read(self, name: str) -> dict[str, Any]:
         """Return the content of a file, empty where there is no such file."""
-        try:
-            path = self._find(name)
-        except OSError:
+        path = self.find(name)
+        if path is None:
             return {}
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"target: cannot read {path} ({error})") from error
         return content if isinstance(content, dict) else {}
@@ -216,7 +223,9 @@ def _usual_output(model: Any, files: _Files) -> str:  # noqa: ANN401 - a network
 def _token_inputs(model: Any, files: _Files) -> InputSpec | None:  # noqa: ANN401 - a network
     vocabulary = model.get_input_embeddings().num_embeddings
     longest = getattr(model.config, "max_position_embeddings", None) or LENGTH
-    return InputSpec(shape=(min(LENGTH, longest),), kind="tokens", vocabulary=vocabulary)
+    words = read_words(files.find, vocabulary)
+    shape = (min(LENGTH, longest),)
+    return InputSpec(shape=shape, kind="tokens", vocabulary=vocabulary, words=words)
 
 
 def _image_inputs(model: Any, files: _Files) -> InputSpec | None:  # noqa: ANN401 - a network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from math import floor
 from typing import Any
@@ -51,12 +53,26 @@ def connect(staff: Staff) -> bool:
             _start(num_cpus=cpus, include_dashboard=False, **options)
         return True
     check_address(staff.address)
+    if staff.address.startswith(CLIENT):
+        _show_token()
     try:
         with _own_sigterm():
             ray.init(address=staff.address, **options)
     except Exception as error:  # its kinds differ between versions and ways to connect
         raise _no_cluster(staff.address, f"{type(error).__name__}: {error}") from error
     return True
+
+
+def _show_token() -> None:
+    """Let Ray's client show a token that is here, as `ray.init` does on every other way.
+
+    By itself it shows none (Ray 2.60), and a cluster that asks for one does not answer it. One that
+    asks for none takes no notice.
+    """
+    with contextlib.suppress(ImportError):  # another version may have it elsewhere, or not need it
+        setup = import_module("ray._private.authentication.authentication_token_setup")
+        setup.logger.setLevel(logging.ERROR)  # it would announce the token
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _start(**options: Any) -> None:
@@ -162,8 +178,11 @@ def check_address(address: str) -> None:
 
 def _no_cluster(address: str, why: str) -> GapruneError:
     lines = why.strip().splitlines()
+    token = ""
+    if address.startswith(CLIENT):
+        token = f" (and set {AUTH_VARIABLE} to the cluster's token, if it asks for one)"
     return GapruneError(
-        f"ray_address: no Ray cluster answers at {address!r} ({lines[0]}); {_WAY_OUT}"
+        f"ray_address: no Ray cluster answers at {address!r} ({lines[0]}); {_WAY_OUT}{token}"
     )
 
 

@@ -1,0 +1,368 @@
+"""Token ids that resemble text: frame, order and topics, and how what is known of them travels."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from command_line import Run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saliency_networks import Attention, seeded
+from torch import Tensor, nn
+
+from gaprune.claim import claim
+from gaprune.config import make_settings
+from gaprune.errors import InputError
+from gaprune.evolution.presets import find_preset
+from gaprune.input_options import InputOptions, embeddings
+from gaprune.inputs import InputSpec
+from gaprune.job import make_job
+from gaprune.observe import Silence
+from gaprune.pipeline import prune_target
+from gaprune.preparation import make_bench, resolve_settings
+from gaprune.probes.mixture import Mixture
+from gaprune.probes.neighbours import neighbours
+from gaprune.probes.plan import plan_probes
+from gaprune.probes.tokens import TOKENS
+from gaprune.records import Generation
+from gaprune.resumption import resume
+from gaprune.sources.extras import import_extra
+from gaprune.target import Target, load_target, target_from_module
+from gaprune.words import Words
+
+LIKE_TEXT = ("topics", "zipf-bursts")
+ORDINARY = tuple(range(10, 200))
+TINY: dict[str, Any] = {
+    "sparsity": 0.5,
+    "probes": ("topics",),
+    "probe_count": 16,
+    "guard_count": 16,
+    "population": 2,
+    "offspring": 2,
+    "generations": 2,
+    "steps": 2,
+    "batch": 4,
+    "continuation": 0,
+    "allocation": 0,
+}
+
+
+def table(vocabulary: int = 200, features: int = 8) -> nn.Embedding:
+    """Return an embedding of seeded rows around a common mean."""
+    rows = torch.randn(vocabulary, features, generator=seeded(5)) + 3
+    return embedding_of(rows)
+
+
+def embedding_of(rows: Tensor) -> nn.Embedding:
+    """Return a frozen embedding of these rows."""
+    made: nn.Embedding = nn.Embedding.from_pretrained(rows)
+    return made
+
+
+def spec_of(length: int = 12, **known: Any) -> InputSpec:
+    """Return token inputs of 200 ids of which 10 and above are ordinary."""
+    words = Words(**{"ranked": ORDINARY, "start": 1, "end": 2, **known})
+    return InputSpec((length,), "tokens", vocabulary=200, words=words)
+
+
+@pytest.mark.parametrize("name", LIKE_TEXT)
+@given(
+    length=st.integers(1, 30),
+    count=st.integers(1, 9),
+    marks=st.tuples(*[st.sampled_from([None, 1, 2])] * 2),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_texts_stand_between_their_marks(
+    name: str, length: int, count: int, marks: tuple[int | None, int | None], seed: int
+) -> None:
+    """First and last as stated, ordinary ids between; marks without room are dropped."""
+    spec = spec_of(length, start=marks[0], end=marks[1], table=table())
+    ids = TOKENS[name](spec, count, seeded(seed))
+    assert ids.shape == (count, length)
+    assert ids.dtype == torch.int64
+    before, after = (int(mark is not None) for mark in marks)
+    if length <= before + after:
+        before = after = 0
+    assert ids[:, :before].unique().tolist() == [marks[0]] * before
+    assert ids[:, length - after :].unique().tolist() == [marks[1]] * after
+    assert set(ids[:, before : length - after].flatten().tolist()) <= set(ORDINARY)
+
+
+@pytest.mark.parametrize("name", LIKE_TEXT)
+def test_common_tokens_come_first_in_the_order(name: str) -> None:
+    """Also where that is not the order of ids."""
+    order = tuple(reversed(ORDINARY))
+    ids = TOKENS[name](spec_of(40, ranked=order), 300, seeded())[:, 1:-1]
+    counts = ids.flatten().bincount(minlength=200)[list(order)]
+    assert counts[:10].sum() > 0.15 * counts.sum()
+    assert counts[:10].sum() > 4 * counts[-10:].sum()
+
+
+@pytest.mark.parametrize("name", LIKE_TEXT)
+@pytest.mark.parametrize("known", [None, Words(), Words(table=table())])
+def test_without_an_order_all_ids_are_drawn(name: str, known: Words | None) -> None:
+    """There are no marks then, and other ids are common in every call."""
+    spec, generator = replace(spec_of(30), words=known), seeded(1)
+    first, second = (TOKENS[name](spec, 200, generator) for _ in range(2))
+    assert len(first.unique()) > 180
+    assert first.mode().values.mode() != second.mode().values.mode()
+
+
+def test_zipf_bursts_without_an_order_do_not_depend_on_the_embedding() -> None:
+    """The same ids from a network whose embedding is known as from a bare description."""
+    bare = InputSpec((30,), "tokens", vocabulary=200)
+    known = replace(bare, words=Words(table=table()))
+    draw = TOKENS["zipf-bursts"]
+    assert torch.equal(draw(bare, 9, seeded(4)), draw(known, 9, seeded(4)))
+
+
+@pytest.mark.parametrize("ranked", [(), ORDINARY])
+def test_neighbours_are_those_of_the_largest_cosine(ranked: tuple[int, ...]) -> None:
+    """Around the mean of the ordinary rows, as torch's own cosine in float64 has it."""
+    rows = table()
+    ordinary = torch.tensor(ranked or range(200))
+    spec = spec_of(ranked=ranked, table=rows)
+    ids = ordinary[torch.randint(len(ordinary), (600,), generator=seeded(2))]
+    generator = seeded()
+    found = neighbours(spec, ids, ordinary, 7, generator)
+    wide = rows.weight.double()
+    centred = wide - wide[ordinary].mean(0)
+    cosine = nn.functional.cosine_similarity(
+        centred[ids].unsqueeze(1), centred[ordinary].unsqueeze(0), dim=2
+    )
+    expected = ordinary[cosine.topk(7, dim=1).indices]
+    assert torch.equal(found.sort(dim=1).values, expected.sort(dim=1).values)
+    assert torch.equal(found[:, 0], ids)
+    assert torch.equal(generator.get_state(), seeded().get_state())
+
+
+def test_neighbours_of_an_unknown_embedding_are_drawn() -> None:
+    """Ordinary ones; no more than there are."""
+    ordinary = torch.tensor(ORDINARY)
+    ids = ordinary[:50]
+    found = neighbours(spec_of(), ids, ordinary, 32, seeded())
+    assert found.shape == (50, 32)
+    assert torch.equal(found[:, 0], ids)
+    assert set(found.flatten().tolist()) <= set(ORDINARY)
+    assert neighbours(spec_of(ranked=(10, 11)), ids[:2], ids[:2], 32, seeded()).shape == (2, 2)
+
+
+def test_half_of_a_text_is_about_two_topics() -> None:
+    """Where ids fall into clusters, those of two of them are common in each text."""
+    corners = torch.eye(5).repeat_interleave(40, 0)
+    rows = embedding_of(corners + 0.01 * torch.randn(200, 5, generator=seeded(3)))
+    spec = InputSpec((42,), "tokens", vocabulary=200, words=Words(table=rows))
+
+    def of_two(ids: Tensor) -> float:
+        cluster = nn.functional.one_hot(ids // 40, 5).sum(1)
+        return cluster.topk(2, dim=1).values.sum(1).double().mean().item() / 42
+
+    about = of_two(TOKENS["topics"](spec, 300, seeded()))
+    shuffled = TOKENS["topics"](spec, 300, seeded()).flatten()
+    mixed = shuffled[torch.randperm(len(shuffled), generator=seeded(1))].view(300, 42)
+    assert about > 0.65 > of_two(mixed) + 0.05
+
+
+@pytest.mark.parametrize("name", LIKE_TEXT)
+def test_the_same_seed_draws_the_same_ids(name: str) -> None:
+    """Another seed draws others."""
+    spec = spec_of(table=table())
+    first, same, other = (TOKENS[name](spec, 20, seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_facts_name_what_is_known_of_the_ids() -> None:
+    """As plain data, without the embedding; what is not known leaves them as they were."""
+    spec = spec_of(table=table())
+    bare = replace(spec, words=None)
+    plain = {name: value for name, value in asdict(bare).items() if name != "words"}
+    assert bare.facts() == plain
+    assert replace(spec, words=Words(table=table())).facts() == plain
+    assert spec == bare  # the same inputs fit both
+    others = [spec_of(start=3), spec_of(end=None), spec_of(ranked=ORDINARY[::-1])]
+    texts = {json.dumps(one.facts(), sort_keys=True) for one in (spec, bare, *others)}
+    assert len(texts) == 5
+    assert spec_of().facts() == spec.facts()
+
+
+def target_of(ranked: tuple[int, ...] = tuple(range(3, 11))) -> Target:
+    """Return a target of 11 ids whose order is known."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        target = target_from_module(Attention(), inputs=InputOptions((9,)))
+    assert target.inputs.words is not None
+    words = replace(target.inputs.words, ranked=ranked, start=1 if ranked else None)
+    return replace(target, inputs=replace(target.inputs, words=words))
+
+
+def test_a_target_knows_its_own_embedding() -> None:
+    """The layer itself and no copy; there is none for floats, or for part of the vocabulary."""
+    target = target_of()
+    (layer,) = embeddings(target.model, 11)
+    assert target.inputs.words is not None
+    assert target.inputs.words.table is layer
+    fewer = target_from_module(Attention(), inputs=InputOptions((9,), vocabulary=5))
+    assert fewer.inputs.words is None
+    floats = target_from_module(nn.Linear(3, 2), inputs=InputOptions())
+    assert floats.inputs.words is None
+
+
+@pytest.mark.parametrize(
+    ("probes", "guard", "search", "judge"),
+    [
+        (("topics",), "auto", "topics 100%", "zipf-bursts"),
+        (("procedural",), "auto", "topics 100%", "zipf-bursts"),
+        (("auto",), "auto", "topics 100%", "zipf-bursts"),
+        (("zipf-bursts",), "auto", "zipf-bursts 100%", "topics"),
+        (("procedural",), "topics", "zipf-bursts 100%", "topics"),
+        (("procedural",), "uniform", "topics 50%, zipf-bursts 50%", "uniform"),
+    ],
+)
+def test_topics_search_and_bursts_judge(
+    probes: tuple[str, ...], guard: str, search: str, judge: str
+) -> None:
+    """Where the order is known; the receipt names generators and tokenizer."""
+    chosen = make_settings({**TINY, "probes": probes, "guard": guard})
+    receipt = plan_probes(target_of(), chosen, seeded()).receipt
+    assert f"{search} (ids ranked and framed as the network's tokenizer" in receipt.sources[0]
+    assert receipt.guard.startswith(f"generated: {judge}")
+    assert receipt.rung == "procedural"
+
+
+def test_without_an_order_the_network_still_chooses() -> None:
+    """Between uniform ids and bursts, as its classes tell; `topics` are there when asked for."""
+    plan = plan_probes(target_of(()), make_settings({**TINY, "probes": ("procedural",)}), seeded())
+    assert set(plan.affinity) == {"uniform", "zipf-bursts"}
+    assert "tokenizer" not in plan.receipt.sources[0]
+    plan = plan_probes(target_of(()), make_settings(TINY), seeded())
+    assert plan.receipt.sources[0].endswith("topics 100%")
+
+
+def test_the_embedding_travels_once() -> None:
+    """A packed bench is hardly larger for what is known, and draws the same where it arrives."""
+    target = target_from_module(wide(), inputs=InputOptions((9,)))
+    words = replace(target.inputs.words or Words(), ranked=tuple(range(3, 5000)), start=1)
+    target = replace(target, inputs=replace(target.inputs, words=words))
+    chosen = resolve_settings(make_settings(TINY), find_preset("default"), target)
+    plan = plan_probes(target, chosen, seeded())
+    bench = make_bench(target, chosen, find_preset("default"), plan)
+    packed = ray.cloudpickle.dumps(bench)
+    assert bench.fresh is not None
+    bare = replace(bench.fresh, spec=replace(target.inputs, words=None))
+    assert len(packed) < len(ray.cloudpickle.dumps(replace(bench, fresh=bare))) + 30_000
+    again = pickle.loads(packed)
+    (layer,) = embeddings(again.model, 5000)
+    assert again.fresh.spec.words.table is layer
+    assert torch.equal(again.draw(8, seeded(3)).inputs, bench.draw(8, seeded(3)).inputs)
+
+
+def wide() -> nn.Module:
+    """Return a network whose embedding, of 5,000 ids, outweighs all that a bench holds beside."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Embedding(5000, 16), nn.Flatten(), nn.Linear(144, 3))
+
+
+def test_any_workers_find_the_same_masks(ray_session: None) -> None:
+    """Topics are drawn in the workers, from the embedding that came with the network."""
+    masks: list[dict[str, Tensor]] = []
+    for workers in (1, 2):
+        found = prune_target(target_of(), make_settings({**TINY, "workers": workers}))
+        masks.append(dict(found.masks))
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+class Copying(Silence):
+    """Copies the run directory after every generation: what a power cut there would leave."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.copies: list[Path] = []
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Copy it."""
+        self.copies.append(self.run.with_name(f"{self.run.name}-{len(self.copies)}"))
+        shutil.copytree(self.run, self.copies[-1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a small sentence encoder of 50 ids and its tokenizer."""
+    pytest.importorskip("transformers")
+    transformers = import_extra("transformers", "hf", "test")
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=40,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        transformers.BertModel(config).save_pretrained(tmp_path / "net")
+    write_tokenizer(tmp_path / "net", lambda number: number)
+    return tmp_path / "net"
+
+
+def write_tokenizer(place: Path, numbered: Callable[[int], int]) -> None:
+    """Write a tokenizer of 45 words whose marks are 1 and 2."""
+    pieces = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "!": 3, "?": 4}
+    pieces |= {f"word{number}": numbered(number) for number in range(5, 50)}
+    frame = {"type": "BertProcessing", "cls": ["[CLS]", 1], "sep": ["[SEP]", 2]}
+    stated = {"added_tokens": [], "post_processor": frame, "model": {"vocab": pieces}}
+    (place / "tokenizer.json").write_text(json.dumps(stated))
+
+
+def test_a_network_of_transformers_brings_its_tokenizer(folder: Path, run: Run) -> None:
+    """From the folder to the command line's receipt; without the file it is a network of ids."""
+    target = load_target(f"hf:{folder}", inputs=InputOptions(shape=(9,)))
+    words = target.inputs.words
+    assert words is not None
+    assert words.ranked == tuple(range(5, 50))
+    assert (words.start, words.end) == (1, 2)
+    assert words.table is target.model.get_submodule("embeddings.word_embeddings")
+    drawn = Mixture(target.inputs, {"topics": 1.0}, target.dtype).draw(5, seeded())
+    assert drawn[:, 0].tolist() == [1] * 5
+    options = [f"--{key.replace('_', '-')}={TINY[key]}" for key in TINY if key != "probes"]
+    for probes in ("topics", "procedural"):
+        ran = run(
+            *("prune", f"hf:{folder}", "--input-shape", "9", "--probes", probes),
+            *("--objective", "relative-error", "--no-save", "--json", *options),
+        )
+        assert ran.code == 0, ran.err
+        receipt = json.loads(ran.out)["receipt"]
+        assert "topics 100% (ids ranked" in receipt["sources"][0]
+        assert "zipf-bursts" in receipt["guard"]
+    (folder / "tokenizer.json").unlink()
+    bare = load_target(f"hf:{folder}").inputs.words
+    assert bare is not None
+    assert not bare.ranked
+
+
+def test_a_stopped_run_draws_the_same_topics_or_is_refused(folder: Path, tmp_path: Path) -> None:
+    """What is known of the ids comes again from the folder; another tokenizer is noticed."""
+    stated = {**TINY, "target": f"hf:{folder}", "input_shape": "9", "objective": "relative-error"}
+    job = make_job(stated)
+    place = tmp_path / "run"
+    copying = Copying(place)
+    with claim(str(place)) as own:
+        target, _ = job.load()
+        whole = prune_target(target, job.settings, observer=copying, own=own, job=job)
+    assert copying.copies
+    again = resume(copying.copies[0])
+    assert all(torch.equal(again.masks[name], mask) for name, mask in whole.masks.items())
+    write_tokenizer(folder, lambda number: number if number > 5 else 3)
+    with pytest.raises(InputError, match="input: the network's input is not what it was"):
+        resume(copying.copies[-1])

@@ -1,0 +1,170 @@
+"""What a tokenizer's files say about ids: the ordinary ones, their order, what frames a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gaprune.sources.vocabulary import read_words
+from gaprune.words import Words
+
+BERT = ["[PAD]", "[unused0]", "[CLS]", "[SEP]", "!", "a", "the", "of", "##s", "zebra"]
+PIECES = {piece: number for number, piece in enumerate(BERT)}
+ADDED = [{"id": number, "content": BERT[number], "special": True} for number in (0, 2, 3)]
+TEMPLATE: dict[str, Any] = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+    ],
+    "special_tokens": {
+        "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+        "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]},
+    },
+}
+TOKENIZER = {
+    "added_tokens": ADDED,
+    "post_processor": TEMPLATE,
+    "model": {"type": "WordPiece", "vocab": PIECES},
+}
+
+
+def words_in(folder: Path, vocabulary: int = 10) -> Words | None:
+    """Read the files of a folder."""
+
+    def find(name: str) -> Path | None:
+        return folder / name if (folder / name).exists() else None
+
+    return read_words(find, vocabulary)
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """Write a `tokenizer.json` and return the folder."""
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER | changes))
+    return folder
+
+
+def known(words: Words | None) -> tuple[tuple[int, ...], int | None, int | None]:
+    """Return what was read, for comparison."""
+    assert words is not None
+    return words.ranked, words.start, words.end
+
+
+def test_ordinary_tokens_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    """Without special and unused ones and single characters; a piece of a word is ordinary."""
+    assert known(words_in(write(tmp_path))) == ((6, 7, 8, 9), 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("processor", "marks"),
+    [
+        (None, (None, None)),
+        ({"type": "ByteLevel"}, (None, None)),
+        ({"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}, (2, 3)),
+        ({"type": "RobertaProcessing", "sep": ["</s>", 6], "cls": ["<s>", 2]}, (2, 6)),
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, TEMPLATE]}, (2, 3)),
+        (TEMPLATE | {"single": TEMPLATE["single"][:2]}, (2, None)),
+    ],
+    ids=["none", "bytes", "bert", "roberta", "sequence", "start only"],
+)
+def test_what_frames_a_text(
+    tmp_path: Path, processor: object, marks: tuple[int | None, int | None]
+) -> None:
+    """As the post-processor has it; a mark is no ordinary token."""
+    ranked, start, end = known(words_in(write(tmp_path, post_processor=processor)))
+    assert (start, end) == marks
+    assert not set(marks) & set(ranked)
+
+
+def test_unigram_pieces_are_a_list(tmp_path: Path) -> None:
+    """The place of a piece is its id, and pieces come in the order of their probability."""
+    pieces = [["<unk>", 0.0], ["▁the", -2.5], ["▁of", -3.0], ["x", -4.0], ["ing", -4.5]]
+    model = {"type": "Unigram", "vocab": pieces}
+    write(tmp_path, model=model, added_tokens=[], post_processor=None)
+    assert known(words_in(tmp_path)) == ((1, 2, 4), None, None)
+
+
+def test_the_package_of_tokenizers_writes_such_files(tmp_path: Path) -> None:
+    """What a trained byte-pair tokenizer encodes stands between the marks that were read."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))  # noqa: S106
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=special)
+    tokenizer.train_from_iterator(["the cat saw the other cat", "then they met"] * 4, trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ranked, start, end = known(words_in(tmp_path, tokenizer.get_vocab_size()))
+    ids = tokenizer.encode("the cat").ids
+    assert (ids[0], ids[-1]) == (start, end) == (1, 2)
+    assert set(ids[1:-1]) <= set(ranked)
+    assert all(len(tokenizer.id_to_token(number)) > 1 for number in ranked)
+
+
+def test_a_plain_list_of_pieces(tmp_path: Path) -> None:
+    """One a line, with BERT's marks, where there is no `tokenizer.json` that can be read."""
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT) + "\n")
+    assert known(words_in(tmp_path)) == ((6, 7, 8, 9), 2, 3)
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert known(words_in(tmp_path)) == ((6, 7, 8, 9), 2, 3)
+
+
+def test_the_settings_name_the_marks(tmp_path: Path) -> None:
+    """As text, or as a table with it; what they name is not ordinary."""
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT))
+    stated = {"cls_token": {"content": "the"}, "sep_token": "zebra", "model_max_length": 9}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    assert known(words_in(tmp_path)) == ((7, 8), 6, 9)
+
+
+def test_no_file_says_nothing(tmp_path: Path) -> None:
+    """A network without a tokenizer is no error."""
+    assert words_in(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {}},
+        {"model": None},
+        {"model": {"vocab": 3}},
+        {"model": {"vocab": {"the": "one", "of": 2}}},
+        {"model": {"vocab": {"the": 6, "of": -7}}},
+        {"model": {"vocab": {"the": 6, "of": 10}}},  # beyond the network's ids
+        {"model": {"vocab": {"a": 0, "the": 1}}},  # a single ordinary one
+        {"model": {"vocab": [["the"], ["of"]]}},
+        {"added_tokens": [{"content": "[PAD]"}]},
+        {"post_processor": {"single": []}},
+        {"post_processor": TEMPLATE | {"special_tokens": {}}},
+        {"post_processor": {"cls": ["[CLS]", 99], "sep": ["[SEP]", 3]}},
+        {"post_processor": {"cls": "[CLS]", "sep": None}},
+    ],
+)
+def test_files_that_are_not_understood_say_nothing(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """Nor do those of another network; probes go without."""
+    assert words_in(write(tmp_path, **changes)) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_files_that_are_no_tokenizers_say_nothing(tmp_path: Path, content: bytes) -> None:
+    """Empty, of another kind, not text, nested without end."""
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    assert words_in(tmp_path) is None
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").mkdir()
+    assert words_in(tmp_path) is None
+
+
+def test_settings_that_are_not_understood_say_nothing(tmp_path: Path) -> None:
+    """A list of pieces beside broken settings is not used: its marks would be guessed."""
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT))
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    assert words_in(tmp_path) is None
