@@ -34,10 +34,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "offspring": 1,
         "generations": 1,
         "allocation": 0,
-        "continuation": 80,
+        "continuation": 100,
         "steps": 20,
         "rate": 10.0,
-        "batch": 16,
+        "batch": 8,  # 16 take 3.9 GB
     },
     "crepe-tiny": {  # tones are near its domain
         "probes": ["procedural"],
@@ -68,12 +68,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "objective": "relative-error",
         "probe_count": 256,
         "guard_count": 256,
-        "population": 3,
-        "offspring": 2,
-        "generations": 4,
-        "allocation": 4,
+        "population": 2,
+        "offspring": 1,
+        "generations": 2,
+        "allocation": 0,
         "steps": 20,
-        "rate": 6.0,
+        "rate": 15.0,
         "batch": 32,
     },
 }
@@ -82,6 +82,6 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {  # where a method is best searched
         "repair": {"population": 3, "offspring": 2, "allocation": 3, "rate": 1.2},
     },
     "efficientnet-lite0": {
-        "repair": {"continuation": 0, "generations": 2, "steps": 40},
+        "repair": {"continuation": 0, "generations": 2},
     },
 }

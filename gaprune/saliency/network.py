@@ -13,7 +13,7 @@ from gaprune.inputs import InputSpec
 from gaprune.supermask import Layout
 
 MAX_BATCH = 256  # probes shown at once
-MEMORY = 1e9  # bytes that the activations of one batch may take
+MEMORY = 4e8  # bytes that the activations of one batch may take
 
 
 @dataclass(frozen=True)
