@@ -15,11 +15,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from benchmarks.claims import NO_BOUND, Claim, missed, table
 from benchmarks.cluster.crowd import measure_utilisation
 from benchmarks.cluster.memory import measure_memory
 from benchmarks.cluster.speed import measure_black_box, measure_speed
@@ -32,49 +32,14 @@ PARTS: dict[str, Callable[[], Mapping[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What a figure must be.
-
-    Attributes:
-        figure: which.
-        bound: at least, or at most.
-        least: which of both.
-        meaning: for people.
-    """
-
-    figure: str
-    bound: float
-    least: bool
-    meaning: str
-
-    def holds(self, value: float) -> bool:
-        """Tell whether a value is good enough."""
-        return value >= self.bound if self.least else value <= self.bound
-
-
 CLAIMS = (
     Claim("speedup_2", 1.85, True, "evaluations per second of two actors over one"),
     Claim("driver_ms", 2.0, False, "ms of the driver per evaluation, default search, mnist-cnn"),
-    Claim("black_box_driver_ms", float("inf"), False, "the same where it is a whole answer"),
-    Claim("bytes_per_evaluation", float("inf"), False, "bytes moved per evaluation"),
+    Claim("black_box_driver_ms", NO_BOUND, False, "the same where it is a whole answer"),
+    Claim("bytes_per_evaluation", NO_BOUND, False, "bytes moved per evaluation"),
     Claim("utilisation_64", 0.9, True, "part of the time that 64 actors sleep 50 ms at a time"),
     Claim("memory_growth_mb", 16.0, False, "MB more after 200 generations than after 20"),
 )
-
-
-def show(figures: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the table, and whatever else was measured below it."""
-    lines = ["| figure | value | bound | meaning |", "|---|---|---|---|"]
-    claimed = [claim for claim in CLAIMS if claim.figure in figures]
-    for claim in claimed:
-        value = figures[claim.figure]
-        sign = "≥" if claim.least else "≤"
-        bound = "" if claim.bound == float("inf") else f"{sign} {claim.bound:g}"
-        short = "" if claim.holds(value) else " (missed)"
-        lines.append(f"| {claim.figure} | {value:.4g}{short} | {bound} | {claim.meaning} |")
-    rest = {name: figures[name] for name in figures if name not in {c.figure for c in claimed}}
-    return [*lines, "", *(f"{name}: {value:.4g}" for name, value in rest.items())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         figures["load"] = os.getloadavg()[0]
         figures |= PARTS[name]()
-    print(json.dumps(figures, indent=1) if options.json else "\n".join(show(figures)))
-    return int(any(c.figure in figures and not c.holds(figures[c.figure]) for c in CLAIMS))
+    print(json.dumps(figures, indent=1) if options.json else "\n".join(table(CLAIMS, figures)))
+    return int(bool(missed(CLAIMS, figures)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from gaprune.repair import (
 )
 
 CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
+ENTRIES = 1 << 22  # values of the inputs of a forward pass, where single ones are large
 GPU_CHUNK = 512  # a small network takes as long to start as to run there
 
 
@@ -295,5 +296,7 @@ def answers(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _chunks(inputs: Tensor) -> Sequence[Tensor]:
-    found: Sequence[Tensor] = inputs.split(CHUNK if inputs.device.type == "cpu" else GPU_CHUNK)
+    most = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
+    each = max(1, inputs[:1].numel())
+    found: Sequence[Tensor] = inputs.split(max(1, min(most, ENTRIES // each)))
     return found

@@ -18,7 +18,8 @@ def main() -> None:
         head_node_args={"num_cpus": 2, "include_dashboard": False, "ray_client_server_port": port},
     )
     host = cluster.address.rpartition(":")[0]
-    print(f"ray://{host}:{port}", flush=True)
+    sys.stdout.write(f"ray://{host}:{port}\n")
+    sys.stdout.flush()
     sys.stdin.read()
     cluster.shutdown()
 

@@ -7,10 +7,11 @@ import json
 import pytest
 
 from benchmarks import scaling
+from benchmarks.claims import table
 from benchmarks.cluster.crowd import Crowd, measure_utilisation
 from benchmarks.cluster.memory import measure_memory
 from benchmarks.cluster.speed import hardware, measure_black_box
-from benchmarks.scaling import CLAIMS, main, show
+from benchmarks.scaling import CLAIMS, main
 
 SMALL = {
     "target": "mnist-mlp",
@@ -63,6 +64,6 @@ def test_figures_are_one_json_object(
 def test_what_has_no_bound_is_shown_without_one() -> None:
     """Every figure of the issue is a line of the table."""
     figures = {claim.figure: 1.0 for claim in CLAIMS}
-    lines = show({**figures, "cores": 2})
+    lines = table(CLAIMS, {**figures, "cores": 2})
     assert "| bytes_per_evaluation | 1 |  | bytes moved per evaluation |" in lines
     assert lines[-1] == "cores: 2"

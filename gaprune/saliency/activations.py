@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from gaprune.saliency.network import Network, batches
+from gaprune.saliency.network import Network, batches, fitting
 from gaprune.saliency.weights_only import lamp_scores
+
+LIVE = 6  # times the largest activation that measuring holds at once, squares in float64 among it
 
 
 def wanda(
@@ -68,14 +70,32 @@ def input_energies(network: Network, probes: Tensor | None) -> dict[str, Tensor]
     Raises:
         InputError: there are no probes.
     """
+    with torch.no_grad():
+        size = fitting(_widest(network.model, next(batches(network, probes, 1))), passes=LIVE)
     recorder = _Recorder(network)
     try:
         with torch.no_grad():
-            for batch in batches(network, probes):
+            for batch in batches(network, probes, size):
                 network.model(batch)
     finally:
         recorder.remove()
     return dict(recorder.energies)
+
+
+def _widest(model: nn.Module, example: Tensor) -> int:
+    """Return the bytes of the largest tensor that a module takes, for one input `[1, …]`."""
+    sizes = [1]
+
+    def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.extend(one.nbytes for one in args if isinstance(one, Tensor))
+
+    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(sizes)
 
 
 class _Recorder:

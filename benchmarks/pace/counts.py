@@ -1,0 +1,61 @@
+"""Keep counts as the search space: CMA-ES beside the allocation phase, both from LAMP's counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.pace.trial import Match, Score, Trial, kept, lamp_ranks, scored
+from benchmarks.real.process import peak_mb
+from gaprune.budget import apportion
+from gaprune.evolution.engine import Evolution
+from gaprune.evolution.genome import Genes, Individual, seed_genes
+from gaprune.preparation import make_plan
+from gaprune.run import PruningRun
+from gaprune.sources.extras import import_extra
+from gaprune.workers import SerialWorkers
+
+STEP = 0.3  # first standard deviation of the logarithm of a keep count
+FOR_EVER = 1_000_000  # generations; the clock ends it
+
+
+def cma_counts(match: Match) -> Score:
+    """Separable CMA-ES (Ros and Hansen 2008) over the logarithms of the layers' keep counts."""
+    cma = import_extra("cma", "bench", "allocation")
+    run = match.run()
+    genes, layout = _genes(run), run.bench.layout
+    trial = Trial(run.bench, match.seconds, kept(run))
+
+    def loss(change: NDArray[np.float64]) -> float:
+        shares = np.asarray(genes.counts) * np.exp(change)
+        counts = apportion(shares, genes.keep, layout.sizes, layout.least)
+        return -trial.mask_fitness(replace(genes, counts=tuple(counts)).express(layout))
+
+    options = {"CMA_diagonal": True, "seed": match.seed + 1, "verbose": -9}  # 0 is the time
+    search = cma.CMAEvolutionStrategy(np.zeros(len(layout.sizes)), STEP, options)
+    loss(np.zeros(len(layout.sizes)))
+    while not trial.over and not search.stop():
+        asked = search.ask()
+        search.tell(asked, [loss(one) for one in asked])
+    return trial.score()
+
+
+def evolved_counts(match: Match) -> Score:
+    """The allocation phase of gaprune alone, with LAMP as its only seed."""
+    run = match.run(allocation=FOR_EVER, generations=0, seconds=match.seconds)
+    bench = run.bench
+    seed = Individual(_genes(run), bench.layout, "lamp")
+    before = peak_mb()
+    plan = make_plan(run.target, run.settings, run.preset)
+    outcome = Evolution(plan, SerialWorkers(bench)).run([seed])
+    memory = peak_mb(), before
+    return scored(bench, outcome.best.mask, outcome.evaluations, outcome.seconds, memory)
+
+
+def _genes(run: PruningRun) -> Genes:
+    """Return LAMP's order with LAMP's counts."""
+    scores: Tensor = lamp_ranks(run)
+    return seed_genes(scores, run.bench.layout, kept(run), "allocated")

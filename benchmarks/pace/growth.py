@@ -1,0 +1,150 @@
+"""How the cost of an evaluation and of a generation grows with the number of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from benchmarks.pace.clock import exponent, seconds_of
+from benchmarks.real.process import in_own_process, peak_mb
+from gaprune.config import make_settings
+from gaprune.evolution.engine import Evolution
+from gaprune.evolution.genome import Genes, Individual, seed_genes
+from gaprune.input_options import InputOptions
+from gaprune.observe import Silence
+from gaprune.preparation import make_plan
+from gaprune.run import PruningRun
+from gaprune.saliency import Network, score
+from gaprune.target import target_from_module
+from gaprune.workers import SerialWorkers
+
+INPUTS, CLASSES = 784, 10
+WIDTHS = (200, 530, 1100, 2120, 4310)  # 0.2, 0.7, 2.1, 6.2 and 22 million weights
+LARGEST = "22M-weights"  # in `peak_mb`
+CHANGE = 0.01  # of the scores between the individuals of the first population, in ranks
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is measured at every size.
+
+    Attributes:
+        population: individuals, and children of the generation.
+        steps: gradient steps of every child.
+        probes: inputs that score the candidates.
+        sparsity: fraction of weights removed.
+        evaluations: of which the median is taken.
+    """
+
+    population: int = 16
+    steps: int = 2
+    probes: int = 256
+    sparsity: float = 0.9
+    evaluations: int = 5
+
+
+class Grown(NamedTuple):
+    """What one size costs.
+
+    Attributes:
+        weights: prunable ones.
+        evaluation_s: seconds to express and score one mask.
+        generation_s: seconds to breed, refine, race and select one generation.
+        start_mb: the most memory held until the network and the probes were there.
+        evaluation_mb: the same after evaluations; scores had to be ranked before.
+        peak_mb: the same after a generation.
+    """
+
+    weights: int
+    evaluation_s: float
+    generation_s: float
+    start_mb: float
+    evaluation_mb: float
+    peak_mb: float
+
+
+WHOLE = Load()
+
+
+def measure_growth(widths: Sequence[int] = WIDTHS, load: Load = WHOLE) -> dict[str, Any]:
+    """Measure networks 784-w-w-10 of growing width, each in a process with one thread.
+
+    Exponents are of the number of weights, from the smallest to the largest; 1 is linear. That of
+    memory is of what the search takes above torch, network and probes.
+    """
+    rows = [in_own_process(grow, width, load) for width in widths]
+    sizes = [row.weights for row in rows]
+    figures: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in Grown._fields}
+    figures["exponent"] = {
+        "evaluation_s": exponent(sizes, [row.evaluation_s for row in rows]),
+        "generation_s": exponent(sizes, [row.generation_s for row in rows]),
+        "peak_mb": exponent(sizes, [max(1.0, row.peak_mb - row.start_mb) for row in rows]),
+    }
+    peaks = {LARGEST: rows[-1].peak_mb} if widths[-1] == WIDTHS[-1] else {}
+    return {"growth": figures, "peak_mb": peaks}
+
+
+def grow(width: int, load: Load) -> Grown:
+    """Measure one width in this process."""
+    run = _run(width, load)
+    bench, first = run.bench, peak_mb()
+    genes = _genes(run)
+
+    def evaluate() -> None:
+        bench.fitness(genes.express(bench.layout))
+
+    evaluate()
+    each = [seconds_of(evaluate) for _ in range(load.evaluations)]
+    middle = peak_mb()
+    people = [_individual(genes, run, index) for index in range(load.population)]
+    evolution = Evolution(make_plan(run.target, run.settings, run.preset), SerialWorkers(bench))
+    evolution.run(people)
+    del people
+    generation = seconds_of(evolution.step)
+    return Grown(bench.layout.total, median(each), generation, first, middle, peak_mb())
+
+
+def _run(width: int, load: Load) -> PruningRun:
+    model = nn.Sequential(
+        nn.Linear(INPUTS, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, CLASSES),
+    )
+    options = InputOptions(shape=(INPUTS,), kind="vector", range=(0.0, 1.0))
+    settings = {
+        "sparsity": load.sparsity,
+        "probes": ("noise",),
+        "guard": "noise",
+        "probe_count": load.probes,
+        "guard_count": 16,
+        "population": load.population,
+        "offspring": load.population,
+        "steps": load.steps,
+        "allocation": 0,
+        "evaluations": 1,  # stops when the first population is scored; the generation is our own
+    }
+    target = target_from_module(model, inputs=options)
+    return PruningRun(target, make_settings(settings), None, Silence())
+
+
+def _genes(run: PruningRun) -> Genes:
+    bench = run.bench
+    network = Network(bench.model, bench.weights, bench.layout, run.target.inputs)
+    scores = score("magnitude", network, None, torch.Generator())
+    plan = make_plan(run.target, run.settings, run.preset)
+    return seed_genes(scores, bench.layout, plan.keep, "allocated")
+
+
+def _individual(genes: Genes, run: PruningRun, seed: int) -> Individual:
+    """Return the genes with scores that are a little different."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(genes.scores), generator=generator)
+    scores = noise.mul_(CHANGE).add_(genes.scores)
+    return Individual(genes.with_scores(scores), run.bench.layout, "magnitude")

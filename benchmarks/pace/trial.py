@@ -1,0 +1,178 @@
+"""A search on the clock: one score vector in, one number out, and the best mask so far."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.real.process import peak_mb
+from gaprune.bench import Bench
+from gaprune.budget import keep_total
+from gaprune.config import make_settings
+from gaprune.evolution.genome import rank
+from gaprune.objectives import accuracy
+from gaprune.observe import Observer, Silence
+from gaprune.run import PruningRun
+from gaprune.saliency import Network, score
+from gaprune.supermask import Layout, global_mask
+from gaprune.target import load_target
+from gaprune.zoo import mnist
+
+
+@dataclass(frozen=True)
+class Match:
+    """What all searches of a comparison are given.
+
+    Attributes:
+        target: name in the zoo.
+        sparsity: fraction of weights removed.
+        seconds: for the search; probes are made before.
+        seed: of probes and search.
+        probes: inputs that score the candidates.
+        guard: inputs that none of them sees.
+        kinds: of probes; `auto` is what `gaprune prune` takes.
+    """
+
+    target: str = "mnist-mlp"
+    sparsity: float = 0.95
+    seconds: float = 60.0
+    seed: int = 0
+    probes: int = 1024
+    guard: int = 1024
+    kinds: tuple[str, ...] = ("auto",)
+
+    def run(self, observer: Observer | None = None, **settings: Any) -> PruningRun:
+        """Return a run of gaprune with its probes made, from the same seed for everybody."""
+        given = {
+            "sparsity": self.sparsity,
+            "seed": self.seed,
+            "probes": self.kinds,
+            "probe_count": self.probes,
+            "guard_count": self.guard,
+        }
+        chosen = make_settings({**given, **settings})
+        run = PruningRun(load_target(self.target), chosen, None, observer or Silence())
+        assert run.shown  # made here, where the clock does not run yet
+        return run
+
+
+class Score(NamedTuple):
+    """What a search has found.
+
+    Attributes:
+        accuracy: of its best mask on the 10,000 test images.
+        fitness: of the same on the search probes.
+        agreement: with the dense network on the guard.
+        evaluations: candidates scored; for gaprune, every gradient step counts as one.
+        per_second: evaluations.
+        seconds: that the search took.
+        peak_mb: the most memory that its process has held.
+        before_mb: the same when the search began: torch, network and probes.
+    """
+
+    accuracy: float
+    fitness: float
+    agreement: float
+    evaluations: int
+    per_second: float
+    seconds: float
+    peak_mb: float
+    before_mb: float
+
+
+class Trial:
+    """Scores candidates and remembers the best, until the time is over.
+
+    Args:
+        bench: network, probes and objective.
+        seconds: from now on.
+        keep: kept weights.
+    """
+
+    def __init__(self, bench: Bench, seconds: float, keep: int) -> None:
+        self._bench, self._keep = bench, keep
+        self._before = peak_mb()
+        self._started = time.monotonic()
+        self._seconds = seconds
+        self._evaluations = 0
+        self._fitness = -float("inf")
+        self._mask: Tensor | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The prunable layers."""
+        return self._bench.layout
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() - self._started >= self._seconds
+
+    def fitness(self, scores: Tensor) -> float:
+        """Keep the top k of flat scores `[total]` and return the fitness of that mask."""
+        own = scores.as_subclass(Tensor).float()  # EvoTorch's are of a class that lets nobody write
+        return self.mask_fitness(global_mask(own, self.layout, self._keep))
+
+    def mask_fitness(self, mask: Tensor) -> float:
+        """Return the fitness of a flat mask; the best that is known in time is remembered."""
+        found = self._bench.fitness(mask)
+        self._evaluations += 1
+        if found > self._fitness and (not self.over or self._mask is None):
+            self._fitness, self._mask = found, mask.clone()
+        return found
+
+    def score(self) -> Score:
+        """Return what was found."""
+        assert self._mask is not None, "at least one candidate was scored"
+        seconds = time.monotonic() - self._started
+        return scored(
+            self._bench, self._mask, self._evaluations, seconds, (peak_mb(), self._before)
+        )
+
+
+def scored(
+    bench: Bench, mask: Tensor, evaluations: int, seconds: float, memory: tuple[float, float]
+) -> Score:
+    """Measure a found mask on what no search has seen.
+
+    Args:
+        bench: network, probes and objective.
+        mask: flat.
+        evaluations: of the search.
+        seconds: of the search.
+        memory: the most that its process held at its end and at its begin, MB.
+    """
+    images, labels = mnist.test_set()
+    outputs = bench.outputs(mask, images)
+    return Score(
+        accuracy=float(accuracy(outputs, outputs, labels)),
+        fitness=bench.fitness(mask),
+        agreement=bench.judge(mask).agreement,
+        evaluations=evaluations,
+        per_second=evaluations / seconds,
+        seconds=seconds,
+        peak_mb=memory[0],
+        before_mb=memory[1],
+    )
+
+
+def lamp_ranks(run: PruningRun) -> Tensor:
+    """Return the LAMP scores as ranks in [0, 1), so that one step length fits all; `[total]`."""
+    bench = run.bench
+    network = Network(bench.model, bench.weights, bench.layout, run.target.inputs)
+    return rank(score("lamp", network, None, torch.Generator(), density=None))
+
+
+def random_ranks(run: PruningRun) -> Tensor:
+    """Return uniform scores in [0, 1) `[total]`."""
+    generator = torch.Generator().manual_seed(run.settings.seed)
+    return torch.rand(run.bench.layout.total, generator=generator)
+
+
+def kept(run: PruningRun) -> int:
+    """Return how many weights stay."""
+    return keep_total(run.bench.layout, run.settings.sparsity)
