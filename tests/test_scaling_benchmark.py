@@ -28,15 +28,15 @@ SMALL = {
 def test_every_part_measures_what_it_says() -> None:
     """On the Ray that is there; the figures are of their kind, whatever they are here."""
     found = measure_black_box(SMALL)
-    assert 0 < found["black_box_driver_ms"] < 1000
+    assert found["black_box_driver_ms"] > 0
     assert 0 < found["black_box_bytes_per_evaluation"] < 10_000_000
     memory = measure_memory(SMALL, settled=2)
     grown = (memory["memory_growth_driver_mb"], memory["memory_growth_actors_mb"])
     assert memory["memory_growth_mb"] == max(grown) < 100
     assert min(memory["memory_driver_mb"], memory["memory_actor_mb"]) > 50
     busy = measure_utilisation(Crowd(2, each=10, rounds=1))
-    assert 0.2 < busy["utilisation_2"] <= 1
-    assert 0 < busy["sleeping_driver_ms"] < 100
+    assert 0 < busy["utilisation_2"] <= 1
+    assert busy["sleeping_driver_ms"] > 0
 
 
 @pytest.mark.slow
