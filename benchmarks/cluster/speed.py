@@ -18,14 +18,14 @@ from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
 HEAVY: dict[str, Any] = {
     "target": "mnist-cnn",
-    "steps": 5,
-    "offspring": 24,
+    "steps": 10,
+    "offspring": 16,
     "generations": 1,
     "probe_count": 256,
     "guard_count": 256,
 }
 BLACK_BOX: dict[str, Any] = {"target": "mnist-cnn", "preset": "black-box", "generations": 1}
-ROUNDS = 5
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
