@@ -29,6 +29,7 @@ from benchmarks.pace.equal_time import measure_allocation, measure_equal_time
 from benchmarks.pace.growth import LARGEST, measure_growth
 from benchmarks.pace.overhead import measure_overhead
 from benchmarks.pace.versus_original import measure_original
+from gaprune.workers.heap import keep_heap
 
 PARTS: dict[str, Callable[[float], Mapping[str, Any]]] = {
     "overhead": lambda _: measure_overhead(),
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and only that")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    keep_heap()  # as workers do: what is compared here has the same memory
     parts: list[Mapping[str, Any]] = [{"cores": os.cpu_count(), "torch": torch.__version__}]
     for name in options.only or PARTS:
         print(f"measuring {name}", file=sys.stderr, flush=True)

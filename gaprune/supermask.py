@@ -12,20 +12,25 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import floor
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gaprune.errors import InputError, unknown_name
+from gaprune.quota import Quota
+from gaprune.top_k import mark
 
-SAMPLE = 1 << 14  # values that bracket the threshold before the exact partition
 MIN_KEEP = 1  # no layer is ever emptied: a layer without weights cuts the network in two
-_HALVES = (torch.float16, torch.bfloat16)
+_WHOLE = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+"""Float type → the whole numbers of as many bits."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,13 @@ class Layout:
         names: qualified parameter names, in the order of the flat vector.
         shapes: the shape of each.
         floor: the fraction of every layer, in [0, 1), that every mask keeps.
+        quota: how many weights of every group stay, or None: any may.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     floor: float = 0.0
+    quota: Quota | None = None
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Layout:
@@ -73,6 +80,10 @@ class Layout:
         ends = np.cumsum(self.sizes).tolist()
         return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
 
+    def fits(self, mask: Tensor) -> bool:
+        """Tell whether a flat mask meets the quota, if there is one."""
+        return self.quota is None or self.quota.holds(mask, self.slices, self.shapes)
+
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views `[total]` → name → the layer's own shape; nothing is copied."""
         return {
@@ -102,51 +113,18 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     in index order, so the result is the same on every device and dtype (`torch.topk` picks tied
     indices arbitrarily).
     """
-    total = scores.numel()
-    if not 0 <= keep <= total:
-        raise InputError(f"keep: must be from 0 to the {total} scores, got {keep}")
-    if total and scores.max().isnan():  # the maximum of anything and NaN is NaN
-        nan = int(scores.isnan().count_nonzero())
-        raise InputError(f"scores: {nan} of {total} are NaN, which has no rank; make them finite")
-    if keep in (0, total):
-        return torch.full_like(scores, keep == total, dtype=torch.bool)
-    flat = scores.detach().reshape(-1)
-    threshold = _kth_largest(flat, keep)
-    mask = flat >= threshold
-    surplus = int(mask.count_nonzero()) - keep
-    if surplus:
-        tied = (flat == threshold).nonzero().flatten()
-        mask[tied[len(tied) - surplus :]] = False
-    return mask.view(scores.shape)
-
-
-def _kth_largest(flat: Tensor, k: int) -> Tensor:
-    wide = flat.float() if flat.dtype in _HALVES else flat  # half kthvalue is not everywhere
-    if flat.device.type == "cpu":
-        return flat.new_tensor(_select(wide.numpy(), k).item())  # some ten times faster than torch
-    return wide.kthvalue(len(flat) - k + 1).values.to(flat.dtype)
-
-
-def _select(values: NDArray[np.number[Any]], k: int) -> np.number[Any]:
-    """Return the k-th largest value: a sample brackets it, and only the bracket is partitioned."""
-    total = len(values)
-    sample = np.sort(values[:: max(1, total // SAMPLE)])
-    centre, last = len(sample) * (1 - k / total), len(sample) - 1
-    reach = 2 * np.sqrt(len(sample))  # four standard deviations of the sample's rank
-    low, high = (sample[int(np.clip(place, 0, last))] for place in (centre - reach, centre + reach))
-    above = int(np.count_nonzero(values > high))
-    bracket = values[(values >= low) & (values <= high)]
-    rank = k - above
-    if not 1 <= rank <= len(bracket):  # the sample misled: a periodic pattern, or a cut at an end
-        bracket, rank = values, k
-    found: np.number[Any] = np.partition(bracket, len(bracket) - rank)[len(bracket) - rank]
-    return found
+    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    mark(scores.detach().reshape(-1), keep, mask.view(-1))
+    return mask
 
 
 def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tensor:
     """Mark the `counts[i]` best scores of each layer i in a flat score vector `[total]`."""
-    parts = [top_k_mask(scores[part], n) for part, n in zip(layout.slices, counts, strict=True)]
-    return torch.cat(parts)
+    flat = scores.detach()
+    mask = torch.empty(layout.total, dtype=torch.bool, device=scores.device)
+    for part, keep in zip(layout.slices, counts, strict=True):
+        mark(flat[part], keep, mask[part])
+    return mask
 
 
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
@@ -173,7 +151,8 @@ def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
 
 def layer_counts(mask: Tensor, layout: Layout) -> list[int]:
     """Kept weights per layer of a flat mask `[total]`."""
-    return [int(mask[part].count_nonzero()) for part in layout.slices]
+    bits = mask.cpu().numpy()  # numpy counts bools faster
+    return [int(np.count_nonzero(bits[part])) for part in layout.slices]
 
 
 def pack(mask: Tensor) -> np.ndarray:
@@ -183,7 +162,7 @@ def pack(mask: Tensor) -> np.ndarray:
 
 def unpack(bits: np.ndarray, total: int) -> Tensor:
     """Return the bool mask `[total]` that `pack` packed."""
-    return torch.from_numpy(np.unpackbits(bits, count=total).astype(bool))
+    return torch.from_numpy(np.unpackbits(bits, count=total).view(np.bool_))
 
 
 def check_mask(argument: str, mask: Tensor, shape: torch.Size) -> None:
@@ -212,11 +191,18 @@ def check_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> N
 
 
 def masked_weights(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zero the dropped weights; kept ones stay bit-identical (inf · 0 would be NaN, so `where`)."""
-    return {
-        name: torch.where(masks[name], weight, weight.new_zeros(()))
-        for name, weight in weights.items()
-    }
+    """Zero the dropped weights; kept ones stay bit-identical."""
+    return {name: _masked(weight, masks[name]) for name, weight in weights.items()}
+
+
+def _masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return 0 where the mask is false (inf · 0 would be NaN, so it is no product of floats)."""
+    whole = _WHOLE.get(weight.dtype)
+    alike = weight.stride() == mask.stride()[mask.ndim - weight.ndim :]
+    if whole is None or not alike or (weight.requires_grad and torch.is_grad_enabled()):
+        return torch.where(mask, weight, weight.new_zeros(()))
+    # the same bits, five times faster: 1 · a whole number is itself, and 0 is the bits of +0
+    return torch.mul(mask, weight.detach().view(whole)).view(weight.dtype)
 
 
 def masked_forward(

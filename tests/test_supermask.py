@@ -32,6 +32,7 @@ from gaprune.supermask import (
     top_k_mask,
     unpack,
 )
+from gaprune.top_k import stride
 from gaprune.zoo.networks import LeNet, MobileStudent
 
 REAL_DTYPES = [
@@ -109,8 +110,13 @@ PATTERNS: dict[str, Callable[[int], NDArray[Any]]] = {
     "rising": np.arange,
     "falling": lambda n: -np.arange(n),
     "constant": np.zeros,
-    "a spike at every sampled place": lambda n: np.arange(n) % 6 == 0,
-    "a dip at every sampled place": lambda n: -(np.arange(n) % 6 == 0).astype(float),
+    "a spike at every sampled place": lambda n: np.arange(n) % stride(n) == 0,
+    "a dip at every sampled place": lambda n: -(np.arange(n) % stride(n) == 0).astype(float),
+    "columns of their own sizes": lambda n: np.sin(np.arange(n)) + np.arange(n) % 144,
+    "mostly zeros": lambda n: np.maximum(np.random.default_rng(0).standard_normal(n) - 1, 0),
+    "infinite at both ends": lambda n: np.where(
+        np.arange(n) % 7 < 2, (np.arange(n) % 7 - 0.5) * np.inf, np.arange(n)
+    ),
     "two heaps": lambda n: np.where(np.arange(n) < n // 2, -1e30, 1e30) + np.arange(n),
     "heavy tails": lambda n: np.random.default_rng(0).standard_cauchy(n),
     "few values": lambda n: np.random.default_rng(0).integers(0, 3, n),
@@ -125,6 +131,15 @@ def test_long_vectors_of_any_pattern(pattern: str, keep: int) -> None:
     expected = np.zeros(len(scores), dtype=bool)
     expected[np.argsort(-scores, kind="stable")[:keep]] = True
     assert np.array_equal(top_k_mask(torch.from_numpy(scores), keep).numpy(), expected)
+
+
+@pytest.mark.parametrize("columns", [9, 144, 1024, 9216, 10_000])
+def test_samples_come_from_all_columns_of_a_layer(columns: int) -> None:
+    """A layer's margins are alike in all rows; a sample of some columns would mislead."""
+    for rows in (1 << 14, 128 * 9, 1500):
+        total = rows * columns
+        met = np.unique(np.arange(0, total, stride(total)) % columns)
+        assert len(met) == min(columns, -(-total // stride(total)))
 
 
 def test_top_k_keeps_shape_and_scores() -> None:
@@ -342,6 +357,34 @@ def test_kept_weights_keep_their_bits(dtype: torch.dtype) -> None:
     assert masked.dtype == dtype
     assert bits(masked[:3]) == bits(weight[:3])
     assert bits(masked[3:]) == bits(torch.zeros(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["one mask", "three masks"])
+@pytest.mark.parametrize("shape", [(5, 7), (4, 3, 3, 3), (6, 1, 5, 5), (8, 4, 1, 1)])
+def test_masking_is_a_choice_bit_by_bit(
+    shape: tuple[int, ...], batch: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """As `torch.where`, in every memory order: kernels are chosen by it, and round by that."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    masks = torch.rand(*batch, *shape, generator=generator) < 0.5
+    orders = [weight, weight.transpose(0, 1).contiguous().transpose(0, 1)]
+    if len(shape) == 4:
+        orders.append(weight.contiguous(memory_format=torch.channels_last))
+    for ordered in orders:
+        expected = torch.where(masks, ordered, torch.zeros((), dtype=dtype))
+        found = masked_weights({"w": ordered}, {"w": masks})["w"]
+        assert found.stride() == expected.stride()
+        assert bits(found) == bits(expected)
+
+
+def test_gradients_pass_a_mask() -> None:
+    """Of a weight that has them, where the mask keeps it."""
+    weight, mask = torch.ones(4, requires_grad=True), torch.tensor([True, False, True, False])
+    masked_weights({"w": weight}, {"w": mask})["w"].sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("finish", [bake, detach], ids=["bake", "detach"])
