@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from gaprune.bench import Bench
 from gaprune.evolution.breeding import Score
+from gaprune.evolution.toolbox import Contender
+from gaprune.memory import Memory
 from gaprune.supermask import unpack
 from gaprune.workers import Lost
 
 Bits = NDArray[np.uint8]
+KNOWN = 1 << 14  # masks whose scores a search remembers
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,37 @@ def _one_by_one(
     """Score the masks of a group that was lost, as the group would have."""
     scores = run([ScoreGroup((bits,), rung) for bits in group])
     return [one if isinstance(one, Lost) else one[0] for one in scores]
+
+
+class Scores:
+    """What the masks of a search score; workers are asked once about each.
+
+    Nothing depends on what is remembered: a search counts these as evaluations too, and one that is
+    resumed begins with nothing.
+
+    Args:
+        run: runs tasks on workers.
+        group: masks per task, always the same: rounding depends on it.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Any]], list[Any]], group: int) -> None:
+        self._run, self._group = run, group
+        self._known: Memory[tuple[str, int, bool], float] = Memory(KNOWN)
+
+    def of(
+        self, contenders: Sequence[Contender], rung: int, *, repaired: bool = False
+    ) -> list[float | Lost]:
+        """Score contenders on a rung, in their order; see `score_masks`."""
+        masks = {one.key: one.bits for one in contenders}
+        found: dict[str, float | Lost] = {}
+        for key in masks:
+            known = self._known.get((key, rung, repaired))
+            found |= {} if known is None else {key: known}
+        new = [key for key in masks if key not in found]
+        bits, group = [masks[key] for key in new], self._group
+        scores = score_masks(self._run, bits, rung, repaired=repaired, group=group) if new else []
+        for key, score in zip(new, scores, strict=True):
+            found[key] = score
+            if not isinstance(score, Lost):
+                self._known.put((key, rung, repaired), score)
+        return [found[one.key] for one in contenders]
