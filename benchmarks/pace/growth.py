@@ -14,12 +14,13 @@ from benchmarks.pace.clock import exponent, seconds_of
 from benchmarks.real.process import in_own_process, peak_mb
 from gaprune.config import make_settings
 from gaprune.evolution.engine import Evolution
-from gaprune.evolution.genome import Genes, Individual, seed_genes
+from gaprune.evolution.genome import Genes, Individual, held, seed_genes
 from gaprune.input_options import InputOptions
 from gaprune.observe import Silence
 from gaprune.preparation import make_plan
 from gaprune.run import PruningRun
 from gaprune.saliency import Network, score
+from gaprune.supermask import Layout
 from gaprune.target import target_from_module
 from gaprune.workers import SerialWorkers
 
@@ -95,13 +96,15 @@ def grow(width: int, load: Load) -> Grown:
     bench, first = run.bench, peak_mb()
     genes = _genes(run)
 
-    def evaluate() -> None:
-        bench.fitness(genes.express(bench.layout))
+    def evaluate(seed: int) -> float:
+        """Return the seconds of a mask that was never scored: a known one is only looked up."""
+        candidate = _changed(genes, bench.layout, -seed)
+        return seconds_of(lambda: bench.fitness(candidate.express(bench.layout)))
 
-    evaluate()
-    each = [seconds_of(evaluate) for _ in range(load.evaluations)]
+    each = [evaluate(1 + index) for index in range(1 + load.evaluations)][1:]
     middle = peak_mb()
-    people = [_individual(genes, run, index) for index in range(load.population)]
+    changed = (_changed(genes, bench.layout, index) for index in range(load.population))
+    people = [Individual(one, bench.layout, "magnitude") for one in changed]
     evolution = Evolution(make_plan(run.target, run.settings, run.preset), SerialWorkers(bench))
     evolution.run(people)
     del people
@@ -142,9 +145,8 @@ def _genes(run: PruningRun) -> Genes:
     return seed_genes(scores, bench.layout, plan.keep, "allocated")
 
 
-def _individual(genes: Genes, run: PruningRun, seed: int) -> Individual:
-    """Return the genes with scores that are a little different."""
+def _changed(genes: Genes, layout: Layout, seed: int) -> Genes:
+    """Return genes with scores that are a little different, as a search would hold them."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(genes.scores), generator=generator)
-    scores = noise.mul_(CHANGE).add_(genes.scores)
-    return Individual(genes.with_scores(scores), run.bench.layout, "magnitude")
+    noise = torch.randn(layout.total, generator=generator)
+    return held(genes.with_scores(noise.mul_(CHANGE).add_(genes.scores)), layout)

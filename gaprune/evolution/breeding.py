@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from gaprune.bench import Bench, Verdict
-from gaprune.evolution.genome import Genes
+from gaprune.evolution.genome import Genes, held
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
+from gaprune.spent import spent
 from gaprune.supermask import pack, unpack
 
 
@@ -88,19 +89,35 @@ class Breed:
     def run(self, bench: Bench) -> Child:
         """Vary, express, score."""
         generator = torch.Generator().manual_seed(self.seed)
-        genes = self.parents[0]
+        with spent("vary"):
+            genes = self._refined(bench, generator)
+        with spent("express"):
+            mask = genes.express(bench.layout)
+        return Child(genes, bench.fitness(mask, self.rung), pack(mask), genes.keep)
+
+    def _refined(self, bench: Bench, generator: torch.Generator) -> Genes:
+        """Return the child as it is held between tasks."""
+        plan = self.recipe.refinement
+        if plan is None:
+            return held(self._varied(bench, generator), bench.layout)
+        # nothing here holds what is refined: it is large
+        return held(refine(self._varied(bench, generator), bench, plan, generator), bench.layout)
+
+    def _varied(self, bench: Bench, generator: torch.Generator) -> Genes:
+        """Return the child before its gradient steps; scores that stay are the parent's own."""
+        parents = tuple(one.wide() for one in self.parents)
+        genes = parents[0]
         if self.recipe.crossover is not None:
             cross = CROSSOVERS[self.recipe.crossover]
-            genes = cross(self.parents[0], self.parents[1], bench.layout, generator)[0]
+            genes = cross(parents[0], parents[1], bench.layout, generator)[0]
         if self.recipe.mutation is not None:
             mutate = partial(MUTATIONS[self.recipe.mutation], **dict(self.recipe.options))
             genes = mutate(genes, bench.layout, generator)
         if self.recipe.keep is not None:
             genes = replace(genes, keep=self.recipe.keep, counts=None)
-        if self.recipe.refinement is not None:
-            genes = refine(genes, bench, self.recipe.refinement, generator)
-        mask = genes.express(bench.layout)
-        return Child(genes, bench.fitness(mask, self.rung), pack(mask), genes.keep)
+        if genes.scores is parents[0].scores:
+            return genes.with_scores(self.parents[0].scores)
+        return genes
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,8 @@ class Judge:
 
     def run(self, bench: Bench) -> Verdict:
         """Return agreement and fitness on the guard."""
-        return bench.judge(unpack(self.bits, bench.layout.total))
+        with spent("judge"):
+            return bench.judge(unpack(self.bits, bench.layout.total))
 
 
 Task = Breed | Score | Judge

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from itertools import chain
 
 import torch
 from deap import tools
@@ -14,16 +14,18 @@ from deap import tools
 from gaprune.bench import Verdict
 from gaprune.errors import GapruneError
 from gaprune.evolution.breeding import Breed, Child, Judge, derive_seed
-from gaprune.evolution.genome import Individual
+from gaprune.evolution.genome import LARGE, Individual
 from gaprune.evolution.newborn import Newborn
 from gaprune.evolution.phases import CONTINUATION, Phase
 from gaprune.evolution.plan import Limits, Outcome, Plan, parted_for
+from gaprune.evolution.race import faster_half
 from gaprune.evolution.recipes import RecipeBook
 from gaprune.evolution.remembered import Remembered
-from gaprune.evolution.scoring import score_masks
+from gaprune.evolution.scoring import Scores
 from gaprune.evolution.snapshot import Snapshot
 from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
 from gaprune.records import Generation
+from gaprune.spent import spent
 from gaprune.workers import Lost, Warn, Workers
 
 __all__ = ["Evolution", "Limits", "Outcome", "Plan"]
@@ -71,6 +73,8 @@ class Evolution:
         self.logbook = tools.Logbook()
         self.history: list[Generation] = []
         self.toolbox = make_toolbox(plan.preset, workers)
+        self._scores = Scores(self.toolbox.map, plan.group)
+        self._one_by_one = workers.count == 1 and plan.layout.total > LARGE
 
     def run(
         self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict] | None = None
@@ -87,10 +91,12 @@ class Evolution:
         try:
             if not self.history:
                 self._started = time.monotonic()
-                self._begin(seeds, verdicts or {})
+                with spent("select"):
+                    self._begin(seeds, verdicts or {})
             while (stopped := self._limit()) is None:
-                self.step()
-                self._record()
+                with spent("select"):
+                    self.step()
+                    self._record()
         except KeyboardInterrupt:
             if not self._state.leaders:
                 raise
@@ -144,10 +150,7 @@ class Evolution:
         """Run one generation: breed, race, survive, judge."""
         self._state.generation += 1
         preset = self.plan.preset
-        children = self._breed()
-        if preset.races:
-            fastest = sorted(children, key=lambda child: -child.sprint)
-            children = self._score(fastest[: ceil(len(children) / 2)])
+        children = self._raced() if preset.races else list(self._breed())
         self._survive([*self.population, *children] if preset.elitist else children)
         self._judge_leaders()
 
@@ -179,7 +182,12 @@ class Evolution:
             one.grown(genes[one], layout) if isinstance(one, Newborn) else one for one in chosen
         ]
 
-    def _breed(self) -> list[Newborn]:
+    def _raced(self) -> list[Newborn]:
+        most = self.plan.phase(self._state.generation).offspring
+        return self._score(faster_half(self._breed(), most))
+
+    def _breed(self) -> Iterator[Newborn]:
+        """Yield the children as they come: one by one, where one worker breeds large ones."""
         plan, number = self.plan, self._state.generation
         phase = plan.phase(number)
         recipes = self._recipes[phase.name]
@@ -196,8 +204,8 @@ class Evolution:
             )
             for index, ((a, b), (recipe, _)) in enumerate(zip(pairs, drawn, strict=True))
         ]
-        bred: list[Child | Lost] = self.toolbox.map(tasks)
-        children = []
+        lots = [[task] for task in tasks] if self._one_by_one else [tasks]
+        bred: Iterator[Child | Lost] = chain.from_iterable(map(self.toolbox.map, lots))
         for pair, (recipe, rate), child in zip(pairs, drawn, bred, strict=True):
             steps = recipe.refinement.steps if recipe.refinement else 0
             self._state.evaluations += 1 + steps
@@ -207,9 +215,9 @@ class Evolution:
                 self._leave_out(f"a child made by {origin}", child)
                 continue
             recipes.learn(recipe, improved=child.fitness > max(one.sprint for one in pair))
-            children.append(Newborn(child, origin, rate, plan.fitness))
-            self._value(children[-1], child.fitness)
-        return children
+            newborn = Newborn(child, origin, rate, plan.fitness)
+            self._value(newborn, child.fitness)
+            yield newborn
 
     def _parents(self, phase: Phase) -> list[Individual]:
         """Select two parents per child; the continuation has one, the best known after repair."""
@@ -229,8 +237,7 @@ class Evolution:
     ) -> list[float]:
         """Score on a rung; those that take down their workers are infinitely bad."""
         self._state.evaluations += len(contenders)
-        masks, group = [one.bits for one in contenders], self.plan.group
-        scores = score_masks(self.toolbox.map, masks, rung, repaired=repaired, group=group)
+        scores = self._scores.of(contenders, rung, repaired=repaired)
         return [
             self._leave_out(one.origin, found) if isinstance(found, Lost) else found
             for one, found in zip(contenders, scores, strict=True)

@@ -1,10 +1,14 @@
-"""An individual of the search: per-layer score tensors, keep counts, and the mask they express."""
+"""An individual of the search: per-layer score tensors, keep counts, and the mask they express.
+
+Genes of large networks are held in half precision, see `held`; operators work on float32.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 import torch
@@ -15,6 +19,13 @@ from torch import Tensor
 from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack, unpack
 
 EXACT = 1 << 24  # so many ranks and no more are all different in float32
+LARGE = 1 << 22  # weights of a network above which scores are held in half precision
+PIECE = 1 << 20  # scores that are worked on at once: what is in between stays in the cache
+_HALF = torch.float16
+_BOUNDS = {  # dtype → the least score above the cut, the largest one
+    torch.float32: (torch.finfo(torch.float32).tiny, inf),
+    _HALF: (2.0**-24, torch.finfo(_HALF).max),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +33,7 @@ class Genes:
     """What is inherited, and all that travels between workers.
 
     Attributes:
-        scores: float32 `[layout.total]`, larger is kept first.
+        scores: float32 `[layout.total]`, larger is kept first; float16 where they are `held` so.
         counts: keep count of each layer, or None where all layers are ranked together
             (scope `global`).
         keep: kept weights of the whole network.
@@ -43,13 +54,31 @@ class Genes:
 
     def express(self, layout: Layout) -> Tensor:
         """Return the flat bool mask `[layout.total]` with exactly `keep` entries true."""
+        if self.scores.dtype == _HALF:
+            mask = self.scores > 0
+            if self._fits(layer_counts(mask, layout), layout) and layout.fits(mask):
+                return mask
+        strength = self.wide().strength
+        if layout.quota is not None:
+            return layout.quota.mask(strength, layout.slices, layout.shapes)
         if self.counts is None:
-            return global_mask(self.strength, layout, self.keep)
-        return layered_mask(self.strength, layout, self.counts)
+            return global_mask(strength, layout, self.keep)
+        return layered_mask(strength, layout, self.counts)
 
     def signed(self) -> Genes:
         """Return the same mask and budget with scores that are ranked as they stand."""
         return replace(self, scores=self.strength, absolute=False)
+
+    def wide(self) -> Genes:
+        """Return the same genes for operators: halves as float32, which changes no value."""
+        return self.with_scores(self.scores.float()) if self.scores.dtype == _HALF else self
+
+    def _fits(self, counts: Sequence[int], layout: Layout) -> bool:
+        """Tell whether a mask of so many weights in each layer, all above the others, is theirs."""
+        if self.counts is not None:
+            return tuple(counts) == self.counts
+        enough = all(n >= least for n, least in zip(counts, layout.least, strict=True))
+        return enough and sum(counts) == self.keep
 
     def with_scores(self, scores: Tensor) -> Genes:
         """Return the same budget with other scores."""
@@ -87,7 +116,6 @@ class Individual(list[Tensor]):
         genes: scores, counts and budget.
         fitness: the DEAP fitness; invalid until evaluated on all search probes.
         bits: the packed mask, expressed once; whoever knows it passes it on.
-        mask: flat bool mask.
         key: hash of the mask.
         rate: this individual's own step length for gradient-informed mutation.
         origin: the baseline it was seeded from, or the operators that made it.
@@ -105,8 +133,7 @@ class Individual(list[Tensor]):
     ) -> None:
         super().__init__(layout.split(genes.scores).values())
         self.genes = genes
-        self.mask = genes.express(layout) if bits is None else unpack(bits, layout.total)
-        self.bits = pack(self.mask) if bits is None else bits
+        self.bits = pack(genes.express(layout)) if bits is None else bits
         self.key = bits_key(self.bits)
         self.origin = origin
         self.rate = rate
@@ -117,6 +144,11 @@ class Individual(list[Tensor]):
         """Return the same scores with another number of kept weights, all layers together."""
         genes = replace(self.genes, keep=keep, counts=None)
         return Individual(genes, layout, self.origin, self.rate)
+
+    @property
+    def mask(self) -> Tensor:
+        """Flat bool mask, eight times as large as its bits, so unpacked when it is asked for."""
+        return unpack(self.bits, self.genes.scores.numel())
 
     @property
     def keep(self) -> int:
@@ -145,10 +177,11 @@ def seed_genes(
     ranked = rank(scores)
     counts = uniform or layer_counts(global_mask(ranked, layout, keep), layout)
     genes = Genes(ranked, tuple(counts), keep, fixed=scope == "layer")
-    if genes.fixed and ranked.dtype == torch.float32:
-        return genes
-    aligned = align(genes, layout)
-    return replace(aligned, counts=None) if scope == "global" else aligned
+    if kind_of(layout) == _HALF:
+        genes = held(genes, layout)
+    elif not genes.fixed:
+        genes = align(genes, layout)
+    return replace(genes, counts=None) if scope == "global" else genes
 
 
 def rank(scores: Tensor) -> Tensor:
@@ -156,14 +189,41 @@ def rank(scores: Tensor) -> Tensor:
 
     Ranks give every criterion the same scale, so one step length suits them all. Equal scores get
     the lower index the higher rank, as `top_k_mask` keeps them. They are float32, or float64 where
-    there are more than `EXACT`; `align` makes float32 of these that are exact around the cut.
+    there are more than `EXACT`; `held` cuts these before it rounds them.
     """
     flat, total = scores.reshape(-1).cpu(), scores.numel()
     kind = torch.float32 if total <= EXACT else torch.float64
-    order = flat.flip(0).argsort(stable=True)
+    order = flat.flip(0).argsort(stable=True).neg_().add_(total - 1)
     ranks = torch.empty(total, dtype=kind)
-    ranks[total - 1 - order] = torch.arange(total, dtype=kind) / total
+    for start, places in zip(range(0, total, PIECE), order.split(PIECE), strict=True):
+        ranks[places] = torch.arange(start, start + len(places), dtype=kind) / total
     return ranks.view(scores.shape)
+
+
+def kind_of(layout: Layout) -> torch.dtype:
+    """Return in which precision the scores of a network are held."""
+    return _HALF if layout.total > LARGE else torch.float32
+
+
+def held(genes: Genes, layout: Layout) -> Genes:
+    """Return genes as they are kept between tasks, to be called where new ones are made.
+
+    Those of large networks are `halved`. Rounded once, at birth, a child is the same wherever it is
+    scored, sent or kept. Genes ranked by size stay float32: there the sign is a gene too.
+    """
+    keeps = genes.absolute or genes.scores.dtype == kind_of(layout) or layout.total <= LARGE
+    return genes if keeps else halved(genes, layout)
+
+
+def halved(genes: Genes, layout: Layout) -> Genes:
+    """Return the same mask, to the bit, of float16 scores that are cut at 0 in every layer.
+
+    What is rounded is the distance from the cut, by at most 2⁻¹¹ of it or 2⁻²⁵, whichever is more
+    (and the last place above 0). So how far a weight has to go to be exchanged is known to 0.05 %,
+    or to one place in 2²⁴ of the ranking; the gradient of a batch, which moves it, is known to
+    much less. Scores beyond 65,504, where ranks lie in [0, 1), end there.
+    """
+    return _cut_at_zero(genes, layout, _HALF)
 
 
 def align(genes: Genes, layout: Layout) -> Genes:
@@ -173,18 +233,60 @@ def align(genes: Genes, layout: Layout) -> Genes:
     gradient-informed mutation can trade weights between layers. Genes without counts have one
     threshold already and come back as they are.
     """
-    if genes.counts is None:
-        return genes
-    kept, shifted = genes.express(layout), genes.strength.clone()
-    for part in layout.slices:
-        shifted[part] -= _cut(shifted[part], kept[part])
-    shifted = shifted.float()
-    # Equal scores, or rounding, can put both sides of a cut at 0, and then the index would decide.
-    above = shifted.clamp_min(torch.finfo(shifted.dtype).tiny)
-    return genes.signed().with_scores(torch.where(kept, above, shifted.clamp_max(0)))
+    return genes if genes.counts is None else _cut_at_zero(genes, layout, torch.float32)
 
 
-def _cut(scores: Tensor, kept: Tensor) -> float:
-    """Return the middle between the lowest kept score and the highest dropped one."""
-    lowest = scores[kept].min().double()
-    return float(lowest if kept.all() else (lowest + scores[~kept].max().double()) / 2)
+def _cut_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
+    if layout.quota is not None:
+        return _groups_at_zero(genes, layout, kind)
+    kept, strength = genes.express(layout), genes.wide().strength
+    spans = [_span(strength[part], kept[part]) for part in layout.slices]
+    cuts = _common(spans) if genes.counts is None else [_middle(*span) for span in spans]
+    least, most = _BOUNDS[kind]
+    found = torch.empty(layout.total, dtype=kind)
+    for part, cut in zip(layout.slices, cuts, strict=True):
+        pieces = (one[part].split(PIECE) for one in (strength, kept, found))
+        for scores, stays, out in zip(*pieces, strict=True):
+            shifted = (scores - cut).float()
+            # Equal scores, or rounding, can put both sides of a cut at 0; the index would decide.
+            out.copy_(torch.where(stays, shifted.clamp(least, most), shifted.clamp(-most, 0)))
+    return replace(genes, scores=found, absolute=False)
+
+
+def _groups_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
+    """Shift every group of a quota so that its own cut lies at 0; nothing else decides there."""
+    assert layout.quota is not None
+    kept, strength = genes.express(layout), genes.wide().strength
+    least, most = _BOUNDS[kind]
+    found = torch.empty(layout.total, dtype=kind)
+    where = layout.slices, layout.shapes
+    cuts = layout.quota.cuts(strength, kept, *where)
+    parts = (layout.quota.groups(one, *where) for one in (kept, found))
+    for (scores, cut), stays, out in zip(cuts, *parts, strict=True):
+        shifted = (scores - cut).float()
+        out.copy_(torch.where(stays, shifted.clamp(least, most), shifted.clamp(-most, 0)))
+    return replace(genes, scores=found, absolute=False)
+
+
+def _span(scores: Tensor, kept: Tensor) -> tuple[float, float]:
+    """Return the lowest kept score and the highest dropped one, −∞ where all are kept."""
+    pieces = list(zip(scores.split(PIECE), kept.split(PIECE), strict=True))
+    return (
+        min(float(one.masked_fill(~stays, inf).min()) for one, stays in pieces),
+        max(float(one.masked_fill(stays, -inf).max()) for one, stays in pieces),
+    )
+
+
+def _middle(lowest: float, highest: float) -> float:
+    return lowest if highest == -inf else (lowest + highest) / 2
+
+
+def _common(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the cut of one ranking, in each layer: shifted as far as a floor holds weights there.
+
+    Args:
+        spans: of every layer, its lowest kept score and its highest dropped one.
+    """
+    highest = max(high for _, high in spans)
+    cut = _middle(min(low for low, _ in spans if low >= highest), highest)
+    return [min(max(cut, high), low) for low, high in spans]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gaprune.bench import Bench
 from gaprune.evolution.genome import Genes, align
+from gaprune.spent import spent
 from gaprune.supermask import global_mask, layer_counts
 
 
@@ -71,12 +72,18 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
     Raises:
         InputError: the objective has no loss to differentiate, or the network has no gradients.
     """
-    genes = genes.signed() if genes.fixed else align(genes.signed(), bench.layout)
+    genes = genes.wide().signed()
+    genes = genes if genes.fixed else align(genes, bench.layout)
     scores = genes.scores.to(bench.device, copy=True)
+    genes = genes.with_scores(scores)  # only one copy is held
     velocity, mean, weight = torch.zeros_like(scores), torch.zeros_like(scores), 0.0
     for step in range(plan.steps):
-        mask, now = _express(genes, scores, bench), plan.at(step, bench)
-        gradient = now.score_gradient(mask, now.draw(plan.batch, generator))
+        with spent("express"):
+            mask, now = _express(genes, scores, bench), plan.at(step, bench)
+        with spent("draw"):
+            batch = now.draw(plan.batch, generator)
+        with spent("gradient"):
+            gradient = now.score_gradient(mask, batch)
         if plan.clip is not None:
             most = plan.clip * float(gradient.square().mean().sqrt())
             gradient.clamp_(-most, most)
@@ -86,6 +93,8 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
         scores.sub_(velocity, alpha=plan.length(step))
         mean.mul_(plan.memory).add_(scores, alpha=1 - plan.memory)
         weight = plan.memory * weight + 1 - plan.memory
+        del gradient, mask, batch  # before the next ones are made
+    del scores, velocity
     return _settle(genes, mean.div_(weight).cpu(), bench)
 
 

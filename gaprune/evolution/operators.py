@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from gaprune.budget import apportion
 from gaprune.evolution.genome import Genes, align
-from gaprune.supermask import Layout, layer_counts
+from gaprune.supermask import Layout, layer_counts, top_k_mask
 
 Mutation = Callable[[Genes, Layout, Generator], Genes]
 Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]
@@ -68,16 +68,14 @@ def threshold_swap(
     window = min(max(1, round(count * reach)), count, size - count)
     if window == 0:
         return genes
-    layer, strength = genes.scores[part].clone(), genes.strength[part]
-    inside, outside = kept.nonzero().flatten(), (~kept).nonzero().flatten()
-    lowest = inside[strength[inside].argsort(stable=True)[:window]]
-    highest = outside[strength[outside].argsort(stable=True, descending=True)[:window]]
+    strength = genes.strength[part]
+    lowest, highest = _best(-strength, kept, window), _best(strength, ~kept, window)
     swaps = max(1, min(window, round(count * rate)))
     leaving = lowest[torch.randperm(window, generator=generator)[:swaps]]
     entering = highest[torch.randperm(window, generator=generator)[:swaps]]
-    layer[leaving], layer[entering] = layer[entering], layer[leaving]
     scores = genes.scores.clone()
-    scores[part] = layer
+    layer = scores[part]
+    layer[leaving], layer[entering] = layer[entering], layer[leaving]
     return genes.with_scores(scores)
 
 
@@ -152,6 +150,12 @@ def averaging(a: Genes, b: Genes, layout: Layout, generator: Generator) -> tuple
     )
 
 
+def _best(scores: Tensor, among: Tensor, count: int) -> Tensor:
+    """Return the places of the best `count` of those marked, best first; ties in index order."""
+    places = top_k_mask(scores.masked_fill(~among, -torch.inf), count).nonzero().flatten()
+    return places[scores[places].argsort(stable=True, descending=True)]
+
+
 def _sample(total: int, rate: float, generator: Generator) -> Tensor:
     """Return sorted distinct indices, binomially many: as if each were drawn with `rate`."""
     return (torch.rand(total, generator=generator) < rate).nonzero().flatten()
@@ -188,7 +192,7 @@ def _recount(genes: Genes, layout: Layout, counts: list[int]) -> Genes:
 
 
 def _exchange(a: Genes, b: Genes, layout: Layout, swap: Tensor) -> tuple[Genes, Genes]:
-    fraction = torch.stack([swap[part].double().mean() for part in layout.slices]).numpy()
+    fraction = np.array(layer_counts(swap, layout)) / np.array(layout.sizes)
     return (
         replace(
             a,

@@ -141,7 +141,7 @@ class Plan:
     def adopt(self, individual: Individual) -> Individual:
         """Return a seed with the kind of DEAP fitness that this search compares."""
         one = individual
-        return Individual(one.genes, self.layout, one.origin, one.rate, self.fitness)
+        return Individual(one.genes, self.layout, one.origin, one.rate, self.fitness, one.bits)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from deap import base
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gaprune.evolution.genome import Genes, Individual
-from gaprune.supermask import Layout, layer_counts, unpack
+from gaprune.evolution.genome import Genes, Individual, kind_of
+from gaprune.supermask import Layout, layer_counts, pack, unpack
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,4 +55,5 @@ class Remembered:
 def as_mask(mask: Tensor, layout: Layout, origin: str) -> Individual:
     """Return an individual that expresses a flat bool mask, whatever its scores once were."""
     counts = tuple(layer_counts(mask, layout))
-    return Individual(Genes(mask.float(), counts, sum(counts)), layout, origin)
+    genes = Genes(mask.to(kind_of(layout)), counts, sum(counts))
+    return Individual(genes, layout, origin, bits=pack(mask))

@@ -1,0 +1,290 @@
+"""Genes of large networks: half precision, the same masks, shared where nothing changed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_cases import layout_of, layouts_with_counts, run_to_bits, score_vectors, seeded
+from torch import Tensor, nn
+
+from gaprune.bench import Bench, Shown, answers
+from gaprune.checkpoint import read_bundle
+from gaprune.checkpoint.bundle import write_bundle
+from gaprune.evolution.breeding import Breed, Recipe
+from gaprune.evolution.engine import Evolution, Limits, Plan
+from gaprune.evolution.genome import (
+    LARGE,
+    Genes,
+    Individual,
+    halved,
+    held,
+    kind_of,
+    rank,
+    seed_genes,
+)
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.operators import MUTATIONS
+from gaprune.evolution.presets import find_preset
+from gaprune.evolution.remembered import as_mask
+from gaprune.evolution.seeding import kaiming_population
+from gaprune.evolution.snapshot import Snapshot
+from gaprune.inputs import InputSpec
+from gaprune.objectives import OBJECTIVES
+from gaprune.probes.mixture import Mixture
+from gaprune.supermask import Layout
+from gaprune.workers import RayWorkers, SerialWorkers, Staff
+
+LAST = 2.0**-24  # the least float16 above 0
+FEW = settings(max_examples=60)
+
+
+@st.composite
+def genes_of_any_kind(draw: st.DrawFn) -> tuple[Layout, Genes]:
+    """Genes of every scope, ranked by value or size; a floor may lift what starved layers keep."""
+    layout, counts = draw(layouts_with_counts())
+    layout = layout.with_floor(draw(st.sampled_from([0.0, 0.3])))
+    counts = tuple(map(max, counts, layout.least))
+    kind = draw(st.sampled_from(["allocated", "global", "layer"]))
+    scores = draw(score_vectors(layout.total))
+    shared = None if kind == "global" else counts
+    absolute = draw(st.booleans())
+    return layout, Genes(scores, shared, sum(counts), kind == "layer", absolute)
+
+
+@given(genes_of_any_kind())
+def test_half_precision_expresses_the_same_mask(case: tuple[Layout, Genes]) -> None:
+    """To the bit: kept scores are above 0, dropped ones are not, also seen by the operators."""
+    layout, genes = case
+    mask, before = genes.express(layout), genes.scores.clone()
+    small = halved(genes, layout)
+    assert small.scores.dtype == torch.float16
+    assert torch.equal(small.scores > 0, mask)
+    assert torch.equal(small.express(layout), mask)
+    assert torch.equal(small.wide().express(layout), mask)
+    assert replace(small, scores=before, absolute=genes.absolute).__dict__ == {
+        **genes.__dict__,
+        "scores": before,
+    }
+    assert torch.equal(genes.scores, before)
+
+
+@given(genes_of_any_kind(), st.data())
+def test_half_precision_has_one_meaning_under_any_budget(
+    case: tuple[Layout, Genes], data: st.DataObject
+) -> None:
+    """With other counts, or another total, it expresses what its float32 values express."""
+    layout, genes = case
+    small = halved(genes, layout)
+    counts = tuple(
+        data.draw(st.integers(low, size))
+        for low, size in zip(layout.least, layout.sizes, strict=True)
+    )
+    shared = data.draw(st.sampled_from([None, counts]))
+    other = replace(small, counts=shared, keep=sum(counts))
+    assert torch.equal(other.express(layout), other.wide().express(layout))
+    assert int(other.express(layout).count_nonzero()) == sum(counts)
+
+
+@FEW
+@given(st.integers(0, 2**32), st.sampled_from(["allocated", "global", "layer"]))
+def test_the_distance_from_the_cut_is_rounded_and_nothing_else(seed: int, scope: str) -> None:
+    """Differences in a layer come back within 2⁻¹¹ of the larger distance, or the last place."""
+    layout = layout_of([400, 100, 500])
+    scores = rank(torch.rand(layout.total, generator=seeded(seed)))
+    shared = None if scope == "global" else (40, 10, 50)
+    genes = Genes(scores, shared, 100, scope == "layer")
+    small = halved(genes, layout).scores.double()
+    shifts = []
+    for part in layout.slices:
+        shift = scores[part].double() - small[part]  # the cut, but for rounding
+        bound = small[part].abs() * 2.0**-10 + 2 * LAST
+        shifts.append((float((shift - bound).max()), float((shift + bound).min())))
+        assert shifts[-1][0] <= shifts[-1][1]
+    if scope == "global":  # one cut for all layers
+        assert max(low for low, _ in shifts) <= min(high for _, high in shifts)
+
+
+def test_only_large_networks_are_held_in_half_precision() -> None:
+    """Up to the threshold, and where the size of a score counts, genes stay the very same."""
+    small, large = layout_of([LARGE]), layout_of([LARGE, 20])
+    assert kind_of(small) == torch.float32
+    assert kind_of(large) == torch.float16
+    genes = Genes(torch.linspace(-1, 1, LARGE), (100,), 100)
+    assert held(genes, small) is genes
+    one = next(kaiming_population(large, 0.9, "layer", 1, seeded()))
+    assert one.scores.dtype == torch.float32
+    assert held(one, large) is one
+    found = held(replace(one, absolute=False), large)
+    assert found.scores.dtype == torch.float16
+    assert held(found, large) is found
+
+
+@pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
+def test_seeds_of_large_networks_are_halves_of_the_same_mask(scope: str) -> None:
+    """From saliencies, or from a mask alone that was remembered."""
+    layout = layout_of([LARGE, 1000, 20])
+    scores = torch.rand(layout.total, generator=seeded(1))
+    uniform = (LARGE // 10, 100, 2) if scope == "layer" else None
+    keep = LARGE // 10 + 102
+    found = seed_genes(scores, layout, keep, scope, uniform)
+    plain = Genes(scores, uniform, keep).express(layout)
+    assert found.scores.dtype == torch.float16
+    assert torch.equal(found.express(layout), plain)
+    again = as_mask(plain, layout, "made")
+    assert again.genes.scores.dtype == torch.float16
+    assert torch.equal(again.genes.express(layout), plain)
+    assert torch.equal(again.mask, plain)
+
+
+@cache
+def large_bench() -> Bench:
+    """Return a bench around a network 8 → 2048 → 2048 → 4: a little more than `LARGE` weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        layers = [nn.Linear(8, 2048), nn.Tanh(), nn.Linear(2048, 2048), nn.Tanh()]
+        model = nn.Sequential(*layers, nn.Linear(2048, 4)).eval().requires_grad_(False)
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
+    layout = Layout.of(weights)
+    assert layout.total > LARGE
+    first, second = (torch.rand(16, 8, generator=seeded(seed)) for seed in (1, 2))
+    return Bench(
+        model=model,
+        weights=weights,
+        layout=layout,
+        objective=OBJECTIVES["kl"],
+        search=Shown(first, answers(model, first), None),
+        guard=Shown(second, answers(model, second), None),
+        fresh=Mixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
+        pool=None,
+        pool_share=0.0,
+        rungs=(4, 16),
+    )
+
+
+@cache
+def large_genes(seed: int, scope: str = "allocated") -> Genes:
+    """Return genes at a tenth of the weights: magnitude with a little noise."""
+    bench = large_bench()
+    sizes = bench.layout.flatten(bench.weights).abs()
+    scores = sizes + 0.01 * torch.rand(len(sizes), generator=seeded(seed))
+    counts = tuple(size // 10 for size in bench.layout.sizes)
+    uniform = counts if scope == "layer" else None
+    return seed_genes(scores, bench.layout, sum(counts), scope, uniform)
+
+
+def large_seeds() -> list[Individual]:
+    """Return two individuals."""
+    return [Individual(large_genes(seed), large_bench().layout, "made") for seed in (1, 2)]
+
+
+def plan_of(preset: str, generations: int = 2) -> Plan:
+    """Return a plan for a short search of a large network."""
+    chosen, bench = find_preset(preset), large_bench()
+    return Plan(
+        preset=chosen,
+        layout=bench.layout,
+        seed=3,
+        population=2,
+        offspring=3,
+        refinement=Refinement(steps=1, rate=1.0, batch=4) if chosen.gradient else None,
+        limits=Limits(generations=generations),
+        keep=large_genes(1).keep,
+    )
+
+
+def bits_of(people: Sequence[Individual]) -> list[tuple[Any, ...]]:
+    """Return individuals to the bit."""
+    return [
+        (one.genes.scores.numpy().tobytes(), one.genes.counts, one.key, one.quality)
+        for one in people
+    ]
+
+
+@pytest.mark.parametrize("preset", ["default", "black-box"])
+def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path: Path) -> None:
+    """Half-precision genes come back to the bit, and so does everything after them."""
+    bench, plan, states = large_bench(), plan_of(preset), list[Snapshot]()
+    whole = Evolution(plan, SerialWorkers(bench), lambda _: states.append(whole.snapshot()))
+    outcome = whole.run(large_seeds())
+    assert {one.genes.scores.dtype for one in outcome.population} == {torch.float16}
+    assert all(torch.equal(o.genes.express(bench.layout), o.mask) for o in outcome.population)
+    assert {one.key for one in outcome.population} - {one.key for one in large_seeds()}
+
+    write_bundle(tmp_path / "state", *states[1].taken_apart())
+    facts, tensors = read_bundle(tmp_path / "state")
+    again = Evolution(plan, SerialWorkers(bench))
+    again.restore(Snapshot.put_together(facts, tensors, plan))
+    rest = again.run([])
+    assert bits_of(rest.population) == bits_of(outcome.population)
+    assert rest.evaluations == outcome.evaluations
+    assert rest.best.key == outcome.best.key
+
+
+RECIPES = [
+    Recipe(),
+    Recipe("whole-layer", "threshold-swap"),
+    Recipe("uniform", "budget-shift", refinement=Refinement(steps=1, rate=1.0, batch=4)),
+]
+
+
+def test_large_children_are_the_same_from_any_worker(ray_session: None) -> None:
+    """Genes, masks and fitness are equal to the bit, in this process and on two actors."""
+    parents = large_genes(1), large_genes(2)
+    tasks = [Breed(parents, recipe, seed, 0) for seed, recipe in enumerate(RECIPES)]
+    bench = large_bench()
+    with RayWorkers(bench, Staff(2)) as actors:
+        assert run_to_bits(actors, tasks) == run_to_bits(SerialWorkers(bench), tasks)
+
+
+@pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
+def test_children_whose_scores_stay_share_them_with_their_parent(scope: str) -> None:
+    """Keep counts that move between layers, or a copy, cost no further scores."""
+    bench, parent = large_bench(), large_genes(1, scope)
+    for mutation in (None, *MUTATIONS):
+        child = Breed((parent,), Recipe(mutation=mutation), 1, 0).run(bench)
+        assert child.genes.scores.dtype == torch.float16
+        assert int(child.genes.express(bench.layout).count_nonzero()) == parent.keep
+        moves = mutation in ("budget-shift", "reallocate")  # those of scope `layer` never do
+        stays = mutation is None or (moves and scope != "global")
+        same = child.genes.scores.data_ptr() == parent.scores.data_ptr()
+        assert same == stays, mutation
+
+
+class Watching(SerialWorkers):
+    """Workers that note how many of the large children that they bred are still held.
+
+    Attributes:
+        held: after every call, one number.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench)
+        self.held: list[int] = []
+        self._bred: list[weakref.ref[Tensor]] = []
+
+    def run(self, tasks: Sequence[Any]) -> list[Any]:
+        """Run, count."""
+        results = super().run(tasks)
+        if isinstance(tasks[0], Breed):
+            self._bred += [weakref.ref(one.genes.scores) for one in results]
+            self.held.append(sum(one() is not None for one in self._bred))
+        return results
+
+
+def test_large_children_that_lose_the_race_are_let_go_of_as_they_come() -> None:
+    """One worker breeds them one by one; half of them, the new one and the last are held."""
+    preset = replace(find_preset("default"), crossovers={"averaging": 1.0})
+    plan = replace(plan_of("default", 1), preset=preset, offspring=6)
+    workers = Watching(large_bench())
+    Evolution(plan, workers).run(large_seeds())
+    assert len(workers.held) == 6
+    assert max(workers.held) <= 3 + 2
