@@ -19,7 +19,9 @@ from gaprune.keys import Key, count, names, numbers, sizes, text, yes_or_no
 from gaprune.labelled import read_labelled, zoo_test
 from gaprune.preparation import check_settings
 from gaprune.probes.samples import Samples
+from gaprune.spent import spent
 from gaprune.target import Target, load_target
+from gaprune.workers import Staff, choose_home
 from gaprune.zoo import ZOO
 
 
@@ -47,23 +49,29 @@ class Job:
     output: str | None = None
     allow_download: bool = False
 
-    def load(self) -> tuple[Target, Samples | None]:
+    def load(self, device: str | None = None) -> tuple[Target, Samples | None]:
         """Load the target and the test data; a zoo network brings its own.
+
+        Args:
+            device: where the dense network is put; None is where the search begins
+                (`choose_home`).
 
         Raises:
             InputError: either is wrong; the message says what.
         """
-        target = load_target(
-            self.target,
-            weights=None if self.weights is None else Path(self.weights),
-            inputs=self.inputs,
-            prune_also=self.prune_also,
-            output=self.output,
-            allow_download=self.allow_download,
-        )
-        if self.test is None:
-            return target, zoo_test(target)
-        return target, read_labelled("test", self.test, target)
+        with spent("load"):
+            target = load_target(
+                self.target,
+                weights=None if self.weights is None else Path(self.weights),
+                inputs=self.inputs,
+                prune_also=self.prune_also,
+                device=device or choose_home(Staff.of(self.settings)),
+                output=self.output,
+                allow_download=self.allow_download,
+            )
+            if self.test is None:
+                return target, zoo_test(target)
+            return target, read_labelled("test", self.test, target)
 
     def as_config(self) -> dict[str, Any]:
         """Return everything stated as flat plain data, such as a TOML file holds; None is left out.

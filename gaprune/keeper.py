@@ -30,6 +30,7 @@ from gaprune.observe import Observer
 from gaprune.probes.kept import plan_apart, plan_together
 from gaprune.probes.plan import ProbePlan
 from gaprune.run_directory import config_text
+from gaprune.spent import spent
 from gaprune.supermask import unpack
 from gaprune.target import Target
 
@@ -103,33 +104,38 @@ class SearchKeeper:
         """Take notice of a generation that has ended; it is written if its turn has come."""
         if self._shelf is None or not self._every:
             return
-        self._waiting = Kept(evolution.snapshot(), seeds, verdicts, seconds)
-        if self._waiting.search.generation % self._every == 0:
-            self.flush()
+        with spent("checkpoint"):
+            self._waiting = Kept(evolution.snapshot(), seeds, verdicts, seconds)
+            if self._waiting.search.generation % self._every == 0:
+                self.flush()
 
     def flush(self) -> None:
         """Write the last generation, unless that was done."""
         if self._waiting is None or self._shelf is None or self._own is None:
             return
-        search, tensors = self._waiting.search.taken_apart()
-        verdicts = self._waiting.verdicts
-        seeds = [{"origin": s.origin, **verdicts[s.key]._asdict()} for s in self._waiting.seeds]
+        with spent("checkpoint"):
+            self._write(self._waiting, self._shelf, self._own)
+
+    def _write(self, waiting: Kept, shelf: Shelf, own: Claim) -> None:
+        search, tensors = waiting.search.taken_apart()
+        verdicts = waiting.verdicts
+        seeds = [{"origin": s.origin, **verdicts[s.key]._asdict()} for s in waiting.seeds]
         # copied: a seed may be a leader as well, and tensors in a file share no memory
-        masks = [torch.from_numpy(seed.bits.copy()) for seed in self._waiting.seeds]
+        masks = [torch.from_numpy(seed.bits.copy()) for seed in waiting.seeds]
         tensors |= {f"seed/{number}": mask for number, mask in enumerate(masks)}
-        facts = {"search": search, "seeds": seeds, "seconds": self._waiting.seconds}
+        facts = {"search": search, "seeds": seeds, "seconds": waiting.seconds}
         try:
-            self._shelf.write(facts, tensors)
+            shelf.write(facts, tensors)
         except OSError as error:
             if not self._failed:
                 self._warn(
                     f"checkpoint: generation {search['generation']} cannot be kept in "
-                    f"{self._own.path} ({error.strerror or error}); the search goes on, and what "
+                    f"{own.path} ({error.strerror or error}); the search goes on, and what "
                     "was kept before stays"
                 )
             self._failed = True
             return
-        self._waiting, self._failed, self._own.safe = None, False, True
+        self._waiting, self._failed, own.safe = None, False, True
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -225,9 +231,10 @@ class FolderKeeper(Keeper):
         used = settings.model_dump(mode="json")
         facts = {**identity(target), "settings": used, "probes": probes}
         try:
-            self._own.begin(config_text(target, used, self._job))
-            tensors = {**tensors, "generator": generator.get_state()}
-            write_bundle(self._own.checkpoint / START, facts, tensors)
+            with spent("checkpoint"):
+                self._own.begin(config_text(target, used, self._job))
+                tensors = {**tensors, "generator": generator.get_state()}
+                write_bundle(self._own.checkpoint / START, facts, tensors)
         except OSError as error:
             self._observer.warning(
                 f"checkpoint: the probes cannot be kept in {self._own.path} "

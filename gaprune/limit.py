@@ -25,6 +25,7 @@ from gaprune.keeper import Keeper
 from gaprune.observe import Observer
 from gaprune.probes.samples import Samples
 from gaprune.result import Result
+from gaprune.spent import spent
 from gaprune.supermask import Layout
 from gaprune.workers.serial import torch_threads
 
@@ -250,7 +251,7 @@ class _Tries:
         lost = f"lose more than {self.drop:.2%}"
         run.observer.phase("limit", f"looking for the sparsity at which one-shot masks {lost}")
         low, high = 1 - span.most, 1 - span.least
-        with torch_threads(run.settings.threads_per_worker):
+        with spent("baselines"), torch_threads(run.settings.threads_per_worker):
             seeds = run.at(span.at(math.sqrt(low * high))).seeds()
             seeds = [one for one in seeds if one.origin == run.settings.method] or seeds
             while high > GRID * low:

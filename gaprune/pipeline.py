@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from gaprune.preparation import check_settings
 from gaprune.probes.samples import Samples
 from gaprune.result import Result
 from gaprune.run import PruningRun
+from gaprune.spent import measuring
+from gaprune.steady import CPU
 from gaprune.target import Target, target_from_module
+from gaprune.workers import Staff, choose_home, working_on
 
 
 def prune(  # noqa: PLR0913 # what is known about a network, each by its own name
@@ -30,6 +35,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     prune_also: tuple[str, ...] = (),
     observer: Observer | None = None,
     out: str | Path | None = None,
+    profile: bool = False,
     **settings: Any,
 ) -> Result:
     """Prune a pretrained network without its training data; the network itself is not changed.
@@ -48,6 +54,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         observer: told of progress.
         out: a run directory, new or empty: what was searched for is kept there after every
             generation (see `gaprune.resume`), and the result at the end.
+        profile: measure where the time goes (`result.profile`); nothing else changes.
         settings: any other field of `Settings` (max_drop, preset, probes, seed, workers, …).
 
     Returns:
@@ -67,13 +74,19 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     """
     chosen = make_settings({"sparsity": sparsity, **settings})
     check_settings(chosen)
-    target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
+    target = target_from_module(
+        model,
+        inputs=inputs or InputOptions(),
+        prune_also=prune_also,
+        device=choose_home(Staff.of(chosen)),
+    )
     labelled = None if test is None else Samples(*test, "test data given by the caller")
-    if out is None:
-        return prune_target(target, chosen, test=labelled, observer=observer)
-    with claim(out) as own:
-        result = prune_target(target, chosen, test=labelled, observer=observer, own=own)
-        own.save(result)
+    with nullcontext() if out is None else claim(out) as own:
+        with measuring(profile) as clock:
+            result = prune_target(target, chosen, test=labelled, observer=observer, own=own)
+        result = result.timed(clock)
+        if own is not None:
+            own.save(result)
     return result
 
 
@@ -115,7 +128,14 @@ def run_pruning(
     observer: Observer,
     keeper: Keeper | None,
 ) -> Result:
-    """Do one run, or with `max_drop` as many as it takes, and keep them with the keeper."""
-    if settings.max_drop is None:
-        return PruningRun(target, settings, test, observer, keeper).result()
-    return prune_to_limit(PruningRun(target, settings, test, Once(observer), keeper))
+    """Do one run, or with `max_drop` as many as it takes, and keep them with the keeper.
+
+    What comes of it lies on the CPU, wherever the target is.
+    """
+    here = target if Staff.of(settings).here else target.to(CPU)  # what actors are sent
+    with working_on(str(here.device)):
+        if settings.max_drop is None:
+            result = PruningRun(here, settings, test, observer, keeper).result()
+        else:
+            result = prune_to_limit(PruningRun(here, settings, test, Once(observer), keeper))
+    return replace(result, target=target.to(CPU))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from gaprune.records import BaselineScore, Generation, LayerCount, Receipt
 from gaprune.repair import Repaired, repaired_copy
+from gaprune.spent import Clock, Profile
 from gaprune.supermask import attach
 from gaprune.target import Target
 
@@ -77,6 +78,7 @@ class Result:
             the guard (repaired, with `repair`), and whether it held. This result is the sparsest
             that did.
         versions: of gaprune, Python, torch, numpy, deap.
+        profile: where the time went, if that was measured; of a resumed run, the time since then.
     """
 
     target: Target
@@ -101,6 +103,7 @@ class Result:
     front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
     tried: Sequence[Mapping[str, Any]] = ()
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
+    profile: Profile | None = field(default=None, repr=False)
 
     @property
     def layers(self) -> list[LayerCount]:
@@ -141,6 +144,10 @@ class Result:
         if self.repaired is not None and self.repaired.in_loop:
             own = self.repaired.guard
         return None if best is None else own - self.baselines[best].agreement
+
+    def timed(self, clock: Clock | None) -> Result:
+        """Return the same with what a clock says; without one, as it is."""
+        return self if clock is None else replace(self, profile=clock.profile())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the pruned network's state: dropped weights are 0, kept ones bit-identical."""
@@ -187,4 +194,5 @@ class Result:
             "seed": self.settings["seed"],
             "settings": dict(self.settings),
             "versions": dict(self.versions),
+            "profile": None if self.profile is None else self.profile.record(),
         }

@@ -26,8 +26,9 @@ from gaprune.pipeline import run_pruning
 from gaprune.probes.samples import Samples
 from gaprune.result import Result
 from gaprune.run_directory import CONFIG, config_text, writing
+from gaprune.spent import measuring
 from gaprune.target import Target, target_from_module
-from gaprune.workers import Staff, choose_device
+from gaprune.workers import Staff, choose_device, choose_home
 
 LIMITS = ("generations", "evaluations", "seconds", "stagnation", "patience")
 ARITHMETIC = ("threads_per_worker", "gpus_per_worker", "device")
@@ -47,6 +48,7 @@ def resume(
     model: nn.Module | None = None,
     test: tuple[Tensor, Tensor] | None = None,
     observer: Observer | None = None,
+    profile: bool = False,
     **changes: Any,
 ) -> Result:
     """Go on with a run that was stopped, by whatever, and save its result in its folder.
@@ -56,6 +58,7 @@ def resume(
         model: the network, where the run pruned one in memory; else the run knows where it is from.
         test: labelled inputs for the final accuracy, with `model`.
         observer: told of progress.
+        profile: measure where the time goes from here on (`result.profile`).
         changes: settings that may differ (`CHANGEABLE`). Workers and where they run change nothing
             that is found. Other limits let a finished run go on: with a preset without gradient
             steps it then finds what a longer run would have found; step lengths were planned for
@@ -72,7 +75,9 @@ def resume(
     """
     with claim_again(path) as own:
         given = None if test is None else Samples(*test, "test data given by the caller")
-        result, job = go_on(own, changes, observer or Silence(), model, given)
+        with measuring(profile) as clock:
+            result, job = go_on(own, changes, observer or Silence(), model, given)
+        result = result.timed(clock)
         own.save(result, job)
     return result
 
@@ -92,10 +97,14 @@ def go_on(
     job = None
     if model is not None:
         target = target_from_module(
-            model, inputs=_as_options(facts["inputs"]), prune_also=facts["layers"]
+            model,
+            inputs=_as_options(facts["inputs"]),
+            prune_also=facts["layers"],
+            device=choose_home(Staff.of(settings)),
         )
     elif "target" in stated:
-        job = make_job(stated)
+        used = settings.model_dump(mode="json")  # the device of `stated` may not be here
+        job = make_job({**stated, **{name: v for name, v in used.items() if v is not None}})
         target, test = job.load()
     else:
         raise InputError(

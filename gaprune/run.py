@@ -32,6 +32,7 @@ from gaprune.records import BaselineScore, Generation
 from gaprune.repair import repair, repaired_copy
 from gaprune.result import RepairedScore, Result
 from gaprune.saliency import Network
+from gaprune.spent import spent
 from gaprune.target import Target
 from gaprune.workers import Lost, Staff, Workers, open_workers
 from gaprune.workers.serial import torch_threads
@@ -68,8 +69,10 @@ class PruningRun:
         self.started = time.monotonic()
         self.keeper = keeper or Keeper()
         self.preset = check_settings(settings)
-        resolved = self.keeper.resumed
-        self.settings = settings if resolved else resolve_settings(settings, self.preset, target)
+        if not self.keeper.resumed:
+            with spent("settings"):
+                settings = resolve_settings(settings, self.preset, target)
+        self.settings = settings
         self.target, self.observer = target, observer
         self.test = None if test is None else check_labelled("test", test, target)
         self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
@@ -86,7 +89,7 @@ class PruningRun:
                 "the value range of the inputs is not stated; 0 to 1 is assumed "
                 "(--range LOW,HIGH or --mean and --std say it)"
             )
-        with torch_threads(settings.threads_per_worker):
+        with spent("probes"), torch_threads(settings.threads_per_worker):
             plan = self.keeper.probes(target, self.generator)
             if plan is None:
                 self.observer.phase("probes", "making the inputs that are shown to the network")
@@ -133,7 +136,7 @@ class PruningRun:
         settings = self.settings
         keeper = self.keeper.search(self.level)
         kept = self._kept(keeper)
-        with torch_threads(settings.threads_per_worker):
+        with spent("baselines"), torch_threads(settings.threads_per_worker):
             seeds = self.seeds() if kept is None else kept.seeds
         with (
             keeper.watch(),
@@ -158,13 +161,14 @@ class PruningRun:
         what = "magnitude" if method == "magnitude" else what
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         found = baselines(
-            Network(bench.model, bench.weights, bench.layout, self.target.inputs),
+            Network(bench.model, bench.weights, bench.weight_layout, self.target.inputs),
             bench.nearest[:SALIENCY_PROBES],
             self.settings.sparsity,
             self.settings.scope,
             self.generator,
             gradients=self.preset.gradient or method != EVOLVED,
             only=None if method == EVOLVED else {method, "magnitude"},
+            ranked=bench,
             warn=self.observer.warning,
         )
         return [Individual(one.genes, bench.layout, one.name) for one in found]
@@ -231,7 +235,7 @@ class PruningRun:
     def _warn_if_parted(self, outcome: Outcome) -> None:
         """Say when the search still gains while the guard loses: it has learnt its own probes."""
         settings = self.settings
-        with torch_threads(settings.threads_per_worker):
+        with spent("judge"), torch_threads(settings.threads_per_worker):
             advice = advise(
                 outcome, self.bench, settings.sparsity, self.agreed, front=settings.pareto
             )
@@ -249,7 +253,7 @@ class PruningRun:
         settings = self.settings
         best = outcome.best if outcome else self._asked(seeds)
         strict = bench.strict
-        with torch_threads(settings.threads_per_worker):
+        with spent("judge"), torch_threads(settings.threads_per_worker):
             search = strict.judge(best.mask, bench.search).agreement
             guard = strict.judge(best.mask, bench.guard).agreement
         interrupted = outcome is not None and outcome.stopped == "interrupted"
@@ -257,7 +261,7 @@ class PruningRun:
         repaired = self._repair(bench, best, guard) if settings.repair else None
         return Result(
             target=self.target,
-            masks=bench.layout.split(best.mask),
+            masks=bench.masks(best.mask),
             method=settings.method,
             preset=settings.preset if outcome else None,
             origin=best.origin,
@@ -286,7 +290,7 @@ class PruningRun:
             ]
             if outcome
             else (),
-            front_masks=[bench.layout.split(one.mask) for one in outcome.front] if outcome else (),
+            front_masks=[bench.masks(one.mask) for one in outcome.front] if outcome else (),
             versions=_versions(),
         )
 
@@ -296,8 +300,8 @@ class PruningRun:
         `strict` is the agreement on the guard as it is.
         """
         self.observer.phase("repair", "matching its activations to the dense network's")
-        with torch_threads(self.settings.threads_per_worker):
-            masks, guard = bench.layout.split(best.mask), bench.guard
+        with spent("repair"), torch_threads(self.settings.threads_per_worker):
+            masks, guard = bench.masks(best.mask), bench.guard
             done = repair(self.target, masks, bench.nearest)
             model = repaired_copy(self.target, masks, done)
             outputs = answers(model, guard.inputs)
@@ -330,7 +334,7 @@ class PruningRun:
             return {}
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
         inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
-        with torch_threads(self.settings.threads_per_worker):
+        with spent("test"), torch_threads(self.settings.threads_per_worker):
             dense = answers(bench.model, inputs)
             pruned = bench.outputs(best.mask, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}
@@ -343,5 +347,4 @@ class PruningRun:
 
 def _versions() -> dict[str, str]:
     packages = ("gaprune", "torch", "numpy", "deap", "ray")
-    versions = {name: metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **versions}
+    return {"python": platform.python_version()} | {one: metadata.version(one) for one in packages}

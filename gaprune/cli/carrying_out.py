@@ -10,12 +10,14 @@ import typer
 
 from gaprune.claim import Claim
 from gaprune.cli.interrupts import Interrupts
+from gaprune.cli.profile_table import show_profile
 from gaprune.console import Monitor, show_result, stdout
 from gaprune.errors import GapruneError
 from gaprune.formats import to_json
 from gaprune.job import Job
 from gaprune.observe import Observer
 from gaprune.result import Result
+from gaprune.spent import measuring
 
 
 def carry_out(
@@ -24,6 +26,7 @@ def carry_out(
     *,
     as_json: bool,
     quiet: bool,
+    profile: bool,
 ) -> int:
     """Do the work, show and save what comes of it, and return the exit code.
 
@@ -32,11 +35,14 @@ def carry_out(
         own: the folder that the result is saved in; None saves nothing.
         as_json: print the record instead of a table.
         quiet: no progress.
+        profile: measure where the time goes, and show it on stderr.
     """
     with Interrupts() as interrupts, Monitor(quiet=quiet, on_phase=interrupts.phase) as monitor:
         try:
-            with redirect_stdout(sys.stderr):  # stdout is for results, whatever others print
+            # stdout is for results, whatever others print
+            with redirect_stdout(sys.stderr), measuring(profile) as clock:
                 result, job = work(monitor)
+            result = result.timed(clock)
         except KeyboardInterrupt:
             if own is not None and own.kept:
                 interrupts.remark = f"{own.command} goes on"
@@ -64,3 +70,5 @@ def _show(result: Result, *, as_json: bool) -> None:
         typer.echo(to_json(result.record(), indent=2))
     else:
         show_result(result, stdout())
+    if result.profile is not None:
+        show_profile(result.profile)

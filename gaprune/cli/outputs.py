@@ -9,6 +9,11 @@ import typer
 OUTPUT = "Output"
 
 QUIET: Any = typer.Option("--quiet", "-q", help="no progress", rich_help_panel=OUTPUT)
+PROFILE: Any = typer.Option(
+    "--profile",
+    help="show at the end where the time went, and write it into result.json",
+    rich_help_panel=OUTPUT,
+)
 ROWS: Any = typer.Option("--json", help="print a list of rows", rich_help_panel=OUTPUT)
 
 

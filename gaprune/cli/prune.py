@@ -24,7 +24,7 @@ RUNS = Path("runs")  # where results go when no folder is named
 
 
 @with_options()
-def prune_command(
+def prune_command(  # noqa: PLR0913 # options, each by its own name
     *,
     out: Annotated[
         str | None,
@@ -43,6 +43,7 @@ def prune_command(
         typer.Option("--json", help="print result.json to stdout", rich_help_panel=outputs.OUTPUT),
     ] = False,
     quiet: Annotated[bool, outputs.QUIET] = False,
+    profile: Annotated[bool, outputs.PROFILE] = False,
     **options: Any,
 ) -> None:
     """Prune a pretrained network without its training data; its weights stay as they are.
@@ -78,7 +79,7 @@ def prune_command(
         elif not no_save:
             stem = RUNS / f"{slug(job.target)}-{_asked(job.settings)}"
             own = stack.enter_context(claim_numbered(stem))
-        code = carry_out(work, own, as_json=as_json, quiet=quiet)
+        code = carry_out(work, own, as_json=as_json, quiet=quiet, profile=profile)
     raise typer.Exit(code)
 
 

@@ -24,6 +24,7 @@ def resume_command(
         typer.Option("--json", help="print result.json to stdout", rich_help_panel=outputs.OUTPUT),
     ] = False,
     quiet: Annotated[bool, outputs.QUIET] = False,
+    profile: Annotated[bool, outputs.PROFILE] = False,
     **options: Any,
 ) -> None:
     """Go on with a run of gaprune prune that was stopped: by Ctrl-C, a crash, a power cut.
@@ -42,6 +43,10 @@ def resume_command(
     changes = {name: value for name, value in options.items() if value is not None}
     with claim_again(run) as own:
         code = carry_out(
-            lambda observer: go_on(own, changes, observer), own, as_json=as_json, quiet=quiet
+            lambda observer: go_on(own, changes, observer),
+            own,
+            as_json=as_json,
+            quiet=quiet,
+            profile=profile,
         )
     raise typer.Exit(code)

@@ -1,6 +1,6 @@
 """Where tasks run: in this process, or on Ray actors. One protocol, one contract."""
 
-from gaprune.workers.device import choose_device
+from gaprune.workers.device import choose_device, choose_home, working_on
 from gaprune.workers.protocol import Lost, Staff, Warn, Workers
 from gaprune.workers.ray_pool import RayWorkers
 from gaprune.workers.serial import SerialWorkers
@@ -15,7 +15,9 @@ __all__ = [
     "Warn",
     "Workers",
     "choose_device",
+    "choose_home",
     "open_workers",
+    "working_on",
 ]
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 import torch
 
 from gaprune.errors import GapruneError
+from gaprune.spent import Ledger, measuring, spent
 from gaprune.workers.checksum import digest, frozen, tally
-from gaprune.workers.device import CPU, CUDA, settle, steady
+from gaprune.workers.device import CPU, CUDA, behind, settle, steady
+from gaprune.workers.heap import keep_heap
 from gaprune.workers.transport import Packed, pack_answer, pack_child, pack_error, unpack_task
 
 
@@ -23,12 +25,14 @@ class Shipment(NamedTuple):
         threads: of torch.
         gpu: whether it was given some of a GPU.
         folders: where the driver imports from.
+        measured: whether answers tell what was spent on them.
     """
 
     digest: str
     threads: int
     gpu: bool
     folders: list[str]
+    measured: bool = False
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -45,6 +49,7 @@ class Actor:
             GapruneError: the weights are not those that were sent, or there is no GPU.
         """
         torch.set_num_threads(shipment.threads)
+        keep_heap()
         # last, so they shadow nothing: what a user's file imports from beside it
         sys.path.extend(folder for folder in shipment.folders if folder not in sys.path)
         if shipment.gpu and not torch.cuda.is_available():
@@ -60,6 +65,7 @@ class Actor:
         if digest(self._frozen) != shipment.digest:
             raise GapruneError("workers: the weights that arrived are not those that were sent")
         self._tally = tally(self._frozen)
+        self._measured, self._behind = shipment.measured, behind(device)
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, message: bytes) -> bytes:
@@ -68,20 +74,24 @@ class Actor:
         What the task raises is part of the answer: Ray would log it as well.
         """
         try:
-            result = unpack_task(message).run(self._bench)
+            result, sound, work = self._do(unpack_task(message))
         except Exception as error:  # noqa: BLE001 - it is raised where the task comes from
             return pack_error(error)
-        return pack_answer(result, sound=self._sound)
+        return pack_answer(result, sound=sound, work=work)
 
     @ray.method(num_returns=2)  # a fifth dearer than one, so not for every task
     def breed(self, message: bytes, *parents: Packed) -> tuple[bytes, Packed | None]:
         """Run one task that breeds; returns its answer, and genes that stay in this node."""
         try:
-            result = unpack_task(message, parents).run(self._bench)
+            result, sound, work = self._do(unpack_task(message, parents))
         except Exception as error:  # noqa: BLE001 - it is raised where the task comes from
             return pack_error(error), None
-        return pack_child(result, sound=self._sound)
+        return pack_child(result, sound=sound, work=work)
 
-    @property
-    def _sound(self) -> bool:
-        return tally(self._frozen) == self._tally
+    def _do(self, task: Any) -> tuple[Any, bool, Ledger | None]:
+        """Return the result, whether the weights are still sound, and what was spent."""
+        with measuring(self._measured, self._behind) as clock:
+            result = task.run(self._bench)
+            with spent("check"):
+                sound = tally(self._frozen) == self._tally
+        return result, sound, None if clock is None else clock.here

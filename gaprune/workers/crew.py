@@ -58,6 +58,7 @@ class Crew:
         self.starting: dict[Any, Worker] = {}
         self.ready = 0
         self.lost = 0
+        self._started, self._starts = 0.0, 0
 
     def start(self) -> None:
         """Start everybody and wait for the first who is ready; the others join later.
@@ -90,6 +91,7 @@ class Crew:
         for reference, worker in list(self.starting.items()):
             if now >= self._overdue(worker):
                 del self.starting[reference]
+                self._note_start(worker)
                 self._time_out(worker)
         self._check()
         for worker in self._waiting():
@@ -101,6 +103,7 @@ class Crew:
     def settle(self, reference: Any) -> None:
         """Take in a worker that has become ready, or has failed to."""
         worker = self.starting.pop(reference)
+        self._note_start(worker)
         try:
             worker.node = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -127,6 +130,16 @@ class Crew:
         """Return the time at which `tend` has something to do."""
         due = [worker.due for worker in self._waiting()]
         return min([*due, *map(self._overdue, self.starting.values())], default=float("inf"))
+
+    def starts(self) -> tuple[float, int]:
+        """Return seconds that starts have taken so far, all together, and how many there were."""
+        now = time.monotonic()
+        under_way = [now - worker.since for worker in self.starting.values()]
+        return self._started + sum(under_way), self._starts + len(under_way)
+
+    def _note_start(self, worker: Worker) -> None:
+        self._started += time.monotonic() - worker.since
+        self._starts += 1
 
     def _waiting(self) -> list[Worker]:
         """Return who is to be started; who failed too often only as long as somebody works."""

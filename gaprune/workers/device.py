@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from gaprune.bench import Bench
-from gaprune.errors import InputError
+from gaprune.errors import GapruneError, InputError
+from gaprune.spent import START, spent, waiting_for
+from gaprune.steady import CPU, steady
 from gaprune.workers.protocol import Staff
 
-AUTO, CPU, CUDA = "auto", "cpu", "cuda"
+__all__ = [
+    "CPU",
+    "CUDA",
+    "behind",
+    "choose_device",
+    "choose_home",
+    "settle",
+    "steady",
+    "working_on",
+]
+
+AUTO, CUDA = "auto", "cuda"
 
 
-def choose_device(staff: Staff) -> str:
+def choose_device(staff: Staff, target: torch.device | None = None) -> str:
     """Return where workers try candidates: `cpu`, `cuda` or `cuda:N`.
 
     Ray gives an actor the GPUs that it reserves, and these are all that it sees: actors with some
     are on `cuda`, the others on `cpu`. In this process `auto` is a GPU where torch sees one.
+
+    Args:
+        staff: who works, and what was asked.
+        target: where the dense network is, if that is known: `auto` is its GPU, if it is on one.
 
     Raises:
         InputError: what is asked is not there, or contradicts what workers reserve.
@@ -36,11 +53,26 @@ def choose_device(staff: Staff) -> str:
                 "GPU, or use one worker"
             )
         return CPU
+    if asked == AUTO and target is not None and target.type == CUDA and target.index:
+        return str(target)  # not the first one, which `cuda` stands for
     if asked == AUTO:
         return CUDA if torch.cuda.is_available() else CPU
     if asked != CPU:
         _check_there(asked)
     return asked
+
+
+def choose_home(staff: Staff) -> str:
+    """Return where the dense network lives: with the search, where that is in this process.
+
+    Probes are then inverted and criteria computed on its GPU as well. Ray actors are sent the
+    network from the CPU, since what Ray gives them may lie on another machine.
+
+    Raises:
+        InputError: as `choose_device`.
+    """
+    device = choose_device(staff)
+    return device if staff.here else CPU
 
 
 def _of_actors_with_gpus(asked: str, gpus: float) -> str:
@@ -74,40 +106,31 @@ def settle(bench: Any, device: str) -> Any:
     Raises:
         InputError: the network does not run there.
     """
-    if not isinstance(bench, Bench):
+    if not isinstance(bench, Bench) or (device == CPU and bench.is_plain):
         return bench
-    moved = bench.to(device)
-    if not moved.is_plain:  # the target was tried as it is
-        moved.try_once()
+    with spent(START):
+        moved = bench.to(device)
+        moved.try_once()  # elsewhere, or otherwise, than the target was
     return moved
 
 
-@contextmanager
-def steady(device: str) -> Iterator[None]:
-    """Let a GPU give equal bits for equal tasks inside the block, and float32 mean float32.
+def behind(device: str) -> Callable[[], object] | None:
+    """Return what waits for a device that is behind the program; None on the CPU."""
+    return None if device == CPU else partial(torch.cuda.synchronize, device)
 
-    Deterministic kernels are taken where torch has them (it warns where it has not), and none
-    rounds float32 to TF32. On the CPU nothing changes.
+
+@contextmanager
+def working_on(device: str) -> Iterator[None]:
+    """Work on a device: equal bits for equal work (`steady`), and a full memory is told of.
+
+    Raises:
+        GapruneError: the memory of the GPU is full.
     """
-    if device == CPU:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch's notes ask for
-    backends: Any = torch.backends  # torch annotates none of these switches
-    memory: Any = torch.utils.deterministic
-    kernels = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
-    bits = [one.fp32_precision for one in kernels]
-    strict = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = memory.fill_uninitialized_memory
-    try:
-        for one in kernels:
-            one.fp32_precision = "ieee"
-        torch.use_deterministic_algorithms(True, warn_only=not strict or warns)
-        memory.fill_uninitialized_memory = False  # costs time, changes nothing
-        yield
-    finally:
-        for one, before in zip(kernels, bits, strict=True):
-            one.fp32_precision = before
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-        memory.fill_uninitialized_memory = fills
+    with steady(device), waiting_for(behind(device)):
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise GapruneError(
+                f"device: the memory of {device} is full ({error}); use a smaller "
+                "--batch, --precision bfloat16, or --device cpu"
+            ) from error

@@ -17,11 +17,13 @@ from weakref import WeakKeyDictionary
 import ray
 
 from gaprune.errors import GapruneError
+from gaprune.spent import START, TRANSPORT, WAITING, spent
 from gaprune.workers.actor import Actor, Shipment
 from gaprune.workers.agenda import Agenda, Failure, Job
 from gaprune.workers.checksum import digest, frozen
 from gaprune.workers.cluster import check_resources, connect, is_gone, send_user_code_by_value
 from gaprune.workers.crew import Crew, Worker
+from gaprune.workers.hours import Hours
 from gaprune.workers.losses import cause_of, describe, ends_worker, is_arguments, is_machines
 from gaprune.workers.protocol import Lost, Staff, Warn
 from gaprune.workers.tolerance import Durations
@@ -77,26 +79,43 @@ class RayWorkers:
         self._check_at = float("inf")  # when a call may have become a hang
         self._joined_ray = False
         self._hired: Crew | None = None
+        self._hours = Hours(self.count)
 
     def __enter__(self) -> Self:
+        with spent(START):
+            return self._open()
+
+    def _open(self) -> Self:
         self._joined_ray = connect(self._staff)
         try:
             check_resources(self._staff)
             send_user_code_by_value()
             packed = ray.cloudpickle.dumps(self._bench)
             self.traffic.bench += len(packed)
+            self._hours = Hours(self.count)
             shipment = Shipment(
-                digest(frozen(self._bench)), self._staff.threads, self._staff.gpus > 0, sys.path
+                digest(frozen(self._bench)),
+                self._staff.threads,
+                self._staff.gpus > 0,
+                sys.path,
+                self._hours.wanted,
             )
             self._hired = Crew(self._hire, ray.put(packed), shipment, self._staff, self._warn)
             self._hired.start()
         except BaseException:
-            self.__exit__()
+            self._close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        with spent(START):
+            self._close()
+
+    def _close(self) -> None:
         if self._hired is not None:
+            for call in self._calls.values():
+                self._hours.lost(call.started)
+            self._hours.close(*self._hired.starts())
             self._hired.stop()
             self._hired = None
         self._calls.clear()
@@ -131,20 +150,23 @@ class RayWorkers:
             GapruneError: all workers are lost and none can be started.
         """
         agenda = Agenda(tasks, self._staff.tolerance, self._durations)
-        while agenda.is_open:
-            now = time.monotonic()
-            if now >= self._check_at:
-                self._end_hangs(now)
-            self._crew.tend()
-            self._hand_out(agenda, now)
-            self._wait(agenda)
+        with spent(TRANSPORT):
+            while agenda.is_open:
+                now = time.monotonic()
+                if now >= self._check_at:
+                    self._end_hangs(now)
+                self._crew.tend()
+                self._hand_out(agenda, now)
+                self._wait(agenda)
         return agenda.results
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
         """Return the genes of results; those that were lost with a node are made again."""
         found: list[Any] = [result.genes for result in results]
         handles = {index: one for index, one in enumerate(found) if isinstance(one, Remote)}
-        for index, genes in zip(handles, self._get(list(handles.values())), strict=True):
+        with spent(TRANSPORT):
+            fetched = self._get(list(handles.values()))
+        for index, genes in zip(handles, fetched, strict=True):
             found[index] = genes
         missing = [index for index, genes in enumerate(found) if genes is None]
         if missing:
@@ -183,10 +205,11 @@ class RayWorkers:
             wakes = min(wakes, agenda.wakes())
         left = max(0.0, wakes - time.monotonic())
         references = [*self._calls, *self._crew.starting]
-        if not references:
-            time.sleep(left)
-            return
-        ready, rest = ray.wait(references, timeout=min(left, FETCH))
+        with spent(WAITING):
+            if not references:
+                time.sleep(left)
+                return
+            ready, rest = ray.wait(references, timeout=min(left, FETCH))
         if ready and rest:  # and whatever else has come meanwhile
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for reference in ready:
@@ -210,6 +233,7 @@ class RayWorkers:
         if not answer.sound:
             self._lose(call, "the weights that it held have changed")
             return
+        self._hours.answered(call.started, answer.work)
         self._crew.idle.append(call.worker)
         kind, limit = call.job.kind, self._durations.limit(call.job.kind)
         self._durations.add(kind, time.monotonic() - call.started)
@@ -225,6 +249,7 @@ class RayWorkers:
         elif ends_worker(error):
             self._lose(call, describe(error))
             return
+        self._hours.lost(call.started)
         self._crew.idle.append(call.worker)
         if is_machines(error):
             self._fail(call, describe(error))
@@ -240,6 +265,7 @@ class RayWorkers:
         self._check_at = min((call.ends for call in self._calls.values()), default=float("inf"))
 
     def _lose(self, call: _Call, why: str) -> None:
+        self._hours.lost(call.started)
         self._crew.lose(call.worker, why)
         self._fail(call, why)
 

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import torch
 
-from gaprune.errors import GapruneError
-from gaprune.workers.device import CPU, settle, steady
+from gaprune.spent import OTHER, spent
+from gaprune.workers.device import CPU, settle, working_on
+from gaprune.workers.heap import keep_heap
 
 
 class SerialWorkers:
@@ -33,14 +34,13 @@ class SerialWorkers:
         Raises:
             GapruneError: the memory of the GPU is full.
         """
-        with torch_threads(self._threads), steady(self._device):
-            try:
-                return [task.run(self._settled) for task in tasks]
-            except torch.OutOfMemoryError as error:
-                raise GapruneError(
-                    f"device: the memory of {self._device} is full ({error}); use a smaller "
-                    "--batch, --precision bfloat16, or --device cpu"
-                ) from error
+        keep_heap()
+        with (
+            torch_threads(self._threads),
+            working_on(self._device),
+            spent(OTHER),  # of a task, as on other workers
+        ):
+            return [task.run(self._settled) for task in tasks]
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
         """Return the genes of results, which are here already."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import GapruneError
+from gaprune.spent import Ledger
 from gaprune.workers.losses import origin_of
 
 _AS_NUMPY = (torch.float32, torch.float64, torch.float16)
@@ -85,12 +86,14 @@ class Answer(NamedTuple):
         result: of the task, without its genes.
         size: of the genes in bytes; None where there are none.
         error: what the task raised instead.
+        work: what the actor spent on it, if that was to be measured.
     """
 
     sound: bool
     result: Any = None
     size: int | None = None
     error: Exception | None = None
+    work: Ledger | None = None
 
 
 def pack_task(task: Any) -> bytes:
@@ -105,18 +108,21 @@ def unpack_task(message: bytes, parents: tuple[Packed, ...] = ()) -> Any:
     return replace(task, parents=tuple(map(unpack, parents))) if parents else task
 
 
-def pack_answer(result: Any, *, sound: bool) -> bytes:
+def pack_answer(result: Any, *, sound: bool, work: Ledger | None = None) -> bytes:
     """Return the message of a result."""
-    return bytes(ray.cloudpickle.dumps(Answer(sound, result) if sound else Answer(sound)))
+    answer = Answer(sound, result if sound else None, work=work)
+    return bytes(ray.cloudpickle.dumps(answer))
 
 
-def pack_child(result: Any, *, sound: bool) -> tuple[bytes, Packed | None]:
+def pack_child(
+    result: Any, *, sound: bool, work: Ledger | None = None
+) -> tuple[bytes, Packed | None]:
     """Return the message of a result, and its genes."""
     genes = getattr(result, "genes", None)
     if genes is None or not sound:
-        return pack_answer(result, sound=sound), None
+        return pack_answer(result, sound=sound, work=work), None
     packed = pack(genes)
-    message = Answer(sound, replace(result, genes=None), packed.size)
+    message = Answer(sound, replace(result, genes=None), packed.size, work=work)
     return bytes(ray.cloudpickle.dumps(message)), packed
 
 

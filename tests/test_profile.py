@@ -1,0 +1,191 @@
+"""`--profile`: a table of where the time of a run went, which changes nothing that is found."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import PRUNE, Run
+from fault_tasks import Faulty
+from search_cases import tiny_bench, tiny_model
+from worker_tasks import Echo
+
+from gaprune import InputOptions, Result, prune, resume
+from gaprune.config import NEUTRAL
+from gaprune.evolution.presets import PRESETS
+from gaprune.spent import (
+    LOST,
+    OTHER,
+    PARTS,
+    TRANSPORT,
+    WAITING,
+    Profile,
+    measuring,
+    spent,
+    waiting_for,
+)
+from gaprune.workers import RayWorkers, Staff, Tolerance
+from gaprune.workers.device import behind
+
+TINY: dict[str, Any] = {
+    "sparsity": 0.6, "generations": 2, "steps": 2, "batch": 8, "population": 3, "offspring": 3,
+    "probe_count": 32, "guard_count": 32, "inputs": InputOptions(range=(0, 1)),
+}  # fmt: skip
+TASKS = {"vary", "draw", "gradient", "express", "recall", "mask", "forward", "objective", "judge"}
+
+
+def found(result: Result) -> dict[str, Any]:
+    """Return all that a run finds, and nothing about time, workers or profile."""
+    record = result.record()
+    settings = {name: one for name, one in record["settings"].items() if name not in NEUTRAL}
+    masks = {name: mask.tolist() for name, mask in result.masks.items()}
+    history = [{**vars(one), "seconds": 0} for one in result.history]
+    without = {**record, "seconds": 0, "profile": None, "settings": settings}
+    return {**without, "masks": masks, "history": history}
+
+
+def profile_of(result: Result) -> Profile:
+    """Return the profile of a run that measured."""
+    assert result.profile is not None
+    return result.profile
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_profile_changes_nothing_that_is_found(preset: str, tmp_path: Path) -> None:
+    """Masks, history and figures are those of the run without; the parts are the time it took."""
+    torch.manual_seed(0)
+    labelled = tmp_path / "labelled.npz"
+    settings = {**TINY, "preset": preset}
+    if preset == "classic":
+        import numpy as np  # noqa: PLC0415 - one case needs a file
+
+        np.savez(labelled, x=torch.rand(40, 6).numpy(), y=torch.arange(40).numpy() % 4)
+        settings["probes"] = (f"labelled:{labelled}",)
+    plain = prune(tiny_model(), **settings)
+    begin = time.perf_counter()
+    measured = prune(tiny_model(), profile=True, **settings)
+    took = time.perf_counter() - begin
+    assert found(measured) == found(plain)
+    assert plain.profile is plain.record()["profile"] is None
+    profile = profile_of(measured)
+    assert not profile.workers
+    assert measured.seconds * 0.95 <= profile.here.total.seconds <= took
+    gradients = {"draw", "gradient"} if PRESETS[preset].gradient else set()
+    assert set(profile.here) >= (TASKS - {"draw", "gradient"}) | gradients
+    assert set(profile.here) <= set(PARTS)
+    assert all(one.nanoseconds >= 0 for one in profile.here.values())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
+    """Found is what one finds without; parts of tasks are theirs, the others are of this end."""
+    model = tiny_model()
+    measured = prune(model, workers=2, profile=True, out=tmp_path / "run", **TINY)
+    assert found(measured) == found(prune(model, **TINY))
+    profile = profile_of(measured)
+    assert profile.count == 2
+    assert set(profile.workers) - {LOST} == {*TASKS, "check", "start", TRANSPORT, WAITING, OTHER}
+    assert {"probes", "baselines", "select", "checkpoint", "start", TRANSPORT, WAITING} <= set(
+        profile.here
+    )
+    assert not set(profile.here) & (TASKS - {"judge"})  # the figures at the end are made here
+    assert all(one.nanoseconds >= 0 for one in profile.workers.values())
+    bred = 3 * 2  # children in all generations
+    assert profile.workers["vary"].calls == bred
+    assert profile.workers["gradient"].calls == profile.workers["draw"].calls == 2 * bred
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["profile"] == profile.record()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
+    """To both of them from start to end: what they worked, what was lost, and what is between."""
+    with measuring() as clock:
+        assert clock is not None
+        with RayWorkers(tiny_bench(), Staff(2, tolerance=Tolerance(first_wait=0.1))) as workers:
+            begin = time.monotonic()
+            assert workers.run([Echo(index, 0.1) for index in range(6)]) == list(range(6))
+            assert workers.run([Faulty("exit", str(tmp_path), 1, Echo(7, 0.1))]) == [7]
+            time.sleep(0.3)
+            took = time.monotonic() - begin
+        profile = clock.profile()
+    hours = profile.workers
+    assert hours[OTHER].seconds == pytest.approx(0.7, abs=0.2)  # a sleep is no named part
+    assert hours[TRANSPORT].calls == 7
+    assert hours[LOST].calls == 1
+    assert hours["start"].calls in (3, 4)  # the one that takes the place may not have come
+    assert hours[WAITING].seconds >= 0.3  # at least one, while nobody asked
+    assert hours.total.seconds >= 2 * took
+    assert hours.total.seconds <= 2 * (profile.here["start"].seconds + took)
+    assert profile.here[OTHER].seconds >= 0.3
+    assert profile.here[WAITING].seconds >= 0.3
+
+
+def test_a_resumed_run_has_a_profile_of_what_was_left(tmp_path: Path) -> None:
+    """It finds what the whole run found, and makes no probes and no baselines again."""
+    settings = {**TINY, "preset": "black-box"}
+    prune(tiny_model(), out=tmp_path / "run", **settings)
+    again = resume(tmp_path / "run", model=tiny_model(), generations=4, profile=True)
+    assert found(again) == found(prune(tiny_model(), **{**settings, "generations": 4}))
+    assert profile_of(again).here["select"].calls == 2
+    assert profile_of(again).here["vary"].calls == 2 * 3
+
+
+def test_the_table_comes_on_stderr_and_its_shares_add_up(run: Run, place: Path) -> None:
+    """A line a part: share, seconds, calls, ms per call, and what it is; the dearest first."""
+    ran = run(*PRUNE, "--out", "run", "--profile")
+    assert ran.code == 0
+    assert "Where the time went" in ran.err
+    assert "Where the time went" not in ran.out
+    table = ran.err[ran.err.index("Where the time went") :]
+    row = re.compile(r"^ +(\w+) +([\d.]+) % +([\d.]+) +([\d,]+|–) +([\d.,]+|–)", re.MULTILINE)
+    lines = row.findall(table)
+    assert {"load", "probes", "forward", "select", "checkpoint", "other"} <= {
+        one[0] for one in lines
+    }
+    assert sum(float(one[1]) for one in lines) == pytest.approx(100, abs=0.06 * len(lines))
+    seconds = [float(one[2]) for one in lines[:-1]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert lines[-1][0] == "other"
+    again = run("resume", "run", "--generations", "2", "--profile", "--quiet")
+    assert "Where the time went" in again.err
+
+
+def test_json_has_the_profile_as_well(run: Run, place: Path) -> None:
+    """Stdout is the record and nothing else; without the option there is null."""
+    record = json.loads(run(*PRUNE, "--no-save", "--json", "--profile").out)
+    parts = record["profile"]["here"]["parts"]
+    whole = record["profile"]["here"]["seconds"]
+    assert sum(one["seconds"] for one in parts.values()) == pytest.approx(whole)
+    assert parts["forward"]["calls"] > 0
+    assert record["profile"]["workers"] is None
+    assert json.loads(run(*PRUNE, "--no-save", "--json").out)["profile"] is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine")
+def test_what_a_gpu_still_does_belongs_to_the_part_that_told_it() -> None:
+    """A product that returns at once is booked for as long as it takes; found is the same."""
+    big = torch.rand(8192, 8192, device="cuda")
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    with measuring() as clock, waiting_for(behind("cuda")):
+        assert clock is not None
+        with spent("forward"):
+            begin.record()
+            for _ in range(20):
+                big = (big @ big).clamp(0, 1)
+            end.record()
+        with spent("objective"):
+            pass
+        here = clock.here
+    took = begin.elapsed_time(end) / 1e3
+    assert here["forward"].seconds >= 0.9 * took
+    assert here["objective"].seconds < 0.1 * took
+    measured = prune(tiny_model(), device="cuda", profile=True, **TINY)
+    assert found(measured) == found(prune(tiny_model(), device="cuda", **TINY))
+    assert profile_of(measured).here["start"].calls == 1
