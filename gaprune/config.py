@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from gaprune.errors import InputError, unknown_name
+from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
 
 EVOLVED = "evolved"
 _ADDRESS = re.compile(r"auto|none|(ray://)?[^\s/]+:\d{1,5}")
@@ -45,6 +46,13 @@ class Settings(BaseModel):
     method: str = Field(EVOLVED, description="'evolved', or the name of a one-shot saliency")
     preset: str = Field("default", description="default, black-box or classic")
     scope: str = Field("allocated", description="allocated, global or layer")
+    pattern: str = Field(
+        UNSTRUCTURED,
+        description="what is removed together: unstructured (single weights), N:M (N of every M "
+        "weights along a layer's inputs stay, such as 2:4; it says the sparsity itself), "
+        "ROWSxCOLUMNS (blocks of outputs by inputs, such as 4x1) or channel (with all that makes "
+        "and reads it); sparsity then counts blocks or channels",
+    )
     floor: float = Field(
         0.0, ge=0, lt=1, description="fraction of every layer that is kept, whatever its scores"
     )
@@ -106,6 +114,12 @@ class Settings(BaseModel):
     steps: int | None = Field(None, ge=1, description="gradient steps of one refinement")
     rate: float | None = Field(None, gt=0, description="length of a gradient step in score ranks")
     batch: int | None = Field(None, ge=1, description="inputs per gradient step")
+    stock: int | None = Field(
+        None,
+        ge=0,
+        description="batches of generated inputs that gradient steps choose from; 0 draws new "
+        "inputs for every step",
+    )
     clip: float | None = Field(
         None, gt=0, description="cut a score's gradient at so many root mean squares of all"
     )
@@ -126,6 +140,12 @@ class Settings(BaseModel):
         ge=0,
         description="weight in gradient steps of how far every layer's statistics drift from the "
         "dense network's",
+    )
+    features: float | None = Field(
+        None,
+        ge=0,
+        description="weight in gradient steps of how far what norms put out is from the dense "
+        "network's on the same inputs; 0 looks at the outputs alone",
     )
     generations: int | None = Field(None, ge=0, description="stop after so many generations")
     evaluations: int | None = Field(None, ge=1, description="stop after so many evaluations")
@@ -190,6 +210,10 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     for key in values:
         if key not in Settings.model_fields:
             raise unknown_name("setting", key, Settings.model_fields)
+    if values.get("sparsity") is None:
+        implied = quota_sparsity(values.get("pattern", UNSTRUCTURED))
+        if implied is not None:
+            values = {**values, "sparsity": implied}
     if values.get("sparsity") is None:
         if values.get("max_drop") is None:
             raise InputError(

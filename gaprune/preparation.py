@@ -14,16 +14,19 @@ from gaprune.budget import SCOPES, keep_total
 from gaprune.config import EVOLVED, Settings
 from gaprune.cost import macs_per_input, suitable_batch
 from gaprune.errors import InputError, unknown_name
+from gaprune.evolution.breeding import derive_seed
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
 from gaprune.objectives import AUTO, Objective, find_objective
+from gaprune.patterning import check_pattern, fixed_scope, searched_layout, units_of
 from gaprune.precision import check_precision, choose_precision
 from gaprune.probes.choice import decide
 from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples
 from gaprune.repair import Sites, survey
 from gaprune.saliency import SALIENCIES
+from gaprune.stock import Stock, stock_size
 from gaprune.target import Target
 from gaprune.workers import Staff, choose_device
 from gaprune.workers.serial import torch_threads
@@ -37,8 +40,13 @@ CLIP = 3.0  # root mean squares
 CONTINUATION, DRIFT = 300, 2.0  # where the probes were inverted and nothing speaks against them
 LAST_RATE = 1 / 20  # of the first step length, at the end of the continuation
 FADE = (0.0, 0.95)  # parts of its steps between which repair is faded out
+_GUIDES = {"continuation": " of a strict search", "drift": " of a strict search", "features": ""}
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front removes this part of the asked sparsity
 GROUPED = 1 << 22  # prunable weights of a network that has its masks scored in groups, at most
+_NO_FEATURES = (
+    "this network has nothing to compare: no BatchNorm with running statistics, and no layer or "
+    "group norm with weight and bias, that forward uses once"
+)
 
 
 def check_settings(settings: Settings) -> Preset:
@@ -57,6 +65,7 @@ def check_settings(settings: Settings) -> Preset:
         raise InputError(
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
         )
+    check_pattern(settings)
     check_precision(settings.precision, choose_device(Staff.of(settings)))
     return as_pareto(preset) if settings.pareto else preset
 
@@ -73,10 +82,12 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     }
     if preset.gradient and settings.batch is None:
         changes["batch"] = suitable_batch(macs_per_input(target.model, target.example()))
+    if preset.gradient and settings.stock is None:
+        changes["stock"] = _stock_of(target, changes.get("batch") or settings.batch or 1)
     if preset.gradient and settings.clip is None and len(target.layout.names) >= MANY_LAYERS:
         changes["clip"] = CLIP
     changes |= _for_probes(settings, target)
-    device = choose_device(Staff.of(settings))
+    device = choose_device(Staff.of(settings), target.device)
     precision = choose_precision(settings.precision, device, target.dtype)
     changes |= {"device": device, "precision": precision}
     own = {"scope": preset.scope, "objective": preset.objective}
@@ -84,6 +95,8 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
         own["scope"] = "global"  # children of different budgets share no counts
     stated = settings.model_fields_set
     changes |= {name: value for name, value in own.items() if value and name not in stated}
+    if (scope := fixed_scope(settings)) is not None:
+        changes["scope"] = scope
     resolved = settings.replace(**changes)
     if resolved.pareto and resolved.scope != "global":
         raise InputError(
@@ -93,10 +106,16 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     resolved = _with_allocation(resolved, settings.allocation, target)
     resolved = _with_guidance(resolved, settings, preset, target)
     if resolved.max_drop is None:  # else the sparsity is only the largest that is tried
-        keep_total(target.layout.with_floor(resolved.floor), resolved.sparsity)
+        keep_total(searched_layout(target, resolved), resolved.sparsity)
     if resolved.repair_in_loop:  # refused before the probes take their time
         _sites(target)
     return resolved
+
+
+def _stock_of(target: Target, batch: int) -> int:
+    """Return how many batches of generated inputs are held beside the answers to them."""
+    example = target.example()
+    return stock_size(example.nbytes + answers(target.model, example).nbytes, batch)
 
 
 def _for_probes(settings: Settings, target: Target) -> dict[str, Any]:
@@ -140,20 +159,20 @@ def _with_allocation(settings: Settings, stated: int | None, target: Target) -> 
 def _with_guidance(
     settings: Settings, stated: Settings, preset: Preset, target: Target
 ) -> Settings:
-    """Settle continuation and drift: by default they are off where something speaks against them.
+    """Settle what guides gradient steps; by default it is off where something speaks against it.
 
     Raises:
         InputError: one is stated, and cannot be.
     """
     changes: dict[str, Any] = {}
-    for name in ("continuation", "drift"):
+    for name, steps in _GUIDES.items():
         wanted, own = getattr(settings, name) or 0, getattr(stated, name) is not None
         if not own and settings.generations == 0:
             wanted = 0
         why = _against(name, settings, preset, target) if wanted else None
         if why and own:
             raise InputError(
-                f"{name}: {wanted} would guide the gradient steps of a strict search, and {why}; "
+                f"{name}: {wanted} would guide the gradient steps{steps}, and {why}; "
                 f"leave --{name} out"
             )
         changes[name] = 0 if why else wanted
@@ -161,14 +180,16 @@ def _with_guidance(
 
 
 def _against(name: str, settings: Settings, preset: Preset, target: Target) -> str | None:
-    """Say why there can be no continuation or drift, or return None."""
-    if settings.repair_in_loop:
+    """Say why there can be no such guidance, or return None."""
+    if settings.repair_in_loop and name != "features":
         return "with --repair-in-loop candidates answer after repair"
     if not preset.gradient:
         return f"preset {settings.preset!r} takes none"
     if settings.pareto and name == "continuation":
         return "--pareto searches many budgets at once, not one from which it could begin"
     sites = survey(target.model, _examples(target), frozen=target.weights)
+    if name == "features":
+        return None if sites.features else _NO_FEATURES
     return None if sites.kinds else _nothing(sites)
 
 
@@ -187,7 +208,8 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
     return Bench(
         model=target.model,
         weights=target.weights,
-        layout=target.layout.with_floor(settings.floor),
+        layout=searched_layout(target, settings),
+        units=units_of(target, settings),
         objective=objective,
         search=search,
         guard=_shown(target, plan.guard),
@@ -200,7 +222,15 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
         answering=_answering(target, settings, nearest),
         near=None if plan.nearest is plan.search else nearest,
         precision=settings.precision,
+        stock=_stock(settings, plan),
     )
+
+
+def _stock(settings: Settings, plan: ProbePlan) -> Stock | None:
+    """Return what gradient steps draw generated inputs from, or None: new ones for every step."""
+    if plan.fresh is None or not settings.stock:
+        return None
+    return Stock(plan.fresh, settings.stock, derive_seed(settings.seed, "stock"))
 
 
 def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
@@ -213,7 +243,7 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
             batch=_filled(settings.batch),
             clip=settings.clip,
         )
-    layout = target.layout.with_floor(settings.floor)
+    layout = searched_layout(target, settings)
     allocation, generations = settings.allocation or 0, settings.generations
     continuation = _continuation(refinement, settings.continuation)
     before = allocation + (continuation is not None)
@@ -277,12 +307,14 @@ def _check_objective(objective: Objective, search: Shown, preset: Preset, *, evo
 
 
 def _answering(target: Target, settings: Settings, nearest: Tensor) -> Answering:
+    features = settings.features or 0.0
     if settings.repair_in_loop:
-        return AfterRepair(_sites(target, nearest), nearest)
-    if settings.method != EVOLVED or not (settings.continuation or settings.drift):
+        return AfterRepair(_sites(target, nearest), nearest, features)
+    guides = settings.continuation or settings.drift or features
+    if settings.method != EVOLVED or not guides:
         return STRICT
     sites = survey(target.model, nearest, frozen=target.weights)
-    return Guided(AfterRepair(sites, nearest), drift=settings.drift or 0.0)
+    return Guided(AfterRepair(sites, nearest, features), drift=settings.drift or 0.0)
 
 
 def _sites(target: Target, inputs: Tensor | None = None) -> Sites:

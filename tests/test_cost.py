@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from saliency_networks import CASES, network_of, seeded
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from gaprune.cost import activation_bytes
+from gaprune.cost import activation_bytes, macs_per_input
 from gaprune.inputs import InputSpec
 from gaprune.saliency import network as networks
 from gaprune.saliency import score
 from gaprune.saliency.network import MAX_BATCH, MEMORY, fitting
-from gaprune.zoo import load
+from gaprune.target import load_target
+from gaprune.zoo import ZOO, load
 
 
 def test_the_activations_of_a_linear_network_are_its_inputs() -> None:
@@ -56,3 +61,30 @@ def test_small_batches_give_the_same_scores(name: str, monkeypatch: pytest.Monke
     whole = score(name, network, probes, seeded())
     monkeypatch.setattr(networks, "MEMORY", 1.0)
     torch.testing.assert_close(score(name, network, probes, seeded()), whole)
+
+
+@pytest.mark.parametrize("name", [*ZOO, "attention"])
+def test_work_is_what_torch_counts(name: str) -> None:
+    """Its own counter says the same, also where attention is composed of products."""
+    if name == "attention":
+        model: nn.Module = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)  # in training
+        example = torch.ones(1, 5, 16)
+    else:
+        target = load_target(name)
+        model, example = target.model, target.example()
+    with FlopCounterMode(display=False) as counter:
+        model(example)
+    assert counter.get_total_flops() > 0
+    assert macs_per_input(model, example) == counter.get_total_flops() // 2
+
+
+def test_counting_work_compiles_nothing() -> None:
+    """Importing torch's compiler takes longer than a small search."""
+    lines = (
+        "import sys, torch; from gaprune.cost import macs_per_input",
+        "macs_per_input(torch.nn.Linear(3, 2), torch.ones(1, 3))",
+        "print('torch._dynamo' in sys.modules)",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

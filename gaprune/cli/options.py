@@ -16,6 +16,7 @@ from gaprune.preparation import CONTINUATION, DRIFT
 from gaprune.probes.files import ALIASES
 from gaprune.probes.requests import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
 from gaprune.saliency import SALIENCIES
+from gaprune.stock import BATCHES, BYTES
 from gaprune.zoo import MNIST_INPUT
 
 OTHER, STOP = "Search", "When to stop"
@@ -72,7 +73,9 @@ _DEFAULTS = {
     "max_drop": "",
     "task_timeout": " (default: 20 times the slowest one of its kind, and at least a minute)",
     "continuation": f" (default: {CONTINUATION} where inverted inputs are shown)",
+    "stock": f" (default: {BATCHES}, or what {BYTES >> 20} MB hold; 0 where that is little)",
     "drift": f" (default: {DRIFT} where inverted inputs are shown)",
+    "features": " (default: 0)",
 }
 _METAVARS = {int: "INTEGER", float: "NUMBER"}
 

@@ -29,12 +29,14 @@ _LATER = {
     "continuation": 0,
     "device": "cpu",
     "drift": 0.0,
+    "features": 0.0,
     "floor": 0.0,
     "gpus_per_worker": 0.0,
     "max_drop": None,
     "patience": None,
     "precision": "float32",
     "repair_in_loop": False,
+    "stock": 0,
 }
 """Settings that came after the first folders → the value at which rows are what they were before.
 

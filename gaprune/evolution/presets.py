@@ -57,7 +57,7 @@ PRESETS: dict[str, Preset] = {
         defaults={
             "population": 4,
             "offspring": 3,
-            "steps": 50,
+            "steps": 100,
             "rate": 1.2,
             "generations": 8,
             "allocation": 10,

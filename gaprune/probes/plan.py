@@ -110,7 +110,7 @@ def plan_probes(
         nearest = pick(pool, torch.arange(min(len(pool.inputs), settings.probe_count)))
     sources = [samples.source for _, samples in held]
     if fresh is not None:
-        sources.append(f"generated, fresh at every gradient step: {fresh.description}")
+        sources.append(f"generated for gradient steps: {fresh.description}")
     if decision.choice is not None:
         sources.append(decision.choice.sentence)
     receipt = make_receipt(
@@ -164,8 +164,8 @@ def _synthesise(
     if target.inputs.kind == "tokens":
         seconds = settings.probe_budget
         return sequence_samples(target, mixture, count, generator, seconds, observer)
-    starts = mixture.draw_unit(count, generator).to(target.dtype)
-    made = impressions(target.model, target.inputs, starts, generator)
+    starts = mixture.draw_unit(count, generator).to(target.device, target.dtype)
+    made = impressions(target.model, target.inputs, starts, generator).cpu()
     source = f"{count} class impressions, started from {mixture.description}"
     return Samples(as_network(target.inputs, made, target.dtype), None, source)
 
