@@ -6,8 +6,10 @@ The weights stay frozen; evolution finds which of them to keep.
 from gaprune.claim import save as save_run
 from gaprune.comparison import Comparison, Question, compare, compare_target
 from gaprune.errors import GapruneError, InputError
+from gaprune.exports import export, load_sparse
 from gaprune.input_options import InputOptions
 from gaprune.mask_file import save_masks
+from gaprune.measures import measure
 from gaprune.pipeline import prune, prune_target
 from gaprune.result import Result
 from gaprune.resumption import resume
@@ -28,8 +30,11 @@ __all__ = [
     "compare",
     "compare_target",
     "detach",
+    "export",
     "load_masks",
+    "load_sparse",
     "load_target",
+    "measure",
     "prune",
     "prune_target",
     "resume",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.formats import to_stamp
+from gaprune.formats import from_stamp, to_stamp
+from gaprune.supermask import pack, unpack
 
 SUFFIX = ".safetensors"
+PACKED = "gaprune packed masks"
 
 
 def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> Path:
@@ -56,3 +61,47 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
             "exists and that you may write to"
         ) from error
     return path
+
+
+def packed_bytes(masks: Mapping[str, Tensor], **about: str) -> bytes:
+    """Return the content of a file with one bit per weight, which `gaprune.load_masks` reads.
+
+    Parameter name → uint8 `[⌈n/8⌉]`, the first weight in the highest bit; the shapes are in the
+    metadata.
+    """
+    bits = {name: torch.from_numpy(pack(mask.reshape(-1))) for name, mask in masks.items()}
+    shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
+    return save(bits, to_stamp(format=PACKED, shapes=shapes, **about))
+
+
+def packed_shapes(path: Path) -> dict[str, list[int]] | None:
+    """Return the shapes in the metadata of a file with packed masks; None: it is another file."""
+    if path.suffix.lower() != SUFFIX:
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            facts = from_stamp(file.metadata())
+            return dict(json.loads(facts["shapes"])) if facts.get("format") == PACKED else None
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise InputError(f"mask: {path} is damaged ({error}); export or fetch it again") from error
+
+
+def unpack_masks(
+    stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path
+) -> dict[str, Tensor]:
+    """Return the masks of a file with packed bits.
+
+    Raises:
+        InputError: the bits do not fit the shapes.
+    """
+    fitting = {name: -(-prod(shape) // 8) for name, shape in shapes.items()}
+    if {name: bits.numel() for name, bits in stored.items()} != fitting or any(
+        bits.dtype != torch.uint8 for bits in stored.values()
+    ):
+        raise InputError(
+            f"mask: {path} is damaged (bits that do not fit its shapes); fetch it again"
+        )
+    return {
+        name: unpack(stored[name].numpy(), prod(shape)).view(shape)
+        for name, shape in shapes.items()
+    }

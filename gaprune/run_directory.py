@@ -32,7 +32,9 @@ from gaprune.checkpoint import in_use_by
 from gaprune.checkpoint.bundle import sync
 from gaprune.errors import GapruneError, InputError
 from gaprune.formats import to_json, to_stamp, to_toml
+from gaprune.inputs import InputSpec
 from gaprune.job import Job
+from gaprune.mask_file import packed_shapes, unpack_masks
 from gaprune.records import as_json
 from gaprune.result import Result
 from gaprune.target import Target
@@ -96,7 +98,7 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     """Read the masks of a run.
 
     Args:
-        path: a run folder, or a mask file.
+        path: a run folder, or a mask file, also one with packed bits (`gaprune export`).
 
     Returns:
         Parameter name → bool tensor of the parameter's shape, true where the weight stays; ready
@@ -110,6 +112,8 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
         stored = load_state(file)
     except InputError as error:
         raise InputError(f"mask: {str(error).removeprefix('weights: ')}") from error
+    if (shapes := packed_shapes(file)) is not None:
+        return unpack_masks(stored, shapes, file)
     for name, mask in stored.items():
         if mask.dtype != torch.uint8 or (mask > 1).any():
             raise InputError(
@@ -160,16 +164,20 @@ def config_text(target: Target, settings: Mapping[str, Any], job: Job | None) ->
         )
         stated = {key: v for key, v in job.as_config().items() if key not in settings}
         return head + to_toml(stated | used)
-    spec = target.inputs
-    inputs: dict[str, Any] = {"input_shape": spec.shape, "input_kind": spec.kind}
+    head = "# A network in memory was pruned; to repeat this run, add target and weights.\n"
+    return head + to_toml(stated_inputs(target.inputs) | used)
+
+
+def stated_inputs(spec: InputSpec) -> dict[str, Any]:
+    """Return what a network takes, as keys of `config.toml`."""
+    inputs: dict[str, Any] = {"input_shape": list(spec.shape), "input_kind": spec.kind}
     if spec.kind == "tokens":
         inputs["vocabulary"] = spec.vocabulary
     elif (spec.mean, spec.std) != ((0.0,), (1.0,)):
-        inputs |= {"mean": spec.mean, "std": spec.std}
+        inputs |= {"mean": list(spec.mean), "std": list(spec.std)}
     else:
-        inputs["range"] = (spec.low, spec.high)
-    head = "# A network in memory was pruned; to repeat this run, add target and weights.\n"
-    return head + to_toml(inputs | used)
+        inputs["range"] = [spec.low, spec.high]
+    return inputs
 
 
 def _bytes(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

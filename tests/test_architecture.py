@@ -28,9 +28,12 @@ FLOORS = (
         "idx",
         "userfile",
         "observe",
+        "spent",
     ),
     # 1: the network and its masks
     (
+        "top_k",
+        "steady",
         "supermask",
         "precision",
         "budget",
@@ -47,7 +50,17 @@ FLOORS = (
     # 2: what is shown to it, and how weights and outputs are judged
     ("probes", "saliency", "objectives"),
     # 3: what a worker holds
-    ("answering", "bench", "labelled", "held_out", "baselines", "plots", "repair"),
+    (
+        "answering",
+        "memory",
+        "stock",
+        "bench",
+        "labelled",
+        "held_out",
+        "baselines",
+        "plots",
+        "repair",
+    ),
     # 4: the search
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)
@@ -60,6 +73,8 @@ FLOORS = (
         "result",
         "job",
         "run_directory",
+        "exports",
+        "measures",
         "claim",
         "keeper",
         "resumption",

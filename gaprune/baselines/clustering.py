@@ -24,6 +24,7 @@ __all__ = [
     "Codebook",
     "Codebooks",
     "cluster_weights",
+    "shared_values",
     "sweep_clusters",
 ]
 
@@ -61,7 +62,7 @@ def cluster_weights(
     wanted = _cluster_counts(target, clusters)
     layers, shapes = {}, {}
     for layer in _values_by_layer(target, masks or {}, biases=biases):
-        centroids, assignment = _codebook(layer.values[layer.kept], wanted[layer.name])
+        centroids, assignment = shared_values(layer.values[layer.kept], wanted[layer.name])
         size = len(layer.values)
         book = Codebook(layer.name, layer.parts, size, centroids, assignment, layer.kept)
         layers[layer.name] = book
@@ -208,8 +209,12 @@ def _cluster_counts(target: Target, clusters: int | Mapping[str, int]) -> Mappin
     return wanted
 
 
-def _codebook(kept: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Return the centroids `[k]` of values `[n]`, ascending, and each value's centroid `[n]`."""
+def shared_values(kept: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Return the centroids `[k]` of values `[n]`, ascending, and each value's centroid `[n]`.
+
+    Raises:
+        GapruneError: scikit-learn is not installed.
+    """
     own = kept.unique()
     if len(own) <= clusters:
         return own, torch.searchsorted(own, kept)

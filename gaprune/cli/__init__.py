@@ -15,6 +15,8 @@ from typer.main import get_command
 from gaprune.cli.compare import compare_command
 from gaprune.cli.demo import demo_command
 from gaprune.cli.doctor import doctor_command
+from gaprune.cli.export import export_command
+from gaprune.cli.measure import measure_command
 from gaprune.cli.prune import prune_command
 from gaprune.cli.resume import resume_command
 from gaprune.cli.sweep import sweep_command
@@ -35,6 +37,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "resume": resume_command,
     "compare": compare_command,
     "sweep": sweep_command,
+    "export": export_command,
+    "measure": measure_command,
     "demo": demo_command,
     "zoo": zoo_command,
     "doctor": doctor_command,

@@ -1,0 +1,18 @@
+"""What you get: a pruned network in the formats that people use, each read back before it counts.
+
+`export` writes one; `formats` lists them, `sparse_file` documents our own.
+"""
+
+from gaprune.exports.formats import EXPORTERS, Exporter
+from gaprune.exports.sparse_file import SparseFile, load_sparse, load_sparse_into
+from gaprune.exports.writing import Exported, export
+
+__all__ = [
+    "EXPORTERS",
+    "Exported",
+    "Exporter",
+    "SparseFile",
+    "export",
+    "load_sparse",
+    "load_sparse_into",
+]

@@ -1,0 +1,132 @@
+"""What a file of weights holds, told by its content: its kind, its parameters, its zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.exports.onnx_file import EXTRA
+from gaprune.exports.sparse_file import FORMAT, load_sparse
+from gaprune.exports.states import MASK, ORIGINAL, without_prune
+from gaprune.formats import from_stamp
+from gaprune.mask_file import PACKED
+from gaprune.run_directory import load_masks
+from gaprune.sources.extras import import_extra
+from gaprune.weights_file import load_state
+
+DENSE, SPARSE, MASKS, PRUNE, ONNX = "dense", "sparse", "masks", "prune", "onnx"
+_MASKS = ("gaprune mask", PACKED)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        kind: `dense`, `sparse`, `masks`, `prune` or `onnx`.
+        parameters: numbers of a floating type in it; of masks, the weights they speak of.
+        nonzeros: those that are not 0; of masks, the weights that stay.
+        state: the state dict it stands for; None of masks and ONNX.
+        masks: of masks, else None.
+    """
+
+    path: Path
+    kind: str
+    parameters: int
+    nonzeros: int
+    state: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    masks: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+
+def read_file(path: Path) -> Held:
+    """Read a file of weights.
+
+    Raises:
+        InputError: no such file, damaged, or none of the kinds that are known.
+        GapruneError: an optional package is missing.
+    """
+    kind = _kind(path)
+    return _READERS[kind](path, kind)
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        raise InputError(f"file: {path} is a folder; name the file inside it")
+    if not path.is_file():
+        raise InputError(f"file: there is no file {path}")
+    if path.suffix.lower() == ".onnx":
+        return ONNX
+    if path.suffix.lower() != ".safetensors":
+        return DENSE  # or what `load_state` refuses
+    try:
+        with safe_open(path, "numpy") as file:
+            stated = from_stamp(file.metadata()).get("format")
+            names = set(file.keys())
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise InputError(
+            f"file: {path} is damaged or not a safetensors file ({error}); fetch it again"
+        ) from error
+    if stated == FORMAT:
+        return SPARSE
+    if stated in _MASKS:
+        return MASKS
+    masked = (name.removesuffix(MASK) for name in names if name.endswith(MASK))
+    return PRUNE if any(f"{stem}{ORIGINAL}" in names for stem in masked) else DENSE
+
+
+def _read_dense(path: Path, kind: str) -> Held:
+    return _of_state(path, kind, load_state(path))
+
+
+def _read_sparse(path: Path, kind: str) -> Held:
+    return _of_state(path, kind, load_sparse(path))
+
+
+def _read_prune(path: Path, kind: str) -> Held:
+    return _of_state(path, kind, without_prune(load_state(path)))
+
+
+def _of_state(path: Path, kind: str, state: Mapping[str, Tensor]) -> Held:
+    numbers = [value for value in state.values() if value.is_floating_point()]
+    total = sum(value.numel() for value in numbers)
+    return Held(path, kind, total, sum(int(one.count_nonzero()) for one in numbers), state=state)
+
+
+def _read_masks(path: Path, kind: str) -> Held:
+    masks = load_masks(path)
+    total = sum(mask.numel() for mask in masks.values())
+    kept = sum(int(mask.count_nonzero()) for mask in masks.values())
+    return Held(path, kind, total, kept, masks=masks)
+
+
+def _read_onnx(path: Path, kind: str) -> Held:
+    onnx = import_extra("onnx", EXTRA, "onnx")
+    numpy_helper = import_extra("onnx.numpy_helper", EXTRA, "onnx")
+    try:
+        graph = onnx.load(path).graph
+        arrays = [numpy_helper.to_array(one) for one in graph.initializer]
+    except (GapruneError, OSError):
+        raise
+    except Exception as error:  # of compiled code: damaged files raise any type
+        raise InputError(
+            f"file: {path} is damaged or not an ONNX file ({type(error).__name__}); export it again"
+        ) from error
+    numbers = [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
+    total = sum(array.size for array in numbers)
+    return Held(path, kind, total, sum(int(np.count_nonzero(one)) for one in numbers))
+
+
+_READERS: dict[str, Callable[[Path, str], Held]] = {
+    DENSE: _read_dense,
+    SPARSE: _read_sparse,
+    MASKS: _read_masks,
+    PRUNE: _read_prune,
+    ONNX: _read_onnx,
+}
