@@ -18,7 +18,9 @@ from gaprune.repair import (
     Sites,
     aligned,
     anchor,
+    compared,
     drift,
+    noted,
     repair_anchored,
     repaired_outputs,
 )
@@ -36,7 +38,7 @@ class Shown(NamedTuple):
         teacher: outputs of the dense network, `[N, …]`.
         labels: int64 `[N]`, or None.
         anchors: of a batch for a gradient step that looks at them: the dense network's statistics
-            on it; else None.
+            on it, and features; else None.
     """
 
     inputs: Tensor
@@ -139,17 +141,20 @@ class AfterRepair:
     Attributes:
         sites: where repair writes in the one network that this is for.
         probes: `[N, …]`, on which the judge repairs.
+        features: weight in gradient steps of how far what norms put out is from the dense
+            network's (`gaprune.repair.features`): the mean over `sites.features`.
     """
 
     sites: Sites
     probes: Tensor = field(repr=False)
+    features: float = 0.0
     _anchors: dict[tuple[int, int, int | None], Anchors] = field(
         default_factory=dict, init=False, repr=False
     )
 
     def to(self, device: str | torch.device) -> AfterRepair:
         """Take the probes there; the dense network's statistics are measured anew."""
-        return AfterRepair(self.sites, self.probes.to(device))
+        return replace(self, probes=self.probes.to(device))
 
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Match every chunk by its own statistics."""
@@ -174,20 +179,28 @@ class AfterRepair:
 
     def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
         """Match the batch by its own statistics; gradients also pass through them."""
-        return Step(repaired_outputs(model, leaves, self.anchors(model, batch)))
+        apart: dict[str, Tensor] = {}
+        outputs = repaired_outputs(model, leaves, self.anchors(model, batch), apart)
+        return Step(outputs, _cost(self.features, apart))
 
     def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
         """Show all of it to the dense network once, for its answers and its statistics."""
         parts = [*([] if held is None else [held.inputs]), *([] if fresh is None else [fresh])]
-        anchors = anchor(model, self.sites, torch.cat(parts), sum(map(len, parts)))
+        anchors = self._anchor(model, torch.cat(parts))
         labels = held.labels if held is not None and fresh is None else None
         return Shown(anchors.inputs, anchors.outputs, labels, anchors)
 
     def anchors(self, model: nn.Module, batch: Shown) -> Anchors:
         """Return the dense network's statistics on a batch, measured unless it brings them."""
-        if batch.anchors is not None:
-            return batch.anchors
-        return anchor(model, self.sites, batch.inputs, len(batch.inputs))
+        return self._anchor(model, batch.inputs) if batch.anchors is None else batch.anchors
+
+    def _anchor(self, model: nn.Module, inputs: Tensor) -> Anchors:
+        """Show a batch to the dense network at once; note its features where they count."""
+        if self.features == 0:
+            return anchor(model, self.sites, inputs, len(inputs))
+        with noted(model, self.sites) as features:
+            anchors = anchor(model, self.sites, inputs, len(inputs))
+        return replace(anchors, features=features)
 
     def _anchored(self, model: nn.Module, inputs: Tensor, chunk: int | None) -> Anchors:
         """Measure the dense network once per set of inputs."""
@@ -212,7 +225,7 @@ class Guided(Strict):
     statistics, which keeps alive what later layers read.
 
     Attributes:
-        repaired: how it answers after repair.
+        repaired: how it answers after repair; its weight of features holds here too.
         drift: weight of the mean drift (`gaprune.repair.drift`) over all sites in the loss.
         fade: part of every correction that is left out: 0 is after repair, 1 as it is.
     """
@@ -230,19 +243,23 @@ class Guided(Strict):
         return replace(self, fade=fade)
 
     def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
-        """Correct every site in part, by the statistics of the batch, and weigh its drift.
+        """Correct every site in part, by the statistics of the batch; weigh drift and features.
 
         The drift of a site is measured before it is corrected, behind the sites before it.
         """
         if self._blind:
             return super().step(model, leaves, batch)
         anchors, found = self.repaired.anchors(model, batch), dict[str, Moments]()
-        with aligned(model, anchors.sites, anchors.moments, found, 1 - self.fade):
+        dense = anchors.moments if self._measures else {}
+        with (
+            aligned(model, anchors.sites, dense, found, 1 - self.fade),
+            compared(model, anchors.features) as apart,
+        ):
             outputs = functional_call(model, dict(leaves), (batch.inputs,))
-        if self.drift == 0 or not found:
-            return Step(outputs)
-        drifts = [drift(anchors.moments[name], moments) for name, moments in found.items()]
-        return Step(outputs, self.drift * torch.stack(drifts).mean())
+        drifts = {name: drift(dense[name], one) for name, one in found.items() if self.drift}
+        costs = [_cost(self.drift, drifts), _cost(self.repaired.features, apart)]
+        stated = [cost for cost in costs if cost is not None]
+        return Step(outputs, sum(stated[1:], stated[0]) if stated else None)
 
     def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
         """Show all of it to the dense network once, for its answers and, if needed, statistics."""
@@ -253,15 +270,37 @@ class Guided(Strict):
     @property
     def _blind(self) -> bool:
         """Whether steps look at no statistics."""
-        return self.fade == 1 and self.drift == 0
+        return not self._measures and self.repaired.features == 0
+
+    @property
+    def _measures(self) -> bool:
+        """Whether steps measure statistics, to correct them or to weigh their drift."""
+        return self.fade != 1 or self.drift != 0
+
+
+def _cost(weight: float, found: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the weighted mean over sites, or None where there are none."""
+    return weight * torch.stack(list(found.values())).mean() if found else None
 
 
 @torch.no_grad()
 def forward(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """Return the network's outputs `[N, …]` with some of its tensors replaced, in chunks."""
-    return torch.cat(
-        [functional_call(model, dict(replaced), (batch,)) for batch in _chunks(inputs)]
-    )
+    named = {f"model.{name}": tensor for name, tensor in replaced.items()}
+    outputs: Tensor = functional_call(_Chunked(model), named, (inputs,))
+    return outputs
+
+
+class _Chunked(nn.Module):
+    """Passes inputs in chunks: a network's tensors are replaced once and not for each of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return all outputs `[N, …]`."""
+        return answers(self.model, inputs)
 
 
 @torch.no_grad()
@@ -285,18 +324,23 @@ def forward_many(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tenso
     stacked = dict(replaced)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # one by one inside torch
-        parts = [vmap(one, in_dims=(0, None))(stacked, batch) for batch in _chunks(inputs)]
+        parts = [vmap(one, in_dims=(0, None))(stacked, batch) for batch in chunks(inputs)]
     return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
 def answers(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return the dense network's outputs `[N, …]`, computed in chunks."""
-    return torch.cat([model(batch) for batch in _chunks(inputs)])
+    return torch.cat([model(batch) for batch in chunks(inputs)])
 
 
-def _chunks(inputs: Tensor) -> Sequence[Tensor]:
-    most = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
-    each = max(1, inputs[:1].numel())
-    found: Sequence[Tensor] = inputs.split(max(1, min(most, ENTRIES // each)))
+def chunks(inputs: Tensor) -> Sequence[Tensor]:
+    """Return inputs `[N, …]` as they pass: in views of `chunk_size` of them, and the rest."""
+    found: Sequence[Tensor] = inputs.split(chunk_size(inputs))
     return found
+
+
+def chunk_size(inputs: Tensor) -> int:
+    """Return how many of such inputs pass at once."""
+    most = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
+    return max(1, min(most, ENTRIES // max(1, inputs[:1].numel())))

@@ -145,7 +145,7 @@ class Settings(BaseModel):
         None,
         ge=0,
         description="weight in gradient steps of how far what norms put out is from the dense "
-        "network's on the same inputs; 0 looks at the outputs alone",
+        "network's on the same inputs; 0 does not look",
     )
     generations: int | None = Field(None, ge=0, description="stop after so many generations")
     evaluations: int | None = Field(None, ge=1, description="stop after so many evaluations")

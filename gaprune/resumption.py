@@ -154,22 +154,22 @@ def _settings(
     """
     written = {name: value for name, value in stated.items() if name in Settings.model_fields}
     edited = make_settings(written).model_dump(mode="json")
-    differing = [name for name, value in edited.items() if value != kept[name]]
+    differing = [name for name, value in edited.items() if value != kept.get(name)]
     for name in [*changes, *differing]:
         if name in CHANGEABLE:
             continue
         came = changes[name] if name in changes else edited[name]
         raise InputError(
-            f"{name}: {own.path} began with {kept.get(name)!r}, and {came!r} would find other masks"
-            f"; leave it as it is ({CONFIG}), or start a new run"
+            f"{name}: {own.path} began with {kept.get(name)!r}, and {came!r} would find other "
+            f"masks; leave it as it is ({CONFIG}), or start a new run"
         )
     settings = make_settings({**kept, **{name: edited[name] for name in differing}, **changes})
     settings = settings.replace(device=choose_device(Staff.of(settings)))  # `auto` decided here
     for name in LIMITS:
-        if settings.max_drop is not None and getattr(settings, name) != kept[name]:
+        if settings.max_drop is not None and getattr(settings, name) != kept.get(name):
             raise InputError(
-                f"{name}: the searches of a run with max_drop have the same limits, {kept[name]!r} "
-                "here; leave it out, or start a new run"
+                f"{name}: the searches of a run with max_drop have the same limits, "
+                f"{kept.get(name)!r} here; leave it out, or start a new run"
             )
     return settings
 
@@ -192,9 +192,9 @@ def _short(value: object) -> str:
 def _tell(settings: Settings, kept: Mapping[str, Any], observer: Observer) -> None:
     """Warn where the result will not be that of an undisturbed run."""
     for name in ARITHMETIC:
-        if getattr(settings, name) != kept[name]:
+        if getattr(settings, name) != kept.get(name):
             observer.warning(
-                f"{name}: {getattr(settings, name)} instead of {kept[name]} may change the last "
+                f"{name}: {getattr(settings, name)} instead of {kept.get(name)} may change the last "
                 "bits of sums, and so the masks that are found"
             )
     gradients = find_preset(settings.preset).gradient

@@ -35,8 +35,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "generations": 1,
         "allocation": 0,
         "continuation": 100,
+        "features": 4.0,
         "steps": 20,
-        "rate": 10.0,
+        "rate": 5.0,
         "batch": 8,  # 16 take 3.9 GB
     },
     "crepe-tiny": {  # tones are near its domain
@@ -82,6 +83,6 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {  # where a method is best searched
         "repair": {"population": 3, "offspring": 2, "allocation": 3, "rate": 1.2},
     },
     "efficientnet-lite0": {
-        "repair": {"continuation": 0, "generations": 2},
+        "repair": {"continuation": 0, "generations": 2, "steps": 40},
     },
 }

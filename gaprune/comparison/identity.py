@@ -34,6 +34,7 @@ _LATER = {
     "gpus_per_worker": 0.0,
     "max_drop": None,
     "patience": None,
+    "pattern": "unstructured",
     "precision": "float32",
     "repair_in_loop": False,
     "stock": 0,

@@ -1,6 +1,7 @@
 """Repair after pruning: means and spreads put back on probes, every weight as it was."""
 
 from gaprune.repair.anchors import Anchors, aligned, anchor, repaired_outputs
+from gaprune.repair.features import Feature, compared, noted
 from gaprune.repair.fold import Repaired, repair, repair_anchored, repaired_copy
 from gaprune.repair.moments import Moments, drift
 from gaprune.repair.points import BIAS, NORM, PARTS, STATISTICS
@@ -12,13 +13,16 @@ __all__ = [
     "PARTS",
     "STATISTICS",
     "Anchors",
+    "Feature",
     "Moments",
     "Repaired",
     "Sites",
     "aligned",
     "anchor",
+    "compared",
     "default_parts",
     "drift",
+    "noted",
     "repair",
     "repair_anchored",
     "repaired_copy",

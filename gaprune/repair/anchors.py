@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import InputError
+from gaprune.repair.features import Feature, compared
 from gaprune.repair.moments import Moments, measure, pool
 from gaprune.repair.sites import Sites
 
@@ -32,12 +33,15 @@ class Anchors:
         inputs: `[N, …]`; chunk i of n is every n-th from the i-th on.
         outputs: of the dense network, `[N, …]`.
         chunks: per chunk: module name → dense moments there.
+        features: module name → what the dense network puts out there, where that is compared and
+            all inputs passed at once.
     """
 
     sites: Sites
     inputs: Tensor = field(repr=False)
     outputs: Tensor = field(repr=False)
     chunks: tuple[Mapping[str, Moments], ...] = field(repr=False)
+    features: Mapping[str, Feature] = field(default_factory=dict, repr=False)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -75,7 +79,12 @@ def anchor(model: nn.Module, sites: Sites, inputs: Tensor, chunk: int | None = N
     return Anchors(sites, inputs, _restored(outputs), tuple(chunks))
 
 
-def repaired_outputs(model: nn.Module, kept: Mapping[str, Tensor], anchors: Anchors) -> Tensor:
+def repaired_outputs(
+    model: nn.Module,
+    kept: Mapping[str, Tensor],
+    anchors: Anchors,
+    apart: dict[str, Tensor] | None = None,
+) -> Tensor:
     """Return what a pruned network answers after repair on the same inputs, `[N, …]`.
 
     Every site is corrected by the statistics of the chunk that passes it, so that this costs one
@@ -85,11 +94,16 @@ def repaired_outputs(model: nn.Module, kept: Mapping[str, Tensor], anchors: Anch
         model: the dense network; it stays as it is.
         kept: parameters that replace its own, by qualified name (`masked_weights`).
         anchors: from `anchor` on the same network.
+        apart: takes how far the features behind the corrections are from those of `anchors`.
     """
-    outputs = []
+    outputs, own = [], {} if apart is None else apart
     for part, moments in chunks_of(anchors):
-        with aligned(model, anchors.sites, moments):
+        with (
+            aligned(model, anchors.sites, moments),
+            compared(model, anchors.features) as found,
+        ):
             outputs.append(functional_call(model, dict(kept), (part,)))
+        own |= found
     return _restored(outputs)
 
 

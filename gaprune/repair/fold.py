@@ -8,7 +8,7 @@ probes themselves cancels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 import torch
@@ -28,7 +28,8 @@ class Repaired:
     """What repair writes into a pruned network.
 
     Attributes:
-        state: qualified name → new value, of changed buffers and parameters only.
+        state: qualified name → new value, of changed buffers and parameters only; `repair` puts
+            it on the CPU.
         changed: their names, in order of execution.
         skipped: "name: why not", for modules that could not be repaired.
     """
@@ -70,8 +71,10 @@ def repair(
     probes = probes.to(target.device)
     sites = survey(target.model, probes, frozen=target.weights, parts=parts)
     anchors = anchor(target.model, sites, probes, chunk)
-    kept = masked_weights({name: target.weights[name] for name in masks}, masks)
-    return repair_anchored(target.model, kept, anchors)
+    there = {name: mask.to(target.device) for name, mask in masks.items()}
+    kept = masked_weights({name: target.weights[name] for name in masks}, there)
+    found = repair_anchored(target.model, kept, anchors)
+    return replace(found, state={name: value.cpu() for name, value in found.state.items()})
 
 
 @torch.no_grad()

@@ -28,11 +28,13 @@ class Sites:
         kinds: qualified module name → how it is repaired, in order of execution.
         skipped: "name: why not", for modules of the wanted kinds that are left as they are.
         width: bytes of the largest activation, per input.
+        features: the norms among `kinds` whose outputs can be compared with the dense network's.
     """
 
     kinds: Mapping[str, Kind]
     skipped: tuple[str, ...]
     width: int
+    features: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -73,7 +75,8 @@ def survey(
     for name in list(_corrected_behind(model, course, kinds)):
         kinds.pop(name, None)
         complaints.pop(name, None)
-    return Sites(kinds, tuple(f"{name}: {why}" for name, why in complaints.items()), course.width)
+    skipped = tuple(f"{name}: {why}" for name, why in complaints.items())
+    return Sites(kinds, skipped, course.width, _features(kinds, course))
 
 
 def default_parts(model: nn.Module) -> tuple[str, ...]:
@@ -86,11 +89,16 @@ def default_parts(model: nn.Module) -> tuple[str, ...]:
 
 @dataclass
 class _Course:
-    """What one forward did: calls by module in order of the first, takers of outputs, width."""
+    """What one forward did: calls by module in order of the first, takers and bytes of outputs."""
 
     calls: Counter[str] = field(default_factory=Counter)
     taker: dict[str, str] = field(default_factory=dict)
-    width: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Bytes of the largest output, per input."""
+        return max(self.sizes.values(), default=0)
 
 
 def _follow(model: nn.Module, inputs: Tensor) -> _Course:
@@ -105,7 +113,7 @@ def _follow(model: nn.Module, inputs: Tensor) -> _Course:
         if isinstance(output, Tensor):
             outputs[name] = weakref.ref(output)
             size = output.numel() * output.element_size() // len(inputs)
-            course.width = max(course.width, size)
+            course.sizes[name] = max(course.sizes.get(name, 0), size)
 
     handles = []
     try:
@@ -142,6 +150,20 @@ def _corrected_behind(
         absorbs = isinstance(norm, _NormBase) and (taker in kinds or norm.running_mean is None)
         if absorbs or (taker in kinds and None in _leaves(layer, kind)):
             yield name
+
+
+def _features(kinds: Mapping[str, Kind], course: _Course) -> tuple[str, ...]:
+    """Return the norms whose outputs are no larger than their mean: what blocks put out.
+
+    Those inside the bottlenecks are several times as large, and comparing them too gains nothing.
+    """
+    for part in (STATISTICS, NORM):
+        norms = [name for name, kind in kinds.items() if kind.part == part]
+        sizes = {name: course.sizes[name] for name in norms if name in course.sizes}
+        if sizes:
+            most = sum(sizes.values())
+            return tuple(name for name, size in sizes.items() if size * len(sizes) <= most)
+    return ()
 
 
 def _leaves(module: nn.Module, kind: Kind) -> list[Tensor | None]:

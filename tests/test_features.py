@@ -1,0 +1,595 @@
+"""Features in gradient steps: how far what norms put out is from the dense network's.
+
+The penalty is written out by hand here, for a small network of residual bottlenecks that works in
+place, as real ones do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import OWN, TINY, Run
+from repair_networks import (
+    Convolutional,
+    Encoder,
+    Perceptron,
+    hook_count,
+    loop_bench,
+    normed,
+    outputs_of,
+    probes_for,
+    random_masks,
+    seeded,
+    target_of,
+)
+from search_cases import Recording, random_genes, run_to_bits, seeds_of
+from second_device import FAR, second_device
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gaprune import InputError, InputOptions, prune, prune_target, resume
+from gaprune.answering import AfterRepair, Guided, Step
+from gaprune.bench import Bench, Shown
+from gaprune.config import make_settings
+from gaprune.evolution.breeding import Breed, Judge, Recipe
+from gaprune.evolution.engine import Evolution
+from gaprune.evolution.gradient import Refinement, refine
+from gaprune.evolution.plan import Limits, Plan
+from gaprune.evolution.presets import find_preset
+from gaprune.observe import Silence
+from gaprune.preparation import check_settings, resolve_settings
+from gaprune.records import Generation
+from gaprune.repair import Sites, compared, noted, repair, repaired_copy, survey
+from gaprune.repair.points import kind_of
+from gaprune.supermask import masked_weights
+from gaprune.target import Target, target_from_module
+from gaprune.workers import RayWorkers, SerialWorkers, Staff
+
+torch.set_num_threads(1)
+
+SHAPE, NARROW = (2, 6, 6), ("stem.1", "blocks.0.4", "blocks.1.4")
+
+
+class Bottlenecks(nn.Module):
+    """A stem and two blocks, wide inside; ReLUs and sums write into what BatchNorms put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(3, 9, 3, padding=1, bias=False),
+                nn.BatchNorm2d(9),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(9, 3, 3, padding=1, bias=False),
+                nn.BatchNorm2d(3),
+            )
+            for _ in range(2)
+        )
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, 2, H, W]` → `[N, 3]`."""
+        hidden = self.stem(inputs)
+        for block in self.blocks:
+            way = block(hidden)
+            way += hidden
+            hidden = way.relu_()
+        return self.head(hidden.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+Weights = Mapping[str, Tensor]
+Match = Callable[[str, Tensor], Tensor]
+"""(name of a BatchNorm, what comes in) → what goes through it."""
+
+
+def norms_by_hand(model: nn.Module, weights: Weights, inputs: Tensor, match: Match) -> Weights:
+    """Return what every BatchNorm of `Bottlenecks` puts out, by name."""
+    found: dict[str, Tensor] = {}
+
+    def norm(name: str, values: Tensor) -> Tensor:
+        one, values = model.get_submodule(name), match(name, values)
+        mean, var, weight, bias = (
+            getattr(one, leaf).view(-1, 1, 1)
+            for leaf in ("running_mean", "running_var", "weight", "bias")
+        )
+        found[name] = (values - mean) / (var + 1e-5).sqrt() * weight + bias
+        return found[name]
+
+    hidden = norm("stem.1", functional.conv2d(inputs, weights["stem.0.weight"], padding=1))
+    for block in ("blocks.0", "blocks.1"):
+        way = norm(
+            f"{block}.1", functional.conv2d(hidden, weights[f"{block}.0.weight"], padding=1)
+        ).relu()
+        way = functional.conv2d(way, weights[f"{block}.3.weight"], padding=1)
+        hidden = (norm(f"{block}.4", way) + hidden).relu()
+    return found
+
+
+def per_channel(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every channel of `[N, C, H, W]`."""
+    flat = maps.transpose(0, 1).flatten(1)
+    return flat.mean(1).view(-1, 1, 1), flat.std(1, correction=0).view(-1, 1, 1)
+
+
+def distance_by_hand(target: Target, kept: Weights, inputs: Tensor, *, left: float = 1.0) -> Tensor:
+    """Return the mean over `NARROW` of the features' relative squared distance.
+
+    Args:
+        target: of a `Bottlenecks`.
+        kept: the candidate's weights.
+        inputs: shown to both.
+        left: part of every correction that is left out; 1 leaves the candidate as it is.
+    """
+    dense_in: dict[str, Tensor] = {}
+
+    def keep(name: str, values: Tensor) -> Tensor:
+        dense_in[name] = values
+        return values
+
+    def match(name: str, values: Tensor) -> Tensor:
+        (mean, spread), (wanted, unit) = per_channel(values), per_channel(dense_in[name])
+        spread = torch.where(spread > 0, spread, unit)  # a channel that died keeps its scale
+        return left * values + (1 - left) * ((values - mean) / spread * unit + wanted)
+
+    dense = norms_by_hand(target.model, target.weights, inputs, keep)
+    pruned = norms_by_hand(target.model, kept, inputs, match)
+    each = []
+    for name in NARROW:
+        variance = per_channel(dense[name])[1].square().mean()
+        squared = (pruned[name] - dense[name]).square().sum()
+        each.append(squared / (dense[name].numel() * variance))
+    return torch.stack(each).mean()
+
+
+def in_loop(target: Target, weight: float, share: float = 1.0) -> Bench:
+    """Return a bench with repair in the loop; a batch comes from a pool, or part of it."""
+    bench = loop_bench(target, pool_share=share)
+    assert isinstance(bench.answering, AfterRepair)
+    return replace(bench, answering=replace(bench.answering, features=weight))
+
+
+def strictly(
+    target: Target, weight: float, share: float = 1.0, drift: float = 0.0, fade: float = 1.0
+) -> Bench:
+    """Return a guided bench."""
+    bench = in_loop(target, weight, share)
+    assert isinstance(bench.answering, AfterRepair)
+    return replace(bench, answering=Guided(bench.answering, drift, fade))
+
+
+WAYS: dict[str, Callable[..., Bench]] = {"in the loop": in_loop, "strict": strictly}
+LEFT = {"in the loop": 0.0, "strict": 1.0}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """One of both ways of searching."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def target() -> Target:
+    """Residual bottlenecks in float64."""
+    return target_of(Bottlenecks, SHAPE)
+
+
+def flat_mask(target: Target, seed: int = 1) -> Tensor:
+    """Return a random flat mask."""
+    return target.layout.flatten(random_masks(target, seed=seed)).bool()
+
+
+def kept_of(target: Target, mask: Tensor) -> dict[str, Tensor]:
+    """Return the weights that a flat mask leaves."""
+    return masked_weights(target.weights, target.layout.split(mask))
+
+
+def stepped(bench: Bench, mask: Tensor, batch: Shown) -> Step:
+    """Return what a candidate answers in a step."""
+    kept = masked_weights(bench.weights, bench.layout.split(mask))
+    return bench.answering.step(bench.model, kept, batch)
+
+
+@pytest.mark.parametrize("weight", [0.5, 4.0])
+def test_the_penalty_is_the_mean_distance_of_the_narrow_norms(
+    target: Target, way: str, weight: float
+) -> None:
+    """Of outputs behind the corrections, where there are any; written out by hand."""
+    bench = WAYS[way](target, weight)
+    for seed in (1, 2, 3):
+        mask, batch = flat_mask(target, seed), bench.draw(20, seeded(seed))
+        penalty = stepped(bench, mask, batch).penalty
+        assert penalty is not None
+        hand = distance_by_hand(target, kept_of(target, mask), batch.inputs, left=LEFT[way])
+        assert penalty.item() == pytest.approx(weight * hand.item(), rel=1e-9)
+        assert hand > 0.05
+
+
+@pytest.mark.parametrize("fade", [0.0, 0.3, 1.0])
+def test_drift_and_features_add_up_at_any_fade(target: Target, fade: float) -> None:
+    """The features are those of the network as steps see it there."""
+    mask, alone = flat_mask(target), strictly(target, 0.0, drift=2.0, fade=fade)
+    both = strictly(target, 3.0, drift=2.0, fade=fade)
+    batch = both.draw(20, seeded())
+    found, drift = stepped(both, mask, batch), stepped(alone, mask, batch)
+    assert torch.equal(found.outputs, drift.outputs)
+    assert found.penalty is not None
+    assert drift.penalty is not None
+    hand = distance_by_hand(target, kept_of(target, mask), batch.inputs, left=fade)
+    assert found.penalty.item() == pytest.approx(drift.penalty.item() + 3 * hand.item(), rel=1e-9)
+
+
+def test_gradients_flow_through_the_features(target: Target, way: str) -> None:
+    """What they add to the score gradient is weight · w · ∂distance/∂w of the one by hand."""
+    mask, batch = flat_mask(target), WAYS[way](target, 1.0).draw(20, seeded())
+    none, thrice = (WAYS[way](target, w).score_gradient(mask, batch) for w in (0.0, 3.0))
+    leaves = {name: one.requires_grad_() for name, one in kept_of(target, mask).items()}
+    distance_by_hand(target, leaves, batch.inputs, left=LEFT[way]).backward()
+    expected = target.layout.flatten(
+        {
+            name: target.weights[name] * (torch.zeros(()) if one.grad is None else one.grad)
+            for name, one in leaves.items()
+        }
+    )
+    assert expected.norm() > 1e-2 * none.norm()
+    added = (thrice - none).double()
+    assert torch.allclose(added, 3 * expected.double(), atol=1e-5 * float(expected.norm()))
+
+
+def test_nothing_removed_is_nowhere_apart(target: Target, way: str) -> None:
+    """The penalty is 0, but for rounding."""
+    full, bench = torch.ones(target.layout.total, dtype=torch.bool), WAYS[way](target, 2.0)
+    penalty = stepped(bench, full, bench.draw(20, seeded())).penalty
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(0, abs=1e-20)
+
+
+def sites_of(build: Callable[[], nn.Module], shape: tuple[int, ...], *also: str) -> tuple[str, ...]:
+    """Return the names of the norms that are compared."""
+    target = target_of(build, shape, *also)
+    inputs = probes_for(target)
+    found = survey(target.model, inputs, frozen=target.weights).features
+    norms = outputs_of(
+        target.model, inputs, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm
+    )
+    mean = sum(one.numel() for one in norms.values()) / max(1, len(norms))
+    assert set(found) <= {name for name, one in norms.items() if one.numel() <= mean}
+    return found
+
+
+class Apart(nn.Module):
+    """Group norms of which one has nothing to write into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 6, 1)
+        self.kept, self.bare = nn.GroupNorm(2, 6), nn.GroupNorm(2, 6, affine=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[N, 2, L]` → `[N, 6]`."""
+        hidden: Tensor = self.bare(torch.tanh(self.kept(self.conv(inputs))))
+        return hidden.square().mean(2)
+
+
+def test_the_norms_that_are_compared_are_those_that_blocks_end_with() -> None:
+    """No larger than their mean; layer and group norms where there is no BatchNorm; else none."""
+    assert sites_of(Bottlenecks, SHAPE) == NARROW
+    assert sites_of(Convolutional, SHAPE) == ("bn2",)
+    assert sites_of(normed, (6,)) == ("norm",)
+    assert sites_of(Encoder, (5, 8)) == ("layer.norm1", "layer.norm2")
+    assert sites_of(Encoder, (5, 8), "layer.norm1.weight") == ("layer.norm2",)
+    assert sites_of(Apart, (2, 5)) == ("kept",)
+    assert sites_of(Perceptron, (6,)) == ()
+
+
+def test_layer_norms_are_compared_behind_their_own_correction(way: str) -> None:
+    """Repair writes into them: what counts is what they put out afterwards."""
+    target = target_of(Encoder, (5, 8))
+    mask, bench = flat_mask(target), WAYS[way](target, 1.0)
+    masks, batch = target.layout.split(mask), bench.draw(20, seeded())
+    candidate = target.masked_copy(masks)
+    if way == "in the loop":
+        candidate = repaired_copy(target, masks, repair(target, masks, batch.inputs))
+    dense = outputs_of(target.model, batch.inputs, nn.LayerNorm)
+    pruned = outputs_of(candidate, batch.inputs, nn.LayerNorm)
+    each = [
+        (pruned[name] - one).square().mean() / one.var((0, 1), correction=0).mean()
+        for name, one in dense.items()
+    ]
+    penalty = stepped(bench, mask, batch).penalty
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(float(sum(each)) / len(each), rel=1e-7)
+    assert penalty > 0.01
+
+
+def test_constants_have_no_unit() -> None:
+    """A norm that puts out the same for every input costs nothing, and gradients stay finite."""
+    target = target_of(normed, (6,), double=False)
+    norm, mask = target.model.get_submodule("norm"), flat_mask(target)
+    for bench in (in_loop(target, 1.0), strictly(target, 1.0)):
+        assert bench.score_gradient(mask, bench.draw(1, seeded())).isfinite().all()
+    kind = kind_of(norm)
+    assert kind is not None
+    with noted(norm, Sites({"": kind}, (), 0, ("",))) as found:
+        norm(torch.ones(4, 12))
+    with compared(norm, found) as apart:
+        norm(torch.randn(4, 12, generator=seeded()))
+    assert apart[""].item() == 0
+
+
+def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
+    """No penalty, no features with the batch, no hook of theirs; strict steps see no statistics."""
+    bench, mask = WAYS[way](target, 0.0), flat_mask(target)
+    batch, hooks = bench.draw(20, seeded()), list[int]()
+    counter = target.model.register_forward_pre_hook(
+        lambda *_: hooks.append(hook_count(target.model))
+    )
+    assert stepped(bench, mask, batch).penalty is None
+    counter.remove()
+    corrected = 5 if way == "in the loop" else 0
+    assert hooks == [1 + corrected]
+    assert (batch.anchors is None) == (way == "strict")
+    assert batch.anchors is None or not batch.anchors.features
+
+
+def test_the_answers_are_those_without_features(target: Target, way: str) -> None:
+    """Bit for bit: in steps, where masks are selected, and where they are judged."""
+    plain, bench, mask = WAYS[way](target, 0.0), WAYS[way](target, 3.0), flat_mask(target)
+    batches = plain.draw(20, seeded()), bench.draw(20, seeded())
+    assert torch.equal(batches[0].inputs, batches[1].inputs)
+    steps = stepped(plain, mask, batches[0]), stepped(bench, mask, batches[1])
+    assert torch.equal(steps[0].outputs, steps[1].outputs)
+    assert plain.fitness(mask) == bench.fitness(mask)
+    assert plain.judge(mask) == bench.judge(mask)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_step_shows_each_input_to_the_dense_network_once(
+    target: Target, way: str, share: float
+) -> None:
+    """Answers, statistics and features come from one forward; the candidate's is the second."""
+    bench, sizes, mask = WAYS[way](target, 2.0, share), list[int](), flat_mask(target)
+    hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    batch = bench.draw(20, seeded())
+    found = bench.score_gradient(mask, batch)
+    hook.remove()
+    assert sizes == [20, 20]
+    bare = Shown(batch.inputs, batch.teacher, None)
+    assert torch.equal(bench.score_gradient(mask, bare), found)
+
+
+def test_a_step_leaves_the_network_as_it_is(target: Target, way: str) -> None:
+    """Weights, statistics, gradient switches and hooks."""
+    bench = WAYS[way](target, 1.0)
+    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
+    bench.score_gradient(flat_mask(target), bench.draw(8, seeded()))
+    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
+    assert hook_count(bench.model) == 0
+
+
+def test_steps_with_features_end_nearer_to_those_of_the_dense_network(
+    target: Target, way: str
+) -> None:
+    """On inputs that they have not seen, at the same budget and from the same start."""
+    held, plan = probes_for(target, 64, 9), Refinement(steps=25, rate=0.3, batch=32)
+    genes = random_genes(target.layout, target.layout.total // 2, 1)
+    ends = []
+    for weight in (0.0, 4.0):
+        refined = refine(genes, WAYS[way](target, weight), plan, seeded())
+        kept = kept_of(target, refined.express(target.layout))
+        ends.append(distance_by_hand(target, kept, held, left=LEFT[way]).item())
+    start = distance_by_hand(target, kept_of(target, genes.express(target.layout)), held)
+    assert ends[1] < 0.8 * ends[0]
+    assert ends[1] < 0.8 * start.item()
+
+
+def test_fewer_bits_point_the_same_way(way: str) -> None:
+    """In bfloat16 the distance is still measured in float32."""
+    target = target_of(Bottlenecks, SHAPE, double=False)
+    wide, mask = WAYS[way](target, 4.0), flat_mask(target)
+    narrow = replace(wide, precision="bfloat16")
+    found = [one.score_gradient(mask, one.draw(24, seeded())) for one in (narrow, wide)]
+    assert found[0].dtype == torch.float32
+    assert functional.cosine_similarity(found[0], found[1], dim=0) > 0.97
+    assert not torch.equal(*found)
+    batch = narrow.draw(24, seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        penalty = stepped(narrow, mask, batch).penalty
+    assert penalty is not None
+    assert penalty.dtype == torch.float32
+
+
+def tasks_of(bench: Bench) -> list[Breed]:
+    """Return gradient steps in two scopes; of a guided bench also while repair fades."""
+    steps = Refinement(steps=3, rate=0.5, batch=16)
+    fading = replace(steps, fade=(0.0, 0.9)) if isinstance(bench.answering, Guided) else steps
+    keep = bench.layout.total // 2
+    return [
+        Breed((random_genes(bench.layout, keep, 1, scope),), Recipe(refinement=plan), 2, -1)
+        for scope in ("allocated", "layer")
+        for plan in (steps, fading)
+    ]
+
+
+def test_everything_happens_on_the_device_of_the_bench(way: str) -> None:
+    """The CPU's results, bit for bit."""
+    bench = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
+    expected = run_to_bits(SerialWorkers(bench), tasks_of(bench))
+    with second_device(), SerialWorkers(bench, 1, str(FAR)) as workers:
+        assert run_to_bits(workers, tasks_of(bench)) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_gpu_points_the_same_way(way: str, precision: str) -> None:
+    """In every precision, and the same bits every time."""
+    bench = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 4.0)
+    mask = flat_mask(target_of(Bottlenecks, SHAPE))
+    here = bench.score_gradient(mask, bench.draw(24, seeded()))
+    there = replace(bench.to("cuda"), precision=precision)
+    found = [there.score_gradient(mask, there.draw(24, seeded())).cpu() for _ in range(2)]
+    assert torch.equal(*found)
+    assert functional.cosine_similarity(found[0], here, dim=0) > 0.97
+
+
+def test_any_workers_find_the_same(way: str, ray_session: None) -> None:
+    """Features travel with the bench, those of batches do not."""
+    bench = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
+    expected = run_to_bits(SerialWorkers(bench), tasks_of(bench))
+    with RayWorkers(bench, Staff(2)) as actors:
+        assert run_to_bits(actors, tasks_of(bench)) == expected
+
+
+SMALL: dict[str, Any] = {
+    "sparsity": 0.6,
+    "probes": ("procedural",),
+    "probe_count": 32,
+    "guard_count": 32,
+    "generations": 2,
+    "steps": 8,
+    "rate": 1.0,
+    "batch": 16,
+    "population": 2,
+    "offspring": 3,
+    "objective": "relative-error",
+}
+LOOPS: dict[str, dict[str, Any]] = {
+    "in the loop": {"repair_in_loop": True},
+    "strict": {"continuation": 2, "drift": 0.5},
+}
+
+
+def test_a_search_with_features_breeds_what_is_nearer(target: Target, way: str) -> None:
+    """Its children are, on the probes that select, and the best of them is."""
+    ends = []
+    for weight in (0.0, 4.0):
+        bench = WAYS[way](target, weight)
+        plan = Plan(
+            preset=find_preset("default"),
+            layout=bench.layout,
+            seed=1,
+            population=2,
+            offspring=3,
+            refinement=Refinement(steps=25, rate=0.3, batch=16),
+            limits=Limits(generations=2),
+            keep=bench.layout.total // 2,
+        )
+        seeds = seeds_of(bench, plan.keep)
+        workers = Recording(bench)
+        Evolution(plan, workers).run(
+            seeds, {one.key: Judge.of(one.mask).run(bench) for one in seeds}
+        )
+        inputs, left = bench.search.inputs, LEFT[way]
+        masks = [genes.express(target.layout) for genes in workers.bred]
+        kept = [kept_of(target, mask) for mask in masks]
+        ends.append([distance_by_hand(target, one, inputs, left=left).item() for one in kept])
+    assert len(ends[0]) == len(ends[1]) >= 6
+    assert sum(ends[1]) < 0.9 * sum(ends[0])
+    assert min(ends[1]) < min(ends[0])
+
+
+def test_no_weight_changes_nothing(way: str) -> None:
+    """Stating 0 is stating nothing, bit for bit; another weight is another search."""
+    target = target_of(Bottlenecks, SHAPE, double=False)
+    results = [
+        prune_target(target, make_settings({**SMALL, **LOOPS[way], **stated}))
+        for stated in ({}, {"features": 0}, {"features": 30.0})
+    ]
+    assert [result.settings["features"] for result in results] == [0, 0, 30]
+    masks = [target.layout.flatten(result.masks).bool() for result in results]
+    told = [[(one.best, one.mean) for one in result.history] for result in results]
+    assert torch.equal(masks[0], masks[1])
+    assert told[0] == told[1] != told[2]
+
+
+class Copying(Silence):
+    """Copies the run directory after every generation: what a power cut there would leave."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.copies: list[Path] = []
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Copy it."""
+        self.copies.append(self.run.with_name(f"run-{len(self.copies)}"))
+        shutil.copytree(self.run, self.copies[-1])
+
+
+def test_a_stopped_search_goes_on_to_the_same_masks(way: str, tmp_path: Path) -> None:
+    """Whatever generation it was stopped after."""
+    model = target_of(Bottlenecks, SHAPE, double=False).model
+    copying = Copying(tmp_path / "run")
+    stated = {
+        **SMALL,
+        **LOOPS[way],
+        "features": 2.0,
+        "inputs": InputOptions(shape=SHAPE, kind="vector"),
+    }
+    whole = prune(model, out=copying.run, observer=copying, **stated)
+    assert len(copying.copies) == len(whole.history) > 2
+    for copy in copying.copies:
+        again = resume(copy, model=model)
+        assert all(torch.equal(again.masks[name], mask) for name, mask in whole.masks.items())
+        assert [one.best for one in again.history] == [one.best for one in whole.history]
+
+
+BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+IMPOSSIBLE: list[tuple[nn.Module, dict[str, Any], str]] = [
+    (BIASED, {}, "this network has nothing to compare: no BatchNorm with running statistics, and"),
+    (BIASED, {"repair_in_loop": True}, "this network has nothing to compare"),
+    (normed(), {"preset": "black-box"}, "preset 'black-box' takes none"),
+]
+
+
+def resolved(net: nn.Module, **stated: Any) -> float | None:
+    """Return what becomes of the setting."""
+    target = target_from_module(net, inputs=InputOptions(shape=(6,), range=(0, 1)))
+    settings = make_settings({"sparsity": 0.5, **stated})
+    return resolve_settings(settings, check_settings(settings), target).features
+
+
+@pytest.mark.parametrize(("net", "stated", "words"), IMPOSSIBLE)
+def test_what_cannot_be_is_refused(net: nn.Module, stated: dict[str, Any], words: str) -> None:
+    """With the reason and the way out; 0 may be said, and is what holds by default."""
+    message = f"^features: 4.0 would guide the gradient steps, and {words}.*; leave --features out"
+    with pytest.raises(InputError, match=message):
+        resolved(net, **stated, features=4)
+    assert resolved(net, **stated) == resolved(net, **stated, features=0) == 0
+
+
+def test_it_goes_with_every_way_of_searching() -> None:
+    """Also with a Pareto front and on inverted inputs; a negative weight is refused."""
+    for stated in ({}, {"repair_in_loop": True}, {"pareto": True}, {"probes": ("inversion",)}):
+        assert resolved(normed(), **stated, features=4) == 4
+        assert resolved(normed(), **stated) == 0
+    with pytest.raises(InputError, match=r"^features: .*greater than or equal to 0, got -1"):
+        make_settings({"sparsity": 0.5, "features": -1})
+
+
+def test_a_one_shot_method_does_not_look() -> None:
+    """Its result is the same, bit for bit."""
+    target = target_of(Bottlenecks, SHAPE, double=False)
+    plain, stated = (
+        prune_target(target, make_settings({**SMALL, "method": "lamp", **more}))
+        for more in ({}, {"features": 4.0})
+    )
+    assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
+    assert plain.guard == stated.guard
+
+
+def test_the_command_takes_it(run: Run, place: Path) -> None:
+    """As an option, kept in the configuration; a network without norms is refused in one line."""
+    asked = ("--sparsity", "0.5", *TINY)
+    assert run("prune", *OWN, *asked, "--features", "0", "--out", "r").code == 0
+    assert "features = 0.0" in (place / "r" / "config.toml").read_text()
+    refused = run("prune", *OWN, *asked, "--features", "4", "--out", "s")
+    assert refused.code == 2
+    assert "leave --features out" in " ".join(refused.err.split())
