@@ -194,8 +194,8 @@ def _tell(settings: Settings, kept: Mapping[str, Any], observer: Observer) -> No
     for name in ARITHMETIC:
         if getattr(settings, name) != kept.get(name):
             observer.warning(
-                f"{name}: {getattr(settings, name)} instead of {kept.get(name)} may change the last "
-                "bits of sums, and so the masks that are found"
+                f"{name}: {getattr(settings, name)} instead of {kept.get(name)} may change the "
+                "last bits of sums, and so the masks that are found"
             )
     gradients = find_preset(settings.preset).gradient
     if gradients and settings.generations != kept["generations"]:
