@@ -34,9 +34,13 @@ def check_sparsity(sparsity: object) -> float:
 def keep_total(layout: Layout, sparsity: float) -> int:
     """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up.
 
+    Under a quota it alone says how many.
+
     Raises:
         InputError: fewer than the layers keep at least (the message says what is possible).
     """
+    if layout.quota is not None:
+        return sum(layout.quota.counts(layout.sizes))
     keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
     if keep < sum(layout.least):
         raise _too_few(layout, sparsity, keep)
@@ -65,6 +69,8 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
     Raises:
         InputError: a layer would keep nothing (the message names it).
     """
+    if layout.quota is not None:
+        return list(layout.quota.counts(layout.sizes))
     for name, size in zip(layout.names, layout.sizes, strict=True):
         if size * _density(sparsity) < Fraction(1, 2):
             raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from gaprune.sources import (
     is_sourced,
     load_source,
 )
+from gaprune.steady import steady
 from gaprune.supermask import Layout, masked_weights
 from gaprune.userfile import call_user, load_function
 from gaprune.weights_file import apply_state, load_state, sha256_of
@@ -65,21 +66,36 @@ class Target:
         """Where the network lives."""
         return next(iter(self.weights.values())).device
 
+    def to(self, device: str | torch.device) -> Target:
+        """Return the target on a device: a copy, or this one where it is there already."""
+        if torch.empty(0, device=device).device == self.device:
+            return self
+        model = copy.deepcopy(self.model).to(device)
+        weights = {name: model.get_parameter(name).detach() for name in self.weights}
+        words = self.inputs.words
+        if words is not None and words.table is not None:  # a module of the network
+            places = {id(old): name for name, old in self.model.named_modules()}
+            table = model.get_submodule(places[id(words.table)])
+            words = replace(words, table=table)
+        return replace(self, model=model, weights=weights, inputs=replace(self.inputs, words=words))
+
     def example(self) -> Tensor:
         """Return one random input `[1, *inputs.shape]` that the network takes."""
         return sample_inputs(self.inputs, 1, self.dtype).to(self.device)
 
     def masked_state(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state dict under masks of the prunable weights, by name.
+        """Return the state dict under masks of the prunable weights, by name, on the CPU.
 
-        Dropped weights are 0, all other bits as they were; nothing shares memory with the model.
+        Dropped weights are 0, all other bits as they were; every tensor is contiguous and shares
+        memory with none.
         """
-        kept = masked_weights({name: self.weights[name] for name in masks}, masks)
+        there = {name: mask.to(self.device) for name, mask in masks.items()}
+        kept = masked_weights({name: self.weights[name] for name in masks}, there)
         by_memory = {
             (self.weights[name].data_ptr(), weight.shape): weight for name, weight in kept.items()
         }  # a tied parameter has several names and one memory
         return {
-            key: by_memory.get((value.data_ptr(), value.shape), value).detach().clone()
+            key: _apart(by_memory.get((value.data_ptr(), value.shape), value))
             for key, value in self.model.state_dict().items()
         }
 
@@ -164,6 +180,11 @@ def target_from_module(
     return _make_target(_Source(model, name, None, origin, None), inputs, prune_also, device)
 
 
+def _apart(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
 class _Source(NamedTuple):
     model: nn.Module
     name: str
@@ -180,17 +201,18 @@ def _make_target(
     weights = {key: value.detach() for key, value in find_prunable(private, prune_also).items()}
     check_one_input(private)
     state = {k: v for k, v in private.state_dict().items() if isinstance(v, Tensor)}
-    target = Target(
-        name=source.name,
-        model=private,
-        weights=weights,
-        layout=Layout.of(weights),
-        inputs=resolve_inputs(private, inputs, source.default),
-        weights_sha256=sha256_of(state),
-        zoo=source.zoo,
-        origin=source.origin,
-    )
-    _try_once(target)
+    with steady(device):  # from its first kernel on: torch looks once how cuBLAS is set
+        target = Target(
+            name=source.name,
+            model=private,
+            weights=weights,
+            layout=Layout.of(weights),
+            inputs=resolve_inputs(private, inputs, source.default),
+            weights_sha256=sha256_of(state),
+            zoo=source.zoo,
+            origin=source.origin,
+        )
+        _try_once(target)
     return target
 
 

@@ -15,11 +15,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 HERE, FAR = torch.device("cpu"), torch.device("meta")
 _ATEN: Any = torch.ops.aten
+_MAKERS = {torch.tensor, torch.as_tensor}
 _MOVES = {_ATEN._to_copy.default, _ATEN.copy_.default}
 _INDEXED = {
     _ATEN.index.Tensor,
@@ -44,6 +46,19 @@ class Far(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    def data_ptr(self) -> int:
+        """Return where the values are: two tensors of one memory show it there as well."""
+        return self.held.data_ptr()
+
+    def tolist(self) -> Any:
+        """Return the values, as every device gives them."""
+        return self.held.tolist()
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        """Say that there are values."""
+        return False
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override] # as torch calls it
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -59,10 +74,24 @@ class _Mode(TorchDispatchMode):
         return _compute(func, args, kwargs or {})
 
 
+class _Made(TorchFunctionMode):
+    """Python's numbers become tensors without any operation that `_Mode` sees, so here before."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        stated = kwargs or {}
+        if func in _MAKERS and stated.get("device") is not None:
+            return func(*args, **{**stated, "device": HERE}).to(stated["device"])
+        if func is torch.unravel_index and isinstance(args[0], Far):  # makes such numbers inside
+            return tuple(map(Far, func(args[0].held, *args[1:], **stated)))
+        return func(*args, **stated)
+
+
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Give the machine a second device while the block is open."""
-    with _Mode():  # type: ignore[no-untyped-call]
+    with _Made(), _Mode():  # type: ignore[no-untyped-call]
         yield FAR
 
 

@@ -20,6 +20,7 @@ FLOORS = (
     (
         "errors",
         "formats",
+        "pattern_names",
         "words",
         "inputs",
         "config",
@@ -33,6 +34,8 @@ FLOORS = (
     # 1: the network and its masks
     (
         "top_k",
+        "quota",
+        "patterns",
         "steady",
         "supermask",
         "precision",
@@ -65,6 +68,7 @@ FLOORS = (
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)
     (
+        "patterning",
         "preparation",
         "advice",
         "limit",

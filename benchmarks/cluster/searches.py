@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gaprune.bench import Bench
@@ -40,9 +40,10 @@ class Search:
     plan: Plan
     seeds: Sequence[Individual]
 
-    def run(self, workers: Workers) -> Outcome:
-        """Do it."""
-        return Evolution(self.plan, workers).run(self.seeds)
+    def run(self, workers: Workers, turn: int = 0) -> Outcome:
+        """Do it; another turn has another seed, since workers know the masks that they scored."""
+        plan = replace(self.plan, seed=self.plan.seed + turn)
+        return Evolution(plan, workers).run(self.seeds)
 
 
 def make_search(target: str, **settings: Any) -> Search:

@@ -19,6 +19,7 @@ from gaprune.workers import RayWorkers, SerialWorkers, Staff
 HEAVY: dict[str, Any] = {
     "target": "mnist-cnn",
     "steps": 10,
+    "stock": 16,  # all drawn before what is measured begins
     "offspring": 16,
     "generations": 1,
     "probe_count": 256,
@@ -62,7 +63,7 @@ def measure_speed(heavy: dict[str, Any] = HEAVY, rounds: int = ROUNDS) -> dict[s
         for workers in (one, two):
             wait_for_all(workers)
             watch(search, workers)  # once for what is made or loaded at first
-        pairs = [_pair(search, one, two, swapped=bool(turn % 2)) for turn in range(rounds)]
+        pairs = [_pair(search, one, two, turn) for turn in range(1, rounds + 1)]
     alone, both = (median(rate(p) for p in column) for column in zip(*pairs, strict=True))
     last = pairs[-1][1]
     return {
@@ -91,12 +92,12 @@ def measure_black_box(light: dict[str, Any] = BLACK_BOX) -> dict[str, float]:
     }
 
 
-def watch(search: Search, workers: RayWorkers) -> Pass:
+def watch(search: Search, workers: RayWorkers, turn: int = 0) -> Pass:
     """Run a search and measure it."""
     traffic = workers.traffic
     answers, moved, cpu = traffic.answers, traffic.moved, time.process_time()
     started = time.perf_counter()
-    outcome = search.run(workers)
+    outcome = search.run(workers, turn)
     return Pass(
         time.perf_counter() - started,
         time.process_time() - cpu,
@@ -106,12 +107,12 @@ def watch(search: Search, workers: RayWorkers) -> Pass:
     )
 
 
-def _pair(search: Search, one: RayWorkers, two: RayWorkers, *, swapped: bool) -> tuple[Pass, Pass]:
+def _pair(search: Search, one: RayWorkers, two: RayWorkers, turn: int) -> tuple[Pass, Pass]:
     """Watch both, now the one first and now the other: a machine's speed drifts."""
-    if swapped:
-        second = watch(search, two)
-        return watch(search, one), second
-    return watch(search, one), watch(search, two)
+    if turn % 2:
+        second = watch(search, two, turn)
+        return watch(search, one, turn), second
+    return watch(search, one, turn), watch(search, two, turn)
 
 
 def rate(one: Pass) -> float:
@@ -147,13 +148,13 @@ def _alternate(index: int, heavy: dict[str, Any], rounds: int, both: Barrier, qu
     times = []
     for turn in range(rounds):
         both.wait()
-        alone = _seconds(search, workers) if turn % 2 == index else 0.0
+        alone = _seconds(search, workers, 2 * turn + 1) if turn % 2 == index else 0.0
         both.wait()
-        times.append((alone, _seconds(search, workers)))
+        times.append((alone, _seconds(search, workers, 2 * turn + 2)))
     queue.put((index, times))
 
 
-def _seconds(search: Search, workers: SerialWorkers) -> float:
+def _seconds(search: Search, workers: SerialWorkers, turn: int) -> float:
     started = time.perf_counter()
-    search.run(workers)
+    search.run(workers, turn)
     return time.perf_counter() - started

@@ -22,16 +22,8 @@ from gaprune.zoo import MNIST_INPUT
 OTHER, STOP = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {
     "What to remove": (
-        *(
-            "sparsity",
-            "max_drop",
-            "pattern",
-            "scope",
-            "floor",
-            "method",
-            "repair",
-            "repair_in_loop",
-        ),
+        *("sparsity", "max_drop", "pattern", "scope", "floor", "method"),
+        *("repair", "repair_in_loop"),
         "prune_also",
     ),
     "What is shown to the network": (

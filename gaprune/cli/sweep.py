@@ -82,7 +82,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
     )
     place = free_name(RUNS / f"sweep-{slug(job.target)}") if out is None else Path(out)
     check_new(place)
-    target, test = job.load()
+    target, test = job.load("cpu")  # where its rows have been measured ever since
     with Interrupts(), Monitor(quiet=quiet) as monitor:
         monitor.phase("sweep", f"{target.name} by {by}")
         held_out = test or _guard(target)

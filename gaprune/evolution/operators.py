@@ -59,9 +59,12 @@ def threshold_swap(
     """Exchange the scores of kept and dropped weights near the cut of one random layer.
 
     `rate` of the layer's kept weights leave; both sides are drawn from the nearest `reach` of the
-    kept ones (and as many dropped ones), where the ranking is least sure.
+    kept ones (and as many dropped ones), where the ranking is least sure. Under a quota both are of
+    the same group.
     """
     index = _draw_layers(layout, 1, generator)[0]
+    if layout.quota is not None:
+        return _swapped_in_groups(genes, layout, index, generator, rate, reach)
     part, size = layout.slices[index], layout.sizes[index]
     kept = genes.express(layout)[part]
     count = int(kept.count_nonzero())
@@ -76,6 +79,31 @@ def threshold_swap(
     scores = genes.scores.clone()
     layer = scores[part]
     layer[leaving], layer[entering] = layer[entering], layer[leaving]
+    return genes.with_scores(scores)
+
+
+def _swapped_in_groups(
+    genes: Genes, layout: Layout, index: int, generator: Generator, rate: float, reach: float
+) -> Genes:
+    """Exchange the last kept and the first dropped weight of groups in which they are near."""
+    assert layout.quota is not None
+    parts = (genes.strength, genes.express(layout), torch.arange(layout.total))
+    where = layout.slices, layout.shapes
+    strength, kept, places = (
+        list(layout.quota.groups(one, *where))[index] for one in parts
+    )  # [groups, M, positions]
+    if strength.ndim == 1:  # all of it stays
+        return genes
+    low, last = strength.masked_fill(~kept, torch.inf).min(1, keepdim=True)
+    high, first = strength.masked_fill(kept, -torch.inf).max(1, keepdim=True)
+    gaps = (low - high).flatten()
+    window = max(1, round(len(gaps) * reach))
+    near = gaps.argsort(stable=True)[:window]
+    swaps = max(1, min(window, round(len(gaps) * rate)))
+    chosen = near[torch.randperm(window, generator=generator)[:swaps]]
+    leaving, entering = (places.gather(1, one).flatten()[chosen] for one in (last, first))
+    scores = genes.scores.clone()
+    scores[leaving], scores[entering] = genes.scores[entering], genes.scores[leaving]
     return genes.with_scores(scores)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from gaprune.budget import keep_total, uniform_counts
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.genome import Genes, seed_genes
+from gaprune.patterns import Units
 from gaprune.saliency import SALIENCIES, Network, score
 from gaprune.supermask import Layout
 
@@ -25,6 +27,18 @@ class Baseline:
     genes: Genes
 
 
+class Ranked(Protocol):
+    """What is ranked: weights, or the units of a pattern."""
+
+    @property
+    def layout(self) -> Layout:
+        """Of what has scores."""
+
+    @property
+    def units(self) -> Units | None:
+        """None where every weight has a score of its own."""
+
+
 def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its own name
     network: Network,
     probes: Tensor,
@@ -34,12 +48,14 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
     *,
     gradients: bool = True,
     only: Collection[str] | None = None,
+    ranked: Ranked | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[Baseline]:
     """Yield every data-free baseline at a budget, one at a time.
 
     Each criterion is ranked over all layers; magnitude also inside layers of equal density. Where
-    scope is `layer`, all of them are.
+    scope is `layer`, all of them are. The units of a pattern are ranked in both ways by all: means
+    over units of many weights and of few are hardly comparable.
 
     Args:
         network: the dense network.
@@ -49,9 +65,11 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
         generator: for the random criterion.
         gradients: False leaves out the criteria that differentiate the network.
         only: the criteria that are wanted; None is all of them.
+        ranked: units that are ranked by the mean over their weights; None ranks weights.
         warn: told of a criterion that cannot be computed on this network.
     """
-    layout = network.layout
+    layout = network.layout if ranked is None else ranked.layout
+    units = None if ranked is None else ranked.units
     keep = keep_total(layout, sparsity)
     for name, saliency in SALIENCIES.items():
         if (only is not None and name not in only) or (saliency.takes_gradients and not gradients):
@@ -61,9 +79,10 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
         except (GapruneError, RuntimeError) as error:
             warn(f"baseline {name} is left out: {error}")
             continue
+        scores = scores if units is None else units.mean(scores)
         if scope != "layer":
             yield Baseline(name, seed_genes(scores, layout, keep, scope))
-        if scope == "layer" or name == "magnitude":
+        if scope == "layer" or name == "magnitude" or units is not None:
             try:
                 uniform = uniform_counts(layout, sparsity)
             except InputError:

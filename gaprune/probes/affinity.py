@@ -32,11 +32,13 @@ def affinities(
 
     Networks whose outputs are not logits `[N, classes]` get equal values, in the given order.
     """
+    device = next(model.parameters(), torch.empty(0)).device
     found = {}
     for name, draw in generators.items():
         inputs = to_network(spec, draw(spec, SAMPLE, generator))
         if spec.kind != "tokens":
             inputs = inputs.to(dtype)
+        inputs = inputs.to(device)
         found[name] = _information(torch.cat([model(batch) for batch in inputs.split(256)]))
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 

@@ -120,8 +120,9 @@ def written(
         )
     ids = starts.clone()
     for place in range(1, ids.shape[1]):
-        chances = model(ids)[:, place - 1].float().softmax(1)
-        ids[:, place] = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+        chances = model(ids)[:, place - 1].float().softmax(1).cpu()
+        drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+        ids[:, place] = drawn.to(ids.device)
     return ids
 
 

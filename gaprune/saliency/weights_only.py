@@ -61,7 +61,8 @@ def lamp_scores(weight: Tensor) -> Tensor:
     magnitudes, order = torch.sort(weight.flatten().double().abs(), descending=True, stable=True)
     squares = magnitudes.square()
     scores = torch.empty_like(squares)
-    scores[order] = squares / squares.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
+    sums = squares.cpu().cumsum(0).to(squares.device)  # a GPU adds in any order
+    scores[order] = squares / sums.clamp_min(torch.finfo(torch.float64).tiny)
     return scores.view(weight.shape)
 
 
