@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from gaprune.bench import Bench
 from gaprune.evolution.plan import PARTED, Outcome
 from gaprune.objectives import agreement
 
+SHOWN = 5  # layers in a message
 ONE_CLASS = 0.99  # of the guard's inputs in one class: agreement on them tells nothing
+
+
+def doubts(bench: Bench) -> Iterator[str]:
+    """Yield what is to be said before anything is searched for."""
+    yield from filter(None, (doubt(bench), whole_layers(bench)))
+
+
+def whole_layers(bench: Bench) -> str | None:
+    """Say which layers a quota leaves whole, or return None."""
+    quota = bench.layout.quota
+    if quota is None or None not in quota.axes:
+        return None
+    pairs = zip(bench.layout.names, quota.axes, strict=True)
+    names = [name for name, axis in pairs if axis is None]
+    some = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
+    return (
+        f"pattern {quota.keep}:{quota.of} leaves {some} whole: {quota.of} does not divide the "
+        "number of their inputs, or they are neither linear nor convolutions"
+    )
 
 
 def doubt(bench: Bench) -> str | None:

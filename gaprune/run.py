@@ -11,7 +11,7 @@ from importlib import metadata
 
 import torch
 
-from gaprune.advice import advise, doubt
+from gaprune.advice import advise, doubts
 from gaprune.bench import Bench, Verdict, answers
 from gaprune.config import EVOLVED, Settings
 from gaprune.errors import GapruneError
@@ -96,8 +96,8 @@ class PruningRun:
                 plan = plan_probes(target, settings, self.generator, self.observer)
                 self.keeper.keep_probes(target, settings, plan, self.generator)
             bench = make_bench(target, settings, self.preset, plan)
-        if (doubtful := doubt(bench)) is not None:
-            self.observer.warning(doubtful)
+        for said in doubts(bench):
+            self.observer.warning(said)
         return plan, bench
 
     @property

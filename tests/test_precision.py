@@ -325,7 +325,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path: Path) -> None:
     warned = [text for text in told.warnings if text.startswith("device: cuda instead of cpu")]
     assert len(warned) == (device == "cuda")
     with pytest.raises(InputError, match=r"device: 'cpu' asked, but --gpus-per-worker 0.5 reserv"):
-        gaprune.resume(tmp_path / "run", model=net, gpus_per_worker=0.5)
+        gaprune.resume(tmp_path / "run", model=net, gpus_per_worker=0.5, device="cpu")
     assert "device" in CHANGEABLE
 
 

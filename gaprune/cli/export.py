@@ -49,7 +49,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
         bool,
         typer.Option(
             "--half",
-            help="sparse: round the weights that stay to float16",
+            help="sparse, semi-structured: round the weights that stay to float16",
             rich_help_panel=FORMAT,
         ),
     ] = False,

@@ -12,13 +12,17 @@ from gaprune.budget import check_sparsity
 from gaprune.comparison.method_table import ALL, SCHEDULED
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import InputError
+from gaprune.pattern_names import UNSTRUCTURED
 from gaprune.probes.samples import Samples
 
 UNUSED = (
     *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
-    "checkpoint_every",
+    *("checkpoint_every", "pattern"),
 )
-"""Settings that rows state, or that fit no row: all are measured as they are, at one sparsity."""
+"""Settings that rows state, or that fit no row: all are measured as they are, at one sparsity.
+
+A run under a pattern has every criterion under that pattern beside it.
+"""
 DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)
 
 
@@ -65,10 +69,12 @@ class Question:
             raise InputError(f"clusters: must be at least 1, got {self.clusters}")
         stated = self.settings
         further = stated.pareto or stated.repair or stated.max_drop is not None
+        further = further or stated.pattern != UNSTRUCTURED
         if stated.method != EVOLVED or further:
             raise InputError(
                 "settings: the search is one of the methods, at stated sparsities and without "
-                "repair; leave method, pareto, max_drop, repair and repair_in_loop"
+                "repair or a pattern; leave method, pareto, max_drop, pattern, repair and "
+                "repair_in_loop out (gaprune prune --pattern shows all criteria beside the search)"
             )
         if SCHEDULED in self.methods:
             self._check_schedule()

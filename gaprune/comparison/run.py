@@ -28,6 +28,7 @@ from gaprune.preparation import check_settings
 from gaprune.probes.requests import read
 from gaprune.probes.samples import Samples
 from gaprune.target import Target, target_from_module
+from gaprune.workers import Staff, choose_home, working_on
 from gaprune.workers.serial import torch_threads
 
 _QUESTION = ("training", "epochs", "schedule", "clusters")
@@ -91,7 +92,12 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         settings=make_settings({"sparsity": 0.5, **options}),  # that of no row
         **own,
     )
-    target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
+    target = target_from_module(
+        model,
+        inputs=inputs or InputOptions(),
+        prune_also=prune_also,
+        device=choose_home(Staff.of(question.settings)),
+    )
     data = Data(
         None if train is None else Samples(*train, "training data given by the caller"),
         None if test is None else Samples(*test, "test data given by the caller"),
@@ -144,7 +150,7 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
         clusters=question.clusters,
         observer=listener,
     )
-    with torch_threads(question.settings.threads_per_worker):
+    with torch_threads(question.settings.threads_per_worker), working_on(str(target.device)):
         if out is None:
             return _run(contest, question, chosen, data.test, None)
         with open_store(out, identity_of(contest, data), overwrite=overwrite) as store:

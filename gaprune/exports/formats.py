@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.exports import hf_folder, onnx_file, states
+from gaprune.exports import compact, hf_folder, onnx_file, semi_structured, states
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
 
@@ -90,6 +90,37 @@ model.load_state_dict(gaprune.load_sparse("{states.SPARSE}"))""",
 session = onnxruntime.InferenceSession("{onnx_file.FILE}")
 outputs = session.run(None, {{"{onnx_file.INPUT}": inputs}})[0]  # inputs: [N, …]""",
         "onnx",
+    ),
+    "compact": Exporter(
+        "a smaller network without the channels that nobody reads, as a program of torch.export",
+        compact.write_compact,
+        compact.PROGRAM,
+        f"""import torch
+
+model = torch.export.load("{compact.PROGRAM}").module()  # gaprune is not needed
+outputs = model(inputs)  # inputs: [N, …]; {states.MODEL} is its state dict""",
+        "pytorch",
+    ),
+    "semi-structured": Exporter(
+        "2:4 checked in every group, for to_sparse_semi_structured on CUDA; packed in 16 bits",
+        semi_structured.write_semi_structured,
+        states.MODEL,
+        f"""import json
+import torch
+from torch.sparse import to_sparse_semi_structured
+from gaprune.exports.semi_structured import load_semi_structured
+
+model = ...  # the original class
+model.load_state_dict(load_semi_structured("."))
+model = model.half().cuda()
+with open("{semi_structured.RECEIPT}") as file:
+    layers = json.load(file)["layers"]
+for name, facts in layers.items():
+    if facts["sizes_fit_cuda"]:
+        module = model.get_submodule(name.rpartition(".")[0])
+        module.weight = torch.nn.Parameter(to_sparse_semi_structured(module.weight))""",
+        "pytorch",
+        frozenset({"half"}),
     ),
     "hf": Exporter(
         "a folder that transformers opens; for networks of hf:NAME",

@@ -79,11 +79,13 @@ def dense_of(path: Path, stated: str | Target | None) -> Target | None:
 
 @torch.no_grad()
 def network_of(held: Held, dense: Target) -> nn.Module | None:
-    """Return a copy of the dense network with the weights of a file; None of ONNX.
+    """Return a copy of the dense network with the weights of a file, or its own; None of ONNX.
 
     Raises:
         InputError: they do not fit.
     """
+    if held.network is not None:
+        return held.network
     model = copy.deepcopy(dense.model)
     if held.state is not None:
         try:

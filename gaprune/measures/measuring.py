@@ -38,7 +38,7 @@ class Measured:
 
     Attributes:
         file: as the user named it.
-        kind: `dense`, `sparse`, `masks`, `prune` or `onnx`.
+        kind: `dense`, `sparse`, `masks`, `prune`, `onnx` or `program`.
         bytes: on the disk.
         zstd_bytes: after Zstandard, as its command compresses; None without the package.
         parameters: numbers of floating types in the file; of masks, weights that they speak of.
@@ -99,7 +99,7 @@ def measure(
 
     Args:
         files: safetensors (dense, sparse, masks, or as `torch.nn.utils.prune` names them), ONNX,
-            or a state dict of `torch.save`.
+            a program of `torch.export` (.pt2), or a state dict of `torch.save`.
         target: the dense network: a target's name, the folder of a run, or a `Target`. None looks
             beside each file: an export and a run say which it is.
         runtimes: keys of `RUNTIMES`; None takes all.

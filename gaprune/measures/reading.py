@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.exports.compact import load_program
 from gaprune.exports.onnx_file import EXTRA
 from gaprune.exports.sparse_file import FORMAT, load_sparse
 from gaprune.exports.states import MASK, ORIGINAL, without_prune
@@ -21,6 +22,7 @@ from gaprune.sources.extras import import_extra
 from gaprune.weights_file import load_state
 
 DENSE, SPARSE, MASKS, PRUNE, ONNX = "dense", "sparse", "masks", "prune", "onnx"
+PROGRAM = "program"
 _MASKS = ("gaprune mask", PACKED)
 
 
@@ -30,11 +32,12 @@ class Held:
 
     Attributes:
         path: the file.
-        kind: `dense`, `sparse`, `masks`, `prune` or `onnx`.
+        kind: `dense`, `sparse`, `masks`, `prune`, `onnx` or `program`.
         parameters: numbers of a floating type in it; of masks, the weights they speak of.
         nonzeros: those that are not 0; of masks, the weights that stay.
-        state: the state dict it stands for; None of masks and ONNX.
+        state: the state dict it stands for; None of masks, ONNX and programs.
         masks: of masks, else None.
+        network: of a program of `torch.export`, else None.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Held:
     nonzeros: int
     state: Mapping[str, Tensor] | None = field(default=None, repr=False)
     masks: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    network: nn.Module | None = field(default=None, repr=False)
 
 
 def read_file(path: Path) -> Held:
@@ -63,6 +67,8 @@ def _kind(path: Path) -> str:
         raise InputError(f"file: there is no file {path}")
     if path.suffix.lower() == ".onnx":
         return ONNX
+    if path.suffix.lower() == ".pt2":
+        return PROGRAM
     if path.suffix.lower() != ".safetensors":
         return DENSE  # or what `load_state` refuses
     try:
@@ -123,10 +129,19 @@ def _read_onnx(path: Path, kind: str) -> Held:
     return Held(path, kind, total, sum(int(np.count_nonzero(one)) for one in numbers))
 
 
+def _read_program(path: Path, kind: str) -> Held:
+    network = load_program(path)
+    numbers = [one for one in network.state_dict().values() if one.is_floating_point()]
+    total = sum(one.numel() for one in numbers)
+    nonzeros = sum(int(one.count_nonzero()) for one in numbers)
+    return Held(path, kind, total, nonzeros, network=network)
+
+
 _READERS: dict[str, Callable[[Path, str], Held]] = {
     DENSE: _read_dense,
     SPARSE: _read_sparse,
     MASKS: _read_masks,
     PRUNE: _read_prune,
     ONNX: _read_onnx,
+    PROGRAM: _read_program,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gaprune.measures.latency import Latencies, Timed
-from gaprune.measures.reading import Held
+from gaprune.measures.reading import PROGRAM, Held
 
 WORTH_SAYING = 1.1  # times faster; less is the noise of a machine
 
@@ -37,7 +37,7 @@ def verdict(held: Held, timed: Timed, *, known: bool) -> Iterator[str]:
             "dense runtimes multiply by zeros as by any other number, and what torch's CSR saves "
             "its bookkeeping costs here: this sparsity saves bytes, not time"
         )
-    if held.nonzeros == held.parameters:
+    if held.nonzeros == held.parameters and held.kind != PROGRAM:
         yield "the file holds no zeros: nothing is pruned here"
 
 

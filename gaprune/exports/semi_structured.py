@@ -1,0 +1,128 @@
+"""2:4 for CUDA: checked in every group, and packed as torch packs it where the type allows.
+
+Tensor cores take two of four weights in float16 and bfloat16, of linear layers whose sizes fit.
+Packing needs no GPU; running does, through `torch.sparse.to_sparse_semi_structured`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass,
+    sparse_semi_structured_to_dense_cutlass,
+)
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.exports.entries import How
+from gaprune.exports.pruned import Pruned
+from gaprune.exports.states import MODEL
+from gaprune.formats import to_json
+from gaprune.weights_file import sha256_of
+
+RECEIPT = "semi-structured.json"
+PACKED, META = ".packed", ".meta"
+SCHEMA, KEEP, OF = 1, 2, 4
+ROWS, COLUMNS = 32, 64  # of a float16 weight that CUDA takes: multiples of these
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def write_semi_structured(pruned: Pruned, folder: Path, how: How) -> None:
+    """Write a state dict in which weights that hold 2:4 are packed, with a receipt of them.
+
+    A float32 network stays as it is: torch packs 2:4 in 16 bits alone, and `--half` rounds to them.
+
+    Raises:
+        GapruneError: no linear layer holds the pattern.
+        InputError: with `half`, a weight is more than float16 holds.
+    """
+    layers = conforming(pruned.masks)
+    if not layers:
+        raise GapruneError(
+            "semi-structured: no linear layer of this run keeps at most 2 of every 4 weights along "
+            "its inputs; prune with --pattern 2:4, or export it as sparse"
+        )
+    state = {name: _stored(name, value, half=how.half) for name, value in pruned.state.items()}
+    packed = [name for name in layers if takes(state[name]) and state[name].dtype in _HALVES]
+    written = dict(state)
+    for name in packed:
+        del written[name]
+        written[name + PACKED], written[name + META] = sparse_semi_structured_from_dense_cutlass(
+            state[name]
+        )
+    save_file({name: one.contiguous() for name, one in written.items()}, folder / MODEL)
+    receipt = {
+        "schema": SCHEMA,
+        "pattern": f"{KEEP}:{OF}",
+        "layers": {name: _facts(state[name], packed=name in packed) for name in layers},
+        "other": [name for name in pruned.masks if name not in layers],
+    }
+    (folder / RECEIPT).write_text(to_json(receipt, indent=2) + "\n", encoding="utf-8")
+    if sha256_of(load_semi_structured(folder)) != sha256_of(state):
+        raise GapruneError(
+            "export: the file read back is not what was written; check the disk, and try again"
+        )
+
+
+def conforming(masks: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the matrices of which at most 2 of every 4 weights along the inputs stay."""
+    return tuple(
+        name
+        for name, mask in masks.items()
+        if mask.ndim == 2
+        and mask.shape[1] % OF == 0
+        and bool((mask.reshape(-1, OF).sum(1) <= KEEP).all())
+    )
+
+
+def takes(weight: Tensor) -> bool:
+    """Tell whether a matrix has sizes that CUDA takes in 16 bits."""
+    rows, columns = weight.shape
+    return rows % ROWS == 0 and columns % COLUMNS == 0
+
+
+def load_semi_structured(folder: str | Path) -> dict[str, Tensor]:
+    """Return the state dict of an export, unpacked: for the original class, on any device.
+
+    Raises:
+        InputError: damaged files.
+    """
+    place = Path(folder)
+    try:
+        state = load_file(place / MODEL)
+        layers: dict[str, Any] = json.loads((place / RECEIPT).read_text("utf-8"))["layers"]
+        for name, facts in layers.items():
+            if facts["packed"]:
+                parts = state.pop(name + PACKED), state.pop(name + META)
+                state[name] = sparse_semi_structured_to_dense_cutlass(*parts)
+    except Exception as error:  # safetensors and torch raise any type for damaged files
+        raise InputError(
+            f"file: {folder} holds no sound semi-structured export ({type(error).__name__}: "
+            f"{error}); export it again"
+        ) from error
+    return state
+
+
+def _stored(name: str, value: Tensor, *, half: bool) -> Tensor:
+    value = value.detach().cpu().clone()
+    if not half or not value.is_floating_point():
+        return value
+    rounded = value.to(torch.float16)
+    if (rounded.isinf() & ~value.isinf()).any():
+        raise InputError(f"half: {name!r} holds more than float16 does (65,504); leave half out")
+    return rounded
+
+
+def _facts(weight: Tensor, *, packed: bool) -> dict[str, Any]:
+    return {
+        "shape": list(weight.shape),
+        "groups": weight.numel() // OF,
+        "packed": packed,
+        "sizes_fit_cuda": takes(weight),
+    }

@@ -1,0 +1,71 @@
+"""What is removed together, as users write it: unstructured, channel, 2:4, 4x1."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gaprune.errors import InputError
+
+UNSTRUCTURED, CHANNEL = "unstructured", "channel"
+FORMS = "unstructured, N:M such as 2:4, a block of ROWSxCOLUMNS such as 4x1, or channel"
+TOLERANCE = 1e-3  # how far a stated sparsity may be from what a quota removes
+_QUOTA, _BLOCK = re.compile(r"(\d+):(\d+)"), re.compile(r"(\d+)x(\d+)")
+
+
+@dataclass(frozen=True)
+class QuotaName:
+    """`keep` weights stay of `of` neighbours."""
+
+    keep: int
+    of: int
+
+    @property
+    def sparsity(self) -> float:
+        """The part of the weights that it removes."""
+        return 1 - self.keep / self.of
+
+
+@dataclass(frozen=True)
+class BlockName:
+    """Blocks of `rows` outputs by `columns` inputs stay or go."""
+
+    rows: int
+    columns: int
+
+
+def parse_pattern(text: object) -> str | QuotaName | BlockName:
+    """Return `unstructured`, `channel`, a quota or a block.
+
+    Raises:
+        InputError: it is neither, or removes nothing or everything.
+    """
+    if text in (UNSTRUCTURED, CHANNEL):
+        return str(text)
+    quota, block = (form.fullmatch(str(text)) for form in (_QUOTA, _BLOCK))
+    if quota is not None:
+        keep, of = map(int, quota.groups())
+        if not 0 < keep < of:
+            raise InputError(
+                f"pattern: N:M keeps N of every M weights, so 0 < N < M, got {text!r}; such as 2:4"
+            )
+        return QuotaName(keep, of)
+    if block is not None:
+        rows, columns = map(int, block.groups())
+        if rows * columns < 2:
+            raise InputError(
+                f"pattern: a block has two or more weights, got {text!r}; such as 4x1, or "
+                "unstructured for single weights"
+            )
+        return BlockName(rows, columns)
+    raise InputError(f"pattern: must be {FORMS}, got {text!r}")
+
+
+def quota_sparsity(text: object) -> float | None:
+    """Return the sparsity that a pattern implies, or None where any is possible.
+
+    Raises:
+        InputError: there is no such pattern.
+    """
+    found = parse_pattern(text)
+    return found.sparsity if isinstance(found, QuotaName) else None

@@ -1,0 +1,278 @@
+"""Searches under a pattern: what comes out holds it, anywhere, cut off or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from batchnorm_targets import Listener
+from channel_networks import IMAGE, Residual, Separable, built
+from search_cases import run_to_bits, seeded
+from test_resume import Copying, found, saved
+from torch import nn
+
+from gaprune import InputOptions, Result, prune, resume
+from gaprune.bench import Bench
+from gaprune.config import make_settings
+from gaprune.evolution.breeding import Breed, Recipe
+from gaprune.evolution.genome import Genes, Individual, rank
+from gaprune.evolution.gradient import Refinement, refine
+from gaprune.observe import Silence
+from gaprune.run import PruningRun
+from gaprune.saliency import SALIENCIES
+from gaprune.supermask import layer_counts
+from gaprune.target import target_from_module
+from gaprune.workers import RayWorkers, SerialWorkers, Staff
+
+SMALL: dict[str, Any] = {
+    "probes": ("procedural",),
+    "probe_count": 24,
+    "guard_count": 24,
+    "generations": 2,
+    "steps": 2,
+    "batch": 8,
+    "population": 3,
+    "offspring": 3,
+    "seed": 4,
+}
+PATTERNS: dict[str, dict[str, Any]] = {
+    "2:4": {"pattern": "2:4"},
+    "4x1": {"pattern": "4x1", "sparsity": 0.5},
+    "channel": {"pattern": "channel", "sparsity": 0.4},
+}
+SMALL_2_4 = {**SMALL, **PATTERNS["2:4"]}
+IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
+
+
+def wide() -> nn.Module:
+    """Return a network in which there is something to choose."""
+    return Separable(16, 32)
+
+
+def searched(kind: Callable[[], nn.Module] = Separable, **stated: Any) -> Result:
+    """Return what a small search finds."""
+    return prune(built(kind), inputs=IMAGES, **{**SMALL, **stated})
+
+
+def run_of(pattern: str, kind: Callable[[], nn.Module] = Separable, **stated: Any) -> PruningRun:
+    """Return a run that has not begun."""
+    target = target_from_module(built(kind), inputs=IMAGES)
+    settings = make_settings({**SMALL, **PATTERNS[pattern], **stated})
+    return PruningRun(target, settings, None, Silence())
+
+
+def holds(result: Result, pattern: str) -> bool:
+    """Tell whether the masks hold the pattern, by hand."""
+    masks = result.masks
+    if pattern == "2:4":
+        return all(
+            bool((mask.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all())
+            if mask.shape[1] % 4 == 0
+            else bool(mask.all())
+            for mask in masks.values()
+        )
+    if pattern == "4x1":
+        matrices = [mask.flatten(1) for mask in masks.values()]
+        parts = [part for one in matrices for part in one.split(4)]
+        return all(bool((part == part[:1]).all()) for part in parts)
+    stem, deep = masks["stem.weight"].flatten(1), masks["deep.weight"].flatten(1)
+    point, head = masks["point.weight"].flatten(1), masks["head.weight"]
+    first, second = stem.any(1), point.any(1)
+    expected = {
+        "stem.weight": first[:, None].expand_as(stem),
+        "deep.weight": first[:, None].expand_as(deep),
+        "point.weight": second[:, None] & first[None],
+        "head.weight": second[None].expand_as(head),
+    }
+    return all(torch.equal(masks[name].flatten(1), one) for name, one in expected.items())
+
+
+@pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_a_search_finds_holds_the_pattern(pattern: str, preset: str) -> None:
+    """Exactly so many weights, blocks or channels stay; dropped weights are 0."""
+    result = searched(preset=preset, objective="kl", **PATTERNS[pattern])
+    assert holds(result, pattern)
+    assert all(
+        not value[~result.masks[name]].any()
+        for name, value in result.state_dict().items()
+        if name in result.masks
+    )
+    if pattern == "channel":
+        kept = int(result.masks["stem.weight"].flatten(1).any(1).sum())
+        kept += int(result.masks["point.weight"].flatten(1).any(1).sum())
+        assert kept == math.floor(0.6 * (6 + 8) + 0.5)
+    if pattern == "2:4":
+        assert result.sparsity == 0.5
+        assert {layer.name: layer.kept for layer in result.layers} == {
+            "stem.weight": 108,  # two channels: no groups of four
+            "deep.weight": 54,
+            "point.weight": 48,  # six channels
+            "head.weight": 12,
+        }
+
+
+def test_layers_that_a_quota_leaves_whole_are_named() -> None:
+    """Once, as a warning; where there are none, nothing is said."""
+    heard = Listener()
+    prune(built(Separable), inputs=IMAGES, observer=heard, method="magnitude", **SMALL_2_4)
+    said = [text for text in heard.warnings if "whole" in text]
+    assert len(said) == 1
+    assert said[0].startswith("pattern 2:4 leaves stem.weight, deep.weight, point.weight whole: 4")
+    heard = Listener()
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    plain = {**SMALL_2_4, "observer": heard, "method": "magnitude"}
+    prune(net, inputs=InputOptions(range=(0, 1)), **plain)
+    assert not [text for text in heard.warnings if "whole" in text]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_criterion_seeds_the_search(pattern: str) -> None:
+    """Under the same pattern and budget, also where it is asked for alone."""
+    run = run_of(pattern)
+    seeds = {one.origin.removesuffix("-layer"): one for one in run.seeds()}
+    assert set(seeds) == set(SALIENCIES)
+    bench = run.bench
+    for one in seeds.values():
+        assert one.keep == int(one.mask.sum()) == next(iter(seeds.values())).keep
+        assert bench.layout.fits(one.mask)
+    result = searched(method="magnitude", **PATTERNS[pattern])
+    assert holds(result, pattern)
+    assert result.origin == "magnitude"
+
+
+def test_magnitude_under_a_quota_is_the_largest_of_every_group() -> None:
+    """As the libraries for 2:4 choose them."""
+    result = searched(method="magnitude", pattern="2:4")
+    weight = built(Separable).get_parameter("head.weight")
+    mask = result.masks["head.weight"]
+    groups, kept = weight.detach().abs().view(-1, 4), mask.view(-1, 4)
+    for group, stays in zip(groups, kept, strict=True):
+        assert group[stays].min() > group[~stays].max()
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "channel"])
+def test_gradients_of_units_are_those_of_their_factor(pattern: str) -> None:
+    """By a network in which every unit is a number that multiplies its weights."""
+    bench = run_of(pattern, Residual).bench
+    units = bench.units
+    assert units is not None
+    mask = torch.rand(bench.layout.total, generator=seeded(2)) < 0.7
+    shown = bench.search.first(8)
+    factors = mask.double().requires_grad_()
+    flat = torch.ones(units.weights.total, dtype=torch.float64)
+    for unit in range(bench.layout.total):  # a weight has the product of all units that drop it
+        alone = torch.ones(bench.layout.total, dtype=torch.bool)
+        alone[unit] = False
+        own = ~units.spread(alone)
+        flat = torch.where(own, flat * factors[unit], flat)
+    leaves = {
+        name: bench.weights[name].double() * part.view(bench.weights[name].shape)
+        for name, part in zip(units.weights.names, flat.split(units.weights.sizes), strict=True)
+    }
+    model = built(Residual).double()
+    outputs = torch.func.functional_call(model, leaves, (shown.inputs.double(),))
+    assert bench.objective.loss is not None
+    loss = bench.objective.loss(outputs, shown.teacher.double(), None)
+    (expected,) = torch.autograd.grad(loss, factors)
+    found = bench.score_gradient(mask, shown).double()
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_gradient_steps_bring_the_loss_down(pattern: str) -> None:
+    """From random scores, on the probes of the search, in most of five starts."""
+    bench = run_of(pattern, wide).bench
+    bench = replace(bench, pool=bench.search, pool_share=1.0, fresh=None, stock=None)
+    layout, better = bench.layout, 0
+    counts = layout.quota.counts(layout.sizes) if layout.quota else None
+    keep = round(0.6 * layout.total) if counts is None else sum(counts)
+    for seed in range(5):
+        scores = rank(torch.rand(layout.total, generator=seeded(seed)))
+        genes = Genes(scores, counts, keep, fixed=layout.quota is not None)
+        moved = refine(genes, bench, Refinement(steps=30, rate=0.5, batch=24), seeded(6))
+        before, after = (bench.fitness(one.express(layout)) for one in (genes, moved))
+        better += after > before
+    assert better >= 4
+
+
+def tasks_of(bench: Bench, seeds: list[Individual]) -> list[Breed]:
+    """Return children of every kind: crossed, mutated, refined."""
+    steps = Refinement(steps=2, rate=0.5, batch=8)
+    recipes = (
+        Recipe("one-point", "gaussian", (("sigma", 0.3),)),
+        Recipe("averaging", "threshold-swap", (), steps),
+        Recipe("whole-layer", "budget-shift", (("rate", 0.5),)),
+        Recipe(None, "reallocate", (), steps),
+    )
+    pair = (seeds[0].genes, seeds[-1].genes)
+    return [Breed(pair, one, number, -1) for number, one in enumerate(recipes)]
+
+
+def test_any_workers_breed_the_same_children(ray_session: None) -> None:
+    """In this process or in Ray actors: scores, counts, masks and fitness, bit for bit."""
+    for pattern in ("2:4", "channel"):
+        run = run_of(pattern)
+        bench, seeds = run.bench, run.seeds()
+        tasks = tasks_of(bench, seeds)
+        with SerialWorkers(bench) as serial, RayWorkers(bench, Staff(2)) as actors:
+            expected = run_to_bits(serial, tasks)
+            assert run_to_bits(actors, tasks) == expected, pattern
+            for child in serial.fetch(serial.run(tasks)):
+                assert layer_counts(child.express(bench.layout), bench.layout)
+                assert bench.layout.fits(child.express(bench.layout))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_stopped_after_any_generation_it_finds_the_same(pattern: str, tmp_path: Path) -> None:
+    """By a power cut: only what is on the disk is known."""
+    model, place = built(Separable), tmp_path / "run"
+    copying = Copying(place)
+    settings = {**SMALL, **PATTERNS[pattern]}
+    whole = prune(model, inputs=IMAGES, out=place, observer=copying, **settings)
+    assert len(copying.copies) == 3
+    for copy in copying.copies:
+        again = resume(copy, model=model, observer=Copying(copy))
+        assert found(again) == found(whole)
+        assert saved(copy) == saved(place)
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "channel"])
+def test_a_front_and_a_limit_hold_the_pattern_too(pattern: str) -> None:
+    """Budgets of many sizes are of blocks and channels as well."""
+    own = {key: value for key, value in PATTERNS[pattern].items() if key != "sparsity"}
+    front = searched(preset="black-box", sparsity=0.6, pareto=True, **own)
+    assert len(front.front_masks) == len(front.front) > 0
+    for masks in front.front_masks:
+        assert holds(replace(front, masks=masks), pattern)
+    limit = searched(preset="black-box", sparsity=0.6, max_drop=0.5, **own)
+    assert holds(limit, pattern)
+
+
+def test_repair_in_the_loop_takes_channels() -> None:
+    """Statistics of norms whose channels are gone disturb nobody."""
+    result = searched(repair_in_loop=True, **PATTERNS["channel"])
+    repaired = result.repaired_model()
+    assert holds(result, "channel")
+    assert repaired is not None
+    assert repaired(torch.rand(3, *IMAGE)).isfinite().all()
+
+
+def test_without_a_pattern_nothing_changes() -> None:
+    """Stated or not, every weight has a score of its own."""
+    plain = searched(sparsity=0.5)
+    stated = searched(sparsity=0.5, pattern="unstructured")
+    assert found(plain) == found(stated)
+    run = PruningRun(
+        target_from_module(built(Separable), inputs=IMAGES),
+        make_settings({**SMALL, "sparsity": 0.5}),
+        None,
+        Silence(),
+    )
+    assert run.bench.units is None
+    assert run.bench.layout == run.target.layout
