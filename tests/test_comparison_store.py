@@ -61,7 +61,7 @@ def test_settings_that_came_later_leave_older_folders_readable(tmp_path: Path) -
     ask(("magnitude",), out=tmp_path)
     found = json.loads((tmp_path / IDENTITY).read_text())
     later = {"allocation", "clip", "continuation", "drift", "floor", "max_drop", "patience"}
-    later |= {"features", "device", "gpus_per_worker", "precision", "repair_in_loop"}
+    later |= {"features", "device", "gpus_per_worker", "pattern", "precision", "repair_in_loop"}
     assert not later & set(found)
     assert found["stock"] > 0  # older folders drew anew for every step
     assert set(Settings.model_fields) - later - set(found) == {

@@ -13,6 +13,7 @@ import torch
 from batchnorm_targets import Listener
 from channel_networks import IMAGE, Residual, Separable, built
 from search_cases import run_to_bits, seeded
+from second_device import second_device
 from test_resume import Copying, found, saved
 from torch import nn
 
@@ -226,6 +227,20 @@ def test_any_workers_breed_the_same_children(ray_session: None) -> None:
             for child in serial.fetch(serial.run(tasks)):
                 assert layer_counts(child.express(bench.layout), bench.layout)
                 assert bench.layout.fits(child.express(bench.layout))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_second_device_gives_the_same_bits(pattern: str) -> None:
+    """Children, fitness and judgement, where tensors of two devices do not mix."""
+    run = run_of(pattern)
+    bench, seeds = run.bench, run.seeds()
+    tasks = tasks_of(bench, seeds)
+    expected = run_to_bits(SerialWorkers(bench), tasks)
+    judged = [bench.judge(one.mask) for one in seeds]
+    with second_device() as device:
+        moved = bench.to(device)
+        assert run_to_bits(SerialWorkers(moved), tasks) == expected
+        assert [moved.judge(one.mask) for one in seeds] == judged
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

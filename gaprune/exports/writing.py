@@ -81,15 +81,16 @@ def export(  # noqa: PLR0913 # options, each by its own name
 
     Args:
         run: what `gaprune.prune` returned, or a run folder.
-        form: `dense`, `masks`, `prune`, `sparse`, `onnx` or `hf`; see `gaprune.exports.formats`.
+        form: `dense`, `masks`, `prune`, `sparse`, `onnx`, `compact`, `semi-structured` or `hf`;
+            see `gaprune.exports.formats`.
         out: the folder for the files, new or empty.
         overwrite: whether an earlier export there is replaced; other files never are.
         strict: the network without repair, where the run repaired it.
-        half: of `sparse`: round the kept weights to float16.
+        half: of `sparse`: round the kept weights to float16; of `semi-structured`: all of them.
         codebook: of `sparse`: so many shared values per layer (k-means) for the kept weights.
         compress: of `sparse`: with Zstandard where that is smaller.
         model: the dense network, where the run folder is of a network in memory and the format
-            needs it (`onnx`).
+            needs it (`onnx`, `compact`).
 
     Returns:
         What was written. Every file has been read back and compared.
