@@ -68,7 +68,7 @@ def search(workers: SerialWorkers, preset: str = "default", *, pareto: bool = Fa
         [plan.adopt(one) for one in seeds_of(BENCH, KEEP)]
     )
     if isinstance(workers, Losing):
-        assert len(said) == workers.losses > 0
+        assert len(said) >= workers.losses > 0  # equal masks are scored once, each is told of
         assert all("is left out, it took down its worker 3 times (its pro" in one for one in said)
     return outcome
 
