@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from gaprune import workers
 from gaprune.claim import claim
 from gaprune.supermask import top_k_mask
 from gaprune.target import load_target
-from gaprune.workers import RayWorkers, Staff
 from gaprune.workers.serial import torch_threads
 from gaprune.zoo import ZOO, mnist
 
@@ -89,8 +89,8 @@ def check_device() -> Check:
 def check_ray() -> Check:
     """Start Ray, run a task on a real actor, stop Ray."""
     started = time.monotonic()
-    with RayWorkers("here", Staff()) as workers:
-        (answer,) = workers.run([_Ping()])
+    with workers.RayWorkers("here", workers.Staff()) as actor:
+        (answer,) = actor.run([_Ping()])
     if answer != "here":
         return Check("ray", FAIL, f"the actor answered {answer!r}", "use --workers 1")
     return Check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,8 +71,11 @@ class Moments:
         shape = self.shape
         step = max(1, CHUNK // (shape.groups * shape.size))
         for part in picked.split(step):
-            where = torch.unravel_index(part, patches.shape[: -shape.axes])
-            columns = patches[where].float().reshape(len(part), shape.groups, shape.size)
+            columns = (
+                patches[_unravelled(part, patches.shape[: -shape.axes])]
+                .float()
+                .reshape(len(part), shape.groups, shape.size)
+            )
             self._add(columns)
         self.count += len(picked)
 
@@ -96,6 +100,15 @@ class Moments:
         cells = blocks.transpose(0, 1).contiguous()
         products = cells.transpose(1, 2) @ cells
         self._products += products.view_as(self._products)
+
+
+def _unravelled(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return indices into `shape` of flat ones; torch's own imports sympy for it, and 20 MB."""
+    found: list[Tensor] = []
+    for size in reversed(shape):
+        found.insert(0, flat % size)
+        flat = flat // size
+    return tuple(found)
 
 
 def unfold(module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:

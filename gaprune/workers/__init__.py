@@ -1,10 +1,14 @@
 """Where tasks run: in this process, or on Ray actors. One protocol, one contract."""
 
+from typing import TYPE_CHECKING, Any
+
 from gaprune.workers.device import choose_device, choose_home, working_on
 from gaprune.workers.protocol import Lost, Staff, Warn, Workers
-from gaprune.workers.ray_pool import RayWorkers
 from gaprune.workers.serial import SerialWorkers
 from gaprune.workers.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    from gaprune.workers.ray_pool import RayWorkers
 
 __all__ = [
     "Lost",
@@ -32,4 +36,15 @@ def open_workers(bench: object, staff: Staff, warn: Warn = lambda _: None) -> Wo
     device = choose_device(staff)
     if staff.here:
         return SerialWorkers(bench, staff.threads, device)
+    from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - as below
+
     return RayWorkers(bench, staff, warn)
+
+
+def __getattr__(name: str) -> Any:
+    """Import Ray when it is first wanted: that takes half a second and 36 MB in every command."""
+    if name == "RayWorkers":
+        from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415
+
+        return RayWorkers
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
