@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +14,14 @@ import typer
 from gaprune.claim import claim, claim_numbered
 from gaprune.cli import outputs
 from gaprune.cli.carrying_out import carry_out
+from gaprune.cli.forecast_table import show_forecast
 from gaprune.cli.options import with_options
+from gaprune.cli.pairs import read_pairs
 from gaprune.config import Settings, read_config
+from gaprune.console import stdout
 from gaprune.errors import InputError
+from gaprune.forecast import forecast
+from gaprune.formats import to_json
 from gaprune.job import Job, make_job
 from gaprune.observe import Observer
 from gaprune.pipeline import prune_target
@@ -44,6 +51,24 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     ] = False,
     quiet: Annotated[bool, outputs.QUIET] = False,
     profile: Annotated[bool, outputs.PROFILE] = False,
+    tensorboard: Annotated[str | None, outputs.TENSORBOARD] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="any key of config.toml: steps=50; may be repeated",
+            metavar="KEY=VALUE",
+            rich_help_panel=outputs.OUTPUT,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="show layers, budget, time and memory, and prune nothing",
+            rich_help_panel=outputs.OUTPUT,
+        ),
+    ] = False,
     **options: Any,
 ) -> None:
     """Prune a pretrained network without its training data; its weights stay as they are.
@@ -60,12 +85,18 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
 
     Example: gaprune prune mnist-mlp --max-drop 0.01
 
+    Example: gaprune prune mnist-cnn --sparsity 0.98 --dry-run
+
     Example: gaprune prune net.py:make --weights net.safetensors --sparsity 0.9 --range 0,1
     """
     stated = {name: value for name, value in options.items() if value not in (None, [])}
-    job = make_job({**(read_config(config) if config else {}), **stated})
+    filed = read_config(config) if config else {}
+    job = make_job({**filed, **read_pairs(pairs or (), stated), **stated})
     if out is not None and no_save:
         raise InputError("out: cannot be combined with --no-save; leave one of them out")
+    if dry_run:
+        _foresee(job, as_json=as_json)
+        return
 
     def work(observer: Observer) -> tuple[Result, Job]:
         target, test = job.load()
@@ -79,8 +110,20 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
         elif not no_save:
             stem = RUNS / f"{slug(job.target)}-{_asked(job.settings)}"
             own = stack.enter_context(claim_numbered(stem))
-        code = carry_out(work, own, as_json=as_json, quiet=quiet, profile=profile)
+        code = carry_out(
+            work, own, as_json=as_json, quiet=quiet, profile=profile, tensorboard=tensorboard
+        )
     raise typer.Exit(code)
+
+
+def _foresee(job: Job, *, as_json: bool) -> None:
+    with redirect_stdout(sys.stderr):  # stdout is for results, whatever others print
+        target, _ = job.load()
+        found = forecast(target, job.settings)
+    if as_json:
+        typer.echo(to_json(found.record(), indent=2))
+    else:
+        show_forecast(found, stdout())
 
 
 def _asked(settings: Settings) -> str:

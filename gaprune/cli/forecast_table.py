@@ -1,0 +1,52 @@
+"""What `--dry-run` prints."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from gaprune.console import add_row, duration, percent, table
+from gaprune.forecast import Forecast
+
+LAYERS = 40  # rows of the table; the others are summed up in one
+
+
+def show_forecast(found: Forecast, console: Console) -> None:
+    """Print layers, budget, probes, and what the search would take."""
+    rows = table("layer", "shape", "weights")
+    for name, shape, total in found.layers[:LAYERS]:
+        add_row(rows, [name, " x ".join(map(str, shape)), f"{total:,}"])
+    if rest := found.layers[LAYERS:]:
+        add_row(rows, [f"{len(rest)} more", "", f"{sum(total for *_, total in rest):,}"])
+    console.print(rows)
+    for line in _facts(found):
+        console.print(line, markup=False)
+
+
+def _facts(found: Forecast) -> list[str]:
+    budget = "as many as --max-drop finds"
+    if found.keep is not None:
+        budget = f"{found.keep:,} of {found.units:,} ({percent(1 - found.keep / found.units)} go)"
+    shown = " and ".join(found.probes)
+    why = f", chosen by auto: {found.why}" if found.why else ""
+    unit = found.unit if found.unit == "weights" else f"units of pattern {found.unit}"
+    lines = [
+        f"can be pruned: {found.total:,} of {found.parameters:,} parameters",
+        f"stay: {budget}, counted in {unit}",
+        f"shown: {shown}{why}",
+    ]
+    for one in found.stages:
+        steps = f" of {one.steps} gradient steps" if one.steps else ""
+        much = "generations until a limit" if one.generations is None else f"{one.generations} x"
+        lines.append(f"{one.name}: {much} {one.children} children{steps}")
+    if not found.stages:
+        lines.append("one criterion, no search")
+    elif found.search_seconds is None:
+        each = sum(one.seconds for one in found.stages if one.generations is None)
+        lines.append(f"time: about {duration(each)} a generation, as fast as this machine is now")
+    else:
+        lines.append(f"time of the search: about {duration(found.search_seconds)}")
+    lines.append(
+        f"memory: about {found.peak_mb:,.0f} MB a worker. Not foreseen: making probes, criteria"
+    )
+    lines.append("nothing was pruned (--dry-run)")
+    return lines

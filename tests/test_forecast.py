@@ -1,0 +1,91 @@
+"""`--dry-run` says what a run would do, and does nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+from gaprune.config import make_settings
+from gaprune.forecast import Forecast, forecast
+from gaprune.pipeline import prune_target
+from gaprune.target import Target, load_target
+
+QUICK = {"generations": 2, "steps": 3, "offspring": 4, "population": 4, "probe_count": 64}
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    """A small network of the zoo."""
+    return load_target("mnist-mlp")
+
+
+def foreseen(target: Target, **changes: object) -> Forecast:
+    """Return the forecast at sparsity 0.9 with few steps."""
+    return forecast(target, make_settings({"sparsity": 0.9, **QUICK, **changes}))
+
+
+def test_it_keeps_what_the_run_keeps(target: Target) -> None:
+    """Budget, layers and filled settings are those of the run itself."""
+    found = foreseen(target)
+    result = prune_target(target, make_settings({"sparsity": 0.9, **QUICK}))
+    assert found.keep == result.kept
+    assert found.settings.model_dump(mode="json") == result.settings
+    assert [name for name, *_ in found.layers] == list(result.masks)
+    assert found.total == sum(mask.numel() for mask in result.masks.values())
+
+
+def test_work_adds_up(target: Target) -> None:
+    """Twice the generations take twice as long; more workers, less."""
+    once, twice = foreseen(target).stages[-1], foreseen(target, generations=4).stages[-1]
+    assert (once.generations, once.children, once.steps) == (2, 4, 3)
+    assert twice.generations == 4
+    found = foreseen(target)
+    assert found.search_seconds == pytest.approx(sum(one.seconds for one in found.stages))
+    assert found.search_seconds is not None
+    assert found.search_seconds >= 2 * 4 * 3 * found.seconds_per["step"]
+
+
+def test_without_a_number_of_generations_one_is_told(target: Target) -> None:
+    """Then nobody knows the whole."""
+    found = foreseen(target, generations=None, seconds=5, preset="black-box")
+    assert found.stages[-1].generations is None or found.search_seconds is not None
+
+
+def test_one_criterion_is_no_search(target: Target) -> None:
+    """Nothing is timed that will not run."""
+    found = foreseen(target, method="magnitude")
+    assert (found.stages, dict(found.seconds_per), found.search_seconds) == ((), {}, None)
+
+
+def test_units_are_counted_where_a_pattern_has_them(target: Target) -> None:
+    """Blocks of four are a quarter as many as weights."""
+    found = foreseen(target, pattern="4x1")
+    assert found.unit == "4x1"
+    assert found.units < found.total
+    assert found.keep is not None
+    assert 0 < found.keep < found.units
+
+
+def test_the_command_writes_nothing(run: Run, place: Path) -> None:
+    """Not even a folder for runs."""
+    before = sorted(place.rglob("*"))
+    asked = ("prune", "net.py:make", "--weights", "net.safetensors", "--range", "0,1")
+    done = run(*asked, "--sparsity", "0.5", "--dry-run")
+    assert done.code == 0, done.err
+    assert "nothing was pruned (--dry-run)" in done.out
+    assert "50.00 % go" in done.out
+    record = json.loads(run(*asked, "--sparsity", "0.5", "--dry-run", "--json").out)
+    assert record["keep"] * 2 == record["units"] == record["total"]
+    assert {one["name"] for one in record["layers"]} == {"fc1.weight", "fc2.weight"}
+    after = [one for one in sorted(place.rglob("*")) if "__pycache__" not in str(one)]
+    assert after == before
+
+
+def test_what_a_run_refuses_it_refuses(run: Run, place: Path) -> None:
+    """The same message, before anything takes time."""
+    done = run("prune", "mnist-mlp", "--sparsity", "0.9", "--scope", "layr", "--dry-run")
+    assert done.code == 2
+    assert "scope" in done.err
