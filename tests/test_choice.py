@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
+from gaprune.probes.blend import SAMPLE
 from gaprune.probes.choice import FAR, choose, spell_out, survey_of
 from gaprune.probes.plan import plan_probes, requested_rungs
 from gaprune.target import Target, load_target, target_from_module
@@ -178,3 +179,37 @@ def test_signals_can_be_inverted_and_impressed() -> None:
         assert plan.pool.inputs.shape[1:] == (2, 40)
         assert words in plan.receipt.sources[0]
         assert plan.pool.inputs.abs().max().item() <= 1
+
+
+class Counted(nn.Module):
+    """Pools large pictures before its BatchNorm, and counts what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.norm, self.shown = nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(1), 0
+        self.head = nn.Linear(4, 2)
+        with torch.no_grad():
+            self.norm.running_mean = torch.full((1,), 0.4)
+            for one in self.head.parameters():
+                one.fill_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Count and answer."""
+        self.shown += len(x)
+        answer: Tensor = self.head(self.norm(self.pool(x)).flatten(1))
+        return answer
+
+
+@pytest.mark.parametrize(("size", "again"), [(182, 1), (16, None)])
+def test_large_inputs_are_drawn_once_for_the_choice(size: int, again: int | None) -> None:
+    """What generators look like to a network is read from disk; of small ones it is made anew."""
+    first, second = (
+        target_from_module(Counted(), inputs=InputOptions((1, size, size), range=(0, 1)))
+        for _ in range(2)
+    )
+    model = second.model
+    assert isinstance(model, Counted)
+    found, before = survey_of(first).blend(), model.shown
+    assert survey_of(second).blend() == found
+    shown = model.shown - before
+    assert shown == again if again else shown > SAMPLE

@@ -9,7 +9,7 @@ photographs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,10 @@ SAMPLE = 256  # inputs per generator
 CHUNK = 64  # inputs per forward pass
 STEPS, RATE = 400, 0.1
 EVENNESS = 0.003  # nats per nat of entropy: near equals share alike, so that probes stay diverse
+
+
+Keep = Callable[[Callable[[], Tensor]], Tensor]
+"""What makes a tensor → the tensor, made or read from where it was kept."""
 
 
 class Blend(NamedTuple):
@@ -49,6 +53,7 @@ class Survey:
         generators: name → generator, at least one.
         generator: draws the inputs that are shown.
         dtype: what the network computes in.
+        keep: what keeps the moments of the generators, float64 `[generators, 2, channels]`.
 
     Raises:
         InputError: the forward pass meets no BatchNorm with running statistics.
@@ -61,12 +66,23 @@ class Survey:
         generators: Mapping[str, Generator_],
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
+        keep: Keep = lambda make: make(),
     ) -> None:
         device = next(model.parameters(), torch.empty(0)).device
-        self._moments: dict[str, Tensor] = {}
-        for name, draw in generators.items():
-            inputs = as_network(spec, draw(spec, SAMPLE, generator), dtype)
-            self._moments[name], self._remembered = _moments(model, inputs.to(device))
+
+        def shown(draw: Generator_, count: int, own: torch.Generator) -> Tensor:
+            return as_network(spec, draw(spec, count, own), dtype).to(device)
+
+        def make() -> Tensor:
+            found = (
+                _moments(model, shown(draw, SAMPLE, generator)) for draw in generators.values()
+            )
+            return torch.stack(list(found)).cpu()
+
+        table = keep(make).to(device)
+        self._moments = dict(zip(generators, table, strict=True))
+        any_input = shown(next(iter(generators.values())), 1, torch.Generator().manual_seed(0))
+        self._remembered = _remembered(model, any_input)
         self._found: dict[tuple[str, ...], Blend] = {}
 
     def blend(self, names: Iterable[str] | None = None) -> Blend:
@@ -110,14 +126,21 @@ def _mix(shares: Tensor, table: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _moments(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Remembered]:
-    """Return the moments of all inputs in float64, and what they should be."""
+def _moments(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the moments of all inputs, float64 `[2, channels]`."""
     parts = inputs.split(CHUNK)
     total: Tensor | float = 0.0
     with Watch(model) as watch:
         for part in parts:
             model(part)
-            moments, remembered = watch.take()
-            total = total + moments.double() * (len(part) / len(inputs))
+            total = total + watch.take()[0].double() * (len(part) / len(inputs))
     assert isinstance(total, Tensor)
-    return total, Remembered(*(values.double() for values in remembered))
+    return total
+
+
+@torch.no_grad()
+def _remembered(model: nn.Module, inputs: Tensor) -> Remembered:
+    """Return what the moments should be, in the order in which a forward pass meets the norms."""
+    with Watch(model) as watch:
+        model(inputs)
+        return Remembered(*(values.double() for values in watch.take()[1]))

@@ -8,6 +8,7 @@ alone, not on the seed of a run, so that `auto` in a saved configuration means t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from torch import Tensor
 from gaprune.errors import InputError
 from gaprune.observe import Observer
 from gaprune.probes.batch_statistics import Watch, forgetful, has_batchnorm, has_seen_data
-from gaprune.probes.blend import Survey
+from gaprune.probes.blend import SAMPLE, Keep, Survey
+from gaprune.probes.cache import cache_key, cached
 from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.requests import AUTO, INVERSION, PROCEDURAL, Request, parse_probes
 from gaprune.target import Target
@@ -27,6 +29,7 @@ from gaprune.target import Target
 FAR = (
     0.03  # nats per channel: digits are 0.02 from pen drawings, photographs further from any blend
 )
+LARGE = 1 << 15  # values of one input above which what generators look like is kept on disk
 _SEED = 0  # of the inputs shown to choose; a run's own generator is left alone
 
 _surveys: WeakKeyDictionary[Target, Survey] = WeakKeyDictionary()
@@ -106,14 +109,32 @@ def choose(target: Target) -> Choice:
 def survey_of(target: Target) -> Survey:
     """Return what a target with BatchNorm sees of all generators; made once for each.
 
+    That takes minutes where inputs are large, and always gives the same, so there it is kept.
+
     Raises:
         InputError: no BatchNorm with running statistics takes part in its forward pass.
     """
     if target not in _surveys:
         own = torch.Generator().manual_seed(_SEED)
         spec, table = target.inputs, GENERATORS[target.inputs.kind]
-        _surveys[target] = Survey(target.model, spec, table, own, target.dtype)
+        _surveys[target] = Survey(target.model, spec, table, own, target.dtype, _keep(target))
     return _surveys[target]
+
+
+def _keep(target: Target) -> Keep:
+    if math.prod(target.inputs.shape) < LARGE:
+        return lambda make: make()
+    facts = {
+        "what": "moments of generators",
+        "network": repr(target.model),
+        "inputs": target.inputs.facts(),
+        "device": str(target.device),
+        "generators": list(GENERATORS[target.inputs.kind]),
+        "sample": SAMPLE,
+        "seed": _SEED,
+    }
+    key = cache_key(target.weights_sha256, facts)
+    return lambda make: cached(key, make, lambda _: None)  # it only takes longer without
 
 
 def _obstacle(target: Target) -> str | None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from gaprune import plugins
 from gaprune.errors import InputError, unknown_name
 from gaprune.inputs import InputSpec
 from gaprune.probes.draws import Generator_
@@ -13,6 +18,7 @@ from gaprune.probes.files import ALIASES, read_probes
 from gaprune.probes.noise import NOISE
 from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.samples import Samples
+from gaprune.userfile import call_user
 
 PROCEDURAL, IMPRESSIONS, NOISY, AUTO = "procedural", "impressions", "noise", "auto"
 INVERSION = "inversion"
@@ -47,8 +53,40 @@ class Request:
 
 
 def generators(spec: InputSpec) -> dict[str, Generator_]:
-    """Return every generator for this kind of input by name; noise is one of them."""
-    return {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]["uniform"]}
+    """Return every generator for this kind of input by name; noise is one of them.
+
+    Those of plug-ins come last, and are imported when they are called.
+    """
+    own = {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]["uniform"]}
+    taken = (*own, AUTO, PROCEDURAL, *OPTIMISED, *ALIASES)
+    added = plugins.names(plugins.GENERATORS + spec.kind, taken)
+    return {**own, **{name: partial(_added, name) for name in added}}
+
+
+def _added(name: str, spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
+    """Draw from a plug-in's generator, and look at what comes.
+
+    Raises:
+        InputError: it is broken, or gives something else than inputs.
+    """
+    drawn = plugins.find(
+        plugins.GENERATORS + spec.kind,
+        name,
+        lambda plugin, held: call_user(
+            plugins.called(plugin, held), spec, count, generator, where=plugin.title
+        ),
+    )
+    shape, dtype = (count, *spec.shape), torch.int64 if spec.kind == "tokens" else torch.float32
+    if isinstance(drawn, Tensor) and drawn.shape == shape and drawn.dtype is dtype:
+        most = spec.vocabulary - 1 if spec.kind == "tokens" else 1
+        if bool(((drawn >= 0) & (drawn <= most)).all()):  # NaN fails too
+            return drawn
+    came = f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, Tensor) else type(drawn)
+    rule = "0 to 1" if dtype is torch.float32 else "the vocabulary"
+    raise InputError(
+        f"probes: plug-in {name!r} must give {dtype} {list(shape)} in {rule}, got {came}"
+        + ("" if not isinstance(drawn, Tensor) else f" from {drawn.min()} to {drawn.max()}")
+    )
 
 
 def parse_probes(probes: Sequence[str], spec: InputSpec) -> Request:
