@@ -91,3 +91,10 @@ def test_a_network_without_batchnorm_remembers_nothing() -> None:
     spec = InputSpec((6,), "vector")
     with pytest.raises(InputError, match="no BatchNorm"):
         Survey(tiny_model(), spec, GENERATORS["vector"], seeded()).blend()
+
+
+def test_shares_are_found_where_gradients_are_switched_off() -> None:
+    """A caller may be inside `torch.no_grad()`, as evaluation code often is."""
+    with torch.no_grad():
+        inside = Survey(remembering(high=1000), SPEC, CORNERS, seeded(1)).blend()
+    assert inside == Survey(remembering(high=1000), SPEC, CORNERS, seeded(1)).blend()

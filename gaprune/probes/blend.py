@@ -96,6 +96,7 @@ class Survey:
             self._found[chosen] = self._fit(chosen)
         return self._found[chosen]
 
+    @torch.enable_grad()  # whatever the caller has switched off
     def _fit(self, names: tuple[str, ...]) -> Blend:
         shown, remembered = [self._moments[name] for name in names], self._remembered
         table = torch.stack(shown)
