@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from gaprune.errors import GapruneError, InputError
 from gaprune.formats import from_stamp, to_stamp
 from gaprune.supermask import pack, unpack
+from gaprune.weights_file import sha256_of
 
 SUFFIX = ".safetensors"
 PACKED = "gaprune packed masks"
@@ -67,11 +69,11 @@ def packed_bytes(masks: Mapping[str, Tensor], **about: str) -> bytes:
     """Return the content of a file with one bit per weight, which `gaprune.load_masks` reads.
 
     Parameter name → uint8 `[⌈n/8⌉]`, the first weight in the highest bit; the shapes are in the
-    metadata.
+    metadata, and a SHA-256 of both, for any bits are masks.
     """
     bits = {name: torch.from_numpy(pack(mask.reshape(-1))) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
-    return save(bits, to_stamp(format=PACKED, shapes=shapes, **about))
+    return save(bits, to_stamp(format=PACKED, shapes=shapes, sha256=_sha256(bits, shapes), **about))
 
 
 def packed_shapes(path: Path) -> dict[str, list[int]] | None:
@@ -81,9 +83,19 @@ def packed_shapes(path: Path) -> dict[str, list[int]] | None:
     try:
         with safe_open(path, "pt") as file:
             facts = from_stamp(file.metadata())
-            return dict(json.loads(facts["shapes"])) if facts.get("format") == PACKED else None
+            if facts.get("format") != PACKED:
+                return None
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        found = _sha256(stored, facts["shapes"])
+        shapes = dict(json.loads(facts["shapes"]))
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"mask: {path} is damaged ({error}); export or fetch it again") from error
+    if facts.get("sha256", found) != found:  # older files say none
+        raise InputError(
+            f"mask: {path} is damaged (its bits are not those that were written: SHA-256); export "
+            "or fetch it again"
+        )
+    return shapes
 
 
 def unpack_masks(
@@ -105,3 +117,7 @@ def unpack_masks(
         name: unpack(stored[name].numpy(), prod(shape)).view(shape)
         for name, shape in shapes.items()
     }
+
+
+def _sha256(bits: Mapping[str, Tensor], shapes: str) -> str:
+    return hashlib.sha256(f"{sha256_of(bits)} {shapes}".encode()).hexdigest()

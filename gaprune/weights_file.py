@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gaprune.errors import InputError
+from gaprune.export_facts import check_exported
+from gaprune.packed import unpacked
+from gaprune.sparse import is_sparse, load_sparse
 
 # Where training scripts nest the weights inside a larger checkpoint, tried in this order.
 NESTED_UNDER = ("state_dict", "model", "model_state_dict")
@@ -26,14 +29,15 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint, on the CPU, in the order of the file.
 
     Args:
-        path: `.safetensors`, or a state dict saved by `torch.save` as `.pt`, `.pth` or `.bin`,
-            plain or nested under one of `NESTED_UNDER`. A pickle that asks for anything but
-            tensors and plain containers is refused before any of it runs, whatever the
-            environment variables of torch say.
+        path: `.safetensors`, also a sparse file or one with weights packed 2:4 of `gaprune export`;
+            or a state dict saved by `torch.save` as `.pt`, `.pth` or `.bin`, plain or nested under
+            one of `NESTED_UNDER`. A pickle that asks for anything but tensors and plain containers
+            is refused before any of it runs, whatever the environment variables of torch say.
 
     Raises:
-        InputError: missing, empty, a directory, another suffix, damaged, holding code, or anything
-            that is not a mapping of names to tensors.
+        InputError: missing, empty, a directory, another suffix, damaged, holding code, not what
+            the export beside it says, or anything that is not a mapping of names to tensors.
+        GapruneError: a compressed sparse file, and Zstandard is not installed.
     """
     path = Path(path)
     if path.suffix.lower() not in _READERS:
@@ -46,6 +50,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
         if path.stat().st_size == 0:
             raise InputError(f"weights: {path} is empty (0 bytes); save or fetch it again")
         content = _READERS[path.suffix.lower()](path)
+        check_exported(path)
     except OSError as error:
         raise InputError(f"weights: cannot read {path} ({error.strerror or error})") from error
     return _named_tensors(content, path)
@@ -103,11 +108,22 @@ def sha256_of(model_state: Mapping[str, Tensor]) -> str:
 
 def _read_safetensors(path: Path) -> object:
     try:
-        return load_file(path, device="cpu")
-    except SafetensorError as error:
+        with safe_open(path, "pt") as file:
+            sparse = is_sparse(file)
+        if sparse:
+            return _read_sparse(path)
+        return unpacked(load_file(path, device="cpu"))
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"weights: {path} is damaged or not a safetensors file ({error}); fetch it again"
         ) from error
+
+
+def _read_sparse(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_sparse(path)
+    except InputError as error:
+        raise InputError(f"weights: {str(error).removeprefix('sparse: ')}") from error
 
 
 def _read_torch(path: Path) -> object:
@@ -236,7 +252,8 @@ def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     if kinds:
         raise InputError(
             f"weights: integer, float and complex values cannot stand for each other; "
-            f"{_some(kinds)}; save the checkpoint before it is quantised"
+            f"{_some(kinds)}; save the checkpoint before it is quantised, or name the weights "
+            "where this is a file of masks"
         )
 
 

@@ -18,8 +18,8 @@ from gaprune.input_options import InputOptions
 from gaprune.measures.latency import Timed, time_all
 from gaprune.measures.reading import Held, read_file
 from gaprune.measures.runtimes import CSR, EAGER, ONNX, RUNTIMES, Subject, UnavailableError, ready
-from gaprune.measures.verdict import gains_of, verdict
-from gaprune.measures.work import work_of
+from gaprune.measures.verdict import verdict
+from gaprune.measures.work import Work, work_of
 from gaprune.target import target_from_module
 
 FORMS = ("dense", "masks", "prune", "sparse")
@@ -164,24 +164,54 @@ def test_a_runtime_that_cannot_says_why() -> None:
         pass
 
 
+SAME, SMALLER = Work(100, 10), Work(40, 40)  # of a dense network with 100 multiply-adds
+
+
 @pytest.mark.parametrize(
-    ("own", "dense", "gain", "words"),
+    ("own", "dense", "work", "words"),
     [
-        ({EAGER: {1: 2.0}, CSR: {1: 4.0}}, {EAGER: {1: 2.0}}, 1.0, "no speed-up"),
-        ({EAGER: {1: 2.0}, CSR: {1: 1.0}}, {EAGER: {1: 2.0}}, 2.0, "2.00 times at batch 1"),
-        # the dense network is free to use its own fastest runtime
-        ({CSR: {1: 1.0}}, {EAGER: {1: 2.0}, ONNX: {1: 0.5}}, 0.5, "no speed-up"),
+        (
+            {EAGER: {1: 1.0}, CSR: {1: 4.0}},  # half the time in torch is noise: the work is equal
+            {EAGER: {1: 2.0}},
+            SAME,
+            ("no speed-up: 0.50 times as fast at batch 1 (torch-csr)", "saves bytes, not time"),
+        ),
+        (
+            {EAGER: {1: 2.0}, CSR: {1: 1.0}},
+            {EAGER: {1: 2.0}},
+            SAME,
+            ("speed-up over the dense network", "2.00 times as fast at batch 1 (torch-csr)"),
+        ),
+        (
+            {CSR: {1: 1.0}},  # the dense network is free to use its own fastest runtime
+            {EAGER: {1: 2.0}, ONNX: {1: 0.5}},
+            SAME,
+            ("no speed-up: 0.50 times as fast at batch 1 (torch-csr)", "all 100 multiply-adds"),
+        ),
+        ({EAGER: {1: 1.0}}, {EAGER: {1: 2.0}}, SAME, ("all 100 multiply-adds", "not time")),
+        (
+            {EAGER: {1: 1.0, 64: 9.0}, ONNX: {1: 3.0, 64: 8.0}},
+            {EAGER: {1: 2.0, 64: 8.0}},
+            SMALLER,
+            (
+                "speed-up over the dense network in its fastest runtime: 2.00 times as fast",
+                "no speed-up: 1.00 times as fast at batch 64 (onnxruntime)",
+            ),
+        ),
     ],
-    ids=["same", "faster", "slower"],
+    ids=["same", "csr", "slower", "no csr", "smaller"],
 )
 def test_the_verdict_compares_the_fastest_of_both(
-    own: dict[str, dict[int, float]], dense: dict[str, dict[int, float]], gain: float, words: str
+    own: dict[str, dict[int, float]],
+    dense: dict[str, dict[int, float]],
+    work: Work,
+    words: tuple[str, ...],
 ) -> None:
-    """A file is faster only if nothing runs the dense network as fast."""
-    timed = Timed(own, dense, {})
-    assert dict(gains_of(timed)) == {1: gain}
+    """A file is faster only by less work, and if nothing runs the dense network as fast."""
     held = Held(Path("x"), "dense", 10, 2)
-    assert words in " ".join(verdict(held, timed, known=True))
+    said = list(verdict(held, Timed(own, dense, {}), work, 100))
+    assert all(part in " ".join(said) for part in words), said
+    assert any("not time" in line for line in said) == (work is SAME and "2.00" not in words[1])
 
 
 def test_a_file_that_nobody_names_is_counted_all_the_same(tiny: Path, tmp_path: Path) -> None:
@@ -278,7 +308,8 @@ def test_the_command_prints_one_record_per_file(place: Path, run: Run) -> None:
     shown = run("measure", files[0], "--runtimes", "torch")
     assert shown.code == 0
     assert "milliseconds of one pass" in shown.out
-    assert "as fast" in shown.out
+    assert "multiply-adds of the dense network" in shown.out
+    assert files[0] in shown.out
 
 
 def test_runtimes_are_four() -> None:

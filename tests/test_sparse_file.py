@@ -22,9 +22,11 @@ from scipy.sparse import csr_array  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports.entries import DTYPES, How
-from gaprune.exports.positions import CODINGS, decode
-from gaprune.exports.sparse_file import SparseFile, load_sparse, load_sparse_into, sparse_bytes
+from gaprune.exports.entries import How
+from gaprune.exports.sparse_file import sparse_bytes
+from gaprune.sparse import SparseFile, load_sparse, load_sparse_into
+from gaprune.sparse.entries import DTYPES
+from gaprune.sparse.positions import CODINGS, decode
 from gaprune.supermask import top_k_mask
 from gaprune.zoo import ZOO, load
 
@@ -350,11 +352,6 @@ def test_reading_an_uncompressed_file_needs_no_extra(tmp_path: Path) -> None:
     script = f"""
 import sys
 sys.modules["zstandard"] = None
-import importlib.util
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "zstandard" else found(name, *rest)
-from gaprune.sources import extras
-extras.find_spec = importlib.util.find_spec
 from gaprune.errors import GapruneError
 from gaprune.exports import load_sparse
 assert len(load_sparse({str(plain)!r})) == 4
@@ -379,7 +376,7 @@ def test_equal_networks_make_equal_files() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing without Zstandard names the extra that brings it."""
     weight, mask = pruned((20, 20), 0.3)
-    monkeypatch.setattr("gaprune.sources.extras.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(GapruneError, match=r"needs zstandard; pip install 'gaprune\[export\]'"):
         sparse_bytes({"w": weight}, {"w": mask}, How())
     assert sparse_bytes({"w": weight}, {"w": mask}, PLAIN)

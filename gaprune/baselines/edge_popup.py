@@ -76,6 +76,8 @@ def edge_popup(
 ) -> Tensor:
     """Return the mask of the trained scores, flat bool `[total]`, exactly at the budget.
 
+    Under a pattern of units it is theirs; under N:M it keeps N of every group.
+
     The largest |score| stay, so a score moves by −rate · sign(score) · w · ∂loss/∂(w·m), with
     momentum and decay.
 
@@ -114,13 +116,23 @@ Express = Callable[[Tensor], Tensor]
 
 
 def _each_layer(layout: Layout, sparsity: float) -> Express:
+    if layout.quota is not None:
+        return _under_quota(layout)
     counts = uniform_counts(layout, sparsity)
     return lambda scores: layered_mask(scores, layout, counts)
 
 
 def _over_all(layout: Layout, sparsity: float) -> Express:
+    if layout.quota is not None:
+        return _under_quota(layout)
     keep = keep_total(layout, sparsity)
     return lambda scores: global_mask(scores, layout, keep)
+
+
+def _under_quota(layout: Layout) -> Express:
+    quota = layout.quota
+    assert quota is not None
+    return lambda scores: quota.mask(scores, layout.slices, layout.shapes)
 
 
 _EXPRESSED: dict[str, Callable[[Layout, float], Express]] = {
@@ -141,12 +153,17 @@ def _kaiming(bench: Bench, generator: torch.Generator) -> Tensor:
 
 
 def _from_weights(bench: Bench, _generator: torch.Generator) -> Tensor:
-    """Return √(6/fan in) · w / max |w| in each layer (Sehwag et al. 2020, section 3.2)."""
+    """Return √(6/fan in) · w / max |w| in each layer (Sehwag et al. 2020, section 3.2).
+
+    The units of a pattern begin with the mean size of these.
+    """
+    layout = bench.weight_layout
     parts = [
         (fan / 6) ** -0.5 * weight.flatten().float() / weight.abs().max().float().clamp_min(1e-30)
-        for weight, fan in zip(bench.weights.values(), _fans_in(bench.layout), strict=True)
+        for weight, fan in zip(bench.weights.values(), _fans_in(layout), strict=True)
     ]
-    return torch.cat(parts)
+    flat = torch.cat(parts)
+    return flat if bench.units is None else bench.units.mean(flat.abs())
 
 
 def _fans_in(layout: Layout) -> list[int]:

@@ -8,9 +8,11 @@ from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from gaprune.cli import outputs
+from gaprune.cli.comparison_table import WIDEST
 from gaprune.cli.interrupts import Interrupts
 from gaprune.console import MISSING, add_row, percent, stdout, table
 from gaprune.formats import to_json
@@ -54,7 +56,8 @@ def measure_command(
     """Measure files of weights: bytes, parameters, multiply-adds, latency, agreement.
 
     Latency is the median of many passes at batch 1 and 64, in turn with the dense network in the
-    same runtime. A line says so where sparsity gives no speed-up.
+    same runtime; of torch-csr, with the dense network in torch. A line says so where sparsity
+    gives no speed-up: runtimes that multiply by zeros do all the work, whatever the file saves.
 
     Example: gaprune measure runs/mnist-cnn-0.98/pruned.safetensors
 
@@ -72,12 +75,14 @@ def measure_command(
 
 def _show(found: Sequence[Measured]) -> None:
     console = stdout()
+    if not console.is_terminal:
+        console.width = WIDEST  # names of files are not cut apart
     shown = table("", *(one.file for one in found))
     for label, cell in _ROWS.items():
         add_row(shown, [label, *(cell(one) for one in found)])
     console.print(shown)
     for one in found:
-        _show_latency(one)
+        _show_latency(one, console)
     for one in found:
         for name, why in one.timed.missing.items():
             console.print(Text(f"{one.file}: {name}: not measured ({why})"))
@@ -103,15 +108,16 @@ _ROWS: dict[str, Callable[[Measured], str]] = {
 }
 
 
-def _show_latency(one: Measured) -> None:
+def _show_latency(one: Measured, console: Console) -> None:
     batches = list(dict.fromkeys(batch for by in one.timed.own.values() for batch in by))
     if not batches:
         return
-    title = f"{one.file}: milliseconds of one pass, median, {one.threads} threads"
+    threads = "1 thread" if one.threads == 1 else f"{one.threads} threads"
+    title = f"{one.file}: milliseconds of one pass, median, {threads}"
     heads = (f"{who}batch {batch}" for batch in batches for who in ("", "dense, "))
     shown = table("runtime", *heads, title=title)
     for name, own in one.timed.own.items():
         dense = one.timed.dense.get(name, {})
         cells = (ms for batch in batches for ms in (own.get(batch), dense.get(batch)))
         add_row(shown, [name, *(MISSING if ms is None else f"{ms:.3f}" for ms in cells)])
-    stdout().print(shown)
+    console.print(shown)

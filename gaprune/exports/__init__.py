@@ -1,11 +1,11 @@
 """What you get: a pruned network in the formats that people use, each read back before it counts.
 
-`export` writes one; `formats` lists them, `sparse_file` documents our own.
+`export` writes one; `formats` lists them, `docs/sparse-format.md` documents our own.
 """
 
 from gaprune.exports.formats import EXPORTERS, Exporter
-from gaprune.exports.sparse_file import SparseFile, load_sparse, load_sparse_into
 from gaprune.exports.writing import Exported, export
+from gaprune.sparse import SparseFile, load_sparse, load_sparse_into
 
 __all__ = [
     "EXPORTERS",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gaprune.exports.entries import How
-from gaprune.exports.formats import EXPORTERS
+from gaprune.exports.formats import exporter_of
 from gaprune.exports.hf_folder import SCHEME
 from gaprune.exports.pruned import Pruned
 
@@ -49,7 +49,7 @@ def card(pruned: Pruned, form: str, how: How, files: Mapping[str, int], dense_by
 
 def _head(pruned: Pruned, form: str) -> Iterator[str]:
     yield "---"
-    yield f"library_name: {EXPORTERS[form].library}"
+    yield f"library_name: {exporter_of(form).library}"
     base = pruned.name.removeprefix(SCHEME)
     if pruned.name.startswith(SCHEME) and base.count("/") == 1 and not base.startswith((".", "~")):
         yield f"base_model: {json.dumps(base)}"
@@ -93,7 +93,7 @@ def _files(form: str, files: Mapping[str, int], dense_bytes: int, how: How) -> I
     for name, size in files.items():
         yield f"| `{name}` | {size:,} | {_percent(size / dense_bytes)} |"
     yield ""
-    yield f"Format `{form}`: {EXPORTERS[form].description}. Dense: {dense_bytes:,} bytes."
+    yield f"Format `{form}`: {exporter_of(form).description}. Dense: {dense_bytes:,} bytes."
     if how.half:
         yield "Weights that stay are rounded to float16 in this file."
     if how.codebook is not None:
@@ -152,7 +152,7 @@ def _loading(form: str) -> Iterator[str]:
     yield "## How to load it"
     yield ""
     yield "```python"
-    yield EXPORTERS[form].loading
+    yield exporter_of(form).loading
     yield "```"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gaprune import plugins
 from gaprune.errors import InputError, unknown_name
 from gaprune.exports import compact, hf_folder, onnx_file, semi_structured, states
 from gaprune.exports.entries import How
@@ -140,11 +141,26 @@ def find_exporter(form: str, how: How) -> Exporter:
     Raises:
         InputError: an unknown name, or an option that this format has no use for.
     """
-    if form not in EXPORTERS:
-        raise unknown_name("format", form, EXPORTERS)
+    exporter = exporter_of(form)
     how.check()
     for name, value in vars(how).items():
-        if value != getattr(How(), name) and name not in EXPORTERS[form].takes:
+        if value != getattr(How(), name) and name not in exporter.takes:
             users = ", ".join(key for key, one in EXPORTERS.items() if name in one.takes)
             raise InputError(f"{name}: {form} has no use for it, only {users}; leave it out")
-    return EXPORTERS[form]
+    return exporter
+
+
+def exporter_of(form: str) -> Exporter:
+    """Return a format by name: our own, or a plug-in's.
+
+    Raises:
+        InputError: an unknown name, or a plug-in that is broken.
+    """
+    found = EXPORTERS.get(form)
+    if found is None:
+        found = plugins.find(plugins.EXPORTERS, form, plugins.typed(Exporter))
+    if found is None:
+        raise unknown_name(
+            "format", form, [*EXPORTERS, *plugins.names(plugins.EXPORTERS, EXPORTERS)]
+        )
+    return found

@@ -12,25 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.sparse._semi_structured_conversions import (
-    sparse_semi_structured_from_dense_cutlass,
-    sparse_semi_structured_to_dense_cutlass,
-)
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
 from gaprune.exports.states import MODEL
 from gaprune.formats import to_json
-from gaprune.weights_file import sha256_of
+from gaprune.packed import HALVES, packed
+from gaprune.weights_file import load_state, sha256_of
 
 RECEIPT = "semi-structured.json"
-PACKED, META = ".packed", ".meta"
 SCHEMA, KEEP, OF = 1, 2, 4
 ROWS, COLUMNS = 32, 64  # of a float16 weight that CUDA takes: multiples of these
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 def write_semi_structured(pruned: Pruned, folder: Path, how: How) -> None:
@@ -49,18 +44,15 @@ def write_semi_structured(pruned: Pruned, folder: Path, how: How) -> None:
             "its inputs; prune with --pattern 2:4, or export it as sparse"
         )
     state = {name: _stored(name, value, half=how.half) for name, value in pruned.state.items()}
-    packed = [name for name in layers if takes(state[name]) and state[name].dtype in _HALVES]
-    written = dict(state)
-    for name in packed:
-        del written[name]
-        written[name + PACKED], written[name + META] = sparse_semi_structured_from_dense_cutlass(
-            state[name]
-        )
+    chosen = [name for name in layers if takes(state[name]) and state[name].dtype in HALVES]
+    written: dict[str, Tensor] = {}
+    for name, value in state.items():
+        written |= packed(name, value) if name in chosen else {name: value}
     save_file({name: one.contiguous() for name, one in written.items()}, folder / MODEL)
     receipt = {
         "schema": SCHEMA,
         "pattern": f"{KEEP}:{OF}",
-        "layers": {name: _facts(state[name], packed=name in packed) for name in layers},
+        "layers": {name: _facts(state[name], packed=name in chosen) for name in layers},
         "other": [name for name in pruned.masks if name not in layers],
     }
     (folder / RECEIPT).write_text(to_json(receipt, indent=2) + "\n", encoding="utf-8")
@@ -95,17 +87,17 @@ def load_semi_structured(folder: str | Path) -> dict[str, Tensor]:
     """
     place = Path(folder)
     try:
-        state = load_file(place / MODEL)
+        state = load_state(place / MODEL)
         layers: dict[str, Any] = json.loads((place / RECEIPT).read_text("utf-8"))["layers"]
-        for name, facts in layers.items():
-            if facts["packed"]:
-                parts = state.pop(name + PACKED), state.pop(name + META)
-                state[name] = sparse_semi_structured_to_dense_cutlass(*parts)
-    except Exception as error:  # safetensors and torch raise any type for damaged files
+    except (OSError, ValueError, KeyError, TypeError) as error:  # InputErrors too: damaged files
         raise InputError(
-            f"file: {folder} holds no sound semi-structured export ({type(error).__name__}: "
-            f"{error}); export it again"
+            f"file: {folder} holds no sound semi-structured export ({error}); export it again"
         ) from error
+    if missing := set(layers) - set(state):
+        raise InputError(
+            f"file: {folder} holds no sound semi-structured export ({RECEIPT} speaks of "
+            f"{min(missing)}, which {MODEL} lacks); export it again"
+        )
     return state
 
 

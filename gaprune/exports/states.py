@@ -11,9 +11,10 @@ from torch import Tensor
 from gaprune.errors import GapruneError
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
-from gaprune.exports.sparse_file import load_sparse, sparse_bytes
+from gaprune.exports.sparse_file import sparse_bytes
 from gaprune.mask_file import packed_bytes
 from gaprune.run_directory import load_masks
+from gaprune.sparse import load_sparse
 from gaprune.weights_file import sha256_of
 
 MODEL, MASKS, SPARSE = "model.safetensors", "masks.safetensors", "model.sparse.safetensors"

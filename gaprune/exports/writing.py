@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch import nn
 
 from gaprune.checkpoint.bundle import PARTIAL, hidden_name, sync
 from gaprune.errors import GapruneError, InputError
+from gaprune.export_facts import FACTS, SCHEMA, file_facts, read_facts
 from gaprune.exports.card import CARD, card
 from gaprune.exports.entries import How
 from gaprune.exports.formats import find_exporter
@@ -24,9 +23,6 @@ from gaprune.formats import to_json
 from gaprune.job import JOB_KEYS
 from gaprune.result import Result
 from gaprune.run_directory import writing
-
-FACTS = "export.json"
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -131,13 +127,7 @@ def _facts(
         "repaired": pruned.repaired,
         "target": pruned.name,
         "weights_sha256": pruned.record["weights_sha256"],
-        "files": {
-            name: {
-                "bytes": size,
-                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
-            }
-            for name, size in files.items()
-        },
+        "files": {name: file_facts(folder / name) for name in files},
         "config": _network(pruned),
     }
 
@@ -146,15 +136,6 @@ def _network(pruned: Pruned) -> dict[str, Any]:
     """Return what names the dense network, and nothing else of what was asked for."""
     named = {key.name: pruned.config[key.name] for key in JOB_KEYS if key.name in pruned.config}
     return {**named, "sparsity": pruned.record["sparsity"]["asked"]}
-
-
-def read_facts(folder: Path) -> dict[str, Any] | None:
-    """Return the content of `export.json`, or None where there is none."""
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return facts if isinstance(facts, dict) and isinstance(facts.get("files"), dict) else None
 
 
 def _check_free(place: Path, shown: str | Path, *, overwrite: bool) -> None:
@@ -188,8 +169,7 @@ def _filling(place: Path, shown: str | Path) -> Iterator[Path]:
     with writing(shown, GapruneError):
         made = [one for one in (place.parent, *place.parent.parents) if not one.exists()]
         place.parent.mkdir(parents=True, exist_ok=True)
-        for rest in place.parent.glob(f".{place.name}.*{PARTIAL}"):  # of one that was killed
-            shutil.rmtree(rest, ignore_errors=True)
+        _clear(place)  # of one that was killed
         fresh = hidden_name(place)
         try:
             fresh.mkdir()
@@ -197,10 +177,18 @@ def _filling(place: Path, shown: str | Path) -> Iterator[Path]:
             _settle(fresh, place)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
+            if place.exists():
+                _clear(place)
             for folder in made:  # innermost first
                 with contextlib.suppress(OSError):  # somebody else has put something there
                     folder.rmdir()
             raise
+
+
+def _clear(place: Path) -> None:
+    """Remove hidden folders of exports to a place."""
+    for rest in place.parent.glob(f".{place.name}.*{PARTIAL}"):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 def _settle(fresh: Path, place: Path) -> None:
@@ -212,16 +200,18 @@ def _settle(fresh: Path, place: Path) -> None:
         sync(path)
     sync(fresh)
     before = hidden_name(place)
-    if place.exists():
-        place.rename(before)
     try:
+        if place.exists():
+            place.rename(before)
         fresh.rename(place)
+        sync(place.parent)
     except BaseException:
-        if before.exists():
+        if before.exists() and not place.exists():
             before.rename(place)
         raise
-    sync(place.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    finally:
+        if place.exists():
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def _umask_of(folder: Path) -> int:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gaprune.config import read_config
 from gaprune.errors import InputError
+from gaprune.export_facts import read_facts
 from gaprune.exports.pruned import find_target
-from gaprune.exports.writing import read_facts
 from gaprune.measures.reading import Held
 from gaprune.run_directory import CONFIG, RECORD
 from gaprune.target import Target, load_target

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from gaprune.cost import macs_per_input
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.exports.onnx_file import Session
-from gaprune.exports.squeezing import zstd_size
 from gaprune.held_out import HeldOut, Score
 from gaprune.labelled import zoo_test
 from gaprune.measures.finding import dense_of, network_of
@@ -25,6 +24,7 @@ from gaprune.measures.work import Work, work_of
 from gaprune.probes.mixture import as_network
 from gaprune.probes.procedural import procedural
 from gaprune.probes.samples import Samples
+from gaprune.sparse.squeezing import zstd_size
 from gaprune.target import Target
 
 SCHEMA = 1
@@ -38,7 +38,7 @@ class Measured:
 
     Attributes:
         file: as the user named it.
-        kind: `dense`, `sparse`, `masks`, `prune`, `onnx` or `program`.
+        kind: `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`.
         bytes: on the disk.
         zstd_bytes: after Zstandard, as its command compresses; None without the package.
         parameters: numbers of floating types in the file; of masks, weights that they speak of.
@@ -130,12 +130,11 @@ def _measure_one(
     dense = dense_of(held.path, stated)
     model = None if dense is None else network_of(held, dense)
     work, timed, score, source = None, Timed({}, {}, {}), None, None
+    dense_macs = None if dense is None else macs_per_input(dense.model, dense.example())
     if dense is not None:
         onnx = held.path if held.kind == ONNX else None
-        if model is None:
-            work = Work(macs_per_input(dense.model, dense.example()), None)
-        else:
-            work = work_of(model, dense.example())
+        assert dense_macs is not None
+        work = Work(dense_macs, None) if model is None else work_of(model, dense.example())
         timed = time_all(Subject(model, dense, onnx), Subject(dense.model, dense), names, batches)
         score, source, complaint = _score(model or _Onnx(held.path), dense)
         if complaint is not None:
@@ -153,7 +152,7 @@ def _measure_one(
         accuracy=None if score is None else score.accuracy,
         compared_on=source,
         threads=torch.get_num_threads(),
-        said=tuple(verdict(held, timed, known=dense is not None)),
+        said=tuple(verdict(held, timed, work, dense_macs)),
     )
 
 

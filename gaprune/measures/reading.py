@@ -11,18 +11,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.export_facts import check_exported
 from gaprune.exports.compact import load_program
 from gaprune.exports.onnx_file import EXTRA
-from gaprune.exports.sparse_file import FORMAT, load_sparse
 from gaprune.exports.states import MASK, ORIGINAL, without_prune
 from gaprune.formats import from_stamp
 from gaprune.mask_file import PACKED
+from gaprune.packed import META, VALUES
 from gaprune.run_directory import load_masks
 from gaprune.sources.extras import import_extra
+from gaprune.sparse import is_sparse, load_sparse
 from gaprune.weights_file import load_state
 
 DENSE, SPARSE, MASKS, PRUNE, ONNX = "dense", "sparse", "masks", "prune", "onnx"
-PROGRAM = "program"
+PROGRAM, TWO_FOUR = "program", "semi-structured"
+_SUFFIXES = {".onnx": ONNX, ".pt2": PROGRAM}
+_PAIRS = {PRUNE: (MASK, ORIGINAL), TWO_FOUR: (VALUES, META)}  # of names that tell a kind
 _MASKS = ("gaprune mask", PACKED)
 
 
@@ -32,7 +36,7 @@ class Held:
 
     Attributes:
         path: the file.
-        kind: `dense`, `sparse`, `masks`, `prune`, `onnx` or `program`.
+        kind: `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`.
         parameters: numbers of a floating type in it; of masks, the weights they speak of.
         nonzeros: those that are not 0; of masks, the weights that stay.
         state: the state dict it stands for; None of masks, ONNX and programs.
@@ -57,6 +61,7 @@ def read_file(path: Path) -> Held:
         GapruneError: an optional package is missing.
     """
     kind = _kind(path)
+    check_exported(path)
     return _READERS[kind](path, kind)
 
 
@@ -65,26 +70,27 @@ def _kind(path: Path) -> str:
         raise InputError(f"file: {path} is a folder; name the file inside it")
     if not path.is_file():
         raise InputError(f"file: there is no file {path}")
-    if path.suffix.lower() == ".onnx":
-        return ONNX
-    if path.suffix.lower() == ".pt2":
-        return PROGRAM
-    if path.suffix.lower() != ".safetensors":
-        return DENSE  # or what `load_state` refuses
+    suffix = path.suffix.lower()
+    if suffix != ".safetensors":
+        return _SUFFIXES.get(suffix, DENSE)  # or what `load_state` refuses
     try:
         with safe_open(path, "numpy") as file:
+            sparse = is_sparse(file)
             stated = from_stamp(file.metadata()).get("format")
             names = set(file.keys())
     except (SafetensorError, ValueError, TypeError) as error:
         raise InputError(
             f"file: {path} is damaged or not a safetensors file ({error}); fetch it again"
         ) from error
-    if stated == FORMAT:
-        return SPARSE
-    if stated in _MASKS:
-        return MASKS
-    masked = (name.removesuffix(MASK) for name in names if name.endswith(MASK))
-    return PRUNE if any(f"{stem}{ORIGINAL}" in names for stem in masked) else DENSE
+    return SPARSE if sparse else MASKS if stated in _MASKS else _kind_of(names)
+
+
+def _kind_of(names: set[str]) -> str:
+    for kind, (one, other) in _PAIRS.items():
+        stems = (name.removesuffix(one) for name in names if name.endswith(one))
+        if any(stem + other in names for stem in stems):
+            return kind
+    return DENSE
 
 
 def _read_dense(path: Path, kind: str) -> Held:
@@ -139,6 +145,7 @@ def _read_program(path: Path, kind: str) -> Held:
 
 _READERS: dict[str, Callable[[Path, str], Held]] = {
     DENSE: _read_dense,
+    TWO_FOUR: _read_dense,
     SPARSE: _read_sparse,
     MASKS: _read_masks,
     PRUNE: _read_prune,

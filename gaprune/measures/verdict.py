@@ -5,49 +5,77 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gaprune.measures.latency import Latencies, Timed
-from gaprune.measures.reading import PROGRAM, Held
+from gaprune.measures.reading import Held
+from gaprune.measures.runtimes import CSR
+from gaprune.measures.work import Work
 
 WORTH_SAYING = 1.1  # times faster; less is the noise of a machine
 
+Gains = dict[int, tuple[float, str]]
+"""Batch → how many times as fast as the dense network in its fastest runtime, and in which."""
 
-def verdict(held: Held, timed: Timed, *, known: bool) -> Iterator[str]:
+
+def verdict(held: Held, timed: Timed, work: Work | None, dense_macs: int | None) -> Iterator[str]:
     """Say whether a file is faster than the dense network, each in its fastest runtime.
+
+    A network of the same shapes does the same work in every runtime that multiplies by zeros, so
+    that only one which skips them can gain; what others seem to gain there is noise.
 
     Args:
         held: the file.
         timed: its latencies.
-        known: whether the network is.
+        work: its multiply-adds; None where nobody knows the network.
+        dense_macs: multiply-adds of the dense network; None as above.
     """
-    if not known:
+    if work is None or dense_macs is None:
         yield (
             "which network this is nobody says, so nothing was run: name it with --target, or "
             "measure the file in the folder of its run or export"
         )
         return
-    gains = dict(gains_of(timed))
-    if not gains:
-        return
-    best = max(gains, key=lambda batch: gains[batch])
-    at = ", ".join(f"{gain:.2f} times at batch {batch}" for batch, gain in gains.items())
-    if gains[best] >= WORTH_SAYING:
-        yield f"fastest runtime against the dense network's fastest: {at} as fast"
-    else:
+    smaller = work.all < dense_macs
+    gains = gains_of(timed, None if smaller else (CSR,))
+    found = {batch: one for batch, one in gains.items() if one[0] >= WORTH_SAYING}
+    if found:
+        yield f"speed-up over the dense network in its fastest runtime: {_listed(found)}"
+    if slow := {batch: one for batch, one in gains.items() if batch not in found}:
+        yield f"no speed-up: {_listed(slow)} as the dense network in its fastest runtime"
+    if not smaller and not found and timed.own:
         yield (
-            f"no speed-up: the fastest runtime is {at} as fast as the dense network's fastest; "
-            "dense runtimes multiply by zeros as by any other number, and what torch's CSR saves "
-            "its bookkeeping costs here: this sparsity saves bytes, not time"
+            f"it does all {work.all:,} multiply-adds of the dense network, those by zero too, in "
+            "every runtime but torch-csr: this sparsity saves bytes, not time"
         )
-    if held.nonzeros == held.parameters and held.kind != PROGRAM:
+    if held.nonzeros == held.parameters and not smaller:
         yield "the file holds no zeros: nothing is pruned here"
 
 
-def gains_of(timed: Timed) -> Iterator[tuple[int, float]]:
-    """Yield batch → how many times as fast the file is, each in its fastest runtime."""
-    for batch in {batch: None for one in timed.own.values() for batch in one}:
-        own, dense = _fastest(timed.own, batch), _fastest(timed.dense, batch)
-        if own is not None and dense is not None:
-            yield batch, dense / own
+def gains_of(timed: Timed, runtimes: tuple[str, ...] | None = None) -> Gains:
+    """Return how many times as fast the file is, each in its fastest runtime.
+
+    Args:
+        timed: what was measured.
+        runtimes: those that count for the file; None are all of them.
+    """
+    own = {
+        name: by_batch
+        for name, by_batch in timed.own.items()
+        if runtimes is None or name in runtimes
+    }
+    found: Gains = {}
+    for batch in {batch: None for one in own.values() for batch in one}:
+        mine, theirs = _fastest(own, batch), _fastest(timed.dense, batch)
+        if mine is not None and theirs is not None:
+            found[batch] = theirs[0] / mine[0], mine[1]
+    return found
 
 
-def _fastest(latencies: Latencies, batch: int) -> float | None:
-    return min((one[batch] for one in latencies.values() if batch in one), default=None)
+def _listed(gains: Gains) -> str:
+    return ", ".join(
+        f"{gain:.2f} times as fast at batch {batch} ({runtime})"
+        for batch, (gain, runtime) in gains.items()
+    )
+
+
+def _fastest(latencies: Latencies, batch: int) -> tuple[float, str] | None:
+    times = ((one[batch], name) for name, one in latencies.items() if batch in one)
+    return min(times, default=None)

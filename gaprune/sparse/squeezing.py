@@ -6,13 +6,14 @@ little and shrink there; low bytes of fractions are noise and stay as they are.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from gaprune.exports.positions import Bytes
-from gaprune.sources.extras import import_extra
+from gaprune.errors import GapruneError
+from gaprune.sparse.positions import Bytes
 
 LEVEL = 19  # of 22: the last that needs no more memory to read
 USUAL = 3  # of the command zstd
@@ -25,7 +26,10 @@ def zstandard(what: str) -> Any:  # noqa: ANN401 - a module
     Raises:
         GapruneError: it is not installed; the message begins with `what`.
     """
-    return import_extra("zstandard", "export", what)
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError as error:
+        raise GapruneError(f"{what}: needs zstandard; pip install 'gaprune[export]'") from error
 
 
 def orders(data: Bytes, width: int) -> Iterator[tuple[str, Bytes]]:

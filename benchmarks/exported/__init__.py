@@ -1,0 +1,1 @@
+"""What files and patterns give, part by part; `benchmarks.files` runs them."""

