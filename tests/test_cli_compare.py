@@ -18,7 +18,7 @@ import pytest
 from command_line import OWN, TINY, Run, tree
 
 import gaprune
-from gaprune.comparison import methods, read_rows
+from gaprune.comparison import find_methods, methods, read_rows
 
 DATA = ("--test", "labelled.npz", "--train", "labelled.npz")
 SMALL = (*TINY, "--epochs", "1", "--train-batch", "10")
@@ -26,7 +26,7 @@ FAST = ("--sparsity", "0.5,0.75", "--methods", "magnitude,lamp,imp-direct")
 COMPARE = ("compare", *OWN, *DATA, *SMALL)
 FIELDS = {
     *("target", "sparsity", "method", "seed", "needs", "accuracy", "agreement", "evaluations"),
-    *("epochs", "seconds", "actual", "dense_accuracy", "path", "steps", "code", "error"),
+    *("epochs", "seconds", "actual", "dense_accuracy", "path", "steps", "code", "error", "note"),
 }
 EXAMPLE = """
 def score(network, probes, density, generator):
@@ -84,7 +84,8 @@ def test_the_table_shows_every_method_and_where_the_files_are(run: Run, place: P
     folder = lines[-1].split(":")[0].removeprefix("saved in ")
     named = lines[-1].split(": ")[1].split(", ")
     assert set(named) <= {path.name for path in Path(folder).iterdir()}
-    assert named == ["rows.csv", "rows.json", "table.md", "accuracy.svg", "accuracy.png"]
+    made = ["report.html", "rows.csv", "rows.json", "table.md", "accuracy.svg", "accuracy.png"]
+    assert named == made
 
 
 def test_the_same_command_goes_on_and_computes_nothing_again(run: Run, place: Path) -> None:
@@ -142,7 +143,7 @@ def test_all_methods_run_and_those_without_data_say_so(run: Run, place: Path) ->
     )
     assert ran.code == 0
     rows = {row["method"]: row for row in json.loads(ran.out)}
-    assert set(rows) == set(methods()) - {"imp-schedule"}
+    assert set(rows) == {method.name for method in find_methods(("all",))}
     for name, row in rows.items():
         if methods()[name].needs.labels:
             assert row["error"].startswith("train: this method needs labelled training data")

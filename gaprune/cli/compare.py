@@ -15,7 +15,7 @@ from gaprune.cli.comparison_table import WIDEST, show_comparison
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.options import with_options
 from gaprune.cli.prune import RUNS, slug
-from gaprune.comparison import Data, Row, compare_target, methods
+from gaprune.comparison import Data, Row, added_methods, compare_target, methods
 from gaprune.comparison.contest import part_name
 from gaprune.comparison.question import UNUSED
 from gaprune.comparison.request import REQUEST_KEYS, make_request
@@ -58,7 +58,8 @@ def compare_command(
     labels: those of --test, or of a zoo network's test set; without any, the agreement with the
     dense network on the guard probes. A method that needs what is not there says so in its row.
     --floor holds for the masks that are searched for (evolved, edge-popup), the others are as they
-    were published.
+    were published. Under --pattern all of them obey it, and a method that has no place there says
+    so; sparsity then counts blocks or channels, and N:M says it itself.
 
     Every row is on the disk as soon as it is known: stop at any time, and the same command goes on.
 
@@ -106,12 +107,13 @@ class _Teller(Monitor):
             return
         if row.error is not None:
             self._failed.add((row.method, row.error))
-        what = row.error or f"{percent(row.score)} in {duration(row.seconds)}"
+        figure = f"{percent(row.score)} in {duration(row.seconds)}"
+        what = row.error or row.note or figure
         self.say(f"{done}/{total} {part_name(row.method, row.seed, row.sparsity)}: {what}")
 
 
 def _list_methods(*, as_json: bool) -> None:
-    known = methods().values()
+    known = [*methods().values(), *added_methods().values()]
     if as_json:
         stated = ("name", "description", "source", "needs", "seeded", "path")
         typer.echo(to_json([{key: asdict(one)[key] for key in stated} for one in known], indent=2))

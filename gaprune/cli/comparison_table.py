@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from gaprune.comparison import Comparison
-from gaprune.comparison.store import CSV, LIST, PLOTS, TABLE
+from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE
 from gaprune.comparison.tables import columns, line_cells, notes
 from gaprune.config import EVOLVED
 from gaprune.console import add_row, stdout, table
@@ -33,7 +33,7 @@ def show_comparison(found: Comparison, place: Path) -> None:
     seeds = len({row.seed for row in found.rows})
     spread = f"; median ± half the range of {seeds} seeds" if seeds > 1 else ""
     console.print(f"measured on {found.measured_on}{spread}", markup=False)
-    made = [name for name in (CSV, LIST, TABLE, *PLOTS) if (place / name).exists()]
+    made = [name for name in (REPORT, CSV, LIST, TABLE, *PLOTS) if (place / name).exists()]
     console.print(f"saved in {place}: {', '.join(made)}", markup=False)
 
 
@@ -56,7 +56,7 @@ def _table(found: Comparison, missing: list[str]) -> Table:
     there = [index for index, column in enumerate(head) if column not in missing]
     labelled = found.dense_accuracy is not None
     measure = "accuracy" if labelled else "agreement with the dense network"
-    heading = f"{found.target}: {measure} in %, by the part of the weights that is removed"
+    heading = f"{found.target}: {measure} in %, by the part of the {found.removed} that is removed"
     shown = table(*(head[index] for index in there), title=heading)
     shown.padding = (0, 1, 0, 0)  # six sparsities have room in 120 columns
     for column in shown.columns:

@@ -1,6 +1,6 @@
 """The price of no data: every method on the same network, budgets and held-out labels."""
 
-from gaprune.comparison.method_table import Method, find_methods, methods
+from gaprune.comparison.method_table import Method, added_methods, find_methods, methods
 from gaprune.comparison.publish import Comparison
 from gaprune.comparison.question import Data, Question
 from gaprune.comparison.rows import Line, Needs, Row, summarise
@@ -16,6 +16,7 @@ __all__ = [
     "Question",
     "Row",
     "Store",
+    "added_methods",
     "compare",
     "compare_target",
     "find_methods",

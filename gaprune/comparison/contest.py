@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from gaprune.baselines.schedule import Step
 from gaprune.baselines.training import Training
 from gaprune.bench import Bench
+from gaprune.comparison.ground import Ground, kind_of
 from gaprune.comparison.rows import Row
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
@@ -84,6 +86,16 @@ class Contest:
     observer: Listener
     said: set[str] = field(default_factory=set, repr=False)
     _prepared: dict[int, tuple[Bench, ProbePlan]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def ground(self) -> Ground:
+        """What is ranked: weights, or the units of the pattern."""
+        return Ground.of(self.target, self.settings)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the pattern, see `gaprune.comparison.ground`."""
+        return kind_of(self.settings.pattern)
 
     def generator(self, *parts: str | int) -> torch.Generator:
         """Return a generator that depends on `parts` alone, so that rows do not on each other."""

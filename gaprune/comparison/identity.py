@@ -25,6 +25,8 @@ _IN_KEYS = ("sparsity", "seed", "method")  # settings that are a row's own
 _NAMED = {"threads_per_worker": "threads"}  # settings that older folders name otherwise
 _LATER = {
     "allocation": 0,
+    "budget": "weights",
+    "budget_macs": None,
     "clip": None,
     "continuation": 0,
     "device": "cpu",
@@ -32,6 +34,7 @@ _LATER = {
     "features": 0.0,
     "floor": 0.0,
     "gpus_per_worker": 0.0,
+    "latency_batch": 1,
     "max_drop": None,
     "patience": None,
     "pattern": "unstructured",

@@ -60,7 +60,19 @@ class Entry:
         )
 
     def rows(self, wanted: AbstractSet[float], judge: HeldOut) -> Iterator[Row]:
-        """Yield the row of every wanted sparsity; where the method fails, the row says why."""
+        """Yield the row of every wanted sparsity.
+
+        Where the method fails, or has no place under the pattern, the row says why.
+        """
+        placeless = self.method.placeless_in(self.contest)
+        if placeless is None:
+            yield from self._made(wanted, judge)
+            return
+        for sparsity in self.sparsities:
+            if sparsity in wanted:
+                yield self._row(judge, sparsity=sparsity, note=placeless)
+
+    def _made(self, wanted: AbstractSet[float], judge: HeldOut) -> Iterator[Row]:
         parts = [self.sparsities] if self.method.path else [(one,) for one in self.sparsities]
         for part in parts:
             left = [sparsity for sparsity in part if sparsity in wanted]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
-
+from gaprune import plugins
 from gaprune.comparison.content import content_of
 from gaprune.comparison.contest import Contest, Run
+from gaprune.comparison.ground import BLOCK, OF_UNITS, QUOTA, kind_of
 from gaprune.comparison.one_shot import (
     by_criterion,
     by_percentile,
@@ -17,18 +16,19 @@ from gaprune.comparison.one_shot import (
     layerwise,
     whole_channels,
 )
+from gaprune.comparison.own_criterion import own_criterion
 from gaprune.comparison.rows import Needs
 from gaprune.comparison.searched import evolved, scores_by_gradient
 from gaprune.comparison.trained import by_own_schedule, distilled, finetuned, slimmed
 from gaprune.config import EVOLVED
 from gaprune.errors import InputError, unknown_name
+from gaprune.pattern_names import UNSTRUCTURED
 from gaprune.probes.plan import requested_rungs
 from gaprune.probes.receipt import highest
-from gaprune.saliency import SALIENCIES, Network, Saliency
-from gaprune.target import private_copy
-from gaprune.userfile import call_user, load_function
+from gaprune.saliency import SALIENCIES, Saliency, read_saliency
 
 ALL = "all"
+LAYERWISE = "-layer"  # marks a criterion ranked inside layers of equal density
 SCHEDULED = "imp-schedule"
 PROBES, TRAIN = "probes", "labelled"  # what a method's data may be, beside `none`
 
@@ -46,6 +46,8 @@ class Method:
         seeded: whether another seed gives another row; without it the first seed stands for all.
         path: whether one run passes through all sparsities, each reached from the one before.
         code: hash of the user's own file that it comes from, or empty.
+        placeless: kind of pattern → why the method has no place under it.
+        usual: kinds of patterns under which `all` names it; None: under every one.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Method:
     seeded: bool = False
     path: bool = False
     code: str = ""
+    placeless: Mapping[str, str] = field(default_factory=dict)
+    usual: Collection[str] | None = None
 
     @property
     def shows_probes(self) -> bool:
@@ -69,6 +73,12 @@ class Method:
         rung = highest(requested_rungs(contest.settings, contest.target))
         return replace(self.needs, data=rung)
 
+    def placeless_in(self, contest: Contest) -> str | None:
+        """Say why it has no place under the pattern of this comparison, or return None."""
+        why = self.placeless.get(contest.kind)
+        pattern = contest.settings.pattern
+        return None if why is None else f"no place under pattern {pattern!r}: {why}"
+
 
 def _of(saliency: Saliency) -> Method:
     data = PROBES if saliency.needs_probes else "none"
@@ -78,33 +88,56 @@ def _of(saliency: Saliency) -> Method:
     return Method(saliency.name, run, saliency.description, saliency.source, needs, seeded)
 
 
+def _in_layers(saliency: Saliency) -> Method:
+    """Return the same inside every layer; means over large and small units hardly compare."""
+    whole = _of(saliency)
+    return replace(
+        whole,
+        name=whole.name + LAYERWISE,
+        run=layerwise(saliency),
+        description=f"{whole.name} inside every layer, all at the same density",
+        placeless={QUOTA: f"all methods rank inside layers there; see {whole.name}"},
+        usual=OF_UNITS,
+    )
+
+
 _ON_PROBES = Needs(PROBES, gradients=True)
 _TAUGHT = Needs(TRAIN, labels=True, gradients=True, training=True)
 _HAN = "Han et al. 2015"
+_SINGLE = "it ranks single weights"
+_TRAINS = "it trains along masks of single weights"
+_NO_UNITS = dict.fromkeys((QUOTA, *OF_UNITS), _SINGLE)
+_UNTRAINED = dict.fromkeys((QUOTA, *OF_UNITS), _TRAINS)
+_ONLY_CHANNELS = dict.fromkeys((QUOTA, BLOCK), "it removes whole channels")
+_OWN_COUNT = "it removes channels until so many weights are gone, and trains"
 _OTHERS = (
     Method(
         "magnitude-layer",
         layerwise(SALIENCIES["magnitude"]),
         "|w| inside every layer, all at the same density",
         f"{_HAN}, section 3",
+        placeless={QUOTA: "all methods rank inside layers there; see magnitude"},
     ),
     Method(
         "threshold",
         by_percentile,
         "|w| above a percentile over all layers; ties may change the count",
         "the percentile of the tutorials",
+        placeless=_NO_UNITS,
     ),
     Method(
         "structured-l1",
         whole_channels(1),
         "whole channels and neurons by L1 norm, the same part of every layer",
         "Li et al. 2017, section 3.1",
+        placeless=_ONLY_CHANNELS,
     ),
     Method(
         "structured-l2",
         whole_channels(2),
         "whole channels and neurons by L2 norm, the same part of every layer",
         "Li et al. 2017, section 3.1",
+        placeless=_ONLY_CHANNELS,
     ),
     Method(
         "clustered",
@@ -135,6 +168,7 @@ _OTHERS = (
         "Hinton et al. 2015, on generated inputs",
         Needs(PROBES, gradients=True, training=True),
         seeded=True,
+        placeless=_UNTRAINED,
         path=True,
     ),
     Method(
@@ -144,6 +178,7 @@ _OTHERS = (
         f"{_HAN}, section 3",
         _TAUGHT,
         seeded=True,
+        placeless=_UNTRAINED,
         path=True,
     ),
     Method(
@@ -153,6 +188,7 @@ _OTHERS = (
         f"{_HAN}, section 3",
         _TAUGHT,
         seeded=True,
+        placeless=_UNTRAINED,
         path=True,
     ),
     Method(
@@ -162,6 +198,7 @@ _OTHERS = (
         f"{_HAN}, section 3",
         _TAUGHT,
         seeded=True,
+        placeless=_UNTRAINED,
         path=True,
     ),
     Method(
@@ -171,6 +208,7 @@ _OTHERS = (
         "Zhu and Gupta 2017, eq. 1",
         _TAUGHT,
         seeded=True,
+        placeless=_UNTRAINED,
     ),
     Method(
         "imp-rewind",
@@ -179,6 +217,7 @@ _OTHERS = (
         "Frankle et al. 2019; Renda et al. 2020",
         _TAUGHT,
         seeded=True,
+        placeless=_UNTRAINED,
         path=True,
     ),
     Method(
@@ -188,6 +227,7 @@ _OTHERS = (
         f"{_HAN}, section 3",
         _TAUGHT,
         seeded=True,
+        placeless=_UNTRAINED,
         path=True,
     ),
     Method(
@@ -197,25 +237,34 @@ _OTHERS = (
         "Liu et al. 2017, section 3",
         _TAUGHT,
         seeded=True,
+        placeless=dict.fromkeys((QUOTA, *OF_UNITS), _OWN_COUNT),
     ),
 )
 
 
 def methods() -> dict[str, Method]:
-    """Return every method by name: all criteria of `SALIENCIES` as it is now, then the others."""
+    """Return every method by name: all criteria of `SALIENCIES` as it is now, then the others.
+
+    Criteria inside layers come last, but for magnitude's.
+    """
+    layered = (_in_layers(saliency) for saliency in SALIENCIES.values())
+    own = {method.name: method for method in _OTHERS}
     return {
         **{name: _of(saliency) for name, saliency in SALIENCIES.items()},
-        **{method.name: method for method in _OTHERS},
+        **own,
+        **{method.name: method for method in layered if method.name not in own},
     }
 
 
-def find_methods(names: Sequence[str]) -> list[Method]:
+def find_methods(names: Sequence[str], pattern: str = UNSTRUCTURED) -> list[Method]:
     """Return methods by name, each once.
 
     Args:
         names: keys of `methods()`, `all` for every one of them but
-            `imp-schedule`, which needs a schedule, or `path/to/file.py:function` for
+            `imp-schedule`, which needs a schedule, and criteria inside layers where single weights
+            are ranked; the name of a plug-in's criterion; or `path/to/file.py:function` for
             a criterion of the user's own with the signature of `gaprune.saliency.Criterion`.
+        pattern: of the comparison.
 
     Raises:
         InputError: an unknown name (all are listed), an empty list, or a file that is none.
@@ -224,49 +273,39 @@ def find_methods(names: Sequence[str]) -> list[Method]:
     found: dict[str, Method] = {}
     for name in names:
         if name == ALL:
-            found |= {key: method for key, method in known.items() if key != SCHEDULED}
+            found |= {
+                key: method
+                for key, method in known.items()
+                if key != SCHEDULED and (method.usual is None or kind_of(pattern) in method.usual)
+            }
         elif name in known:
             found[name] = known[name]
         elif ".py:" in name:
             own = _of(own_criterion(name))
             found[name] = replace(own, code=content_of(name.rpartition(":")[0]))
         else:
-            raise unknown_name("methods", name, [ALL, *known, "FILE.py:FUNCTION"])
+            found[name] = _added(name, [ALL, *known])
     if not found:
         raise InputError(f"methods: name at least one of {', '.join([ALL, *known])}")
     return list(found.values())
 
 
-def own_criterion(spec: str) -> Saliency:
-    """Return a criterion of the user's own; it stays outside `SALIENCIES`, which seed the search.
+def added_methods() -> dict[str, Method]:
+    """Return the criteria of plug-ins as methods by name; `all` does not name them.
 
-    Args:
-        spec: `path/to/file.py:function`; the function takes a `gaprune.saliency.Network`, probes
-            `[N, …]`, a density and a generator, and returns one score per prunable weight,
-            higher means keep.
-
-    Raises:
-        InputError: no such function.
+    Warns:
+        UserWarning: of each that is broken; it is left out.
     """
-    function = load_function(spec, "methods")
+    found = plugins.readable(plugins.SALIENCIES, methods(), read_saliency)
+    return {name: _of(saliency) for name, saliency in found.items()}
 
-    def criterion(
-        network: Network, probes: Tensor | None, density: float | None, generator: torch.Generator
-    ) -> Tensor:
-        model = private_copy(network.model, next(iter(network.weights.values())).device)
-        weights = {name: model.get_parameter(name).detach() for name in network.weights}
-        own = replace(network, model=model, weights=weights)  # other methods need theirs as it is
-        shown = None if probes is None else probes.clone()
-        scores: Tensor = call_user(
-            function, own, shown, density, generator, where=f"methods: {spec}"
-        )
-        return scores
 
-    return Saliency(
-        spec,
-        criterion,
-        needs_probes=True,
-        takes_gradients=False,
-        source=spec,
-        description="a criterion of your own",
-    )
+def _added(name: str, known: Sequence[str]) -> Method:
+    """Return the method of a plug-in's criterion, over all layers or inside each."""
+    for own, make in ((name, _of), (name.removesuffix(LAYERWISE), _in_layers)):
+        for plugin in plugins.installed(plugins.SALIENCIES):
+            if plugin.name == own and own not in known:
+                saliency = read_saliency(plugin, plugins.load(plugin))
+                return replace(make(saliency), code=plugin.package)
+    added = plugins.names(plugins.SALIENCIES, known)
+    raise unknown_name("methods", name, [*known, *added, "FILE.py:FUNCTION"])

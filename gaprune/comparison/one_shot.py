@@ -9,21 +9,19 @@ from torch import Tensor
 from gaprune.baselines.clustering import cluster_weights
 from gaprune.baselines.structured import structured_masks
 from gaprune.baselines.threshold import percentile_mask
-from gaprune.budget import keep_total, uniform_counts
 from gaprune.comparison.contest import Contest, Entrant, Run
+from gaprune.comparison.ground import norms_of_channels
+from gaprune.patterns import Channels
 from gaprune.saliency import SALIENCIES, Saliency, score_with
-from gaprune.supermask import global_mask, layered_mask
 
 
 def by_criterion(saliency: Saliency) -> Run:
     """Return the method that ranks all layers together by one saliency."""
 
     def run(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:
-        layout = contest.target.layout
         for sparsity in sparsities:
             scores = _scores(contest, saliency, sparsity, seed)
-            mask = global_mask(scores, layout, keep_total(layout, sparsity))
-            yield contest.masked(sparsity, mask)
+            yield contest.masked(sparsity, contest.ground.best(scores, sparsity))
 
     return run
 
@@ -32,11 +30,9 @@ def layerwise(saliency: Saliency) -> Run:
     """Return the method that ranks inside every layer, all at the same density."""
 
     def run(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:
-        layout = contest.target.layout
         for sparsity in sparsities:
-            counts = uniform_counts(layout, sparsity)
-            mask = layered_mask(_scores(contest, saliency, sparsity, seed), layout, counts)
-            yield contest.masked(sparsity, mask)
+            scores = _scores(contest, saliency, sparsity, seed)
+            yield contest.masked(sparsity, contest.ground.best_in_layers(scores, sparsity))
 
     return run
 
@@ -48,11 +44,20 @@ def by_percentile(contest: Contest, sparsities: Sequence[float], seed: int) -> I
 
 
 def whole_channels(norm: float) -> Run:
-    """Return the method that drops output channels and neurons by their norm."""
+    """Return the method that drops output channels and neurons by their norm.
+
+    Under the pattern `channel` what reads a channel goes with it, and channels are counted.
+    """
 
     def run(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:
+        target, ground = contest.target, contest.ground
         for sparsity in sparsities:
-            yield contest.masked(sparsity, structured_masks(contest.target, sparsity, norm))
+            if isinstance(ground.units, Channels):
+                weights = target.layout.flatten(target.weights)
+                norms = norms_of_channels(ground.units, weights, norm)
+                yield contest.masked(sparsity, ground.units_in_layers(norms, sparsity))
+            else:
+                yield contest.masked(sparsity, structured_masks(target, sparsity, norm))
 
     return run
 
@@ -62,7 +67,7 @@ def clustered(contest: Contest, sparsities: Sequence[float], seed: int) -> Itera
     target = contest.target
     for sparsity in sparsities:
         scores = _scores(contest, SALIENCIES["magnitude"], sparsity, seed)
-        mask = global_mask(scores, target.layout, keep_total(target.layout, sparsity))
+        mask = contest.ground.best(scores, sparsity)
         masks = target.layout.split(mask)
         books = cluster_weights(target, masks, contest.clusters)
         yield Entrant(sparsity, books.model(target), int(mask.count_nonzero()))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gaprune.comparison.ground import counted
+from gaprune.comparison.page import page_of
 from gaprune.comparison.rows import Line, Row, summarise
-from gaprune.comparison.store import CSV, LIST, PLOTS, TABLE, Store, as_csv
+from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE, Store, as_csv
 from gaprune.comparison.tables import markdown
 from gaprune.errors import GapruneError
 from gaprune.formats import to_json
+from gaprune.pattern_names import UNSTRUCTURED
 from gaprune.plots.comparison import plot_comparison
 
 
@@ -22,12 +25,19 @@ class Comparison:
         rows: in the order in which they were asked for.
         dense_accuracy: of the dense network on the held-out labels, or None.
         measured_on: the held-out inputs, in words.
+        pattern: what is removed together.
     """
 
     target: str
     rows: tuple[Row, ...]
     dense_accuracy: float | None
     measured_on: str
+    pattern: str = UNSTRUCTURED
+
+    @property
+    def removed(self) -> str:
+        """What the sparsities are parts of, in words: weights, blocks or channels."""
+        return counted(self.pattern)
 
     @property
     def lines(self) -> list[Line]:
@@ -42,12 +52,12 @@ class Comparison:
         spread = f", median ± half the range of {seeds} seeds" if seeds > 1 else ""
         return (
             f"{self.target}: {measure} in % on {self.measured_on}{spread}, by the fraction of "
-            "prunable weights removed."
+            f"prunable {self.removed} removed."
         )
 
 
 def publish(found: Comparison, store: Store, warn: Callable[[str], None]) -> None:
-    """Write the list, the table and the plots into the folder of the rows.
+    """Write the list, the table, the report and the plots into the folder of the rows.
 
     Args:
         found: what came out.
@@ -61,6 +71,7 @@ def publish(found: Comparison, store: Store, warn: Callable[[str], None]) -> Non
     store.write(LIST, to_json(records, indent=2) + "\n")
     store.write(CSV, as_csv(found.rows))
     store.write(TABLE, markdown(found.lines, found.dense_accuracy, found.caption))
+    store.write(REPORT, page_of(found.rows, found.caption, store.folder))
     try:
         for name in PLOTS:
             plot_comparison(

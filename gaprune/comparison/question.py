@@ -12,17 +12,15 @@ from gaprune.budget import check_sparsity
 from gaprune.comparison.method_table import ALL, SCHEDULED
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.pattern_names import UNSTRUCTURED
+from gaprune.patterning import check_pattern
 from gaprune.probes.samples import Samples
 
 UNUSED = (
     *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
-    *("checkpoint_every", "pattern"),
+    *("checkpoint_every", "budget", "budget_macs", "width_multiple"),
+    *("latency_batch", "latency_runtime"),
 )
-"""Settings that rows state, or that fit no row: all are measured as they are, at one sparsity.
-
-A run under a pattern has every criterion under that pattern beside it.
-"""
+"""Settings that rows state, or that fit no row: all are measured as they are, at one sparsity."""
 DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)
 
 
@@ -34,7 +32,8 @@ class Question:
         sparsities: fractions of prunable weights to remove, in any order.
         methods: names as `find_methods` takes them.
         seeds: a method without chance runs with the first one only.
-        settings: of the search and the probes; sparsity and seed in it are not used.
+        settings: of the search and the probes, with the pattern that all obey; sparsity and seed in
+            it are not used.
         training: how networks are trained where they are.
         epochs: of training at one step of a schedule; may be a fraction.
         schedule: steps of the user's own, for the method `imp-schedule`.
@@ -69,13 +68,13 @@ class Question:
             raise InputError(f"clusters: must be at least 1, got {self.clusters}")
         stated = self.settings
         further = stated.pareto or stated.repair or stated.max_drop is not None
-        further = further or stated.pattern != UNSTRUCTURED
         if stated.method != EVOLVED or further:
             raise InputError(
                 "settings: the search is one of the methods, at stated sparsities and without "
-                "repair or a pattern; leave method, pareto, max_drop, pattern, repair and "
-                "repair_in_loop out (gaprune prune --pattern shows all criteria beside the search)"
+                "repair; leave method, pareto, max_drop, repair and repair_in_loop out"
             )
+        for sparsity in self.sparsities:
+            check_pattern(stated.replace(sparsity=sparsity))
         if SCHEDULED in self.methods:
             self._check_schedule()
 

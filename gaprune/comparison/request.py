@@ -15,6 +15,7 @@ from gaprune.errors import unknown_name
 from gaprune.job import JOB_KEYS, Job, make_job
 from gaprune.keys import Key, count, names, number, numbers, sizes, text
 from gaprune.labelled import read_labelled, zoo_train
+from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
 from gaprune.probes.samples import Samples
 from gaprune.target import Target
 
@@ -113,7 +114,9 @@ def make_request(values: Mapping[str, Any]) -> Request:
         if name not in own and name not in settings and name not in (k.name for k in JOB_KEYS):
             raise unknown_name("config key", name, [*own, *(k.name for k in JOB_KEYS), *settings])
     stated = {name: own[name].parse(value, name) for name, value in values.items() if name in own}
-    sparsities = tuple(stated.get("sparsity", DEFAULT_SPARSITIES))
+    implied = quota_sparsity(values.get("pattern", UNSTRUCTURED))
+    usual = DEFAULT_SPARSITIES if implied is None else (implied,)
+    sparsities = tuple(stated.get("sparsity", usual))
     rest = {name: value for name, value in values.items() if name not in own}
     job = make_job({**rest, "sparsity": max(sparsities, default=0.5)})
     trained = {
@@ -123,5 +126,5 @@ def make_request(values: Mapping[str, Any]) -> Request:
     if "schedule" in asked:
         asked["methods"] = tuple(dict.fromkeys((*asked.get("methods", (ALL,)), SCHEDULED)))
     question = Question(sparsities, settings=job.settings, training=Training(**trained), **asked)
-    find_methods(question.methods)
+    find_methods(question.methods, question.settings.pattern)
     return Request(job, question, stated.get("train"))

@@ -50,7 +50,8 @@ class Row:
             methods that train.
         path: the sparsities that the run passed through, where one is reached from another.
         code: hash of the user's own file that ranked the weights, or empty.
-        error: why there is no figure, or None.
+        error: why there is no figure where there should be one, or None.
+        note: why there can be none: the method has no place under the pattern; or None.
     """
 
     target: str
@@ -69,6 +70,7 @@ class Row:
     steps: tuple[Mapping[str, float | None], ...] = ()
     code: str = ""
     error: str | None = None
+    note: str | None = None
 
     @property
     def key(self) -> Key:
@@ -126,6 +128,7 @@ class Line:
         epochs: the same.
         seconds: the same.
         error: why a figure is missing, or None where all are there.
+        note: why there can be none, or None.
     """
 
     method: str
@@ -135,6 +138,7 @@ class Line:
     epochs: float
     seconds: float
     error: str | None
+    note: str | None = None
 
 
 def summarise(rows: Iterable[Row]) -> list[Line]:
@@ -171,4 +175,5 @@ def _line(method: str, rows: Sequence[Row]) -> Line:
         epochs=median(row.epochs for row in dearest),
         seconds=median(row.seconds for row in dearest),
         error=next((row.error for row in rows if row.error), None),
+        note=next((row.note for row in rows if row.note), None),
     )

@@ -24,6 +24,8 @@ from gaprune.errors import InputError
 from gaprune.input_options import InputOptions
 from gaprune.labelled import check_labelled
 from gaprune.objectives import find_objective
+from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
+from gaprune.patterning import searched_layout
 from gaprune.preparation import check_settings
 from gaprune.probes.requests import read
 from gaprune.probes.samples import Samples
@@ -37,7 +39,7 @@ _QUESTION = ("training", "epochs", "schedule", "clusters")
 def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     model: nn.Module,
     *,
-    sparsity: float | Sequence[float],
+    sparsity: float | Sequence[float] | None = None,
     methods: str | Sequence[str] = "all",
     seeds: int | Sequence[int] = 0,
     inputs: InputOptions | None = None,
@@ -53,7 +55,8 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
 
     Args:
         model: any trained network that takes one tensor and returns one.
-        sparsity: one or several fractions of weights to remove.
+        sparsity: one or several fractions of weights (under `pattern`, of blocks or channels) to
+            remove; an N:M pattern says it itself.
         methods: one or several names as `gaprune.comparison.find_methods` takes them.
         seeds: one or several; a method without chance runs with the first one only.
         inputs: shape, range, normalisation of one input.
@@ -66,30 +69,38 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         overwrite: whether rows that are there are thrown away.
         observer: told of progress and rows.
         options: further fields of `Question` (training, epochs, schedule, clusters), and of
-            `Settings` (preset, probes, generations, workers, …); `floor` holds for the masks that
-            are searched for (evolved, edge-popup).
+            `Settings` (preset, probes, pattern, generations, workers, …); `floor` holds for the
+            masks that are searched for (evolved, edge-popup).
 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.
 
-    >>> import torch
-    >>> from gaprune import InputOptions, compare
-    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    >>> shown = InputOptions(range=(0, 1))
-    >>> found = compare(net, sparsity=(0.5, 0.9), methods=("magnitude", "lamp"), inputs=shown)
-    >>> [(row.method, row.sparsity) for row in found.rows]
-    [('magnitude', 0.5), ('magnitude', 0.9), ('lamp', 0.5), ('lamp', 0.9)]
+    Examples:
+        >>> import torch
+        >>> from gaprune import InputOptions, compare
+        >>> linear = torch.nn.Linear
+        >>> net = torch.nn.Sequential(linear(8, 16), torch.nn.ReLU(), linear(16, 3))
+        >>> shown = InputOptions(range=(0, 1))
+        >>> found = compare(net, sparsity=(0.5, 0.9), methods=("magnitude", "lamp"), inputs=shown)
+        >>> [(row.method, row.sparsity) for row in found.rows]
+        [('magnitude', 0.5), ('magnitude', 0.9), ('lamp', 0.5), ('lamp', 0.9)]
     """
     for name in options:
         if name in UNUSED:
             raise InputError(f"{name}: is no option of a comparison; see sparsity, methods, seeds")
+    implied = quota_sparsity(options.get("pattern", UNSTRUCTURED))
+    sparsity = implied if sparsity is None else sparsity
+    if sparsity is None:
+        raise InputError(
+            "sparsity: none given; name one or several fractions of weights to remove, such as 0.9"
+        )
     sparsities = (sparsity,) if isinstance(sparsity, (int, float)) else tuple(sparsity)
     own = {name: options.pop(name) for name in _QUESTION if name in options}
     question = Question(
         sparsities,
         methods=(methods,) if isinstance(methods, str) else tuple(methods),
         seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds),
-        settings=make_settings({"sparsity": 0.5, **options}),  # that of no row
+        settings=make_settings({"sparsity": implied or 0.5, **options}),
         **own,
     )
     target = target_from_module(
@@ -132,7 +143,7 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
         InputError: something breaks a rule; nothing has been computed then.
     """
     listener = observer or Unheard()
-    chosen = find_methods(question.methods)
+    chosen = find_methods(question.methods, question.settings.pattern)
     data = _checked(target, question, data)
     if target.inputs.assumed:  # said once, not by every run of a search
         listener.warning(
@@ -166,7 +177,7 @@ def _checked(target: Target, question: Question, data: Data) -> Data:
     settings = question.settings
     check_settings(settings)
     for sparsity in question.sparsities:
-        keep_total(target.layout.with_floor(settings.floor), sparsity)
+        keep_total(searched_layout(target, settings), sparsity)
     for file in requested_files(settings, target.inputs):
         read(file, target.inputs)
     find_objective(settings.objective, answers(target.model, target.example()))
@@ -209,4 +220,10 @@ def _run(
             rows[row.key] = row
             contest.observer.row(row, len(rows), total)
     ordered = tuple(rows[entry.key(one)] for entry in entries for one in sparsities)
-    return Comparison(contest.target.name, ordered, judge.dense.accuracy, judge.source)
+    return Comparison(
+        contest.target.name,
+        ordered,
+        judge.dense.accuracy,
+        judge.source,
+        question.settings.pattern,
+    )

@@ -35,4 +35,5 @@ def scores_by_gradient(
         name = f"{part_name('edge-popup', seed, sparsity)}, step"
         report = partial(contest.observer.progress, name, total=how.steps)
         mask = edge_popup(contest.bench(seed), sparsity, how, generator, report)
-        yield contest.masked(sparsity, mask, evaluations=how.steps)
+        masks = contest.bench(seed).masks(mask)
+        yield contest.masked(sparsity, masks, evaluations=how.steps)

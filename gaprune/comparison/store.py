@@ -8,6 +8,7 @@
     rows.csv           the same as a table
     table.md           medians and spread
     accuracy.svg       accuracy against sparsity; also as .png
+    report.html        all of it to be read
     config.toml        what was asked for last
 """
 
@@ -30,7 +31,8 @@ from gaprune.formats import to_json
 IDENTITY, ROWS, LIST, CSV = "comparison.json", "rows.jsonl", "rows.json", "rows.csv"
 TABLE, CONFIG = "table.md", "config.toml"
 PLOTS = ("accuracy.svg", "accuracy.png")
-_OF_ROWS = (LIST, CSV, TABLE, CONFIG, *PLOTS)  # made again from rows
+REPORT = "report.html"
+_OF_ROWS = (LIST, CSV, TABLE, CONFIG, REPORT, *PLOTS)  # made again from rows
 _MAY_HOLD = {IDENTITY, ROWS, *_OF_ROWS}
 
 
@@ -65,7 +67,7 @@ class Store:
     def write(self, name: str, text: str) -> None:
         """Write one of the other files whole, over an earlier one."""
         with _writing(self.folder):
-            _replace(self.folder / name, text)
+            replace_file(self.folder / name, text)
 
 
 @contextmanager
@@ -102,7 +104,7 @@ def open_store(
             _check_same(place, _identity(place), plain)
         rows = read_rows(place)
         with _writing(place):
-            _replace(place / IDENTITY, to_json(plain, indent=2) + "\n")
+            replace_file(place / IDENTITY, to_json(plain, indent=2) + "\n")
         yield Store(place, file, rows)
 
 
@@ -211,7 +213,12 @@ def _lock(file: io.FileIO, place: Path) -> None:
         ) from error
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole, over an earlier one.
+
+    Raises:
+        OSError: it cannot be written; the earlier one stays.
+    """
     fresh = path.with_name(f".{path.name}.partial")
     with fresh.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -55,7 +55,7 @@ def line_cells(line: Line, sparsities: Sequence[float]) -> list[str]:
 def notes(lines: Iterable[Line]) -> list[str]:
     """Return what a reader of the table must know: other budgets, and why figures are missing."""
     lines = list(lines)
-    text = []
+    removed: dict[str, list[str]] = {}
     for line in lines:
         beside = [
             f"{percent(cell.actual)} at {sparsity:g}"
@@ -63,12 +63,15 @@ def notes(lines: Iterable[Line]) -> list[str]:
             if abs(cell.actual - sparsity) > BESIDE
         ]
         if beside:
-            text.append(f"{line.method} removes {', '.join(beside)}")
+            removed.setdefault(", ".join(beside), []).append(line.method)
     reasons: dict[str, list[str]] = {}
     for line in lines:
-        if line.error:
-            reasons.setdefault(line.error, []).append(line.method)
-    return text + [f"{', '.join(methods)}: {error}" for error, methods in reasons.items()]
+        for reason in filter(None, (line.error, line.note)):
+            reasons.setdefault(reason, []).append(line.method)
+    return [
+        *(f"{_removing(methods)} {beside}" for beside, methods in removed.items()),
+        *(f"{', '.join(methods)}: {reason}" for reason, methods in reasons.items()),
+    ]
 
 
 def markdown(lines: Sequence[Line], dense: float | None, caption: str) -> str:
@@ -82,6 +85,11 @@ def markdown(lines: Sequence[Line], dense: float | None, caption: str) -> str:
     text = [caption, "", _row(head), _row("---" for _ in head), *map(_row, rows)]
     text += [f"\n{note}" for note in notes(lines)]
     return "\n".join(text) + "\n"
+
+
+def _removing(methods: Sequence[str]) -> str:
+    verb = "removes" if len(methods) == 1 else "remove"
+    return f"{', '.join(methods)} {verb}"
 
 
 def percent(part: float) -> str:
