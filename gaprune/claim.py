@@ -3,6 +3,7 @@
 ::
 
     config.toml           from the moment something is kept
+    history.jsonl         while a search goes on: line by line, for `gaprune watch`
     checkpoint/lock       who is at work; the system lets go of it when the process ends
     checkpoint/start      the settings, the network's hash, the probes
     checkpoint/000007     the search after a generation; the last two are there
@@ -24,6 +25,7 @@ from gaprune.checkpoint import Lock, in_use_by
 from gaprune.checkpoint.bundle import hidden_name, sync
 from gaprune.errors import GapruneError, InputError
 from gaprune.job import Job
+from gaprune.report import write_report
 from gaprune.result import Result
 from gaprune.run_directory import (
     CHECKPOINT,
@@ -31,6 +33,7 @@ from gaprune.run_directory import (
     LOCK,
     MAY_HOLD,
     RECORD,
+    REPORT,
     busy,
     check_free,
     free_name,
@@ -119,7 +122,8 @@ class Claim:
             The absolute path of the folder.
 
         Raises:
-            GapruneError: they cannot be written; what was there is as it was.
+            GapruneError: they cannot be written, and what was there is as it was; or the report
+                cannot be made, and all the others are there.
         """
         remedy = f"; {self.command} saves it once there is some" if self.kept else ""
         fresh = hidden_name(self.checkpoint / "result")
@@ -128,6 +132,7 @@ class Claim:
             stack.callback(shutil.rmtree, fresh, ignore_errors=True)
             fresh.mkdir()
             write_files(result, fresh, job)
+            failure = _draw(fresh, self.place.name)
             new = sorted(fresh.iterdir(), key=lambda file: file.name == RECORD)
             (self.place / RECORD).unlink(missing_ok=True)  # it comes last: the others are its own
             if not self._begun:
@@ -138,6 +143,11 @@ class Claim:
                 file.replace(self.place / file.name)
             sync(self.place)
         self.kept = self.safe = self._begun = True
+        if failure is not None:
+            raise GapruneError(
+                f"report: {self.path} is saved, but no {REPORT} could be made of it ({failure!r}); "
+                "this is a defect of gaprune"
+            ) from failure
         return self.place
 
     def __enter__(self) -> Self:
@@ -181,6 +191,18 @@ class Claim:
         for entry in self.checkpoint.iterdir():
             if entry.is_dir() and entry != but:
                 shutil.rmtree(entry)
+
+
+def _draw(folder: Path, name: str) -> Exception | None:
+    """Make the report of the files in a folder; hours of a search are not lost for a picture."""
+    try:
+        write_report(folder, name=name)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - handed on, once everything else is saved
+        return error
+    sync(folder / REPORT)
+    return None
 
 
 def claim(path: str | Path, *, overwrite: bool = False) -> Claim:

@@ -9,12 +9,14 @@ from typing import Self
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from gaprune.config import EVOLVED
 from gaprune.evolution.phases import SEARCH
+from gaprune.live import LAST, SearchProgress
+from gaprune.pattern_names import WEIGHTS
 from gaprune.records import BaselineScore, Generation
 from gaprune.result import Result
 
@@ -62,7 +64,7 @@ def add_row(to: Table, cells: Iterable[str], *, strong: bool = False) -> None:
 
 
 class Monitor:
-    """An observer that shows a run on stderr: a live bar on a terminal, else plain lines.
+    """An observer that shows a run on stderr: a live table on a terminal, else plain lines.
 
     Args:
         quiet: show warnings only.
@@ -77,9 +79,10 @@ class Monitor:
         self._quiet = quiet
         self._on_phase = on_phase
         self._baselines: dict[str, BaselineScore] = {}
-        self._progress: Progress | None = None
+        self._progress: SearchProgress | None = None
         self._task = TaskID(0)
         self._first: Generation | None = None
+        self._history: tuple[Generation, ...] = ()
         self._said = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -107,11 +110,16 @@ class Monitor:
             return
         if self._first is None or self._first.phase != record.phase:
             self._first = record
+        if record.generation == 0:
+            self._history = ()  # of another search of this run
+        self._history = (*self._history[-LAST:], record)
         shown = _progress_texts(record, self._first, total)
         if not self._live:
             self.say("  ".join(shown))
             return
         self._move_bar(record.generation, total, shown[0], "  ".join(shown[1:]))
+        if self._progress is not None:
+            self._progress.history = self._history
 
     def progress(self, what: str, done: float, total: float | None) -> None:
         """Move the bar, or write a line every now and then."""
@@ -157,8 +165,8 @@ class Monitor:
             self._progress = None
 
 
-def _make_bar(console: Console, *, transient: bool) -> Progress:
-    return Progress(
+def _make_bar(console: Console, *, transient: bool) -> SearchProgress:
+    return SearchProgress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
@@ -271,6 +279,7 @@ def _facts(result: Result) -> list[str]:
         f"shown to the network ({receipt.rung}): {sources} ({receipt.samples:,} inputs held)",
         f"judged on: {receipt.guard} ({receipt.guard_samples:,} inputs)",
     ]
+    lines += _spent(result)
     if result.method == EVOLVED and result.best_baseline is not None:
         both = ", both repaired," if result.in_loop else ""
         lines.append(
@@ -285,6 +294,29 @@ def _facts(result: Result) -> list[str]:
         f"{duration(result.seconds)}, {result.evaluations:,} evaluations, "
         f"seed {result.settings['seed']}; {_ENDINGS[result.stopped]}"
     )
+    return lines
+
+
+def _spent(result: Result) -> list[str]:
+    """Return what a budget in multiply-adds or time came to, in words."""
+    budget = result.settings.get("budget", WEIGHTS)
+    dense, kept = result.macs["dense"], result.macs["kept"]
+    if budget == WEIGHTS or dense is None or kept is None:
+        return []
+    lines = [f"multiply-adds for one input: {dense:,} to {kept:,}, {percent(kept / dense)} of them"]
+    found = result.latency
+    if found is not None:
+        parts = [f"{percent(found['asked'])} asked"]
+        if found["predicted"] is not None:
+            parts.append(f"{percent(found['predicted'])} predicted")
+        measured = found["measured"]
+        parts.append("no channel went" if measured is None else f"{percent(measured)} measured")
+        lines.append(
+            f"latency removed: {', '.join(parts)} ({found['dense_ms']:.3g} ms to "
+            f"{found['compact_ms']:.3g} ms in {found['runtime']} at batch {found['batch']}, "
+            f"{found['threads']} thread(s); a clock's word, another run may differ; "
+            f"--budget-macs {found['budget_macs']} repeats this search)"
+        )
     return lines
 
 

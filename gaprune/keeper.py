@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -25,11 +25,13 @@ from gaprune.evolution.genome import Individual
 from gaprune.evolution.plan import Plan
 from gaprune.evolution.remembered import as_mask
 from gaprune.evolution.snapshot import Snapshot
+from gaprune.formats import to_json
 from gaprune.job import Job
 from gaprune.observe import Observer
 from gaprune.probes.kept import plan_apart, plan_together
 from gaprune.probes.plan import ProbePlan
-from gaprune.run_directory import config_text
+from gaprune.records import Generation, as_json
+from gaprune.run_directory import HISTORY, config_text
 from gaprune.spent import spent
 from gaprune.supermask import unpack
 from gaprune.target import Target
@@ -75,6 +77,7 @@ class SearchKeeper:
         self._own, self._shelf, self._every, self._observer = own, shelf, every, observer
         self._waiting: Kept | None = None
         self._failed = False
+        self._streamed = 0  # generations that are in the folder's history
 
     def last(self, plan: Plan) -> Kept | None:
         """Read the newest checkpoint of a search under this plan, or return None: there is none.
@@ -89,7 +92,7 @@ class SearchKeeper:
         seeds, verdicts = [], {}
         for number, one in enumerate(facts["seeds"]):
             mask = unpack(tensors[f"seed/{number}"].numpy(), plan.layout.total)
-            seeds.append(plan.adopt(as_mask(mask, plan.layout, one["origin"])))
+            seeds.append(plan.adopt(as_mask(mask, plan.layout, one["origin"], plan.keep)))
             verdicts[seeds[-1].key] = Verdict(one["agreement"], one["fitness"])
         search = Snapshot.put_together(facts["search"], tensors, plan)
         return Kept(search, seeds, verdicts, facts["seconds"])
@@ -106,6 +109,7 @@ class SearchKeeper:
             return
         with spent("checkpoint"):
             self._waiting = Kept(evolution.snapshot(), seeds, verdicts, seconds)
+            self._stream(self._waiting.search.history)
             if self._waiting.search.generation % self._every == 0:
                 self.flush()
 
@@ -136,6 +140,18 @@ class SearchKeeper:
             self._failed = True
             return
         self._waiting, self._failed, own.safe = None, False, True
+
+    def _stream(self, history: Sequence[Generation]) -> None:
+        """Write what is new of the history, for whoever watches; the first time all of it."""
+        if self._own is None:
+            return
+        new = "".join(f"{to_json(as_json(one))}\n" for one in history[self._streamed :])
+        try:
+            with (self._own.place / HISTORY).open("a" if self._streamed else "w") as file:
+                file.write(new)
+            self._streamed = len(history)
+        except OSError:  # checkpoints say what cannot be written; the next time all is written anew
+            self._streamed = 0
 
     @contextmanager
     def watch(self) -> Iterator[None]:

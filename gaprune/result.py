@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from typing import Any
 
 from torch import Tensor, nn
 
+from gaprune.pattern_names import WEIGHTS
+from gaprune.pricing import Work, kept_macs
 from gaprune.records import BaselineScore, Generation, LayerCount, Receipt
 from gaprune.repair import Repaired, repaired_copy
 from gaprune.spent import Clock, Profile
@@ -16,6 +20,12 @@ from gaprune.supermask import attach
 from gaprune.target import Target
 
 SCHEMA = 1
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions of Python and of the packages that masks may depend on."""
+    packages = ("gaprune", "torch", "numpy", "deap", "ray")
+    return {"python": platform.python_version()} | {one: metadata.version(one) for one in packages}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +87,9 @@ class Result:
         tried: with `max_drop`, every sparsity that was searched, in that order: its agreement on
             the guard (repaired, with `repair`), and whether it held. This result is the sparsest
             that did.
+        latency: with budget `latency`, what was asked, predicted and measured; else None.
         versions: of gaprune, Python, torch, numpy, deap.
+        sketch: what a report shows beside all this, see `gaprune.sketch`; None has none.
         profile: where the time went, if that was measured; of a resumed run, the time since then.
     """
 
@@ -102,7 +114,9 @@ class Result:
     front: Sequence[Mapping[str, float]] = ()
     front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
     tried: Sequence[Mapping[str, Any]] = ()
-    versions: Mapping[str, str] = field(default_factory=dict, repr=False)
+    latency: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=versions_here, repr=False)
+    sketch: Mapping[str, Any] | None = field(default=None, repr=False)
     profile: Profile | None = field(default=None, repr=False)
 
     @property
@@ -122,6 +136,11 @@ class Result:
     def actual_sparsity(self) -> float:
         """The fraction of prunable weights that was removed."""
         return 1 - self.kept / self.target.layout.total
+
+    @property
+    def macs(self) -> dict[str, int | None]:
+        """Multiply-adds for one input: of the dense network, and those with weights that stay."""
+        return {"dense": Work.of(self.target).dense, "kept": kept_macs(self.target, self.masks)}
 
     @property
     def in_loop(self) -> bool:
@@ -178,6 +197,9 @@ class Result:
             "preset": self.preset,
             "made_by": self.origin,
             "sparsity": {"asked": self.sparsity, "actual": self.actual_sparsity},
+            "budget": self.settings.get("budget", WEIGHTS),
+            "macs": self.macs,
+            "latency": None if self.latency is None else dict(self.latency),
             "layers": [vars(layer) for layer in self.layers],
             "agreement": {"search": self.search, "guard": self.guard},
             "accuracy": {"dense": self.dense_accuracy, "pruned": self.accuracy},

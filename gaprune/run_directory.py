@@ -9,6 +9,8 @@
     pruned.safetensors    the whole state dict: dropped weights are 0, kept ones bit-identical
     repaired.safetensors  with --repair only: the same with statistics and biases corrected
     front.safetensors     with --pareto only: `NUMBER/parameter` → mask, numbered as `front`
+    report.json           what the report shows beside all this, see `gaprune.sketch`
+    report.html           all of it to be read, see `gaprune.report`
     checkpoint/           what `gaprune resume` needs, see `gaprune.claim`
 
 A mask has one byte per weight: every tool reads that, and it compresses as well as bits do.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from gaprune.checkpoint import in_use_by
 from gaprune.checkpoint.bundle import sync
+from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.formats import to_json, to_stamp, to_toml
 from gaprune.inputs import InputSpec
@@ -43,9 +47,10 @@ from gaprune.weights_file import load_state
 CONFIG, RECORD, HISTORY = "config.toml", "result.json", "history.jsonl"
 MASK, PRUNED, FRONT = "mask.safetensors", "pruned.safetensors", "front.safetensors"
 REPAIRED = "repaired.safetensors"
-FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED)
+SKETCH, REPORT = "report.json", "report.html"
+FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED, SKETCH, REPORT)
 CHECKPOINT, LOCK = "checkpoint", "lock"  # see `gaprune.claim`
-MAY_HOLD = {*FILES, FRONT, REPAIRED, "report.html", CHECKPOINT}  # what --overwrite may remove
+MAY_HOLD = {*FILES, FRONT, REPAIRED, CHECKPOINT}  # what --overwrite may remove
 
 
 def check_free(path: str | Path, *, overwrite: bool = False) -> None:
@@ -124,7 +129,7 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_files(result: Result, folder: Path, job: Job | None) -> None:
-    """Write all files of a result into an empty folder and wait until they are on the disk.
+    """Write all files of a result but its report into an empty folder; they are on the disk then.
 
     Args:
         result: what `gaprune.prune` returned.
@@ -140,6 +145,8 @@ def write_files(result: Result, folder: Path, job: Job | None) -> None:
     _write_text(folder / CONFIG, config_text(result.target, result.settings, job))
     _write_text(folder / RECORD, to_json(result.record(), indent=2) + "\n")
     _write_text(folder / HISTORY, "".join(to_json(as_json(r)) + "\n" for r in result.history))
+    sketch = {**(result.sketch or {}), "command": None if job is None else command_of(job)}
+    _write_text(folder / SKETCH, to_json(sketch) + "\n")
     _write_tensors(folder / MASK, _bytes(result.masks), to_stamp(format="gaprune mask", **about))
     _write_tensors(folder / PRUNED, result.state_dict(), {"format": "pt"})
     repaired = result.repaired_model()
@@ -153,6 +160,28 @@ def write_files(result: Result, folder: Path, job: Job | None) -> None:
             for name, mask in masks.items()
         }
         _write_tensors(folder / FRONT, _bytes(front), to_stamp(format="gaprune masks", **about))
+
+
+def command_of(job: Job) -> str:
+    """Return what to type for a job: everything that was stated, as options."""
+    words = ["gaprune", "prune", job.target]
+    for name, value in job.as_config().items():
+        if name == "target" or (name in Settings.model_fields and not _is_stated(job, name)):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name in Settings.model_fields and isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, bool):
+            words += [option, "yes" if value else "no"]
+        elif isinstance(value, list):
+            words += [option, ",".join(map(str, value))]
+        else:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _is_stated(job: Job, name: str) -> bool:
+    return name in job.settings.model_fields_set
 
 
 def config_text(target: Target, settings: Mapping[str, Any], job: Job | None) -> str:

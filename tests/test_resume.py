@@ -33,7 +33,7 @@ from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples, join, pick
 from gaprune.records import Generation
 from gaprune.resumption import CHANGEABLE
-from gaprune.run_directory import CHECKPOINT, FILES
+from gaprune.run_directory import CHECKPOINT, CONFIG, FILES, HISTORY
 
 TINY: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
@@ -537,7 +537,7 @@ def test_a_stopped_command_goes_on(
     ran = command.end()
     if number == signal.SIGKILL:
         assert ran.code == -number
-        assert {path.name for path in Path("run").iterdir()} == {"config.toml", CHECKPOINT}
+        assert {path.name for path in Path("run").iterdir()} == {CONFIG, HISTORY, CHECKPOINT}
     else:
         assert ran.code == 128 + number
         assert record_in(Path("run"))["stopped"] == "interrupted"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
+import sys
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jsonschema  # type: ignore[import-untyped] # Ray needs it
 import pytest
@@ -80,3 +83,48 @@ def test_the_options_that_scripts_use_are_there(
     assert main([command, "--help"]) == 0
     told = capsys.readouterr().out
     assert all(option in told for option in ("--ray-address", "--workers"))
+
+
+class Recorder(types.ModuleType):
+    """Stands for a package that is not installed: takes every call and remembers it."""
+
+    def __init__(
+        self, name: str = "", calls: list[tuple[str, tuple[object, ...]]] | None = None
+    ) -> None:
+        super().__init__(name)
+        self.calls = [] if calls is None else calls
+        self.summary: dict[str, object] = {}
+
+    def __getattr__(self, name: str) -> Recorder:
+        return Recorder(name, self.calls)
+
+    def __call__(self, *given: object, **named: object) -> Recorder:
+        self.calls.append((self.__name__, given))
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("package", "logs", "page"),
+    [("mlflow", "log_metrics", "log_artifact"), ("wandb", "log", "Html")],
+)
+def test_the_examples_of_trackers_log_every_generation(
+    package: str, logs: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And hand over a report that exists."""
+    stand_in = Recorder(package)
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    monkeypatch.chdir(tmp_path)
+    tiny = {"generations": 2, "steps": 1, "batch": 8, "probe_count": 32, "guard_count": 32}
+    runpy.run_path(str(SCRIPTS / f"log_to_{package}.py"))["main"](**tiny, preset="black-box")
+    logged = [given[0] for name, given in stand_in.calls if name == logs]
+    steps = [one for one in logged if isinstance(one, dict) and "guard" in one]
+    assert len(steps) == 3
+    assert all(one.keys() == {"best", "mean", "guard"} for one in steps)
+    (shown,) = [given[0] for name, given in stand_in.calls if name == page]
+    assert Path(str(shown)).read_text().startswith("<!doctype html>")

@@ -18,8 +18,10 @@ from gaprune.cli.doctor import doctor_command
 from gaprune.cli.export import export_command
 from gaprune.cli.measure import measure_command
 from gaprune.cli.prune import prune_command
+from gaprune.cli.report import report_command
 from gaprune.cli.resume import resume_command
 from gaprune.cli.sweep import sweep_command
+from gaprune.cli.watch import watch_command
 from gaprune.cli.zoo import zoo_command
 from gaprune.errors import GapruneError, InputError
 
@@ -39,6 +41,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep_command,
     "export": export_command,
     "measure": measure_command,
+    "report": report_command,
+    "watch": watch_command,
     "demo": demo_command,
     "zoo": zoo_command,
     "doctor": doctor_command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 
 import typer
 
@@ -15,9 +15,10 @@ from gaprune.console import Monitor, show_result, stdout
 from gaprune.errors import GapruneError
 from gaprune.formats import to_json
 from gaprune.job import Job
-from gaprune.observe import Observer
+from gaprune.observe import Observer, Several
 from gaprune.result import Result
 from gaprune.spent import measuring
+from gaprune.tensorboard import Events
 
 
 def carry_out(
@@ -27,6 +28,7 @@ def carry_out(
     as_json: bool,
     quiet: bool,
     profile: bool,
+    tensorboard: str | None = None,
 ) -> int:
     """Do the work, show and save what comes of it, and return the exit code.
 
@@ -36,12 +38,21 @@ def carry_out(
         as_json: print the record instead of a table.
         quiet: no progress.
         profile: measure where the time goes, and show it on stderr.
+        tensorboard: folder for events; None writes none.
+
+    Raises:
+        GapruneError: the events cannot be written; nothing has been computed then.
     """
-    with Interrupts() as interrupts, Monitor(quiet=quiet, on_phase=interrupts.phase) as monitor:
+    with (
+        nullcontext() if tensorboard is None else Events(tensorboard) as events,
+        Interrupts() as interrupts,
+        Monitor(quiet=quiet, on_phase=interrupts.phase) as monitor,
+    ):
+        told: Observer = monitor if events is None else Several(monitor, events)
         try:
             # stdout is for results, whatever others print
             with redirect_stdout(sys.stderr), measuring(profile) as clock:
-                result, job = work(monitor)
+                result, job = work(told)
             result = result.timed(clock)
         except KeyboardInterrupt:
             if own is not None and own.kept:

@@ -22,7 +22,9 @@ from gaprune.zoo import MNIST_INPUT
 OTHER, STOP = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {
     "What to remove": (
-        *("sparsity", "max_drop", "pattern", "scope", "floor", "method"),
+        *("sparsity", "max_drop", "pattern", "budget"),
+        *("width_multiple", "budget_macs", "latency_batch", "latency_runtime"),
+        *("scope", "floor", "method"),
         *("repair", "repair_in_loop"),
         "prune_also",
     ),
@@ -72,6 +74,7 @@ _DEFAULTS = {
     "patience": " (default: 2 where impressions or inverted inputs are shown, 'auto' included; "
     "else no limit)",
     "max_drop": "",
+    "budget_macs": "",
     "task_timeout": " (default: 20 times the slowest one of its kind, and at least a minute)",
     "continuation": f" (default: {CONTINUATION} where inverted inputs are shown)",
     "stock": f" (default: {BATCHES}, or what {BYTES >> 20} MB hold; 0 where that is little)",

@@ -14,6 +14,12 @@ PROFILE: Any = typer.Option(
     help="show at the end where the time went, and write it into result.json",
     rich_help_panel=OUTPUT,
 )
+TENSORBOARD: Any = typer.Option(
+    help="write TensorBoard events into this folder while the search goes on",
+    metavar="DIR",
+    show_default=False,
+    rich_help_panel=OUTPUT,
+)
 ROWS: Any = typer.Option("--json", help="print a list of rows", rich_help_panel=OUTPUT)
 
 

@@ -25,6 +25,7 @@ def resume_command(
     ] = False,
     quiet: Annotated[bool, outputs.QUIET] = False,
     profile: Annotated[bool, outputs.PROFILE] = False,
+    tensorboard: Annotated[str | None, outputs.TENSORBOARD] = None,
     **options: Any,
 ) -> None:
     """Go on with a run of gaprune prune that was stopped: by Ctrl-C, a crash, a power cut.
@@ -48,5 +49,6 @@ def resume_command(
             as_json=as_json,
             quiet=quiet,
             profile=profile,
+            tensorboard=tensorboard,
         )
     raise typer.Exit(code)

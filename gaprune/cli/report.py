@@ -1,0 +1,52 @@
+"""`gaprune report`: the page of a run or a comparison, made anew."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gaprune.cli import outputs
+from gaprune.comparison.page import write_page
+from gaprune.comparison.store import ROWS
+from gaprune.formats import to_json
+from gaprune.report import write_report
+
+
+def report_command(
+    *,
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="folder of a run, or of a comparison", metavar="RUN", show_default=False
+        ),
+    ],
+    show: Annotated[
+        bool,
+        typer.Option("--open", help="open it in the browser", rich_help_panel=outputs.OUTPUT),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="print where it is as JSON", rich_help_panel=outputs.OUTPUT),
+    ] = False,
+) -> None:
+    """Make report.html of a finished run or a comparison, from the other files in its folder.
+
+    Every run and comparison makes one at its end; this makes it anew, for example of a run by an
+    older gaprune: what that did not write down is left out. The page is one file that needs no
+    network: send it, print it, read it on a phone.
+
+    Example: gaprune report runs/mnist-mlp-0.95
+
+    Example: gaprune report runs/compare-mnist-mlp --open
+    """
+    place = Path(run).expanduser()
+    page = (write_page if (place / ROWS).is_file() else write_report)(place)
+    if as_json:
+        typer.echo(to_json({"report": str(page), "bytes": page.stat().st_size}, indent=2))
+    else:
+        typer.echo(f"written to {page}")
+    if show:
+        webbrowser.open(page.as_uri())

@@ -1,0 +1,90 @@
+"""Pictures inside the page: pixels as PNG in a data address, curves as corners of a line."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+_KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → PNG colour type: grey, grey + alpha, RGB, RGBA
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page.
+
+    Attributes:
+        source: a data address.
+        width, height: in pixels of its own.
+        text: what somebody is told who cannot see it.
+        scale: pixels of the screen for one of its own, where there is room.
+    """
+
+    source: str
+    width: int
+    height: int
+    text: str
+    scale: float = 1.0
+
+
+def picture(pixels: Pixels, text: str, *, wide: int = 0) -> Picture:
+    """Return pixels `[height, width(, channels)]` as an image, at best about `wide` points wide."""
+    height, width = pixels.shape[:2]
+    scale = max(1.0, wide / width) if wide else 1.0
+    address = "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+    return Picture(address, width, height, text, scale)
+
+
+def png(pixels: Pixels) -> bytes:
+    """Return pixels `[height, width]` or `[height, width, 1 to 4 channels]` as a PNG file.
+
+    The format: W3C, Portable Network Graphics, third edition; eight bits, no filter.
+    """
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    height, width, channels = pixels.shape
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # a filter byte of 0 before each row
+    rows[:, 1:] = pixels.reshape(height, -1)
+    head = struct.pack(">IIBBBBB", width, height, 8, _KINDS[channels], 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data))
+        + name
+        + data
+        + struct.pack(">I", zlib.crc32(name + data) & 0xFFFFFFFF)
+        for name, data in parts
+    )
+
+
+def tinted(strength: NDArray[np.floating[Any]], colour: tuple[int, int, int]) -> Pixels:
+    """Return one colour, the more opaque the stronger: `[h, w]` in 0 to 1 → RGBA."""
+    out = np.zeros((*strength.shape, 4), np.uint8)
+    out[..., :3] = colour
+    out[..., 3] = np.clip(strength * 255, 0, 255).round()
+    return out
+
+
+def tiles(pictures: list[Pixels], columns: int, gap: int = 1) -> Pixels:
+    """Put pictures of one size side by side, row after row, with transparent gaps between."""
+    height, width, channels = pictures[0].shape
+    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(pictures))
+    sheet = np.zeros(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), np.uint8
+    )
+    for index, one in enumerate(pictures):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = one
+    return sheet
+
+
+def curve(values: NDArray[np.uint8]) -> str:
+    """Return values `[n]` of 0 to 255 as corners of a line in a box of 100 by 100."""
+    step = 100 / max(1, len(values) - 1)
+    return " ".join(f"{i * step:.4g},{100 - v / 2.55:.4g}" for i, v in enumerate(values.tolist()))
