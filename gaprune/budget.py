@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from gaprune.errors import InputError
+from gaprune.price import Price
 from gaprune.supermask import MIN_KEEP, Layout
 
 SCOPES = {
@@ -34,17 +35,37 @@ def check_sparsity(sparsity: object) -> float:
 def keep_total(layout: Layout, sparsity: float) -> int:
     """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up.
 
-    Under a quota it alone says how many.
+    Under a quota it alone says how many. Where the layout has a price, it is multiply-adds, rounded
+    down.
 
     Raises:
         InputError: fewer than the layers keep at least (the message says what is possible).
     """
     if layout.quota is not None:
         return sum(layout.quota.counts(layout.sizes))
+    if layout.price is not None:
+        return _affordable(layout, layout.price, sparsity)
     keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
     if keep < sum(layout.least):
         raise _too_few(layout, sparsity, keep)
     return keep
+
+
+def _affordable(layout: Layout, price: Price, sparsity: float) -> int:
+    keep = price.limit
+    if keep is None:
+        keep = math.floor(price.dense * _density(sparsity))
+    if keep >= layout.cheapest:
+        return keep
+    most = math.floor(1e6 * (1 - layout.cheapest / price.dense)) / 1e6
+    if price.limit is not None:
+        asked = f"budget_macs: {keep:,} multiply-adds"
+        way_out = "state more"
+    else:
+        asked = f"sparsity: {sparsity} leaves {keep:,} of {price.dense:,} multiply-adds"
+        way_out = f"at most {most:g} is possible"
+    kept = "the least" if layout.floor == 0 else f"the floor {layout.floor}"
+    raise InputError(f"{asked}, and {kept} of every layer takes {layout.cheapest:,}; {way_out}")
 
 
 def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
@@ -71,6 +92,9 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
     """
     if layout.quota is not None:
         return list(layout.quota.counts(layout.sizes))
+    if layout.price is not None:
+        keep = keep_total(layout, sparsity)
+        return layout.price.apportioned(layout.sizes, layout.least, keep)
     for name, size in zip(layout.names, layout.sizes, strict=True):
         if size * _density(sparsity) < Fraction(1, 2):
             raise InputError(

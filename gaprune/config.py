@@ -53,6 +53,30 @@ class Settings(BaseModel):
         "ROWSxCOLUMNS (blocks of outputs by inputs, such as 4x1) or channel (with all that makes "
         "and reads it); sparsity then counts blocks or channels",
     )
+    budget: str = Field(
+        "weights",
+        description="what sparsity is a part of: weights (or blocks, or channels), macs (multiply-"
+        "adds for one input) or latency (measured, of the compact network; pattern channel)",
+    )
+    width_multiple: int = Field(
+        1,
+        ge=1,
+        description="with pattern channel and budget macs or latency: so many channels of every "
+        "layer stay, or a multiple, or all; processors take 8 or 16 at once, and runtimes are slow "
+        "with other numbers",
+    )
+    budget_macs: int | None = Field(
+        None,
+        ge=1,
+        description="with budget latency: the multiply-adds that stay, instead of measuring which "
+        "are fast enough",
+    )
+    latency_batch: int = Field(
+        1, ge=1, description="inputs of one pass, with budget latency, on threads-per-worker"
+    )
+    latency_runtime: str = Field(
+        "torch", description="what runs it, with budget latency: torch, torch-compile, onnxruntime"
+    )
     floor: float = Field(
         0.0, ge=0, lt=1, description="fraction of every layer that is kept, whatever its scores"
     )

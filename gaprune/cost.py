@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 SMALLEST_BATCH, LARGEST_BATCH = 32, 256
+_LAST = "\U0010ffff"  # after all names
 STEP_WORK = 1e9  # multiply-adds of one forward pass in a gradient step: some 50 ms on one core
 
 
@@ -25,12 +28,37 @@ def macs_per_input(model: nn.Module, example: Tensor) -> int:
     return counter.flops // 2
 
 
+@torch.no_grad()
+def macs_by_weight(
+    model: nn.Module, example: Tensor, weights: Mapping[str, Tensor]
+) -> tuple[int, dict[str, int]]:
+    """Count the multiply-adds of a forward pass on one input, and those of each weight among them.
+
+    A weight is known by its memory, so it is found however `forward` uses it.
+
+    Args:
+        model: the network.
+        example: one input `[1, …]`.
+        weights: parameters of the model by name.
+
+    Returns:
+        All, and name → its own; 0 for one that is not used.
+    """
+    counter = _Operations(weights)
+    with counter:
+        model(example)
+    return counter.flops // 2, {name: counter.own[name] // 2 for name in weights}
+
+
 class _Operations(TorchDispatchMode):
     """Adds up torch's own formulas, as its `FlopCounterMode` does, which takes 1.6 s to begin."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops: int = 0
+        self.own: Counter[str] = Counter()
+        self._starts = sorted((one.data_ptr(), name) for name, one in (weights or {}).items())
+        self._bytes = {name: one.nbytes for name, one in (weights or {}).items()}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -52,8 +80,22 @@ class _Operations(TorchDispatchMode):
                 return found
         output = operation(*args, **named)
         if formula is not None:
-            self.flops += formula(*args, **named, out_val=output)
+            flops = formula(*args, **named, out_val=output)
+            self.flops += flops
+            if self._starts:
+                self.own.update(dict.fromkeys(self._used(args), flops))
         return output
+
+    def _used(self, args: Sequence[Any]) -> set[str]:
+        """Return the weights whose memory the arguments lie in."""
+        found = set()
+        for one in args:
+            if isinstance(one, Tensor) and one.layout == torch.strided:
+                place = bisect_right(self._starts, (one.data_ptr(), _LAST)) - 1
+                start, name = self._starts[place]
+                if place >= 0 and one.data_ptr() < start + self._bytes[name]:
+                    found.add(name)
+        return found
 
 
 def _formula_of(operation: Any) -> Callable[..., int] | None:  # noqa: ANN401

@@ -98,8 +98,8 @@ class Span:
     @classmethod
     def of(cls, layout: Layout, scope: str, largest: float) -> Span:
         """Return the span up to a largest sparsity, or up to where a layer would be emptied."""
-        density = Fraction(sum(layout.least), layout.total)
-        if scope == "layer":
+        density = Fraction(layout.cheapest, layout.worth)
+        if scope == "layer" and layout.price is None:
             density = max(density, Fraction(1, 2 * min(layout.sizes)))
         scale = Fraction(10) ** (2 - math.floor(math.log10(density)))  # as `at` rounds, but upwards
         most = min(largest, float(1 - math.ceil(density * scale) / scale))

@@ -1,4 +1,4 @@
-"""What is removed together, as users write it: unstructured, channel, 2:4, 4x1."""
+"""What is removed together, as users write it: unstructured, channel, 2:4, 4x1; and what counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from gaprune.errors import InputError
 
 UNSTRUCTURED, CHANNEL = "unstructured", "channel"
+WEIGHTS, MACS, LATENCY = "weights", "macs", "latency"
+BUDGETS = {
+    WEIGHTS: "single weights, blocks or channels are counted, as the pattern has them",
+    MACS: "multiply-adds for one input",
+    LATENCY: "the measured median time of one pass of the compact network",
+}
+"""What a sparsity is a part of."""
 FORMS = "unstructured, N:M such as 2:4, a block of ROWSxCOLUMNS such as 4x1, or channel"
 TOLERANCE = 1e-3  # how far a stated sparsity may be from what a quota removes
 _QUOTA, _BLOCK = re.compile(r"(\d+):(\d+)"), re.compile(r"(\d+)x(\d+)")

@@ -1,4 +1,4 @@
-"""What a pattern means for one network: its quota, its blocks, or its channels."""
+"""What a pattern and a budget mean for one network: its quota, blocks or channels, their price."""
 
 from __future__ import annotations
 
@@ -13,31 +13,37 @@ from torch import nn
 from gaprune.baselines.channel_groups import Channel, ChannelGroup, Place
 from gaprune.baselines.channels import removable
 from gaprune.config import Settings
-from gaprune.errors import InputError
+from gaprune.errors import InputError, unknown_name
 from gaprune.pattern_names import (
+    BUDGETS,
     CHANNEL,
+    LATENCY,
     TOLERANCE,
+    WEIGHTS,
     BlockName,
     QuotaName,
     parse_pattern,
 )
 from gaprune.patterns import Blocks, Channels, Units, Wiring
+from gaprune.pricing import price_of
 from gaprune.quota import Quota
 from gaprune.supermask import Layout
 from gaprune.target import Target
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_found: WeakKeyDictionary[Target, tuple[tuple[ChannelGroup, ...], Layout]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[Target, tuple[ChannelGroup, ...]] = WeakKeyDictionary()
 
 
 def check_pattern(settings: Settings) -> None:
-    """Raise unless the pattern goes with the other settings.
+    """Raise unless pattern and budget go with the other settings.
 
     Raises:
-        InputError: there is no such pattern, or one of the settings has no place beside it.
+        InputError: there is no such pattern or budget, or one of the settings has no place beside
+            it.
     """
     found = parse_pattern(settings.pattern)
+    _check_budget(settings, found)
     if not isinstance(found, QuotaName):
         return
     name = settings.pattern
@@ -64,12 +70,46 @@ def check_pattern(settings: Settings) -> None:
             )
 
 
+def _check_budget(settings: Settings, pattern: str | QuotaName | BlockName) -> None:
+    budget = settings.budget
+    if budget not in BUDGETS:
+        raise unknown_name("budget", budget, BUDGETS)
+    if budget != WEIGHTS and isinstance(pattern, QuotaName):
+        raise InputError(
+            f"budget: pattern {settings.pattern!r} says how many weights of every layer stay, and "
+            f"leaves {budget!r} nothing to decide; leave --budget out, or choose another pattern"
+        )
+    if budget == LATENCY and pattern != CHANNEL:
+        raise InputError(
+            "budget: latency is that of the compact network, which only whole channels make, got "
+            f"pattern {settings.pattern!r}; add --pattern channel, or use --budget macs"
+        )
+    if budget != LATENCY and settings.budget_macs is not None:
+        raise InputError(
+            f"budget_macs: belongs to --budget latency, got {budget!r}; with --budget macs state "
+            "the part of the multiply-adds to remove as --sparsity"
+        )
+    if settings.width_multiple > 1 and (budget == WEIGHTS or pattern != CHANNEL):
+        raise InputError(
+            "width_multiple: is a number of channels, under a budget of what they cost, got "
+            f"pattern {settings.pattern!r} and budget {budget!r}; add --pattern channel --budget "
+            "macs, or leave it out"
+        )
+    for key, used in (("max_drop", settings.max_drop is not None), ("pareto", settings.pareto)):
+        if budget == LATENCY and used:
+            raise InputError(
+                f"{key}: tries many budgets, and latency is measured for one; leave "
+                f"--{key.replace('_', '-')} out, or use --budget macs"
+            )
+
+
 def searched_layout(target: Target, settings: Settings) -> Layout:
     """Return the layout that scores and masks of a search have: of weights, or of units."""
     units = units_of(target, settings)
-    if units is not None:
-        return units.layout.with_floor(settings.floor)
-    layout = target.layout.with_floor(settings.floor)
+    layout = (target if units is None else units).layout.with_floor(settings.floor)
+    if settings.budget != WEIGHTS:
+        price = price_of(target, units, settings.budget_macs, settings.width_multiple)
+        return replace(layout, price=price)
     name = parse_pattern(settings.pattern)
     if not isinstance(name, QuotaName):
         return layout
@@ -87,7 +127,7 @@ def units_of(target: Target, settings: Settings) -> Units | None:
     if isinstance(name, BlockName):
         axes = tuple(_axes(target, one)[0] for one in target.layout.names)
         return Blocks(target.layout, name.rows, name.columns, axes)
-    return channels_of(target) if name == CHANNEL else None
+    return channels_of(target, alike=settings.budget != WEIGHTS) if name == CHANNEL else None
 
 
 def fixed_scope(settings: Settings) -> str | None:
@@ -95,14 +135,20 @@ def fixed_scope(settings: Settings) -> str | None:
     return "layer" if isinstance(parse_pattern(settings.pattern), QuotaName) else None
 
 
-def channels_of(target: Target) -> Channels:
+def channels_of(target: Target, *, alike: bool = False) -> Channels:
     """Return the channels of a network that can be removed whole.
+
+    Args:
+        target: the network.
+        alike: whether channels made together that others read go apart: those of one layer of the
+            layout then all cost the same.
 
     Raises:
         InputError: there are none, or the network cannot be traced.
         GapruneError: torch-pruning is not installed.
     """
-    groups, layout = _channels(target)
+    groups = channel_groups(target, alike=alike)
+    layout = Layout(_names(groups), tuple((len(group.channels),) for group in groups))
     numbers = {
         place: unit
         for unit, channel in enumerate(one for group in groups for one in group.channels)
@@ -119,13 +165,13 @@ def channels_of(target: Target) -> Channels:
     return Channels(target.layout, layout, wirings)
 
 
-def channel_groups(target: Target) -> tuple[ChannelGroup, ...]:
-    """Return the channels behind the units of `channels_of`, in their order."""
-    return _channels(target)[0]
+def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup, ...]:
+    """Return the channels behind the units of `channels_of`, in their order.
 
-
-def _channels(target: Target) -> tuple[tuple[ChannelGroup, ...], Layout]:
-    """Trace a network once: the channels that masks of its weights can take out."""
+    Raises:
+        InputError: there are none, or the network cannot be traced.
+        GapruneError: torch-pruning is not installed.
+    """
     if target not in _found:
         maskable = _maskable(target)
         groups = [
@@ -139,9 +185,17 @@ def _channels(target: Target) -> tuple[tuple[ChannelGroup, ...], Layout]:
                 "are added to inputs, or pass through layers that take all of them); use another "
                 "pattern"
             )
-        shapes = tuple((len(group.channels),) for group in groups)
-        _found[target] = tuple(groups), Layout(_names(groups), shapes)
-    return _found[target]
+        _found[target] = tuple(groups)  # traced once
+    found = _found[target]
+    return tuple(one for group in found for one in _alike(group)) if alike else found
+
+
+def _alike(group: ChannelGroup) -> list[ChannelGroup]:
+    """Split channels by the layers that read them."""
+    found: dict[tuple[str, ...], list[Channel]] = {}
+    for one in group.channels:
+        found.setdefault(tuple(place.layer for place in one.read), []).append(one)
+    return [replace(group, channels=tuple(some)) for some in found.values()]
 
 
 def _names(groups: Sequence[ChannelGroup]) -> tuple[str, ...]:

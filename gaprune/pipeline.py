@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,13 @@ from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.input_options import InputOptions
 from gaprune.job import Job
 from gaprune.keeper import FolderKeeper, Keeper
+from gaprune.latency_budget import calibrate, measure_latency
 from gaprune.limit import Once, prune_to_limit
-from gaprune.observe import Observer, Silence
+from gaprune.observe import Callbacks, Observer, Several, Silence
+from gaprune.pattern_names import LATENCY
 from gaprune.preparation import check_settings
 from gaprune.probes.samples import Samples
+from gaprune.records import Generation
 from gaprune.result import Result
 from gaprune.run import PruningRun
 from gaprune.spent import measuring
@@ -34,6 +38,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     test: tuple[Tensor, Tensor] | None = None,
     prune_also: tuple[str, ...] = (),
     observer: Observer | None = None,
+    on_generation: Callable[[Generation], object] | None = None,
     out: str | Path | None = None,
     profile: bool = False,
     **settings: Any,
@@ -52,6 +57,9 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             accuracy only; they never reach the search.
         prune_also: further parameters to prune, by qualified name.
         observer: told of progress.
+        on_generation: called with the record of every generation that ends
+            (`gaprune.observe.Callbacks` has functions for more); an error that it raises ends the
+            run.
         out: a run directory, new or empty: what was searched for is kept there after every
             generation (see `gaprune.resume`), and the result at the end.
         profile: measure where the time goes (`result.profile`); nothing else changes.
@@ -65,13 +73,18 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         InputError: a setting or the network breaks a rule; the message says which.
         GapruneError: no sparsity holds `max_drop`.
 
-    >>> import torch
-    >>> from gaprune import InputOptions, prune
-    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    >>> found = prune(net, sparsity=0.5, inputs=InputOptions(range=(0, 1)), generations=1, steps=2)
-    >>> found.kept, found.target.layout.total
-    (88, 176)
+    Examples:
+        >>> import torch
+        >>> from gaprune import InputOptions, prune
+        >>> linear = torch.nn.Linear
+        >>> net = torch.nn.Sequential(linear(8, 16), torch.nn.ReLU(), linear(16, 3))
+        >>> shown = InputOptions(range=(0, 1))
+        >>> found = prune(net, sparsity=0.5, inputs=shown, generations=1, steps=2)
+        >>> found.kept, found.target.layout.total
+        (88, 176)
     """
+    if on_generation is not None:
+        observer = Several(observer or Silence(), Callbacks(on_generation=on_generation))
     chosen = make_settings({"sparsity": sparsity, **settings})
     check_settings(chosen)
     target = target_from_module(
@@ -133,9 +146,13 @@ def run_pruning(
     What comes of it lies on the CPU, wherever the target is.
     """
     here = target if Staff.of(settings).here else target.to(CPU)  # what actors are sent
+    given = calibrate(here, settings, observer)
+    settings = given.settings
     with working_on(str(here.device)):
         if settings.max_drop is None:
             result = PruningRun(here, settings, test, observer, keeper).result()
         else:
             result = prune_to_limit(PruningRun(here, settings, test, Once(observer), keeper))
+    if settings.budget == LATENCY:
+        result = replace(result, latency=measure_latency(here, result.masks, given).record())
     return replace(result, target=target.to(CPU))

@@ -25,7 +25,7 @@ from gaprune.probes.choice import decide
 from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples
 from gaprune.repair import Sites, survey
-from gaprune.saliency import SALIENCIES
+from gaprune.saliency import find_saliency
 from gaprune.stock import Stock, stock_size
 from gaprune.target import Target
 from gaprune.workers import Staff, choose_device
@@ -59,8 +59,8 @@ def check_settings(settings: Settings) -> Preset:
     preset = find_preset(settings.preset)
     if settings.scope not in SCOPES:
         raise unknown_name("scope", settings.scope, SCOPES)
-    if settings.method != EVOLVED and settings.method not in SALIENCIES:
-        raise unknown_name("method", settings.method, [EVOLVED, *SALIENCIES])
+    if settings.method != EVOLVED:
+        find_saliency(settings.method, "method", [EVOLVED])
     if settings.pareto and settings.max_drop is not None:
         raise InputError(
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"

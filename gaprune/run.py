@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import platform
 import time
 from dataclasses import replace
 from functools import cached_property
-from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -32,6 +31,7 @@ from gaprune.records import BaselineScore, Generation
 from gaprune.repair import repair, repaired_copy
 from gaprune.result import RepairedScore, Result
 from gaprune.saliency import Network
+from gaprune.sketch import confusion_of, sketch_of
 from gaprune.spent import spent
 from gaprune.target import Target
 from gaprune.workers import Lost, Staff, Workers, open_workers
@@ -79,6 +79,7 @@ class PruningRun:
         self.agreed: list[float] = []  # where search and guard did not part, shared by `at`
         self.earlier = 0.0  # seconds, in other processes
         self.level: float | None = None  # the sparsity, where it is one of several
+        self.confusion: dict[str, Any] | None = None
 
     @cached_property
     def shown(self) -> tuple[ProbePlan, Bench]:
@@ -283,7 +284,7 @@ class PruningRun:
             repaired=repaired,
             front=[
                 {
-                    "sparsity": 1 - one.genes.keep / bench.layout.total,
+                    "sparsity": 1 - one.genes.keep / bench.layout.worth,
                     "guard": outcome.judged[one.key].agreement,
                 }
                 for one in outcome.front
@@ -291,7 +292,7 @@ class PruningRun:
             if outcome
             else (),
             front_masks=[bench.masks(one.mask) for one in outcome.front] if outcome else (),
-            versions=_versions(),
+            sketch=sketch_of(bench, self.target.inputs, seeds, verdicts, best, self.confusion),
         )
 
     def _repair(self, bench: Bench, best: Individual, strict: float) -> RepairedScore:
@@ -339,12 +340,8 @@ class PruningRun:
             pruned = bench.outputs(best.mask, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}
             rows["pruned"] = float(accuracy(pruned, dense, labels))
+            self.confusion = confusion_of(labels, dense=dense, pruned=pruned)
             for seed in seeds:
                 outputs = bench.judged_outputs(seed.mask, inputs)
                 rows[seed.origin] = float(accuracy(outputs, dense, labels))
         return rows
-
-
-def _versions() -> dict[str, str]:
-    packages = ("gaprune", "torch", "numpy", "deap", "ray")
-    return {"python": platform.python_version()} | {one: metadata.version(one) for one in packages}

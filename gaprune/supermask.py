@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gaprune.errors import InputError, unknown_name
+from gaprune.price import Price
 from gaprune.quota import Quota
 from gaprune.top_k import mark
 
@@ -42,12 +43,14 @@ class Layout:
         shapes: the shape of each.
         floor: the fraction of every layer, in [0, 1), that every mask keeps.
         quota: how many weights of every group stay, or None: any may.
+        price: what they cost, where a budget is in multiply-adds; None counts them.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     floor: float = 0.0
     quota: Quota | None = None
+    price: Price | None = None
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Layout:
@@ -73,6 +76,16 @@ class Layout:
     def total(self) -> int:
         """All prunable weights."""
         return sum(self.sizes)
+
+    @property
+    def worth(self) -> int:
+        """What everything is in the unit of budgets: weights, or multiply-adds."""
+        return self.total if self.price is None else self.price.dense
+
+    @property
+    def cheapest(self) -> int:
+        """What the least of every layer is in that unit."""
+        return sum(self.least) if self.price is None else self.price.least(self.least)
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
@@ -130,9 +143,14 @@ def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tenso
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
     """Mark the `keep` best scores of the whole network, at least `layout.least` in every layer.
 
+    Where the layout has a price, `keep` are multiply-adds, see `Price.ranked`.
+
     Raises:
         InputError: `keep` is out of range or too small for the layers, or a score is NaN.
     """
+    if layout.price is not None:
+        counts = layout.price.ranked(scores, layout.slices, layout.least, keep)
+        return layered_mask(scores, layout, counts)
     mask = top_k_mask(scores, keep)
     if all(n >= low for n, low in zip(layer_counts(mask, layout), layout.least, strict=True)):
         return mask

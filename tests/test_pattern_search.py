@@ -46,6 +46,12 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "4x1": {"pattern": "4x1", "sparsity": 0.5},
     "channel": {"pattern": "channel", "sparsity": 0.4},
 }
+PRICED: dict[str, dict[str, Any]] = {
+    "unstructured": {"sparsity": 0.5, "budget": "macs"},
+    "4x1": {"pattern": "4x1", "sparsity": 0.5, "budget": "macs"},
+    "channel": {"pattern": "channel", "sparsity": 0.4, "budget": "macs"},
+}
+"""Pattern → a budget in multiply-adds."""
 SMALL_2_4 = {**SMALL, **PATTERNS["2:4"]}
 IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
 
@@ -60,10 +66,10 @@ def searched(kind: Callable[[], nn.Module] = Separable, **stated: Any) -> Result
     return prune(built(kind), inputs=IMAGES, **{**SMALL, **stated})
 
 
-def run_of(pattern: str, kind: Callable[[], nn.Module] = Separable, **stated: Any) -> PruningRun:
+def run_of(pattern: str, kind: Callable[[], nn.Module] = Separable, /, **stated: Any) -> PruningRun:
     """Return a run that has not begun."""
     target = target_from_module(built(kind), inputs=IMAGES)
-    settings = make_settings({**SMALL, **PATTERNS[pattern], **stated})
+    settings = make_settings({**SMALL, **PATTERNS.get(pattern, {}), **stated})
     return PruningRun(target, settings, None, Silence())
 
 
@@ -217,8 +223,8 @@ def tasks_of(bench: Bench, seeds: list[Individual]) -> list[Breed]:
 
 def test_any_workers_breed_the_same_children(ray_session: None) -> None:
     """In this process or in Ray actors: scores, counts, masks and fitness, bit for bit."""
-    for pattern in ("2:4", "channel"):
-        run = run_of(pattern)
+    for pattern, stated in (("2:4", {}), ("channel", {}), ("channel", PRICED["channel"])):
+        run = run_of(pattern, **stated)
         bench, seeds = run.bench, run.seeds()
         tasks = tasks_of(bench, seeds)
         with SerialWorkers(bench) as serial, RayWorkers(bench, Staff(2)) as actors:
@@ -243,12 +249,14 @@ def test_a_second_device_gives_the_same_bits(pattern: str) -> None:
         assert [moved.judge(one.mask) for one in seeds] == judged
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_stopped_after_any_generation_it_finds_the_same(pattern: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [*PATTERNS.values(), *PRICED.values()])
+def test_stopped_after_any_generation_it_finds_the_same(
+    stated: dict[str, Any], tmp_path: Path
+) -> None:
     """By a power cut: only what is on the disk is known."""
     model, place = built(Separable), tmp_path / "run"
     copying = Copying(place)
-    settings = {**SMALL, **PATTERNS[pattern]}
+    settings = {**SMALL, **stated}
     whole = prune(model, inputs=IMAGES, out=place, observer=copying, **settings)
     assert len(copying.copies) == 3
     for copy in copying.copies:
@@ -267,6 +275,51 @@ def test_a_front_and_a_limit_hold_the_pattern_too(pattern: str) -> None:
         assert holds(replace(front, masks=masks), pattern)
     limit = searched(preset="black-box", sparsity=0.6, max_drop=0.5, **own)
     assert holds(limit, pattern)
+
+
+@pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
+@pytest.mark.parametrize("pattern", PRICED)
+def test_a_search_spends_its_multiply_adds(pattern: str, preset: str) -> None:
+    """Whatever is searched for; every seed spends them too."""
+    stated = PRICED[pattern]
+    result = searched(preset=preset, objective="kl", **stated)
+    kept, dense = result.macs["kept"], result.macs["dense"]
+    assert kept is not None
+    assert dense is not None
+    left = 1 - stated["sparsity"]  # one of the few channels is a tenth of all
+    assert 0.7 * left < kept / dense <= left
+    assert result.record()["macs"] == {"dense": dense, "kept": kept}
+    assert result.record()["budget"] == "macs"
+    run = run_of(pattern, **stated)
+    layout, seeds = run.bench.layout, run.seeds()
+    assert layout.price is not None
+    assert {one.origin.removesuffix("-layer") for one in seeds} == set(SALIENCIES)
+    for one in seeds:
+        assert layout.price.is_spent(layer_counts(one.mask, layout), one.keep), one.origin
+
+
+@pytest.mark.parametrize("pattern", PRICED)
+def test_a_front_and_a_limit_are_of_multiply_adds(pattern: str) -> None:
+    """Sparsities are parts of the dense network's."""
+    own = {**PRICED[pattern], "sparsity": 0.6}
+    front = searched(preset="black-box", pareto=True, **own)
+    dense = front.macs["dense"]
+    assert dense is not None
+    for point, masks in zip(front.front, front.front_masks, strict=True):
+        kept = replace(front, masks=masks).macs["kept"]
+        assert kept is not None
+        assert kept / dense <= 1 - point["sparsity"] + 1e-9
+    limit = searched(preset="black-box", max_drop=0.5, **own)
+    assert limit.macs["kept"] is not None
+    assert limit.macs["kept"] / dense <= 1 - limit.sparsity
+
+
+def test_widths_are_multiples() -> None:
+    """Or whole, or too narrow for that."""
+    result = searched(wide, width_multiple=4, pattern="channel", sparsity=0.5, budget="macs")
+    widths = [int(one.flatten(1).any(1).sum()) for one in result.masks.values()][:3:2]
+    assert all(width % 4 == 0 for width in widths)
+    assert result.macs["kept"] is not None
 
 
 def test_repair_in_the_loop_takes_channels() -> None:

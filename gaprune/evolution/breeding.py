@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gaprune.bench import Bench, Verdict
 from gaprune.evolution.genome import Genes, held
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
+from gaprune.evolution.operators import find_crossover, find_mutation
 from gaprune.spent import spent
 from gaprune.supermask import pack, unpack
 
@@ -108,10 +108,10 @@ class Breed:
         parents = tuple(one.wide() for one in self.parents)
         genes = parents[0]
         if self.recipe.crossover is not None:
-            cross = CROSSOVERS[self.recipe.crossover]
+            cross = find_crossover(self.recipe.crossover)
             genes = cross(parents[0], parents[1], bench.layout, generator)[0]
         if self.recipe.mutation is not None:
-            mutate = partial(MUTATIONS[self.recipe.mutation], **dict(self.recipe.options))
+            mutate = partial(find_mutation(self.recipe.mutation), **dict(self.recipe.options))
             genes = mutate(genes, bench.layout, generator)
         if self.recipe.keep is not None:
             genes = replace(genes, keep=self.recipe.keep, counts=None)

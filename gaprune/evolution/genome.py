@@ -36,7 +36,7 @@ class Genes:
         scores: float32 `[layout.total]`, larger is kept first; float16 where they are `held` so.
         counts: keep count of each layer, or None where all layers are ranked together
             (scope `global`).
-        keep: kept weights of the whole network.
+        keep: kept weights of the whole network; where the layout has a price, multiply-adds.
         fixed: the counts never change (scope `layer`).
         absolute: the size of a score counts, not its sign (the original idea).
     """
@@ -53,7 +53,7 @@ class Genes:
         return self.scores.abs() if self.absolute else self.scores
 
     def express(self, layout: Layout) -> Tensor:
-        """Return the flat bool mask `[layout.total]` with exactly `keep` entries true."""
+        """Return the flat bool mask `[layout.total]` of which exactly `keep` is the budget."""
         if self.scores.dtype == _HALF:
             mask = self.scores > 0
             if self._fits(layer_counts(mask, layout), layout) and layout.fits(mask):
@@ -78,6 +78,8 @@ class Genes:
         if self.counts is not None:
             return tuple(counts) == self.counts
         enough = all(n >= least for n, least in zip(counts, layout.least, strict=True))
+        if layout.price is not None:
+            return enough and layout.price.is_spent(counts, self.keep)
         return enough and sum(counts) == self.keep
 
     def with_scores(self, scores: Tensor) -> Genes:
@@ -241,7 +243,9 @@ def _cut_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
         return _groups_at_zero(genes, layout, kind)
     kept, strength = genes.express(layout), genes.wide().strength
     spans = [_span(strength[part], kept[part]) for part in layout.slices]
-    cuts = _common(spans) if genes.counts is None else [_middle(*span) for span in spans]
+    # where units have prices, cheap ones stay that rank below others
+    common = genes.counts is None and layout.price is None
+    cuts = _common(spans) if common else [_middle(*span) for span in spans]
     least, most = _BOUNDS[kind]
     found = torch.empty(layout.total, dtype=kind)
     for part, cut in zip(layout.slices, cuts, strict=True):

@@ -8,19 +8,23 @@ same sum).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from gaprune import plugins
 from gaprune.budget import apportion
+from gaprune.errors import unknown_name
 from gaprune.evolution.genome import Genes, align
 from gaprune.supermask import Layout, layer_counts, top_k_mask
 
 Mutation = Callable[[Genes, Layout, Generator], Genes]
 Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]
+Operator = TypeVar("Operator")
 
 
 def uniform_reset(
@@ -121,7 +125,7 @@ def budget_shift(
     counts = _counts(genes, layout)
     giver, taker = torch.randperm(len(counts), generator=generator)[:2].tolist()
     most = max(1, round(rate * min(counts[giver], counts[taker])))
-    moved = _moved(counts, giver, taker, most, layout, generator)
+    moved = _moved(genes, counts, (giver, taker, most), layout, generator)
     return genes if moved == counts else _recount(genes, layout, moved)
 
 
@@ -138,12 +142,12 @@ def reallocate(
     if genes.fixed or len(layout.sizes) < 2:
         return genes
     before = counts = _counts(genes, layout)
-    density = genes.keep / layout.total
+    density = genes.keep / layout.worth
     for _ in range(int(torch.randint(1, moves + 1, (), generator=generator))):
         giver, taker = _draw_layers(layout, 2, generator)
         smaller = min(layout.sizes[giver], layout.sizes[taker])
         most = max(1, round(rate * density * smaller))
-        counts = _moved(counts, giver, taker, most, layout, generator)
+        counts = _moved(genes, counts, (giver, taker, most), layout, generator)
     return genes if counts == before else _recount(genes, layout, counts)
 
 
@@ -200,10 +204,20 @@ def _counts(genes: Genes, layout: Layout) -> list[int]:
 
 
 def _moved(
-    counts: list[int], giver: int, taker: int, most: int, layout: Layout, generator: Generator
+    genes: Genes,
+    counts: list[int],
+    move: tuple[int, int, int],
+    layout: Layout,
+    generator: Generator,
 ) -> list[int]:
-    """Return the counts after one layer gave another 1 to `most`, as far as both have room."""
+    """Return the counts after one layer gave another 1 to `most`, as far as both have room.
+
+    Where the layout has a price, the other one takes so many, and the first gives what pays them.
+    """
+    giver, taker, most = move
     wanted = int(torch.randint(1, most + 1, (), generator=generator))
+    if layout.price is not None:
+        return layout.price.moved(counts, (giver, taker, wanted), layout.least, genes.keep)
     room = layout.sizes[taker] - counts[taker]
     amount = max(0, min(wanted, counts[giver] - layout.least[giver], room))
     moved = list(counts)
@@ -242,7 +256,35 @@ def _mixed_counts(
     if a.counts is None or b.counts is None or a.fixed or a.counts == b.counts:
         return a.counts
     mixed = np.asarray(a.counts) * (1 - weight) + np.asarray(b.counts) * weight
+    if layout.price is not None:
+        return tuple(layout.price.apportioned(mixed, layout.least, a.keep))
     return tuple(apportion(mixed, a.keep, layout.sizes, layout.least))
+
+
+def find_mutation(name: str) -> Mutation:
+    """Return a mutation by name: our own, or a plug-in's.
+
+    Raises:
+        InputError: an unknown name, or a plug-in that is broken.
+    """
+    return _find("mutation", name, MUTATIONS, plugins.MUTATIONS)
+
+
+def find_crossover(name: str) -> Crossover:
+    """Return a crossover by name: our own, or a plug-in's.
+
+    Raises:
+        InputError: an unknown name, or a plug-in that is broken.
+    """
+    return _find("crossover", name, CROSSOVERS, plugins.CROSSOVERS)
+
+
+def _find(what: str, name: str, own: Mapping[str, Operator], group: str) -> Operator:
+    found: Any = own.get(name) or plugins.find(group, name, plugins.called)
+    if found is None:
+        raise unknown_name(what, name, [*own, *plugins.names(group, own)])
+    operator: Operator = found
+    return operator
 
 
 MUTATIONS: dict[str, Mutation] = {

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gaprune.errors import unknown_name
+from gaprune import plugins
+from gaprune.errors import InputError, unknown_name
+from gaprune.evolution.operators import find_crossover, find_mutation
 
 FRONT = {"population": 24, "offspring": 12, "steps": 20, "generations": 12}  # many budgets at once
 NONE = "none"  # stands for "no crossover" and "no mutation" among the operators
@@ -98,10 +100,27 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Return a preset by name, or say which there are."""
-    if name not in PRESETS:
-        raise unknown_name("preset", name, PRESETS)
-    return PRESETS[name]
+    """Return a preset by name, our own or a plug-in's, or say which there are."""
+    found = PRESETS.get(name) or plugins.find(plugins.PRESETS, name, read_preset)
+    if found is None:
+        raise unknown_name("preset", name, [*PRESETS, *plugins.names(plugins.PRESETS, PRESETS)])
+    return found
+
+
+def read_preset(plugin: plugins.Plugin, held: Any) -> Preset:  # noqa: ANN401 - whatever it is
+    """Return the preset that a plug-in is.
+
+    Raises:
+        InputError: it is none, or names an operator that there is not.
+    """
+    preset = plugins.of_type(Preset, plugin, held)
+    for names, find in ((preset.mutations, find_mutation), (preset.crossovers, find_crossover)):
+        for name in set(names) - {NONE}:
+            try:
+                find(name)
+            except InputError as error:
+                raise InputError(f"{plugin.title}: {error}") from error
+    return preset
 
 
 def as_pareto(preset: Preset) -> Preset:

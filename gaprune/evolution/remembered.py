@@ -47,13 +47,16 @@ class Remembered:
 
     def grown(self, layout: Layout) -> Individual:
         """Return an individual again: scores are 1 where a weight stays and 0 elsewhere."""
-        one = as_mask(unpack(self.bits, layout.total), layout, self.origin)
+        one = as_mask(unpack(self.bits, layout.total), layout, self.origin, self.keep)
         one.rate, one.sprint, one.fitness = self.rate, self.sprint, self.fitness
         return one
 
 
-def as_mask(mask: Tensor, layout: Layout, origin: str) -> Individual:
-    """Return an individual that expresses a flat bool mask, whatever its scores once were."""
+def as_mask(mask: Tensor, layout: Layout, origin: str, keep: int | None = None) -> Individual:
+    """Return an individual that expresses a flat bool mask, whatever its scores once were.
+
+    `keep` is the budget that the mask spends; None is the number of what it keeps.
+    """
     counts = tuple(layer_counts(mask, layout))
-    genes = Genes(mask.to(kind_of(layout)), counts, sum(counts))
+    genes = Genes(mask.to(kind_of(layout)), counts, sum(counts) if keep is None else keep)
     return Individual(genes, layout, origin, bits=pack(mask))

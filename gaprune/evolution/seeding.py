@@ -13,7 +13,7 @@ from gaprune.budget import keep_total, uniform_counts
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.patterns import Units
-from gaprune.saliency import SALIENCIES, Network, score
+from gaprune.saliency import SALIENCIES, Network, find_saliency, score
 from gaprune.supermask import Layout
 
 LAYERWISE = "-layer"  # marks a criterion ranked inside layers of equal density
@@ -64,15 +64,16 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
         scope: `allocated`, `global` or `layer`.
         generator: for the random criterion.
         gradients: False leaves out the criteria that differentiate the network.
-        only: the criteria that are wanted; None is all of them.
+        only: the criteria that are wanted, also those of plug-ins; None is all of our own.
         ranked: units that are ranked by the mean over their weights; None ranks weights.
         warn: told of a criterion that cannot be computed on this network.
     """
     layout = network.layout if ranked is None else ranked.layout
     units = None if ranked is None else ranked.units
     keep = keep_total(layout, sparsity)
-    for name, saliency in SALIENCIES.items():
-        if (only is not None and name not in only) or (saliency.takes_gradients and not gradients):
+    chosen = SALIENCIES if only is None else {name: find_saliency(name) for name in _ordered(only)}
+    for name, saliency in chosen.items():
+        if saliency.takes_gradients and not gradients:
             continue
         try:
             scores = score(name, network, probes, generator, density=1 - sparsity)
@@ -91,6 +92,12 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
                 continue  # a tiny layer would be emptied; the other baselines remain
             genes = seed_genes(scores, layout, keep, scope, uniform)
             yield Baseline(name if scope == "layer" else name + LAYERWISE, genes)
+
+
+def _ordered(names: Collection[str]) -> list[str]:
+    """Return our own criteria in their order, then those of plug-ins."""
+    own = [name for name in SALIENCIES if name in names]
+    return [*own, *sorted(set(names) - set(own))]
 
 
 def kaiming_population(

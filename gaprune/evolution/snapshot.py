@@ -128,7 +128,7 @@ class _Table:
         name = f"mask/{one.key}"
         if name not in self.tensors:
             self.tensors[name] = torch.from_numpy(one.bits)
-        return {**_facts(one), "mask": name}
+        return {**_facts(one), "mask": name, "keep": one.keep}
 
 
 def _facts(one: Individual | Remembered) -> Facts:
@@ -153,7 +153,7 @@ def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Indi
 
 def _remembered(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Remembered:
     bits = tensors[facts["mask"]].numpy()
-    keep = int(np.bitwise_count(bits).sum())
+    keep = facts.get("keep", int(np.bitwise_count(bits).sum()))  # older ones counted weights
     rest = {name: facts[name] for name in ("origin", "rate", "sprint")}
     return Remembered(bits, bits_key(bits), keep, fitness=_fitness(facts, plan), **rest)
 

@@ -35,7 +35,7 @@ class Blocks:
     def layout(self) -> Layout:
         """The blocks, layer by layer."""
         shapes = tuple(
-            (-(-rows // self.rows), -(-columns // self.columns)) for rows, columns in self._matrices
+            (-(-rows // self.rows), -(-columns // self.columns)) for rows, columns in self.matrices
         )
         return replace(self.weights, shapes=shapes)
 
@@ -73,7 +73,8 @@ class Blocks:
         return padded.view(tall, self.rows, wide, self.columns).sum((1, 3))
 
     @cached_property
-    def _matrices(self) -> list[tuple[int, int]]:
+    def matrices(self) -> list[tuple[int, int]]:
+        """Rows and columns of every layer, seen as a matrix."""
         return [
             (shape[axis], torch.Size(shape).numel() // shape[axis])
             for shape, axis in zip(self.weights.shapes, self.axes, strict=True)

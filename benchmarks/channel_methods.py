@@ -1,0 +1,155 @@
+"""What makes a network of fewer channels, each to the same multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.baselines.channels import remove_channels
+from gaprune.baselines.gammas import Ranking, by_first_layer, rank_channels
+from gaprune.baselines.lessons import from_labels
+from gaprune.baselines.slimmer import Slimmer, Slimming
+from gaprune.baselines.structured import output_dim, slice_norms
+from gaprune.baselines.training import Training, trainable_copy
+from gaprune.budget import keep_total, uniform_counts
+from gaprune.config import make_settings
+from gaprune.cost import macs_per_input
+from gaprune.errors import GapruneError
+from gaprune.labelled import zoo_train
+from gaprune.latency_budget import silent_channels
+from gaprune.patterning import channel_groups, searched_layout, units_of
+from gaprune.pipeline import prune_target
+from gaprune.supermask import layered_mask
+from gaprune.target import Target
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the part of its multiply-adds that goes, and how it is searched and trained."""
+
+    sparsity: float
+    width_multiple: int = 1
+    search: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 3
+    epochs: float = 0.5
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made: the smaller network, what it was shown, and what else is to be said."""
+
+    compact: nn.Module
+    rung: str
+    needs: str = "nothing"
+    note: str | None = None
+
+
+Maker = Callable[[Target, Case, int], Made]
+
+
+def _searched(target: Target, case: Case, seed: int, *, repair: bool) -> Made:
+    settings = make_settings(
+        {
+            "sparsity": case.sparsity,
+            "pattern": "channel",
+            "budget": "macs",
+            "width_multiple": case.width_multiple,
+            "repair_in_loop": repair,
+            "seed": seed,
+            **case.search,
+        }
+    )
+    result = prune_target(target, settings)
+    model = result.repaired_model() if repair else result.pruned_model()
+    assert model is not None
+    return Made(_compact(target, model, result.masks), result.receipt.rung)
+
+
+def _magnitude(target: Target, case: Case, seed: int) -> Made:
+    """Remove the channels of least L1 norm, the same part of every layer (Li et al. 2017)."""
+    del seed
+    settings = make_settings(
+        {
+            "sparsity": case.sparsity,
+            "pattern": "channel",
+            "budget": "macs",
+            "width_multiple": case.width_multiple,
+        }
+    )
+    layout, units = searched_layout(target, settings), units_of(target, settings)
+    assert units is not None
+    norms = {
+        name: slice_norms(weight, output_dim(target.model, name), 1.0)
+        for name, weight in target.weights.items()
+        if weight.ndim > 1
+    }
+    scores = [
+        sum(
+            float(norms[f"{place.layer}.weight"][place.channel])
+            for place in one.made
+            if f"{place.layer}.weight" in norms
+        )
+        for group in channel_groups(target, alike=True)
+        for one in group.channels
+    ]
+    counts = uniform_counts(layout, case.sparsity)
+    mask = layered_mask(torch.tensor(scores), layout, counts)
+    masks = target.layout.split(units.spread(mask))
+    return Made(_compact(target, target.masked_copy(masks), masks), "none")
+
+
+def _slimming(target: Target, case: Case, seed: int) -> Made:
+    """Remove channels of small γ and fine-tune, in rounds (Liu et al. 2017)."""
+    train = zoo_train(target)
+    if train is None:
+        raise GapruneError("slimming: trains, and there are no labelled images for this network")
+    generator = torch.Generator().manual_seed(seed)
+    layout = searched_layout(
+        target, make_settings({"sparsity": case.sparsity, "pattern": "channel", "budget": "macs"})
+    )
+    goal, dense = keep_total(layout, case.sparsity), layout.worth
+    how = Slimming(rounds=case.rounds, epochs=case.epochs, training=Training(decay="cosine"))
+    slimmer = Slimmer(target, from_labels(train), how, generator, None, None)
+
+    def count(ranking: Ranking, model: nn.Module, number: int) -> int:
+        left = dense * (1 - case.sparsity) ** (number / how.rounds)
+        wanted = goal if number == how.rounds else max(goal, left)
+        low, high = 0, len(ranking.order)
+        while low < high:
+            middle = (low + high) // 2
+            gone = by_first_layer(ranking.order[:middle])
+            fits = macs_per_input(remove_channels(model, target.example(), gone), target.example())
+            low, high = (low, middle) if fits <= wanted else (middle + 1, high)
+        return low
+
+    rank_channels(target.model, target.example())  # objects where there is no BatchNorm
+    last = list(slimmer.rounds(trainable_copy(target.model), count))[-1]
+    epochs = f"{last.epochs:g} epochs on {len(train.inputs):,} labelled images"
+    return Made(last.model, "labelled", f"training: {epochs}")
+
+
+METHODS: dict[str, Maker] = {
+    "evolved": lambda *given: _searched(*given, repair=False),
+    "evolved+repair": lambda *given: _searched(*given, repair=True),
+    "magnitude-structured": _magnitude,
+    "slimming": _slimming,
+}
+
+
+def _compact(target: Target, model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """Return the smaller network; it answers as the masked one, which is tried.
+
+    Raises:
+        GapruneError: it does not.
+    """
+    compact = remove_channels(model, target.example(), silent_channels(target, masks))
+    inputs = torch.rand(7, *target.inputs.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        off = float((compact.eval()(inputs) - model.eval()(inputs)).abs().max())
+    if not off <= 1e-5 * max(1.0, float(model(inputs).abs().max())):
+        raise GapruneError(f"compact: differs from the masked network by {off:.1e}")
+    return compact.requires_grad_(False)
