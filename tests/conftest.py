@@ -29,6 +29,22 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, and all that start Ray in the same, first of all.
+
+    They take longest, and two of them beside each other starve. Without pytest-xdist this is only
+    an order.
+    """
+    heavy = {
+        item.path
+        for item in items
+        if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("slow")
+    }
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in heavy else item.path.name))
+    items.sort(key=lambda item: item.path not in heavy)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A real Ray of two CPUs, started by the first test that asks and stopped after the last."""

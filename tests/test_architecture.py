@@ -24,16 +24,20 @@ FLOORS = (
         "words",
         "inputs",
         "config",
+        "export_facts",
         "keys",
         "records",
         "idx",
         "userfile",
+        "plugins",
         "observe",
+        "tensorboard",
         "spent",
     ),
     # 1: the network and its masks
     (
         "top_k",
+        "price",
         "quota",
         "patterns",
         "steady",
@@ -41,6 +45,8 @@ FLOORS = (
         "precision",
         "budget",
         "prunable",
+        "packed",
+        "sparse",
         "weights_file",
         "zoo",
         "input_options",
@@ -68,15 +74,20 @@ FLOORS = (
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)
     (
+        "pricing",
         "patterning",
+        "latency_budget",
         "preparation",
         "advice",
         "limit",
         "run",
         "pipeline",
+        "sketch",
         "result",
         "job",
         "run_directory",
+        "report",
+        "watching",
         "exports",
         "measures",
         "claim",
@@ -84,10 +95,11 @@ FLOORS = (
         "resumption",
         "comparison",
         "sweeps",
+        "forecast",
         "__init__",
     ),
     # 6: people
-    ("cli", "console", "demo", "doctor", "__main__"),
+    ("cli", "console", "live", "demo", "doctor", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -98,7 +110,9 @@ HOMES = {  # package → the only files (or folders) of gaprune that import it
     "sklearn": ("baselines/clustering.py",),
     "torch_pruning": ("baselines/channels.py",),
     "typer": ("cli.py", "cli/"),
-    "rich": ("console.py", "cli.py", "cli/"),
+    "rich": ("console.py", "live.py", "cli.py", "cli/"),
+    "jinja2": ("report/",),
+    "markupsafe": ("report/",),
 }
 
 
