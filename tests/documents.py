@@ -1,0 +1,85 @@
+"""What tests of the documents share: pages, their blocks, the commands and links in them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        ROOT / "benchmarks" / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
+}
+"""Path from the root → text."""
+
+FORMATS = ("gaprune sparse",)  # names that look like commands
+NOT_RUN = re.compile(r"<!-- not run by the tests: .+ -->\s*\Z")  # a block after it is not run
+_BLOCK = re.compile(
+    r"^```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_INLINE = re.compile(r"(?<!`)`((?:\.venv/bin/)?gaprune [^`]+)`")
+_LINK = re.compile(r"\[[^\]]*\]\((?P<to>[^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A fenced block of code: its language, its title or None, and whether tests run it."""
+
+    kind: str
+    title: str | None
+    text: str
+    runs: bool
+
+
+def blocks(page: str) -> list[Block]:
+    """Return a page's fenced blocks in order."""
+    text = PAGES[page]
+    return [
+        Block(one["kind"], one["title"], one["text"], not NOT_RUN.search(text[: one.start()]))
+        for one in _BLOCK.finditer(text)
+    ]
+
+
+def commands(page: str) -> Iterator[tuple[list[str], bool]]:
+    """Yield every `gaprune …` of a page in words, and whether it stands whole in a block."""
+    for block in blocks(page):
+        for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
+            text = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
+            if text.startswith("gaprune ") and block.kind in ("", "sh", "text"):
+                # what a printed text says behind a command stands after two spaces
+                words = shlex.split(re.split(r"\s{2,}|;", text)[0], comments=True)
+                if len(words) > 1:
+                    yield words[1:], True
+    for found in _INLINE.finditer(_prose(page)):
+        if found[1] not in FORMATS:
+            yield shlex.split(found[1].removeprefix(".venv/bin/"))[1:], False
+
+
+def links(page: str) -> Iterator[tuple[str, str]]:
+    """Yield the links of a page that stay inside the project: path from the root, anchor."""
+    folder = (ROOT / page).parent
+    for found in _LINK.finditer(_prose(page)):
+        if "://" in found["to"]:
+            continue
+        path, _, anchor = found["to"].partition("#")
+        place = (folder / path).resolve() if path else ROOT / page
+        yield place.relative_to(ROOT).as_posix(), anchor
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors of a page's headings, as Markdown's table of contents names them."""
+    plain = (re.sub(r"[`*\[\]]|\(\S+\)", "", heading) for heading in _HEADING.findall(_prose(page)))
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", one).strip().lower()) for one in plain}
+
+
+def _prose(page: str) -> str:
+    """Return a page without its fenced blocks."""
+    return _BLOCK.sub("", PAGES[page])
