@@ -6,15 +6,24 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gaprune import workers
+from gaprune import plugins, workers
 from gaprune.claim import claim
+from gaprune.errors import InputError
+from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
+from gaprune.evolution.presets import PRESETS, read_preset
+from gaprune.exports.formats import EXPORTERS, Exporter
+from gaprune.inputs import KINDS
+from gaprune.objectives import OBJECTIVES, agreement, read_objective
+from gaprune.probes.procedural import GENERATORS
+from gaprune.saliency import SALIENCIES, read_saliency
 from gaprune.supermask import top_k_mask
 from gaprune.target import load_target
 from gaprune.workers.serial import torch_threads
@@ -151,6 +160,41 @@ def check_folder() -> Check:
     return Check("folder", OK, "results can be saved in runs/")
 
 
+_GROUPS: dict[str, tuple[Iterable[str], Callable[[plugins.Plugin, Any], object]]] = {
+    plugins.SALIENCIES: (SALIENCIES, read_saliency),
+    plugins.OBJECTIVES: (OBJECTIVES, partial(read_objective, agreement)),
+    plugins.MUTATIONS: (MUTATIONS, plugins.called),
+    plugins.CROSSOVERS: (CROSSOVERS, plugins.called),
+    plugins.PRESETS: (PRESETS, read_preset),
+    plugins.EXPORTERS: (EXPORTERS, plugins.typed(Exporter)),
+    **{plugins.GENERATORS + kind: (GENERATORS[kind], plugins.called) for kind in KINDS},
+}
+"""Group of plug-ins → our own names there, and what reads what an entry point holds."""
+
+
+def check_plugins() -> Check:
+    """Which plug-ins are installed, and whether each can be imported and is what it should be."""
+    found = plugins.installed()
+    broken = [trouble for one in found if (trouble := _trouble(one))]
+    if broken:
+        return Check("plug-ins", WARN, "; ".join(broken), "they are left out; uninstall them")
+    return Check("plug-ins", OK, ", ".join(one.name for one in found) or "none installed")
+
+
+def _trouble(plugin: plugins.Plugin) -> str | None:
+    """Say what is wrong with a plug-in, or return None."""
+    if plugin.group not in _GROUPS:
+        known = ", ".join(_GROUPS)
+        return f"{plugin.title}: there is no group {plugin.group!r}; there are {known}"
+    own, read = _GROUPS[plugin.group]
+    try:
+        plugins.check_free(plugin, list(own))
+        read(plugin, plugins.load(plugin))
+    except InputError as error:
+        return str(error)
+    return None
+
+
 CHECKS: dict[str, Remedied] = {
     "python": (check_python, "install Python 3.11 or newer"),
     "torch": (check_torch, "install torch again"),
@@ -158,6 +202,7 @@ CHECKS: dict[str, Remedied] = {
     "machine": (check_machine, "this system does not tell its memory; nothing to do"),
     "mnist": (partial(check_files, MNIST_SHA256), REINSTALL),
     "zoo": (check_zoo, REINSTALL),
+    "plug-ins": (check_plugins, "uninstall the package that the message names"),
     "masking": (check_masking, "install torch and numpy again"),
     "folder": (check_folder, "change to a folder that you may write to, or name one with --out"),
     "ray": (check_ray, "use --workers 1, which does not need Ray, or install ray again"),

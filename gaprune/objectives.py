@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gaprune import plugins
 from gaprune.errors import InputError, unknown_name
 from gaprune.userfile import call_user, load_function
 
@@ -112,7 +115,7 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
 
     Args:
         name: `auto` (`kl` for logits `[N, classes]`, else `relative-error`), a key of
-            `OBJECTIVES`, or `path/to/file.py:function` with the signature
+            `OBJECTIVES`, what a plug-in adds, or `path/to/file.py:function` with the signature
             `(outputs, teacher, labels) -> float`, larger is better; it is given CPU tensors.
         teacher: outputs of the dense network, `[N, …]`.
 
@@ -122,20 +125,42 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
     classes = teacher.ndim >= 2 and teacher.shape[1] >= 2
     if name == AUTO:
         return OBJECTIVES["kl" if classes and teacher.ndim == 2 else "relative-error"]
+    judge = OBJECTIVES["kl" if classes else "relative-error"].judge
     if ":" in name:
-        return _user_objective(name, OBJECTIVES["kl" if classes else "relative-error"].judge)
-    if name not in OBJECTIVES:
-        raise unknown_name("objective", name, [*OBJECTIVES, AUTO, "FILE.py:FUNCTION"])
-    if OBJECTIVES[name].judge is agreement and not classes:
+        return black_box(name, load_function(name, "objective"), judge)
+    found = OBJECTIVES.get(name)
+    if found is None:
+        found = plugins.find(plugins.OBJECTIVES, name, partial(read_objective, judge))
+    if found is None:
+        added = plugins.names(plugins.OBJECTIVES, OBJECTIVES)
+        raise unknown_name("objective", name, [*OBJECTIVES, *added, AUTO, "FILE.py:FUNCTION"])
+    if found.judge is agreement and not classes:
         raise InputError(
             f"objective: {name!r} compares classes, but the network's outputs have shape "
             f"{tuple(teacher.shape)}; use 'relative-error' or a FILE.py:FUNCTION"
         )
-    return OBJECTIVES[name]
+    return found
 
 
-def _user_objective(spec: str, judge: Measure) -> Objective:
-    function = load_function(spec, "objective")
+def read_objective(judge: Measure, plugin: plugins.Plugin, held: Any) -> Objective:  # noqa: ANN401
+    """Return the objective that a plug-in is: an `Objective`, or a function as of a file.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(held, Objective):
+        return replace(held, name=plugin.name)
+    return black_box(plugin.name, plugins.called(plugin, held), judge)
+
+
+def black_box(spec: str, function: Callable[..., Any], judge: Measure) -> Objective:
+    """Return the objective of a user's function, which has no gradient.
+
+    Args:
+        spec: what it is called.
+        function: `(outputs, teacher, labels) -> float` on CPU tensors, larger is better.
+        judge: of the result.
+    """
 
     def fitness(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         shown = (None if one is None else one.cpu() for one in (outputs, teacher, labels))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gaprune import plugins
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.saliency.activations import wanda, wanda_rows
 from gaprune.saliency.correlation import correlation
@@ -14,8 +18,18 @@ from gaprune.saliency.flow import synflow
 from gaprune.saliency.gradients import grasp, snip, taylor
 from gaprune.saliency.network import Criterion, Network
 from gaprune.saliency.weights_only import erk, lamp, magnitude, random
+from gaprune.userfile import call_user
 
-__all__ = ["SALIENCIES", "Criterion", "Network", "Saliency", "score", "score_with"]
+__all__ = [
+    "SALIENCIES",
+    "Criterion",
+    "Network",
+    "Saliency",
+    "find_saliency",
+    "read_saliency",
+    "score",
+    "score_with",
+]
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,43 @@ SALIENCIES: dict[str, Saliency] = {
 }
 
 
+def find_saliency(name: str, argument: str = "saliency", beside: Collection[str] = ()) -> Saliency:
+    """Return a criterion by name: our own, or a plug-in's.
+
+    Args:
+        name: a key of `SALIENCIES`, or what an installed package adds.
+        argument: what the caller calls it, for the message.
+        beside: names that the caller knows as well.
+
+    Raises:
+        InputError: an unknown name, or a plug-in that is broken.
+    """
+    if name in SALIENCIES:
+        return SALIENCIES[name]
+    found = plugins.find(plugins.SALIENCIES, name, read_saliency)
+    if found is None:
+        added = plugins.names(plugins.SALIENCIES, SALIENCIES)
+        raise unknown_name(argument, name, [*beside, *SALIENCIES, *added])
+    return found
+
+
+def read_saliency(plugin: plugins.Plugin, held: Any) -> Saliency:  # noqa: ANN401 - whatever it is
+    """Return the criterion that a plug-in is: a `Saliency`, or a function with its signature.
+
+    Raises:
+        InputError: it is neither.
+    """
+    saliency: Saliency
+    if isinstance(held, Saliency):
+        saliency = held
+    else:
+        text = (getattr(held, "__doc__", None) or plugin.title).strip().splitlines()[0]
+        function = plugins.called(plugin, held)
+        saliency = Saliency(plugin.name, function, True, True, plugin.package, text)
+    guarded = partial(call_user, saliency.criterion, where=plugin.title)
+    return replace(saliency, name=plugin.name, criterion=guarded)
+
+
 def score(
     name: str,
     network: Network,
@@ -130,7 +181,7 @@ def score(
     """Return the scores of one criterion.
 
     Args:
-        name: a key of `SALIENCIES`.
+        name: a key of `SALIENCIES`, or what a plug-in adds.
         network: stays as it is, parameters, buffers, gradients and hooks.
         probes: inputs `[N, ...]` for the criteria that need them; ignored by the others.
         generator: the only source of randomness.
@@ -144,9 +195,7 @@ def score(
         InputError: an unknown name, probes needed and not given, a density outside (0, 1].
         GapruneError: the network gives scores that are not finite (it overflows on these probes).
     """
-    if name not in SALIENCIES:
-        raise unknown_name("saliency", name, SALIENCIES)
-    return score_with(SALIENCIES[name], network, probes, generator, density)
+    return score_with(find_saliency(name), network, probes, generator, density)
 
 
 def score_with(
