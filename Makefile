@@ -2,11 +2,13 @@
 
 PYTHON ?= python3
 ARGS ?=
+TESTERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
+PYTEST := -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench venv clean
+.PHONY: help demo test test-all coverage lint format docs bench venv clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' Makefile
@@ -14,11 +16,17 @@ help:  ## list these commands
 demo: $(READY)  ## prune a real network without data and print the table
 	@$(BIN)/gaprune demo $(ARGS)
 
-test: $(READY)  ## run the tests; make test ARGS="-k budget" runs some
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(READY)  ## run the tests in two processes; make test ARGS="-k budget" runs some, TESTERS=0 in one
+	@$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(READY)  ## run the slow ones as well: lost nodes, signals, every fault
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python $(PYTEST) $(ARGS)
+
+coverage: $(READY)  ## lines of gaprune/ that the quick tests run
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run $(PYTEST) -m "not slow" $(ARGS)
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report
 
 lint: $(READY)  ## check style, format and types
 	@$(BIN)/ruff check
@@ -28,13 +36,16 @@ lint: $(READY)  ## check style, format and types
 format: $(READY)  ## write the format that lint checks
 	@$(BIN)/ruff format
 
+docs: $(READY)  ## build the pages of docs/ into site/, without warnings
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(READY)  ## reproduce the quality table (hours)
 	@$(BIN)/python -m benchmarks.quality $(ARGS)
 
 venv: $(READY)  ## set up .venv only
 
 clean:  ## remove .venv and all caches
-	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv build dist site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt scripts/setup_venv.sh

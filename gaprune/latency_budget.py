@@ -25,7 +25,7 @@ from gaprune.input_options import sample_inputs
 from gaprune.measures.runtimes import CSR, RUNTIMES, Subject, UnavailableError, ready
 from gaprune.observe import Observer
 from gaprune.pattern_names import LATENCY
-from gaprune.patterning import channel_groups, channels_of, check_pattern, searched_layout
+from gaprune.patterning import channel_groups, check_pattern, searched_layout, silent_channels
 from gaprune.target import Target
 from gaprune.workers.serial import torch_threads
 
@@ -131,19 +131,6 @@ def measure_latency(target: Target, masks: Mapping[str, Tensor], given: Calibrat
         threads=settings.threads_per_worker,
         budget_macs=settings.budget_macs,
     )
-
-
-def silent_channels(target: Target, masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """Return layer → output channels that masks leave nobody to read; one of each group stays."""
-    units, groups = channels_of(target), channel_groups(target)
-    flat = target.layout.flatten({name: mask.cpu() for name, mask in masks.items()})
-    gone: dict[str, list[int]] = {}
-    for group, quiet in zip(groups, units.silent(flat).split(units.layout.sizes), strict=True):
-        flags = zip(group.channels, quiet.tolist(), strict=True)
-        leaving = [one.made[0] for one, goes in flags if goes]
-        for place in leaving[1:] if len(leaving) == len(group.channels) else leaving:
-            gone.setdefault(place.layer, []).append(place.channel)
-    return gone
 
 
 class _Trials:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gaprune.baselines.channel_groups import Channel, ChannelGroup, Place
 from gaprune.baselines.channels import removable
@@ -188,6 +188,19 @@ def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup
         _found[target] = tuple(groups)  # traced once
     found = _found[target]
     return tuple(one for group in found for one in _alike(group)) if alike else found
+
+
+def silent_channels(target: Target, masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Return layer → output channels that masks leave nobody to read; one of each group stays."""
+    units, groups = channels_of(target), channel_groups(target)
+    flat = target.layout.flatten({name: mask.cpu() for name, mask in masks.items()})
+    gone: dict[str, list[int]] = {}
+    for group, quiet in zip(groups, units.silent(flat).split(units.layout.sizes), strict=True):
+        flags = zip(group.channels, quiet.tolist(), strict=True)
+        leaving = [one.made[0] for one, goes in flags if goes]
+        for place in leaving[1:] if len(leaving) == len(group.channels) else leaving:
+            gone.setdefault(place.layer, []).append(place.channel)
+    return gone
 
 
 def _alike(group: ChannelGroup) -> list[ChannelGroup]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gaprune.claim import Claim, claim
@@ -30,6 +31,8 @@ from gaprune.target import Target, target_from_module
 from gaprune.workers import Staff, choose_home, working_on
 
 
+@torch.inference_mode(mode=False)  # whatever the caller has switched off
+@torch.enable_grad()
 def prune(  # noqa: PLR0913 # what is known about a network, each by its own name
     model: nn.Module,
     *,

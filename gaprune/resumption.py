@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gaprune.checkpoint import Bundle, DamagedError, read_bundle
@@ -42,6 +43,8 @@ _SAID = {
 }
 
 
+@torch.inference_mode(mode=False)  # whatever the caller has switched off
+@torch.enable_grad()
 def resume(
     path: str | Path,
     *,

@@ -236,7 +236,7 @@ def committed_files() -> list[Path]:
     )
     if listed.returncode == 0 and listed.stdout:
         return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
-    folders = (".ci", "benchmarks", "gaprune", "scripts", "tests")
+    folders = (".ci", ".github", "benchmarks", "docs", "gaprune", "scripts", "tests")
     places = ["*", *(f"{folder}/**/*" for folder in folders)]
     found = (path for place in places for path in ROOT.glob(place))
     return [path for path in found if path.is_file() and path.suffix != ".pyc"]

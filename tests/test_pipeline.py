@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import doctest
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -505,3 +506,22 @@ def test_a_guard_of_real_data_is_on_the_receipt(tmp_path: Path) -> None:
     np.save(path, np.random.default_rng(0).random((20, 6), dtype=np.float32))
     assert run(guard=str(path)).receipt.rung == "unlabelled"
     assert run(guard="noise").receipt.rung == "procedural"
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("probes", ["inversion", "impressions"])
+def test_it_makes_no_difference_what_the_caller_has_switched_off(
+    off: Callable[[], AbstractContextManager[None]],
+    probes: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Evaluation code often runs without gradients; probes and steps need them."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    model(torch.rand(64, 4, generator=seeded()))
+    changes = {"probes": [probes], "inversions": 8, "impressions": 8}
+    monkeypatch.setenv("GAPRUNE_CACHE", str(tmp_path / "inside"))
+    with off():
+        inside = run(model.eval(), **changes)
+    monkeypatch.setenv("GAPRUNE_CACHE", str(tmp_path / "outside"))
+    assert same_masks(inside, run(model, **changes))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gaprune.bench import answers
@@ -36,6 +37,8 @@ from gaprune.workers.serial import torch_threads
 _QUESTION = ("training", "epochs", "schedule", "clusters")
 
 
+@torch.inference_mode(mode=False)  # whatever the caller has switched off
+@torch.enable_grad()
 def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     model: nn.Module,
     *,

@@ -16,7 +16,7 @@ from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
 from gaprune.exports.states import MODEL
 from gaprune.input_options import sample_inputs
-from gaprune.patterning import channel_groups, channels_of
+from gaprune.patterning import silent_channels
 from gaprune.target import Target
 from gaprune.weights_file import sha256_of
 
@@ -55,34 +55,19 @@ def compacted(pruned: Pruned, target: Target, masked: nn.Module) -> nn.Module:
         GapruneError: there is none; or torch-pruning is not installed or cannot trace the network.
     """
     try:
-        gone = _silent(pruned, target)
+        gone = silent_channels(target, pruned.masks)
+    except InputError as error:
+        raise GapruneError(f"compact: {error}") from error
+    if not gone:
+        raise GapruneError(
+            "compact: every channel of this run is read by weights that stay; prune with --pattern "
+            "channel, or export it as sparse"
+        )
+    try:
         compact = remove_channels(masked, target.example(), gone)
     except InputError as error:
         raise GapruneError(f"compact: {error}") from error
     return compact.requires_grad_(False)
-
-
-def _silent(pruned: Pruned, target: Target) -> dict[str, list[int]]:
-    """Return layer → output channels that nobody reads.
-
-    Raises:
-        InputError: there are none.
-    """
-    units, groups = channels_of(target), channel_groups(target)
-    flat = target.layout.flatten({name: mask.cpu() for name, mask in pruned.masks.items()})
-    silent = units.silent(flat).split(units.layout.sizes)
-    gone: dict[str, list[int]] = {}
-    for group, quiet in zip(groups, silent, strict=True):
-        flags = zip(group.channels, quiet.tolist(), strict=True)
-        leaving = [one.made[0] for one, goes in flags if goes]
-        for place in leaving[1:] if len(leaving) == len(group.channels) else leaving:
-            gone.setdefault(place.layer, []).append(place.channel)
-    if not gone:
-        raise InputError(
-            "every channel of this run is read by weights that stay; prune with --pattern channel, "
-            "or export it as sparse"
-        )
-    return gone
 
 
 def save_program(model: nn.Module, target: Target, path: Path) -> None:
