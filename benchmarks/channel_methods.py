@@ -20,8 +20,7 @@ from gaprune.config import make_settings
 from gaprune.cost import macs_per_input
 from gaprune.errors import GapruneError
 from gaprune.labelled import zoo_train
-from gaprune.latency_budget import silent_channels
-from gaprune.patterning import channel_groups, searched_layout, units_of
+from gaprune.patterning import channel_groups, searched_layout, silent_channels, units_of
 from gaprune.pipeline import prune_target
 from gaprune.supermask import layered_mask
 from gaprune.target import Target

@@ -6,12 +6,13 @@ import io
 import re
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from gaprune import InputOptions, Result, prune_target
+from gaprune import InputOptions, Result, prune, prune_target
 from gaprune.config import make_settings
 from gaprune.console import Monitor, duration, percent, points, show_result, stdout
 from gaprune.records import BaselineScore, Generation
@@ -253,13 +254,14 @@ def test_a_one_shot_method_is_marked_and_has_no_margin(
     assert "nothing was searched" in out
 
 
-def test_a_deep_network_is_summed_up(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deep_network_is_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
     """Past 40 layers one row holds the rest, and its sums are right."""
-    masks = {f"layer{n}": torch.arange(10) < 3 for n in range(45)}
-    show_result(replace(result, masks=masks), stdout())
+    deep = nn.Sequential(*[nn.Linear(*((2, 5) if n % 2 == 0 else (5, 2))) for n in range(45)])
+    how: dict[str, Any] = {"method": "magnitude", "scope": "layer", "probe_count": 16}
+    show_result(prune(deep, sparsity=0.7, inputs=InputOptions(range=(0, 1)), **how), stdout())
     out = capsys.readouterr().out
-    assert "layer39 " in out
-    assert "layer40" not in out
+    assert "39.weight " in out
+    assert "40.weight" not in out
     assert re.search(r"5 more +50 +15 +30\.00 %", out)
 
 

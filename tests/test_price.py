@@ -21,8 +21,7 @@ from gaprune.cost import macs_by_weight, macs_per_input
 from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, halved, rank, seed_genes
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
-from gaprune.latency_budget import silent_channels
-from gaprune.patterning import check_pattern, searched_layout, units_of
+from gaprune.patterning import check_pattern, searched_layout, silent_channels, units_of
 from gaprune.price import Price, Side, Term
 from gaprune.pricing import kept_macs
 from gaprune.supermask import Layout, global_mask, layer_counts
