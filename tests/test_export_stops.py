@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,14 @@ def test_a_kill_in_formats_that_are_traced(
     assert (left / EXPORTERS[form].file).is_file()  # it was killed late enough
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Let Ctrl-C raise here as in a shell; what is started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(step: int, patch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C at the call number `step` to the system from now on."""
     calls = count()
@@ -170,6 +178,7 @@ def interrupt_at(step: int, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, name, wrapped(getattr(os, name)))
 
 
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize("form", QUICK)
 @pytest.mark.parametrize("earlier", [False, True])
 def test_ctrl_c_at_any_call_to_the_system(
