@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 STAMP = "about"  # the metadata key of our safetensors files
@@ -35,6 +36,23 @@ def to_stamp(**facts: str) -> dict[str, str]:
 def from_stamp(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """Return the facts that `to_stamp` wrote."""
     return dict(json.loads((metadata or {}).get(STAMP, "{}")))
+
+
+def text_or_nothing(path: Path) -> str:
+    """Return what a file holds, and nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def object_or_nothing(text: str) -> dict[str, Any]:
+    """Return the object that JSON holds, and an empty one where it holds none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _toml(value: object) -> str:

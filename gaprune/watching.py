@@ -5,7 +5,6 @@ A search writes `history.jsonl` line by line while it goes on; the result comes 
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,7 @@ from typing import Any
 
 from gaprune.checkpoint import in_use_by
 from gaprune.errors import InputError
+from gaprune.formats import object_or_nothing, text_or_nothing
 from gaprune.records import Generation
 from gaprune.run_directory import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD
 
@@ -56,37 +56,22 @@ def look(folder: str | Path) -> Sight:
     if not place.is_dir():
         raise InputError(f"run: there is no folder {folder}; name the folder of a run")
     owner = in_use_by(place / CHECKPOINT / LOCK)
-    record = _object(_text(place / RECORD))
-    config = _toml(_text(place / CONFIG))
+    record = object_or_nothing(text_or_nothing(place / RECORD))
+    config = _toml(text_or_nothing(place / CONFIG))
     if owner is None and not record and not config:
         raise InputError(f"run: {folder} holds no run; name the folder of a run")
     state = RUNNING if owner is not None else ENDED if record else STOPPED
-    history = tuple(_generations(_text(place / HISTORY)))
+    history = tuple(_generations(text_or_nothing(place / HISTORY)))
     return Sight(state, history, {} if state == RUNNING else record, config, owner)
 
 
 def _generations(text: str) -> Iterator[Generation]:
     for line in text.split("\n")[:-1]:  # what no line break follows is being written
-        found = _object(line)
+        found = object_or_nothing(line)
         try:
             yield Generation(**{name: one for name, one in found.items() if name in _FIELDS})
         except TypeError:
             continue
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _toml(text: str) -> dict[str, Any]:

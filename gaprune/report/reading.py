@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gaprune.errors import InputError
+from gaprune.formats import object_or_nothing, text_or_nothing
 from gaprune.run_directory import CONFIG, HISTORY, PRUNED, RECORD, SKETCH
 
 _NEEDED = ("target", "layers", "sparsity", "agreement", "baselines", "receipt", "method")
@@ -86,27 +87,12 @@ def read_run(folder: Path) -> RunFiles:
         folder=folder,
         record=record,
         history=tuple(_lines(folder / HISTORY)),
-        config=_text(folder / CONFIG),
-        sketch=_object(_text(folder / SKETCH)),
+        config=text_or_nothing(folder / CONFIG),
+        sketch=object_or_nothing(text_or_nothing(folder / SKETCH)),
     )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in _text(path).splitlines():
-        if found := _object(line):
+    for line in text_or_nothing(path).splitlines():
+        if found := object_or_nothing(line):
             yield found
