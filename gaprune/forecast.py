@@ -20,6 +20,7 @@ from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.phases import Phase
 from gaprune.evolution.plan import Plan
 from gaprune.observe import Silence
+from gaprune.pattern_names import LATENCY
 from gaprune.patterning import units_of
 from gaprune.preparation import (
     RUNG_FRACTION,
@@ -65,9 +66,10 @@ class Forecast:
         layers: name, shape and weights of every prunable layer.
         total: prunable weights.
         parameters: all of the network.
-        unit: what the budget counts: `weights`, or what the pattern removes together.
+        unit: what the budget counts, in words: weights, what the pattern removes together, or
+            multiply-adds.
         units: how many there are.
-        keep: how many stay, or None where `max_drop` finds it.
+        keep: how many stay, or None where `max_drop` or a clock (budget `latency`) finds it.
         probes: what would be shown, in the words of `--probes`.
         why: why `auto` chose them, or None.
         stages: of the search; empty for a one-shot method.
@@ -124,14 +126,16 @@ def forecast(target: Target, settings: Settings) -> Forecast:
         timed = _timed(bench, plan, resolved) if searched else {}
     stages = tuple(_stage(one, timed, resolved) for one in plan.phases) if searched else ()
     known = all(one.generations is not None for one in stages) and stages != ()
-    keeps = resolved.max_drop is None
+    layout = plan.layout
+    keeps = resolved.max_drop is None and resolved.budget != LATENCY  # both are found by trying
+    unit = "weights" if units is None else f"units of pattern {resolved.pattern}"
     return Forecast(
         layers=tuple((name, tuple(one.shape), one.numel()) for name, one in target.weights.items()),
         total=sum(one.numel() for one in target.weights.values()),
         parameters=sum(one.numel() for one in target.model.parameters()),
-        unit="weights" if units is None else resolved.pattern,
-        units=plan.layout.total,
-        keep=keep_total(plan.layout, resolved.sparsity) if keeps else None,
+        unit=unit if layout.price is None else "multiply-adds for one input",
+        units=layout.worth,
+        keep=keep_total(layout, resolved.sparsity) if keeps else None,
         probes=tuple(decision.choice.probes if decision.choice else resolved.probes),
         why=None if decision.choice is None else decision.choice.reason,
         stages=stages,

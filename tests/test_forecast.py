@@ -63,10 +63,19 @@ def test_one_criterion_is_no_search(target: Target) -> None:
 def test_units_are_counted_where_a_pattern_has_them(target: Target) -> None:
     """Blocks of four are a quarter as many as weights."""
     found = foreseen(target, pattern="4x1")
-    assert found.unit == "4x1"
+    assert found.unit == "units of pattern 4x1"
     assert found.units < found.total
     assert found.keep is not None
     assert 0 < found.keep < found.units
+
+
+def test_a_budget_in_work_is_told_in_work(target: Target) -> None:
+    """Multiply-adds, of all of them; what a clock decides nobody knows yet."""
+    found = foreseen(target, budget="macs")
+    assert found.unit == "multiply-adds for one input"
+    assert found.units == found.total  # a matrix of its own for every layer, once an input
+    assert found.keep == found.units // 10
+    assert foreseen(load_target("lenet"), budget="latency", pattern="channel").keep is None
 
 
 def test_the_command_writes_nothing(run: Run, place: Path) -> None:

@@ -23,15 +23,15 @@ def show_forecast(found: Forecast, console: Console) -> None:
 
 
 def _facts(found: Forecast) -> list[str]:
-    budget = "as many as --max-drop finds"
-    if found.keep is not None:
-        budget = f"{found.keep:,} of {found.units:,} ({percent(1 - found.keep / found.units)} go)"
     shown = " and ".join(found.probes)
     why = f", chosen by auto: {found.why}" if found.why else ""
-    unit = found.unit if found.unit == "weights" else f"units of pattern {found.unit}"
+    stays = f"as many of {found.units:,} {found.unit} as trying finds"
+    if found.keep is not None:
+        part = percent(1 - found.keep / found.units)
+        stays = f"{found.keep:,} of {found.units:,} {found.unit} ({part} go)"
     lines = [
         f"can be pruned: {found.total:,} of {found.parameters:,} parameters",
-        f"stay: {budget}, counted in {unit}",
+        f"stay: {stays}",
         f"shown: {shown}{why}",
     ]
     for one in found.stages:
