@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from gaprune.stock import Stock
 from gaprune.target import Target
 from gaprune.workers.serial import torch_threads
 
-ROUNDS, STEPS = 3, 3  # how often what is timed is done, and the gradient steps of each
+ROUNDS, STEPS = 3, 8  # how often what is timed is done, and the gradient steps of each
 _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts as one
 
 
@@ -75,7 +75,8 @@ class Forecast:
         stages: of the search; empty for a one-shot method.
         seconds_per: measured here, on noise: of a candidate on all probes, of a gradient step,
             and of what a child takes beside its steps.
-        search_seconds: of all stages with the asked workers, None where nothing bounds them.
+        search_seconds: of all stages with the asked workers, and no more than the limit in seconds;
+            None where nothing bounds them. With `max_drop` there are about five such searches.
         peak_mb: of one worker, and of this process where it is the worker.
         settings: with every gap filled, as the run would.
     """
@@ -125,7 +126,6 @@ def forecast(target: Target, settings: Settings) -> Forecast:
         bench = _bench_on_noise(target, resolved)
         timed = _timed(bench, plan, resolved) if searched else {}
     stages = tuple(_stage(one, timed, resolved) for one in plan.phases) if searched else ()
-    known = all(one.generations is not None for one in stages) and stages != ()
     layout = plan.layout
     keeps = resolved.max_drop is None and resolved.budget != LATENCY  # both are found by trying
     unit = "weights" if units is None else f"units of pattern {resolved.pattern}"
@@ -140,7 +140,7 @@ def forecast(target: Target, settings: Settings) -> Forecast:
         why=None if decision.choice is None else decision.choice.reason,
         stages=stages,
         seconds_per=timed,
-        search_seconds=sum(one.seconds for one in stages) if known else None,
+        search_seconds=_at_most(resolved.seconds, stages) if stages else None,
         peak_mb=_peak_mb(plan, bench, resolved),
         settings=resolved,
     )
@@ -163,19 +163,20 @@ def _timed(bench: Bench, plan: Plan, settings: Settings) -> dict[str, float]:
     Each is the least of some: what the machine sets up once, or does beside, is not counted.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    found: dict[str, float] = {}
+    least: dict[int, float] = {}  # gradient steps → seconds; 0 scores a candidate
     for _ in range(ROUNDS):
         scores = torch.rand(plan.layout.total, generator=generator)
         genes = seed_genes(scores, plan.layout, plan.keep, settings.scope)
         began = time.perf_counter()
         bench.fitness(genes.express(plan.layout))
-        now = {"candidate": time.perf_counter() - began}
+        now = {0: time.perf_counter() - began}
         if plan.refinement is not None:
-            one, many = (_child(genes, bench, plan.refinement, n) for n in (1, 1 + STEPS))
-            now["step"] = max(0.0, many - one) / STEPS
-            now["child"] = max(0.0, one - now["step"])
-        found = {name: min(value, found.get(name, value)) for name, value in now.items()}
-    return found
+            now |= {n: _child(genes, bench, plan.refinement, n) for n in (1, 1 + STEPS)}
+        least = {steps: min(value, least.get(steps, value)) for steps, value in now.items()}
+    if plan.refinement is None:
+        return {"candidate": least[0]}
+    step = max(0.0, least[1 + STEPS] - least[1]) / STEPS
+    return {"candidate": least[0], "step": step, "child": max(0.0, least[1] - step)}
 
 
 def _child(genes: Genes, bench: Bench, how: Refinement, steps: int) -> float:
@@ -194,6 +195,12 @@ def _stage(phase: Phase, timed: Mapping[str, float], settings: Settings) -> Stag
     rounds = math.ceil(phase.offspring / settings.workers)
     generation = rounds * child + timed["candidate"]  # the leader is judged on the guard
     return Stage(phase.name, phase.length, phase.offspring, steps, generation * (phase.length or 1))
+
+
+def _at_most(limit: float | None, stages: Sequence[Stage]) -> float | None:
+    if any(one.generations is None for one in stages):
+        return limit
+    return min(sum(one.seconds for one in stages), math.inf if limit is None else limit)
 
 
 def _peak_mb(plan: Plan, bench: Bench, settings: Settings) -> float:

@@ -48,10 +48,10 @@ def test_work_adds_up(target: Target) -> None:
     assert found.search_seconds >= 2 * 4 * 3 * found.seconds_per["step"]
 
 
-def test_without_a_number_of_generations_one_is_told(target: Target) -> None:
-    """Then nobody knows the whole."""
-    found = foreseen(target, generations=None, seconds=5, preset="black-box")
-    assert found.stages[-1].generations is None or found.search_seconds is not None
+def test_a_limit_in_seconds_bounds_the_search(target: Target) -> None:
+    """It takes no longer than that, whatever is planned."""
+    assert foreseen(target, seconds=1e-3).search_seconds == 1e-3
+    assert (foreseen(target, seconds=1e6).search_seconds or 0) < 1e6
 
 
 def test_one_criterion_is_no_search(target: Target) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from gaprune.console import add_row, duration, percent, table
+from gaprune.console import SHOWN_LAYERS, add_row, duration, percent, table
 from gaprune.forecast import Forecast
-
-LAYERS = 40  # rows of the table; the others are summed up in one
 
 
 def show_forecast(found: Forecast, console: Console) -> None:
     """Print layers, budget, probes, and what the search would take."""
     rows = table("layer", "shape", "weights")
-    for name, shape, total in found.layers[:LAYERS]:
+    for name, shape, total in found.layers[:SHOWN_LAYERS]:
         add_row(rows, [name, " x ".join(map(str, shape)), f"{total:,}"])
-    if rest := found.layers[LAYERS:]:
+    if rest := found.layers[SHOWN_LAYERS:]:
         add_row(rows, [f"{len(rest)} more", "", f"{sum(total for *_, total in rest):,}"])
     console.print(rows)
     for line in _facts(found):
@@ -44,7 +42,8 @@ def _facts(found: Forecast) -> list[str]:
         each = sum(one.seconds for one in found.stages if one.generations is None)
         lines.append(f"time: about {duration(each)} a generation, as fast as this machine is now")
     else:
-        lines.append(f"time of the search: about {duration(found.search_seconds)}")
+        many = "each search (about five)" if found.settings.max_drop is not None else "the search"
+        lines.append(f"time of {many}: about {duration(found.search_seconds)}")
     lines.append(
         f"memory: about {found.peak_mb:,.0f} MB a worker. Not foreseen: making probes, criteria"
     )
