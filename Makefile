@@ -8,7 +8,7 @@ READY := .venv/.ready
 PYTEST := -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all coverage lint format docs bench venv clean
+.PHONY: help demo test test-all coverage lint format docs package bench venv clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' Makefile
@@ -38,6 +38,9 @@ format: $(READY)  ## write the format that lint checks
 
 docs: $(READY)  ## build the pages of docs/ into site/, without warnings
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+package: $(READY)  ## build sdist and wheel, and use the wheel in an environment of its own
+	@sh scripts/check_package.sh
 
 bench: $(READY)  ## reproduce the quality table (hours)
 	@$(BIN)/python -m benchmarks.quality $(ARGS)

@@ -15,15 +15,15 @@ from gaprune.baselines.lessons import from_labels
 from gaprune.baselines.slimmer import Slimmer, Slimming
 from gaprune.baselines.structured import output_dim, slice_norms
 from gaprune.baselines.training import Training, trainable_copy
-from gaprune.budget import keep_total, uniform_counts
 from gaprune.config import make_settings
-from gaprune.cost import macs_per_input
 from gaprune.errors import GapruneError
-from gaprune.labelled import zoo_train
-from gaprune.patterning import channel_groups, searched_layout, silent_channels, units_of
-from gaprune.pipeline import prune_target
-from gaprune.supermask import layered_mask
-from gaprune.target import Target
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.supermask import layered_mask
+from gaprune.network.cost import macs_per_input
+from gaprune.network.target import Target
+from gaprune.planning.patterning import channel_groups, searched_layout, silent_channels, units_of
+from gaprune.running.pipeline import prune_target
+from gaprune.trial.labelled import zoo_train
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,18 @@ from torch import nn
 
 from benchmarks.channel_methods import METHODS, Case
 from gaprune.cli.interrupts import Interrupts
-from gaprune.console import add_row, percent, stdout, table
-from gaprune.cost import macs_per_input
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.formats import to_json
-from gaprune.held_out import HeldOut
-from gaprune.job import make_job
-from gaprune.labelled import zoo_test
-from gaprune.latency_budget import in_turn, part_of_first
 from gaprune.measures.latency import BATCHES
 from gaprune.measures.runtimes import EAGER, ONNX
+from gaprune.network.cost import macs_per_input
+from gaprune.network.target import Target
+from gaprune.planning.job import make_job
 from gaprune.probes.samples import Samples
-from gaprune.target import Target
+from gaprune.running.latency_budget import in_turn, part_of_first
+from gaprune.screen.console import add_row, percent, stdout, table
+from gaprune.trial.held_out import HeldOut
+from gaprune.trial.labelled import zoo_test
 
 PLACE = Path("runs/channels")
 RUNTIMES = (EAGER, ONNX)

@@ -23,16 +23,16 @@ from functools import partial
 
 import torch
 
-from gaprune.bench import GROUP, Bench
 from gaprune.config import make_settings
 from gaprune.evolution.breeding import Breed, Recipe, Score
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.scoring import ScoreGroup
+from gaprune.masks.supermask import pack
+from gaprune.network.target import load_target
 from gaprune.observe import Silence
-from gaprune.run import PruningRun
-from gaprune.supermask import pack
-from gaprune.target import load_target
+from gaprune.running.run import PruningRun
+from gaprune.trial.bench import GROUP, Bench
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
 from gaprune.workers.serial import torch_threads
 

@@ -33,9 +33,9 @@ from benchmarks.real.report import FULL_WIDTH, line, show
 from benchmarks.real.rows import Kept, Key, Row
 from benchmarks.real.settings import OWN, SETTINGS, SPARSITIES
 from gaprune.cli.interrupts import Interrupts
-from gaprune.console import stdout
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.formats import to_json
+from gaprune.screen.console import stdout
 
 PLACE = Path("runs/real-networks")
 CASES: dict[str, Case] = {

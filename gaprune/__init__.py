@@ -3,19 +3,19 @@
 The weights stay frozen; evolution finds which of them to keep.
 """
 
-from gaprune.claim import save as save_run
 from gaprune.comparison import Comparison, Question, compare, compare_target
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports import export, load_sparse
-from gaprune.input_options import InputOptions
-from gaprune.mask_file import save_masks
+from gaprune.files.mask_file import save_masks
+from gaprune.keeping.claim import save as save_run
+from gaprune.masks.supermask import attach, bake, detach
 from gaprune.measures import measure
-from gaprune.pipeline import prune, prune_target
-from gaprune.result import Result
-from gaprune.resumption import resume
-from gaprune.run_directory import load_masks
-from gaprune.supermask import attach, bake, detach
-from gaprune.target import Target, load_target
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, load_target
+from gaprune.outcome.result import Result
+from gaprune.outcome.run_directory import load_masks
+from gaprune.running.pipeline import prune, prune_target
+from gaprune.running.resumption import resume
 
 __all__ = [
     "Comparison",

@@ -15,9 +15,9 @@ from gaprune.baselines.training import Training
 from gaprune.comparison import Comparison, Data, Question, Row, compare_target
 from gaprune.comparison.contest import Listener, Unheard
 from gaprune.config import make_settings
-from gaprune.input_options import InputOptions
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, target_from_module
 from gaprune.probes.samples import Samples
-from gaprune.target import Target, target_from_module
 
 QUICK = {
     "generations": 1,

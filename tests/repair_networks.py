@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
-from gaprune.answering import AfterRepair, answers
-from gaprune.bench import Bench, Shown
 from gaprune.inputs import InputSpec
+from gaprune.network.passing import answers
+from gaprune.network.target import InputOptions, Target, target_from_module
 from gaprune.objectives import OBJECTIVES
 from gaprune.probes.mixture import Mixture
 from gaprune.repair import survey
-from gaprune.target import InputOptions, Target, target_from_module
+from gaprune.trial.answering import AfterRepair, Shown
+from gaprune.trial.bench import Bench
 
 torch.set_num_threads(1)
 

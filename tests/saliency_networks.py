@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.inputs import InputSpec
+from gaprune.masks.supermask import Layout
 from gaprune.saliency import Network
-from gaprune.supermask import Layout
 from gaprune.zoo.networks import LeNet, MobileStudent
 
 torch.set_num_threads(1)

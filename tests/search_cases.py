@@ -9,13 +9,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gaprune.bench import Bench, Shown, answers
 from gaprune.evolution.breeding import Child
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
 from gaprune.inputs import InputSpec
+from gaprune.masks.supermask import Layout
+from gaprune.network.passing import answers
 from gaprune.objectives import OBJECTIVES, Objective
 from gaprune.probes.mixture import Mixture
-from gaprune.supermask import Layout
+from gaprune.trial.answering import Shown
+from gaprune.trial.bench import Bench
 from gaprune.workers import SerialWorkers, Workers
 
 VECTOR = InputSpec((6,), "vector")

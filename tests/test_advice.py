@@ -11,14 +11,14 @@ from search_cases import seeds_of, tiny_bench, tiny_model
 from torch import nn
 
 from gaprune import InputOptions, prune
-from gaprune.advice import advise, doubt
-from gaprune.bench import Verdict
 from gaprune.config import make_settings
 from gaprune.evolution.plan import Outcome
+from gaprune.network.target import target_from_module
 from gaprune.objectives import OBJECTIVES
 from gaprune.observe import Silence
-from gaprune.preparation import check_settings, resolve_settings
-from gaprune.target import target_from_module
+from gaprune.planning.resolving import check_settings, resolve_settings
+from gaprune.running.advice import advise, doubt
+from gaprune.trial.bench import Verdict
 
 BENCH = tiny_bench()
 

@@ -25,12 +25,13 @@ from gaprune.evolution.phases import ALLOCATION, SEARCH
 from gaprune.evolution.plan import ALLOCATORS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.recipes import LEAST_RATE, RecipeBook
-from gaprune.input_options import InputOptions
+from gaprune.masks.supermask import layer_counts
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, target_from_module
 from gaprune.observe import Silence
-from gaprune.preparation import check_settings, make_plan, resolve_settings
+from gaprune.planning.preparation import make_plan
+from gaprune.planning.resolving import check_settings, resolve_settings
 from gaprune.records import Generation
-from gaprune.supermask import layer_counts
-from gaprune.target import Target, target_from_module
 from gaprune.workers import SerialWorkers
 
 BENCH = tiny_bench()

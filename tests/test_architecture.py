@@ -14,9 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gaprune"
 MAX_LINES = 350
+MAX_AT_ROOT = 16
 
 FLOORS = (
-    # 0: plain data and errors, no torch
+    # 0: plain data and errors that everything uses, no torch
     (
         "errors",
         "formats",
@@ -24,82 +25,35 @@ FLOORS = (
         "words",
         "inputs",
         "config",
-        "export_facts",
         "keys",
         "records",
-        "idx",
         "userfile",
         "plugins",
         "observe",
-        "tensorboard",
         "spent",
     ),
     # 1: the network and its masks
-    (
-        "top_k",
-        "price",
-        "quota",
-        "patterns",
-        "steady",
-        "supermask",
-        "precision",
-        "budget",
-        "prunable",
-        "packed",
-        "sparse",
-        "weights_file",
-        "zoo",
-        "input_options",
-        "target",
-        "mask_file",
-        "checkpoint",
-        "sources",
-        "cost",
-    ),
+    ("checkpoint", "files", "masks", "network", "patterns", "sources", "sparse", "zoo"),
     # 2: what is shown to it, and how weights and outputs are judged
     ("probes", "saliency", "objectives"),
     # 3: what a worker holds
-    (
-        "answering",
-        "memory",
-        "stock",
-        "bench",
-        "labelled",
-        "held_out",
-        "baselines",
-        "plots",
-        "repair",
-    ),
+    ("baselines", "memory", "plots", "repair", "trial"),
     # 4: the search
     ("evolution", "workers"),
     # 5: one run from start to end, and the public names (the package's own __init__)
     (
-        "pricing",
-        "patterning",
-        "latency_budget",
-        "preparation",
-        "advice",
-        "limit",
-        "run",
-        "pipeline",
-        "sketch",
-        "result",
-        "job",
-        "run_directory",
+        "planning",
+        "outcome",
+        "keeping",
         "report",
-        "watching",
         "exports",
         "measures",
-        "claim",
-        "keeper",
-        "resumption",
+        "running",
         "comparison",
-        "sweeps",
-        "forecast",
         "__init__",
     ),
     # 6: people
-    ("cli", "console", "live", "demo", "doctor", "__main__"),
+    ("screen", "checkup", "cli", "__main__"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -109,8 +63,8 @@ HOMES = {  # package → the only files (or folders) of gaprune that import it
     "matplotlib": ("plots/",),
     "sklearn": ("baselines/clustering.py",),
     "torch_pruning": ("baselines/channels.py",),
-    "typer": ("cli.py", "cli/"),
-    "rich": ("console.py", "live.py", "cli.py", "cli/"),
+    "typer": ("cli/",),
+    "rich": ("screen/console.py", "screen/live.py", "cli/"),
     "jinja2": ("report/",),
     "markupsafe": ("report/",),
 }
@@ -154,9 +108,9 @@ def own_imports(module: str) -> set[str]:
 
 def test_the_package_is_found() -> None:
     """The other tests look at real files with real imports."""
-    assert "gaprune.supermask" in own_imports("gaprune.budget")
+    assert "gaprune.masks.supermask" in own_imports("gaprune.masks.budget")
     assert "gaprune.zoo.mnist" in own_imports("gaprune.probes.files")
-    assert "torch" in imports_of(TREES["gaprune.supermask"])
+    assert "torch" in imports_of(TREES["gaprune.masks.supermask"])
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -164,6 +118,22 @@ def test_every_file_has_a_floor(module: str) -> None:
     """A new room is put on a floor by whoever builds it."""
     room = room_of(module)
     assert room in FLOOR_OF, f"{MODULES[module].relative_to(ROOT)}: put {room!r} on a floor"
+
+
+def test_the_root_holds_only_what_everything_uses() -> None:
+    """A newcomer reads a few files and the names of rooms; the rest lies in the rooms."""
+    assert len([path for path in MODULES.values() if path.parent == PACKAGE]) <= MAX_AT_ROOT
+
+
+def test_every_room_that_has_a_floor_is_there() -> None:
+    """Who deletes or renames a room takes its name off the floor."""
+    assert set(FLOOR_OF) == {room_of(module) for module in MODULES}
+
+
+@pytest.mark.parametrize("module", [one for one in MODULES if FLOOR_OF.get(room_of(one)) == 0])
+def test_the_lowest_floor_needs_no_torch(module: str) -> None:
+    """Plain data is read by programs that have no network in their hands."""
+    assert not {name.split(".")[0] for name in imports_of(TREES[module])} & {"numpy", "torch"}
 
 
 @pytest.mark.parametrize("module", MODULES)

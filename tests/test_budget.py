@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gaprune.budget import apportion, check_sparsity, keep_total, uniform_counts
 from gaprune.errors import InputError
-from gaprune.supermask import Layout
+from gaprune.masks.budget import apportion, check_sparsity, keep_total, uniform_counts
+from gaprune.masks.supermask import Layout
 
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=8)
 SPARSITY = st.decimals("0.001", "0.999", places=3).map(float)

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from gaprune.baselines.channels import masked_equivalent, removable, remove_channels
 from gaprune.errors import GapruneError, InputError
-from gaprune.weights_file import sha256_of
+from gaprune.files.weights_file import sha256_of
 from gaprune.zoo.networks import LeNet, MobileStudent
 
 Chosen = Mapping[str, Sequence[int]]

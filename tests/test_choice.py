@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.input_options import InputOptions
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, load_target, target_from_module
 from gaprune.probes.blend import SAMPLE
 from gaprune.probes.choice import FAR, choose, spell_out, survey_of
 from gaprune.probes.plan import plan_probes, requested_rungs
-from gaprune.target import Target, load_target, target_from_module
 
 INVERTED = ("inversion", "procedural")
 

@@ -13,8 +13,8 @@ from command_line import OWN, PRUNE, TINY, Net, Run, tree
 from safetensors.torch import load_file
 
 from gaprune.config import Settings
-from gaprune.job import make_job
-from gaprune.run_directory import CHECKPOINT, FILES, load_masks
+from gaprune.outcome.run_directory import CHECKPOINT, FILES, load_masks
+from gaprune.planning.job import make_job
 from gaprune.zoo import ZOO
 
 

@@ -18,7 +18,7 @@ from started_commands import Command
 
 from gaprune.cli import main
 from gaprune.cli.interrupts import Interrupts
-from gaprune.run_directory import CHECKPOINT, FILES, load_masks
+from gaprune.outcome.run_directory import CHECKPOINT, FILES, load_masks
 
 ENDLESS = ("prune", *OWN, "--sparsity", "0.5", *TINY, "--generations", "1000000", "--out", "run")
 

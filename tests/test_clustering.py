@@ -22,10 +22,10 @@ from gaprune.baselines.clustering import (
     sweep_clusters,
 )
 from gaprune.errors import GapruneError, InputError
-from gaprune.input_options import InputOptions
+from gaprune.masks.supermask import top_k_mask
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, load_target, target_from_module
 from gaprune.probes.samples import Samples
-from gaprune.supermask import top_k_mask
-from gaprune.target import Target, load_target, target_from_module
 from gaprune.zoo import mnist
 
 Values = NDArray[np.float64]

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gaprune import InputOptions, Result, export, measure, prune, save_run
-from gaprune.cost import macs_per_input
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.compact import PROGRAM, load_program
 from gaprune.exports.semi_structured import (
@@ -24,6 +23,7 @@ from gaprune.exports.semi_structured import (
     conforming,
     load_semi_structured,
 )
+from gaprune.network.cost import macs_per_input
 
 IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
 SHORT: dict[str, Any] = {**TINY, "probes": ("procedural",)}

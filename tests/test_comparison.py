@@ -31,7 +31,7 @@ from gaprune import InputOptions, prune_target
 from gaprune.comparison import Comparison, Data, compare, compare_target, methods
 from gaprune.comparison.contest import Contest, Unheard
 from gaprune.config import make_settings
-from gaprune.target import target_from_module
+from gaprune.network.target import target_from_module
 
 MASKS = (  # methods that hit the budget exactly
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),

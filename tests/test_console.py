@@ -14,9 +14,9 @@ from torch import nn
 
 from gaprune import InputOptions, Result, prune, prune_target
 from gaprune.config import make_settings
-from gaprune.console import Monitor, duration, percent, points, show_result, stdout
+from gaprune.network.target import target_from_module
 from gaprune.records import BaselineScore, Generation
-from gaprune.target import target_from_module
+from gaprune.screen.console import Monitor, duration, percent, points, show_result, stdout
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|9\d)")  # foreground colours, not bold or cursor moves
 

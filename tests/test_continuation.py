@@ -18,8 +18,6 @@ from search_cases import random_genes, seeds_of
 from torch import nn
 
 from gaprune import InputError, InputOptions, prune, prune_target
-from gaprune.answering import AfterRepair, Guided
-from gaprune.bench import Bench, Verdict
 from gaprune.config import make_settings
 from gaprune.evolution.breeding import Breed, Judge
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
@@ -29,11 +27,14 @@ from gaprune.evolution.phases import ALLOCATION, CONTINUATION, SEARCH
 from gaprune.evolution.plan import ALLOCATORS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.recipes import RecipeBook
+from gaprune.masks.supermask import layer_counts
+from gaprune.network.target import target_from_module
 from gaprune.observe import Silence
-from gaprune.preparation import check_settings, make_plan, resolve_settings
+from gaprune.planning.preparation import make_plan
+from gaprune.planning.resolving import check_settings, resolve_settings
 from gaprune.records import Generation
-from gaprune.supermask import layer_counts
-from gaprune.target import target_from_module
+from gaprune.trial.answering import AfterRepair, Guided
+from gaprune.trial.bench import Bench, Verdict
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
 
 TARGET = target_of(Convolutional, (2, 6, 6), double=False)

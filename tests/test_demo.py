@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from gaprune.checkup.demo import SPARSITIES, Demo, compare_bits, run_demo
 from gaprune.cli.demo import show_demo
 from gaprune.config import EVOLVED
-from gaprune.console import percent
-from gaprune.demo import SPARSITIES, Demo, compare_bits, run_demo
 from gaprune.errors import GapruneError
 from gaprune.observe import Silence
+from gaprune.screen.console import percent
 from gaprune.zoo import ZOO
 
 TINY = {

@@ -30,8 +30,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from worker_tasks import Fail
 
-from gaprune.answering import AfterRepair, Guided
-from gaprune.bench import Bench
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.breeding import Breed, Judge, Recipe, Score, Task
@@ -40,10 +38,12 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.scoring import ScoreGroup
+from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.objectives import OBJECTIVES, find_objective
-from gaprune.preparation import check_settings
+from gaprune.planning.resolving import check_settings
 from gaprune.probes.mixture import Mixture
-from gaprune.supermask import global_mask, pack, top_k_mask
+from gaprune.trial.answering import AfterRepair, Guided
+from gaprune.trial.bench import Bench
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, choose_device
 from gaprune.workers.device import settle, steady
 

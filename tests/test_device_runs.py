@@ -26,21 +26,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gaprune
 from gaprune.checkpoint import read_bundle
-from gaprune.claim import claim, claim_again
 from gaprune.comparison import Data, compare_target
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.pruned import find_target
-from gaprune.input_options import InputOptions
 from gaprune.inputs import InputSpec
-from gaprune.keeper import START, FolderKeeper
+from gaprune.keeping.claim import claim, claim_again
+from gaprune.keeping.keeper import START, FolderKeeper
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, target_from_module
 from gaprune.observe import Silence
-from gaprune.pipeline import prune_target, run_pruning
+from gaprune.outcome.result import Result
 from gaprune.probes.samples import Samples
 from gaprune.repair import repair
-from gaprune.result import Result
+from gaprune.running.pipeline import prune_target, run_pruning
 from gaprune.saliency import SALIENCIES, Network, score
-from gaprune.target import Target, target_from_module
 from gaprune.workers import Staff, choose_device, choose_home, working_on
 
 cuda = pytest.mark.skipif(

@@ -23,7 +23,7 @@ from typer.main import get_command
 import gaprune
 from gaprune.cli import app
 from gaprune.comparison.request import make_request
-from gaprune.job import make_job
+from gaprune.planning.job import make_job
 from gaprune.saliency import SALIENCIES
 
 LIMITS: dict[str, Any] = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gaprune.checkup.doctor import CHECKS, FAIL, OK, Check, check_files, check_ray, examine
 from gaprune.cli import main
-from gaprune.doctor import CHECKS, FAIL, OK, Check, check_files, check_ray, examine
 from gaprune.zoo import ZOO, mnist
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.baselines.edge_popup import INITIAL_SCORES, EdgePopup, edge_popup
-from gaprune.bench import Bench
-from gaprune.budget import keep_total, uniform_counts
 from gaprune.errors import GapruneError, InputError
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.supermask import layer_counts
 from gaprune.objectives import OBJECTIVES
-from gaprune.supermask import layer_counts
+from gaprune.trial.bench import Bench
 
 SCOPES = ["layer", "global"]
 FAST = EdgePopup(steps=60, batch=32, rate=0.05)

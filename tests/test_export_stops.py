@@ -20,11 +20,11 @@ from torch import nn
 import gaprune
 from benchmarks.cluster.kills import CALLS
 from gaprune import InputOptions, export, prune, save_run
-from gaprune.claim import claim
-from gaprune.export_facts import FACTS, check_exported, read_facts
 from gaprune.exports import EXPORTERS
 from gaprune.exports.card import CARD
-from gaprune.job import make_job
+from gaprune.files.export_facts import FACTS, check_exported, read_facts
+from gaprune.keeping.claim import claim
+from gaprune.planning.job import make_job
 from gaprune.sources.extras import import_extra
 
 QUICK = ("dense", "masks", "prune", "sparse", "semi-structured")

@@ -20,10 +20,10 @@ from gaprune import InputOptions, Result, export, load_masks, prune
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.entries import How
 from gaprune.exports.sparse_file import sparse_bytes
+from gaprune.files.packed import packed, unpacked
+from gaprune.files.weights_file import load_state
+from gaprune.masks.supermask import top_k_mask
 from gaprune.measures.reading import read_file
-from gaprune.packed import packed, unpacked
-from gaprune.supermask import top_k_mask
-from gaprune.weights_file import load_state
 
 OPTIONS = {
     "zstd": {},

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_cases import layout_of, layouts_with_counts, score_vectors, seeded
 
-from gaprune.budget import SCOPES
 from gaprune.evolution.genome import Genes, Individual, align, mask_key, rank, seed_genes
-from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, top_k_mask
+from gaprune.masks.budget import SCOPES
+from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask, top_k_mask
 
 LayoutCounts = tuple[Layout, tuple[int, ...]]
 

@@ -11,12 +11,12 @@ from search_cases import random_genes, seeded, tiny_bench, tiny_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gaprune.bench import Bench
 from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, align
 from gaprune.evolution.gradient import Refinement, refine
+from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask
 from gaprune.objectives import OBJECTIVES
-from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask
+from gaprune.trial.bench import Bench
 
 SCOPES = ["allocated", "global", "layer"]
 

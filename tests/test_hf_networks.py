@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.input_options import InputOptions
 from gaprune.inputs import InputSpec
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import target_from_module
 from gaprune.sources import load_source
 from gaprune.sources.extras import import_extra
 from gaprune.sources.tokens import mask_of, pool_tokens
-from gaprune.target import target_from_module
 
 SIZES = {
     "vocab_size": 50,

@@ -10,9 +10,9 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.bench import answers
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
+from gaprune.network.passing import answers
 from gaprune.probes.impressions import Recipe, impressions, soft_targets
 
 

@@ -13,9 +13,9 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.cost import activation_bytes
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
+from gaprune.network.cost import activation_bytes
 from gaprune.probes.batch_statistics import Watch
 from gaprune.probes.draws import to_network
 from gaprune.probes.impressions import soft_targets

@@ -11,9 +11,9 @@ from search_cases import seeded
 
 from gaprune.config import Settings, make_settings
 from gaprune.observe import Silence
-from gaprune.pipeline import prune_target
 from gaprune.probes.plan import plan_probes
-from gaprune.run import PruningRun
+from gaprune.running.pipeline import prune_target
+from gaprune.running.run import PruningRun
 
 
 @pytest.fixture(autouse=True)

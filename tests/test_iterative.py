@@ -13,13 +13,13 @@ from torch.nn.utils import prune
 from gaprune.baselines.iterative import Iteration, Stage, prune_iteratively
 from gaprune.baselines.schedule import Step, make_schedule
 from gaprune.baselines.training import Lessons, Training, from_labels, from_teacher, train
-from gaprune.budget import keep_total, uniform_counts
 from gaprune.errors import GapruneError, InputError
-from gaprune.input_options import InputOptions
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.supermask import MIN_KEEP, global_mask, layer_counts
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, target_from_module
 from gaprune.probes.samples import Samples
 from gaprune.saliency import SALIENCIES
-from gaprune.supermask import MIN_KEEP, global_mask, layer_counts
-from gaprune.target import Target, target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4

@@ -11,10 +11,10 @@ from search_cases import tiny_model
 from torch import Tensor, nn
 
 from gaprune.errors import InputError
-from gaprune.input_options import InputOptions
-from gaprune.labelled import check_labelled, read_labelled, zoo_test, zoo_train
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, load_target, target_from_module
 from gaprune.probes.samples import Samples
-from gaprune.target import Target, load_target, target_from_module
+from gaprune.trial.labelled import check_labelled, read_labelled, zoo_test, zoo_train
 
 VECTORS = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 3, 1, 2, 0])

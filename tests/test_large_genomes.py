@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from search_cases import layout_of, layouts_with_counts, run_to_bits, score_vectors, seeded
 from torch import Tensor, nn
 
-from gaprune.bench import Bench, Shown, answers
 from gaprune.checkpoint import read_bundle
 from gaprune.checkpoint.bundle import write_bundle
 from gaprune.evolution.breeding import Breed, Recipe
@@ -38,9 +37,12 @@ from gaprune.evolution.remembered import as_mask
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.evolution.snapshot import Snapshot
 from gaprune.inputs import InputSpec
+from gaprune.masks.supermask import Layout
+from gaprune.network.passing import answers
 from gaprune.objectives import OBJECTIVES
 from gaprune.probes.mixture import Mixture
-from gaprune.supermask import Layout
+from gaprune.trial.answering import Shown
+from gaprune.trial.bench import Bench
 from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
 LAST = 2.0**-24  # the least float16 above 0

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gaprune.errors import InputError
-from gaprune.quota import Quota
-from gaprune.supermask import Layout, check_masks, masked_weights
+from gaprune.masks.quota import Quota
+from gaprune.masks.supermask import Layout, check_masks, masked_weights
 
 LAYOUT = Layout(("a", "b"), ((3, 4), (2, 2)))
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from search_cases import seeds_of, tiny_bench
 
-from gaprune.bench import Bench
 from gaprune.errors import GapruneError
 from gaprune.evolution.breeding import Breed, Judge, Score
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
+from gaprune.trial.bench import Bench
 from gaprune.workers import Lost, SerialWorkers
 
 BENCH = tiny_bench()

@@ -18,10 +18,10 @@ from gaprune.baselines.lessons import (
     teacher_loss,
 )
 from gaprune.errors import InputError
-from gaprune.input_options import InputOptions
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import target_from_module
 from gaprune.objectives import relative_error
 from gaprune.probes.samples import Samples
-from gaprune.target import target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from gaprune import Result, export, load_target, measure, save_run
 from gaprune.errors import InputError
-from gaprune.input_options import InputOptions
 from gaprune.measures.latency import Timed, time_all
 from gaprune.measures.reading import Held, read_file
 from gaprune.measures.runtimes import CSR, EAGER, ONNX, RUNTIMES, Subject, UnavailableError, ready
 from gaprune.measures.verdict import verdict
 from gaprune.measures.work import Work, work_of
-from gaprune.target import target_from_module
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import target_from_module
 
 FORMS = ("dense", "masks", "prune", "sparse")
 

@@ -17,15 +17,16 @@ from search_cases import layout_of, run_to_bits, seeded, seeds_of, tiny_bench
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.answering import CHUNK, STRICT, Guided, answers
-from gaprune.bench import Bench, Shown
 from gaprune.evolution.breeding import Score
 from gaprune.evolution.scoring import Scores
+from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.memory import Memory, marks_of
 from gaprune.memory.trace import cut_up
+from gaprune.network.passing import CHUNK, answers
+from gaprune.network.target import load_target
 from gaprune.objectives import OBJECTIVES, agreement
-from gaprune.supermask import Layout, masked_weights
-from gaprune.target import load_target
+from gaprune.trial.answering import STRICT, Guided, Shown
+from gaprune.trial.bench import Bench
 from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff
 
 

@@ -19,7 +19,7 @@ from gaprune.evolution.operators import (
     threshold_swap,
     uniform_reset,
 )
-from gaprune.supermask import Layout, layer_counts
+from gaprune.masks.supermask import Layout, layer_counts
 
 LayoutCounts = tuple[Layout, tuple[int, ...]]
 EXCHANGES = sorted(set(CROSSOVERS) - {"averaging"})

@@ -15,8 +15,8 @@ from gaprune.evolution.operators import (
     threshold_swap,
     uniform_reset,
 )
-from gaprune.quota import Quota
-from gaprune.supermask import Layout
+from gaprune.masks.quota import Quota
+from gaprune.masks.supermask import Layout
 
 SEEDS = range(60)
 MANY = layout_of([60] * 12)

@@ -18,16 +18,16 @@ from test_resume import Copying, found, saved
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, resume
-from gaprune.bench import Bench
 from gaprune.config import make_settings
 from gaprune.evolution.breeding import Breed, Recipe
 from gaprune.evolution.genome import Genes, Individual, rank
 from gaprune.evolution.gradient import Refinement, refine
+from gaprune.masks.supermask import layer_counts
+from gaprune.network.target import target_from_module
 from gaprune.observe import Silence
-from gaprune.run import PruningRun
+from gaprune.running.run import PruningRun
 from gaprune.saliency import SALIENCIES
-from gaprune.supermask import layer_counts
-from gaprune.target import target_from_module
+from gaprune.trial.bench import Bench
 from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
 SMALL: dict[str, Any] = {

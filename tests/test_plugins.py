@@ -13,7 +13,8 @@ from command_line import TINY, Run
 from torch import Tensor, nn
 
 import gaprune
-from gaprune import InputError, InputOptions, doctor, plugins
+from gaprune import InputError, InputOptions, plugins
+from gaprune.checkup import doctor
 from gaprune.comparison import added_methods, find_methods
 from gaprune.evolution.operators import find_crossover, find_mutation
 

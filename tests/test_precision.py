@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gaprune
-from gaprune.answering import AfterRepair, Guided
-from gaprune.bench import Bench
 from gaprune.config import NEUTRAL, make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.input_options import InputOptions
+from gaprune.network.input_options import InputOptions
 from gaprune.observe import Silence
-from gaprune.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
-from gaprune.preparation import check_settings
-from gaprune.resumption import CHANGEABLE
+from gaprune.planning.resolving import check_settings
+from gaprune.running.resumption import CHANGEABLE
+from gaprune.trial.answering import AfterRepair, Guided
+from gaprune.trial.bench import Bench
+from gaprune.trial.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
 from gaprune.workers.device import settle, steady
 
 cuda = pytest.mark.skipif(

@@ -15,17 +15,17 @@ from torch import nn
 
 from gaprune import InputOptions
 from gaprune.baselines.channels import remove_channels
-from gaprune.budget import keep_total, uniform_counts
 from gaprune.config import make_settings
-from gaprune.cost import macs_by_weight, macs_per_input
 from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, halved, rank, seed_genes
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
-from gaprune.patterning import check_pattern, searched_layout, silent_channels, units_of
-from gaprune.price import Price, Side, Term
-from gaprune.pricing import kept_macs
-from gaprune.supermask import Layout, global_mask, layer_counts
-from gaprune.target import Target, target_from_module
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.price import Price, Side, Term
+from gaprune.masks.supermask import Layout, global_mask, layer_counts
+from gaprune.network.cost import macs_by_weight, macs_per_input
+from gaprune.network.target import Target, target_from_module
+from gaprune.planning.patterning import check_pattern, searched_layout, silent_channels, units_of
+from gaprune.planning.pricing import kept_macs
 
 NETWORKS = (Separable, Residual, Joined, Summed, Enlarging)
 PATTERNS = ("unstructured", "4x1", "channel")

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
+from gaprune.network.target import Target, load_target
 from gaprune.probes import GENERATORS
 from gaprune.probes.affinity import affinities, shares
 from gaprune.probes.mixture import Mixture, mix_generators
 from gaprune.probes.requests import FileRequest, parse_probes
-from gaprune.target import Target, load_target
 from gaprune.zoo import MNIST_INPUT
 
 IMAGE = MNIST_INPUT

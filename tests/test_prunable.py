@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 from gaprune.errors import InputError
-from gaprune.prunable import check_prunable, check_structure, find_prunable
-from gaprune.supermask import masked_forward
+from gaprune.masks.supermask import masked_forward
+from gaprune.network.prunable import check_prunable, check_structure, find_prunable
 
 
 class EveryLayer(nn.Module):

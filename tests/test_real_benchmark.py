@@ -20,8 +20,8 @@ from benchmarks.real.rows import Kept, Key, Row
 from benchmarks.real_networks import CASES as REAL_CASES
 from benchmarks.real_networks import keys_of, main, rows_of
 from gaprune.config import make_settings
-from gaprune.console import stdout
 from gaprune.errors import GapruneError, InputError
+from gaprune.screen.console import stdout
 
 MB = 1_000_000
 

@@ -21,12 +21,12 @@ from repair_networks import (
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaprune.budget import keep_total
 from gaprune.errors import GapruneError, InputError
+from gaprune.masks.budget import keep_total
+from gaprune.masks.supermask import global_mask
+from gaprune.network.target import Target, load_target
 from gaprune.probes import procedural, to_network
 from gaprune.repair import BIAS, NORM, STATISTICS, repair, repaired_copy
-from gaprune.supermask import global_mask
-from gaprune.target import Target, load_target
 from gaprune.zoo import mnist
 
 CONVOLUTIONAL: dict[str, Callable[[], Target]] = {

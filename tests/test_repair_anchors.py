@@ -26,6 +26,8 @@ from repair_networks import (
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gaprune.masks.supermask import masked_weights
+from gaprune.network.target import Target
 from gaprune.repair import (
     BIAS,
     NORM,
@@ -40,8 +42,6 @@ from gaprune.repair import (
     survey,
 )
 from gaprune.repair.moments import Moments, gain, measure, pool
-from gaprune.supermask import masked_weights
-from gaprune.target import Target
 
 
 class Odd(nn.Module):

@@ -26,20 +26,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune import InputError, InputOptions, Result, prune, prune_target
-from gaprune.bench import Bench, Shown
 from gaprune.config import make_settings
-from gaprune.console import show_result, stdout
 from gaprune.evolution.breeding import Breed, Judge, Recipe, Score
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import find_preset
 from gaprune.inputs import InputSpec
+from gaprune.masks.supermask import masked_weights
+from gaprune.network.target import Target
 from gaprune.objectives import OBJECTIVES, WORST
 from gaprune.observe import Silence
 from gaprune.repair import repair, repaired_copy
-from gaprune.supermask import masked_weights
-from gaprune.target import Target
+from gaprune.screen.console import show_result, stdout
+from gaprune.trial.answering import Shown
+from gaprune.trial.bench import Bench
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
 
 SMALL: dict[str, Any] = {

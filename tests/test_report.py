@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from gaprune.baselines.report import report_of_masks, report_of_module
 from gaprune.errors import InputError
-from gaprune.supermask import attach, bake
+from gaprune.masks.supermask import attach, bake
 
 WEIGHTS = ("0.weight", "2.weight", "4.weight")
 

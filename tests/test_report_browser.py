@@ -12,8 +12,8 @@ import pytest
 from report_runs import TINY, Pictures, labelled, made, named, pictures
 
 from gaprune import InputOptions, compare
+from gaprune.outcome.run_directory import REPORT
 from gaprune.report.palette import DARK, LIGHT
-from gaprune.run_directory import REPORT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -23,17 +23,17 @@ import gaprune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune, resume
 from gaprune.checkpoint import read_bundle
 from gaprune.checkpoint.bundle import write_bundle
-from gaprune.claim import claim, claim_again
 from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings
 from gaprune.formats import to_json
+from gaprune.keeping.claim import claim, claim_again
 from gaprune.observe import Silence
+from gaprune.outcome.run_directory import CHECKPOINT, CONFIG, FILES, HISTORY
 from gaprune.probes.kept import plan_apart, plan_together
 from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples, join, pick
 from gaprune.records import Generation
-from gaprune.resumption import CHANGEABLE
-from gaprune.run_directory import CHECKPOINT, CONFIG, FILES, HISTORY
+from gaprune.running.resumption import CHANGEABLE
 
 TINY: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),

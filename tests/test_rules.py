@@ -17,9 +17,9 @@ from torch.nn.utils import prune
 
 from gaprune.baselines.rules import Rule, matching, prune_by_rules
 from gaprune.errors import InputError
+from gaprune.masks.supermask import attach, bake, detach
+from gaprune.network.target import InputOptions, Target, target_from_module
 from gaprune.saliency import SALIENCIES, Network, Saliency, score
-from gaprune.supermask import attach, bake, detach
-from gaprune.target import InputOptions, Target, target_from_module
 
 WEIGHTS = ("first.weight", "up.weight", "fc1.weight", "fc2.weight")
 BIASES = ("first.bias", "up.bias", "fc1.bias", "fc2.bias")

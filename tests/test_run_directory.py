@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gaprune import InputOptions, Result, load_masks, prune, save_run
-from gaprune.claim import claim, claim_numbered
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.formats import to_json
-from gaprune.job import Job, make_job
-from gaprune.run_directory import FILES, free_name
+from gaprune.keeping.claim import claim, claim_numbered
+from gaprune.outcome.run_directory import FILES, free_name
+from gaprune.planning.job import Job, make_job
 
 TINY: dict[str, Any] = {
     "generations": 1,

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from gaprune.inputs import InputSpec
+from gaprune.masks.supermask import global_mask, layer_counts
 from gaprune.saliency import SALIENCIES, Network, score
 from gaprune.saliency.activations import input_energies
 from gaprune.saliency.gradients import TAYLOR_BATCH, pseudo_label_loss
@@ -152,6 +153,51 @@ def test_wanda_rows_keeps_the_same_number_in_every_row() -> None:
     assert kept.sum(1).tolist() == [3] * 5
     assert torch.equal(kept, product >= product.topk(3, dim=1).values[:, -1:])
     assert (scores["2.weight"] > 0.5).sum(1).tolist() == [3] * 4
+
+
+@pytest.mark.parametrize("density", [0.07, 0.4, 0.9])
+@pytest.mark.parametrize("name", ["lamp-wanda", "lamp-wanda-rows"])
+def test_lamp_says_how_many_and_inputs_say_which(name: str, density: float) -> None:
+    """At every density: LAMP's count in each layer, and of each layer the first in the order."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Linear(50, 4))
+
+    network = network_of(make, InputSpec((6,), "vector"))
+    probes = torch.randn(9, 6, generator=seeded())
+    layout, hidden = network.layout, network.model.get_submodule("0")(probes).relu()
+    order = {
+        key: network.weights[key].abs() * shown.norm(dim=0).sqrt()
+        for key, shown in (("0.weight", probes), ("2.weight", hidden))
+    }
+    if name.endswith("rows"):
+        order = layout.split(score("wanda-rows", network, probes, seeded()))
+    keep = round(density * layout.total)
+    mask = global_mask(score(name, network, probes, seeded()), layout, keep)
+    counts = layer_counts(global_mask(score("lamp", network, None, seeded()), layout, keep), layout)
+    assert layer_counts(mask, layout) == counts
+    for (key, kept), count in zip(layout.split(mask).items(), counts, strict=True):
+        worst = order[key].flatten().topk(count).values[-1]
+        assert bool((order[key][kept] >= worst * (1 - 1e-5)).all())
+
+
+def test_criteria_of_one_network_look_at_the_inputs_once() -> None:
+    """What they multiply is measured once per set of probes, and anew for changed ones."""
+    network = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
+    passes = []
+    network.model.register_forward_hook(lambda *_: passes.append(1))
+    probes = torch.randn(9, 4, generator=seeded())
+    first = score("wanda", network, probes, seeded())
+    once = len(passes)
+    assert once > 0
+    score("lamp-wanda-rows", network, probes, seeded())
+    assert len(passes) == once
+    probes[:, 0] *= 3
+    again = score("wanda", network, probes, seeded())
+    assert len(passes) == 2 * once
+    assert not torch.equal(first, again)
+    fresh = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
+    assert torch.equal(again, score("wanda", fresh, probes, seeded()))
 
 
 class Encoder(nn.Module):

@@ -12,18 +12,20 @@ from repair_networks import Convolutional, Encoder, Residual, loop_bench, target
 from search_cases import random_genes, seeds_of, tiny_bench
 from torch import Tensor, nn
 
-from gaprune.answering import STRICT, Guided, forward_many
-from gaprune.bench import GROUP, Bench
 from gaprune.config import make_settings
 from gaprune.evolution.breeding import Score
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.scoring import ScoreGroup, score_masks
+from gaprune.masks.supermask import pack
+from gaprune.network.passing import forward_many
+from gaprune.network.target import load_target
 from gaprune.objectives import WORST, find_objective
-from gaprune.preparation import check_settings, make_plan, resolve_settings
-from gaprune.supermask import pack
-from gaprune.target import load_target
+from gaprune.planning.preparation import make_plan
+from gaprune.planning.resolving import check_settings, resolve_settings
+from gaprune.trial.answering import STRICT, Guided
+from gaprune.trial.bench import GROUP, Bench
 from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff, Workers
 
 cuda = pytest.mark.skipif(

@@ -15,10 +15,10 @@ from gaprune.baselines.gammas import by_first_layer, gamma_penalty, rank_channel
 from gaprune.baselines.slimming import Slimming, hold_out, slim, slim_to, sparsify
 from gaprune.baselines.training import Lessons, Training, from_labels
 from gaprune.errors import InputError
-from gaprune.input_options import InputOptions
+from gaprune.files.weights_file import sha256_of
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target, target_from_module
 from gaprune.probes.samples import Samples
-from gaprune.target import Target, target_from_module
-from gaprune.weights_file import sha256_of
 from gaprune.zoo.networks import LeNet
 
 UNTRAINED = Slimming(rounds=1, epochs=0)

@@ -12,7 +12,6 @@ import torch
 from search_cases import random_genes, seeds_of, tiny_bench
 from torch import Tensor
 
-from gaprune.bench import Verdict
 from gaprune.checkpoint import read_bundle
 from gaprune.checkpoint.bundle import write_bundle
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
@@ -21,6 +20,7 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
 from gaprune.evolution.remembered import Remembered, as_mask
 from gaprune.evolution.snapshot import Snapshot
+from gaprune.trial.bench import Verdict
 from gaprune.workers import SerialWorkers
 
 BENCH = tiny_bench()

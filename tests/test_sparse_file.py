@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.entries import How
 from gaprune.exports.sparse_file import sparse_bytes
+from gaprune.masks.supermask import top_k_mask
 from gaprune.sparse import SparseFile, load_sparse, load_sparse_into
 from gaprune.sparse.entries import DTYPES
 from gaprune.sparse.positions import CODINGS, decode
-from gaprune.supermask import top_k_mask
 from gaprune.zoo import ZOO, load
 
 PLAIN = How(compress=False)

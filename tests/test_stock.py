@@ -12,9 +12,10 @@ from search_cases import seeded, tiny_bench
 from torch import Tensor
 
 from gaprune import InputOptions, prune
-from gaprune.answering import Shown, answers
-from gaprune.bench import Bench
-from gaprune.stock import BATCHES, BYTES, LEAST, Stock, stock_size
+from gaprune.network.passing import answers
+from gaprune.trial.answering import Shown
+from gaprune.trial.bench import Bench
+from gaprune.trial.stock import BATCHES, BYTES, LEAST, Stock, stock_size
 
 
 def bench_of(batches: int) -> Bench:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.baselines.structured import output_dim, output_layer, slice_norms, structured_masks
-from gaprune.budget import keep_total
 from gaprune.errors import InputError
-from gaprune.target import InputOptions, Target, target_from_module
+from gaprune.masks.budget import keep_total
+from gaprune.network.target import InputOptions, Target, target_from_module
 
 NORMS = (1, 2, math.inf)
 

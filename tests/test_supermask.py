@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.errors import InputError
-from gaprune.supermask import (
+from gaprune.masks.supermask import (
     Layout,
     attach,
     bake,
@@ -32,7 +32,7 @@ from gaprune.supermask import (
     top_k_mask,
     unpack,
 )
-from gaprune.top_k import stride
+from gaprune.masks.top_k import stride
 from gaprune.zoo.networks import LeNet, MobileStudent
 
 REAL_DTYPES = [

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.errors import InputError
-from gaprune.input_options import sample_inputs
+from gaprune.files.weights_file import sha256_of
 from gaprune.inputs import InputSpec
-from gaprune.supermask import masked_forward
-from gaprune.target import (
+from gaprune.masks.supermask import masked_forward
+from gaprune.network.input_options import sample_inputs
+from gaprune.network.target import (
     InputOptions,
     Target,
     load_target,
@@ -30,7 +31,6 @@ from gaprune.target import (
     target_from_module,
 )
 from gaprune.userfile import load_function
-from gaprune.weights_file import sha256_of
 from gaprune.zoo import ZOO, load
 
 FACTORIES = '''

@@ -21,10 +21,10 @@ from gaprune.baselines.threshold import (
     percentile_mask,
     sweep_thresholds,
 )
-from gaprune.budget import keep_total
 from gaprune.errors import InputError
+from gaprune.masks.budget import keep_total
+from gaprune.network.target import InputOptions, Target, target_from_module
 from gaprune.probes.samples import Samples
-from gaprune.target import InputOptions, Target, target_from_module
 
 WEIGHTS = ("0.weight", "2.weight", "4.weight")
 BIASES = ("0.bias", "2.bias", "4.bias")

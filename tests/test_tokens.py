@@ -19,24 +19,25 @@ from hypothesis import strategies as st
 from saliency_networks import Attention, seeded
 from torch import Tensor, nn
 
-from gaprune.claim import claim
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.presets import find_preset
-from gaprune.input_options import InputOptions, embeddings
 from gaprune.inputs import InputSpec
-from gaprune.job import make_job
+from gaprune.keeping.claim import claim
+from gaprune.network.input_options import InputOptions, embeddings
+from gaprune.network.target import Target, load_target, target_from_module
 from gaprune.observe import Silence
-from gaprune.pipeline import prune_target
-from gaprune.preparation import make_bench, resolve_settings
+from gaprune.planning.job import make_job
+from gaprune.planning.preparation import make_bench
+from gaprune.planning.resolving import resolve_settings
 from gaprune.probes.mixture import Mixture
 from gaprune.probes.neighbours import neighbours
 from gaprune.probes.plan import plan_probes
 from gaprune.probes.tokens import TOKENS
 from gaprune.records import Generation
-from gaprune.resumption import resume
+from gaprune.running.pipeline import prune_target
+from gaprune.running.resumption import resume
 from gaprune.sources.extras import import_extra
-from gaprune.target import Target, load_target, target_from_module
 from gaprune.words import Words
 
 LIKE_TEXT = ("topics", "zipf-bursts")

@@ -25,9 +25,9 @@ from gaprune.baselines.training import (
     trainable_copy,
 )
 from gaprune.errors import GapruneError, InputError
-from gaprune.input_options import InputOptions
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import target_from_module
 from gaprune.probes.samples import Samples
-from gaprune.target import target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4

@@ -18,11 +18,11 @@ from torch import nn
 
 from gaprune import InputOptions, Result, prune
 from gaprune.errors import GapruneError, InputError
-from gaprune.live import BARS, LAST, SearchProgress, generation_table, sparkline
 from gaprune.observe import Callbacks, Several, Silence
+from gaprune.outcome.watching import ENDED, RUNNING, STOPPED, look
 from gaprune.records import BaselineScore, Generation
-from gaprune.tensorboard import Events
-from gaprune.watching import ENDED, RUNNING, STOPPED, look
+from gaprune.screen.live import BARS, LAST, SearchProgress, generation_table, sparkline
+from gaprune.screen.tensorboard import Events
 
 if TYPE_CHECKING:
     from started_commands import Command

@@ -7,6 +7,7 @@ import torch
 from batchnorm_targets import vector_target
 from search_cases import seeded
 
+from gaprune.network.target import Target
 from gaprune.probes import GENERATORS
 from gaprune.probes.affinity import affinities
 from gaprune.probes.blend import Survey
@@ -14,7 +15,6 @@ from gaprune.probes.choice import survey_of
 from gaprune.probes.mixture import mix_generators
 from gaprune.probes.requests import parse_probes
 from gaprune.probes.weighing import Weights, weigh
-from gaprune.target import Target
 
 TABLE = GENERATORS["vector"]
 

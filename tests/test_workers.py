@@ -13,16 +13,16 @@ from fault_tasks import Faulty
 from search_cases import random_genes, run_to_bits, seeds_of, shown, tiny_bench
 from worker_tasks import FAILURES, Echo, Fail, Threads, unreserved
 
-from gaprune.bench import Bench
 from gaprune.errors import InputError
 from gaprune.evolution.breeding import Breed, Judge, Recipe, Score, Task
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
-from gaprune.input_options import InputOptions
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import load_target
 from gaprune.objectives import find_objective
-from gaprune.target import load_target
+from gaprune.trial.bench import Bench
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers, open_workers
 
 BENCH = tiny_bench(pool_share=0.5)

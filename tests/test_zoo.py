@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gaprune.errors import InputError
-from gaprune.prunable import find_prunable
-from gaprune.weights_file import sha256_of
+from gaprune.files.weights_file import sha256_of
+from gaprune.network.prunable import find_prunable
 from gaprune.zoo import ZOO, load, mnist
 
 COUNTS = {  # all parameters, prunable weights: worked out by hand from the layer sizes

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gaprune.bench import Bench
 from gaprune.errors import InputError
+from gaprune.trial.bench import Bench
 from gaprune.workers.actor import Actor
 
 

@@ -22,11 +22,11 @@ from gaprune import Result, export, load_target
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
 from gaprune.exports.onnx_file import Session
-from gaprune.input_options import InputOptions
-from gaprune.labelled import zoo_test
-from gaprune.pipeline import prune_target
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import Target
+from gaprune.running.pipeline import prune_target
 from gaprune.sources.extras import import_extra
-from gaprune.target import Target
+from gaprune.trial.labelled import zoo_test
 from gaprune.zoo import ZOO, networks
 
 ONNX, ALONE = "onnx", "alone"

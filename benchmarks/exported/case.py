@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gaprune.claim import claim
-from gaprune.console import Monitor
-from gaprune.job import make_job
-from gaprune.pipeline import prune_target
-from gaprune.resumption import resume
-from gaprune.run_directory import CONFIG, PRUNED, RECORD
+from gaprune.keeping.claim import claim
+from gaprune.outcome.run_directory import CONFIG, PRUNED, RECORD
+from gaprune.planning.job import make_job
+from gaprune.running.pipeline import prune_target
+from gaprune.running.resumption import resume
+from gaprune.screen.console import Monitor
 
 Figures = Mapping[str, float]
 

@@ -18,12 +18,12 @@ from benchmarks.real.process import in_own_process
 from gaprune import export, load_sparse
 from gaprune.config import read_config
 from gaprune.exports.pruned import find_target
-from gaprune.held_out import HeldOut
-from gaprune.labelled import zoo_test
-from gaprune.run_directory import CONFIG
+from gaprune.files.weights_file import sha256_of
+from gaprune.network.target import Target
+from gaprune.outcome.run_directory import CONFIG
 from gaprune.sparse import load_sparse_into
-from gaprune.target import Target
-from gaprune.weights_file import sha256_of
+from gaprune.trial.held_out import HeldOut
+from gaprune.trial.labelled import zoo_test
 
 SIZES, LOADING = "sizes", "loading"
 OPTIONS: dict[str, dict[str, Any]] = {

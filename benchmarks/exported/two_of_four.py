@@ -17,10 +17,10 @@ from benchmarks.networks.scoring import accuracy, outputs_of
 from benchmarks.real.process import in_own_process
 from benchmarks.real.settings import SETTINGS
 from gaprune.config import EVOLVED, make_settings
-from gaprune.console import Monitor
-from gaprune.labelled import zoo_test
-from gaprune.pipeline import prune_target
-from gaprune.target import Target, load_target
+from gaprune.network.target import Target, load_target
+from gaprune.running.pipeline import prune_target
+from gaprune.screen.console import Monitor
+from gaprune.trial.labelled import zoo_test
 
 PATTERN, KEEP, OF = "2:4", 2, 4
 METHODS = (EVOLVED, "magnitude", "wanda-rows", "correlation")

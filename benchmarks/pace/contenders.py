@@ -16,7 +16,7 @@ from benchmarks.real.process import in_own_process, peak_mb
 from gaprune.errors import GapruneError
 from gaprune.observe import Silence
 from gaprune.records import Generation
-from gaprune.run import PruningRun
+from gaprune.running.run import PruningRun
 
 
 @dataclass(frozen=True)

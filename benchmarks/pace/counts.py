@@ -10,11 +10,11 @@ from torch import Tensor
 
 from benchmarks.pace.trial import Match, Score, Trial, kept, lamp_ranks, scored
 from benchmarks.real.process import peak_mb
-from gaprune.budget import apportion
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, seed_genes
-from gaprune.preparation import make_plan
-from gaprune.run import PruningRun
+from gaprune.masks.budget import apportion
+from gaprune.planning.preparation import make_plan
+from gaprune.running.run import PruningRun
 from gaprune.sources.extras import import_extra
 from gaprune.workers import SerialWorkers
 

@@ -15,13 +15,13 @@ from benchmarks.real.process import in_own_process, peak_mb
 from gaprune.config import make_settings
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, held, seed_genes
-from gaprune.input_options import InputOptions
+from gaprune.masks.supermask import Layout
+from gaprune.network.input_options import InputOptions
+from gaprune.network.target import target_from_module
 from gaprune.observe import Silence
-from gaprune.preparation import make_plan
-from gaprune.run import PruningRun
+from gaprune.planning.preparation import make_plan
+from gaprune.running.run import PruningRun
 from gaprune.saliency import Network, score
-from gaprune.supermask import Layout
-from gaprune.target import target_from_module
 from gaprune.workers import SerialWorkers
 
 INPUTS, CLASSES = 784, 10

@@ -14,13 +14,15 @@ from torch import nn
 from benchmarks.networks.resnet20 import ResNet20
 from benchmarks.pace.clock import pairs_of, seconds_of
 from benchmarks.pace.efficientnet import EfficientNetLite0
-from gaprune.bench import Bench, Shown, answers
-from gaprune.budget import keep_total
 from gaprune.evolution.genome import Genes, seed_genes
-from gaprune.input_options import InputOptions
+from gaprune.masks.budget import keep_total
+from gaprune.network.input_options import InputOptions
+from gaprune.network.passing import answers
+from gaprune.network.target import Target, load_target, target_from_module
 from gaprune.objectives import AUTO, find_objective
 from gaprune.saliency import Network, score
-from gaprune.target import Target, load_target, target_from_module
+from gaprune.trial.answering import Shown
+from gaprune.trial.bench import Bench
 
 PROBES, SPARSITY = 256, 0.9
 PAIRS = 30

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.real.process import peak_mb
-from gaprune.bench import Bench
-from gaprune.budget import keep_total
 from gaprune.config import make_settings
 from gaprune.evolution.genome import rank
+from gaprune.masks.budget import keep_total
+from gaprune.masks.supermask import Layout, global_mask
+from gaprune.network.target import load_target
 from gaprune.objectives import accuracy
 from gaprune.observe import Observer, Silence
-from gaprune.run import PruningRun
+from gaprune.running.run import PruningRun
 from gaprune.saliency import Network, score
-from gaprune.supermask import Layout, global_mask
-from gaprune.target import load_target
+from gaprune.trial.bench import Bench
 from gaprune.zoo import mnist
 
 

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from benchmarks.cluster.searches import Search, make_search
 from benchmarks.pace.original import Original, OriginalCnn
-from gaprune.bench import Verdict, answers
 from gaprune.config import make_settings
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.keeper import Keeper, SearchKeeper
+from gaprune.keeping.keeper import Keeper, SearchKeeper
+from gaprune.network.passing import answers
+from gaprune.network.target import Target, load_target
 from gaprune.objectives import accuracy
 from gaprune.observe import Silence
-from gaprune.run import PruningRun
-from gaprune.target import Target, load_target
+from gaprune.running.run import PruningRun
+from gaprune.trial.bench import Verdict
 from gaprune.workers import SerialWorkers
 from gaprune.zoo import load, mnist
 

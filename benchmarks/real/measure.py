@@ -17,12 +17,12 @@ from benchmarks.real.methods import METHODS, SEARCH_ONLY
 from benchmarks.real.process import peak_mb
 from benchmarks.real.rows import Key, Row
 from gaprune.config import make_settings
-from gaprune.console import Monitor
 from gaprune.errors import GapruneError
-from gaprune.pipeline import prune_target
+from gaprune.outcome.result import Result
 from gaprune.probes.inverted import WHAT
 from gaprune.records import as_json
-from gaprune.result import Result
+from gaprune.running.pipeline import prune_target
+from gaprune.screen.console import Monitor
 
 PROXIES = "proxies"  # folder of the inputs of `proxy`, beside the rows
 PROBES = "probes"  # the phase of a run that makes them

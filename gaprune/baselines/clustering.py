@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gaprune.baselines.codebooks import Codebook, Codebooks
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.held_out import HeldOut, Score
+from gaprune.masks.supermask import check_masks
+from gaprune.network.target import Target
 from gaprune.probes.samples import Samples
-from gaprune.supermask import check_masks
-from gaprune.target import Target
+from gaprune.trial.held_out import HeldOut, Score
 
 __all__ = [
     "ClusterPoint",

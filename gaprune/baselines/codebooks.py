@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gaprune.target import Target
+from gaprune.network.target import Target
 
 FLOAT_BITS = 32  # what a weight takes in the dense network, and a centroid in a codebook
 

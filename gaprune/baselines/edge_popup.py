@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from gaprune.baselines.training import DECAYS
-from gaprune.bench import Bench
-from gaprune.budget import keep_total, uniform_counts
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.supermask import Layout, global_mask, layered_mask
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.supermask import Layout, global_mask, layered_mask
+from gaprune.trial.bench import Bench
 
 
 @dataclass(frozen=True)

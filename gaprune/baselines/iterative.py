@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from gaprune.baselines.schedule import Step, check_steps
 from gaprune.baselines.training import Lessons, Training, train, trainable_copy
-from gaprune.budget import apportion, keep_total, uniform_counts
 from gaprune.errors import unknown_name
+from gaprune.masks.budget import apportion, keep_total, uniform_counts
+from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask
+from gaprune.network.target import Target, private_copy
 from gaprune.saliency import SALIENCIES, Network, score
-from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask
-from gaprune.target import Target, private_copy
 
 SCORED = 1024  # lessons that a criterion looks at, where it looks at inputs
 

@@ -9,11 +9,11 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional
 
-from gaprune.bench import answers
 from gaprune.errors import InputError
+from gaprune.network.passing import answers
+from gaprune.network.target import Target
 from gaprune.objectives import AUTO, find_objective
 from gaprune.probes.samples import Samples
-from gaprune.target import Target
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`(outputs, answers)` of one batch → a scalar; smaller is better."""

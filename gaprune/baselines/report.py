@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gaprune.errors import InputError
-from gaprune.prunable import PRUNABLE_LAYERS
+from gaprune.network.prunable import PRUNABLE_LAYERS
 from gaprune.records import LayerCount
 
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from gaprune.baselines.structured import along, check_dim, check_norm, slice_norms
 from gaprune.errors import InputError, unknown_name
+from gaprune.masks.supermask import Layout, check_mask, top_k_mask
+from gaprune.network.target import Target
 from gaprune.saliency import SALIENCIES, Network, score
-from gaprune.supermask import Layout, check_mask, top_k_mask
-from gaprune.target import Target
 
 Names = list[str]
 

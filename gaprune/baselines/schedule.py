@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gaprune.budget import check_sparsity
 from gaprune.errors import InputError, unknown_name
+from gaprune.masks.budget import check_sparsity
 
 CUBIC_STEPS = 10
 LONG_TAIL = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from gaprune.baselines.channels import masked_equivalent, remove_channels
 from gaprune.baselines.gammas import Ranking, by_first_layer, gamma_penalty, gammas, rank_channels
 from gaprune.baselines.training import Lessons, Training, train, trainable_copy
-from gaprune.bench import answers
-from gaprune.cost import macs_per_input
 from gaprune.errors import InputError
-from gaprune.held_out import HeldOut
-from gaprune.target import Target
+from gaprune.network.cost import macs_per_input
+from gaprune.network.passing import answers
+from gaprune.network.target import Target
+from gaprune.trial.held_out import HeldOut
 
 COMPARED = 256  # lessons on which compact and masked network are compared
 

@@ -10,11 +10,11 @@ from torch import nn
 from gaprune.baselines.gammas import Ranking, gamma_penalty, rank_channels
 from gaprune.baselines.slimmer import Round, Size, Slimmer, Slimming, penalty_of
 from gaprune.baselines.training import Lessons, train, trainable_copy
-from gaprune.budget import check_sparsity, keep_total
 from gaprune.errors import InputError
-from gaprune.held_out import HeldOut
+from gaprune.masks.budget import check_sparsity, keep_total
+from gaprune.network.target import Target
 from gaprune.probes.samples import Samples
-from gaprune.target import Target
+from gaprune.trial.held_out import HeldOut
 
 __all__ = ["Round", "Size", "Slimming", "gamma_penalty", "hold_out", "slim", "slim_to", "sparsify"]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gaprune.budget import check_sparsity, keep_total
 from gaprune.errors import InputError
-from gaprune.supermask import MIN_KEEP, top_k_mask
-from gaprune.target import Target
+from gaprune.masks.budget import check_sparsity, keep_total
+from gaprune.masks.supermask import MIN_KEEP, top_k_mask
+from gaprune.network.target import Target
 
 NORMS = (1.0, 2.0, math.inf)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

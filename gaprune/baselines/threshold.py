@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from gaprune.baselines.report import SparsityReport, report_of_masks
-from gaprune.budget import check_sparsity
 from gaprune.errors import InputError
-from gaprune.held_out import HeldOut, Score
+from gaprune.masks.budget import check_sparsity
+from gaprune.masks.supermask import masked_weights
+from gaprune.network.target import Target
 from gaprune.probes.samples import Samples
-from gaprune.supermask import masked_weights
-from gaprune.target import Target
+from gaprune.trial.held_out import HeldOut, Score
 
 POINTS = 25  # of the default range
 TOP = 0.995  # the quantile of |w| where it ends: beyond it next to nothing is left

@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from gaprune.baselines.lessons import Lessons, from_labels, from_teacher
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.supermask import check_mask
-from gaprune.target import private_copy
+from gaprune.masks.supermask import check_mask
+from gaprune.network.target import private_copy
 
 __all__ = [
     "DECAYS",

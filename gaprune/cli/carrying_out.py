@@ -8,17 +8,17 @@ from contextlib import nullcontext, redirect_stdout
 
 import typer
 
-from gaprune.claim import Claim
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.profile_table import show_profile
-from gaprune.console import Monitor, show_result, stdout
 from gaprune.errors import GapruneError
 from gaprune.formats import to_json
-from gaprune.job import Job
+from gaprune.keeping.claim import Claim
 from gaprune.observe import Observer, Several
-from gaprune.result import Result
+from gaprune.outcome.result import Result
+from gaprune.planning.job import Job
+from gaprune.screen.console import Monitor, show_result, stdout
+from gaprune.screen.tensorboard import Events
 from gaprune.spent import measuring
-from gaprune.tensorboard import Events
 
 
 def carry_out(

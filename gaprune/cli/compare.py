@@ -21,8 +21,8 @@ from gaprune.comparison.question import UNUSED
 from gaprune.comparison.request import REQUEST_KEYS, make_request
 from gaprune.comparison.tables import needs_text
 from gaprune.config import read_config
-from gaprune.console import Monitor, add_row, duration, percent, stdout, table
 from gaprune.formats import to_json, to_toml
+from gaprune.screen.console import Monitor, add_row, duration, percent, stdout, table
 
 ROOMY = 120  # columns from which on sources have a place
 HEAD = "# gaprune compare --config THIS_FILE repeats this; paths are as they were given.\n"

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
+from gaprune.checkup.demo import FAST, SPARSITIES, TARGET, Demo, run_demo
 from gaprune.cli import outputs
 from gaprune.cli.interrupts import Interrupts
 from gaprune.config import EVOLVED
-from gaprune.console import Monitor, add_row, duration, percent, stdout, table
-from gaprune.demo import FAST, SPARSITIES, TARGET, Demo, run_demo
 from gaprune.formats import to_json
+from gaprune.screen.console import Monitor, add_row, duration, percent, stdout, table
 from gaprune.zoo import ZOO
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from gaprune.checkup.doctor import CHECKS, FAIL, OK, Check, examine
 from gaprune.cli.interrupts import Interrupts
-from gaprune.console import Monitor, add_row, stdout, table
-from gaprune.doctor import CHECKS, FAIL, OK, Check, examine
 from gaprune.formats import to_json
+from gaprune.screen.console import Monitor, add_row, stdout, table
 
 
 def doctor_command(

@@ -11,9 +11,9 @@ import typer
 
 from gaprune.cli import outputs
 from gaprune.cli.interrupts import Interrupts
-from gaprune.console import add_row, percent, stdout, table
 from gaprune.exports import EXPORTERS, Exported, export
 from gaprune.formats import to_json
+from gaprune.screen.console import add_row, percent, stdout, table
 
 FORMAT = "File"
 

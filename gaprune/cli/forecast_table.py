@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from gaprune.console import SHOWN_LAYERS, add_row, duration, percent, table
-from gaprune.forecast import Forecast
+from gaprune.planning.forecast import Forecast
+from gaprune.screen.console import SHOWN_LAYERS, add_row, duration, percent, table
 
 
 def show_forecast(found: Forecast, console: Console) -> None:

@@ -14,10 +14,10 @@ from rich.text import Text
 from gaprune.cli import outputs
 from gaprune.cli.comparison_table import WIDEST
 from gaprune.cli.interrupts import Interrupts
-from gaprune.console import MISSING, add_row, percent, stdout, table
 from gaprune.formats import to_json
 from gaprune.keys import names
 from gaprune.measures import RUNTIMES, Measured, measure
+from gaprune.screen.console import MISSING, add_row, percent, stdout, table
 
 HOW = "How"
 

@@ -10,13 +10,13 @@ import typer
 
 from gaprune.config import Settings
 from gaprune.evolution.presets import PRESETS
-from gaprune.job import JOB_KEYS
 from gaprune.keys import Key
-from gaprune.preparation import CONTINUATION, DRIFT
+from gaprune.planning.job import JOB_KEYS
+from gaprune.planning.resolving import CONTINUATION, DRIFT
 from gaprune.probes.files import ALIASES
 from gaprune.probes.requests import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
 from gaprune.saliency import SALIENCIES
-from gaprune.stock import BATCHES, BYTES
+from gaprune.trial.stock import BATCHES, BYTES
 from gaprune.zoo import MNIST_INPUT
 
 OTHER, STOP = "Search", "When to stop"

@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from gaprune.console import MISSING, add_row, table
+from gaprune.screen.console import MISSING, add_row, table
 from gaprune.spent import PARTS, Ledger, Profile, Spent, ranked
 
 HERE = "this process"

@@ -11,21 +11,21 @@ from typing import Annotated, Any
 
 import typer
 
-from gaprune.claim import claim, claim_numbered
 from gaprune.cli import outputs
 from gaprune.cli.carrying_out import carry_out
 from gaprune.cli.forecast_table import show_forecast
 from gaprune.cli.options import with_options
 from gaprune.cli.pairs import read_pairs
 from gaprune.config import Settings, read_config
-from gaprune.console import stdout
 from gaprune.errors import InputError
-from gaprune.forecast import forecast
 from gaprune.formats import to_json
-from gaprune.job import Job, make_job
+from gaprune.keeping.claim import claim, claim_numbered
 from gaprune.observe import Observer
-from gaprune.pipeline import prune_target
-from gaprune.result import Result
+from gaprune.outcome.result import Result
+from gaprune.planning.forecast import forecast
+from gaprune.planning.job import Job, make_job
+from gaprune.running.pipeline import prune_target
+from gaprune.screen.console import stdout
 
 RUNS = Path("runs")  # where results go when no folder is named
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gaprune.claim import claim_again
 from gaprune.cli import outputs
 from gaprune.cli.carrying_out import carry_out
 from gaprune.cli.options import with_changes
-from gaprune.resumption import CHANGEABLE, go_on
+from gaprune.keeping.claim import claim_again
+from gaprune.running.resumption import CHANGEABLE, go_on
 
 
 @with_changes(CHANGEABLE)

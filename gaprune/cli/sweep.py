@@ -12,19 +12,19 @@ from gaprune.cli import outputs
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.options import with_options
 from gaprune.cli.prune import RUNS, slug
+from gaprune.comparison.sweeps import SWEEPS, Range, Sweep, sweep
 from gaprune.config import Settings, make_settings
-from gaprune.console import MISSING, Monitor, add_row, percent, points, stdout, table
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.breeding import derive_seed
 from gaprune.formats import to_json
-from gaprune.job import make_job
 from gaprune.keys import number, numbers
+from gaprune.network.target import Target
+from gaprune.outcome.run_directory import free_name, load_masks
+from gaprune.planning.job import make_job
 from gaprune.probes.plan import plan_probes
 from gaprune.probes.requests import PROCEDURAL
 from gaprune.probes.samples import Samples
-from gaprune.run_directory import free_name, load_masks
-from gaprune.sweeps import SWEEPS, Range, Sweep, sweep
-from gaprune.target import Target
+from gaprune.screen.console import MISSING, Monitor, add_row, percent, points, stdout, table
 
 PLOTS = ("sweep.svg", "sweep.png")
 UNUSED = tuple(Settings.model_fields)

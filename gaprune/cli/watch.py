@@ -11,12 +11,12 @@ from rich.live import Live
 from rich.text import Text
 
 from gaprune.cli import outputs
-from gaprune.console import duration, percent, stdout
 from gaprune.errors import GapruneError
 from gaprune.formats import to_json
-from gaprune.live import LAST, generation_table, sparkline
+from gaprune.outcome.watching import ENDED, RUNNING, STOPPED, Sight, look
 from gaprune.records import Generation, as_json
-from gaprune.watching import ENDED, RUNNING, STOPPED, Sight, look
+from gaprune.screen.console import duration, percent, stdout
+from gaprune.screen.live import LAST, generation_table, sparkline
 
 INTERRUPTED = 130  # as shells count Ctrl-C
 TALLEST = 10_000  # generations that are shown where nothing is redrawn

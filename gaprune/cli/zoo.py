@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from gaprune.cli import outputs
-from gaprune.console import add_row, percent, stdout, table
 from gaprune.formats import to_json
-from gaprune.target import load_target
+from gaprune.network.target import load_target
+from gaprune.screen.console import add_row, percent, stdout, table
 from gaprune.zoo import ZOO
 
 

@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 from gaprune.baselines.schedule import Step
 from gaprune.baselines.training import Training
-from gaprune.bench import Bench
 from gaprune.comparison.ground import Ground, kind_of
 from gaprune.comparison.rows import Row
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.breeding import derive_seed
+from gaprune.network.target import Target
 from gaprune.observe import Observer, Silence
-from gaprune.preparation import check_settings, make_bench, resolve_settings
+from gaprune.planning.preparation import make_bench
+from gaprune.planning.resolving import check_settings, resolve_settings
 from gaprune.probes.plan import ProbePlan, plan_probes
 from gaprune.probes.samples import Samples
-from gaprune.run import SALIENCY_PROBES
+from gaprune.running.run import SALIENCY_PROBES
 from gaprune.saliency import Network
-from gaprune.target import Target
+from gaprune.trial.bench import Bench
 
 
 class Listener(Observer, Protocol):

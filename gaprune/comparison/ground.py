@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gaprune.budget import keep_total, uniform_counts
 from gaprune.config import Settings
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.supermask import Layout, global_mask, layered_mask
+from gaprune.network.target import Target
 from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockName, QuotaName, parse_pattern
-from gaprune.patterning import searched_layout, units_of
 from gaprune.patterns import Channels, Units
-from gaprune.supermask import Layout, global_mask, layered_mask
-from gaprune.target import Target
+from gaprune.planning.patterning import searched_layout, units_of
 
 WEIGHTS, QUOTA, BLOCK, CHANNELS = "weights", "N:M", "blocks", "channels"
 OF_UNITS = (BLOCK, CHANNELS)

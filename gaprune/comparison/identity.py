@@ -15,7 +15,7 @@ from gaprune.comparison.contest import Contest
 from gaprune.comparison.question import Data
 from gaprune.config import NEUTRAL, Settings
 from gaprune.inputs import InputSpec
-from gaprune.preparation import check_settings, resolve_settings
+from gaprune.planning.resolving import check_settings, resolve_settings
 from gaprune.probes.choice import spell_out
 from gaprune.probes.receipt import sha256_of
 from gaprune.probes.requests import AUTO, FileRequest, generators, parse_file, parse_probes

@@ -12,8 +12,8 @@ from gaprune.comparison.contest import Contest, Entrant, part_name
 from gaprune.comparison.method_table import Method
 from gaprune.comparison.rows import Key, Row
 from gaprune.errors import GapruneError
-from gaprune.held_out import HeldOut
 from gaprune.probes.samples import Samples
+from gaprune.trial.held_out import HeldOut
 
 
 def held_out(contest: Contest, test: Samples | None) -> HeldOut:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gaprune.network.target import private_copy
 from gaprune.saliency import Network, Saliency
-from gaprune.target import private_copy
 from gaprune.userfile import call_user, load_function
 
 

@@ -12,8 +12,8 @@ from gaprune.comparison.rows import Line, Row, summarise
 from gaprune.comparison.store import CONFIG, IDENTITY, REPORT, TABLE, read_rows, replace_file
 from gaprune.comparison.tables import effort_text, needs_text, notes
 from gaprune.errors import GapruneError, InputError
+from gaprune.outcome.run_directory import writing
 from gaprune.report import Contest, Contestant, Score, comparison_page
-from gaprune.run_directory import writing
 
 _FACTS = ("target", "weights_sha256", "train", "test", "preset", "scope", "objective", "probes")
 _VERSIONS = ("gaprune", "torch")

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from gaprune.baselines.schedule import Step, check_steps
 from gaprune.baselines.training import Training
-from gaprune.budget import check_sparsity
 from gaprune.comparison.method_table import ALL, SCHEDULED
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.patterning import check_pattern
+from gaprune.masks.budget import check_sparsity
+from gaprune.planning.patterning import check_pattern
 from gaprune.probes.samples import Samples
 
 UNUSED = (

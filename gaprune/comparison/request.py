@@ -12,12 +12,12 @@ from gaprune.comparison.method_table import ALL, SCHEDULED, find_methods
 from gaprune.comparison.question import DEFAULT_SPARSITIES, UNUSED, Question
 from gaprune.config import Settings
 from gaprune.errors import unknown_name
-from gaprune.job import JOB_KEYS, Job, make_job
 from gaprune.keys import Key, count, names, number, numbers, sizes, text
-from gaprune.labelled import read_labelled, zoo_train
+from gaprune.network.target import Target
 from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
+from gaprune.planning.job import JOB_KEYS, Job, make_job
 from gaprune.probes.samples import Samples
-from gaprune.target import Target
+from gaprune.trial.labelled import read_labelled, zoo_train
 
 
 def _schedule(value: object, name: str) -> tuple[Step, ...]:

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.bench import answers
-from gaprune.budget import keep_total
 from gaprune.comparison.contest import Contest, Listener, Unheard
 from gaprune.comparison.identity import identity_of, requested_files
 from gaprune.comparison.measure import Entry, held_out
@@ -22,15 +20,17 @@ from gaprune.comparison.rows import Key, Row
 from gaprune.comparison.store import CONFIG, Store, open_store
 from gaprune.config import make_settings
 from gaprune.errors import InputError
-from gaprune.input_options import InputOptions
-from gaprune.labelled import check_labelled
+from gaprune.masks.budget import keep_total
+from gaprune.network.input_options import InputOptions
+from gaprune.network.passing import answers
+from gaprune.network.target import Target, target_from_module
 from gaprune.objectives import find_objective
 from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
-from gaprune.patterning import searched_layout
-from gaprune.preparation import check_settings
+from gaprune.planning.patterning import searched_layout
+from gaprune.planning.resolving import check_settings
 from gaprune.probes.requests import read
 from gaprune.probes.samples import Samples
-from gaprune.target import Target, target_from_module
+from gaprune.trial.labelled import check_labelled
 from gaprune.workers import Staff, choose_home, working_on
 from gaprune.workers.serial import torch_threads
 

@@ -8,9 +8,9 @@ from functools import partial
 from gaprune.baselines.edge_popup import EdgePopup, edge_popup
 from gaprune.comparison.contest import Contest, Entrant, part_name
 from gaprune.config import EVOLVED
-from gaprune.cost import macs_per_input, suitable_batch
+from gaprune.network.cost import macs_per_input, suitable_batch
 from gaprune.observe import Part
-from gaprune.pipeline import prune_target
+from gaprune.running.pipeline import prune_target
 
 
 def evolved(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:

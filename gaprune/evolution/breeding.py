@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gaprune.bench import Bench, Verdict
 from gaprune.evolution.genome import Genes, held
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.operators import find_crossover, find_mutation
+from gaprune.masks.supermask import pack, unpack
 from gaprune.spent import spent
-from gaprune.supermask import pack, unpack
+from gaprune.trial.bench import Bench, Verdict
 
 
 def derive_seed(*parts: int | str) -> int:

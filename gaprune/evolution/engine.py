@@ -11,7 +11,6 @@ from itertools import chain
 import torch
 from deap import tools
 
-from gaprune.bench import Verdict
 from gaprune.errors import GapruneError
 from gaprune.evolution.breeding import Breed, Child, Judge, derive_seed
 from gaprune.evolution.genome import LARGE, Individual
@@ -26,6 +25,7 @@ from gaprune.evolution.snapshot import Snapshot
 from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
 from gaprune.records import Generation
 from gaprune.spent import spent
+from gaprune.trial.bench import Verdict
 from gaprune.workers import Lost, Warn, Workers
 
 __all__ = ["Evolution", "Limits", "Outcome", "Plan"]

@@ -16,7 +16,7 @@ from deap import base
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gaprune.supermask import Layout, global_mask, layer_counts, layered_mask, pack, unpack
+from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask, pack, unpack
 
 EXACT = 1 << 24  # so many ranks and no more are all different in float32
 LARGE = 1 << 22  # weights of a network above which scores are held in half precision

@@ -13,10 +13,10 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from gaprune.bench import Bench
 from gaprune.evolution.genome import Genes, align
+from gaprune.masks.supermask import global_mask, layer_counts
 from gaprune.spent import spent
-from gaprune.supermask import global_mask, layer_counts
+from gaprune.trial.bench import Bench
 
 
 @dataclass(frozen=True)

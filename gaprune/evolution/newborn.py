@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gaprune.evolution.breeding import Child
 from gaprune.evolution.genome import Genes, Individual, bits_key
-from gaprune.supermask import Layout
+from gaprune.masks.supermask import Layout
 
 
 class Newborn:

@@ -17,10 +17,10 @@ import torch
 from torch import Generator, Tensor
 
 from gaprune import plugins
-from gaprune.budget import apportion
 from gaprune.errors import unknown_name
 from gaprune.evolution.genome import Genes, align
-from gaprune.supermask import Layout, layer_counts, top_k_mask
+from gaprune.masks.budget import apportion
+from gaprune.masks.supermask import Layout, layer_counts, top_k_mask
 
 Mutation = Callable[[Genes, Layout, Generator], Genes]
 Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from gaprune.bench import Verdict
 from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.phases import ALLOCATION, CONTINUATION, SEARCH, Phase
 from gaprune.evolution.presets import Preset, as_allocation, as_continuation
 from gaprune.evolution.remembered import Remembered
+from gaprune.masks.supermask import Layout
 from gaprune.records import Generation
-from gaprune.supermask import Layout
+from gaprune.trial.bench import Verdict
 
 ALLOCATORS = 16  # children per generation of the allocation phase, at least
 FRONT_SEEDS = 5  # budgets at which every baseline starts a Pareto search

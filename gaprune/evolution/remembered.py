@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gaprune.evolution.genome import Genes, Individual, kind_of
-from gaprune.supermask import Layout, layer_counts, pack, unpack
+from gaprune.masks.supermask import Layout, layer_counts, pack, unpack
 
 
 @dataclass(frozen=True, eq=False)

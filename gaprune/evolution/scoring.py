@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gaprune.bench import Bench
 from gaprune.evolution.breeding import Score
 from gaprune.evolution.toolbox import Contender
+from gaprune.masks.supermask import unpack
 from gaprune.memory import Memory
-from gaprune.supermask import unpack
+from gaprune.trial.bench import Bench
 from gaprune.workers import Lost
 
 Bits = NDArray[np.uint8]

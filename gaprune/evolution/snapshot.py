@@ -17,11 +17,11 @@ import torch
 from deap import base
 from torch import Tensor
 
-from gaprune.bench import Verdict
 from gaprune.evolution.genome import Genes, Individual, bits_key
 from gaprune.evolution.plan import Plan
 from gaprune.evolution.remembered import Remembered
 from gaprune.records import Generation
+from gaprune.trial.bench import Verdict
 
 Facts = dict[str, Any]
 _COUNTERS = ("generation", "evaluations", "gained", "best", "seconds", "random", "rates")

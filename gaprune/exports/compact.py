@@ -15,10 +15,10 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
 from gaprune.exports.states import MODEL
-from gaprune.input_options import sample_inputs
-from gaprune.patterning import silent_channels
-from gaprune.target import Target
-from gaprune.weights_file import sha256_of
+from gaprune.files.weights_file import sha256_of
+from gaprune.network.input_options import sample_inputs
+from gaprune.network.target import Target
+from gaprune.planning.patterning import silent_channels
 
 PROGRAM = "model.pt2"
 TRACED = 2  # inputs of the example: torch takes a batch of one for a fixed size

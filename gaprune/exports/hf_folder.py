@@ -10,8 +10,8 @@ from typing import Any
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
+from gaprune.files.weights_file import sha256_of
 from gaprune.sources.extras import import_extra
-from gaprune.weights_file import sha256_of
 
 SCHEME = "hf:"
 CONFIG = "config.json"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from gaprune.errors import GapruneError
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
-from gaprune.input_options import sample_inputs
+from gaprune.network.input_options import sample_inputs
+from gaprune.network.target import Target
 from gaprune.sources.extras import import_extra
-from gaprune.target import Target
 
 FILE, EXTRA = "model.onnx", "export"
 INPUT, OUTPUT, BATCH = "input", "output", "batch"

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
-from gaprune.input_options import InputOptions
-from gaprune.job import JOB_KEYS, make_job
-from gaprune.result import Result
-from gaprune.run_directory import (
+from gaprune.files.weights_file import load_state
+from gaprune.network.input_options import InputOptions
+from gaprune.network.steady import CPU
+from gaprune.network.target import Target, target_from_module
+from gaprune.outcome.result import Result
+from gaprune.outcome.run_directory import (
     CONFIG,
     MASK,
     PRUNED,
@@ -25,9 +27,7 @@ from gaprune.run_directory import (
     load_masks,
     stated_inputs,
 )
-from gaprune.steady import CPU
-from gaprune.target import Target, target_from_module
-from gaprune.weights_file import load_state
+from gaprune.planning.job import JOB_KEYS, make_job
 
 _WHERE = ("workers", "gpus_per_worker", "ray_address", "device", "precision")
 """Settings that ask for machines: a run is exported on others than those that it searched on."""

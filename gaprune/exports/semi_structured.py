@@ -19,9 +19,9 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
 from gaprune.exports.states import MODEL
+from gaprune.files.packed import HALVES, packed
+from gaprune.files.weights_file import load_state, sha256_of
 from gaprune.formats import to_json
-from gaprune.packed import HALVES, packed
-from gaprune.weights_file import load_state, sha256_of
 
 RECEIPT = "semi-structured.json"
 SCHEMA, KEEP, OF = 1, 2, 4

@@ -15,10 +15,10 @@ from torch import Tensor
 from gaprune.errors import InputError, unknown_name
 from gaprune.exports.entries import How, write_entry
 from gaprune.formats import to_stamp
+from gaprune.masks.supermask import check_mask
 from gaprune.sparse import FORMAT, TABLE, VERSION
 from gaprune.sparse.file import stamp_sha256
 from gaprune.sparse.squeezing import squeeze
-from gaprune.supermask import check_mask
 
 
 def sparse_bytes(

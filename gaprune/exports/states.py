@@ -12,10 +12,10 @@ from gaprune.errors import GapruneError
 from gaprune.exports.entries import How
 from gaprune.exports.pruned import Pruned
 from gaprune.exports.sparse_file import sparse_bytes
-from gaprune.mask_file import packed_bytes
-from gaprune.run_directory import load_masks
+from gaprune.files.mask_file import packed_bytes
+from gaprune.files.weights_file import sha256_of
+from gaprune.outcome.run_directory import load_masks
 from gaprune.sparse import load_sparse
-from gaprune.weights_file import sha256_of
 
 MODEL, MASKS, SPARSE = "model.safetensors", "masks.safetensors", "model.sparse.safetensors"
 ORIGINAL, MASK = "_orig", "_mask"  # what torch.nn.utils.prune puts behind a parameter's name

@@ -14,15 +14,15 @@ from torch import nn
 
 from gaprune.checkpoint.bundle import PARTIAL, hidden_name, sync
 from gaprune.errors import GapruneError, InputError
-from gaprune.export_facts import FACTS, SCHEMA, file_facts, read_facts
 from gaprune.exports.card import CARD, card
 from gaprune.exports.entries import How
 from gaprune.exports.formats import find_exporter
 from gaprune.exports.pruned import Pruned, pruned_of
+from gaprune.files.export_facts import FACTS, SCHEMA, file_facts, read_facts
 from gaprune.formats import to_json
-from gaprune.job import JOB_KEYS
-from gaprune.result import Result
-from gaprune.run_directory import writing
+from gaprune.outcome.result import Result
+from gaprune.outcome.run_directory import writing
+from gaprune.planning.job import JOB_KEYS
 
 
 @dataclass(frozen=True)

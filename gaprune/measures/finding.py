@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from gaprune.config import read_config
 from gaprune.errors import InputError
-from gaprune.export_facts import read_facts
 from gaprune.exports.pruned import find_target
+from gaprune.files.export_facts import read_facts
+from gaprune.files.weights_file import apply_state
 from gaprune.measures.reading import Held
-from gaprune.run_directory import CONFIG, RECORD
-from gaprune.target import Target, load_target
-from gaprune.weights_file import apply_state
+from gaprune.network.target import Target, load_target
+from gaprune.outcome.run_directory import CONFIG, RECORD
 
 
 class Named(NamedTuple):

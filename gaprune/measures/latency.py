@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gaprune.input_options import sample_inputs
 from gaprune.measures.runtimes import CSR, EAGER, Run, Subject, UnavailableError, ready
+from gaprune.network.input_options import sample_inputs
 
 BATCHES = (1, 64)
 SECONDS = 0.5  # that a runtime is timed for, dense network and file together

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.cost import macs_per_input
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.exports.onnx_file import Session
-from gaprune.held_out import HeldOut, Score
-from gaprune.labelled import zoo_test
 from gaprune.measures.finding import dense_of, network_of
 from gaprune.measures.latency import BATCHES, Latencies, Timed, time_all
 from gaprune.measures.reading import ONNX, Held, read_file
 from gaprune.measures.runtimes import RUNTIMES, Subject
 from gaprune.measures.verdict import verdict
 from gaprune.measures.work import Work, work_of
+from gaprune.network.cost import macs_per_input
+from gaprune.network.target import Target
 from gaprune.probes.mixture import as_network
 from gaprune.probes.procedural import procedural
 from gaprune.probes.samples import Samples
 from gaprune.sparse.squeezing import zstd_size
-from gaprune.target import Target
+from gaprune.trial.held_out import HeldOut, Score
+from gaprune.trial.labelled import zoo_test
 
 SCHEMA = 1
 SHOWN_TEST, SHOWN_MADE = 1000, 256  # inputs on which networks are compared

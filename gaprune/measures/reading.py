@@ -11,17 +11,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export_facts import check_exported
 from gaprune.exports.compact import load_program
 from gaprune.exports.onnx_file import EXTRA
 from gaprune.exports.states import MASK, ORIGINAL, without_prune
+from gaprune.files.export_facts import check_exported
+from gaprune.files.mask_file import PACKED
+from gaprune.files.packed import META, VALUES
+from gaprune.files.weights_file import load_state
 from gaprune.formats import from_stamp
-from gaprune.mask_file import PACKED
-from gaprune.packed import META, VALUES
-from gaprune.run_directory import load_masks
+from gaprune.outcome.run_directory import load_masks
 from gaprune.sources.extras import import_extra
 from gaprune.sparse import is_sparse, load_sparse
-from gaprune.weights_file import load_state
 
 DENSE, SPARSE, MASKS, PRUNE, ONNX = "dense", "sparse", "masks", "prune", "onnx"
 PROGRAM, TWO_FOUR = "program", "semi-structured"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gaprune.errors import GapruneError
 from gaprune.exports.onnx_file import Session, save_onnx
-from gaprune.target import Target
+from gaprune.network.target import Target
 
 EAGER, COMPILE, CSR, ONNX = "torch", "torch-compile", "torch-csr", "onnxruntime"
 Run = Callable[[Tensor], Any]

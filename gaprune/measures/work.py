@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaprune.cost import macs_per_input
-from gaprune.prunable import PRUNABLE_LAYERS
+from gaprune.network.cost import macs_per_input
+from gaprune.network.prunable import PRUNABLE_LAYERS
 
 
 class Work(NamedTuple):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gaprune.answering import chunk_size, chunks, forward
+from gaprune.masks.supermask import Layout
 from gaprune.memory.lru import Memory
 from gaprune.memory.prefixes import Prefixes
-from gaprune.supermask import Layout
+from gaprune.network.passing import chunk_size, chunks, forward
 
 SCORES = 1 << 14  # of masks, at most
 ANSWERS = 64 << 20  # bytes of outputs

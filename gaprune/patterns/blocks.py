@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gaprune.supermask import Layout
+from gaprune.masks.supermask import Layout
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gaprune.supermask import Layout
+from gaprune.masks.supermask import Layout
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gaprune.supermask import Layout
+from gaprune.masks.supermask import Layout
 
 
 class Units(Protocol):

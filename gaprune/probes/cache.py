@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gaprune.files.weights_file import sha256_of
 from gaprune.formats import from_stamp, to_stamp
-from gaprune.weights_file import sha256_of
 
 PLACE = "GAPRUNE_CACHE"  # the environment variable that names the folder
 FORMAT = 1  # raise it when the same settings come to give other inputs

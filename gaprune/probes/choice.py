@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import InputError
+from gaprune.network.target import Target
 from gaprune.observe import Observer
 from gaprune.probes.batch_statistics import Watch, forgetful, has_batchnorm, has_seen_data
 from gaprune.probes.blend import SAMPLE, Keep, Survey
 from gaprune.probes.cache import cache_key, cached
 from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.requests import AUTO, INVERSION, PROCEDURAL, Request, parse_probes
-from gaprune.target import Target
 
 FAR = (
     0.03  # nats per channel: digits are 0.02 from pen drawings, photographs further from any blend

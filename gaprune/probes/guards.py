@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from gaprune.errors import InputError
+from gaprune.network.target import Target
 from gaprune.probes.mixture import Mixture
 from gaprune.probes.requests import AUTO, FileRequest, generators, parse_file, read
 from gaprune.probes.samples import Samples, join, pick, shuffle, typed
-from gaprune.target import Target
 
 GUARD_FRACTION = 0.2  # of a file, or of inverted inputs, held out to judge
 Held = list[tuple[str, Samples]]  # rung, inputs

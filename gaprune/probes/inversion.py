@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.cost import activation_bytes
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
+from gaprune.network.cost import activation_bytes
 from gaprune.probes.batch_statistics import Pool, Watch, has_batchnorm
 from gaprune.probes.draws import to_network
 from gaprune.probes.impressions import (

@@ -7,12 +7,12 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
+from gaprune.network.target import Target
 from gaprune.observe import Observer
 from gaprune.probes.inversion import Inversion, invert
 from gaprune.probes.made import Order, draw_seed, make_or_read
 from gaprune.probes.mixture import Mixture
 from gaprune.probes.samples import Samples
-from gaprune.target import Target
 
 WHAT = "inverting the network"  # names the part of the run in progress
 

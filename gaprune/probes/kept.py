@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaprune.network.target import Target
 from gaprune.probes.mixture import Mixture
 from gaprune.probes.plan import ProbePlan
 from gaprune.probes.samples import Samples
 from gaprune.records import Receipt
-from gaprune.target import Target
 
 HELD = ("search", "guard", "pool", "nearest")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.idx import read_idx
+from gaprune.zoo.idx import read_idx
 
 INPUT_KEYS = ("x", "inputs", "images")
 LABEL_KEYS = ("y", "labels")

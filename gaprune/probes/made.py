@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaprune.network.target import Target
 from gaprune.observe import Observer
 from gaprune.probes.cache import cache_key, cached
 from gaprune.probes.mixture import Mixture
-from gaprune.target import Target
 
 Maker = Callable[[Tensor, torch.Generator], Tensor]
 """(drawn starts in the unit range, or ids; generator of its own) → inputs as the network takes."""

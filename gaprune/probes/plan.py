@@ -9,6 +9,7 @@ import torch
 
 from gaprune.config import Settings
 from gaprune.inputs import InputSpec
+from gaprune.network.target import Target
 from gaprune.observe import Observer, Silence
 from gaprune.probes.choice import decide
 from gaprune.probes.guards import mix_guard, split_guard
@@ -32,7 +33,6 @@ from gaprune.probes.sequences import sequence_samples
 from gaprune.probes.variants import with_variants
 from gaprune.probes.weighing import weigh
 from gaprune.records import Receipt
-from gaprune.target import Target
 
 
 @dataclass(frozen=True)

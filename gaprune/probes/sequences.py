@@ -12,12 +12,12 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
+from gaprune.network.target import Target
 from gaprune.observe import Observer
 from gaprune.probes.made import Maker, Order, draw_seed, make_or_read
 from gaprune.probes.mixture import Mixture
 from gaprune.probes.samples import Samples
 from gaprune.probes.token_search import TokenSearch, diversify, writes, written
-from gaprune.target import Target
 
 WRITING, VARYING = "writing sequences", "varying sequences"  # name the part of the run in progress
 ROWS = 32  # sequences written together

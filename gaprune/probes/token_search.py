@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.input_options import embeddings
 from gaprune.inputs import InputSpec
+from gaprune.network.input_options import embeddings
 
 Spread = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from gaprune.network.target import Target
 from gaprune.probes.affinity import affinities
 from gaprune.probes.choice import survey_of
 from gaprune.probes.draws import Generator_
@@ -14,7 +15,6 @@ from gaprune.probes.mixture import mix_generators, share_out
 from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.requests import AUTO, PROCEDURAL, Request
 from gaprune.probes.tokens import LIKE_TEXT, UNRANKED, is_ranked
-from gaprune.target import Target
 
 
 class Weights(NamedTuple):

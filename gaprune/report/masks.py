@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gaprune.outcome.run_directory import MASK, PRUNED
 from gaprune.report.pictures import Picture, Pixels, picture, tiles, tinted
 from gaprune.report.reading import RunFiles
 from gaprune.report.words import number, percent
-from gaprune.run_directory import MASK, PRUNED
 
 FILTERS, ROWS = 64, 24  # filters, and rows of a linear layer, that are drawn
 PORTRAITS = 12  # layers that are

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import GapruneError
+from gaprune.outcome.run_directory import REPORT, writing
 from gaprune.report.classes import losses, pairs
 from gaprune.report.curves import (
     density_plot,
@@ -23,7 +24,6 @@ from gaprune.report.page import render
 from gaprune.report.reading import RunFiles, read_run
 from gaprune.report.samples import shown
 from gaprune.report.words import number, percent
-from gaprune.run_directory import REPORT, writing
 
 MOST_LAYERS = 300  # rows of the table of layers
 

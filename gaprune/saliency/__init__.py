@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gaprune import plugins
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.saliency.activations import wanda, wanda_rows
+from gaprune.saliency.activations import lamp_wanda, lamp_wanda_rows, wanda, wanda_rows
 from gaprune.saliency.correlation import correlation
 from gaprune.saliency.flow import synflow
 from gaprune.saliency.gradients import grasp, snip, taylor
@@ -121,6 +121,22 @@ SALIENCIES: dict[str, Saliency] = {
             False,
             "Sun et al. 2023, section 3",
             "the same products ranked inside every output row, all of the same density",
+        ),
+        Saliency(
+            "lamp-wanda",
+            lamp_wanda,
+            True,
+            False,
+            "our own, of Lee et al. 2021, eq. 4 and Zhang et al. 2024, eq. 4",
+            "LAMP says how many weights a layer keeps, |w| · root of the inputs' norm which",
+        ),
+        Saliency(
+            "lamp-wanda-rows",
+            lamp_wanda_rows,
+            True,
+            False,
+            "our own, of Lee et al. 2021, eq. 4 and Sun et al. 2023, section 3",
+            "LAMP says how many weights a layer keeps, ranks inside every output row which",
         ),
         Saliency(
             "correlation",

@@ -1,9 +1,9 @@
-"""Wanda: weights times the norm of the inputs that they multiply."""
+"""Wanda: weights times the norm of the inputs that they multiply, and LAMP's counts with it."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from gaprune.saliency.network import Network, batches, fitting
+from gaprune.saliency.network import Network, batches, checked, fitting
 from gaprune.saliency.weights_only import lamp_scores
 
 LIVE = 6  # times the largest activation that measuring holds at once, squares in float64 among it
+
+ROOT = 0.5  # exponent of ‖x‖ where probes may be far from the network's domain
 
 
 def wanda(
@@ -42,20 +44,58 @@ def wanda_rows(
     density in every row (the first axis of a weight; a vector is one row). Where rows are short,
     as in depthwise kernels, a low density leaves nothing of many.
     """
-    scores = {}
-    for name, product in _products(network, probes).items():
-        rows = product.abs().reshape(len(product) if product.ndim > 1 else 1, -1)
-        ranks = rows.argsort(dim=1, stable=True).argsort(dim=1) + 1
-        ranked = (ranks.double() / rows.shape[1]).view_as(product)
-        scores[name] = torch.where(product.isfinite(), ranked, product)  # whoever asked is to see
+    scores = {name: _row_ranks(one) for name, one in _products(network, probes).items()}
     return network.layout.flatten(scores).float()
 
 
-def _products(network: Network, probes: Tensor | None) -> dict[str, Tensor]:
-    """Return w·‖x‖₂, float64; w where the inputs cannot be seen."""
-    energies = input_energies(network, probes)
+def lamp_wanda(
+    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+) -> Tensor:
+    """LAMP decides how many weights each layer keeps, |w|·‖x‖₂^½ which (our own combination).
+
+    A layer's LAMP scores (Lee et al. 2021, eq. 4) are handed out in the order of the products, so
+    at every density the best k of the whole network have the counts of `lamp`. These look at
+    weights alone: they do not depend on how near the probes are to the network's domain, which
+    the sizes of activations do. For the same reason the norm goes in by its root, as in Zhang et
+    al. 2024 (RIA), eq. 4.
+    """
+    return _in_lamp_counts(network, _products(network, probes, ROOT))
+
+
+def lamp_wanda_rows(
+    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+) -> Tensor:
+    """LAMP decides how many weights each layer keeps, the ranks of `wanda_rows` which."""
+    products = _products(network, probes)
+    return _in_lamp_counts(network, {name: _row_ranks(one) for name, one in products.items()})
+
+
+def _in_lamp_counts(network: Network, orders: Mapping[str, Tensor]) -> Tensor:
+    """Hand out each layer's LAMP scores in the order of the sizes in `orders`, flat float32."""
+    scores = {}
+    for name, order in orders.items():
+        values = lamp_scores(network.weights[name].detach()).flatten().sort(descending=True).values
+        places = order.flatten().abs().argsort(descending=True, stable=True)
+        given = torch.empty_like(values).scatter_(0, places, values).view_as(order)
+        scores[name] = torch.where(order.isfinite(), given, order)  # whoever asked is to see
+    return network.layout.flatten(scores).float()
+
+
+def _row_ranks(product: Tensor) -> Tensor:
+    """Return each weight's rank in its row over the row's length, in (0, 1]."""
+    rows = product.abs().reshape(len(product) if product.ndim > 1 else 1, -1)
+    ranks = rows.argsort(dim=1, stable=True).argsort(dim=1) + 1
+    ranked = (ranks.double() / rows.shape[1]).view_as(product)
+    return torch.where(product.isfinite(), ranked, product)  # whoever asked is to see
+
+
+def _products(network: Network, probes: Tensor | None, exponent: float = 1.0) -> dict[str, Tensor]:
+    """Return w·‖x‖₂ to the exponent, float64; w where the inputs cannot be seen."""
+    shown = checked(probes)
+    energies = network.once("energies", shown, lambda: input_energies(network, shown))
     return {
-        name: weight.detach().double() * energies.get(name, torch.ones_like(weight)).sqrt()
+        name: weight.detach().double()
+        * energies.get(name, torch.ones_like(weight)).sqrt().pow(exponent)
         for name, weight in network.weights.items()
     }
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaprune.cost import macs_per_input
 from gaprune.errors import GapruneError
+from gaprune.masks.supermask import top_k_mask
+from gaprune.network.cost import macs_per_input
 from gaprune.saliency.network import Network
-from gaprune.supermask import top_k_mask
 
 ROUNDS = 100  # as in the experiments of Tanaka et al. 2020
 FEWEST_ROUNDS = 30

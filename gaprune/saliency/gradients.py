@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gaprune.cost import activation_bytes
+from gaprune.network.cost import activation_bytes
 from gaprune.saliency.network import Network, batches, fitting
 
 GRASP_TEMPERATURE = 200.0  # as Wang et al. 2020: softens a saturated softmax

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError
 from gaprune.inputs import InputSpec
-from gaprune.supermask import Layout
+from gaprune.masks.supermask import Layout
 
+T = TypeVar("T")
 MAX_BATCH = 256  # probes shown at once
 MEMORY = 4e8  # bytes that the activations of one batch may take
 
@@ -31,6 +33,24 @@ class Network:
     weights: Mapping[str, Tensor]
     layout: Layout
     inputs: InputSpec
+    _known: dict[str, tuple[Tensor, int, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def once(self, what: str, probes: Tensor, measure: Callable[[], T]) -> T:
+        """Return what is measured on probes; criteria that follow each other measure it once.
+
+        Args:
+            what: names it.
+            probes: those that it was measured on last are known by identity, and not changed since.
+            measure: gives it; nobody may change what it gives.
+        """
+        version = 0 if probes.is_inference() else probes._version  # noqa: SLF001 # no public name
+        held = self._known.get(what)
+        if held is None or held[0] is not probes or held[1] != version:
+            held = self._known[what] = (probes, version, measure())
+        found: T = held[2]
+        return found
 
     @property
     def flat(self) -> Tensor:
@@ -48,13 +68,23 @@ def batches(network: Network, probes: Tensor | None, size: int = MAX_BATCH) -> I
     Raises:
         InputError: there are no probes.
     """
+    shown = checked(probes)
+    device = next(iter(network.weights.values())).device
+    for start in range(0, len(shown), size):
+        yield shown[start : start + size].to(device)
+
+
+def checked(probes: Tensor | None) -> Tensor:
+    """Return the probes `[N, ...]`.
+
+    Raises:
+        InputError: there are none.
+    """
     if probes is None or len(probes) == 0:
         raise InputError(
             "probes: this criterion shows inputs to the network and got none; pass [N, ...]"
         )
-    device = next(iter(network.weights.values())).device
-    for start in range(0, len(probes), size):
-        yield probes[start : start + size].to(device)
+    return probes
 
 
 def fitting(per_probe: int, passes: int = 1) -> int:

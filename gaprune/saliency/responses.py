@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gaprune.cost import activation_bytes
+from gaprune.network.cost import activation_bytes
 from gaprune.saliency.layer_inputs import Moments, Shape, is_layer, unfold
 from gaprune.saliency.network import Network, batches, fitting
 

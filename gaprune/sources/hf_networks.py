@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import InputError, nearest
+from gaprune.files.weights_file import load_state
 from gaprune.inputs import InputSpec
 from gaprune.sources.extras import import_extra
 from gaprune.sources.outputs import choose_output
 from gaprune.sources.record import Loaded, Wanted
 from gaprune.sources.tokens import HIDDEN, POOLINGS, pool_tokens, take_ids
 from gaprune.sources.vocabulary import read_words
-from gaprune.weights_file import load_state
 
 LENGTH = 64  # tokens of one input, where nobody states it: a few sentences, and quick to run
 POOLING_FILE = "1_Pooling/config.json"  # of a folder of sentence-transformers

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, nearest
+from gaprune.files.weights_file import apply_state, load_state
 from gaprune.inputs import InputSpec
 from gaprune.sources.extras import import_extra
 from gaprune.sources.outputs import choose_output
 from gaprune.sources.record import Loaded, Wanted
-from gaprune.weights_file import apply_state, load_state
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # under these names a hub holds weights
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")  # what torch's wrappers put before names

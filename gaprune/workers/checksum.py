@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaprune.bench import Bench
+from gaprune.trial.bench import Bench
 
 WORD = 8  # bytes that are added up at a time
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from gaprune.bench import Bench
 from gaprune.errors import GapruneError, InputError
+from gaprune.network.steady import CPU, steady
 from gaprune.spent import START, spent, waiting_for
-from gaprune.steady import CPU, steady
+from gaprune.trial.bench import Bench
 from gaprune.workers.protocol import Staff
 
 __all__ = [

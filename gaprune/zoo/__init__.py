@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import nn
 
 from gaprune.errors import unknown_name
+from gaprune.files.weights_file import apply_state, load_state
 from gaprune.formats import from_stamp
 from gaprune.inputs import InputSpec
-from gaprune.weights_file import apply_state, load_state
 from gaprune.zoo.networks import FourLayer, LeNet, MnistCnn, MnistMlp, MobileStudent
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"

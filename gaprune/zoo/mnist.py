@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gaprune.idx import read_idx
+from gaprune.zoo.idx import read_idx
 
 FOLDER = Path(__file__).parent / "data"
 TRAIN_IMAGES = FOLDER / "train-images-idx3-ubyte.gz"

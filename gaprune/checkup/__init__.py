@@ -1,0 +1,1 @@
+"""Does gaprune work here? On this machine, and on a real network."""

@@ -1,0 +1,1 @@
+"""What lies in files of weights and masks, and what an export says of its files."""

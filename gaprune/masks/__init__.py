@@ -1,0 +1,1 @@
+"""From scores and a budget to masks, and from masks to a masked network."""

@@ -1,0 +1,158 @@
+"""How many weights to keep: from a sparsity and a scope to exact counts."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from gaprune.errors import InputError
+from gaprune.masks.price import Price
+from gaprune.masks.supermask import MIN_KEEP, Layout
+
+SCOPES = {
+    "allocated": "each layer has its own keep count under one exact total; the counts evolve",
+    "global": "all layers are ranked together",
+    "layer": "every layer keeps the same density",
+}
+
+
+def check_sparsity(sparsity: object) -> float:
+    """Return `sparsity` as a float strictly between 0 and 1, or say what is wrong with it."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+        raise InputError(f"sparsity: must be a number between 0 and 1, got {sparsity!r}")
+    if not 0 < sparsity < 1:  # NaN fails too
+        raise InputError(
+            "sparsity: must lie strictly between 0 and 1 (the fraction of weights removed, "
+            f"0.9 removes 90 %), got {sparsity!r}"
+        )
+    return float(sparsity)
+
+
+def keep_total(layout: Layout, sparsity: float) -> int:
+    """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up.
+
+    Under a quota it alone says how many. Where the layout has a price, it is multiply-adds, rounded
+    down.
+
+    Raises:
+        InputError: fewer than the layers keep at least (the message says what is possible).
+    """
+    if layout.quota is not None:
+        return sum(layout.quota.counts(layout.sizes))
+    if layout.price is not None:
+        return _affordable(layout, layout.price, sparsity)
+    keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
+    if keep < sum(layout.least):
+        raise _too_few(layout, sparsity, keep)
+    return keep
+
+
+def _affordable(layout: Layout, price: Price, sparsity: float) -> int:
+    keep = price.limit
+    if keep is None:
+        keep = math.floor(price.dense * _density(sparsity))
+    if keep >= layout.cheapest:
+        return keep
+    most = math.floor(1e6 * (1 - layout.cheapest / price.dense)) / 1e6
+    if price.limit is not None:
+        asked = f"budget_macs: {keep:,} multiply-adds"
+        way_out = "state more"
+    else:
+        asked = f"sparsity: {sparsity} leaves {keep:,} of {price.dense:,} multiply-adds"
+        way_out = f"at most {most:g} is possible"
+    kept = "the least" if layout.floor == 0 else f"the floor {layout.floor}"
+    raise InputError(f"{asked}, and {kept} of every layer takes {layout.cheapest:,}; {way_out}")
+
+
+def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
+    one_each = MIN_KEEP * len(layout.names)
+    if keep < one_each:
+        return InputError(
+            f"sparsity: {sparsity} keeps {keep} of {layout.total} weights, fewer than one for each "
+            f"of the {len(layout.names)} layers; at most {1 - one_each / layout.total:.9g} is "
+            "possible"
+        )
+    needed = bisect.bisect(range(1000), keep, key=lambda n: sum(layout.with_floor(n / 1000).least))
+    return InputError(
+        f"floor: {layout.floor} of every layer is {sum(layout.least)} weights, more than the "
+        f"{keep} of {layout.total} that sparsity {sparsity} keeps; use --floor "
+        f"{(needed - 1) / 1000} at most, or a lower sparsity"
+    )
+
+
+def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
+    """Return per-layer keep counts at the same density that add up to `keep_total` exactly.
+
+    Raises:
+        InputError: a layer would keep nothing (the message names it).
+    """
+    if layout.quota is not None:
+        return list(layout.quota.counts(layout.sizes))
+    if layout.price is not None:
+        keep = keep_total(layout, sparsity)
+        return layout.price.apportioned(layout.sizes, layout.least, keep)
+    for name, size in zip(layout.names, layout.sizes, strict=True):
+        if size * _density(sparsity) < Fraction(1, 2):
+            raise InputError(
+                f"sparsity: {sparsity} keeps nothing of layer {name!r} ({size} weights) when every "
+                f"layer keeps the same density; use a lower sparsity or --scope allocated"
+            )
+    exact = [float(size * _density(sparsity)) for size in layout.sizes]
+    return apportion(exact, keep_total(layout, sparsity), layout.sizes, layout.least)
+
+
+def _density(sparsity: float) -> Fraction:
+    """Return 1 − sparsity as the decimal that was written: 1 − 0.9 is a tenth, not 0.0999…98."""
+    return 1 - Fraction(str(float(sparsity)))
+
+
+def apportion(
+    shares: Sequence[float] | np.ndarray,
+    total: int,
+    sizes: Sequence[int],
+    least: Sequence[int] | None = None,
+) -> list[int]:
+    """Round `shares` to whole counts that add up to `total`, each from its least to its size.
+
+    Largest remainders first, the lower index on ties (Hamilton's method); what a full layer cannot
+    take goes to the others in proportion.
+
+    Args:
+        shares: wanted counts, one per layer.
+        total: what the counts add up to.
+        sizes: the most that each layer can keep.
+        least: what each keeps at least; None is `MIN_KEEP`.
+
+    Raises:
+        InputError: `total` is more than all sizes or less than all least; a share is NaN.
+    """
+    low = np.full(len(sizes), MIN_KEEP) if least is None else np.asarray(least)
+    high = np.asarray(sizes)
+    if not low.sum() <= total <= high.sum():
+        raise InputError(
+            f"total: {len(sizes)} layers can keep {low.sum()} to {high.sum()} weights, got {total}"
+        )
+    if np.isnan(np.asarray(shares, dtype=np.float64)).any():
+        raise InputError(f"shares: must be numbers, got {list(shares)}")
+    wanted = np.clip(np.asarray(shares, dtype=np.float64), low, high)
+    for _ in range(64):  # scale the free layers until the clipped shares meet the total
+        gap = total - wanted.sum()
+        free = (wanted < high) if gap > 0 else (wanted > low)
+        if abs(gap) < 0.5 / max(len(sizes), 1) or not free.any():
+            break
+        weight = np.where(free, wanted, 0.0)
+        wanted = np.clip(wanted + gap * weight / weight.sum(), low, high)
+    counts = np.floor(wanted).astype(np.int64)
+    remainders = wanted - counts
+    while (gap := int(total - counts.sum())) != 0:
+        step = 1 if gap > 0 else -1
+        free = (counts < high) if gap > 0 else (counts > low)
+        order = np.lexsort((np.arange(len(counts)), -step * remainders))
+        chosen = [index for index in order if free[index]][: abs(gap)]
+        counts[chosen] += step
+        remainders[chosen] -= step
+    return [int(count) for count in counts]

@@ -1,0 +1,1 @@
+"""From settings and a target to what exactly will be done."""

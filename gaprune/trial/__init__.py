@@ -1,0 +1,1 @@
+"""On what candidates are tried, and how they answer and are judged there."""
