@@ -213,3 +213,18 @@ def test_large_inputs_are_drawn_once_for_the_choice(size: int, again: int | None
     assert survey_of(second).blend() == found
     shown = model.shown - before
     assert shown == again if again else shown > SAMPLE
+
+
+def test_what_a_costly_network_sees_is_kept_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs may be small where a pass is long: multiply-adds decide too."""
+    monkeypatch.setattr("gaprune.probes.choice.COSTLY", 1)
+    first, second = (
+        target_from_module(Counted(), inputs=InputOptions((1, 16, 16), range=(0, 1)))
+        for _ in range(2)
+    )
+    found = survey_of(first).blend()
+    model = second.model
+    assert isinstance(model, Counted)
+    before = model.shown
+    assert survey_of(second).blend() == found
+    assert model.shown - before < SAMPLE

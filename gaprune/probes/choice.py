@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import InputError
+from gaprune.network.cost import macs_per_input
 from gaprune.network.target import Target
 from gaprune.observe import Observer
 from gaprune.probes.batch_statistics import Watch, forgetful, has_batchnorm, has_seen_data
@@ -29,7 +30,8 @@ from gaprune.probes.requests import AUTO, INVERSION, PROCEDURAL, Request, parse_
 FAR = (
     0.03  # nats per channel: digits are 0.02 from pen drawings, photographs further from any blend
 )
-LARGE = 1 << 15  # values of one input above which what generators look like is kept on disk
+# What generators look like is kept on disk where it takes long: with inputs of so many values, or
+LARGE, COSTLY = 1 << 15, 1 << 28  # so many multiply-adds for one
 _SEED = 0  # of the inputs shown to choose; a run's own generator is left alone
 
 _surveys: WeakKeyDictionary[Target, Survey] = WeakKeyDictionary()
@@ -109,7 +111,8 @@ def choose(target: Target) -> Choice:
 def survey_of(target: Target) -> Survey:
     """Return what a target with BatchNorm sees of all generators; made once for each.
 
-    That takes minutes where inputs are large, and always gives the same, so there it is kept.
+    That takes minutes where inputs or the network are large, and always gives the same, so there it
+    is kept.
 
     Raises:
         InputError: no BatchNorm with running statistics takes part in its forward pass.
@@ -122,7 +125,8 @@ def survey_of(target: Target) -> Survey:
 
 
 def _keep(target: Target) -> Keep:
-    if math.prod(target.inputs.shape) < LARGE:
+    small = math.prod(target.inputs.shape) < LARGE
+    if small and macs_per_input(target.model, target.example()) < COSTLY:
         return lambda make: make()
     facts = {
         "what": "moments of generators",
