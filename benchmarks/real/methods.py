@@ -10,8 +10,11 @@ from gaprune.config import EVOLVED
 from gaprune.saliency import SALIENCIES
 
 REPAIR = {"repair": True}
-ONE_SHOT = ("magnitude", "lamp", "wanda", "wanda-rows", "snip", "synflow", "correlation")
-REPAIRED = ("magnitude", "lamp", "correlation")
+ONE_SHOT = (
+    *("magnitude", "lamp", "wanda", "wanda-rows", "lamp-wanda", "lamp-wanda-rows"),
+    *("snip", "synflow", "correlation"),
+)
+REPAIRED = ("magnitude", "lamp", "lamp-wanda", "correlation")
 SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
     {
         "population",
