@@ -44,6 +44,12 @@ class Settings(BaseModel):
         "0.01 is one point; several searches, to each of which the limits apply",
     )
     method: str = Field(EVOLVED, description="'evolved', or the name of a one-shot saliency")
+    starts: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="one-shot saliencies that the search starts from, beside magnitude; they alone "
+        "are computed, and only to them the result is compared",
+    )
     preset: str = Field("default", description="default, black-box or classic")
     scope: str = Field("allocated", description="allocated, global or layer")
     pattern: str = Field(

@@ -67,6 +67,7 @@ _MORE: dict[str, str] = {
     "method": f": {', '.join(SALIENCIES)}",
     "probes": f": {', '.join(_PROBES)}; repeatable, or joined by commas",
     "prune_also": "; repeatable",
+    "starts": f": {', '.join(SALIENCIES)}; repeatable, or joined by commas",
     "methods": "; repeatable, or joined by commas",
 }
 """What is added to the words of the tables."""
@@ -74,6 +75,7 @@ _DEFAULTS = {
     "patience": " (default: 2 where impressions or inverted inputs are shown, 'auto' included; "
     "else no limit)",
     "max_drop": "",
+    "starts": " (default: all)",
     "budget_macs": "",
     "task_timeout": " (default: 20 times the slowest one of its kind, and at least a minute)",
     "continuation": f" (default: {CONTINUATION} where inverted inputs are shown)",
@@ -169,7 +171,7 @@ def _parameter(name: str, text: str, metavar: str) -> inspect.Parameter:
         show_default=False,
         rich_help_panel=_panel(name),
     )
-    many = name in ("probes", "prune_also", "methods")
+    many = name in ("probes", "starts", "prune_also", "methods")
     return _keyword(name, Annotated[list[str] | None if many else str | None, option])
 
 

@@ -40,6 +40,7 @@ _LATER = {
     "pattern": "unstructured",
     "precision": "float32",
     "repair_in_loop": False,
+    "starts": None,
     "stock": 0,
 }
 """Settings that came after the first folders → the value at which rows are what they were before.

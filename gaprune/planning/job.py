@@ -163,6 +163,7 @@ JOB_KEYS: tuple[Key, ...] = (
 _PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
     "sparsity": _sparsity,
     "probes": names,
+    "starts": names,
 }
 
 

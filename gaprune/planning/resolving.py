@@ -39,14 +39,15 @@ def check_settings(settings: Settings) -> Preset:
     """Check the names that settings hold and return the preset.
 
     Raises:
-        InputError: an unknown preset, scope, method or precision; a search for a front and a limit
-            at once; a device that is not there.
+        InputError: an unknown preset, scope, method, start or precision; a search for a front and
+            a limit at once; a device that is not there.
     """
     preset = find_preset(settings.preset)
     if settings.scope not in SCOPES:
         raise unknown_name("scope", settings.scope, SCOPES)
     if settings.method != EVOLVED:
         find_saliency(settings.method, "method", [EVOLVED])
+    _check_starts(settings, preset)
     if settings.pareto and settings.max_drop is not None:
         raise InputError(
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
@@ -54,6 +55,22 @@ def check_settings(settings: Settings) -> Preset:
     check_pattern(settings)
     check_precision(settings.precision, choose_device(Staff.of(settings)))
     return as_pareto(preset) if settings.pareto else preset
+
+
+def _check_starts(settings: Settings, preset: Preset) -> None:
+    for name in settings.starts or ():
+        find_saliency(name, "starts")
+    if settings.starts is None:
+        return
+    if settings.method != EVOLVED:
+        raise InputError(
+            f"starts: says where a search begins, and method {settings.method!r} searches nothing; "
+            "leave one out"
+        )
+    if preset.seeding != "baselines":
+        raise InputError(
+            f"starts: preset {settings.preset!r} begins with random scores; take another preset"
+        )
 
 
 def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Settings:

@@ -151,12 +151,14 @@ class PruningRun:
     def seeds(self) -> list[Individual]:
         """Make every baseline at this budget; they seed the search and are what it must beat.
 
-        Where a criterion is asked for and nothing is searched: that one, and magnitude beside it.
+        Where starts are stated, or a criterion is asked for and nothing is searched: these, and
+        magnitude beside them.
         """
         bench, method = self.bench, self.settings.method
+        stated = self.settings.starts if method == EVOLVED else (method,)
+        only = None if stated is None else dict.fromkeys((*stated, "magnitude"))
         after = ", to be judged after repair" if self.settings.repair_in_loop else ""
-        what = "every data-free criterion" if method == EVOLVED else f"{method} and magnitude"
-        what = "magnitude" if method == "magnitude" else what
+        what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         found = baselines(
             Network(bench.model, bench.weights, bench.weight_layout, self.target.inputs),
@@ -164,8 +166,8 @@ class PruningRun:
             self.settings.sparsity,
             self.settings.scope,
             self.generator,
-            gradients=self.preset.gradient or method != EVOLVED,
-            only=None if method == EVOLVED else {method, "magnitude"},
+            gradients=self.preset.gradient or only is not None,
+            only=only,
             ranked=bench,
             warn=self.observer.warning,
         )

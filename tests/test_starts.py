@@ -1,0 +1,71 @@
+"""`starts`: which one-shot masks a search begins with."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import OWN, TINY, Run
+from search_cases import tiny_model
+
+from gaprune import InputError, InputOptions, Result, prune
+
+SMALL: dict[str, Any] = {
+    "sparsity": 0.7,
+    "inputs": InputOptions(range=(0, 1)),
+    "probe_count": 64,
+    "guard_count": 64,
+    "generations": 1,
+    "steps": 5,
+    "batch": 16,
+}
+
+
+def prune_tiny(**changes: Any) -> Result:
+    """Prune a tiny network in a small search."""
+    return prune(tiny_model(), **{**SMALL, **changes})
+
+
+def test_a_search_begins_with_what_is_stated_and_magnitude() -> None:
+    """They alone are computed and compared; another start, another search."""
+    result = prune_tiny(starts=["lamp-wanda", "snip"])
+    assert set(result.baselines) == {"lamp-wanda", "snip", "magnitude", "magnitude-layer"}
+    assert result.guard >= max(one.agreement for one in result.baselines.values())
+    everywhere = prune_tiny()
+    assert set(everywhere.baselines) > set(result.baselines)
+
+
+def test_a_stated_start_is_computed_also_where_no_gradient_is_taken() -> None:
+    """The preset `black-box` leaves gradient criteria out, unless somebody names one."""
+    result = prune_tiny(preset="black-box", starts=["snip"], population=4, offspring=4)
+    assert "snip" in result.baselines
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"starts": ["lamp", "nope"]}, "starts: unknown .*'nope'.*lamp-wanda"),
+        ({"starts": []}, "starts"),
+        ({"starts": ["lamp"], "method": "snip"}, "starts: .* 'snip' searches nothing"),
+        ({"starts": ["lamp"], "preset": "classic"}, "starts: .*'classic' begins with random"),
+    ],
+)
+def test_starts_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
+    """Before anything is computed, with the way out."""
+    with pytest.raises(InputError, match=message):
+        prune_tiny(**changes)
+
+
+def test_the_command_line_takes_them_and_config_toml_holds_them(run: Run, place: Path) -> None:
+    """Joined by commas; the saved configuration repeats the run."""
+    tiny = (*OWN, *TINY, "--sparsity", "0.5", "--json")
+    record = json.loads(run("prune", *tiny, "--starts", "lamp,wanda", "--out", "run").out)
+    assert set(record["baselines"]) == {"lamp", "wanda", "magnitude", "magnitude-layer"}
+    config = Path("run/config.toml")
+    assert tomllib.loads(config.read_text())["starts"] == ["lamp", "wanda"]
+    again = json.loads(run("prune", "--config", str(config), "--no-save", "--json").out)
+    assert again["layers"] == record["layers"]
+    assert again["agreement"] == record["agreement"]
