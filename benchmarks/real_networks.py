@@ -140,13 +140,29 @@ def _parser(cases: Mapping[str, Case]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with held-out data")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NETWORK", help=f"of {', '.join(cases)}"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NETWORK",
+        help=f"of {', '.join(cases)}",
     )
     parser.add_argument(
-        "--sparsity", nargs="+", type=float, default=[], metavar="S", help="instead of the usual"
+        "--sparsity",
+        nargs="+",
+        action="extend",
+        type=float,
+        default=[],
+        metavar="S",
+        help="instead of the usual",
     )
     parser.add_argument(
-        "--method", nargs="+", default=[], metavar="METHOD", help=f"of {', '.join(METHODS)}"
+        "--method",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METHOD",
+        help=f"of {', '.join(METHODS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument(

@@ -17,6 +17,7 @@ ONE_SHOT = (
 REPAIRED = ("magnitude", "lamp", "lamp-wanda", "correlation")
 SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
     {
+        "starts",
         "population",
         "offspring",
         "steps",
