@@ -31,10 +31,15 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Losses:
-    """The classes that lost most: name, inputs, right before, right after, difference."""
+    """The classes that lost most: name, inputs, right before, right after, difference.
+
+    Attributes:
+        rows: all classes where they are few, else those that changed, the largest loss first.
+        rest: about the others, in words; empty where there are none.
+    """
 
     rows: tuple[tuple[str, str, str, str, str], ...]
-    more: int
+    rest: str
 
 
 def pairs(confusion: Mapping[str, Any] | None) -> list[Pairs]:
@@ -70,8 +75,16 @@ def losses(confusion: Mapping[str, Any] | None) -> Losses | None:
         if total
     ]
     listed.sort(key=lambda one: one[1] - one[0])
+    changed = [one for one in listed if one[0] != one[1]]
+    same = len(listed) - len(changed)
+    if len(listed) > MOST:
+        listed = changed
     rows = tuple(
         (str(label), number(total), percent(before), percent(after), points(after - before))
         for before, after, label, total in listed[:MOST]
     )
-    return Losses(rows, len(listed) - len(rows))
+    more = len(listed) - len(rows)
+    rest = [f"{number(more)} that lost less or gained are left out"] if more else []
+    if listed is changed and same:
+        rest.append(f"{number(same)} {'is' if same == 1 else 'are'} as before")
+    return Losses(rows, "; ".join(rest))

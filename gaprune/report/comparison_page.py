@@ -57,6 +57,7 @@ class Contest:
         measure: `accuracy`, or agreement where nobody has labels.
         caption: what the figures are, in a sentence.
         dense: accuracy of the dense network, or None.
+        removed: what sparsities are parts of: weights, blocks or channels.
         methods: in the order of the table.
         notes: what a reader of the table must know.
         config: what repeats it, as TOML; may be empty.
@@ -73,6 +74,7 @@ class Contest:
     config: str = ""
     facts: Sequence[tuple[str, str]] = field(default=())
     folder: str = ""
+    removed: str = "weights"
 
 
 def comparison_page(contest: Contest) -> str:
@@ -101,7 +103,7 @@ def _headline(contest: Contest, sparsities: Sequence[float]) -> Headline:
         still = [one for one in ranked if not one.trains]
         best = still[0] if still else ranked[0]
         lead = (
-            f"Of {len(contest.methods)} ways to remove {percent(last)} of the weights of "
+            f"Of {len(contest.methods)} ways to remove {percent(last)} of the {contest.removed} of "
             f"{contest.target}, {best.name} keeps most{' without training' if still else ''}: "
             f"{percent(best.scores[last].score)} {contest.measure}."
         )
@@ -156,7 +158,7 @@ def _chart(contest: Contest, sparsities: Sequence[float]) -> Chart:
     title = f"{contest.measure.capitalize()} against sparsity"
     note = (
         "Medians; bars go from the worst seed to the best. Both axes are logarithmic: in the "
-        "weights that stay, and in what is missing to 100 %."
+        f"{contest.removed} that stay, and in what is missing to 100 %."
     )
     return draw(Frame(title, x, y, note=note, rules=rules, height=400), series)
 

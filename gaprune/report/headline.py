@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, asked_of
 from gaprune.report.reading import RunFiles
 from gaprune.report.words import (
     ENDINGS,
@@ -124,7 +125,12 @@ def _lead(record: Mapping[str, Any]) -> str:
 def _sparsity(record: Mapping[str, Any]) -> Figure:
     total, kept = counts(record)
     words = f"{number(kept)} of {number(total)} weights stay, each bit for bit as it was"
-    return Figure("Sparsity", percent(record["sparsity"]["actual"]), words)
+    settings = record.get("settings") or {}
+    unit = asked_of(settings.get("pattern", UNSTRUCTURED), record.get("budget") or WEIGHTS)
+    if unit is not None:
+        words += f"; asked was to remove {percent(record['sparsity']['asked'])} of the {unit}"
+    name = "Sparsity" if unit is None else "Sparsity of weights"
+    return Figure(name, percent(record["sparsity"]["actual"]), words)
 
 
 def _quality(record: Mapping[str, Any]) -> Figure:

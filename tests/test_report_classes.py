@@ -1,0 +1,38 @@
+"""Which classes a report lists: all of few, and of many those that changed."""
+
+from __future__ import annotations
+
+from gaprune.report.classes import MOST, losses
+
+
+def confusion(dense: list[int], pruned: list[int]) -> dict[str, object]:
+    """Of five inputs of every class, so many are answered right."""
+    return {"of": [5] * len(dense), "right": {"dense": dense, "pruned": pruned}}
+
+
+def test_few_classes_are_all_listed_the_largest_loss_first() -> None:
+    """Also those that are as before."""
+    found = losses(confusion([3, 5, 4], [3, 1, 5]))
+    assert found is not None
+    assert [row[0] for row in found.rows] == ["1", "0", "2"]
+    assert found.rest == ""
+
+
+def test_of_many_classes_those_that_changed_are_listed() -> None:
+    """The others are counted."""
+    dense, pruned = [4] * 3 * MOST, [4] * 3 * MOST
+    pruned[7], pruned[9] = 0, 5
+    found = losses(confusion(dense, pruned))
+    assert found is not None
+    assert [row[0] for row in found.rows] == ["7", "9"]
+    assert found.rest == f"{3 * MOST - 2} are as before"
+
+
+def test_too_many_that_changed_are_cut_and_counted() -> None:
+    """None disappears silently."""
+    many = 3 * MOST
+    found = losses(confusion([4] * (many + 1), [3] * many + [4]))
+    assert found is not None
+    assert len(found.rows) == MOST
+    assert str(many - MOST) in found.rest
+    assert "1 is as before" in found.rest
