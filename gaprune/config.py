@@ -47,7 +47,7 @@ class Settings(BaseModel):
     starts: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="one-shot saliencies that the search starts from, beside magnitude; they alone "
+        description="one-shot saliencies that the search starts from; they alone "
         "are computed, and only to them the result is compared",
     )
     preset: str = Field("default", description="default, black-box or classic")
@@ -258,8 +258,9 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
         key = ".".join(map(str, first["loc"]))
         came = "nothing" if first["type"] == "missing" else repr(first["input"])
         meaning = Settings.model_fields[key.split(".")[0]].description
-        hint = f" ({key} is the {meaning})" if meaning else ""
-        raise InputError(f"{key}: {first['msg'].lower()}, got {came}{hint}") from None
+        hint = f" ({key}: {meaning})" if meaning else ""
+        rule = first["msg"].replace("Input should be", "must be").partition(", unable")[0]
+        raise InputError(f"{key}: {rule}, got {came}{hint}") from None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ BUDGETS = {
     LATENCY: "the measured median time of one pass of the compact network",
 }
 """What a sparsity is a part of."""
+_BUDGET_WORDS = {MACS: "multiply-adds for one input", LATENCY: "time of one pass"}
 FORMS = "unstructured, N:M such as 2:4, a block of ROWSxCOLUMNS such as 4x1, or channel"
 TOLERANCE = 1e-3  # how far a stated sparsity may be from what a quota removes
 _QUOTA, _BLOCK = re.compile(r"(\d+):(\d+)"), re.compile(r"(\d+)x(\d+)")
@@ -66,6 +67,27 @@ def parse_pattern(text: object) -> str | QuotaName | BlockName:
             )
         return BlockName(rows, columns)
     raise InputError(f"pattern: must be {FORMS}, got {text!r}")
+
+
+def counted(pattern: str) -> str:
+    """Return what a sparsity is a part of under a pattern: weights, 4x1 blocks, channels."""
+    found = parse_pattern(pattern)
+    if isinstance(found, str):
+        return {UNSTRUCTURED: "weights", CHANNEL: "channels"}[found]
+    return f"weights under {pattern}" if isinstance(found, QuotaName) else f"{pattern} blocks"
+
+
+def asked_of(pattern: str, budget: str) -> str | None:
+    """Return what the asked sparsity of a run is a part of, in words; None: of single weights.
+
+    Examples:
+        >>> asked_of("channel", "weights"), asked_of("channel", "macs"), asked_of("2:4", "weights")
+        ('channels', 'multiply-adds for one input', None)
+    """
+    if budget in _BUDGET_WORDS:
+        return _BUDGET_WORDS[budget]
+    single = isinstance(parse_pattern(pattern), QuotaName) or pattern == UNSTRUCTURED
+    return None if single else counted(pattern)
 
 
 def quota_sparsity(text: object) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from gaprune.cli import app
+from gaprune.cli import COMMANDS, app, load
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = "<!-- commands -->"
@@ -36,10 +36,8 @@ def _included(name: str) -> str:
 def reference() -> str:
     """Return all commands as Markdown."""
     group: Any = get_command(app)
-    context = group.make_context("gaprune", [], resilient_parsing=True)
     general = [one for one in group.params if not getattr(one, "hidden", False)]
-    names = group.list_commands(context)
-    commands = (command(name, group.get_command(context, name)) for name in names)
+    commands = (command(name, load(name)) for name in COMMANDS)
     return "\n\n".join([_table(OPTIONS, general), *commands])
 
 

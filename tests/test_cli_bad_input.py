@@ -58,6 +58,12 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         ("mnist-mlp", "--weights", "net.safetensors", "--sparsity", "0.5"),
         "weights: shapes .*fc1.weight",
     ),
+    "factory not named": (
+        ("net.py", "--sparsity", "0.5"),
+        "net.py names no factory, as net.py:make",
+    ),
+    "events in a file": ((*PRUNE[1:], "--tensorboard", "net.py"), "tensorboard: cannot write to"),
+    "words of numbers": ((*PRUNE[1:], "--device", "tpu"), r"device: must be .* or cuda:N .*'tpu'"),
     "factory missing": (("net.py:mk", "--sparsity", "0.5"), "target: .*'mk'.*make"),
     "out is a file": ((*PRUNE[1:], "--out", "net.py"), "out: net.py is a file; name a folder"),
     "out below a file": ((*PRUNE[1:], "--out", "net.py/run"), "out: cannot write to net.py/run"),

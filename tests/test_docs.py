@@ -21,7 +21,7 @@ from documents import PAGES, ROOT, anchors, blocks, commands, links
 from typer.main import get_command
 
 import gaprune
-from gaprune.cli import app
+from gaprune.cli import app, load
 from gaprune.comparison.request import make_request
 from gaprune.planning.job import make_job
 from gaprune.saliency import SALIENCIES
@@ -61,6 +61,7 @@ OWN = (
 )
 """Options that a command keeps to itself: what is asked for does not depend on them."""
 COMMANDS: Any = get_command(app)
+COMMANDS.commands = {name: load(name) for name in COMMANDS.commands}
 Play = Callable[[str], dict[str, Any]]
 
 

@@ -29,10 +29,10 @@ def prune_tiny(**changes: Any) -> Result:
     return prune(tiny_model(), **{**SMALL, **changes})
 
 
-def test_a_search_begins_with_what_is_stated_and_magnitude() -> None:
+def test_a_search_begins_with_what_is_stated() -> None:
     """They alone are computed and compared; another start, another search."""
     result = prune_tiny(starts=["lamp-wanda", "snip"])
-    assert set(result.baselines) == {"lamp-wanda", "snip", "magnitude", "magnitude-layer"}
+    assert set(result.baselines) == {"lamp-wanda", "snip"}
     assert result.guard >= max(one.agreement for one in result.baselines.values())
     everywhere = prune_tiny()
     assert set(everywhere.baselines) > set(result.baselines)
@@ -63,7 +63,7 @@ def test_the_command_line_takes_them_and_config_toml_holds_them(run: Run, place:
     """Joined by commas; the saved configuration repeats the run."""
     tiny = (*OWN, *TINY, "--sparsity", "0.5", "--json")
     record = json.loads(run("prune", *tiny, "--starts", "lamp,wanda", "--out", "run").out)
-    assert set(record["baselines"]) == {"lamp", "wanda", "magnitude", "magnitude-layer"}
+    assert set(record["baselines"]) == {"lamp", "wanda"}
     config = Path("run/config.toml")
     assert tomllib.loads(config.read_text())["starts"] == ["lamp", "wanda"]
     again = json.loads(run("prune", "--config", str(config), "--no-save", "--json").out)

@@ -108,7 +108,7 @@ def test_masks_of_a_run_are_clustered(run: Run, place: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        (("--by", "noise"), "sweep: unknown name 'noise'"),
+        (("--by", "noise"), "by: unknown name 'noise'"),
         (("--values", "x"), "values: must be numbers"),
         (("--max-drop", "-1"), "max_drop: must be from 0 to 1"),
         (("--out", "full"), "is not empty"),

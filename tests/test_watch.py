@@ -104,7 +104,7 @@ def test_a_run_that_has_ended_is_shown_at_once(run: Run, tmp_path: Path) -> None
     assert sight.history == tuple(result.history)
     ran = run("watch", str(tmp_path / "run"))
     assert ran.code == 0
-    assert "50.00 % removed" in ran.out
+    assert "50.00 % of the weights removed" in ran.out
     assert "ended: generations" in ran.out
     for one in result.history:
         assert f"{one.best:.4f}" in ran.out

@@ -5,7 +5,7 @@ in a checkpoint is the business of the rooms that make it.
 """
 
 from gaprune.checkpoint.bundle import Bundle, DamagedError, read_bundle, write_bundle
-from gaprune.checkpoint.lock import Lock, in_use_by
+from gaprune.checkpoint.lock import Lock, in_use_by, remark_in
 from gaprune.checkpoint.shelf import Shelf
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Shelf",
     "in_use_by",
     "read_bundle",
+    "remark_in",
     "write_bundle",
 ]

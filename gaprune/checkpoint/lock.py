@@ -14,7 +14,7 @@ class Lock:
     """An exclusive lock on a file, which is made where it is missing.
 
     Args:
-        path: the file; its content is the process that has the lock.
+        path: the file; its content is the process that has the lock, and what it remarks.
 
     Raises:
         BlockingIOError: another process has it, or this one through another `Lock`.
@@ -26,6 +26,10 @@ class Lock:
         self._descriptor = _locked(path)
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, str(os.getpid()).encode())
+
+    def remark(self, text: str) -> None:
+        """Write a remark for whoever looks at the lock."""
+        os.write(self._descriptor, f" {text}".encode())
 
     def release(self, *, remove: bool = False) -> None:
         """Let go of it, and take the file away where that is asked for."""
@@ -46,13 +50,21 @@ def in_use_by(path: Path) -> str | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        number = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        number = os.pread(descriptor, 20, 0).decode(errors="replace").partition(" ")[0].strip()
         return f"process {number}" if number.isdecimal() else NOBODY
     except OSError:  # a file system without locks
         return None
     finally:
         os.close(descriptor)
     return None
+
+
+def remark_in(path: Path) -> str:
+    """Return what the owner of a lock remarks; empty where there is nothing, or no lock."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition(" ")[2]
+    except OSError:
+        return ""
 
 
 def _locked(path: Path) -> int:

@@ -5,50 +5,83 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from typing import Annotated
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 from typer.main import get_command
 
-from gaprune.cli.compare import compare_command
-from gaprune.cli.demo import demo_command
-from gaprune.cli.doctor import doctor_command
-from gaprune.cli.export import export_command
-from gaprune.cli.measure import measure_command
-from gaprune.cli.prune import prune_command
-from gaprune.cli.report import report_command
-from gaprune.cli.resume import resume_command
-from gaprune.cli.sweep import sweep_command
-from gaprune.cli.watch import watch_command
-from gaprune.cli.zoo import zoo_command
 from gaprune.errors import GapruneError, InputError
 
 DEBUG, DEBUG_VARIABLE = "--debug", "GAPRUNE_DEBUG"
+MARKUP: Final = "markdown"  # rejoins the lines of a docstring's paragraph
+COMMANDS: dict[str, str] = {
+    "prune": "Prune a pretrained network without its training data.",
+    "resume": "Go on with a run that was stopped: Ctrl-C, a crash, a power cut.",
+    "compare": "Compare the evolved mask with every other method, tuned or not.",
+    "sweep": "Move one number over a range and see where the network breaks.",
+    "export": "Write a pruned network in a format that other tools read.",
+    "measure": "Measure files of weights: bytes, work, latency, agreement.",
+    "report": "Make report.html of a run or a comparison anew.",
+    "watch": "Show how far a run is, until it ends.",
+    "demo": "Prune a real network to 2 % of its weights without data.",
+    "zoo": "List the networks that come with gaprune.",
+    "doctor": "Check that gaprune works on this machine.",
+}
+"""Command → the first line of its help. Its code is loaded when it is named: torch takes seconds.
+
+The command `NAME` is the function `NAME_command` of `gaprune.cli.NAME`.
+"""
+EPILOG = f"""
+Exit codes: 0 done; 1 failed; 2 wrong usage or input; 130 stopped by Ctrl-C; 143 by SIGTERM.
+
+Environment: NO_COLOR=1 takes the colours away; {DEBUG_VARIABLE}=1 shows the traceback of errors.
+
+More: gaprune prune --help, and so on for every command; pages to read are in docs/ of the
+repository, docs/index.md first.
+"""
 
 app = typer.Typer(
     name="gaprune",
     no_args_is_help=True,
-    rich_markup_mode="markdown",  # rejoins the lines of a docstring's paragraph
+    rich_markup_mode=MARKUP,
     pretty_exceptions_enable=False,  # main() has the last word
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "prune": prune_command,
-    "resume": resume_command,
-    "compare": compare_command,
-    "sweep": sweep_command,
-    "export": export_command,
-    "measure": measure_command,
-    "report": report_command,
-    "watch": watch_command,
-    "demo": demo_command,
-    "zoo": zoo_command,
-    "doctor": doctor_command,
-}
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+
+
+class _Later(TyperCommand):
+    """A command that is known by name and summary, and becomes itself when it is used."""
+
+    def make_context(self, *given: Any, **stated: Any) -> Any:  # noqa: ANN401 - click's own types
+        """Load the command, and let it read its arguments."""
+        return load(str(self.name)).make_context(*given, **stated)
+
+
+def load(name: str) -> Any:  # noqa: ANN401 - typer has click's classes as its own
+    """Return a command with all its options; `name` is a key of `COMMANDS`."""
+    alone = typer.Typer(rich_markup_mode=MARKUP, add_completion=False)
+    alone.command(name)(getattr(import_module(f"{__name__}.{name}"), f"{name}_command"))
+    return _plain(get_command(alone))
+
+
+def _plain(command: Any) -> Any:  # noqa: ANN401 - as above
+    """Show no type behind a switch: it takes no value."""
+    for one in command.params:
+        if getattr(one, "is_flag", False) and one.metavar is None:
+            one.metavar = ""
+    return command
+
+
+def _nothing() -> None:
+    """Stand for a command until it is loaded."""
+
+
+for _name, _summary in COMMANDS.items():
+    app.command(_name, cls=_Later, help=_summary)(_nothing)
 
 
 def _show_version(asked: object) -> None:
@@ -90,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a table must not fail for a dash
     try:
-        get_command(app).main(arguments, prog_name="gaprune")
+        _plain(get_command(app)).main(arguments, prog_name="gaprune")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except Exception as error:  # noqa: BLE001 - the last resort of a program is here

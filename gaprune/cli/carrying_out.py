@@ -59,15 +59,19 @@ def carry_out(
                 interrupts.remark = f"{own.command} goes on"
             raise
         interrupts.ending = True
+        if own is not None:
+            monitor.progress("saving, and drawing the report", 0, None)
         where = "not saved (--no-save)"
         if own is not None:
             try:
                 where = f"saved in {own.save(result, job)}"
             except GapruneError:
+                monitor.stop_bar()
                 _show(result, as_json=as_json)  # the search is not lost for a full disk
                 raise
             if result.stopped == "interrupted" and own.resumable:
                 where += f"; {own.command} goes on"
+        monitor.stop_bar()
         _show(result, as_json=as_json)
         if as_json:
             monitor.say(where)

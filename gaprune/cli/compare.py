@@ -52,7 +52,7 @@ def compare_command(
     quiet: Annotated[bool, outputs.QUIET] = False,
     **options: Any,
 ) -> None:
-    """Compare the evolved mask with every other method, with and without fine-tuning.
+    """Compare the evolved mask with every other method, tuned or not.
 
     All methods prune the same network to the same budgets and are measured on the same held-out
     labels: those of --test, or of a zoo network's test set; without any, the agreement with the
@@ -60,6 +60,9 @@ def compare_command(
     --floor holds for the masks that are searched for (evolved, edge-popup), the others are as they
     were published. Under --pattern all of them obey it, and a method that has no place there says
     so; sparsity then counts blocks or channels, and N:M says it itself.
+
+    Prints one line a method, one column a sparsity; the folder has the rows, report.html and plots.
+    The exit code is 1 where no method has a figure.
 
     Every row is on the disk as soon as it is known: stop at any time, and the same command goes on.
 

@@ -21,13 +21,14 @@ from gaprune.zoo import ZOO
 def demo_command(
     *,
     fast: Annotated[bool, typer.Option("--fast", help="fewer generations")] = False,
-    seed: Annotated[int, typer.Option(help="of every random choice", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="of every random choice", min=0, metavar="INT")] = 0,
     as_json: Annotated[bool, outputs.ROWS] = False,
     quiet: Annotated[bool, outputs.QUIET] = False,
 ) -> None:
-    """Prune a real network to 2 % of its weights without data, beside the usual methods.
+    """Prune a real network to 2 % of its weights without data.
 
-    Takes one to two minutes, writes no file.
+    Prints the accuracy of gaprune and of the usual methods. Takes one to two minutes, writes no
+    file.
 
     Example: gaprune demo
     """

@@ -19,14 +19,19 @@ def doctor_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a list of checks")] = False,
 ) -> None:
-    """Check that gaprune works on this machine; the exit code is 1 where something is broken.
+    """Check that gaprune works on this machine.
+
+    Packages, network, search, Ray, GPU. The exit code is 1 where something is broken.
 
     Example: gaprune doctor
     """
     with Interrupts(), Monitor() as monitor:
         monitor.say("examining this machine, some seconds")
         wanted = {name: check for name, check in CHECKS.items() if not (no_ray and name == "ray")}
-        checks = list(examine(wanted))
+        checks = []
+        for check in examine(wanted):
+            checks.append(check)
+            monitor.progress(f"examined: {check.name}", len(checks), None)
     if as_json:
         typer.echo(to_json([vars(check) for check in checks], indent=2))
     else:

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from gaprune.cli import outputs
+from gaprune.cli.completion import among
 from gaprune.cli.interrupts import Interrupts
 from gaprune.exports import EXPORTERS, Exported, export
 from gaprune.formats import to_json
-from gaprune.screen.console import add_row, percent, stdout, table
+from gaprune.screen.console import Monitor, add_row, percent, stdout, table
 
 FORMAT = "File"
 
@@ -30,6 +31,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
             help="; ".join(f"{name}: {one.description}" for name, one in EXPORTERS.items()),
             metavar="FORMAT",
             show_default=False,
+            autocompletion=among(EXPORTERS),
             rich_help_panel=FORMAT,
         ),
     ],
@@ -74,8 +76,12 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
         bool,
         typer.Option("--json", help="print what was written", rich_help_panel=outputs.OUTPUT),
     ] = False,
+    quiet: Annotated[bool, outputs.QUIET] = False,
 ) -> None:
-    """Write a pruned network in a format that other tools read, with a card (README.md).
+    """Write a pruned network in a format that other tools read.
+
+    Its card (README.md) lies beside it; prints every file with its size and its part of the dense
+    one's.
 
     Every file is read back and compared before the folder takes its name: bit for bit, and ONNX
     in ONNX Runtime. A run that was repaired is exported repaired.
@@ -86,7 +92,9 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
     """
     place = out if out is not None else f"{Path(run).expanduser().resolve()}-{form}"
     with Interrupts("nothing was written"):
-        with redirect_stdout(sys.stderr):  # a factory file may print
+        # a factory file may print
+        with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
+            monitor.progress(f"export {form}, and reading back", 0, None)
             written = export(
                 run,
                 form,

@@ -13,11 +13,13 @@ from rich.text import Text
 
 from gaprune.cli import outputs
 from gaprune.cli.comparison_table import WIDEST
+from gaprune.cli.completion import among
 from gaprune.cli.interrupts import Interrupts
 from gaprune.formats import to_json
 from gaprune.keys import names
 from gaprune.measures import RUNTIMES, Measured, measure
-from gaprune.screen.console import MISSING, add_row, percent, stdout, table
+from gaprune.screen.console import MISSING, Monitor, add_row, percent, stdout, table
+from gaprune.zoo import ZOO
 
 HOW = "How"
 
@@ -38,6 +40,7 @@ def measure_command(
             help="the dense network: a target's name or the folder of a run (default: what the "
             "folder of the file says)",
             metavar="TARGET",
+            autocompletion=among(ZOO),
             show_default=False,
             rich_help_panel=HOW,
         ),
@@ -47,13 +50,17 @@ def measure_command(
         typer.Option(
             help=f"of {', '.join(RUNTIMES)}; repeatable, or joined by commas (default: all)",
             metavar="NAME",
+            autocompletion=among(RUNTIMES, joined=True),
             show_default=False,
             rich_help_panel=HOW,
         ),
     ] = None,
     as_json: Annotated[bool, outputs.ROWS] = False,
+    quiet: Annotated[bool, outputs.QUIET] = False,
 ) -> None:
-    """Measure files of weights: bytes, parameters, multiply-adds, latency, agreement.
+    """Measure files of weights: bytes, work, latency, agreement.
+
+    Prints a table of the files and one of their latencies, and what could not be measured.
 
     Latency is the median of many passes at batch 1 and 64, in turn with the dense network in the
     same runtime; of torch-csr, with the dense network in torch. A line says so where sparsity
@@ -61,12 +68,13 @@ def measure_command(
 
     Example: gaprune measure runs/mnist-cnn-0.98/pruned.safetensors
 
-    Example: gaprune measure */model*.safetensors --runtimes torch,torch-csr --json
+    Example: gaprune measure sparse/model.safetensors dense/model.safetensors --runtimes torch
     """
     chosen = None if not runtimes else names(runtimes, "runtimes")
     with Interrupts("nothing was written"):
-        with redirect_stdout(sys.stderr):  # a factory file may print
-            found = measure(*files, target=target, runtimes=chosen)
+        # a factory file may print
+        with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
+            found = measure(*files, target=target, runtimes=chosen, observer=monitor)
         if as_json:
             typer.echo(to_json([one.record() for one in found], indent=2))
         else:

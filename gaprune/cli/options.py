@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any, get_args
 
 import typer
 
-from gaprune.config import Settings
+from gaprune.baselines.training import DECAYS, OPTIMISERS
+from gaprune.cli.completion import among
+from gaprune.comparison.method_table import ALL, methods
+from gaprune.config import EVOLVED, Settings
 from gaprune.evolution.presets import PRESETS
 from gaprune.keys import Key
+from gaprune.masks.budget import SCOPES
+from gaprune.measures import RUNTIMES
+from gaprune.objectives import OBJECTIVES
+from gaprune.pattern_names import BUDGETS, CHANNEL, UNSTRUCTURED
 from gaprune.planning.job import JOB_KEYS
 from gaprune.planning.resolving import CONTINUATION, DRIFT
 from gaprune.probes.files import ALIASES
+from gaprune.probes.procedural import GENERATORS
 from gaprune.probes.requests import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
 from gaprune.saliency import SALIENCIES
 from gaprune.trial.stock import BATCHES, BYTES
-from gaprune.zoo import MNIST_INPUT
+from gaprune.zoo import MNIST_INPUT, ZOO
 
 OTHER, STOP = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {
@@ -83,6 +91,30 @@ _DEFAULTS = {
     "drift": f" (default: {DRIFT} where inverted inputs are shown)",
     "features": " (default: 0)",
 }
+_NAMED = [name for name in _PROBES if name not in PATH_FORMS]
+_VALUES: dict[str, Iterable[str]] = {
+    "target": ZOO,
+    "method": (EVOLVED, *SALIENCIES),
+    "methods": (ALL, *methods()),
+    "starts": SALIENCIES,
+    "preset": PRESETS,
+    "scope": SCOPES,
+    "pattern": (UNSTRUCTURED, "2:4", "4x1", CHANNEL),
+    "budget": BUDGETS,
+    "latency_runtime": [name for name in RUNTIMES if name != "torch-csr"],
+    "objective": (AUTO, *OBJECTIVES),
+    "probes": _NAMED,
+    "guard": _NAMED,
+    "device": (AUTO, "cpu", "cuda"),
+    "precision": ("float32", "bfloat16", "float16", AUTO),
+    "ray_address": (AUTO, "none"),
+    "allow_download": ("yes", "no"),
+    "input_kind": GENERATORS,
+    "optimiser": OPTIMISERS,
+    "decay": DECAYS,
+}
+"""What a shell completes; other words may be right too."""
+_MANY = ("probes", "starts", "prune_also", "methods")  # options that may be repeated
 _METAVARS = {int: "INTEGER", float: "NUMBER"}
 
 
@@ -140,7 +172,10 @@ def _own(function: Callable[..., None]) -> list[inspect.Parameter]:
 
 
 def _target() -> inspect.Parameter:
-    argument = typer.Argument(help=JOB_KEYS[0].description, metavar="TARGET", show_default=False)
+    text = f"{JOB_KEYS[0].description}; none where --config names it"
+    argument = typer.Argument(
+        help=text, metavar="TARGET", show_default=False, autocompletion=_completing("target")
+    )
     return _keyword("target", Annotated[str | None, argument])
 
 
@@ -170,9 +205,13 @@ def _parameter(name: str, text: str, metavar: str) -> inspect.Parameter:
         metavar=metavar,
         show_default=False,
         rich_help_panel=_panel(name),
+        autocompletion=_completing(name),
     )
-    many = name in ("probes", "starts", "prune_also", "methods")
-    return _keyword(name, Annotated[list[str] | None if many else str | None, option])
+    return _keyword(name, Annotated[list[str] | None if name in _MANY else str | None, option])
+
+
+def _completing(name: str) -> Callable[[str], list[str]] | None:
+    return among(_VALUES[name], joined=name in _MANY) if name in _VALUES else None
 
 
 def _keyword(name: str, annotation: object) -> inspect.Parameter:

@@ -25,7 +25,7 @@ from gaprune.outcome.result import Result
 from gaprune.planning.forecast import forecast
 from gaprune.planning.job import Job, make_job
 from gaprune.running.pipeline import prune_target
-from gaprune.screen.console import stdout
+from gaprune.screen.console import Monitor, stdout
 
 RUNS = Path("runs")  # where results go when no folder is named
 
@@ -71,7 +71,9 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     ] = False,
     **options: Any,
 ) -> None:
-    """Prune a pretrained network without its training data; its weights stay as they are.
+    """Prune a pretrained network without its training data.
+
+    No weight changes: a mask says which of them stay.
 
     TARGET is a network of the zoo (see gaprune zoo), or path/to/file.py:factory with --weights
     FILE. A factory file is code: it is imported and runs, so name only files that you trust.
@@ -95,7 +97,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     if out is not None and no_save:
         raise InputError("out: cannot be combined with --no-save; leave one of them out")
     if dry_run:
-        _foresee(job, as_json=as_json)
+        _foresee(job, as_json=as_json, quiet=quiet)
         return
 
     def work(observer: Observer) -> tuple[Result, Job]:
@@ -116,8 +118,10 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     raise typer.Exit(code)
 
 
-def _foresee(job: Job, *, as_json: bool) -> None:
-    with redirect_stdout(sys.stderr):  # stdout is for results, whatever others print
+def _foresee(job: Job, *, as_json: bool, quiet: bool) -> None:
+    # stdout is for results, whatever others print
+    with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
+        monitor.progress("trying what a search does", 0, None)
         target, _ = job.load()
         found = forecast(target, job.settings)
     if as_json:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import webbrowser
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gaprune.cli import outputs
-from gaprune.comparison.page import write_page
-from gaprune.comparison.store import ROWS
+from gaprune.comparison.page import make_report
 from gaprune.formats import to_json
-from gaprune.report import write_report
+from gaprune.screen.console import Monitor
 
 
 def report_command(
@@ -32,7 +30,7 @@ def report_command(
         typer.Option("--json", help="print where it is as JSON", rich_help_panel=outputs.OUTPUT),
     ] = False,
 ) -> None:
-    """Make report.html of a finished run or a comparison, from the other files in its folder.
+    """Make report.html of a run or a comparison anew.
 
     Every run and comparison makes one at its end; this makes it anew, for example of a run by an
     older gaprune: what that did not write down is left out. The page is one file that needs no
@@ -42,8 +40,9 @@ def report_command(
 
     Example: gaprune report runs/compare-mnist-mlp --open
     """
-    place = Path(run).expanduser()
-    page = (write_page if (place / ROWS).is_file() else write_report)(place)
+    with Monitor() as monitor:
+        monitor.progress("drawing the page", 0, None)
+        page = make_report(run)
     if as_json:
         typer.echo(to_json({"report": str(page), "bytes": page.stat().st_size}, indent=2))
     else:

@@ -28,7 +28,7 @@ def resume_command(
     tensorboard: Annotated[str | None, outputs.TENSORBOARD] = None,
     **options: Any,
 ) -> None:
-    """Go on with a run of gaprune prune that was stopped: by Ctrl-C, a crash, a power cut.
+    """Go on with a run that was stopped: Ctrl-C, a crash, a power cut.
 
     It goes on after the last generation that was kept (--checkpoint-every) and finds the masks
     that the undisturbed run would have found, bit for bit, also with another number of workers.

@@ -5,24 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from gaprune.cli import outputs
+from gaprune.cli.completion import among
 from gaprune.cli.interrupts import Interrupts
 from gaprune.cli.options import with_options
 from gaprune.cli.prune import RUNS, slug
+from gaprune.comparison.sweeping import generated_guard
 from gaprune.comparison.sweeps import SWEEPS, Range, Sweep, sweep
-from gaprune.config import Settings, make_settings
-from gaprune.errors import GapruneError, InputError
-from gaprune.evolution.breeding import derive_seed
+from gaprune.config import Settings
+from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.formats import to_json
 from gaprune.keys import number, numbers
-from gaprune.network.target import Target
 from gaprune.outcome.run_directory import free_name, load_masks
 from gaprune.planning.job import make_job
-from gaprune.probes.plan import plan_probes
-from gaprune.probes.requests import PROCEDURAL
 from gaprune.probes.samples import Samples
 from gaprune.screen.console import MISSING, Monitor, add_row, percent, points, stdout, table
 
@@ -35,7 +32,10 @@ UNUSED = tuple(Settings.model_fields)
 def sweep_command(  # noqa: PLR0913 # one per option
     *,
     by: Annotated[
-        str, typer.Option(help=f"what moves: {' or '.join(SWEEPS)}", metavar="KIND")
+        str,
+        typer.Option(
+            help=f"what moves: {' or '.join(SWEEPS)}", metavar="KIND", autocompletion=among(SWEEPS)
+        ),
     ] = "threshold",
     max_drop: Annotated[
         str, typer.Option(help="accuracy that may be lost: 0.01 is one point", metavar="NUMBER")
@@ -66,12 +66,15 @@ def sweep_command(  # noqa: PLR0913 # one per option
     By threshold zeroes every weight whose magnitude is below a threshold; by clusters replaces the
     weights of a layer by a few shared values (a k-means codebook). Every point is measured on the
     labels of --test, or of a zoo network's test set; without any, by the agreement with the dense
-    network on generated inputs.
+    network on generated inputs. Prints all points, and the furthest that loses no more than
+    --max-drop; the folder has them and a plot.
 
     Example: gaprune sweep lenet --max-drop 0.02
 
     Example: gaprune sweep four-layer --by clusters --mask runs/four-layer-0.9
     """
+    if by not in SWEEPS:
+        raise unknown_name("by", by, SWEEPS)
     stated = {name: value for name, value in options.items() if value not in (None, [])}
     job = make_job({**stated, "sparsity": 0.5})  # a job has one; nothing here uses it
     over = Range(
@@ -85,7 +88,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
     target, test = job.load("cpu")  # where its rows have been measured ever since
     with Interrupts(), Monitor(quiet=quiet) as monitor:
         monitor.phase("sweep", f"{target.name} by {by}")
-        held_out = test or _guard(target)
+        held_out = test or generated_guard(target)
         found = sweep(by, target, held_out, over, monitor)
         monitor.stop_bar()
         saved = _save(found, place, monitor)
@@ -99,13 +102,6 @@ def check_new(place: Path) -> None:
     """Refuse a folder that holds something, before anything is computed."""
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"out: {place} is not empty; name a folder that is new or empty")
-
-
-def _guard(target: Target) -> Samples:
-    """Return generated inputs to measure on, the guard of a procedural run with seed 0."""
-    generator = torch.Generator().manual_seed(derive_seed(0, "run"))
-    settings = make_settings({"sparsity": 0.5, "probes": (PROCEDURAL,)})
-    return plan_probes(target, settings, generator).guard
 
 
 def _save(found: Sweep, place: Path, monitor: Monitor) -> list[str]:

@@ -19,6 +19,10 @@ from gaprune.screen.console import duration, percent, stdout
 from gaprune.screen.live import LAST, generation_table, sparkline
 
 INTERRUPTED = 130  # as shells count Ctrl-C
+SILENT = (
+    "it keeps nothing while it goes on (--checkpoint-every 0, or a method without a search): "
+    "what comes of it is shown at its end"
+)
 TALLEST = 10_000  # generations that are shown where nothing is redrawn
 
 
@@ -40,7 +44,10 @@ def watch_command(
         ),
     ] = False,
 ) -> None:
-    """Show how far a run is, until it ends; it may be another process's, or have ended.
+    """Show how far a run is, until it ends.
+
+    It may be another process's, or have ended. The exit code is 1 where it was stopped before it
+    had a result.
 
     The run is only read: watching changes nothing, and Ctrl-C ends the watching alone. A run that
     keeps nothing while it goes on (--checkpoint-every 0, one-shot methods) shows its end only.
@@ -63,8 +70,10 @@ def watch_command(
 def _stream(run: str, every: float) -> Sight:
     """Print what is new as lines of JSON, until the run ends."""
     told: tuple[Generation, ...] = ()
+    said = False
     while True:
         sight = look(run)
+        said = _say_silent(sight, said=said)
         if sight.history[: len(told)] != told:
             told = ()  # another search of the same run has begun
         for one in sight.history[len(told) :]:
@@ -88,8 +97,9 @@ def _show(run: str, every: float) -> Sight:
                 sight = look(run)
                 live.update(_picture(run, sight), refresh=True)
         return sight
-    told = 0
+    told, said = 0, False
     while sight.state == RUNNING:
+        said = _say_silent(sight, said=said)
         for one in sight.history[told:]:
             console.print(Text(_line(one, sight.total)))
         told = len(sight.history)
@@ -98,6 +108,13 @@ def _show(run: str, every: float) -> Sight:
         told = min(told, len(sight.history))
     console.print(_picture(run, sight, TALLEST))
     return sight
+
+
+def _say_silent(sight: Sight, *, said: bool) -> bool:
+    """Say once why nothing is shown; return whether it is said."""
+    if sight.silent and not said:
+        typer.echo(f"gaprune: {SILENT}", err=True)
+    return said or sight.silent
 
 
 def _line(one: Generation, total: int | None) -> str:
@@ -112,6 +129,8 @@ def _picture(run: str, sight: Sight, last: int = LAST) -> RenderableType:
     parts: list[RenderableType] = [Text(_heading(run, sight), style="bold")]
     if sight.history:
         parts += [generation_table(sight.history, last), Text(_progress(sight))]
+    elif sight.silent:
+        parts.append(Text(SILENT))
     elif sight.state == RUNNING:
         parts.append(Text("no generation yet: probes and baselines are made first"))
     if sight.record:
@@ -143,7 +162,8 @@ def _result(sight: Sight) -> list[str]:
     record = sight.record
     agreement, accuracy = record.get("agreement") or {}, record.get("accuracy") or {}
     removed = percent((record.get("sparsity") or {}).get("actual"))
-    lines = [f"{removed} removed, agreement on the guard {percent(agreement.get('guard'))}"]
+    guard = percent(agreement.get("guard"))
+    lines = [f"{removed} of the weights removed, agreement on the guard {guard}"]
     if accuracy.get("pruned") is not None:
         dense = percent(accuracy.get("dense"))
         lines[0] += f", test accuracy {percent(accuracy['pruned'])} (dense {dense})"

@@ -17,7 +17,9 @@ def zoo_command(
     *,
     as_json: Annotated[bool, outputs.ROWS] = False,
 ) -> None:
-    """List the networks that come with gaprune: all and prunable weights, dense test accuracy.
+    """List the networks that come with gaprune.
+
+    Prints their parameters, those that can be pruned, and the accuracy on the test set.
 
     Example: gaprune zoo
     """

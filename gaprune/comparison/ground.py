@@ -28,13 +28,6 @@ def kind_of(pattern: str) -> str:
     return _NAMES[found] if isinstance(found, str) else _KINDS[type(found)]
 
 
-def counted(pattern: str) -> str:
-    """Return what a sparsity is a part of under a pattern, in words."""
-    kind = kind_of(pattern)
-    under = {QUOTA: f"{WEIGHTS} under {pattern}", BLOCK: f"{pattern} blocks"}
-    return under.get(kind, kind)
-
-
 @dataclass(frozen=True, eq=False)
 class Ground:
     """What methods rank under a pattern; masks are flat, over the network's weights.

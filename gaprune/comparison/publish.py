@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gaprune.comparison.ground import counted
 from gaprune.comparison.page import page_of
 from gaprune.comparison.rows import Line, Row, summarise
 from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE, Store, as_csv
 from gaprune.comparison.tables import markdown
 from gaprune.errors import GapruneError
 from gaprune.formats import to_json
-from gaprune.pattern_names import UNSTRUCTURED
+from gaprune.pattern_names import UNSTRUCTURED, counted
 from gaprune.plots.comparison import plot_comparison
 
 
@@ -71,7 +70,7 @@ def publish(found: Comparison, store: Store, warn: Callable[[str], None]) -> Non
     store.write(LIST, to_json(records, indent=2) + "\n")
     store.write(CSV, as_csv(found.rows))
     store.write(TABLE, markdown(found.lines, found.dense_accuracy, found.caption))
-    store.write(REPORT, page_of(found.rows, found.caption, store.folder))
+    store.write(REPORT, page_of(found.rows, found.caption, store.folder, found.removed))
     try:
         for name in PLOTS:
             plot_comparison(

@@ -85,7 +85,7 @@ def sweep(
         GapruneError: an optional package is missing.
     """
     if kind not in SWEEPS:
-        raise unknown_name("sweep", kind, SWEEPS)
+        raise unknown_name("by", kind, SWEEPS)
     return SWEEPS[kind](target, held_out, over, observer or Silence())
 
 
@@ -98,7 +98,9 @@ def _thresholds(target: Target, held_out: Samples, over: Range, observer: Observ
         over.values or None,
         held_out,
         biases=over.biases,
-        on_point=lambda point: observer.progress("threshold", point.report.sparsity, 1.0),
+        on_point=lambda point: observer.progress(
+            "threshold, part removed", round(point.report.sparsity, 3), 1.0
+        ),
     )
     best = found.largest_within(over.max_drop)
     return Sweep(

@@ -151,6 +151,7 @@ _READERS: dict[str, Callable[[Path], object]] = {
     ".pth": _read_torch,
     ".bin": _read_torch,
 }
+SUFFIXES = tuple(_READERS)
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from gaprune.outcome.run_directory import (
     MAY_HOLD,
     RECORD,
     REPORT,
+    UNWATCHED,
     busy,
     check_free,
     free_name,
@@ -86,6 +87,10 @@ class Claim:
     def command(self) -> str:
         """What to type to go on with this run."""
         return f"gaprune resume {shlex.quote(str(self.path))}"
+
+    def keep_nothing(self) -> None:
+        """Tell who watches that nothing will be here before the result is."""
+        self._lock.remark(UNWATCHED)
 
     def begin(self, config: str) -> None:
         """Make room for what is about to be kept: an earlier run goes.

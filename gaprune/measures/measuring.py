@@ -20,6 +20,7 @@ from gaprune.measures.verdict import verdict
 from gaprune.measures.work import Work, work_of
 from gaprune.network.cost import macs_per_input
 from gaprune.network.target import Target
+from gaprune.observe import Observer, Silence
 from gaprune.probes.mixture import as_network
 from gaprune.probes.procedural import procedural
 from gaprune.probes.samples import Samples
@@ -94,6 +95,7 @@ def measure(
     target: str | Target | None = None,
     runtimes: Sequence[str] | None = None,
     batches: Sequence[int] = BATCHES,
+    observer: Observer | None = None,
 ) -> list[Measured]:
     """Measure files of weights, one after the other.
 
@@ -104,6 +106,7 @@ def measure(
             beside each file: an export and a run say which it is.
         runtimes: keys of `RUNTIMES`; None takes all.
         batches: inputs of one pass.
+        observer: told of progress.
 
     Raises:
         InputError: no such file, damaged, of no known kind, of another network; an unknown runtime.
@@ -118,10 +121,11 @@ def measure(
     if not batches or any(batch < 1 for batch in batches):
         raise InputError(f"batches: must be whole numbers from 1, got {list(batches)}")
     held = [read_file(Path(file).expanduser()) for file in files]  # all, before any takes long
-    return [
-        _measure_one(str(file), one, target, names, batches)
-        for file, one in zip(files, held, strict=True)
-    ]
+    told, found = observer or Silence(), list[Measured]()
+    for file, one in zip(files, held, strict=True):
+        told.progress(f"measure {file}", len(found), len(files))
+        found.append(_measure_one(str(file), one, target, names, batches))
+    return found
 
 
 def _measure_one(

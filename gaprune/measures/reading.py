@@ -17,7 +17,7 @@ from gaprune.exports.states import MASK, ORIGINAL, without_prune
 from gaprune.files.export_facts import check_exported
 from gaprune.files.mask_file import PACKED
 from gaprune.files.packed import META, VALUES
-from gaprune.files.weights_file import load_state
+from gaprune.files.weights_file import SUFFIXES, load_state
 from gaprune.formats import from_stamp
 from gaprune.outcome.run_directory import load_masks
 from gaprune.sources.extras import import_extra
@@ -69,8 +69,11 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         raise InputError(f"file: {path} is a folder; name the file inside it")
     if not path.is_file():
-        raise InputError(f"file: there is no file {path}")
+        raise InputError(f"file: there is no file {path}; name one that gaprune export writes")
     suffix = path.suffix.lower()
+    if suffix not in (*SUFFIXES, *_SUFFIXES):
+        known = ", ".join((*SUFFIXES, *_SUFFIXES))
+        raise InputError(f"file: {path} must end in one of {known}, got {path.suffix!r}")
     if suffix != ".safetensors":
         return _SUFFIXES.get(suffix, DENSE)  # or what `load_state` refuses
     try:

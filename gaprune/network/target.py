@@ -265,7 +265,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _from_factory(spec: str) -> nn.Module:
     file, colon, _ = spec.partition(":")
     if not colon or (file and not Path(file).suffix and not Path(file).exists()):
-        known = unknown_name("target", file, [*ZOO, *SOURCES] if colon else ZOO)
+        known = str(unknown_name("target", file, [*ZOO, *SOURCES] if colon else ZOO))
+        if not colon and file.endswith(".py"):
+            known = f"target: {file} names no factory, as {file}:make would; {', '.join(ZOO)}"
         raise InputError(
             f"{known}; or path/to/file.py:factory, {', '.join(s + ':NAME' for s in SOURCES)}"
         )
@@ -299,6 +301,26 @@ def _try_once(target: Target) -> None:
         ) from error
     if complaint := _output_complaint(output):
         raise InputError(f"model: for inputs of shape {shown} its output {complaint}")
+    for name, module in target.model.named_modules():
+        if isinstance(module, _BATCHNORMS) and module.running_mean is None:
+            _try_one(target, name)
+            return
+
+
+_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _try_one(target: Target, norm: str) -> None:
+    """Check that a network that goes by the batch takes a single input: costs are counted on it."""
+    try:
+        with torch.no_grad():
+            target.model(target.example())
+    except ValueError as error:
+        raise InputError(
+            f"model: its BatchNorm {norm!r} keeps no running statistics and refuses a single "
+            f"input ({error}); build it with track_running_stats=True and load a checkpoint that "
+            "holds them"
+        ) from error
 
 
 def _output_complaint(output: object) -> str | None:

@@ -50,6 +50,7 @@ REPAIRED = "repaired.safetensors"
 SKETCH, REPORT = "report.json", "report.html"
 FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED, SKETCH, REPORT)
 CHECKPOINT, LOCK = "checkpoint", "lock"  # see `gaprune.keeping.claim`
+UNWATCHED = "keeps nothing before its end"  # in the lock of such a run
 MAY_HOLD = {*FILES, FRONT, REPAIRED, CHECKPOINT}  # what --overwrite may remove
 
 
@@ -112,6 +113,10 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, damaged, or not a mask file.
     """
+    if not Path(path).exists():
+        raise InputError(
+            f"mask: cannot read {path}: it is not there; name the folder of a run, or its {MASK}"
+        )
     file = Path(path) / MASK if Path(path).is_dir() else Path(path)
     try:
         stored = load_state(file)

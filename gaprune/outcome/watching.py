@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gaprune.checkpoint import in_use_by
+from gaprune.checkpoint import in_use_by, remark_in
 from gaprune.errors import InputError
 from gaprune.formats import object_or_nothing, text_or_nothing
-from gaprune.outcome.run_directory import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD
+from gaprune.outcome.run_directory import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD, UNWATCHED
 from gaprune.records import Generation
 
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
@@ -31,6 +31,7 @@ class Sight:
         record: `result.json` of a run that has ended, else empty.
         config: `config.toml`, or empty where nothing is kept yet.
         owner: the process that is at work, in words, or None.
+        silent: whether a run that goes on keeps nothing before its end.
     """
 
     state: str
@@ -38,6 +39,7 @@ class Sight:
     record: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     owner: str | None = None
+    silent: bool = False
 
     @property
     def total(self) -> int | None:
@@ -62,6 +64,8 @@ def look(folder: str | Path) -> Sight:
         raise InputError(f"run: {folder} holds no run; name the folder of a run")
     state = RUNNING if owner is not None else ENDED if record else STOPPED
     history = tuple(_generations(text_or_nothing(place / HISTORY)))
+    if state == RUNNING and remark_in(place / CHECKPOINT / LOCK) == UNWATCHED:
+        return Sight(state, owner=owner, silent=True)  # what lies there is an earlier run's
     return Sight(state, history, {} if state == RUNNING else record, config, owner)
 
 

@@ -134,6 +134,8 @@ def prune_target(
     keeper: Keeper | None = None
     if own is not None and settings.method == EVOLVED and settings.checkpoint_every:
         keeper = FolderKeeper(own, settings.checkpoint_every, observer, job)
+    elif own is not None:
+        own.keep_nothing()
     return run_pruning(target, settings, test, observer, keeper)
 
 

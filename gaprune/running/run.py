@@ -151,12 +151,12 @@ class PruningRun:
     def seeds(self) -> list[Individual]:
         """Make every baseline at this budget; they seed the search and are what it must beat.
 
-        Where starts are stated, or a criterion is asked for and nothing is searched: these, and
-        magnitude beside them.
+        Where starts are stated: these. Where a criterion is asked for and nothing is searched: that
+        one, and magnitude beside it.
         """
         bench, method = self.bench, self.settings.method
-        stated = self.settings.starts if method == EVOLVED else (method,)
-        only = None if stated is None else dict.fromkeys((*stated, "magnitude"))
+        stated = self.settings.starts if method == EVOLVED else (method, "magnitude")
+        only = None if stated is None else dict.fromkeys(stated)
         after = ", to be judged after repair" if self.settings.repair_in_loop else ""
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")

@@ -16,7 +16,7 @@ from rich.text import Text
 from gaprune.config import EVOLVED
 from gaprune.evolution.phases import SEARCH
 from gaprune.outcome.result import Result
-from gaprune.pattern_names import WEIGHTS
+from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, asked_of
 from gaprune.records import BaselineScore, Generation
 from gaprune.screen.live import LAST, SearchProgress
 
@@ -81,6 +81,7 @@ class Monitor:
         self._baselines: dict[str, BaselineScore] = {}
         self._progress: SearchProgress | None = None
         self._task = TaskID(0)
+        self._waiting = False
         self._first: Generation | None = None
         self._history: tuple[Generation, ...] = ()
         self._said = time.monotonic()
@@ -99,6 +100,9 @@ class Monitor:
         self.stop_bar()
         self._say_baselines()
         self.say(f"{name}: {detail}")
+        if self._live and not self._quiet:  # something moves, also where nothing can be counted
+            self._move_bar(0, None, name, "", transient=True)
+            self._waiting = True
 
     def baseline(self, name: str, score: BaselineScore) -> None:
         """Remember it; all of them are shown in one line."""
@@ -152,6 +156,8 @@ class Monitor:
     def _move_bar(
         self, done: float, total: float | None, what: str, text: str, *, transient: bool = False
     ) -> None:
+        if self._waiting:
+            self.stop_bar()
         if self._progress is None:
             self._progress = _make_bar(self._console, transient=transient)
             self._task = self._progress.add_task(what, total=total, completed=done, text=text)  # type: ignore[arg-type] # int in its hints
@@ -163,6 +169,7 @@ class Monitor:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        self._waiting = False
 
 
 def _make_bar(console: Console, *, transient: bool) -> SearchProgress:
@@ -203,6 +210,10 @@ def show_result(result: Result, console: Console) -> None:
         f"[bold]{percent(result.actual_sparsity)}[/] of the {total:,} weights removed, "
         f"{result.kept:,} kept, none of them changed"
     )
+    settings = result.settings
+    unit = asked_of(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
+    if unit is not None:
+        console.print(f"asked: {percent(result.sparsity)} of the {unit} removed")
     console.print(_layer_table(result))
     console.print(_method_table(result))
     if result.front:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gaprune.errors import GapruneError
+from gaprune.errors import GapruneError, InputError
 from gaprune.observe import Silence
 from gaprune.records import BaselineScore, Generation
 
@@ -22,7 +22,8 @@ class Events(Silence):
         folder: of the events; made where it is missing.
 
     Raises:
-        GapruneError: tensorboard is missing, or the folder cannot be written.
+        InputError: the folder cannot be written.
+        GapruneError: tensorboard is missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -36,7 +37,7 @@ class Events(Silence):
         try:
             self._writer: Any = SummaryWriter(str(Path(folder).expanduser()))
         except OSError as error:
-            raise GapruneError(
+            raise InputError(
                 f"tensorboard: cannot write to {folder} ({error.strerror or error}); name a folder "
                 "that you may write to"
             ) from error

@@ -1,0 +1,166 @@
+"""What the command line says about itself: at once, in full, and to shells."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Run, run_here
+
+import gaprune
+from gaprune.cli import COMMANDS, load
+from gaprune.exports import EXPORTERS
+from gaprune.saliency import SALIENCIES
+from gaprune.zoo import ZOO
+
+LOADED = "import sys; from gaprune.cli import main; main(%r); print('torch' in sys.modules)"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """A way to run commands in this process."""
+    return lambda *arguments: run_here(arguments, capsys)
+
+
+def _python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["pruen"], []])
+def test_what_needs_no_network_does_not_wait_for_torch(words: list[str]) -> None:
+    """Help, version and a mistyped command answer before torch could be loaded."""
+    assert _python(LOADED % words).stdout.splitlines()[-1] == "False"
+
+
+def test_a_command_is_loaded_when_it_is_named() -> None:
+    """So that the test above looks at what it should."""
+    assert _python(LOADED % ["prune", "--help"]).stdout.splitlines()[-1] == "True"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_the_commands_say(name: str) -> None:
+    """A summary is the first line of the command's docstring."""
+    function = getattr(import_module(f"gaprune.cli.{name}"), f"{name}_command")
+    assert COMMANDS[name] == (inspect.getdoc(function) or "").splitlines()[0]
+
+
+@pytest.mark.parametrize("columns", ["80", "110"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_shows_all_that_is_written(
+    name: str, columns: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No word is cut off or taken for markup, no line is too wide, no option goes unexplained."""
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = run(name, "--help").out
+    assert max(map(len, shown.splitlines())) <= int(columns)
+    words = set(re.sub(r"[│\s]+", " ", shown).split())
+    command: Any = load(name)
+    assert set(command.help.split()) <= words
+    for one in command.params:
+        assert one.help
+        assert set(one.help.split()) <= words, one.name
+        assert one.param_type_name == "argument" or set(one.opts) <= words
+    assert "Example: gaprune" in command.help
+
+
+def test_the_help_says_what_scripts_and_terminals_need(run: Run) -> None:
+    """Exit codes, variables, and where to read on."""
+    shown = " ".join(run("--help").out.split())
+    for words in ("0 done; 1 failed; 2 wrong usage", "130", "143", "NO_COLOR", "GAPRUNE_DEBUG"):
+        assert words in shown
+    assert Path(__file__).parents[1].joinpath(*re.findall(r"docs/\w+\.md", shown)).is_file()
+
+
+def _completed(line: str, shell: str = "bash") -> list[str]:
+    """Return what the shell offers behind `line`, asked as its own script asks."""
+    words = line.split(" ")
+    asked = {
+        "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
+        "zsh": {"_TYPER_COMPLETE_ARGS": line},
+        "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[shell]
+    code = "from gaprune.cli import main; main([])"
+    asked["_GAPRUNE_COMPLETE"] = f"complete_{shell}"
+    return _python(code, **asked).stdout.strip().splitlines()
+
+
+def test_bash_completes_commands_options_and_values() -> None:
+    """Names of closed lists, also the last of several in one word."""
+    assert _completed("gaprune ") == list(COMMANDS)
+    assert _completed("gaprune prune --spars") == ["--sparsity"]
+    assert _completed("gaprune prune mnist") == [name for name in ZOO if name.startswith("mnist")]
+    offered = _completed("gaprune prune --starts lamp,magni")
+    assert offered == [f"lamp,{name}" for name in SALIENCIES if name.startswith("magni")]
+    assert _completed("gaprune export run --format s") == [
+        name for name in EXPORTERS if name.startswith("s")
+    ]
+    assert _completed("gaprune prune none/of/the/zo") == []  # bash then offers files
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_show_what_a_command_does(shell: str) -> None:
+    """With its summary."""
+    (line,) = (one for one in _completed("gaprune d", shell) if "doctor" in one)
+    assert COMMANDS["doctor"].split(maxsplit=1)[1] in line
+
+
+def test_commands_are_completed_without_torch() -> None:
+    """Nobody waits seconds for a name."""
+    code = "import sys\nfrom gaprune.cli import main\nmain([])\nprint('torch' in sys.modules)"
+    asked = {"COMP_WORDS": "gaprune p", "COMP_CWORD": "1", "_GAPRUNE_COMPLETE": "complete_bash"}
+    assert _python(code, **asked).stdout.split() == ["prune", "False"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_script_for_bash_works_in_bash(tmp_path: Path) -> None:
+    """What --show-completion prints, read by a real shell that then completes a word."""
+    there = _python(
+        "from gaprune.cli import main; main([])", _GAPRUNE_COMPLETE="source_bash"
+    ).stdout
+    tool = tmp_path / "gaprune"
+    tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gaprune "$@"\n')
+    tool.chmod(0o755)
+    asking = (
+        f'{there}\nCOMP_WORDS=(gaprune d) COMP_CWORD=1\n_gaprune_completion "{tool}"\n'
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    ran = subprocess.run(["bash", "-c", asking], capture_output=True, text=True, check=True)  # noqa: S607 - whichever bash the user has
+    assert ran.stdout.split() == ["demo", "doctor"]
+
+
+def test_the_package_is_imported_at_once_and_its_names_when_asked_for() -> None:
+    """`import gaprune` loads no torch; `gaprune.prune` and `from gaprune import prune` do."""
+    code = (
+        "import sys, gaprune\n"
+        "print('torch' in sys.modules, set(gaprune.__all__) <= set(dir(gaprune)))\n"
+        "from gaprune import prune\nprint(gaprune.prune is prune, 'torch' in sys.modules)"
+    )
+    assert _python(code).stdout.split() == ["False", "True", "True", "True"]
+
+
+def test_every_public_name_is_what_types_say() -> None:
+    """The list, the places they are loaded from and the imports for type checkers agree."""
+    source = inspect.getsource(gaprune)
+    typed = source.partition("if TYPE_CHECKING:")[2].partition("__all__")[0]
+    for line in re.findall(r"from (\S+) import (.+)", typed):
+        for one in line[1].split(", "):
+            there, _, called = one.partition(" as ")
+            assert getattr(gaprune, called or there) is getattr(import_module(line[0]), there)
+    named = re.findall(r"(?:import |, | as )(\w+)(?! as)\b", typed)
+    assert set(gaprune.__all__) <= set(named)
+    with pytest.raises(AttributeError, match="no attribute 'prnue'"):
+        gaprune.prnue  # type: ignore[attr-defined] # noqa: B018 - it is looked up
