@@ -63,7 +63,7 @@ def undisturbed(
     return request.param, found(printed.getvalue())
 
 
-@pytest.mark.parametrize("moment", [1, 4, 9, 11, 19, 24, 31, 36, 41])
+@pytest.mark.parametrize("moment", [1, 4, 11, 13, 19, 24, 31, 36, 41])
 def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
     moment: int,
     undisturbed: tuple[tuple[str, ...], dict[str, Any]],
@@ -81,7 +81,7 @@ def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
     ran = run(*PRUNE, *search, *INTERRUPTED, "--out", "run", "--json")
     assert ran.code == 130
     assert "gaprune resume run goes on" in ran.err
-    if moment > 6:  # as many baselines need no gradient
+    if moment > 9:  # as many baselines need no gradient
         record = json.loads(ran.out)
         assert record["stopped"] == "interrupted"
         assert record["margin"] >= 0

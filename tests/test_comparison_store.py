@@ -62,7 +62,7 @@ def test_settings_that_came_later_leave_older_folders_readable(tmp_path: Path) -
     found = json.loads((tmp_path / IDENTITY).read_text())
     later = {"allocation", "clip", "continuation", "drift", "floor", "max_drop", "patience"}
     later |= {"features", "device", "gpus_per_worker", "pattern", "precision", "repair_in_loop"}
-    later |= {"budget", "budget_macs", "latency_batch"}
+    later |= {"budget", "budget_macs", "latency_batch", "starts"}
     assert not later & set(found)
     assert found["stock"] > 0  # older folders drew anew for every step
     assert set(Settings.model_fields) - later - set(found) == {
