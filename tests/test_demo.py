@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+from pathlib import Path
+
 import pytest
+from command_line import Run
 
 from gaprune.checkup.demo import SPARSITIES, Demo, compare_bits, run_demo
 from gaprune.cli.demo import show_demo
@@ -41,7 +46,7 @@ def test_every_method_has_a_row_at_every_sparsity(found: Demo) -> None:
 
 def test_the_table_holds_what_was_measured(found: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     """The dense network first, the search last, magnitude always, and the number of bits."""
-    show_demo(found)
+    show_demo(found, Path("runs/demo/report.html"))
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines() if line.count("%") == len(SPARSITIES)]
     assert lines[1][:2] == ["dense", "network"]
@@ -51,6 +56,22 @@ def test_the_table_holds_what_was_measured(found: Demo, capsys: pytest.CaptureFi
         assert percent(result.accuracy) in out
         assert percent(result.baselines["magnitude"].accuracy) in out
     assert f"{found.compared:,} values that stay are bit-identical" in out
+    assert "open runs/demo/report.html in a browser" in out
+
+
+def test_the_sparsest_run_is_saved_with_its_report(
+    found: Demo, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a new folder every time, unless nobody wants one."""
+    monkeypatch.setattr("gaprune.cli.demo.run_demo", lambda *_: found)
+    assert "open runs/demo/report.html in a browser" in run("demo").out
+    assert json.loads(run("demo", "--json", "--quiet").out) == found.rows()
+    assert "report.html" not in run("demo", "--no-save").out
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["demo", "demo-2"]
+    record = json.loads(Path("runs/demo/result.json").read_text())
+    assert record["accuracy"]["pruned"] == found.results[-1].accuracy
+    assert Path("runs/demo/report.html").stat().st_size > 0
+    assert tomllib.loads(Path("runs/demo/config.toml").read_text())["sparsity"] == SPARSITIES[-1]
 
 
 def test_every_value_that_stays_is_compared(found: Demo) -> None:
