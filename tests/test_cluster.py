@@ -79,7 +79,7 @@ def test_settings_say_who_works() -> None:
     [
         ({"gpus_per_worker": 1.5}, "gpus_per_worker: must be up to 1, or a whole number.*got 1.5"),
         ({"gpus_per_worker": -1}, "gpus_per_worker: .*greater than or equal to 0"),
-        ({"ray_address": "head"}, "ray_address: must be auto, none, host:port.*got 'head'"),
+        ({"ray_address": "head"}, "ray_address: must be auto, none, HOST:PORT.*got 'head'"),
         ({"ray_address": "http://head:1"}, "ray_address: must be auto"),
         ({"task_timeout": 0}, "task_timeout: .*greater than 0"),
         ({"retries": -1}, "retries: .*greater than or equal to 0"),

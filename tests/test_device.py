@@ -126,7 +126,7 @@ def test_the_command_line_refuses_a_missing_gpu(run: Run) -> None:
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", "mps", ""])
 def test_a_device_of_no_known_kind_is_refused(name: str) -> None:
     """Also those that nothing is promised for."""
-    with pytest.raises(InputError, match=r"device: must be auto, cpu, cuda, or cuda:n.*, got"):
+    with pytest.raises(InputError, match=r"device: must be auto, cpu, cuda, or cuda:N.*, got"):
         make_settings({"sparsity": 0.5, "device": name})
 
 
