@@ -56,11 +56,11 @@ def signal_target() -> Target:
     return target_from_module(net, inputs=InputOptions((2, 40), range=(-1, 1)))
 
 
-def vector_net(*, track: bool = True) -> nn.Sequential:
+def vector_net() -> nn.Sequential:
     """Return a network 6 → 12 → 4 with BatchNorm that has seen nothing yet."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        norm = nn.BatchNorm1d(12, momentum=None, track_running_stats=track)
+        norm = nn.BatchNorm1d(12, momentum=None)
         return nn.Sequential(nn.Linear(6, 12), norm, nn.ReLU(), nn.Linear(12, 4))
 
 

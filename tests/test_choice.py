@@ -41,6 +41,14 @@ def vectors(model: nn.Module) -> Target:
     return target_from_module(model, inputs=InputOptions(range=(0, 1)))
 
 
+def untracked() -> nn.Module:
+    """Goes by the batch, and takes a single input too."""
+    norm = nn.BatchNorm1d(3, track_running_stats=False)
+    return nn.Sequential(
+        nn.Linear(6, 12), nn.Unflatten(1, (3, 4)), norm, nn.Flatten(), nn.Linear(12, 3)
+    )
+
+
 class Idle(nn.Module):
     """Has a BatchNorm that takes no part."""
 
@@ -74,7 +82,7 @@ class Shut(nn.Module):
     [
         (lambda: vectors(tiny_model()), "it has no BatchNorm$"),
         (lambda: target_from_module(Attention(), inputs=InputOptions((5,))), "token ids"),
-        (lambda: vectors(vector_net(track=False)), "BatchNorm '1' keeps no running statistics"),
+        (lambda: vectors(untracked()), "BatchNorm '2' keeps no running statistics"),
         (lambda: vectors(vector_net()), "never seen data"),
         (lambda: vectors(Idle()), "none of its BatchNorms"),
         (lambda: vectors(Shut()), "no gradients"),
@@ -153,7 +161,7 @@ def test_an_unknown_word_is_refused_beside_auto() -> None:
     ("model", "reason"),
     [
         (tiny_model, "it has no BatchNorm;"),
-        (lambda: vector_net(track=False), "BatchNorm '1' .* track_running_stats=True"),
+        (untracked, "BatchNorm '2' .* track_running_stats=True"),
         (Idle, "none of its BatchNorms"),
     ],
 )

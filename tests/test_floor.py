@@ -254,7 +254,7 @@ def test_a_pruned_network_keeps_the_floor_of_every_layer(scope: str) -> None:
 @pytest.mark.parametrize("floor", [-0.1, 1.0, "much"])
 def test_a_floor_outside_0_to_1_is_refused(floor: object) -> None:
     """The message says what it is."""
-    with pytest.raises(InputError, match=r"^floor: .*the fraction of every layer that is kept"):
+    with pytest.raises(InputError, match=r"^floor: .*fraction of every layer that is kept"):
         prune(tiny_model(), sparsity=0.75, floor=floor, **SMALL)
 
 

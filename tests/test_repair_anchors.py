@@ -51,7 +51,7 @@ class Odd(nn.Module):
         super().__init__()
         self.first = nn.Linear(6, 6)
         self.twice = nn.BatchNorm1d(6)
-        self.batch = nn.BatchNorm1d(6, track_running_stats=False)
+        self.batch = nn.BatchNorm1d(3, track_running_stats=False)
         self.unused = nn.BatchNorm1d(6)
         self.plain = nn.LayerNorm(6, elementwise_affine=False)
         self.bare = nn.Linear(6, 6, bias=False)
@@ -62,7 +62,9 @@ class Odd(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """`[N, 6]` → `[N, 3]`."""
         hidden = self.twice(torch.relu(self.twice(torch.relu(self.first(inputs)))))
-        hidden = self.plain(torch.tanh(self.batch(torch.tanh(hidden))))
+        hidden = self.plain(
+            torch.tanh(self.batch(torch.tanh(hidden).unflatten(1, (3, 2))).flatten(1))
+        )
         return self.last(torch.tanh(self.tied(torch.tanh(self.bare(hidden)))))  # type: ignore[no-any-return]
 
 
