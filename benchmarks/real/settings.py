@@ -53,15 +53,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rate": 2.5,
         "batch": 64,
     },
-    "crepe-full": {
+    "crepe-full": {  # 22 M weights, 1.4 G multiply-adds: a gradient step takes seconds
         "probes": ["procedural"],
+        "starts": ["wanda"],
         "probe_count": 128,
         "guard_count": 128,
         "population": 2,
-        "offspring": 2,
-        "generations": 2,
-        "steps": 15,
-        "rate": 4.0,
+        "offspring": 1,
+        "generations": 1,
+        "allocation": 0,
+        "steps": 60,
+        "rate": 2.5,
         "batch": 16,
     },
     "minilm": {  # its outputs are embeddings; LayerNorm keeps no statistics to invert
