@@ -13,6 +13,7 @@ from typing import Any, Self
 import jsonschema  # type: ignore[import-untyped] # Ray needs it
 import pytest
 import ray
+import torch
 import yaml  # type: ignore[import-untyped] # Ray needs it
 
 from gaprune.cli import main
@@ -107,6 +108,57 @@ class Recorder(types.ModuleType):
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+TINY: dict[str, Any] = {
+    "generations": 1,
+    "steps": 1,
+    "batch": 8,
+    "preset": "black-box",
+    "offspring": 2,
+    "population": 2,
+    "probe_count": 32,
+    "guard_count": 32,
+}
+
+
+def test_the_example_of_a_search_leaves_a_report_and_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says where they are."""
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path(str(SCRIPTS / "evolve.py"))["main"]("run", **TINY)
+    told = capsys.readouterr().out
+    assert f"{found.guard:.2%}" in told
+    assert Path("run/report.html").is_file()
+    assert Path(told.rpartition("masks: ")[2].strip()).is_file()
+
+
+def test_the_example_on_ray_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    """The same masks as in this process; called again it has nothing left to do."""
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(SCRIPTS / "distribute.py"))["main"]
+    found = example(folder="run", **TINY)
+    assert found.settings["workers"] == 2
+    again = example(folder="run")
+    alone = runpy.run_path(str(SCRIPTS / "evolve.py"))["main"]("alone", **TINY)
+    for name, mask in found.masks.items():
+        assert torch.equal(mask, alone.masks[name])
+        assert torch.equal(mask, again.masks[name])
+
+
+def test_the_example_of_a_comparison_has_a_row_for_every_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With and without fine-tuning, and a page of all."""
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path(str(SCRIPTS / "benchmark.py"))["main"]("compared", epochs=0.01, **TINY)
+    assert len(found.rows) == 8
+    assert all(row.accuracy is not None for row in found.rows)
+    assert capsys.readouterr().out.count("% removed") == 8
+    assert Path("compared/report.html").is_file()
 
 
 @pytest.mark.parametrize(
