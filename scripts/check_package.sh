@@ -32,7 +32,7 @@ EOF
 
 python3=$(.venv/bin/python -c 'import sys; print(sys._base_executable)')
 "$python3" -m venv "$away/venv"
-"$away/venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off -q \
+"$away/venv/bin/python" -m pip install --disable-pip-version-check --no-input --no-compile --progress-bar off -q \
     -c constraints.txt dist/*.whl </dev/null >"$away/pip.log" 2>&1 || {
     tail -n 20 "$away/pip.log" >&2
     exit 1
