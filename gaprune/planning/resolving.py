@@ -58,10 +58,10 @@ def check_settings(settings: Settings) -> Preset:
 
 
 def _check_starts(settings: Settings, preset: Preset) -> None:
-    for name in settings.starts or ():
-        find_saliency(name, "starts")
     if settings.starts is None:
         return
+    for name in settings.starts:
+        find_saliency(name, "starts")
     if settings.method != EVOLVED:
         raise InputError(
             f"starts: says where a search begins, and method {settings.method!r} searches nothing; "

@@ -30,8 +30,8 @@ from gaprune.probes.requests import AUTO, INVERSION, PROCEDURAL, Request, parse_
 FAR = (
     0.03  # nats per channel: digits are 0.02 from pen drawings, photographs further from any blend
 )
-# What generators look like is kept on disk where it takes long: with inputs of so many values, or
-LARGE, COSTLY = 1 << 15, 1 << 28  # so many multiply-adds for one
+LARGE = 1 << 15  # values of one input, and
+COSTLY = 1 << 28  # multiply-adds for one, from which what generators look like is kept on disk
 _SEED = 0  # of the inputs shown to choose; a run's own generator is left alone
 
 _surveys: WeakKeyDictionary[Target, Survey] = WeakKeyDictionary()
