@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.baselines.channels import remove_channels
-from gaprune.baselines.gammas import Ranking, by_first_layer, rank_channels
-from gaprune.baselines.lessons import from_labels
-from gaprune.baselines.slimmer import Slimmer, Slimming
-from gaprune.baselines.structured import output_dim, slice_norms
-from gaprune.baselines.training import Training, trainable_copy
+from gaprune.comparison.methods.gammas import Ranking, by_first_layer, rank_channels
+from gaprune.comparison.methods.slimming_rounds import Slimmer, Slimming
+from gaprune.comparison.methods.structured import output_dim, slice_norms
+from gaprune.comparison.methods.training import Training
+from gaprune.comparison.methods.training_data import from_labels
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
+from gaprune.evaluation.labelled import zoo_train
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import layered_mask
-from gaprune.network.cost import macs_per_input
-from gaprune.network.target import Target
-from gaprune.planning.patterning import channel_groups, searched_layout, silent_channels, units_of
-from gaprune.running.pipeline import prune_target
-from gaprune.trial.labelled import zoo_train
+from gaprune.models.channel_removal import remove_channels
+from gaprune.models.macs import macs_per_input
+from gaprune.models.patterns import channel_groups, searched_layout, silent_channels, units_of
+from gaprune.models.target import Target, trainable_copy
+from gaprune.runs.prune import prune_target
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,19 @@ from typing import Any
 from torch import nn
 
 from benchmarks.channel_methods import METHODS, Case
-from gaprune.cli.interrupts import Interrupts
+from gaprune.calibration.samples import Samples
+from gaprune.cli.console import add_row, percent, stdout, table
+from gaprune.cli.signal_handling import Interrupts
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.formats import to_json
-from gaprune.measures.latency import BATCHES
-from gaprune.measures.runtimes import EAGER, ONNX
-from gaprune.network.cost import macs_per_input
-from gaprune.network.target import Target
-from gaprune.planning.job import make_job
-from gaprune.probes.samples import Samples
-from gaprune.running.latency_budget import in_turn, part_of_first
-from gaprune.screen.console import add_row, percent, stdout, table
-from gaprune.trial.held_out import HeldOut
-from gaprune.trial.labelled import zoo_test
+from gaprune.evaluation.held_out import HeldOut
+from gaprune.evaluation.labelled import zoo_test
+from gaprune.evaluation.latency import BATCHES
+from gaprune.evaluation.runtimes import EAGER, ONNX
+from gaprune.io.serialization import to_json
+from gaprune.models.macs import macs_per_input
+from gaprune.models.target import Target
+from gaprune.runs.job import make_job
+from gaprune.runs.latency_budget import in_turn, part_of_first
 
 PLACE = Path("runs/channels")
 RUNTIMES = (EAGER, ONNX)

@@ -27,10 +27,10 @@ from benchmarks.claims import Claim, flat, missed, table
 from benchmarks.exported import alone, files, two_of_four
 from benchmarks.exported.case import Case, Context, run_at
 from benchmarks.exported.rows import Kept, Row, figures_of
-from gaprune.cli.interrupts import Interrupts
+from gaprune.cli.signal_handling import Interrupts
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.formats import to_json
-from gaprune.zoo import ZOO
+from gaprune.io.serialization import to_json
+from gaprune.models.zoo import ZOO
 
 PLACE = Path("runs/files")
 RUN = {"target": "mnist-cnn", "sparsity": 0.98}

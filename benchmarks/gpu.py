@@ -23,16 +23,16 @@ from functools import partial
 
 import torch
 
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evolution.breeding import Breed, Recipe, Score
+from gaprune.evaluation.evaluator import GROUP, Bench
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.scoring import ScoreGroup
+from gaprune.evolution.tasks import Breed, Recipe, Score
 from gaprune.masks.supermask import pack
-from gaprune.network.target import load_target
-from gaprune.observe import Silence
-from gaprune.running.run import PruningRun
-from gaprune.trial.bench import GROUP, Bench
+from gaprune.models.target import load_target
+from gaprune.runs.run import PruningRun
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
 from gaprune.workers.serial import torch_threads
 

@@ -21,19 +21,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gaprune.baselines.clustering import sweep_clusters
-from gaprune.baselines.slimming import Slimming, hold_out, slim
-from gaprune.baselines.training import Training, from_labels
 from gaprune.comparison import Data, Question, Row, compare_target
-from gaprune.comparison.contest import Unheard
+from gaprune.comparison.context import Unheard
+from gaprune.comparison.methods.slimming import Slimming, hold_out, slim
+from gaprune.comparison.methods.training import Training, from_labels
 from gaprune.comparison.tables import markdown
-from gaprune.formats import to_json
+from gaprune.evaluation.held_out import HeldOut
+from gaprune.evaluation.labelled import zoo_test, zoo_train
+from gaprune.export.clustering import sweep_clusters
+from gaprune.io.serialization import to_json
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import global_mask
-from gaprune.network.cost import macs_per_input
-from gaprune.network.target import Target, load_target
-from gaprune.trial.held_out import HeldOut
-from gaprune.trial.labelled import zoo_test, zoo_train
+from gaprune.models.macs import macs_per_input
+from gaprune.models.target import Target, load_target
 
 PLACE = Path("runs/price-of-no-data")
 SPARSITIES = (0.5, 0.7, 0.9, 0.95, 0.98, 0.99)

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from gaprune.config import make_settings
-from gaprune.network.target import load_target
-from gaprune.running.pipeline import prune_target
-from gaprune.trial.labelled import zoo_test
+from gaprune.evaluation.labelled import zoo_test
+from gaprune.models.target import load_target
+from gaprune.runs.prune import prune_target
 
 NO_DATA = "no data"
 

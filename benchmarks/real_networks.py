@@ -32,10 +32,10 @@ from benchmarks.real.proxies import PROXIES
 from benchmarks.real.report import FULL_WIDTH, line, show
 from benchmarks.real.rows import Kept, Key, Row
 from benchmarks.real.settings import OWN, SETTINGS, SPARSITIES
-from gaprune.cli.interrupts import Interrupts
+from gaprune.cli.console import stdout
+from gaprune.cli.signal_handling import Interrupts
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.formats import to_json
-from gaprune.screen.console import stdout
+from gaprune.io.serialization import to_json
 
 PLACE = Path("runs/real-networks")
 CASES: dict[str, Case] = {

@@ -29,7 +29,7 @@ from benchmarks.pace.equal_time import measure_allocation, measure_equal_time
 from benchmarks.pace.growth import LARGEST, measure_growth
 from benchmarks.pace.overhead import measure_overhead
 from benchmarks.pace.versus_original import measure_original
-from gaprune.workers.heap import keep_heap
+from gaprune.workers.malloc import keep_heap
 
 PARTS: dict[str, Callable[[float], Mapping[str, Any]]] = {
     "overhead": lambda _: measure_overhead(),

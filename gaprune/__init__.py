@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gaprune.comparison import Comparison, Question, compare, compare_target
-    from gaprune.comparison.page import make_report
-    from gaprune.comparison.sweeping import sweep
+    from gaprune.comparison.comparison_report import make_report
+    from gaprune.comparison.sweep_network import sweep
     from gaprune.errors import GapruneError, InputError
-    from gaprune.exports import export, load_sparse
-    from gaprune.files.mask_file import save_masks
-    from gaprune.keeping.claim import save as save_run
+    from gaprune.export import export, load_sparse
+    from gaprune.export.measure import measure
+    from gaprune.io.mask_file import save_masks
     from gaprune.masks.supermask import attach, bake, detach
-    from gaprune.measures import measure
-    from gaprune.network.input_options import InputOptions
-    from gaprune.network.target import Target, load_target
-    from gaprune.outcome.result import Result
-    from gaprune.outcome.run_directory import load_masks
-    from gaprune.running.pipeline import prune, prune_target
-    from gaprune.running.resumption import resume
+    from gaprune.models.input_options import InputOptions
+    from gaprune.models.target import Target, load_target
+    from gaprune.runs.directory import load_masks
+    from gaprune.runs.open_directory import save as save_run
+    from gaprune.runs.prune import prune, prune_target
+    from gaprune.runs.result import Result
+    from gaprune.runs.resume import resume
 
 __all__ = [
     "Comparison",
@@ -51,20 +51,20 @@ __all__ = [
 ]
 _HOMES = {
     "comparison": ("Comparison", "Question", "compare", "compare_target"),
-    "comparison.page": ("make_report",),
-    "comparison.sweeping": ("sweep",),
+    "comparison.comparison_report": ("make_report",),
+    "comparison.sweep_network": ("sweep",),
     "errors": ("GapruneError", "InputError"),
-    "exports": ("export", "load_sparse"),
-    "files.mask_file": ("save_masks",),
-    "keeping.claim": ("save_run",),
+    "export": ("export", "load_sparse"),
+    "io.mask_file": ("save_masks",),
     "masks.supermask": ("attach", "bake", "detach"),
-    "measures": ("measure",),
-    "network.input_options": ("InputOptions",),
-    "network.target": ("Target", "load_target"),
-    "outcome.result": ("Result",),
-    "outcome.run_directory": ("load_masks",),
-    "running.pipeline": ("prune", "prune_target"),
-    "running.resumption": ("resume",),
+    "export.measure": ("measure",),
+    "models.input_options": ("InputOptions",),
+    "models.target": ("Target", "load_target"),
+    "runs.directory": ("load_masks",),
+    "runs.open_directory": ("save_run",),
+    "runs.prune": ("prune", "prune_target"),
+    "runs.result": ("Result",),
+    "runs.resume": ("resume",),
 }
 """Where the public names live. Each is loaded when it is asked for: torch takes seconds."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

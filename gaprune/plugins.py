@@ -18,7 +18,7 @@ from gaprune.errors import InputError
 T = TypeVar("T")
 
 SALIENCIES = "gaprune.saliencies"
-OBJECTIVES = "gaprune.objectives"
+OBJECTIVES = "gaprune.evaluation.objectives"
 GENERATORS = "gaprune.generators."  # and the kind of input
 MUTATIONS = "gaprune.mutations"
 CROSSOVERS = "gaprune.crossovers"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gaprune
-from gaprune.zoo.mnist import test_set, train_set
+from gaprune.models.zoo.mnist import test_set, train_set
 
 TARGET, SPARSITIES = "mnist-mlp", (0.9, 0.98)
 METHODS = ("evolved", "magnitude", "lamp", "imp-linear")

@@ -1,6 +1,6 @@
 """Train the zoo's reference networks on MNIST and write their checkpoints.
 
-    python scripts/train_reference.py                 # all of them, into gaprune/zoo/checkpoints
+    python scripts/train_reference.py                 # all of them, into the zoo
     python scripts/train_reference.py lenet --out DIR # one, elsewhere
 
 Seeded, one thread: the same build of torch on the same kind of processor writes the same bytes.
@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from gaprune.formats import to_stamp
-from gaprune.zoo import mnist, networks
+from gaprune.io.serialization import to_stamp
+from gaprune.models.zoo import mnist, networks
 
 CHECKPOINTS = Path(mnist.__file__).parent / "checkpoints"
 

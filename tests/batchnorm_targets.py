@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.observe import Silence
-from gaprune.probes.procedural import procedural
+from gaprune.calibration.generators.procedural import procedural
+from gaprune.callbacks import Silence
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 
 class Listener(Silence):

@@ -11,13 +11,13 @@ import torch
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
-from gaprune.baselines.training import Training
+from gaprune.calibration.samples import Samples
 from gaprune.comparison import Comparison, Data, Question, Row, compare_target
-from gaprune.comparison.contest import Listener, Unheard
+from gaprune.comparison.context import Listener, Unheard
+from gaprune.comparison.methods.training import Training
 from gaprune.config import make_settings
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.probes.samples import Samples
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 QUICK = {
     "generations": 1,

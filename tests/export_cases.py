@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gaprune import InputOptions, Result, prune
 from gaprune.config import make_settings
-from gaprune.planning.job import make_job
-from gaprune.running.pipeline import prune_target
+from gaprune.runs.job import make_job
+from gaprune.runs.prune import prune_target
 
 TINY: dict[str, Any] = {"method": "magnitude", "probe_count": 16, "guard_count": 16}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cluster.misdeeds import MISDEEDS, divide
-from gaprune.trial.bench import Bench
+from gaprune.evaluation.evaluator import Bench
 
 
 def spoil(bench: Bench) -> None:

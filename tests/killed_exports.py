@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.cluster.kills import die_at
 from gaprune import export
-from gaprune.exports.formats import EXPORTERS
+from gaprune.export.format_registry import EXPORTERS
 
 
 def die_after_writing(form: str) -> None:

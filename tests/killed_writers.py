@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.cluster.kills import die_at
-from gaprune.checkpoint import Shelf
+from gaprune.io.checkpoints import Shelf
 
 
 def keep(shelf: Shelf, number: int) -> None:

@@ -13,8 +13,8 @@ from benchmarks.networks.record import RealNetwork
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from benchmarks.real.measure import Case
 from gaprune.errors import GapruneError
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 HELD_OUT = 80
 SETTINGS = {

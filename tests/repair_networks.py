@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
-from gaprune.inputs import InputSpec
-from gaprune.network.passing import answers
-from gaprune.network.target import InputOptions, Target, target_from_module
-from gaprune.objectives import OBJECTIVES
-from gaprune.probes.mixture import Mixture
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import AfterRepair, Shown
+from gaprune.evaluation.objectives import OBJECTIVES
+from gaprune.models.forward import answers
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import InputOptions, Target, target_from_module
 from gaprune.repair import survey
-from gaprune.trial.answering import AfterRepair, Shown
-from gaprune.trial.bench import Bench
 
 torch.set_num_threads(1)
 

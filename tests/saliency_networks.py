@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gaprune.inputs import InputSpec
+from gaprune.criteria import Network
 from gaprune.masks.supermask import Layout
-from gaprune.saliency import Network
-from gaprune.zoo.networks import LeNet, MobileStudent
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.zoo.networks import LeNet, MobileStudent
 
 torch.set_num_threads(1)
 

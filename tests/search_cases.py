@@ -9,15 +9,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gaprune.evolution.breeding import Child
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.objectives import OBJECTIVES, Objective
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
-from gaprune.inputs import InputSpec
+from gaprune.evolution.tasks import Child
 from gaprune.masks.supermask import Layout
-from gaprune.network.passing import answers
-from gaprune.objectives import OBJECTIVES, Objective
-from gaprune.probes.mixture import Mixture
-from gaprune.trial.answering import Shown
-from gaprune.trial.bench import Bench
+from gaprune.models.forward import answers
+from gaprune.models.input_spec import InputSpec
 from gaprune.workers import SerialWorkers, Workers
 
 VECTOR = InputSpec((6,), "vector")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import seeded
 
-from gaprune.evolution.adaptation import FLOOR, OperatorRates
+from gaprune.evolution.operator_rates import FLOOR, OperatorRates
 
 START = {"a": 0.5, "b": 0.3, "c": 0.2}
 successes = st.lists(st.tuples(st.sampled_from([*START, "unknown"]), st.booleans()), max_size=60)

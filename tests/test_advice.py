@@ -11,14 +11,14 @@ from search_cases import seeds_of, tiny_bench, tiny_model
 from torch import nn
 
 from gaprune import InputOptions, prune
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evolution.plan import Outcome
-from gaprune.network.target import target_from_module
-from gaprune.objectives import OBJECTIVES
-from gaprune.observe import Silence
-from gaprune.planning.resolving import check_settings, resolve_settings
-from gaprune.running.advice import advise, doubt
-from gaprune.trial.bench import Verdict
+from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.objectives import OBJECTIVES
+from gaprune.evolution.search_plan import Outcome
+from gaprune.models.target import target_from_module
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.warnings import advise, doubt
 
 BENCH = tiny_bench()
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_tasks import Echo
 
-from gaprune.workers import Lost, Tolerance, tolerance
-from gaprune.workers.agenda import Agenda, Failure, Job
-from gaprune.workers.tolerance import Durations
+from gaprune.workers import Lost, Tolerance
+from gaprune.workers import retry_policy as tolerance
+from gaprune.workers.retry_policy import Durations
+from gaprune.workers.task_queue import Agenda, Failure, Job
 
 TRIES = Tolerance(retries=1, first_wait=2.0, growth=3.0, longest_wait=30.0)
 

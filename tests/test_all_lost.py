@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune import GapruneError, InputOptions, Result, prune, resume
-from gaprune.observe import Silence
+from gaprune.callbacks import Silence
 from gaprune.records import Generation
 from gaprune.workers import Tolerance, protocol
 

@@ -14,24 +14,24 @@ from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_bench, 
 from torch import nn
 
 from gaprune import prune
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.errors import InputError
-from gaprune.evolution.breeding import Child
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import reallocate
 from gaprune.evolution.phases import ALLOCATION, SEARCH
-from gaprune.evolution.plan import ALLOCATORS
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.recipes import LEAST_RATE, RecipeBook
+from gaprune.evolution.search_plan import ALLOCATORS
+from gaprune.evolution.tasks import Child
+from gaprune.evolution.variation import LEAST_RATE, RecipeBook
 from gaprune.masks.supermask import layer_counts
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.observe import Silence
-from gaprune.planning.preparation import make_plan
-from gaprune.planning.resolving import check_settings, resolve_settings
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 from gaprune.records import Generation
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.setup import make_plan
 from gaprune.workers import SerialWorkers
 
 BENCH = tiny_bench()

@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import AfterRepair, Guided, Shown, Step, Strict
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.masks.supermask import masked_weights
-from gaprune.network.target import Target
+from gaprune.models.target import Target
 from gaprune.repair import Moments, drift
-from gaprune.trial.answering import AfterRepair, Guided, Shown, Step, Strict
-from gaprune.trial.bench import Bench
 
 NETWORKS = {**REPAIRABLE, "layer norms": (Encoder, (5, 8))}
 

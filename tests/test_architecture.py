@@ -71,7 +71,7 @@ HOMES = {  # package → the only files (or folders) of gaprune that import it
 
 
 def module_name(path: Path) -> str:
-    """Return `gaprune.zoo.mnist` for its file, `gaprune.zoo` for its `__init__.py`."""
+    """Return `gaprune.io.lock` for its file, `gaprune.io` for its `__init__.py`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -109,7 +109,7 @@ def own_imports(module: str) -> set[str]:
 def test_the_package_is_found() -> None:
     """The other tests look at real files with real imports."""
     assert "gaprune.masks.supermask" in own_imports("gaprune.masks.budget")
-    assert "gaprune.zoo.mnist" in own_imports("gaprune.probes.files")
+    assert "gaprune.models.zoo.mnist" in own_imports("gaprune.calibration.files")
     assert "torch" in imports_of(TREES["gaprune.masks.supermask"])
 
 

@@ -10,8 +10,13 @@ from saliency_networks import seeded
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from gaprune.calibration.inversion.batchnorm_statistics import (
+    Pool,
+    Watch,
+    batchnorms,
+    has_batchnorm,
+)
 from gaprune.errors import InputError
-from gaprune.probes.batch_statistics import Pool, Watch, batchnorms, has_batchnorm
 
 
 def norm_of(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], channels: int, seed: int) -> nn.Module:

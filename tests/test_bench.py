@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from search_cases import seeded, shown, tiny_bench, tiny_model
 from torch import Tensor, nn
 
-from gaprune.network.cost import macs_per_input, suitable_batch
-from gaprune.network.passing import CHUNK, answers
-from gaprune.objectives import OBJECTIVES, WORST
-from gaprune.trial.answering import Shown
-from gaprune.trial.bench import Bench
-from gaprune.zoo.networks import LeNet
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.objectives import OBJECTIVES, WORST
+from gaprune.models.forward import CHUNK, answers
+from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.models.zoo.networks import LeNet
 
 NAMES = sorted(OBJECTIVES)
 

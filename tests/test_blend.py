@@ -7,12 +7,12 @@ import torch
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
+from gaprune.calibration.blend import Survey
+from gaprune.calibration.generators.draws import Generator_
+from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.probes.blend import Survey
-from gaprune.probes.draws import Generator_
-from gaprune.probes.procedural import GENERATORS
-from gaprune.zoo import ZOO, load
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.zoo import ZOO, load
 
 SPEC = InputSpec((3,), "vector", low=-10, high=10)
 

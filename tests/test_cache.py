@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gaprune.probes import cache
-from gaprune.probes.cache import cache_folder, cache_key, cached
+from gaprune.calibration import disk_cache as cache
+from gaprune.calibration.disk_cache import cache_folder, cache_key, cached
 
 KEY = cache_key("0" * 64, {"steps": 150})
 

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.baselines.channels import masked_equivalent, removable, remove_channels
 from gaprune.errors import GapruneError, InputError
-from gaprune.files.weights_file import sha256_of
-from gaprune.zoo.networks import LeNet, MobileStudent
+from gaprune.io.weights import sha256_of
+from gaprune.models.channel_removal import masked_equivalent, removable, remove_channels
+from gaprune.models.zoo.networks import LeNet, MobileStudent
 
 Chosen = Mapping[str, Sequence[int]]
 

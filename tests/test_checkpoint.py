@@ -21,9 +21,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gaprune.checkpoint import Bundle, DamagedError, Lock, Shelf, in_use_by, read_bundle
-from gaprune.checkpoint.bundle import FACTS, SUMS, TENSORS, write_bundle
 from gaprune.errors import GapruneError
+from gaprune.io.atomic_folder import (
+    FACTS,
+    SUMS,
+    TENSORS,
+    Bundle,
+    DamagedError,
+    read_bundle,
+    write_bundle,
+)
+from gaprune.io.checkpoints import Shelf
+from gaprune.io.lock import Lock, in_use_by
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -258,7 +267,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     """No file has to be removed by hand after SIGKILL."""
     path = tmp_path / "lock"
     code = (
-        "import sys, time; from pathlib import Path; from gaprune.checkpoint.lock import Lock\n"
+        "import sys, time; from pathlib import Path; from gaprune.io.lock import Lock\n"
         "lock = Lock(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

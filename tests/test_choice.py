@@ -14,13 +14,13 @@ from saliency_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
+from gaprune.calibration.auto import FAR, choose, spell_out, survey_of
+from gaprune.calibration.blend import SAMPLE
+from gaprune.calibration.calibration_set import plan_probes, requested_rungs
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, load_target, target_from_module
-from gaprune.probes.blend import SAMPLE
-from gaprune.probes.choice import FAR, choose, spell_out, survey_of
-from gaprune.probes.plan import plan_probes, requested_rungs
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, load_target, target_from_module
 
 INVERTED = ("inversion", "procedural")
 
@@ -225,7 +225,7 @@ def test_large_inputs_are_drawn_once_for_the_choice(size: int, again: int | None
 
 def test_what_a_costly_network_sees_is_kept_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs may be small where a pass is long: multiply-adds decide too."""
-    monkeypatch.setattr("gaprune.probes.choice.COSTLY", 1)
+    monkeypatch.setattr("gaprune.calibration.auto.COSTLY", 1)
     first, second = (
         target_from_module(Counted(), inputs=InputOptions((1, 16, 16), range=(0, 1)))
         for _ in range(2)

@@ -13,9 +13,10 @@ from command_line import OWN, PRUNE, TINY, Net, Run, tree
 from safetensors.torch import load_file
 
 from gaprune.config import Settings
-from gaprune.outcome.run_directory import CHECKPOINT, FILES, load_masks
-from gaprune.planning.job import make_job
-from gaprune.zoo import ZOO
+from gaprune.io.run_files import CHECKPOINT, FILES
+from gaprune.models.zoo import ZOO
+from gaprune.runs.directory import load_masks
+from gaprune.runs.job import make_job
 
 
 def test_a_network_of_ones_own_from_file_to_file(run: Run, place: Path) -> None:

@@ -315,7 +315,7 @@ def test_importing_gaprune_imports_none_of_the_extras() -> None:
 
 
 def test_no_public_name_hides_a_module() -> None:
-    """`import gaprune.comparison.run` and the like give the file, not a function of its name."""
+    """Importing a module of `gaprune.comparison` gives the file, not a function of its name."""
     for found in pkgutil.iter_modules(gaprune.comparison.__path__):
         module = importlib.import_module(f"gaprune.comparison.{found.name}")
         assert getattr(gaprune.comparison, found.name) is module

@@ -17,8 +17,9 @@ from command_line import OWN, PRUNE, TINY, Ran, Run, fill, tree
 from started_commands import Command
 
 from gaprune.cli import main
-from gaprune.cli.interrupts import Interrupts
-from gaprune.outcome.run_directory import CHECKPOINT, FILES, load_masks
+from gaprune.cli.signal_handling import Interrupts
+from gaprune.io.run_files import CHECKPOINT, FILES
+from gaprune.runs.directory import load_masks
 
 ENDLESS = ("prune", *OWN, "--sparsity", "0.5", *TINY, "--generations", "1000000", "--out", "run")
 

@@ -14,7 +14,7 @@ from started_commands import Command, starting
 from torch import nn
 
 import gaprune
-from gaprune.outcome.watching import look
+from gaprune.runs.status import look
 
 FORGETFUL = """
 from torch import nn

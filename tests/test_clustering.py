@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
-from gaprune.baselines.clustering import (
+from gaprune.calibration.samples import Samples
+from gaprune.errors import GapruneError, InputError
+from gaprune.export.clustering import (
     SUMMARY,
     ClusterPoint,
     ClusterSweep,
     cluster_weights,
     sweep_clusters,
 )
-from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import top_k_mask
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, load_target, target_from_module
-from gaprune.probes.samples import Samples
-from gaprune.zoo import mnist
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, load_target, target_from_module
+from gaprune.models.zoo import mnist
 
 Values = NDArray[np.float64]
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from gaprune import InputOptions, Result, export, measure, prune, save_run
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports.compact import PROGRAM, load_program
-from gaprune.exports.semi_structured import (
+from gaprune.export.compact import PROGRAM, load_program
+from gaprune.export.semi_structured_writer import (
     RECEIPT,
     conforming,
     load_semi_structured,
 )
-from gaprune.network.cost import macs_per_input
+from gaprune.models.macs import macs_per_input
 
 IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
 SHORT: dict[str, Any] = {**TINY, "probes": ("procedural",)}

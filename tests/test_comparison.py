@@ -29,9 +29,9 @@ from torch.nn.utils import prune as torch_prune
 import gaprune
 from gaprune import InputOptions, prune_target
 from gaprune.comparison import Comparison, Data, compare, compare_target, methods
-from gaprune.comparison.contest import Contest, Unheard
+from gaprune.comparison.context import Contest, Unheard
 from gaprune.config import make_settings
-from gaprune.network.target import target_from_module
+from gaprune.models.target import target_from_module
 
 MASKS = (  # methods that hit the budget exactly
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),

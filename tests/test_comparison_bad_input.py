@@ -10,9 +10,9 @@ from comparison_cases import EPOCHS, ask, question
 from search_cases import tiny_model
 
 from gaprune import InputOptions
-from gaprune.baselines.schedule import Step
 from gaprune.comparison import compare
-from gaprune.comparison.request import make_request
+from gaprune.comparison.comparison_job import make_request
+from gaprune.comparison.methods.schedule import Step
 from gaprune.errors import InputError
 
 

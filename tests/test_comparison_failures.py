@@ -13,7 +13,7 @@ from torch import nn
 from gaprune import InputOptions
 from gaprune.comparison import Data, compare_target
 from gaprune.errors import InputError
-from gaprune.network.target import target_from_module
+from gaprune.models.target import target_from_module
 
 
 def test_without_training_data_a_row_says_so_and_the_others_go_on() -> None:

@@ -18,17 +18,17 @@ from search_cases import tiny_model
 from torch import Tensor
 
 from gaprune import InputOptions, compare, prune_target
-from gaprune.baselines.edge_popup import EdgePopup, edge_popup
 from gaprune.comparison import Data, find_methods, methods
-from gaprune.comparison.contest import Contest, Unheard
-from gaprune.comparison.ground import norms_of_channels
+from gaprune.comparison.context import Contest, Unheard
+from gaprune.comparison.methods.edge_popup import EdgePopup, edge_popup
+from gaprune.comparison.ranking import norms_of_channels
 from gaprune.config import make_settings
+from gaprune.criteria import SALIENCIES
 from gaprune.errors import InputError
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import top_k_mask
-from gaprune.network.target import Target, target_from_module
-from gaprune.planning.patterning import channel_groups, channels_of
-from gaprune.saliency import SALIENCIES
+from gaprune.models.patterns import channel_groups, channels_of
+from gaprune.models.target import Target, target_from_module
 
 TRAINED = ("distilled", "imp-direct", "imp-linear", "imp-long", "imp-cubic", "imp-rewind")
 PLACELESS = {

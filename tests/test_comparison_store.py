@@ -16,8 +16,8 @@ import pytest
 from command_line import tree
 from comparison_cases import Heard, ask, question, timeless, tiny_data, tiny_target
 
-from gaprune.baselines.training import Training
 from gaprune.comparison import Data, Needs, Row, compare_target, open_store, read_rows
+from gaprune.comparison.methods.training import Training
 from gaprune.comparison.store import CSV, IDENTITY, LIST, ROWS, TABLE
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, prune_target
+from gaprune.cli.console import Monitor, duration, percent, points, show_result, stdout
 from gaprune.config import make_settings
-from gaprune.network.target import target_from_module
+from gaprune.models.target import target_from_module
 from gaprune.records import BaselineScore, Generation
-from gaprune.screen.console import Monitor, duration, percent, points, show_result, stdout
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|9\d)")  # foreground colours, not bold or cursor moves
 

@@ -18,23 +18,23 @@ from search_cases import random_genes, seeds_of
 from torch import nn
 
 from gaprune import InputError, InputOptions, prune, prune_target
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evolution.breeding import Breed, Judge
+from gaprune.evaluation.evaluator import Bench, Verdict
+from gaprune.evaluation.forward_modes import AfterRepair, Guided
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.phases import ALLOCATION, CONTINUATION, SEARCH
-from gaprune.evolution.plan import ALLOCATORS
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.recipes import RecipeBook
+from gaprune.evolution.search_plan import ALLOCATORS
+from gaprune.evolution.tasks import Breed, Judge
+from gaprune.evolution.variation import RecipeBook
 from gaprune.masks.supermask import layer_counts
-from gaprune.network.target import target_from_module
-from gaprune.observe import Silence
-from gaprune.planning.preparation import make_plan
-from gaprune.planning.resolving import check_settings, resolve_settings
+from gaprune.models.target import target_from_module
 from gaprune.records import Generation
-from gaprune.trial.answering import AfterRepair, Guided
-from gaprune.trial.bench import Bench, Verdict
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.setup import make_plan
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
 
 TARGET = target_of(Convolutional, (2, 6, 6), double=False)

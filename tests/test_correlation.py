@@ -11,11 +11,11 @@ from saliency_networks import CASES, VECTOR, network_of, seeded, tiny, tiny_prob
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.inputs import InputSpec
-from gaprune.saliency import layer_inputs, responses, score
-from gaprune.saliency.correlation import eliminate
-from gaprune.saliency.layer_inputs import Moments, Shape, unfold
-from gaprune.saliency.responses import respond
+from gaprune.criteria import layer_inputs, responses, score
+from gaprune.criteria.correlation import eliminate
+from gaprune.criteria.layer_inputs import Moments, Shape, unfold
+from gaprune.criteria.responses import respond
+from gaprune.models.input_spec import InputSpec
 
 
 def one_by_one(weights: Tensor, covariance: Tensor) -> tuple[list[int], list[float]]:
@@ -73,7 +73,7 @@ def test_rounds_take_several_and_stay_near_the_slow_way(monkeypatch: pytest.Monk
     assert torch.equal(order.sort(1).values, torch.arange(600.0).double().expand(5, -1))
     by_order = damage.gather(1, order.argsort(1))
     assert (by_order.diff(dim=1) >= 0).all()
-    correlation = import_module("gaprune.saliency.correlation")  # the package has the function
+    correlation = import_module("gaprune.criteria.correlation")  # the package has the function
     monkeypatch.setattr(correlation, "ROUND", 1000)
     slow = eliminate(weights, covariance, shape)[1]
     assert ((order >= 300) == (slow >= 300)).double().mean() > 0.9

@@ -11,13 +11,13 @@ from saliency_networks import CASES, network_of, seeded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaprune.inputs import InputSpec
-from gaprune.network.cost import activation_bytes, macs_per_input
-from gaprune.network.target import load_target
-from gaprune.saliency import network as networks
-from gaprune.saliency import score
-from gaprune.saliency.network import MAX_BATCH, MEMORY, fitting
-from gaprune.zoo import ZOO, load
+from gaprune.criteria import network as networks
+from gaprune.criteria import score
+from gaprune.criteria.network import MAX_BATCH, MEMORY, fitting
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.macs import activation_bytes, macs_per_input
+from gaprune.models.target import load_target
+from gaprune.models.zoo import ZOO, load
 
 
 def test_the_activations_of_a_linear_network_are_its_inputs() -> None:
@@ -81,7 +81,7 @@ def test_work_is_what_torch_counts(name: str) -> None:
 def test_counting_work_compiles_nothing() -> None:
     """Importing torch's compiler takes longer than a small search."""
     lines = (
-        "import sys, torch; from gaprune.network.cost import macs_per_input",
+        "import sys, torch; from gaprune.models.macs import macs_per_input",
         "macs_per_input(torch.nn.Linear(3, 2), torch.ones(1, 3))",
         "print('torch._dynamo' in sys.modules)",
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from command_line import Run
 
-from gaprune.checkup.demo import SPARSITIES, Demo, compare_bits, run_demo
-from gaprune.cli.demo import show_demo
+from gaprune.callbacks import Silence
+from gaprune.cli.console import percent
+from gaprune.cli.demo_command import show_demo
+from gaprune.cli.demo_run import SPARSITIES, Demo, compare_bits, run_demo
 from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
-from gaprune.observe import Silence
-from gaprune.screen.console import percent
-from gaprune.zoo import ZOO
+from gaprune.models.zoo import ZOO
 
 TINY = {
     "generations": 1,
@@ -63,7 +63,7 @@ def test_the_sparsest_run_is_saved_with_its_report(
     found: Demo, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a new folder every time, unless nobody wants one."""
-    monkeypatch.setattr("gaprune.cli.demo.run_demo", lambda *_: found)
+    monkeypatch.setattr("gaprune.cli.demo_command.run_demo", lambda *_: found)
     assert "open runs/demo/report.html in a browser" in run("demo").out
     assert json.loads(run("demo", "--json", "--quiet").out) == found.rows()
     assert "report.html" not in run("demo", "--no-save").out

@@ -30,20 +30,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from worker_tasks import Fail
 
+from gaprune.calibration.generators.mixture import Mixture
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.evolution.breeding import Breed, Judge, Recipe, Score, Task
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import AfterRepair, Guided
+from gaprune.evaluation.objectives import OBJECTIVES, find_objective
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.scoring import ScoreGroup
+from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
-from gaprune.objectives import OBJECTIVES, find_objective
-from gaprune.planning.resolving import check_settings
-from gaprune.probes.mixture import Mixture
-from gaprune.trial.answering import AfterRepair, Guided
-from gaprune.trial.bench import Bench
+from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, choose_device
 from gaprune.workers.device import settle, steady
 

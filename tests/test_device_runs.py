@@ -25,22 +25,22 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gaprune
-from gaprune.checkpoint import read_bundle
+from gaprune.calibration.samples import Samples
+from gaprune.callbacks import Silence
 from gaprune.comparison import Data, compare_target
 from gaprune.config import make_settings
+from gaprune.criteria import SALIENCIES, Network, score
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports.pruned import find_target
-from gaprune.inputs import InputSpec
-from gaprune.keeping.claim import claim, claim_again
-from gaprune.keeping.keeper import START, FolderKeeper
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.observe import Silence
-from gaprune.outcome.result import Result
-from gaprune.probes.samples import Samples
+from gaprune.export.pruned_network import find_target
+from gaprune.io.atomic_folder import read_bundle
+from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import Target, target_from_module
 from gaprune.repair import repair
-from gaprune.running.pipeline import prune_target, run_pruning
-from gaprune.saliency import SALIENCIES, Network, score
+from gaprune.runs.checkpointer import START, FolderKeeper
+from gaprune.runs.open_directory import claim, claim_again
+from gaprune.runs.prune import prune_target, run_pruning
+from gaprune.runs.result import Result
 from gaprune.workers import Staff, choose_device, choose_home, working_on
 
 cuda = pytest.mark.skipif(

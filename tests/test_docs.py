@@ -22,9 +22,9 @@ from typer.main import get_command
 
 import gaprune
 from gaprune.cli import app, load
-from gaprune.comparison.request import make_request
-from gaprune.planning.job import make_job
-from gaprune.saliency import SALIENCIES
+from gaprune.comparison.comparison_job import make_request
+from gaprune.criteria import SALIENCIES
+from gaprune.runs.job import make_job
 
 LIMITS: dict[str, Any] = {
     "generations": 1,

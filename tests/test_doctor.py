@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gaprune.checkup.doctor import CHECKS, FAIL, OK, Check, check_files, check_ray, examine
 from gaprune.cli import main
-from gaprune.zoo import ZOO, mnist
+from gaprune.cli.checks import CHECKS, FAIL, OK, Check, check_files, check_ray, examine
+from gaprune.models.zoo import ZOO, mnist
 
 
 def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

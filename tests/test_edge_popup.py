@@ -12,12 +12,12 @@ from search_cases import seeded, tiny_bench
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gaprune.baselines.edge_popup import INITIAL_SCORES, EdgePopup, edge_popup
+from gaprune.comparison.methods.edge_popup import INITIAL_SCORES, EdgePopup, edge_popup
 from gaprune.errors import GapruneError, InputError
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import layer_counts
-from gaprune.objectives import OBJECTIVES
-from gaprune.trial.bench import Bench
 
 SCOPES = ["layer", "global"]
 FAST = EdgePopup(steps=60, batch=32, rate=0.05)

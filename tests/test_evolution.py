@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from search_cases import Recording, random_genes, seeded, seeds_of, tiny_bench
 
 from gaprune.errors import InputError
-from gaprune.evolution.breeding import Judge, derive_seed
+from gaprune.evaluation.evaluator import Bench, Verdict
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import NONE, PRESETS, as_pareto, find_preset
 from gaprune.evolution.seeding import kaiming_population
+from gaprune.evolution.tasks import Judge, derive_seed
 from gaprune.masks.budget import keep_total, uniform_counts
-from gaprune.trial.bench import Bench, Verdict
 from gaprune.workers import SerialWorkers
 
 BENCH = tiny_bench()

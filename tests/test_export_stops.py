@@ -20,12 +20,12 @@ from torch import nn
 import gaprune
 from benchmarks.cluster.kills import CALLS
 from gaprune import InputOptions, export, prune, save_run
-from gaprune.exports import EXPORTERS
-from gaprune.exports.card import CARD
-from gaprune.files.export_facts import FACTS, check_exported, read_facts
-from gaprune.keeping.claim import claim
-from gaprune.planning.job import make_job
-from gaprune.sources.extras import import_extra
+from gaprune.export import EXPORTERS
+from gaprune.export.model_card import CARD
+from gaprune.io.manifest import FACTS, check_exported, read_facts
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.runs.job import make_job
+from gaprune.runs.open_directory import claim
 
 QUICK = ("dense", "masks", "prune", "sparse", "semi-structured")
 TRACED = ("onnx", "compact", "hf")  # seconds each: only the steps that differ are tried
@@ -227,7 +227,7 @@ def test_ctrl_c_after_a_traced_format_has_written(
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("gaprune.exports.writing.card", stop)
+        monkeypatch.setattr("gaprune.export.export_run.card", stop)
         with pytest.raises(KeyboardInterrupt):
             export(run, form, tmp_path / "new" / form)
         assert tree(tmp_path) == {}

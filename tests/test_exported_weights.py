@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from gaprune import InputOptions, Result, export, load_masks, prune
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports.entries import How
-from gaprune.exports.sparse_file import sparse_bytes
-from gaprune.files.packed import packed, unpacked
-from gaprune.files.weights_file import load_state
+from gaprune.export.measure.read_file import read_file
+from gaprune.export.sparse_entries import How
+from gaprune.export.sparse_writer import sparse_bytes
+from gaprune.io.semi_structured_packing import packed, unpacked
+from gaprune.io.weights import load_state
 from gaprune.masks.supermask import top_k_mask
-from gaprune.measures.reading import read_file
 
 OPTIONS = {
     "zstd": {},

@@ -26,10 +26,10 @@ import gaprune
 from gaprune import Result, export, load_masks, load_sparse, save_run
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports import EXPORTERS
-from gaprune.exports.onnx_file import Session
-from gaprune.sources.extras import import_extra
-from gaprune.zoo import ZOO
+from gaprune.export import EXPORTERS
+from gaprune.models.onnx import Session
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.zoo import ZOO
 
 STATES = ("dense", "masks", "prune", "sparse")
 
@@ -339,9 +339,9 @@ def test_a_failing_export_leaves_what_was_there(
         raise KeyboardInterrupt
 
     if moment == "write":
-        monkeypatch.setattr("gaprune.exports.states.load_sparse", stop)
+        monkeypatch.setattr("gaprune.export.state_dicts.load_sparse", stop)
     else:
-        monkeypatch.setattr("gaprune.exports.writing.card", stop)
+        monkeypatch.setattr("gaprune.export.export_run.card", stop)
     with pytest.raises(KeyboardInterrupt):
         export(result, "sparse", place, overwrite=True)
     assert tree(tmp_path) == before
@@ -352,7 +352,8 @@ def test_a_failing_export_leaves_what_was_there(
 
 KILLED = """
 import os, signal, sys
-from gaprune.exports import states, writing
+from gaprune.export import state_dicts as states
+from gaprune.export import export_run as writing
 real, count = writing.sync, 0
 def sync(path):
     global count
@@ -384,7 +385,7 @@ def test_ctrl_c_ends_the_command_with_130(pruned_net: Path, place: Path) -> None
     """One line says that nothing was written, and nothing is."""
     before = tree(place)
     script = (
-        "import os, signal, sys, gaprune.exports.writing as w; from gaprune.cli import main\n"
+        "import os, signal, sys, gaprune.export.export_run as w; from gaprune.cli import main\n"
         "w.card = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(main(['export', 'run', '--format', 'dense']))"
     )

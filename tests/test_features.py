@@ -34,21 +34,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune import InputError, InputOptions, prune, prune_target, resume
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evolution.breeding import Breed, Judge, Recipe
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import AfterRepair, Guided, Shown, Step
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import find_preset
+from gaprune.evolution.search_plan import Limits, Plan
+from gaprune.evolution.tasks import Breed, Judge, Recipe
 from gaprune.masks.supermask import masked_weights
-from gaprune.network.target import Target, target_from_module
-from gaprune.observe import Silence
-from gaprune.planning.resolving import check_settings, resolve_settings
+from gaprune.models.target import Target, target_from_module
 from gaprune.records import Generation
 from gaprune.repair import Sites, compared, noted, repair, repaired_copy, survey
 from gaprune.repair.points import kind_of
-from gaprune.trial.answering import AfterRepair, Guided, Shown, Step
-from gaprune.trial.bench import Bench
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
 torch.set_num_threads(1)

@@ -22,8 +22,9 @@ from search_cases import (
 )
 
 from gaprune import InputOptions, prune
-from gaprune.baselines.edge_popup import EdgePopup, edge_popup
+from gaprune.comparison.methods.edge_popup import EdgePopup, edge_popup
 from gaprune.errors import InputError
+from gaprune.evaluation.evaluator import Bench
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.genome import Genes, Individual, align, seed_genes
 from gaprune.evolution.gradient import Refinement, refine
@@ -32,7 +33,6 @@ from gaprune.evolution.presets import find_preset
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.masks.budget import SCOPES, apportion, keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
-from gaprune.trial.bench import Bench
 
 FEW = settings(max_examples=40)
 FLOORS = st.integers(0, 999).map(lambda n: n / 1000)

@@ -9,9 +9,9 @@ import pytest
 from command_line import Run
 
 from gaprune.config import make_settings
-from gaprune.network.target import Target, load_target
-from gaprune.planning.forecast import Forecast, forecast
-from gaprune.running.pipeline import prune_target
+from gaprune.models.target import Target, load_target
+from gaprune.runs.dry_run import Forecast, forecast
+from gaprune.runs.prune import prune_target
 
 QUICK = {"generations": 2, "steps": 3, "offspring": 4, "population": 4, "probe_count": 64}
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaprune.formats import to_json, to_toml
+from gaprune.io.serialization import to_json, to_toml
 
 TEXT = st.text(st.characters(codec="utf-8"))
 SCALARS = st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | TEXT

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import InputError
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.genome import Genes, align
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask
-from gaprune.objectives import OBJECTIVES
-from gaprune.trial.bench import Bench
 
 SCOPES = ["allocated", "global", "layer"]
 

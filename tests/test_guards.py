@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from search_cases import seeded
 from torch import Tensor
 
+from gaprune.calibration.calibration_set import ProbePlan, plan_probes
+from gaprune.calibration.guard import mix_guard
+from gaprune.calibration.samples import Samples
 from gaprune.config import make_settings
-from gaprune.probes.guards import mix_guard
-from gaprune.probes.plan import ProbePlan, plan_probes
-from gaprune.probes.samples import Samples
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gaprune.workers import heap
-from gaprune.workers.heap import BLOCK, SPARE, VARIABLES
+from gaprune.workers import malloc as heap
+from gaprune.workers.malloc import BLOCK, SPARE, VARIABLES
 
 ROUNDS, BLOCKS, SIZE = 10, 4, 8 << 20  # of a forward pass: together less than SPARE
 SCRIPT = f"""

@@ -17,9 +17,9 @@ from command_line import Run, run_here
 
 import gaprune
 from gaprune.cli import COMMANDS, load
-from gaprune.exports import EXPORTERS
-from gaprune.saliency import SALIENCIES
-from gaprune.zoo import ZOO
+from gaprune.criteria import SALIENCIES
+from gaprune.export import EXPORTERS
+from gaprune.models.zoo import ZOO
 
 LOADED = "import sys; from gaprune.cli import main; main(%r); print('torch' in sys.modules)"
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.inputs import InputSpec
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import target_from_module
-from gaprune.sources import load_source
-from gaprune.sources.extras import import_extra
-from gaprune.sources.tokens import mask_of, pool_tokens
+from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.sources import load_source
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.sources.tokenizer import mask_of, pool_tokens
+from gaprune.models.target import target_from_module
 
 SIZES = {
     "vocab_size": 50,

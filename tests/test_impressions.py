@@ -10,10 +10,10 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gaprune.calibration.inversion.impressions import Recipe, impressions, soft_targets
 from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.network.passing import answers
-from gaprune.probes.impressions import Recipe, impressions, soft_targets
+from gaprune.models.forward import answers
+from gaprune.models.input_spec import InputSpec
 
 
 @given(st.integers(1, 40), st.integers(2, 12), st.integers(0, 999))

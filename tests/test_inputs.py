@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gaprune.errors import InputError
-from gaprune.inputs import KINDS, InputSpec
+from gaprune.models.input_spec import KINDS, InputSpec
 
 ACCEPTED: dict[str, dict[str, Any]] = {
     "image": {"shape": (3, 8, 8), "kind": "image", "mean": (0.5, 0.4, 0.3), "std": (0.2,)},

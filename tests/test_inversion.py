@@ -13,13 +13,13 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gaprune.calibration.generators.draws import to_network
+from gaprune.calibration.inversion.batchnorm import Inversion, invert
+from gaprune.calibration.inversion.batchnorm_statistics import Watch
+from gaprune.calibration.inversion.impressions import soft_targets
 from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.network.cost import activation_bytes
-from gaprune.probes.batch_statistics import Watch
-from gaprune.probes.draws import to_network
-from gaprune.probes.impressions import soft_targets
-from gaprune.probes.inversion import Inversion, invert
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.macs import activation_bytes
 
 IMAGE = InputSpec((2, 8, 8), "image", mean=(0.4, 0.6), std=(0.25, 0.5))
 SIGNAL = InputSpec((1, 32), "signal", low=-1, high=1)

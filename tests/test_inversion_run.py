@@ -9,11 +9,11 @@ import torch
 from comparison_cases import conv_target
 from search_cases import seeded
 
+from gaprune.calibration.calibration_set import plan_probes
+from gaprune.callbacks import Silence
 from gaprune.config import Settings, make_settings
-from gaprune.observe import Silence
-from gaprune.probes.plan import plan_probes
-from gaprune.running.pipeline import prune_target
-from gaprune.running.run import PruningRun
+from gaprune.runs.prune import prune_target
+from gaprune.runs.run import PruningRun
 
 
 @pytest.fixture(autouse=True)

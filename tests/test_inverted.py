@@ -10,12 +10,12 @@ import torch
 from search_cases import seeded
 from torch import nn
 
-from gaprune.network.target import InputOptions, Target, target_from_module
-from gaprune.observe import Silence
-from gaprune.probes.inversion import Inversion
-from gaprune.probes.inverted import inverted_samples
-from gaprune.probes.mixture import Mixture
-from gaprune.probes.procedural import GENERATORS
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.inversion.batchnorm import Inversion
+from gaprune.calibration.inversion.inverted_samples import inverted_samples
+from gaprune.callbacks import Silence
+from gaprune.models.target import InputOptions, Target, target_from_module
 
 HOW = Inversion(steps=2, batch=8)
 

@@ -10,16 +10,16 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from gaprune.baselines.iterative import Iteration, Stage, prune_iteratively
-from gaprune.baselines.schedule import Step, make_schedule
-from gaprune.baselines.training import Lessons, Training, from_labels, from_teacher, train
+from gaprune.calibration.samples import Samples
+from gaprune.comparison.methods.iterative import Iteration, Stage, prune_iteratively
+from gaprune.comparison.methods.schedule import Step, make_schedule
+from gaprune.comparison.methods.training import Lessons, Training, from_labels, from_teacher, train
+from gaprune.criteria import SALIENCIES
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import MIN_KEEP, global_mask, layer_counts
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.probes.samples import Samples
-from gaprune.saliency import SALIENCIES
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaprune import keys
 from gaprune.errors import InputError
+from gaprune.runs import option_keys as keys
 
 
 @given(st.lists(st.floats(allow_nan=False), min_size=1))

@@ -10,11 +10,11 @@ import torch
 from search_cases import tiny_model
 from torch import Tensor, nn
 
+from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, load_target, target_from_module
-from gaprune.probes.samples import Samples
-from gaprune.trial.labelled import check_labelled, read_labelled, zoo_test, zoo_train
+from gaprune.evaluation.labelled import check_labelled, read_labelled, zoo_test, zoo_train
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, load_target, target_from_module
 
 VECTORS = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 3, 1, 2, 0])

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from search_cases import layout_of, layouts_with_counts, run_to_bits, score_vectors, seeded
 from torch import Tensor, nn
 
-from gaprune.checkpoint import read_bundle
-from gaprune.checkpoint.bundle import write_bundle
-from gaprune.evolution.breeding import Breed, Recipe
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.objectives import OBJECTIVES
+from gaprune.evolution.archive import as_mask
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.genome import (
     LARGE,
@@ -33,16 +35,13 @@ from gaprune.evolution.genome import (
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import MUTATIONS
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.remembered import as_mask
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.evolution.snapshot import Snapshot
-from gaprune.inputs import InputSpec
+from gaprune.evolution.tasks import Breed, Recipe
+from gaprune.io.atomic_folder import read_bundle, write_bundle
 from gaprune.masks.supermask import Layout
-from gaprune.network.passing import answers
-from gaprune.objectives import OBJECTIVES
-from gaprune.probes.mixture import Mixture
-from gaprune.trial.answering import Shown
-from gaprune.trial.bench import Bench
+from gaprune.models.forward import answers
+from gaprune.models.input_spec import InputSpec
 from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
 LAST = 2.0**-24  # the least float16 above 0

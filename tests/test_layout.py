@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gaprune.errors import InputError
-from gaprune.masks.quota import Quota
+from gaprune.masks.n_of_m import Quota
 from gaprune.masks.supermask import Layout, check_masks, masked_weights
 
 LAYOUT = Layout(("a", "b"), ((3, 4), (2, 2)))

@@ -10,11 +10,11 @@ import pytest
 from search_cases import seeds_of, tiny_bench
 
 from gaprune.errors import GapruneError
-from gaprune.evolution.breeding import Breed, Judge, Score
+from gaprune.evaluation.evaluator import Bench
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
-from gaprune.trial.bench import Bench
+from gaprune.evolution.tasks import Breed, Judge, Score
 from gaprune.workers import Lost, SerialWorkers
 
 BENCH = tiny_bench()

@@ -10,7 +10,8 @@ import torch
 from search_cases import seeded, tiny_model
 from torch import nn
 
-from gaprune.baselines.lessons import (
+from gaprune.calibration.samples import Samples
+from gaprune.comparison.methods.training_data import (
     from_labels,
     from_teacher,
     label_loss,
@@ -18,10 +19,9 @@ from gaprune.baselines.lessons import (
     teacher_loss,
 )
 from gaprune.errors import InputError
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import target_from_module
-from gaprune.objectives import relative_error
-from gaprune.probes.samples import Samples
+from gaprune.evaluation.objectives import relative_error
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4

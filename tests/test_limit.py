@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from search_cases import layout_of, seeded, tiny_model
 
 from gaprune import GapruneError, InputError, InputOptions, Result, compare, prune
+from gaprune.callbacks import Observer, Silence
 from gaprune.config import LARGEST_SPARSITY, make_settings
+from gaprune.io.run_files import FILES
 from gaprune.masks.budget import keep_total
-from gaprune.observe import Observer, Silence
-from gaprune.outcome.run_directory import FILES, load_masks
-from gaprune.planning.job import make_job
 from gaprune.records import Generation
-from gaprune.running.limit import LEAST_SPARSITY, NEAR, SEARCHES, Once, Span
-from gaprune.running.pipeline import prune_target
+from gaprune.runs.directory import load_masks
+from gaprune.runs.job import make_job
+from gaprune.runs.max_drop import LEAST_SPARSITY, NEAR, SEARCHES, Once, Span
+from gaprune.runs.prune import prune_target
 
 SMALL: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),

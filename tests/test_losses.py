@@ -7,8 +7,8 @@ import torch
 from ray.exceptions import ActorUnavailableError, ObjectLostError, WorkerCrashedError
 
 from gaprune.errors import InputError
-from gaprune.userfile import call_user
-from gaprune.workers.losses import (
+from gaprune.io.user_code import call_user
+from gaprune.workers.failures import (
     describe,
     ends_worker,
     is_arguments,

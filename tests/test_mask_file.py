@@ -13,10 +13,10 @@ from search_cases import seeded
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.files.mask_file import save_masks
-from gaprune.formats import from_stamp
+from gaprune.io.mask_file import save_masks
+from gaprune.io.serialization import from_stamp
 from gaprune.masks.supermask import Layout
-from gaprune.outcome.run_directory import load_masks
+from gaprune.runs.directory import load_masks
 
 
 def some_masks(seed: int = 0) -> dict[str, Tensor]:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from gaprune import Result, export, load_target, measure, save_run
 from gaprune.errors import InputError
-from gaprune.measures.latency import Timed, time_all
-from gaprune.measures.reading import Held, read_file
-from gaprune.measures.runtimes import CSR, EAGER, ONNX, RUNTIMES, Subject, UnavailableError, ready
-from gaprune.measures.verdict import verdict
-from gaprune.measures.work import Work, work_of
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import target_from_module
+from gaprune.evaluation.latency import Timed, time_all
+from gaprune.evaluation.runtimes import CSR, EAGER, ONNX, RUNTIMES, Subject, UnavailableError, ready
+from gaprune.export.measure.nonzero_macs import Work, work_of
+from gaprune.export.measure.read_file import Held, read_file
+from gaprune.export.measure.remarks import verdict
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import target_from_module
 
 FORMS = ("dense", "masks", "prune", "sparse")
 
@@ -79,7 +79,7 @@ def test_agreement_and_accuracy_are_those_of_the_pruned_network(
     result: Result, exported: dict[str, Path]
 ) -> None:
     """On the first thousand test images of the zoo, by an independent count."""
-    from gaprune.zoo import mnist  # noqa: PLC0415 - tens of megabytes
+    from gaprune.models.zoo import mnist  # noqa: PLC0415 - tens of megabytes
 
     (found,) = measure(exported["sparse"], runtimes=[EAGER], batches=[1])
     images, labels = (part[:1000] for part in mnist.test_set())

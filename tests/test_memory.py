@@ -17,16 +17,16 @@ from search_cases import layout_of, run_to_bits, seeded, seeds_of, tiny_bench
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.evolution.breeding import Score
+from gaprune.evaluation.cache import Memory, marks_of
+from gaprune.evaluation.cache.trace import cut_up
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import STRICT, Guided, Shown
+from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.scoring import Scores
+from gaprune.evolution.tasks import Score
 from gaprune.masks.supermask import Layout, masked_weights
-from gaprune.memory import Memory, marks_of
-from gaprune.memory.trace import cut_up
-from gaprune.network.passing import CHUNK, answers
-from gaprune.network.target import load_target
-from gaprune.objectives import OBJECTIVES, agreement
-from gaprune.trial.answering import STRICT, Guided, Shown
-from gaprune.trial.bench import Bench
+from gaprune.models.forward import CHUNK, answers
+from gaprune.models.target import load_target
 from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gaprune.errors import InputError
-from gaprune.objectives import (
+from gaprune.evaluation.objectives import (
     AUTO,
     OBJECTIVES,
     SHARPNESS,

@@ -15,7 +15,7 @@ from gaprune.evolution.operators import (
     threshold_swap,
     uniform_reset,
 )
-from gaprune.masks.quota import Quota
+from gaprune.masks.n_of_m import Quota
 from gaprune.masks.supermask import Layout
 
 SEEDS = range(60)

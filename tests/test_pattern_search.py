@@ -18,16 +18,16 @@ from test_resume import Copying, found, saved
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, resume
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evolution.breeding import Breed, Recipe
+from gaprune.criteria import SALIENCIES
+from gaprune.evaluation.evaluator import Bench
 from gaprune.evolution.genome import Genes, Individual, rank
 from gaprune.evolution.gradient import Refinement, refine
+from gaprune.evolution.tasks import Breed, Recipe
 from gaprune.masks.supermask import layer_counts
-from gaprune.network.target import target_from_module
-from gaprune.observe import Silence
-from gaprune.running.run import PruningRun
-from gaprune.saliency import SALIENCIES
-from gaprune.trial.bench import Bench
+from gaprune.models.target import target_from_module
+from gaprune.runs.run import PruningRun
 from gaprune.workers import RayWorkers, SerialWorkers, Staff
 
 SMALL: dict[str, Any] = {

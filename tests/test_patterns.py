@@ -13,18 +13,19 @@ from search_cases import seeded
 from torch import Tensor, nn
 
 from gaprune import InputOptions
-from gaprune.baselines.channels import remove_channels
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, halved
 from gaprune.evolution.operators import MUTATIONS, threshold_swap
+from gaprune.masks.blocks import Blocks
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
-from gaprune.network.target import Target, target_from_module
+from gaprune.masks.units import Units
+from gaprune.models.channel_removal import remove_channels
+from gaprune.models.patterns import channel_groups, channels_of, searched_layout, units_of
+from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import parse_pattern
-from gaprune.patterns import Blocks, Units
-from gaprune.planning.patterning import channel_groups, channels_of, searched_layout, units_of
-from gaprune.planning.resolving import check_settings, resolve_settings
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
 
 FEW = settings(max_examples=30)
 QUOTAS = ("1:2", "2:4", "3:4", "4:8", "2:40")

@@ -16,13 +16,13 @@ import torch
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
-import gaprune.running.pipeline
+import gaprune.runs.prune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune
+from gaprune.callbacks import Silence
+from gaprune.criteria import SALIENCIES, Network, score
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Supermask, global_mask, layered_mask
-from gaprune.observe import Silence
 from gaprune.records import BaselineScore, Generation
-from gaprune.saliency import SALIENCIES, Network, score
 
 UNIT = InputOptions(range=(0, 1))
 SMALL: dict[str, Any] = {
@@ -451,7 +451,7 @@ def test_a_black_box_objective_needs_a_black_box_search(tmp_path: Path) -> None:
 def test_the_documented_example_runs() -> None:
     """The doctest of `prune`."""
     finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(gaprune.running.pipeline.prune, "prune", globs={})
+    (example,) = finder.find(gaprune.runs.prune.prune, "prune", globs={})
     assert len(example.examples) >= 4
     assert doctest.DocTestRunner().run(example).failed == 0
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_cases import seeded, seeds_of, tiny_bench
 
-from gaprune.evolution.breeding import Judge
+from gaprune.evaluation.evaluator import Bench
 from gaprune.evolution.engine import Evolution
-from gaprune.evolution.plan import PARTED, Limits, Outcome, Plan, parted_for
 from gaprune.evolution.presets import find_preset
-from gaprune.trial.bench import Bench
+from gaprune.evolution.search_plan import PARTED, Limits, Outcome, Plan, parted_for
+from gaprune.evolution.tasks import Judge
 from gaprune.workers import SerialWorkers
 
 KEEP = 60

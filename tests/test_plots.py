@@ -14,12 +14,12 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from gaprune.baselines.report import SparsityReport
-from gaprune.baselines.threshold import ThresholdPoint, ThresholdSweep
+from gaprune.comparison.methods.sparsity_report import SparsityReport
+from gaprune.comparison.methods.threshold import ThresholdPoint, ThresholdSweep
+from gaprune.comparison.plots.cluster_plot import plot_clusters
+from gaprune.comparison.plots.comparison_plot import plot_comparison
+from gaprune.comparison.plots.threshold_plot import plot_thresholds
 from gaprune.errors import GapruneError, InputError
-from gaprune.plots.clusters import plot_clusters
-from gaprune.plots.comparison import plot_comparison
-from gaprune.plots.threshold import plot_thresholds
 from gaprune.records import LayerCount
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 import gaprune
 from gaprune import InputError, InputOptions, plugins
-from gaprune.checkup import doctor
+from gaprune.cli import checks as doctor
 from gaprune.comparison import added_methods, find_methods
 from gaprune.evolution.operators import find_crossover, find_mutation
 
 CODE = '''
 import torch
 from gaprune.evolution.presets import Preset
-from gaprune.exports.formats import Exporter
-from gaprune.objectives import Objective, agreement, divergence
+from gaprune.export.format_registry import Exporter
+from gaprune.evaluation.objectives import Objective, agreement, divergence
 
 calls = []
 
@@ -72,7 +72,7 @@ torn = tiny_torn:criterion
 gone = tiny:nothing_of_that_name
 number = tiny:calls
 
-[gaprune.objectives]
+[gaprune.evaluation.objectives]
 close = tiny:close
 steered = tiny:steered
 

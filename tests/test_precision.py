@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gaprune
+from gaprune.callbacks import Silence
 from gaprune.config import NEUTRAL, make_settings
 from gaprune.errors import InputError
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import AfterRepair, Guided
+from gaprune.evaluation.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.network.input_options import InputOptions
-from gaprune.observe import Silence
-from gaprune.planning.resolving import check_settings
-from gaprune.running.resumption import CHANGEABLE
-from gaprune.trial.answering import AfterRepair, Guided
-from gaprune.trial.bench import Bench
-from gaprune.trial.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
+from gaprune.models.input_options import InputOptions
+from gaprune.runs.resolve_settings import check_settings
+from gaprune.runs.resume import CHANGEABLE
 from gaprune.workers.device import settle, steady
 
 cuda = pytest.mark.skipif(

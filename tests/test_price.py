@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gaprune import InputOptions
-from gaprune.baselines.channels import remove_channels
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, halved, rank, seed_genes
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.masks.budget import keep_total, uniform_counts
-from gaprune.masks.price import Price, Side, Term
+from gaprune.masks.mac_budget import Price, Side, Term
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
-from gaprune.network.cost import macs_by_weight, macs_per_input
-from gaprune.network.target import Target, target_from_module
-from gaprune.planning.patterning import check_pattern, searched_layout, silent_channels, units_of
-from gaprune.planning.pricing import kept_macs
+from gaprune.models.channel_removal import remove_channels
+from gaprune.models.mac_price import kept_macs
+from gaprune.models.macs import macs_by_weight, macs_per_input
+from gaprune.models.patterns import check_pattern, searched_layout, silent_channels, units_of
+from gaprune.models.target import Target, target_from_module
 
 NETWORKS = (Separable, Residual, Joined, Summed, Enlarging)
 PATTERNS = ("unstructured", "4x1", "channel")

@@ -13,14 +13,14 @@ from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gaprune.calibration import GENERATORS
+from gaprune.calibration.affinity import affinities, shares
+from gaprune.calibration.generators.mixture import Mixture, mix_generators
+from gaprune.calibration.parse import FileRequest, parse_probes
 from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.network.target import Target, load_target
-from gaprune.probes import GENERATORS
-from gaprune.probes.affinity import affinities, shares
-from gaprune.probes.mixture import Mixture, mix_generators
-from gaprune.probes.requests import FileRequest, parse_probes
-from gaprune.zoo import MNIST_INPUT
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import Target, load_target
+from gaprune.models.zoo import MNIST_INPUT
 
 IMAGE = MNIST_INPUT
 PENS = {"strokes", "outlines", "glyphs"}

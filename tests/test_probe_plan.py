@@ -14,17 +14,17 @@ from saliency_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
+from gaprune.calibration import GENERATORS, sha256_of
+from gaprune.calibration.affinity import affinities
+from gaprune.calibration.calibration_set import ProbePlan, plan_probes
+from gaprune.calibration.generators.mixture import Mixture, mix_generators
+from gaprune.calibration.inversion.impressions import impressions
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.inputs import KINDS, InputSpec
-from gaprune.network.input_options import InputOptions
-from gaprune.network.passing import answers
-from gaprune.network.target import Target, load_target, target_from_module
-from gaprune.probes import GENERATORS, sha256_of
-from gaprune.probes.affinity import affinities
-from gaprune.probes.impressions import impressions
-from gaprune.probes.mixture import Mixture, mix_generators
-from gaprune.probes.plan import ProbePlan, plan_probes
+from gaprune.models.forward import answers
+from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import KINDS, InputSpec
+from gaprune.models.target import Target, load_target, target_from_module
 
 
 def settings_of(**values: Any) -> Settings:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gaprune.calibration import read_probes
 from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.probes import read_probes
+from gaprune.models.input_spec import InputSpec
 
 torch.set_num_threads(1)
 

@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.probes import (
+from gaprune.calibration import (
     GENERATORS,
     NOISE,
     RUNGS,
@@ -27,7 +25,9 @@ from gaprune.probes import (
     sha256_of,
     to_network,
 )
-from gaprune.probes.draws import mix, power_law
+from gaprune.calibration.generators.draws import mix, power_law
+from gaprune.errors import InputError
+from gaprune.models.input_spec import InputSpec
 
 torch.set_num_threads(1)
 

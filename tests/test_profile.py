@@ -18,7 +18,7 @@ from worker_tasks import Echo
 from gaprune import InputOptions, Result, prune, resume
 from gaprune.config import NEUTRAL
 from gaprune.evolution.presets import PRESETS
-from gaprune.spent import (
+from gaprune.profiling import (
     LOST,
     OTHER,
     PARTS,

@@ -8,9 +8,9 @@ import sys
 import pytest
 from comparison_cases import Heard
 
-from gaprune.observe import Part
+from gaprune.callbacks import Part
+from gaprune.cli.console import Monitor
 from gaprune.records import BaselineScore, Generation
-from gaprune.screen.console import Monitor
 
 
 class Terminal(io.StringIO):
@@ -57,7 +57,7 @@ def test_a_pipe_gets_a_line_of_progress_only_now_and_then(
     with Monitor() as monitor, Monitor(quiet=True) as quiet:
         monitor.progress("imp-linear, epoch", 1, 13)
         assert capsys.readouterr().err == ""
-        monkeypatch.setattr("gaprune.screen.console.SELDOM", -1.0)
+        monkeypatch.setattr("gaprune.cli.console.SELDOM", -1.0)
         monitor.progress("edge-popup 0.9", 0, None)
         monitor.progress("imp-linear, epoch", 2.5, 13)
         monitor.progress("evolved, generation", 7, None)

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 from gaprune.errors import InputError
 from gaprune.masks.supermask import masked_forward
-from gaprune.network.prunable import check_prunable, check_structure, find_prunable
+from gaprune.models.prunable import check_prunable, check_structure, find_prunable
 
 
 class EveryLayer(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaprune.evolution.breeding import Child
 from gaprune.evolution.genome import Fitness, Genes
-from gaprune.evolution.newborn import Newborn
+from gaprune.evolution.offspring import Newborn
 from gaprune.evolution.race import faster_half
+from gaprune.evolution.tasks import Child
 
 SPRINTS = st.lists(st.integers(-3, 3).map(float), max_size=20)  # few values, so that many tie
 

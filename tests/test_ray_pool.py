@@ -16,9 +16,10 @@ from search_cases import random_genes, run_to_bits, tiny_bench
 from worker_tasks import Echo, unreserved
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.evolution.breeding import Breed, Judge, Recipe, Score, Task
 from gaprune.evolution.gradient import Refinement
-from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff, Tolerance, tolerance
+from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
+from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff, Tolerance
+from gaprune.workers import retry_policy as tolerance
 
 BENCH = tiny_bench(pool_share=0.5)
 QUICK = Tolerance(retries=2, timeout=3.0, first_wait=0.05, longest_wait=0.2)

@@ -19,9 +19,9 @@ from benchmarks.real.report import line, show
 from benchmarks.real.rows import Kept, Key, Row
 from benchmarks.real_networks import CASES as REAL_CASES
 from benchmarks.real_networks import keys_of, main, rows_of
+from gaprune.cli.console import stdout
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.screen.console import stdout
 
 MB = 1_000_000
 

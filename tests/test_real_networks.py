@@ -23,7 +23,7 @@ from benchmarks.networks.resnet20 import BasicBlock, ResNet20
 from benchmarks.networks.scoring import accuracy, mean_cosine, outputs_of, same_class
 from benchmarks.networks.tones import RATE, make_tones
 from gaprune.errors import GapruneError, InputError
-from gaprune.network.prunable import find_prunable
+from gaprune.models.prunable import find_prunable
 
 NEEDS_DATA = ("resnet20", "efficientnet-lite0", "minilm")
 

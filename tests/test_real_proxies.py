@@ -22,9 +22,9 @@ from benchmarks.real.proxies import (
     sentences,
     tokens_of,
 )
+from gaprune.calibration.inversion.fitting import fit_inputs
 from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.probes.fitting import fit_inputs
+from gaprune.models.input_spec import InputSpec
 
 
 def test_every_network_has_a_proxy() -> None:

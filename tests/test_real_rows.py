@@ -19,7 +19,7 @@ from benchmarks.real.methods import METHODS, SEARCH_ONLY
 from benchmarks.real.rows import FILE, Kept, Key, Row
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.running.pipeline import prune_target
+from gaprune.runs.prune import prune_target
 
 CONTRACT = ("network", "sparsity", "method", "score", "dense", "agreement", "seconds", "peak_mb")
 

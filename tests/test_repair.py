@@ -21,13 +21,13 @@ from repair_networks import (
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gaprune.calibration import procedural, to_network
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import global_mask
-from gaprune.network.target import Target, load_target
-from gaprune.probes import procedural, to_network
+from gaprune.models.target import Target, load_target
+from gaprune.models.zoo import mnist
 from gaprune.repair import BIAS, NORM, STATISTICS, repair, repaired_copy
-from gaprune.zoo import mnist
 
 CONVOLUTIONAL: dict[str, Callable[[], Target]] = {
     "1-D": lambda: target_of(lambda: Convolutional(1), (2, 9)),

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.masks.supermask import masked_weights
-from gaprune.network.target import Target
+from gaprune.models.target import Target
 from gaprune.repair import (
     BIAS,
     NORM,

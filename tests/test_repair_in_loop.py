@@ -26,21 +26,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune import InputError, InputOptions, Result, prune, prune_target
+from gaprune.callbacks import Silence
+from gaprune.cli.console import show_result, stdout
 from gaprune.config import make_settings
-from gaprune.evolution.breeding import Breed, Judge, Recipe, Score
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.objectives import OBJECTIVES, WORST
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.plan import Limits, Plan
 from gaprune.evolution.presets import find_preset
-from gaprune.inputs import InputSpec
+from gaprune.evolution.search_plan import Limits, Plan
+from gaprune.evolution.tasks import Breed, Judge, Recipe, Score
 from gaprune.masks.supermask import masked_weights
-from gaprune.network.target import Target
-from gaprune.objectives import OBJECTIVES, WORST
-from gaprune.observe import Silence
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import Target
 from gaprune.repair import repair, repaired_copy
-from gaprune.screen.console import show_result, stdout
-from gaprune.trial.answering import Shown
-from gaprune.trial.bench import Bench
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
 
 SMALL: dict[str, Any] = {

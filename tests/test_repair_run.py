@@ -12,8 +12,8 @@ from comparison_cases import conv_target, images
 from safetensors.torch import load_file
 
 from gaprune.config import make_settings
-from gaprune.outcome.result import Result
-from gaprune.running.pipeline import prune_target
+from gaprune.runs.prune import prune_target
+from gaprune.runs.result import Result
 
 QUICK = {"sparsity": 0.6, "method": "magnitude", "probe_count": 64, "guard_count": 64}
 

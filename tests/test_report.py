@@ -12,7 +12,7 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from gaprune.baselines.report import report_of_masks, report_of_module
+from gaprune.comparison.methods.sparsity_report import report_of_masks, report_of_module
 from gaprune.errors import InputError
 from gaprune.masks.supermask import attach, bake
 

@@ -12,7 +12,7 @@ import pytest
 from report_runs import TINY, Pictures, labelled, made, named, pictures
 
 from gaprune import InputOptions, compare
-from gaprune.outcome.run_directory import REPORT
+from gaprune.io.run_files import REPORT
 from gaprune.report.palette import DARK, LIGHT
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from gaprune.report.charts import Axis, Frame, Point, Series, draw, thinned
 from gaprune.report.dots import dot_plot
+from gaprune.report.images import curve, png, tiles
 from gaprune.report.palette import DARK, LIGHT, SERIES, as_css, contrast
-from gaprune.report.pictures import curve, png, tiles
 from gaprune.report.scales import Linear, Log, Parts, Scale, nice_ticks
 from gaprune.report.words import certainty, duration, listing, number, percent, points, short, size
 

@@ -15,11 +15,11 @@ from report_runs import NAUGHTY, TINY, Ids, Pictures, labelled, made, named, pic
 from torch import nn
 
 from gaprune import InputOptions, compare, prune, resume
-from gaprune.comparison.page import write_page
+from gaprune.comparison.comparison_report import write_page
 from gaprune.errors import GapruneError, InputError
-from gaprune.outcome.run_directory import FILES, REPORT, SKETCH
+from gaprune.io.run_files import FILES, REPORT, SKETCH
 from gaprune.report import report_of, write_report
-from gaprune.running.sketch import confusion_of
+from gaprune.report.data import confusion_of
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 DRAWN = {"use", "line", "polyline", "path", "rect", "circle"}
@@ -289,7 +289,7 @@ def test_a_run_is_saved_even_where_no_report_can_be_made(
     def fail(*_: object, **__: object) -> Path:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("gaprune.keeping.claim.write_report", fail)
+    monkeypatch.setattr("gaprune.runs.open_directory.write_report", fail)
     with pytest.raises(GapruneError, match=r"is saved, but no report\.html.*a defect"):
         pictures(tmp_path / "run")
     there = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}

@@ -21,19 +21,18 @@ from torch import nn
 
 import gaprune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune, resume
-from gaprune.checkpoint import read_bundle
-from gaprune.checkpoint.bundle import write_bundle
+from gaprune.calibration.calibration_set import ProbePlan
+from gaprune.calibration.samples import Samples, join, pick
+from gaprune.calibration.serialize import plan_apart, plan_together
+from gaprune.callbacks import Silence
 from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings
-from gaprune.formats import to_json
-from gaprune.keeping.claim import claim, claim_again
-from gaprune.observe import Silence
-from gaprune.outcome.run_directory import CHECKPOINT, CONFIG, FILES, HISTORY
-from gaprune.probes.kept import plan_apart, plan_together
-from gaprune.probes.plan import ProbePlan
-from gaprune.probes.samples import Samples, join, pick
+from gaprune.io.atomic_folder import read_bundle, write_bundle
+from gaprune.io.run_files import CHECKPOINT, CONFIG, FILES, HISTORY
+from gaprune.io.serialization import to_json
 from gaprune.records import Generation
-from gaprune.running.resumption import CHANGEABLE
+from gaprune.runs.open_directory import claim, claim_again
+from gaprune.runs.resume import CHANGEABLE
 
 TINY: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),

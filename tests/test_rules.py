@@ -15,11 +15,11 @@ from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from gaprune.baselines.rules import Rule, matching, prune_by_rules
+from gaprune.comparison.methods.torch_rules import Rule, matching, prune_by_rules
+from gaprune.criteria import SALIENCIES, Network, Saliency, score
 from gaprune.errors import InputError
 from gaprune.masks.supermask import attach, bake, detach
-from gaprune.network.target import InputOptions, Target, target_from_module
-from gaprune.saliency import SALIENCIES, Network, Saliency, score
+from gaprune.models.target import InputOptions, Target, target_from_module
 
 WEIGHTS = ("first.weight", "up.weight", "fc1.weight", "fc2.weight")
 BIASES = ("first.bias", "up.bias", "fc1.bias", "fc2.bias")

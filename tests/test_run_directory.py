@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from gaprune import InputOptions, Result, load_masks, prune, save_run
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.formats import to_json
-from gaprune.keeping.claim import claim, claim_numbered
-from gaprune.outcome.run_directory import FILES, free_name
-from gaprune.planning.job import Job, make_job
+from gaprune.io.run_files import FILES
+from gaprune.io.serialization import to_json
+from gaprune.runs.directory import free_name
+from gaprune.runs.job import Job, make_job
+from gaprune.runs.open_directory import claim, claim_numbered
 
 TINY: dict[str, Any] = {
     "generations": 1,

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
+from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria.flow import linearised, synaptic_flow
+from gaprune.criteria.weights_only import erk_factor, lamp_scores
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import global_mask, layer_counts, layered_mask, top_k_mask
-from gaprune.saliency import SALIENCIES, Network, score
-from gaprune.saliency.flow import linearised, synaptic_flow
-from gaprune.saliency.weights_only import erk_factor, lamp_scores
-from gaprune.zoo.networks import LeNet
+from gaprune.models.zoo.networks import LeNet
 
 PROBED = [name for name, saliency in SALIENCIES.items() if saliency.needs_probes]
 

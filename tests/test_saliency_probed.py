@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from gaprune.inputs import InputSpec
+from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria.activations import input_energies
+from gaprune.criteria.gradients import TAYLOR_BATCH, pseudo_label_loss
+from gaprune.criteria.weights_only import lamp_scores
 from gaprune.masks.supermask import global_mask, layer_counts
-from gaprune.saliency import SALIENCIES, Network, score
-from gaprune.saliency.activations import input_energies
-from gaprune.saliency.gradients import TAYLOR_BATCH, pseudo_label_loss
-from gaprune.saliency.weights_only import lamp_scores
+from gaprune.models.input_spec import InputSpec
 
 
 def mean_loss(network: Network, flat: Tensor, probes: Tensor, temperature: float = 1.0) -> Tensor:

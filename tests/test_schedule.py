@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaprune.baselines.schedule import (
+from gaprune.comparison.methods.schedule import (
     CUBIC_STEPS,
     SCHEDULES,
     Step,

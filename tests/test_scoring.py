@@ -13,19 +13,19 @@ from search_cases import random_genes, seeds_of, tiny_bench
 from torch import Tensor, nn
 
 from gaprune.config import make_settings
-from gaprune.evolution.breeding import Score
+from gaprune.evaluation.evaluator import GROUP, Bench
+from gaprune.evaluation.forward_modes import STRICT, Guided
+from gaprune.evaluation.objectives import WORST, find_objective
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.scoring import ScoreGroup, score_masks
+from gaprune.evolution.tasks import Score
 from gaprune.masks.supermask import pack
-from gaprune.network.passing import forward_many
-from gaprune.network.target import load_target
-from gaprune.objectives import WORST, find_objective
-from gaprune.planning.preparation import make_plan
-from gaprune.planning.resolving import check_settings, resolve_settings
-from gaprune.trial.answering import STRICT, Guided
-from gaprune.trial.bench import GROUP, Bench
+from gaprune.models.forward import forward_many
+from gaprune.models.target import load_target
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.setup import make_plan
 from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff, Workers
 
 cuda = pytest.mark.skipif(

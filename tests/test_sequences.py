@@ -12,13 +12,13 @@ from saliency_networks import Attention
 from search_cases import seeded
 from torch import Tensor, nn
 
+from gaprune.calibration.calibration_set import plan_probes
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.sequences import ROWS, VARYING, WRITING, sequence_samples
+from gaprune.calibration.inversion.token_search import SPREADS, spread_of
 from gaprune.config import Settings, make_settings
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.probes.mixture import Mixture
-from gaprune.probes.plan import plan_probes
-from gaprune.probes.sequences import ROWS, VARYING, WRITING, sequence_samples
-from gaprune.probes.token_search import SPREADS, spread_of
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 
 @pytest.fixture(autouse=True)

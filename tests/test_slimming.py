@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.baselines.channels import masked_equivalent, removable
-from gaprune.baselines.gammas import by_first_layer, gamma_penalty, rank_channels
-from gaprune.baselines.slimming import Slimming, hold_out, slim, slim_to, sparsify
-from gaprune.baselines.training import Lessons, Training, from_labels
+from gaprune.calibration.samples import Samples
+from gaprune.comparison.methods.gammas import by_first_layer, gamma_penalty, rank_channels
+from gaprune.comparison.methods.slimming import Slimming, hold_out, slim, slim_to, sparsify
+from gaprune.comparison.methods.training import Lessons, Training, from_labels
 from gaprune.errors import InputError
-from gaprune.files.weights_file import sha256_of
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.probes.samples import Samples
-from gaprune.zoo.networks import LeNet
+from gaprune.io.weights import sha256_of
+from gaprune.models.channel_removal import masked_equivalent, removable
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
+from gaprune.models.zoo.networks import LeNet
 
 UNTRAINED = Slimming(rounds=1, epochs=0)
 

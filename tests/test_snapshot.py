@@ -12,15 +12,14 @@ import torch
 from search_cases import random_genes, seeds_of, tiny_bench
 from torch import Tensor
 
-from gaprune.checkpoint import read_bundle
-from gaprune.checkpoint.bundle import write_bundle
+from gaprune.evaluation.evaluator import Verdict
+from gaprune.evolution.archive import Remembered, as_mask
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Genes, Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
-from gaprune.evolution.remembered import Remembered, as_mask
 from gaprune.evolution.snapshot import Snapshot
-from gaprune.trial.bench import Verdict
+from gaprune.io.atomic_folder import read_bundle, write_bundle
 from gaprune.workers import SerialWorkers
 
 BENCH = tiny_bench()

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import InputError
-from gaprune.network.input_options import InputOptions
-from gaprune.network.prunable import find_prunable
-from gaprune.network.target import target_from_module
-from gaprune.sources import check_one_input, choose_output, describe
-from gaprune.sources.outputs import pick
+from gaprune.models.input_options import InputOptions
+from gaprune.models.prunable import find_prunable
+from gaprune.models.sources import check_one_input, choose_output, describe
+from gaprune.models.sources.outputs import pick
+from gaprune.models.target import target_from_module
 
 
 class Pair(NamedTuple):

@@ -22,13 +22,13 @@ from scipy.sparse import csr_array  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports.entries import How
-from gaprune.exports.sparse_file import sparse_bytes
+from gaprune.export.sparse_entries import How
+from gaprune.export.sparse_writer import sparse_bytes
+from gaprune.io.sparse import SparseFile, load_sparse, load_sparse_into
+from gaprune.io.sparse.index_codecs import CODINGS, decode
+from gaprune.io.sparse.tensors import DTYPES
 from gaprune.masks.supermask import top_k_mask
-from gaprune.sparse import SparseFile, load_sparse, load_sparse_into
-from gaprune.sparse.entries import DTYPES
-from gaprune.sparse.positions import CODINGS, decode
-from gaprune.zoo import ZOO, load
+from gaprune.models.zoo import ZOO, load
 
 PLAIN = How(compress=False)
 HOWS = (How(), PLAIN)
@@ -353,7 +353,7 @@ def test_reading_an_uncompressed_file_needs_no_extra(tmp_path: Path) -> None:
 import sys
 sys.modules["zstandard"] = None
 from gaprune.errors import GapruneError
-from gaprune.exports import load_sparse
+from gaprune.export import load_sparse
 assert len(load_sparse({str(plain)!r})) == 4
 try:
     load_sparse({str(squeezed)!r})

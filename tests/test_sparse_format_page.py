@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from gaprune import load_sparse
-from gaprune.exports.entries import How
-from gaprune.exports.sparse_file import sparse_bytes
-from gaprune.sparse import VERSION
-from gaprune.sparse.entries import DTYPES
-from gaprune.sparse.positions import CODINGS
+from gaprune.export.sparse_entries import How
+from gaprune.export.sparse_writer import sparse_bytes
+from gaprune.io.sparse import VERSION
+from gaprune.io.sparse.index_codecs import CODINGS
+from gaprune.io.sparse.tensors import DTYPES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "sparse-format.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -36,7 +36,7 @@ from benchmarks.pace.versus_original import (
     measure_original,
     original_of,
 )
-from gaprune.zoo import load, mnist
+from gaprune.models.zoo import load, mnist
 
 NO_TIME = 0.01  # seconds of a search: every one scores a candidate all the same
 TINY: dict[str, Any] = {"seconds": NO_TIME, "probes": 8, "guard": 8, "kinds": ("noise",)}

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gaprune
-from gaprune import spent as module
-from gaprune.spent import OTHER, PARTS, Clock, Ledger, Profile, Spent, measuring, running, spent
-from gaprune.workers.hours import Hours
+from gaprune import profiling as module
+from gaprune.profiling import OTHER, PARTS, Clock, Ledger, Profile, Spent, measuring, running, spent
+from gaprune.workers.time_accounting import Hours
 
 Tree = tuple[str, list[Any]]
 NAMES = st.sampled_from(["express", "mask", "forward"])

@@ -12,10 +12,10 @@ from search_cases import seeded, tiny_bench
 from torch import Tensor
 
 from gaprune import InputOptions, prune
-from gaprune.network.passing import answers
-from gaprune.trial.answering import Shown
-from gaprune.trial.bench import Bench
-from gaprune.trial.stock import BATCHES, BYTES, LEAST, Stock, stock_size
+from gaprune.evaluation.batch_pool import BATCHES, BYTES, LEAST, Stock, stock_size
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import Shown
+from gaprune.models.forward import answers
 
 
 def bench_of(batches: int) -> Bench:

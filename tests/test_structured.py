@@ -15,10 +15,15 @@ from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from gaprune.baselines.structured import output_dim, output_layer, slice_norms, structured_masks
+from gaprune.comparison.methods.structured import (
+    output_dim,
+    output_layer,
+    slice_norms,
+    structured_masks,
+)
 from gaprune.errors import InputError
 from gaprune.masks.budget import keep_total
-from gaprune.network.target import InputOptions, Target, target_from_module
+from gaprune.models.target import InputOptions, Target, target_from_module
 
 NORMS = (1, 2, math.inf)
 

@@ -33,7 +33,7 @@ from gaprune.masks.supermask import (
     unpack,
 )
 from gaprune.masks.top_k import stride
-from gaprune.zoo.networks import LeNet, MobileStudent
+from gaprune.models.zoo.networks import LeNet, MobileStudent
 
 REAL_DTYPES = [
     torch.float64,

@@ -10,11 +10,11 @@ import torch
 from command_line import OWN, Run
 from search_cases import seeded, tiny_model
 
+from gaprune.calibration.samples import Samples
 from gaprune.comparison.sweeps import SWEEPS, Range, sweep
 from gaprune.errors import InputError
 from gaprune.masks.supermask import masked_weights
-from gaprune.network.target import InputOptions, Target, target_from_module
-from gaprune.probes.samples import Samples
+from gaprune.models.target import InputOptions, Target, target_from_module
 
 
 def case() -> tuple[Target, Samples]:

@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.errors import InputError
-from gaprune.files.weights_file import sha256_of
-from gaprune.inputs import InputSpec
+from gaprune.io.user_code import load_function
+from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import masked_forward
-from gaprune.network.input_options import sample_inputs
-from gaprune.network.target import (
+from gaprune.models.input_options import sample_inputs
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import (
     InputOptions,
     Target,
     load_target,
     resolve_inputs,
     target_from_module,
 )
-from gaprune.userfile import load_function
-from gaprune.zoo import ZOO, load
+from gaprune.models.zoo import ZOO, load
 
 FACTORIES = '''
 """Networks for the tests."""

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
-from gaprune.baselines.report import SparsityReport
-from gaprune.baselines.threshold import (
+from gaprune.calibration.samples import Samples
+from gaprune.comparison.methods.sparsity_report import SparsityReport
+from gaprune.comparison.methods.threshold import (
     ThresholdPoint,
     ThresholdSweep,
     percentile_mask,
@@ -23,8 +24,7 @@ from gaprune.baselines.threshold import (
 )
 from gaprune.errors import InputError
 from gaprune.masks.budget import keep_total
-from gaprune.network.target import InputOptions, Target, target_from_module
-from gaprune.probes.samples import Samples
+from gaprune.models.target import InputOptions, Target, target_from_module
 
 WEIGHTS = ("0.weight", "2.weight", "4.weight")
 BIASES = ("0.bias", "2.bias", "4.bias")

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.sources import is_sourced, load_source
-from gaprune.sources.extras import import_extra
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.sources import is_sourced, load_source
+from gaprune.models.sources.optional_packages import import_extra
 
 SMALL = "test_resnet"  # 469,688 weights; timm ships its code, not its weights
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from saliency_networks import TOKENS, Attention, network_of, seeded
 from torch import Tensor, nn
 
-from gaprune.errors import InputError
-from gaprune.inputs import InputSpec
-from gaprune.probes.token_search import (
+from gaprune.calibration.generators.token_sequences import zipf_bursts
+from gaprune.calibration.inversion.token_search import (
     SPREADS,
     TokenSearch,
     decorrelation,
@@ -24,7 +23,8 @@ from gaprune.probes.token_search import (
     writes,
     written,
 )
-from gaprune.probes.tokens import zipf_bursts
+from gaprune.errors import InputError
+from gaprune.models.input_spec import InputSpec
 
 
 def classifier() -> nn.Module:

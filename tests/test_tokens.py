@@ -19,26 +19,26 @@ from hypothesis import strategies as st
 from saliency_networks import Attention, seeded
 from torch import Tensor, nn
 
+from gaprune.calibration.calibration_set import plan_probes
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.neighbours import neighbours
+from gaprune.calibration.generators.token_sequences import TOKENS
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.presets import find_preset
-from gaprune.inputs import InputSpec
-from gaprune.keeping.claim import claim
-from gaprune.network.input_options import InputOptions, embeddings
-from gaprune.network.target import Target, load_target, target_from_module
-from gaprune.observe import Silence
-from gaprune.planning.job import make_job
-from gaprune.planning.preparation import make_bench
-from gaprune.planning.resolving import resolve_settings
-from gaprune.probes.mixture import Mixture
-from gaprune.probes.neighbours import neighbours
-from gaprune.probes.plan import plan_probes
-from gaprune.probes.tokens import TOKENS
+from gaprune.models.input_options import InputOptions, embeddings
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.target import Target, load_target, target_from_module
+from gaprune.models.token_ids import Words
 from gaprune.records import Generation
-from gaprune.running.pipeline import prune_target
-from gaprune.running.resumption import resume
-from gaprune.sources.extras import import_extra
-from gaprune.words import Words
+from gaprune.runs.job import make_job
+from gaprune.runs.open_directory import claim
+from gaprune.runs.prune import prune_target
+from gaprune.runs.resolve_settings import resolve_settings
+from gaprune.runs.resume import resume
+from gaprune.runs.setup import make_bench
 
 LIKE_TEXT = ("topics", "zipf-bursts")
 ORDINARY = tuple(range(10, 200))

@@ -12,9 +12,9 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.baselines import training
-from gaprune.baselines.lessons import label_loss, teacher_loss
-from gaprune.baselines.training import (
+from gaprune.calibration.samples import Samples
+from gaprune.comparison.methods import training
+from gaprune.comparison.methods.training import (
     DECAYS,
     OPTIMISERS,
     Lessons,
@@ -22,12 +22,11 @@ from gaprune.baselines.training import (
     from_labels,
     from_teacher,
     train,
-    trainable_copy,
 )
+from gaprune.comparison.methods.training_data import label_loss, teacher_loss
 from gaprune.errors import GapruneError, InputError
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import target_from_module
-from gaprune.probes.samples import Samples
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import target_from_module, trainable_copy
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gaprune.inputs import InputSpec
-from gaprune.probes.samples import Samples
-from gaprune.probes.variants import COPIES, moved, with_variants
+from gaprune.calibration.inversion.augment import COPIES, moved, with_variants
+from gaprune.calibration.samples import Samples
+from gaprune.models.input_spec import InputSpec
 
 IMAGE = InputSpec((2, 8, 16), "image")
 SIGNAL = InputSpec((1, 32), "signal")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gaprune.sources.vocabulary import read_words
-from gaprune.words import Words
+from gaprune.models.sources.vocabulary import read_words
+from gaprune.models.token_ids import Words
 
 BERT = ["[PAD]", "[unused0]", "[CLS]", "[SEP]", "!", "a", "the", "of", "##s", "zebra"]
 PIECES = {piece: number for number, piece in enumerate(BERT)}

@@ -17,12 +17,12 @@ from rich.console import Console
 from torch import nn
 
 from gaprune import InputOptions, Result, prune
+from gaprune.callbacks import Callbacks, Several, Silence
+from gaprune.cli.live import BARS, LAST, SearchProgress, generation_table, sparkline
+from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError, InputError
-from gaprune.observe import Callbacks, Several, Silence
-from gaprune.outcome.watching import ENDED, RUNNING, STOPPED, look
 from gaprune.records import BaselineScore, Generation
-from gaprune.screen.live import BARS, LAST, SearchProgress, generation_table, sparkline
-from gaprune.screen.tensorboard import Events
+from gaprune.runs.status import ENDED, RUNNING, STOPPED, look
 
 if TYPE_CHECKING:
     from started_commands import Command

@@ -7,14 +7,14 @@ import torch
 from batchnorm_targets import vector_target
 from search_cases import seeded
 
-from gaprune.network.target import Target
-from gaprune.probes import GENERATORS
-from gaprune.probes.affinity import affinities
-from gaprune.probes.blend import Survey
-from gaprune.probes.choice import survey_of
-from gaprune.probes.mixture import mix_generators
-from gaprune.probes.requests import parse_probes
-from gaprune.probes.weighing import Weights, weigh
+from gaprune.calibration import GENERATORS
+from gaprune.calibration.affinity import affinities
+from gaprune.calibration.auto import survey_of
+from gaprune.calibration.blend import Survey
+from gaprune.calibration.generators.mixture import mix_generators
+from gaprune.calibration.parse import parse_probes
+from gaprune.calibration.weigh import Weights, weigh
+from gaprune.models.target import Target
 
 TABLE = GENERATORS["vector"]
 

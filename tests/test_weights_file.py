@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from gaprune.errors import InputError
-from gaprune.files.weights_file import apply_state, load_state, sha256_of
+from gaprune.io.weights import apply_state, load_state, sha256_of
 
 
 def _net(seed: int = 0) -> nn.Sequential:
@@ -154,7 +154,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path, plain: bool) -> None:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     safe = attempt(
-        "import sys; from pathlib import Path; from gaprune.files.weights_file import load_state\n"
+        "import sys; from pathlib import Path; from gaprune.io.weights import load_state\n"
         "load_state(Path(sys.argv[1]))"
     )
     assert "InputError: weights: " in safe.stderr

@@ -14,15 +14,15 @@ from search_cases import random_genes, run_to_bits, seeds_of, shown, tiny_bench
 from worker_tasks import FAILURES, Echo, Fail, Threads, unreserved
 
 from gaprune.errors import InputError
-from gaprune.evolution.breeding import Breed, Judge, Recipe, Score, Task
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.objectives import find_objective
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import load_target
-from gaprune.objectives import find_objective
-from gaprune.trial.bench import Bench
+from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import load_target
 from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers, open_workers
 
 BENCH = tiny_bench(pool_share=0.5)

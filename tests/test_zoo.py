@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from gaprune.errors import InputError
-from gaprune.files.weights_file import sha256_of
-from gaprune.network.prunable import find_prunable
-from gaprune.zoo import ZOO, load, mnist
+from gaprune.io.weights import sha256_of
+from gaprune.models.prunable import find_prunable
+from gaprune.models.zoo import ZOO, load, mnist
 
 COUNTS = {  # all parameters, prunable weights: worked out by hand from the layer sizes
     "mnist-mlp": (

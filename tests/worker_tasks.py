@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gaprune.errors import InputError
-from gaprune.trial.bench import Bench
+from gaprune.evaluation.evaluator import Bench
 from gaprune.workers.actor import Actor
 
 

@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.cluster.kills import die_at
 from benchmarks.cluster.trial import begin_of, newest
-from gaprune.checkpoint import Shelf
 from gaprune.cli import main as gaprune
+from gaprune.io.checkpoints import Shelf
 
 WHOLE = 2  # checkpoints before the one that is cut
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
+from gaprune.criteria import Network
+from gaprune.evaluation.evaluator import Bench
 from gaprune.evolution.engine import Evolution, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.seeding import baselines
-from gaprune.network.target import load_target
-from gaprune.observe import Silence
-from gaprune.planning.preparation import make_plan
-from gaprune.running.run import PruningRun
-from gaprune.saliency import Network
-from gaprune.trial.bench import Bench
+from gaprune.models.target import load_target
+from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import make_plan
 from gaprune.workers import Workers
 
 NOISE: dict[str, Any] = {

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 from benchmarks.cluster import faulty_network
 from benchmarks.cluster.commands import Command, Ended
-from gaprune.checkpoint import DamagedError, read_bundle
 from gaprune.config import NEUTRAL
+from gaprune.io.atomic_folder import DamagedError, read_bundle
 
 NETWORK = faulty_network.__file__
 GENERATIONS = 12

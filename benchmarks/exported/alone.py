@@ -21,13 +21,13 @@ from benchmarks.networks.record import package_folder
 from gaprune import Result, export, load_target
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
-from gaprune.exports.onnx_file import Session
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target
-from gaprune.running.pipeline import prune_target
-from gaprune.sources.extras import import_extra
-from gaprune.trial.labelled import zoo_test
-from gaprune.zoo import ZOO, networks
+from gaprune.evaluation.labelled import zoo_test
+from gaprune.models.input_options import InputOptions
+from gaprune.models.onnx import Session
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.target import Target
+from gaprune.models.zoo import ZOO, networks
+from gaprune.runs.prune import prune_target
 
 ONNX, ALONE = "onnx", "alone"
 SHOWN = (1, 7, 100)  # inputs of one pass

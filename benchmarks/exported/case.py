@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gaprune.keeping.claim import claim
-from gaprune.outcome.run_directory import CONFIG, PRUNED, RECORD
-from gaprune.planning.job import make_job
-from gaprune.running.pipeline import prune_target
-from gaprune.running.resumption import resume
-from gaprune.screen.console import Monitor
+from gaprune.cli.console import Monitor
+from gaprune.io.run_files import CONFIG, PRUNED, RECORD
+from gaprune.runs.job import make_job
+from gaprune.runs.open_directory import claim
+from gaprune.runs.prune import prune_target
+from gaprune.runs.resume import resume
 
 Figures = Mapping[str, float]
 

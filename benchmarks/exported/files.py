@@ -17,13 +17,13 @@ from benchmarks.exported.case import Case, Context, Figures
 from benchmarks.real.process import in_own_process
 from gaprune import export, load_sparse
 from gaprune.config import read_config
-from gaprune.exports.pruned import find_target
-from gaprune.files.weights_file import sha256_of
-from gaprune.network.target import Target
-from gaprune.outcome.run_directory import CONFIG
-from gaprune.sparse import load_sparse_into
-from gaprune.trial.held_out import HeldOut
-from gaprune.trial.labelled import zoo_test
+from gaprune.evaluation.held_out import HeldOut
+from gaprune.evaluation.labelled import zoo_test
+from gaprune.export.pruned_network import find_target
+from gaprune.io.run_files import CONFIG
+from gaprune.io.sparse import load_sparse_into
+from gaprune.io.weights import sha256_of
+from gaprune.models.target import Target
 
 SIZES, LOADING = "sizes", "loading"
 OPTIONS: dict[str, dict[str, Any]] = {

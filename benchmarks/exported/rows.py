@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import InputError
-from gaprune.formats import to_json
+from gaprune.io.serialization import to_json
 
 FILE = "rows.jsonl"
 

@@ -16,11 +16,11 @@ from benchmarks.networks.record import data_place
 from benchmarks.networks.scoring import accuracy, outputs_of
 from benchmarks.real.process import in_own_process
 from benchmarks.real.settings import SETTINGS
+from gaprune.cli.console import Monitor
 from gaprune.config import EVOLVED, make_settings
-from gaprune.network.target import Target, load_target
-from gaprune.running.pipeline import prune_target
-from gaprune.screen.console import Monitor
-from gaprune.trial.labelled import zoo_test
+from gaprune.evaluation.labelled import zoo_test
+from gaprune.models.target import Target, load_target
+from gaprune.runs.prune import prune_target
 
 PATTERN, KEEP, OF = "2:4", 2, 4
 METHODS = (EVOLVED, "magnitude", "wanda-rows", "correlation")

@@ -15,9 +15,9 @@ from torch.nn import functional
 from benchmarks.networks.record import RealNetwork, package_folder
 from benchmarks.networks.scoring import outputs_of, same_class
 from benchmarks.networks.tones import Tones, make_tones
-from gaprune.files.weights_file import apply_state, load_state
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
+from gaprune.io.weights import apply_state, load_state
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 FRAME = 1024  # samples
 BINS = 360

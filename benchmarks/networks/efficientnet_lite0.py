@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.networks.record import RealNetwork, data_place, package_folder
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from gaprune.errors import InputError
-from gaprune.files.weights_file import apply_state, load_state
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
-from gaprune.sources.extras import import_extra
+from gaprune.io.weights import apply_state, load_state
+from gaprune.models.input_options import InputOptions
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.target import Target, target_from_module
 
 NAME = "efficientnet-lite0"
 SIDE, SHORT_SIDE = 224, 256

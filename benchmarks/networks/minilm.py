@@ -14,9 +14,9 @@ from torch.nn import functional
 from benchmarks.networks.record import RealNetwork, data_place, package_folder
 from benchmarks.networks.scoring import mean_cosine
 from gaprune.errors import InputError
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, load_target
-from gaprune.sources.extras import import_extra
+from gaprune.models.input_options import InputOptions
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.target import Target, load_target
 
 LENGTH = 16  # tokens of a probe; a sentence of the pairs has 15 on average
 LONGEST = 128  # tokens, beyond which a sentence is cut

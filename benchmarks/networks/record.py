@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.network.target import Target
+from gaprune.models.target import Target
 
 
 @dataclass(frozen=True, eq=False)

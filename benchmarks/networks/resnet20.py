@@ -12,9 +12,9 @@ from torch.nn import functional
 from benchmarks.networks.record import RealNetwork, data_place
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from gaprune.errors import InputError
-from gaprune.files.weights_file import apply_state, load_state
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import Target, target_from_module
+from gaprune.io.weights import apply_state, load_state
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

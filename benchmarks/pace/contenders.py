@@ -13,10 +13,10 @@ from benchmarks.pace.counts import cma_counts, evolved_counts
 from benchmarks.pace.rivals import deap_lists, evotorch_ga, snes
 from benchmarks.pace.trial import Match, Score, Trial, kept, lamp_ranks, random_ranks, scored
 from benchmarks.real.process import in_own_process, peak_mb
+from gaprune.callbacks import Silence
 from gaprune.errors import GapruneError
-from gaprune.observe import Silence
 from gaprune.records import Generation
-from gaprune.running.run import PruningRun
+from gaprune.runs.run import PruningRun
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from benchmarks.real.process import peak_mb
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, seed_genes
 from gaprune.masks.budget import apportion
-from gaprune.planning.preparation import make_plan
-from gaprune.running.run import PruningRun
-from gaprune.sources.extras import import_extra
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import make_plan
 from gaprune.workers import SerialWorkers
 
 STEP = 0.3  # first standard deviation of the logarithm of a keep count

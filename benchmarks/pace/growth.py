@@ -12,16 +12,16 @@ from torch import nn
 
 from benchmarks.pace.clock import exponent, seconds_of
 from benchmarks.real.process import in_own_process, peak_mb
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
+from gaprune.criteria import Network, score
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, held, seed_genes
 from gaprune.masks.supermask import Layout
-from gaprune.network.input_options import InputOptions
-from gaprune.network.target import target_from_module
-from gaprune.observe import Silence
-from gaprune.planning.preparation import make_plan
-from gaprune.running.run import PruningRun
-from gaprune.saliency import Network, score
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import target_from_module
+from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import make_plan
 from gaprune.workers import SerialWorkers
 
 INPUTS, CLASSES = 784, 10

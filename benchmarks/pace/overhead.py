@@ -14,15 +14,15 @@ from torch import nn
 from benchmarks.networks.resnet20 import ResNet20
 from benchmarks.pace.clock import pairs_of, seconds_of
 from benchmarks.pace.efficientnet import EfficientNetLite0
+from gaprune.criteria import Network, score
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.masks.budget import keep_total
-from gaprune.network.input_options import InputOptions
-from gaprune.network.passing import answers
-from gaprune.network.target import Target, load_target, target_from_module
-from gaprune.objectives import AUTO, find_objective
-from gaprune.saliency import Network, score
-from gaprune.trial.answering import Shown
-from gaprune.trial.bench import Bench
+from gaprune.models.forward import answers
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, load_target, target_from_module
 
 PROBES, SPARSITY = 256, 0.9
 PAIRS = 30

@@ -17,7 +17,7 @@ from deap import algorithms, base, tools
 from torch import Tensor
 
 from benchmarks.pace.trial import Trial
-from gaprune.sources.extras import import_extra
+from gaprune.models.sources.optional_packages import import_extra
 
 POPULATION = 50
 CENTRE_STEP = 0.03  # SNES: first standard deviation, in score ranks

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.real.process import peak_mb
+from gaprune.callbacks import Observer, Silence
 from gaprune.config import make_settings
+from gaprune.criteria import Network, score
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.objectives import accuracy
 from gaprune.evolution.genome import rank
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout, global_mask
-from gaprune.network.target import load_target
-from gaprune.objectives import accuracy
-from gaprune.observe import Observer, Silence
-from gaprune.running.run import PruningRun
-from gaprune.saliency import Network, score
-from gaprune.trial.bench import Bench
-from gaprune.zoo import mnist
+from gaprune.models.target import load_target
+from gaprune.models.zoo import mnist
+from gaprune.runs.run import PruningRun
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,19 @@ from torch import Tensor
 
 from benchmarks.cluster.searches import Search, make_search
 from benchmarks.pace.original import Original, OriginalCnn
+from gaprune.callbacks import Silence
 from gaprune.config import make_settings
+from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.objectives import accuracy
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.keeping.keeper import Keeper, SearchKeeper
-from gaprune.network.passing import answers
-from gaprune.network.target import Target, load_target
-from gaprune.objectives import accuracy
-from gaprune.observe import Silence
-from gaprune.running.run import PruningRun
-from gaprune.trial.bench import Verdict
+from gaprune.models.forward import answers
+from gaprune.models.target import Target, load_target
+from gaprune.models.zoo import load, mnist
+from gaprune.runs.checkpointer import Keeper, SearchKeeper
+from gaprune.runs.run import PruningRun
 from gaprune.workers import SerialWorkers
-from gaprune.zoo import load, mnist
 
 NETWORK, SPARSITY, DENSITY = "mnist-cnn", 0.7, 0.3
 GOAL = 0.89

@@ -16,13 +16,13 @@ from benchmarks.networks.record import RealNetwork
 from benchmarks.real.methods import METHODS, SEARCH_ONLY
 from benchmarks.real.process import peak_mb
 from benchmarks.real.rows import Key, Row
+from gaprune.calibration.inversion.inverted_samples import WHAT
+from gaprune.cli.console import Monitor
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
-from gaprune.outcome.result import Result
-from gaprune.probes.inverted import WHAT
 from gaprune.records import as_json
-from gaprune.running.pipeline import prune_target
-from gaprune.screen.console import Monitor
+from gaprune.runs.prune import prune_target
+from gaprune.runs.result import Result
 
 PROXIES = "proxies"  # folder of the inputs of `proxy`, beside the rows
 PROBES = "probes"  # the phase of a run that makes them

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gaprune.config import EVOLVED
-from gaprune.saliency import SALIENCIES
+from gaprune.criteria import SALIENCIES
 
 REPAIR = {"repair": True}
 ONE_SHOT = (

@@ -26,7 +26,7 @@ from benchmarks.networks.minilm import LENGTH
 from benchmarks.networks.record import data_place, package_folder
 from benchmarks.networks.tones import RATE
 from gaprune.errors import InputError
-from gaprune.sources.extras import import_extra
+from gaprune.models.sources.optional_packages import import_extra
 
 CROPS = 30  # of each photograph
 LEAST_CROP = 64  # pixels of a photograph's short side of 256: smaller ones show texture alone

@@ -32,7 +32,7 @@ COMMANDS: dict[str, str] = {
 }
 """Command → the first line of its help. Its code is loaded when it is named: torch takes seconds.
 
-The command `NAME` is the function `NAME_command` of `gaprune.cli.NAME`.
+The command `NAME` is the function `NAME_command` of `gaprune.cli.NAME_command`.
 """
 EPILOG = f"""
 Exit codes: 0 done; 1 failed; 2 wrong usage or input; 130 stopped by Ctrl-C; 143 by SIGTERM.
@@ -64,7 +64,7 @@ class _Later(TyperCommand):
 def load(name: str) -> Any:  # noqa: ANN401 - typer has click's classes as its own
     """Return a command with all its options; `name` is a key of `COMMANDS`."""
     alone = typer.Typer(rich_markup_mode=MARKUP, add_completion=False)
-    alone.command(name)(getattr(import_module(f"{__name__}.{name}"), f"{name}_command"))
+    alone.command(name)(getattr(import_module(f"{__name__}.{name}_command"), f"{name}_command"))
     return _plain(get_command(alone))
 
 

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from gaprune.cli.console import add_row, stdout, table
 from gaprune.comparison import Comparison
 from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE
 from gaprune.comparison.tables import columns, line_cells, notes
 from gaprune.config import EVOLVED
-from gaprune.screen.console import add_row, stdout, table
 
 WIDEST = 1000  # of what is written to a file or a pipe
 DISPENSABLE = ("needs", "effort", "seconds")  # columns that go first where there is no room

@@ -8,24 +8,24 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from gaprune.baselines.training import DECAYS, OPTIMISERS
+from gaprune.calibration.files import ALIASES
+from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.parse import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
 from gaprune.cli.completion import among
-from gaprune.comparison.method_table import ALL, methods
+from gaprune.comparison.methods.method_registry import ALL, methods
+from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
 from gaprune.config import EVOLVED, Settings
+from gaprune.criteria import SALIENCIES
+from gaprune.evaluation.batch_pool import BATCHES, BYTES
+from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.presets import PRESETS
-from gaprune.keys import Key
+from gaprune.export.measure import RUNTIMES
 from gaprune.masks.budget import SCOPES
-from gaprune.measures import RUNTIMES
-from gaprune.objectives import OBJECTIVES
+from gaprune.models.zoo import MNIST_INPUT, ZOO
 from gaprune.pattern_names import BUDGETS, CHANNEL, UNSTRUCTURED
-from gaprune.planning.job import JOB_KEYS
-from gaprune.planning.resolving import CONTINUATION, DRIFT
-from gaprune.probes.files import ALIASES
-from gaprune.probes.procedural import GENERATORS
-from gaprune.probes.requests import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
-from gaprune.saliency import SALIENCIES
-from gaprune.trial.stock import BATCHES, BYTES
-from gaprune.zoo import MNIST_INPUT, ZOO
+from gaprune.runs.job import JOB_KEYS
+from gaprune.runs.option_keys import Key
+from gaprune.runs.resolve_settings import CONTINUATION, DRIFT
 
 OTHER, STOP = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {

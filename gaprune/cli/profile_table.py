@@ -7,8 +7,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from gaprune.screen.console import MISSING, add_row, table
-from gaprune.spent import PARTS, Ledger, Profile, Spent, ranked
+from gaprune.cli.console import MISSING, add_row, table
+from gaprune.profiling import PARTS, Ledger, Profile, Spent, ranked
 
 HERE = "this process"
 

@@ -1,10 +1,10 @@
 """The price of no data: every method on the same network, budgets and held-out labels."""
 
-from gaprune.comparison.method_table import Method, added_methods, find_methods, methods
+from gaprune.comparison.methods.method_registry import Method, added_methods, find_methods, methods
 from gaprune.comparison.publish import Comparison
-from gaprune.comparison.question import Data, Question
 from gaprune.comparison.rows import Line, Needs, Row, summarise
-from gaprune.comparison.run import compare, compare_target
+from gaprune.comparison.run_comparison import compare, compare_target
+from gaprune.comparison.spec import Data, Question
 from gaprune.comparison.store import Store, open_store, read_rows
 
 __all__ = [

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gaprune.comparison.page import page_of
+from gaprune.comparison.comparison_report import page_of
+from gaprune.comparison.plots.comparison_plot import plot_comparison
 from gaprune.comparison.rows import Line, Row, summarise
 from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE, Store, as_csv
 from gaprune.comparison.tables import markdown
 from gaprune.errors import GapruneError
-from gaprune.formats import to_json
+from gaprune.io.serialization import to_json
 from gaprune.pattern_names import UNSTRUCTURED, counted
-from gaprune.plots.comparison import plot_comparison
 
 
 @dataclass(frozen=True)

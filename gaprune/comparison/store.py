@@ -26,7 +26,7 @@ from typing import Any
 
 from gaprune.comparison.rows import Key, Row
 from gaprune.errors import GapruneError, InputError
-from gaprune.formats import to_json
+from gaprune.io.serialization import to_json
 
 IDENTITY, ROWS, LIST, CSV = "comparison.json", "rows.jsonl", "rows.json", "rows.csv"
 TABLE, CONFIG = "table.md", "config.toml"

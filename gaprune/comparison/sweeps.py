@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gaprune.baselines.clustering import sweep_clusters
-from gaprune.baselines.threshold import sweep_thresholds
+from gaprune.calibration.samples import Samples
+from gaprune.callbacks import Observer, Silence
+from gaprune.comparison.methods.threshold import sweep_thresholds
+from gaprune.comparison.plots.cluster_plot import plot_clusters
+from gaprune.comparison.plots.threshold_plot import plot_thresholds
 from gaprune.errors import InputError, unknown_name
-from gaprune.network.target import Target
-from gaprune.observe import Observer, Silence
-from gaprune.plots.clusters import plot_clusters
-from gaprune.plots.threshold import plot_thresholds
-from gaprune.probes.samples import Samples
+from gaprune.export.clustering import sweep_clusters
+from gaprune.models.target import Target
 
 CLUSTERS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
 

@@ -12,20 +12,20 @@ import torch
 from deap import tools
 
 from gaprune.errors import GapruneError
-from gaprune.evolution.breeding import Breed, Child, Judge, derive_seed
+from gaprune.evaluation.evaluator import Verdict
+from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import LARGE, Individual
-from gaprune.evolution.newborn import Newborn
+from gaprune.evolution.offspring import Newborn
 from gaprune.evolution.phases import CONTINUATION, Phase
-from gaprune.evolution.plan import Limits, Outcome, Plan, parted_for
 from gaprune.evolution.race import faster_half
-from gaprune.evolution.recipes import RecipeBook
-from gaprune.evolution.remembered import Remembered
 from gaprune.evolution.scoring import Scores
+from gaprune.evolution.search_plan import Limits, Outcome, Plan, parted_for
 from gaprune.evolution.snapshot import Snapshot
+from gaprune.evolution.tasks import Breed, Child, Judge, derive_seed
 from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
+from gaprune.evolution.variation import RecipeBook
+from gaprune.profiling import spent
 from gaprune.records import Generation
-from gaprune.spent import spent
-from gaprune.trial.bench import Verdict
 from gaprune.workers import Lost, Warn, Workers
 
 __all__ = ["Evolution", "Limits", "Outcome", "Plan"]

@@ -13,10 +13,10 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
+from gaprune.evaluation.evaluator import Bench
 from gaprune.evolution.genome import Genes, align
 from gaprune.masks.supermask import global_mask, layer_counts
-from gaprune.spent import spent
-from gaprune.trial.bench import Bench
+from gaprune.profiling import spent
 
 
 @dataclass(frozen=True)

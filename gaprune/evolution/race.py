@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from heapq import nsmallest
 from math import ceil
 
-from gaprune.evolution.newborn import Newborn
+from gaprune.evolution.offspring import Newborn
 
 
 def faster_half(children: Iterable[Newborn], most: int) -> list[Newborn]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gaprune.evolution.breeding import Score
+from gaprune.evaluation.cache import Memory
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evolution.tasks import Score
 from gaprune.evolution.toolbox import Contender
 from gaprune.masks.supermask import unpack
-from gaprune.memory import Memory
-from gaprune.trial.bench import Bench
 from gaprune.workers import Lost
 
 Bits = NDArray[np.uint8]

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from gaprune.criteria import SALIENCIES, Network, find_saliency, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
-from gaprune.patterns import Units
-from gaprune.saliency import SALIENCIES, Network, find_saliency, score
+from gaprune.masks.units import Units
 
 LAYERWISE = "-layer"  # marks a criterion ranked inside layers of equal density
 

@@ -1,7 +1,7 @@
 """The state of a search between two generations: all that the next one depends on, and back.
 
 Genes of the population are kept as they are, bit for bit. Of individuals that only wait to be
-chosen (leaders, the hall of fame) the mask is kept, see `gaprune.evolution.remembered`. Random
+chosen (leaders, the hall of fame) the mask is kept, see `gaprune.evolution.archive`. Random
 draws of a generation follow from the seed and its number, so DEAP's generator is the only one with
 a state.
 """
@@ -17,11 +17,11 @@ import torch
 from deap import base
 from torch import Tensor
 
+from gaprune.evaluation.evaluator import Verdict
+from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Genes, Individual, bits_key
-from gaprune.evolution.plan import Plan
-from gaprune.evolution.remembered import Remembered
+from gaprune.evolution.search_plan import Plan
 from gaprune.records import Generation
-from gaprune.trial.bench import Verdict
 
 Facts = dict[str, Any]
 _COUNTERS = ("generation", "evaluations", "gained", "best", "seconds", "random", "rates")

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 from deap import base, tools
 
+from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.newborn import Newborn
+from gaprune.evolution.offspring import Newborn
 from gaprune.evolution.presets import Preset
-from gaprune.evolution.remembered import Remembered
 from gaprune.workers import Workers
 
 Contender = Individual | Newborn

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from gaprune.errors import InputError
-from gaprune.masks.price import Price
+from gaprune.masks.mac_budget import Price
 from gaprune.masks.supermask import MIN_KEEP, Layout
 
 SCOPES = {

@@ -20,8 +20,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.masks.price import Price
-from gaprune.masks.quota import Quota
+from gaprune.masks.mac_budget import Price
+from gaprune.masks.n_of_m import Quota
 from gaprune.masks.top_k import mark
 
 MIN_KEEP = 1  # no layer is ever emptied: a layer without weights cuts the network in two

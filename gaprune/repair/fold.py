@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import check_masks, masked_weights
-from gaprune.network.target import Target
+from gaprune.models.target import Target
 from gaprune.repair.anchors import Anchors, aligned, anchor, chunks_of, join
 from gaprune.repair.moments import Moments
 from gaprune.repair.sites import survey

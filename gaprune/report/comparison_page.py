@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gaprune.report.charts import Axis, Chart, Frame, Point, Series, draw
 from gaprune.report.curves import whole
 from gaprune.report.headline import EVOLVED, Figure, Headline
-from gaprune.report.page import render
+from gaprune.report.render import render
 from gaprune.report.scales import Log, Parts
 from gaprune.report.words import MISSING, duration, percent, points
 

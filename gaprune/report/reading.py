@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gaprune.errors import InputError
-from gaprune.formats import object_or_nothing, text_or_nothing
-from gaprune.outcome.run_directory import CONFIG, HISTORY, PRUNED, RECORD, SKETCH
+from gaprune.io.run_files import CONFIG, HISTORY, PRUNED, RECORD, SKETCH
+from gaprune.io.serialization import object_or_nothing, text_or_nothing
 
 _NEEDED = ("target", "layers", "sparsity", "agreement", "baselines", "receipt", "method")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
@@ -29,7 +29,7 @@ class RunFiles:
         record: `result.json`.
         history: lines of `history.jsonl`.
         config: `config.toml`, as text.
-        sketch: `report.json`, see `gaprune.running.sketch`; empty for an older run.
+        sketch: `report.json`, see `gaprune.report.data`; empty for an older run.
     """
 
     folder: Path

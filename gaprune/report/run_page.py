@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import GapruneError
-from gaprune.outcome.run_directory import REPORT, writing
+from gaprune.io.run_files import REPORT, writing
 from gaprune.report.classes import losses, pairs
 from gaprune.report.curves import (
     density_plot,
@@ -19,10 +19,10 @@ from gaprune.report.curves import (
     search_charts,
 )
 from gaprune.report.headline import counts, headline, own_name
-from gaprune.report.masks import first_layer, portraits
-from gaprune.report.page import render
+from gaprune.report.input_samples import shown
+from gaprune.report.mask_images import first_layer, portraits
 from gaprune.report.reading import RunFiles, read_run
-from gaprune.report.samples import shown
+from gaprune.report.render import render
 from gaprune.report.words import number, percent
 
 MOST_LAYERS = 300  # rows of the table of layers

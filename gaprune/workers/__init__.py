@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from gaprune.workers.device import choose_device, choose_home, working_on
 from gaprune.workers.protocol import Lost, Staff, Warn, Workers
+from gaprune.workers.retry_policy import Tolerance
 from gaprune.workers.serial import SerialWorkers
-from gaprune.workers.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from gaprune.workers.ray_pool import RayWorkers

@@ -10,10 +10,10 @@ import ray
 import torch
 
 from gaprune.errors import GapruneError
-from gaprune.spent import Ledger, measuring, spent
+from gaprune.profiling import Ledger, measuring, spent
 from gaprune.workers.checksum import digest, frozen, tally
 from gaprune.workers.device import CPU, CUDA, behind, settle, steady
-from gaprune.workers.heap import keep_heap
+from gaprune.workers.malloc import keep_heap
 from gaprune.workers.transport import Packed, pack_answer, pack_child, pack_error, unpack_task
 
 

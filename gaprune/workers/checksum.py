@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaprune.trial.bench import Bench
+from gaprune.evaluation.evaluator import Bench
 
 WORD = 8  # bytes that are added up at a time
 

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.userfile import PREFIX
+from gaprune.io.user_code import PREFIX
 from gaprune.workers.protocol import OWN, Staff
 
 CLIENT = "ray://"

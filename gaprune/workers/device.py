@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.network.steady import CPU, steady
-from gaprune.spent import START, spent, waiting_for
-from gaprune.trial.bench import Bench
+from gaprune.evaluation.evaluator import Bench
+from gaprune.models.determinism import CPU, steady
+from gaprune.profiling import START, spent, waiting_for
 from gaprune.workers.protocol import Staff
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from gaprune.config import Settings
-from gaprune.workers.tolerance import Tolerance
+from gaprune.workers.retry_policy import Tolerance
 
 OWN = "none"  # the address of a Ray on this machine
 Warn = Callable[[str], None]

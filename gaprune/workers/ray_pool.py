@@ -17,16 +17,16 @@ from weakref import WeakKeyDictionary
 import ray
 
 from gaprune.errors import GapruneError
-from gaprune.spent import START, TRANSPORT, WAITING, spent
+from gaprune.profiling import START, TRANSPORT, WAITING, spent
 from gaprune.workers.actor import Actor, Shipment
-from gaprune.workers.agenda import Agenda, Failure, Job
+from gaprune.workers.actor_pool import Crew, Worker
 from gaprune.workers.checksum import digest, frozen
 from gaprune.workers.cluster import check_resources, connect, is_gone, send_user_code_by_value
-from gaprune.workers.crew import Crew, Worker
-from gaprune.workers.hours import Hours
-from gaprune.workers.losses import cause_of, describe, ends_worker, is_arguments, is_machines
+from gaprune.workers.failures import cause_of, describe, ends_worker, is_arguments, is_machines
 from gaprune.workers.protocol import Lost, Staff, Warn
-from gaprune.workers.tolerance import Durations
+from gaprune.workers.retry_policy import Durations
+from gaprune.workers.task_queue import Agenda, Failure, Job
+from gaprune.workers.time_accounting import Hours
 from gaprune.workers.transport import (
     Remote,
     Traffic,

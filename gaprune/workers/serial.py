@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import torch
 
-from gaprune.spent import OTHER, spent
+from gaprune.profiling import OTHER, spent
 from gaprune.workers.device import CPU, settle, working_on
-from gaprune.workers.heap import keep_heap
+from gaprune.workers.malloc import keep_heap
 
 
 class SerialWorkers:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import GapruneError
-from gaprune.spent import Ledger
-from gaprune.workers.losses import origin_of
+from gaprune.profiling import Ledger
+from gaprune.workers.failures import origin_of
 
 _AS_NUMPY = (torch.float32, torch.float64, torch.float16)
 

@@ -1,0 +1,189 @@
+"""Which probes a run uses: what selects, what steers gradient steps, what judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from gaprune.calibration.auto import decide
+from gaprune.calibration.generators.mixture import Mixture, as_network
+from gaprune.calibration.generators.sequences import sequence_samples
+from gaprune.calibration.guard import mix_guard, split_guard
+from gaprune.calibration.inversion.augment import with_variants
+from gaprune.calibration.inversion.batchnorm import Inversion
+from gaprune.calibration.inversion.impressions import impressions, moving_axes
+from gaprune.calibration.inversion.inverted_samples import inverted_samples
+from gaprune.calibration.parse import (
+    AUTO,
+    INVERSION,
+    NOISY,
+    PROCEDURAL,
+    Request,
+    generators,
+    parse_file,
+    read,
+)
+from gaprune.calibration.receipt import make_receipt
+from gaprune.calibration.samples import Samples, join, pick, shuffle, typed
+from gaprune.calibration.weigh import weigh
+from gaprune.callbacks import Observer, Silence
+from gaprune.config import Settings
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import Target
+from gaprune.records import Receipt
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """Everything that is shown to the network.
+
+    Attributes:
+        search: candidates are selected on these.
+        guard: the candidates that led the search are judged on these, which never steer it.
+        fresh: new inputs for gradient steps, or None.
+        pool: held inputs for gradient steps, or None.
+        pool_share: the part of a gradient batch that comes from `pool`.
+        moving: whether inputs from `pool` are shifted and mirrored anew for every batch.
+        nearest: what comes nearest to the domain: files or inverted inputs without the generated
+            ones beside them, or else `search`.
+            Statistics are measured on them: those that criteria look at, and those of repair.
+        receipt: all of it in words and hashes.
+        affinity: mutual information of each procedural generator in nats, best first; empty where
+            only files are shown, or BatchNorm statistics weigh the generators.
+    """
+
+    search: Samples
+    guard: Samples
+    fresh: Mixture | None
+    pool: Samples | None
+    pool_share: float
+    moving: bool
+    nearest: Samples
+    receipt: Receipt
+    affinity: Mapping[str, float]
+
+
+def plan_probes(
+    target: Target,
+    settings: Settings,
+    generator: torch.Generator,
+    observer: Observer | None = None,
+) -> ProbePlan:
+    """Make the probes that the settings ask for.
+
+    `procedural` means: the teacher weighs the generators of its kind (`weigh`); one is set aside as
+    guard, the others share the batch. A file is split: a part is held out as guard. Beside inverted
+    inputs the guard holds some of them as well (`mix_guard`).
+
+    Raises:
+        InputError: an unknown probe or guard, or a file that does not fit the network.
+    """
+    spec, listener = target.inputs, observer or Silence()
+    decision = decide(settings.probes, target)
+    decision.tell(listener)
+    request = decision.request
+    held = [(file.rung, typed(read(file, spec), target.dtype)) for file in request.files]
+    from_file = bool(held) and settings.guard == AUTO
+    weights = weigh(target, request, settings.guard, generator, held_out=from_file)
+    mixture = Mixture(spec, weights.portions, target.dtype)
+    fresh = mixture if request.names else None
+    guard, held = split_guard(weights.judge, settings.guard_count, held, target, generator)
+    if request.impressions:
+        made = _synthesise(target, mixture, settings, generator, listener)
+        held.append((INVERSION, made))
+    if request.inversion:
+        how, count = Inversion(seconds=settings.probe_budget), settings.inversions
+        made = inverted_samples(target, mixture, count, generator, how, listener)
+        if settings.guard == AUTO and not from_file:
+            guard, made = mix_guard(made, guard, generator)
+        held.append((INVERSION, with_variants(made, spec, generator)))
+
+    pool = join([samples for _, samples in held])
+    if pool is not None:
+        pool = pick(pool, shuffle(pool, generator)[: settings.pool_count])
+    share = 0.0 if pool is None else 1.0 if fresh is None else 0.5
+    search = _search_set(settings.probe_count, fresh, pool, share, generator)
+    nearest = search
+    if fresh is not None and pool is not None and not request.impressions:
+        nearest = pick(pool, torch.arange(min(len(pool.inputs), settings.probe_count)))
+    sources = [samples.source for _, samples in held]
+    if fresh is not None:
+        sources.append(f"generated for gradient steps: {fresh.description}")
+    if decision.choice is not None:
+        sources.append(decision.choice.sentence)
+    receipt = make_receipt(
+        _rungs(request, settings.guard, spec),
+        sources,
+        pool or search,
+        guard,
+        fresh=fresh is not None,
+    )
+    moving = request.inversion and not request.files and bool(moving_axes(spec))
+    return ProbePlan(search, guard, fresh, pool, share, moving, nearest, receipt, weights.affinity)
+
+
+def requested_rungs(settings: Settings, target: Target) -> list[str]:
+    """Return every rung of the data ladder that the settings ask for; no file is read.
+
+    With `auto`, a network with BatchNorm is shown generated inputs to decide.
+
+    Raises:
+        InputError: an unknown probe or guard.
+    """
+    return _rungs(decide(settings.probes, target).request, settings.guard, target.inputs)
+
+
+def _rungs(request: Request, guard: str, spec: InputSpec) -> list[str]:
+    return [
+        *(file.rung for file in request.files),
+        *([INVERSION] if request.impressions or request.inversion else []),
+        *(NOISY if name == NOISY else PROCEDURAL for name in request.names),
+        *([] if guard == AUTO else [_guard_rung(guard, spec)]),
+    ]
+
+
+def _guard_rung(guard: str, spec: InputSpec) -> str:
+    """Return the rung of a stated guard: it chooses the final candidate, so it counts."""
+    known = generators(spec)
+    if guard in known:
+        return NOISY if guard == NOISY else PROCEDURAL
+    return parse_file("guard", guard, [AUTO, *known]).rung
+
+
+def _synthesise(
+    target: Target,
+    mixture: Mixture,
+    settings: Settings,
+    generator: torch.Generator,
+    observer: Observer,
+) -> Samples:
+    """Make class impressions, or what token ids have in their place."""
+    count = settings.impressions
+    if target.inputs.kind == "tokens":
+        seconds = settings.probe_budget
+        return sequence_samples(target, mixture, count, generator, seconds, observer)
+    starts = mixture.draw_unit(count, generator).to(target.device, target.dtype)
+    made = impressions(target.model, target.inputs, starts, generator).cpu()
+    source = f"{count} class impressions, started from {mixture.description}"
+    return Samples(as_network(target.inputs, made, target.dtype), None, source)
+
+
+def _search_set(
+    count: int,
+    fresh: Mixture | None,
+    pool: Samples | None,
+    share: float,
+    generator: torch.Generator,
+) -> Samples:
+    """Draw the inputs that select, in random order, so that every rung is a fair sample."""
+    parts: list[Samples] = []
+    if pool is not None:
+        parts.append(pick(pool, shuffle(pool, generator)[: max(1, round(count * share))]))
+    if fresh is not None:
+        rest = max(1, count - sum(len(part.inputs) for part in parts))
+        parts.append(Samples(fresh.draw(rest, generator), None, fresh.description))
+    joined = join(parts)
+    assert joined is not None  # a request names at least one source
+    return pick(joined, shuffle(joined, generator))

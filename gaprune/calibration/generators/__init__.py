@@ -1,0 +1,1 @@
+"""Input generators: one file per kind of input, and how their outputs are mixed."""

@@ -1,0 +1,184 @@
+"""Pen drawings that depict nothing known, all drawn with the same soft nib.
+
+Strokes: a pen walks with slowly varying curvature, sometimes turns a corner and lifts off once or
+twice. Outlines: loops and polygons, some left open. Glyphs: lines and arcs between the points of a
+grid. By far the best procedural probes for networks that read characters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gaprune.calibration.generators.drawing import REFERENCE, Canvas, tint
+from gaprune.calibration.generators.draws import chance, normal, uniform
+
+POINTS = 96  # places the pen visits in one picture
+MOST_STROKES = 3
+MOST_ARCS = 4
+CORNERS = 1.5  # expected sharp corners in one picture
+LIFT = 10.0  # how far the pen moves in the air, in steps on paper
+
+
+def strokes(canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """Draw one to three pen strokes in each picture."""
+    return _draw(*_pen_path(canvas.count, generator), canvas, generator)
+
+
+def outlines(canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """Draw the outline of one or two shapes in each picture, each a loop or a polygon."""
+    half = POINTS // 2
+    first, second = (_shape(canvas.count, half, generator) for _ in range(2))
+    offset = 0.9 * normal(generator, canvas.count, 1, 2)
+    alone = chance(generator, 0.5, canvas.count, 1, 1)
+    path = torch.cat([first, torch.where(alone, first, second + offset)], dim=1)
+    lifted = torch.zeros(canvas.count, POINTS, dtype=torch.bool)
+    lifted[:, half] = True
+    return _draw(path, lifted, canvas, generator)
+
+
+def glyphs(canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """Draw one to four lines or arcs between the points of a jittered 3×4 grid."""
+    points = POINTS // MOST_ARCS
+    ends = torch.rand(canvas.count, MOST_ARCS, 12, generator=generator).topk(2).indices
+    joined = chance(generator, 0.6, canvas.count, MOST_ARCS, 1)
+    start = ends[..., :1]
+    start[:, 1:] = torch.where(joined[:, 1:], ends[:, :-1, 1:], start[:, 1:])
+    grid = torch.cartesian_prod(torch.arange(3) / 3, torch.arange(4) / 3)
+    anchors = grid + 0.06 * normal(generator, canvas.count, 12, 2)
+    a, b = (_take(anchors, end.squeeze(-1)) for end in (start, ends[..., 1:]))
+    bulge = normal(generator, canvas.count, MOST_ARCS, 1)
+    bulge *= 0.8 * chance(generator, 0.5, canvas.count, MOST_ARCS, 1)
+    middle = (a + b) / 2 + bulge * torch.stack([a[..., 1] - b[..., 1], b[..., 0] - a[..., 0]], -1)
+    time = (torch.arange(points) / (points - 1)).view(1, 1, -1, 1)
+    a, b, middle = a.unsqueeze(2), b.unsqueeze(2), middle.unsqueeze(2)
+    arcs = (1 - time) ** 2 * a + 2 * time * (1 - time) * middle + time**2 * b  # quadratic Bézier
+    many = torch.randint(1, MOST_ARCS + 1, (canvas.count, 1), generator=generator)
+    spare = (torch.arange(MOST_ARCS) >= many).view(canvas.count, MOST_ARCS, 1, 1)
+    path = torch.where(spare, arcs[:, :1], arcs).flatten(1, 2)
+    lifted = torch.zeros(canvas.count, POINTS, dtype=torch.bool)
+    lifted[:, ::points] = True
+    return _draw(path, lifted, canvas, generator)
+
+
+def _take(places: Tensor, index: Tensor) -> Tensor:
+    """Pick rows: places `[count, n, 2]`, index `[count, m]` → `[count, m, 2]`."""
+    return places.gather(1, index.unsqueeze(-1).expand(-1, -1, 2))
+
+
+def _draw(path: Tensor, lifted: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
+    ink = _soften(_deposit(_place(path, generator), lifted, canvas), canvas, generator)
+    gain = uniform(generator, canvas.count, 1, 1, low=1.2, high=2.4)
+    dark = ((ink - 0.08) * gain).clamp_(0, 1).unsqueeze(1)
+    return tint(dark, canvas, generator)
+
+
+def _pen_path(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places the pen visits, `[count, POINTS, 2]` in steps, and where it came through the air."""
+    time = torch.arange(POINTS) / POINTS
+    stroke = (time * torch.randint(1, MOST_STROKES + 1, (count, 1), generator=generator)).floor()
+    lifted = torch.zeros(count, POINTS, dtype=torch.bool)
+    lifted[:, 1:] = stroke[:, 1:] != stroke[:, :-1]
+
+    wave = torch.sin(
+        2 * math.pi * (time * uniform(generator, count, 1, high=2.0) + uniform(generator, count, 1))
+    )
+    loops = 2 * normal(generator, count, 1) + 2 * normal(generator, count, 1) * wave
+    corners = normal(generator, count, POINTS) * chance(generator, CORNERS / POINTS, count, POINTS)
+    tremble = normal(generator, count, POINTS)
+    turn = 0.35 * 2 * math.pi / POINTS * loops + 1.8 * corners + 0.054 * tremble
+    turn += lifted * uniform(generator, count, POINTS, high=2 * math.pi)
+    heading = uniform(generator, count, 1, high=2 * math.pi) + turn.cumsum(1)
+
+    step = torch.stack([heading.cos(), heading.sin()], dim=-1)
+    flight = LIFT * normal(generator, count, POINTS, 2)
+    return torch.where(lifted.unsqueeze(-1), flight, step).cumsum(1), lifted
+
+
+def _shape(count: int, points: int, generator: torch.Generator) -> Tensor:
+    """Walk along a wavy loop (a few Fourier terms) or a polygon, whole or in part.
+
+    Returns `[count, points, 2]`, around the origin, of size about 1.
+    """
+    part = uniform(generator, count, 1, low=0.5)
+    time = part * torch.arange(points) / (points - 1) + uniform(generator, count, 1)
+    angle = 2 * math.pi * time
+    order = torch.arange(1, 4).view(1, -1, 1)
+    phases = uniform(generator, count, 3, 1, high=2 * math.pi)
+    waves = (
+        0.5 * normal(generator, count, 3, 1) / order * torch.cos(order * angle[:, None] + phases)
+    )
+    radius = 1 + waves.sum(1)
+    loop = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+    corners = torch.randint(2, 6, (count, 1), generator=generator)
+    places = normal(generator, count, 5, 2)
+    along = time * corners
+    before = along.floor().long() % corners
+    after = (before + 1) % corners
+    ends = _take(places, before), _take(places, after)
+    polygon = torch.lerp(*ends, along.frac().unsqueeze(-1))
+
+    shape = torch.where(chance(generator, 0.5, count, 1, 1), loop, polygon)
+    turn = uniform(generator, count, 1, high=2 * math.pi)
+    stretch = uniform(generator, count, 1, low=0.4)
+    x, y = shape.unbind(-1)
+    y = y * stretch
+    return torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], dim=-1)
+
+
+def _place(path: Tensor, generator: torch.Generator) -> Tensor:
+    """Scale each path to 45 to 80 % of the picture, squeeze some, centre it with a jitter."""
+    count = len(path)
+    low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
+    size = uniform(generator, count, 1, 1, low=0.45, high=0.8) / (high - low).amax(2, keepdim=True)
+    narrow = 0.6 * uniform(generator, count, 1) * chance(generator, 0.5, count, 1)
+    flat = 0.4 * uniform(generator, count, 1) * chance(generator, 0.2, count, 1)
+    squeeze = 1 - torch.stack([narrow, flat], dim=-1)
+    centre = 0.5 + normal(generator, count, 1, 2) / REFERENCE
+    return (path - (low + high) / 2) * size * squeeze + centre
+
+
+def _deposit(path: Tensor, lifted: Tensor, canvas: Canvas) -> Tensor:
+    """Drop ink along paths in [0, 1]², shared among the four nearest pixels, at most 1 a pixel."""
+    finer = max(2, round(2 * max(canvas.height, canvas.width) / REFERENCE))
+    along = torch.arange(finer).view(1, 1, -1, 1) / finer
+    dots = torch.lerp(path[:, :-1, None], path[:, 1:, None], along)
+    wet = (~lifted[:, 1:, None] | (torch.arange(finer) == 0)).float()
+
+    sides = torch.tensor([canvas.width, canvas.height])
+    pixels = dots.flatten(1, 2) * sides - 0.5
+    pixels = torch.minimum(pixels.clamp_(min=0), sides - 1.0)
+    corner = torch.minimum(pixels.floor(), sides - 2.0)
+    right, down = (pixels - corner).unbind(-1)
+    left, up = wet.flatten(1) * (1 - right), 1 - down
+    right = wet.flatten(1) * right
+    x, y = corner.long().unbind(-1)
+    first = y * canvas.width + x
+    ink = torch.zeros(canvas.count, canvas.height * canvas.width)
+    for offset, share in (
+        (0, left * up),
+        (1, right * up),
+        (canvas.width, left * down),
+        (canvas.width + 1, right * down),
+    ):
+        ink.scatter_add_(1, first + offset, share)
+    return ink.clamp_(max=1).view(canvas.count, canvas.height, canvas.width)
+
+
+def _soften(ink: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """Blur with a Gaussian nib of random width; the middle of a long line stays near 1.
+
+    The blur is separable and differs from picture to picture, so each axis is one product with a
+    matrix of Gaussian rows.
+    """
+    width = uniform(generator, canvas.count, 1, 1, low=0.55, high=1.05) * max(canvas.scale, 0.75)
+
+    def nib(side: int) -> Tensor:
+        place = torch.arange(side, dtype=torch.float32)
+        return torch.exp(-((place - place.unsqueeze(1)) ** 2) / (2 * width**2))
+
+    across = nib(canvas.width) / (width * math.sqrt(2 * math.pi))
+    return nib(canvas.height) @ ink @ across

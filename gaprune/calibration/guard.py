@@ -1,0 +1,89 @@
+"""What judges the candidates: a part of a file, a generator of its own, a part of what was made."""
+
+from __future__ import annotations
+
+import torch
+
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.parse import AUTO, FileRequest, generators, parse_file, read
+from gaprune.calibration.samples import Samples, join, pick, shuffle, typed
+from gaprune.errors import InputError
+from gaprune.models.target import Target
+
+GUARD_FRACTION = 0.2  # of a file, or of inverted inputs, held out to judge
+Held = list[tuple[str, Samples]]  # rung, inputs
+
+
+def guard_file(guard: str, target: Target) -> FileRequest:
+    """Return the file that a guard names which is no generator.
+
+    Raises:
+        InputError: it is no path either.
+    """
+    return parse_file("guard", guard, [AUTO, *generators(target.inputs)])
+
+
+def split_guard(
+    judge: str | None, count: int, held: Held, target: Target, generator: torch.Generator
+) -> tuple[Samples, Held]:
+    """Make the guard set: a part of the first file, a generator's inputs, or a file of its own.
+
+    Args:
+        judge: a generator or a file; None holds out a part of the first of `held`.
+        count: inputs that judge, at most.
+        held: the files' inputs.
+        target: the network that they are shown to.
+        generator: draws and shuffles.
+
+    Returns:
+        The guard, and what is left of `held`.
+
+    Raises:
+        InputError: a file of one input, or one that does not fit the network.
+    """
+    spec = target.inputs
+    if judge is None:
+        rung, samples = held[0]
+        if len(samples.inputs) < 2:
+            raise InputError(
+                f"probes: {samples.source} must hold at least 2 inputs, one to search on and one "
+                f"to judge on; got {len(samples.inputs)}"
+            )
+        guard, rest = _hold_out(samples, count, generator)
+        return guard, [(rung, rest), *held[1:]]
+    if judge in generators(spec):
+        inputs = Mixture(spec, {judge: 1.0}, target.dtype).draw(count, generator)
+        return Samples(inputs, None, f"generated: {judge}, from another seed"), held
+    samples = typed(read(guard_file(judge, target), spec), target.dtype)
+    return pick(samples, shuffle(samples, generator)[:count]), held
+
+
+def mix_guard(made: Samples, guard: Samples, generator: torch.Generator) -> tuple[Samples, Samples]:
+    """Judge half by inputs like those that search, half by a generator.
+
+    Inputs of one making share its flaws, so a part of them alone would judge too kindly.
+
+    Args:
+        made: inverted inputs; a fifth of them, at most half of the guard, is held out.
+        guard: generated inputs; as many of them stay.
+        generator: picks.
+
+    Returns:
+        The guard and the rest of `made`; both as they came where one is too small to be parted.
+    """
+    if min(len(made.inputs), len(guard.inputs)) < 2:
+        return guard, made
+    held, rest = _hold_out(made, len(guard.inputs) // 2, generator)
+    beside = pick(guard, torch.arange(len(held.inputs)))
+    source = f"{held.source}, and as many {guard.source}"
+    mixed = join([held, beside])
+    assert mixed is not None
+    return mixed._replace(source=source), rest
+
+
+def _hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[Samples, Samples]:
+    """Return a random part, a fifth and `count` inputs at most, and the rest."""
+    order = shuffle(samples, generator)
+    out = min(count, max(1, int(GUARD_FRACTION * len(order))))
+    guard = pick(samples, order[:out])._replace(source=f"held-out part of {samples.source}")
+    return guard, pick(samples, order[out:])

@@ -1,0 +1,1 @@
+"""Inputs optimised against the network: BatchNorm inversion, class impressions, token search."""

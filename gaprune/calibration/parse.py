@@ -1,0 +1,130 @@
+"""What the user wrote behind `--probes` and `--guard`: generators, files, rungs of the ladder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gaprune import plugins
+from gaprune.calibration.files import ALIASES, read_probes
+from gaprune.calibration.generators.draws import Generator_
+from gaprune.calibration.generators.noise import NOISE
+from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.samples import Samples
+from gaprune.errors import InputError, unknown_name
+from gaprune.io.user_code import call_user
+from gaprune.models.input_spec import InputSpec
+
+PROCEDURAL, IMPRESSIONS, NOISY, AUTO = "procedural", "impressions", "noise", "auto"
+INVERSION = "inversion"
+OPTIMISED = (IMPRESSIONS, INVERSION)  # made from generated starts by gradients
+FILE_RUNGS = ("unlabelled", "labelled", "proxy")  # prefixes of a path; a bare path is unlabelled
+PATH_FORMS = ("PATH", "labelled:PATH", "proxy:PATH")
+
+
+@dataclass(frozen=True)
+class FileRequest:
+    """A file of inputs and the rung of the ladder that the user says it is."""
+
+    rung: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `--probes` asks for.
+
+    Attributes:
+        names: generators, and `procedural` for the mixture that the teacher picks.
+        files: inputs from files.
+        impressions: whether class impressions are wanted.
+        inversion: whether inputs inverted from BatchNorm are wanted.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[FileRequest, ...]
+    impressions: bool
+    inversion: bool
+
+
+def generators(spec: InputSpec) -> dict[str, Generator_]:
+    """Return every generator for this kind of input by name; noise is one of them.
+
+    Those of plug-ins come last, and are imported when they are called.
+    """
+    own = {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]["uniform"]}
+    taken = (*own, AUTO, PROCEDURAL, *OPTIMISED, *ALIASES)
+    added = plugins.names(plugins.GENERATORS + spec.kind, taken)
+    return {**own, **{name: partial(_added, name) for name in added}}
+
+
+def _added(name: str, spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
+    """Draw from a plug-in's generator, and look at what comes.
+
+    Raises:
+        InputError: it is broken, or gives something else than inputs.
+    """
+    drawn = plugins.find(
+        plugins.GENERATORS + spec.kind,
+        name,
+        lambda plugin, held: call_user(
+            plugins.called(plugin, held), spec, count, generator, where=plugin.title
+        ),
+    )
+    shape, dtype = (count, *spec.shape), torch.int64 if spec.kind == "tokens" else torch.float32
+    if isinstance(drawn, Tensor) and drawn.shape == shape and drawn.dtype is dtype:
+        most = spec.vocabulary - 1 if spec.kind == "tokens" else 1
+        if bool(((drawn >= 0) & (drawn <= most)).all()):  # NaN fails too
+            return drawn
+    came = f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, Tensor) else type(drawn)
+    rule = "0 to 1" if dtype is torch.float32 else "the vocabulary"
+    raise InputError(
+        f"probes: plug-in {name!r} must give {dtype} {list(shape)} in {rule}, got {came}"
+        + ("" if not isinstance(drawn, Tensor) else f" from {drawn.min()} to {drawn.max()}")
+    )
+
+
+def parse_probes(probes: Sequence[str], spec: InputSpec) -> Request:
+    """Sort what `--probes` lists; `auto` is known and left out (`gaprune.calibration.auto`).
+
+    Raises:
+        InputError: an empty list, or a name that is no generator and no path.
+    """
+    known = [AUTO, PROCEDURAL, *OPTIMISED, *generators(spec)]
+    chosen = (AUTO, *OPTIMISED)
+    if not probes:
+        raise InputError(f"probes: name at least one of {', '.join(known)}, or a file")
+    return Request(
+        names=tuple(name for name in probes if name in known and name not in chosen),
+        files=tuple(parse_file("probes", text, known) for text in probes if text not in known),
+        impressions=IMPRESSIONS in probes,
+        inversion=INVERSION in probes,
+    )
+
+
+def parse_file(argument: str, text: str, known: Sequence[str]) -> FileRequest:
+    """Split `rung:path`; something that can't be a path is reported as an unknown name."""
+    head, _, tail = text.partition(":")
+    rung, path = (head, tail) if head in FILE_RUNGS else (FILE_RUNGS[0], text)
+    looks_like_path = any(mark in path for mark in "./\\+")
+    if path not in ALIASES and not looks_like_path and not (path and Path(path).exists()):
+        raise unknown_name(argument, text, [*known, *ALIASES, *PATH_FORMS])
+    return FileRequest(rung, path)
+
+
+def read(request: FileRequest, spec: InputSpec) -> Samples:
+    """Read a file; labels are kept on the rung `labelled` only, where there must be some."""
+    samples = read_probes(request.path, spec)
+    if request.rung != "labelled":
+        return Samples(samples.inputs, None, f"{request.path} without labels ({request.rung})")
+    if samples.labels is None:
+        raise InputError(
+            f"probes: {request.path} holds no labels; drop the prefix 'labelled:', or give a file "
+            "with labels (npz keys x and y, or IMAGES+LABELS)"
+        )
+    return samples

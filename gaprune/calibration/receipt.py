@@ -1,0 +1,83 @@
+"""What the search was shown, provably: rungs of the data ladder, hashes, the receipt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from gaprune.calibration.samples import Samples
+from gaprune.errors import unknown_name
+from gaprune.records import Receipt
+
+RUNGS = ("none", "noise", "procedural", "inversion", "proxy", "unlabelled", "labelled")
+"""The data ladder, from what needs least to what needs most."""
+
+
+def highest(rungs: Iterable[str]) -> str:
+    """Return the rung that needs most data, `none` when there is none.
+
+    Raises:
+        InputError: a name that is no rung.
+    """
+    top = 0
+    for rung in rungs:
+        if rung not in RUNGS:
+            raise unknown_name("rung", rung, RUNGS)
+        top = max(top, RUNGS.index(rung))
+    return RUNGS[top]
+
+
+def sha256_of(*tensors: Tensor | None) -> str:
+    """Return the SHA-256 (hex) of the tensors' dtypes, shapes and bytes, in order.
+
+    An absent tensor (labels that nobody has) counts as such, so it can't be mistaken for another.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is None:
+            digest.update(b"absent;")
+            continue
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)};".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_receipt(
+    rungs: Iterable[str],
+    sources: Sequence[str],
+    held: Samples | None,
+    guard: Samples | None,
+    *,
+    fresh: bool,
+) -> Receipt:
+    """Build the receipt of a run.
+
+    Args:
+        rungs: every rung of the ladder that was used.
+        sources: one line per generator or file that the search saw, in words.
+        held: what the search held; None where nothing was held. Labels that were not used must be
+            None here, since they enter the hash.
+        guard: the guard set; None where there is none.
+        fresh: whether new inputs were drawn at every step as well.
+
+    Raises:
+        InputError: a name that is no rung.
+    """
+    return Receipt(
+        rung=highest(rungs),
+        sources=tuple(sources),
+        samples=0 if held is None else len(held.inputs),
+        fresh=fresh,
+        sha256=_hash(held),
+        guard="none" if guard is None else guard.source,
+        guard_samples=0 if guard is None else len(guard.inputs),
+        guard_sha256=_hash(guard),
+    )
+
+
+def _hash(samples: Samples | None) -> str:
+    return sha256_of() if samples is None else sha256_of(samples.inputs, samples.labels)

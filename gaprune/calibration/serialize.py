@@ -1,0 +1,89 @@
+"""The probes of a run as plain data and tensors, so that it can go on with the very same inputs.
+
+Files may have gone by then, made inputs may no longer be on the disk, and those made under
+`--probe-budget` would come out otherwise. Fresh inputs need only their generators and shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaprune.calibration.calibration_set import ProbePlan
+from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.samples import Samples
+from gaprune.models.target import Target
+from gaprune.records import Receipt
+
+HELD = ("search", "guard", "pool", "nearest")
+
+
+def plan_apart(plan: ProbePlan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return everything that is shown as plain data and tensors; `nearest` is seldom its own."""
+    facts: dict[str, Any] = {
+        "fresh": None if plan.fresh is None else list(plan.fresh.portions.items()),
+        "pool_share": plan.pool_share,
+        "moving": plan.moving,
+        "receipt": asdict(plan.receipt),
+        "affinity": list(plan.affinity.items()),
+    }
+    tensors: dict[str, Tensor] = {}
+    for name in HELD:
+        samples: Samples | None = getattr(plan, name)
+        if name == "nearest" and (same := _first_of(plan)) is not None:
+            facts[name] = same
+        elif samples is not None:
+            facts[name] = {"source": samples.source}
+            tensors[f"{name}/inputs"] = samples.inputs
+            if samples.labels is not None:
+                tensors[f"{name}/labels"] = samples.labels
+    return facts, tensors
+
+
+def plan_together(
+    facts: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Target
+) -> ProbePlan:
+    """Return the plan that `plan_apart` took apart, for the same network."""
+    held: dict[str, Samples] = {}
+    for name in HELD:
+        if name not in facts:
+            continue
+        if "first" in facts[name]:
+            held[name] = _first(held[facts[name]["of"]], facts[name]["first"])
+        else:
+            inputs, labels = tensors[f"{name}/inputs"], tensors.get(f"{name}/labels")
+            held[name] = Samples(inputs, labels, facts[name]["source"])
+    receipt = facts["receipt"]
+    fresh = facts["fresh"]
+    return ProbePlan(
+        search=held["search"],
+        guard=held["guard"],
+        fresh=None if fresh is None else Mixture(target.inputs, dict(fresh), target.dtype),
+        pool=held.get("pool"),
+        pool_share=facts["pool_share"],
+        moving=facts["moving"],
+        nearest=held["nearest"],
+        receipt=Receipt(**{**receipt, "sources": tuple(receipt["sources"])}),
+        affinity=dict(facts["affinity"]),
+    )
+
+
+def _first_of(plan: ProbePlan) -> dict[str, Any] | None:
+    """Say which first inputs of which other ones the nearest are, or None."""
+    near = plan.nearest
+    for name in ("search", "pool"):
+        held: Samples | None = getattr(plan, name)
+        if held is not None and torch.equal(_first(held, len(near.inputs)).inputs, near.inputs):
+            return {"of": name, "first": len(near.inputs)}
+    return None
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    if count == len(samples.inputs):
+        return samples
+    labels = None if samples.labels is None else samples.labels[:count]
+    return Samples(samples.inputs[:count], labels, samples.source)

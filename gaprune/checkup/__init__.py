@@ -1,1 +1,0 @@
-"""Does gaprune work here? On this machine, and on a real network."""

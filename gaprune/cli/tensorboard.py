@@ -1,0 +1,88 @@
+"""A run as TensorBoard events: one point per generation, written while the search goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gaprune.callbacks import Silence
+from gaprune.errors import GapruneError, InputError
+from gaprune.records import BaselineScore, Generation
+
+
+class Events(Silence):
+    """An observer that writes events; close it at the end, or use it in a `with` block.
+
+    Scalars by generation: `guard/agreement`, `fitness/best`, `fitness/mean`, `search/evaluations`,
+    `search/seconds`, and the probability of every operator under `rates/`; the agreement of every
+    one-shot mask at step 0 under `baselines/`. Phases and warnings are texts.
+
+    Args:
+        folder: of the events; made where it is missing.
+
+    Raises:
+        InputError: the folder cannot be written.
+        GapruneError: tensorboard is missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise GapruneError(
+                "tensorboard: the events need the package tensorboard; "
+                "pip install 'gaprune[tensorboard]', or leave --tensorboard out"
+            ) from error
+        try:
+            self._writer: Any = SummaryWriter(str(Path(folder).expanduser()))
+        except OSError as error:
+            raise InputError(
+                f"tensorboard: cannot write to {folder} ({error.strerror or error}); name a folder "
+                "that you may write to"
+            ) from error
+        self._step = 0
+
+    def phase(self, name: str, detail: str) -> None:
+        """Write it as text."""
+        self._writer.add_text("phase", f"{name}: {detail}", self._step)
+
+    def baseline(self, name: str, score: BaselineScore) -> None:
+        """Write its agreement."""
+        self._writer.add_scalar(f"baselines/{name}", score.agreement, 0)
+
+    def generation(self, record: Generation, total: int | None) -> None:
+        """Write its figures, so that they can be seen at once."""
+        del total
+        self._step = record.generation
+        figures = {
+            "guard/agreement": record.guard,
+            "fitness/best": record.best,
+            "fitness/mean": record.mean,
+            "search/evaluations": record.evaluations,
+            "search/seconds": record.seconds,
+        }
+        for kind, rates in record.rates.items():
+            figures |= {f"rates/{kind}/{name}": rate for name, rate in rates.items()}
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, record.generation)
+        self._writer.flush()
+
+    def warning(self, text: str) -> None:
+        """Write it as text."""
+        self._writer.add_text("warning", text, self._step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,109 @@
+"""Everything that a row depends on beside its key, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gaprune.calibration.auto import spell_out
+from gaprune.calibration.parse import AUTO, FileRequest, generators, parse_file, parse_probes
+from gaprune.calibration.receipt import sha256_of
+from gaprune.comparison.context import Contest
+from gaprune.comparison.spec import Data
+from gaprune.config import NEUTRAL, Settings
+from gaprune.io.file_hash import content_of
+from gaprune.models.input_spec import InputSpec
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+
+SCHEMA = 1
+_IN_KEYS = ("sparsity", "seed", "method")  # settings that are a row's own
+_NAMED = {"threads_per_worker": "threads"}  # settings that older folders name otherwise
+_LATER = {
+    "allocation": 0,
+    "budget": "weights",
+    "budget_macs": None,
+    "clip": None,
+    "continuation": 0,
+    "device": "cpu",
+    "drift": 0.0,
+    "features": 0.0,
+    "floor": 0.0,
+    "gpus_per_worker": 0.0,
+    "latency_batch": 1,
+    "max_drop": None,
+    "patience": None,
+    "pattern": "unstructured",
+    "precision": "float32",
+    "repair_in_loop": False,
+    "starts": None,
+    "stock": 0,
+}
+"""Settings that came after the first folders → the value at which rows are what they were before.
+
+At it they are left out, so that older folders of the same comparison still go on.
+"""
+
+
+def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
+    """Return what must be equal where rows stand in one table.
+
+    Files count by their content: networks, objectives and probes that the user writes or edits.
+    """
+    stated = contest.settings
+    settings = resolve_settings(stated, check_settings(stated), contest.target)
+    return {
+        "schema": SCHEMA,
+        "target": contest.target.name,
+        "weights_sha256": contest.target.weights_sha256,
+        "inputs": contest.target.inputs.facts(),
+        "pruned": list(contest.target.layout.names),
+        **{
+            name: None if one is None else sha256_of(one.inputs, one.labels)
+            for name, one in data._asdict().items()
+        },
+        **{
+            _NAMED.get(name, name): value
+            for name, value in settings.model_dump(mode="json").items()
+            if name not in (*_IN_KEYS, *NEUTRAL) and not (name in _LATER and value == _LATER[name])
+        },
+        "probes": list(spell_out(settings.probes, contest.target)),
+        **{f"training_{name}": value for name, value in asdict(contest.training).items()},
+        "epochs": contest.epochs,
+        "schedule": [[step.sparsity, step.epochs] for step in contest.schedule],
+        "clusters": contest.clusters,
+        **{f"file {path}": content_of(path) for path in sorted(set(_files(contest)))},
+        "gaprune": metadata.version("gaprune"),
+        "torch": torch.__version__,
+    }
+
+
+def requested_files(settings: Settings, spec: InputSpec) -> list[FileRequest]:
+    """Return the files that probes and guard ask for; none of them is read.
+
+    Raises:
+        InputError: an unknown probe or guard.
+    """
+    files = list(parse_probes(settings.probes, spec).files)
+    known = [AUTO, *generators(spec)]
+    if settings.guard not in known:
+        files.append(parse_file("guard", settings.guard, known))
+    return files
+
+
+def _files(contest: Contest) -> Iterator[str]:
+    """Yield the paths of what the user gave as files."""
+    for code in (contest.target.name, contest.settings.objective):
+        yield from _there(code.rpartition(":")[0])
+    for request in requested_files(contest.settings, contest.target.inputs):
+        whole = list(_there(request.path))
+        yield from whole or (one for part in request.path.split("+") for one in _there(part))
+
+
+def _there(path: str) -> Iterator[str]:
+    if path and Path(path).expanduser().exists():
+        yield path

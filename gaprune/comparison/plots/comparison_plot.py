@@ -1,0 +1,176 @@
+"""Accuracy against sparsity, one line for each method of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from gaprune.comparison.plots.figure import COLOURS, MARKERS, MUTED, drawing, percent
+from gaprune.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+MEASURES = {"accuracy": "accuracy", "agreement": "agreement with the dense network"}
+BOLD = "evolved"  # what methods begin with that are drawn black and bold
+GROUPS: tuple[tuple[str, Any], ...] = (  # what methods need, and the style of their lines
+    ("needs the weights alone", "-"),
+    ("needs probes or gradients", (0, (5, 2))),
+    ("needs training of weights", (0, (1, 1.4))),
+)
+TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
+SMALLEST = 1e-4  # part of the weights or the answers that is still told from none
+
+
+def plot_comparison(
+    rows: Iterable[Row],
+    path: str | Path,
+    *,
+    dense: float | None = None,
+    title: str | None = None,
+) -> None:
+    """Draw accuracy against sparsity: medians over seeds, bars from the worst seed to the best.
+
+    Both axes are in percent and logarithmic, in the weights kept and in the errors made: 90, 95,
+    98 and 99 % stand apart on either. Lines are solid for methods that look at the weights alone,
+    dashed for those that need probes or gradients, dotted for those that train weights; evolved
+    masks are black and bold. The legend lists the methods of each kind as they stand at the highest
+    sparsity. Without any accuracy, agreement with the dense network is drawn.
+
+    Args:
+        rows: `gaprune.comparison` rows of one target as plain data: dicts with `target`,
+            `sparsity`, `method`, `needs` (`data`, `gradients`, `training`), `accuracy` and
+            `agreement` in [0, 1] or None.
+        path: .svg or .png.
+        dense: accuracy of the dense network in [0, 1], drawn as a line.
+        title: above the plot; the target's name without.
+
+    Raises:
+        InputError: no rows, rows of several targets, no figure in any row, another suffix.
+        GapruneError: matplotlib is missing, or the place cannot be written.
+    """
+    rows = list(rows)
+    targets = sorted({row["target"] for row in rows})
+    if len(targets) != 1:
+        came = ", ".join(targets) or "no rows"
+        raise InputError(f"rows: must be of one target, got {came}; draw one plot for each")
+    measure = next((m for m in MEASURES if any(row[m] is not None for row in rows)), None)
+    if measure is None:
+        raise InputError("rows: none of them has a figure to draw; their errors say why")
+    lines = sorted(_lines(rows, measure), key=lambda line: line.rank)
+    with drawing(path, 10, max(5.5, 1.8 + 0.21 * len(lines))) as figure:
+        axes = figure.subplots()
+        _draw(axes, lines)
+        if dense is not None and measure == "accuracy":
+            label = f"dense network, {percent(dense)}"
+            axes.axhline(_decades(dense), color=MUTED, linewidth=1, zorder=1, label=label)
+        _scale(axes, sorted({row["sparsity"] for row in rows}), MEASURES[measure])
+        axes.set_title(targets[0] if title is None else title)
+        _legend(figure, axes, lines)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The figures of one method: sparsity → one for each seed, in [0, 1]."""
+
+    method: str
+    group: int
+    figures: Mapping[float, Sequence[float]]
+
+    @property
+    def bold(self) -> bool:
+        return self.method.startswith(BOLD)
+
+    @property
+    def label(self) -> str:
+        return self.method if self.figures else f"{self.method}: no figure"
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """Sorts by group, then what reaches furthest first, of those the best first."""
+        last = max(self.figures, default=0.0)
+        return self.group, -last, -median(self.figures[last]) if self.figures else 0.0
+
+
+def _lines(rows: Sequence[Row], measure: str) -> list[_Line]:
+    found: dict[str, dict[float, list[float]]] = {}
+    groups = {row["method"]: _group(row["needs"]) for row in rows}
+    for row in rows:
+        figures = found.setdefault(row["method"], {})
+        if row[measure] is not None:
+            figures.setdefault(row["sparsity"], []).append(row[measure])
+    return [
+        _Line(method, groups[method], dict(sorted(figures.items())))
+        for method, figures in found.items()
+    ]
+
+
+def _group(needs: Mapping[str, Any]) -> int:
+    return 2 if needs["training"] else int(needs["gradients"] or needs["data"] != "none")
+
+
+def _decades(part: float) -> float:
+    """Return where a part in [0, 1] stands on an axis: how many tenfold cuts of the rest it is."""
+    return -math.log10(max(1 - part, SMALLEST))
+
+
+def _draw(axes: Axes, lines: Sequence[_Line]) -> None:
+    for index, line in enumerate(lines):
+        shift = 0.03 * (index / max(len(lines) - 1, 1) - 0.5)  # bars stand beside each other
+        middles = [_decades(median(seeds)) for seeds in line.figures.values()]
+        lows = [_decades(min(seeds)) for seeds in line.figures.values()]
+        highs = [_decades(max(seeds)) for seeds in line.figures.values()]
+        axes.errorbar(
+            [_decades(sparsity) + shift for sparsity in line.figures],
+            middles,
+            [
+                [middle - low for middle, low in zip(middles, lows, strict=True)],
+                [high - middle for middle, high in zip(middles, highs, strict=True)],
+            ],
+            color="black" if line.bold else COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle=GROUPS[line.group][1],
+            linewidth=2.8 if line.bold else 1.4,
+            markersize=6 if line.bold else 4.5,
+            elinewidth=1,
+            zorder=4 if line.bold else 2,
+            label=line.label,
+        )
+
+
+def _scale(axes: Axes, sparsities: Sequence[float], measure: str) -> None:
+    axes.set_xticks([_decades(s) for s in sparsities], [percent(s) for s in sparsities])
+    axes.set_xlim(_decades(sparsities[0]) - 0.06, _decades(sparsities[-1]) + 0.06)
+    axes.set_xlabel("weights removed (log scale of those kept)")
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in TICKS if low <= _decades(tick) <= high]
+    axes.set_yticks([_decades(tick) for tick in ticks], [percent(tick) for tick in ticks])
+    axes.set_ylabel(f"{measure} (log scale of errors)")
+    axes.set_ylim(low, high)
+
+
+def _legend(figure: Figure, axes: Axes, lines: Sequence[_Line]) -> None:
+    """List the methods beside the plot, under what they need."""
+    drawn = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    blank = axes.plot([], [], linestyle="none")[0]
+    entries: dict[str, Any] = {}
+    for number, (heading, _) in enumerate(GROUPS):
+        own = [line.label for line in lines if line.group == number]
+        entries |= {heading: blank, **{label: drawn.pop(label) for label in own}} if own else {}
+    entries |= drawn  # the dense network
+    legend = figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside right upper",
+        fontsize="small",
+        handlelength=3.2,
+    )
+    for text in legend.get_texts():
+        if text.get_text() in dict(GROUPS) or text.get_text().startswith(BOLD):
+            text.set_fontweight("bold")

@@ -1,0 +1,18 @@
+"""What you get: a pruned network in the formats that people use, each read back before it counts.
+
+`export` writes one; `formats` lists them, `docs/sparse-format.md` documents our own.
+"""
+
+from gaprune.export.export_run import Exported, export
+from gaprune.export.format_registry import EXPORTERS, Exporter
+from gaprune.io.sparse import SparseFile, load_sparse, load_sparse_into
+
+__all__ = [
+    "EXPORTERS",
+    "Exported",
+    "Exporter",
+    "SparseFile",
+    "export",
+    "load_sparse",
+    "load_sparse_into",
+]

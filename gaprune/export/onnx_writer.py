@@ -1,0 +1,30 @@
+"""ONNX export of a pruned network, compared with torch in ONNX Runtime before it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gaprune.errors import GapruneError
+from gaprune.export.pruned_network import Pruned
+from gaprune.export.sparse_entries import How
+from gaprune.models.onnx import FILE, compare, save_onnx
+
+
+def write_onnx(pruned: Pruned, folder: Path, how: How) -> None:
+    """Write the network with zeros in its weights; any number of inputs go in at once.
+
+    Raises:
+        GapruneError: an optional package is missing, torch cannot export the network, or ONNX
+            Runtime answers otherwise than torch.
+    """
+    target = pruned.target()
+    if target.dtype == torch.bfloat16:
+        raise GapruneError(
+            f"onnx: {target.name} computes in bfloat16, which ONNX Runtime cannot be shown; export "
+            "it as dense or sparse, or prune it in float32"
+        )
+    model = pruned.network(target)
+    save_onnx(model, target, folder / FILE)
+    compare(model, target, folder / FILE)

@@ -1,0 +1,123 @@
+"""Write masks to a file that `gaprune.load_masks` and every other tool reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.io.serialization import from_stamp, to_stamp
+from gaprune.io.weights import sha256_of
+from gaprune.masks.supermask import pack, unpack
+
+SUFFIX = ".safetensors"
+PACKED = "gaprune packed masks"
+
+
+def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> Path:
+    """Write masks as uint8 tensors of 0 and 1, the format of a run's `mask.safetensors`.
+
+    The file takes its name once it is complete; a file of that name is replaced.
+
+    Args:
+        masks: parameter name → bool tensor of the parameter's shape, true where the weight stays.
+        path: ends in `.safetensors`; its folder exists.
+        about: facts for the file's metadata, such as `target="lenet"`.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no masks, one that is not bool, another suffix.
+        GapruneError: the place cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise InputError(f"path: masks are saved as {SUFFIX}, got {path}")
+    if not masks:
+        raise InputError("masks: there are none to save")
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise InputError(f"masks[{name!r}]: must be bool, got {mask.dtype}")
+    stored = {name: mask.to(torch.uint8).cpu().contiguous() for name, mask in masks.items()}
+    content = save(stored, to_stamp(format="gaprune mask", **about))
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise GapruneError(
+            f"path: cannot write {path} ({error.strerror or error}); name a place in a folder that "
+            "exists and that you may write to"
+        ) from error
+    return path
+
+
+def packed_bytes(masks: Mapping[str, Tensor], **about: str) -> bytes:
+    """Return the content of a file with one bit per weight, which `gaprune.load_masks` reads.
+
+    Parameter name → uint8 `[⌈n/8⌉]`, the first weight in the highest bit; the shapes are in the
+    metadata, and a SHA-256 of both, for any bits are masks.
+    """
+    bits = {name: torch.from_numpy(pack(mask.reshape(-1))) for name, mask in masks.items()}
+    shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
+    return save(bits, to_stamp(format=PACKED, shapes=shapes, sha256=_sha256(bits, shapes), **about))
+
+
+def packed_shapes(path: Path) -> dict[str, list[int]] | None:
+    """Return the shapes in the metadata of a file with packed masks; None: it is another file."""
+    if path.suffix.lower() != SUFFIX:
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            facts = from_stamp(file.metadata())
+            if facts.get("format") != PACKED:
+                return None
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        found = _sha256(stored, facts["shapes"])
+        shapes = dict(json.loads(facts["shapes"]))
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise InputError(f"mask: {path} is damaged ({error}); export or fetch it again") from error
+    if facts.get("sha256", found) != found:  # older files say none
+        raise InputError(
+            f"mask: {path} is damaged (its bits are not those that were written: SHA-256); export "
+            "or fetch it again"
+        )
+    return shapes
+
+
+def unpack_masks(
+    stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path
+) -> dict[str, Tensor]:
+    """Return the masks of a file with packed bits.
+
+    Raises:
+        InputError: the bits do not fit the shapes.
+    """
+    fitting = {name: -(-prod(shape) // 8) for name, shape in shapes.items()}
+    if {name: bits.numel() for name, bits in stored.items()} != fitting or any(
+        bits.dtype != torch.uint8 for bits in stored.values()
+    ):
+        raise InputError(
+            f"mask: {path} is damaged (bits that do not fit its shapes); fetch it again"
+        )
+    return {
+        name: unpack(stored[name].numpy(), prod(shape)).view(shape)
+        for name, shape in shapes.items()
+    }
+
+
+def _sha256(bits: Mapping[str, Tensor], shapes: str) -> str:
+    return hashlib.sha256(f"{sha256_of(bits)} {shapes}".encode()).hexdigest()

@@ -1,0 +1,268 @@
+"""Read a checkpoint without running any code from it, and put it into a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gaprune.errors import InputError
+from gaprune.io.manifest import check_exported
+from gaprune.io.semi_structured_packing import unpacked
+from gaprune.io.sparse import is_sparse, load_sparse
+
+# Where training scripts nest the weights inside a larger checkpoint, tried in this order.
+NESTED_UNDER = ("state_dict", "model", "model_state_dict")
+# Components that torch's wrappers (DataParallel, torch.compile) put in front of parameter names.
+_WRAPPERS = ("module", "_orig_mod")
+_SHOWN = 5  # names listed in a message
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint, on the CPU, in the order of the file.
+
+    Args:
+        path: `.safetensors`, also a sparse file or one with weights packed 2:4 of `gaprune export`;
+            or a state dict saved by `torch.save` as `.pt`, `.pth` or `.bin`, plain or nested under
+            one of `NESTED_UNDER`. A pickle that asks for anything but tensors and plain containers
+            is refused before any of it runs, whatever the environment variables of torch say.
+
+    Raises:
+        InputError: missing, empty, a directory, another suffix, damaged, holding code, not what
+            the export beside it says, or anything that is not a mapping of names to tensors.
+        GapruneError: a compressed sparse file, and Zstandard is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _READERS:
+        raise InputError(
+            f"weights: {path} must end in one of {', '.join(_READERS)}, got {path.suffix!r}"
+        )
+    try:
+        if path.is_dir():
+            raise InputError(f"weights: {path} is a directory; name the file inside it")
+        if path.stat().st_size == 0:
+            raise InputError(f"weights: {path} is empty (0 bytes); save or fetch it again")
+        content = _READERS[path.suffix.lower()](path)
+        check_exported(path)
+    except OSError as error:
+        raise InputError(f"weights: cannot read {path} ({error.strerror or error})") from error
+    return _named_tensors(content, path)
+
+
+def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state dict into `model`, in place; every name, shape and kind of number must fit.
+
+    Wrapper prefixes (`module.`, `_orig_mod.`, stacked or on a compiled submodule) are mended, and a
+    tied parameter may come under one of its names only. Floating types are converted to the
+    network's own.
+
+    Raises:
+        InputError: missing or unexpected names, other shapes, integers where the network has
+            floats or the reverse, two different values for one tied parameter, or a state dict of a
+            pruned or parametrised network. After an error about names the other values may already
+            have been copied.
+    """
+    # keep_vars: the parameters themselves, so that tied ones are the same object
+    own = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    _check_plain(state, own)
+    state = _mended(state, own)
+    state |= _implied(state, own)
+    _check_fits(state, own)
+    try:
+        # torch compares the names after the network's own renaming hooks have run
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"weights: do not fit {type(model).__name__}: {error}") from error
+    if missing or unexpected:
+        parts = [
+            f"{label} {len(names)} ({_some(names)})"
+            for label, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise InputError(
+            f"weights: the names must be those of {type(model).__name__}; {', '.join(parts)}; "
+            "check that the checkpoint belongs to this network"
+        )
+
+
+def sha256_of(model_state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors: names, dtypes, shapes and bytes, whatever their order.
+
+    The device and the memory layout don't matter; every bit of every value does.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(model_state):
+        tensor = model_state[name].detach().cpu().contiguous()
+        header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
+        digest.update(header.encode() + b"\n")  # JSON escapes line ends: the framing is unambiguous
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        with safe_open(path, "pt") as file:
+            sparse = is_sparse(file)
+        if sparse:
+            return _read_sparse(path)
+        return unpacked(load_file(path, device="cpu"))
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"weights: {path} is damaged or not a safetensors file ({error}); fetch it again"
+        ) from error
+
+
+def _read_sparse(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_sparse(path)
+    except InputError as error:
+        raise InputError(f"weights: {str(error).removeprefix('sparse: ')}") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        # written out: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 overrides the default, not the argument
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise any type at all
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise InputError(
+                f"weights: {path} holds more than tensors: it asks to run or build "
+                f"{found[1].rstrip('.')!r}, which is refused; save the weights alone with "
+                "torch.save(model.state_dict(), path) or as safetensors"
+            ) from error
+        raise InputError(
+            f"weights: {path} is damaged or not a state dict saved by torch.save "
+            f"({type(error).__name__}); save it again with torch.save(model.state_dict(), path)"
+        ) from error
+
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": _read_safetensors,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+    ".bin": _read_torch,
+}
+SUFFIXES = tuple(_READERS)
+
+
+def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
+    nested: object = content
+    while isinstance(nested, Mapping):
+        content = nested
+        nested = next(
+            (content[k] for k in NESTED_UNDER if isinstance(content.get(k), Mapping)), None
+        )
+    if not isinstance(content, Mapping) or not content:
+        got = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else ""
+        raise InputError(
+            f"weights: {path} must hold a state dict (name → tensor), plain or under "
+            f"{', '.join(map(repr, NESTED_UNDER))}; got {got or type(content).__name__}"
+        )
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"weights: {path} must hold tensors only; entry {name!r} is a "
+                f"{type(value).__name__}; save model.state_dict() alone"
+            )
+    return dict(content)
+
+
+def _check_plain(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in state:
+        stem = name.removesuffix("_orig")
+        if stem != name and f"{stem}_mask" in state and name not in expected:
+            path, _, leaf = stem.rpartition(".")
+            raise InputError(
+                f"weights: {name!r} shows that the checkpoint is already pruned with "
+                f"torch.nn.utils.prune; make it permanent where it was made with "
+                f"torch.nn.utils.prune.remove(model.get_submodule({path!r}), {leaf!r}), for every "
+                "pruned layer, and save model.state_dict() again"
+            )
+        if "parametrizations" in name.split(".") and name not in expected:
+            raise InputError(
+                f"weights: {name!r} shows that the checkpoint is parametrised; make it plain with "
+                "torch.nn.utils.parametrize.remove_parametrizations and save model.state_dict() "
+                "again"
+            )
+
+
+def _mended(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """Rename keys that differ from an expected one only by what torch's wrappers add."""
+    own = {_unwrapped(name): name for name in expected}
+    mended = {own.get(_unwrapped(name), name): value for name, value in state.items()}
+    return mended if len(mended) == len(state) else dict(state)  # never merge two into one
+
+
+def _unwrapped(name: str) -> str:
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while parts and parts[0] in _WRAPPERS:
+        parts.pop(0)
+    return ".".join(parts)
+
+
+def _implied(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the state leaves out and need not say: other names of tied tensors, counters.
+
+    `safetensors.torch.save_model` writes a tied tensor once; BatchNorm's `num_batches_tracked`,
+    which older checkpoints lack, has no part in a frozen network.
+    """
+    given: dict[int, str] = {}
+    for name, tensor in own.items():
+        if name in state:
+            first = given.setdefault(id(tensor), name)
+            if sha256_of({"": state[first]}) != sha256_of({"": state[name]}):  # NaN equals NaN here
+                raise InputError(
+                    f"weights: {first!r} and {name!r} are one tied parameter in this network, but "
+                    "the checkpoint holds different values for them; untie them in the factory"
+                )
+    implied = {}
+    for name, tensor in own.items():
+        if name not in state and id(tensor) in given:
+            implied[name] = state[given[id(tensor)]]
+        elif name not in state and name.split(".")[-1] == "num_batches_tracked":
+            implied[name] = tensor.detach()
+    return implied
+
+
+def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    shared = [name for name in expected if name in state]
+    shapes = [
+        f"{name} {list(state[name].shape)} where the network has {list(expected[name].shape)}"
+        for name in shared
+        if state[name].shape != expected[name].shape
+    ]
+    if shapes:
+        raise InputError(
+            f"weights: shapes must be those of the network; got {_some(shapes)}; "
+            "check the arguments of the factory"
+        )
+    kinds = [
+        f"{name} is {state[name].dtype} where the network has {expected[name].dtype}"
+        for name in shared
+        if _kind(state[name]) != _kind(expected[name])
+    ]
+    if kinds:
+        raise InputError(
+            f"weights: integer, float and complex values cannot stand for each other; "
+            f"{_some(kinds)}; save the checkpoint before it is quantised, or name the weights "
+            "where this is a file of masks"
+        )
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _some(items: Iterable[str]) -> str:
+    listed = list(items)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more

@@ -1,0 +1,362 @@
+"""The network to prune: loaded safely, copied, frozen, and tried once. It is also the teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.errors import InputError, unknown_name
+from gaprune.io.user_code import call_user, load_function
+from gaprune.io.weights import apply_state, load_state, sha256_of
+from gaprune.masks.supermask import Layout, masked_weights
+from gaprune.models.determinism import steady
+from gaprune.models.input_options import InputOptions, resolve_inputs, sample_inputs
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.prunable import check_structure, find_prunable
+from gaprune.models.sources import (
+    SOURCES,
+    check_one_input,
+    choose_output,
+    describe,
+    is_sourced,
+    load_source,
+)
+from gaprune.models.zoo import ZOO
+
+__all__ = [
+    "InputOptions",
+    "Target",
+    "load_target",
+    "resolve_inputs",
+    "target_from_module",
+    "trainable_copy",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A pretrained network ready to be pruned, and the dense teacher of its candidates.
+
+    Attributes:
+        name: what the user calls it.
+        model: a private copy in evaluation mode that needs no gradients.
+        weights: the prunable parameters by name, detached; they share the model's memory.
+        layout: where each of them lies in a flat vector.
+        inputs: what the network takes.
+        weights_sha256: hash of all its parameters and buffers.
+        zoo: its name in the zoo, or None; set also where other weights were loaded into it.
+        origin: where the network and its weights came from, in words.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    weights: dict[str, Tensor] = field(repr=False)
+    layout: Layout = field(repr=False)
+    inputs: InputSpec
+    weights_sha256: str
+    zoo: str | None
+    origin: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in: that of its first prunable weight."""
+        return next(iter(self.weights.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(iter(self.weights.values())).device
+
+    def to(self, device: str | torch.device) -> Target:
+        """Return the target on a device: a copy, or this one where it is there already."""
+        if torch.empty(0, device=device).device == self.device:
+            return self
+        model = copy.deepcopy(self.model).to(device)
+        weights = {name: model.get_parameter(name).detach() for name in self.weights}
+        words = self.inputs.words
+        if words is not None and words.table is not None:  # a module of the network
+            places = {id(old): name for name, old in self.model.named_modules()}
+            table = model.get_submodule(places[id(words.table)])
+            words = replace(words, table=table)
+        return replace(self, model=model, weights=weights, inputs=replace(self.inputs, words=words))
+
+    def example(self) -> Tensor:
+        """Return one random input `[1, *inputs.shape]` that the network takes."""
+        return sample_inputs(self.inputs, 1, self.dtype).to(self.device)
+
+    def masked_state(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state dict under masks of the prunable weights, by name, on the CPU.
+
+        Dropped weights are 0, all other bits as they were; every tensor is contiguous and shares
+        memory with none.
+        """
+        there = {name: mask.to(self.device) for name, mask in masks.items()}
+        kept = masked_weights({name: self.weights[name] for name in masks}, there)
+        by_memory = {
+            (self.weights[name].data_ptr(), weight.shape): weight for name, weight in kept.items()
+        }  # a tied parameter has several names and one memory
+        return {
+            key: _apart(by_memory.get((value.data_ptr(), value.shape), value))
+            for key, value in self.model.state_dict().items()
+        }
+
+    def masked_copy(self, masks: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy of the network with masks written into its weights (`masked_state`)."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.masked_state(masks))
+        return model
+
+
+def load_target(  # noqa: PLR0913 # what is known about a network, each by its own name
+    spec: str,
+    *,
+    weights: Path | None = None,
+    inputs: InputOptions | None = None,
+    prune_also: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    output: str | int | None = None,
+    allow_download: bool = False,
+) -> Target:
+    """Load the network that a command line names.
+
+    Args:
+        spec: a zoo name, `timm:NAME` or `hf:NAME` (see `gaprune.models.sources`), or
+            `path/to/file.py:factory`, a function without arguments that returns the network. The
+            file is code and runs.
+        weights: its checkpoint (see `load_state`). A zoo network has its own, which this replaces;
+            without it a factory must return a trained network by itself.
+        inputs: what is known about the input (see `resolve_inputs`).
+        prune_also: further parameters to prune, by qualified name.
+        device: where to run it.
+        output: which output is compared, by name or place, where the network has several (see
+            `gaprune.models.sources.choose_output`).
+        allow_download: whether pretrained weights of `timm:` or `hf:` may be fetched.
+
+    Raises:
+        InputError: any of these is wrong, or the network cannot be pruned; the message says which.
+    """
+    if is_sourced(spec):
+        found = load_source(spec, weights=weights, output=output, allow_download=allow_download)
+        source = _Source(found.model, spec, None, found.origin, found.inputs)
+        return _make_target(source, inputs or InputOptions(), prune_also, device)
+    entry = ZOO.get(spec)
+    model = entry.factory() if entry else _from_factory(spec)
+    checkpoint = weights or (entry.checkpoint if entry else None)
+    if checkpoint is not None:
+        apply_state(model, load_state(checkpoint))
+    if output is not None:
+        choose_output(model, output)
+    origin = f"zoo network {spec}" if entry else f"factory {spec}"
+    if weights is not None:
+        origin += f", weights from {weights}"
+    source = _Source(model, spec, spec if entry else None, origin, entry.inputs if entry else None)
+    return _make_target(source, inputs or InputOptions(), prune_also, device)
+
+
+def target_from_module(
+    model: nn.Module,
+    *,
+    inputs: InputOptions,
+    name: str = "model",
+    prune_also: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+) -> Target:
+    """Make a target of a live network, which stays as it is: the target holds a deep copy.
+
+    A network wrapped by `torch.compile`, `DataParallel` or `DistributedDataParallel` is unwrapped,
+    so parameters have the names of the network inside.
+
+    Args:
+        model: the trained network.
+        inputs: what is known about its input (see `resolve_inputs`).
+        name: what to call it in reports.
+        prune_also: further parameters to prune, by qualified name.
+        device: where to run the copy.
+
+    Raises:
+        InputError: the network cannot be pruned, copied or run on such inputs.
+    """
+    model = _unwrapped(model)
+    origin = f"module {type(model).__module__}.{type(model).__qualname__}"
+    return _make_target(_Source(model, name, None, origin, None), inputs, prune_also, device)
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+class _Source(NamedTuple):
+    model: nn.Module
+    name: str
+    zoo: str | None
+    origin: str
+    default: InputSpec | None
+
+
+def _make_target(
+    source: _Source, inputs: InputOptions, prune_also: Sequence[str], device: str | torch.device
+) -> Target:
+    check_structure(source.model)  # before copying: pruned and normed layers cannot be copied
+    private = private_copy(source.model, device)
+    weights = {key: value.detach() for key, value in find_prunable(private, prune_also).items()}
+    check_one_input(private)
+    state = {k: v for k, v in private.state_dict().items() if isinstance(v, Tensor)}
+    with steady(device):  # from its first kernel on: torch looks once how cuBLAS is set
+        target = Target(
+            name=source.name,
+            model=private,
+            weights=weights,
+            layout=Layout.of(weights),
+            inputs=resolve_inputs(private, inputs, source.default),
+            weights_sha256=sha256_of(state),
+            zoo=source.zoo,
+            origin=source.origin,
+        )
+        _try_once(target)
+    return target
+
+
+def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
+    """Return a deep copy on `device`, in evaluation mode, without gradients.
+
+    Parameters that are distinct objects over the same memory are tied in the copy as they are in
+    the original, under the first name.
+
+    Raises:
+        InputError: the network cannot be deep-copied, or the device is not there.
+    """
+    try:
+        private = copy.deepcopy(model)
+    except Exception as error:  # a module may hold anything, and its __deepcopy__ raise anything
+        raise InputError(
+            f"model: {type(model).__name__} cannot be deep-copied "
+            f"({type(error).__name__}: {error}); keep locks, files and tensors with gradient "
+            "history out of its attributes, or give it a __deepcopy__"
+        ) from error
+    _tie_shared_memory(model, private)
+    for parameter in private.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        private.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise InputError(f"device: cannot use {str(device)!r} ({error})") from error
+    return private.eval()
+
+
+def trainable_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy whose parameters all take gradients; the original stays as it is.
+
+    Raises:
+        InputError: the network cannot be deep-copied.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return private_copy(model, device).requires_grad_()
+
+
+def _tie_shared_memory(original: nn.Module, private: nn.Module) -> None:
+    owners: dict[object, str] = {}
+    for name, tensor in original.named_parameters(remove_duplicate=False):
+        if not tensor.numel():
+            continue  # empty tensors all have the same address
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        owner = owners.setdefault(place, name)
+        if owner != name:
+            path, _, leaf = name.rpartition(".")
+            setattr(private.get_submodule(path), leaf, private.get_parameter(owner))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _from_factory(spec: str) -> nn.Module:
+    file, colon, _ = spec.partition(":")
+    if not colon or (file and not Path(file).suffix and not Path(file).exists()):
+        known = str(unknown_name("target", file, [*ZOO, *SOURCES] if colon else ZOO))
+        if not colon and file.endswith(".py"):
+            known = f"target: {file} names no factory, as {file}:make would; {', '.join(ZOO)}"
+        raise InputError(
+            f"{known}; or path/to/file.py:factory, {', '.join(s + ':NAME' for s in SOURCES)}"
+        )
+    factory = load_function(spec, "target")
+    model = call_user(factory, where=f"target: factory {spec}")
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"target: factory {spec} must return a torch.nn.Module, got {type(model).__name__}"
+        )
+    model = _unwrapped(model)
+    check_structure(model)  # a lazy or pruned network would refuse its weights less clearly
+    return model
+
+
+def _try_once(target: Target) -> None:
+    """Run the network on two random inputs and check that its output can be compared."""
+    spec = target.inputs
+    shown = ",".join(map(str, spec.shape))
+    batch = sample_inputs(spec, 2, target.dtype).to(target.device)
+    try:
+        with torch.no_grad():
+            output = target.model(batch)
+    except InputError:  # of a chosen output that is not there
+        raise
+    except Exception as error:  # user code and torch raise any type for a wrong shape
+        raise InputError(
+            f"input shape: the network does not take {shown} (kind {spec.kind}; tried a batch "
+            f"{list(batch.shape)} of {batch.dtype}): {type(error).__name__}: {error}; state the "
+            "shape of one input without the batch axis with --input-shape, its kind with "
+            "--input-kind"
+        ) from error
+    if complaint := _output_complaint(output):
+        raise InputError(f"model: for inputs of shape {shown} its output {complaint}")
+    for name, module in target.model.named_modules():
+        if isinstance(module, _BATCHNORMS) and module.running_mean is None:
+            _try_one(target, name)
+            return
+
+
+_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _try_one(target: Target, norm: str) -> None:
+    """Check that a network that goes by the batch takes a single input: costs are counted on it."""
+    try:
+        with torch.no_grad():
+            target.model(target.example())
+    except ValueError as error:
+        raise InputError(
+            f"model: its BatchNorm {norm!r} keeps no running statistics and refuses a single "
+            f"input ({error}); build it with track_running_stats=True and load a checkpoint that "
+            "holds them"
+        ) from error
+
+
+def _output_complaint(output: object) -> str | None:
+    if not isinstance(output, Tensor):
+        return (
+            f"must be one tensor; {describe(output)}; choose one with --output NAME, or NAME.NAME "
+            "inside another one, or wrap the network so that forward returns the logits or the "
+            "embedding alone"
+        )
+    if output.ndim == 0 or output.shape[0] != 2:
+        return (
+            f"must keep the batch as its first axis, got shape {list(output.shape)} for a batch of "
+            "2; check --input-shape, or wrap the network"
+        )
+    if not output.is_floating_point():
+        return f"must be of a floating type, got {output.dtype}; return logits, not classes"
+    if not torch.isfinite(output).all():
+        return (
+            "must be finite, got NaN or Inf for random inputs; check the weights, and the input "
+            "range with --range or --mean and --std"
+        )
+    return None

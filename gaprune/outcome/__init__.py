@@ -1,1 +1,0 @@
-"""What a run gives back, in memory and on the disk."""

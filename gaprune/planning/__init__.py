@@ -1,1 +1,0 @@
-"""From settings and a target to what exactly will be done."""

@@ -1,0 +1,206 @@
+"""What a run would do, and about how long it would take, without doing it."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from gaprune.calibration.auto import decide
+from gaprune.calibration.calibration_set import plan_probes
+from gaprune.callbacks import Silence
+from gaprune.config import EVOLVED, Settings
+from gaprune.evaluation.batch_pool import Stock
+from gaprune.evaluation.evaluator import Bench
+from gaprune.evolution.genome import Genes, kind_of, seed_genes
+from gaprune.evolution.gradient import Refinement, refine
+from gaprune.evolution.phases import Phase
+from gaprune.evolution.search_plan import Plan
+from gaprune.masks.budget import keep_total
+from gaprune.models.patterns import units_of
+from gaprune.models.target import Target
+from gaprune.pattern_names import LATENCY
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.setup import RUNG_FRACTION, make_bench, make_plan
+from gaprune.workers.serial import torch_threads
+
+ROUNDS, STEPS = 3, 8  # how often what is timed is done, and the gradient steps of each
+_MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts as one
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Generations of a kind.
+
+    Attributes:
+        name: of the phase.
+        generations: None where no number bounds them.
+        children: per generation.
+        steps: gradient steps per child.
+        seconds: of all of them, or of one generation where nothing bounds their number.
+    """
+
+    name: str
+    generations: int | None
+    children: int
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run before it is one.
+
+    Attributes:
+        layers: name, shape and weights of every prunable layer.
+        total: prunable weights.
+        parameters: all of the network.
+        unit: what the budget counts, in words: weights, what the pattern removes together, or
+            multiply-adds.
+        units: how many there are.
+        keep: how many stay, or None where `max_drop` or a clock (budget `latency`) finds it.
+        probes: what would be shown, in the words of `--probes`.
+        why: why `auto` chose them, or None.
+        stages: of the search; empty for a one-shot method.
+        seconds_per: measured here, on noise: of a candidate on all probes, of a gradient step,
+            and of what a child takes beside its steps.
+        search_seconds: of all stages with the asked workers, and no more than the limit in seconds;
+            None where nothing bounds them. With `max_drop` there are about five such searches.
+        peak_mb: of one worker, and of this process where it is the worker.
+        settings: with every gap filled, as the run would.
+    """
+
+    layers: tuple[tuple[str, tuple[int, ...], int], ...]
+    total: int
+    parameters: int
+    unit: str
+    units: int
+    keep: int | None
+    probes: tuple[str, ...]
+    why: str | None
+    stages: tuple[Stage, ...]
+    seconds_per: Mapping[str, float]
+    search_seconds: float | None
+    peak_mb: float
+    settings: Settings
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        found = asdict(self)
+        found["layers"] = [
+            {"name": name, "shape": list(shape), "total": total}
+            for name, shape, total in self.layers
+        ]
+        found["settings"] = self.settings.model_dump(mode="json")
+        return found
+
+
+def forecast(target: Target, settings: Settings) -> Forecast:
+    """Look at what `prune` would do with a network.
+
+    A candidate and a gradient step are timed on noise. What is not foreseen: inverting inputs,
+    which takes longest where it happens (`--probe-budget` bounds it), criteria that pass the
+    network many times, and limits that stop a search early.
+
+    Raises:
+        InputError: a setting does not fit the target.
+    """
+    preset = check_settings(settings)
+    resolved = resolve_settings(settings, preset, target)
+    decision = decide(resolved.probes, target)
+    units = units_of(target, resolved)
+    plan = make_plan(target, resolved, preset)
+    searched = resolved.method == EVOLVED
+    with torch_threads(resolved.threads_per_worker):
+        bench = _bench_on_noise(target, resolved)
+        timed = _timed(bench, plan, resolved) if searched else {}
+    stages = tuple(_stage(one, timed, resolved) for one in plan.phases) if searched else ()
+    layout = plan.layout
+    keeps = resolved.max_drop is None and resolved.budget != LATENCY  # both are found by trying
+    unit = "weights" if units is None else f"units of pattern {resolved.pattern}"
+    return Forecast(
+        layers=tuple((name, tuple(one.shape), one.numel()) for name, one in target.weights.items()),
+        total=sum(one.numel() for one in target.weights.values()),
+        parameters=sum(one.numel() for one in target.model.parameters()),
+        unit=unit if layout.price is None else "multiply-adds for one input",
+        units=layout.worth,
+        keep=keep_total(layout, resolved.sparsity) if keeps else None,
+        probes=tuple(decision.choice.probes if decision.choice else resolved.probes),
+        why=None if decision.choice is None else decision.choice.reason,
+        stages=stages,
+        seconds_per=timed,
+        search_seconds=_at_most(resolved.seconds, stages) if stages else None,
+        peak_mb=_peak_mb(plan, bench, resolved),
+        settings=resolved,
+    )
+
+
+def _bench_on_noise(target: Target, settings: Settings) -> Bench:
+    """Return the bench of the run with noise in the place of its probes: made in no time."""
+    noisy = settings.replace(probes=("noise",), guard="noise", guard_count=1)
+    generator = torch.Generator().manual_seed(settings.seed)
+    probes = plan_probes(target, noisy, generator, Silence())
+    bench = make_bench(target, settings, check_settings(settings), probes)
+    if bench.stock is None or probes.fresh is None:
+        return bench
+    return replace(bench, stock=Stock(probes.fresh, 1, settings.seed))  # drawn before it is timed
+
+
+def _timed(bench: Bench, plan: Plan, settings: Settings) -> dict[str, float]:
+    """Return the seconds of a candidate on all probes, of a child and of each gradient step.
+
+    Each is the least of some: what the machine sets up once, or does beside, is not counted.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    least: dict[int, float] = {}  # gradient steps → seconds; 0 scores a candidate
+    for _ in range(ROUNDS):
+        scores = torch.rand(plan.layout.total, generator=generator)
+        genes = seed_genes(scores, plan.layout, plan.keep, settings.scope)
+        began = time.perf_counter()
+        bench.fitness(genes.express(plan.layout))
+        now = {0: time.perf_counter() - began}
+        if plan.refinement is not None:
+            now |= {n: _child(genes, bench, plan.refinement, n) for n in (1, 1 + STEPS)}
+        least = {steps: min(value, least.get(steps, value)) for steps, value in now.items()}
+    if plan.refinement is None:
+        return {"candidate": least[0]}
+    step = max(0.0, least[1 + STEPS] - least[1]) / STEPS
+    return {"candidate": least[0], "step": step, "child": max(0.0, least[1] - step)}
+
+
+def _child(genes: Genes, bench: Bench, how: Refinement, steps: int) -> float:
+    """Return how many seconds a child of so many steps takes."""
+    began = time.perf_counter()
+    refine(genes, bench, replace(how, steps=steps), torch.Generator().manual_seed(0))
+    return time.perf_counter() - began
+
+
+def _stage(phase: Phase, timed: Mapping[str, float], settings: Settings) -> Stage:
+    """Return what a phase takes: children on the first rung, half of them on all probes."""
+    steps = phase.refinement.steps if phase.refinement else 0
+    passes = 1 / RUNG_FRACTION + 1 / 2 if phase.preset.races else 1.0
+    refined = timed["child"] + steps * timed["step"] if steps else 0.0
+    child = refined + passes * timed["candidate"]
+    rounds = math.ceil(phase.offspring / settings.workers)
+    generation = rounds * child + timed["candidate"]  # the leader is judged on the guard
+    return Stage(phase.name, phase.length, phase.offspring, steps, generation * (phase.length or 1))
+
+
+def _at_most(limit: float | None, stages: Sequence[Stage]) -> float | None:
+    if any(one.generations is None for one in stages):
+        return limit
+    return min(sum(one.seconds for one in stages), math.inf if limit is None else limit)
+
+
+def _peak_mb(plan: Plan, bench: Bench, settings: Settings) -> float:
+    """Return what this process needed until here, and what a search holds beside that."""
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
+    genomes = (plan.population + plan.offspring) * plan.layout.total * kind_of(plan.layout).itemsize
+    batches = (settings.stock or 0) * (settings.batch or 0) * bench.search.inputs[0].nbytes
+    return round((now + genomes + batches) / 1e6, 1)

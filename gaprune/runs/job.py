@@ -1,0 +1,207 @@
+"""One pruning job in full: the target, what it takes, the test data and the settings, as data.
+
+The command line, a configuration file and a run directory all hold the same keys, so what one
+writes another reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gaprune.calibration.samples import Samples
+from gaprune.config import Settings, make_settings
+from gaprune.errors import InputError, unknown_name
+from gaprune.evaluation.labelled import read_labelled, zoo_test
+from gaprune.masks.budget import check_sparsity
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, load_target
+from gaprune.models.zoo import ZOO
+from gaprune.profiling import spent
+from gaprune.runs.option_keys import Key, count, names, numbers, sizes, text, yes_or_no
+from gaprune.runs.resolve_settings import check_settings
+from gaprune.workers import Staff, choose_home
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one `gaprune prune` does.
+
+    Attributes:
+        target: a zoo name, or `path/to/file.py:factory`.
+        settings: how to prune it.
+        weights: its checkpoint, or None for the zoo's own.
+        inputs: what is known about one input.
+        prune_also: further parameters to prune, by qualified name.
+        output: which output is compared, where the network has several.
+        allow_download: whether pretrained weights may be fetched.
+        test: labelled file for the final accuracy; None: that of the zoo, if it is a zoo network.
+    """
+
+    target: str
+    settings: Settings
+    weights: str | None = None
+    inputs: InputOptions = field(default_factory=InputOptions)
+    prune_also: tuple[str, ...] = ()
+    test: str | None = None
+    output: str | None = None
+    allow_download: bool = False
+
+    def load(self, device: str | None = None) -> tuple[Target, Samples | None]:
+        """Load the target and the test data; a zoo network brings its own.
+
+        Args:
+            device: where the dense network is put; None is where the search begins
+                (`choose_home`).
+
+        Raises:
+            InputError: either is wrong; the message says what.
+        """
+        with spent("load"):
+            target = load_target(
+                self.target,
+                weights=None if self.weights is None else Path(self.weights),
+                inputs=self.inputs,
+                prune_also=self.prune_also,
+                device=device or choose_home(Staff.of(self.settings)),
+                output=self.output,
+                allow_download=self.allow_download,
+            )
+            if self.test is None:
+                return target, zoo_test(target)
+            return target, read_labelled("test", self.test, target)
+
+    def as_config(self) -> dict[str, Any]:
+        """Return everything stated as flat plain data, such as a TOML file holds; None is left out.
+
+        `make_job` makes the same job of it.
+        """
+        stated = {
+            "target": self.target,
+            "weights": self.weights,
+            **{key.name: getattr(self.inputs, key.field) for key in JOB_KEYS if key.field},
+            "prune_also": self.prune_also or None,
+            "test": self.test,
+            "output": self.output,
+            "allow_download": self.allow_download or None,
+            **self.settings.model_dump(mode="json"),
+        }
+        listed = {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}
+        return {key: value for key, value in listed.items() if value is not None}
+
+
+def _sparsity(value: object, name: str) -> float:
+    """Read text as a number first: `nan` is one and `abc` is none, both with a message of ours."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise InputError(
+                f"{name}: must be a number strictly between 0 and 1 (the fraction of weights "
+                f"removed, 0.95 removes 95 %), got {value!r}"
+            ) from None
+    return check_sparsity(value)
+
+
+JOB_KEYS: tuple[Key, ...] = (
+    Key(
+        "target",
+        text,
+        "a network of the zoo, path/to/file.py:factory, timm:NAME, or hf:NAME",
+        metavar="TARGET",
+    ),
+    Key(
+        "weights",
+        text,
+        "checkpoint: .safetensors, or a state dict as .pt, .pth, .bin",
+        metavar="FILE",
+    ),
+    Key("prune_also", names, "prune this parameter too, by its qualified name", metavar="NAME"),
+    Key(
+        "output",
+        text,
+        "which output is compared, where there are several: logits, 0",
+        metavar="NAME",
+    ),
+    Key("allow_download", yes_or_no, "fetch the weights of timm:NAME or hf:NAME", metavar="yes|no"),
+    Key("test", text, "labelled inputs, for the final accuracy only", metavar="FILE"),
+    Key(
+        "input_shape",
+        sizes,
+        "sizes of one input without the batch axis: 1,28,28",
+        "shape",
+        "SIZES",
+    ),
+    Key("input_kind", text, "image, signal, vector or tokens", "kind", "KIND"),
+    Key(
+        "range",
+        numbers,
+        "lowest and highest value that the network is fed: 0,1",
+        "range",
+        "LOW,HIGH",
+    ),
+    Key(
+        "mean",
+        numbers,
+        "normalisation of raw values in 0 to 1, per channel or one for all",
+        "mean",
+        "NUMBERS",
+    ),
+    Key("std", numbers, "the same: what they are divided by", "std", "NUMBERS"),
+    Key(
+        "vocabulary",
+        count,
+        "number of token ids, for networks that take tokens",
+        "vocabulary",
+        "COUNT",
+    ),
+)
+"""Every key of a job beside the settings."""
+
+_PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
+    "sparsity": _sparsity,
+    "probes": names,
+    "starts": names,
+}
+
+
+def make_job(values: Mapping[str, Any]) -> Job:
+    """Make a job of flat keys, as a configuration file or the command line states them.
+
+    Args:
+        values: keys of `JOB_KEYS` and fields of `Settings`; numbers may come as text.
+
+    Raises:
+        InputError: an unknown key (all are listed), no target, neither sparsity nor max_drop, or a
+            value that breaks its rule. Nothing has been loaded then.
+    """
+    keys = {key.name: key for key in JOB_KEYS}
+    for name in values:
+        if name not in keys and name not in Settings.model_fields:
+            raise unknown_name("config key", name, [*keys, *Settings.model_fields])
+    if "target" not in values:
+        raise InputError(
+            f"target: none given; name a network of the zoo ({', '.join(ZOO)}), or "
+            "path/to/file.py:factory with --weights FILE for one of your own"
+        )
+    stated = {name: key.parse(values[name], name) for name, key in keys.items() if name in values}
+    settings = make_settings(
+        {
+            name: _PARSE_SETTING[name](value, name) if name in _PARSE_SETTING else value
+            for name, value in values.items()
+            if name not in keys
+        }
+    )
+    check_settings(settings)
+    return Job(
+        target=stated["target"],
+        settings=settings,
+        weights=stated.get("weights"),
+        inputs=InputOptions(**{key.field: stated.get(key.name) for key in JOB_KEYS if key.field}),
+        prune_also=stated.get("prune_also", ()),
+        test=stated.get("test"),
+        output=stated.get("output"),
+        allow_download=stated.get("allow_download", False),
+    )

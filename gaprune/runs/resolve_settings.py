@@ -1,0 +1,218 @@
+"""From what the user stated to full settings: names checked, gaps filled, clashes refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaprune.calibration.auto import decide
+from gaprune.config import EVOLVED, Settings
+from gaprune.criteria import find_saliency
+from gaprune.errors import InputError, unknown_name
+from gaprune.evaluation.batch_pool import stock_size
+from gaprune.evaluation.objectives import AUTO, find_objective
+from gaprune.evaluation.precision import check_precision, choose_precision
+from gaprune.evolution.presets import Preset, as_pareto, find_preset
+from gaprune.masks.budget import SCOPES, keep_total
+from gaprune.models.forward import answers
+from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout
+from gaprune.models.target import Target
+from gaprune.repair import Sites, survey
+from gaprune.workers import Staff, choose_device
+from gaprune.workers.serial import torch_threads
+
+PATIENCE = 2  # generations that may lose on the guard, where the probes were optimised
+MANY_LAYERS = 8  # from so many on, keep counts are searched first and gradients are cut
+CLIP = 3.0  # root mean squares
+CONTINUATION, DRIFT = 300, 2.0  # where the probes were inverted and nothing speaks against them
+_GUIDES = {"continuation": " of a strict search", "drift": " of a strict search", "features": ""}
+_NO_FEATURES = (
+    "this network has nothing to compare: no BatchNorm with running statistics, and no layer or "
+    "group norm with weight and bias, that forward uses once"
+)
+
+
+def check_settings(settings: Settings) -> Preset:
+    """Check the names that settings hold and return the preset.
+
+    Raises:
+        InputError: an unknown preset, scope, method, start or precision; a search for a front and
+            a limit at once; a device that is not there.
+    """
+    preset = find_preset(settings.preset)
+    if settings.scope not in SCOPES:
+        raise unknown_name("scope", settings.scope, SCOPES)
+    if settings.method != EVOLVED:
+        find_saliency(settings.method, "method", [EVOLVED])
+    _check_starts(settings, preset)
+    if settings.pareto and settings.max_drop is not None:
+        raise InputError(
+            "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
+        )
+    check_pattern(settings)
+    check_precision(settings.precision, choose_device(Staff.of(settings)))
+    return as_pareto(preset) if settings.pareto else preset
+
+
+def _check_starts(settings: Settings, preset: Preset) -> None:
+    if settings.starts is None:
+        return
+    for name in settings.starts:
+        find_saliency(name, "starts")
+    if settings.method != EVOLVED:
+        raise InputError(
+            f"starts: says where a search begins, and method {settings.method!r} searches nothing; "
+            "leave one out"
+        )
+    if preset.seeding != "baselines":
+        raise InputError(
+            f"starts: preset {settings.preset!r} begins with random scores; take another preset"
+        )
+
+
+def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Settings:
+    """Fill what the user left open with what the preset and the network's size suggest.
+
+    Raises:
+        InputError: settings that exclude each other, or nothing to repair where repair is asked
+            to be in the loop.
+    """
+    changes: dict[str, Any] = {
+        name: value for name, value in preset.defaults.items() if getattr(settings, name) is None
+    }
+    if preset.gradient and settings.batch is None:
+        changes["batch"] = suitable_batch(macs_per_input(target.model, target.example()))
+    if preset.gradient and settings.stock is None:
+        changes["stock"] = _stock_of(target, changes.get("batch") or settings.batch or 1)
+    if preset.gradient and settings.clip is None and len(target.layout.names) >= MANY_LAYERS:
+        changes["clip"] = CLIP
+    changes |= _for_probes(settings, target)
+    device = choose_device(Staff.of(settings), target.device)
+    precision = choose_precision(settings.precision, device, target.dtype)
+    changes |= {"device": device, "precision": precision}
+    own = {"scope": preset.scope, "objective": preset.objective}
+    if settings.pareto:
+        own["scope"] = "global"  # children of different budgets share no counts
+    stated = settings.model_fields_set
+    changes |= {name: value for name, value in own.items() if value and name not in stated}
+    if (scope := fixed_scope(settings)) is not None:
+        changes["scope"] = scope
+    resolved = settings.replace(**changes)
+    if resolved.pareto and resolved.scope != "global":
+        raise InputError(
+            f"scope: a Pareto search ranks all layers together, got {resolved.scope!r}; "
+            "leave --scope out or use --scope global"
+        )
+    resolved = _with_allocation(resolved, settings.allocation, target)
+    resolved = _with_guidance(resolved, settings, preset, target)
+    if resolved.max_drop is None:  # else the sparsity is only the largest that is tried
+        keep_total(searched_layout(target, resolved), resolved.sparsity)
+    if resolved.repair_in_loop:  # refused before the probes take their time
+        repair_sites(target)
+    return resolved
+
+
+def repair_sites(target: Target, inputs: Tensor | None = None) -> Sites:
+    """Survey what repair can correct, as forward uses it on some inputs `[N, …]`.
+
+    Raises:
+        InputError: it is nothing, and repair is asked to be in the loop.
+    """
+    inputs = _examples(target) if inputs is None else inputs
+    sites = survey(target.model, inputs, frozen=target.weights)
+    if not sites.kinds:
+        raise InputError(f"repair_in_loop: {_nothing(sites)}; leave --repair-in-loop out")
+    return sites
+
+
+def _nothing(sites: Sites) -> str:
+    found = sites.skipped[0] if sites.skipped else "it has no BatchNorm, no norm and no bias"
+    return f"nothing in this network can be repaired ({found})"
+
+
+def _examples(target: Target) -> Tensor:
+    return torch.cat([target.example(), target.example()])
+
+
+def _stock_of(target: Target, batch: int) -> int:
+    """Return how many batches of generated inputs are held beside the answers to them."""
+    example = target.example()
+    return stock_size(example.nbytes + answers(target.model, example).nbytes, batch)
+
+
+def _for_probes(settings: Settings, target: Target) -> dict[str, Any]:
+    """Return what follows from the probes: a search learns optimised ones by heart.
+
+    Inverted inputs lie between classes, where no decision is clear: all logits are compared.
+    """
+    changes: dict[str, Any] = {}
+    with torch_threads(settings.threads_per_worker):
+        request = decide(settings.probes, target).request
+        if settings.objective == AUTO and request.inversion and _names_classes(target):
+            changes["objective"] = "logits"
+    searched = settings.method == EVOLVED and not settings.pareto
+    if settings.patience is None and searched and (request.inversion or request.impressions):
+        changes["patience"] = PATIENCE
+    if request.inversion and searched and len(target.layout.names) >= MANY_LAYERS:
+        guide = {"continuation": CONTINUATION, "drift": DRIFT}
+        changes |= {name: own for name, own in guide.items() if getattr(settings, name) is None}
+    return changes
+
+
+def _names_classes(target: Target) -> bool:
+    return find_objective(AUTO, answers(target.model, target.example())).name == "kl"
+
+
+def _with_allocation(settings: Settings, stated: int | None, target: Target) -> Settings:
+    """Leave the allocation phase out where it cannot help, unless the user asked for it."""
+    free = settings.scope != "layer" and not settings.pareto
+    if stated and not free:
+        why = "--pareto has none" if settings.pareto else "scope 'layer' fixes them"
+        raise InputError(
+            f"allocation: {stated} generations would change the layers' keep counts, and {why}; "
+            "leave --allocation out"
+        )
+    many = len(target.layout.names) >= MANY_LAYERS
+    if stated is not None or (free and many and settings.generations != 0):
+        return settings
+    return settings.replace(allocation=0)
+
+
+def _with_guidance(
+    settings: Settings, stated: Settings, preset: Preset, target: Target
+) -> Settings:
+    """Settle what guides gradient steps; by default it is off where something speaks against it.
+
+    Raises:
+        InputError: one is stated, and cannot be.
+    """
+    changes: dict[str, Any] = {}
+    for name, steps in _GUIDES.items():
+        wanted, own = getattr(settings, name) or 0, getattr(stated, name) is not None
+        if not own and settings.generations == 0:
+            wanted = 0
+        why = _against(name, settings, preset, target) if wanted else None
+        if why and own:
+            raise InputError(
+                f"{name}: {wanted} would guide the gradient steps{steps}, and {why}; "
+                f"leave --{name} out"
+            )
+        changes[name] = 0 if why else wanted
+    return settings.replace(**changes)
+
+
+def _against(name: str, settings: Settings, preset: Preset, target: Target) -> str | None:
+    """Say why there can be no such guidance, or return None."""
+    if settings.repair_in_loop and name != "features":
+        return "with --repair-in-loop candidates answer after repair"
+    if not preset.gradient:
+        return f"preset {settings.preset!r} takes none"
+    if settings.pareto and name == "continuation":
+        return "--pareto searches many budgets at once, not one from which it could begin"
+    sites = survey(target.model, _examples(target), frozen=target.weights)
+    if name == "features":
+        return None if sites.features else _NO_FEATURES
+    return None if sites.kinds else _nothing(sites)

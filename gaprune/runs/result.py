@@ -1,0 +1,220 @@
+"""What a pruning run gives back: the masks, the pruned network, and the record of how."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any
+
+from torch import Tensor, nn
+
+from gaprune.masks.supermask import attach
+from gaprune.models.mac_price import Work, kept_macs
+from gaprune.models.target import Target
+from gaprune.pattern_names import WEIGHTS
+from gaprune.profiling import Clock, Profile
+from gaprune.records import BaselineScore, Generation, LayerCount, Receipt
+from gaprune.repair import Repaired, repaired_copy
+
+SCHEMA = 1
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions of Python and of the packages that masks may depend on."""
+    packages = ("gaprune", "torch", "numpy", "deap", "ray")
+    return {"python": platform.python_version()} | {one: metadata.version(one) for one in packages}
+
+
+@dataclass(frozen=True, eq=False)
+class RepairedScore:
+    """A pruned network after repair.
+
+    Attributes:
+        repair: what changed; no prunable weight is among it.
+        guard: agreement with the dense network on the probes that judged.
+        accuracy: on the labelled test set, or None.
+        in_loop: whether masks, baselines and front were judged after repair, not as they are.
+    """
+
+    repair: Repaired
+    guard: float
+    accuracy: float | None
+    in_loop: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "guard": self.guard,
+            "accuracy": self.accuracy,
+            "in_loop": self.in_loop,
+            "changed": list(self.repair.changed),
+            "skipped": list(self.repair.skipped),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A pruned network and everything known about it.
+
+    Attributes:
+        target: the dense network; it was not changed.
+        masks: parameter name → bool tensor of its shape, true where the weight stays.
+        method: `evolved`, or the one-shot criterion.
+        preset: the kind of search, or None for a one-shot criterion.
+        origin: the operators or the baseline that made the mask.
+        sparsity: the fraction of weights asked to be removed.
+        search: agreement with the dense network on the probes that select.
+        guard: agreement on the probes that judged.
+        accuracy: on the labelled test set, or None.
+        dense_accuracy: the same for the dense network.
+        baselines: name → how it does at the same budget; with `repair_in_loop`, after repair.
+        receipt: what the network was shown.
+        history: one record per generation.
+        stopped: why the search ended: `generations`, `evaluations`, `seconds`, `stagnation`,
+            `guard` (it gained on its probes and lost on the guard), `interrupted`, or `one-shot`.
+        evaluations: candidates scored, in all searches; every gradient step counts as one.
+        seconds: of the whole run.
+        settings: every setting, as used.
+        repaired: with `repair`, what it writes into the pruned network, and how that does; else
+            None. The figures above are those of the strict network, whose values that stay are
+            all bit-identical.
+        front: with `pareto`, the non-dominated networks found: sparsity, agreement on the guard
+            (after repair with `repair_in_loop`).
+        front_masks: their masks, in the same order.
+        tried: with `max_drop`, every sparsity that was searched, in that order: its agreement on
+            the guard (repaired, with `repair`), and whether it held. This result is the sparsest
+            that did.
+        latency: with budget `latency`, what was asked, predicted and measured; else None.
+        versions: of gaprune, Python, torch, numpy, deap.
+        sketch: what a report shows beside all this, see `gaprune.report.data`; None has none.
+        profile: where the time went, if that was measured; of a resumed run, the time since then.
+    """
+
+    target: Target
+    masks: Mapping[str, Tensor] = field(repr=False)
+    method: str
+    preset: str | None
+    origin: str
+    sparsity: float
+    search: float
+    guard: float
+    accuracy: float | None
+    dense_accuracy: float | None
+    baselines: Mapping[str, BaselineScore]
+    receipt: Receipt
+    history: Sequence[Generation] = field(repr=False)
+    stopped: str
+    evaluations: int
+    seconds: float
+    settings: Mapping[str, Any] = field(repr=False)
+    repaired: RepairedScore | None = None
+    front: Sequence[Mapping[str, float]] = ()
+    front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
+    tried: Sequence[Mapping[str, Any]] = ()
+    latency: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=versions_here, repr=False)
+    sketch: Mapping[str, Any] | None = field(default=None, repr=False)
+    profile: Profile | None = field(default=None, repr=False)
+
+    @property
+    def layers(self) -> list[LayerCount]:
+        """Every prunable layer with its total and kept weights."""
+        return [
+            LayerCount(name, mask.numel(), int(mask.count_nonzero()))
+            for name, mask in self.masks.items()
+        ]
+
+    @property
+    def kept(self) -> int:
+        """Weights that stay."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def actual_sparsity(self) -> float:
+        """The fraction of prunable weights that was removed."""
+        return 1 - self.kept / self.target.layout.total
+
+    @property
+    def macs(self) -> dict[str, int | None]:
+        """Multiply-adds for one input: of the dense network, and those with weights that stay."""
+        return {"dense": Work.of(self.target).dense, "kept": kept_macs(self.target, self.masks)}
+
+    @property
+    def in_loop(self) -> bool:
+        """Whether the mask was chosen for how it does after repair."""
+        return self.repaired is not None and self.repaired.in_loop
+
+    @property
+    def best_baseline(self) -> str | None:
+        """The baseline that agrees most on the guard."""
+        return max(self.baselines, key=lambda name: self.baselines[name].agreement, default=None)
+
+    @property
+    def margin(self) -> float | None:
+        """Agreement on the guard above that of the best baseline; never negative when evolved.
+
+        With `repair_in_loop`, of both after repair.
+        """
+        best = self.best_baseline
+        own = self.guard
+        if self.repaired is not None and self.repaired.in_loop:
+            own = self.repaired.guard
+        return None if best is None else own - self.baselines[best].agreement
+
+    def timed(self, clock: Clock | None) -> Result:
+        """Return the same with what a clock says; without one, as it is."""
+        return self if clock is None else replace(self, profile=clock.profile())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the pruned network's state: dropped weights are 0, kept ones bit-identical."""
+        return self.target.masked_state(self.masks)
+
+    def pruned_model(self) -> nn.Module:
+        """Return a copy of the network with the masks written into its weights."""
+        return self.target.masked_copy(self.masks)
+
+    def repaired_model(self) -> nn.Module | None:
+        """Return a copy of the pruned network with the repair written into it, if there is one."""
+        if self.repaired is None:
+            return None
+        return repaired_copy(self.target, self.masks, self.repaired.repair)
+
+    def masked_model(self) -> nn.Module:
+        """Return a copy with the masks attached as parametrizations (see `supermask.attach`)."""
+        return attach(copy.deepcopy(self.target.model), self.masks)
+
+    def record(self) -> dict[str, Any]:
+        """Return the content of `result.json`: plain data, the schema of the README."""
+        return {
+            "schema": SCHEMA,
+            "target": self.target.name,
+            "origin": self.target.origin,
+            "weights_sha256": self.target.weights_sha256,
+            "method": self.method,
+            "preset": self.preset,
+            "made_by": self.origin,
+            "sparsity": {"asked": self.sparsity, "actual": self.actual_sparsity},
+            "budget": self.settings.get("budget", WEIGHTS),
+            "macs": self.macs,
+            "latency": None if self.latency is None else dict(self.latency),
+            "layers": [vars(layer) for layer in self.layers],
+            "agreement": {"search": self.search, "guard": self.guard},
+            "accuracy": {"dense": self.dense_accuracy, "pruned": self.accuracy},
+            "baselines": {name: vars(score) for name, score in self.baselines.items()},
+            "best_baseline": self.best_baseline,
+            "margin": self.margin,
+            "receipt": vars(self.receipt),
+            "repaired": None if self.repaired is None else self.repaired.record(),
+            "front": [dict(point) for point in self.front],
+            "tried": [dict(one) for one in self.tried],
+            "stopped": self.stopped,
+            "evaluations": self.evaluations,
+            "seconds": round(self.seconds, 3),
+            "seed": self.settings["seed"],
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "profile": None if self.profile is None else self.profile.record(),
+        }

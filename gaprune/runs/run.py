@@ -1,0 +1,305 @@
+"""One run from start to end: probes, baselines, search, repair, what came of it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from gaprune.calibration.calibration_set import ProbePlan, plan_probes
+from gaprune.calibration.samples import Samples
+from gaprune.callbacks import Observer
+from gaprune.config import EVOLVED, Settings
+from gaprune.criteria import Network
+from gaprune.errors import GapruneError
+from gaprune.evaluation.evaluator import Bench, Verdict
+from gaprune.evaluation.labelled import check_labelled
+from gaprune.evolution.engine import Evolution
+from gaprune.evolution.genome import Individual
+from gaprune.evolution.search_plan import Outcome
+from gaprune.evolution.seeding import baselines, kaiming_population
+from gaprune.evolution.tasks import Judge, derive_seed
+from gaprune.models.target import Target
+from gaprune.profiling import spent
+from gaprune.records import BaselineScore, Generation
+from gaprune.report.data import sketch_of
+from gaprune.runs.checkpointer import Keeper, Kept, SearchKeeper
+from gaprune.runs.final_metrics import Figures
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.result import Result
+from gaprune.runs.setup import make_bench, make_plan
+from gaprune.runs.warnings import advise, doubts
+from gaprune.workers import Lost, Staff, Workers, open_workers
+from gaprune.workers.serial import torch_threads
+
+Judged = tuple[list[Individual], dict[str, Verdict]]
+"""The one-shot masks, and mask key → how each does on the guard."""
+
+SALIENCY_PROBES = 256  # inputs shown to the criteria that need some
+
+
+class PruningRun:
+    """One network, its settings, and what comes of them; the methods follow the flow of the data.
+
+    Args:
+        target: the dense network.
+        settings: how to prune it.
+        test: labelled inputs for the final accuracy, or None.
+        observer: told of progress.
+        keeper: keeps what the run needs to go on in another process; where it goes on, the settings
+            are those that it kept.
+
+    Raises:
+        InputError: a setting does not fit the target; nothing has been computed then.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        settings: Settings,
+        test: Samples | None,
+        observer: Observer,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self.started = time.monotonic()
+        self.keeper = keeper or Keeper()
+        self.preset = check_settings(settings)
+        if not self.keeper.resumed:
+            with spent("settings"):
+                settings = resolve_settings(settings, self.preset, target)
+        self.settings = settings
+        self.target, self.observer = target, observer
+        self.test = None if test is None else check_labelled("test", test, target)
+        self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
+        self.agreed: list[float] = []  # where search and guard did not part, shared by `at`
+        self.earlier = 0.0  # seconds, in other processes
+        self.level: float | None = None  # the sparsity, where it is one of several
+
+    @cached_property
+    def shown(self) -> tuple[ProbePlan, Bench]:
+        """Make the probes and let the dense network answer; once for all sparsities."""
+        settings, target = self.settings, self.target
+        if target.inputs.assumed:
+            self.observer.warning(
+                "the value range of the inputs is not stated; 0 to 1 is assumed "
+                "(--range LOW,HIGH or --mean and --std say it)"
+            )
+        with spent("probes"), torch_threads(settings.threads_per_worker):
+            plan = self.keeper.probes(target, self.generator)
+            if plan is None:
+                self.observer.phase("probes", "making the inputs that are shown to the network")
+                plan = plan_probes(target, settings, self.generator, self.observer)
+                self.keeper.keep_probes(target, settings, plan, self.generator)
+            bench = make_bench(target, settings, self.preset, plan)
+        for said in doubts(bench):
+            self.observer.warning(said)
+        return plan, bench
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken until now."""
+        return self.earlier + time.monotonic() - self.started
+
+    @property
+    def bench(self) -> Bench:
+        """The probes with the dense network's answers."""
+        return self.shown[1]
+
+    def at(self, sparsity: float) -> PruningRun:
+        """Return a run at another sparsity, on the same probes: what `prune` does there.
+
+        It has no test data; see `tested`.
+        """
+        assert self.shown  # made before the generator is copied, so that no copy makes them
+        one = copy.copy(self)
+        one.started, one.earlier, one.test, one.level = time.monotonic(), 0.0, None, sparsity
+        one.settings = self.settings.replace(sparsity=sparsity, max_drop=None)
+        one.generator = self.generator.clone_state()
+        return one
+
+    def tested(self, test: Samples, *, interrupted: bool) -> Result:
+        """Return the result of a run that has ended once more, measured on labelled inputs."""
+        self.test = test
+        seeds, verdicts, outcome = self._found
+        if interrupted and outcome is not None:
+            outcome = replace(outcome, stopped="interrupted")
+        return self._result(self.bench, self.shown[0], seeds, verdicts, outcome)
+
+    def result(self) -> Result:
+        """Do it all, or what is left of it."""
+        plan, bench = self.shown
+        settings = self.settings
+        keeper = self.keeper.search(self.level)
+        kept = self._kept(keeper)
+        with spent("baselines"), torch_threads(settings.threads_per_worker):
+            seeds = self.seeds() if kept is None else kept.seeds
+        with (
+            keeper.watch(),
+            open_workers(bench, Staff.of(settings), self.observer.warning) as workers,
+        ):
+            verdicts = self._judge_baselines(seeds, workers) if kept is None else kept.verdicts
+            seeds = [seed for seed in seeds if seed.key in verdicts]
+            outcome = self._search(workers, keeper, kept, (seeds, verdicts))
+        if outcome is not None:
+            self._warn_if_parted(outcome)
+        self._found = seeds, verdicts, outcome
+        return self._result(bench, plan, seeds, verdicts, outcome)
+
+    def seeds(self) -> list[Individual]:
+        """Make every baseline at this budget; they seed the search and are what it must beat.
+
+        Where starts are stated: these. Where a criterion is asked for and nothing is searched: that
+        one, and magnitude beside it.
+        """
+        bench, method = self.bench, self.settings.method
+        stated = self.settings.starts if method == EVOLVED else (method, "magnitude")
+        only = None if stated is None else dict.fromkeys(stated)
+        after = ", to be judged after repair" if self.settings.repair_in_loop else ""
+        what = "every data-free criterion" if only is None else " and ".join(only)
+        self.observer.phase("baselines", f"scoring the weights with {what}{after}")
+        found = baselines(
+            Network(bench.model, bench.weights, bench.weight_layout, self.target.inputs),
+            bench.nearest[:SALIENCY_PROBES],
+            self.settings.sparsity,
+            self.settings.scope,
+            self.generator,
+            gradients=self.preset.gradient or only is not None,
+            only=only,
+            ranked=bench,
+            warn=self.observer.warning,
+        )
+        return [Individual(one.genes, bench.layout, one.name) for one in found]
+
+    def _judge_baselines(self, seeds: list[Individual], workers: Workers) -> dict[str, Verdict]:
+        """Judge the seeds on the guard; those that take down their workers are left out."""
+        found: list[Verdict | Lost] = workers.run([Judge.of(seed.mask) for seed in seeds])
+        verdicts = {}
+        for seed, verdict in zip(seeds, found, strict=True):
+            if isinstance(verdict, Lost):
+                self.observer.warning(
+                    f"{seed.origin} is left out, its mask took down the worker that judged it "
+                    f"{verdict.attempts} times ({verdict.why})"
+                )
+                continue
+            self.observer.baseline(seed.origin, BaselineScore(verdict.agreement))
+            verdicts[seed.key] = verdict
+        if not verdicts:
+            raise GapruneError(
+                "workers: every mask takes down the worker that judges it, as the warnings say; "
+                "try --workers 1 to see it happen here"
+            )
+        return verdicts
+
+    def _kept(self, keeper: SearchKeeper) -> Kept | None:
+        """Return what an earlier process kept of this search, and say from where it goes on."""
+        if self.settings.method != EVOLVED:
+            return None
+        kept = keeper.last(make_plan(self.target, self.settings, self.preset))
+        if kept is None:
+            return None
+        self.earlier = kept.seconds
+        for seed in kept.seeds:
+            score = BaselineScore(kept.verdicts[seed.key].agreement)
+            self.observer.baseline(seed.origin, score)
+        self.observer.phase("resume", f"generation {kept.search.generation} was kept")
+        return kept
+
+    def _search(
+        self, workers: Workers, keeper: SearchKeeper, kept: Kept | None, judged: Judged
+    ) -> Outcome | None:
+        """Evolve, or return None where a one-shot method was asked for."""
+        settings, preset = self.settings, self.preset
+        if settings.method != EVOLVED:
+            return None
+        self.observer.phase("search", preset.description)
+        plan = make_plan(self.target, settings, preset)
+        seeds, verdicts = judged
+
+        def report(record: Generation) -> None:
+            keeper.note(evolution, seeds, verdicts, self.seconds)
+            self.observer.generation(record, plan.limits.generations)
+
+        evolution = Evolution(plan, workers, report, self.observer.warning)
+        if kept is not None:
+            evolution.restore(kept.search)
+        if preset.seeding == "baselines":
+            return evolution.run(seeds, verdicts)
+        genes = kaiming_population(
+            plan.layout, settings.sparsity, settings.scope, plan.population, self.generator
+        )
+        return evolution.run([Individual(one, plan.layout, "kaiming") for one in genes])
+
+    def _warn_if_parted(self, outcome: Outcome) -> None:
+        """Say when the search still gains while the guard loses: it has learnt its own probes."""
+        settings = self.settings
+        with spent("judge"), torch_threads(settings.threads_per_worker):
+            advice = advise(
+                outcome, self.bench, settings.sparsity, self.agreed, front=settings.pareto
+            )
+        if advice is not None:
+            self.observer.warning(advice)
+
+    def _result(
+        self,
+        bench: Bench,
+        plan: ProbePlan,
+        seeds: list[Individual],
+        verdicts: dict[str, Verdict],
+        outcome: Outcome | None,
+    ) -> Result:
+        settings = self.settings
+        best = outcome.best if outcome else self._asked(seeds)
+        strict = bench.strict
+        with spent("judge"), torch_threads(settings.threads_per_worker):
+            search = strict.judge(best.mask, bench.search).agreement
+            guard = strict.judge(best.mask, bench.guard).agreement
+        interrupted = outcome is not None and outcome.stopped == "interrupted"
+        figures = Figures(self.target, settings, self.test, self.observer, bench, best)
+        tested, confusion = figures.tested([] if interrupted else seeds)
+        repaired = figures.repaired(guard) if settings.repair else None
+        return Result(
+            target=self.target,
+            masks=bench.masks(best.mask),
+            method=settings.method,
+            preset=settings.preset if outcome else None,
+            origin=best.origin,
+            sparsity=settings.sparsity,
+            search=search,
+            guard=guard,
+            accuracy=tested.get("pruned"),
+            dense_accuracy=tested.get("dense"),
+            baselines={
+                seed.origin: BaselineScore(verdicts[seed.key].agreement, tested.get(seed.origin))
+                for seed in seeds
+            },
+            receipt=plan.receipt,
+            history=outcome.history if outcome else (),
+            stopped=outcome.stopped if outcome else "one-shot",
+            evaluations=outcome.evaluations if outcome else 0,
+            seconds=self.seconds,
+            settings=settings.model_dump(mode="json"),
+            repaired=repaired,
+            front=[
+                {
+                    "sparsity": 1 - one.genes.keep / bench.layout.worth,
+                    "guard": outcome.judged[one.key].agreement,
+                }
+                for one in outcome.front
+            ]
+            if outcome
+            else (),
+            front_masks=[bench.masks(one.mask) for one in outcome.front] if outcome else (),
+            sketch=sketch_of(bench, self.target.inputs, seeds, verdicts, best, confusion),
+        )
+
+    def _asked(self, seeds: list[Individual]) -> Individual:
+        for seed in seeds:
+            if seed.origin == self.settings.method:
+                return seed
+        raise GapruneError(
+            f"method: {self.settings.method!r} cannot be computed on this network (the warning "
+            f"says why); these can: {', '.join(seed.origin for seed in seeds)}"
+        )

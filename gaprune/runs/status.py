@@ -1,0 +1,85 @@
+"""A run of another process as it lies on the disk: whether it goes on, and how far it is.
+
+A search writes `history.jsonl` line by line while it goes on; the result comes at its end.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gaprune.errors import InputError
+from gaprune.io.lock import in_use_by, remark_in
+from gaprune.io.run_files import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD, UNWATCHED
+from gaprune.io.serialization import object_or_nothing, text_or_nothing
+from gaprune.records import Generation
+
+RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
+_FIELDS = {one.name for one in fields(Generation)}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen of a run at one moment.
+
+    Attributes:
+        state: `running`, `ended` (there is a result) or `stopped` (there is none).
+        history: the generations so far.
+        record: `result.json` of a run that has ended, else empty.
+        config: `config.toml`, or empty where nothing is kept yet.
+        owner: the process that is at work, in words, or None.
+        silent: whether a run that goes on keeps nothing before its end.
+    """
+
+    state: str
+    history: tuple[Generation, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    owner: str | None = None
+    silent: bool = False
+
+    @property
+    def total(self) -> int | None:
+        """How many generations are planned, if that is known."""
+        planned = self.config.get("generations")
+        return planned if isinstance(planned, int) else None
+
+
+def look(folder: str | Path) -> Sight:
+    """Look at a run.
+
+    Raises:
+        InputError: the folder is none of a run.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise InputError(f"run: there is no folder {folder}; name the folder of a run")
+    owner = in_use_by(place / CHECKPOINT / LOCK)
+    record = object_or_nothing(text_or_nothing(place / RECORD))
+    config = _toml(text_or_nothing(place / CONFIG))
+    if owner is None and not record and not config:
+        raise InputError(f"run: {folder} holds no run; name the folder of a run")
+    state = RUNNING if owner is not None else ENDED if record else STOPPED
+    history = tuple(_generations(text_or_nothing(place / HISTORY)))
+    if state == RUNNING and remark_in(place / CHECKPOINT / LOCK) == UNWATCHED:
+        return Sight(state, owner=owner, silent=True)  # what lies there is an earlier run's
+    return Sight(state, history, {} if state == RUNNING else record, config, owner)
+
+
+def _generations(text: str) -> Iterator[Generation]:
+    for line in text.split("\n")[:-1]:  # what no line break follows is being written
+        found = object_or_nothing(line)
+        try:
+            yield Generation(**{name: one for name, one in found.items() if name in _FIELDS})
+        except TypeError:
+            continue
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError:
+        return {}
