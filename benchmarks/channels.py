@@ -43,8 +43,10 @@ RUNTIMES = (EAGER, ONNX)
 FULL_WIDTH = 140  # of a table that goes into a file
 
 CASES: dict[str, Case] = {
-    "mnist-cnn": Case(0.72, 16, {"probes": ("procedural",), "generations": 4, "steps": 50}),
-    "mobile-student": Case(0.55, 16, {"probes": ("procedural",), "generations": 4, "steps": 50}),
+    "mnist-cnn": Case(0.72, 16, {"calibration": ("procedural",), "generations": 4, "steps": 50}),
+    "mobile-student": Case(
+        0.55, 16, {"calibration": ("procedural",), "generations": 4, "steps": 50}
+    ),
 }
 
 

@@ -6,7 +6,7 @@
 
 Parts: `devices` (CPU and GPU, every precision), `together` (masks scored in groups by one forward
 pass, and one by one), `actors` (1, 2 and 4 Ray actors that share one GPU). An evaluation is a
-scored mask or a gradient step. Fresh probes are drawn on the CPU whatever the device, held ones
+scored mask or a gradient step. Fresh calibration inputs are drawn on the CPU whatever the device, held ones
 were drawn before: where the two differ much on a GPU, drawing is what it waits for. Without a GPU
 the exit status is 1, unless `--device cpu` says that none is wanted.
 """
@@ -25,7 +25,7 @@ import torch
 
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import GROUP, Bench
+from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.scoring import ScoreGroup
@@ -33,7 +33,7 @@ from gaprune.evolution.tasks import Breed, Recipe, Score
 from gaprune.masks.supermask import pack
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun
-from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
 from gaprune.workers.serial import torch_threads
 
 CPU, CUDA = "cpu", "cuda"
@@ -51,7 +51,7 @@ class Row:
         network: name in the zoo.
         device: `cpu` or `cuda`.
         precision: of selection and gradient steps.
-        what: `score`, `score together`, `steps, held probes` or `steps, fresh probes`.
+        what: `score`, `score together`, `steps, held calibration` or `steps, fresh calibration`.
         actors: Ray actors, each with its share of one GPU; 0 is this process.
         per_second: evaluations.
     """
@@ -67,11 +67,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """A network on its bench, and what is asked of every part.
+    """A network on its evaluator, and what is asked of every part.
 
     Attributes:
         network: name in the zoo.
-        bench: on the CPU.
+        evaluator: on the CPU.
         devices: `cpu`, or `cpu` and `cuda`.
         actors: numbers of actors.
         batch: inputs per gradient step.
@@ -79,7 +79,7 @@ class Case:
     """
 
     network: str
-    bench: Bench
+    evaluator: Evaluator
     devices: Sequence[str]
     actors: Sequence[int]
     batch: int
@@ -87,13 +87,13 @@ class Case:
 
     def genes(self) -> Genes:
         """Return the weights of largest magnitude."""
-        layout = self.bench.layout
+        layout = self.evaluator.layout
         keep = round((1 - SPARSITY) * layout.total)
-        return seed_genes(layout.flatten(self.bench.weights).abs(), layout, keep, "global")
+        return seed_genes(layout.flatten(self.evaluator.weights).abs(), layout, keep, "global")
 
-    def held(self) -> Bench:
-        """Return the bench on which gradient steps show the search probes again."""
-        return replace(self.bench, pool=self.bench.search, pool_share=1.0, fresh=None)
+    def held(self) -> Evaluator:
+        """Return the evaluator on which gradient steps show the search calibration inputs again."""
+        return replace(self.evaluator, pool=self.evaluator.search, pool_share=1.0, fresh=None)
 
     def steps(self, seed: int) -> Breed:
         """Return a task of `STEPS` gradient steps and a score."""
@@ -113,27 +113,27 @@ def rate(run: Callable[[], object], evaluations: int, seconds: float) -> float:
 
 def devices(case: Case) -> Iterator[Row]:
     """Score masks and take gradient steps on every device in every precision."""
-    bits = pack(case.genes().express(case.bench.layout))
+    bits = pack(case.genes().express(case.evaluator.layout))
     for device in case.devices:
         for precision in PRECISIONS[device]:
             row = partial(Row, "devices", case.network, device, precision)
-            benches = {"held": case.held(), "fresh": case.bench}
-            for probes, bench in benches.items():
-                with SerialWorkers(replace(bench, precision=precision), 1, device) as workers:
-                    if probes == "held":
+            evaluators = {"held": case.held(), "fresh": case.evaluator}
+            for calibration, evaluator in evaluators.items():
+                with SerialWorkers(replace(evaluator, precision=precision), 1, device) as workers:
+                    if calibration == "held":
                         run = partial(workers.run, [Score(bits, -1)])
                         yield row("score", 0, rate(run, 1, case.seconds))
                     run = partial(workers.run, [case.steps(1)])
                     speed = rate(run, STEPS + 1, case.seconds)
-                    yield row(f"steps, {probes} probes", 0, speed)
+                    yield row(f"steps, {calibration} calibration inputs", 0, speed)
 
 
 def together(case: Case) -> Iterator[Row]:
     """Score as many masks as a group holds, one by one and at once."""
-    bits = pack(case.genes().express(case.bench.layout))
+    bits = pack(case.genes().express(case.evaluator.layout))
     for device in case.devices:
         row = partial(Row, "together", case.network, device, "float32")
-        with SerialWorkers(case.bench, 1, device) as workers:
+        with SerialWorkers(case.evaluator, 1, device) as workers:
             alone = partial(workers.run, [Score(bits, -1)] * GROUP)
             yield row("score", 0, rate(alone, GROUP, case.seconds))
             grouped = partial(workers.run, [ScoreGroup((bits,) * GROUP, -1)])
@@ -144,18 +144,28 @@ def actors(case: Case) -> Iterator[Row]:
     """Take gradient steps on actors that share one GPU, or have none on the CPU."""
     for device in case.devices[-1:]:
         for count in case.actors:
-            staff = Staff(count, gpus=0.0 if device == CPU else 1 / count, device=device)
-            with RayWorkers(case.held(), staff) as workers:
+            worker_options = WorkerOptions(
+                count, gpus=0.0 if device == CPU else 1 / count, device=device
+            )
+            with RayWorkers(case.held(), worker_options) as workers:
                 wait_for_all(workers, count)
                 tasks = [case.steps(seed) for seed in range(TASKS * count)]
                 run = partial(workers.run, tasks)
                 speed = rate(run, (STEPS + 1) * len(tasks), case.seconds)
-            row = Row("actors", case.network, device, "float32", "steps, held probes", count, speed)
+            row = Row(
+                "actors",
+                case.network,
+                device,
+                "float32",
+                "steps, held calibration inputs",
+                count,
+                speed,
+            )
             yield row
 
 
 def wait_for_all(workers: RayWorkers, count: int) -> None:
-    """Wait until every actor has loaded the bench: the first of them is enough to begin."""
+    """Wait until every actor has loaded the evaluator: the first of them is enough to begin."""
     while workers.idle < count:
         some: Workers = workers
         some.run([_Nothing()])
@@ -163,7 +173,7 @@ def wait_for_all(workers: RayWorkers, count: int) -> None:
 
 @dataclass(frozen=True)
 class _Nothing:
-    def run(self, _bench: Bench) -> None:
+    def run(self, _evaluator: Evaluator) -> None:
         """Take a moment, so that others can start."""
         time.sleep(0.1)
 
@@ -176,14 +186,14 @@ PARTS: dict[str, Callable[[Case], Iterator[Row]]] = {
 
 
 def make_case(network: str, wanted: argparse.Namespace) -> Case:
-    """Load a network and make its probes."""
+    """Load a network and make its calibration inputs."""
     target = load_target(network)
-    settings = {"sparsity": SPARSITY, "probes": ("procedural",), "device": CPU}
-    settings |= {"probe_count": wanted.probes, "guard_count": wanted.probes}
+    settings = {"sparsity": SPARSITY, "calibration": ("procedural",), "device": CPU}
+    settings |= {"calibration_count": wanted.calibration, "validation_count": wanted.calibration}
     run = PruningRun(target, make_settings(settings), None, Silence())
     shown = (CPU,) if wanted.device == CPU else (CPU, CUDA)
     batch = run.settings.batch or 1
-    return Case(network, run.bench, shown, wanted.actors, batch, wanted.seconds)
+    return Case(network, run.evaluator, shown, wanted.actors, batch, wanted.seconds)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -214,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", default=["mnist-mlp", "lenet", "mnist-cnn"])
     parser.add_argument("--device", choices=["auto", CPU], default="auto")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--probes", type=int, default=1024, help="inputs that score a mask")
+    parser.add_argument("--calibration", type=int, default=1024, help="inputs that score a mask")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row, at least")
     parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
     options = parser.parse_args(arguments)

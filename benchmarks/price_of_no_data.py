@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gaprune.comparison import Data, Question, Row, compare_target
+from gaprune.comparison import ComparisonSpec, Data, Row, compare_target
 from gaprune.comparison.context import Unheard
 from gaprune.comparison.methods.slimming import Slimming, hold_out, slim
 from gaprune.comparison.methods.training import Training, from_labels
@@ -89,12 +89,14 @@ def compared(case: Case, seeds: Sequence[int], place: Path) -> Part:
     target = load_target(case.target)
     found = compare_target(
         target,
-        Question(SPARSITIES, case.methods, seeds, epochs=case.epochs, training=case.training),
+        ComparisonSpec(SPARSITIES, case.methods, seeds, epochs=case.epochs, training=case.training),
         data=Data(zoo_train(target), zoo_test(target)),
         out=place / case.name,
         observer=Progress(),
     )
-    how = f"{case.training.optimiser} at rate {case.training.rate:g}, {case.training.decay}"
+    how = (
+        f"{case.training.optimiser} at rate {case.training.learning_rate:g}, {case.training.decay}"
+    )
     caption = f"{found.caption} Epochs per training step: {case.epochs:g}, {how}."
     rows = [row.record() for row in found.rows]
     return Part(rows, markdown(found.lines, found.dense_accuracy, caption))

@@ -50,9 +50,9 @@ class Case:
     seeds: int = 3
 
 
-UNLABELLED = {"probes": ["mnist-train"]}
+UNLABELLED = {"calibration": ["mnist-train"]}
 BLACK_BOX = {"preset": "black-box"}
-CLASSIC = {"preset": "classic", "probes": ["labelled:mnist-test"], "probe_count": 1000}
+CLASSIC = {"preset": "classic", "calibration": ["labelled:mnist-test"], "calibration_count": 1000}
 CASES = (
     Case("mnist-mlp", 0.95, NO_DATA, 0.960),
     Case("mnist-mlp", 0.98, NO_DATA, 0.910),
@@ -78,7 +78,7 @@ class Row:
     seed: int
     accuracy: float | None
     agreement_search: float | None
-    agreement_guard: float
+    agreement_validation: float
     evaluations: int
     seconds: float
 
@@ -95,13 +95,15 @@ def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
         seed,
         result.accuracy,
         result.search,
-        result.guard,
+        result.validation,
         result.evaluations,
         round(result.seconds, 1),
     )
     for baseline, score in result.baselines.items():
-        guard = score.agreement
-        yield Row(*name, f"{case.method}: {baseline}", seed, score.accuracy, None, guard, 0, 0.0)
+        validation = score.agreement
+        yield Row(
+            *name, f"{case.method}: {baseline}", seed, score.accuracy, None, validation, 0, 0.0
+        )
 
 
 def table(cases: Sequence[Case], rows: Sequence[Row]) -> tuple[list[str], bool]:

@@ -5,12 +5,12 @@
     python -m benchmarks.speed --only equal-time --seconds 20
     python -m benchmarks.speed --json               # one object, and only that
 
-Parts: `overhead` (an evaluation beside the dense forward pass on the same probes), `original` (the
+Parts: `overhead` (an evaluation beside the dense forward pass on the same calibration inputs), `original` (the
 original idea, plainly written: candidates per second, time to 89 %), `equal-time` (EvoTorch and
-DEAP with the same scores, probes and seconds), `allocation` (CMA-ES over the layers' keep counts),
+DEAP with the same scores, calibration inputs and seconds), `density_search` (CMA-ES over the layers' keep counts),
 `growth` (from 0.2 to 22 million weights). It needs a core that nothing else runs on: ratios are of
 things done in turn, seconds are what they are. EvoTorch and cma come with `pip install
-'gaprune[bench]'`; where they are missing, `equal-time` and `allocation` say so and go on.
+'gaprune[evaluator]'`; where they are missing, `equal-time` and `allocation` say so and go on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.claims import Claim, missed, table
-from benchmarks.pace.equal_time import measure_allocation, measure_equal_time
+from benchmarks.pace.equal_time import measure_density_search, measure_equal_time
 from benchmarks.pace.growth import LARGEST, measure_growth
 from benchmarks.pace.overhead import measure_overhead
 from benchmarks.pace.versus_original import measure_original
@@ -35,10 +35,10 @@ PARTS: dict[str, Callable[[float], Mapping[str, Any]]] = {
     "overhead": lambda _: measure_overhead(),
     "original": lambda _: measure_original(),
     "equal-time": measure_equal_time,
-    "allocation": measure_allocation,
+    "density_search": measure_density_search,
     "growth": lambda _: measure_growth(),
 }
-ONCE = "an evaluation ÷ the dense forward pass on the same 256 probes"
+ONCE = "an evaluation ÷ the dense forward pass on the same 256 calibration inputs"
 CLAIMS = (
     Claim("overhead.mnist-mlp", 1.5, False, ONCE),
     Claim("overhead.mnist-cnn", 1.1, False, "the same"),

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gaprune.comparison import Comparison, Question, compare, compare_target
+    from gaprune.comparison import Comparison, ComparisonSpec, compare, compare_target
     from gaprune.comparison.comparison_report import make_report
     from gaprune.comparison.sweep_network import sweep
     from gaprune.errors import GapruneError, InputError
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
+    "ComparisonSpec",
     "GapruneError",
     "InputError",
     "InputOptions",
-    "Question",
     "Result",
     "Target",
     "attach",
@@ -50,7 +50,7 @@ __all__ = [
     "sweep",
 ]
 _HOMES = {
-    "comparison": ("Comparison", "Question", "compare", "compare_target"),
+    "comparison": ("Comparison", "ComparisonSpec", "compare", "compare_target"),
     "comparison.comparison_report": ("make_report",),
     "comparison.sweep_network": ("sweep",),
     "errors": ("GapruneError", "InputError"),

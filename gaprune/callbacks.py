@@ -12,10 +12,10 @@ class Observer(Protocol):
     """Receives the events of a run, in order; none of them may change it."""
 
     def phase(self, name: str, detail: str) -> None:
-        """A part of the run begins, for example `probes`."""
+        """A part of the run begins, for example `calibration`."""
 
     def baseline(self, name: str, score: BaselineScore) -> None:
-        """A baseline mask was judged on the guard."""
+        """A baseline mask was judged on the validation inputs."""
 
     def generation(self, record: Generation, total: int | None) -> None:
         """A generation ended; `total` is how many are planned, where that is known."""
@@ -89,7 +89,7 @@ class Callbacks(Silence):
     Examples:
         >>> seen = []
         >>> told = Callbacks(on_generation=lambda record: seen.append(record.guard))
-        >>> told.generation(Generation(0, 12, 0.5, best=-0.2, mean=-0.3, guard=0.75), total=8)
+        >>> told.generation(Generation(0, 12, 0.5, best=-0.2, mean=-0.3, validation=0.75), total=8)
         >>> seen
         [0.75]
     """

@@ -25,7 +25,7 @@ NEUTRAL = ("workers", "ray_address", "task_timeout", "retries", "checkpoint_ever
 class Settings(BaseModel):
     """The settings of `gaprune prune`; every one is a command-line option and a TOML key.
 
-    Names from closed lists (preset, scope, objective, method, probes) are checked by the rooms that
+    Names from closed lists (preset, scope, objective, method, calibration inputs) are checked by the rooms that
     own the lists; here are the types and the numeric rules.
     """
 
@@ -40,14 +40,14 @@ class Settings(BaseModel):
         None,
         ge=0,
         lt=1,
-        description="instead: remove as much as costs no more agreement on the guard than this, "
+        description="instead: remove as much as costs no more agreement on the validation inputs than this, "
         "0.01 is one point; several searches, to each of which the limits apply",
     )
-    method: str = Field(EVOLVED, description="'evolved', or the name of a one-shot saliency")
-    starts: tuple[str, ...] | None = Field(
+    method: str = Field(EVOLVED, description="'evolved', or the name of a one-shot criterion")
+    initial_criteria: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="one-shot saliencies that the search starts from; they alone "
+        description="one-shot criteria that the search starts from; they alone "
         "are computed, and only to them the result is compared",
     )
     preset: str = Field("default", description="default, black-box or classic")
@@ -89,20 +89,20 @@ class Settings(BaseModel):
     objective: str = Field(
         "auto", description="auto, kl, agreement, accuracy, relative-error or file.py:function"
     )
-    probes: tuple[str, ...] = Field(
+    calibration: tuple[str, ...] = Field(
         ("auto",), description="generators or files shown to the network"
     )
-    guard: str = Field("auto", description="generator or file that judges and never selects")
-    probe_count: int = Field(1024, ge=1, description="inputs that score the candidates")
-    guard_count: int = Field(1024, ge=1, description="inputs that judge them")
-    pool_count: int = Field(
+    validation: str = Field("auto", description="generator or file that judges and never selects")
+    calibration_count: int = Field(1024, ge=1, description="inputs that score the candidates")
+    validation_count: int = Field(1024, ge=1, description="inputs that judge them")
+    gradient_count: int = Field(
         16384, ge=1, description="inputs of a file used for gradient steps, at most"
     )
     impressions: int = Field(
         1024, ge=1, description="class impressions, or sequences of token ids, to make"
     )
     inversions: int = Field(512, ge=1, description="inputs to invert from BatchNorm statistics")
-    probe_budget: float | None = Field(
+    calibration_seconds: float | None = Field(
         None, gt=0, description="seconds for making inputs; they then depend on the machine"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of every random choice")
@@ -142,9 +142,11 @@ class Settings(BaseModel):
     population: int | None = Field(None, ge=2, description="individuals that survive a generation")
     offspring: int | None = Field(None, ge=1, description="children per generation")
     steps: int | None = Field(None, ge=1, description="gradient steps of one refinement")
-    rate: float | None = Field(None, gt=0, description="length of a gradient step in score ranks")
+    learning_rate: float | None = Field(
+        None, gt=0, description="length of a gradient step in score ranks"
+    )
     batch: int | None = Field(None, ge=1, description="inputs per gradient step")
-    stock: int | None = Field(
+    batch_cache: int | None = Field(
         None,
         ge=0,
         description="batches of generated inputs that gradient steps choose from; 0 draws new "
@@ -153,25 +155,25 @@ class Settings(BaseModel):
     clip: float | None = Field(
         None, gt=0, description="cut a score's gradient at so many root mean squares of all"
     )
-    allocation: int | None = Field(
+    density_search: int | None = Field(
         None,
         ge=0,
         description="generations before the others that change only how many weights each layer "
         "keeps; 0 where the network has few layers",
     )
-    continuation: int | None = Field(
+    warmup: int | None = Field(
         None,
         ge=0,
         description="gradient steps of one generation before all others, which begins on the "
         "network as it would be after repair and ends on it as it is; 0 for none",
     )
-    drift: float | None = Field(
+    statistics_loss: float | None = Field(
         None,
         ge=0,
         description="weight in gradient steps of how far every layer's statistics drift from the "
         "dense network's",
     )
-    features: float | None = Field(
+    feature_loss: float | None = Field(
         None,
         ge=0,
         description="weight in gradient steps of how far what norms put out is from the dense "
@@ -187,12 +189,12 @@ class Settings(BaseModel):
         False, description="choose masks for how they do after repair; implies repair"
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many generations that lose on the guard"
+        None, ge=1, description="stop after so many generations that lose on the validation inputs"
     )
     repair: bool = Field(
         False,
         validate_default=True,
-        description="correct BatchNorm statistics and biases on the probes at the end",
+        description="correct BatchNorm statistics and biases on the calibration inputs at the end",
     )
     pareto: bool = Field(False, description="evolve agreement against sparsity with NSGA-II")
 

@@ -17,7 +17,7 @@ from gaprune.errors import InputError
 
 T = TypeVar("T")
 
-SALIENCIES = "gaprune.saliencies"
+CRITERIA = "gaprune.criteria"
 OBJECTIVES = "gaprune.evaluation.objectives"
 GENERATORS = "gaprune.generators."  # and the kind of input
 MUTATIONS = "gaprune.mutations"
@@ -31,7 +31,7 @@ class Plugin(NamedTuple):
     """An entry point as it is installed; nothing of it has been imported.
 
     Attributes:
-        group: what it adds to, such as `gaprune.saliencies`.
+        group: what it adds to, such as `gaprune.criteria`.
         name: what the user calls it.
         place: `module:attribute`.
         package: that it comes from, with its version, or empty.
@@ -56,7 +56,9 @@ def installed(group: str = "") -> list[Plugin]:
     return list(_installed(group, tuple(sys.path)))
 
 
-@lru_cache(maxsize=64)  # every batch of probes asks; reading what is installed takes milliseconds
+@lru_cache(
+    maxsize=64
+)  # every batch of calibration inputs asks; reading what is installed takes milliseconds
 def _installed(group: str, _: tuple[str, ...]) -> tuple[Plugin, ...]:
     groups = [group] if group else sorted(metadata.entry_points().groups)
     found = [

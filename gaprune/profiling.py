@@ -18,7 +18,7 @@ OTHER, START, TRANSPORT, WAITING, LOST = "other", "start", "transport", "waiting
 PARTS = {
     "load": "the network and its weights",
     "settings": "filling in what was left open",
-    "probes": "making inputs",
+    "calibration": "making inputs",
     "baselines": "scores by every criterion",
     START: "starting workers",
     "select": "parents and survivors",
@@ -30,7 +30,7 @@ PARTS = {
     "mask": "masks put on weights",
     "forward": "what masked networks answer",
     "objective": "answers to one number",
-    "judge": "answers on the guard",
+    "judge": "answers on the validation inputs",
     "checkpoint": "what is kept on the disk",
     "repair": "statistics and biases",
     "test": "accuracy on labelled inputs",
@@ -42,7 +42,7 @@ PARTS = {
 }
 """Part → what it is, in a few words.
 
-`probes`, `draw` and `baselines` contain what the dense network answers; `vary` moves scores along
+`calibration`, `draw` and `baselines` contain what the dense network answers; `vary` moves scores along
 gradients, too; `judge` is whole, with its masks. `transport` of workers is all that is not work
 from a task's being handed out to its answer's being read: packing, Ray, lying there till it is.
 """

@@ -9,7 +9,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Receipt:
+class Provenance:
     """What the search was shown: the rung of the data ladder and where the inputs came from.
 
     Attributes:
@@ -20,9 +20,9 @@ class Receipt:
             counted in `fresh`).
         fresh: whether new procedural inputs were drawn at every step.
         sha256: hash of the held inputs (and labels).
-        guard: the same in words for the guard set.
-        guard_samples: inputs in the guard set.
-        guard_sha256: their hash.
+        validation: the same in words for the validation inputs set.
+        validation_samples: inputs in the validation inputs set.
+        validation_sha256: their hash.
     """
 
     rung: str
@@ -30,9 +30,9 @@ class Receipt:
     samples: int
     fresh: bool
     sha256: str
-    guard: str
-    guard_samples: int
-    guard_sha256: str
+    validation: str
+    validation_samples: int
+    validation_sha256: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class BaselineScore:
-    """A data-free baseline at the same budget: guard agreement, and test accuracy if known."""
+    """A data-free baseline at the same budget: validation agreement, and test accuracy if known."""
 
     agreement: float
     accuracy: float | None = None
@@ -60,12 +60,12 @@ class Generation:
         generation: 0 is the seeded population.
         evaluations: candidates scored so far (a refinement counts once per gradient step).
         seconds: since the start of the search.
-        best: fitness of the best individual on the search probes.
+        best: fitness of the best individual on the search calibration inputs.
         mean: mean fitness of the population.
-        guard: guard agreement of the best individual.
+        validation: validation agreement of the best individual.
         rates: current probability of every crossover and mutation.
-        phase: `continuation` where gradient steps led from the repaired network to the strict one,
-            `allocation` where keep counts alone changed, else `search`; generation 0 counts to the
+        phase: `warmup` where gradient steps led from the repaired network to the strict one,
+            `density_search` where keep counts alone changed, else `search`; generation 0 counts to the
             first phase.
     """
 
@@ -74,7 +74,7 @@ class Generation:
     seconds: float
     best: float
     mean: float
-    guard: float
+    validation: float
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
     phase: str = "search"
 

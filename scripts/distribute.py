@@ -47,7 +47,9 @@ def main(
             **settings,
         )
     print(f"{found.evaluations:,} evaluations on {workers} workers in {found.seconds:.0f} s")
-    print(f"agreement on the guard {found.guard:.2%}; report: {folder}/report.html")
+    print(
+        f"agreement on the validation inputs {found.validation:.2%}; report: {folder}/report.html"
+    )
     return found
 
 

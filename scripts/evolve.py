@@ -34,8 +34,8 @@ def main(folder: str | Path = "runs/evolve-example", **settings: Any) -> gaprune
     model = make()
     found = gaprune.prune(model, sparsity=SPARSITY, inputs=INPUTS, out=folder, **settings)
     print(f"{found.actual_sparsity:.2%} of the weights removed, the others as they were")
-    print(f"agreement with the dense network on the guard: {found.guard:.2%}")
-    print(f"above the best one-shot mask: {found.margin:+.2%}")
+    print(f"agreement with the dense network on the validation inputs: {found.validation:.2%}")
+    print(f"above the best one-shot mask: {found.gain:+.2%}")
     small = found.pruned_model()  # a copy with zeros; `model` is untouched
     print(f"{sum(int(one.count_nonzero()) for one in small.parameters()):,} values are not 0")
     files = gaprune.export(found, "masks", f"{folder}-masks")

@@ -24,7 +24,7 @@ def main(**settings: Any) -> None:
     mlflow: Any = importlib.import_module("mlflow")
 
     def log(record: Generation) -> None:
-        figures = {"best": record.best, "mean": record.mean, "guard": record.guard}
+        figures = {"best": record.best, "mean": record.mean, "validation": record.validation}
         mlflow.log_metrics(figures, step=record.generation)
 
     with mlflow.start_run(run_name=f"{TARGET} {SPARSITY}"):
@@ -33,7 +33,7 @@ def main(**settings: Any) -> None:
         found = gaprune.prune(
             model, sparsity=SPARSITY, inputs=INPUTS, on_generation=log, out=FOLDER, **settings
         )
-        mlflow.log_metrics({"agreement": found.guard, "sparsity": found.actual_sparsity})
+        mlflow.log_metrics({"agreement": found.validation, "sparsity": found.actual_sparsity})
         mlflow.log_artifact(f"{FOLDER}/report.html")
 
 

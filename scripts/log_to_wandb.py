@@ -26,14 +26,14 @@ def main(**settings: Any) -> None:
     with wandb.init(project="gaprune", config={"target": TARGET, "sparsity": SPARSITY}) as run:
 
         def log(record: Generation) -> None:
-            figures = {"best": record.best, "mean": record.mean, "guard": record.guard}
+            figures = {"best": record.best, "mean": record.mean, "validation": record.validation}
             run.log(figures, step=record.generation)
 
         model = gaprune.load_target(TARGET).model
         found = gaprune.prune(
             model, sparsity=SPARSITY, inputs=INPUTS, on_generation=log, out=FOLDER, **settings
         )
-        run.summary["agreement"] = found.guard
+        run.summary["agreement"] = found.validation
         run.log({"report": wandb.Html(f"{FOLDER}/report.html")})
 
 

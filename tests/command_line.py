@@ -56,7 +56,7 @@ def grade(outputs, teacher, labels):
 """
 TINY = (
     *("--generations", "1", "--steps", "2", "--batch", "8", "--population", "2"),
-    *("--offspring", "2", "--probe-count", "32", "--guard-count", "32"),
+    *("--offspring", "2", "--calibration-count", "32", "--validation-count", "32"),
 )
 OWN = ("net.py:make", "--weights", "net.safetensors", "--range", "0,1")
 PRUNE = ("prune", *OWN, "--sparsity", "0.5", *TINY)

@@ -12,7 +12,7 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison import Comparison, Data, Question, Row, compare_target
+from gaprune.comparison import Comparison, ComparisonSpec, Data, Row, compare_target
 from gaprune.comparison.context import Listener, Unheard
 from gaprune.comparison.methods.training import Training
 from gaprune.config import make_settings
@@ -25,12 +25,12 @@ QUICK = {
     "batch": 8,
     "population": 2,
     "offspring": 2,
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration_count": 32,
+    "validation_count": 32,
 }
 SPARSITIES = (0.5, 0.75)
 EPOCHS = 0.5  # two steps on `tiny_data`
-TAUGHT = Training(batch=16, rate=0.02)
+TAUGHT = Training(batch=16, learning_rate=0.02)
 
 
 def tiny_target() -> Target:
@@ -82,10 +82,10 @@ def images(count: int, seed: int) -> Samples:
 
 def question(
     methods: Iterable[str], sparsities: Iterable[float] = SPARSITIES, **own: Any
-) -> Question:
+) -> ComparisonSpec:
     """Return a question that is answered quickly; `settings` add to those that are quick."""
     settings = make_settings({"sparsity": 0.5, **QUICK, **own.pop("settings", {})})
-    return Question(
+    return ComparisonSpec(
         tuple(sparsities),
         tuple(methods),
         settings=settings,

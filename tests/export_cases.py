@@ -12,7 +12,7 @@ from gaprune.config import make_settings
 from gaprune.runs.job import make_job
 from gaprune.runs.prune import prune_target
 
-TINY: dict[str, Any] = {"method": "magnitude", "probe_count": 16, "guard_count": 16}
+TINY: dict[str, Any] = {"method": "magnitude", "calibration_count": 16, "validation_count": 16}
 
 
 class Branched(nn.Module):

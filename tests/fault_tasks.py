@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.cluster.misdeeds import MISDEEDS, divide
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 
 
-def spoil(bench: Bench) -> None:
+def spoil(evaluator: Evaluator) -> None:
     """Change one weight in one bit."""
-    weight = next(iter(bench.weights.values()))
+    weight = next(iter(evaluator.weights.values()))
     weight.view(torch.int32).reshape(-1)[3] ^= 1
 
 
 def alone(misdeed: Callable[[], None]) -> Callable[[object], None]:
-    """Return a fault that needs no bench."""
-    return lambda _bench: misdeed()
+    """Return a fault that needs no evaluator."""
+    return lambda _evaluator: misdeed()
 
 
 FAULTS: dict[str, Callable[..., None]] = {
@@ -54,13 +54,13 @@ class Faulty:
         """Nothing is known of how long it takes, so it is no straggler."""
         return self.folder
 
-    def run(self, bench: object) -> Any:  # noqa: ANN401 - whatever the task returns
+    def run(self, evaluator: object) -> Any:  # noqa: ANN401 - whatever the task returns
         """Go wrong, or run the task."""
         tries = len(list(Path(self.folder).iterdir()))
         (Path(self.folder) / f"{time.monotonic_ns()}").touch()
         if tries < self.times:
-            {**FAULTS, "raise": alone(divide)}[self.fault](bench)
-        return self.task.run(bench)
+            {**FAULTS, "raise": alone(divide)}[self.fault](evaluator)
+        return self.task.run(evaluator)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SlowOnce:
     value: int
     kind: str = "Echo"
 
-    def run(self, bench: object) -> int:
+    def run(self, evaluator: object) -> int:
         """Return the value, sooner or later."""
         first, second = Path(self.folder) / "first", Path(self.folder) / "second"
         if first.exists():
@@ -110,7 +110,7 @@ class Grow:
     size: int = 50_000
     parents: tuple[Heavy, ...] = ()
 
-    def run(self, bench: object) -> Yield:
+    def run(self, evaluator: object) -> Yield:
         """Return them with their sum."""
         start = self.parents[0].numbers if self.parents else torch.zeros(self.size)
         noise = torch.rand(self.size, generator=torch.Generator().manual_seed(self.seed))
@@ -118,7 +118,7 @@ class Grow:
 
 
 class Locked:
-    """A bench that cannot be loaded while a file is there.
+    """A evaluator that cannot be loaded while a file is there.
 
     Args:
         file: which.

@@ -16,7 +16,7 @@ import ray
 from fault_tasks import Grow
 from ray.cluster_utils import Cluster
 
-from gaprune.workers import RayWorkers, Staff
+from gaprune.workers import RayWorkers, WorkerOptions
 
 SIZE = 200_000  # more than Ray sends along with an answer
 
@@ -28,10 +28,10 @@ class Later:
     task: Any
     delay: float
 
-    def run(self, bench: object) -> Any:  # noqa: ANN401 - whatever the task returns
+    def run(self, evaluator: object) -> Any:  # noqa: ANN401 - whatever the task returns
         """Wait, then run it."""
         time.sleep(self.delay)
-        return self.task.run(bench)
+        return self.task.run(evaluator)
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     second = cluster.add_node(num_cpus=2)
     said: list[str] = []
     tasks = [Grow(seed, SIZE) for seed in range(12)]
-    with RayWorkers("bench", Staff(3, address=cluster.address), said.append) as workers:
+    with RayWorkers("evaluator", WorkerOptions(3, address=cluster.address), said.append) as workers:
         while workers.idle < 3:
             workers.run([Later(Grow(0), 0.1)])
         early = workers.run(tasks[:6])

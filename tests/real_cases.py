@@ -18,15 +18,15 @@ from gaprune.models.target import Target, target_from_module
 
 HELD_OUT = 80
 SETTINGS = {
-    "probes": ["procedural"],
+    "calibration": ["procedural"],
     "population": 2,
     "offspring": 1,
     "generations": 1,
     "steps": 2,
     "batch": 8,
-    "allocation": 0,
-    "probe_count": 64,
-    "guard_count": 32,
+    "density_search": 0,
+    "calibration_count": 64,
+    "validation_count": 32,
 }
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
 from gaprune.calibration.generators.mixture import Mixture
-from gaprune.evaluation.evaluator import Bench
-from gaprune.evaluation.forward_modes import AfterRepair, Shown
+from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.forward_modes import RepairedForward, Shown
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.models.forward import answers
 from gaprune.models.input_spec import InputSpec
@@ -147,35 +147,35 @@ def random_masks(target: Target, density: float = 0.6, seed: int = 1) -> dict[st
     }
 
 
-def probes_for(target: Target, count: int = 24, seed: int = 2) -> Tensor:
+def calibration_for(target: Target, count: int = 24, seed: int = 2) -> Tensor:
     """Return normal inputs whose mean differs from input to input."""
     size = (count, *target.inputs.shape)
     level = torch.randn(count, *[1] * len(target.inputs.shape), generator=seeded(seed + 100))
     return (torch.randn(size, generator=seeded(seed)) + level).to(target.dtype)
 
 
-def loop_bench(
+def loop_evaluator(
     target: Target, *, count: int = 48, pool_share: float = 1.0, labels: bool = False
-) -> Bench:
-    """Return a bench with repair in the loop; a batch comes from a pool of 32, or part of it."""
-    search, guard, pool = (
-        shown(target, probes_for(target, size, seed), labels=labels)
+) -> Evaluator:
+    """Return a evaluator with repair in the loop; a batch comes from a pool of 32, or part of it."""
+    search, validation, pool = (
+        shown(target, calibration_for(target, size, seed), labels=labels)
         for size, seed in ((count, 2), (40, 5), (32, 6))
     )
     sites = survey(target.model, search.inputs, frozen=target.weights)
     fresh = Mixture(InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype)
-    return Bench(
+    return Evaluator(
         model=target.model,
         weights=target.weights,
         layout=target.layout,
         objective=OBJECTIVES["kl"],
         search=search,
-        guard=guard,
+        validation=validation,
         fresh=None if pool_share == 1 else fresh,
         pool=pool if pool_share else None,
         pool_share=pool_share,
         rungs=(count // 3, count),
-        answering=AfterRepair(sites, search.inputs),
+        forward_mode=RepairedForward(sites, search.inputs),
     )
 
 

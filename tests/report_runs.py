@@ -16,8 +16,8 @@ TINY: dict[str, Any] = {
     "batch": 8,
     "population": 2,
     "offspring": 2,
-    "probe_count": 24,
-    "guard_count": 24,
+    "calibration_count": 24,
+    "validation_count": 24,
 }
 NAUGHTY = "<script>alert(1)</script>&\"'"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gaprune.calibration.generators.mixture import Mixture
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import Shown
 from gaprune.evaluation.objectives import OBJECTIVES, Objective
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
@@ -69,30 +69,30 @@ def shown(model: nn.Module, count: int, seed: int, *, labels: bool = False) -> S
     return Shown(inputs, teacher, teacher.argmax(1) if labels else None)
 
 
-def tiny_bench(
+def tiny_evaluator(
     objective: str | Objective = "kl",
     *,
     pool_share: float | None = None,
     labels: bool = False,
     rungs: Sequence[int] = (16, 64),
-) -> Bench:
-    """Return a bench around `tiny_model`: 64 search probes, 64 on guard, fresh or held ones.
+) -> Evaluator:
+    """Return a evaluator around `tiny_model`: 64 search calibration inputs, 64 on validation, fresh or held ones.
 
     Args:
         objective: one of `OBJECTIVES`, or one of the test's own.
         pool_share: part of a gradient batch from a pool of 32; None has no pool, 1 nothing fresh.
-        labels: whether probes carry the dense network's classes as labels.
+        labels: whether calibration inputs carry the dense network's classes as labels.
         rungs: of the race.
     """
     model = tiny_model()
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
-    return Bench(
+    return Evaluator(
         model=model,
         weights=weights,
         layout=Layout.of(weights),
         objective=OBJECTIVES[objective] if isinstance(objective, str) else objective,
         search=shown(model, 64, 1, labels=labels),
-        guard=shown(model, 64, 2, labels=labels),
+        validation=shown(model, 64, 2, labels=labels),
         fresh=None if pool_share == 1 else Mixture(VECTOR, {"uniform": 1.0}, torch.float32),
         pool=None if pool_share is None else shown(model, 32, 3, labels=labels),
         pool_share=pool_share or 0.0,
@@ -113,13 +113,17 @@ def random_genes(
     return Genes(genes.scores, genes.counts, genes.keep, genes.fixed, absolute)
 
 
-def seeds_of(bench: Bench, keep: int, count: int = 4, scope: str = "allocated") -> list[Individual]:
+def seeds_of(
+    evaluator: Evaluator, keep: int, count: int = 4, scope: str = "allocated"
+) -> list[Individual]:
     """Return individuals of random genes and one of magnitude."""
-    flat = bench.layout.flatten(bench.weights).abs()
-    found = [Individual(seed_genes(flat, bench.layout, keep, scope), bench.layout, "magnitude")]
+    flat = evaluator.layout.flatten(evaluator.weights).abs()
+    found = [
+        Individual(seed_genes(flat, evaluator.layout, keep, scope), evaluator.layout, "magnitude")
+    ]
     for seed in range(1, count):
-        genes = random_genes(bench.layout, keep, seed, scope)
-        found.append(Individual(genes, bench.layout, f"random{seed}"))
+        genes = random_genes(evaluator.layout, keep, seed, scope)
+        found.append(Individual(genes, evaluator.layout, f"random{seed}"))
     return found
 
 
@@ -142,8 +146,8 @@ def run_to_bits(workers: Workers, tasks: Sequence[Any]) -> list[object]:
 class Recording(SerialWorkers):
     """Workers that remember the children that they bred."""
 
-    def __init__(self, bench: Bench) -> None:
-        super().__init__(bench)
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__(evaluator)
         self.bred: list[Genes] = []
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:

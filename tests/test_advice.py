@@ -1,4 +1,4 @@
-"""What a run says where its search learns its own probes, and when that ends the search."""
+"""What a run says where its search learns its own calibration inputs, and when that ends the search."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import seeds_of, tiny_bench, tiny_model
+from search_cases import seeds_of, tiny_evaluator, tiny_model
 from torch import nn
 
 from gaprune import InputOptions, prune
@@ -20,17 +20,17 @@ from gaprune.models.target import target_from_module
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.warnings import advise, doubt
 
-BENCH = tiny_bench()
+EVALUATOR = tiny_evaluator()
 
 
-def outcome_of(guard: list[float], returned: int, stopped: str = "generations") -> Outcome:
-    """Return an outcome of individuals with these agreements on the guard; the last one leads."""
-    population = seeds_of(BENCH, 60, count=len(guard))
+def outcome_of(validation: list[float], returned: int, stopped: str = "generations") -> Outcome:
+    """Return an outcome of individuals with these agreements on the validation inputs; the last one leads."""
+    population = seeds_of(EVALUATOR, 60, count=len(validation))
     for place, one in enumerate(population):
         one.fitness.values = (float(place),)
     judged = {
         one.key: Verdict(agreement, agreement)
-        for one, agreement in zip(population, guard, strict=True)
+        for one, agreement in zip(population, validation, strict=True)
     }
     return Outcome(
         best=population[returned],
@@ -46,42 +46,45 @@ def outcome_of(guard: list[float], returned: int, stopped: str = "generations") 
     )
 
 
-def test_search_and_guard_that_agree_need_no_advice() -> None:
+def test_search_and_validation_that_agree_need_no_advice() -> None:
     """The sparsity is remembered as one where they did not part."""
     agreed: list[float] = []
-    found = advise(outcome_of([0.91, 0.9], 0), BENCH, 0.5, agreed, front=False)
+    found = advise(outcome_of([0.91, 0.9], 0), EVALUATOR, 0.5, agreed, front=False)
     assert found is None
     assert agreed == [0.5]
 
 
 def test_where_they_part_every_figure_is_told() -> None:
-    """The best on the search probes there and on the guard, what is returned, where it was well."""
+    """The best on the search calibration inputs there and on the validation inputs, what is returned, where it was well."""
     outcome = outcome_of([0.91, 0.8], 0)
     agreed = [0.7, 0.5, 0.95]
-    found = advise(outcome, BENCH, 0.9, agreed, front=False)
-    there = BENCH.judge(outcome.population[1].mask, BENCH.search).agreement
+    found = advise(outcome, EVALUATOR, 0.9, agreed, front=False)
+    there = EVALUATOR.judge(outcome.population[1].mask, EVALUATOR.search).agreement
     assert found == (
-        "the search and the guard part at sparsity 0.9: don't go further (at 0.7 they did not "
-        f"part); the best on the search probes agrees {there:.1%} there and 80.0% on the guard, an "
-        "earlier one 91.0% on the guard, which is returned; more search on these probes does harm"
+        "the search and the validation inputs part at sparsity 0.9: don't go further (at 0.7 they did not "
+        f"part); the best on the search calibration inputs agrees {there:.1%} there and 80.0% on the validation inputs, an "
+        "earlier one 91.0% on the validation inputs, which is returned; more search on these calibration inputs does harm"
     )
     assert agreed == [0.7, 0.5, 0.95]
 
 
-def test_a_search_that_the_guard_stopped_is_always_told() -> None:
+def test_a_search_that_the_validation_stopped_is_always_told() -> None:
     """Also where what is returned has the better fitness there, not the better agreement."""
-    outcome = outcome_of([0.91, 0.9, 0.89], 1, stopped="guard")
-    found = advise(outcome, BENCH, 0.9, [], front=False)
+    outcome = outcome_of([0.91, 0.9, 0.89], 1, stopped="validation")
+    found = advise(outcome, EVALUATOR, 0.9, [], front=False)
     assert found is not None
     assert "don't go further; the best" in found
-    assert "one 91.0% on the guard, and the closest to the dense network there, 90.0%," in found
+    assert (
+        "one 91.0% on the validation inputs, and the closest to the dense network there, 90.0%,"
+        in found
+    )
 
 
 def test_a_front_and_an_early_interrupt_get_no_advice() -> None:
     """Leaders of many budgets cannot be compared, and without a population nothing is known."""
     outcome = outcome_of([0.9, 0.5], 0)
-    assert advise(outcome, BENCH, 0.5, [], front=True) is None
-    assert advise(replace(outcome, population=[]), BENCH, 0.5, [], front=False) is None
+    assert advise(outcome, EVALUATOR, 0.5, [], front=True) is None
+    assert advise(replace(outcome, population=[]), EVALUATOR, 0.5, [], front=False) is None
 
 
 def sure_of_one(bias: float) -> nn.Module:
@@ -105,43 +108,45 @@ class Warnings(Silence):
 
 @pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"max_drop": 0.1, "sparsity": 0.6}], ids=str)
 def test_a_network_that_names_one_class_is_doubted_once(asked: dict[str, Any]) -> None:
-    """On such a guard every mask is as good as the next, and --max-drop holds for all of them."""
+    """On such a validation every mask is as good as the next, and --max-drop holds for all of them."""
     heard, shown = Warnings(), InputOptions(range=(0, 1))
     prune(sure_of_one(1e4), inputs=shown, observer=heard, method="magnitude", **asked)
     (said,) = heard.said
-    assert said.startswith("the dense network names one class (0) on 100.0% of the guard")
-    assert "--guard" in said
+    assert said.startswith(
+        "the dense network names one class (0) on 100.0% of the validation inputs"
+    )
+    assert "--validation" in said
 
 
 def test_doubt_begins_where_99_of_100_are_one_class() -> None:
-    """Below it the guard tells networks apart; outputs that are no classes are not asked."""
+    """Below it the validation inputs tells networks apart; outputs that are no classes are not asked."""
     classes = torch.tensor([3] * 99 + [1])
     teacher = nn.functional.one_hot(classes, 4).float()
-    guard = BENCH.guard._replace(teacher=teacher)
-    said = doubt(replace(BENCH, guard=guard))
+    validation = EVALUATOR.validation._replace(teacher=teacher)
+    said = doubt(replace(EVALUATOR, validation=validation))
     assert said is not None
-    assert "names one class (3) on 99.0% of the guard" in said
-    rest = guard._replace(teacher=teacher[1:])
-    assert doubt(replace(BENCH, guard=rest)) is None
+    assert "names one class (3) on 99.0% of the validation inputs" in said
+    rest = validation._replace(teacher=teacher[1:])
+    assert doubt(replace(EVALUATOR, validation=rest)) is None
     objective = OBJECTIVES["relative-error"]
-    assert doubt(replace(BENCH, guard=guard, objective=objective)) is None
+    assert doubt(replace(EVALUATOR, validation=validation, objective=objective)) is None
 
 
 @pytest.mark.parametrize(
     ("changes", "patience"),
     [
         ({}, None),
-        ({"probes": ("noise",)}, None),
-        ({"probes": ("inversion",), "method": "lamp"}, None),
-        ({"probes": ("procedural", "impressions")}, 2),
-        ({"probes": ("inversion",)}, 2),
-        ({"probes": ("inversion",), "patience": 7}, 7),
-        ({"probes": ("inversion",), "pareto": True}, None),
+        ({"calibration": ("noise",)}, None),
+        ({"calibration": ("inversion",), "method": "lamp"}, None),
+        ({"calibration": ("procedural", "impressions")}, 2),
+        ({"calibration": ("inversion",)}, 2),
+        ({"calibration": ("inversion",), "patience": 7}, 7),
+        ({"calibration": ("inversion",), "pareto": True}, None),
         ({"patience": 3}, 3),
     ],
     ids=str,
 )
-def test_patience_is_short_where_probes_are_optimised(
+def test_patience_is_short_where_calibration_are_optimised(
     changes: dict[str, Any], patience: int | None
 ) -> None:
     """Two generations there, none elsewhere, and what is stated goes before both."""

@@ -10,104 +10,108 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_tasks import Echo
 
-from gaprune.workers import Lost, Tolerance
+from gaprune.workers import FailedTask, RetryPolicy
 from gaprune.workers import retry_policy as tolerance
 from gaprune.workers.retry_policy import Durations
-from gaprune.workers.task_queue import Agenda, Failure, Job
+from gaprune.workers.task_queue import Failure, Job, TaskQueue
 
-TRIES = Tolerance(retries=1, first_wait=2.0, growth=3.0, longest_wait=30.0)
+TRIES = RetryPolicy(retries=1, first_wait=2.0, growth=3.0, longest_wait=30.0)
 
 
-def agenda_of(count: int, durations: Durations | None = None, tries: Tolerance = TRIES) -> Agenda:
+def task_queue_of(
+    count: int, durations: Durations | None = None, tries: RetryPolicy = TRIES
+) -> TaskQueue:
     """Return an agenda of tasks that return their numbers."""
-    return Agenda([Echo(index) for index in range(count)], tries, durations or Durations())
+    return TaskQueue([Echo(index) for index in range(count)], tries, durations or Durations())
 
 
-def take(agenda: Agenda, now: float, node: str = "") -> Job:
+def take(task_queue: TaskQueue, now: float, node: str = "") -> Job:
     """Take what must be there."""
-    job = agenda.take(now, node)
+    job = task_queue.take(now, node)
     assert job is not None
     return job
 
 
 def test_tasks_are_handed_out_in_order_and_once() -> None:
     """Nothing is left then, until something comes back."""
-    agenda = agenda_of(3)
-    assert [take(agenda, 0.0).index for _ in range(3)] == [0, 1, 2]
-    assert agenda.take(1e9) is None
-    assert agenda.wakes() == float("inf")
-    assert agenda.is_open
+    task_queue = task_queue_of(3)
+    assert [take(task_queue, 0.0).index for _ in range(3)] == [0, 1, 2]
+    assert task_queue.take(1e9) is None
+    assert task_queue.wakes() == float("inf")
+    assert task_queue.is_open
 
 
 def test_an_agenda_without_tasks_is_done() -> None:
     """Its results are none."""
-    assert not agenda_of(0).is_open
-    assert agenda_of(0).results == []
+    assert not task_queue_of(0).is_open
+    assert task_queue_of(0).results == []
 
 
 def test_a_failed_task_waits_and_is_tried_again() -> None:
     """It goes before new ones then; after its retries it is lost, with every reason once."""
-    agenda = agenda_of(3)
-    first = take(agenda, 0.0)
-    agenda.fail(first, 0.0, 5.0, Failure("bang"))
-    assert take(agenda, 6.9).index == 1
-    assert take(agenda, 7.0) is first
-    agenda.fail(first, 7.0, 8.0, Failure("bang"))
-    assert agenda.results[0] == Lost(2, "bang")
-    assert take(agenda, 1e9).index == 2
+    task_queue = task_queue_of(3)
+    first = take(task_queue, 0.0)
+    task_queue.fail(first, 0.0, 5.0, Failure("bang"))
+    assert take(task_queue, 6.9).index == 1
+    assert take(task_queue, 7.0) is first
+    task_queue.fail(first, 7.0, 8.0, Failure("bang"))
+    assert task_queue.results[0] == FailedTask(2, "bang")
+    assert take(task_queue, 1e9).index == 2
 
 
 def test_a_task_is_not_blamed_for_the_loss_of_its_node() -> None:
     """It is tried again however often that happens."""
-    agenda = agenda_of(1)
+    task_queue = task_queue_of(1)
     for round_ in range(20):
-        job = take(agenda, 100.0 * round_)
-        agenda.fail(job, 100.0 * round_, 100.0 * round_, Failure("node lost", "n", blamed=False))
-        assert agenda.wakes() == 100.0 * round_ + TRIES.first_wait
-    agenda.succeed(take(agenda, 1e9), 7)
-    assert agenda.results == [7]
+        job = take(task_queue, 100.0 * round_)
+        task_queue.fail(
+            job, 100.0 * round_, 100.0 * round_, Failure("node lost", "n", blamed=False)
+        )
+        assert task_queue.wakes() == 100.0 * round_ + TRIES.first_wait
+    task_queue.succeed(take(task_queue, 1e9), 7)
+    assert task_queue.results == [7]
 
 
 def test_what_failed_on_a_node_is_tried_on_another_if_there_is_a_choice() -> None:
     """Otherwise on the same one."""
-    agenda = agenda_of(2)
-    one, other = take(agenda, 0.0), take(agenda, 0.0)
-    agenda.fail(one, 0.0, 0.0, Failure("bang", "here"))
-    agenda.fail(other, 0.0, 0.0, Failure("bang", "there"))
-    assert take(agenda, 50.0, "here") is other
-    assert take(agenda, 50.0, "here") is one
+    task_queue = task_queue_of(2)
+    one, other = take(task_queue, 0.0), take(task_queue, 0.0)
+    task_queue.fail(one, 0.0, 0.0, Failure("bang", "here"))
+    task_queue.fail(other, 0.0, 0.0, Failure("bang", "there"))
+    assert take(task_queue, 50.0, "here") is other
+    assert take(task_queue, 50.0, "here") is one
 
 
 def test_a_straggler_gets_one_copy_and_the_first_answer_counts() -> None:
     """It is one from three times the median of its kind on; its loser changes nothing."""
     durations = Durations()
-    agenda = agenda_of(2, durations)
-    slow, quick = take(agenda, 0.0), take(agenda, 0.0)
-    assert agenda.wakes() == float("inf")  # nobody knows how long they take
+    task_queue = task_queue_of(2, durations)
+    slow, quick = take(task_queue, 0.0), take(task_queue, 0.0)
+    assert task_queue.wakes() == float("inf")  # nobody knows how long they take
     durations.add("Echo", 4.0)
-    agenda.succeed(quick, 1)
-    assert agenda.wakes() == 12.0
-    assert agenda.take(11.9) is None
-    assert take(agenda, 12.0) is slow
-    assert agenda.take(1e9) is None
-    agenda.succeed(slow, 0)
-    assert agenda.results == [0, 1]
-    agenda.fail(slow, 0.0, 99.0, Failure("bang"))
-    assert agenda.results == [0, 1]
-    assert not agenda.is_open
+    task_queue.succeed(quick, 1)
+    assert task_queue.wakes() == 12.0
+    assert task_queue.take(11.9) is None
+    assert take(task_queue, 12.0) is slow
+    assert task_queue.take(1e9) is None
+    task_queue.succeed(slow, 0)
+    assert task_queue.results == [0, 1]
+    task_queue.fail(slow, 0.0, 99.0, Failure("bang"))
+    assert task_queue.results == [0, 1]
+    assert not task_queue.is_open
 
 
 def test_a_copy_that_fails_leaves_the_other_one_running() -> None:
     """Only when both have failed it is tried again, and both count."""
     durations = Durations()
     durations.add("Echo", 1.0)
-    agenda = agenda_of(1, durations)
-    job = take(agenda, 0.0)
-    assert take(agenda, 3.0) is job
-    agenda.fail(job, 3.0, 4.0, Failure("bang"))
-    assert agenda.results == [None]
-    agenda.fail(job, 0.0, 5.0, Failure("crash"))
-    assert agenda.results == [Lost(2, "bang; crash")]
+    task_queue = task_queue_of(1, durations)
+    job = take(task_queue, 0.0)
+    assert take(task_queue, 3.0) is job
+    task_queue.fail(job, 3.0, 4.0, Failure("bang"))
+    assert task_queue.results == [None]
+    task_queue.fail(job, 0.0, 5.0, Failure("crash"))
+    assert task_queue.results == [FailedTask(2, "bang; crash")]
 
 
 @given(st.integers(0, 12), st.integers(0, 3), st.integers(0, 2**32))
@@ -116,33 +120,33 @@ def test_whatever_happens_every_task_gets_its_own_result(
 ) -> None:
     """Calls fail, answer twice and come back in any order: results are in the tasks' order."""
     chance, durations, now = random.Random(seed), Durations(), 0.0
-    agenda = agenda_of(count, durations, Tolerance(retries=retries))
+    task_queue = task_queue_of(count, durations, RetryPolicy(retries=retries))
     calls: list[tuple[Job, float]] = []
-    while agenda.is_open:
-        now = max(now, agenda.wakes()) if not calls else now + chance.random()
-        job = agenda.take(now) if chance.random() < 0.5 or not calls else None
+    while task_queue.is_open:
+        now = max(now, task_queue.wakes()) if not calls else now + chance.random()
+        job = task_queue.take(now) if chance.random() < 0.5 or not calls else None
         if job is not None:
             calls.append((job, now))
         if not calls or chance.random() < 0.3:
             continue
         job, started = calls.pop(chance.randrange(len(calls)))
         if chance.random() < 0.4:
-            agenda.fail(job, started, now, Failure("bang", blamed=chance.random() < 0.7))
+            task_queue.fail(job, started, now, Failure("bang", blamed=chance.random() < 0.7))
         else:
             durations.add(job.kind, now - started)
-            agenda.succeed(job, job.task.value)
-    for index, result in enumerate(agenda.results):
-        assert result == index or (isinstance(result, Lost) and result.attempts > retries)
+            task_queue.succeed(job, job.task.value)
+    for index, result in enumerate(task_queue.results):
+        assert result == index or (isinstance(result, FailedTask) and result.attempts > retries)
 
 
 @given(st.integers(1, 60))
 def test_waiting_grows_and_is_bounded(failures: int) -> None:
     """By a factor each time, to half a minute at most: the loss of a node is noticed by then."""
-    waits = [Tolerance().wait(number) for number in range(failures + 1)]
+    waits = [RetryPolicy().wait(number) for number in range(failures + 1)]
     assert waits[0] == 0
     assert waits == sorted(waits)
-    assert max(waits) <= Tolerance().longest_wait == 30.0
-    assert Tolerance().wait(100) == 30.0
+    assert max(waits) <= RetryPolicy().longest_wait == 30.0
+    assert RetryPolicy().wait(100) == 30.0
 
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=40))

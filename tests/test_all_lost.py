@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gaprune import GapruneError, InputOptions, Result, prune, resume
 from gaprune.callbacks import Silence
 from gaprune.records import Generation
-from gaprune.workers import Tolerance, protocol
+from gaprune.workers import RetryPolicy, protocol
 
 SETTINGS: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
@@ -24,8 +24,8 @@ SETTINGS: dict[str, Any] = {
     "preset": "black-box",
     "population": 3,
     "offspring": 3,
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration_count": 32,
+    "validation_count": 32,
     "generations": 60,
 }
 
@@ -86,8 +86,8 @@ def network(folder: Path) -> nn.Module:
 def found(result: Result) -> tuple[object, ...]:
     """Return what was found, to the bit."""
     masks = {name: mask.tolist() for name, mask in result.masks.items()}
-    history = [(one.best, one.mean, one.guard, one.evaluations) for one in result.history]
-    return masks, history, result.guard, result.origin
+    history = [(one.best, one.mean, one.validation, one.evaluations) for one in result.history]
+    return masks, history, result.validation, result.origin
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_run_whose_workers_all_die_keeps_a_checkpoint_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says how; nothing is lost, and what is found is what one process finds."""
-    monkeypatch.setattr(protocol, "Tolerance", partial(Tolerance, first_wait=0.01))
+    monkeypatch.setattr(protocol, "RetryPolicy", partial(RetryPolicy, first_wait=0.01))
     notes, place = tmp_path / "notes", tmp_path / "run"
     killing = Killing(notes)
     with pytest.raises(GapruneError, match=r"all 2 are lost.*locked; gaprune resume .*run goes on"):

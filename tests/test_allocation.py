@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_bench, tiny_model
+from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_evaluator, tiny_model
 from torch import nn
 
 from gaprune import prune
@@ -21,7 +21,7 @@ from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import reallocate
-from gaprune.evolution.phases import ALLOCATION, SEARCH
+from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import ALLOCATORS
 from gaprune.evolution.tasks import Child
@@ -34,25 +34,25 @@ from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.setup import make_plan
 from gaprune.workers import SerialWorkers
 
-BENCH = tiny_bench()
+EVALUATOR = tiny_evaluator()
 KEEP = 60
-STEPS = Refinement(steps=4, rate=0.5, batch=16)
+STEPS = Refinement(steps=4, learning_rate=0.5, batch=16)
 DEEP = nn.Sequential(*(nn.Linear(6, 6) for _ in range(8)))
 
 
-def plan_of(allocation: int, preset: str = "default", generations: int | None = 6) -> Plan:
+def plan_of(density_search: int, preset: str = "default", generations: int | None = 6) -> Plan:
     """Return a small plan with an allocation phase."""
     chosen = find_preset(preset)
     return Plan(
         preset=chosen,
-        layout=BENCH.layout,
+        layout=EVALUATOR.layout,
         seed=1,
         population=4,
         offspring=8,
         refinement=STEPS if chosen.gradient else None,
         limits=Limits(generations=generations),
         keep=KEEP,
-        allocation=allocation,
+        density_search=density_search,
     )
 
 
@@ -60,7 +60,7 @@ class Recording(SerialWorkers):
     """Workers that remember the children of every call."""
 
     def __init__(self) -> None:
-        super().__init__(BENCH)
+        super().__init__(EVALUATOR)
         self.broods: list[list[Child]] = []
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
@@ -78,13 +78,13 @@ def search(plan: Plan, seeds: list[Individual]) -> tuple[Outcome, list[list[Chil
 
 
 @given(st.integers(0, 9), st.one_of(st.none(), st.integers(0, 12)))
-def test_a_plan_divides_its_generations(allocation: int, generations: int | None) -> None:
+def test_a_plan_divides_its_generations(density_search: int, generations: int | None) -> None:
     """The first so many allocate, all others search; the limit counts both."""
-    plan = plan_of(allocation, generations=generations)
+    plan = plan_of(density_search, generations=generations)
     names = [plan.phase(number).name for number in range(1, 20)]
-    assert names == [ALLOCATION] * allocation + [SEARCH] * (19 - allocation)
+    assert names == [DENSITY_SEARCH] * density_search + [SEARCH] * (19 - density_search)
     assert plan.phase(0) is plan.phases[0]
-    rest = None if generations is None else max(0, generations - allocation)
+    rest = None if generations is None else max(0, generations - density_search)
     assert plan.phases[-1].length == rest
 
 
@@ -92,19 +92,19 @@ def test_a_plan_divides_its_generations(allocation: int, generations: int | None
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_the_phase_changes_keep_counts_alone(preset: str, scope: str) -> None:
     """Inside every layer a child ranks the weights as a seed does; budgets are exact."""
-    seeds = seeds_of(BENCH, KEEP, scope=scope)
+    seeds = seeds_of(EVALUATOR, KEEP, scope=scope)
     _, broods = search(plan_of(3, preset), seeds)
 
     def ranking(scores: torch.Tensor) -> tuple[int, ...]:
-        order = [scores[part].argsort(stable=True) for part in BENCH.layout.slices]
+        order = [scores[part].argsort(stable=True) for part in EVALUATOR.layout.slices]
         return tuple(torch.cat(order).tolist())
 
     ranked = {ranking(seed.genes.scores) for seed in seeds}
     held = {seed.genes.scores.numpy().tobytes() for seed in seeds}
-    started = {tuple(layer_counts(seed.mask, BENCH.layout)) for seed in seeds}
+    started = {tuple(layer_counts(seed.mask, EVALUATOR.layout)) for seed in seeds}
     found = set()
     for child in (child for brood in broods[:3] for child in brood):
-        counts = layer_counts(child.genes.express(BENCH.layout), BENCH.layout)
+        counts = layer_counts(child.genes.express(EVALUATOR.layout), EVALUATOR.layout)
         assert sum(counts) == KEEP
         assert min(counts) >= 1
         assert ranking(child.genes.scores) in ranked
@@ -116,14 +116,14 @@ def test_the_phase_changes_keep_counts_alone(preset: str, scope: str) -> None:
 
 def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
     """Each child costs one evaluation, the faster half one more; rates and names are told."""
-    outcome, broods = search(plan_of(2), seeds_of(BENCH, KEEP))
+    outcome, broods = search(plan_of(2), seeds_of(EVALUATOR, KEEP))
     assert [len(brood) for brood in broods] == [ALLOCATORS, ALLOCATORS, 8, 8, 8, 8]
     counted = [record.evaluations for record in outcome.history]
     allocated, searched = ALLOCATORS + ALLOCATORS // 2, 8 * (1 + STEPS.steps) + 4
     assert counted == [8, *(8 + n * allocated for n in (1, 2))] + [
         8 + 2 * allocated + n * searched for n in (1, 2, 3, 4)
     ]
-    assert [record.phase for record in outcome.history] == [ALLOCATION] * 3 + [SEARCH] * 4
+    assert [record.phase for record in outcome.history] == [DENSITY_SEARCH] * 3 + [SEARCH] * 4
     assert outcome.history[2].rates == {"crossover": {"none": 1.0}, "mutation": {"reallocate": 1.0}}
     assert set(outcome.history[3].rates["mutation"]) == set(find_preset("default").mutations)
     best = [record.best for record in outcome.history]
@@ -133,8 +133,8 @@ def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
 
 def test_stagnation_is_counted_from_where_the_search_begins() -> None:
     """Where everything is kept nothing can gain, and the phase is not cut short for it."""
-    plan = replace(plan_of(3), keep=BENCH.layout.total, limits=Limits(stagnation=2))
-    outcome, _ = search(plan, seeds_of(BENCH, BENCH.layout.total, count=2))
+    plan = replace(plan_of(3), keep=EVALUATOR.layout.total, limits=Limits(stagnation=2))
+    outcome, _ = search(plan, seeds_of(EVALUATOR, EVALUATOR.layout.total, count=2))
     assert outcome.stopped == "stagnation"
     assert outcome.history[-1].generation == 5
 
@@ -153,10 +153,10 @@ class Counting(Silence):
 def test_progress_counts_the_generations_of_both_phases() -> None:
     """The last one is the planned total."""
     counting, shown = Counting(), InputOptions(range=(0, 1))
-    quick: dict[str, Any] = {"steps": 2, "batch": 8, "offspring": 2, "probe_count": 16}
-    lengths: dict[str, Any] = {"allocation": 2, "generations": 1}
+    quick: dict[str, Any] = {"steps": 2, "batch": 8, "offspring": 2, "calibration_count": 16}
+    lengths: dict[str, Any] = {"density_search": 2, "generations": 1}
     prune(DEEP, sparsity=0.5, inputs=shown, observer=counting, **lengths, **quick)
-    assert counting.heard == [*((n, 3, ALLOCATION) for n in range(3)), (3, 3, SEARCH)]
+    assert counting.heard == [*((n, 3, DENSITY_SEARCH) for n in range(3)), (3, 3, SEARCH)]
 
 
 def test_the_phase_never_breeds_fewer_than_the_search() -> None:
@@ -170,10 +170,12 @@ def test_the_phase_never_breeds_fewer_than_the_search() -> None:
 def test_steps_are_annealed_over_the_search_alone() -> None:
     """Its first step takes the full length, its last the least; before, there are none."""
     plan = plan_of(3, generations=8)
-    one = Individual(random_genes(BENCH.layout, KEEP), BENCH.layout, "test", rate=2.0)
-    allocation, searching = (RecipeBook(plan, phase) for phase in plan.phases)
+    one = Individual(
+        random_genes(EVALUATOR.layout, KEEP), EVALUATOR.layout, "test", learning_rate=2.0
+    )
+    density_search, searching = (RecipeBook(plan, phase) for phase in plan.phases)
     for number in range(1, 4):
-        recipe, factor = allocation.draw((one, one), number, seeded(number))
+        recipe, factor = density_search.draw((one, one), number, seeded(number))
         assert recipe.refinement is None
         assert recipe.operators == ("reallocate",)
         assert factor == 2.0  # the parent's: nothing tells here whether another is better
@@ -183,7 +185,10 @@ def test_steps_are_annealed_over_the_search_alone() -> None:
         steps = recipe.refinement
         assert steps is not None
         assert steps.last_rate is not None
-        first, last = (length / (STEPS.rate * factor) for length in (steps.rate, steps.last_rate))
+        first, last = (
+            length / (STEPS.learning_rate * factor)
+            for length in (steps.learning_rate, steps.last_rate)
+        )
         assert not lengths or first == pytest.approx(lengths[-1])  # it goes on where it was
         lengths += [first, last]
     assert lengths[0] == pytest.approx(1)
@@ -233,7 +238,7 @@ def resolved(model: nn.Module, **stated: Any) -> tuple[int | None, Plan]:
     target, settings = target_of(model), make_settings({"sparsity": 0.5, **stated})
     preset = check_settings(settings)
     settings = resolve_settings(settings, preset, target)
-    return settings.allocation, make_plan(target, settings, preset)
+    return settings.density_search, make_plan(target, settings, preset)
 
 
 @pytest.mark.parametrize(
@@ -246,15 +251,15 @@ def resolved(model: nn.Module, **stated: Any) -> tuple[int | None, Plan]:
         ({"preset": "classic"}, 0),
         ({"pareto": True}, 0),
         ({"generations": 0}, 0),
-        ({"allocation": 3}, 3),
-        ({"allocation": 3, "generations": 0}, 3),
-        ({"allocation": 0}, 0),
+        ({"density_search": 3}, 3),
+        ({"density_search": 3, "generations": 0}, 3),
+        ({"density_search": 0}, 0),
     ],
 )
 def test_networks_of_many_layers_are_allocated_first(stated: dict[str, Any], expected: int) -> None:
     """Unless the counts are fixed, or the user says otherwise; the others come on top."""
-    allocation, plan = resolved(DEEP, **stated)
-    assert allocation == plan.allocation == expected
+    density_search, plan = resolved(DEEP, **stated)
+    assert density_search == plan.density_search == expected
     generations = plan.phases[-1].length
     assert plan.limits.generations == expected + (generations or 0)
     if "generations" in stated:
@@ -265,8 +270,8 @@ def test_networks_of_few_layers_are_not() -> None:
     """Their search is what it was; the phase can be asked for."""
     assert resolved(tiny_model())[0] == 0
     assert resolved(DEEP[:7])[0] == 0
-    allocation, plan = resolved(tiny_model(), allocation=2, generations=5)
-    assert allocation == 2
+    density_search, plan = resolved(tiny_model(), density_search=2, generations=5)
+    assert density_search == 2
     assert plan.limits.generations == 7
 
 
@@ -277,4 +282,4 @@ def test_networks_of_few_layers_are_not() -> None:
 def test_a_phase_without_free_counts_is_refused(stated: dict[str, Any], words: str) -> None:
     """The message says why and what to do."""
     with pytest.raises(InputError, match=rf"^allocation: 2 .* {words}; leave"):
-        resolved(DEEP, allocation=2, **stated)
+        resolved(DEEP, density_search=2, **stated)

@@ -14,10 +14,10 @@ from repair_networks import (
     Convolutional,
     Encoder,
     Perceptron,
+    calibration_for,
     hook_count,
-    loop_bench,
+    loop_evaluator,
     normed,
-    probes_for,
     random_masks,
     seeded,
     target_of,
@@ -27,12 +27,18 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
-from gaprune.evaluation.evaluator import Bench
-from gaprune.evaluation.forward_modes import AfterRepair, Guided, Shown, Step, Strict
+from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.forward_modes import (
+    GuidedForward,
+    RepairedForward,
+    Shown,
+    Step,
+    StrictForward,
+)
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target
-from gaprune.repair import Moments, drift
+from gaprune.repair import Moments, statistics_loss
 
 NETWORKS = {**REPAIRABLE, "layer norms": (Encoder, (5, 8))}
 
@@ -43,11 +49,11 @@ def target(request: pytest.FixtureRequest) -> Target:
     return target_of(*NETWORKS[request.param], double=False)
 
 
-def guided(target: Target, weight: float = 0.0, fade: float = 1.0, share: float = 1.0) -> Bench:
-    """Return a guided bench; a batch comes from a pool, or part of it."""
-    bench = loop_bench(target, pool_share=share)
-    assert isinstance(bench.answering, AfterRepair)
-    return replace(bench, answering=Guided(bench.answering, weight, fade))
+def guided(target: Target, weight: float = 0.0, fade: float = 1.0, share: float = 1.0) -> Evaluator:
+    """Return a guided evaluator; a batch comes from a pool, or part of it."""
+    evaluator = loop_evaluator(target, pool_share=share)
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode, weight, fade))
 
 
 def flat_mask(target: Target, seed: int = 1) -> Tensor:
@@ -55,10 +61,12 @@ def flat_mask(target: Target, seed: int = 1) -> Tensor:
     return target.layout.flatten(random_masks(target, seed=seed)).bool()
 
 
-def stepped(bench: Bench, mask: Tensor, batch: Shown) -> tuple[Step, Tensor]:
+def stepped(evaluator: Evaluator, mask: Tensor, batch: Shown) -> tuple[Step, Tensor]:
     """Return what a candidate answers in a step, and the score gradient."""
-    kept = masked_weights(bench.weights, bench.layout.split(mask))
-    return bench.answering.step(bench.model, kept, batch), bench.score_gradient(mask, batch)
+    kept = masked_weights(evaluator.weights, evaluator.layout.split(mask))
+    return evaluator.forward_mode.step(evaluator.model, kept, batch), evaluator.score_gradient(
+        mask, batch
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
@@ -66,9 +74,9 @@ def test_the_ends_of_the_fade_are_repair_and_the_strict_network(
     target: Target, weight: float
 ) -> None:
     """Bit for bit, whatever drift costs; without a cost their gradients are the same too."""
-    bench, mask = guided(target, weight), flat_mask(target)
-    for fade, end in ((0.0, bench.repaired), (1.0, bench.strict)):
-        one = bench.faded(fade)
+    evaluator, mask = guided(target, weight), flat_mask(target)
+    for fade, end in ((0.0, evaluator.repaired), (1.0, evaluator.strict)):
+        one = evaluator.faded(fade)
         step, gradient = stepped(one, mask, one.draw(20, seeded()))
         expected, steepest = stepped(end, mask, end.draw(20, seeded()))
         assert torch.equal(step.outputs, expected.outputs)
@@ -80,10 +88,10 @@ def test_the_ends_of_the_fade_are_repair_and_the_strict_network(
 def test_in_between_each_site_is_corrected_in_part() -> None:
     """Of a network with one BatchNorm, written out by hand."""
     target = target_of(normed, (6,))
-    bench, mask = guided(target), flat_mask(target)
+    evaluator, mask = guided(target), flat_mask(target)
     network, kept = target.model, masked_weights(target.weights, target.layout.split(mask))
     assert isinstance(network, Perceptron)
-    batch = bench.faded(0.5).draw(20, seeded())
+    batch = evaluator.faded(0.5).draw(20, seeded())
     dense = batch.inputs @ network.fc1.weight.T + network.fc1.bias
     pruned = batch.inputs @ kept["fc1.weight"].T + network.fc1.bias
     matched = (pruned - pruned.mean(0)) * dense.std(0) / pruned.std(0) + dense.mean(0)
@@ -91,7 +99,7 @@ def test_in_between_each_site_is_corrected_in_part() -> None:
         hidden = torch.tanh(network.norm(fade * pruned + (1 - fade) * matched))
         hidden = torch.tanh(functional.linear(hidden, kept["fc2.weight"], network.fc2.bias))
         expected = functional.linear(hidden, kept["fc3.weight"], network.fc3.bias)
-        step, _ = stepped(bench.faded(fade), mask, batch)
+        step, _ = stepped(evaluator.faded(fade), mask, batch)
         assert torch.allclose(step.outputs, expected, rtol=1e-10)
 
 
@@ -99,8 +107,8 @@ def test_nothing_removed_drifts_nowhere(target: Target) -> None:
     """The penalty is 0, exactly, at any fade."""
     full = torch.ones(target.layout.total, dtype=torch.bool)
     for fade in (0.0, 0.4, 1.0):
-        bench = guided(target, 2.0, fade)
-        (_, penalty), _ = stepped(bench, full, bench.draw(20, seeded()))
+        evaluator = guided(target, 2.0, fade)
+        (_, penalty), _ = stepped(evaluator, full, evaluator.draw(20, seeded()))
         assert penalty is not None
         assert penalty.item() == 0
 
@@ -111,7 +119,7 @@ def gaussians(maps: Tensor, least: float) -> Normal:
     return Normal(flat.mean(1), (flat.var(1, correction=0) + least).sqrt())
 
 
-def mean_drift(target: Target, mask: Tensor, inputs: Tensor) -> float:
+def mean_statistics_loss(target: Target, mask: Tensor, inputs: Tensor) -> float:
     """Return the mean over both norms of `Convolutional` of the mean KL divergence of channels."""
     network, found = target.model, []
     assert isinstance(network, Convolutional)
@@ -131,12 +139,12 @@ def mean_drift(target: Target, mask: Tensor, inputs: Tensor) -> float:
 def test_the_penalty_is_the_mean_divergence_of_the_sites(weight: float) -> None:
     """Of Gaussians, strict candidate from dense network, by torch's own closed form."""
     target = target_of(Convolutional, (2, 6, 6))
-    bench = guided(target, weight)
+    evaluator = guided(target, weight)
     for seed in (1, 2, 3):
-        mask, batch = flat_mask(target, seed), bench.draw(20, seeded(seed))
-        (_, penalty), _ = stepped(bench, mask, batch)
+        mask, batch = flat_mask(target, seed), evaluator.draw(20, seeded(seed))
+        (_, penalty), _ = stepped(evaluator, mask, batch)
         assert penalty is not None
-        expected = weight * mean_drift(target, mask, batch.inputs)
+        expected = weight * mean_statistics_loss(target, mask, batch.inputs)
         assert penalty.item() == pytest.approx(expected, rel=1e-9)
         assert expected > 0.01
 
@@ -153,15 +161,15 @@ def test_the_penalty_is_a_part_of_the_loss(target: Target) -> None:
 def test_constants_do_not_drift() -> None:
     """Where the dense network does not move there is no unit, and the penalty stays finite."""
     still, moving = Moments(1, torch.ones(4), torch.zeros(4)), torch.ones(4, requires_grad=True)
-    assert drift(still, Moments(1, moving, moving)).item() == 0
+    assert statistics_loss(still, Moments(1, moving, moving)).item() == 0
     partly = Moments(9, torch.ones(4), torch.tensor([0.0, 1.0, 2.0, 1.0]))
-    found = drift(partly, Moments(9, moving, torch.zeros(4)))
+    found = statistics_loss(partly, Moments(9, moving, torch.zeros(4)))
     found.backward()
     assert found.isfinite()
     assert moving.grad is not None
     assert moving.grad.isfinite().all()
-    bench, mask = guided(target_of(normed, (6,)), 1.0), flat_mask(target_of(normed, (6,)))
-    assert bench.score_gradient(mask, bench.draw(1, seeded())).isfinite().all()
+    evaluator, mask = guided(target_of(normed, (6,)), 1.0), flat_mask(target_of(normed, (6,)))
+    assert evaluator.score_gradient(mask, evaluator.draw(1, seeded())).isfinite().all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -171,23 +179,23 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
 ) -> None:
     """Its answers and its statistics come from one forward; the candidate's is the second."""
     target = target_of(normed, (6,))
-    bench, sizes = guided(target, weight, fade, share), list[int]()
+    evaluator, sizes = guided(target, weight, fade, share), list[int]()
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = bench.draw(20, seeded())
-    found = bench.score_gradient(flat_mask(target), batch)
+    batch = evaluator.draw(20, seeded())
+    found = evaluator.score_gradient(flat_mask(target), batch)
     hook.remove()
     assert sizes == [20, 20]
     assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
     bare = Shown(batch.inputs, batch.teacher, None)
-    assert torch.equal(bench.score_gradient(flat_mask(target), bare), found)
+    assert torch.equal(evaluator.score_gradient(flat_mask(target), bare), found)
 
 
 def test_a_strict_step_without_a_penalty_costs_what_it_did(target: Target) -> None:
     """No statistics with the batch, no hook but the one that counts them."""
-    bench, hooks = guided(target), list[int]()
-    batch = bench.draw(20, seeded())
+    evaluator, hooks = guided(target), list[int]()
+    batch = evaluator.draw(20, seeded())
     assert batch.anchors is None
-    for one in (bench, bench.faded(0.9)):
+    for one in (evaluator, evaluator.faded(0.9)):
         hook = target.model.register_forward_pre_hook(
             lambda *_: hooks.append(hook_count(target.model))
         )
@@ -199,39 +207,45 @@ def test_a_strict_step_without_a_penalty_costs_what_it_did(target: Target) -> No
 
 def test_the_same_inputs_are_drawn_as_without_guidance() -> None:
     """Held and fresh ones, in the same order."""
-    bench = guided(target_of(normed, (6,)), 1.0, 0.5, share=0.5)
-    batches = [one.draw(16, seeded(4)).inputs for one in (bench, bench.strict, bench.repaired)]
+    evaluator = guided(target_of(normed, (6,)), 1.0, 0.5, share=0.5)
+    batches = [
+        one.draw(16, seeded(4)).inputs for one in (evaluator, evaluator.strict, evaluator.repaired)
+    ]
     assert torch.equal(batches[0], batches[1])
     assert torch.equal(batches[0], batches[2])
 
 
 def test_masks_are_selected_and_judged_as_they_are(target: Target) -> None:
     """Whatever steps see, fitness and verdict are the strict network's."""
-    bench, mask = guided(target, 1.0, 0.0), flat_mask(target)
-    assert isinstance(bench.strict.answering, Strict)
-    assert bench.fitness(mask) == bench.strict.fitness(mask) != bench.repaired.fitness(mask)
-    assert bench.judge(mask) == bench.strict.judge(mask)
+    evaluator, mask = guided(target, 1.0, 0.0), flat_mask(target)
+    assert isinstance(evaluator.strict.forward_mode, StrictForward)
+    assert (
+        evaluator.fitness(mask)
+        == evaluator.strict.fitness(mask)
+        != evaluator.repaired.fitness(mask)
+    )
+    assert evaluator.judge(mask) == evaluator.strict.judge(mask)
 
 
 def test_a_step_leaves_the_network_as_it_is(target: Target) -> None:
     """Weights, statistics, gradient switches and hooks."""
-    bench = guided(target, 1.0, 0.5)
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-    bench.score_gradient(flat_mask(target), bench.draw(8, seeded()))
-    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
-    assert hook_count(bench.model) == 0
+    evaluator = guided(target, 1.0, 0.5)
+    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    evaluator.score_gradient(flat_mask(target), evaluator.draw(8, seeded()))
+    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
+    assert hook_count(evaluator.model) == 0
 
 
 def test_steps_with_a_penalty_end_nearer_to_the_dense_statistics() -> None:
     """On inputs that they have not seen, at the same budget and from the same start."""
     target = target_of(Convolutional, (2, 6, 6))
-    held, plan = probes_for(target, 64, 9), Refinement(steps=25, rate=0.3, batch=32)
+    held, plan = calibration_for(target, 64, 9), Refinement(steps=25, learning_rate=0.3, batch=32)
     genes = random_genes(target.layout, target.layout.total // 3, 1)
     ends = []
     for weight in (0.0, 3.0):
         refined = refine(genes, guided(target, weight), plan, seeded())
-        ends.append(mean_drift(target, refined.express(target.layout), held))
-    start = mean_drift(target, genes.express(target.layout), held)
+        ends.append(mean_statistics_loss(target, refined.express(target.layout), held))
+    start = mean_statistics_loss(target, genes.express(target.layout), held)
     assert ends[1] < 0.8 * ends[0]
     assert ends[1] < 0.8 * start

@@ -35,7 +35,7 @@ FLOORS = (
     # 1: the network and its masks
     ("checkpoint", "files", "masks", "network", "patterns", "sources", "sparse", "zoo"),
     # 2: what is shown to it, and how weights and outputs are judged
-    ("probes", "saliency", "objectives"),
+    ("calibration", "criterion", "objectives"),
     # 3: what a worker holds
     ("baselines", "memory", "plots", "repair", "trial"),
     # 4: the search

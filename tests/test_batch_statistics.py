@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from criterion_networks import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saliency_networks import seeded
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 

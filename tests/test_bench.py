@@ -1,4 +1,4 @@
-"""The bench against networks with baked weights and naive loops."""
+"""The evaluator against networks with baked weights and naive loops."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import seeded, shown, tiny_bench, tiny_model
+from search_cases import seeded, shown, tiny_evaluator, tiny_model
 from torch import Tensor, nn
 
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import Shown
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
 from gaprune.models.forward import CHUNK, answers
@@ -22,10 +22,10 @@ from gaprune.models.zoo.networks import LeNet
 NAMES = sorted(OBJECTIVES)
 
 
-def baked(bench: Bench, mask: Tensor) -> nn.Module:
+def baked(evaluator: Evaluator, mask: Tensor) -> nn.Module:
     """Return a copy of the network with zeros written where the mask drops."""
-    model = copy.deepcopy(bench.model)
-    layers = bench.layout.split(mask)
+    model = copy.deepcopy(evaluator.model)
+    layers = evaluator.layout.split(mask)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in layers:
@@ -38,35 +38,38 @@ def one_by_one(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([model(row[None]) for row in inputs])
 
 
-def random_mask(bench: Bench, seed: int) -> Tensor:
+def random_mask(evaluator: Evaluator, seed: int) -> Tensor:
     """Return a mask of about half of the weights."""
-    return torch.rand(bench.layout.total, generator=seeded(seed)) < 0.5
+    return torch.rand(evaluator.layout.total, generator=seeded(seed)) < 0.5
 
 
 @pytest.mark.parametrize("rung", [0, 1, -1])
 @pytest.mark.parametrize("name", NAMES)
 def test_fitness_is_the_objective_of_the_baked_network(name: str, rung: int) -> None:
     """On the first inputs of the search set, as many as the rung says."""
-    bench, objective = tiny_bench(name, labels=True), OBJECTIVES[name]
-    count = bench.rungs[rung]
+    evaluator, objective = tiny_evaluator(name, labels=True), OBJECTIVES[name]
+    count = evaluator.rungs[rung]
     for seed in range(3):
-        mask = random_mask(bench, seed)
-        outputs = one_by_one(baked(bench, mask), bench.search.inputs[:count])
-        assert bench.search.labels is not None
+        mask = random_mask(evaluator, seed)
+        outputs = one_by_one(baked(evaluator, mask), evaluator.search.inputs[:count])
+        assert evaluator.search.labels is not None
         expected = objective.fitness(
-            outputs, bench.search.teacher[:count], bench.search.labels[:count]
+            outputs, evaluator.search.teacher[:count], evaluator.search.labels[:count]
         )
-        assert bench.fitness(mask, rung) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+        assert evaluator.fitness(mask, rung) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_judge_looks_at_the_guard_or_at_given_inputs(name: str) -> None:
+def test_the_judge_looks_at_the_validation_or_at_given_inputs(name: str) -> None:
     """Agreement and fitness of the baked network there."""
-    bench, objective = tiny_bench(name, labels=True), OBJECTIVES[name]
-    mask = random_mask(bench, 1)
-    other = shown(bench.model, 50, 9, labels=True)
-    for where, verdict in ((bench.guard, bench.judge(mask)), (other, bench.judge(mask, other))):
-        outputs = one_by_one(baked(bench, mask), where.inputs)
+    evaluator, objective = tiny_evaluator(name, labels=True), OBJECTIVES[name]
+    mask = random_mask(evaluator, 1)
+    other = shown(evaluator.model, 50, 9, labels=True)
+    for where, verdict in (
+        (evaluator.validation, evaluator.judge(mask)),
+        (other, evaluator.judge(mask, other)),
+    ):
+        outputs = one_by_one(baked(evaluator, mask), where.inputs)
         agreement = objective.judge(outputs, where.teacher, where.labels)
         fitness = objective.fitness(outputs, where.teacher, where.labels)
         assert verdict.agreement == pytest.approx(float(agreement), rel=1e-4)
@@ -74,50 +77,54 @@ def test_the_judge_looks_at_the_guard_or_at_given_inputs(name: str) -> None:
 
 
 def test_without_labels_the_judge_goes_by_agreement() -> None:
-    """An objective that needs labels judges an unlabelled guard by the teacher's classes."""
-    bench = tiny_bench("accuracy")
-    verdict = bench.judge(random_mask(bench, 1))
+    """An objective that needs labels judges an unlabelled validation by the teacher's classes."""
+    evaluator = tiny_evaluator("accuracy")
+    verdict = evaluator.judge(random_mask(evaluator, 1))
     assert verdict.fitness == verdict.agreement < 1
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_dense_mask_agrees_with_the_dense_network(name: str) -> None:
     """Nothing removed: agreement 1 and the best fitness there is, bit for bit."""
-    bench = tiny_bench(name, labels=True)
-    full = torch.ones(bench.layout.total, dtype=torch.bool)
-    assert torch.equal(bench.outputs(full, bench.search.inputs), bench.search.teacher)
-    assert bench.judge(full).agreement == 1
-    best = bench.fitness(full)
+    evaluator = tiny_evaluator(name, labels=True)
+    full = torch.ones(evaluator.layout.total, dtype=torch.bool)
+    assert torch.equal(evaluator.outputs(full, evaluator.search.inputs), evaluator.search.teacher)
+    assert evaluator.judge(full).agreement == 1
+    best = evaluator.fitness(full)
     assert best == pytest.approx(1.0 if name in ("accuracy", "agreement") else 0.0, abs=1e-6)
-    assert all(bench.fitness(random_mask(bench, seed)) < best for seed in range(5))
+    assert all(evaluator.fitness(random_mask(evaluator, seed)) < best for seed in range(5))
 
 
 def test_large_sets_pass_in_chunks() -> None:
     """More inputs than one chunk give the same rows in the same order."""
-    bench, count = tiny_bench(), 2 * CHUNK + 3
+    evaluator, count = tiny_evaluator(), 2 * CHUNK + 3
     inputs = torch.rand(count, 6, generator=seeded())
-    mask = random_mask(bench, 2)
-    expected = one_by_one(baked(bench, mask), inputs)
-    assert torch.allclose(bench.outputs(mask, inputs), expected, atol=1e-5)
-    assert torch.allclose(answers(bench.model, inputs), one_by_one(bench.model, inputs), atol=1e-5)
+    mask = random_mask(evaluator, 2)
+    expected = one_by_one(baked(evaluator, mask), inputs)
+    assert torch.allclose(evaluator.outputs(mask, inputs), expected, atol=1e-5)
+    assert torch.allclose(
+        answers(evaluator.model, inputs), one_by_one(evaluator.model, inputs), atol=1e-5
+    )
 
 
 def test_a_network_that_overflows_gets_the_worst_fitness() -> None:
     """NaN outputs rank below every finite candidate, and nothing raises."""
-    bench = tiny_bench()
-    bench = replace(bench, search=bench.search._replace(inputs=bench.search.inputs * float("nan")))
-    assert bench.fitness(random_mask(bench, 1)) == WORST
+    evaluator = tiny_evaluator()
+    evaluator = replace(
+        evaluator, search=evaluator.search._replace(inputs=evaluator.search.inputs * float("nan"))
+    )
+    assert evaluator.fitness(random_mask(evaluator, 1)) == WORST
 
 
 def test_trying_a_mask_leaves_the_network_as_it_is() -> None:
     """Weights, mode and gradient switches stay."""
-    bench = tiny_bench()
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-    bench.fitness(random_mask(bench, 1))
-    bench.judge(random_mask(bench, 1))
-    bench.draw(8, seeded())
-    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
+    evaluator = tiny_evaluator()
+    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    evaluator.fitness(random_mask(evaluator, 1))
+    evaluator.judge(random_mask(evaluator, 1))
+    evaluator.draw(8, seeded())
+    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
 
 
 def rows_of(pool: Shown, batch: Tensor) -> list[int]:
@@ -130,31 +137,31 @@ def rows_of(pool: Shown, batch: Tensor) -> list[int]:
 @given(st.integers(1, 40), st.sampled_from([None, 0.25, 0.5, 1]), st.integers(0, 999))
 def test_a_batch_mixes_held_and_fresh_inputs(count: int, share: float | None, seed: int) -> None:
     """The pool gives its share, the generators the rest, and the teacher's answers fit."""
-    bench = tiny_bench(pool_share=share)
-    batch = bench.draw(count, seeded(seed))
+    evaluator = tiny_evaluator(pool_share=share)
+    batch = evaluator.draw(count, seeded(seed))
     assert len(batch.inputs) == count
-    assert torch.allclose(batch.teacher, answers(bench.model, batch.inputs), atol=1e-6)
+    assert torch.allclose(batch.teacher, answers(evaluator.model, batch.inputs), atol=1e-6)
     held = 0 if share is None else round(count * share)
-    rows = [-1] * count if bench.pool is None else rows_of(bench.pool, batch.inputs)
+    rows = [-1] * count if evaluator.pool is None else rows_of(evaluator.pool, batch.inputs)
     assert sum(row >= 0 for row in rows) == held
 
 
 def test_labels_stay_with_held_inputs_only() -> None:
     """A batch from a labelled pool carries the right labels; fresh inputs have none."""
-    bench = tiny_bench(pool_share=1, labels=True)
-    batch = bench.draw(20, seeded())
+    evaluator = tiny_evaluator(pool_share=1, labels=True)
+    batch = evaluator.draw(20, seeded())
     assert batch.labels is not None
-    assert torch.equal(batch.labels, answers(bench.model, batch.inputs).argmax(1))
-    assert tiny_bench(pool_share=0.5, labels=True).draw(20, seeded()).labels is None
-    assert tiny_bench().draw(20, seeded()).labels is None
+    assert torch.equal(batch.labels, answers(evaluator.model, batch.inputs).argmax(1))
+    assert tiny_evaluator(pool_share=0.5, labels=True).draw(20, seeded()).labels is None
+    assert tiny_evaluator().draw(20, seeded()).labels is None
 
 
 def test_fresh_means_new_at_every_draw() -> None:
     """Two draws differ, the same generator state repeats them."""
-    bench, generator = tiny_bench(), seeded(3)
-    first, second = bench.draw(8, generator), bench.draw(8, generator)
+    evaluator, generator = tiny_evaluator(), seeded(3)
+    first, second = evaluator.draw(8, generator), evaluator.draw(8, generator)
     assert not torch.equal(first.inputs, second.inputs)
-    assert torch.equal(first.inputs, bench.draw(8, seeded(3)).inputs)
+    assert torch.equal(first.inputs, evaluator.draw(8, seeded(3)).inputs)
 
 
 def test_a_rung_is_the_beginning_of_the_set() -> None:

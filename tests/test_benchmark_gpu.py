@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu import PARTS, PRECISIONS, main, rate
 
-TINY = ("--networks", "mnist-mlp", "--probes", "16", "--seconds", "0")
+TINY = ("--networks", "mnist-mlp", "--calibration", "16", "--seconds", "0")
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -40,7 +40,7 @@ def test_the_rows_of_the_cpu_run_anywhere(capsys: pytest.CaptureFixture[str]) ->
     """Every precision, masks in groups and alone; all speeds are positive."""
     rows = rows_of(capsys, "--device", "cpu", "--only", "devices", "together")
     found = [(row["part"], row["precision"], row["what"]) for row in rows]
-    kinds = ("score", "steps, held probes", "steps, fresh probes")
+    kinds = ("score", "steps, held calibration inputs", "steps, fresh calibration inputs")
     expected = [("devices", precision, kind) for precision in PRECISIONS["cpu"] for kind in kinds]
     expected += [("together", "float32", kind) for kind in ("score", "score together")]
     assert found == expected
@@ -52,7 +52,9 @@ def test_actors_are_measured(ray_session: None, capsys: pytest.CaptureFixture[st
     options = ("--device", "cpu", "--only", "actors", "--actors", "1")
     assert main([*TINY, *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("| actors | mnist-mlp | cpu | float32 | steps, held probes | 1 | ")
+    assert lines[2].startswith(
+        "| actors | mnist-mlp | cpu | float32 | steps, held calibration inputs | 1 | "
+    )
     assert lines[-1].startswith(f"torch {torch.__version__}, one CPU thread, ")
 
 

@@ -156,12 +156,12 @@ def test_old_files_make_room(
     keys = [letter * 64 for letter in "abc"]
     for age, key in enumerate(keys[:2]):
         cached(key, Maker(), said.append, tmp_path)
-        os.utime(tmp_path / "probes" / f"{key}.safetensors", (1000 + age, 1000 + age))
+        os.utime(tmp_path / "calibration" / f"{key}.safetensors", (1000 + age, 1000 + age))
     cached(keys[0], Maker(), said.append, tmp_path)  # used again: now the younger one
-    size = (tmp_path / "probes" / f"{keys[0]}.safetensors").stat().st_size
+    size = (tmp_path / "calibration" / f"{keys[0]}.safetensors").stat().st_size
     monkeypatch.setattr(cache, "LIMIT", 2 * size)
     cached(keys[2], Maker(), said.append, tmp_path)
-    left = {path.stem[0] for path in (tmp_path / "probes").iterdir()}
+    left = {path.stem[0] for path in (tmp_path / "calibration").iterdir()}
     assert left == {"a", "c"}
     assert foreign.exists()
 

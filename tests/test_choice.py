@@ -1,4 +1,4 @@
-"""What `--probes auto` stands for, why, and what is made where inversion is impossible."""
+"""What `--calibration auto` stands for, why, and what is made where inversion is impossible."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from batchnorm_targets import Listener, signal_target, vector_net, vector_target
-from saliency_networks import Attention
+from criterion_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
 from gaprune.calibration.auto import FAR, choose, spell_out, survey_of
 from gaprune.calibration.blend import SAMPLE
-from gaprune.calibration.calibration_set import plan_probes, requested_rungs
+from gaprune.calibration.calibration_set import make_calibration_set, requested_levels
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.models.input_options import InputOptions
@@ -32,7 +32,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings_of(**values: Any) -> Settings:
     """Return settings of a small run."""
-    counts = {"probe_count": 40, "guard_count": 24, "impressions": 16, "inversions": 20}
+    counts = {"calibration_count": 40, "validation_count": 24, "impressions": 16, "inversions": 20}
     return make_settings({"sparsity": 0.5, **counts, **values})
 
 
@@ -92,44 +92,46 @@ class Shut(nn.Module):
 def test_auto_is_procedural_where_inversion_is_impossible_or_idle(
     make: Callable[[], Target], reason: str
 ) -> None:
-    """The reason is on the receipt; nobody is disturbed."""
+    """The reason is on the provenance; nobody is disturbed."""
     target, told = make(), Listener()
-    plan = plan_probes(target, settings_of(), seeded(), told)
-    assert plan.receipt.rung == "procedural"
-    assert choose(target).probes == ("procedural",)
+    plan = make_calibration_set(target, settings_of(), seeded(), told)
+    assert plan.provenance.rung == "procedural"
+    assert choose(target).calibration == ("procedural",)
     assert re.search(reason, choose(target).reason)
-    assert plan.receipt.sources[-1] == f"auto chose procedural: {choose(target).reason}"
+    assert plan.provenance.sources[-1] == f"auto chose procedural: {choose(target).reason}"
     assert not told.phases
     assert not told.warnings
 
 
 @pytest.mark.parametrize("make", [lambda: vector_target(near=False), signal_target])
 def test_auto_inverts_where_every_generator_is_far(make: Callable[[], Target]) -> None:
-    """Said to the observer and on the receipt, with the figure; generated inputs are beside."""
+    """Said to the observer and on the provenance, with the figure; generated inputs are beside."""
     target, told = make(), Listener()
-    plan = plan_probes(target, settings_of(), seeded(), told)
-    assert choose(target).probes == INVERTED
+    plan = make_calibration_set(target, settings_of(), seeded(), told)
+    assert choose(target).calibration == INVERTED
     assert survey_of(target).blend().mismatch > FAR
-    assert told.phases == [f"probes: auto chose inversion and procedural: {choose(target).reason}"]
-    assert plan.receipt.sources[-1] in told.phases[0]
-    assert plan.receipt.rung == "inversion"
+    assert told.phases == [
+        f"calibration inputs: auto chose inversion and procedural: {choose(target).reason}"
+    ]
+    assert plan.provenance.sources[-1] in told.phases[0]
+    assert plan.provenance.rung == "inversion"
     assert plan.fresh is not None
     assert plan.pool_share == 0.5
-    assert requested_rungs(settings_of(), target) == list(INVERTED)
+    assert requested_levels(settings_of(), target) == list(INVERTED)
 
 
 def test_digits_need_no_inversion() -> None:
     """The zoo's network with BatchNorm stays procedural, and auto shifts none of its draws."""
     target = load_target("mobile-student")
     after, plans = [], []
-    for probes in (("auto",), ("procedural",)):
+    for calibration in (("auto",), ("procedural",)):
         generator = seeded(5)
-        plans.append(plan_probes(target, settings_of(probes=probes), generator))
+        plans.append(make_calibration_set(target, settings_of(calibration=calibration), generator))
         after.append(generator.get_state())
     assert torch.equal(*after)
     assert torch.equal(plans[0].search.inputs, plans[1].search.inputs)
-    assert torch.equal(plans[0].guard.inputs, plans[1].guard.inputs)
-    assert choose(target).probes == ("procedural",)
+    assert torch.equal(plans[0].validation.inputs, plans[1].validation.inputs)
+    assert choose(target).calibration == ("procedural",)
 
 
 def test_the_network_alone_decides() -> None:
@@ -154,7 +156,9 @@ def test_auto_stands_beside_other_words() -> None:
 def test_an_unknown_word_is_refused_beside_auto() -> None:
     """The list of valid names holds auto."""
     with pytest.raises(InputError, match=r"unknown name 'strkes'.*auto"):
-        plan_probes(vectors(tiny_model()), settings_of(probes=("auto", "strkes")), seeded())
+        make_calibration_set(
+            vectors(tiny_model()), settings_of(calibration=("auto", "strkes")), seeded()
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,24 +172,24 @@ def test_an_unknown_word_is_refused_beside_auto() -> None:
 def test_what_cannot_be_inverted_gets_impressions(
     model: Callable[[], nn.Module], reason: str
 ) -> None:
-    """A warning says why; the probes are those of `--probes impressions`."""
+    """A warning says why; the calibration inputs are those of `--calibration impressions`."""
     target, told = vectors(model()), Listener()
-    plan = plan_probes(target, settings_of(probes=("inversion",)), seeded(), told)
-    wanted = plan_probes(target, settings_of(probes=("impressions",)), seeded())
+    plan = make_calibration_set(target, settings_of(calibration=("inversion",)), seeded(), told)
+    wanted = make_calibration_set(target, settings_of(calibration=("impressions",)), seeded())
     assert len(told.warnings) == 1
     assert re.search(f"{reason}.*impressions are made instead", told.warnings[0])
-    assert plan.receipt == wanted.receipt
-    assert "16 class impressions" in plan.receipt.sources[0]
+    assert plan.provenance == wanted.provenance
+    assert "16 class impressions" in plan.provenance.sources[0]
 
 
 def test_signals_can_be_inverted_and_impressed() -> None:
     """One-dimensional networks take both forms; inverted inputs come nearer to what they know."""
     target = signal_target()
     for word, words in (("inversion", "inverted from"), ("impressions", "class impressions")):
-        plan = plan_probes(target, settings_of(probes=(word,)), seeded())
+        plan = make_calibration_set(target, settings_of(calibration=(word,)), seeded())
         assert plan.pool is not None
         assert plan.pool.inputs.shape[1:] == (2, 40)
-        assert words in plan.receipt.sources[0]
+        assert words in plan.provenance.sources[0]
         assert plan.pool.inputs.abs().max().item() <= 1
 
 

@@ -39,7 +39,9 @@ def test_a_network_of_ones_own_from_file_to_file(run: Run, place: Path) -> None:
 
 def test_the_config_of_a_run_repeats_it(run: Run, place: Path) -> None:
     """Same masks bit for bit, and the same config again."""
-    assert run(*PRUNE, "--out", "first", "--probes", "noise,plain.npz", "--seed", "3").code == 0
+    assert (
+        run(*PRUNE, "--out", "first", "--calibration", "noise,plain.npz", "--seed", "3").code == 0
+    )
     assert run("prune", "--config", "first/config.toml", "--out", "second", "--quiet").code == 0
     first, second = load_masks("first"), load_masks("second")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -62,12 +64,12 @@ def test_json_is_the_record_and_nothing_else(run: Run, place: Path) -> None:
     record = json.loads(ran.out)
     assert record == json.loads(Path("run/result.json").read_text())
     documented = (
-        "schema target weights_sha256 method sparsity layers agreement accuracy baselines receipt "
+        "schema target weights_sha256 method sparsity layers agreement accuracy baselines provenance "
         "evaluations seconds seed versions"
     )
     assert set(documented.split()) <= set(record)
     assert set(record["sparsity"]) == {"asked", "actual"}
-    assert set(record["agreement"]) == {"search", "guard"}
+    assert set(record["agreement"]) == {"search", "validation"}
     assert set(record["layers"][0]) == {"name", "total", "kept"}
     assert 0 <= record["accuracy"]["pruned"] <= 1
     assert set(record["baselines"]["lamp"]) == {"agreement", "accuracy"}
@@ -101,14 +103,14 @@ def test_overwrite_replaces_an_earlier_run(run: Run, place: Path) -> None:
     assert json.loads(Path("run/result.json").read_text())["method"] == "random"
 
 
-def test_probes_are_named_one_by_one_or_joined_by_commas(place: Path) -> None:
+def test_calibration_are_named_one_by_one_or_joined_by_commas(place: Path) -> None:
     """A comma inside the path of a file that exists splits nothing."""
     Path("a,b.npz").write_bytes(Path("plain.npz").read_bytes())
-    probes = ["noise,plain.npz", "procedural", "labelled:a,b.npz"]
-    job = make_job({"target": "x", "sparsity": 0.5, "probes": probes})
+    calibration = ["noise,plain.npz", "procedural", "labelled:a,b.npz"]
+    job = make_job({"target": "x", "sparsity": 0.5, "calibration": calibration})
     expected = ("noise", "plain.npz", "procedural", "labelled:a,b.npz")
-    assert job.settings.probes == expected
-    assert make_job({"target": "x", "sparsity": 0.5, "probes": expected}) == job
+    assert job.settings.calibration == expected
+    assert make_job({"target": "x", "sparsity": 0.5, "calibration": expected}) == job
 
 
 def test_a_users_own_objective_is_used(run: Run, place: Path) -> None:

@@ -25,8 +25,11 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "method": ((*PRUNE[1:], "--method", "lmap"), "method: .*'lmap'.*'lamp'.*synflow"),
     "preset": ((*PRUNE[1:], "--preset", "fast"), "preset: .*'fast'.*black-box"),
     "scope": ((*PRUNE[1:], "--scope", "local"), "scope: .*'local'.*allocated"),
-    "probe": ((*PRUNE[1:], "--probes", "nois"), "probes: .*'nois'.*'noise'"),
-    "guard": ((*PRUNE[1:], "--guard", "nois"), "guard: .*'nois'.*'noise'"),
+    "calibration input": (
+        (*PRUNE[1:], "--calibration", "nois"),
+        "calibration inputs: .*'nois'.*'noise'",
+    ),
+    "validation": ((*PRUNE[1:], "--validation", "nois"), "validation: .*'nois'.*'noise'"),
     "objective": ((*PRUNE[1:], "--objective", "klo"), "objective: .*'klo'.*'kl'"),
     "layer name": ((*PRUNE[1:], "--prune-also", "fc3.bias"), "fc3.bias"),
     "input kind": ((*PRUNE[1:], "--input-kind", "sound"), "input kind: .*'sound'.*signal"),
@@ -38,14 +41,29 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "std zero": ((*OWN[:3], "--sparsity", "0.5", "--std", "0"), "std: must be above 0"),
     "workers": ((*PRUNE[1:], "--workers", "0"), "workers: .*greater than or equal to 1, got '0'"),
     "seed": ((*PRUNE[1:], "--seed", "1.5"), "seed: .*integer.*got '1.5'"),
-    "probe shape": ((*PRUNE[1:], "--probes", "wide.npz"), "probes: .*wide.npz.*12"),
-    "probe dtype": ((*PRUNE[1:], "--probes", "text.npz"), "probes: .*text.npz.*must hold numbers"),
-    "probe file without rows": ((*PRUNE[1:], "--probes", "no_rows.npz"), "probes: .*no_rows.npz"),
-    "probe file without bytes": ((*PRUNE[1:], "--probes", "empty.npz"), "probes: .*empty.npz"),
-    "probe file missing": ((*PRUNE[1:], "--probes", "none.npz"), "probes: .*none.npz"),
-    "probes without labels": (
-        (*PRUNE[1:], "--probes", "labelled:plain.npz"),
-        "probes: plain.npz holds no labels",
+    "calibration input shape": (
+        (*PRUNE[1:], "--calibration", "wide.npz"),
+        "calibration inputs: .*wide.npz.*12",
+    ),
+    "calibration input dtype": (
+        (*PRUNE[1:], "--calibration", "text.npz"),
+        "calibration inputs: .*text.npz.*must hold numbers",
+    ),
+    "calibration input file without rows": (
+        (*PRUNE[1:], "--calibration", "no_rows.npz"),
+        "calibration inputs: .*no_rows.npz",
+    ),
+    "calibration input file without bytes": (
+        (*PRUNE[1:], "--calibration", "empty.npz"),
+        "calibration inputs: .*empty.npz",
+    ),
+    "calibration input file missing": (
+        (*PRUNE[1:], "--calibration", "none.npz"),
+        "calibration inputs: .*none.npz",
+    ),
+    "calibration inputs without labels": (
+        (*PRUNE[1:], "--calibration", "labelled:plain.npz"),
+        "calibration inputs: plain.npz holds no labels",
     ),
     "test without labels": ((*PRUNE[1:], "--test", "plain.npz"), "test: plain.npz holds no labels"),
     "test of another shape": ((*PRUNE[1:], "--test", "wide.npz"), "test: .*wide.npz"),

@@ -29,7 +29,7 @@ FIELDS = {
     *("epochs", "seconds", "actual", "dense_accuracy", "path", "steps", "code", "error", "note"),
 }
 EXAMPLE = """
-def score(network, probes, density, generator):
+def score(network, calibration inputs, density, generator):
     return network.flat.abs()
 """
 
@@ -154,7 +154,7 @@ def test_all_methods_run_and_those_without_data_say_so(run: Run, place: Path) ->
     assert ran.err.count("train: this method needs labelled training data") == 6
 
 
-def test_without_labels_the_guard_judges(run: Run, place: Path) -> None:
+def test_without_labels_the_validation_judges(run: Run, place: Path) -> None:
     """The table says that it is agreement."""
     ran = run("compare", *OWN, *TINY, "--sparsity", "0.5", "--methods", "lamp,erk", "--out", "r")
     assert ran.code == 0
@@ -194,7 +194,7 @@ def test_without_labels_the_guard_judges(run: Run, place: Path) -> None:
         (("--train", "none.npz"), "train: there is no file"),
         (("--train", "wide.npz"), "train: .*wide.npz"),
         (("--test", "plain.npz"), "test: plain.npz holds no labels"),
-        (("--probes", "none.npz"), "probes: there is no file"),
+        (("--calibration", "none.npz"), "calibration inputs: there is no file"),
         (("--objective", "klo"), "objective: unknown name 'klo'"),
         (("--preset", "fast"), "preset: unknown name 'fast'"),
         (("--out", "full"), r"out: .*full holds other files \(notes.txt\)"),
@@ -233,8 +233,17 @@ def test_another_comparison_in_the_folder_is_refused_or_thrown_away(run: Run, pl
 
 
 def test_edited_files_are_another_comparison(run: Run, place: Path) -> None:
-    """A network whose code has changed, and probes of other content, make other rows."""
-    asked = ("--sparsity", "0.5", "--methods", "snip", "--probes", "plain.npz", "--out", "rows")
+    """A network whose code has changed, and calibration inputs of other content, make other rows."""
+    asked = (
+        "--sparsity",
+        "0.5",
+        "--methods",
+        "snip",
+        "--calibration",
+        "plain.npz",
+        "--out",
+        "rows",
+    )
     assert run(*COMPARE, *asked).code == 0
     inputs = np.load("plain.npz")["x"]
     np.savez("plain.npz", x=inputs[::-1])

@@ -29,7 +29,7 @@ def assert_saved(ran: Ran, place: Path) -> None:
     assert {path.name for path in (place / "run").iterdir()} == {*FILES, CHECKPOINT}
     record: dict[str, Any] = json.loads((place / "run" / "result.json").read_text())
     assert record["stopped"] == "interrupted"
-    assert record["margin"] >= 0
+    assert record["gain"] >= 0
     masks = load_masks(place / "run")
     assert sum(int(mask.count_nonzero()) for mask in masks.values()) == 120
     assert "the search was interrupted; this is the best so far" in ran.out
@@ -72,7 +72,7 @@ def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While baselines are judged the probes are kept; later there is a result, whatever goes on.
+    """While baselines are judged the calibration inputs are kept; later there is a result, whatever goes on.
 
     The signal comes from inside the user's objective, at one of its calls. The run goes on after it
     and ends as if nothing had happened.
@@ -85,7 +85,7 @@ def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
     if moment > 9:  # as many baselines need no gradient
         record = json.loads(ran.out)
         assert record["stopped"] == "interrupted"
-        assert record["margin"] >= 0
+        assert record["gain"] >= 0
         assert {path.name for path in Path("run").iterdir()} >= set(FILES)
     else:
         assert {path.name for path in Path("run").iterdir()} == {"config.toml", CHECKPOINT}
@@ -122,7 +122,7 @@ def test_ctrl_c_before_the_search_saves_nothing(start: Callable[..., Command], p
     """There is nothing to save yet, and the message says so."""
     before = tree(place)
     command = start("prune", "mnist-cnn", "--sparsity", "0.9", "--out", "run")
-    command.wait_for("probes: ")
+    command.wait_for("calibration inputs: ")
     command.process.send_signal(signal.SIGINT)
     ran = command.end()
     assert ran.code == 130

@@ -18,7 +18,7 @@ from started_commands import Command
 
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.workers import Staff, Tolerance
+from gaprune.workers import RetryPolicy, WorkerOptions
 from gaprune.workers.cluster import capacity, check_address
 
 NODES = [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 9.0}, {"GPU": 1.0}]
@@ -68,10 +68,10 @@ def test_settings_say_who_works() -> None:
         "task_timeout": 9.0,
         "retries": 5,
     }
-    tolerance = Tolerance(retries=5, timeout=9.0)
-    expected = Staff(3, 2, 0.25, "ray://head:10001", tolerance)
-    assert Staff.of(make_settings({"sparsity": 0.5, **stated})) == expected
-    assert Staff.of(make_settings({"sparsity": 0.5})) == Staff()
+    tolerance = RetryPolicy(retries=5, timeout=9.0)
+    expected = WorkerOptions(3, 2, 0.25, "ray://head:10001", tolerance)
+    assert WorkerOptions.of(make_settings({"sparsity": 0.5, **stated})) == expected
+    assert WorkerOptions.of(make_settings({"sparsity": 0.5})) == WorkerOptions()
 
 
 @pytest.mark.parametrize(

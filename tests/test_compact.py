@@ -19,14 +19,14 @@ from gaprune import InputOptions, Result, export, measure, prune, save_run
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.compact import PROGRAM, load_program
 from gaprune.export.semi_structured_writer import (
-    RECEIPT,
+    PROVENANCE,
     conforming,
     load_semi_structured,
 )
 from gaprune.models.macs import macs_per_input
 
 IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
-SHORT: dict[str, Any] = {**TINY, "probes": ("procedural",)}
+SHORT: dict[str, Any] = {**TINY, "calibration": ("procedural",)}
 
 
 def channels(kind: type[nn.Module], sparsity: float = 0.5, **stated: Any) -> Result:
@@ -135,16 +135,17 @@ def test_2_4_is_checked_packed_and_read_back(half: bool, tmp_path: Path) -> None
     result = pruned_2_4()
     run = save_run(result, tmp_path / "run")
     written = export(run, "semi-structured", tmp_path / "out", half=half)
-    receipt = json.loads((written.path / RECEIPT).read_text())
-    assert receipt["other"] == []
-    assert {name: one["packed"] for name, one in receipt["layers"].items()} == {
+    provenance = json.loads((written.path / PROVENANCE).read_text())
+    assert provenance["other"] == []
+    assert {name: one["packed"] for name, one in provenance["layers"].items()} == {
         "0.weight": half,
         "2.weight": False,  # 8 outputs
         "4.weight": False,
     }
-    assert [one["sizes_fit_cuda"] for one in receipt["layers"].values()] == [True, False, False]
+    assert [one["sizes_fit_cuda"] for one in provenance["layers"].values()] == [True, False, False]
     assert (
-        sum(one["groups"] for one in receipt["layers"].values()) == result.target.layout.total / 4
+        sum(one["groups"] for one in provenance["layers"].values())
+        == result.target.layout.total / 4
     )
     state = result.state_dict()
     expected = {name: one.half() if half else one for name, one in state.items()}

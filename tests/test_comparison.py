@@ -29,7 +29,7 @@ from torch.nn.utils import prune as torch_prune
 import gaprune
 from gaprune import InputOptions, prune_target
 from gaprune.comparison import Comparison, Data, compare, compare_target, methods
-from gaprune.comparison.context import Contest, Unheard
+from gaprune.comparison.context import ComparisonContext, Unheard
 from gaprune.config import make_settings
 from gaprune.models.target import target_from_module
 
@@ -44,7 +44,7 @@ TOTAL = 200  # prunable weights of the tiny network
 
 @pytest.fixture(scope="module")
 def together() -> Comparison:
-    """All methods but those that take thousands of probes, two sparsities, two seeds."""
+    """All methods but those that take thousands of calibration inputs, two sparsities, two seeds."""
     return ask((*MASKS, "structured-l1", "structured-l2"), seeds=(0, 1))
 
 
@@ -151,9 +151,13 @@ def test_evolved_is_what_a_pruning_run_finds(preset: str, tmp_path: Path) -> Non
     shown = labelled(60, 3)
     assert shown.labels is not None
     np.savez(tmp_path / "shown.npz", x=shown.inputs.numpy(), y=shown.labels.numpy())
-    stated = {"preset": preset, "probes": (f"labelled:{tmp_path / 'shown.npz'}",), "generations": 2}
+    stated = {
+        "preset": preset,
+        "calibration": (f"labelled:{tmp_path / 'shown.npz'}",),
+        "generations": 2,
+    }
     asked = question(("evolved",), settings=stated)
-    contest = Contest(tiny_target(), asked.settings, None, TAUGHT, 1.0, (), 16, Unheard())
+    contest = ComparisonContext(tiny_target(), asked.settings, None, TAUGHT, 1.0, (), 16, Unheard())
     (found,) = methods()["evolved"].run(contest, (0.75,), 3)
     limits = asked.settings.model_dump(exclude_unset=True)
     pruned = prune_target(tiny_target(), make_settings({**limits, "sparsity": 0.75, "seed": 3}))
@@ -169,7 +173,7 @@ def test_edge_popup_meets_the_budget() -> None:
 
 
 def test_distilling_needs_no_data_and_meets_the_budget() -> None:
-    """The same alone as beside others; probes of another seed teach something else."""
+    """The same alone as beside others; calibration inputs of another seed teach something else."""
     data = Data(None, tiny_data().test)
     found = ask(("lamp", "distilled"), seeds=(0, 1), data=data, epochs=0.005)
     rows = [row for row in found.rows if row.method == "distilled"]
@@ -180,7 +184,7 @@ def test_distilling_needs_no_data_and_meets_the_budget() -> None:
     )
 
 
-def test_without_test_labels_agreement_is_measured_on_the_guard() -> None:
+def test_without_test_labels_agreement_is_measured_on_the_validation() -> None:
     """There is no accuracy; a network that loses nothing agrees with itself."""
     found = ask(("magnitude", "random"), data=Data())
     assert found.dense_accuracy is None

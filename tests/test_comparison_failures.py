@@ -88,35 +88,35 @@ def test_a_network_that_cannot_be_measured_has_a_row_all_the_same() -> None:
 CRITERIA = """
 import torch
 
-def size(network, probes, density, generator):
+def size(network, calibration inputs, density, generator):
     return network.flat.abs()
 
-def chance(network, probes, density, generator):
+def chance(network, calibration inputs, density, generator):
     return torch.rand(network.layout.total, generator=generator)
 
-def shown(network, probes, density, generator):
-    assert probes.shape == (32, 6) and 0 < density < 1
+def shown(network, calibration inputs, density, generator):
+    assert calibration inputs.shape == (32, 6) and 0 < density < 1
     return network.flat.double().square()
 
-def vandal(network, probes, density, generator):
-    probes.zero_()
+def vandal(network, calibration inputs, density, generator):
+    calibration inputs.zero_()
     for weight in network.weights.values():
         weight.zero_()
     return torch.arange(network.layout.total)
 
-def raises(network, probes, density, generator):
+def raises(network, calibration inputs, density, generator):
     raise ValueError("not today")
 
-def few(network, probes, density, generator):
+def few(network, calibration inputs, density, generator):
     return torch.ones(3)
 
-def nothing(network, probes, density, generator):
+def nothing(network, calibration inputs, density, generator):
     return None
 
-def holes(network, probes, density, generator):
+def holes(network, calibration inputs, density, generator):
     return network.flat * float("nan")
 
-def leaves(network, probes, density, generator):
+def leaves(network, calibration inputs, density, generator):
     raise SystemExit(3)
 
 number = 3
@@ -150,7 +150,7 @@ def test_an_own_criterion_draws_from_the_seed(own: str) -> None:
 
 
 def test_an_own_criterion_spoils_nothing_for_the_others(own: str) -> None:
-    """It may overwrite weights and probes: it has its own."""
+    """It may overwrite weights and calibration inputs: it has its own."""
     others = ("magnitude", "snip", "imp-direct")
     found = ask((f"{own}:vandal", *others))
     assert timeless(r for r in found.rows if r.method in others) == timeless(ask(others).rows)

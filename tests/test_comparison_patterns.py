@@ -19,11 +19,11 @@ from torch import Tensor
 
 from gaprune import InputOptions, compare, prune_target
 from gaprune.comparison import Data, find_methods, methods
-from gaprune.comparison.context import Contest, Unheard
+from gaprune.comparison.context import ComparisonContext, Unheard
 from gaprune.comparison.methods.edge_popup import EdgePopup, edge_popup
 from gaprune.comparison.ranking import norms_of_channels
 from gaprune.config import make_settings
-from gaprune.criteria import SALIENCIES
+from gaprune.criteria import CRITERIA
 from gaprune.errors import InputError
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import top_k_mask
@@ -36,19 +36,19 @@ PLACELESS = {
     "4x1": ("threshold", "structured-l1", "structured-l2", "slimming", *TRAINED),
     "channel": ("threshold", "slimming", *TRAINED),
 }
-LAYERED = {f"{name}-layer" for name in SALIENCIES} - {"magnitude-layer"}
+LAYERED = {f"{name}-layer" for name in CRITERIA} - {"magnitude-layer"}
 QUICK_ONES = ("random", "magnitude", "snip", "wanda-rows", "clustered", "evolved")
 
 
-def contest(target: Target, pattern: str, sparsity: float = 0.5) -> Contest:
+def contest(target: Target, pattern: str, sparsity: float = 0.5) -> ComparisonContext:
     """Return what methods of a comparison share."""
-    stated = {"probes": ("procedural",), "guard": "noise", **QUICK}
+    stated = {"calibration": ("procedural",), "validation": "noise", **QUICK}
     settings = make_settings({"sparsity": sparsity, "pattern": pattern, **stated})
-    return Contest(target, settings, None, TAUGHT, 1.0, (), 16, Unheard())
+    return ComparisonContext(target, settings, None, TAUGHT, 1.0, (), 16, Unheard())
 
 
 def weights_of(
-    found: Contest, method: str, sparsity: float = 0.5, seed: int = 0
+    found: ComparisonContext, method: str, sparsity: float = 0.5, seed: int = 0
 ) -> dict[str, Tensor]:
     """Return the prunable weights of the network that a method hands in."""
     (entrant,) = find_methods((method,))[0].run(found, (sparsity,), seed)
@@ -137,12 +137,12 @@ def test_trained_scores_obey_the_pattern(pattern: str, initial: str) -> None:
     """Edge-popup ranks what the pattern ranks, and meets its budget."""
     target = target_from_module(built(Separable), inputs=InputOptions(IMAGE, range=(0, 1)))
     found = contest(target, pattern)
-    bench, how = found.bench(0), EdgePopup(steps=3, batch=4, initial=initial)
-    before = edge_popup(bench, 0.5, replace(how, steps=0), torch.Generator().manual_seed(0))
-    mask = edge_popup(bench, 0.5, how, torch.Generator().manual_seed(0))
-    assert len(mask) == bench.layout.total
-    assert int(mask.sum()) == keep_total(bench.layout, 0.5)
-    assert bench.layout.fits(mask)
+    evaluator, how = found.evaluator(0), EdgePopup(steps=3, batch=4, initial=initial)
+    before = edge_popup(evaluator, 0.5, replace(how, steps=0), torch.Generator().manual_seed(0))
+    mask = edge_popup(evaluator, 0.5, how, torch.Generator().manual_seed(0))
+    assert len(mask) == evaluator.layout.total
+    assert int(mask.sum()) == keep_total(evaluator.layout, 0.5)
+    assert evaluator.layout.fits(mask)
     if pattern == "2:4" and initial == "weights":
         assert torch.equal(
             found.ground.best(target.layout.flatten(target.weights).abs(), 0.5), before

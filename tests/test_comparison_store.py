@@ -60,18 +60,18 @@ def test_settings_that_came_later_leave_older_folders_readable(tmp_path: Path) -
     """At the value that does what was done before they are not among what is compared."""
     ask(("magnitude",), out=tmp_path)
     found = json.loads((tmp_path / IDENTITY).read_text())
-    later = {"allocation", "clip", "continuation", "drift", "floor", "max_drop", "patience"}
-    later |= {"features", "device", "gpus_per_worker", "pattern", "precision", "repair_in_loop"}
-    later |= {"budget", "budget_macs", "latency_batch", "starts"}
+    later = {"density_search", "clip", "warmup", "statistics_loss", "floor", "max_drop", "patience"}
+    later |= {"feature_loss", "device", "gpus_per_worker", "pattern", "precision", "repair_in_loop"}
+    later |= {"budget", "budget_macs", "latency_batch", "initial_criteria"}
     assert not later & set(found)
-    assert found["stock"] > 0  # older folders drew anew for every step
+    assert found["batch_cache"] > 0  # older folders drew anew for every step
     assert set(Settings.model_fields) - later - set(found) == {
         *("sparsity", "method", "seed"),
         *("workers", "ray_address", "task_timeout", "retries", "checkpoint_every"),
         "threads_per_worker",  # there under its older name
     }
     assert found["threads"] == 1
-    ask(("magnitude",), out=tmp_path, settings={"floor": 0.0, "allocation": 0})
+    ask(("magnitude",), out=tmp_path, settings={"floor": 0.0, "density_search": 0})
     with pytest.raises(InputError, match=r"differs in floor \(null there, 0.05 now\); name"):
         ask(("magnitude",), out=tmp_path, settings={"floor": 0.05})
 
@@ -137,7 +137,7 @@ def test_what_failed_is_tried_again_and_told_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"settings": {"probe_count": 16}}, "probe_count (32 there, 16 now)"),
+        ({"settings": {"calibration_count": 16}}, "probe_count (32 there, 16 now)"),
         ({"settings": {"preset": "black-box"}}, 'preset ("default" there, "black-box" now)'),
         ({"epochs": 1.0}, "epochs (0.5 there, 1.0 now)"),
         ({"clusters": 8}, "clusters (16 there, 8 now)"),
@@ -311,7 +311,7 @@ print([row.agreement for row in found.rows])
 
 def test_an_edited_criterion_is_computed_again(tmp_path: Path) -> None:
     """Its rows are those of the file as it is now; other rows stay."""
-    code = "def score(network, probes, density, generator):\n    return {}network.flat.abs()\n"
+    code = "def score(network, calibration inputs, density, generator):\n    return {}network.flat.abs()\n"
     command = [sys.executable, "-c", EDIT, str(tmp_path / "own.py"), str(tmp_path / "rows")]
     printed = []
     for sign in ("", "-"):

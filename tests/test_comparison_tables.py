@@ -84,9 +84,12 @@ def test_needs_are_named_in_a_few_words() -> None:
     """From the weights alone to labels and training."""
     assert needs_text(Needs()) == "weights only"
     assert needs_text(Needs(gradients=True)) == "weights, gradients"
-    assert needs_text(Needs("procedural")) == "probes"
+    assert needs_text(Needs("procedural")) == "calibration"
     assert needs_text(Needs("unlabelled", gradients=True)) == "unlabelled, gradients"
-    assert needs_text(Needs("procedural", gradients=True, training=True)) == "probes, training"
+    assert (
+        needs_text(Needs("procedural", gradients=True, training=True))
+        == "calibration inputs, training"
+    )
     assert needs_text(TRAINED) == "labels, training"
 
 

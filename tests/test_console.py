@@ -35,7 +35,7 @@ def result() -> Result:
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     target = target_from_module(net, inputs=InputOptions(range=(0, 1)), name="[red]net")
     settings = {"sparsity": 0.5, "generations": 1, "steps": 2, "batch": 8, "population": 2}
-    counts = {"offspring": 2, "probe_count": 16, "guard_count": 16}
+    counts = {"offspring": 2, "calibration_count": 16, "validation_count": 16}
     return prune_target(target, make_settings({**settings, **counts}))
 
 
@@ -56,7 +56,7 @@ def generation(number: int) -> Generation:
 
 def tell(monitor: Monitor, generations: int = 3) -> None:
     """Report a short run."""
-    monitor.phase("probes", "making inputs")
+    monitor.phase("calibration", "making inputs")
     monitor.baseline("random", BaselineScore(0.125))
     monitor.baseline("lamp", BaselineScore(0.75))
     monitor.phase("search", "with [brackets]")
@@ -100,19 +100,19 @@ def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
 def test_without_a_terminal_every_generation_is_a_plain_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Generation, best, guard, speed and time left; stdout stays empty."""
+    """Generation, best, validation, speed and time left; stdout stays empty."""
     with Monitor() as monitor:
         tell(monitor)
     out, err = capsys.readouterr()
     assert out == ""
     assert "\x1b" not in err
     assert err.splitlines() == [
-        "probes: making inputs",
-        "baselines agree with the dense network on the guard: lamp 75.00 %, random 12.50 %",
+        "calibration inputs: making inputs",
+        "baselines agree with the dense network on the validation inputs: lamp 75.00 %, random 12.50 %",
         "search: with [brackets]",
-        "generation 0/10 (search)  best -0.5000  guard 87.50 %  100 evaluations/s",
-        "generation 1/10 (search)  best -0.5000  guard 87.50 %  100 evaluations/s  9.0 s left",
-        "generation 2/10 (search)  best -0.5000  guard 87.50 %  100 evaluations/s  8.0 s left",
+        "generation 0/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s",
+        "generation 1/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s  9.0 s left",
+        "generation 2/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s  8.0 s left",
         "warning: mind [this]",
         "test: measuring",
     ]
@@ -126,14 +126,14 @@ def test_a_search_without_a_planned_end_has_no_time_left(
         monitor.generation(generation(0), None)
         monitor.generation(generation(7), None)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1] == "generation 7 (search)  best -0.5000  guard 87.50 %  100 evaluations/s"
+    assert lines[1] == "generation 7 (search)  best -0.5000  validation 87.50 %  100 evaluations/s"
 
 
 def test_short_generations_of_the_first_phase_tell_no_time_left(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What is left is reckoned from generations of the search alone."""
-    seconds, phases = (0.0, 0.5, 1.0, 5.0, 9.0), ("allocation",) * 3 + ("search",) * 2
+    seconds, phases = (0.0, 0.5, 1.0, 5.0, 9.0), ("density_search",) * 3 + ("search",) * 2
     with Monitor() as monitor:
         for number, (spent, phase) in enumerate(zip(seconds, phases, strict=True)):
             record = replace(generation(number), seconds=spent, phase=phase)
@@ -161,7 +161,7 @@ def test_on_a_terminal_there_is_a_live_bar(monkeypatch: pytest.MonkeyPatch) -> N
     shown = terminal.getvalue()
     assert "generation 2/10" in shown
     assert "━" in shown
-    assert "guard 87.50 %" in shown
+    assert "validation 87.50 %" in shown
     assert COLOUR.search(shown)
     assert "mind [this]" in shown
 
@@ -207,13 +207,13 @@ def test_phases_are_passed_on() -> None:
     phases: list[str] = []
     with Monitor(quiet=True, on_phase=phases.append) as monitor:
         tell(monitor)
-    assert phases == ["probes", "search", "test"]
+    assert phases == ["calibration", "search", "test"]
 
 
 def test_the_summary_tells_everything_that_was_found(
     result: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Sparsity, counts, every layer and method, the receipt, the margin, the cost."""
+    """Sparsity, counts, every layer and method, the provenance, the margin, the cost."""
     show_result(result, stdout())
     out, err = capsys.readouterr()
     assert err == ""
@@ -221,12 +221,12 @@ def test_the_summary_tells_everything_that_was_found(
     assert "Layers of [red]net" in out
     for layer in result.layers:
         assert re.search(rf"{layer.name} +{layer.total} +{layer.kept} ", out)
-    assert re.search(rf"evolved +{re.escape(percent(result.guard))} +–", out)
+    assert re.search(rf"evolved +{re.escape(percent(result.validation))} +–", out)
     for name, score in result.baselines.items():
         assert re.search(rf"{name} +{re.escape(percent(score.agreement))}", out)
-    assert all(source in out for source in result.receipt.sources)
-    assert result.receipt.guard in out
-    assert f"({result.best_baseline}) on the guard: {points(result.margin)}" in out
+    assert all(source in out for source in result.provenance.sources)
+    assert result.provenance.validation in out
+    assert f"({result.best_baseline}) on the validation inputs: {points(result.gain)}" in out
     assert "the search ended after its generations" in out
     assert "test labels" not in out  # there were none
     assert "\x1b" not in out
@@ -243,21 +243,21 @@ def test_baselines_come_best_first(result: Result, capsys: pytest.CaptureFixture
     assert agreements == sorted(agreements, reverse=True)
 
 
-def test_a_one_shot_method_is_marked_and_has_no_margin(
+def test_a_one_shot_method_is_marked_and_has_no_gain(
     result: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing was evolved, so nothing claims to be."""
     show_result(replace(result, method="lamp", stopped="one-shot"), stdout())
     out = capsys.readouterr().out
     assert "evolved" not in out
-    assert "margin" not in out
+    assert "gain" not in out
     assert "nothing was searched" in out
 
 
 def test_a_deep_network_is_summed_up(capsys: pytest.CaptureFixture[str]) -> None:
     """Past 40 layers one row holds the rest, and its sums are right."""
     deep = nn.Sequential(*[nn.Linear(*((2, 5) if n % 2 == 0 else (5, 2))) for n in range(45)])
-    how: dict[str, Any] = {"method": "magnitude", "scope": "layer", "probe_count": 16}
+    how: dict[str, Any] = {"method": "magnitude", "scope": "layer", "calibration_count": 16}
     show_result(prune(deep, sparsity=0.7, inputs=InputOptions(range=(0, 1)), **how), stdout())
     out = capsys.readouterr().out
     assert "39.weight " in out
@@ -267,7 +267,7 @@ def test_a_deep_network_is_summed_up(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_front_is_a_table(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
     """One row per network on the Pareto front."""
-    front = ({"sparsity": 0.5, "guard": 0.875}, {"sparsity": 0.25, "guard": 1.0})
+    front = ({"sparsity": 0.5, "validation": 0.875}, {"sparsity": 0.25, "validation": 1.0})
     show_result(replace(result, front=front), stdout())
     out = capsys.readouterr().out
     assert re.search(r"50\.00 % +87\.50 %", out)

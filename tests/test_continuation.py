@@ -13,19 +13,19 @@ from command_line import OWN, TINY, Run
 from comparison_cases import conv_target
 from hypothesis import given
 from hypothesis import strategies as st
-from repair_networks import Convolutional, loop_bench, seeded, target_of
+from repair_networks import Convolutional, loop_evaluator, seeded, target_of
 from search_cases import random_genes, seeds_of
 from torch import nn
 
 from gaprune import InputError, InputOptions, prune, prune_target
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import Bench, Verdict
-from gaprune.evaluation.forward_modes import AfterRepair, Guided
+from gaprune.evaluation.evaluator import Evaluator, Verdict
+from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.phases import ALLOCATION, CONTINUATION, SEARCH
+from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH, WARMUP
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import ALLOCATORS
 from gaprune.evolution.tasks import Breed, Judge
@@ -35,36 +35,38 @@ from gaprune.models.target import target_from_module
 from gaprune.records import Generation
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.setup import make_plan
-from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
 
 TARGET = target_of(Convolutional, (2, 6, 6), double=False)
 KEEP = TARGET.layout.total // 3
-STEPS = Refinement(steps=3, rate=0.5, batch=16)
-FADING = Refinement(steps=5, rate=0.4, batch=16, last_rate=0.02, cosine=True, fade=(0.1, 0.7))
+STEPS = Refinement(steps=3, learning_rate=0.5, batch=16)
+FADING = Refinement(
+    steps=5, learning_rate=0.4, batch=16, last_rate=0.02, cosine=True, fade=(0.1, 0.7)
+)
 
 
-def bench_of(drift: float = 0.0) -> Bench:
-    """Return a guided bench of a network with two BatchNorms."""
-    bench = loop_bench(TARGET, pool_share=0.5)
-    assert isinstance(bench.answering, AfterRepair)
-    return replace(bench, answering=Guided(bench.answering, drift))
+def evaluator_of(statistics_loss: float = 0.0) -> Evaluator:
+    """Return a guided evaluator of a network with two BatchNorms."""
+    evaluator = loop_evaluator(TARGET, pool_share=0.5)
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss))
 
 
-BENCH = bench_of()
+EVALUATOR = evaluator_of()
 
 
 def plan_of(**changes: Any) -> Plan:
     """Return a small plan with a continuation."""
     plan = Plan(
         preset=find_preset("default"),
-        layout=BENCH.layout,
+        layout=EVALUATOR.layout,
         seed=1,
         population=2,
         offspring=3,
         refinement=STEPS,
         limits=Limits(generations=3),
         keep=KEEP,
-        continuation=FADING,
+        warmup=FADING,
     )
     return replace(plan, **changes)
 
@@ -72,8 +74,8 @@ def plan_of(**changes: Any) -> Plan:
 class Recording(SerialWorkers):
     """Workers that remember the tasks of every call."""
 
-    def __init__(self, bench: Bench) -> None:
-        super().__init__(bench)
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__(evaluator)
         self.calls: list[Sequence[Any]] = []
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
@@ -83,28 +85,28 @@ class Recording(SerialWorkers):
 
 
 def judged(seeds: Sequence[Individual]) -> dict[str, Verdict]:
-    """Return how seeds do on the guard."""
-    return {one.key: Judge.of(one.mask).run(BENCH) for one in seeds}
+    """Return how seeds do on the validation inputs."""
+    return {one.key: Judge.of(one.mask).run(EVALUATOR) for one in seeds}
 
 
 def search(plan: Plan, workers: Workers | None = None) -> Outcome:
     """Search from five seeds."""
-    seeds = seeds_of(BENCH, plan.keep, count=5)
-    return Evolution(plan, workers or SerialWorkers(BENCH)).run(seeds, judged(seeds))
+    seeds = seeds_of(EVALUATOR, plan.keep, count=5)
+    return Evolution(plan, workers or SerialWorkers(EVALUATOR)).run(seeds, judged(seeds))
 
 
 def test_repair_fades_and_steps_shorten_along_the_way() -> None:
     """All of it first, none from the stated part on, evenly between; lengths along a cosine."""
     steps = Refinement(40, 2.0, 8, last_rate=0.1, cosine=True, fade=(0.1, 0.7))
-    answering = [steps.at(step, BENCH).answering for step in range(40)]
-    fades = [one.fade for one in answering if isinstance(one, Guided)]
+    forward_mode = [steps.at(step, EVALUATOR).forward_mode for step in range(40)]
+    fades = [one.fade for one in forward_mode if isinstance(one, GuidedForward)]
     assert fades[:5] == [0.0] * 5
     assert fades[28:] == [1.0] * 12
     assert torch.diff(torch.tensor(fades[4:29])).allclose(torch.tensor(1 / 24))
     wave = 0.5 + 0.5 * torch.linspace(0, torch.pi, 41, dtype=torch.float64).cos()
     lengths = torch.tensor([steps.length(step) for step in range(41)], dtype=torch.float64)
     assert torch.allclose(lengths, 0.1 + 1.9 * wave)
-    assert STEPS.at(2, BENCH) is BENCH
+    assert STEPS.at(2, EVALUATOR) is EVALUATOR
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
@@ -112,34 +114,34 @@ def test_a_fade_that_never_ends_refines_for_repair_and_one_that_is_over_does_not
     scope: str,
 ) -> None:
     """Bit for bit what steps on the repaired and on the strict network give."""
-    genes = random_genes(BENCH.layout, KEEP, 1, scope)
-    for fade, end in (((1.0, 2.0), BENCH.repaired), ((-2.0, -1.0), BENCH.strict)):
+    genes = random_genes(EVALUATOR.layout, KEEP, 1, scope)
+    for fade, end in (((1.0, 2.0), EVALUATOR.repaired), ((-2.0, -1.0), EVALUATOR.strict)):
         expected = refine(genes, end, STEPS, seeded())
-        found = refine(genes, BENCH, replace(STEPS, fade=fade), seeded())
+        found = refine(genes, EVALUATOR, replace(STEPS, fade=fade), seeded())
         assert torch.equal(found.scores, expected.scores)
         assert found.counts == expected.counts
-    between = refine(genes, BENCH, replace(STEPS, fade=(0.0, 1.0)), seeded())
+    between = refine(genes, EVALUATOR, replace(STEPS, fade=(0.0, 1.0)), seeded())
     assert not torch.equal(between.scores, expected.scores)
-    mask = between.express(BENCH.layout)
+    mask = between.express(EVALUATOR.layout)
     assert int(mask.count_nonzero()) == genes.keep
     if scope == "layer":
-        assert tuple(layer_counts(mask, BENCH.layout)) == genes.counts
+        assert tuple(layer_counts(mask, EVALUATOR.layout)) == genes.counts
 
 
 @given(st.booleans(), st.integers(0, 5), st.one_of(st.none(), st.integers(0, 12)))
 def test_a_plan_divides_its_generations(
     continued: bool,
-    allocation: int,
+    density_search: int,
     generations: int | None,
 ) -> None:
     """One for the continuation, then those that allocate, then the search; the limit counts all."""
     plan = plan_of(
-        continuation=FADING if continued else None,
-        allocation=allocation,
+        warmup=FADING if continued else None,
+        density_search=density_search,
         limits=Limits(generations=generations),
     )
     names = [plan.phase(number).name for number in range(1, 13)]
-    first = [CONTINUATION] * continued + [ALLOCATION] * allocation
+    first = [WARMUP] * continued + [DENSITY_SEARCH] * density_search
     assert names == first + [SEARCH] * (12 - len(first))
     assert plan.phase(0) is plan.phases[0]
     assert plan.before == len(first)
@@ -150,15 +152,15 @@ def test_a_plan_divides_its_generations(
 
 def test_children_are_copies_of_the_best_after_repair() -> None:
     """Also where it is no survivor of the first selection; their random draws differ."""
-    many = seeds_of(BENCH, KEEP, count=40)
-    strict = {one.key: BENCH.fitness(one.mask) for one in many}
-    repaired = {one.key: BENCH.repaired.fitness(one.mask) for one in many}
+    many = seeds_of(EVALUATOR, KEEP, count=40)
+    strict = {one.key: EVALUATOR.fitness(one.mask) for one in many}
+    repaired = {one.key: EVALUATOR.repaired.fitness(one.mask) for one in many}
     best = max(many, key=lambda one: repaired[one.key] - strict[one.key])
     better = [one for one in many if strict[one.key] > strict[best.key]]
     others = [one for one in better if repaired[one.key] < repaired[best.key]]
     assert len(others) >= 2  # so many survive
     seeds = [*others, best]
-    workers = Recording(BENCH)
+    workers = Recording(EVALUATOR)
     Evolution(plan_of(), workers).run(seeds, judged(seeds))
     brood = next(tasks for tasks in workers.calls if tasks and isinstance(tasks[0], Breed))
     assert len(brood) == 3
@@ -167,23 +169,23 @@ def test_children_are_copies_of_the_best_after_repair() -> None:
         assert task.recipe.operators == ("gradient",)
         assert task.recipe.refinement == FADING
     assert len({task.seed for task in brood}) == 3
-    children = SerialWorkers(BENCH).run(brood)
+    children = SerialWorkers(EVALUATOR).run(brood)
     assert len({child.genes.scores.numpy().tobytes() for child in children}) == 3
-    expected = refine(best.genes, BENCH, FADING, seeded(brood[1].seed))
+    expected = refine(best.genes, EVALUATOR, FADING, seeded(brood[1].seed))
     assert torch.equal(children[1].genes.scores, expected.scores)
-    assert children[1].fitness == BENCH.fitness(expected.express(BENCH.layout), 0)
+    assert children[1].fitness == EVALUATOR.fitness(expected.express(EVALUATOR.layout), 0)
 
 
 def test_the_phase_is_counted_and_recorded() -> None:
     """Seeds are scored once more, after repair; every step of every child counts."""
-    outcome = search(plan_of(allocation=1))
+    outcome = search(plan_of(density_search=1))
     counted = [record.evaluations for record in outcome.history]
     started, seeds = 2 * 5, 5  # two rungs of the race
     continued = started + seeds + 3 * (1 + FADING.steps) + 2
     allocated = continued + ALLOCATORS + ALLOCATORS // 2
     assert counted == [started, continued, allocated, allocated + 3 * (1 + STEPS.steps) + 2]
     names = [record.phase for record in outcome.history]
-    assert names == [CONTINUATION, CONTINUATION, ALLOCATION, SEARCH]
+    assert names == [WARMUP, WARMUP, DENSITY_SEARCH, SEARCH]
     assert outcome.history[1].rates == {"crossover": {"none": 1.0}, "mutation": {"none": 1.0}}
     best = [record.best for record in outcome.history]
     assert best == sorted(best)
@@ -191,31 +193,36 @@ def test_the_phase_is_counted_and_recorded() -> None:
 
 
 def test_the_result_is_never_worse_than_the_best_seed() -> None:
-    """Strict fitness and the guard decide, as they do without the phase."""
-    seeds = seeds_of(BENCH, KEEP, count=5)
+    """Strict fitness and the validation inputs decide, as they do without the phase."""
+    seeds = seeds_of(EVALUATOR, KEEP, count=5)
     bar = max(verdict.agreement for verdict in judged(seeds).values())
     outcome = search(plan_of())
     assert outcome.verdict.agreement >= bar
-    assert outcome.verdict == BENCH.strict.judge(outcome.best.mask)
+    assert outcome.verdict == EVALUATOR.strict.judge(outcome.best.mask)
     assert int(outcome.best.mask.count_nonzero()) == KEEP
-    assert outcome.history[-1].best >= max(BENCH.fitness(one.mask) for one in seeds)
+    assert outcome.history[-1].best >= max(EVALUATOR.fitness(one.mask) for one in seeds)
 
 
-@pytest.mark.parametrize("allocation", [0, 2])
-def test_stagnation_is_counted_from_where_the_search_begins(allocation: int) -> None:
+@pytest.mark.parametrize("density_search", [0, 2])
+def test_stagnation_is_counted_from_where_the_search_begins(density_search: int) -> None:
     """Where everything is kept nothing can gain, and what comes before is not cut short for it."""
     plan = plan_of(
-        keep=BENCH.layout.total, allocation=allocation, limits=Limits(stagnation=2), offspring=1
+        keep=EVALUATOR.layout.total,
+        density_search=density_search,
+        limits=Limits(stagnation=2),
+        offspring=1,
     )
     outcome = search(plan)
     assert outcome.stopped == "stagnation"
-    assert outcome.history[-1].generation == 1 + allocation + 2
+    assert outcome.history[-1].generation == 1 + density_search + 2
 
 
 def test_the_search_that_follows_takes_its_own_steps() -> None:
     """Those of the continuation are taken as stated, the others are annealed from its end on."""
     plan = plan_of()
-    one = Individual(random_genes(BENCH.layout, KEEP), BENCH.layout, "test", rate=2.0)
+    one = Individual(
+        random_genes(EVALUATOR.layout, KEEP), EVALUATOR.layout, "test", learning_rate=2.0
+    )
     first, searching = (RecipeBook(plan, phase) for phase in plan.phases)
     recipe, factor = first.draw((one, one), 1, seeded(1))
     assert recipe.refinement == FADING
@@ -223,31 +230,31 @@ def test_the_search_that_follows_takes_its_own_steps() -> None:
     recipe, factor = searching.draw((one, one), 2, seeded(2))
     assert recipe.refinement is not None
     assert recipe.refinement.fade is None
-    assert recipe.refinement.rate == pytest.approx(STEPS.rate * factor)
+    assert recipe.refinement.learning_rate == pytest.approx(STEPS.learning_rate * factor)
 
 
 def test_any_workers_find_the_same_masks(ray_session: None) -> None:
     """With a penalty as well: every figure and score of a search, bit for bit."""
-    bench = bench_of(drift=2.0)
+    evaluator = evaluator_of(statistics_loss=2.0)
 
     def found(workers: Workers) -> tuple[object, ...]:
         outcome = search(plan_of(limits=Limits(generations=2)), workers)
         scores = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
         return scores, [replace(one, seconds=0.0) for one in outcome.history], outcome.best.key
 
-    with SerialWorkers(bench) as serial:
+    with SerialWorkers(evaluator) as serial:
         expected = found(serial)
         assert found(serial) == expected
-    with RayWorkers(bench, Staff(2)) as actors:
+    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
         assert found(actors) == expected
-    assert found(SerialWorkers(BENCH)) != expected
+    assert found(SerialWorkers(EVALUATOR)) != expected
 
 
 SMALL: dict[str, Any] = {
     "sparsity": 0.7,
-    "probes": ("procedural",),
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration": ("procedural",),
+    "calibration_count": 32,
+    "validation_count": 32,
     "generations": 1,
     "steps": 2,
     "batch": 8,
@@ -270,18 +277,18 @@ class Counting(Silence):
 def test_a_run_continues_allocates_and_searches() -> None:
     """Progress counts the generations of all; the same seed gives the same masks."""
     counting = Counting()
-    settings = make_settings({**SMALL, "continuation": 3, "drift": 1.0, "allocation": 1})
+    settings = make_settings({**SMALL, "warmup": 3, "statistics_loss": 1.0, "density_search": 1})
     result = prune_target(conv_target(), settings, observer=counting)
-    names = (CONTINUATION, CONTINUATION, ALLOCATION, SEARCH)
+    names = (WARMUP, WARMUP, DENSITY_SEARCH, SEARCH)
     assert counting.heard == [(number, 3, name) for number, name in enumerate(names)]
-    assert (result.settings["continuation"], result.settings["drift"]) == (3, 1.0)
+    assert (result.settings["warmup"], result.settings["statistics_loss"]) == (3, 1.0)
     assert result.repaired is None
     assert result.kept == round(0.3 * result.target.layout.total)
     again = prune_target(conv_target(), settings)
     assert all(torch.equal(again.masks[name], mask) for name, mask in result.masks.items())
     scores = [
         [one.best for one in prune_target(conv_target(), settings.replace(**change)).history]
-        for change in ({}, {"drift": 0.0}, {"continuation": 0})
+        for change in ({}, {"statistics_loss": 0.0}, {"warmup": 0})
     ]
     assert scores[0] == [one.best for one in result.history]
     assert scores[0] != scores[1]
@@ -292,11 +299,13 @@ def test_drift_alone_steers_the_search() -> None:
     """It needs no continuation, and takes a Pareto search and a network without BatchNorm too."""
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     shown = InputOptions(range=(0, 1))
-    long = {**SMALL, "steps": 10, "rate": 2.0, "seed": 1}
+    long = {**SMALL, "steps": 10, "learning_rate": 2.0, "seed": 1}
     for more in ({}, {"pareto": True, "population": 6}):
         found = [
-            prune(net, inputs=shown, **{**long, **more}, drift=drift).history[-1].mean
-            for drift in (0.0, 20.0)
+            prune(net, inputs=shown, **{**long, **more}, statistics_loss=statistics_loss)
+            .history[-1]
+            .mean
+            for statistics_loss in (0.0, 20.0)
         ]
         assert found[0] != found[1]
 
@@ -307,19 +316,24 @@ def resolved(net: nn.Module, **stated: Any) -> tuple[int | None, float | None, P
     settings = make_settings({"sparsity": 0.5, **stated})
     preset = check_settings(settings)
     settings = resolve_settings(settings, preset, target)
-    return settings.continuation, settings.drift, make_plan(target, settings, preset)
+    return settings.warmup, settings.statistics_loss, make_plan(target, settings, preset)
 
 
 BARE = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
 BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 IMPOSSIBLE: list[tuple[str, nn.Module, dict[str, Any], str]] = [
-    ("continuation", BIASED, {"repair_in_loop": True}, "with --repair-in-loop candidates answer"),
-    ("drift", BIASED, {"repair_in_loop": True}, "with --repair-in-loop candidates answer"),
-    ("continuation", BIASED, {"pareto": True}, "--pareto searches many budgets"),
-    ("continuation", BIASED, {"preset": "black-box"}, "preset 'black-box' takes none"),
-    ("drift", BIASED, {"preset": "classic"}, "preset 'classic' takes none"),
-    ("continuation", BARE, {}, r"nothing in this network can be repaired \(0: has no bias"),
-    ("drift", BARE, {}, r"nothing in this network can be repaired \(0: has no bias"),
+    ("warmup", BIASED, {"repair_in_loop": True}, "with --repair-in-loop candidates answer"),
+    (
+        "statistics_loss",
+        BIASED,
+        {"repair_in_loop": True},
+        "with --repair-in-loop candidates answer",
+    ),
+    ("warmup", BIASED, {"pareto": True}, "--pareto searches many budgets"),
+    ("warmup", BIASED, {"preset": "black-box"}, "preset 'black-box' takes none"),
+    ("statistics_loss", BIASED, {"preset": "classic"}, "preset 'classic' takes none"),
+    ("warmup", BARE, {}, r"nothing in this network can be repaired \(0: has no bias"),
+    ("statistics_loss", BARE, {}, r"nothing in this network can be repaired \(0: has no bias"),
 ]
 
 
@@ -336,7 +350,9 @@ def test_what_cannot_be_is_refused_where_it_is_stated(
     ):
         resolved(net, **stated, **{name: 4})
     for said in ({}, {name: 0}):
-        found = dict(zip(("continuation", "drift"), resolved(net, **stated, **said), strict=False))
+        found = dict(
+            zip(("warmup", "statistics_loss"), resolved(net, **stated, **said), strict=False)
+        )
         assert found[name] == 0
 
 
@@ -345,9 +361,9 @@ def test_what_cannot_be_is_refused_where_it_is_stated(
     [
         (8, {}, (300, 2.0)),
         (7, {}, (0, 0.0)),
-        (8, {"probes": ["procedural"]}, (0, 0.0)),
+        (8, {"calibration": ["procedural"]}, (0, 0.0)),
         (8, {"repair_in_loop": True, "repair": True}, (0, 0.0)),
-        (8, {"continuation": 0, "drift": 0.5}, (0, 0.5)),
+        (8, {"warmup": 0, "statistics_loss": 0.5}, (0, 0.5)),
         (8, {"generations": 0}, (0, 0.0)),
         (8, {"pareto": True}, (0, 0.0)),
     ],
@@ -359,21 +375,21 @@ def test_deep_networks_on_inverted_inputs_are_guided_by_default(
     blocks = [nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)) for _ in range(7)]
     net = nn.Sequential(*blocks[: layers - 1], nn.Flatten(), nn.Linear(64, 3))
     shown = InputOptions(shape=(1, 8, 8), range=(0, 1))
-    settings = make_settings({"sparsity": 0.5, "probes": ["inversion"], **stated})
+    settings = make_settings({"sparsity": 0.5, "calibration": ["inversion"], **stated})
     target = target_from_module(net, inputs=shown)
     found = resolve_settings(settings, check_settings(settings), target)
-    assert (found.continuation, found.drift) == expected
+    assert (found.warmup, found.statistics_loss) == expected
 
 
 def test_the_plan_holds_the_steps_that_were_asked_for() -> None:
     """As long as the search's own at first, a twentieth at last; one generation more."""
-    continuation, drift, plan = resolved(
-        BIASED, continuation=30, generations=2, rate=1.5, batch=32, clip=2.0, allocation=1
+    warmup, statistics_loss, plan = resolved(
+        BIASED, warmup=30, generations=2, learning_rate=1.5, batch=32, clip=2.0, density_search=1
     )
-    assert (continuation, drift) == (30, 0.0)
-    steps = plan.continuation
+    assert (warmup, statistics_loss) == (30, 0.0)
+    steps = plan.warmup
     assert steps is not None
-    assert (steps.steps, steps.rate, steps.batch, steps.clip) == (30, 1.5, 32, 2.0)
+    assert (steps.steps, steps.learning_rate, steps.batch, steps.clip) == (30, 1.5, 32, 2.0)
     assert steps.last_rate == pytest.approx(0.075)
     assert steps.fade == (0.0, 0.95)
     assert plan.limits.generations == 1 + 1 + 2
@@ -385,13 +401,13 @@ def test_a_one_shot_method_looks_at_neither() -> None:
     quick = {**SMALL, "method": "lamp"}
     plain, stated = (
         prune_target(conv_target(), make_settings({**quick, **more}))
-        for more in ({}, {"continuation": 5, "drift": 1.0})
+        for more in ({}, {"warmup": 5, "statistics_loss": 1.0})
     )
     assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
-    assert (plain.guard, plain.evaluations) == (stated.guard, stated.evaluations)
+    assert (plain.validation, plain.evaluations) == (stated.validation, stated.evaluations)
 
 
-@pytest.mark.parametrize(("name", "value"), [("continuation", -1), ("drift", -0.5)])
+@pytest.mark.parametrize(("name", "value"), [("warmup", -1), ("statistics_loss", -0.5)])
 def test_negative_numbers_are_refused(name: str, value: float) -> None:
     """The message says what the setting is."""
     with pytest.raises(InputError, match=rf"^{name}: .*greater than or equal to 0, got {value}"):
@@ -400,15 +416,15 @@ def test_negative_numbers_are_refused(name: str, value: float) -> None:
 
 def test_the_command_takes_both(run: Run, place: Path) -> None:
     """As options; what they were is in the configuration, which repeats the run."""
-    asked = ("--sparsity", "0.5", "--continuation", "2", "--drift", "0.5", *TINY)
+    asked = ("--sparsity", "0.5", "--warmup", "2", "--statistics-loss", "0.5", *TINY)
     ran = run("prune", *OWN, *asked, "--out", "r")
     assert ran.code == 0
     told = (place / "r" / "history.jsonl").read_text().splitlines()
-    assert ["continuation" in line for line in told] == [True, True, False]
+    assert ["warmup" in line for line in told] == [True, True, False]
     config = (place / "r" / "config.toml").read_text()
     assert "continuation = 2" in config
     assert "drift = 0.5" in config
     assert run("prune", "--config", "r/config.toml", "--out", "r", "--overwrite").code == 0
     refused = run("prune", *OWN, *asked, "--preset", "black-box", "--out", "s")
     assert refused.code == 2
-    assert "leave --continuation out" in refused.err
+    assert "leave --warmup out" in refused.err

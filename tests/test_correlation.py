@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from saliency_networks import CASES, VECTOR, network_of, seeded, tiny, tiny_probes
+from criterion_networks import CASES, VECTOR, network_of, seeded, tiny, tiny_calibration
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -158,8 +158,8 @@ def test_moments_are_the_covariance(wide: bool, monkeypatch: pytest.MonkeyPatch)
 
 def test_information_is_that_of_a_gaussian_around_the_outputs() -> None:
     """At the logits it is 1, in expectation over the answers drawn."""
-    network, probes = tiny(), tiny_probes(4000)
-    layers = respond(network, probes, seeded()).layers
+    network, calibration = tiny(), tiny_calibration(4000)
+    layers = respond(network, calibration, seeded()).layers
     found = layers["2.weight"].information
     torch.testing.assert_close(found, torch.ones_like(found), rtol=0.1, atol=0)
 
@@ -167,8 +167,8 @@ def test_information_is_that_of_a_gaussian_around_the_outputs() -> None:
 def test_information_adds_up_over_positions() -> None:
     """That of an output channel is one at every one of its positions."""
     network = network_of(lambda: nn.Conv1d(2, 3, 1), InputSpec((2, 5), "signal"))
-    probes = torch.randn(2000, 2, 5, generator=seeded())
-    found = respond(network, probes, seeded()).layers["weight"].information
+    calibration = torch.randn(2000, 2, 5, generator=seeded())
+    found = respond(network, calibration, seeded()).layers["weight"].information
     torch.testing.assert_close(found, torch.full((3,), 5.0), rtol=0.1, atol=0)
 
 
@@ -183,23 +183,23 @@ def test_other_weights_get_their_own_information() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return inputs @ self.table.T
 
-    network, probes = network_of(Functional, VECTOR), tiny_probes(6000).float()
-    found = respond(network, probes, seeded())
+    network, calibration = network_of(Functional, VECTOR), tiny_calibration(6000).float()
+    found = respond(network, calibration, seeded())
     assert not found.layers
-    expected = probes.square().mean(0).expand(3, -1)
+    expected = calibration.square().mean(0).expand(3, -1)
     torch.testing.assert_close(found.information["table"], expected, rtol=0.35, atol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_scores_are_a_ranking_and_the_network_stays(case: str) -> None:
     """Every rank once; the same for the same seed; hooks gone and the generator where it was."""
-    network, probes = CASES[case][0](), CASES[case][1]()
+    network, calibration = CASES[case][0](), CASES[case][1]()
     before = {name: one.clone() for name, one in network.model.state_dict().items()}
     generator = seeded(3)
-    scores = score("correlation", network, probes, generator)
+    scores = score("correlation", network, calibration, generator)
     total = network.layout.total
     assert torch.equal(scores.sort().values, (torch.arange(1, total + 1).double() / total).float())
-    assert torch.equal(scores, score("correlation", network, probes, seeded(3)))
+    assert torch.equal(scores, score("correlation", network, calibration, seeded(3)))
     assert torch.equal(generator.get_state(), seeded(3).get_state())
     assert not any(one._forward_hooks for one in network.model.modules())
     for name, one in network.model.state_dict().items():
@@ -226,7 +226,7 @@ class Odd(nn.Module):
 def test_what_moves_nothing_goes_first() -> None:
     """Constant inputs, dead channels and layers never called stand last, those by magnitude."""
     network = network_of(Odd, VECTOR)
-    scores = score("correlation", network, tiny_probes(200).float(), seeded())
+    scores = score("correlation", network, tiny_calibration(200).float(), seeded())
     found = network.layout.split(scores)
     useless = {
         "first.weight": torch.zeros(6, 4).bool(),
@@ -246,19 +246,19 @@ def test_correlation_survives_where_magnitude_errs() -> None:
     """Large weights on inputs that hardly move go before small ones on those that do."""
     network = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
     network.weights["weight"][:, :2] *= 20
-    probes = tiny_probes(500).float() * torch.tensor([1e-3, 1e-3, 1, 1])
-    scores = score("correlation", network, probes, seeded()).view(3, 4)
+    calibration = tiny_calibration(500).float() * torch.tensor([1e-3, 1e-3, 1, 1])
+    scores = score("correlation", network, calibration, seeded()).view(3, 4)
     assert scores[:, :2].max() < scores[:, 2:].min()
 
 
 def test_fewer_positions_change_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Covariances from a sample of the positions give nearly the same ranking."""
-    network, probes = CASES["lenet"][0](), CASES["lenet"][1]()
+    network, calibration = CASES["lenet"][0](), CASES["lenet"][1]()
 
     def ranks(columns: int) -> Tensor:
         monkeypatch.setattr(responses, "FEWEST_COLUMNS", columns)
         monkeypatch.setattr(responses, "MOST_COLUMNS", columns)
-        return score("correlation", network, probes, seeded())
+        return score("correlation", network, calibration, seeded())
 
     pair = torch.stack([ranks(4000), ranks(10**6)])
     assert pair.corrcoef()[0, 1] > 0.9
@@ -276,9 +276,9 @@ def test_a_layer_used_twice_counts_both() -> None:
             hidden: Tensor = self.layer(self.layer(inputs))
             return hidden
 
-    network, probes = network_of(Twice, VECTOR), tiny_probes(300).float()
-    found = respond(network, probes, seeded()).layers["layer.weight"]
-    columns = torch.cat([probes, network.model.get_submodule("layer")(probes)])
+    network, calibration = network_of(Twice, VECTOR), tiny_calibration(300).float()
+    found = respond(network, calibration, seeded()).layers["layer.weight"]
+    columns = torch.cat([calibration, network.model.get_submodule("layer")(calibration)])
     torch.testing.assert_close(
         found.moments.covariance()[0, 0],
         columns.T.double().cov(correction=0),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from saliency_networks import CASES, network_of, seeded
+from criterion_networks import CASES, network_of, seeded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +38,7 @@ def test_token_ids_are_not_differentiated() -> None:
 
 
 def test_batches_follow_memory() -> None:
-    """As many probes as fit, at least one and at most `MAX_BATCH`."""
+    """As many calibration inputs as fit, at least one and at most `MAX_BATCH`."""
     assert fitting(1) == MAX_BATCH
     assert fitting(int(MEMORY / 10)) == 10
     assert fitting(int(MEMORY / 10), passes=3) == 3
@@ -57,10 +57,10 @@ def test_the_zoo_fits_whole_batches(name: str) -> None:
 def test_small_batches_give_the_same_scores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over parts are those over the whole, up to rounding."""
     network = network_of(lambda: nn.Linear(6, 3), InputSpec((6,), "vector"), torch.float64)
-    probes = torch.randn(40, 6, generator=seeded(), dtype=torch.float64)
-    whole = score(name, network, probes, seeded())
+    calibration = torch.randn(40, 6, generator=seeded(), dtype=torch.float64)
+    whole = score(name, network, calibration, seeded())
     monkeypatch.setattr(networks, "MEMORY", 1.0)
-    torch.testing.assert_close(score(name, network, probes, seeded()), whole)
+    torch.testing.assert_close(score(name, network, calibration, seeded()), whole)
 
 
 @pytest.mark.parametrize("name", [*ZOO, "attention"])

@@ -23,8 +23,8 @@ TINY = {
     "batch": 8,
     "population": 2,
     "offspring": 2,
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration_count": 32,
+    "validation_count": 32,
 }
 
 

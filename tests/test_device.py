@@ -1,4 +1,4 @@
-"""Where candidates are tried: what is chosen, and that the whole bench goes there.
+"""Where candidates are tried: what is chosen, and that the whole evaluator goes there.
 
 Of a GPU only a machine with one can tell. A second device on the CPU (`second_device.py`) shows
 everywhere that nothing is left behind, and gives the CPU's own bits to compare with.
@@ -20,11 +20,11 @@ from repair_networks import (
     Encoder,
     Perceptron,
     Residual,
-    loop_bench,
+    loop_evaluator,
     random_masks,
     target_of,
 )
-from search_cases import VECTOR, random_genes, run_to_bits, seeded, seeds_of, tiny_bench
+from search_cases import VECTOR, random_genes, run_to_bits, seeded, seeds_of, tiny_evaluator
 from second_device import FAR, Far, second_device
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,8 +33,8 @@ from worker_tasks import Fail
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.evaluation.evaluator import Bench
-from gaprune.evaluation.forward_modes import AfterRepair, Guided
+from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evaluation.objectives import OBJECTIVES, find_objective
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
@@ -44,7 +44,7 @@ from gaprune.evolution.scoring import ScoreGroup
 from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.runs.resolve_settings import check_settings
-from gaprune.workers import RayWorkers, SerialWorkers, Staff, choose_device
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
 from gaprune.workers.device import settle, steady
 
 cuda = pytest.mark.skipif(
@@ -52,59 +52,70 @@ cuda = pytest.mark.skipif(
 )
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
 
-STEPS = Refinement(steps=3, rate=0.5, batch=16, clip=3.0)
+STEPS = Refinement(steps=3, learning_rate=0.5, batch=16, clip=3.0)
 
 
 @pytest.mark.parametrize(
     ("staff", "expected"),
     [
-        (Staff(device="cpu"), "cpu"),
-        (Staff(2), "cpu"),
-        (Staff(2, device="cpu"), "cpu"),
-        (Staff(address="head:6379"), "cpu"),
-        (Staff(2, gpus=0.5), "cuda"),
-        (Staff(1, gpus=1, device="cuda"), "cuda"),
+        (WorkerOptions(device="cpu"), "cpu"),
+        (WorkerOptions(2), "cpu"),
+        (WorkerOptions(2, device="cpu"), "cpu"),
+        (WorkerOptions(address="head:6379"), "cpu"),
+        (WorkerOptions(2, gpus=0.5), "cuda"),
+        (WorkerOptions(1, gpus=1, device="cuda"), "cuda"),
     ],
     ids=str,
 )
-def test_actors_use_the_gpus_that_they_reserve(staff: Staff, expected: str) -> None:
+def test_actors_use_the_gpus_that_they_reserve(
+    worker_options: WorkerOptions, expected: str
+) -> None:
     """And no others; this process may have none, its cluster has them."""
-    assert choose_device(staff) == expected
+    assert choose_device(worker_options) == expected
 
 
 @without_cuda
 def test_without_a_gpu_it_is_the_cpu() -> None:
     """By default."""
-    assert choose_device(Staff()) == "cpu"
+    assert choose_device(WorkerOptions()) == "cpu"
 
 
 @cuda
 def test_with_a_gpu_it_is_that() -> None:
     """By default, and where one of several is asked for."""
-    assert choose_device(Staff()) == "cuda"
-    assert choose_device(Staff(device="cuda:0")) == "cuda:0"
+    assert choose_device(WorkerOptions()) == "cuda"
+    assert choose_device(WorkerOptions(device="cuda:0")) == "cuda:0"
     with pytest.raises(InputError, match=r"device: 'cuda:99' asked, but there are \d+ GPU"):
-        choose_device(Staff(device="cuda:99"))
+        choose_device(WorkerOptions(device="cuda:99"))
 
 
 @pytest.mark.parametrize(
     ("staff", "message"),
     [
-        (Staff(2, device="cuda"), "'cuda' asked, but workers that are Ray.*add --gpus-per-worker"),
-        (Staff(2, gpus=0.5, device="cpu"), "'cpu' asked, but --gpus-per-worker 0.5.*leave that"),
-        (Staff(2, gpus=1, device="cuda:1"), "'cuda:1' asked, but Ray chooses.*use --device cuda"),
+        (
+            WorkerOptions(2, device="cuda"),
+            "'cuda' asked, but workers that are Ray.*add --gpus-per-worker",
+        ),
+        (
+            WorkerOptions(2, gpus=0.5, device="cpu"),
+            "'cpu' asked, but --gpus-per-worker 0.5.*leave that",
+        ),
+        (
+            WorkerOptions(2, gpus=1, device="cuda:1"),
+            "'cuda:1' asked, but Ray chooses.*use --device cuda",
+        ),
         pytest.param(
-            Staff(device="cuda:0"),
+            WorkerOptions(device="cuda:0"),
             "'cuda:0' asked, but torch .* sees no CUDA GPU; use --device cpu",
             marks=without_cuda,
         ),
     ],
     ids=str,
 )
-def test_a_device_that_cannot_be_is_refused(staff: Staff, message: str) -> None:
+def test_a_device_that_cannot_be_is_refused(worker_options: WorkerOptions, message: str) -> None:
     """With the way out."""
     with pytest.raises(InputError, match=f"^device: {message}"):
-        choose_device(staff)
+        choose_device(worker_options)
 
 
 @without_cuda
@@ -130,15 +141,17 @@ def test_a_device_of_no_known_kind_is_refused(name: str) -> None:
         make_settings({"sparsity": 0.5, "device": name})
 
 
-def guided(bench: Bench) -> Bench:
-    """Return the bench with continuation and drift instead of repair in the loop."""
-    assert isinstance(bench.answering, AfterRepair)
-    return replace(bench, answering=Guided(bench.answering, drift=1.0))
+def guided(evaluator: Evaluator) -> Evaluator:
+    """Return the evaluator with continuation and drift instead of repair in the loop."""
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(
+        evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss=1.0)
+    )
 
 
-def in_loop(build: Callable[[], nn.Module], shape: tuple[int, ...], share: float) -> Bench:
-    """Return a float32 bench with repair in the loop."""
-    return loop_bench(target_of(build, shape, double=False), pool_share=share)
+def in_loop(build: Callable[[], nn.Module], shape: tuple[int, ...], share: float) -> Evaluator:
+    """Return a float32 evaluator with repair in the loop."""
+    return loop_evaluator(target_of(build, shape, double=False), pool_share=share)
 
 
 def with_norm() -> Perceptron:
@@ -146,29 +159,33 @@ def with_norm() -> Perceptron:
     return Perceptron(norm=True)
 
 
-BENCHES: dict[str, Callable[[], Bench]] = {
-    "strict, fresh probes": tiny_bench,
-    "strict, held and fresh ones": lambda: tiny_bench(pool_share=0.5),
-    "labels": lambda: tiny_bench("accuracy", pool_share=1, labels=True),
-    "all logits": lambda: tiny_bench("logits"),
+EVALUATORS: dict[str, Callable[[], Evaluator]] = {
+    "strict, fresh calibration inputs": tiny_evaluator,
+    "strict, held and fresh ones": lambda: tiny_evaluator(pool_share=0.5),
+    "labels": lambda: tiny_evaluator("accuracy", pool_share=1, labels=True),
+    "all logits": lambda: tiny_evaluator("logits"),
     "repaired, convolutions": lambda: in_loop(Convolutional, (2, 6, 6), 1),
     "repaired, attention": lambda: in_loop(Encoder, (5, 8), 1),
     "guided, residual": lambda: guided(in_loop(Residual, (2, 6, 6), 1)),
-    "guided, fresh probes": lambda: guided(in_loop(with_norm, (6,), 0.5)),
+    "guided, fresh calibration inputs": lambda: guided(in_loop(with_norm, (6,), 0.5)),
 }
 
 
-@pytest.fixture(params=BENCHES)
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """A bench of every way to answer, with every kind of probes."""
-    return BENCHES[request.param]()
+@pytest.fixture(params=EVALUATORS)
+def evaluator(request: pytest.FixtureRequest) -> Evaluator:
+    """A evaluator of every way to answer, with every kind of calibration inputs."""
+    return EVALUATORS[request.param]()
 
 
-def all_tasks(bench: Bench) -> list[Task | ScoreGroup]:
+def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroup]:
     """Return tasks of all kinds: every operator, gradient steps in every scope, both rungs."""
-    keep = bench.layout.total // 2
-    parents = tuple(random_genes(bench.layout, keep, seed) for seed in (1, 2))
-    fading = replace(STEPS, fade=(0.0, 0.9)) if isinstance(bench.answering, Guided) else STEPS
+    keep = evaluator.layout.total // 2
+    parents = tuple(random_genes(evaluator.layout, keep, seed) for seed in (1, 2))
+    fading = (
+        replace(STEPS, fade=(0.0, 0.9))
+        if isinstance(evaluator.forward_mode, GuidedForward)
+        else STEPS
+    )
     recipes = [Recipe(refinement=STEPS), Recipe("averaging", "gaussian", (), fading)]
     recipes += [Recipe(crossover=name) for name in CROSSOVERS]
     recipes += [Recipe(mutation=name) for name in MUTATIONS]
@@ -177,9 +194,9 @@ def all_tasks(bench: Bench) -> list[Task | ScoreGroup]:
         for seed, recipe in enumerate(recipes)
     ]
     for scope in ("global", "layer"):
-        genes = random_genes(bench.layout, keep, 3, scope)
+        genes = random_genes(evaluator.layout, keep, 3, scope)
         tasks.append(Breed((genes,), Recipe(refinement=STEPS), 9, -1))
-    masks = [parent.express(bench.layout) for parent in parents]
+    masks = [parent.express(evaluator.layout) for parent in parents]
     tasks += [Score.of(mask, rung) for mask in masks for rung in (0, -1)]
     return [*tasks, *map(Judge.of, masks), ScoreGroup(tuple(map(pack, masks)), -1)]
 
@@ -195,61 +212,61 @@ def plain_attention() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plain_attention")
-def test_everything_happens_on_the_device_of_the_bench(bench: Bench) -> None:
+def test_everything_happens_on_the_device_of_the_evaluator(evaluator: Evaluator) -> None:
     """No tensor is left behind or comes from elsewhere: the CPU's results, bit for bit.
 
     Genes, masks and numbers that come back are on the CPU.
     """
-    tasks = all_tasks(bench)
-    expected = run_to_bits(SerialWorkers(bench), tasks)
-    with second_device(), SerialWorkers(bench, 1, str(FAR)) as workers:
+    tasks = all_tasks(evaluator)
+    expected = run_to_bits(SerialWorkers(evaluator), tasks)
+    with second_device(), SerialWorkers(evaluator, 1, str(FAR)) as workers:
         assert run_to_bits(workers, tasks) == expected
 
 
 def test_statistics_after_repair_are_measured_there_too() -> None:
     """The continuation scores its parents as they answer after repair."""
-    bench = BENCHES["guided, residual"]()
-    masks = [random_genes(bench.layout, 100, seed).express(bench.layout) for seed in (1, 2)]
+    evaluator = EVALUATORS["guided, residual"]()
+    masks = [random_genes(evaluator.layout, 100, seed).express(evaluator.layout) for seed in (1, 2)]
     tasks = [Score.of(mask, -1, repaired=True) for mask in masks]
-    expected = [task.run(bench) for task in tasks]
+    expected = [task.run(evaluator) for task in tasks]
     with second_device() as device:
-        moved = bench.to(device)
+        moved = evaluator.to(device)
         assert [task.run(moved) for task in tasks] == expected
 
 
-def test_the_bench_of_the_caller_stays_where_it_is(bench: Bench) -> None:
-    """A copy is moved: the network, probes and labels here are as before, and are not shared."""
-    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+def test_the_evaluator_of_the_caller_stays_where_it_is(evaluator: Evaluator) -> None:
+    """A copy is moved: the network, calibration inputs and labels here are as before, and are not shared."""
+    before = {name: value.clone() for name, value in evaluator.model.state_dict().items()}
     with second_device() as device:
-        moved = bench.to(device)
+        moved = evaluator.to(device)
         assert isinstance(next(moved.model.parameters()), Far)
         with torch.no_grad():
             for parameter in moved.model.parameters():
                 parameter.zero_()
-    for name, value in bench.model.state_dict().items():
+    for name, value in evaluator.model.state_dict().items():
         assert type(value) is Tensor
         assert torch.equal(value, before[name])
-    assert type(bench.search.inputs) is Tensor
+    assert type(evaluator.search.inputs) is Tensor
 
 
-def test_the_weights_of_a_moved_bench_are_those_of_its_network() -> None:
+def test_the_weights_of_a_moved_evaluator_are_those_of_its_network() -> None:
     """One memory for both, and the same bits as here."""
-    bench = tiny_bench()
+    evaluator = tiny_evaluator()
     with second_device() as device:
-        moved = bench.to(device)
+        moved = evaluator.to(device)
         for name, weight in moved.weights.items():
-            assert torch.equal(weight.cpu(), bench.weights[name])
+            assert torch.equal(weight.cpu(), evaluator.weights[name])
             assert not weight.requires_grad
             moved.model.get_parameter(name).data.add_(1)
-            assert torch.equal(weight.cpu(), bench.weights[name] + 1)
+            assert torch.equal(weight.cpu(), evaluator.weights[name] + 1)
 
 
 def test_on_the_cpu_nothing_is_moved() -> None:
-    """The bench is the same object, and is not even tried."""
-    bench = tiny_bench()
-    assert bench.to("cpu") is bench
-    assert settle(bench, "cpu") is bench
-    assert settle("no bench", "cuda") == "no bench"
+    """The evaluator is the same object, and is not even tried."""
+    evaluator = tiny_evaluator()
+    assert evaluator.to("cpu") is evaluator
+    assert settle(evaluator, "cpu") is evaluator
+    assert settle("no evaluator", "cuda") == "no evaluator"
 
 
 class Stuck(nn.Module):
@@ -267,9 +284,9 @@ class Stuck(nn.Module):
 
 def test_a_network_that_cannot_be_moved_is_named_with_the_way_out() -> None:
     """Before anything is searched."""
-    bench = replace(in_loop(Stuck, (6,), 1), answering=tiny_bench().answering)
+    evaluator = replace(in_loop(Stuck, (6,), 1), forward_mode=tiny_evaluator().forward_mode)
     with second_device() as device, pytest.raises(InputError) as caught:
-        bench.to(device).try_once()
+        evaluator.to(device).try_once()
     message = str(caught.value)
     assert message.startswith("device: the network does not run on meta in float32 (Expected all")
     assert message.endswith("parameters or buffers (register_buffer), or use --device cpu")
@@ -279,23 +296,25 @@ def test_an_objective_of_ones_own_is_shown_cpu_tensors(tmp_path: Path) -> None:
     """So it may use numpy wherever candidates are tried."""
     code = "def score(outputs, teacher, labels):\n    return -(outputs - teacher).numpy().max()\n"
     (tmp_path / "own.py").write_text(code)
-    bench = tiny_bench()
-    bench = replace(bench, objective=find_objective(f"{tmp_path}/own.py:score", torch.zeros(2, 4)))
-    mask = torch.rand(bench.layout.total, generator=seeded()) < 0.5
-    expected = bench.fitness(mask)
+    evaluator = tiny_evaluator()
+    evaluator = replace(
+        evaluator, objective=find_objective(f"{tmp_path}/own.py:score", torch.zeros(2, 4))
+    )
+    mask = torch.rand(evaluator.layout.total, generator=seeded()) < 0.5
+    expected = evaluator.fitness(mask)
     with second_device() as device:
-        assert bench.to(device).fitness(mask) == expected < 0
+        assert evaluator.to(device).fitness(mask) == expected < 0
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_computed_there(name: str) -> None:
     """Fitness, loss and judge."""
-    bench = tiny_bench(name, labels=True, pool_share=1)
-    mask = torch.rand(bench.layout.total, generator=seeded()) < 0.5
-    batch = bench.draw(12, seeded(1))
-    expected = bench.fitness(mask), bench.judge(mask), bench.score_gradient(mask, batch)
+    evaluator = tiny_evaluator(name, labels=True, pool_share=1)
+    mask = torch.rand(evaluator.layout.total, generator=seeded()) < 0.5
+    batch = evaluator.draw(12, seeded(1))
+    expected = evaluator.fitness(mask), evaluator.judge(mask), evaluator.score_gradient(mask, batch)
     with second_device() as device:
-        moved = bench.to(device)
+        moved = evaluator.to(device)
         gradient = moved.score_gradient(mask, moved.draw(12, seeded(1)))
         assert (moved.fitness(mask), moved.judge(mask)) == expected[:2]
         assert gradient.device == FAR
@@ -304,15 +323,15 @@ def test_every_objective_is_computed_there(name: str) -> None:
 
 def test_masks_are_exact_there() -> None:
     """With many ties, in one layer and over all of them: those of the CPU."""
-    bench = tiny_bench()
-    scores = torch.randint(0, 6, (bench.layout.total,), generator=seeded()).float()
+    evaluator = tiny_evaluator()
+    scores = torch.randint(0, 6, (evaluator.layout.total,), generator=seeded()).float()
     with second_device() as device:
-        for keep in (1, 3, 57, 100, bench.layout.total):
+        for keep in (1, 3, 57, 100, evaluator.layout.total):
             far = scores.to(device)
             assert torch.equal(top_k_mask(far, keep).cpu(), top_k_mask(scores, keep))
-            if keep >= sum(bench.layout.least):
-                expected = global_mask(scores, bench.layout, keep)
-                assert torch.equal(global_mask(far, bench.layout, keep).cpu(), expected)
+            if keep >= sum(evaluator.layout.least):
+                expected = global_mask(scores, evaluator.layout, keep)
+                assert torch.equal(global_mask(far, evaluator.layout, keep).cpu(), expected)
 
 
 def test_a_gpu_is_set_to_equal_bits_only_while_tasks_run() -> None:
@@ -346,42 +365,42 @@ def test_a_full_memory_is_told_with_the_way_out() -> None:
 
 
 @cuda
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", EVALUATORS)
 def test_a_gpu_scores_as_the_cpu_does(name: str) -> None:
     """Up to rounding: fitness, verdicts, gradients; masks are exact."""
-    bench = BENCHES[name]()
-    moved = settle(bench, "cuda")
-    mask = random_genes(bench.layout, bench.layout.total // 2).express(bench.layout)
+    evaluator = EVALUATORS[name]()
+    moved = settle(evaluator, "cuda")
+    mask = random_genes(evaluator.layout, evaluator.layout.total // 2).express(evaluator.layout)
     with steady("cuda"):
-        assert moved.fitness(mask) == pytest.approx(bench.fitness(mask), rel=1e-3, abs=1e-4)
-        assert moved.judge(mask) == pytest.approx(bench.judge(mask), rel=1e-3, abs=1e-4)
-        here = bench.score_gradient(mask, bench.draw(16, seeded()))
+        assert moved.fitness(mask) == pytest.approx(evaluator.fitness(mask), rel=1e-3, abs=1e-4)
+        assert moved.judge(mask) == pytest.approx(evaluator.judge(mask), rel=1e-3, abs=1e-4)
+        here = evaluator.score_gradient(mask, evaluator.draw(16, seeded()))
         there = moved.score_gradient(mask, moved.draw(16, seeded())).cpu()
     assert torch.nn.functional.cosine_similarity(here, there, dim=0) > 0.999
-    for child in SerialWorkers(bench, 1, "cuda").run(all_tasks(bench)[:2]):
-        assert int(child.genes.express(bench.layout).count_nonzero()) == child.keep
+    for child in SerialWorkers(evaluator, 1, "cuda").run(all_tasks(evaluator)[:2]):
+        assert int(child.genes.express(evaluator.layout).count_nonzero()) == child.keep
         assert child.genes.scores.device.type == "cpu"
 
 
 @cuda
 def test_a_gpu_gives_equal_bits_twice() -> None:
     """Every kind of task."""
-    for make in BENCHES.values():
-        bench = make()
-        tasks = all_tasks(bench)
-        once, twice = (run_to_bits(SerialWorkers(bench, 1, "cuda"), tasks) for _ in range(2))
+    for make in EVALUATORS.values():
+        evaluator = make()
+        tasks = all_tasks(evaluator)
+        once, twice = (run_to_bits(SerialWorkers(evaluator, 1, "cuda"), tasks) for _ in range(2))
         assert once == twice
 
 
 @cuda
 def test_an_actor_with_a_part_of_a_gpu_gives_the_bits_of_one_here(ray_session: None) -> None:
     """A search in this process on the GPU, and on two actors that share it."""
-    bench = tiny_bench(pool_share=0.5)
+    evaluator = tiny_evaluator(pool_share=0.5)
 
     def search(on: SerialWorkers | RayWorkers) -> list[str]:
         plan = Plan(
             preset=find_preset("default"),
-            layout=bench.layout,
+            layout=evaluator.layout,
             seed=3,
             population=4,
             offspring=6,
@@ -391,18 +410,20 @@ def test_an_actor_with_a_part_of_a_gpu_gives_the_bits_of_one_here(ray_session: N
             group=8,
         )
         with on as workers:
-            return [one.key for one in Evolution(plan, workers).run(seeds_of(bench, 60)).population]
+            return [
+                one.key for one in Evolution(plan, workers).run(seeds_of(evaluator, 60)).population
+            ]
 
-    alone = search(SerialWorkers(bench, 1, "cuda"))
-    assert search(RayWorkers(bench, Staff(2, gpus=0.5, device="cuda"))) == alone
+    alone = search(SerialWorkers(evaluator, 1, "cuda"))
+    assert search(RayWorkers(evaluator, WorkerOptions(2, gpus=0.5, device="cuda"))) == alone
 
 
-def test_fresh_probes_are_drawn_by_the_same_generator() -> None:
+def test_fresh_calibration_are_drawn_by_the_same_generator() -> None:
     """A seed means the same inputs on every device."""
-    bench = replace(tiny_bench(), fresh=Mixture(VECTOR, {"uniform": 1.0}, torch.float32))
-    here = bench.draw(8, seeded(5))
+    evaluator = replace(tiny_evaluator(), fresh=Mixture(VECTOR, {"uniform": 1.0}, torch.float32))
+    here = evaluator.draw(8, seeded(5))
     with second_device() as device:
-        there = bench.to(device).draw(8, seeded(5))
+        there = evaluator.to(device).draw(8, seeded(5))
         assert torch.equal(there.inputs.cpu(), here.inputs)
         assert torch.equal(there.teacher.cpu(), here.teacher)
     masks = random_masks(target_of(with_norm, (6,)))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from command_line import OWN, Run
 from comparison_cases import Heard, question, timeless
-from repair_networks import Convolutional, Encoder, Perceptron, Residual, probes_for, target_of
+from repair_networks import Convolutional, Encoder, Perceptron, Residual, calibration_for, target_of
 from safetensors.torch import load_file
 from search_cases import seeded
 from second_device import FAR, Far, second_device
@@ -29,7 +29,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Silence
 from gaprune.comparison import Data, compare_target
 from gaprune.config import make_settings
-from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria import CRITERIA, Network, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.pruned_network import find_target
 from gaprune.io.atomic_folder import read_bundle
@@ -41,7 +41,7 @@ from gaprune.runs.checkpointer import START, FolderKeeper
 from gaprune.runs.open_directory import claim, claim_again
 from gaprune.runs.prune import prune_target, run_pruning
 from gaprune.runs.result import Result
-from gaprune.workers import Staff, choose_device, choose_home, working_on
+from gaprune.workers import WorkerOptions, choose_device, choose_home, working_on
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -104,24 +104,24 @@ TINY_RUN: dict[str, Any] = {
     "offspring": 2,
     "steps": 2,
     "batch": 8,
-    "probes": ("procedural",),
-    "probe_count": 16,
-    "guard_count": 16,
+    "calibration": ("procedural",),
+    "calibration_count": 16,
+    "validation_count": 16,
     "inversions": 8,
     "impressions": 8,
-    "pool_count": 16,
+    "gradient_count": 16,
 }
 Case = tuple[Callable[[], Target], dict[str, Any]]
 RUNS: dict[str, Case] = {
-    "noise": (normed, {"probes": ("noise",), "method": "wanda", "repair": True}),
+    "noise": (normed, {"calibration": ("noise",), "method": "wanda", "repair": True}),
     "procedural": (normed, {"repair": True}),
-    "inversion": (normed, {"probes": ("auto", "inversion", "procedural"), "method": "lamp"}),
-    "guided": (normed, {"continuation": 2, "drift": 1}),
-    "impressions": (small_images, {"probes": ("impressions",), "method": "taylor"}),
-    "token search": (reader, {"probes": ("impressions", "procedural"), "method": "snip"}),
-    "written": (writer, {"probes": ("impressions",), "method": "magnitude"}),
+    "inversion": (normed, {"calibration": ("auto", "inversion", "procedural"), "method": "lamp"}),
+    "guided": (normed, {"warmup": 2, "statistics_loss": 1}),
+    "impressions": (small_images, {"calibration": ("impressions",), "method": "taylor"}),
+    "token search": (reader, {"calibration": ("impressions", "procedural"), "method": "snip"}),
+    "written": (writer, {"calibration": ("impressions",), "method": "magnitude"}),
     "repair in the loop": (small_images, {"repair_in_loop": True, "preset": "black-box"}),
-    "features": (normed, {"features": 1.0}),
+    "feature_loss": (normed, {"feature_loss": 1.0}),
     "pareto": (normed, {"pareto": True, "generations": 2}),
     "limit": (normed, {"max_drop": 0.5, "sparsity": 0.8, "method": "magnitude"}),
     "classic": (normed, {"preset": "classic", "objective": "kl", "scope": "layer"}),
@@ -152,7 +152,7 @@ def bits_of(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
 
 def labelled(target: Target) -> Samples:
     """Return inputs with labels at random."""
-    return Samples(probes_for(target, 20), torch.arange(20) % 3, "labels at random")
+    return Samples(calibration_for(target, 20), torch.arange(20) % 3, "labels at random")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -188,16 +188,18 @@ SCORED: dict[str, Callable[[], Target]] = {
 
 
 @pytest.mark.usefixtures("plain_attention")
-@pytest.mark.parametrize("name", SALIENCIES)
+@pytest.mark.parametrize("name", CRITERIA)
 @pytest.mark.parametrize("kind", SCORED)
 def test_every_criterion_scores_the_same_there(kind: str, name: str) -> None:
-    """Whether probes are there already or come from the CPU, as the draws do."""
+    """Whether calibration inputs are there already or come from the CPU, as the draws do."""
     target = SCORED[kind]()
     tokens = target.inputs.kind == "tokens"
-    probes = torch.randint(12, (16, 5), generator=seeded()) if tokens else probes_for(target, 16)
-    expected = score(name, _seen(target), probes, seeded(1), 0.5)
+    calibration = (
+        torch.randint(12, (16, 5), generator=seeded()) if tokens else calibration_for(target, 16)
+    )
+    expected = score(name, _seen(target), calibration, seeded(1), 0.5)
     with second_device() as device:
-        found = score(name, _seen(target.to(device)), probes, seeded(1), 0.5)
+        found = score(name, _seen(target.to(device)), calibration, seeded(1), 0.5)
         assert found.device == FAR
         assert torch.equal(found.cpu(), expected)
 
@@ -209,7 +211,7 @@ def _seen(target: Target) -> Network:
 def test_a_comparison_gives_the_same_rows() -> None:
     """Methods that search, score, train or share weights (channels are cut by another package)."""
     methods = ("evolved", "magnitude", "structured-l2", "clustered", "imp-linear")
-    shown = {"device": "cpu", "probes": ("procedural",), "preset": "black-box", "steps": None}
+    shown = {"device": "cpu", "calibration": ("procedural",), "preset": "black-box", "steps": None}
     asked = question(methods, (0.5,), settings={**shown, "batch": None}, clusters=2)
     asked = replace(asked, training=replace(asked.training, optimiser="sgd"))  # no fused kernels
     data = Data(labelled(normed()), labelled(normed()))
@@ -250,12 +252,12 @@ def test_what_comes_out_lies_on_the_cpu(tmp_path: Path) -> None:
         moved = target.to(device)
         state = moved.masked_state(masks)
         copied = moved.masked_copy(masks).state_dict()
-        fixed = repair(moved, masks, probes_for(target)).state
+        fixed = repair(moved, masks, calibration_for(target)).state
         assert all(isinstance(value, Far) for value in copied.values())
         assert all(torch.equal(copied[name].cpu(), value) for name, value in state.items())
     assert all(type(value) is Tensor and value.is_contiguous() for value in state.values())
     assert bits_of(state) == bits_of(target.masked_state(masks))
-    assert bits_of(fixed) == bits_of(repair(target, masks, probes_for(target)).state)
+    assert bits_of(fixed) == bits_of(repair(target, masks, calibration_for(target)).state)
     settings = make_settings({**TINY_RUN, "method": "magnitude", "repair": True})
     with second_device() as device, claim(tmp_path / "run") as own:
         result = prune_target(normed().to(device), settings, own=own)
@@ -298,7 +300,7 @@ def test_a_run_goes_on_on_another_device(tmp_path: Path, first: str) -> None:
 def test_a_run_of_a_gpu_goes_on_without_one_where_that_is_asked_for(place: Path, run: Run) -> None:
     """The message says how, and then also its network is loaded on the CPU; exports need no GPU."""
     asked = ("--generations", "1", "--preset", "black-box", "--out", "run", "--device", "cpu")
-    assert run("prune", *OWN, "--sparsity", "0.5", "--probe-count", "32", *asked).code == 0
+    assert run("prune", *OWN, "--sparsity", "0.5", "--calibration-count", "32", *asked).code == 0
     config = place / "run" / "config.toml"
     stated = config.read_text()
     assert 'device = "cpu"' in stated
@@ -317,21 +319,21 @@ def test_a_run_of_a_gpu_goes_on_without_one_where_that_is_asked_for(place: Path,
 
 def test_the_network_lives_where_the_search_begins() -> None:
     """With Ray, that is the CPU of this process, whatever its workers reserve."""
-    assert choose_home(Staff(device="cpu")) == "cpu"
-    assert choose_home(Staff(2, gpus=0.5, device="cuda")) == "cpu"
-    assert choose_home(Staff()) == choose_device(Staff())
+    assert choose_home(WorkerOptions(device="cpu")) == "cpu"
+    assert choose_home(WorkerOptions(2, gpus=0.5, device="cuda")) == "cpu"
+    assert choose_home(WorkerOptions()) == choose_device(WorkerOptions())
 
 
 def test_auto_is_the_gpu_that_the_network_is_on() -> None:
     """Of several; what is asked for goes before."""
-    assert choose_device(Staff(device="cpu"), torch.device("cuda:1")) == "cpu"
-    assert choose_device(Staff(), torch.device("cuda:1")) == "cuda:1"
-    assert choose_device(Staff(), torch.device("cuda:0")) == choose_device(Staff())
-    assert choose_device(Staff(2), torch.device("cuda:1")) == "cpu"
+    assert choose_device(WorkerOptions(device="cpu"), torch.device("cuda:1")) == "cpu"
+    assert choose_device(WorkerOptions(), torch.device("cuda:1")) == "cuda:1"
+    assert choose_device(WorkerOptions(), torch.device("cuda:0")) == choose_device(WorkerOptions())
+    assert choose_device(WorkerOptions(2), torch.device("cuda:1")) == "cpu"
 
 
 def test_a_full_memory_is_told_with_the_way_out_wherever_it_happens() -> None:
-    """Also while probes are made or criteria computed, in this process."""
+    """Also while calibration inputs are made or criteria computed, in this process."""
     told = pytest.raises(GapruneError, match=r"device: the memory of cpu is full \(CUDA out of mem")
     with told, working_on("cpu"):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -342,7 +344,14 @@ def test_a_full_memory_is_told_with_the_way_out_wherever_it_happens() -> None:
     "command",
     [
         ("mnist-cnn",),
-        ("mobile-student", "--probes", "inversion,procedural", "--repair", "--inversions", "32"),
+        (
+            "mobile-student",
+            "--calibration",
+            "inversion,procedural",
+            "--repair",
+            "--inversions",
+            "32",
+        ),
     ],
     ids=lambda words: words[0],
 )
@@ -351,7 +360,16 @@ def test_the_commands_work_on_a_gpu(
 ) -> None:
     """From end to end, twice with the same result; the files are for every machine."""
     few = ("--sparsity", "0.9", "--device", "cuda", "--generations", "1", "--steps", "4", "--json")
-    small = ("--probe-count", "64", "--guard-count", "64", "--population", "3", "--offspring", "2")
+    small = (
+        "--calibration-count",
+        "64",
+        "--validation-count",
+        "64",
+        "--population",
+        "3",
+        "--offspring",
+        "2",
+    )
     records = []
     for place in ("one", "two"):
         ran = run("prune", *command, *few, *small, "--out", str(tmp_path / place))

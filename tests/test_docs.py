@@ -23,7 +23,7 @@ from typer.main import get_command
 import gaprune
 from gaprune.cli import app, load
 from gaprune.comparison.comparison_job import make_request
-from gaprune.criteria import SALIENCIES
+from gaprune.criteria import CRITERIA
 from gaprune.runs.job import make_job
 
 LIMITS: dict[str, Any] = {
@@ -32,8 +32,8 @@ LIMITS: dict[str, Any] = {
     "batch": 8,
     "population": 2,
     "offspring": 2,
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration_count": 32,
+    "validation_count": 32,
 }
 """What every search in the documents is cut short by, where it does not say itself."""
 IMAGES = "torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(3600, 3)"
@@ -71,10 +71,10 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(gaprune, "prune", _shortened(gaprune.prune))
-    before, own = set(sys.modules), dict(SALIENCIES)
+    before, own = set(sys.modules), dict(CRITERIA)
     yield partial(_play, tmp_path)
-    SALIENCIES.clear()
-    SALIENCIES.update(own)
+    CRITERIA.clear()
+    CRITERIA.update(own)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]

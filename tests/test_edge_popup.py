@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import seeded, tiny_bench
+from search_cases import seeded, tiny_evaluator
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.comparison.methods.edge_popup import INITIAL_SCORES, EdgePopup, edge_popup
 from gaprune.errors import GapruneError, InputError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import layer_counts
 
 SCOPES = ["layer", "global"]
-FAST = EdgePopup(steps=60, batch=32, rate=0.05)
+FAST = EdgePopup(steps=60, batch=32, learning_rate=0.05)
 
 
 class GetSubnet(torch.autograd.Function):
@@ -39,53 +39,55 @@ class GetSubnet(torch.autograd.Function):
         return grads[0], None
 
 
-def as_in_the_paper(bench: Bench, sparsity: float, how: EdgePopup, seed: int) -> Tensor:
+def as_in_the_paper(evaluator: Evaluator, sparsity: float, how: EdgePopup, seed: int) -> Tensor:
     """Train one score tensor per layer with torch's SGD and cosine schedule; return the mask."""
     generator = seeded(seed)
-    scores = {name: torch.empty(weight.shape) for name, weight in bench.weights.items()}
+    scores = {name: torch.empty(weight.shape) for name, weight in evaluator.weights.items()}
     for name, tensor in scores.items():
         if how.initial == "kaiming":
             nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
         else:
-            weight = bench.weights[name]
+            weight = evaluator.weights[name]
             tensor.copy_(math.sqrt(6 / weight.shape[1]) * weight / weight.abs().max())
         tensor.requires_grad_()
     optimiser = torch.optim.SGD(
-        scores.values(), how.rate, momentum=how.momentum, weight_decay=how.weight_decay
+        scores.values(), how.learning_rate, momentum=how.momentum, weight_decay=how.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.steps)
 
     def subnets() -> dict[str, Tensor]:
         if how.scope == "layer":
-            counts = uniform_counts(bench.layout, sparsity)
+            counts = uniform_counts(evaluator.layout, sparsity)
             kept = zip(scores.items(), counts, strict=True)
             return {n: GetSubnet.apply(s.abs(), keep) for (n, s), keep in kept}  # type: ignore[no-untyped-call]
         flat = torch.cat([tensor.abs().flatten() for tensor in scores.values()])
-        whole = GetSubnet.apply(flat, keep_total(bench.layout, sparsity))  # type: ignore[no-untyped-call]
-        return bench.layout.split(whole)
+        whole = GetSubnet.apply(flat, keep_total(evaluator.layout, sparsity))  # type: ignore[no-untyped-call]
+        return evaluator.layout.split(whole)
 
-    assert bench.objective.loss is not None
+    assert evaluator.objective.loss is not None
     for _ in range(how.steps):
-        batch = bench.draw(how.batch, generator)
-        kept = {name: bench.weights[name] * subnet for name, subnet in subnets().items()}
-        outputs = functional_call(bench.model, kept, (batch.inputs,))
+        batch = evaluator.draw(how.batch, generator)
+        kept = {name: evaluator.weights[name] * subnet for name, subnet in subnets().items()}
+        outputs = functional_call(evaluator.model, kept, (batch.inputs,))
         optimiser.zero_grad()
-        bench.objective.loss(outputs, batch.teacher, batch.labels).backward()
+        evaluator.objective.loss(outputs, batch.teacher, batch.labels).backward()
         optimiser.step()
         schedule.step()
-    return bench.layout.flatten(subnets()).bool()
+    return evaluator.layout.flatten(subnets()).bool()
 
 
 @pytest.mark.parametrize("initial", INITIAL_SCORES)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_it_is_edge_popup(scope: str, initial: str) -> None:
     """The mask of torch's optimiser on scores behind the paper's straight-through function."""
-    bench = tiny_bench()
-    how = EdgePopup(steps=20, batch=16, rate=0.02, weight_decay=0.01, scope=scope, initial=initial)
-    expected = as_in_the_paper(bench, 0.6, how, seed=4)
-    mask = edge_popup(bench, 0.6, how, seeded(4))
+    evaluator = tiny_evaluator()
+    how = EdgePopup(
+        steps=20, batch=16, learning_rate=0.02, weight_decay=0.01, scope=scope, initial=initial
+    )
+    expected = as_in_the_paper(evaluator, 0.6, how, seed=4)
+    mask = edge_popup(evaluator, 0.6, how, seeded(4))
     assert int((mask ^ expected).sum()) <= 2  # sums in another order may swap a pair
-    start = edge_popup(bench, 0.6, replace(how, steps=0), seeded(4))
+    start = edge_popup(evaluator, 0.6, replace(how, steps=0), seeded(4))
     assert int((mask ^ start).sum()) > 10
 
 
@@ -93,77 +95,81 @@ def test_it_is_edge_popup(scope: str, initial: str) -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_the_budget_is_exact(scope: str, initial: str) -> None:
     """The total as asked; in scope layer every layer has the same density."""
-    bench = tiny_bench()
+    evaluator = tiny_evaluator()
     how = replace(FAST, steps=5, scope=scope, initial=initial)
     for sparsity in (0.3, 0.77, 0.95):
-        mask = edge_popup(bench, sparsity, how, seeded())
+        mask = edge_popup(evaluator, sparsity, how, seeded())
         assert mask.dtype == torch.bool
-        assert int(mask.sum()) == keep_total(bench.layout, sparsity)
-        counts = layer_counts(mask, bench.layout)
+        assert int(mask.sum()) == keep_total(evaluator.layout, sparsity)
+        counts = layer_counts(mask, evaluator.layout)
         assert min(counts) >= 1
-        assert scope == "global" or counts == uniform_counts(bench.layout, sparsity)
+        assert scope == "global" or counts == uniform_counts(evaluator.layout, sparsity)
 
 
 @pytest.mark.parametrize("initial", INITIAL_SCORES)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_training_the_scores_lowers_the_loss(scope: str, initial: str) -> None:
-    """The trained mask is clearly better on unseen probes than the one it starts from."""
-    bench = tiny_bench()
+    """The trained mask is clearly better on unseen calibration inputs than the one it starts from."""
+    evaluator = tiny_evaluator()
     how = replace(FAST, steps=150, scope=scope, initial=initial)
-    trained = bench.fitness(edge_popup(bench, 0.5, how, seeded()))
-    assert trained > 0.6 * bench.fitness(edge_popup(bench, 0.5, replace(how, steps=0), seeded()))
+    trained = evaluator.fitness(edge_popup(evaluator, 0.5, how, seeded()))
+    assert trained > 0.6 * evaluator.fitness(
+        edge_popup(evaluator, 0.5, replace(how, steps=0), seeded())
+    )
 
 
 def test_scores_from_weights_start_as_magnitude_inside_layers() -> None:
     """Without a step, scope layer keeps the largest weights of each layer."""
-    bench = tiny_bench()
+    evaluator = tiny_evaluator()
     how = EdgePopup(steps=0, scope="layer")
-    mask = bench.layout.split(edge_popup(bench, 0.7, how, seeded()))
-    for name, weight in bench.weights.items():
+    mask = evaluator.layout.split(edge_popup(evaluator, 0.7, how, seeded()))
+    for name, weight in evaluator.weights.items():
         smallest_kept = weight.abs()[mask[name]].min()
         assert smallest_kept > weight.abs()[~mask[name]].max()
 
 
 def test_the_seed_decides_and_nothing_else_moves() -> None:
     """Same generator, same bits; the network and the global state stay."""
-    bench, state = tiny_bench(), torch.get_rng_state()
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-    first, again, other = (edge_popup(bench, 0.5, FAST, seeded(seed)) for seed in (1, 1, 2))
+    evaluator, state = tiny_evaluator(), torch.get_rng_state()
+    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    first, again, other = (edge_popup(evaluator, 0.5, FAST, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
+    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
 
 
 def test_layers_of_zeros_and_vectors_have_finite_first_scores() -> None:
     """A dead layer and a prunable bias do not divide by zero."""
-    bench = tiny_bench()
-    model = bench.model.requires_grad_(False)
+    evaluator = tiny_evaluator()
+    model = evaluator.model.requires_grad_(False)
     model.get_parameter("2.weight").zero_()
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    bench = replace(bench, weights=weights, layout=type(bench.layout).of(weights))
+    evaluator = replace(evaluator, weights=weights, layout=type(evaluator.layout).of(weights))
     for initial in INITIAL_SCORES:
-        scores = INITIAL_SCORES[initial](bench, seeded())
+        scores = INITIAL_SCORES[initial](evaluator, seeded())
         assert scores.isfinite().all()
-        mask = edge_popup(bench, 0.5, replace(FAST, steps=3, initial=initial), seeded())
-        assert int(mask.sum()) == keep_total(bench.layout, 0.5)
+        mask = edge_popup(evaluator, 0.5, replace(FAST, steps=3, initial=initial), seeded())
+        assert int(mask.sum()) == keep_total(evaluator.layout, 0.5)
 
 
-def test_probes_that_overflow_are_an_error() -> None:
+def test_calibration_that_overflow_are_an_error() -> None:
     """The message says at which step, and the way out."""
-    bench = tiny_bench(pool_share=1)
-    assert bench.pool is not None
-    bench = replace(bench, pool=bench.pool._replace(inputs=bench.pool.inputs * float("nan")))
-    with pytest.raises(GapruneError, match=r"not finite at step 1.*other probes"):
-        edge_popup(bench, 0.5, FAST, seeded())
+    evaluator = tiny_evaluator(pool_share=1)
+    assert evaluator.pool is not None
+    evaluator = replace(
+        evaluator, pool=evaluator.pool._replace(inputs=evaluator.pool.inputs * float("nan"))
+    )
+    with pytest.raises(GapruneError, match=r"not finite at step 1.*other calibration inputs"):
+        edge_popup(evaluator, 0.5, FAST, seeded())
 
 
 def test_a_black_box_is_refused() -> None:
     """There must be a loss to differentiate."""
-    bench = tiny_bench(replace(OBJECTIVES["kl"], name="mine.py:score", loss=None))
+    evaluator = tiny_evaluator(replace(OBJECTIVES["kl"], name="mine.py:score", loss=None))
     with pytest.raises(InputError, match=r"mine\.py:score.*black box"):
-        edge_popup(bench, 0.5, FAST, seeded())
+        edge_popup(evaluator, 0.5, FAST, seeded())
 
 
 @pytest.mark.parametrize(
@@ -187,4 +193,4 @@ def test_settings_outside_their_range_are_refused(change: dict[str, Any], messag
 def test_a_sparsity_that_empties_a_layer_is_refused() -> None:
     """In scope layer the small layer is named."""
     with pytest.raises(InputError, match=r"keeps nothing of layer '4\.weight'"):
-        edge_popup(tiny_bench(), 0.985, replace(FAST, scope="layer"), seeded())
+        edge_popup(tiny_evaluator(), 0.985, replace(FAST, scope="layer"), seeded())

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import Recording, random_genes, seeded, seeds_of, tiny_bench
+from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluator
 
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Bench, Verdict
+from gaprune.evaluation.evaluator import Evaluator, Verdict
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
@@ -26,10 +26,10 @@ from gaprune.evolution.tasks import Judge, derive_seed
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.workers import SerialWorkers
 
-BENCH = tiny_bench()
-LABELLED = tiny_bench("accuracy", labels=True)
+EVALUATOR = tiny_evaluator()
+LABELLED = tiny_evaluator("accuracy", labels=True)
 KEEP = 60
-STEPS = Refinement(steps=4, rate=0.5, batch=16)
+STEPS = Refinement(steps=4, learning_rate=0.5, batch=16)
 
 
 def plan_of(preset: str = "black-box", **changes: Any) -> Plan:
@@ -37,7 +37,7 @@ def plan_of(preset: str = "black-box", **changes: Any) -> Plan:
     chosen = find_preset(preset)
     plan = Plan(
         preset=chosen,
-        layout=BENCH.layout,
+        layout=EVALUATOR.layout,
         seed=1,
         population=4,
         offspring=8,
@@ -48,42 +48,44 @@ def plan_of(preset: str = "black-box", **changes: Any) -> Plan:
     return replace(plan, **changes)
 
 
-def judged(seeds: Sequence[Individual], bench: Bench) -> dict[str, Verdict]:
-    """Return how seeds do on the guard."""
-    return {one.key: Judge.of(one.mask).run(bench) for one in seeds}
+def judged(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, Verdict]:
+    """Return how seeds do on the validation inputs."""
+    return {one.key: Judge.of(one.mask).run(evaluator) for one in seeds}
 
 
-def search(plan: Plan, bench: Bench = BENCH, seeds: Sequence[Individual] | None = None) -> Outcome:
+def search(
+    plan: Plan, evaluator: Evaluator = EVALUATOR, seeds: Sequence[Individual] | None = None
+) -> Outcome:
     """Search from the same seeds."""
-    start = seeds_of(bench, plan.keep) if seeds is None else seeds
+    start = seeds_of(evaluator, plan.keep) if seeds is None else seeds
     adopted = [plan.adopt(one) for one in start]
-    return Evolution(plan, SerialWorkers(bench)).run(adopted, judged(adopted, bench))
+    return Evolution(plan, SerialWorkers(evaluator)).run(adopted, judged(adopted, evaluator))
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -> None:
-    """On the guard it agrees at least as often, at exactly the asked budget."""
+    """On the validation inputs it agrees at least as often, at exactly the asked budget."""
     for seed in range(2):
         plan = plan_of(preset, seed=seed, limits=Limits(generations=4))
-        seeds = seeds_of(BENCH, KEEP, scope=scope)
+        seeds = seeds_of(EVALUATOR, KEEP, scope=scope)
         plan = replace(plan, keep=seeds[1].genes.keep)
         seeds = [one for one in seeds if one.genes.keep == plan.keep]
         outcome = search(plan, seeds=seeds)
-        best_seed = max(verdict.agreement for verdict in judged(seeds, BENCH).values())
+        best_seed = max(verdict.agreement for verdict in judged(seeds, EVALUATOR).values())
         assert outcome.verdict.agreement >= best_seed
-        assert outcome.verdict == Judge.of(outcome.best.mask).run(BENCH)
+        assert outcome.verdict == Judge.of(outcome.best.mask).run(EVALUATOR)
         assert int(outcome.best.mask.count_nonzero()) == plan.keep
 
 
-def test_a_search_on_misleading_probes_returns_the_seed() -> None:
-    """Where the guard contradicts the search probes, nothing worse than the best seed comes out."""
+def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
+    """Where the validation inputs contradicts the search calibration inputs, nothing worse than the best seed comes out."""
     order = torch.randperm(4, generator=seeded(1))
-    teacher = BENCH.search.teacher[:, order].roll(1, 1)  # a teacher that means other classes
-    bench = replace(BENCH, search=BENCH.search._replace(teacher=teacher))
-    magnitude = seeds_of(BENCH, KEEP)[:1]
-    wanted = judged(magnitude, BENCH)[magnitude[0].key].agreement
-    outcome = search(plan_of(limits=Limits(generations=8)), bench, seeds_of(BENCH, KEEP))
+    teacher = EVALUATOR.search.teacher[:, order].roll(1, 1)  # a teacher that means other classes
+    evaluator = replace(EVALUATOR, search=EVALUATOR.search._replace(teacher=teacher))
+    magnitude = seeds_of(EVALUATOR, KEEP)[:1]
+    wanted = judged(magnitude, EVALUATOR)[magnitude[0].key].agreement
+    outcome = search(plan_of(limits=Limits(generations=8)), evaluator, seeds_of(EVALUATOR, KEEP))
     leader = max(outcome.population, key=lambda one: one.quality)
     assert outcome.judged[leader.key].agreement < wanted  # it was misled
     assert outcome.verdict.agreement >= wanted
@@ -100,17 +102,17 @@ def test_the_best_fitness_never_falls(preset: str) -> None:
     final = [one.quality for one in outcome.population]
     assert outcome.history[-1].best == max(final)
     assert outcome.history[-1].mean == pytest.approx(sum(final) / len(final))
-    assert all(BENCH.fitness(one.mask) == one.quality for one in outcome.population)
+    assert all(EVALUATOR.fitness(one.mask) == one.quality for one in outcome.population)
     assert len({one.key for one in outcome.population}) == len(outcome.population)
     top = max(outcome.hall_of_fame, key=lambda one: one.quality)
     assert top.quality == max(best)
 
 
-def test_the_guard_column_is_that_of_the_generations_leader() -> None:
-    """What history reports is the agreement of the fittest mask on the guard."""
+def test_the_validation_column_is_that_of_the_generations_leader() -> None:
+    """What history reports is the agreement of the fittest mask on the validation inputs."""
     outcome = search(plan_of())
     leader = max(outcome.population, key=lambda one: one.quality)
-    assert outcome.history[-1].guard == Judge.of(leader.mask).run(BENCH).agreement
+    assert outcome.history[-1].validation == Judge.of(leader.mask).run(EVALUATOR).agreement
 
 
 def test_every_evaluation_is_counted() -> None:
@@ -152,7 +154,7 @@ def fingerprint(outcome: Outcome) -> tuple[object, ...]:
     return (
         outcome.best.key,
         [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population],
-        [(one.best, one.mean, one.guard, one.evaluations) for one in outcome.history],
+        [(one.best, one.mean, one.validation, one.evaluations) for one in outcome.history],
         list(outcome.judged.items()),
     )
 
@@ -160,7 +162,7 @@ def fingerprint(outcome: Outcome) -> tuple[object, ...]:
 @pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
 def test_the_seed_fixes_the_masks_whatever_the_global_generators_hold(preset: str) -> None:
     """Python's, numpy's and torch's own randomness are neither used nor moved."""
-    bench = LABELLED if preset == "classic" else BENCH
+    evaluator = LABELLED if preset == "classic" else EVALUATOR
     states = []
     found = []
     for outside in (1, 2):
@@ -168,12 +170,12 @@ def test_the_seed_fixes_the_masks_whatever_the_global_generators_hold(preset: st
         np.random.seed(outside)  # noqa: NPY002 - the global one is the point
         torch.manual_seed(outside)
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index] # noqa: NPY002
-        found.append(fingerprint(search(plan_of(preset), bench)))
+        found.append(fingerprint(search(plan_of(preset), evaluator)))
         after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index] # noqa: NPY002
         states.append(all(map(np.array_equal, map(str, before), map(str, after))))
     assert found[0] == found[1]
     assert all(states)
-    assert found[0] != fingerprint(search(plan_of(preset, seed=2), bench))
+    assert found[0] != fingerprint(search(plan_of(preset, seed=2), evaluator))
 
 
 @given(st.lists(st.one_of(st.integers(), st.text()), min_size=1, max_size=4))
@@ -189,8 +191,8 @@ def test_derived_seeds_depend_on_every_part(parts: list[int | str]) -> None:
 class Interrupting(SerialWorkers):
     """Workers on which the user presses Ctrl-C at the n-th call."""
 
-    def __init__(self, bench: Bench, at: int) -> None:
-        super().__init__(bench)
+    def __init__(self, evaluator: Evaluator, at: int) -> None:
+        super().__init__(evaluator)
         self.left = at
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
@@ -206,9 +208,9 @@ class Interrupting(SerialWorkers):
 def test_an_interrupt_ends_the_search_with_the_best_so_far(at: int) -> None:
     """Wherever in a generation it comes, what was found until then is returned."""
     plan = plan_of(limits=Limits(generations=50))
-    seeds = seeds_of(BENCH, KEEP)
-    known = judged(seeds, BENCH)
-    outcome = Evolution(plan, Interrupting(BENCH, at)).run(seeds, known)
+    seeds = seeds_of(EVALUATOR, KEEP)
+    known = judged(seeds, EVALUATOR)
+    outcome = Evolution(plan, Interrupting(EVALUATOR, at)).run(seeds, known)
     assert outcome.stopped == "interrupted"
     assert outcome.verdict.agreement >= max(verdict.agreement for verdict in known.values())
     assert int(outcome.best.mask.count_nonzero()) == KEEP
@@ -218,12 +220,12 @@ def test_an_interrupt_ends_the_search_with_the_best_so_far(at: int) -> None:
 def test_an_interrupt_before_anything_is_known_is_passed_on() -> None:
     """Without any judged candidate there is nothing to return."""
     with pytest.raises(KeyboardInterrupt):
-        Evolution(plan_of(), Interrupting(BENCH, 1)).run(seeds_of(BENCH, KEEP))
+        Evolution(plan_of(), Interrupting(EVALUATOR, 1)).run(seeds_of(EVALUATOR, KEEP))
 
 
 def test_classic_is_the_original_idea() -> None:
     """Random scores ranked by size, equal layers, resets in (−1, 1), children replace parents."""
-    layout, sparsity = BENCH.layout, 0.7
+    layout, sparsity = EVALUATOR.layout, 0.7
     counts = tuple(uniform_counts(layout, sparsity))
     genes = list(kaiming_population(layout, sparsity, "layer", 12, seeded(4)))
     plan = plan_of("classic", population=12, offspring=12, keep=keep_total(layout, sparsity))
@@ -261,7 +263,7 @@ def test_a_pareto_search_returns_a_front(preset: str) -> None:
     least, most = 25, 140
     plan = plan_of(preset, population=16, offspring=24, limits=Limits(generations=8))
     plan = replace(plan, preset=as_pareto(plan.preset), keep=least, most=most)
-    seeds = seeds_of(BENCH, least, scope="global")
+    seeds = seeds_of(EVALUATOR, least, scope="global")
     outcome = search(plan, seeds=seeds)
     values = {one.key: (one.quality, -one.genes.keep) for one in outcome.population}
     undominated = {
@@ -274,7 +276,7 @@ def test_a_pareto_search_returns_a_front(preset: str) -> None:
     assert len(set(kept)) > 1
     assert all(one.key in outcome.judged for one in outcome.front)
     assert outcome.best.genes.keep == least
-    best_seed = max(verdict.agreement for verdict in judged(seeds, BENCH).values())
+    best_seed = max(verdict.agreement for verdict in judged(seeds, EVALUATOR).values())
     assert outcome.verdict.agreement >= best_seed
 
 
@@ -286,9 +288,9 @@ def test_presets_name_operators_that_exist(name: str) -> None:
     assert set(preset.mutations) <= {*MUTATIONS, NONE}
     assert sum(preset.crossovers.values()) == pytest.approx(1)
     assert sum(preset.mutations.values()) == pytest.approx(1)
-    parent = random_genes(BENCH.layout, KEEP)
+    parent = random_genes(EVALUATOR.layout, KEEP)
     for mutation, options in preset.options.items():
-        MUTATIONS[mutation](parent, BENCH.layout, seeded(), **options)
+        MUTATIONS[mutation](parent, EVALUATOR.layout, seeded(), **options)
     assert preset.gradient == ("steps" in preset.defaults)
 
 
@@ -312,5 +314,7 @@ def test_operator_rates_are_reported_and_adapt() -> None:
 def test_a_report_is_called_with_every_record() -> None:
     """In order, with the same records that the outcome holds."""
     told: list[object] = []
-    outcome = Evolution(plan_of(), SerialWorkers(BENCH), told.append).run(seeds_of(BENCH, KEEP))
+    outcome = Evolution(plan_of(), SerialWorkers(EVALUATOR), told.append).run(
+        seeds_of(EVALUATOR, KEEP)
+    )
     assert told == outcome.history

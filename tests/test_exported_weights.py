@@ -63,7 +63,11 @@ def test_weights_packed_2_4_are_whole_again(tmp_path: Path) -> None:
         torch.manual_seed(1)
         layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3)]
         model = nn.Sequential(*layers).to(torch.bfloat16).eval()
-    chosen: dict[str, Any] = {"method": "magnitude", "probe_count": 16, "guard_count": 16}
+    chosen: dict[str, Any] = {
+        "method": "magnitude",
+        "calibration_count": 16,
+        "validation_count": 16,
+    }
     found = prune(model, pattern="2:4", inputs=InputOptions(range=(0, 1)), **chosen)
     written = export(found, "semi-structured", tmp_path / "out")
     assert "0.weight.packed" in load_file(written.file)

@@ -418,7 +418,7 @@ def test_files_can_be_read_by_those_who_may_read_others(result: Result, tmp_path
 
 
 def test_the_card_tells_what_and_how(run_folder: Path, tmp_path: Path) -> None:
-    """The head that hubs read, the receipt, the figures, the bytes, how to load."""
+    """The head that hubs read, the provenance, the figures, the bytes, how to load."""
     written = export(run_folder, "sparse", tmp_path / "out")
     card = (written.path / "README.md").read_text()
     record = json.loads((run_folder / "result.json").read_text())
@@ -426,10 +426,10 @@ def test_the_card_tells_what_and_how(run_folder: Path, tmp_path: Path) -> None:
     assert head.splitlines()[0] == "library_name: gaprune"
     for fact in (
         record["weights_sha256"],
-        record["receipt"]["sha256"],
-        record["receipt"]["guard_sha256"],
-        f"**{record['receipt']['rung']}**",
-        f"{100 * record['agreement']['guard']:.2f} %",
+        record["provenance"]["sha256"],
+        record["provenance"]["validation_sha256"],
+        f"**{record['provenance']['rung']}**",
+        f"{100 * record['agreement']['validation']:.2f} %",
         f"{written.bytes:,}",
         "`conv.weight` | 36 |",
         "gaprune.load_sparse",

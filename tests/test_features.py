@@ -19,11 +19,11 @@ from repair_networks import (
     Convolutional,
     Encoder,
     Perceptron,
+    calibration_for,
     hook_count,
-    loop_bench,
+    loop_evaluator,
     normed,
     outputs_of,
-    probes_for,
     random_masks,
     seeded,
     target_of,
@@ -36,8 +36,8 @@ from torch.nn import functional
 from gaprune import InputError, InputOptions, prune, prune_target, resume
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import Bench
-from gaprune.evaluation.forward_modes import AfterRepair, Guided, Shown, Step
+from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward, Shown, Step
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.presets import find_preset
@@ -49,7 +49,7 @@ from gaprune.records import Generation
 from gaprune.repair import Sites, compared, noted, repair, repaired_copy, survey
 from gaprune.repair.points import kind_of
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
-from gaprune.workers import RayWorkers, SerialWorkers, Staff
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 torch.set_num_threads(1)
 
@@ -148,23 +148,29 @@ def distance_by_hand(target: Target, kept: Weights, inputs: Tensor, *, left: flo
     return torch.stack(each).mean()
 
 
-def in_loop(target: Target, weight: float, share: float = 1.0) -> Bench:
-    """Return a bench with repair in the loop; a batch comes from a pool, or part of it."""
-    bench = loop_bench(target, pool_share=share)
-    assert isinstance(bench.answering, AfterRepair)
-    return replace(bench, answering=replace(bench.answering, features=weight))
+def in_loop(target: Target, weight: float, share: float = 1.0) -> Evaluator:
+    """Return a evaluator with repair in the loop; a batch comes from a pool, or part of it."""
+    evaluator = loop_evaluator(target, pool_share=share)
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(evaluator, forward_mode=replace(evaluator.forward_mode, features=weight))
 
 
 def strictly(
-    target: Target, weight: float, share: float = 1.0, drift: float = 0.0, fade: float = 1.0
-) -> Bench:
-    """Return a guided bench."""
-    bench = in_loop(target, weight, share)
-    assert isinstance(bench.answering, AfterRepair)
-    return replace(bench, answering=Guided(bench.answering, drift, fade))
+    target: Target,
+    weight: float,
+    share: float = 1.0,
+    statistics_loss: float = 0.0,
+    fade: float = 1.0,
+) -> Evaluator:
+    """Return a guided evaluator."""
+    evaluator = in_loop(target, weight, share)
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(
+        evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss, fade)
+    )
 
 
-WAYS: dict[str, Callable[..., Bench]] = {"in the loop": in_loop, "strict": strictly}
+WAYS: dict[str, Callable[..., Evaluator]] = {"in the loop": in_loop, "strict": strictly}
 LEFT = {"in the loop": 0.0, "strict": 1.0}
 
 
@@ -191,10 +197,10 @@ def kept_of(target: Target, mask: Tensor) -> dict[str, Tensor]:
     return masked_weights(target.weights, target.layout.split(mask))
 
 
-def stepped(bench: Bench, mask: Tensor, batch: Shown) -> Step:
+def stepped(evaluator: Evaluator, mask: Tensor, batch: Shown) -> Step:
     """Return what a candidate answers in a step."""
-    kept = masked_weights(bench.weights, bench.layout.split(mask))
-    return bench.answering.step(bench.model, kept, batch)
+    kept = masked_weights(evaluator.weights, evaluator.layout.split(mask))
+    return evaluator.forward_mode.step(evaluator.model, kept, batch)
 
 
 @pytest.mark.parametrize("weight", [0.5, 4.0])
@@ -202,10 +208,10 @@ def test_the_penalty_is_the_mean_distance_of_the_narrow_norms(
     target: Target, way: str, weight: float
 ) -> None:
     """Of outputs behind the corrections, where there are any; written out by hand."""
-    bench = WAYS[way](target, weight)
+    evaluator = WAYS[way](target, weight)
     for seed in (1, 2, 3):
-        mask, batch = flat_mask(target, seed), bench.draw(20, seeded(seed))
-        penalty = stepped(bench, mask, batch).penalty
+        mask, batch = flat_mask(target, seed), evaluator.draw(20, seeded(seed))
+        penalty = stepped(evaluator, mask, batch).penalty
         assert penalty is not None
         hand = distance_by_hand(target, kept_of(target, mask), batch.inputs, left=LEFT[way])
         assert penalty.item() == pytest.approx(weight * hand.item(), rel=1e-9)
@@ -215,15 +221,17 @@ def test_the_penalty_is_the_mean_distance_of_the_narrow_norms(
 @pytest.mark.parametrize("fade", [0.0, 0.3, 1.0])
 def test_drift_and_features_add_up_at_any_fade(target: Target, fade: float) -> None:
     """The features are those of the network as steps see it there."""
-    mask, alone = flat_mask(target), strictly(target, 0.0, drift=2.0, fade=fade)
-    both = strictly(target, 3.0, drift=2.0, fade=fade)
+    mask, alone = flat_mask(target), strictly(target, 0.0, statistics_loss=2.0, fade=fade)
+    both = strictly(target, 3.0, statistics_loss=2.0, fade=fade)
     batch = both.draw(20, seeded())
-    found, drift = stepped(both, mask, batch), stepped(alone, mask, batch)
-    assert torch.equal(found.outputs, drift.outputs)
+    found, statistics_loss = stepped(both, mask, batch), stepped(alone, mask, batch)
+    assert torch.equal(found.outputs, statistics_loss.outputs)
     assert found.penalty is not None
-    assert drift.penalty is not None
+    assert statistics_loss.penalty is not None
     hand = distance_by_hand(target, kept_of(target, mask), batch.inputs, left=fade)
-    assert found.penalty.item() == pytest.approx(drift.penalty.item() + 3 * hand.item(), rel=1e-9)
+    assert found.penalty.item() == pytest.approx(
+        statistics_loss.penalty.item() + 3 * hand.item(), rel=1e-9
+    )
 
 
 def test_gradients_flow_through_the_features(target: Target, way: str) -> None:
@@ -245,8 +253,8 @@ def test_gradients_flow_through_the_features(target: Target, way: str) -> None:
 
 def test_nothing_removed_is_nowhere_apart(target: Target, way: str) -> None:
     """The penalty is 0, but for rounding."""
-    full, bench = torch.ones(target.layout.total, dtype=torch.bool), WAYS[way](target, 2.0)
-    penalty = stepped(bench, full, bench.draw(20, seeded())).penalty
+    full, evaluator = torch.ones(target.layout.total, dtype=torch.bool), WAYS[way](target, 2.0)
+    penalty = stepped(evaluator, full, evaluator.draw(20, seeded())).penalty
     assert penalty is not None
     assert penalty.item() == pytest.approx(0, abs=1e-20)
 
@@ -254,7 +262,7 @@ def test_nothing_removed_is_nowhere_apart(target: Target, way: str) -> None:
 def sites_of(build: Callable[[], nn.Module], shape: tuple[int, ...], *also: str) -> tuple[str, ...]:
     """Return the names of the norms that are compared."""
     target = target_of(build, shape, *also)
-    inputs = probes_for(target)
+    inputs = calibration_for(target)
     found = survey(target.model, inputs, frozen=target.weights).features
     norms = outputs_of(
         target.model, inputs, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm
@@ -292,8 +300,8 @@ def test_the_norms_that_are_compared_are_those_that_blocks_end_with() -> None:
 def test_layer_norms_are_compared_behind_their_own_correction(way: str) -> None:
     """Repair writes into them: what counts is what they put out afterwards."""
     target = target_of(Encoder, (5, 8))
-    mask, bench = flat_mask(target), WAYS[way](target, 1.0)
-    masks, batch = target.layout.split(mask), bench.draw(20, seeded())
+    mask, evaluator = flat_mask(target), WAYS[way](target, 1.0)
+    masks, batch = target.layout.split(mask), evaluator.draw(20, seeded())
     candidate = target.masked_copy(masks)
     if way == "in the loop":
         candidate = repaired_copy(target, masks, repair(target, masks, batch.inputs))
@@ -303,7 +311,7 @@ def test_layer_norms_are_compared_behind_their_own_correction(way: str) -> None:
         (pruned[name] - one).square().mean() / one.var((0, 1), correction=0).mean()
         for name, one in dense.items()
     ]
-    penalty = stepped(bench, mask, batch).penalty
+    penalty = stepped(evaluator, mask, batch).penalty
     assert penalty is not None
     assert penalty.item() == pytest.approx(float(sum(each)) / len(each), rel=1e-7)
     assert penalty > 0.01
@@ -313,8 +321,8 @@ def test_constants_have_no_unit() -> None:
     """A norm that puts out the same for every input costs nothing, and gradients stay finite."""
     target = target_of(normed, (6,), double=False)
     norm, mask = target.model.get_submodule("norm"), flat_mask(target)
-    for bench in (in_loop(target, 1.0), strictly(target, 1.0)):
-        assert bench.score_gradient(mask, bench.draw(1, seeded())).isfinite().all()
+    for evaluator in (in_loop(target, 1.0), strictly(target, 1.0)):
+        assert evaluator.score_gradient(mask, evaluator.draw(1, seeded())).isfinite().all()
     kind = kind_of(norm)
     assert kind is not None
     with noted(norm, Sites({"": kind}, (), 0, ("",))) as found:
@@ -326,12 +334,12 @@ def test_constants_have_no_unit() -> None:
 
 def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
     """No penalty, no features with the batch, no hook of theirs; strict steps see no statistics."""
-    bench, mask = WAYS[way](target, 0.0), flat_mask(target)
-    batch, hooks = bench.draw(20, seeded()), list[int]()
+    evaluator, mask = WAYS[way](target, 0.0), flat_mask(target)
+    batch, hooks = evaluator.draw(20, seeded()), list[int]()
     counter = target.model.register_forward_pre_hook(
         lambda *_: hooks.append(hook_count(target.model))
     )
-    assert stepped(bench, mask, batch).penalty is None
+    assert stepped(evaluator, mask, batch).penalty is None
     counter.remove()
     corrected = 5 if way == "in the loop" else 0
     assert hooks == [1 + corrected]
@@ -341,13 +349,13 @@ def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
 
 def test_the_answers_are_those_without_features(target: Target, way: str) -> None:
     """Bit for bit: in steps, where masks are selected, and where they are judged."""
-    plain, bench, mask = WAYS[way](target, 0.0), WAYS[way](target, 3.0), flat_mask(target)
-    batches = plain.draw(20, seeded()), bench.draw(20, seeded())
+    plain, evaluator, mask = WAYS[way](target, 0.0), WAYS[way](target, 3.0), flat_mask(target)
+    batches = plain.draw(20, seeded()), evaluator.draw(20, seeded())
     assert torch.equal(batches[0].inputs, batches[1].inputs)
-    steps = stepped(plain, mask, batches[0]), stepped(bench, mask, batches[1])
+    steps = stepped(plain, mask, batches[0]), stepped(evaluator, mask, batches[1])
     assert torch.equal(steps[0].outputs, steps[1].outputs)
-    assert plain.fitness(mask) == bench.fitness(mask)
-    assert plain.judge(mask) == bench.judge(mask)
+    assert plain.fitness(mask) == evaluator.fitness(mask)
+    assert plain.judge(mask) == evaluator.judge(mask)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -355,31 +363,31 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
     target: Target, way: str, share: float
 ) -> None:
     """Answers, statistics and features come from one forward; the candidate's is the second."""
-    bench, sizes, mask = WAYS[way](target, 2.0, share), list[int](), flat_mask(target)
+    evaluator, sizes, mask = WAYS[way](target, 2.0, share), list[int](), flat_mask(target)
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = bench.draw(20, seeded())
-    found = bench.score_gradient(mask, batch)
+    batch = evaluator.draw(20, seeded())
+    found = evaluator.score_gradient(mask, batch)
     hook.remove()
     assert sizes == [20, 20]
     bare = Shown(batch.inputs, batch.teacher, None)
-    assert torch.equal(bench.score_gradient(mask, bare), found)
+    assert torch.equal(evaluator.score_gradient(mask, bare), found)
 
 
 def test_a_step_leaves_the_network_as_it_is(target: Target, way: str) -> None:
     """Weights, statistics, gradient switches and hooks."""
-    bench = WAYS[way](target, 1.0)
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-    bench.score_gradient(flat_mask(target), bench.draw(8, seeded()))
-    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
-    assert hook_count(bench.model) == 0
+    evaluator = WAYS[way](target, 1.0)
+    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    evaluator.score_gradient(flat_mask(target), evaluator.draw(8, seeded()))
+    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
+    assert hook_count(evaluator.model) == 0
 
 
 def test_steps_with_features_end_nearer_to_those_of_the_dense_network(
     target: Target, way: str
 ) -> None:
     """On inputs that they have not seen, at the same budget and from the same start."""
-    held, plan = probes_for(target, 64, 9), Refinement(steps=25, rate=0.3, batch=32)
+    held, plan = calibration_for(target, 64, 9), Refinement(steps=25, learning_rate=0.3, batch=32)
     genes = random_genes(target.layout, target.layout.total // 2, 1)
     ends = []
     for weight in (0.0, 4.0):
@@ -407,55 +415,59 @@ def test_fewer_bits_point_the_same_way(way: str) -> None:
     assert penalty.dtype == torch.float32
 
 
-def tasks_of(bench: Bench) -> list[Breed]:
-    """Return gradient steps in two scopes; of a guided bench also while repair fades."""
-    steps = Refinement(steps=3, rate=0.5, batch=16)
-    fading = replace(steps, fade=(0.0, 0.9)) if isinstance(bench.answering, Guided) else steps
-    keep = bench.layout.total // 2
+def tasks_of(evaluator: Evaluator) -> list[Breed]:
+    """Return gradient steps in two scopes; of a guided evaluator also while repair fades."""
+    steps = Refinement(steps=3, learning_rate=0.5, batch=16)
+    fading = (
+        replace(steps, fade=(0.0, 0.9))
+        if isinstance(evaluator.forward_mode, GuidedForward)
+        else steps
+    )
+    keep = evaluator.layout.total // 2
     return [
-        Breed((random_genes(bench.layout, keep, 1, scope),), Recipe(refinement=plan), 2, -1)
+        Breed((random_genes(evaluator.layout, keep, 1, scope),), Recipe(refinement=plan), 2, -1)
         for scope in ("allocated", "layer")
         for plan in (steps, fading)
     ]
 
 
-def test_everything_happens_on_the_device_of_the_bench(way: str) -> None:
+def test_everything_happens_on_the_device_of_the_evaluator(way: str) -> None:
     """The CPU's results, bit for bit."""
-    bench = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
-    expected = run_to_bits(SerialWorkers(bench), tasks_of(bench))
-    with second_device(), SerialWorkers(bench, 1, str(FAR)) as workers:
-        assert run_to_bits(workers, tasks_of(bench)) == expected
+    evaluator = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
+    expected = run_to_bits(SerialWorkers(evaluator), tasks_of(evaluator))
+    with second_device(), SerialWorkers(evaluator, 1, str(FAR)) as workers:
+        assert run_to_bits(workers, tasks_of(evaluator)) == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_gpu_points_the_same_way(way: str, precision: str) -> None:
     """In every precision, and the same bits every time."""
-    bench = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 4.0)
+    evaluator = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 4.0)
     mask = flat_mask(target_of(Bottlenecks, SHAPE))
-    here = bench.score_gradient(mask, bench.draw(24, seeded()))
-    there = replace(bench.to("cuda"), precision=precision)
+    here = evaluator.score_gradient(mask, evaluator.draw(24, seeded()))
+    there = replace(evaluator.to("cuda"), precision=precision)
     found = [there.score_gradient(mask, there.draw(24, seeded())).cpu() for _ in range(2)]
     assert torch.equal(*found)
     assert functional.cosine_similarity(found[0], here, dim=0) > 0.97
 
 
 def test_any_workers_find_the_same(way: str, ray_session: None) -> None:
-    """Features travel with the bench, those of batches do not."""
-    bench = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
-    expected = run_to_bits(SerialWorkers(bench), tasks_of(bench))
-    with RayWorkers(bench, Staff(2)) as actors:
-        assert run_to_bits(actors, tasks_of(bench)) == expected
+    """Features travel with the evaluator, those of batches do not."""
+    evaluator = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
+    expected = run_to_bits(SerialWorkers(evaluator), tasks_of(evaluator))
+    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
+        assert run_to_bits(actors, tasks_of(evaluator)) == expected
 
 
 SMALL: dict[str, Any] = {
     "sparsity": 0.6,
-    "probes": ("procedural",),
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration": ("procedural",),
+    "calibration_count": 32,
+    "validation_count": 32,
     "generations": 2,
     "steps": 8,
-    "rate": 1.0,
+    "learning_rate": 1.0,
     "batch": 16,
     "population": 2,
     "offspring": 3,
@@ -463,31 +475,31 @@ SMALL: dict[str, Any] = {
 }
 LOOPS: dict[str, dict[str, Any]] = {
     "in the loop": {"repair_in_loop": True},
-    "strict": {"continuation": 2, "drift": 0.5},
+    "strict": {"warmup": 2, "statistics_loss": 0.5},
 }
 
 
 def test_a_search_with_features_breeds_what_is_nearer(target: Target, way: str) -> None:
-    """Its children are, on the probes that select, and the best of them is."""
+    """Its children are, on the calibration inputs that select, and the best of them is."""
     ends = []
     for weight in (0.0, 4.0):
-        bench = WAYS[way](target, weight)
+        evaluator = WAYS[way](target, weight)
         plan = Plan(
             preset=find_preset("default"),
-            layout=bench.layout,
+            layout=evaluator.layout,
             seed=1,
             population=2,
             offspring=3,
-            refinement=Refinement(steps=25, rate=0.3, batch=16),
+            refinement=Refinement(steps=25, learning_rate=0.3, batch=16),
             limits=Limits(generations=2),
-            keep=bench.layout.total // 2,
+            keep=evaluator.layout.total // 2,
         )
-        seeds = seeds_of(bench, plan.keep)
-        workers = Recording(bench)
+        seeds = seeds_of(evaluator, plan.keep)
+        workers = Recording(evaluator)
         Evolution(plan, workers).run(
-            seeds, {one.key: Judge.of(one.mask).run(bench) for one in seeds}
+            seeds, {one.key: Judge.of(one.mask).run(evaluator) for one in seeds}
         )
-        inputs, left = bench.search.inputs, LEFT[way]
+        inputs, left = evaluator.search.inputs, LEFT[way]
         masks = [genes.express(target.layout) for genes in workers.bred]
         kept = [kept_of(target, mask) for mask in masks]
         ends.append([distance_by_hand(target, one, inputs, left=left).item() for one in kept])
@@ -501,9 +513,9 @@ def test_no_weight_changes_nothing(way: str) -> None:
     target = target_of(Bottlenecks, SHAPE, double=False)
     results = [
         prune_target(target, make_settings({**SMALL, **LOOPS[way], **stated}))
-        for stated in ({}, {"features": 0}, {"features": 30.0})
+        for stated in ({}, {"feature_loss": 0}, {"feature_loss": 30.0})
     ]
-    assert [result.settings["features"] for result in results] == [0, 0, 30]
+    assert [result.settings["feature_loss"] for result in results] == [0, 0, 30]
     masks = [target.layout.flatten(result.masks).bool() for result in results]
     told = [[(one.best, one.mean) for one in result.history] for result in results]
     assert torch.equal(masks[0], masks[1])
@@ -530,7 +542,7 @@ def test_a_stopped_search_goes_on_to_the_same_masks(way: str, tmp_path: Path) ->
     stated = {
         **SMALL,
         **LOOPS[way],
-        "features": 2.0,
+        "feature_loss": 2.0,
         "inputs": InputOptions(shape=SHAPE, kind="vector"),
     }
     whole = prune(model, out=copying.run, observer=copying, **stated)
@@ -553,25 +565,27 @@ def resolved(net: nn.Module, **stated: Any) -> float | None:
     """Return what becomes of the setting."""
     target = target_from_module(net, inputs=InputOptions(shape=(6,), range=(0, 1)))
     settings = make_settings({"sparsity": 0.5, **stated})
-    return resolve_settings(settings, check_settings(settings), target).features
+    return resolve_settings(settings, check_settings(settings), target).feature_loss
 
 
 @pytest.mark.parametrize(("net", "stated", "words"), IMPOSSIBLE)
 def test_what_cannot_be_is_refused(net: nn.Module, stated: dict[str, Any], words: str) -> None:
     """With the reason and the way out; 0 may be said, and is what holds by default."""
-    message = f"^features: 4.0 would guide the gradient steps, and {words}.*; leave --features out"
+    message = (
+        f"^features: 4.0 would guide the gradient steps, and {words}.*; leave --feature-loss out"
+    )
     with pytest.raises(InputError, match=message):
-        resolved(net, **stated, features=4)
-    assert resolved(net, **stated) == resolved(net, **stated, features=0) == 0
+        resolved(net, **stated, feature_loss=4)
+    assert resolved(net, **stated) == resolved(net, **stated, feature_loss=0) == 0
 
 
 def test_it_goes_with_every_way_of_searching() -> None:
     """Also with a Pareto front and on inverted inputs; a negative weight is refused."""
-    for stated in ({}, {"repair_in_loop": True}, {"pareto": True}, {"probes": ("inversion",)}):
-        assert resolved(normed(), **stated, features=4) == 4
+    for stated in ({}, {"repair_in_loop": True}, {"pareto": True}, {"calibration": ("inversion",)}):
+        assert resolved(normed(), **stated, feature_loss=4) == 4
         assert resolved(normed(), **stated) == 0
     with pytest.raises(InputError, match=r"^features: .*greater than or equal to 0, got -1"):
-        make_settings({"sparsity": 0.5, "features": -1})
+        make_settings({"sparsity": 0.5, "feature_loss": -1})
 
 
 def test_a_one_shot_method_does_not_look() -> None:
@@ -579,17 +593,17 @@ def test_a_one_shot_method_does_not_look() -> None:
     target = target_of(Bottlenecks, SHAPE, double=False)
     plain, stated = (
         prune_target(target, make_settings({**SMALL, "method": "lamp", **more}))
-        for more in ({}, {"features": 4.0})
+        for more in ({}, {"feature_loss": 4.0})
     )
     assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
-    assert plain.guard == stated.guard
+    assert plain.validation == stated.validation
 
 
 def test_the_command_takes_it(run: Run, place: Path) -> None:
     """As an option, kept in the configuration; a network without norms is refused in one line."""
     asked = ("--sparsity", "0.5", *TINY)
-    assert run("prune", *OWN, *asked, "--features", "0", "--out", "r").code == 0
+    assert run("prune", *OWN, *asked, "--feature-loss", "0", "--out", "r").code == 0
     assert "features = 0.0" in (place / "r" / "config.toml").read_text()
-    refused = run("prune", *OWN, *asked, "--features", "4", "--out", "s")
+    refused = run("prune", *OWN, *asked, "--feature-loss", "4", "--out", "s")
     assert refused.code == 2
-    assert "leave --features out" in " ".join(refused.err.split())
+    assert "leave --feature-loss out" in " ".join(refused.err.split())

@@ -17,14 +17,14 @@ from search_cases import (
     score_vectors,
     seeded,
     seeds_of,
-    tiny_bench,
+    tiny_evaluator,
     tiny_model,
 )
 
 from gaprune import InputOptions, prune
 from gaprune.comparison.methods.edge_popup import EdgePopup, edge_popup
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.genome import Genes, Individual, align, seed_genes
 from gaprune.evolution.gradient import Refinement, refine
@@ -173,42 +173,44 @@ def test_every_operator_holds_the_floor(name: str, case: tuple[Layout, Genes, Ge
             a, b = CROSSOVERS[name](a, b, layout, generator)
 
 
-def bench_with_floor(floor: float, objective: str = "kl") -> Bench:
-    """Return the tiny bench on a layout with a floor."""
-    bench = tiny_bench(objective, labels=objective == "accuracy")
-    return replace(bench, layout=bench.layout.with_floor(floor))
+def evaluator_with_floor(floor: float, objective: str = "kl") -> Evaluator:
+    """Return the tiny evaluator on a layout with a floor."""
+    evaluator = tiny_evaluator(objective, labels=objective == "accuracy")
+    return replace(evaluator, layout=evaluator.layout.with_floor(floor))
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global"])
 def test_gradient_steps_hold_the_floor(scope: str) -> None:
     """Long steps would take nearly all of a layer without one."""
-    steps = Refinement(steps=12, rate=3.0, batch=16)
+    steps = Refinement(steps=12, learning_rate=3.0, batch=16)
     kept = {}
     for floor in (0.0, 0.28):
-        bench = bench_with_floor(floor)
-        magnitude = seeds_of(bench, KEEP, 1, scope)[0].genes
-        genes = refine(magnitude, bench, steps, seeded(4))
-        kept[floor] = layer_counts(genes.express(bench.layout), bench.layout)
-        assert_held(kept[floor], bench.layout, KEEP)
+        evaluator = evaluator_with_floor(floor)
+        magnitude = seeds_of(evaluator, KEEP, 1, scope)[0].genes
+        genes = refine(magnitude, evaluator, steps, seeded(4))
+        kept[floor] = layer_counts(genes.express(evaluator.layout), evaluator.layout)
+        assert_held(kept[floor], evaluator.layout, KEEP)
     assert any(n < lowest(size, 0.28) for n, size in zip(kept[0.0], (72, 96, 32), strict=True))
 
 
 def test_edge_popup_holds_the_floor() -> None:
     """Its scores are cut like those of the search."""
-    bench = bench_with_floor(0.28)
-    how, sparsity = EdgePopup(steps=20, batch=16), 1 - KEEP / bench.layout.total
-    kept = layer_counts(edge_popup(bench, sparsity, how, seeded(4)), bench.layout)
-    assert_held(kept, bench.layout, KEEP)
-    free = layer_counts(edge_popup(bench_with_floor(0.0), sparsity, how, seeded(4)), bench.layout)
-    assert any(n < lowest(size, 0.28) for n, size in zip(free, bench.layout.sizes, strict=True))
+    evaluator = evaluator_with_floor(0.28)
+    how, sparsity = EdgePopup(steps=20, batch=16), 1 - KEEP / evaluator.layout.total
+    kept = layer_counts(edge_popup(evaluator, sparsity, how, seeded(4)), evaluator.layout)
+    assert_held(kept, evaluator.layout, KEEP)
+    free = layer_counts(
+        edge_popup(evaluator_with_floor(0.0), sparsity, how, seeded(4)), evaluator.layout
+    )
+    assert any(n < lowest(size, 0.28) for n, size in zip(free, evaluator.layout.sizes, strict=True))
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global"])
 @pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
 def test_a_whole_search_holds_the_floor(preset: str, scope: str) -> None:
     """Every child of every generation, in the allocation phase too."""
-    bench = bench_with_floor(0.22, "accuracy" if preset == "classic" else "kl")
-    layout, chosen = bench.layout, find_preset(preset)
+    evaluator = evaluator_with_floor(0.22, "accuracy" if preset == "classic" else "kl")
+    layout, chosen = evaluator.layout, find_preset(preset)
     plan = Plan(
         preset=chosen,
         layout=layout,
@@ -218,13 +220,13 @@ def test_a_whole_search_holds_the_floor(preset: str, scope: str) -> None:
         refinement=Refinement(4, 3.0, 16) if chosen.gradient else None,
         limits=Limits(generations=5),
         keep=KEEP,
-        allocation=2,
+        density_search=2,
     )
-    seeds = seeds_of(bench, KEEP, scope=scope)
+    seeds = seeds_of(evaluator, KEEP, scope=scope)
     if preset == "classic":
         found = kaiming_population(layout, 1 - KEEP / layout.total, scope, 4, seeded(2))
         seeds = [Individual(genes, layout, "kaiming") for genes in found]
-    with Recording(bench) as workers:
+    with Recording(evaluator) as workers:
         outcome = Evolution(plan, workers).run(seeds)
     assert len(workers.bred) == 2 * 16 + 3 * 8
     for genes in (*workers.bred, outcome.best.genes):
@@ -236,8 +238,8 @@ SMALL: dict[str, Any] = {
     "generations": 1,
     "steps": 2,
     "batch": 8,
-    "probe_count": 16,
-    "guard_count": 16,
+    "calibration_count": 16,
+    "validation_count": 16,
     "impressions": 8,
 }
 
@@ -259,6 +261,6 @@ def test_a_floor_outside_0_to_1_is_refused(floor: object) -> None:
 
 
 def test_a_floor_that_does_not_fit_the_sparsity_is_refused_at_once() -> None:
-    """Before any probe is made."""
+    """Before any calibration input is made."""
     with pytest.raises(InputError, match=r"^floor: 0.3 of every layer is 58 weights, more than"):
         prune(tiny_model(), sparsity=0.75, floor=0.3, **SMALL)

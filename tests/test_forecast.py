@@ -13,7 +13,7 @@ from gaprune.models.target import Target, load_target
 from gaprune.runs.dry_run import Forecast, forecast
 from gaprune.runs.prune import prune_target
 
-QUICK = {"generations": 2, "steps": 3, "offspring": 4, "population": 4, "probe_count": 64}
+QUICK = {"generations": 2, "steps": 3, "offspring": 4, "population": 4, "calibration_count": 64}
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def test_genes_of_one_ranking_are_aligned_already() -> None:
 
 
 @given(layouts_with_counts(), st.sampled_from(sorted(SCOPES)), st.booleans(), st.data())
-def test_seeds_express_the_mask_of_their_saliency_at_the_exact_budget(
+def test_seeds_express_the_mask_of_their_criterion_at_the_exact_budget(
     case: LayoutCounts, scope: str, given_counts: bool, data: st.DataObject
 ) -> None:
     """Ranked over all layers, or inside layers of given counts: the same mask as of the scores."""

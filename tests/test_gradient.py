@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import random_genes, seeded, tiny_bench, tiny_model
+from search_cases import random_genes, seeded, tiny_evaluator, tiny_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.genome import Genes, align
 from gaprune.evolution.gradient import Refinement, refine
@@ -21,7 +21,7 @@ from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_m
 SCOPES = ["allocated", "global", "layer"]
 
 
-STEPS = Refinement(steps=4, rate=0.5, batch=16)
+STEPS = Refinement(steps=4, learning_rate=0.5, batch=16)
 
 
 class IdentityBackward(torch.autograd.Function):
@@ -38,31 +38,31 @@ class IdentityBackward(torch.autograd.Function):
         return grads[0], None
 
 
-def steps_by_autograd(genes: Genes, bench: Bench, plan: Refinement, seed: int) -> Tensor:
+def steps_by_autograd(genes: Genes, evaluator: Evaluator, plan: Refinement, seed: int) -> Tensor:
     """Return the averaged scores after the steps, written with autograd and plain sums."""
-    layout, generator = bench.layout, seeded(seed)
+    layout, generator = evaluator.layout, seeded(seed)
     scores = (genes if genes.fixed else align(genes, layout)).scores.clone()
     velocity, path = torch.zeros_like(scores), []
-    assert bench.objective.loss is not None
-    last = plan.rate if plan.last_rate is None else plan.last_rate
+    assert evaluator.objective.loss is not None
+    last = plan.learning_rate if plan.last_rate is None else plan.last_rate
     for step in range(plan.steps):
         if genes.fixed:
             mask = layered_mask(scores, layout, genes.counts or ())
         else:
             mask = global_mask(scores, layout, genes.keep)
-        batch = bench.draw(plan.batch, generator)
+        batch = evaluator.draw(plan.batch, generator)
         leaf = scores.clone().requires_grad_()
         soft = layout.split(IdentityBackward.apply(leaf, mask))  # type: ignore[no-untyped-call]
-        kept = {name: weight * soft[name] for name, weight in bench.weights.items()}
-        outputs = functional_call(bench.model, kept, (batch.inputs,))
-        bench.objective.loss(outputs, batch.teacher, batch.labels).backward()
+        kept = {name: weight * soft[name] for name, weight in evaluator.weights.items()}
+        outputs = functional_call(evaluator.model, kept, (batch.inputs,))
+        evaluator.objective.loss(outputs, batch.teacher, batch.labels).backward()
         assert leaf.grad is not None
         root = float(leaf.grad.square().mean().sqrt())
         most = float("inf") if plan.clip is None else plan.clip * root
         gradient = leaf.grad.clamp(-most, most)
         velocity = plan.momentum * velocity + (1 - plan.momentum) * gradient / gradient.norm()
         part = step / plan.steps
-        scores = scores - ((1 - part) * plan.rate + part * last) * velocity
+        scores = scores - ((1 - part) * plan.learning_rate + part * last) * velocity
         path.append(scores)
     weights = [plan.memory ** (len(path) - 1 - i) for i in range(len(path))]
     return torch.stack([w * s for w, s in zip(weights, path, strict=True)]).sum(0) / sum(weights)
@@ -75,27 +75,29 @@ def test_steps_follow_the_straight_through_gradient(
     scope: str, pool_share: float | None, plan: Refinement
 ) -> None:
     """Scores move as autograd says for a mask whose backward pass is the identity."""
-    bench = tiny_bench(pool_share=pool_share)
-    genes = random_genes(bench.layout, 60, 1, scope)
-    expected = steps_by_autograd(genes, bench, plan, seed=9)
-    found = refine(genes, bench, plan, seeded(9))
+    evaluator = tiny_evaluator(pool_share=pool_share)
+    genes = random_genes(evaluator.layout, 60, 1, scope)
+    expected = steps_by_autograd(genes, evaluator, plan, seed=9)
+    found = refine(genes, evaluator, plan, seeded(9))
     assert torch.allclose(found.scores, expected, atol=1e-5)
-    assert not torch.allclose(found.scores, align(genes, bench.layout).scores, atol=1e-2)
+    assert not torch.allclose(found.scores, align(genes, evaluator.layout).scores, atol=1e-2)
 
 
 @pytest.mark.parametrize("objective", ["kl", "accuracy", "relative-error"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_refinement_lowers_the_loss_on_its_probes(scope: str, objective: str) -> None:
+def test_refinement_lowers_the_loss_on_its_calibration(scope: str, objective: str) -> None:
     """On the held inputs that it steps on, the refined mask has a clearly smaller loss."""
-    bench = tiny_bench(objective, pool_share=1, labels=True)
-    genes = random_genes(bench.layout, 60, 1, scope)
-    refined = refine(genes, bench, Refinement(steps=60, rate=0.3, batch=32), seeded())
+    evaluator = tiny_evaluator(objective, pool_share=1, labels=True)
+    genes = random_genes(evaluator.layout, 60, 1, scope)
+    refined = refine(genes, evaluator, Refinement(steps=60, learning_rate=0.3, batch=32), seeded())
 
     def loss(one: Genes) -> float:
-        assert bench.pool is not None
-        assert bench.objective.loss is not None
-        outputs = bench.outputs(one.express(bench.layout), bench.pool.inputs)
-        return float(bench.objective.loss(outputs, bench.pool.teacher, bench.pool.labels))
+        assert evaluator.pool is not None
+        assert evaluator.objective.loss is not None
+        outputs = evaluator.outputs(one.express(evaluator.layout), evaluator.pool.inputs)
+        return float(
+            evaluator.objective.loss(outputs, evaluator.pool.teacher, evaluator.pool.labels)
+        )
 
     assert loss(refined) < 0.7 * loss(genes)
 
@@ -103,83 +105,85 @@ def test_refinement_lowers_the_loss_on_its_probes(scope: str, objective: str) ->
 @pytest.mark.parametrize("scope", SCOPES)
 def test_refinement_keeps_budget_scope_weights_and_parent(scope: str) -> None:
     """Exactly as many weights stay, fixed counts stay per layer, and no bit moves elsewhere."""
-    bench = tiny_bench(pool_share=0.5)
-    genes = random_genes(bench.layout, 60, 1, scope)
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
+    evaluator = tiny_evaluator(pool_share=0.5)
+    genes = random_genes(evaluator.layout, 60, 1, scope)
+    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
     scores = genes.scores.clone()
 
-    refined = refine(genes, bench, Refinement(steps=10, rate=1.0, batch=16), seeded())
+    refined = refine(genes, evaluator, Refinement(steps=10, learning_rate=1.0, batch=16), seeded())
 
-    mask = refined.express(bench.layout)
+    mask = refined.express(evaluator.layout)
     assert int(mask.count_nonzero()) == refined.keep == genes.keep
     assert refined.fixed == genes.fixed
     if scope == "layer":
         assert refined.counts == genes.counts
     else:
-        found = None if scope == "global" else tuple(layer_counts(mask, bench.layout))
+        found = None if scope == "global" else tuple(layer_counts(mask, evaluator.layout))
         assert refined.counts == found
     assert torch.equal(genes.scores, scores)
-    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
-    assert not bench.model.training
+    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
+    assert not evaluator.model.training
 
 
 def test_counts_move_between_layers_unless_they_are_fixed() -> None:
     """In scope `allocated` steps trade weights between layers under the exact total."""
-    bench = tiny_bench()
-    genes = random_genes(bench.layout, 60, 1)
-    refined = refine(genes, bench, Refinement(steps=20, rate=0.5, batch=32), seeded())
+    evaluator = tiny_evaluator()
+    genes = random_genes(evaluator.layout, 60, 1)
+    refined = refine(genes, evaluator, Refinement(steps=20, learning_rate=0.5, batch=32), seeded())
     assert refined.counts is not None
     assert refined.counts != genes.counts
     assert sum(refined.counts) == 60
 
 
-def test_the_seed_decides_which_probes_are_seen() -> None:
+def test_the_seed_decides_which_calibration_are_seen() -> None:
     """Same seed, same bits; another seed, other scores."""
-    bench, plan = tiny_bench(), Refinement(steps=3, rate=0.5, batch=8)
-    genes = random_genes(bench.layout, 60, 1)
-    first = refine(genes, bench, plan, seeded(1)).scores
-    assert torch.equal(first, refine(genes, bench, plan, seeded(1)).scores)
-    assert not torch.equal(first, refine(genes, bench, plan, seeded(2)).scores)
+    evaluator, plan = tiny_evaluator(), Refinement(steps=3, learning_rate=0.5, batch=8)
+    genes = random_genes(evaluator.layout, 60, 1)
+    first = refine(genes, evaluator, plan, seeded(1)).scores
+    assert torch.equal(first, refine(genes, evaluator, plan, seeded(1)).scores)
+    assert not torch.equal(first, refine(genes, evaluator, plan, seeded(2)).scores)
 
 
 def test_global_randomness_is_neither_used_nor_moved() -> None:
     """Batches come from the generator that is passed in."""
-    bench, plan = tiny_bench(), Refinement(steps=3, rate=0.5, batch=8)
-    genes = random_genes(bench.layout, 60, 1)
+    evaluator, plan = tiny_evaluator(), Refinement(steps=3, learning_rate=0.5, batch=8)
+    genes = random_genes(evaluator.layout, 60, 1)
     state = torch.get_rng_state()
-    refine(genes, bench, plan, seeded(1))
+    refine(genes, evaluator, plan, seeded(1))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_sizes_become_signed_scores_before_they_move() -> None:
     """Genes that rank |score| are refined as signed genes of the same mask."""
-    bench, plan = tiny_bench(), Refinement(steps=3, rate=0.5, batch=8)
-    genes = random_genes(bench.layout, 60, 1)
+    evaluator, plan = tiny_evaluator(), Refinement(steps=3, learning_rate=0.5, batch=8)
+    genes = random_genes(evaluator.layout, 60, 1)
     sizes = replace(genes, scores=genes.scores - 0.3, absolute=True)
-    refined = refine(sizes, bench, plan, seeded(1))
+    refined = refine(sizes, evaluator, plan, seeded(1))
     assert not refined.absolute
-    assert torch.equal(refined.scores, refine(sizes.signed(), bench, plan, seeded(1)).scores)
+    assert torch.equal(refined.scores, refine(sizes.signed(), evaluator, plan, seeded(1)).scores)
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    """A network that overflows on some probes leaves scores finite and the mask as it was."""
-    bench = tiny_bench(pool_share=1)
-    assert bench.pool is not None
-    bench = replace(bench, pool=bench.pool._replace(inputs=bench.pool.inputs * float("nan")))
-    genes = random_genes(bench.layout, 60, 1)
-    refined = refine(genes, bench, Refinement(steps=3, rate=0.5, batch=8), seeded(1))
+    """A network that overflows on some calibration inputs leaves scores finite and the mask as it was."""
+    evaluator = tiny_evaluator(pool_share=1)
+    assert evaluator.pool is not None
+    evaluator = replace(
+        evaluator, pool=evaluator.pool._replace(inputs=evaluator.pool.inputs * float("nan"))
+    )
+    genes = random_genes(evaluator.layout, 60, 1)
+    refined = refine(genes, evaluator, Refinement(steps=3, learning_rate=0.5, batch=8), seeded(1))
     assert refined.scores.isfinite().all()
-    assert torch.equal(refined.express(bench.layout), genes.express(bench.layout))
+    assert torch.equal(refined.express(evaluator.layout), genes.express(evaluator.layout))
 
 
 def test_a_black_box_is_refused() -> None:
     """An objective without a loss cannot steer gradients; the message names the way out."""
     black_box = replace(OBJECTIVES["kl"], name="mine.py:score", loss=None)
-    bench = tiny_bench(black_box)
-    genes = random_genes(bench.layout, 60, 1)
+    evaluator = tiny_evaluator(black_box)
+    genes = random_genes(evaluator.layout, 60, 1)
     with pytest.raises(InputError, match=r"mine\.py:score.*black box.*--preset black-box"):
-        refine(genes, bench, Refinement(1, 0.5, 8), seeded())
+        refine(genes, evaluator, Refinement(1, 0.5, 8), seeded())
 
 
 class OwnPath(nn.Module):
@@ -194,42 +198,44 @@ class OwnPath(nn.Module):
         return outputs.detach() if self.detached else outputs
 
 
-def own_bench(*, detached: bool) -> Bench:
-    """Return a bench around `OwnPath`; the unused layer is prunable."""
+def user_evaluator(*, detached: bool) -> Evaluator:
+    """Return a evaluator around `OwnPath`; the unused layer is prunable."""
     model = OwnPath(detached=detached).requires_grad_(False)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
-    return replace(tiny_bench(), model=model, weights=weights, layout=Layout.of(weights))
+    return replace(tiny_evaluator(), model=model, weights=weights, layout=Layout.of(weights))
 
 
 def test_a_layer_that_is_not_used_has_gradient_zero() -> None:
     """Its scores stay where alignment put them, the others move."""
-    bench = own_bench(detached=False)
-    genes = random_genes(bench.layout, 60, 1)
-    refined = refine(genes, bench, Refinement(3, 0.5, 8), seeded())
-    unused = bench.layout.slices[bench.layout.names.index("unused.weight")]
-    moved = refined.scores - align(genes, bench.layout).scores
+    evaluator = user_evaluator(detached=False)
+    genes = random_genes(evaluator.layout, 60, 1)
+    refined = refine(genes, evaluator, Refinement(3, 0.5, 8), seeded())
+    unused = evaluator.layout.slices[evaluator.layout.names.index("unused.weight")]
+    moved = refined.scores - align(genes, evaluator.layout).scores
     assert moved[unused].abs().max().item() < 1e-6
     assert moved.norm().item() > 0.05
 
 
 def test_a_network_without_gradients_is_refused() -> None:
     """The message says why and names the way out."""
-    bench = own_bench(detached=True)
+    evaluator = user_evaluator(detached=True)
     with pytest.raises(InputError, match=r"no gradient.*--preset black-box"):
-        refine(random_genes(bench.layout, 60, 1), bench, Refinement(1, 0.5, 8), seeded())
+        refine(random_genes(evaluator.layout, 60, 1), evaluator, Refinement(1, 0.5, 8), seeded())
 
 
 def test_float64_networks_are_refined_too() -> None:
     """Scores are float32 whatever the network computes in."""
-    bench = tiny_bench(pool_share=1)
+    evaluator = tiny_evaluator(pool_share=1)
     model = tiny_model(dtype=torch.float64)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
-    assert bench.pool is not None
-    pool = bench.pool._replace(
-        inputs=bench.pool.inputs.double(), teacher=bench.pool.teacher.double()
+    assert evaluator.pool is not None
+    pool = evaluator.pool._replace(
+        inputs=evaluator.pool.inputs.double(), teacher=evaluator.pool.teacher.double()
     )
-    genes = random_genes(bench.layout, 60, 1)
-    plan = Refinement(steps=3, rate=0.5, batch=8)
-    wide = refine(genes, replace(bench, model=model, weights=weights, pool=pool), plan, seeded(1))
+    genes = random_genes(evaluator.layout, 60, 1)
+    plan = Refinement(steps=3, learning_rate=0.5, batch=8)
+    wide = refine(
+        genes, replace(evaluator, model=model, weights=weights, pool=pool), plan, seeded(1)
+    )
     assert wide.scores.dtype == torch.float32
-    assert torch.allclose(wide.scores, refine(genes, bench, plan, seeded(1)).scores, atol=1e-4)
+    assert torch.allclose(wide.scores, refine(genes, evaluator, plan, seeded(1)).scores, atol=1e-4)

@@ -1,4 +1,4 @@
-"""A guard of two halves: inverted inputs that nobody searches on, and generated ones."""
+"""A validation of two halves: inverted inputs that nobody searches on, and generated ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from search_cases import seeded
 from torch import Tensor
 
-from gaprune.calibration.calibration_set import ProbePlan, plan_probes
-from gaprune.calibration.guard import mix_guard
+from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
+from gaprune.calibration.validation import mix_validation
 from gaprune.config import make_settings
 
 
@@ -25,15 +25,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 99))
 def test_halves_are_equal_and_nothing_is_lost(made: int, generated: int, seed: int) -> None:
-    """A fifth of what was made, half of the guard at most; the rest stays for the search."""
+    """A fifth of what was made, half of the validation inputs at most; the rest stays for the search."""
     inverted = Samples(torch.arange(made), None, "inverted")
     others = Samples(100 + torch.arange(generated), None, "generated: uniform")
-    guard, rest = mix_guard(inverted, others, seeded(seed))
-    held = guard.inputs[guard.inputs < 100]
+    validation, rest = mix_validation(inverted, others, seeded(seed))
+    held = validation.inputs[validation.inputs < 100]
     assert len(held) == min(max(1, made // 5), generated // 2)
-    assert torch.equal(guard.inputs[guard.inputs >= 100], others.inputs[: len(held)])
+    assert torch.equal(validation.inputs[validation.inputs >= 100], others.inputs[: len(held)])
     assert sorted([*held.tolist(), *rest.inputs.tolist()]) == list(range(made))
-    assert guard.source == "held-out part of inverted, and as many generated: uniform"
+    assert validation.source == "held-out part of inverted, and as many generated: uniform"
     assert rest.source == "inverted"
 
 
@@ -41,8 +41,8 @@ def test_halves_are_equal_and_nothing_is_lost(made: int, generated: int, seed: i
 def test_what_is_too_small_stays_whole(made: int, generated: int) -> None:
     """One input cannot both search and judge."""
     inverted, others = (Samples(torch.zeros(n), None, "some") for n in (made, generated))
-    guard, rest = mix_guard(inverted, others, seeded())
-    assert guard is others
+    validation, rest = mix_validation(inverted, others, seeded())
+    assert validation is others
     assert rest is inverted
 
 
@@ -51,12 +51,14 @@ def rows(inputs: Tensor) -> set[bytes]:
     return {row.contiguous().numpy().tobytes() for row in inputs}
 
 
-def plan_of(guard: str = "auto", **counts: int) -> ProbePlan:
-    """Return the probes of a small run with inverted inputs."""
-    wanted = {"probe_count": 40, "guard_count": 24, "inversions": 30, **counts}
-    probes = ("inversion", "procedural")
-    settings = make_settings({"sparsity": 0.5, "probes": probes, "guard": guard, **wanted})
-    return plan_probes(vector_target(near=True), settings, seeded())
+def plan_of(validation: str = "auto", **counts: int) -> CalibrationSet:
+    """Return the calibration inputs of a small run with inverted inputs."""
+    wanted = {"calibration_count": 40, "validation_count": 24, "inversions": 30, **counts}
+    calibration = ("inversion", "procedural")
+    settings = make_settings(
+        {"sparsity": 0.5, "calibration": calibration, "validation": validation, **wanted}
+    )
+    return make_calibration_set(vector_target(near=True), settings, seeded())
 
 
 @pytest.mark.usefixtures("_own_cache")
@@ -65,18 +67,18 @@ def test_no_inverted_input_both_searches_and_judges() -> None:
     plan = plan_of()
     assert plan.pool is not None
     assert plan.fresh is not None
-    assert (len(plan.pool.inputs), len(plan.guard.inputs)) == (24, 12)
-    assert not rows(plan.guard.inputs) & (rows(plan.pool.inputs) | rows(plan.search.inputs))
-    judge = plan.guard.source.partition("generated: ")[2].partition(",")[0]
+    assert (len(plan.pool.inputs), len(plan.validation.inputs)) == (24, 12)
+    assert not rows(plan.validation.inputs) & (rows(plan.pool.inputs) | rows(plan.search.inputs))
+    judge = plan.validation.source.partition("generated: ")[2].partition(",")[0]
     assert judge
     assert judge not in plan.fresh.portions
 
 
 @pytest.mark.usefixtures("_own_cache")
-def test_a_stated_guard_judges_alone() -> None:
+def test_a_stated_validation_judges_alone() -> None:
     """All inverted inputs search then."""
-    plan = plan_of(guard="sparse")
+    plan = plan_of(validation="sparse")
     assert plan.pool is not None
     assert len(plan.pool.inputs) == 30
-    assert plan.guard.source == "generated: sparse, from another seed"
-    assert len(plan.guard.inputs) == 24
+    assert plan.validation.source == "generated: sparse, from another seed"
+    assert len(plan.validation.inputs) == 24

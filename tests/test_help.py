@@ -17,7 +17,7 @@ from command_line import Run, run_here
 
 import gaprune
 from gaprune.cli import COMMANDS, load
-from gaprune.criteria import SALIENCIES
+from gaprune.criteria import CRITERIA
 from gaprune.export import EXPORTERS
 from gaprune.models.zoo import ZOO
 
@@ -103,8 +103,8 @@ def test_bash_completes_commands_options_and_values() -> None:
     assert _completed("gaprune ") == list(COMMANDS)
     assert _completed("gaprune prune --spars") == ["--sparsity"]
     assert _completed("gaprune prune mnist") == [name for name in ZOO if name.startswith("mnist")]
-    offered = _completed("gaprune prune --starts lamp,magni")
-    assert offered == [f"lamp,{name}" for name in SALIENCIES if name.startswith("magni")]
+    offered = _completed("gaprune prune --initial-criteria lamp,magni")
+    assert offered == [f"lamp,{name}" for name in CRITERIA if name.startswith("magni")]
     assert _completed("gaprune export run --format s") == [
         name for name in EXPORTERS if name.startswith("s")
     ]

@@ -91,5 +91,5 @@ class Detached(nn.Linear):
 def test_networks_without_gradients_refuse_impressions() -> None:
     """The message says what to use."""
     spec = InputSpec((6,), "vector")
-    with pytest.raises(InputError, match=r"passes gradients.*--probes procedural"):
+    with pytest.raises(InputError, match=r"passes gradients.*--calibration procedural"):
         impressions(Detached(6, 3), spec, torch.rand(2, 6), seeded())

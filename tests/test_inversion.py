@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from saliency_networks import Attention
+from criterion_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,7 +24,7 @@ from gaprune.models.macs import activation_bytes
 IMAGE = InputSpec((2, 8, 8), "image", mean=(0.4, 0.6), std=(0.25, 0.5))
 SIGNAL = InputSpec((1, 32), "signal", low=-1, high=1)
 VECTOR = InputSpec((6,), "vector", low=-2, high=4)
-QUICK = Inversion(steps=40, rate=0.05)
+QUICK = Inversion(steps=40, learning_rate=0.05)
 
 
 def remembering(model: nn.Module, data: Tensor) -> nn.Module:
@@ -119,7 +119,7 @@ def test_inverted_inputs_have_the_statistics_of_the_data(case: str) -> None:
 def test_values_stay_in_the_range(case: str) -> None:
     """Also where steps are far too long."""
     build, spec = CASES[case]
-    made = invert(build(), spec, starts(spec, 8), seeded(5), Inversion(steps=3, rate=2.0))
+    made = invert(build(), spec, starts(spec, 8), seeded(5), Inversion(steps=3, learning_rate=2.0))
     ends = to_network(spec, torch.stack([torch.zeros(spec.shape), torch.ones(spec.shape)]))
     assert (made >= ends[0] - 1e-6).all()
     assert (made <= ends[1] + 1e-6).all()
@@ -315,14 +315,14 @@ class Detached(nn.BatchNorm1d):
 @pytest.mark.parametrize(
     ("model", "spec", "message"),
     [
-        (tiny_model(), InputSpec((6,), "vector"), r"BatchNorm.*--probes impressions"),
+        (tiny_model(), InputSpec((6,), "vector"), r"BatchNorm.*--calibration impressions"),
         (
             nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)),
             InputSpec((6,), "vector"),
-            r"running statistics.*--probes impressions",
+            r"running statistics.*--calibration impressions",
         ),
         (Attention(), InputSpec((5,), "tokens", vocabulary=11), "token ids cannot"),
-        (Detached(6), InputSpec((6,), "vector"), r"passes gradients.*--probes procedural"),
+        (Detached(6), InputSpec((6,), "vector"), r"passes gradients.*--calibration procedural"),
     ],
 )
 def test_what_cannot_be_inverted(model: nn.Module, spec: InputSpec, message: str) -> None:

@@ -1,4 +1,4 @@
-"""`--probes inversion` in a run: what is shown, what the receipt says, what a second run costs."""
+"""`--calibration inversion` in a run: what is shown, what the provenance says, what a second run costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from comparison_cases import conv_target
 from search_cases import seeded
 
-from gaprune.calibration.calibration_set import plan_probes
+from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.callbacks import Silence
 from gaprune.config import Settings, make_settings
 from gaprune.runs.prune import prune_target
@@ -21,30 +21,30 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAPRUNE_CACHE", str(tmp_path))
 
 
-def settings_of(*probes: str) -> Settings:
-    """Return the settings of a quick one-shot run on probes."""
-    counts = {"probe_count": 32, "guard_count": 32, "inversions": 64}
-    return make_settings({"sparsity": 0.5, "method": "snip", "probes": probes, **counts})
+def settings_of(*calibration: str) -> Settings:
+    """Return the settings of a quick one-shot run on calibration inputs."""
+    counts = {"calibration_count": 32, "validation_count": 32, "inversions": 64}
+    return make_settings({"sparsity": 0.5, "method": "snip", "calibration": calibration, **counts})
 
 
-def test_inverted_inputs_are_held_and_on_the_receipt(tmp_path: Path) -> None:
+def test_inverted_inputs_are_held_and_on_the_provenance(tmp_path: Path) -> None:
     """They are searched on, in the range of the network; some of them judge; the rung says so."""
-    plan = plan_probes(conv_target(), settings_of("inversion"), seeded())
+    plan = make_calibration_set(conv_target(), settings_of("inversion"), seeded())
     assert plan.pool is not None
     assert len(plan.pool.inputs) == 4 * 52  # a fifth of 64 judges; the others and 3 moved copies
     assert plan.fresh is None
     assert 0 <= float(plan.pool.inputs.min()) <= float(plan.pool.inputs.max()) <= 1
-    assert plan.receipt.rung == "inversion"
-    assert "inverted from BatchNorm" in plan.receipt.sources[0]
-    assert "held-out part of 64 inputs inverted" in plan.receipt.guard
-    assert "as many generated" in plan.receipt.guard
-    assert plan.receipt.guard_samples == 24
-    assert list((tmp_path / "probes").iterdir())
+    assert plan.provenance.rung == "inversion"
+    assert "inverted from BatchNorm" in plan.provenance.sources[0]
+    assert "held-out part of 64 inputs inverted" in plan.provenance.validation
+    assert "as many generated" in plan.provenance.validation
+    assert plan.provenance.validation_samples == 24
+    assert list((tmp_path / "calibration").iterdir())
 
 
 def test_inverted_and_generated_inputs_share_the_batches() -> None:
     """Half of each gradient batch is held, half fresh."""
-    plan = plan_probes(conv_target(), settings_of("inversion", "procedural"), seeded())
+    plan = make_calibration_set(conv_target(), settings_of("inversion", "procedural"), seeded())
     assert plan.fresh is not None
     assert plan.pool_share == 0.5
 
@@ -53,13 +53,13 @@ def test_inverted_and_generated_inputs_share_the_batches() -> None:
 def test_inverted_inputs_move_unless_candidates_answer_after_repair(loop: bool) -> None:
     """Generated ones are new every time."""
     target = conv_target()
-    for probes, moving in (("inversion", not loop), ("noise", False)):
-        asked = settings_of(probes).replace(method="evolved", repair_in_loop=loop)
-        assert (PruningRun(target, asked, None, Silence()).bench.moving is not None) == moving
+    for calibration, moving in (("inversion", not loop), ("noise", False)):
+        asked = settings_of(calibration).replace(method="evolved", repair_in_loop=loop)
+        assert (PruningRun(target, asked, None, Silence()).evaluator.moving is not None) == moving
 
 
 def test_a_second_run_reads_them_and_finds_the_same_masks() -> None:
     """The cache changes the time, not the result."""
     first, second = (prune_target(conv_target(), settings_of("inversion")) for _ in range(2))
-    assert first.receipt == second.receipt
+    assert first.provenance == second.provenance
     assert all(torch.equal(first.masks[name], second.masks[name]) for name in first.masks)

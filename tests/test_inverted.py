@@ -81,7 +81,7 @@ def test_whatever_changes_the_inputs_makes_new_ones(tmp_path: Path) -> None:
         (target, {"noise": 1.0}, 8, 1, how),
         (target, {"noise": 1.0}, 16, 2, how),
         (target, {next(iter(portions_of(target))): 1.0}, 16, 1, how),
-        (target, {"noise": 1.0}, 16, 1, replace(how, rate=0.03)),
+        (target, {"noise": 1.0}, 16, 1, replace(how, learning_rate=0.03)),
     ]
     for number, (one, portions, count, seed, recipe) in enumerate(cases, start=1):
         mixture = Mixture(one.inputs, portions, one.dtype)

@@ -14,7 +14,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.iterative import Iteration, Stage, prune_iteratively
 from gaprune.comparison.methods.schedule import Step, make_schedule
 from gaprune.comparison.methods.training import Lessons, Training, from_labels, from_teacher, train
-from gaprune.criteria import SALIENCIES
+from gaprune.criteria import CRITERIA
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import MIN_KEEP, global_mask, layer_counts
@@ -24,7 +24,7 @@ from gaprune.models.target import Target, target_from_module
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4
 STEPS = [Step(0.3, 1), Step(0.5, 0.5), Step(0.8, 2)]
-FAST = Training(rate=0.02, batch=16)
+FAST = Training(learning_rate=0.02, batch=16)
 
 
 def tiny_target() -> Target:
@@ -82,7 +82,7 @@ def test_it_is_torchs_pruning_with_training_between(scope: str) -> None:
 
 @pytest.mark.parametrize("rewind", [False, True])
 @pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("criterion", SALIENCIES)
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_masks_are_exact_and_nested_for_every_criterion(
     criterion: str, scope: str, rewind: bool
 ) -> None:
@@ -160,7 +160,7 @@ def test_rewinding_brings_everything_but_the_mask_back() -> None:
         original = Normed().eval()
     target = target_from_module(original, inputs=InputOptions(shape=(6,)))
     steps = [Step(0.3, 4), Step(0.6, 0)]
-    how = Iteration(Training(rate=0.1, batch=16), rewind=True)
+    how = Iteration(Training(learning_rate=0.1, batch=16), rewind=True)
     first, second = prune_iteratively(target, lessons(), steps, how, seeded())
     for name, value in original.state_dict().items():
         kept = second.masks.get(name, torch.tensor(True))
@@ -175,15 +175,15 @@ def test_rewinding_brings_everything_but_the_mask_back() -> None:
 
 
 def test_the_teacher_can_give_the_lessons() -> None:
-    """Fine-tuning on probes alone brings answers closer to the dense network's."""
+    """Fine-tuning on calibration inputs alone brings answers closer to the dense network's."""
     target = tiny_target()
-    probes = from_teacher(target, torch.rand(512, 6, generator=seeded(4)))
+    calibration = from_teacher(target, torch.rand(512, 6, generator=seeded(4)))
     steps = make_schedule("linear", [0.5], 4)
 
     def loss(epochs: float) -> float:
         one = [Step(step.sparsity, epochs) for step in steps]
-        *_, last = prune_iteratively(target, probes, one, Iteration(FAST), seeded())
-        return float(probes.loss(last.model(SHOWN), target.model(SHOWN)))
+        *_, last = prune_iteratively(target, calibration, one, Iteration(FAST), seeded())
+        return float(calibration.loss(last.model(SHOWN), target.model(SHOWN)))
 
     assert loss(4) < loss(0) / 5
 
@@ -240,6 +240,6 @@ def test_what_cannot_be_is_refused_before_any_work() -> None:
 
 def test_training_that_diverges_is_an_error() -> None:
     """The iterator raises what training raises."""
-    how = Iteration(Training("sgd", rate=1e38, batch=16))
+    how = Iteration(Training("sgd", learning_rate=1e38, batch=16))
     with pytest.raises(GapruneError, match="lower rate"):
         list(prune_iteratively(tiny_target(), lessons(), STEPS, how, seeded()))

@@ -17,7 +17,7 @@ from search_cases import layout_of, layouts_with_counts, run_to_bits, score_vect
 from torch import Tensor, nn
 
 from gaprune.calibration.generators.mixture import Mixture
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import Shown
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.archive import as_mask
@@ -42,7 +42,7 @@ from gaprune.io.atomic_folder import read_bundle, write_bundle
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import answers
 from gaprune.models.input_spec import InputSpec
-from gaprune.workers import RayWorkers, SerialWorkers, Staff
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 LAST = 2.0**-24  # the least float16 above 0
 FEW = settings(max_examples=60)
@@ -131,7 +131,7 @@ def test_only_large_networks_are_held_in_half_precision() -> None:
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
 def test_seeds_of_large_networks_are_halves_of_the_same_mask(scope: str) -> None:
-    """From saliencies, or from a mask alone that was remembered."""
+    """From criteria, or from a mask alone that was remembered."""
     layout = layout_of([LARGE, 1000, 20])
     scores = torch.rand(layout.total, generator=seeded(1))
     uniform = (LARGE // 10, 100, 2) if scope == "layer" else None
@@ -147,8 +147,8 @@ def test_seeds_of_large_networks_are_halves_of_the_same_mask(scope: str) -> None
 
 
 @cache
-def large_bench() -> Bench:
-    """Return a bench around a network 8 → 2048 → 2048 → 4: a little more than `LARGE` weights."""
+def large_evaluator() -> Evaluator:
+    """Return a evaluator around a network 8 → 2048 → 2048 → 4: a little more than `LARGE` weights."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         layers = [nn.Linear(8, 2048), nn.Tanh(), nn.Linear(2048, 2048), nn.Tanh()]
@@ -157,13 +157,13 @@ def large_bench() -> Bench:
     layout = Layout.of(weights)
     assert layout.total > LARGE
     first, second = (torch.rand(16, 8, generator=seeded(seed)) for seed in (1, 2))
-    return Bench(
+    return Evaluator(
         model=model,
         weights=weights,
         layout=layout,
         objective=OBJECTIVES["kl"],
         search=Shown(first, answers(model, first), None),
-        guard=Shown(second, answers(model, second), None),
+        validation=Shown(second, answers(model, second), None),
         fresh=Mixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
         pool=None,
         pool_share=0.0,
@@ -174,29 +174,29 @@ def large_bench() -> Bench:
 @cache
 def large_genes(seed: int, scope: str = "allocated") -> Genes:
     """Return genes at a tenth of the weights: magnitude with a little noise."""
-    bench = large_bench()
-    sizes = bench.layout.flatten(bench.weights).abs()
+    evaluator = large_evaluator()
+    sizes = evaluator.layout.flatten(evaluator.weights).abs()
     scores = sizes + 0.01 * torch.rand(len(sizes), generator=seeded(seed))
-    counts = tuple(size // 10 for size in bench.layout.sizes)
+    counts = tuple(size // 10 for size in evaluator.layout.sizes)
     uniform = counts if scope == "layer" else None
-    return seed_genes(scores, bench.layout, sum(counts), scope, uniform)
+    return seed_genes(scores, evaluator.layout, sum(counts), scope, uniform)
 
 
 def large_seeds() -> list[Individual]:
     """Return two individuals."""
-    return [Individual(large_genes(seed), large_bench().layout, "made") for seed in (1, 2)]
+    return [Individual(large_genes(seed), large_evaluator().layout, "made") for seed in (1, 2)]
 
 
 def plan_of(preset: str, generations: int = 2) -> Plan:
     """Return a plan for a short search of a large network."""
-    chosen, bench = find_preset(preset), large_bench()
+    chosen, evaluator = find_preset(preset), large_evaluator()
     return Plan(
         preset=chosen,
-        layout=bench.layout,
+        layout=evaluator.layout,
         seed=3,
         population=2,
         offspring=3,
-        refinement=Refinement(steps=1, rate=1.0, batch=4) if chosen.gradient else None,
+        refinement=Refinement(steps=1, learning_rate=1.0, batch=4) if chosen.gradient else None,
         limits=Limits(generations=generations),
         keep=large_genes(1).keep,
     )
@@ -213,16 +213,16 @@ def bits_of(people: Sequence[Individual]) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path: Path) -> None:
     """Half-precision genes come back to the bit, and so does everything after them."""
-    bench, plan, states = large_bench(), plan_of(preset), list[Snapshot]()
-    whole = Evolution(plan, SerialWorkers(bench), lambda _: states.append(whole.snapshot()))
+    evaluator, plan, states = large_evaluator(), plan_of(preset), list[Snapshot]()
+    whole = Evolution(plan, SerialWorkers(evaluator), lambda _: states.append(whole.snapshot()))
     outcome = whole.run(large_seeds())
     assert {one.genes.scores.dtype for one in outcome.population} == {torch.float16}
-    assert all(torch.equal(o.genes.express(bench.layout), o.mask) for o in outcome.population)
+    assert all(torch.equal(o.genes.express(evaluator.layout), o.mask) for o in outcome.population)
     assert {one.key for one in outcome.population} - {one.key for one in large_seeds()}
 
     write_bundle(tmp_path / "state", *states[1].taken_apart())
     facts, tensors = read_bundle(tmp_path / "state")
-    again = Evolution(plan, SerialWorkers(bench))
+    again = Evolution(plan, SerialWorkers(evaluator))
     again.restore(Snapshot.put_together(facts, tensors, plan))
     rest = again.run([])
     assert bits_of(rest.population) == bits_of(outcome.population)
@@ -233,7 +233,7 @@ def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path
 RECIPES = [
     Recipe(),
     Recipe("whole-layer", "threshold-swap"),
-    Recipe("uniform", "budget-shift", refinement=Refinement(steps=1, rate=1.0, batch=4)),
+    Recipe("uniform", "budget-shift", refinement=Refinement(steps=1, learning_rate=1.0, batch=4)),
 ]
 
 
@@ -241,19 +241,19 @@ def test_large_children_are_the_same_from_any_worker(ray_session: None) -> None:
     """Genes, masks and fitness are equal to the bit, in this process and on two actors."""
     parents = large_genes(1), large_genes(2)
     tasks = [Breed(parents, recipe, seed, 0) for seed, recipe in enumerate(RECIPES)]
-    bench = large_bench()
-    with RayWorkers(bench, Staff(2)) as actors:
-        assert run_to_bits(actors, tasks) == run_to_bits(SerialWorkers(bench), tasks)
+    evaluator = large_evaluator()
+    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
+        assert run_to_bits(actors, tasks) == run_to_bits(SerialWorkers(evaluator), tasks)
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
 def test_children_whose_scores_stay_share_them_with_their_parent(scope: str) -> None:
     """Keep counts that move between layers, or a copy, cost no further scores."""
-    bench, parent = large_bench(), large_genes(1, scope)
+    evaluator, parent = large_evaluator(), large_genes(1, scope)
     for mutation in (None, *MUTATIONS):
-        child = Breed((parent,), Recipe(mutation=mutation), 1, 0).run(bench)
+        child = Breed((parent,), Recipe(mutation=mutation), 1, 0).run(evaluator)
         assert child.genes.scores.dtype == torch.float16
-        assert int(child.genes.express(bench.layout).count_nonzero()) == parent.keep
+        assert int(child.genes.express(evaluator.layout).count_nonzero()) == parent.keep
         moves = mutation in ("budget-shift", "reallocate")  # those of scope `layer` never do
         stays = mutation is None or (moves and scope != "global")
         same = child.genes.scores.data_ptr() == parent.scores.data_ptr()
@@ -267,8 +267,8 @@ class Watching(SerialWorkers):
         held: after every call, one number.
     """
 
-    def __init__(self, bench: Bench) -> None:
-        super().__init__(bench)
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__(evaluator)
         self.held: list[int] = []
         self._bred: list[weakref.ref[Tensor]] = []
 
@@ -285,7 +285,7 @@ def test_large_children_that_lose_the_race_are_let_go_of_as_they_come() -> None:
     """One worker breeds them one by one; half of them, the new one and the last are held."""
     preset = replace(find_preset("default"), crossovers={"averaging": 1.0})
     plan = replace(plan_of("default", 1), preset=preset, offspring=6)
-    workers = Watching(large_bench())
+    workers = Watching(large_evaluator())
     Evolution(plan, workers).run(large_seeds())
     assert len(workers.held) == 6
     assert max(workers.held) <= 3 + 2

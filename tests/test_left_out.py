@@ -7,32 +7,32 @@ from math import isfinite
 from typing import Any
 
 import pytest
-from search_cases import seeds_of, tiny_bench
+from search_cases import seeds_of, tiny_evaluator
 
 from gaprune.errors import GapruneError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
 from gaprune.evolution.tasks import Breed, Judge, Score
-from gaprune.workers import Lost, SerialWorkers
+from gaprune.workers import FailedTask, SerialWorkers
 
-BENCH = tiny_bench()
+EVALUATOR = tiny_evaluator()
 KEEP = 60
-BANG = Lost(3, "its process died")
+BANG = FailedTask(3, "its process died")
 
 
 class Losing(SerialWorkers):
     """Workers that lose some of their tasks.
 
     Args:
-        bench: what they hold.
+        evaluator: what they hold.
         kind: the type of those that are lost.
         which: of that type, tells by their number from 0 on which are.
     """
 
-    def __init__(self, bench: Bench, kind: type, which: Callable[[int], bool]) -> None:
-        super().__init__(bench)
+    def __init__(self, evaluator: Evaluator, kind: type, which: Callable[[int], bool]) -> None:
+        super().__init__(evaluator)
         self._kind, self._which = kind, which
         self._seen = -1
         self.losses = 0
@@ -54,7 +54,7 @@ def search(workers: SerialWorkers, preset: str = "default", *, pareto: bool = Fa
     chosen = find_preset(preset)
     plan = Plan(
         preset=as_pareto(chosen) if pareto else chosen,
-        layout=BENCH.layout,
+        layout=EVALUATOR.layout,
         seed=3,
         population=4,
         offspring=6,
@@ -65,7 +65,7 @@ def search(workers: SerialWorkers, preset: str = "default", *, pareto: bool = Fa
     )
     said: list[str] = []
     outcome = Evolution(plan, workers, warn=said.append).run(
-        [plan.adopt(one) for one in seeds_of(BENCH, KEEP)]
+        [plan.adopt(one) for one in seeds_of(EVALUATOR, KEEP)]
     )
     if isinstance(workers, Losing):
         assert len(said) >= workers.losses > 0  # equal masks are scored once, each is told of
@@ -78,17 +78,17 @@ def search(workers: SerialWorkers, preset: str = "default", *, pareto: bool = Fa
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_the_search_goes_on_without_it(kind: type, preset: str, pareto: bool) -> None:
     """The population holds candidates that were scored; whoever leads was judged."""
-    outcome = search(Losing(BENCH, kind, lambda number: number % 3 == 2), preset, pareto=pareto)
+    outcome = search(Losing(EVALUATOR, kind, lambda number: number % 3 == 2), preset, pareto=pareto)
     assert outcome.stopped == "generations"
     assert len(outcome.population) == 4 or kind is Judge  # who cannot be judged leaves it
     assert all(isfinite(value) for one in outcome.population for value in one.fitness.values)
     assert outcome.best.key in outcome.judged
-    assert all(isfinite(record.guard) for record in outcome.history)
+    assert all(isfinite(record.validation) for record in outcome.history)
 
 
 def test_it_can_be_the_only_child_of_a_generation() -> None:
     """All children of the second generation are lost: the population stays as it was."""
-    outcome = search(Losing(BENCH, Breed, lambda number: 6 <= number < 12))
+    outcome = search(Losing(EVALUATOR, Breed, lambda number: 6 <= number < 12))
     one, two, three = (record.best for record in outcome.history[1:4])
     assert one == two <= three
 
@@ -97,4 +97,4 @@ def test_it_can_be_the_only_child_of_a_generation() -> None:
 def test_without_any_candidate_the_search_fails(kind: type) -> None:
     """The message says what to do."""
     with pytest.raises(GapruneError, match=r"no candidate is left.*--workers 1"):
-        search(Losing(BENCH, kind, lambda _: True))
+        search(Losing(EVALUATOR, kind, lambda _: True))

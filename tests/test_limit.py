@@ -1,4 +1,4 @@
-"""`max_drop`: the sparsest masks that lose no more on the guard than allowed, and the tries."""
+"""`max_drop`: the sparsest masks that lose no more on the validation inputs than allowed, and the tries."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from gaprune.runs.prune import prune_target
 
 SMALL: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
-    "probe_count": 64,
-    "guard_count": 64,
+    "calibration_count": 64,
+    "validation_count": 64,
     "generations": 2,
     "steps": 5,
     "batch": 16,
@@ -55,7 +55,7 @@ def assert_furthest(result: Result, drop: float) -> None:
     """The result holds, is the sparsest that does, and the next that was tried does not."""
     tried = sorted(result.tried, key=lambda one: float(one["sparsity"]))
     assert len({one["sparsity"] for one in tried}) == len(tried)
-    assert all(one["held"] == (one["guard"] >= 1 - drop - 1e-9) for one in tried)
+    assert all(one["held"] == (one["validation"] >= 1 - drop - 1e-9) for one in tried)
     held = [one["sparsity"] for one in tried if one["held"]]
     place = [one["sparsity"] for one in tried].index(result.sparsity)
     assert held[-1] == result.sparsity
@@ -82,18 +82,18 @@ def test_the_result_holds_and_the_next_one_tried_does_not(
     result = run(drop, **changes)
     assert_furthest(result, drop)
     (own,) = [one for one in result.tried if one["sparsity"] == result.sparsity]
-    guard = result.guard if result.repaired is None else result.repaired.guard
-    assert own == {"sparsity": result.sparsity, "guard": guard, "held": True}
+    validation = result.validation if result.repaired is None else result.repaired.validation
+    assert own == {"sparsity": result.sparsity, "validation": validation, "held": True}
     assert (result.repaired is not None) == changes.get("repair", False)
     assert "method" in changes or len(result.tried) <= SEARCHES
 
 
 def test_the_masks_are_those_of_a_run_at_that_sparsity(found: Result) -> None:
-    """Bit for bit, though the probes were made once for all searches."""
+    """Bit for bit, though the calibration inputs were made once for all searches."""
     alone = prune(tiny_model(), sparsity=found.sparsity, **SMALL)
     assert all(torch.equal(alone.masks[name], found.masks[name]) for name in alone.masks)
-    assert alone.receipt == found.receipt
-    assert alone.guard == found.guard
+    assert alone.provenance == found.provenance
+    assert alone.validation == found.validation
     assert alone.tried == ()
     assert found.evaluations > alone.evaluations  # those of all searches
 
@@ -105,7 +105,7 @@ def test_settings_and_record_repeat_the_question(found: Result) -> None:
     assert record["settings"]["sparsity"] == LARGEST_SPARSITY
     assert record["sparsity"]["asked"] == found.sparsity < LARGEST_SPARSITY
     assert record["tried"] == [dict(one) for one in found.tried]
-    used = {key: value for key, value in found.settings.items() if key != "probes"}
+    used = {key: value for key, value in found.settings.items() if key != "calibration"}
     again = prune(tiny_model(), inputs=SMALL["inputs"], **used)
     assert again.tried == found.tried
 
@@ -178,7 +178,7 @@ def test_where_nothing_holds_the_figures_are_told() -> None:
     """The smallest sparsity tried, its agreement, what was asked, and what may help."""
     message = (
         r"max_drop: 0 cannot be met: at sparsity 0\.1, the smallest tried, .* agrees .* on "
-        r"\d+\.\d+% of the guard, and 100\.00% are asked; allow more, .*--generations.*--repair"
+        r"\d+\.\d+% of the validation inputs, and 100\.00% are asked; allow more, .*--generations.*--repair"
     )
     with pytest.raises(GapruneError, match=message) as caught:
         run(0.0, method="random")
@@ -212,10 +212,10 @@ def test_networks_with_batchnorm_are_judged_after_repair() -> None:
     """The strict network may hold less than what is returned."""
     settings = {**SMALL, "max_drop": 0.2, "method": "magnitude", "repair": True}
     del settings["inputs"]
-    result = prune_target(conv_target(), make_settings({**settings, "probes": ("noise",)}))
+    result = prune_target(conv_target(), make_settings({**settings, "calibration": ("noise",)}))
     assert_furthest(result, 0.2)
     assert result.repaired is not None
-    assert result.repaired.guard >= 0.8
+    assert result.repaired.validation >= 0.8
 
 
 def next_tries(span: Span, first: float, most_kept: int, count: int) -> tuple[list[float], Any]:
@@ -321,12 +321,12 @@ def test_a_limit_that_cannot_be_met_exits_with_1(run: Run, place: Path) -> None:
 
 def test_a_network_of_the_zoo(run: Run, place: Path) -> None:
     """With its own test data, measured at the end."""
-    small = ("--preset", "black-box", "--probes", "procedural", "--no-save", *TINY)
+    small = ("--preset", "black-box", "--calibration", "procedural", "--no-save", *TINY)
     ran = run("prune", "four-layer", "--max-drop", "0.1", *small, "--json")
     record = json.loads(ran.out)
-    assert record["agreement"]["guard"] >= 0.9
+    assert record["agreement"]["validation"] >= 0.9
     assert record["accuracy"]["pruned"] > 0.8
-    assert record["margin"] >= 0
+    assert record["gain"] >= 0
     assert any(not one["held"] for one in record["tried"])
 
 
@@ -348,7 +348,7 @@ def test_ctrl_c_saves_the_best_that_holds(
     else:
         record = json.loads(ran.out)
         assert record["stopped"] == "interrupted"
-        assert record["agreement"]["guard"] >= 0.7
+        assert record["agreement"]["validation"] >= 0.7
         assert {path.name for path in Path("run").iterdir()} >= set(FILES)
     monkeypatch.setenv("INTERRUPT_AT", "0")
     resumed = json.loads(run("resume", "run", "--json", "--quiet").out)

@@ -12,22 +12,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
-from repair_networks import Convolutional, Encoder, Residual, loop_bench, target_of
-from search_cases import layout_of, run_to_bits, seeded, seeds_of, tiny_bench
+from repair_networks import Convolutional, Encoder, Residual, loop_evaluator, target_of
+from search_cases import layout_of, run_to_bits, seeded, seeds_of, tiny_evaluator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.evaluation.cache import Memory, marks_of
+from gaprune.evaluation.cache import LRUCache, marks_of
 from gaprune.evaluation.cache.trace import cut_up
-from gaprune.evaluation.evaluator import Bench
-from gaprune.evaluation.forward_modes import STRICT, Guided, Shown
+from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward, Shown
 from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.scoring import Scores
 from gaprune.evolution.tasks import Score
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.forward import CHUNK, answers
 from gaprune.models.target import load_target
-from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff
+from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions
 
 
 class Overwriting(nn.Module):
@@ -114,24 +114,24 @@ class Pretending(nn.Module):
 
 def strict(
     build: Callable[[], nn.Module], shape: tuple[int, ...], *prune_also: str, count: int = 150
-) -> Bench:
-    """Return a bench in float32 on which candidates answer as they are."""
-    bench = loop_bench(target_of(build, shape, *prune_also, double=False), count=count)
-    return replace(bench, answering=STRICT)
+) -> Evaluator:
+    """Return a evaluator in float32 on which candidates answer as they are."""
+    evaluator = loop_evaluator(target_of(build, shape, *prune_also, double=False), count=count)
+    return replace(evaluator, forward_mode=STRICT_FORWARD)
 
 
-def of_zoo(name: str) -> Bench:
-    """Return a bench of a network of the zoo: noise, two chunks, the first rung one of them."""
+def of_zoo(name: str) -> Evaluator:
+    """Return a evaluator of a network of the zoo: noise, two chunks, the first rung one of them."""
     target = load_target(name)
     noise = torch.rand((CHUNK + 5, *target.inputs.shape), generator=seeded())
     search = Shown(noise, answers(target.model, noise), None)
-    return Bench(
+    return Evaluator(
         model=target.model,
         weights=target.weights,
         layout=target.layout,
         objective=OBJECTIVES["kl"],
         search=search,
-        guard=search,
+        validation=search,
         fresh=None,
         pool=None,
         pool_share=0.0,
@@ -139,8 +139,8 @@ def of_zoo(name: str) -> Bench:
     )
 
 
-BENCHES: dict[str, Callable[[], Bench]] = {
-    "matrices": tiny_bench,
+EVALUATORS: dict[str, Callable[[], Evaluator]] = {
+    "matrices": tiny_evaluator,
     "convolutions": lambda: strict(Convolutional, (2, 6, 6)),
     "residual": lambda: strict(Residual, (2, 6, 6)),
     "attention": lambda: strict(Encoder, (5, 8)),
@@ -150,7 +150,7 @@ BENCHES: dict[str, Callable[[], Bench]] = {
     "constant": lambda: strict(Constant, (6,)),
     "untraceable": lambda: strict(Branching, (6,)),
     "wrongly traced": lambda: strict(Pretending, (6,)),
-    "after repair": lambda: loop_bench(target_of(Convolutional, (2, 6, 6))),
+    "after repair": lambda: loop_evaluator(target_of(Convolutional, (2, 6, 6))),
     "bfloat16": lambda: replace(strict(Convolutional, (2, 6, 6)), precision="bfloat16"),
     "mobile-student": lambda: of_zoo("mobile-student"),
     "mnist-cnn": lambda: of_zoo("mnist-cnn"),
@@ -182,21 +182,21 @@ def relatives(layout: Layout, count: int, seed: int = 0) -> list[Tensor]:
     return [mask_of(layout, genes) for genes in family]
 
 
-def anew(bench: Bench, mask: Tensor, rung: int) -> float:
-    """Return what a mask scores on a bench that knows nothing."""
-    return replace(bench).fitness(mask, rung)
+def anew(evaluator: Evaluator, mask: Tensor, rung: int) -> float:
+    """Return what a mask scores on a evaluator that knows nothing."""
+    return replace(evaluator).fitness(mask, rung)
 
 
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", EVALUATORS)
 def test_what_is_known_has_the_bits_of_computing_it_again(name: str) -> None:
     """Masks with common first layers, some of them equal, on both rungs in any order."""
-    bench, generator = BENCHES[name](), seeded(5)
-    count = 10 if len(bench.search.inputs) == CHUNK + 5 else 30
-    for mask in relatives(bench.layout, count):
+    evaluator, generator = EVALUATORS[name](), seeded(5)
+    count = 10 if len(evaluator.search.inputs) == CHUNK + 5 else 30
+    for mask in relatives(evaluator.layout, count):
         rungs = [(0, -1), (-1, 0), (0,), (-1,)][int(torch.randint(4, (), generator=generator))]
         for rung in rungs:
-            assert bench.fitness(mask, rung) == anew(bench, mask, rung)
-    assert (bench.known.prefixes.size == 0) == (name in UNCUT)
+            assert evaluator.fitness(mask, rung) == anew(evaluator, mask, rung)
+    assert (evaluator.known.prefixes.size == 0) == (name in UNCUT)
 
 
 @contextmanager
@@ -218,101 +218,108 @@ def test_a_mask_is_scored_once_per_rung() -> None:
         asked.append(len(outputs))
         return agreement(outputs, teacher, labels)
 
-    bench = tiny_bench(replace(OBJECTIVES["agreement"], fitness=counted))
-    mask = mask_of(bench.layout, (1, 1, 1))
-    with rows_into(bench.model[0]) as rows:  # type: ignore[index]
-        found = [bench.fitness(mask, rung) for rung in (0, 0, -1, 1, 0)]
+    evaluator = tiny_evaluator(replace(OBJECTIVES["agreement"], fitness=counted))
+    mask = mask_of(evaluator.layout, (1, 1, 1))
+    with rows_into(evaluator.model[0]) as rows:  # type: ignore[index]
+        found = [evaluator.fitness(mask, rung) for rung in (0, 0, -1, 1, 0)]
     assert asked == [16, 64]
     assert sum(rows) == 16 + 64  # a rung of less than a chunk is computed anew in a larger one
     assert found[0] == found[1] == found[4]
     assert found[2] == found[3]
 
 
-def test_who_has_raced_answers_to_the_other_probes_alone() -> None:
+def test_who_has_raced_answers_to_the_other_calibration_alone() -> None:
     """Whole chunks of the first rung are not passed again on the last one."""
-    bench = replace(strict(Convolutional, (2, 6, 6), count=200), rungs=(CHUNK + 3, 200))
-    mask = mask_of(bench.layout, (1, 1, 1))
-    with rows_into(bench.model) as rows:
-        raced, whole = bench.fitness(mask, 0), bench.fitness(mask, 1)
+    evaluator = replace(strict(Convolutional, (2, 6, 6), count=200), rungs=(CHUNK + 3, 200))
+    mask = mask_of(evaluator.layout, (1, 1, 1))
+    with rows_into(evaluator.model) as rows:
+        raced, whole = evaluator.fitness(mask, 0), evaluator.fitness(mask, 1)
     assert rows == [CHUNK, 3, CHUNK, CHUNK, 200 - 3 * CHUNK]
-    assert (raced, whole) == (anew(bench, mask, 0), anew(bench, mask, 1))
+    assert (raced, whole) == (anew(evaluator, mask, 0), anew(evaluator, mask, 1))
 
 
 @pytest.mark.parametrize("name", EARLY)
 def test_first_layers_pass_once_more_and_then_no_more(name: str) -> None:
     """From the third mask on that shares all layers but the last, the first layer is left out."""
-    bench = BENCHES[name]()
-    last = len(bench.layout.sizes) - 1
-    first = next(one for one in bench.model.modules() if isinstance(one, (nn.Linear, nn.Conv2d)))
+    evaluator = EVALUATORS[name]()
+    last = len(evaluator.layout.sizes) - 1
+    first = next(
+        one for one in evaluator.model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))
+    )
     passed = []
     for gene in range(5):
-        mask = mask_of(bench.layout, [*[0] * last, gene])
+        mask = mask_of(evaluator.layout, [*[0] * last, gene])
         with rows_into(first) as rows:
-            assert bench.fitness(mask, 0) == anew(replace(bench), mask, 0)
+            assert evaluator.fitness(mask, 0) == anew(replace(evaluator), mask, 0)
         passed.append(len(rows))
-    alone = -(-bench.rungs[0] // CHUNK)  # by the bench that knows nothing
+    alone = -(-evaluator.rungs[0] // CHUNK)  # by the evaluator that knows nothing
     assert passed[0] == 2 * alone
     assert passed[2:] == [alone] * 3
 
 
 def test_masks_that_share_no_first_layer_hold_nothing() -> None:
     """Their network is not even traced."""
-    bench = BENCHES["convolutions"]()
+    evaluator = EVALUATORS["convolutions"]()
     for seed in range(6):
-        mask = torch.rand(bench.layout.total, generator=seeded(seed)) < 0.5
-        bench.fitness(mask, 0)
-        bench.fitness(mask, -1)
-    assert bench.known.prefixes.size == 0
-    assert bench.known.prefixes._is_new
+        mask = torch.rand(evaluator.layout.total, generator=seeded(seed)) < 0.5
+        evaluator.fitness(mask, 0)
+        evaluator.fitness(mask, -1)
+    assert evaluator.known.prefixes.size == 0
+    assert evaluator.known.prefixes._is_new
 
 
 @pytest.mark.parametrize("build", [Odd, Constant, Branching, Pretending, Overwriting])
 def test_tracing_leaves_the_network_as_it_is(build: Callable[[], nn.Module]) -> None:
     """Its attributes, tensors and answers, whether it can be traced or not."""
-    bench = strict(build, (6,))
-    model, names = bench.model, set(vars(bench.model))
+    evaluator = strict(build, (6,))
+    model, names = evaluator.model, set(vars(evaluator.model))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kept = masked_weights(
-        bench.weights, bench.layout.split(mask_of(bench.layout, [1] * len(bench.layout.sizes)))
+        evaluator.weights,
+        evaluator.layout.split(mask_of(evaluator.layout, [1] * len(evaluator.layout.sizes))),
     )
-    cut_up(model, bench.weights, kept, bench.search.inputs[:8], 1e9)
+    cut_up(model, evaluator.weights, kept, evaluator.search.inputs[:8], 1e9)
     assert set(vars(model)) == names
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
-    assert torch.equal(answers(model, bench.search.inputs), bench.search.teacher)
+    assert torch.equal(answers(model, evaluator.search.inputs), evaluator.search.teacher)
 
 
 def test_no_cut_is_made_where_something_is_overwritten_later() -> None:
     """Of the three, only those whose values stay: a held value that changes would be wrong."""
-    bench = BENCHES["in place"]()
-    kept = masked_weights(bench.weights, bench.layout.split(mask_of(bench.layout, [1] * 4)))
-    stages = cut_up(bench.model, bench.weights, kept, bench.search.inputs[:8], 1e9)
+    evaluator = EVALUATORS["in place"]()
+    kept = masked_weights(
+        evaluator.weights, evaluator.layout.split(mask_of(evaluator.layout, [1] * 4))
+    )
+    stages = cut_up(evaluator.model, evaluator.weights, kept, evaluator.search.inputs[:8], 1e9)
     assert stages is not None
     assert {cut.depth for cut in stages.cuts} == {3}
 
 
 def test_what_is_known_does_not_travel() -> None:
-    """A bench is sent without it, and as small as a new one."""
-    bench = tiny_bench()
-    for mask in relatives(bench.layout, 20):
-        bench.fitness(mask)
-    assert len(bench.known.scores) > 1
-    sent = cloudpickle.dumps(bench)
-    assert len(sent) == len(cloudpickle.dumps(replace(bench)))
+    """A evaluator is sent without it, and as small as a new one."""
+    evaluator = tiny_evaluator()
+    for mask in relatives(evaluator.layout, 20):
+        evaluator.fitness(mask)
+    assert len(evaluator.known.scores) > 1
+    sent = cloudpickle.dumps(evaluator)
+    assert len(sent) == len(cloudpickle.dumps(replace(evaluator)))
     assert len(cloudpickle.loads(sent).known.scores) == 0
 
 
 def test_benches_of_other_settings_know_nothing_of_each_other() -> None:
     """One mask, scored after repair and as it is, in turn."""
     target = target_of(Convolutional, (2, 6, 6))
-    bench = loop_bench(target)
-    mask = mask_of(bench.layout, (1, 1, 1))
-    expected = [anew(bench, mask, 0), anew(bench.strict, mask, 0)]
+    evaluator = loop_evaluator(target)
+    mask = mask_of(evaluator.layout, (1, 1, 1))
+    expected = [anew(evaluator, mask, 0), anew(evaluator.strict, mask, 0)]
     assert expected[0] != expected[1]
-    guided = replace(bench, answering=Guided(bench.answering))  # type: ignore[arg-type]
+    guided = replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode))  # type: ignore[arg-type]
     for _ in range(2):
         assert [guided.repaired.fitness(mask, 0), guided.fitness(mask, 0)] == expected
-        assert [bench.fitness(mask, 0), bench.strict.fitness(mask, 0)] == expected
-    assert [len(one.known.scores) for one in (bench, guided, guided.repaired, bench.strict)] == [
+        assert [evaluator.fitness(mask, 0), evaluator.strict.fitness(mask, 0)] == expected
+    assert [
+        len(one.known.scores) for one in (evaluator, guided, guided.repaired, evaluator.strict)
+    ] == [
         1,
         1,
         1,
@@ -328,17 +335,17 @@ def test_objectives_may_write_into_what_they_are_given() -> None:
         outputs.zero_()
         return value
 
-    bench = replace(strict(Convolutional, (2, 6, 6), count=2 * CHUNK), rungs=(CHUNK, 2 * CHUNK))
-    bench = replace(bench, objective=replace(OBJECTIVES["agreement"], fitness=careless))
-    mask = mask_of(bench.layout, (1, 1, 1))
-    bench.fitness(mask, 0)
-    assert bench.fitness(mask, 1) == anew(bench, mask, 1)
+    evaluator = replace(strict(Convolutional, (2, 6, 6), count=2 * CHUNK), rungs=(CHUNK, 2 * CHUNK))
+    evaluator = replace(evaluator, objective=replace(OBJECTIVES["agreement"], fitness=careless))
+    mask = mask_of(evaluator.layout, (1, 1, 1))
+    evaluator.fitness(mask, 0)
+    assert evaluator.fitness(mask, 1) == anew(evaluator, mask, 1)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 5)), max_size=40))
 def test_memory_forgets_what_was_used_least_recently(calls: list[tuple[bool, int, int]]) -> None:
     """Against a list in the order of use, the latest last."""
-    memory, order, room = Memory[int, int](10), list[tuple[int, int]](), 10
+    memory, order, room = LRUCache[int, int](10), list[tuple[int, int]](), 10
     for writes, key, size in calls:
         kept = [pair for pair in order if pair[0] == key]
         if writes:
@@ -355,7 +362,7 @@ def test_memory_forgets_what_was_used_least_recently(calls: list[tuple[bool, int
 
 def test_what_is_too_large_is_not_remembered_and_drives_out_nothing() -> None:
     """Also where it takes the place of something small."""
-    memory = Memory[str, str](3)
+    memory = LRUCache[str, str](3)
     memory.put("small", "a", 2)
     memory.put("large", "b", 4)
     assert (memory.get("small"), memory.get("large"), memory.size) == ("a", None, 2)
@@ -379,16 +386,16 @@ def test_marks_tell_masks_apart_layer_by_layer(sizes: list[int], data: st.DataOb
 
 def test_workers_are_asked_once_about_a_mask() -> None:
     """Not again on the same rung, not twice at once; on another rung or after repair they are."""
-    bench = loop_bench(target_of(Convolutional, (2, 6, 6)))
-    people, asked = seeds_of(bench, 100, 3), list[int]()
+    evaluator = loop_evaluator(target_of(Convolutional, (2, 6, 6)))
+    people, asked = seeds_of(evaluator, 100, 3), list[int]()
 
     def run(tasks: Sequence[Any]) -> list[Any]:
         asked.append(len(tasks))
-        return [replace(task, repaired=False).run(bench) for task in tasks]
+        return [replace(task, repaired=False).run(evaluator) for task in tasks]
 
     scores = Scores(run, 1)
     twice = [*people, people[0]]
-    expected = [anew(bench, one.mask, 0) for one in twice]
+    expected = [anew(evaluator, one.mask, 0) for one in twice]
     assert scores.of(twice, 0) == expected
     assert scores.of(twice[::-1], 0) == expected[::-1]
     scores.of(people, -1)
@@ -398,20 +405,22 @@ def test_workers_are_asked_once_about_a_mask() -> None:
 
 def test_one_that_was_lost_is_tried_again() -> None:
     """Only numbers are remembered."""
-    person, answers_ = seeds_of(tiny_bench(), 60, 1), [Lost(3, "its process died"), 0.5]
+    person, answers_ = seeds_of(tiny_evaluator(), 60, 1), [FailedTask(3, "its process died"), 0.5]
     scores = Scores(lambda tasks: [answers_.pop(0) for _ in tasks], 1)
-    assert isinstance(scores.of(person, 0)[0], Lost)
+    assert isinstance(scores.of(person, 0)[0], FailedTask)
     assert scores.of(person, 0) == [0.5]
     assert scores.of(person, 0) == [0.5]
 
 
 def test_actors_and_this_process_give_the_same_bits(ray_session: None) -> None:
     """Whoever knows what: relatives, twice each, on both rungs."""
-    bench = BENCHES["residual"]()
-    tasks = [Score.of(mask, rung) for mask in relatives(bench.layout, 8) for rung in (0, -1, 0)]
-    here = run_to_bits(SerialWorkers(bench), tasks)
+    evaluator = EVALUATORS["residual"]()
+    tasks = [Score.of(mask, rung) for mask in relatives(evaluator.layout, 8) for rung in (0, -1, 0)]
+    here = run_to_bits(SerialWorkers(evaluator), tasks)
     assert here == [
-        anew(bench, mask, rung) for mask in relatives(bench.layout, 8) for rung in (0, -1, 0)
+        anew(evaluator, mask, rung)
+        for mask in relatives(evaluator.layout, 8)
+        for rung in (0, -1, 0)
     ]
-    with RayWorkers(bench, Staff(2)) as actors:
+    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
         assert run_to_bits(actors, tasks) == here

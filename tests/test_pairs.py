@@ -17,9 +17,9 @@ def test_values_are_those_of_toml_and_quotes_may_be_left_out() -> None:
     pairs = ["steps=50", "rate = 2.5", "pareto=true", 'probes=["noise"]', "test=a b=c", "x-y='1'"]
     assert read_pairs(pairs, {}) == {
         "steps": 50,
-        "rate": 2.5,
+        "learning_rate": 2.5,
         "pareto": True,
-        "probes": ["noise"],
+        "calibration": ["noise"],
         "test": "a b=c",
         "x_y": "1",
     }

@@ -20,20 +20,20 @@ from torch import nn
 from gaprune import InputOptions, Result, prune, resume
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.criteria import SALIENCIES
-from gaprune.evaluation.evaluator import Bench
+from gaprune.criteria import CRITERIA
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, rank
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.tasks import Breed, Recipe
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.runs.run import PruningRun
-from gaprune.workers import RayWorkers, SerialWorkers, Staff
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 SMALL: dict[str, Any] = {
-    "probes": ("procedural",),
-    "probe_count": 24,
-    "guard_count": 24,
+    "calibration": ("procedural",),
+    "calibration_count": 24,
+    "validation_count": 24,
     "generations": 2,
     "steps": 2,
     "batch": 8,
@@ -143,11 +143,11 @@ def test_every_criterion_seeds_the_search(pattern: str) -> None:
     """Under the same pattern and budget, also where it is asked for alone."""
     run = run_of(pattern)
     seeds = {one.origin.removesuffix("-layer"): one for one in run.seeds()}
-    assert set(seeds) == set(SALIENCIES)
-    bench = run.bench
+    assert set(seeds) == set(CRITERIA)
+    evaluator = run.evaluator
     for one in seeds.values():
         assert one.keep == int(one.mask.sum()) == next(iter(seeds.values())).keep
-        assert bench.layout.fits(one.mask)
+        assert evaluator.layout.fits(one.mask)
     result = searched(method="magnitude", **PATTERNS[pattern])
     assert holds(result, pattern)
     assert result.origin == "magnitude"
@@ -166,51 +166,55 @@ def test_magnitude_under_a_quota_is_the_largest_of_every_group() -> None:
 @pytest.mark.parametrize("pattern", ["4x1", "channel"])
 def test_gradients_of_units_are_those_of_their_factor(pattern: str) -> None:
     """By a network in which every unit is a number that multiplies its weights."""
-    bench = run_of(pattern, Residual).bench
-    units = bench.units
+    evaluator = run_of(pattern, Residual).evaluator
+    units = evaluator.units
     assert units is not None
-    mask = torch.rand(bench.layout.total, generator=seeded(2)) < 0.7
-    shown = bench.search.first(8)
+    mask = torch.rand(evaluator.layout.total, generator=seeded(2)) < 0.7
+    shown = evaluator.search.first(8)
     factors = mask.double().requires_grad_()
     flat = torch.ones(units.weights.total, dtype=torch.float64)
-    for unit in range(bench.layout.total):  # a weight has the product of all units that drop it
-        alone = torch.ones(bench.layout.total, dtype=torch.bool)
+    for unit in range(evaluator.layout.total):  # a weight has the product of all units that drop it
+        alone = torch.ones(evaluator.layout.total, dtype=torch.bool)
         alone[unit] = False
         own = ~units.spread(alone)
         flat = torch.where(own, flat * factors[unit], flat)
     leaves = {
-        name: bench.weights[name].double() * part.view(bench.weights[name].shape)
+        name: evaluator.weights[name].double() * part.view(evaluator.weights[name].shape)
         for name, part in zip(units.weights.names, flat.split(units.weights.sizes), strict=True)
     }
     model = built(Residual).double()
     outputs = torch.func.functional_call(model, leaves, (shown.inputs.double(),))
-    assert bench.objective.loss is not None
-    loss = bench.objective.loss(outputs, shown.teacher.double(), None)
+    assert evaluator.objective.loss is not None
+    loss = evaluator.objective.loss(outputs, shown.teacher.double(), None)
     (expected,) = torch.autograd.grad(loss, factors)
-    found = bench.score_gradient(mask, shown).double()
+    found = evaluator.score_gradient(mask, shown).double()
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradient_steps_bring_the_loss_down(pattern: str) -> None:
-    """From random scores, on the probes of the search, in most of five starts."""
-    bench = run_of(pattern, wide).bench
-    bench = replace(bench, pool=bench.search, pool_share=1.0, fresh=None, stock=None)
-    layout, better = bench.layout, 0
+    """From random scores, on the calibration inputs of the search, in most of five starts."""
+    evaluator = run_of(pattern, wide).evaluator
+    evaluator = replace(
+        evaluator, pool=evaluator.search, pool_share=1.0, fresh=None, batch_cache=None
+    )
+    layout, better = evaluator.layout, 0
     counts = layout.quota.counts(layout.sizes) if layout.quota else None
     keep = round(0.6 * layout.total) if counts is None else sum(counts)
     for seed in range(5):
         scores = rank(torch.rand(layout.total, generator=seeded(seed)))
         genes = Genes(scores, counts, keep, fixed=layout.quota is not None)
-        moved = refine(genes, bench, Refinement(steps=30, rate=0.5, batch=24), seeded(6))
-        before, after = (bench.fitness(one.express(layout)) for one in (genes, moved))
+        moved = refine(
+            genes, evaluator, Refinement(steps=30, learning_rate=0.5, batch=24), seeded(6)
+        )
+        before, after = (evaluator.fitness(one.express(layout)) for one in (genes, moved))
         better += after > before
     assert better >= 4
 
 
-def tasks_of(bench: Bench, seeds: list[Individual]) -> list[Breed]:
+def tasks_of(evaluator: Evaluator, seeds: list[Individual]) -> list[Breed]:
     """Return children of every kind: crossed, mutated, refined."""
-    steps = Refinement(steps=2, rate=0.5, batch=8)
+    steps = Refinement(steps=2, learning_rate=0.5, batch=8)
     recipes = (
         Recipe("one-point", "gaussian", (("sigma", 0.3),)),
         Recipe("averaging", "threshold-swap", (), steps),
@@ -225,26 +229,26 @@ def test_any_workers_breed_the_same_children(ray_session: None) -> None:
     """In this process or in Ray actors: scores, counts, masks and fitness, bit for bit."""
     for pattern, stated in (("2:4", {}), ("channel", PRICED["channel"])):
         run = run_of(pattern, **stated)
-        bench, seeds = run.bench, run.seeds()
-        tasks = tasks_of(bench, seeds)
-        with SerialWorkers(bench) as serial, RayWorkers(bench, Staff(2)) as actors:
+        evaluator, seeds = run.evaluator, run.seeds()
+        tasks = tasks_of(evaluator, seeds)
+        with SerialWorkers(evaluator) as serial, RayWorkers(evaluator, WorkerOptions(2)) as actors:
             expected = run_to_bits(serial, tasks)
             assert run_to_bits(actors, tasks) == expected, pattern
             for child in serial.fetch(serial.run(tasks)):
-                assert layer_counts(child.express(bench.layout), bench.layout)
-                assert bench.layout.fits(child.express(bench.layout))
+                assert layer_counts(child.express(evaluator.layout), evaluator.layout)
+                assert evaluator.layout.fits(child.express(evaluator.layout))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_second_device_gives_the_same_bits(pattern: str) -> None:
     """Children, fitness and judgement, where tensors of two devices do not mix."""
     run = run_of(pattern)
-    bench, seeds = run.bench, run.seeds()
-    tasks = tasks_of(bench, seeds)
-    expected = run_to_bits(SerialWorkers(bench), tasks)
-    judged = [bench.judge(one.mask) for one in seeds]
+    evaluator, seeds = run.evaluator, run.seeds()
+    tasks = tasks_of(evaluator, seeds)
+    expected = run_to_bits(SerialWorkers(evaluator), tasks)
+    judged = [evaluator.judge(one.mask) for one in seeds]
     with second_device() as device:
-        moved = bench.to(device)
+        moved = evaluator.to(device)
         assert run_to_bits(SerialWorkers(moved), tasks) == expected
         assert [moved.judge(one.mask) for one in seeds] == judged
 
@@ -291,9 +295,9 @@ def test_a_search_spends_its_multiply_adds(pattern: str, preset: str) -> None:
     assert result.record()["macs"] == {"dense": dense, "kept": kept}
     assert result.record()["budget"] == "macs"
     run = run_of(pattern, **stated)
-    layout, seeds = run.bench.layout, run.seeds()
+    layout, seeds = run.evaluator.layout, run.seeds()
     assert layout.price is not None
-    assert {one.origin.removesuffix("-layer") for one in seeds} == set(SALIENCIES)
+    assert {one.origin.removesuffix("-layer") for one in seeds} == set(CRITERIA)
     for one in seeds:
         assert layout.price.is_spent(layer_counts(one.mask, layout), one.keep), one.origin
 
@@ -342,5 +346,5 @@ def test_without_a_pattern_nothing_changes() -> None:
         None,
         Silence(),
     )
-    assert run.bench.units is None
-    assert run.bench.layout == run.target.layout
+    assert run.evaluator.units is None
+    assert run.evaluator.layout == run.target.layout

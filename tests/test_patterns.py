@@ -314,12 +314,12 @@ def test_a_quota_says_the_sparsity_and_the_scope() -> None:
     assert make_settings({"pattern": "1:3", "sparsity": 0.667}).sparsity == 0.667
     check_settings(make_settings({"pattern": "1:3", "sparsity": 0.667}))
     resolved = resolve_settings(
-        make_settings({"pattern": "2:4", "probes": ("noise",)}),
+        make_settings({"pattern": "2:4", "calibration": ("noise",)}),
         check_settings(stated),
         MIXED,
     )
     assert resolved.scope == "layer"
-    assert resolved.allocation == 0
+    assert resolved.density_search == 0
 
 
 def test_networks_without_a_place_for_a_pattern_are_refused() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import gaprune.runs.prune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune
 from gaprune.callbacks import Silence
-from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria import CRITERIA, Network, score
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Supermask, global_mask, layered_mask
 from gaprune.records import BaselineScore, Generation
@@ -28,8 +28,8 @@ UNIT = InputOptions(range=(0, 1))
 SMALL: dict[str, Any] = {
     "inputs": UNIT,
     "sparsity": 0.7,
-    "probe_count": 64,
-    "guard_count": 64,
+    "calibration_count": 64,
+    "validation_count": 64,
     "generations": 2,
     "steps": 5,
     "batch": 16,
@@ -144,7 +144,7 @@ def test_tied_weights_count_once_and_stay_tied() -> None:
 @pytest.mark.parametrize("scope", ["allocated", "layer"])
 @pytest.mark.parametrize("method", ["magnitude", "lamp", "synflow"])
 def test_a_one_shot_method_gives_its_own_mask(method: str, scope: str) -> None:
-    """The mask is that of the saliency's scores; nothing is searched, and the result says so."""
+    """The mask is that of the criterion's scores; nothing is searched, and the result says so."""
     result = run(method=method, scope=scope)
     target = result.target
     network = Network(target.model, target.weights, target.layout, target.inputs)
@@ -156,9 +156,9 @@ def test_a_one_shot_method_gives_its_own_mask(method: str, scope: str) -> None:
     assert torch.equal(target.layout.flatten(result.masks), expected)
     assert (result.method, result.preset, result.origin) == (method, None, method)
     assert (result.stopped, result.evaluations, list(result.history)) == ("one-shot", 0, [])
-    assert result.guard == result.baselines[method].agreement
-    assert result.margin is not None
-    assert result.margin <= 0
+    assert result.validation == result.baselines[method].agreement
+    assert result.gain is not None
+    assert result.gain <= 0
 
 
 @pytest.mark.parametrize(
@@ -168,21 +168,21 @@ def test_a_one_shot_method_gives_its_own_mask(method: str, scope: str) -> None:
         {"preset": "black-box", "population": 4, "offspring": 8, "generations": 4},
         {"scope": "layer"},
         {"scope": "global"},
-        {"probes": ("noise",)},
-        {"probes": ("impressions",), "impressions": 32},
+        {"calibration": ("noise",)},
+        {"calibration": ("impressions",), "impressions": 32},
         {"objective": "agreement"},
         {"objective": "relative-error"},
     ],
     ids=str,
 )
 def test_the_result_is_never_worse_than_a_baseline(changes: dict[str, Any]) -> None:
-    """The margin over the best baseline on the guard is at least 0, whatever the settings."""
+    """The margin over the best baseline on the validation inputs is at least 0, whatever the settings."""
     result = run(**changes)
     assert set(result.baselines) >= {"magnitude", "lamp", "random", "erk", "wanda"}
     best = max(one.agreement for one in result.baselines.values())
     assert result.best_baseline is not None
     assert result.baselines[result.best_baseline].agreement == best
-    assert result.margin == result.guard - best >= 0
+    assert result.gain == result.validation - best >= 0
 
 
 def test_a_one_shot_run_scores_only_what_was_asked_for() -> None:
@@ -206,7 +206,7 @@ def test_a_black_box_search_takes_no_gradient() -> None:
 
     model = Opaque()
     result = run(model, preset="black-box", population=4, offspring=4)
-    takes_gradients = {name for name, one in SALIENCIES.items() if one.takes_gradients}
+    takes_gradients = {name for name, one in CRITERIA.items() if one.takes_gradients}
     assert not takes_gradients & set(result.baselines)
     assert result.stopped == "generations"
     with pytest.raises(InputError, match=r"no gradient.*--preset black-box"):
@@ -224,17 +224,17 @@ def test_the_seed_fixes_the_masks_whatever_the_global_generators_hold() -> None:
         assert torch.equal(torch.get_rng_state(), state[0])
         assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index] # noqa: NPY002
     assert same_masks(*found)
-    assert found[0].receipt == found[1].receipt
+    assert found[0].provenance == found[1].provenance
     assert not same_masks(found[0], run(seed=6))
 
 
 def test_test_data_never_reach_the_search(pruned: Result) -> None:
-    """With and without them: the same masks, the same receipt; only accuracies are added."""
+    """With and without them: the same masks, the same provenance; only accuracies are added."""
     inputs = torch.rand(50, 6, generator=seeded(8))
     labels = tiny_model()(inputs).argmax(1)
     tested = run(test=(inputs, labels))
     assert same_masks(pruned, tested)
-    assert pruned.receipt == tested.receipt
+    assert pruned.provenance == tested.provenance
     assert (pruned.accuracy, pruned.dense_accuracy) == (None, None)
     assert tested.dense_accuracy == 1.0
     model = tested.pruned_model()
@@ -253,9 +253,9 @@ def test_a_regressor_is_compared_by_its_numbers() -> None:
     """One output has no classes: `auto` takes the relative error, agreement is what it explains."""
     model = nn.Sequential(tiny_model(), nn.Linear(4, 1))
     result = run(model, sparsity=0.4)
-    assert 0 <= result.guard <= 1
-    assert result.margin is not None
-    assert result.margin >= 0
+    assert 0 <= result.validation <= 1
+    assert result.gain is not None
+    assert result.gain >= 0
     with pytest.raises(InputError, match=r"'agreement' compares classes.*\(64, 1\)"):
         run(model, objective="agreement")
 
@@ -308,7 +308,7 @@ def test_observers_hear_what_happens_and_change_nothing(pruned: Result) -> None:
     """Phases in order, every baseline, every generation with the number planned."""
     observer = Listening()
     result = run(observer=observer)
-    assert observer.phases == ["probes", "baselines", "search"]
+    assert observer.phases == ["calibration", "baselines", "search"]
     assert list(observer.scores) == list(result.baselines)
     assert [record for record, _ in observer.records] == list(result.history)
     assert [total for _, total in observer.records] == [2, 2, 2]
@@ -338,8 +338,8 @@ def test_an_interrupted_run_has_a_result() -> None:
     result = run(observer=PressesStop(), generations=50)
     assert result.stopped == "interrupted"
     assert result.kept == keep_total(result.target.layout, 0.7)
-    assert result.margin is not None
-    assert result.margin >= 0
+    assert result.gain is not None
+    assert result.gain >= 0
 
 
 def test_the_record_is_the_content_of_result_json(pruned: Result) -> None:
@@ -347,16 +347,16 @@ def test_the_record_is_the_content_of_result_json(pruned: Result) -> None:
     record = json.loads(json.dumps(pruned.record(), allow_nan=False))
     assert set(record) >= {
         "schema", "target", "weights_sha256", "method", "sparsity", "layers", "agreement",
-        "accuracy", "baselines", "receipt", "evaluations", "seconds", "seed", "versions",
+        "accuracy", "baselines", "provenance", "evaluations", "seconds", "seed", "versions",
     }  # fmt: skip
     assert record["sparsity"] == {"asked": 0.7, "actual": pruned.actual_sparsity}
     assert [layer["name"] for layer in record["layers"]] == ["0.weight", "2.weight", "4.weight"]
     assert sum(layer["kept"] for layer in record["layers"]) == pruned.kept == 60
     assert sum(layer["total"] for layer in record["layers"]) == 200
-    assert record["agreement"] == {"search": pruned.search, "guard": pruned.guard}
+    assert record["agreement"] == {"search": pruned.search, "validation": pruned.validation}
     assert record["accuracy"] == {"dense": None, "pruned": None}
     assert set(record["baselines"]["magnitude"]) == {"agreement", "accuracy"}
-    assert record["receipt"]["rung"] == "procedural"
+    assert record["provenance"]["rung"] == "procedural"
     assert record["seed"] == 0
     assert record["settings"]["sparsity"] == 0.7
     assert record["evaluations"] == pruned.history[-1].evaluations > 0
@@ -367,8 +367,10 @@ def test_the_record_is_the_content_of_result_json(pruned: Result) -> None:
 def test_settings_are_recorded_as_used(pruned: Result) -> None:
     """What the preset filled in is there, and running with it again gives the same masks."""
     used = {key: value for key, value in pruned.settings.items() if key != "sparsity"}
-    assert all(used[name] for name in ("population", "offspring", "steps", "rate", "batch"))
-    used["probes"] = tuple(used["probes"])
+    assert all(
+        used[name] for name in ("population", "offspring", "steps", "learning_rate", "batch")
+    )
+    used["calibration"] = tuple(used["calibration"])
     again = prune(tiny_model(), sparsity=0.7, inputs=UNIT, **used)
     assert same_masks(pruned, again)
 
@@ -385,26 +387,26 @@ def test_a_pareto_run_has_a_front_with_masks() -> None:
         assert 0.35 - 0.5 / total <= point["sparsity"] <= 0.7
     sparsities = [point["sparsity"] for point in result.front]
     assert sparsities == sorted(sparsities, reverse=True)
-    assert result.margin is not None
-    assert result.margin >= 0
+    assert result.gain is not None
+    assert result.gain >= 0
     json.dumps(result.record(), allow_nan=False)
 
 
-def test_the_classic_preset_learns_from_labelled_probes(tmp_path: Path) -> None:
+def test_the_classic_preset_learns_from_labelled_calibration(tmp_path: Path) -> None:
     """From random scores its best fitness, the accuracy on the file, rises."""
     x = torch.rand(200, 6, generator=seeded(3))
     y = tiny_model()(x).argmax(1)
     np.savez(tmp_path / "data.npz", x=x.numpy(), y=y.numpy())
     result = run(
         preset="classic",
-        probes=(f"labelled:{tmp_path}/data.npz",),
+        calibration=(f"labelled:{tmp_path}/data.npz",),
         population=20,
         offspring=20,
         generations=8,
     )
     assert result.history[-1].mean > result.history[0].mean
     assert [layer.kept for layer in result.layers] == uniform_counts(result.target.layout, 0.7)
-    assert result.receipt.rung == "labelled"
+    assert result.provenance.rung == "labelled"
     assert result.settings["objective"] == "accuracy"
 
 
@@ -422,9 +424,9 @@ def test_the_classic_preset_learns_from_labelled_probes(tmp_path: Path) -> None:
         ({"method": "magnitud"}, r"method: unknown name.*did you mean 'magnitude'"),
         ({"preset": "defalt"}, r"preset: unknown name.*did you mean 'default'"),
         ({"objective": "k"}, "objective: unknown name 'k'"),
-        ({"probes": ("strokes",)}, "probes: unknown name 'strokes'.*sparse"),
+        ({"calibration": ("strokes",)}, "calibration inputs: unknown name 'strokes'.*sparse"),
         ({"generatons": 3}, r"setting: unknown name.*did you mean 'generations'"),
-        ({"objective": "accuracy"}, "needs labelled probes"),
+        ({"objective": "accuracy"}, "needs labelled calibration inputs"),
         ({"workers": 0}, "workers: .*got 0"),
         ({"pareto": True, "scope": "layer"}, "scope: a Pareto search ranks all layers together"),
     ],
@@ -500,26 +502,26 @@ def test_the_classic_wheel_turns_with_negative_fitness() -> None:
     assert result.stopped == "generations"
 
 
-def test_a_guard_of_real_data_is_on_the_receipt(tmp_path: Path) -> None:
-    """The guard picks the final candidate, so its rung counts."""
+def test_a_validation_of_real_data_is_on_the_provenance(tmp_path: Path) -> None:
+    """The validation picks the final candidate, so its rung counts."""
     path = tmp_path / "real.npy"
     np.save(path, np.random.default_rng(0).random((20, 6), dtype=np.float32))
-    assert run(guard=str(path)).receipt.rung == "unlabelled"
-    assert run(guard="noise").receipt.rung == "procedural"
+    assert run(validation=str(path)).provenance.rung == "unlabelled"
+    assert run(validation="noise").provenance.rung == "procedural"
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("probes", ["inversion", "impressions"])
+@pytest.mark.parametrize("calibration", ["inversion", "impressions"])
 def test_it_makes_no_difference_what_the_caller_has_switched_off(
     off: Callable[[], AbstractContextManager[None]],
-    probes: str,
+    calibration: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Evaluation code often runs without gradients; probes and steps need them."""
+    """Evaluation code often runs without gradients; calibration inputs and steps need them."""
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
     model(torch.rand(64, 4, generator=seeded()))
-    changes = {"probes": [probes], "inversions": 8, "impressions": 8}
+    changes = {"calibration": [calibration], "inversions": 8, "impressions": 8}
     monkeypatch.setenv("GAPRUNE_CACHE", str(tmp_path / "inside"))
     with off():
         inside = run(model.eval(), **changes)

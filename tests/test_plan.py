@@ -1,4 +1,4 @@
-"""When a search ends because its probes and the guard part."""
+"""When a search ends because its calibration inputs and the validation inputs part."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import seeded, seeds_of, tiny_bench
+from search_cases import seeded, seeds_of, tiny_evaluator
 
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import PARTED, Limits, Outcome, Plan, parted_for
@@ -22,34 +22,34 @@ KEEP = 60
 
 
 @given(st.lists(st.integers(0, 100).map(lambda percent: percent / 100), max_size=12))
-def test_generations_apart_are_counted_from_the_end(guard: list[float]) -> None:
+def test_generations_apart_are_counted_from_the_end(validation: list[float]) -> None:
     """As many as trail the best before them; one that does not starts the count anew."""
-    apart = [max(guard[: n + 1]) - value >= PARTED for n, value in enumerate(guard)]
+    apart = [max(validation[: n + 1]) - value >= PARTED for n, value in enumerate(validation)]
     expected = next((n for n, one in enumerate(reversed(apart)) if not one), len(apart))
-    assert parted_for(guard) == expected
+    assert parted_for(validation) == expected
 
 
-def test_the_limit_of_patience_is_called_guard() -> None:
+def test_the_limit_of_patience_is_called_validation() -> None:
     """It is met by as many generations apart, and by none where it is not set."""
     now: dict[str, Any] = {"generation": 3, "evaluations": 9, "seconds": 1.0, "idle": 0}
     assert Limits(patience=2).reached(**now, parted=1) is None
-    assert Limits(patience=2).reached(**now, parted=2) == "guard"
+    assert Limits(patience=2).reached(**now, parted=2) == "validation"
     assert Limits().reached(**now, parted=99) is None
 
 
-def misled() -> Bench:
-    """Return a bench whose search probes know another teacher than the guard."""
-    bench = tiny_bench()
+def misled() -> Evaluator:
+    """Return a evaluator whose search calibration inputs know another teacher than the validation inputs."""
+    evaluator = tiny_evaluator()
     order = torch.randperm(4, generator=seeded(1))
-    teacher = bench.search.teacher[:, order].roll(1, 1)
-    return replace(bench, search=bench.search._replace(teacher=teacher))
+    teacher = evaluator.search.teacher[:, order].roll(1, 1)
+    return replace(evaluator, search=evaluator.search._replace(teacher=teacher))
 
 
-def search(bench: Bench, patience: int | None) -> Outcome:
+def search(evaluator: Evaluator, patience: int | None) -> Outcome:
     """Search up to thirty generations."""
     plan = Plan(
         preset=find_preset("black-box"),
-        layout=bench.layout,
+        layout=evaluator.layout,
         seed=1,
         population=4,
         offspring=8,
@@ -57,27 +57,27 @@ def search(bench: Bench, patience: int | None) -> Outcome:
         limits=Limits(generations=30, patience=patience),
         keep=KEEP,
     )
-    seeds = [plan.adopt(one) for one in seeds_of(bench, KEEP)]
-    known = {one.key: Judge.of(one.mask).run(bench) for one in seeds}
-    return Evolution(plan, SerialWorkers(bench)).run(seeds, known)
+    seeds = [plan.adopt(one) for one in seeds_of(evaluator, KEEP)]
+    known = {one.key: Judge.of(one.mask).run(evaluator) for one in seeds}
+    return Evolution(plan, SerialWorkers(evaluator)).run(seeds, known)
 
 
 @pytest.mark.parametrize("patience", [1, 2, 4])
 def test_a_misled_search_stops_when_patience_ends(patience: int) -> None:
     """At the first generation that ends so many apart; without patience it goes on."""
-    bench = misled()
-    free, stopped = search(bench, None), search(bench, patience)
+    evaluator = misled()
+    free, stopped = search(evaluator, None), search(evaluator, patience)
     assert free.stopped == "generations"
-    assert stopped.stopped == "guard"
-    guard = [record.guard for record in free.history]
-    first = next(n for n in range(len(guard)) if parted_for(guard[: n + 1]) >= patience)
-    assert [record.guard for record in stopped.history] == guard[: first + 1]
+    assert stopped.stopped == "validation"
+    validation = [record.validation for record in free.history]
+    first = next(n for n in range(len(validation)) if parted_for(validation[: n + 1]) >= patience)
+    assert [record.validation for record in stopped.history] == validation[: first + 1]
 
 
-def test_patience_changes_nothing_where_search_and_guard_agree() -> None:
+def test_patience_changes_nothing_where_search_and_validation_agree() -> None:
     """The same masks, generation for generation."""
-    bench = tiny_bench()
-    bench = replace(bench, guard=bench.search)
-    free, patient = search(bench, None), search(bench, 3)
+    evaluator = tiny_evaluator()
+    evaluator = replace(evaluator, validation=evaluator.search)
+    free, patient = search(evaluator, None), search(evaluator, 3)
     assert free.best.key == patient.best.key
-    assert [one.guard for one in free.history] == [one.guard for one in patient.history]
+    assert [one.validation for one in free.history] == [one.validation for one in patient.history]

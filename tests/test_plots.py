@@ -24,7 +24,7 @@ from gaprune.records import LayerCount
 
 SVG = "{http://www.w3.org/2000/svg}"
 WEIGHTS = {"data": "none", "labels": False, "gradients": False, "training": False}
-PROBES = {**WEIGHTS, "data": "procedural"}
+CALIBRATION = {**WEIGHTS, "data": "procedural"}
 GRADIENTS = {**WEIGHTS, "gradients": True}
 TRAINED = {"data": "labelled", "labels": True, "gradients": True, "training": True}
 SPARSITIES = (0.9, 0.95, 0.98, 0.99)
@@ -75,9 +75,9 @@ def row(
 METHODS: dict[str, tuple[dict[str, Any], tuple[float | None, ...]]] = {
     "magnitude": (WEIGHTS, (0.98, 0.95, 0.6, 0.2)),
     "lamp": (WEIGHTS, (0.97, 0.96, 0.8, 0.5)),
-    "wanda": (PROBES, (0.98, 0.97, 0.9, 0.6)),
+    "wanda": (CALIBRATION, (0.98, 0.97, 0.9, 0.6)),
     "synflow": (GRADIENTS, (0.9, 0.8, 0.7, 0.4)),
-    "evolved": (PROBES, (0.985, 0.98, 0.97, 0.9)),
+    "evolved": (CALIBRATION, (0.985, 0.98, 0.97, 0.9)),
     "fine-tuned": (TRAINED, (0.99, 0.99, 0.985, 0.98)),
     "slimming": (TRAINED, (0.97, 0.95, None, None)),
     "failed": (TRAINED, (None, None, None, None)),
@@ -103,7 +103,7 @@ def test_methods_are_listed_by_what_they_need_in_the_order_of_their_lines(tmp_pa
         "needs the weights alone",
         "lamp",
         "magnitude",
-        "needs probes or gradients",
+        "needs calibration inputs or gradients",
         "evolved",
         "wanda",
         "synflow",

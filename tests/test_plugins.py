@@ -26,7 +26,7 @@ from gaprune.evaluation.objectives import Objective, agreement, divergence
 
 calls = []
 
-def spread(network, probes, density, generator):
+def spread(network, calibration inputs, density, generator):
     """|w| times the fan-in."""
     parts = {name: w.abs() * w[0].numel() for name, w in network.weights.items()}
     return network.layout.flatten(parts)
@@ -65,7 +65,7 @@ def write(pruned, folder, how):
 listing = Exporter("the names of its tensors", write, "names.txt", "open('names.txt')", "text")
 '''
 ENTRIES = """
-[gaprune.saliencies]
+[gaprune.criteria]
 spread = tiny:spread
 magnitude = tiny:spread
 torn = tiny_torn:criterion
@@ -100,8 +100,8 @@ SHORT: dict[str, Any] = {
     "batch": 8,
     "population": 2,
     "offspring": 2,
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration_count": 32,
+    "validation_count": 32,
 }
 
 
@@ -170,18 +170,18 @@ def test_what_is_installed_changes_nothing(
     after = gaprune.prune(model, sparsity=0.8, inputs=SHOWN, **SHORT)
     assert flat(before).equal(flat(after))
     assert list(before.baselines) == list(after.baselines)
-    assert before.receipt == after.receipt
+    assert before.provenance == after.provenance
     assert "tiny" not in sys.modules
 
 
 def test_a_generator_shows_and_judges(tiny: Path, model: nn.Sequential) -> None:
-    """It is a probe and a guard by its name, and on the receipt."""
-    found = gaprune.prune(model, sparsity=0.5, inputs=SHOWN, probes=("rain",), **SHORT)
-    assert any("rain" in source for source in found.receipt.sources)
-    judged = gaprune.prune(model, sparsity=0.5, inputs=SHOWN, guard="rain", **SHORT)
-    assert "rain" in judged.receipt.guard
+    """It is a calibration input and a validation by its name, and on the provenance."""
+    found = gaprune.prune(model, sparsity=0.5, inputs=SHOWN, calibration=("rain",), **SHORT)
+    assert any("rain" in source for source in found.provenance.sources)
+    judged = gaprune.prune(model, sparsity=0.5, inputs=SHOWN, validation="rain", **SHORT)
+    assert "rain" in judged.provenance.validation
     with pytest.raises(InputError, match=r"plug-in 'flood' must give torch\.float32 .* 0 to 1"):
-        gaprune.prune(model, sparsity=0.5, inputs=SHOWN, probes=("flood",), **SHORT)
+        gaprune.prune(model, sparsity=0.5, inputs=SHOWN, calibration=("flood",), **SHORT)
 
 
 def test_objectives_steer_as_they_can(tiny: Path, model: nn.Sequential) -> None:
@@ -201,7 +201,12 @@ def test_objectives_steer_as_they_can(tiny: Path, model: nn.Sequential) -> None:
 def test_operators_work_through_a_preset(tiny: Path, model: nn.Sequential) -> None:
     """A preset's own operators make its children, and the budget stays exact."""
     found = gaprune.prune(
-        model, sparsity=0.5, inputs=SHOWN, preset="shaken", probe_count=32, guard_count=32
+        model,
+        sparsity=0.5,
+        inputs=SHOWN,
+        preset="shaken",
+        calibration_count=32,
+        validation_count=32,
     )
     assert int(flat(found).count_nonzero()) == 36
     assert {"shake", "first"} <= set(sys.modules["tiny"].calls)
@@ -246,7 +251,7 @@ def test_nobody_takes_a_name_of_our_own(tiny: Path, model: nn.Sequential) -> Non
     )
     sizes = torch.cat([one.abs().flatten() for one in model.parameters() if one.ndim == 2])
     assert flat(found).equal(sizes >= sizes.sort(descending=True).values[35])
-    assert plugins.names(plugins.SALIENCIES, ["magnitude"]) == ["gone", "number", "spread", "torn"]
+    assert plugins.names(plugins.CRITERIA, ["magnitude"]) == ["gone", "number", "spread", "torn"]
 
 
 def test_broken_ones_are_left_out_of_lists(tiny: Path) -> None:
@@ -269,9 +274,9 @@ def test_help_needs_no_plugin(tiny: Path, run: Run) -> None:
 
 
 def test_the_command_line_takes_their_names(tiny: Path, place: Path, run: Run) -> None:
-    """`--method` and `--probes` as with our own, also from a run's config.toml."""
+    """`--method` and `--calibration` as with our own, also from a run's config.toml."""
     own = ("net.py:make", "--weights", "net.safetensors", "--range", "0,1", "--sparsity", "0.5")
-    ran = run("prune", *own, *TINY, "--method", "spread", "--probes", "rain", "--out", "out")
+    ran = run("prune", *own, *TINY, "--method", "spread", "--calibration", "rain", "--out", "out")
     assert ran.code == 0, ran.err
     again = run("prune", "--config", "out/config.toml", "--out", "again")
     assert again.code == 0, again.err

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from repair_networks import Convolutional, Encoder, Perceptron, loop_bench, target_of
-from search_cases import random_genes, seeded, tiny_bench
+from repair_networks import Convolutional, Encoder, Perceptron, loop_evaluator, target_of
+from search_cases import random_genes, seeded, tiny_evaluator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,8 +18,8 @@ import gaprune
 from gaprune.callbacks import Silence
 from gaprune.config import NEUTRAL, make_settings
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Bench
-from gaprune.evaluation.forward_modes import AfterRepair, Guided
+from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evaluation.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.models.input_options import InputOptions
@@ -32,87 +32,92 @@ cuda = pytest.mark.skipif(
 )
 
 
-def strict() -> Bench:
-    """Return a bench of linear layers with fresh and held probes."""
-    return tiny_bench("logits", pool_share=0.5)
+def strict() -> Evaluator:
+    """Return a evaluator of linear layers with fresh and held calibration inputs."""
+    return tiny_evaluator("logits", pool_share=0.5)
 
 
-def repaired() -> Bench:
-    """Return a float32 bench of convolutions and BatchNorm with repair in the loop."""
-    return loop_bench(target_of(Convolutional, (2, 6, 6), double=False))
+def repaired() -> Evaluator:
+    """Return a float32 evaluator of convolutions and BatchNorm with repair in the loop."""
+    return loop_evaluator(target_of(Convolutional, (2, 6, 6), double=False))
 
 
-def guided() -> Bench:
-    """Return a float32 bench of attention whose steps are half repaired, with drift."""
-    bench = loop_bench(target_of(Encoder, (5, 8), double=False), pool_share=0.5)
-    assert isinstance(bench.answering, AfterRepair)
-    return replace(bench, answering=Guided(bench.answering, drift=1.0, fade=0.5))
+def guided() -> Evaluator:
+    """Return a float32 evaluator of attention whose steps are half repaired, with drift."""
+    evaluator = loop_evaluator(target_of(Encoder, (5, 8), double=False), pool_share=0.5)
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(
+        evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss=1.0, fade=0.5)
+    )
 
 
 @pytest.fixture(params=[strict, repaired, guided])
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """A bench of every way to answer."""
-    make: Callable[[], Bench] = request.param
+def evaluator(request: pytest.FixtureRequest) -> Evaluator:
+    """A evaluator of every way to answer."""
+    make: Callable[[], Evaluator] = request.param
     return make()
 
 
-def half(bench: Bench) -> Bench:
-    """Return the bench in bfloat16."""
-    return replace(bench, precision="bfloat16")
+def half(evaluator: Evaluator) -> Evaluator:
+    """Return the evaluator in bfloat16."""
+    return replace(evaluator, precision="bfloat16")
 
 
-def masks_of(bench: Bench, count: int = 4) -> list[Tensor]:
+def masks_of(evaluator: Evaluator, count: int = 4) -> list[Tensor]:
     """Return random masks that keep half of the weights."""
-    keep = bench.layout.total // 2
-    return [random_genes(bench.layout, keep, seed).express(bench.layout) for seed in range(count)]
+    keep = evaluator.layout.total // 2
+    return [
+        random_genes(evaluator.layout, keep, seed).express(evaluator.layout)
+        for seed in range(count)
+    ]
 
 
-def test_fitness_is_close_to_that_of_all_bits(bench: Bench) -> None:
+def test_fitness_is_close_to_that_of_all_bits(evaluator: Evaluator) -> None:
     """Not equal: the bits are really fewer. And the objective itself has them all."""
-    for mask in masks_of(bench):
-        narrow, wide = half(bench).fitness(mask), bench.fitness(mask)
+    for mask in masks_of(evaluator):
+        narrow, wide = half(evaluator).fitness(mask), evaluator.fitness(mask)
         assert narrow == pytest.approx(wide, rel=0.05, abs=0.02)
         assert narrow != wide
 
 
-def test_the_judge_has_all_bits(bench: Bench) -> None:
+def test_the_judge_has_all_bits(evaluator: Evaluator) -> None:
     """Verdicts, and outputs for final figures, are those of float32, bit for bit."""
-    for mask in masks_of(bench):
-        assert half(bench).judge(mask) == bench.judge(mask)
-        inputs = bench.guard.inputs
-        assert torch.equal(half(bench).outputs(mask, inputs), bench.outputs(mask, inputs))
-        judged = half(bench).judged_outputs(mask, inputs)
-        assert torch.equal(judged, bench.judged_outputs(mask, inputs))
+    for mask in masks_of(evaluator):
+        assert half(evaluator).judge(mask) == evaluator.judge(mask)
+        inputs = evaluator.validation.inputs
+        assert torch.equal(half(evaluator).outputs(mask, inputs), evaluator.outputs(mask, inputs))
+        judged = half(evaluator).judged_outputs(mask, inputs)
+        assert torch.equal(judged, evaluator.judged_outputs(mask, inputs))
 
 
-def test_score_gradients_are_float32_and_point_the_same_way(bench: Bench) -> None:
+def test_score_gradients_are_float32_and_point_the_same_way(evaluator: Evaluator) -> None:
     """The angle to those of float32 is small, and not 0."""
-    for mask in masks_of(bench):
+    for mask in masks_of(evaluator):
         narrow, wide = (
-            one.score_gradient(mask, one.draw(24, seeded())) for one in (half(bench), bench)
+            one.score_gradient(mask, one.draw(24, seeded())) for one in (half(evaluator), evaluator)
         )
         assert narrow.dtype == torch.float32
         assert functional.cosine_similarity(narrow, wide, dim=0) > 0.98
         assert not torch.equal(narrow, wide)
 
 
-def test_a_batch_is_answered_in_fewer_bits_and_held_in_all(bench: Bench) -> None:
+def test_a_batch_is_answered_in_fewer_bits_and_held_in_all(evaluator: Evaluator) -> None:
     """The dense network's answers have its own type, so that the loss is computed in it."""
-    batch = half(bench).draw(24, seeded())
+    batch = half(evaluator).draw(24, seeded())
     assert batch.teacher.dtype == batch.inputs.dtype == torch.float32
-    assert torch.equal(batch.inputs, bench.draw(24, seeded()).inputs)
+    assert torch.equal(batch.inputs, evaluator.draw(24, seeded()).inputs)
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
-def test_refined_masks_are_exact(bench: Bench, scope: str) -> None:
+def test_refined_masks_are_exact(evaluator: Evaluator, scope: str) -> None:
     """As many weights as asked, float32 scores, and the same ones every time."""
-    genes = random_genes(bench.layout, bench.layout.total // 3, 1, scope)
-    plan = Refinement(steps=4, rate=1.0, batch=16)
-    first, second = (refine(genes, half(bench), plan, seeded(2)) for _ in range(2))
+    genes = random_genes(evaluator.layout, evaluator.layout.total // 3, 1, scope)
+    plan = Refinement(steps=4, learning_rate=1.0, batch=16)
+    first, second = (refine(genes, half(evaluator), plan, seeded(2)) for _ in range(2))
     assert first.scores.dtype == torch.float32
     assert torch.equal(first.scores, second.scores)
-    assert int(first.express(bench.layout).count_nonzero()) == genes.keep
-    assert not torch.equal(first.scores, refine(genes, bench, plan, seeded(2)).scores)
+    assert int(first.express(evaluator.layout).count_nonzero()) == genes.keep
+    assert not torch.equal(first.scores, refine(genes, evaluator, plan, seeded(2)).scores)
 
 
 @pytest.mark.parametrize(
@@ -226,24 +231,24 @@ class Picky(nn.Module):
 
 def test_a_network_that_does_not_run_in_fewer_bits_is_named() -> None:
     """With the way out, before anything is searched."""
-    picky = loop_bench(target_of(lambda: Perceptron(norm=True), (6,), double=False))
+    picky = loop_evaluator(target_of(lambda: Perceptron(norm=True), (6,), double=False))
     with torch.random.fork_rng():
         model = Picky().eval().requires_grad_(False)
-    bench = replace(picky, model=model, precision="bfloat16")
+    evaluator = replace(picky, model=model, precision="bfloat16")
     with pytest.raises(InputError, match="precision: the network does not run on cpu in bfloat16"):
-        settle(bench, "cpu")
-    assert settle(replace(bench, precision="float32"), "cpu").model is model
+        settle(evaluator, "cpu")
+    assert settle(replace(evaluator, precision="float32"), "cpu").model is model
 
 
 def test_a_network_that_overflows_only_there_is_named() -> None:
     """The dense network itself must be finite, or every candidate is the worst."""
-    bench = loop_bench(target_of(Perceptron, (6,), double=False))
+    evaluator = loop_evaluator(target_of(Perceptron, (6,), double=False))
     huge = nn.Linear(6, 4).requires_grad_(False)
     nn.init.constant_(huge.bias, 3.4e38)  # float32 ends at 3.403e38, bfloat16 at 3.390e38
-    assert huge(bench.search.inputs).isfinite().all()
-    bench = replace(bench, model=huge, precision="bfloat16")
+    assert huge(evaluator.search.inputs).isfinite().all()
+    evaluator = replace(evaluator, model=huge, precision="bfloat16")
     with pytest.raises(InputError, match="precision: the network overflows on cpu in bfloat16; le"):
-        settle(bench, "cpu")
+        settle(evaluator, "cpu")
 
 
 class Told(Silence):
@@ -265,9 +270,9 @@ def network() -> nn.Module:
 
 
 SMALL: dict[str, Any] = {
-    "probes": ("procedural",),
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration": ("procedural",),
+    "calibration_count": 32,
+    "validation_count": 32,
     "steps": 2,
     "population": 3,
     "offspring": 2,
@@ -331,12 +336,12 @@ def test_a_run_may_go_on_elsewhere(tmp_path: Path) -> None:
 
 @cuda
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_gpu_takes_fewer_bits(bench: Bench, precision: str) -> None:
+def test_a_gpu_takes_fewer_bits(evaluator: Evaluator, precision: str) -> None:
     """Fitness and gradients are close to those of float32 there, verdicts equal, masks exact."""
-    wide = settle(bench, "cuda")
-    narrow = settle(replace(bench, precision=precision), "cuda")
-    genes = random_genes(bench.layout, bench.layout.total // 2)
-    mask = genes.express(bench.layout)
+    wide = settle(evaluator, "cuda")
+    narrow = settle(replace(evaluator, precision=precision), "cuda")
+    genes = random_genes(evaluator.layout, evaluator.layout.total // 2)
+    mask = genes.express(evaluator.layout)
     with steady("cuda"):
         assert narrow.fitness(mask) == pytest.approx(wide.fitness(mask), rel=0.05, abs=0.02)
         assert narrow.judge(mask) == wide.judge(mask)
@@ -345,4 +350,4 @@ def test_a_gpu_takes_fewer_bits(bench: Bench, precision: str) -> None:
         )
         assert functional.cosine_similarity(here, there, dim=0) > 0.98
         refined = refine(genes, narrow, Refinement(4, 1.0, 16), seeded())
-    assert int(refined.express(bench.layout).count_nonzero()) == genes.keep
+    assert int(refined.express(evaluator.layout).count_nonzero()) == genes.keep

@@ -16,7 +16,7 @@ from torch.nn import functional
 from gaprune.calibration import GENERATORS
 from gaprune.calibration.affinity import affinities, shares
 from gaprune.calibration.generators.mixture import Mixture, mix_generators
-from gaprune.calibration.parse import FileRequest, parse_probes
+from gaprune.calibration.parse import FileRequest, parse_calibration
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target, load_target
@@ -54,11 +54,11 @@ def weighed(mlp: Target) -> dict[str, float]:
         ([r"C:\data\x.npz"], (), (FileRequest("unlabelled", r"C:\data\x.npz"),), False),
     ],
 )
-def test_probes_are_names_files_or_impressions(
+def test_calibration_are_names_files_or_impressions(
     listed: list[str], names: tuple[str, ...], files: tuple[FileRequest, ...], wanted: bool
 ) -> None:
     """Each word is sorted by what it is; a bare path is unlabelled."""
-    request = parse_probes(listed, IMAGE)
+    request = parse_calibration(listed, IMAGE)
     assert (request.names, request.files, request.impressions) == (names, files, wanted)
 
 
@@ -66,17 +66,17 @@ def test_a_file_in_the_folder_needs_no_dot(tmp_path: Path, monkeypatch: pytest.M
     """A word that names an existing path is that path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    assert parse_probes(["photos"], IMAGE).files == (FileRequest("unlabelled", "photos"),)
+    assert parse_calibration(["photos"], IMAGE).files == (FileRequest("unlabelled", "photos"),)
 
 
 @pytest.mark.parametrize(
     ("word", "hint"),
     [("strokez", "strokes"), ("procedral", "procedural"), ("labelled:mnist-trian", "mnist-train")],
 )
-def test_an_unknown_probe_is_refused_with_the_nearest_name(word: str, hint: str) -> None:
+def test_an_unknown_calibration_is_refused_with_the_nearest_name(word: str, hint: str) -> None:
     """All generators of this kind of input, the aliases and the forms of a path are listed."""
-    with pytest.raises(InputError, match=rf"probes: unknown name '{word}'") as caught:
-        parse_probes([word], IMAGE)
+    with pytest.raises(InputError, match=rf"calibration inputs: unknown name '{word}'") as caught:
+        parse_calibration([word], IMAGE)
     for valid in (hint, "dead-leaves", "noise", "impressions", "mnist-train", "labelled:PATH"):
         assert valid in str(caught.value)
 
@@ -84,14 +84,16 @@ def test_an_unknown_probe_is_refused_with_the_nearest_name(word: str, hint: str)
 def test_generators_of_another_kind_are_unknown() -> None:
     """Tones are for signals."""
     with pytest.raises(InputError, match="unknown name 'tones'"):
-        parse_probes(["tones"], IMAGE)
-    assert parse_probes(["tones"], InputSpec((64,), "signal")).names == ("tones",)
+        parse_calibration(["tones"], IMAGE)
+    assert parse_calibration(["tones"], InputSpec((64,), "signal")).names == ("tones",)
 
 
-def test_no_probes_are_refused() -> None:
+def test_no_calibration_are_refused() -> None:
     """The message lists what there is."""
-    with pytest.raises(InputError, match="probes: name at least one of auto, procedural, imp"):
-        parse_probes([], IMAGE)
+    with pytest.raises(
+        InputError, match="calibration inputs: name at least one of auto, procedural, imp"
+    ):
+        parse_calibration([], IMAGE)
 
 
 def test_a_network_of_digits_prefers_pen_drawings(weighed: dict[str, float]) -> None:
@@ -149,14 +151,16 @@ words = st.lists(st.sampled_from(["procedural", "noise", *GENERATORS["image"]]),
 
 
 @given(words, st.none() | st.sampled_from(sorted(GENERATORS["image"])), st.integers(0, 99))
-def test_portions_add_up_and_leave_the_guard_out(
-    names: list[str], guard: str | None, seed: int
+def test_portions_add_up_and_leave_the_validation_out(
+    names: list[str], validation: str | None, seed: int
 ) -> None:
-    """`procedural` never includes the guard's generator; every name beside it has an equal part."""
+    """`procedural` never includes the validation inputs's generator; every name beside it has an equal part."""
     values = torch.rand(len(GENERATORS["image"]), generator=seeded(seed)).tolist()
-    portions = mix_generators(names, dict(zip(GENERATORS["image"], values, strict=True)), guard)
+    portions = mix_generators(
+        names, dict(zip(GENERATORS["image"], values, strict=True)), validation
+    )
     assert sum(portions.values()) == pytest.approx(1)
-    assert guard is None or guard in names or guard not in portions
+    assert validation is None or validation in names or validation not in portions
     distinct = list(dict.fromkeys(names))
     for name in distinct:
         if name != "procedural":

@@ -1,4 +1,4 @@
-"""The probes of a run: guard apart from search, split files, receipts, every kind of input."""
+"""The calibration inputs of a run: validation apart from search, split files, receipts, every kind of input."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from saliency_networks import Attention
+from criterion_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
 from gaprune.calibration import GENERATORS, sha256_of
 from gaprune.calibration.affinity import affinities
-from gaprune.calibration.calibration_set import ProbePlan, plan_probes
+from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.generators.mixture import Mixture, mix_generators
 from gaprune.calibration.inversion.impressions import impressions
 from gaprune.config import Settings, make_settings
@@ -29,7 +29,7 @@ from gaprune.models.target import Target, load_target, target_from_module
 
 def settings_of(**values: Any) -> Settings:
     """Return settings of a small run."""
-    small = {"sparsity": 0.5, "probe_count": 40, "guard_count": 24, "impressions": 16}
+    small = {"sparsity": 0.5, "calibration_count": 40, "validation_count": 24, "impressions": 16}
     return make_settings({**small, **values})
 
 
@@ -50,21 +50,23 @@ def vector() -> Target:
     return target_from_module(tiny_model(), inputs=InputOptions(range=(0, 1)))
 
 
-def test_an_unknown_guard_is_refused(vector: Target) -> None:
+def test_an_unknown_validation_is_refused(vector: Target) -> None:
     """The nearest name, `auto` among the valid ones."""
-    with pytest.raises(InputError, match=r"guard: unknown name 'sprase' \(did you mean 'sparse'"):
-        plan_probes(vector, settings_of(guard="sprase"), seeded())
+    with pytest.raises(
+        InputError, match=r"validation: unknown name 'sprase' \(did you mean 'sparse'"
+    ):
+        make_calibration_set(vector, settings_of(validation="sprase"), seeded())
 
 
-def assert_apart(plan: ProbePlan) -> None:
+def assert_apart(plan: CalibrationSet) -> None:
     """Check that no input both selects (or steers) and judges."""
-    guard = rows(plan.guard.inputs)
-    assert not guard & rows(plan.search.inputs)
-    assert plan.pool is None or not guard & rows(plan.pool.inputs)
+    validation = rows(plan.validation.inputs)
+    assert not validation & rows(plan.search.inputs)
+    assert plan.pool is None or not validation & rows(plan.pool.inputs)
 
 
 @pytest.mark.parametrize(
-    "probes",
+    "calibration",
     [
         ("procedural",),
         ("strokes",),
@@ -74,35 +76,37 @@ def assert_apart(plan: ProbePlan) -> None:
         ("procedural", "impressions"),
     ],
 )
-def test_the_guards_generator_never_selects(mlp: Target, probes: tuple[str, ...]) -> None:
+def test_the_validations_generator_never_selects(mlp: Target, calibration: tuple[str, ...]) -> None:
     """What judges comes from a generator outside the search mixture, and shares no input."""
-    plan = plan_probes(mlp, settings_of(probes=probes), seeded())
-    judge = plan.guard.source.removeprefix("generated: ").partition(",")[0]
+    plan = make_calibration_set(mlp, settings_of(calibration=calibration), seeded())
+    judge = plan.validation.source.removeprefix("generated: ").partition(",")[0]
     assert judge in GENERATORS["image"]
     assert plan.fresh is not None
     assert judge not in plan.fresh.portions
     assert len(plan.search.inputs) == 40
-    assert len(plan.guard.inputs) == 24
+    assert len(plan.validation.inputs) == 24
     assert_apart(plan)
-    if "procedural" in probes:  # the runner-up judges, the best one searches
+    if "procedural" in calibration:  # the runner-up judges, the best one searches
         assert judge == list(plan.affinity)[1]
         assert max(plan.fresh.portions, key=lambda name: plan.fresh.portions[name]) in (  # type: ignore[union-attr]
             next(iter(plan.affinity)),
-            *probes,
+            *calibration,
         )
 
 
-def test_a_named_guard_judges(vector: Target) -> None:
+def test_a_named_validation_judges(vector: Target) -> None:
     """And is left out of `procedural`."""
-    plan = plan_probes(vector, settings_of(guard="sparse"), seeded())
-    assert plan.guard.source.startswith("generated: sparse")
+    plan = make_calibration_set(vector, settings_of(validation="sparse"), seeded())
+    assert plan.validation.source.startswith("generated: sparse")
     assert plan.fresh is not None
     assert "sparse" not in plan.fresh.portions
 
 
 def test_where_every_generator_selects_another_seed_judges(vector: Target) -> None:
-    """There is still a guard, with inputs of its own."""
-    plan = plan_probes(vector, settings_of(probes=tuple(GENERATORS["vector"])), seeded())
+    """There is still a validation, with inputs of its own."""
+    plan = make_calibration_set(
+        vector, settings_of(calibration=tuple(GENERATORS["vector"])), seeded()
+    )
     assert_apart(plan)
 
 
@@ -120,56 +124,56 @@ def labelled(tmp_path: Path) -> str:
 def test_a_file_is_split_into_what_searches_and_what_judges(
     vector: Target, labelled: str, prefix: str, rung: str
 ) -> None:
-    """A fifth is held out, labels stay on the rung `labelled` only, the receipt says the rung."""
-    plan = plan_probes(vector, settings_of(probes=(prefix + labelled,)), seeded())
+    """A fifth is held out, labels stay on the rung `labelled` only, the provenance says the rung."""
+    plan = make_calibration_set(vector, settings_of(calibration=(prefix + labelled,)), seeded())
     assert plan.fresh is None
     assert plan.pool_share == 1
     assert plan.pool is not None
     assert_apart(plan)
-    assert len(plan.guard.inputs) == 20
+    assert len(plan.validation.inputs) == 20
     assert len(plan.pool.inputs) == 80
     assert rows(plan.search.inputs) <= rows(plan.pool.inputs)
     stored = np.load(labelled)
     order = {row.tobytes(): int(y) for row, y in zip(stored["x"], stored["y"], strict=True)}
-    assert rows(plan.guard.inputs) | rows(plan.pool.inputs) == set(order)
-    for samples in (plan.search, plan.guard, plan.pool):
+    assert rows(plan.validation.inputs) | rows(plan.pool.inputs) == set(order)
+    for samples in (plan.search, plan.validation, plan.pool):
         if prefix != "labelled:":
             assert samples.labels is None
             continue
         assert samples.labels is not None
         pairs = zip(samples.inputs, samples.labels, strict=True)
         assert all(order[x.numpy().tobytes()] == int(y) for x, y in pairs)
-    assert plan.receipt.rung == rung
-    assert "held-out" in plan.receipt.guard
+    assert plan.provenance.rung == rung
+    assert "held-out" in plan.provenance.validation
 
 
 def test_a_file_and_generators_share_the_batch(vector: Target, labelled: str) -> None:
     """Half of the search set is held, half is generated; labels do not survive the mixture."""
-    probes = (f"labelled:{labelled}", "procedural")
-    plan = plan_probes(vector, settings_of(probes=probes), seeded())
+    calibration = (f"labelled:{labelled}", "procedural")
+    plan = make_calibration_set(vector, settings_of(calibration=calibration), seeded())
     assert plan.pool is not None
     assert plan.fresh is not None
     assert plan.pool_share == 0.5
     assert len(rows(plan.search.inputs) & rows(plan.pool.inputs)) == 20
     assert len(plan.search.inputs) == 40
     assert plan.search.labels is None
-    assert plan.receipt.rung == "labelled"
+    assert plan.provenance.rung == "labelled"
 
 
-def test_a_guard_file_judges_alone(vector: Target, labelled: str, tmp_path: Path) -> None:
-    """Its inputs are all guard, as many as asked; the search stays procedural."""
-    plan = plan_probes(vector, settings_of(guard=labelled), seeded())
+def test_a_validation_file_judges_alone(vector: Target, labelled: str, tmp_path: Path) -> None:
+    """Its inputs are all validation, as many as asked; the search stays procedural."""
+    plan = make_calibration_set(vector, settings_of(validation=labelled), seeded())
     stored = {row.tobytes() for row in np.load(labelled)["x"]}
-    assert rows(plan.guard.inputs) <= stored
-    assert len(plan.guard.inputs) == 24
-    assert plan.guard.labels is None
+    assert rows(plan.validation.inputs) <= stored
+    assert len(plan.validation.inputs) == 24
+    assert plan.validation.labels is None
     assert not rows(plan.search.inputs) & stored
-    assert labelled in plan.receipt.guard
+    assert labelled in plan.provenance.validation
 
 
 def test_the_rungs_see_a_shuffled_search_set(vector: Target, labelled: str) -> None:
     """The first quarter holds inputs of every source, so a rung is a fair sample."""
-    plan = plan_probes(vector, settings_of(probes=(labelled, "procedural")), seeded())
+    plan = make_calibration_set(vector, settings_of(calibration=(labelled, "procedural")), seeded())
     assert plan.pool is not None
     held = rows(plan.pool.inputs)
     first = sum(bool(rows(row[None]) & held) for row in plan.search.inputs[:20])
@@ -192,26 +196,30 @@ def test_a_file_that_does_not_fit_is_refused(
     """Too few, none, another shape, another range, NaN: each with its own message."""
     np.savez(tmp_path / "bad.npz", x=array)
     with pytest.raises(InputError, match=message):
-        plan_probes(vector, settings_of(probes=(f"{tmp_path}/bad.npz",)), seeded())
+        make_calibration_set(vector, settings_of(calibration=(f"{tmp_path}/bad.npz",)), seeded())
 
 
 def test_labels_that_are_not_there_are_missed(vector: Target, tmp_path: Path) -> None:
     """`labelled:` on a file without labels says how to mend it."""
     np.savez(tmp_path / "bare.npz", x=np.zeros((9, 6), np.float32))
     with pytest.raises(InputError, match="holds no labels; drop the prefix"):
-        plan_probes(vector, settings_of(probes=(f"labelled:{tmp_path}/bare.npz",)), seeded())
+        make_calibration_set(
+            vector, settings_of(calibration=(f"labelled:{tmp_path}/bare.npz",)), seeded()
+        )
 
 
 def test_the_pool_is_no_larger_than_asked(vector: Target, labelled: str) -> None:
     """A file of millions is not held in memory twice."""
-    plan = plan_probes(vector, settings_of(probes=(labelled,), pool_count=10), seeded())
+    plan = make_calibration_set(
+        vector, settings_of(calibration=(labelled,), gradient_count=10), seeded()
+    )
     assert plan.pool is not None
     assert len(plan.pool.inputs) == 10
     assert rows(plan.search.inputs) <= rows(plan.pool.inputs)
 
 
 @pytest.mark.parametrize(
-    ("probes", "rung", "fresh"),
+    ("calibration", "rung", "fresh"),
     [
         (("procedural",), "procedural", True),
         (("uniform",), "procedural", True),
@@ -220,45 +228,45 @@ def test_the_pool_is_no_larger_than_asked(vector: Target, labelled: str) -> None
         (("impressions", "noise"), "inversion", True),
     ],
 )
-def test_the_receipt_says_what_was_shown(
-    vector: Target, probes: tuple[str, ...], rung: str, fresh: bool
+def test_the_provenance_says_what_was_shown(
+    vector: Target, calibration: tuple[str, ...], rung: str, fresh: bool
 ) -> None:
     """Rung, numbers, hashes that anyone can recompute."""
-    plan = plan_probes(vector, settings_of(probes=probes), seeded())
-    receipt, held = plan.receipt, plan.pool or plan.search
-    assert (receipt.rung, receipt.fresh) == (rung, fresh)
-    assert (receipt.samples, receipt.guard_samples) == (len(held.inputs), 24)
-    assert receipt.sha256 == sha256_of(held.inputs, held.labels)
-    assert receipt.guard_sha256 == sha256_of(plan.guard.inputs, plan.guard.labels)
-    assert receipt.sources
+    plan = make_calibration_set(vector, settings_of(calibration=calibration), seeded())
+    provenance, held = plan.provenance, plan.pool or plan.search
+    assert (provenance.rung, provenance.fresh) == (rung, fresh)
+    assert (provenance.samples, provenance.validation_samples) == (len(held.inputs), 24)
+    assert provenance.sha256 == sha256_of(held.inputs, held.labels)
+    assert provenance.validation_sha256 == sha256_of(plan.validation.inputs, plan.validation.labels)
+    assert provenance.sources
 
 
 def test_hashes_change_with_the_data_and_with_nothing_else(
     vector: Target, labelled: str, tmp_path: Path
 ) -> None:
-    """Same seed, same receipt; another seed or another number in the file, another hash."""
+    """Same seed, same provenance; another seed or another number in the file, another hash."""
 
-    def receipt(path: str, seed: int) -> tuple[str, str]:
-        plan = plan_probes(vector, settings_of(probes=(path,)), seeded(seed))
-        return plan.receipt.sha256, plan.receipt.guard_sha256
+    def provenance(path: str, seed: int) -> tuple[str, str]:
+        plan = make_calibration_set(vector, settings_of(calibration=(path,)), seeded(seed))
+        return plan.provenance.sha256, plan.provenance.validation_sha256
 
     stored = np.load(labelled)
     np.savez(tmp_path / "other.npz", x=1 - stored["x"])
-    first = receipt(labelled, 1)
-    assert first == receipt(labelled, 1)
-    for other in (receipt(labelled, 2), receipt(f"{tmp_path}/other.npz", 1)):
+    first = provenance(labelled, 1)
+    assert first == provenance(labelled, 1)
+    for other in (provenance(labelled, 2), provenance(f"{tmp_path}/other.npz", 1)):
         assert not set(first) & set(other)
 
 
 def test_impressions_are_held_and_in_the_networks_range(mlp: Target) -> None:
-    """`--probes impressions` gives a pool of them and nothing fresh."""
-    plan = plan_probes(mlp, settings_of(probes=("impressions",)), seeded())
+    """`--calibration impressions` gives a pool of them and nothing fresh."""
+    plan = make_calibration_set(mlp, settings_of(calibration=("impressions",)), seeded())
     assert plan.pool is not None
     assert plan.fresh is None
     assert plan.pool.inputs.shape == (16, 1, 28, 28)
     assert 0 <= plan.pool.inputs.min().item() <= plan.pool.inputs.max().item() <= 1
     assert plan.pool_share == 1
-    assert "16 class impressions" in plan.receipt.sources[0]
+    assert "16 class impressions" in plan.provenance.sources[0]
 
 
 class OneAxis(nn.Module):
@@ -286,15 +294,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], InputOptions]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_input_gets_probes_that_fit(kind: str) -> None:
-    """The network takes search set, guard and fresh batches, all in its range or vocabulary."""
+def test_every_kind_of_input_gets_calibration_that_fit(kind: str) -> None:
+    """The network takes search set, validation and fresh batches, all in its range or vocabulary."""
     build, options = MODELS[kind]
     target = target_from_module(build(), inputs=options)
     assert target.inputs.kind == kind
-    plan = plan_probes(target, settings_of(), seeded())
+    plan = make_calibration_set(target, settings_of(), seeded())
     assert plan.fresh is not None
     batch = plan.fresh.draw(17, seeded())
-    for inputs in (plan.search.inputs, plan.guard.inputs, batch):
+    for inputs in (plan.search.inputs, plan.validation.inputs, batch):
         assert inputs.shape[1:] == target.inputs.shape
         assert answers(target.model, inputs).isfinite().all()
         if kind == "tokens":
@@ -310,62 +318,67 @@ def test_every_kind_of_input_gets_probes_that_fit(kind: str) -> None:
 def test_token_ids_cannot_be_optimised() -> None:
     """They cannot be moved a little; the message says what to use."""
     spec = InputSpec((5,), "tokens", vocabulary=11)
-    with pytest.raises(InputError, match=r"token ids cannot.*--probes procedural"):
+    with pytest.raises(InputError, match=r"token ids cannot.*--calibration procedural"):
         impressions(Attention(), spec, torch.zeros(2, 5), seeded())
 
 
-def test_probes_have_the_dtype_of_the_network(labelled: str) -> None:
+def test_calibration_have_the_dtype_of_the_network(labelled: str) -> None:
     """A float64 network gets float64 inputs from generators, files and impressions."""
     target = target_from_module(tiny_model(dtype=torch.float64), inputs=InputOptions(range=(0, 1)))
-    for probes in (("procedural",), (labelled,), ("impressions",)):
-        plan = plan_probes(target, settings_of(probes=probes), seeded())
-        assert plan.search.inputs.dtype == plan.guard.inputs.dtype == torch.float64
+    for calibration in (("procedural",), (labelled,), ("impressions",)):
+        plan = make_calibration_set(target, settings_of(calibration=calibration), seeded())
+        assert plan.search.inputs.dtype == plan.validation.inputs.dtype == torch.float64
         answers(target.model, plan.search.inputs)
 
 
-@pytest.mark.parametrize("probes", [("procedural",), ("impressions",)])
+@pytest.mark.parametrize("calibration", [("procedural",), ("impressions",)])
 def test_the_seed_decides_and_global_randomness_stays(
-    vector: Target, probes: tuple[str, ...]
+    vector: Target, calibration: tuple[str, ...]
 ) -> None:
-    """Same generator state, same probes, whatever the global generators hold."""
+    """Same generator state, same calibration inputs, whatever the global generators hold."""
     found = []
     for outside in (1, 2):
         torch.manual_seed(outside)
         np.random.seed(outside)  # noqa: NPY002 - the global one is the point
         state = torch.get_rng_state()
-        found.append(plan_probes(vector, settings_of(probes=probes), seeded(3)))
+        found.append(make_calibration_set(vector, settings_of(calibration=calibration), seeded(3)))
         assert torch.equal(torch.get_rng_state(), state)
-    assert found[0].receipt == found[1].receipt
-    assert found[0].receipt != plan_probes(vector, settings_of(probes=probes), seeded(4)).receipt
+    assert found[0].provenance == found[1].provenance
+    assert (
+        found[0].provenance
+        != make_calibration_set(vector, settings_of(calibration=calibration), seeded(4)).provenance
+    )
 
 
-@pytest.mark.parametrize("probes", [("auto",), ("procedural",)])
-def test_plans_without_batchnorm_are_those_of_the_first_release(probes: tuple[str, ...]) -> None:
-    """Recorded before networks were asked for statistics: ids, guard, and what was drawn in all."""
+@pytest.mark.parametrize("calibration", [("auto",), ("procedural",)])
+def test_plans_without_batchnorm_are_those_of_the_first_release(
+    calibration: tuple[str, ...],
+) -> None:
+    """Recorded before networks were asked for statistics: ids, validation, and what was drawn in all."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         target = target_from_module(Attention(), inputs=InputOptions((5,)))
     generator = seeded(5)
-    plan = plan_probes(target, settings_of(probes=probes), generator)
+    plan = make_calibration_set(target, settings_of(calibration=calibration), generator)
     assert sha256_of(plan.search.inputs).startswith("77a3afa52de5a551")
-    assert plan.receipt.guard_sha256.startswith("78114052a0e4890b")
+    assert plan.provenance.validation_sha256.startswith("78114052a0e4890b")
     state = hashlib.sha256(generator.get_state().numpy().tobytes()).hexdigest()
     assert state.startswith("5a4b694647ee3ab8")
 
 
 def test_a_network_without_batchnorm_is_weighed_by_mutual_information(mlp: Target) -> None:
-    """The default by hand, draw for draw: affinities, guard, search."""
+    """The default by hand, draw for draw: affinities, validation, search."""
     generator, spec = seeded(5), mlp.inputs
     weights = affinities(mlp.model, spec, GENERATORS["image"], generator)
     judge = list(weights)[1]
-    guard = GENERATORS["image"][judge](spec, 24, _after_one_pick(generator, 24))
+    validation = GENERATORS["image"][judge](spec, 24, _after_one_pick(generator, 24))
     mixture = Mixture(spec, mix_generators(["procedural"], weights, judge), torch.float32)
     search = mixture.draw(40, generator)
     search = search[torch.randperm(40, generator=generator)]
-    by_hand, state = (guard, search), generator.get_state()
+    by_hand, state = (validation, search), generator.get_state()
     generator = seeded(5)
-    plan = plan_probes(mlp, settings_of(), generator)
-    assert torch.equal(plan.guard.inputs, by_hand[0])
+    plan = make_calibration_set(mlp, settings_of(), generator)
+    assert torch.equal(plan.validation.inputs, by_hand[0])
     assert torch.equal(plan.search.inputs, by_hand[1])
     assert torch.equal(generator.get_state(), state)
 

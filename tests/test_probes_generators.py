@@ -1,4 +1,4 @@
-"""Noise and procedural probes: ranges, shapes, determinism, and the statistics they promise."""
+"""Noise and procedural calibration inputs: ranges, shapes, determinism, and the statistics they promise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gaprune.calibration import (
+    DATA_LEVELS,
     GENERATORS,
     NOISE,
-    RUNGS,
     Generator_,
     Samples,
     highest,
-    make_receipt,
+    make_provenance,
     noise,
     procedural,
     sha256_of,
@@ -127,7 +127,7 @@ def test_the_seed_decides_and_every_call_is_fresh(kind: str, draw: Generator_) -
 
 @pytest.mark.parametrize("kind", list(SPECS))
 def test_the_global_random_state_is_neither_used_nor_moved(kind: str) -> None:
-    """Probes come from the passed generator only."""
+    """calibration inputs come from the passed generator only."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = procedural(SPECS[kind], 12, seeded())
@@ -297,7 +297,7 @@ def test_zipf_bursts_are_uneven_and_repeat_themselves() -> None:
 
 
 def constant(value: float) -> object:
-    """Return a probe generator of one value."""
+    """Return a calibration input generator of one value."""
     return lambda spec, count, generator: torch.full((count, *spec.shape), value)
 
 
@@ -394,23 +394,27 @@ def test_the_highest_rung_counts() -> None:
     """One labelled file makes a run labelled, whatever else it used."""
     assert highest([]) == "none"
     assert highest(["procedural", "inversion", "noise"]) == "inversion"
-    assert highest(reversed(RUNGS)) == "labelled"
+    assert highest(reversed(DATA_LEVELS)) == "labelled"
     with pytest.raises(InputError, match="rung: unknown name 'proxi'"):
         highest(["none", "proxi"])
 
 
-def test_a_receipt_tells_what_was_held_and_what_judged() -> None:
+def test_a_provenance_tells_what_was_held_and_what_judged() -> None:
     """Rung, sources, sizes and hashes of both sets; nothing held gives zero samples."""
     held = Samples(torch.zeros(5, 3), None, "strokes")
-    guard = Samples(torch.ones(4, 3), torch.arange(4), "photos")
-    receipt = make_receipt(["procedural"], ["strokes, seed 1"], held, guard, fresh=True)
-    assert (receipt.rung, receipt.sources, receipt.fresh) == (
+    validation = Samples(torch.ones(4, 3), torch.arange(4), "photos")
+    provenance = make_provenance(["procedural"], ["strokes, seed 1"], held, validation, fresh=True)
+    assert (provenance.rung, provenance.sources, provenance.fresh) == (
         "procedural",
         ("strokes, seed 1",),
         True,
     )
-    assert (receipt.samples, receipt.guard_samples, receipt.guard) == (5, 4, "photos")
-    assert receipt.sha256 == sha256_of(held.inputs, None)
-    assert receipt.guard_sha256 == sha256_of(guard.inputs, guard.labels)
-    empty = make_receipt([], [], None, None, fresh=False)
-    assert (empty.rung, empty.samples, empty.guard_samples) == ("none", 0, 0)
+    assert (provenance.samples, provenance.validation_samples, provenance.validation) == (
+        5,
+        4,
+        "photos",
+    )
+    assert provenance.sha256 == sha256_of(held.inputs, None)
+    assert provenance.validation_sha256 == sha256_of(validation.inputs, validation.labels)
+    empty = make_provenance([], [], None, None, fresh=False)
+    assert (empty.rung, empty.samples, empty.validation_samples) == ("none", 0, 0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_line import PRUNE, Run
 from fault_tasks import Faulty
-from search_cases import tiny_bench, tiny_model
+from search_cases import tiny_evaluator, tiny_model
 from worker_tasks import Echo
 
 from gaprune import InputOptions, Result, prune, resume
@@ -29,12 +29,12 @@ from gaprune.profiling import (
     spent,
     waiting_for,
 )
-from gaprune.workers import RayWorkers, Staff, Tolerance
+from gaprune.workers import RayWorkers, RetryPolicy, WorkerOptions
 from gaprune.workers.device import behind
 
 TINY: dict[str, Any] = {
     "sparsity": 0.6, "generations": 2, "steps": 2, "batch": 8, "population": 3, "offspring": 3,
-    "probe_count": 32, "guard_count": 32, "inputs": InputOptions(range=(0, 1)),
+    "calibration_count": 32, "validation_count": 32, "inputs": InputOptions(range=(0, 1)),
 }  # fmt: skip
 TASKS = {"vary", "draw", "gradient", "express", "recall", "mask", "forward", "objective", "judge"}
 
@@ -65,7 +65,7 @@ def test_a_profile_changes_nothing_that_is_found(preset: str, tmp_path: Path) ->
         import numpy as np  # noqa: PLC0415 - one case needs a file
 
         np.savez(labelled, x=torch.rand(40, 6).numpy(), y=torch.arange(40).numpy() % 4)
-        settings["probes"] = (f"labelled:{labelled}",)
+        settings["calibration"] = (f"labelled:{labelled}",)
     plain = prune(tiny_model(), **settings)
     begin = time.perf_counter()
     measured = prune(tiny_model(), profile=True, **settings)
@@ -90,7 +90,7 @@ def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
     profile = profile_of(measured)
     assert profile.count == 2
     assert set(profile.workers) - {LOST} == {*TASKS, "check", "start", TRANSPORT, WAITING, OTHER}
-    assert {"probes", "baselines", "select", "checkpoint", "start", TRANSPORT, WAITING} <= set(
+    assert {"calibration", "baselines", "select", "checkpoint", "start", TRANSPORT, WAITING} <= set(
         profile.here
     )
     assert not set(profile.here) & (TASKS - {"judge"})  # the figures at the end are made here
@@ -107,7 +107,9 @@ def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
     """To both of them from start to end: what they worked, what was lost, and what is between."""
     with measuring() as clock:
         assert clock is not None
-        with RayWorkers(tiny_bench(), Staff(2, tolerance=Tolerance(first_wait=0.1))) as workers:
+        with RayWorkers(
+            tiny_evaluator(), WorkerOptions(2, tolerance=RetryPolicy(first_wait=0.1))
+        ) as workers:
             begin = time.monotonic()
             assert workers.run([Echo(index, 0.1) for index in range(6)]) == list(range(6))
             assert workers.run([Faulty("exit", str(tmp_path), 1, Echo(7, 0.1))]) == [7]
@@ -127,7 +129,7 @@ def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_has_a_profile_of_what_was_left(tmp_path: Path) -> None:
-    """It finds what the whole run found, and makes no probes and no baselines again."""
+    """It finds what the whole run found, and makes no calibration inputs and no baselines again."""
     settings = {**TINY, "preset": "black-box"}
     prune(tiny_model(), out=tmp_path / "run", **settings)
     again = resume(tmp_path / "run", model=tiny_model(), generations=4, profile=True)
@@ -145,7 +147,7 @@ def test_the_table_comes_on_stderr_and_its_shares_add_up(run: Run, place: Path) 
     table = ran.err[ran.err.index("Where the time went") :]
     row = re.compile(r"^ +(\w+) +([\d.]+) % +([\d.]+) +([\d,]+|–) +([\d.,]+|–)", re.MULTILINE)
     lines = row.findall(table)
-    assert {"load", "probes", "forward", "select", "checkpoint", "other"} <= {
+    assert {"load", "calibration", "forward", "select", "checkpoint", "other"} <= {
         one[0] for one in lines
     }
     assert sum(float(one[1]) for one in lines) == pytest.approx(100, abs=0.06 * len(lines))

@@ -12,17 +12,17 @@ import pytest
 import ray
 import torch
 from fault_tasks import FAULTS, Faulty, Grow, Locked, SlowOnce
-from search_cases import random_genes, run_to_bits, tiny_bench
+from search_cases import random_genes, run_to_bits, tiny_evaluator
 from worker_tasks import Echo, unreserved
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
-from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff, Tolerance
+from gaprune.workers import FailedTask, RayWorkers, RetryPolicy, SerialWorkers, WorkerOptions
 from gaprune.workers import retry_policy as tolerance
 
-BENCH = tiny_bench(pool_share=0.5)
-QUICK = Tolerance(retries=2, timeout=3.0, first_wait=0.05, longest_wait=0.2)
+EVALUATOR = tiny_evaluator(pool_share=0.5)
+QUICK = RetryPolicy(retries=2, timeout=3.0, first_wait=0.05, longest_wait=0.2)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -35,16 +35,18 @@ def said() -> list[str]:
 
 @pytest.fixture(scope="module")
 def pool(ray_session: None, said: list[str]) -> Iterator[RayWorkers]:
-    """Two actors that hold `BENCH`, shared by tests that take them down."""
-    with RayWorkers(BENCH, Staff(2, tolerance=QUICK), said.append) as workers:
+    """Two actors that hold `EVALUATOR`, shared by tests that take them down."""
+    with RayWorkers(EVALUATOR, WorkerOptions(2, tolerance=QUICK), said.append) as workers:
         yield workers
 
 
 def tasks() -> list[Task]:
     """Return one task of each kind."""
-    parent = random_genes(BENCH.layout, 60, 1)
-    mask = parent.express(BENCH.layout)
-    recipe = Recipe(mutation="gaussian", refinement=Refinement(steps=3, rate=0.5, batch=16))
+    parent = random_genes(EVALUATOR.layout, 60, 1)
+    mask = parent.express(EVALUATOR.layout)
+    recipe = Recipe(
+        mutation="gaussian", refinement=Refinement(steps=3, learning_rate=0.5, batch=16)
+    )
     return [Breed((parent,), recipe, 5, 0), Score.of(mask, -1), Judge.of(mask)]
 
 
@@ -60,7 +62,7 @@ def test_a_worker_that_is_lost_changes_no_result(
 ) -> None:
     """The task runs again elsewhere: results are those of an undisturbed run, bit for bit."""
     breed, *others = tasks()
-    with SerialWorkers(BENCH) as serial:
+    with SerialWorkers(EVALUATOR) as serial:
         expected = run_to_bits(serial, [breed, *others])
     assert run_to_bits(pool, [Faulty(fault, str(tmp_path), 1, breed), *others]) == expected
     assert len(list(tmp_path.iterdir())) == 2
@@ -69,12 +71,12 @@ def test_a_worker_that_is_lost_changes_no_result(
 def test_a_task_that_always_takes_its_worker_down_is_given_up(
     pool: RayWorkers, said: list[str], tmp_path: Path
 ) -> None:
-    """After so many retries it is `Lost`; the others have their results, in order."""
+    """After so many retries it is `FailedTask`; the others have their results, in order."""
     poison = Faulty("exit", str(tmp_path), 99, Echo(0))
     lost = pool.lost
     first, *rest = pool.run([poison, *(Echo(value) for value in range(1, 7))])
     assert rest == [1, 2, 3, 4, 5, 6]
-    assert isinstance(first, Lost)
+    assert isinstance(first, FailedTask)
     assert first.attempts == QUICK.retries + 1 == len(list(tmp_path.iterdir()))
     assert "its process died" in first.why
     assert pool.lost == lost + 3
@@ -165,36 +167,38 @@ def is_lost(reference: Any) -> bool:  # noqa: ANN401 - Ray's
 
 def test_workers_that_find_no_room_are_not_waited_for(pool: RayWorkers) -> None:
     """The cluster has enough CPUs, but others have them: the message says so."""
-    impatient = Tolerance(start=0.5)
+    impatient = RetryPolicy(start=0.5)
     with (
         pytest.raises(GapruneError, match=r"none of 1 could start: not ready.*has 0 CPUs"),
-        RayWorkers(BENCH, Staff(1, tolerance=impatient)),
+        RayWorkers(EVALUATOR, WorkerOptions(1, tolerance=impatient)),
     ):
         pytest.fail("it started")
     assert pool.run([Echo(1)]) == [1]
 
 
-def test_a_bench_that_cannot_be_loaded_fails_at_once(tmp_path: Path) -> None:
+def test_a_evaluator_that_cannot_be_loaded_fails_at_once(tmp_path: Path) -> None:
     """With what it raised, before anything is run."""
     (tmp_path / "lock").touch()
     started = time.monotonic()
     with (
         pytest.raises(GapruneError, match=r"none of 2 could start: OSError: lock is in the way"),
-        RayWorkers(Locked(tmp_path / "lock"), Staff(2), hire=unreserved),
+        RayWorkers(Locked(tmp_path / "lock"), WorkerOptions(2), hire=unreserved),
     ):
         pytest.fail("they started")
     assert time.monotonic() - started < 60
     assert ray.is_initialized()
 
 
-def test_a_bench_that_ends_its_process_is_tried_a_few_times(tmp_path: Path) -> None:
+def test_a_evaluator_that_ends_its_process_is_tried_a_few_times(tmp_path: Path) -> None:
     """Here once, and then the message says what became of it."""
     (tmp_path / "lock").touch()
-    impatient = Tolerance(starts=1, first_wait=0.01)
+    impatient = RetryPolicy(starts=1, first_wait=0.01)
     with (
         pytest.raises(GapruneError, match=r"none of 1 could start: its process died"),
         RayWorkers(
-            Locked(tmp_path / "lock", ending=True), Staff(1, tolerance=impatient), hire=unreserved
+            Locked(tmp_path / "lock", ending=True),
+            WorkerOptions(1, tolerance=impatient),
+            hire=unreserved,
         ),
     ):
         pytest.fail("they started")
@@ -204,9 +208,9 @@ def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> Non
     """It does not wait for ever, and says why nobody could be started again."""
     tries = tmp_path / "tries"
     tries.mkdir()
-    impatient = Tolerance(retries=9, starts=1, first_wait=0.01)
-    staff = Staff(2, tolerance=impatient)
-    with RayWorkers(Locked(tmp_path / "lock"), staff, hire=unreserved) as workers:
+    impatient = RetryPolicy(retries=9, starts=1, first_wait=0.01)
+    worker_options = WorkerOptions(2, tolerance=impatient)
+    with RayWorkers(Locked(tmp_path / "lock"), worker_options, hire=unreserved) as workers:
         workers.run([Echo(0, 0.5), Echo(1, 0.5)])  # both are there
         (tmp_path / "lock").touch()
         poison = Faulty("exit", str(tries), 99, Echo(0))
@@ -217,16 +221,24 @@ def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("staff", "message"),
     [
-        (Staff(5), r"workers: 5 asked.*has 2 CPUs and 0 GPUs on 1 node.*use --workers 2"),
-        (Staff(2, threads=2), r"workers: 2 asked, each with 2 CPU.*use --workers 1"),
-        (Staff(1, threads=3), r"threads_per_worker: 3 asked.*use fewer --threads-per-worker"),
-        (Staff(2, gpus=0.25), r"gpus_per_worker: 0.25 asked for each of 2.*leave --gpus-per-w"),
+        (WorkerOptions(5), r"workers: 5 asked.*has 2 CPUs and 0 GPUs on 1 node.*use --workers 2"),
+        (WorkerOptions(2, threads=2), r"workers: 2 asked, each with 2 CPU.*use --workers 1"),
+        (
+            WorkerOptions(1, threads=3),
+            r"threads_per_worker: 3 asked.*use fewer --threads-per-worker",
+        ),
+        (
+            WorkerOptions(2, gpus=0.25),
+            r"gpus_per_worker: 0.25 asked for each of 2.*leave --gpus-per-w",
+        ),
     ],
 )
-def test_what_the_cluster_lacks_is_refused_at_once(staff: Staff, message: str) -> None:
+def test_what_the_cluster_lacks_is_refused_at_once(
+    worker_options: WorkerOptions, message: str
+) -> None:
     """The message says what there is and the way out, and the running Ray stays up."""
     started = time.monotonic()
     with pytest.raises(InputError, match=message):
-        RayWorkers(BENCH, staff).__enter__()
+        RayWorkers(EVALUATOR, worker_options).__enter__()
     assert time.monotonic() - started < 2
     assert ray.is_initialized()

@@ -29,7 +29,7 @@ NEEDS_DATA = ("resnet20", "efficientnet-lite0", "minilm")
 
 
 def needs(package: str) -> pytest.MarkDecorator:
-    """Leave a test out where a package of the extra `bench` is not installed."""
+    """Leave a test out where a package of the extra `evaluator` is not installed."""
     return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
 
 
@@ -51,7 +51,9 @@ def test_a_network_that_is_unknown_or_lacks_something_says_so(tmp_path: Path) ->
         open_network("resnet20")
     with pytest.raises(InputError, match=r"has no cifar10"):
         open_network("resnet20", tmp_path)
-    with pytest.raises(GapruneError, match=r"no_such_package: is not installed.*gaprune\[bench\]"):
+    with pytest.raises(
+        GapruneError, match=r"no_such_package: is not installed.*gaprune\[evaluator\]"
+    ):
         package_folder("no_such_package")
 
 

@@ -60,9 +60,9 @@ def test_every_method_gives_a_whole_row(method: str, tmp_path: Path) -> None:
     assert 0 < record["probe_seconds"] < record["seconds"]
     assert not record["cached"]
     assert record["peak_mb"] > 50
-    assert record["receipt"]["rung"] == ("proxy" if method == "proxy" else "procedural")
+    assert record["provenance"]["rung"] == ("proxy" if method == "proxy" else "procedural")
     blind = ("magnitude", "lamp", "synflow")  # weights alone
-    assert record["needs"] == ("none" if method in blind else record["receipt"]["rung"])
+    assert record["needs"] == ("none" if method in blind else record["provenance"]["rung"])
 
 
 @pytest.mark.parametrize("method", ["strict", "repair", "lamp-repair"])
@@ -74,28 +74,28 @@ def test_a_row_is_what_the_product_gives(method: str, tmp_path: Path) -> None:
     strict, repaired = result.pruned_model(), result.repaired_model()
     assert (repaired is None) == (method == "strict")
     assert (row.score, row.agreement) == shares(strict if repaired is None else repaired)
-    assert row.guard == result.guard
+    assert row.validation == result.validation
     if repaired is not None:
         assert not torch.equal(strict[1].running_mean, repaired[1].running_mean)  # type: ignore[index]
 
 
-def test_one_shot_methods_see_the_probes_of_the_search(tmp_path: Path) -> None:
+def test_one_shot_methods_see_the_calibration_of_the_search(tmp_path: Path) -> None:
     """The receipts are equal by hash, whatever the settings of the search."""
     rows = [row_of(name, tmp_path) for name in ("strict", "wanda", "lamp-repair")]
-    assert len({json.dumps(row.receipt) for row in rows}) == 1
+    assert len({json.dumps(row.provenance) for row in rows}) == 1
     assert "steps" in rows[0].settings
     assert not SEARCH_ONLY & set(rows[1].settings)
     assert set(Settings.model_fields) >= SEARCH_ONLY
 
 
-def test_a_proxy_takes_the_place_of_the_probes(tmp_path: Path) -> None:
+def test_a_proxy_takes_the_place_of_the_calibration(tmp_path: Path) -> None:
     """Its inputs lie beside the rows and are all that is shown, and no path is a setting."""
     row = row_of("proxy", tmp_path)
-    assert row.receipt is not None
-    assert (row.receipt["samples"], row.receipt["guard_samples"]) == (40, 10)
-    assert not row.receipt["fresh"]
+    assert row.provenance is not None
+    assert (row.provenance["samples"], row.provenance["validation_samples"]) == (40, 10)
+    assert not row.provenance["fresh"]
     assert (tmp_path / "proxies" / "tiny.safetensors").exists()
-    assert row.settings["probes"] == ["proxy:proxies/tiny.safetensors"]
+    assert row.settings["calibration"] == ["proxy:proxies/tiny.safetensors"]
 
 
 def test_what_cannot_be_made_says_why(tmp_path: Path) -> None:
@@ -105,23 +105,25 @@ def test_what_cannot_be_made_says_why(tmp_path: Path) -> None:
     assert closed.held_out == 0
     unfit = row_of("proxy", tmp_path, replace(TINY, proxy=real_cases.no_proxy))
     assert (unfit.note, unfit.held_out) == ("data: needs photographs", 80)
-    wrong = row_of("lamp", tmp_path, replace(TINY, settings={"probes": ["photos"]}))
-    assert "probes: unknown name 'photos'" in wrong.note
+    wrong = row_of("lamp", tmp_path, replace(TINY, settings={"calibration": ["photos"]}))
+    assert "calibration inputs: unknown name 'photos'" in wrong.note
     assert {row.score for row in (closed, unfit, wrong)} == {None}
 
 
 def test_rows_are_kept_and_found_again(tmp_path: Path) -> None:
     """A row counts with the settings that made it; the later one of a key counts."""
-    row = Row("net", 0.5, "lamp", 0, score=0.1, settings={"probes": ("a", "b")}, warnings=("w",))
+    row = Row(
+        "net", 0.5, "lamp", 0, score=0.1, settings={"calibration": ("a", "b")}, warnings=("w",)
+    )
     kept = Kept(tmp_path / "rows")
     kept.add(row)
     kept.add(replace(row, score=0.25))
     for folder in (kept, Kept(tmp_path / "rows")):
-        found = folder.find(row.key, {"probes": ["a", "b"]})
+        found = folder.find(row.key, {"calibration": ["a", "b"]})
         assert found is not None
         assert (found.score, found.warnings) == (0.25, ("w",))
-        assert folder.find(row.key, {"probes": ["a"]}) is None
-        assert folder.find(row.key._replace(seed=1), {"probes": ["a", "b"]}) is None
+        assert folder.find(row.key, {"calibration": ["a"]}) is None
+        assert folder.find(row.key._replace(seed=1), {"calibration": ["a", "b"]}) is None
 
 
 def test_a_row_without_a_score_is_tried_again(tmp_path: Path) -> None:

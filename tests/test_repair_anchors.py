@@ -15,9 +15,9 @@ from repair_networks import (
     Encoder,
     Perceptron,
     Residual,
+    calibration_for,
     hook_count,
     outputs_of,
-    probes_for,
     random_masks,
     seeded,
     target_of,
@@ -69,17 +69,17 @@ class Odd(nn.Module):
 
 
 def case(build: Callable[[], nn.Module], *shape: int) -> tuple[Target, dict[str, Tensor], Tensor]:
-    """Return a target, masks of its kept weights and probes."""
+    """Return a target, masks of its kept weights and calibration inputs."""
     target = target_of(build, shape)
     kept = masked_weights(target.weights, random_masks(target))
-    return target, kept, probes_for(target)
+    return target, kept, calibration_for(target)
 
 
 def test_what_cannot_be_repaired_is_named_with_its_reason() -> None:
     """Shared, unused and tied modules, norms without statistics or weights, missing biases."""
     target = target_of(Odd, (6,), "last.bias")
     parts = (STATISTICS, BIAS, NORM)
-    sites = survey(target.model, probes_for(target), frozen=target.weights, parts=parts)
+    sites = survey(target.model, calibration_for(target), frozen=target.weights, parts=parts)
     assert not sites.kinds
     reasons = dict(entry.split(": ", 1) for entry in sites.skipped)
     assert reasons == {
@@ -92,7 +92,7 @@ def test_what_cannot_be_repaired_is_named_with_its_reason() -> None:
         "last": "its bias is pruned, and pruned parameters keep their bits",
         "unused": "is not used by forward",
     }
-    repaired = repair(target, random_masks(target), probes_for(target), parts=parts)
+    repaired = repair(target, random_masks(target), calibration_for(target), parts=parts)
     assert repaired.state == {}
     assert repaired.skipped == sites.skipped
 
@@ -110,22 +110,24 @@ def test_sites_come_in_order_of_execution() -> None:
             return self.last(torch.tanh(self.first(inputs)))  # type: ignore[no-any-return]
 
     target = target_of(Backwards, (6,))
-    assert list(survey(target.model, probes_for(target)).kinds) == ["first", "last"]
+    assert list(survey(target.model, calibration_for(target)).kinds) == ["first", "last"]
 
 
 def test_a_bias_in_front_of_a_batchnorm_is_left_to_it() -> None:
     """The BatchNorm takes every shift away; a layer norm does not."""
     target = target_of(lambda: Perceptron(norm=True), (6,))
-    sites = survey(target.model, probes_for(target), parts=(STATISTICS, BIAS))
+    sites = survey(target.model, calibration_for(target), parts=(STATISTICS, BIAS))
     assert list(sites.kinds) == ["norm", "fc3"]
-    alone = survey(target.model, probes_for(target), parts=(BIAS,))  # statistics stay as they are
+    alone = survey(
+        target.model, calibration_for(target), parts=(BIAS,)
+    )  # statistics stay as they are
     assert list(alone.kinds) == ["fc1", "fc3"]
     assert alone.skipped == (
         "fc2: has no bias to write a shift into, and no norm takes its output",
     )
     behind = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     target = target_of(lambda: behind, (6,))
-    assert list(survey(target.model, probes_for(target)).kinds) == ["0", "1", "2"]
+    assert list(survey(target.model, calibration_for(target)).kinds) == ["0", "1", "2"]
 
 
 def test_the_parts_follow_from_the_norms() -> None:
@@ -174,7 +176,7 @@ def test_a_layer_on_one_vector_is_shifted_too() -> None:
 
     target = target_of(Prompted, (6,))
     masks = random_masks(target)
-    repaired = repair(target, masks, probes_for(target))
+    repaired = repair(target, masks, calibration_for(target))
     copied = repaired_copy(target, masks, repaired)
     prompt = target.model.get_parameter("prompt")
     found, wanted = (model.get_submodule("fc1")(prompt) for model in (copied, target.model))
@@ -205,14 +207,14 @@ def test_repair_on_the_fly_answers_what_the_repaired_network_answers(
     build: Callable[[], nn.Module], shape: tuple[int, ...]
 ) -> None:
     """On one chunk both are the same function of the same inputs."""
-    target, kept, probes = case(build, *shape)
-    sites = survey(target.model, probes, frozen=target.weights)
-    anchors = anchor(target.model, sites, probes)
+    target, kept, calibration = case(build, *shape)
+    sites = survey(target.model, calibration, frozen=target.weights)
+    anchors = anchor(target.model, sites, calibration)
     copied = repaired_copy(
         target, random_masks(target), repair_anchored(target.model, kept, anchors)
     )
-    assert torch.allclose(repaired_outputs(target.model, kept, anchors), copied(probes))
-    assert torch.equal(anchors.outputs, target.model(probes))
+    assert torch.allclose(repaired_outputs(target.model, kept, anchors), copied(calibration))
+    assert torch.equal(anchors.outputs, target.model(calibration))
     assert hook_count(target.model) == 0
 
 
@@ -220,18 +222,18 @@ def test_repair_on_the_fly_answers_what_the_repaired_network_answers(
 def test_outputs_of_chunks_come_in_the_order_of_the_inputs(count: int, chunk: int) -> None:
     """Under the dense weights every chunk is corrected by nothing, so outputs show their places."""
     target = target_of(Residual, (2, 6, 6))
-    probes = probes_for(target, count)
-    anchors = anchor(target.model, survey(target.model, probes), probes, chunk)
+    calibration = calibration_for(target, count)
+    anchors = anchor(target.model, survey(target.model, calibration), calibration, chunk)
     assert len(anchors.chunks) == -(-count // chunk)
-    assert torch.allclose(anchors.outputs, target.model(probes))
-    assert torch.allclose(repaired_outputs(target.model, {}, anchors), target.model(probes))
+    assert torch.allclose(anchors.outputs, target.model(calibration))
+    assert torch.allclose(repaired_outputs(target.model, {}, anchors), target.model(calibration))
 
 
 def test_chunks_of_the_same_inputs_are_as_exact_as_one() -> None:
     """Where every chunk has the statistics of the whole, chunking changes nothing."""
     target = target_of(Residual, (2, 6, 6))
-    masks, probes = random_masks(target), probes_for(target, 12)
-    doubled = probes.repeat_interleave(2, dim=0)  # every second one: the same set twice
+    masks, calibration = random_masks(target), calibration_for(target, 12)
+    doubled = calibration.repeat_interleave(2, dim=0)  # every second one: the same set twice
     whole = repair(target, masks, doubled)
     halves = repair(target, masks, doubled, chunk=12)
     assert whole.changed == halves.changed
@@ -242,9 +244,9 @@ def test_chunks_of_the_same_inputs_are_as_exact_as_one() -> None:
 def test_chunks_come_close_to_one_pass() -> None:
     """Matched to the dense statistics of its own inputs, a small chunk misleads little."""
     target = target_of(Residual, (2, 6, 6))
-    masks, probes = random_masks(target, 0.7), probes_for(target, 240)
-    whole = repair(target, masks, probes).state
-    chunked = repair(target, masks, probes, chunk=20).state
+    masks, calibration = random_masks(target, 0.7), calibration_for(target, 240)
+    whole = repair(target, masks, calibration).state
+    chunked = repair(target, masks, calibration, chunk=20).state
     for name, value in whole.items():
         if name.endswith("var"):
             assert torch.allclose(chunked[name] + 1e-5, value + 1e-5, rtol=0.1)
@@ -253,8 +255,8 @@ def test_chunks_come_close_to_one_pass() -> None:
 def test_gradients_flow_through_the_statistics() -> None:
     """The numeric check of ∂outputs/∂weights, batch statistics included."""
     target, kept, _ = case(Convolutional, 2, 4, 3)
-    probes = probes_for(target, 6)
-    anchors = anchor(target.model, survey(target.model, probes), probes)
+    calibration = calibration_for(target, 6)
+    anchors = anchor(target.model, survey(target.model, calibration), calibration)
     names = list(kept)
     leaves = tuple(weight.requires_grad_() for weight in kept.values())
 
@@ -267,34 +269,34 @@ def test_gradients_flow_through_the_statistics() -> None:
 
 def test_a_common_factor_on_a_filter_has_no_gradient_behind_a_batchnorm() -> None:
     """Scaling a filter is undone by the statistics, so the gradient is orthogonal to the filter."""
-    target, kept, probes = case(Convolutional, 2, 6, 5)
-    anchors = anchor(target.model, survey(target.model, probes), probes)
+    target, kept, calibration = case(Convolutional, 2, 6, 5)
+    anchors = anchor(target.model, survey(target.model, calibration), calibration)
     weight = kept["conv1.weight"].requires_grad_()
     repaired_outputs(target.model, kept, anchors).square().sum().backward()
     assert weight.grad is not None
     along = (weight.grad * weight).flatten(1).sum(1)
     assert (along.abs() < 1e-9 * (weight.grad.norm() * weight.norm())).all()
-    functional_call(target.model, kept, (probes,)).square().sum().backward()
+    functional_call(target.model, kept, (calibration,)).square().sum().backward()
     assert ((weight.grad * weight).flatten(1).sum(1).abs() > 1e-3).any()
 
 
 def test_gradients_are_finite_where_a_channel_is_dead() -> None:
     """A filter without weights has no spread, and no NaN comes of it."""
-    target, kept, probes = case(Convolutional, 2, 6, 5)
+    target, kept, calibration = case(Convolutional, 2, 6, 5)
     kept["conv1.weight"][0] = 0
-    anchors = anchor(target.model, survey(target.model, probes), probes)
+    anchors = anchor(target.model, survey(target.model, calibration), calibration)
     leaves = [weight.requires_grad_() for weight in kept.values()]
     loss = repaired_outputs(target.model, kept, anchors).square().sum()
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, leaves))
 
 
 def test_pooled_statistics_serve_other_inputs() -> None:
-    """A batch that the dense network never saw gets the moments it has on its probes."""
-    target, kept, probes = case(Residual, 2, 6, 6)
-    sites = survey(target.model, probes)
-    anchors = anchor(target.model, sites, probes, chunk=7)
-    dense = outputs_of(target.model, probes, nn.BatchNorm2d)
-    fresh = probes_for(target, 30, seed=60)
+    """A batch that the dense network never saw gets the moments it has on its calibration inputs."""
+    target, kept, calibration = case(Residual, 2, 6, 6)
+    sites = survey(target.model, calibration)
+    anchors = anchor(target.model, sites, calibration, chunk=7)
+    dense = outputs_of(target.model, calibration, nn.BatchNorm2d)
+    fresh = calibration_for(target, 30, seed=60)
     kinds = (nn.BatchNorm2d,)
     with aligned(target.model, sites, anchors.moments), watched(target.model, kinds) as seen:
         functional_call(target.model, kept, (fresh,))
@@ -306,21 +308,21 @@ def test_pooled_statistics_serve_other_inputs() -> None:
 
 def test_hooks_go_even_when_the_forward_fails() -> None:
     """An error inside the network leaves nothing hanging on it."""
-    target, kept, probes = case(Convolutional, 2, 6, 5)
-    sites = survey(target.model, probes)
-    anchors = anchor(target.model, sites, probes)
+    target, kept, calibration = case(Convolutional, 2, 6, 5)
+    sites = survey(target.model, calibration)
+    anchors = anchor(target.model, sites, calibration)
     wrong = {**kept, "conv1.weight": kept["conv1.weight"][:, :1]}
     with pytest.raises(RuntimeError):
         repaired_outputs(target.model, wrong, anchors)
     with pytest.raises(RuntimeError):
-        survey(target.model, probes[:, :1])
+        survey(target.model, calibration[:, :1])
     assert hook_count(target.model) == 0
 
 
 def test_sites_and_anchors_travel_to_workers() -> None:
     """They hold names and tensors, no modules: pickled or copied they repair alike."""
-    target, kept, probes = case(Encoder, 5, 8)
-    anchors = anchor(target.model, survey(target.model, probes), probes)
+    target, kept, calibration = case(Encoder, 5, 8)
+    anchors = anchor(target.model, survey(target.model, calibration), calibration)
     wanted = repaired_outputs(target.model, kept, anchors)
     for travelled in (pickle.loads(pickle.dumps(anchors)), copy.deepcopy(anchors)):
         assert torch.equal(repaired_outputs(target.model, kept, travelled), wanted)
@@ -336,7 +338,7 @@ def test_modules_called_by_keyword_are_repaired() -> None:
 
     plain = target_of(lambda: Perceptron(norm=True), (6,))
     named = target_of(lambda: ByName(norm=True), (6,))
-    states = [repair(t, random_masks(t), probes_for(t)).state for t in (plain, named)]
+    states = [repair(t, random_masks(t), calibration_for(t)).state for t in (plain, named)]
     assert states[0].keys() == states[1].keys() == {"norm.running_mean", "norm.running_var"}
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -356,5 +358,5 @@ def test_a_site_that_some_inputs_go_around_is_left_out() -> None:
 
     target = target_of(Branching, (6,))
     masks = random_masks(target)
-    repaired = repair(target, masks, probes_for(target), parts=(STATISTICS, BIAS))
+    repaired = repair(target, masks, calibration_for(target), parts=(STATISTICS, BIAS))
     assert repaired.changed == ("fc2.bias",)

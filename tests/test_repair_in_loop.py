@@ -16,7 +16,7 @@ from repair_networks import (
     REPAIRABLE,
     Convolutional,
     Perceptron,
-    loop_bench,
+    loop_evaluator,
     normed,
     random_masks,
     target_of,
@@ -29,7 +29,7 @@ from gaprune import InputError, InputOptions, Result, prune, prune_target
 from gaprune.callbacks import Silence
 from gaprune.cli.console import show_result, stdout
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import Shown
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
 from gaprune.evolution.engine import Evolution
@@ -41,12 +41,12 @@ from gaprune.masks.supermask import masked_weights
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.repair import repair, repaired_copy
-from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
 
 SMALL: dict[str, Any] = {
     "sparsity": 0.7,
-    "probe_count": 64,
-    "guard_count": 64,
+    "calibration_count": 64,
+    "validation_count": 64,
     "generations": 2,
     "steps": 4,
     "batch": 16,
@@ -67,47 +67,49 @@ def flat_masks(target: Target, seed: int = 1) -> Tensor:
 
 def test_fitness_is_that_of_the_repaired_network(target: Target) -> None:
     """On either rung: repaired on exactly these inputs, corrections written in, then scored."""
-    bench = loop_bench(target)
-    for rung, count in enumerate(bench.rungs):
-        inputs, teacher = bench.search.inputs[:count], bench.search.teacher[:count]
+    evaluator = loop_evaluator(target)
+    for rung, count in enumerate(evaluator.rungs):
+        inputs, teacher = evaluator.search.inputs[:count], evaluator.search.teacher[:count]
         for seed in (1, 2):
             mask = flat_masks(target, seed)
             masks = target.layout.split(mask)
             model = repaired_copy(target, masks, repair(target, masks, inputs))
-            expected = float(bench.objective.fitness(model(inputs), teacher, None))
-            assert bench.fitness(mask, rung) == pytest.approx(expected, rel=1e-9)
-            assert bench.strict.fitness(mask, rung) != pytest.approx(expected, rel=1e-3)
+            expected = float(evaluator.objective.fitness(model(inputs), teacher, None))
+            assert evaluator.fitness(mask, rung) == pytest.approx(expected, rel=1e-9)
+            assert evaluator.strict.fitness(mask, rung) != pytest.approx(expected, rel=1e-3)
 
 
-def test_the_judge_repairs_on_the_search_probes_alone(target: Target) -> None:
-    """Then the guard is answered with fixed corrections, as the repaired network will."""
-    bench, mask = loop_bench(target), flat_masks(target)
+def test_the_judge_repairs_on_the_search_calibration_alone(target: Target) -> None:
+    """Then the validation inputs is answered with fixed corrections, as the repaired network will."""
+    evaluator, mask = loop_evaluator(target), flat_masks(target)
     masks = target.layout.split(mask)
-    model = repaired_copy(target, masks, repair(target, masks, bench.search.inputs))
-    outputs = model(bench.guard.inputs)
-    assert torch.allclose(bench.judged_outputs(mask, bench.guard.inputs), outputs, rtol=1e-12)
-    fitness = float(bench.objective.fitness(outputs, bench.guard.teacher, None))
-    assert bench.judge(mask).fitness == pytest.approx(fitness, rel=1e-9)
-    one_by_one = [bench.judged_outputs(mask, row[None]) for row in bench.guard.inputs]
+    model = repaired_copy(target, masks, repair(target, masks, evaluator.search.inputs))
+    outputs = model(evaluator.validation.inputs)
+    assert torch.allclose(
+        evaluator.judged_outputs(mask, evaluator.validation.inputs), outputs, rtol=1e-12
+    )
+    fitness = float(evaluator.objective.fitness(outputs, evaluator.validation.teacher, None))
+    assert evaluator.judge(mask).fitness == pytest.approx(fitness, rel=1e-9)
+    one_by_one = [evaluator.judged_outputs(mask, row[None]) for row in evaluator.validation.inputs]
     assert torch.allclose(torch.cat(one_by_one), outputs, rtol=1e-9)
 
 
 def test_strict_answers_stay_strict(target: Target) -> None:
-    """`outputs` and the strict bench give what the masked network gives as it is."""
-    bench, mask = loop_bench(target), flat_masks(target)
+    """`outputs` and the strict evaluator give what the masked network gives as it is."""
+    evaluator, mask = loop_evaluator(target), flat_masks(target)
     kept = masked_weights(target.weights, target.layout.split(mask))
-    expected = functional_call(target.model, kept, (bench.guard.inputs,))
-    assert torch.equal(bench.outputs(mask, bench.guard.inputs), expected)
-    assert torch.equal(bench.strict.judged_outputs(mask, bench.guard.inputs), expected)
-    assert bench.strict.judge(mask) != bench.judge(mask)
+    expected = functional_call(target.model, kept, (evaluator.validation.inputs,))
+    assert torch.equal(evaluator.outputs(mask, evaluator.validation.inputs), expected)
+    assert torch.equal(evaluator.strict.judged_outputs(mask, evaluator.validation.inputs), expected)
+    assert evaluator.strict.judge(mask) != evaluator.judge(mask)
 
 
 def test_nothing_removed_is_nothing_to_repair(target: Target) -> None:
     """The dense mask has the best fitness and agreement 1."""
-    bench = loop_bench(target)
+    evaluator = loop_evaluator(target)
     full = torch.ones(target.layout.total, dtype=torch.bool)
-    assert bench.fitness(full) == pytest.approx(0, abs=1e-12)
-    assert bench.judge(full).agreement == 1
+    assert evaluator.fitness(full) == pytest.approx(0, abs=1e-12)
+    assert evaluator.judge(full).agreement == 1
 
 
 def matched(dense: Tensor, pruned: Tensor) -> Tensor:
@@ -132,11 +134,11 @@ def loss_by_hand(network: Perceptron, weights: list[Tensor], inputs: Tensor) -> 
 def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
     """Score gradients are w times finite differences of a loss that is written out by hand."""
     target = target_of(normed, (6,))
-    bench, mask = loop_bench(target), flat_masks(target)
-    assert bench.pool is not None
+    evaluator, mask = loop_evaluator(target), flat_masks(target)
+    assert evaluator.pool is not None
     network = target.model
     assert isinstance(network, Perceptron)
-    found = bench.score_gradient(mask, bench.pool)
+    found = evaluator.score_gradient(mask, evaluator.pool)
     kept = [
         torch.where(m, w, 0)
         for m, w in zip(target.layout.split(mask).values(), target.weights.values(), strict=True)
@@ -148,10 +150,10 @@ def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
             for sign in (1, -1):
                 moved = [one.clone() for one in kept]
                 moved[layer].view(-1)[index] += sign * step
-                ends.append(loss_by_hand(network, moved, bench.pool.inputs))
+                ends.append(loss_by_hand(network, moved, evaluator.pool.inputs))
             expected.append(float(weight.view(-1)[index]) * (ends[0] - ends[1]) / (2 * step))
     assert torch.allclose(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    strict = bench.strict.score_gradient(mask, bench.pool)
+    strict = evaluator.strict.score_gradient(mask, evaluator.pool)
     assert not torch.allclose(found, strict, rtol=1e-1, atol=1e-3)
 
 
@@ -159,15 +161,15 @@ def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
 def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) -> None:
     """Its answers and its statistics come from one forward; the candidate's is the second."""
     target = target_of(normed, (6,))
-    bench, sizes = loop_bench(target, pool_share=pool_share), []
+    evaluator, sizes = loop_evaluator(target, pool_share=pool_share), []
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = bench.draw(20, torch.Generator().manual_seed(1))
-    found = bench.score_gradient(flat_masks(target), batch)
+    batch = evaluator.draw(20, torch.Generator().manual_seed(1))
+    found = evaluator.score_gradient(flat_masks(target), batch)
     hook.remove()
     assert sizes == [20, 20]
     assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
     bare = Shown(batch.inputs, batch.teacher, None)
-    assert torch.equal(bench.score_gradient(flat_masks(target), bare), found)
+    assert torch.equal(evaluator.score_gradient(flat_masks(target), bare), found)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -176,17 +178,19 @@ def test_held_inputs_are_moved_anew_for_every_batch(pool_share: float, strict: b
     """The same values in other places, and the dense network's answers to them as they lie now."""
     target = target_of(Convolutional, (2, 6, 6))
     form = InputSpec((2, 6, 6), "image")
-    still = loop_bench(target, pool_share=pool_share)
-    bench = replace(still.strict if strict else still, moving=form)
-    assert bench.pool is not None
-    known = {tuple(one.flatten(1).sort(-1).values.flatten().tolist()) for one in bench.pool.inputs}
+    still = loop_evaluator(target, pool_share=pool_share)
+    evaluator = replace(still.strict if strict else still, moving=form)
+    assert evaluator.pool is not None
+    known = {
+        tuple(one.flatten(1).sort(-1).values.flatten().tolist()) for one in evaluator.pool.inputs
+    }
     batches, draw = [], seeded(1)
     for _ in range(2):
-        batch = bench.draw(20, draw)
+        batch = evaluator.draw(20, draw)
         held = batch.inputs[: round(20 * pool_share)]
         found = {tuple(one.flatten(1).sort(-1).values.flatten().tolist()) for one in held}
         assert found <= known
-        assert not all((one == bench.pool.inputs).flatten(1).all(1).any() for one in held)
+        assert not all((one == evaluator.pool.inputs).flatten(1).all(1).any() for one in held)
         assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
         assert batch.labels is None
         batches.append(held)
@@ -195,8 +199,8 @@ def test_held_inputs_are_moved_anew_for_every_batch(pool_share: float, strict: b
 
 def test_the_same_inputs_are_drawn_as_without_repair() -> None:
     """Held and fresh ones, in the same order; labels stay with held ones."""
-    bench = loop_bench(target_of(normed, (6,)), pool_share=0.5, labels=True)
-    for one in (bench, replace(bench, fresh=None, pool_share=1.0)):
+    evaluator = loop_evaluator(target_of(normed, (6,)), pool_share=0.5, labels=True)
+    for one in (evaluator, replace(evaluator, fresh=None, pool_share=1.0)):
         batches = [b.draw(16, torch.Generator().manual_seed(4)) for b in (one, one.strict)]
         assert torch.equal(batches[0].inputs, batches[1].inputs)
         labels = [batch.labels for batch in batches]
@@ -224,26 +228,26 @@ class Steep(nn.Module):
 def test_a_candidate_that_overflows_loses_and_the_search_goes_on() -> None:
     """It gets the worst fitness from selection and judge; nothing raises."""
     target = target_of(Steep, (6,))
-    bench, mask = loop_bench(target), torch.ones(target.layout.total, dtype=torch.bool)
+    evaluator, mask = loop_evaluator(target), torch.ones(target.layout.total, dtype=torch.bool)
     mask[0] = False
-    assert bench.fitness(mask) == bench.judge(mask).fitness == WORST
-    assert bench.judge(~mask | mask).fitness > WORST
+    assert evaluator.fitness(mask) == evaluator.judge(mask).fitness == WORST
+    assert evaluator.judge(~mask | mask).fitness > WORST
 
 
-def tasks_for(bench: Bench) -> list[Breed | Score | Judge]:
+def tasks_for(evaluator: Evaluator) -> list[Breed | Score | Judge]:
     """Return tasks of all kinds on both rungs."""
-    genes = random_genes(bench.layout, 60, 1)
-    mask = genes.express(bench.layout)
-    recipe = Recipe(refinement=Refinement(steps=3, rate=0.5, batch=16))
+    genes = random_genes(evaluator.layout, 60, 1)
+    mask = genes.express(evaluator.layout)
+    recipe = Recipe(refinement=Refinement(steps=3, learning_rate=0.5, batch=16))
     bred = [Breed((genes,), recipe, seed, seed) for seed in (0, 1)]
     return [*bred, Score.of(mask, 0), Score.of(mask, -1), Judge.of(mask)]
 
 
-def search_on(workers: Workers, bench: Bench) -> tuple[object, ...]:
+def search_on(workers: Workers, evaluator: Evaluator) -> tuple[object, ...]:
     """Return everything about a small search but its time."""
     plan = Plan(
         preset=find_preset("default"),
-        layout=bench.layout,
+        layout=evaluator.layout,
         seed=3,
         population=3,
         offspring=4,
@@ -251,44 +255,50 @@ def search_on(workers: Workers, bench: Bench) -> tuple[object, ...]:
         limits=Limits(generations=2),
         keep=60,
     )
-    outcome = Evolution(plan, workers).run(seeds_of(bench, 60))
+    outcome = Evolution(plan, workers).run(seeds_of(evaluator, 60))
     scores = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
-    return scores, [(one.best, one.mean, one.guard) for one in outcome.history], outcome.best.key
+    return (
+        scores,
+        [(one.best, one.mean, one.validation) for one in outcome.history],
+        outcome.best.key,
+    )
 
 
 def test_any_workers_give_the_same_bits(ray_session: None) -> None:
     """Statistics that one process has measured are measured again, alike, in another."""
-    bench = loop_bench(target_of(Convolutional, (2, 6, 6), double=False), pool_share=0.5)
-    with SerialWorkers(bench) as serial:
-        expected = run_to_bits(serial, tasks_for(bench))
-        searched = search_on(serial, bench)
-    with RayWorkers(bench, Staff(2)) as actors:
-        assert run_to_bits(actors, tasks_for(bench)) == expected
-        assert search_on(actors, bench) == searched
+    evaluator = loop_evaluator(target_of(Convolutional, (2, 6, 6), double=False), pool_share=0.5)
+    with SerialWorkers(evaluator) as serial:
+        expected = run_to_bits(serial, tasks_for(evaluator))
+        searched = search_on(serial, evaluator)
+    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
+        assert run_to_bits(actors, tasks_for(evaluator)) == expected
+        assert search_on(actors, evaluator) == searched
 
 
 def test_what_is_sent_to_workers_stays_small() -> None:
-    """Probes are sent once, and statistics that were measured here not at all."""
+    """calibration inputs are sent once, and statistics that were measured here not at all."""
     target = target_of(Convolutional, (2, 6, 6))
-    bench = loop_bench(target, count=400)
-    strict, fresh = (len(cloudpickle.dumps(one)) for one in (bench.strict, bench))
+    evaluator = loop_evaluator(target, count=400)
+    strict, fresh = (len(cloudpickle.dumps(one)) for one in (evaluator.strict, evaluator))
     for seed in (1, 2):
-        bench.fitness(flat_masks(target, seed))
-        bench.judge(flat_masks(target, seed))
+        evaluator.fitness(flat_masks(target, seed))
+        evaluator.judge(flat_masks(target, seed))
     assert fresh < strict + 10_000
-    assert abs(len(cloudpickle.dumps(bench)) - fresh) < 500  # what the layout remembers of itself
+    assert (
+        abs(len(cloudpickle.dumps(evaluator)) - fresh) < 500
+    )  # what the layout remembers of itself
 
 
 def test_trying_masks_leaves_the_network_as_it_is(target: Target) -> None:
     """Weights, statistics, gradient switches and hooks."""
-    bench, mask = loop_bench(target), flat_masks(target)
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-    bench.fitness(mask, 0)
-    bench.judge(mask)
-    bench.score_gradient(mask, bench.draw(8, torch.Generator().manual_seed(1)))
-    assert all(torch.equal(before[name], now) for name, now in bench.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in bench.model.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bench.model.modules())
+    evaluator, mask = loop_evaluator(target), flat_masks(target)
+    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    evaluator.fitness(mask, 0)
+    evaluator.judge(mask)
+    evaluator.score_gradient(mask, evaluator.draw(8, torch.Generator().manual_seed(1)))
+    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in evaluator.model.modules())
 
 
 @pytest.fixture(scope="module")
@@ -320,11 +330,11 @@ def test_both_rows_are_there_and_the_choice_is_stated(evolved: Result) -> None:
     assert evolved.settings["repair"] is True
     record = evolved.record()
     assert record["repaired"]["in_loop"] is True
-    assert record["agreement"]["guard"] == evolved.guard != evolved.repaired.guard
+    assert record["agreement"]["validation"] == evolved.validation != evolved.repaired.validation
     best = max(score.agreement for score in evolved.baselines.values())
-    assert evolved.margin == evolved.repaired.guard - best >= 0
-    guards = [one.guard for one in evolved.history]
-    assert evolved.repaired.guard in guards or evolved.margin == 0
+    assert evolved.gain == evolved.repaired.validation - best >= 0
+    validations = [one.validation for one in evolved.history]
+    assert evolved.repaired.validation in validations or evolved.gain == 0
     test = images(50, 3)
     assert test.labels is not None
     strict = (evolved.pruned_model()(test.inputs).argmax(1) == test.labels).double().mean()
@@ -339,16 +349,20 @@ def test_a_one_shot_mask_has_the_strict_figures_of_a_run_without_it() -> None:
         for name in ("repair_in_loop", "repair")
     )
     assert all(torch.equal(loop.masks[name], plain.masks[name]) for name in plain.masks)
-    assert (loop.search, loop.guard, loop.accuracy) == (plain.search, plain.guard, plain.accuracy)
+    assert (loop.search, loop.validation, loop.accuracy) == (
+        plain.search,
+        plain.validation,
+        plain.accuracy,
+    )
     assert loop.repaired is not None
     assert plain.repaired is not None
-    assert (loop.repaired.guard, loop.repaired.accuracy) == (
-        plain.repaired.guard,
+    assert (loop.repaired.validation, loop.repaired.accuracy) == (
+        plain.repaired.validation,
         plain.repaired.accuracy,
     )
     own = loop.baselines["magnitude"]
-    assert (own.agreement, own.accuracy) == (loop.repaired.guard, loop.repaired.accuracy)
-    assert plain.baselines["magnitude"].agreement == plain.guard
+    assert (own.agreement, own.accuracy) == (loop.repaired.validation, loop.repaired.accuracy)
+    assert plain.baselines["magnitude"].agreement == plain.validation
     assert not plain.in_loop
 
 
@@ -361,7 +375,7 @@ def test_every_kind_of_search_takes_it(preset: str, tmp_path: Path) -> None:
     held = f"labelled:{tmp_path / 'shown.npz'}"
     own: dict[str, dict[str, Any]] = {
         "black-box": {"preset": "black-box"},
-        "classic": {"preset": "classic", "objective": "accuracy", "probes": (held,)},
+        "classic": {"preset": "classic", "objective": "accuracy", "calibration": (held,)},
         "pareto": {"pareto": True},
     }
     few = {**SMALL, "population": 4, "offspring": 4, "generations": 1, "repair_in_loop": True}
@@ -369,8 +383,8 @@ def test_every_kind_of_search_takes_it(preset: str, tmp_path: Path) -> None:
     assert result.repaired is not None
     assert result.in_loop
     if preset == "black-box":
-        assert result.margin is not None
-        assert result.margin >= 0
+        assert result.gain is not None
+        assert result.gain >= 0
     if preset == "pareto":
         assert len(result.front) > 1
 
@@ -387,7 +401,7 @@ class Phases(Silence):
 
 
 def test_a_network_that_cannot_be_repaired_is_refused_at_once() -> None:
-    """The message names the reason, the option and the way out, before any probe is made."""
+    """The message names the reason, the option and the way out, before any calibration input is made."""
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
     heard = Phases()
     with pytest.raises(
@@ -413,7 +427,7 @@ def test_the_command_says_by_what_masks_were_chosen(run: Run, place: Path) -> No
     lines = [line.strip().split("  ")[0] for line in ran.out.splitlines()]
     assert {"evolved", "evolved, repaired", "magnitude, repaired"} <= set(lines)
     assert "magnitude" not in lines
-    assert "both repaired, on the guard" in ran.out
+    assert "both repaired, on the validation inputs" in ran.out
     assert "masks were chosen by how they do after repair" in ran.out
     assert (place / "r" / "repaired.safetensors").exists()
     assert run("prune", "--config", "r/config.toml", "--out", "r", "--overwrite").code == 0

@@ -15,7 +15,7 @@ from gaprune.config import make_settings
 from gaprune.runs.prune import prune_target
 from gaprune.runs.result import Result
 
-QUICK = {"sparsity": 0.6, "method": "magnitude", "probe_count": 64, "guard_count": 64}
+QUICK = {"sparsity": 0.6, "method": "magnitude", "calibration_count": 64, "validation_count": 64}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_repair_changes_statistics_and_no_weight(results: tuple[Result, Result])
     assert strict.repaired_model() is None
     assert repaired.repaired is not None
     assert all(torch.equal(strict.masks[name], repaired.masks[name]) for name in strict.masks)
-    assert (strict.guard, strict.accuracy) == (repaired.guard, repaired.accuracy)
+    assert (strict.validation, strict.accuracy) == (repaired.validation, repaired.accuracy)
     model = repaired.repaired_model()
     assert model is not None
     before, after = repaired.state_dict(), model.state_dict()

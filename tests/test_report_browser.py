@@ -190,7 +190,10 @@ def test_what_is_pointed_at_is_told(browser: Browser, reports: dict[str, Path]) 
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2 + 7, box["y"] + box["height"] / 2)
     tip = page.locator(".tip")
-    assert "agreement on the guard" in tip.inner_text() or "test accuracy" in tip.inner_text()
+    assert (
+        "agreement on the validation inputs" in tip.inner_text()
+        or "test accuracy" in tip.inner_text()
+    )
     place = tip.bounding_box()
     assert place is not None
     assert place["x"] >= 0

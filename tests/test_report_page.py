@@ -17,7 +17,7 @@ from torch import nn
 from gaprune import InputOptions, compare, prune, resume
 from gaprune.comparison.comparison_report import write_page
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.run_files import FILES, REPORT, SKETCH
+from gaprune.io.run_files import FILES, REPORT, REPORT_DATA
 from gaprune.report import report_of, write_report
 from gaprune.report.data import confusion_of
 
@@ -90,8 +90,8 @@ def test_every_run_has_a_report_with_every_section(page: Page) -> None:
     assert len(page.ids) == len(set(page.ids))
     for words in (
         "Methods at the same budget",
-        "Agreement on the guard",
-        "Fitness on the search probes",
+        "Agreement on the validation inputs",
+        "Fitness on the search calibration inputs",
         "How dense each layer stays",
         "Layer by layer",
         "Dense network",
@@ -112,14 +112,14 @@ def test_the_figures_are_those_of_the_record(folder: Path, page: Page) -> None:
     words = page.words.replace("\u00a0", " ")
     assert f"{100 * record['sparsity']['actual']:.1f} %" in words
     assert f"{100 * record['accuracy']['pruned']:.1f} %" in words
-    assert f"{100 * record['agreement']['guard']:.1f} %" in words
-    assert f"{100 * record['margin']:+.1f} points" in words.replace("−", "-")
+    assert f"{100 * record['agreement']['validation']:.1f} %" in words
+    assert f"{100 * record['gain']:+.1f} points" in words.replace("−", "-")
     for known in ("weights_sha256", "seed", "target"):
         assert str(record[known]) in words
     for layer in record["layers"]:
         assert f"{100 * layer['kept'] / layer['total']:.2f} %" in words
     for name, score in record["baselines"].items():
-        told = f"{name}, agreement on the guard: {100 * score['agreement']:.1f}\u00a0%"
+        told = f"{name}, agreement on the validation inputs: {100 * score['agreement']:.1f}\u00a0%"
         assert told in page.labels
 
 
@@ -144,7 +144,7 @@ def test_every_picture_says_what_it_is(page: Page) -> None:
 def test_the_confusion_counts_every_test_input(folder: Path) -> None:
     """Rows add up to the labels, the diagonal to the accuracy."""
     record = json.loads((folder / "result.json").read_text())
-    kept = json.loads((folder / SKETCH).read_text())["confusion"]
+    kept = json.loads((folder / REPORT_DATA).read_text())["confusion"]
     for name in ("dense", "pruned"):
         pairs = torch.tensor(kept["pairs"][name])
         assert pairs.sum(1).tolist() == kept["of"] == [16, 16, 16]
@@ -168,16 +168,16 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
     """A layer, a folder and a target named like markup: shown, and nothing more."""
     run = named(tmp_path / "run<b>")
     record = json.loads((run / "result.json").read_text())
-    record["target"] = record["origin"] = record["receipt"]["guard"] = NAUGHTY
-    record["receipt"]["sources"] = [NAUGHTY]
+    record["target"] = record["origin"] = record["provenance"]["validation"] = NAUGHTY
+    record["provenance"]["sources"] = [NAUGHTY]
     record["versions"] = {NAUGHTY: NAUGHTY}
     record["baselines"] = {NAUGHTY: dict(record["baselines"]["lamp"])}
     record["best_baseline"] = NAUGHTY
     (run / "result.json").write_text(json.dumps(record))
     (run / "config.toml").write_text(f"target = {json.dumps(NAUGHTY)}\n")
-    sketch = json.loads((run / SKETCH).read_text())
-    sketch["command"] = NAUGHTY
-    (run / SKETCH).write_text(json.dumps(sketch))
+    report_data = json.loads((run / REPORT_DATA).read_text())
+    report_data["command"] = NAUGHTY
+    (run / REPORT_DATA).write_text(json.dumps(report_data))
     text = write_report(run).read_text()
     page = Page(text)
     assert page.scripts == 1
@@ -217,7 +217,7 @@ def test_a_front_and_a_repair_are_shown(tmp_path: Path) -> None:
 
     options = InputOptions((6,), range=(0, 1))
     for name, more in (("front", {"pareto": True}), ("repair", {"repair": True})):
-        settings: dict[str, Any] = {**TINY, "sparsity": 0.6, "probes": ("procedural",), **more}
+        settings: dict[str, Any] = {**TINY, "sparsity": 0.6, "calibration": ("procedural",), **more}
         prune(made(Normed).eval(), inputs=options, out=tmp_path / name, **settings)
     front = Page((tmp_path / "front" / REPORT).read_text())
     assert "front" in front.ids
@@ -228,10 +228,10 @@ def test_a_front_and_a_repair_are_shown(tmp_path: Path) -> None:
 def test_token_ids_are_shown_as_numbers(tmp_path: Path) -> None:
     """There is no picture of them."""
     options = InputOptions((7,), kind="tokens", vocabulary=30)
-    settings: dict[str, Any] = {**TINY, "probes": ("procedural",)}
+    settings: dict[str, Any] = {**TINY, "calibration": ("procedural",)}
     prune(made(Ids), inputs=options, out=tmp_path / "run", sparsity=0.5, **settings)
-    sketch = json.loads((tmp_path / "run" / SKETCH).read_text())
-    ids = sketch["shown"][0]["samples"][0]["values"]
+    report_data = json.loads((tmp_path / "run" / REPORT_DATA).read_text())
+    ids = report_data["shown"][0]["samples"][0]["values"]
     assert " ".join(map(str, ids)) in Page((tmp_path / "run" / REPORT).read_text()).words
 
 
@@ -243,7 +243,7 @@ def test_a_report_is_made_anew_of_the_same_files(folder: Path) -> None:
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
-@pytest.mark.parametrize("gone", [SKETCH, "history.jsonl", "config.toml", "mask.safetensors"])
+@pytest.mark.parametrize("gone", [REPORT_DATA, "history.jsonl", "config.toml", "mask.safetensors"])
 def test_what_an_older_run_does_not_have_is_left_out(
     folder: Path, tmp_path: Path, gone: str
 ) -> None:
@@ -262,7 +262,7 @@ def test_what_an_older_run_does_not_have_is_left_out(
 def test_a_bare_record_of_the_first_version_is_enough(folder: Path, tmp_path: Path) -> None:
     """Fields that came later may be missing."""
     record = json.loads((folder / "result.json").read_text())
-    for name in ("front", "tried", "repaired", "versions", "preset", "made_by", "margin", "origin"):
+    for name in ("front", "tried", "repaired", "versions", "preset", "made_by", "gain", "origin"):
         del record[name]
     (tmp_path / "result.json").write_text(json.dumps(record))
     page = Page(report_of(tmp_path))
@@ -302,7 +302,7 @@ def test_a_resumed_run_has_the_sketch_of_an_undisturbed_one(tmp_path: Path) -> N
     part = pictures(tmp_path / "part", preset="black-box", generations=1)
     model = made(Pictures)
     resume(part, model=model, test=labelled(2, 8, 8), generations=3)
-    assert (part / SKETCH).read_bytes() == (whole / SKETCH).read_bytes()
+    assert (part / REPORT_DATA).read_bytes() == (whole / REPORT_DATA).read_bytes()
 
 
 def test_a_large_network_has_a_small_report_soon(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 import gaprune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune, resume
-from gaprune.calibration.calibration_set import ProbePlan
+from gaprune.calibration.calibration_set import CalibrationSet
 from gaprune.calibration.samples import Samples, join, pick
 from gaprune.calibration.serialize import plan_apart, plan_together
 from gaprune.callbacks import Silence
@@ -38,8 +38,8 @@ TINY: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
     "population": 3,
     "offspring": 3,
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration_count": 32,
+    "validation_count": 32,
 }
 SHORT: dict[str, Any] = {**TINY, "sparsity": 0.6, "generations": 4, "preset": "black-box"}
 STEPS: dict[str, Any] = {"steps": 2, "batch": 8}
@@ -97,10 +97,10 @@ def saved(place: Path) -> dict[str, bytes]:
 CASES: dict[str, dict[str, Any]] = {
     "black-box": {"preset": "black-box", "generations": 4},
     "default": {"generations": 3, **STEPS},
-    "classic": {"preset": "classic", "generations": 3, "probes": ("labelled:labelled.npz",)},
+    "classic": {"preset": "classic", "generations": 3, "calibration": ("labelled:labelled.npz",)},
     "front": {"preset": "black-box", "pareto": True, "generations": 3},
-    "allocation": {"allocation": 2, "generations": 2, **STEPS},
-    "continuation": {"continuation": 3, "drift": 0.5, "generations": 2, **STEPS},
+    "density_search": {"density_search": 2, "generations": 2, **STEPS},
+    "warmup": {"warmup": 3, "statistics_loss": 0.5, "generations": 2, **STEPS},
     "repair in the loop": {"repair_in_loop": True, "generations": 2, **STEPS},
     "several searches": {"preset": "black-box", "max_drop": 0.25, "generations": 2},
     "stopped by stagnation": {"preset": "black-box", "stagnation": 2, "generations": 50},
@@ -112,7 +112,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_stopped_after_any_generation_it_finds_the_same(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a power cut: only what is on the disk is known. Files of probes have gone by then."""
+    """By a power cut: only what is on the disk is known. Files of calibration inputs have gone by then."""
     monkeypatch.chdir(tmp_path)
     model, settings = net(), {**TINY, "sparsity": 0.6, "seed": 3, **CASES[case]}
     if "max_drop" in settings:
@@ -208,7 +208,7 @@ def test_wrong_input_that_shows_late_leaves_no_folder(tmp_path: Path) -> None:
         assert (tmp_path / "deep").exists() == stays
 
 
-def test_probes_alone_are_worth_going_on_with(tmp_path: Path) -> None:
+def test_calibration_alone_are_worth_going_on_with(tmp_path: Path) -> None:
     """Where something else fails before the first generation."""
     model, place = net(), tmp_path / "run"
     for after in ("baselines", "search"):
@@ -256,7 +256,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(tmp_path: Path) -> None:
         assert len(told.copies) == own["generations"] - kept
 
 
-def test_where_the_probes_cannot_be_kept_the_run_goes_on(tmp_path: Path) -> None:
+def test_where_the_calibration_cannot_be_kept_the_run_goes_on(tmp_path: Path) -> None:
     """It cannot be resumed then, which is said; the result is saved all the same."""
 
     class Full(Filling):
@@ -265,7 +265,7 @@ def test_where_the_probes_cannot_be_kept_the_run_goes_on(tmp_path: Path) -> None
         def phase(self, name: str, detail: str) -> None:
             """Fill it, or make room."""
             self.release()
-            if name == "probes":
+            if name == "calibration":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, self.before[1]))
 
     full = Full(tmp_path / "run", range(0))
@@ -273,7 +273,7 @@ def test_where_the_probes_cannot_be_kept_the_run_goes_on(tmp_path: Path) -> None
         whole = prune(net(), out=full.run, observer=full, **SHORT)
     finally:
         full.release()
-    assert any("the probes cannot be kept" in text for text in full.warnings)
+    assert any("the calibration inputs cannot be kept" in text for text in full.warnings)
     assert found(whole) == found(prune(net(), **SHORT))
     assert {path.name for path in full.run.iterdir()} == set(FILES)
 
@@ -294,7 +294,9 @@ def test_damage_costs_a_generation_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(GapruneError, match=r"none of the 2 kept can be used.*start the run again"):
         resume(copy, model=model)
     harm(copying.copies[2] / "checkpoint/start/tensors.safetensors")
-    with pytest.raises(GapruneError, match=r"the probes are damaged.*start the run again"):
+    with pytest.raises(
+        GapruneError, match=r"the calibration inputs are damaged.*start the run again"
+    ):
         resume(copying.copies[2], model=model)
     assert before.name < newest.name
 
@@ -477,7 +479,7 @@ def test_a_result_that_replaces_a_run_leaves_none_of_its_checkpoints(tmp_path: P
     assert {path.name for path in place.iterdir()} == set(FILES)
 
 
-def test_probes_come_back_as_they_were() -> None:
+def test_calibration_come_back_as_they_were() -> None:
     """With labels, other dtypes, what is nearest; without a pool or generators too."""
     draw = torch.Generator().manual_seed(0)
     target = gaprune.load_target("lenet")
@@ -487,19 +489,19 @@ def test_probes_come_back_as_they_were() -> None:
     assert search is not None
     for nearest in (search, half, pick(whole, torch.tensor([3, 1]))):
         for pool in (whole, None):
-            made = gaprune.records.Receipt("proxy", ("a", "b"), 9, False, "0", "g", 2, "1")
-            plan = ProbePlan(
+            made = gaprune.records.Provenance("proxy", ("a", "b"), 9, False, "0", "g", 2, "1")
+            plan = CalibrationSet(
                 search, half, None, pool, 0.25, True, nearest, made, {"z": 0.1, "a": 1 / 3}
             )
             found = plan_together(*plan_apart(plan), target)
-            for name in ("search", "guard", "pool", "nearest"):
+            for name in ("search", "validation", "pool", "nearest"):
                 one, other = getattr(found, name), getattr(plan, name)
                 assert (one is None) == (other is None)
                 if one is not None:
                     assert torch.equal(one.inputs, other.inputs)
                     assert torch.equal(one.labels, other.labels)
             assert (found.nearest is found.search) == (nearest is search)
-            for name in ("receipt", "pool_share", "moving"):
+            for name in ("provenance", "pool_share", "moving"):
                 assert getattr(found, name) == getattr(plan, name)
             assert list(found.affinity.items()) == list(plan.affinity.items())
 
@@ -563,7 +565,7 @@ def test_a_home_that_cannot_be_written_hurts_nobody(
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     model(torch.rand(64, 8))
     told = Copying(place / "kept")
-    own = {**SHORT, "generations": 1, "probes": ("inversion", "procedural"), "inversions": 8}
+    own = {**SHORT, "generations": 1, "calibration": ("inversion", "procedural"), "inversions": 8}
     whole = prune(model, out=told.run, observer=told, **own)
     assert any("cannot be kept" in text and "home" in text for text in told.warnings)
     shutil.rmtree(place / "home", ignore_errors=True)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 import torch
+from criterion_networks import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saliency_networks import Attention
 from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.comparison.methods.torch_rules import Rule, matching, prune_by_rules
-from gaprune.criteria import SALIENCIES, Network, Saliency, score
+from gaprune.criteria import CRITERIA, Criterion, Network, score
 from gaprune.errors import InputError
 from gaprune.masks.supermask import attach, bake, detach
 from gaprune.models.target import InputOptions, Target, target_from_module
@@ -288,15 +288,18 @@ def test_the_target_stays_as_it_is() -> None:
     assert all(torch.equal(before[n], t) for n, t in TARGET.model.state_dict().items())
 
 
-@pytest.mark.parametrize("criterion", sorted(SALIENCIES))
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
 @pytest.mark.parametrize("how", [{}, {"scope": "global"}, {"dim": 0, "norm": 1}])
 def test_every_criterion_removes_the_amount_and_the_same_again(
     criterion: str, how: dict[str, object]
 ) -> None:
-    """With probes for those that need some; the same generator gives the same masks."""
-    probes = torch.rand(16, 2, 4, 4, generator=seeded(1))
+    """With calibration inputs for those that need some; the same generator gives the same masks."""
+    calibration = torch.rand(16, 2, 4, 4, generator=seeded(1))
     rules = [Rule(0.5, "fc1.weight", criterion, **how), Rule(0.5, "fc1.weight", criterion, **how)]  # type: ignore[arg-type]
-    runs = [prune_by_rules(TARGET, rules, probes=probes, generator=seeded(2)) for _ in range(2)]
+    runs = [
+        prune_by_rules(TARGET, rules, calibration=calibration, generator=seeded(2))
+        for _ in range(2)
+    ]
     assert_same(runs[0], runs[1])
     mask = runs[0]["fc1.weight"]
     if "dim" in how:
@@ -307,15 +310,18 @@ def test_every_criterion_removes_the_amount_and_the_same_again(
 
 def test_a_later_rule_scores_the_network_that_is_left() -> None:
     """SNIP after magnitude: gradients of the pruned network, not of the dense one."""
-    probes = torch.rand(16, 2, 4, 4, generator=seeded(1))
+    calibration = torch.rand(16, 2, 4, 4, generator=seeded(1))
     first = masks_of([Rule(0.6)])
     masks = prune_by_rules(
-        TARGET, [Rule(0.6), Rule(30, "fc1.weight", "snip")], probes=probes, generator=seeded()
+        TARGET,
+        [Rule(0.6), Rule(30, "fc1.weight", "snip")],
+        calibration=calibration,
+        generator=seeded(),
     )
     model = TARGET.masked_copy(first)
     weights = {name: model.get_parameter(name).detach() for name in WEIGHTS}
     network = Network(model, weights, TARGET.layout, TARGET.inputs)
-    scores = TARGET.layout.split(score("snip", network, probes, seeded()))["fc1.weight"]
+    scores = TARGET.layout.split(score("snip", network, calibration, seeded()))["fc1.weight"]
     gone = first["fc1.weight"] & ~masks["fc1.weight"]
     assert int(gone.sum()) == 30
     assert scores[gone].max() <= scores[masks["fc1.weight"]].min()
@@ -330,8 +336,8 @@ def test_a_criterion_of_ones_own_works_with_every_rule(
     def shifted(network: Network, *_: object) -> Tensor:
         return network.flat.abs() + offset
 
-    entry = Saliency("mine", shifted, False, False, "here", "|w| and a constant")
-    monkeypatch.setitem(SALIENCIES, "mine", entry)
+    entry = Criterion("mine", shifted, False, False, "here", "|w| and a constant")
+    monkeypatch.setitem(CRITERIA, "mine", entry)
     for how in ({"scope": "global"}, {"dim": 1, "norm": 1}):
         mine = masks_of([Rule(0.5, "*", "mine", **how)])
         assert_same(mine, masks_of([Rule(0.5, **how)]))
@@ -415,7 +421,7 @@ WRONG_USES = {
     "amount: 22 is more than the 21 weights .* left of fc2.weight": Rule(22, "fc2.weight"),
     "amount: 4 is more than the 3 slices along dimension 0": Rule(4, "fc2.weight", dim=0),
     "dim: must be from -2 to 1 for fc1.weight": Rule(0.5, "fc1.weight", dim=2),
-    "probes: saliency 'snip' shows inputs": Rule(0.5, criterion="snip"),
+    "calibration inputs: criterion 'snip' shows inputs": Rule(0.5, criterion="snip"),
 }
 
 

@@ -31,8 +31,8 @@ TINY: dict[str, Any] = {
     "batch": 8,
     "population": 2,
     "offspring": 2,
-    "probe_count": 16,
-    "guard_count": 16,
+    "calibration_count": 16,
+    "validation_count": 16,
 }
 
 
@@ -120,7 +120,7 @@ def test_the_record_and_the_history_are_those_of_the_result(result: Result, tmp_
     assert record == json.loads(json.dumps(result.record()))
     lines = [json.loads(line) for line in (place / "history.jsonl").read_text().splitlines()]
     assert [line["generation"] for line in lines] == [one.generation for one in result.history]
-    assert [line["guard"] for line in lines] == [one.guard for one in result.history]
+    assert [line["validation"] for line in lines] == [one.validation for one in result.history]
 
 
 def test_the_config_of_a_job_makes_the_same_job(result: Result, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_config_of_a_job_makes_the_same_job(result: Result, tmp_path: Path) 
     place = save_run(result, tmp_path / "run", job=job)
     again = make_job(tomllib.loads((place / "config.toml").read_text()))
     assert again == replace(job, settings=make_settings(dict(result.settings)))
-    assert again.settings.rate is not None
+    assert again.settings.learning_rate is not None
 
 
 def test_the_config_of_a_live_network_lacks_the_target_only(result: Result, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ SMALL = {
     "population": 2,
     "offspring": 2,
     "generations": 4,
-    "probe_count": 8,
-    "guard_count": 8,
+    "calibration_count": 8,
+    "validation_count": 8,
 }
 
 

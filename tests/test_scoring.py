@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from repair_networks import Convolutional, Encoder, Residual, loop_bench, target_of
-from search_cases import random_genes, seeds_of, tiny_bench
+from repair_networks import Convolutional, Encoder, Residual, loop_evaluator, target_of
+from search_cases import random_genes, seeds_of, tiny_evaluator
 from torch import Tensor, nn
 
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import GROUP, Bench
-from gaprune.evaluation.forward_modes import STRICT, Guided
+from gaprune.evaluation.evaluator import GROUP, Evaluator
+from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward
 from gaprune.evaluation.objectives import WORST, find_objective
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
@@ -26,28 +26,31 @@ from gaprune.models.forward import forward_many
 from gaprune.models.target import load_target
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.setup import make_plan
-from gaprune.workers import Lost, RayWorkers, SerialWorkers, Staff, Workers
+from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions, Workers
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
 )
 
 
-def masks_of(bench: Bench, count: int) -> list[Tensor]:
+def masks_of(evaluator: Evaluator, count: int) -> list[Tensor]:
     """Return different masks that keep half of the weights."""
-    keep = bench.layout.total // 2
-    return [random_genes(bench.layout, keep, seed).express(bench.layout) for seed in range(count)]
+    keep = evaluator.layout.total // 2
+    return [
+        random_genes(evaluator.layout, keep, seed).express(evaluator.layout)
+        for seed in range(count)
+    ]
 
 
-def strict(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Bench:
-    """Return a bench on which candidates answer as they are."""
-    return replace(loop_bench(target_of(build, shape)), answering=STRICT)
+def strict(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Evaluator:
+    """Return a evaluator on which candidates answer as they are."""
+    return replace(loop_evaluator(target_of(build, shape)), forward_mode=STRICT_FORWARD)
 
 
-TOGETHER: dict[str, Callable[[], Bench]] = {
-    "matrices": tiny_bench,
-    "logits": lambda: tiny_bench("logits"),
-    "labels": lambda: tiny_bench("accuracy", labels=True),
+TOGETHER: dict[str, Callable[[], Evaluator]] = {
+    "matrices": tiny_evaluator,
+    "logits": lambda: tiny_evaluator("logits"),
+    "labels": lambda: tiny_evaluator("accuracy", labels=True),
     "convolutions": lambda: strict(Convolutional, (2, 6, 6)),
     "residual": lambda: strict(Residual, (2, 6, 6)),
     "attention": lambda: strict(Encoder, (5, 8)),
@@ -58,41 +61,41 @@ TOGETHER: dict[str, Callable[[], Bench]] = {
 @pytest.mark.parametrize("name", TOGETHER)
 def test_masks_score_together_what_they_score_alone(name: str, count: int) -> None:
     """In order, on both rungs, whether groups are full or not; up to rounding."""
-    bench = TOGETHER[name]()
-    masks = masks_of(bench, count)
+    evaluator = TOGETHER[name]()
+    masks = masks_of(evaluator, count)
     for rung in (0, -1):
-        found = bench.fitness_many(masks, rung)
-        assert found == pytest.approx([bench.fitness(mask, rung) for mask in masks], rel=1e-4)
+        found = evaluator.fitness_many(masks, rung)
+        assert found == pytest.approx([evaluator.fitness(mask, rung) for mask in masks], rel=1e-4)
     assert count == 1 or len(set(found)) > 1
 
 
 @pytest.mark.parametrize("name", [name for name in TOGETHER if name != "attention"])
 def test_several_really_pass_at_once(name: str) -> None:
     """One forward answers for all: these networks do not fall back to one by one."""
-    bench = TOGETHER[name]()
-    masks = torch.stack(masks_of(bench, 3))
+    evaluator = TOGETHER[name]()
+    masks = torch.stack(masks_of(evaluator, 3))
     kept = {
-        part: torch.stack([bench.layout.split(mask)[part] * weight for mask in masks])
-        for part, weight in bench.weights.items()
+        part: torch.stack([evaluator.layout.split(mask)[part] * weight for mask in masks])
+        for part, weight in evaluator.weights.items()
     }
-    outputs = forward_many(bench.model, kept, bench.search.inputs)
+    outputs = forward_many(evaluator.model, kept, evaluator.search.inputs)
     for mask, answered in zip(masks, outputs, strict=True):
-        expected = bench.outputs(mask, bench.search.inputs)
+        expected = evaluator.outputs(mask, evaluator.search.inputs)
         assert torch.allclose(answered, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_mask_scores_does_not_depend_on_the_others() -> None:
     """Bit for bit: neither on its place in a group, nor on how many there are."""
-    bench = tiny_bench()
-    masks = masks_of(bench, GROUP + 3)
-    alone = [bench.fitness_many([mask])[0] for mask in masks]
-    assert bench.fitness_many(masks) == alone
-    assert bench.fitness_many(masks[::-1]) == alone[::-1]
+    evaluator = tiny_evaluator()
+    masks = masks_of(evaluator, GROUP + 3)
+    alone = [evaluator.fitness_many([mask])[0] for mask in masks]
+    assert evaluator.fitness_many(masks) == alone
+    assert evaluator.fitness_many(masks[::-1]) == alone[::-1]
 
 
 def test_no_masks_score_nothing() -> None:
     """An empty list is an empty list."""
-    assert tiny_bench().fitness_many([]) == []
+    assert tiny_evaluator().fitness_many([]) == []
 
 
 class Branching(nn.Module):
@@ -117,33 +120,33 @@ class Branching(nn.Module):
 @pytest.mark.parametrize("kind", ["branch", "numpy", "in place"])
 def test_a_network_that_cannot_do_that_has_its_masks_scored_alone(kind: str) -> None:
     """A branch on values, numpy, a tensor changed in place: the bits of each alone."""
-    bench = strict(lambda: Branching(kind), (6,))
-    masks = masks_of(bench, 3)
-    kept = {name: torch.stack([weight, weight]) for name, weight in bench.weights.items()}
+    evaluator = strict(lambda: Branching(kind), (6,))
+    masks = masks_of(evaluator, 3)
+    kept = {name: torch.stack([weight, weight]) for name, weight in evaluator.weights.items()}
     with pytest.raises((RuntimeError, ValueError, TypeError)):
-        forward_many(bench.model, kept, bench.search.inputs)
-    assert bench.fitness_many(masks) == [bench.fitness(mask) for mask in masks]
+        forward_many(evaluator.model, kept, evaluator.search.inputs)
+    assert evaluator.fitness_many(masks) == [evaluator.fitness(mask) for mask in masks]
 
 
 def test_candidates_that_answer_after_repair_pass_alone() -> None:
     """A repair belongs to one candidate; a guided search scores strict ones."""
-    bench = loop_bench(target_of(Convolutional, (2, 6, 6)))
-    masks = masks_of(bench, 3)
-    assert bench.fitness_many(masks) == [bench.fitness(mask) for mask in masks]
-    guided = replace(bench, answering=Guided(bench.answering, 1.0))  # type: ignore[arg-type]
+    evaluator = loop_evaluator(target_of(Convolutional, (2, 6, 6)))
+    masks = masks_of(evaluator, 3)
+    assert evaluator.fitness_many(masks) == [evaluator.fitness(mask) for mask in masks]
+    guided = replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode, 1.0))  # type: ignore[arg-type]
     assert guided.fitness_many(masks) == strict(Convolutional, (2, 6, 6)).fitness_many(masks)
 
 
 def test_one_that_overflows_does_not_spoil_the_others() -> None:
     """It alone is the worst."""
-    bench = tiny_bench("logits")
-    full = torch.ones(bench.layout.total, dtype=torch.bool)
+    evaluator = tiny_evaluator("logits")
+    full = torch.ones(evaluator.layout.total, dtype=torch.bool)
     first = full.clone()
-    first[bench.layout.slices[-1]] = False
-    weights = dict(bench.weights)
-    name = bench.layout.names[-1]
+    first[evaluator.layout.slices[-1]] = False
+    weights = dict(evaluator.weights)
+    name = evaluator.layout.names[-1]
     weights[name] = torch.full_like(weights[name], torch.inf)
-    found = replace(bench, weights=weights).fitness_many([first, full])
+    found = replace(evaluator, weights=weights).fitness_many([first, full])
     assert found[0] > WORST
     assert found[1] == WORST
 
@@ -152,40 +155,42 @@ def test_an_objective_of_ones_own_sees_one_candidate_at_a_time(tmp_path: Any) ->
     """With the signature that it has."""
     code = "def score(outputs, teacher, labels):\n    assert outputs.shape == teacher.shape\n"
     (tmp_path / "own.py").write_text(f"{code}    return -float((outputs - teacher).abs().mean())\n")
-    bench = tiny_bench(find_objective(f"{tmp_path}/own.py:score", torch.zeros(2, 4)))
-    masks = masks_of(bench, 3)
-    expected = [bench.fitness(mask) for mask in masks]
-    assert bench.fitness_many(masks) == pytest.approx(expected, rel=1e-5)
+    evaluator = tiny_evaluator(find_objective(f"{tmp_path}/own.py:score", torch.zeros(2, 4)))
+    masks = masks_of(evaluator, 3)
+    expected = [evaluator.fitness(mask) for mask in masks]
+    assert evaluator.fitness_many(masks) == pytest.approx(expected, rel=1e-5)
 
 
-def plan_of(bench: Bench, group: int) -> Plan:
+def plan_of(evaluator: Evaluator, group: int) -> Plan:
     """Return a plan of races with gradient steps."""
     return Plan(
         preset=find_preset("default"),
-        layout=bench.layout,
+        layout=evaluator.layout,
         seed=3,
         population=4,
         offspring=6,
         refinement=Refinement(3, 0.5, 16),
         limits=Limits(generations=3),
         keep=60,
-        allocation=1,
+        density_search=1,
         group=group,
     )
 
 
-def searched(bench: Bench, group: int, workers: Workers) -> tuple[list[str], list[float], int]:
+def searched(
+    evaluator: Evaluator, group: int, workers: Workers
+) -> tuple[list[str], list[float], int]:
     """Return the last population, the best of every generation, and the count of evaluations."""
-    outcome = Evolution(plan_of(bench, group), workers).run(seeds_of(bench, 60))
+    outcome = Evolution(plan_of(evaluator, group), workers).run(seeds_of(evaluator, 60))
     best = [record.best for record in outcome.history]
     return [one.key for one in outcome.population], best, outcome.evaluations
 
 
 def test_a_search_in_groups_finds_what_it_finds_one_by_one() -> None:
     """Masks and counts; the fitness of each up to rounding."""
-    bench = tiny_bench(pool_share=0.5)
-    alone = searched(bench, 1, SerialWorkers(bench))
-    grouped = searched(bench, GROUP, SerialWorkers(bench))
+    evaluator = tiny_evaluator(pool_share=0.5)
+    alone = searched(evaluator, 1, SerialWorkers(evaluator))
+    grouped = searched(evaluator, GROUP, SerialWorkers(evaluator))
     assert grouped[0] == alone[0]
     assert grouped[1] == pytest.approx(alone[1], rel=1e-4)
     assert grouped[2] == alone[2]
@@ -193,35 +198,37 @@ def test_a_search_in_groups_finds_what_it_finds_one_by_one() -> None:
 
 def test_groups_give_the_same_bits_on_actors(ray_session: None) -> None:
     """What is in a group follows from the search, not from the workers; also in bfloat16."""
-    bench = replace(tiny_bench(pool_share=0.5), precision="bfloat16")
-    here = searched(bench, GROUP, SerialWorkers(bench))
-    with RayWorkers(bench, Staff(2)) as actors:
-        assert searched(bench, GROUP, actors) == here
+    evaluator = replace(tiny_evaluator(pool_share=0.5), precision="bfloat16")
+    here = searched(evaluator, GROUP, SerialWorkers(evaluator))
+    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
+        assert searched(evaluator, GROUP, actors) == here
 
 
 def test_one_mask_that_takes_down_its_worker_takes_no_others_with_it() -> None:
     """A group that is lost is tried mask by mask, and scores what the group would have."""
-    bench = tiny_bench()
-    bits = [pack(mask) for mask in masks_of(bench, 5)]
+    evaluator = tiny_evaluator()
+    bits = [pack(mask) for mask in masks_of(evaluator, 5)]
     poison, ran = bits[2].tobytes(), []
 
     def run(tasks: Sequence[Any]) -> list[Any]:
         """Run tasks as workers would that die of one of the masks."""
         ran.append([len(task.bits) for task in tasks])
         deadly = [any(one.tobytes() == poison for one in task.bits) for task in tasks]
-        lost = Lost(3, "its process died")
-        return [lost if dies else task.run(bench) for task, dies in zip(tasks, deadly, strict=True)]
+        lost = FailedTask(3, "its process died")
+        return [
+            lost if dies else task.run(evaluator) for task, dies in zip(tasks, deadly, strict=True)
+        ]
 
     found = score_masks(run, bits, -1, group=4)
     assert ran == [[4, 1], [1, 1, 1, 1]]
-    assert isinstance(found[2], Lost)
-    expected = bench.fitness_many(masks_of(bench, 5))
+    assert isinstance(found[2], FailedTask)
+    expected = evaluator.fitness_many(masks_of(evaluator, 5))
     assert [*found[:2], *found[3:]] == [*expected[:2], *expected[3:]]
 
 
 def test_without_groups_every_mask_has_a_task_of_its_own() -> None:
     """Nor are there any after repair."""
-    bits = [pack(mask) for mask in masks_of(tiny_bench(), 3)]
+    bits = [pack(mask) for mask in masks_of(tiny_evaluator(), 3)]
     seen: list[Any] = []
 
     def run(tasks: Sequence[Any]) -> list[Any]:
@@ -245,7 +252,7 @@ def test_groups_are_for_small_networks_of_matrices_on_gpus(
 ) -> None:
     """It follows from network and device, not from a clock: equal seeds, equal masks."""
     target = load_target(name)
-    settings = make_settings({"sparsity": 0.9, "device": "cpu", "probes": ("procedural",)})
+    settings = make_settings({"sparsity": 0.9, "device": "cpu", "calibration": ("procedural",)})
     preset = check_settings(settings)
     resolved = resolve_settings(settings, preset, target)
     plan = make_plan(target, resolved.replace(device=device), preset)
@@ -256,8 +263,8 @@ def test_groups_are_for_small_networks_of_matrices_on_gpus(
 @pytest.mark.parametrize("name", TOGETHER)
 def test_a_gpu_scores_them_together_too(name: str) -> None:
     """Up to rounding what each scores alone, and equal bits twice."""
-    bench = TOGETHER[name]().to("cuda")
-    masks = masks_of(bench, GROUP + 1)
-    found = bench.fitness_many(masks)
-    assert found == pytest.approx([bench.fitness(mask) for mask in masks], rel=1e-3, abs=1e-5)
-    assert bench.fitness_many(masks) == found
+    evaluator = TOGETHER[name]().to("cuda")
+    masks = masks_of(evaluator, GROUP + 1)
+    found = evaluator.fitness_many(masks)
+    assert found == pytest.approx([evaluator.fitness(mask) for mask in masks], rel=1e-3, abs=1e-5)
+    assert evaluator.fitness_many(masks) == found

@@ -117,8 +117,8 @@ TINY: dict[str, Any] = {
     "preset": "black-box",
     "offspring": 2,
     "population": 2,
-    "probe_count": 32,
-    "guard_count": 32,
+    "calibration_count": 32,
+    "validation_count": 32,
 }
 
 
@@ -129,7 +129,7 @@ def test_the_example_of_a_search_leaves_a_report_and_masks(
     monkeypatch.chdir(tmp_path)
     found = runpy.run_path(str(SCRIPTS / "evolve.py"))["main"]("run", **TINY)
     told = capsys.readouterr().out
-    assert f"{found.guard:.2%}" in told
+    assert f"{found.validation:.2%}" in told
     assert Path("run/report.html").is_file()
     assert Path(told.rpartition("masks: ")[2].strip()).is_file()
 
@@ -172,11 +172,17 @@ def test_the_examples_of_trackers_log_every_generation(
     stand_in = Recorder(package)
     monkeypatch.setitem(sys.modules, package, stand_in)
     monkeypatch.chdir(tmp_path)
-    tiny = {"generations": 2, "steps": 1, "batch": 8, "probe_count": 32, "guard_count": 32}
+    tiny = {
+        "generations": 2,
+        "steps": 1,
+        "batch": 8,
+        "calibration_count": 32,
+        "validation_count": 32,
+    }
     runpy.run_path(str(SCRIPTS / f"log_to_{package}.py"))["main"](**tiny, preset="black-box")
     logged = [given[0] for name, given in stand_in.calls if name == logs]
-    steps = [one for one in logged if isinstance(one, dict) and "guard" in one]
+    steps = [one for one in logged if isinstance(one, dict) and "validation" in one]
     assert len(steps) == 3
-    assert all(one.keys() == {"best", "mean", "guard"} for one in steps)
+    assert all(one.keys() == {"best", "mean", "validation"} for one in steps)
     (shown,) = [given[0] for name, given in stand_in.calls if name == page]
     assert Path(str(shown)).read_text().startswith("<!doctype html>")

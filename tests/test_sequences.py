@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from batchnorm_targets import Listener
-from saliency_networks import Attention
+from criterion_networks import Attention
 from search_cases import seeded
 from torch import Tensor, nn
 
-from gaprune.calibration.calibration_set import plan_probes
+from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.calibration.generators.sequences import ROWS, VARYING, WRITING, sequence_samples
 from gaprune.calibration.inversion.token_search import SPREADS, spread_of
@@ -65,24 +65,24 @@ def starts_of(target: Target) -> Mixture:
 
 def settings_of(**values: Any) -> Settings:
     """Return settings of a small run on impressions."""
-    counts = {"probe_count": 40, "guard_count": 24, "impressions": 30}
-    return make_settings({"sparsity": 0.5, "probes": ("impressions",), **counts, **values})
+    counts = {"calibration_count": 40, "validation_count": 24, "impressions": 30}
+    return make_settings({"sparsity": 0.5, "calibration": ("impressions",), **counts, **values})
 
 
 def test_a_language_model_writes_its_own() -> None:
-    """Each token follows from the one before; the receipt says who wrote."""
-    plan = plan_probes(causal(), settings_of(), seeded())
+    """Each token follows from the one before; the provenance says who wrote."""
+    plan = make_calibration_set(causal(), settings_of(), seeded())
     assert plan.pool is not None
     ids = plan.pool.inputs
     assert ids.shape == (30, 5)
     assert ids.dtype == torch.int64
     assert torch.equal(ids[:, 1:], (ids[:, :-1] + 1) % 11)
-    assert "30 sequences written by the network" in plan.receipt.sources[0]
-    assert plan.receipt.rung == "inversion"
+    assert "30 sequences written by the network" in plan.provenance.sources[0]
+    assert plan.provenance.rung == "inversion"
 
 
 def test_another_network_gets_sequences_that_spread_its_answers() -> None:
-    """More than those that they started from; the receipt says so."""
+    """More than those that they started from; the provenance says so."""
     target = classifier()
     made = sequence_samples(target, starts_of(target), 48, seeded(1), None, Listener())
     before = starts_of(target).draw(48, seeded(1))
@@ -90,8 +90,8 @@ def test_another_network_gets_sequences_that_spread_its_answers() -> None:
     after, first = (spread_of(one, SPREADS["information"]) for one in answers)
     assert after > first
     assert "48 sequences varied until the answers differ, started from zipf" in made.source
-    plan = plan_probes(target, settings_of(), seeded())
-    assert "30 sequences varied" in plan.receipt.sources[0]
+    plan = make_calibration_set(target, settings_of(), seeded())
+    assert "30 sequences varied" in plan.provenance.sources[0]
     assert plan.search.inputs.dtype == torch.int64
 
 
@@ -103,7 +103,7 @@ def test_the_second_time_they_are_read(make: Any, tmp_path: Path) -> None:  # no
     made = sequence_samples(target, starts_of(target), 9, first, None, told)
     assert {what for what, _ in told.steps} <= {WRITING, VARYING}
     assert told.steps
-    assert len(list((tmp_path / "probes").iterdir())) == 1
+    assert len(list((tmp_path / "calibration").iterdir())) == 1
     told.steps.clear()
     read = sequence_samples(make(), starts_of(target), 9, second, None, told)
     assert torch.equal(made.inputs, read.inputs)
@@ -129,6 +129,6 @@ def test_a_budget_ends_the_work() -> None:
 def test_inversion_of_token_ids_is_replaced_too() -> None:
     """With a warning."""
     told = Listener()
-    plan = plan_probes(causal(), settings_of(probes=("inversion",)), seeded(), told)
-    assert "written by the network" in plan.receipt.sources[0]
+    plan = make_calibration_set(causal(), settings_of(calibration=("inversion",)), seeded(), told)
+    assert "written by the network" in plan.provenance.sources[0]
     assert "token ids cannot be moved" in told.warnings[0]

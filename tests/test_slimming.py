@@ -198,7 +198,7 @@ def test_a_round_keeps_its_best_epoch() -> None:
     """Of the networks after 1, 2, 3 and 4 epochs the one that does best on the held-out part."""
     held_out = samples(60, 5)
     training = Training(
-        optimiser="sgd", rate=0.3, batch=16
+        optimiser="sgd", learning_rate=0.3, batch=16
     )  # so high that accuracy goes up and down
     scores, models = [], []
     for epochs in (1, 2, 3, 4):
@@ -236,7 +236,9 @@ def test_the_penalty_makes_scales_small() -> None:
     assert model.get_parameter("head.weight").grad is None
     totals = []
     for strength in (0.0, 0.1):
-        how = Slimming(penalty=strength, sparse_epochs=8, training=Training(rate=0.01, batch=16))
+        how = Slimming(
+            penalty=strength, sparse_epochs=8, training=Training(learning_rate=0.01, batch=16)
+        )
         trained = sparsify(target_of(built(Separable)), lessons(), how, seeded())
         totals.append(gamma_penalty(1)(trained).item())
         assert not any(parameter.requires_grad for parameter in trained.parameters())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import random_genes, seeds_of, tiny_bench
+from search_cases import random_genes, seeds_of, tiny_evaluator
 from torch import Tensor
 
 from gaprune.evaluation.evaluator import Verdict
@@ -22,10 +22,10 @@ from gaprune.evolution.snapshot import Snapshot
 from gaprune.io.atomic_folder import read_bundle, write_bundle
 from gaprune.workers import SerialWorkers
 
-BENCH = tiny_bench()
+EVALUATOR = tiny_evaluator()
 KEEP = 60
-SEEDS = seeds_of(BENCH, KEEP)
-VERDICTS = {one.key: BENCH.judge(one.mask) for one in SEEDS}
+SEEDS = seeds_of(EVALUATOR, KEEP)
+VERDICTS = {one.key: EVALUATOR.judge(one.mask) for one in SEEDS}
 
 
 def plan_of(preset: str, *, front: bool, generations: int = 6) -> Plan:
@@ -33,22 +33,24 @@ def plan_of(preset: str, *, front: bool, generations: int = 6) -> Plan:
     chosen = find_preset(preset)
     return Plan(
         preset=as_pareto(chosen) if front else chosen,
-        layout=BENCH.layout,
+        layout=EVALUATOR.layout,
         seed=3,
         population=5,
         offspring=6,
-        refinement=Refinement(steps=3, rate=0.3, batch=8) if chosen.gradient else None,
+        refinement=Refinement(steps=3, learning_rate=0.3, batch=8) if chosen.gradient else None,
         limits=Limits(generations=generations, stagnation=5),
         keep=KEEP,
         most=120 if front else None,
-        allocation=0 if front or preset == "classic" else 2,
+        density_search=0 if front or preset == "classic" else 2,
     )
 
 
 def search(plan: Plan, start: Snapshot | None = None) -> tuple[Outcome, list[Snapshot]]:
     """Search from the seeds, or go on; return every state on the way."""
     states: list[Snapshot] = []
-    evolution = Evolution(plan, SerialWorkers(BENCH), lambda _: states.append(evolution.snapshot()))
+    evolution = Evolution(
+        plan, SerialWorkers(EVALUATOR), lambda _: states.append(evolution.snapshot())
+    )
     if start is not None:
         evolution.restore(start)
     return evolution.run(SEEDS if start is None else [], VERDICTS), states
@@ -66,7 +68,7 @@ def genes_of(one: Individual) -> tuple[Any, ...]:
     genes = one.genes
     scores = genes.scores.numpy().tobytes()
     rest = (genes.counts, genes.keep, genes.fixed, genes.absolute)
-    return (scores, rest, one.key, one.origin, one.rate, one.sprint, one.fitness.values)
+    return (scores, rest, one.key, one.origin, one.learning_rate, one.sprint, one.fitness.values)
 
 
 def all_of(outcome: Outcome) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def test_a_snapshot_stays_as_it_is(tmp_path: Path) -> None:
     """What the search does later changes nothing in it."""
     plan = plan_of("default", front=False)
     first: list[tuple[Snapshot, str]] = []
-    evolution = Evolution(plan, SerialWorkers(BENCH))
+    evolution = Evolution(plan, SerialWorkers(EVALUATOR))
 
     def report(_: object) -> None:
         if not first:
@@ -127,15 +129,15 @@ def test_a_snapshot_stays_as_it_is(tmp_path: Path) -> None:
 def test_scores_of_any_kind_are_kept_to_the_bit(tmp_path: Path) -> None:
     """Infinite and tiny, without counts, fixed, ranked by size; a shared tensor is kept once."""
     plan = plan_of("black-box", front=False)
-    odd = torch.randn(BENCH.layout.total, generator=torch.Generator().manual_seed(1))
+    odd = torch.randn(EVALUATOR.layout.total, generator=torch.Generator().manual_seed(1))
     odd[:4] = torch.tensor([float("inf"), -float("inf"), 1e-45, -0.0])
-    counts = random_genes(BENCH.layout, KEEP).counts
+    counts = random_genes(EVALUATOR.layout, KEEP).counts
     kinds = [
         Genes(odd, None, KEEP),
         Genes(odd, None, KEEP + 1, absolute=True),
         Genes(odd.flip(0), counts, KEEP, fixed=True),
     ]
-    population = [plan.adopt(Individual(genes, BENCH.layout, "made", 0.7)) for genes in kinds]
+    population = [plan.adopt(Individual(genes, EVALUATOR.layout, "made", 0.7)) for genes in kinds]
     for number, one in enumerate(population):
         one.fitness.values, one.sprint = (number / 3,), -float("inf")
     state = replace(search(plan)[1][0], population=tuple(population), leaders=(), hall_of_fame=())
@@ -146,11 +148,11 @@ def test_scores_of_any_kind_are_kept_to_the_bit(tmp_path: Path) -> None:
 
 def test_a_mask_comes_back_as_genes_that_express_it() -> None:
     """With the same key, also where a layer keeps nothing but one weight or all of them."""
-    mask: Tensor = torch.zeros(BENCH.layout.total, dtype=torch.bool)
-    mask[BENCH.layout.slices[0]] = True
-    for part in BENCH.layout.slices[1:]:
+    mask: Tensor = torch.zeros(EVALUATOR.layout.total, dtype=torch.bool)
+    mask[EVALUATOR.layout.slices[0]] = True
+    for part in EVALUATOR.layout.slices[1:]:
         mask[part.stop - 1] = True
-    found = as_mask(mask, BENCH.layout, "made")
+    found = as_mask(mask, EVALUATOR.layout, "made")
     assert torch.equal(found.mask, mask)
     assert found.genes.keep == int(mask.count_nonzero())
 

@@ -24,7 +24,7 @@ from benchmarks.pace.equal_time import (
     ON_COUNTS,
     ON_WEIGHTS,
     WEIGHTS,
-    measure_allocation,
+    measure_density_search,
     measure_equal_time,
 )
 from benchmarks.pace.growth import WIDTHS, Load, measure_growth
@@ -39,12 +39,12 @@ from benchmarks.pace.versus_original import (
 from gaprune.models.zoo import load, mnist
 
 NO_TIME = 0.01  # seconds of a search: every one scores a candidate all the same
-TINY: dict[str, Any] = {"seconds": NO_TIME, "probes": 8, "guard": 8, "kinds": ("noise",)}
+TINY: dict[str, Any] = {"seconds": NO_TIME, "calibration": 8, "validation": 8, "kinds": ("noise",)}
 
 
 def test_an_evaluation_is_measured_beside_its_forward_pass() -> None:
     """Every ratio comes with the milliseconds that it is of; express is a part of evaluate."""
-    found = measure_overhead(("mnist-mlp", "resnet20-sized"), probes=8, pairs=2)
+    found = measure_overhead(("mnist-mlp", "resnet20-sized"), calibration=8, pairs=2)
     assert set(found["overhead"]) == {"mnist-mlp", "resnet20-sized"}
     assert all(0 < ratio < 1000 for ratio in found["overhead"].values())
     for parts in found["overhead_ms"].values():
@@ -111,8 +111,8 @@ EFFORT = Effort(
     offspring=2,
     steps=1,
     rounds=2,
-    probes=8,
-    default={"probe_count": 64, "guard_count": 64},
+    calibration=8,
+    default={"calibration_count": 64, "validation_count": 64},
 )
 
 
@@ -147,10 +147,10 @@ def test_every_contender_finds_a_mask(name: str) -> None:
     assert all(0 <= part <= 1 for part in (score.accuracy, score.agreement))
     assert score.evaluations >= 1
     assert score.peak_mb >= score.before_mb > 50
-    if name not in ("gaprune", "gaprune-black-box", "gaprune-counts"):  # their guard chooses
+    if name not in ("gaprune", "gaprune-black-box", "gaprune-counts"):  # their validation chooses
         run = match.run()
         start = (random_ranks if "random" in name else lamp_ranks)(run)
-        assert score.fitness >= Trial(run.bench, 1, kept(run)).fitness(start)
+        assert score.fitness >= Trial(run.evaluator, 1, kept(run)).fitness(start)
 
 
 def test_contenders_have_processes_of_their_own() -> None:
@@ -158,7 +158,7 @@ def test_contenders_have_processes_of_their_own() -> None:
     found = measure_equal_time(NO_TIME, replace(WEIGHTS, **TINY), ("deap",))
     figures = found["equal_time"]
     assert figures["deap"] == found["equal_time_found"]["deap"]["accuracy"]
-    assert figures["gaprune"] is figures["evotorch"] is figures["margin"] is None
+    assert figures["gaprune"] is figures["evotorch"] is figures["gain"] is None
     assert found["peak_mb"] == {"deap": found["equal_time_found"]["deap"]["peak_mb"]}
 
 
@@ -166,11 +166,11 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extra that brings it; the others go on without it."""
     absent = replace(CONTENDERS["cma-counts"], needs="no_such_package_here")
     monkeypatch.setitem(CONTENDERS, "cma-counts", absent)
-    found = measure_allocation(NO_TIME, replace(COUNTS, **TINY), ("cma-counts",))
+    found = measure_density_search(NO_TIME, replace(COUNTS, **TINY), ("cma-counts",))
     assert found["allocation_missing"] == {
-        "cma-counts": "needs no_such_package_here; pip install 'gaprune[bench]'"
+        "cma-counts": "needs no_such_package_here; pip install 'gaprune[evaluator]'"
     }
-    assert found["allocation"] == {}
+    assert found["density_search"] == {}
 
 
 def test_every_contender_is_in_a_comparison() -> None:
@@ -181,7 +181,7 @@ def test_every_contender_is_in_a_comparison() -> None:
 
 def test_growth_is_measured_from_the_smallest_to_the_largest() -> None:
     """Each size in a process of its own; the peak of 22 million is only told where they were."""
-    found = measure_growth((8, 16), Load(population=4, steps=1, probes=8, evaluations=2))
+    found = measure_growth((8, 16), Load(population=4, steps=1, calibration=8, evaluations=2))
     figures = found["growth"]
     assert figures["weights"] == [8 * (784 + 8 + 10), 16 * (784 + 16 + 10)]
     assert min(*figures["evaluation_s"], *figures["generation_s"]) > 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import gaprune
 from gaprune import profiling as module
 from gaprune.profiling import OTHER, PARTS, Clock, Ledger, Profile, Spent, measuring, running, spent
-from gaprune.workers.time_accounting import Hours
+from gaprune.workers.time_accounting import TimeAccounting
 
 Tree = tuple[str, list[Any]]
 NAMES = st.sampled_from(["express", "mask", "forward"])
@@ -153,7 +153,7 @@ def test_the_hours_of_workers_add_up_to_places_times_time() -> None:
     with measuring() as clock:
         assert clock is not None
         opened = time.monotonic()
-        hours = Hours(3)
+        hours = TimeAccounting(3)
         time.sleep(0.05)
         hours.answered(time.monotonic() - 0.04, Ledger(forward=Spent(30_000_000, 2)))
         hours.lost(time.monotonic() - 0.02)
@@ -171,7 +171,7 @@ def test_the_hours_of_workers_add_up_to_places_times_time() -> None:
 
 def test_hours_cost_nothing_without_a_clock() -> None:
     """Workers are told not to measure, and nothing is booked."""
-    hours = Hours(2)
+    hours = TimeAccounting(2)
     hours.answered(0.0, None)
     hours.lost(0.0)
     hours.close(1.0, 1)

@@ -16,8 +16,8 @@ from gaprune import InputError, InputOptions, Result, prune
 SMALL: dict[str, Any] = {
     "sparsity": 0.7,
     "inputs": InputOptions(range=(0, 1)),
-    "probe_count": 64,
-    "guard_count": 64,
+    "calibration_count": 64,
+    "validation_count": 64,
     "generations": 1,
     "steps": 5,
     "batch": 16,
@@ -31,26 +31,29 @@ def prune_tiny(**changes: Any) -> Result:
 
 def test_a_search_begins_with_what_is_stated() -> None:
     """They alone are computed and compared; another start, another search."""
-    result = prune_tiny(starts=["lamp-wanda", "snip"])
+    result = prune_tiny(initial_criteria=["lamp-wanda", "snip"])
     assert set(result.baselines) == {"lamp-wanda", "snip"}
-    assert result.guard >= max(one.agreement for one in result.baselines.values())
+    assert result.validation >= max(one.agreement for one in result.baselines.values())
     everywhere = prune_tiny()
     assert set(everywhere.baselines) > set(result.baselines)
 
 
 def test_a_stated_start_is_computed_also_where_no_gradient_is_taken() -> None:
     """The preset `black-box` leaves gradient criteria out, unless somebody names one."""
-    result = prune_tiny(preset="black-box", starts=["snip"], population=4, offspring=4)
+    result = prune_tiny(preset="black-box", initial_criteria=["snip"], population=4, offspring=4)
     assert "snip" in result.baselines
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"starts": ["lamp", "nope"]}, "starts: unknown .*'nope'.*lamp-wanda"),
-        ({"starts": []}, "starts"),
-        ({"starts": ["lamp"], "method": "snip"}, "starts: .* 'snip' searches nothing"),
-        ({"starts": ["lamp"], "preset": "classic"}, "starts: .*'classic' begins with random"),
+        ({"initial_criteria": ["lamp", "nope"]}, "starts: unknown .*'nope'.*lamp-wanda"),
+        ({"initial_criteria": []}, "initial_criteria"),
+        ({"initial_criteria": ["lamp"], "method": "snip"}, "starts: .* 'snip' searches nothing"),
+        (
+            {"initial_criteria": ["lamp"], "preset": "classic"},
+            "starts: .*'classic' begins with random",
+        ),
     ],
 )
 def test_starts_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -62,10 +65,10 @@ def test_starts_that_mean_nothing_are_refused(changes: dict[str, Any], message: 
 def test_the_command_line_takes_them_and_config_toml_holds_them(run: Run, place: Path) -> None:
     """Joined by commas; the saved configuration repeats the run."""
     tiny = (*OWN, *TINY, "--sparsity", "0.5", "--json")
-    record = json.loads(run("prune", *tiny, "--starts", "lamp,wanda", "--out", "run").out)
+    record = json.loads(run("prune", *tiny, "--initial-criteria", "lamp,wanda", "--out", "run").out)
     assert set(record["baselines"]) == {"lamp", "wanda"}
     config = Path("run/config.toml")
-    assert tomllib.loads(config.read_text())["starts"] == ["lamp", "wanda"]
+    assert tomllib.loads(config.read_text())["initial_criteria"] == ["lamp", "wanda"]
     again = json.loads(run("prune", "--config", str(config), "--no-save", "--json").out)
     assert again["layers"] == record["layers"]
     assert again["agreement"] == record["agreement"]

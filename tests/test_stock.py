@@ -8,32 +8,32 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import seeded, tiny_bench
+from search_cases import seeded, tiny_evaluator
 from torch import Tensor
 
 from gaprune import InputOptions, prune
-from gaprune.evaluation.batch_pool import BATCHES, BYTES, LEAST, Stock, stock_size
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.batch_pool import BATCHES, BYTES, LEAST, BatchPool, batch_cache_size
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import Shown
 from gaprune.models.forward import answers
 
 
-def bench_of(batches: int) -> Bench:
-    """Return the tiny bench with a stock of its fresh inputs."""
-    bench = tiny_bench()
-    assert bench.fresh is not None
-    return replace(bench, stock=Stock(bench.fresh, batches, seed=5))
+def evaluator_of(batches: int) -> Evaluator:
+    """Return the tiny evaluator with a stock of its fresh inputs."""
+    evaluator = tiny_evaluator()
+    assert evaluator.fresh is not None
+    return replace(evaluator, batch_cache=BatchPool(evaluator.fresh, batches, seed=5))
 
 
 def test_a_step_sees_one_of_the_batches() -> None:
     """Forty draws of three batches: three different ones, each with the dense answers."""
-    bench, generator = bench_of(3), seeded()
-    drawn = [bench.draw(7, generator) for _ in range(40)]
+    evaluator, generator = evaluator_of(3), seeded()
+    drawn = [evaluator.draw(7, generator) for _ in range(40)]
     different = {batch.inputs.numpy().tobytes(): batch for batch in drawn}
     assert len(different) == 3
     for batch in different.values():
         assert len(batch.inputs) == 7
-        assert torch.equal(batch.teacher, answers(bench.model, batch.inputs))
+        assert torch.equal(batch.teacher, answers(evaluator.model, batch.inputs))
 
 
 def test_the_dense_network_is_asked_once_a_batch() -> None:
@@ -44,21 +44,21 @@ def test_the_dense_network_is_asked_once_a_batch() -> None:
         asked.append(inputs)
         return Shown(inputs, inputs, None)
 
-    stock, generator = bench_of(4).stock, seeded()
-    assert stock is not None
+    batch_cache, generator = evaluator_of(4).batch_cache, seeded()
+    assert batch_cache is not None
     for _ in range(50):
-        stock.pick(5, generator, ask, "float32")
+        batch_cache.pick(5, generator, ask, "float32")
     assert len(asked) == 4
-    stock.pick(5, generator, ask, "bfloat16")  # whose answers are others
+    batch_cache.pick(5, generator, ask, "bfloat16")  # whose answers are others
     assert len(asked) == 5
 
 
 def test_every_worker_has_the_same_batches() -> None:
     """A stock that has travelled holds nothing, and draws what the one here draws."""
-    here = bench_of(6)
+    here = evaluator_of(6)
     first = [here.draw(9, seeded(seed)) for seed in range(20)]
-    there = replace(here, stock=pickle.loads(pickle.dumps(here.stock)))
-    assert there.stock is not here.stock
+    there = replace(here, batch_cache=pickle.loads(pickle.dumps(here.batch_cache)))
+    assert there.batch_cache is not here.batch_cache
     for seed, batch in enumerate(first):
         other = there.draw(9, seeded(seed))
         assert torch.equal(other.inputs, batch.inputs)
@@ -67,12 +67,12 @@ def test_every_worker_has_the_same_batches() -> None:
 
 def test_held_inputs_stand_beside_those_of_the_stock() -> None:
     """A pool has its share of every batch, with its own answers."""
-    bench = bench_of(3)
-    bench = replace(bench, pool=bench.search, pool_share=0.5)
-    batch = bench.draw(8, seeded())
+    evaluator = evaluator_of(3)
+    evaluator = replace(evaluator, pool=evaluator.search, pool_share=0.5)
+    batch = evaluator.draw(8, seeded())
     assert len(batch.inputs) == 8
-    assert torch.allclose(batch.teacher, answers(bench.model, batch.inputs), atol=1e-6)
-    own = {one.numpy().tobytes() for one in bench.search.inputs}
+    assert torch.allclose(batch.teacher, answers(evaluator.model, batch.inputs), atol=1e-6)
+    own = {one.numpy().tobytes() for one in evaluator.search.inputs}
     assert [one.numpy().tobytes() in own for one in batch.inputs] == [True] * 4 + [False] * 4
 
 
@@ -88,15 +88,22 @@ def test_held_inputs_stand_beside_those_of_the_stock() -> None:
 )
 def test_it_fits_into_memory_or_is_not_held(each: int, batch: int, expected: int) -> None:
     """Few batches would be learned by heart."""
-    assert stock_size(each, batch) == expected
+    assert batch_cache_size(each, batch) == expected
 
 
 def test_a_search_says_how_many_it_held() -> None:
     """By default it holds some; 0 draws for every step."""
-    net, shown = tiny_bench().model, InputOptions(shape=(6,), range=(0, 1))
-    small: dict[str, Any] = {"generations": 1, "steps": 5, "probe_count": 32, "guard_count": 16}
+    net, shown = tiny_evaluator().model, InputOptions(shape=(6,), range=(0, 1))
+    small: dict[str, Any] = {
+        "generations": 1,
+        "steps": 5,
+        "calibration_count": 32,
+        "validation_count": 16,
+    }
     found = [
-        prune(net, sparsity=0.5, inputs=shown, stock=stock, **small).settings["stock"]
-        for stock in (None, 0, 2)
+        prune(net, sparsity=0.5, inputs=shown, batch_cache=batch_cache, **small).settings[
+            "batch_cache"
+        ]
+        for batch_cache in (None, 0, 2)
     ]
     assert found == [BATCHES, 0, 2]

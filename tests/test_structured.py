@@ -8,9 +8,9 @@ import re
 
 import pytest
 import torch
+from criterion_networks import Attention
 from hypothesis import given
 from hypothesis import strategies as st
-from saliency_networks import Attention
 from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn.utils import prune

@@ -89,7 +89,7 @@ def test_a_sweep_from_the_command_line(run: Run, place: Path) -> None:
     assert [row["threshold"] for row in rows] == [0, 0.1, 0.2]
 
 
-def test_without_labels_the_guard_measures(run: Run, place: Path) -> None:
+def test_without_labels_the_validation_measures(run: Run, place: Path) -> None:
     """Agreement is reported, accuracy is not; stdout is JSON alone."""
     ran = run("sweep", *OWN, "--by", "clusters", "--values", "4,2", "--json")
     rows = json.loads(ran.out)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from criterion_networks import TOKENS, Attention, network_of, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saliency_networks import TOKENS, Attention, network_of, seeded
 from torch import Tensor, nn
 
 from gaprune.calibration.generators.token_sequences import zipf_bursts
@@ -133,7 +133,7 @@ class Detached(Attention):
 @pytest.mark.parametrize(
     ("model", "spec", "how", "message"),
     [
-        (Detached(), TOKENS, {}, r"gradients.*--probes procedural"),
+        (Detached(), TOKENS, {}, r"gradients.*--calibration procedural"),
         (Attention(), InputSpec((5,), "tokens", vocabulary=9), {}, r"nn\.Embedding of the whole"),
         (Attention(), InputSpec((5,), "vector"), {}, "kind tokens, got vector"),
         (Attention(), TOKENS, {"spread": "informations"}, r"did you mean 'information'\?"),

@@ -14,12 +14,12 @@ import pytest
 import ray
 import torch
 from command_line import Run
+from criterion_networks import Attention, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saliency_networks import Attention, seeded
 from torch import Tensor, nn
 
-from gaprune.calibration.calibration_set import plan_probes
+from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.calibration.generators.neighbours import neighbours
 from gaprune.calibration.generators.token_sequences import TOKENS
@@ -38,22 +38,22 @@ from gaprune.runs.open_directory import claim
 from gaprune.runs.prune import prune_target
 from gaprune.runs.resolve_settings import resolve_settings
 from gaprune.runs.resume import resume
-from gaprune.runs.setup import make_bench
+from gaprune.runs.setup import make_evaluator
 
 LIKE_TEXT = ("topics", "zipf-bursts")
 ORDINARY = tuple(range(10, 200))
 TINY: dict[str, Any] = {
     "sparsity": 0.5,
-    "probes": ("topics",),
-    "probe_count": 16,
-    "guard_count": 16,
+    "calibration": ("topics",),
+    "calibration_count": 16,
+    "validation_count": 16,
     "population": 2,
     "offspring": 2,
     "generations": 2,
     "steps": 2,
     "batch": 4,
-    "continuation": 0,
-    "allocation": 0,
+    "warmup": 0,
+    "density_search": 0,
 }
 
 
@@ -220,7 +220,7 @@ def test_a_target_knows_its_own_embedding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("probes", "guard", "search", "judge"),
+    ("calibration", "validation", "search", "judge"),
     [
         (("topics",), "auto", "topics 100%", "zipf-bursts"),
         (("procedural",), "auto", "topics 100%", "zipf-bursts"),
@@ -231,45 +231,47 @@ def test_a_target_knows_its_own_embedding() -> None:
     ],
 )
 def test_topics_search_and_bursts_judge(
-    probes: tuple[str, ...], guard: str, search: str, judge: str
+    calibration: tuple[str, ...], validation: str, search: str, judge: str
 ) -> None:
-    """Where the order is known; the receipt names generators and tokenizer."""
-    chosen = make_settings({**TINY, "probes": probes, "guard": guard})
-    receipt = plan_probes(target_of(), chosen, seeded()).receipt
-    assert f"{search} (ids ranked and framed as the network's tokenizer" in receipt.sources[0]
-    assert receipt.guard.startswith(f"generated: {judge}")
-    assert receipt.rung == "procedural"
+    """Where the order is known; the provenance names generators and tokenizer."""
+    chosen = make_settings({**TINY, "calibration": calibration, "validation": validation})
+    provenance = make_calibration_set(target_of(), chosen, seeded()).provenance
+    assert f"{search} (ids ranked and framed as the network's tokenizer" in provenance.sources[0]
+    assert provenance.validation.startswith(f"generated: {judge}")
+    assert provenance.rung == "procedural"
 
 
 def test_without_an_order_the_network_still_chooses() -> None:
     """Between uniform ids and bursts, as its classes tell; `topics` are there when asked for."""
-    plan = plan_probes(target_of(()), make_settings({**TINY, "probes": ("procedural",)}), seeded())
+    plan = make_calibration_set(
+        target_of(()), make_settings({**TINY, "calibration": ("procedural",)}), seeded()
+    )
     assert set(plan.affinity) == {"uniform", "zipf-bursts"}
-    assert "tokenizer" not in plan.receipt.sources[0]
-    plan = plan_probes(target_of(()), make_settings(TINY), seeded())
-    assert plan.receipt.sources[0].endswith("topics 100%")
+    assert "tokenizer" not in plan.provenance.sources[0]
+    plan = make_calibration_set(target_of(()), make_settings(TINY), seeded())
+    assert plan.provenance.sources[0].endswith("topics 100%")
 
 
 def test_the_embedding_travels_once() -> None:
-    """A packed bench is hardly larger for what is known, and draws the same where it arrives."""
+    """A packed evaluator is hardly larger for what is known, and draws the same where it arrives."""
     target = target_from_module(wide(), inputs=InputOptions((9,)))
     words = replace(target.inputs.words or Words(), ranked=tuple(range(3, 5000)), start=1)
     target = replace(target, inputs=replace(target.inputs, words=words))
     chosen = resolve_settings(make_settings(TINY), find_preset("default"), target)
-    plan = plan_probes(target, chosen, seeded())
-    bench = make_bench(target, chosen, find_preset("default"), plan)
-    packed = ray.cloudpickle.dumps(bench)
-    assert bench.fresh is not None
-    bare = replace(bench.fresh, spec=replace(target.inputs, words=None))
-    assert len(packed) < len(ray.cloudpickle.dumps(replace(bench, fresh=bare))) + 30_000
+    plan = make_calibration_set(target, chosen, seeded())
+    evaluator = make_evaluator(target, chosen, find_preset("default"), plan)
+    packed = ray.cloudpickle.dumps(evaluator)
+    assert evaluator.fresh is not None
+    bare = replace(evaluator.fresh, spec=replace(target.inputs, words=None))
+    assert len(packed) < len(ray.cloudpickle.dumps(replace(evaluator, fresh=bare))) + 30_000
     again = pickle.loads(packed)
     (layer,) = embeddings(again.model, 5000)
     assert again.fresh.spec.words.table is layer
-    assert torch.equal(again.draw(8, seeded(3)).inputs, bench.draw(8, seeded(3)).inputs)
+    assert torch.equal(again.draw(8, seeded(3)).inputs, evaluator.draw(8, seeded(3)).inputs)
 
 
 def wide() -> nn.Module:
-    """Return a network whose embedding, of 5,000 ids, outweighs all that a bench holds beside."""
+    """Return a network whose embedding, of 5,000 ids, outweighs all that a evaluator holds beside."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return nn.Sequential(nn.Embedding(5000, 16), nn.Flatten(), nn.Linear(144, 3))
@@ -327,7 +329,7 @@ def write_tokenizer(place: Path, numbered: Callable[[int], int]) -> None:
 
 
 def test_a_network_of_transformers_brings_its_tokenizer(folder: Path, run: Run) -> None:
-    """From the folder to the command line's receipt; without the file it is a network of ids."""
+    """From the folder to the command line's provenance; without the file it is a network of ids."""
     target = load_target(f"hf:{folder}", inputs=InputOptions(shape=(9,)))
     words = target.inputs.words
     assert words is not None
@@ -336,16 +338,16 @@ def test_a_network_of_transformers_brings_its_tokenizer(folder: Path, run: Run) 
     assert words.table is target.model.get_submodule("embeddings.word_embeddings")
     drawn = Mixture(target.inputs, {"topics": 1.0}, target.dtype).draw(5, seeded())
     assert drawn[:, 0].tolist() == [1] * 5
-    options = [f"--{key.replace('_', '-')}={TINY[key]}" for key in TINY if key != "probes"]
-    for probes in ("topics", "procedural"):
+    options = [f"--{key.replace('_', '-')}={TINY[key]}" for key in TINY if key != "calibration"]
+    for calibration in ("topics", "procedural"):
         ran = run(
-            *("prune", f"hf:{folder}", "--input-shape", "9", "--probes", probes),
+            *("prune", f"hf:{folder}", "--input-shape", "9", "--calibration", calibration),
             *("--objective", "relative-error", "--no-save", "--json", *options),
         )
         assert ran.code == 0, ran.err
-        receipt = json.loads(ran.out)["receipt"]
-        assert "topics 100% (ids ranked" in receipt["sources"][0]
-        assert "zipf-bursts" in receipt["guard"]
+        provenance = json.loads(ran.out)["provenance"]
+        assert "topics 100% (ids ranked" in provenance["sources"][0]
+        assert "zipf-bursts" in provenance["validation"]
     (folder / "tokenizer.json").unlink()
     bare = load_target(f"hf:{folder}").inputs.words
     assert bare is not None

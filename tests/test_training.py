@@ -62,11 +62,11 @@ def plain_loop(model: nn.Module, how: Training, steps: int, masks: dict[str, Ten
     optimiser: torch.optim.Optimizer
     if how.optimiser == "adam":
         optimiser = torch.optim.Adam(
-            model.parameters(), how.rate, weight_decay=how.weight_decay, foreach=False
+            model.parameters(), how.learning_rate, weight_decay=how.weight_decay, foreach=False
         )
     else:
         optimiser = torch.optim.SGD(
-            model.parameters(), how.rate, how.momentum, weight_decay=how.weight_decay
+            model.parameters(), how.learning_rate, how.momentum, weight_decay=how.weight_decay
         )
     generator = seeded(8)
     decay = {"constant": lambda _: 1, "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t / steps)}
@@ -252,7 +252,14 @@ def test_the_original_stays_as_it_is() -> None:
     original = tiny_model()
     before = state_of(original)
     model = trainable_copy(original)
-    train(model, lessons(), Training(rate=0.1, batch=16), 2, seeded(), masks=random_masks(model))
+    train(
+        model,
+        lessons(),
+        Training(learning_rate=0.1, batch=16),
+        2,
+        seeded(),
+        masks=random_masks(model),
+    )
     assert all(torch.equal(before[name], now) for name, now in original.state_dict().items())
     assert all(not p.requires_grad and p.grad is None for p in original.parameters())
     assert all(p.requires_grad for p in model.parameters())
@@ -267,7 +274,7 @@ def test_training_on_the_teacher_brings_a_pruned_network_back() -> None:
     masks = random_masks(model, 0.5)
     train(model, given_lessons, Training(), 0, seeded(), masks=masks)
     before = float(teacher_loss(model(SHOWN), target.model(SHOWN)).detach())
-    how = Training(rate=0.01, batch=32, decay="cosine")
+    how = Training(learning_rate=0.01, batch=32, decay="cosine")
     train(model, given_lessons, how, 10, seeded(), masks=masks)
     assert float(teacher_loss(model(SHOWN), target.model(SHOWN)).detach()) < before / 5
 

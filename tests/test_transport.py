@@ -7,7 +7,7 @@ import torch
 from fault_tasks import Grow, Heavy
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import random_genes, tiny_bench
+from search_cases import random_genes, tiny_evaluator
 from torch import Tensor
 
 from gaprune.evolution.genome import Genes
@@ -25,7 +25,7 @@ from gaprune.workers.transport import (
 )
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.int16)
-BENCH = tiny_bench()
+EVALUATOR = tiny_evaluator()
 
 
 def numbers(size: int, dtype: torch.dtype, offset: int = 0) -> Tensor:
@@ -50,17 +50,19 @@ def test_a_flipped_bit_is_noticed(
 
 def test_what_tasks_may_not_change_is_what_the_network_computes_with() -> None:
     """Prunable weights, and the parameters beside them."""
-    held = frozen(BENCH)
-    sizes = [p.shape for p in BENCH.model.parameters()] + [w.shape for w in BENCH.weights.values()]
+    held = frozen(EVALUATOR)
+    sizes = [p.shape for p in EVALUATOR.model.parameters()] + [
+        w.shape for w in EVALUATOR.weights.values()
+    ]
     assert [one.shape for one in held] == sizes
-    assert frozen("any other bench") == []
+    assert frozen("any other evaluator") == []
     assert tally([]) == ()
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global"])
 def test_genes_arrive_as_they_were(scope: str) -> None:
     """Bit for bit, in memory of their own."""
-    genes = random_genes(BENCH.layout, 60, 1, scope)
+    genes = random_genes(EVALUATOR.layout, 60, 1, scope)
     packed = pack(genes)
     assert packed.size == genes.scores.nbytes
     arrived = unpack(packed)

@@ -149,7 +149,7 @@ def test_no_file_says_nothing(tmp_path: Path) -> None:
 def test_files_that_are_not_understood_say_nothing(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    """Nor do those of another network; probes go without."""
+    """Nor do those of another network; calibration inputs go without."""
     assert words_in(write(tmp_path, **changes)) is None
 
 

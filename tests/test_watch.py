@@ -33,8 +33,8 @@ TINY: dict[str, Any] = {
     "preset": "black-box",
     "population": 2,
     "offspring": 2,
-    "probe_count": 16,
-    "guard_count": 16,
+    "calibration_count": 16,
+    "validation_count": 16,
 }
 
 
@@ -50,9 +50,9 @@ def small(out: Path | None = None, **more: Any) -> Result:
     return prune(net(), sparsity=0.5, inputs=inputs, out=out, **{**TINY, **more})
 
 
-def generation(number: int, guard: float = 0.5) -> Generation:
+def generation(number: int, validation: float = 0.5) -> Generation:
     """Return a generation."""
-    return Generation(number, 10 * number, float(number), -0.5, -1.0, guard)
+    return Generation(number, 10 * number, float(number), -0.5, -1.0, validation)
 
 
 def test_a_run_of_another_process_is_watched_until_it_ends(
@@ -163,7 +163,11 @@ def test_functions_of_one_s_own_are_called() -> None:
     assert records == list(found.history)
     assert [one for name, one in told if name == "beside"] == records
     assert [one for name, one in told if name == "own"] == records
-    assert [one for name, one in told if name == "phase"][:3] == ["probes", "baselines", "search"]
+    assert [one for name, one in told if name == "phase"][:3] == [
+        "calibration",
+        "baselines",
+        "search",
+    ]
     judged = {name: score.agreement for name, score in found.baselines.items()}
     assert judged.items() <= {name: one for name, one in told if name in judged}.items()
     plain = small()
@@ -189,8 +193,8 @@ def test_tensorboard_reads_the_events(tmp_path: Path) -> None:
         found = small(observer=events)
     read = reader.EventAccumulator(str(tmp_path / "events"))
     read.Reload()
-    guard = [(one.step, one.value) for one in read.Scalars("guard/agreement")]
-    assert guard == [(one.generation, pytest.approx(one.guard)) for one in found.history]
+    validation = [(one.step, one.value) for one in read.Scalars("validation/agreement")]
+    assert validation == [(one.generation, pytest.approx(one.validation)) for one in found.history]
     best = [one.value for one in read.Scalars("fitness/best")]
     assert best == pytest.approx([one.best for one in found.history])
     (lamp,) = read.Scalars("baselines/lamp")

@@ -12,7 +12,7 @@ from gaprune.calibration.affinity import affinities
 from gaprune.calibration.auto import survey_of
 from gaprune.calibration.blend import Survey
 from gaprune.calibration.generators.mixture import mix_generators
-from gaprune.calibration.parse import parse_probes
+from gaprune.calibration.parse import parse_calibration
 from gaprune.calibration.weigh import Weights, weigh
 from gaprune.models.target import Target
 
@@ -31,16 +31,16 @@ def near() -> Target:
     return vector_target(near=True)
 
 
-def weights_of(target: Target, *probes: str, guard: str = "auto") -> Weights:
+def weights_of(target: Target, *calibration: str, validation: str = "auto") -> Weights:
     """Return how the generators of a request are weighed."""
-    request = parse_probes(probes, target.inputs)
-    return weigh(target, request, guard, seeded(), held_out=False)
+    request = parse_calibration(calibration, target.inputs)
+    return weigh(target, request, validation, seeded(), held_out=False)
 
 
 def test_beside_inverted_inputs_stands_the_blend(far: Target) -> None:
     """The nearest blend's shares; the best generator outside of it judges."""
-    for probes in (("inversion",), ("inversion", "procedural")):
-        found = weights_of(far, *probes)
+    for calibration in (("inversion",), ("inversion", "procedural")):
+        found = weights_of(far, *calibration)
         whole = Survey(far.model, far.inputs, TABLE, seeded()).blend()
         outside = [name for name in TABLE if name not in whole.portions]
         assert outside
@@ -49,7 +49,7 @@ def test_beside_inverted_inputs_stands_the_blend(far: Target) -> None:
         assert not found.affinity
 
 
-def test_a_blend_of_all_gives_its_smallest_part_to_the_guard(
+def test_a_blend_of_all_gives_its_smallest_part_to_the_validation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The others are blended without it."""
@@ -64,9 +64,9 @@ def test_a_blend_of_all_gives_its_smallest_part_to_the_guard(
     assert sum(found.portions.values()) == pytest.approx(1)
 
 
-def test_a_named_guard_is_left_out_of_the_blend(near: Target) -> None:
+def test_a_named_validation_is_left_out_of_the_blend(near: Target) -> None:
     """Even where it is nearest."""
-    found = weights_of(near, "inversion", "procedural", guard="uniform")
+    found = weights_of(near, "inversion", "procedural", validation="uniform")
     assert found.judge == "uniform"
     assert "uniform" not in found.portions
     assert sum(found.portions.values()) == pytest.approx(1)
@@ -86,7 +86,7 @@ def test_named_generators_stay_as_named(far: Target) -> None:
 def test_statistics_draw_nothing_from_the_run(far: Target) -> None:
     """The generator of the run is as before; the same target is surveyed once."""
     generator = seeded(3)
-    request = parse_probes(("inversion",), far.inputs)
+    request = parse_calibration(("inversion",), far.inputs)
     weigh(far, request, "auto", generator, held_out=False)
     assert torch.equal(generator.get_state(), seeded(3).get_state())
     assert survey_of(far) is survey_of(far)
@@ -104,6 +104,6 @@ def test_without_inversion_the_teacher_weighs(far: Target) -> None:
 def test_a_file_that_judges_needs_no_weights(far: Target) -> None:
     """Nothing is shown where only files are used."""
     generator = seeded(3)
-    request = parse_probes(("a.npz",), far.inputs)
+    request = parse_calibration(("a.npz",), far.inputs)
     assert weigh(far, request, "auto", generator, held_out=True) == Weights({}, None, {})
     assert torch.equal(generator.get_state(), seeded(3).get_state())

@@ -10,11 +10,11 @@ import pytest
 import ray
 import torch
 from fault_tasks import Faulty
-from search_cases import random_genes, run_to_bits, seeds_of, shown, tiny_bench
+from search_cases import random_genes, run_to_bits, seeds_of, shown, tiny_evaluator
 from worker_tasks import FAILURES, Echo, Fail, Threads, unreserved
 
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import find_objective
 from gaprune.evolution.engine import Evolution, Limits, Plan
 from gaprune.evolution.gradient import Refinement
@@ -23,27 +23,27 @@ from gaprune.evolution.presets import find_preset
 from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import load_target
-from gaprune.workers import RayWorkers, SerialWorkers, Staff, Workers, open_workers
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers, open_workers
 
-BENCH = tiny_bench(pool_share=0.5)
+EVALUATOR = tiny_evaluator(pool_share=0.5)
 
 
 @pytest.fixture(scope="module", params=["serial", "ray"])
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    """Workers that hold `BENCH`: one here, or two actors."""
+    """Workers that hold `EVALUATOR`: one here, or two actors."""
     if request.param == "serial":
-        with SerialWorkers(BENCH) as serial:
+        with SerialWorkers(EVALUATOR) as serial:
             yield serial
         return
     request.getfixturevalue("ray_session")
-    with RayWorkers(BENCH, Staff(2)) as actors:
+    with RayWorkers(EVALUATOR, WorkerOptions(2)) as actors:
         yield actors
 
 
 def every_task() -> list[Task]:
     """Return tasks of all kinds: each operator, with and without gradient steps, both rungs."""
-    parents = tuple(random_genes(BENCH.layout, 60, seed) for seed in (1, 2))
-    steps = Refinement(steps=3, rate=0.5, batch=16)
+    parents = tuple(random_genes(EVALUATOR.layout, 60, seed) for seed in (1, 2))
+    steps = Refinement(steps=3, learning_rate=0.5, batch=16)
     recipes = [Recipe(), Recipe(refinement=steps), Recipe("averaging", "gaussian", (), steps)]
     recipes += [Recipe(crossover=name) for name in CROSSOVERS]
     recipes += [Recipe(mutation=name) for name in MUTATIONS]
@@ -52,14 +52,14 @@ def every_task() -> list[Task]:
         Breed(parents if recipe.crossover else parents[:1], recipe, seed, seed % 2)
         for seed, recipe in enumerate(recipes)
     ]
-    masks = [parent.express(BENCH.layout) for parent in parents]
+    masks = [parent.express(EVALUATOR.layout) for parent in parents]
     return [*tasks, *(Score.of(m, rung) for m in masks for rung in (0, -1)), *map(Judge.of, masks)]
 
 
 def test_results_are_those_of_a_plain_loop_bit_for_bit(workers: Workers) -> None:
-    """Breeding with and without gradient, scoring, judging: what `task.run(bench)` gives."""
+    """Breeding with and without gradient, scoring, judging: what `task.run(evaluator)` gives."""
     tasks = every_task()
-    expected = run_to_bits(SerialWorkers(BENCH), tasks)
+    expected = run_to_bits(SerialWorkers(EVALUATOR), tasks)
     assert run_to_bits(workers, tasks) == expected
     assert run_to_bits(workers, tasks[::-1]) == expected[::-1]
 
@@ -100,12 +100,12 @@ def test_tasks_have_their_share_of_threads_and_the_caller_keeps_its_own(workers:
         torch.set_num_threads(before)
 
 
-def test_the_callers_bench_and_genes_stay_as_they_are(workers: Workers) -> None:
-    """Running every kind of task moves no bit of the network, the probes or the parents."""
+def test_the_callers_evaluator_and_genes_stay_as_they_are(workers: Workers) -> None:
+    """Running every kind of task moves no bit of the network, the calibration inputs or the parents."""
     tasks = every_task()
     held = [
-        *BENCH.model.state_dict().values(),
-        *(tensor for shown in (BENCH.search, BENCH.guard) for tensor in shown[:2]),
+        *EVALUATOR.model.state_dict().values(),
+        *(tensor for shown in (EVALUATOR.search, EVALUATOR.validation) for tensor in shown[:2]),
         *(parent.scores for task in tasks if isinstance(task, Breed) for parent in task.parents),
     ]
     before = [tensor.clone() for tensor in held]
@@ -122,37 +122,39 @@ def test_a_result_does_not_depend_on_what_else_runs(workers: Workers) -> None:
 
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_a_search_finds_the_same_masks_on_any_workers(workers: Workers, preset: str) -> None:
-    """Every generation's best, mean and guard, and the last population, bit for bit."""
+    """Every generation's best, mean and validation, and the last population, bit for bit."""
 
     def search(on: Workers) -> tuple[object, ...]:
         plan = Plan(
             preset=find_preset(preset),
-            layout=BENCH.layout,
+            layout=EVALUATOR.layout,
             seed=3,
             population=4,
             offspring=6,
             refinement=Refinement(3, 0.5, 16) if preset == "default" else None,
             limits=Limits(generations=4),
             keep=60,
-            allocation=1,
+            density_search=1,
         )
-        outcome = Evolution(plan, on).run(seeds_of(BENCH, 60))
+        outcome = Evolution(plan, on).run(seeds_of(EVALUATOR, 60))
         found = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
         told = [replace(one, seconds=0.0) for one in outcome.history]
         return found, told, outcome.best.key, list(outcome.judged), outcome.evaluations
 
-    assert search(workers) == search(SerialWorkers(BENCH))
+    assert search(workers) == search(SerialWorkers(EVALUATOR))
 
 
 @pytest.mark.parametrize(
-    "staff", [Staff(3), Staff(1, gpus=0.5), Staff(1, address="127.0.0.1:6379")], ids=str
+    "staff",
+    [WorkerOptions(3), WorkerOptions(1, gpus=0.5), WorkerOptions(1, address="127.0.0.1:6379")],
+    ids=str,
 )
-def test_one_worker_is_this_process_and_others_are_actors(staff: Staff) -> None:
+def test_one_worker_is_this_process_and_others_are_actors(worker_options: WorkerOptions) -> None:
     """Also a single one with a GPU, or on a cluster; nothing starts before they are entered."""
-    assert isinstance(open_workers(BENCH, Staff(1)), SerialWorkers)
-    several = open_workers(BENCH, staff)
+    assert isinstance(open_workers(EVALUATOR, WorkerOptions(1)), SerialWorkers)
+    several = open_workers(EVALUATOR, worker_options)
     assert isinstance(several, RayWorkers)
-    assert several.count == staff.count
+    assert several.count == worker_options.count
 
 
 FACTORY = """
@@ -180,53 +182,57 @@ def closeness(outputs, teacher, labels):
 
 
 @pytest.fixture(scope="module")
-def own_bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """Return a bench whose network, objective and a module beside them are a user's own files."""
+def user_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    """Return a evaluator whose network, objective and a module beside them are a user's own files."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "beside_own.py").write_text("def squash(x):\n    return x.tanh()\n")
     (folder / "own.py").write_text(FACTORY)
     with torch.random.fork_rng():
         target = load_target(f"{folder}/own.py:make", inputs=InputOptions(range=(0, 1)))
-    probes = shown(target.model, 32, 1)
+    calibration = shown(target.model, 32, 1)
     return replace(
-        tiny_bench(),
+        tiny_evaluator(),
         model=target.model,
         weights=target.weights,
         layout=target.layout,
-        objective=find_objective(f"{folder}/own.py:closeness", probes.teacher),
-        search=probes,
-        guard=probes,
+        objective=find_objective(f"{folder}/own.py:closeness", calibration.teacher),
+        search=calibration,
+        validation=calibration,
         rungs=(32,),
     )
 
 
 @pytest.fixture(scope="module")
-def actor(ray_session: None, own_bench: Bench) -> Iterator[Workers]:
-    """One actor that holds `own_bench`; Ray ran before anybody had seen the user's files."""
-    with RayWorkers(own_bench, Staff(1), hire=unreserved) as workers:
+def actor(ray_session: None, user_evaluator: Evaluator) -> Iterator[Workers]:
+    """One actor that holds `user_evaluator`; Ray ran before anybody had seen the user's files."""
+    with RayWorkers(user_evaluator, WorkerOptions(1), hire=unreserved) as workers:
         yield workers
     assert ray.is_initialized()  # it ran before, so it still runs
 
 
-def test_the_users_own_code_works_in_actors(actor: Workers, own_bench: Bench) -> None:
+def test_the_users_own_code_works_in_actors(actor: Workers, user_evaluator: Evaluator) -> None:
     """A network and an objective from a file, with a module beside it, score as they do here."""
-    genes = [random_genes(own_bench.layout, 20, seed) for seed in (1, 2)]
-    tasks = [Score.of(one.express(own_bench.layout), -1) for one in genes]
-    expected = [task.run(own_bench) for task in tasks]
+    genes = [random_genes(user_evaluator.layout, 20, seed) for seed in (1, 2)]
+    tasks = [Score.of(one.express(user_evaluator.layout), -1) for one in genes]
+    expected = [task.run(user_evaluator) for task in tasks]
     assert actor.run(tasks) == expected
     assert len(set(expected)) == 2
 
 
-def test_an_error_in_the_users_code_comes_out_of_an_actor(actor: Workers, own_bench: Bench) -> None:
+def test_an_error_in_the_users_code_comes_out_of_an_actor(
+    actor: Workers, user_evaluator: Evaluator
+) -> None:
     """The message names file, function and error, as without Ray."""
-    dense = Score.of(torch.ones(own_bench.layout.total, dtype=torch.bool), -1)
+    dense = Score.of(torch.ones(user_evaluator.layout.total, dtype=torch.bool), -1)
     with pytest.raises(InputError, match=r"own\.py:closeness raised ArithmeticError: too good"):
         actor.run([dense])
 
 
-def test_actors_hold_copies_of_the_bench(actor: Workers, own_bench: Bench, tmp_path: Path) -> None:
+def test_actors_hold_copies_of_the_evaluator(
+    actor: Workers, user_evaluator: Evaluator, tmp_path: Path
+) -> None:
     """A task that changes weights reaches those of its own actor only, and no result."""
-    weights = own_bench.weights["hidden.weight"]
+    weights = user_evaluator.weights["hidden.weight"]
     before = weights.clone()
     (answer,) = actor.run([Faulty("weights", str(tmp_path), 1, Echo(5))])
     assert answer == 5

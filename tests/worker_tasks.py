@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.workers.actor import Actor
 
 
@@ -24,7 +24,7 @@ class Echo:
     value: int
     delay: float = 0.0
 
-    def run(self, bench: Bench) -> int:
+    def run(self, evaluator: Evaluator) -> int:
         """Return the value."""
         time.sleep(self.delay)
         return self.value
@@ -37,7 +37,7 @@ class Fail:
     kind: type[Exception]
     message: str
 
-    def run(self, bench: Bench) -> None:
+    def run(self, evaluator: Evaluator) -> None:
         """Raise it."""
         raise self.kind(self.message)
 
@@ -46,7 +46,7 @@ class Fail:
 class Threads:
     """Tell how many torch threads a task has."""
 
-    def run(self, bench: Bench) -> int:
+    def run(self, evaluator: Evaluator) -> int:
         """Return their number."""
         return torch.get_num_threads()
 
@@ -57,7 +57,7 @@ def unreserved() -> Any:  # noqa: ANN401 - Ray's
 
 
 FAILURES: list[tuple[type[Exception], str]] = [
-    (InputError, "probes: rule, what came, way out"),
+    (InputError, "calibration inputs: rule, what came, way out"),
     (ValueError, "plain"),
     (UnusualError, "own"),
 ]

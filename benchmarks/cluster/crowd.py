@@ -12,7 +12,7 @@ import ray
 
 from benchmarks.cluster.own_ray import own_ray, wait_for_all
 from benchmarks.cluster.tasks import Pause
-from gaprune.workers import RayWorkers, Staff
+from gaprune.workers import RayWorkers, WorkerOptions
 from gaprune.workers.actor import Actor
 from gaprune.workers.transport import pack_task
 
@@ -45,7 +45,7 @@ def measure_utilisation(crowd: Crowd = Crowd()) -> dict[str, float]:
     ideal, busy, bare, costs = SLEEP * crowd.each, [], [], []
     with own_ray(crowd.count):
         hire = hire_shared(crowd.count)
-        with RayWorkers("bench", Staff(crowd.count), hire=hire) as workers:
+        with RayWorkers("evaluator", WorkerOptions(crowd.count), hire=hire) as workers:
             wait_for_all(workers)
             actors = [hire() for _ in range(crowd.count)]
             for _ in range(crowd.rounds):

@@ -10,7 +10,7 @@ from benchmarks.cluster.searches import make_search
 from benchmarks.cluster.tasks import Who
 from gaprune.evolution.engine import Evolution
 from gaprune.records import Generation
-from gaprune.workers import RayWorkers, Staff
+from gaprune.workers import RayWorkers, WorkerOptions
 
 LONG: dict[str, Any] = {
     "target": "mnist-mlp",
@@ -18,8 +18,8 @@ LONG: dict[str, Any] = {
     "population": 4,
     "offspring": 8,
     "generations": 200,
-    "probe_count": 16,
-    "guard_count": 16,
+    "calibration_count": 16,
+    "validation_count": 16,
 }
 SETTLED = 20  # generations until what is made once is there
 MB = 2**20
@@ -31,7 +31,7 @@ def measure_memory(long: dict[str, Any] = LONG, settled: int = SETTLED) -> dict[
     Ray's object store, which is of a fixed size, does not count.
     """
     search = make_search(**long)
-    with own_ray(2), RayWorkers(search.bench, Staff(2)) as workers:
+    with own_ray(2), RayWorkers(search.evaluator, WorkerOptions(2)) as workers:
         wait_for_all(workers)
         actors = actors_of(workers)
         seen: dict[int, tuple[float, float]] = {}

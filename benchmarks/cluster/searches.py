@@ -1,4 +1,4 @@
-"""Searches whose workers are watched: a network, noise as probes, two cheap seeds."""
+"""Searches whose workers are watched: a network, noise as calibration inputs, two cheap seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.criteria import Network
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.seeding import baselines
@@ -20,9 +20,9 @@ from gaprune.workers import Workers
 
 NOISE: dict[str, Any] = {
     "sparsity": 0.95,
-    "probes": ("noise",),
-    "guard": "noise",
-    "allocation": 0,
+    "calibration": ("noise",),
+    "validation": "noise",
+    "density_search": 0,
 }
 
 
@@ -31,12 +31,12 @@ class Search:
     """A search that is ready to begin.
 
     Attributes:
-        bench: what workers hold.
+        evaluator: what workers hold.
         plan: how to search.
         seeds: where it begins.
     """
 
-    bench: Bench
+    evaluator: Evaluator
     plan: Plan
     seeds: Sequence[Individual]
 
@@ -49,10 +49,10 @@ class Search:
 def make_search(target: str, **settings: Any) -> Search:
     """Prepare a search of a network of the zoo."""
     run = PruningRun(load_target(target), make_settings(NOISE | settings), None, Silence())
-    bench = run.bench
+    evaluator = run.evaluator
     found = baselines(
-        Network(bench.model, bench.weights, bench.layout, run.target.inputs),
-        bench.nearest,
+        Network(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs),
+        evaluator.nearest,
         run.settings.sparsity,
         run.settings.scope,
         run.generator,
@@ -60,5 +60,5 @@ def make_search(target: str, **settings: Any) -> Search:
         only={"magnitude", "random"},
         warn=print,
     )
-    seeds = [Individual(one.genes, bench.layout, one.name) for one in found]
-    return Search(bench, make_plan(run.target, run.settings, run.preset), seeds)
+    seeds = [Individual(one.genes, evaluator.layout, one.name) for one in found]
+    return Search(evaluator, make_plan(run.target, run.settings, run.preset), seeds)

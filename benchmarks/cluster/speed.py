@@ -14,16 +14,16 @@ import torch
 
 from benchmarks.cluster.own_ray import own_ray, wait_for_all
 from benchmarks.cluster.searches import Search, make_search
-from gaprune.workers import RayWorkers, SerialWorkers, Staff
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 HEAVY: dict[str, Any] = {
     "target": "mnist-cnn",
     "steps": 10,
-    "stock": 16,  # all drawn before what is measured begins
+    "batch_cache": 16,  # all drawn before what is measured begins
     "offspring": 16,
     "generations": 1,
-    "probe_count": 256,
-    "guard_count": 256,
+    "calibration_count": 256,
+    "validation_count": 256,
 }
 BLACK_BOX: dict[str, Any] = {"target": "mnist-cnn", "preset": "black-box", "generations": 1}
 ROUNDS = 3
@@ -38,7 +38,7 @@ class Pass:
         cpu: seconds of all threads of the driver.
         evaluations: candidates scored; every gradient step counts as one.
         answers: calls of actors.
-        moved: bytes, without the bench.
+        moved: bytes, without the evaluator.
     """
 
     seconds: float
@@ -57,8 +57,8 @@ def measure_speed(heavy: dict[str, Any] = HEAVY, rounds: int = ROUNDS) -> dict[s
     search = make_search(**heavy)
     with (
         own_ray(4),
-        RayWorkers(search.bench, Staff(1)) as one,
-        RayWorkers(search.bench, Staff(2)) as two,
+        RayWorkers(search.evaluator, WorkerOptions(1)) as one,
+        RayWorkers(search.evaluator, WorkerOptions(2)) as two,
     ):
         for workers in (one, two):
             wait_for_all(workers)
@@ -83,7 +83,7 @@ def measure_speed(heavy: dict[str, Any] = HEAVY, rounds: int = ROUNDS) -> dict[s
 def measure_black_box(light: dict[str, Any] = BLACK_BOX) -> dict[str, float]:
     """Measure where the driver has most to do: one answer per evaluation, and short ones."""
     search = make_search(**light)
-    with own_ray(2), RayWorkers(search.bench, Staff(2)) as workers:
+    with own_ray(2), RayWorkers(search.evaluator, WorkerOptions(2)) as workers:
         wait_for_all(workers)
         found = watch(search, workers)
     return {
@@ -143,7 +143,7 @@ def _alternate(index: int, heavy: dict[str, Any], rounds: int, both: Barrier, qu
     """Search alone while the other waits, then at the same time as the other."""
     torch.set_num_threads(1)
     search = make_search(**heavy)
-    workers = SerialWorkers(search.bench)
+    workers = SerialWorkers(search.evaluator)
     search.run(workers)
     times = []
     for turn in range(rounds):

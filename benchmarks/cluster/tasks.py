@@ -13,7 +13,7 @@ class Pause:
 
     seconds: float
 
-    def run(self, _bench: object) -> float:
+    def run(self, _evaluator: object) -> float:
         """Sleep."""
         time.sleep(self.seconds)
         return self.seconds
@@ -25,7 +25,7 @@ class Who:
 
     seconds: float = 0.05
 
-    def run(self, _bench: object) -> int:
+    def run(self, _evaluator: object) -> int:
         """Return the number of the process."""
         time.sleep(self.seconds)
         return os.getpid()

@@ -25,8 +25,8 @@ GENERATIONS = 12
 PRUNE = (
     *("prune", f"{NETWORK}:make", "--weights", "net.safetensors", "--range", "0,1", "--out", "run"),
     *("--sparsity", "0.5", "--preset", "black-box", "--objective", f"{NETWORK}:grade"),
-    *("--allocation", "0", "--population", "4", "--offspring", "8", "--seed", "1"),
-    *("--probe-count", "64", "--guard-count", "64", "--generations", str(GENERATIONS)),
+    *("--density-search", "0", "--population", "4", "--offspring", "8", "--seed", "1"),
+    *("--calibration-count", "64", "--validation-count", "64", "--generations", str(GENERATIONS)),
 )
 FILES = ("mask.safetensors", "pruned.safetensors")
 _KEPT = re.compile(r"generation (\d+) was kept")

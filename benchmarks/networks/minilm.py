@@ -18,7 +18,7 @@ from gaprune.models.input_options import InputOptions
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target
 
-LENGTH = 16  # tokens of a probe; a sentence of the pairs has 15 on average
+LENGTH = 16  # tokens of a calibration input; a sentence of the pairs has 15 on average
 LONGEST = 128  # tokens, beyond which a sentence is cut
 BATCH = 64
 
@@ -79,7 +79,7 @@ def rank_correlation(vectors: Tensor, pairs: Pairs) -> float:
     cosines = functional.cosine_similarity(vectors[pairs.first], vectors[pairs.second])
     if bool((cosines == cosines[0]).all()):
         return 0.0
-    statistics = import_extra("scipy.stats", "bench", "minilm")
+    statistics = import_extra("scipy.stats", "evaluator", "minilm")
     return float(statistics.spearmanr(cosines.double().numpy(), pairs.similarity.numpy()).statistic)
 
 
@@ -105,7 +105,7 @@ def read_pairs(file: Path, tokenizer: Path) -> Pairs:
     Raises:
         InputError: a line that is not sentence, sentence, number; or none at all.
     """
-    tokenizers = import_extra("tokenizers", "bench", "minilm")
+    tokenizers = import_extra("tokenizers", "evaluator", "minilm")
     encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
     encoder.no_padding()
     encoder.enable_truncation(LONGEST)

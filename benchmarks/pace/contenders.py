@@ -25,7 +25,7 @@ class Contender:
 
     Attributes:
         play: does it.
-        needs: a package of the extra `bench`, or None.
+        needs: a package of the extra `evaluator`, or None.
     """
 
     play: Callable[[Match], Score]
@@ -42,8 +42,8 @@ def gaprune(preset: str) -> Callable[[Match], Score]:
         bell.start()
         result = run.result()
         memory = peak_mb(), before
-        mask = run.bench.layout.flatten(dict(result.masks))
-        return scored(run.bench, mask, result.evaluations, bell.seconds, memory)
+        mask = run.evaluator.layout.flatten(dict(result.masks))
+        return scored(run.evaluator, mask, result.evaluations, bell.seconds, memory)
 
     return play
 
@@ -82,7 +82,7 @@ def on_scores(
     def play(match: Match) -> Score:
         run = match.run()
         scores = start(run)
-        trial = Trial(run.bench, match.seconds, kept(run))
+        trial = Trial(run.evaluator, match.seconds, kept(run))
         search(trial, scores, match.seed)
         return trial.score()
 
@@ -120,7 +120,7 @@ def compare(names: Sequence[str], match: Match) -> tuple[Mapping[str, Score], Ma
     for name in names:
         needs = CONTENDERS[name].needs
         if needs is not None and find_spec(needs) is None:
-            missing[name] = f"needs {needs}; pip install 'gaprune[bench]'"
+            missing[name] = f"needs {needs}; pip install 'gaprune[evaluator]'"
             continue
         try:
             found[name] = one = in_own_process(play, name, match)

@@ -24,10 +24,10 @@ FOR_EVER = 1_000_000  # generations; the clock ends it
 
 def cma_counts(match: Match) -> Score:
     """Separable CMA-ES (Ros and Hansen 2008) over the logarithms of the layers' keep counts."""
-    cma = import_extra("cma", "bench", "allocation")
+    cma = import_extra("cma", "evaluator", "density_search")
     run = match.run()
-    genes, layout = _genes(run), run.bench.layout
-    trial = Trial(run.bench, match.seconds, kept(run))
+    genes, layout = _genes(run), run.evaluator.layout
+    trial = Trial(run.evaluator, match.seconds, kept(run))
 
     def loss(change: NDArray[np.float64]) -> float:
         shares = np.asarray(genes.counts) * np.exp(change)
@@ -45,17 +45,17 @@ def cma_counts(match: Match) -> Score:
 
 def evolved_counts(match: Match) -> Score:
     """The allocation phase of gaprune alone, with LAMP as its only seed."""
-    run = match.run(allocation=FOR_EVER, generations=0, seconds=match.seconds)
-    bench = run.bench
-    seed = Individual(_genes(run), bench.layout, "lamp")
+    run = match.run(density_search=FOR_EVER, generations=0, seconds=match.seconds)
+    evaluator = run.evaluator
+    seed = Individual(_genes(run), evaluator.layout, "lamp")
     before = peak_mb()
     plan = make_plan(run.target, run.settings, run.preset)
-    outcome = Evolution(plan, SerialWorkers(bench)).run([seed])
+    outcome = Evolution(plan, SerialWorkers(evaluator)).run([seed])
     memory = peak_mb(), before
-    return scored(bench, outcome.best.mask, outcome.evaluations, outcome.seconds, memory)
+    return scored(evaluator, outcome.best.mask, outcome.evaluations, outcome.seconds, memory)
 
 
 def _genes(run: PruningRun) -> Genes:
     """Return LAMP's order with LAMP's counts."""
     scores: Tensor = lamp_ranks(run)
-    return seed_genes(scores, run.bench.layout, kept(run), "allocated")
+    return seed_genes(scores, run.evaluator.layout, kept(run), "allocated")

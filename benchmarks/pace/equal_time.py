@@ -29,9 +29,9 @@ def measure_equal_time(
 ) -> dict[str, Any]:
     """Search for a mask with gaprune, EvoTorch and DEAP: accuracies, and what they took.
 
-    `margin` is gaprune's accuracy less that of the best other; `memory` the peak of its process
+    `gain` is gaprune's accuracy less that of the best other; `memory` the peak of its process
     over the smallest of the others'; `memory_above_start` the same without what torch, network and
-    probes take. They are None where one of the others is missing.
+    calibration inputs take. They are None where one of the others is missing.
     """
     found, missing = compare(names, replace(match, seconds=seconds))
     own = found.get("gaprune")
@@ -48,7 +48,7 @@ def measure_equal_time(
             "evotorch": max(evotorch.values(), default=None),
             "deap": found["deap"].accuracy if "deap" in found else None,
             "evotorch_by_start": evotorch,
-            **(sides or dict.fromkeys(("margin", "memory", "memory_above_start"))),
+            **(sides or dict.fromkeys(("gain", "memory", "memory_above_start"))),
         },
         **_shared("equal_time", found, missing),
     }
@@ -57,20 +57,22 @@ def measure_equal_time(
 def _sides(own: Score, others: Sequence[Score]) -> dict[str, float]:
     grown = min(one.peak_mb - one.before_mb for one in others)
     return {
-        "margin": own.accuracy - max(one.accuracy for one in others),
+        "gain": own.accuracy - max(one.accuracy for one in others),
         "memory": own.peak_mb / min(one.peak_mb for one in others),
         "memory_above_start": (own.peak_mb - own.before_mb) / grown if grown else float("inf"),
     }
 
 
-def measure_allocation(
+def measure_density_search(
     seconds: float = 60.0, match: Match = COUNTS, names: Sequence[str] = ON_COUNTS
 ) -> dict[str, Any]:
     """Search for keep counts alone, with the allocation phase and with separable CMA-ES."""
     found, missing = compare(names, replace(match, seconds=seconds))
     return {
-        "allocation": {name.removesuffix("-counts"): one.accuracy for name, one in found.items()},
-        **_shared("allocation", found, missing),
+        "density_search": {
+            name.removesuffix("-counts"): one.accuracy for name, one in found.items()
+        },
+        **_shared("density_search", found, missing),
     }
 
 

@@ -37,14 +37,14 @@ class Load:
     Attributes:
         population: individuals, and children of the generation.
         steps: gradient steps of every child.
-        probes: inputs that score the candidates.
+        calibration inputs: inputs that score the candidates.
         sparsity: fraction of weights removed.
         evaluations: of which the median is taken.
     """
 
     population: int = 16
     steps: int = 2
-    probes: int = 256
+    calibration: int = 256
     sparsity: float = 0.9
     evaluations: int = 5
 
@@ -56,7 +56,7 @@ class Grown(NamedTuple):
         weights: prunable ones.
         evaluation_s: seconds to express and score one mask.
         generation_s: seconds to breed, refine, race and select one generation.
-        start_mb: the most memory held until the network and the probes were there.
+        start_mb: the most memory held until the network and the calibration inputs were there.
         evaluation_mb: the same after evaluations; scores had to be ranked before.
         peak_mb: the same after a generation.
     """
@@ -76,7 +76,7 @@ def measure_growth(widths: Sequence[int] = WIDTHS, load: Load = WHOLE) -> dict[s
     """Measure networks 784-w-w-10 of growing width, each in a process with one thread.
 
     Exponents are of the number of weights, from the smallest to the largest; 1 is linear. That of
-    memory is of what the search takes above torch, network and probes.
+    memory is of what the search takes above torch, network and calibration inputs.
     """
     rows = [in_own_process(grow, width, load) for width in widths]
     sizes = [row.weights for row in rows]
@@ -93,23 +93,23 @@ def measure_growth(widths: Sequence[int] = WIDTHS, load: Load = WHOLE) -> dict[s
 def grow(width: int, load: Load) -> Grown:
     """Measure one width in this process."""
     run = _run(width, load)
-    bench, first = run.bench, peak_mb()
+    evaluator, first = run.evaluator, peak_mb()
     genes = _genes(run)
 
     def evaluate(seed: int) -> float:
         """Return the seconds of a mask that was never scored: a known one is only looked up."""
-        candidate = _changed(genes, bench.layout, -seed)
-        return seconds_of(lambda: bench.fitness(candidate.express(bench.layout)))
+        candidate = _changed(genes, evaluator.layout, -seed)
+        return seconds_of(lambda: evaluator.fitness(candidate.express(evaluator.layout)))
 
     each = [evaluate(1 + index) for index in range(1 + load.evaluations)][1:]
     middle = peak_mb()
-    changed = (_changed(genes, bench.layout, index) for index in range(load.population))
-    people = [Individual(one, bench.layout, "magnitude") for one in changed]
-    evolution = Evolution(make_plan(run.target, run.settings, run.preset), SerialWorkers(bench))
+    changed = (_changed(genes, evaluator.layout, index) for index in range(load.population))
+    people = [Individual(one, evaluator.layout, "magnitude") for one in changed]
+    evolution = Evolution(make_plan(run.target, run.settings, run.preset), SerialWorkers(evaluator))
     evolution.run(people)
     del people
     generation = seconds_of(evolution.step)
-    return Grown(bench.layout.total, median(each), generation, first, middle, peak_mb())
+    return Grown(evaluator.layout.total, median(each), generation, first, middle, peak_mb())
 
 
 def _run(width: int, load: Load) -> PruningRun:
@@ -123,14 +123,14 @@ def _run(width: int, load: Load) -> PruningRun:
     options = InputOptions(shape=(INPUTS,), kind="vector", range=(0.0, 1.0))
     settings = {
         "sparsity": load.sparsity,
-        "probes": ("noise",),
-        "guard": "noise",
-        "probe_count": load.probes,
-        "guard_count": 16,
+        "calibration": ("noise",),
+        "validation": "noise",
+        "calibration_count": load.calibration,
+        "validation_count": 16,
         "population": load.population,
         "offspring": load.population,
         "steps": load.steps,
-        "allocation": 0,
+        "density_search": 0,
         "evaluations": 1,  # stops when the first population is scored; the generation is our own
     }
     target = target_from_module(model, inputs=options)
@@ -138,11 +138,11 @@ def _run(width: int, load: Load) -> PruningRun:
 
 
 def _genes(run: PruningRun) -> Genes:
-    bench = run.bench
-    network = Network(bench.model, bench.weights, bench.layout, run.target.inputs)
+    evaluator = run.evaluator
+    network = Network(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs)
     scores = score("magnitude", network, None, torch.Generator())
     plan = make_plan(run.target, run.settings, run.preset)
-    return seed_genes(scores, bench.layout, plan.keep, "allocated")
+    return seed_genes(scores, evaluator.layout, plan.keep, "allocated")
 
 
 def _changed(genes: Genes, layout: Layout, seed: int) -> Genes:

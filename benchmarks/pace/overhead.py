@@ -15,7 +15,7 @@ from benchmarks.networks.resnet20 import ResNet20
 from benchmarks.pace.clock import pairs_of, seconds_of
 from benchmarks.pace.efficientnet import EfficientNetLite0
 from gaprune.criteria import Network, score
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import Shown
 from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evolution.genome import Genes, seed_genes
@@ -24,7 +24,7 @@ from gaprune.models.forward import answers
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, load_target, target_from_module
 
-PROBES, SPARSITY = 256, 0.9
+CALIBRATION, SPARSITY = 256, 0.9
 PAIRS = 30
 VARIANTS = 4  # evaluated in turn: what is ranked is never in the cache
 CHANGE = 0.01  # of the scores between them, in ranks
@@ -56,14 +56,14 @@ TARGETS: dict[str, Callable[[], Target]] = {
 
 
 def measure_overhead(
-    names: Iterable[str] = tuple(TARGETS), *, probes: int = PROBES, pairs: int = PAIRS
+    names: Iterable[str] = tuple(TARGETS), *, calibration: int = CALIBRATION, pairs: int = PAIRS
 ) -> dict[str, Any]:
-    """Measure (express + mask + forward + objective) ÷ (dense forward on the same probes).
+    """Measure (express + mask + forward + objective) ÷ (dense forward on the same calibration inputs).
 
-    Both pass the probes in chunks of the same size, in turn, on one thread; the ratio is the median
+    Both pass the calibration inputs in chunks of the same size, in turn, on one thread; the ratio is the median
     of the pairs'. Milliseconds stand beside it; `express` is a part of `evaluation`.
     """
-    rows = {name: overhead_of(TARGETS[name](), probes, pairs) for name in names}
+    rows = {name: overhead_of(TARGETS[name](), calibration, pairs) for name in names}
     return {
         "overhead": {name: row["ratio"] for name, row in rows.items()},
         "overhead_ms": {
@@ -73,20 +73,22 @@ def measure_overhead(
     }
 
 
-def overhead_of(target: Target, probes: int, pairs: int) -> dict[str, float]:
+def overhead_of(target: Target, calibration: int, pairs: int) -> dict[str, float]:
     """Return the ratio for one network, and the milliseconds that it comes from."""
-    bench = bench_of(target, probes)
-    variants = cycle(_variants(bench, target))
-    strangers = iter([replace(bench) for _ in range(pairs + 1)])  # to each, no mask is known
+    evaluator = evaluator_of(target, calibration)
+    variants = cycle(_variants(evaluator, target))
+    strangers = iter([replace(evaluator) for _ in range(pairs + 1)])  # to each, no mask is known
 
     def dense() -> None:
-        answers(bench.model, bench.search.inputs)
+        answers(evaluator.model, evaluator.search.inputs)
 
     def evaluate() -> None:
-        next(strangers).fitness(next(variants).express(bench.layout))
+        next(strangers).fitness(next(variants).express(evaluator.layout))
 
     found = pairs_of(dense, evaluate, most=pairs)
-    express = [seconds_of(lambda: next(variants).express(bench.layout)) for _ in range(len(found))]
+    express = [
+        seconds_of(lambda: next(variants).express(evaluator.layout)) for _ in range(len(found))
+    ]
     return {
         "ratio": median(evaluated / passed for passed, evaluated in found),
         "dense": 1e3 * median(passed for passed, _ in found),
@@ -95,32 +97,34 @@ def overhead_of(target: Target, probes: int, pairs: int) -> dict[str, float]:
     }
 
 
-def bench_of(target: Target, probes: int) -> Bench:
-    """Return a bench that shows noise, on one rung; speed does not depend on what is shown."""
+def evaluator_of(target: Target, calibration: int) -> Evaluator:
+    """Return a evaluator that shows noise, on one rung; speed does not depend on what is shown."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.rand((probes, *target.inputs.shape), generator=generator)
+    noise = torch.rand((calibration, *target.inputs.shape), generator=generator)
     shown = Shown(noise, answers(target.model, noise), None)
-    return Bench(
+    return Evaluator(
         model=target.model,
         weights=target.weights,
         layout=target.layout,
         objective=find_objective(AUTO, shown.teacher),
         search=shown,
-        guard=shown,
+        validation=shown,
         fresh=None,
         pool=None,
         pool_share=0.0,
-        rungs=(probes,),
+        rungs=(calibration,),
     )
 
 
-def _variants(bench: Bench, target: Target) -> list[Genes]:
+def _variants(evaluator: Evaluator, target: Target) -> list[Genes]:
     """Return genes around the magnitudes' with counts of their own, as a search has them."""
     generator = torch.Generator().manual_seed(0)
-    network = Network(bench.model, bench.weights, bench.layout, target.inputs)
-    keep = keep_total(bench.layout, SPARSITY)
-    base = seed_genes(score("magnitude", network, None, generator), bench.layout, keep, "allocated")
-    total = bench.layout.total
+    network = Network(evaluator.model, evaluator.weights, evaluator.layout, target.inputs)
+    keep = keep_total(evaluator.layout, SPARSITY)
+    base = seed_genes(
+        score("magnitude", network, None, generator), evaluator.layout, keep, "allocated"
+    )
+    total = evaluator.layout.total
     return [
         base.with_scores(base.scores + CHANGE * torch.randn(total, generator=generator))
         for _ in range(VARIANTS)

@@ -13,7 +13,7 @@ from benchmarks.real.process import peak_mb
 from gaprune.callbacks import Observer, Silence
 from gaprune.config import make_settings
 from gaprune.criteria import Network, score
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import accuracy
 from gaprune.evolution.genome import rank
 from gaprune.masks.budget import keep_total
@@ -30,29 +30,29 @@ class Match:
     Attributes:
         target: name in the zoo.
         sparsity: fraction of weights removed.
-        seconds: for the search; probes are made before.
-        seed: of probes and search.
-        probes: inputs that score the candidates.
-        guard: inputs that none of them sees.
-        kinds: of probes; `auto` is what `gaprune prune` takes.
+        seconds: for the search; calibration inputs are made before.
+        seed: of calibration inputs and search.
+        calibration inputs: inputs that score the candidates.
+        validation: inputs that none of them sees.
+        kinds: of calibration inputs; `auto` is what `gaprune prune` takes.
     """
 
     target: str = "mnist-mlp"
     sparsity: float = 0.95
     seconds: float = 60.0
     seed: int = 0
-    probes: int = 1024
-    guard: int = 1024
+    calibration: int = 1024
+    validation: int = 1024
     kinds: tuple[str, ...] = ("auto",)
 
     def run(self, observer: Observer | None = None, **settings: Any) -> PruningRun:
-        """Return a run of gaprune with its probes made, from the same seed for everybody."""
+        """Return a run of gaprune with its calibration inputs made, from the same seed for everybody."""
         given = {
             "sparsity": self.sparsity,
             "seed": self.seed,
-            "probes": self.kinds,
-            "probe_count": self.probes,
-            "guard_count": self.guard,
+            "calibration": self.kinds,
+            "calibration_count": self.calibration,
+            "validation_count": self.validation,
         }
         chosen = make_settings({**given, **settings})
         run = PruningRun(load_target(self.target), chosen, None, observer or Silence())
@@ -65,13 +65,13 @@ class Score(NamedTuple):
 
     Attributes:
         accuracy: of its best mask on the 10,000 test images.
-        fitness: of the same on the search probes.
-        agreement: with the dense network on the guard.
+        fitness: of the same on the search calibration inputs.
+        agreement: with the dense network on the validation inputs.
         evaluations: candidates scored; for gaprune, every gradient step counts as one.
         per_second: evaluations.
         seconds: that the search took.
         peak_mb: the most memory that its process has held.
-        before_mb: the same when the search began: torch, network and probes.
+        before_mb: the same when the search began: torch, network and calibration inputs.
     """
 
     accuracy: float
@@ -88,13 +88,13 @@ class Trial:
     """Scores candidates and remembers the best, until the time is over.
 
     Args:
-        bench: network, probes and objective.
+        evaluator: network, calibration inputs and objective.
         seconds: from now on.
         keep: kept weights.
     """
 
-    def __init__(self, bench: Bench, seconds: float, keep: int) -> None:
-        self._bench, self._keep = bench, keep
+    def __init__(self, evaluator: Evaluator, seconds: float, keep: int) -> None:
+        self._evaluator, self._keep = evaluator, keep
         self._before = peak_mb()
         self._started = time.monotonic()
         self._seconds = seconds
@@ -105,7 +105,7 @@ class Trial:
     @property
     def layout(self) -> Layout:
         """The prunable layers."""
-        return self._bench.layout
+        return self._evaluator.layout
 
     @property
     def over(self) -> bool:
@@ -119,7 +119,7 @@ class Trial:
 
     def mask_fitness(self, mask: Tensor) -> float:
         """Return the fitness of a flat mask; the best that is known in time is remembered."""
-        found = self._bench.fitness(mask)
+        found = self._evaluator.fitness(mask)
         self._evaluations += 1
         if found > self._fitness and (not self.over or self._mask is None):
             self._fitness, self._mask = found, mask.clone()
@@ -130,28 +130,32 @@ class Trial:
         assert self._mask is not None, "at least one candidate was scored"
         seconds = time.monotonic() - self._started
         return scored(
-            self._bench, self._mask, self._evaluations, seconds, (peak_mb(), self._before)
+            self._evaluator, self._mask, self._evaluations, seconds, (peak_mb(), self._before)
         )
 
 
 def scored(
-    bench: Bench, mask: Tensor, evaluations: int, seconds: float, memory: tuple[float, float]
+    evaluator: Evaluator,
+    mask: Tensor,
+    evaluations: int,
+    seconds: float,
+    memory: tuple[float, float],
 ) -> Score:
     """Measure a found mask on what no search has seen.
 
     Args:
-        bench: network, probes and objective.
+        evaluator: network, calibration inputs and objective.
         mask: flat.
         evaluations: of the search.
         seconds: of the search.
         memory: the most that its process held at its end and at its begin, MB.
     """
     images, labels = mnist.test_set()
-    outputs = bench.outputs(mask, images)
+    outputs = evaluator.outputs(mask, images)
     return Score(
         accuracy=float(accuracy(outputs, outputs, labels)),
-        fitness=bench.fitness(mask),
-        agreement=bench.judge(mask).agreement,
+        fitness=evaluator.fitness(mask),
+        agreement=evaluator.judge(mask).agreement,
         evaluations=evaluations,
         per_second=evaluations / seconds,
         seconds=seconds,
@@ -162,17 +166,17 @@ def scored(
 
 def lamp_ranks(run: PruningRun) -> Tensor:
     """Return the LAMP scores as ranks in [0, 1), so that one step length fits all; `[total]`."""
-    bench = run.bench
-    network = Network(bench.model, bench.weights, bench.layout, run.target.inputs)
+    evaluator = run.evaluator
+    network = Network(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs)
     return rank(score("lamp", network, None, torch.Generator(), density=None))
 
 
 def random_ranks(run: PruningRun) -> Tensor:
     """Return uniform scores in [0, 1) `[total]`."""
     generator = torch.Generator().manual_seed(run.settings.seed)
-    return torch.rand(run.bench.layout.total, generator=generator)
+    return torch.rand(run.evaluator.layout.total, generator=generator)
 
 
 def kept(run: PruningRun) -> int:
     """Return how many weights stay."""
-    return keep_total(run.bench.layout, run.settings.sparsity)
+    return keep_total(run.evaluator.layout, run.settings.sparsity)

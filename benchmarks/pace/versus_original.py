@@ -50,7 +50,7 @@ class Effort:
         offspring: of a generation that races.
         steps: gradient steps of a child of `default`; what one costs does not depend on it.
         rounds: generations of each.
-        probes: inputs that score the candidates of searches that race.
+        calibration inputs: inputs that score the candidates of searches that race.
         default: settings of the search whose time to 89 % is measured.
     """
 
@@ -59,7 +59,7 @@ class Effort:
     offspring: int = 16
     steps: int = 10
     rounds: int = 5
-    probes: int = 1024
+    calibration: int = 1024
     default: Mapping[str, Any] | None = None
 
 
@@ -117,7 +117,7 @@ def _rates(turns: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
 
 def _turns(effort: Effort) -> dict[str, Turn]:
     """Return a generation of each; all have scored their first one already."""
-    labelled = {"probes": ("labelled:mnist-test",), "probe_count": effort.images}
+    labelled = {"calibration": ("labelled:mnist-test",), "calibration_count": effort.images}
     people = {"population": effort.population, "offspring": effort.population}
     racing = {"offspring": effort.offspring, "population": effort.population}
     return {
@@ -126,9 +126,12 @@ def _turns(effort: Effort) -> dict[str, Turn]:
             _kaiming(_search(preset="classic", **labelled, **people)), effort.population
         ),
         "racing": _generation(
-            _search(preset="black-box", probe_count=effort.probes, **racing), effort.offspring
+            _search(preset="black-box", calibration_count=effort.calibration, **racing),
+            effort.offspring,
         ),
-        "default": _generation(_search(steps=effort.steps, probe_count=effort.probes), None),
+        "default": _generation(
+            _search(steps=effort.steps, calibration_count=effort.calibration), None
+        ),
     }
 
 
@@ -149,20 +152,20 @@ def _original(effort: Effort) -> Turn:
 
 def _search(**settings: Any) -> Search:
     """Prepare a search; it stops when its first population is scored."""
-    return make_search(NETWORK, sparsity=SPARSITY, guard_count=2, evaluations=1, **settings)
+    return make_search(NETWORK, sparsity=SPARSITY, validation_count=2, evaluations=1, **settings)
 
 
 def _kaiming(search: Search) -> Search:
     """Begin with random scores, as the preset `classic` does."""
     generator = torch.Generator().manual_seed(0)
-    layout, count = search.bench.layout, search.plan.population
+    layout, count = search.evaluator.layout, search.plan.population
     drawn = kaiming_population(layout, SPARSITY, "layer", count, generator)
     return replace(search, seeds=[Individual(one, layout, "kaiming") for one in drawn])
 
 
 def _generation(search: Search, count: int | None) -> Turn:
     """Return what does a generation; without a count, evaluations are counted as runs do."""
-    evolution = Evolution(search.plan, SerialWorkers(search.bench))
+    evolution = Evolution(search.plan, SerialWorkers(search.evaluator))
     evolution.run(search.seeds)
 
     def turn() -> int:

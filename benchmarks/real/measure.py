@@ -25,8 +25,8 @@ from gaprune.runs.prune import prune_target
 from gaprune.runs.result import Result
 
 PROXIES = "proxies"  # folder of the inputs of `proxy`, beside the rows
-PROBES = "probes"  # the phase of a run that makes them
-INVERTED = "inverted from BatchNorm"  # in a source of the receipt: these are kept on disk
+CALIBRATION = "calibration"  # the phase of a run that makes them
+INVERTED = "inverted from BatchNorm"  # in a source of the provenance: these are kept on disk
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Case:
         open: gives it with its held-out data, of the data folder.
         sparsities: at which it is pruned.
         settings: of the search.
-        proxy: makes unrelated real inputs for it, of the data folder, as `--probes` takes them.
+        proxy: makes unrelated real inputs for it, of the data folder, as `--calibration` takes them.
         own: method → settings that it takes instead.
     """
 
@@ -55,15 +55,15 @@ class Listener(Monitor):
         super().__init__()
         self.warnings: list[str] = []
         self.inverts = False
-        self.probe_seconds = 0.0
+        self.calibration_seconds = 0.0
         self._since: float | None = None
 
     def phase(self, name: str, detail: str) -> None:
-        """Take the time that probes need."""
+        """Take the time that calibration inputs need."""
         now = time.monotonic()
         if self._since is not None:
-            self.probe_seconds += now - self._since
-        self._since = now if name == PROBES else None
+            self.calibration_seconds += now - self._since
+        self._since = now if name == CALIBRATION else None
         super().phase(name, detail)
 
     def progress(self, what: str, done: float, total: float | None) -> None:
@@ -86,7 +86,7 @@ def settings_of(case: Case, key: Key) -> dict[str, Any]:
         if method.searches or name not in SEARCH_ONLY
     }
     if method.proxied:
-        own["probes"] = [f"proxy:{PROXIES}/{key.network}.safetensors"]
+        own["calibration"] = [f"proxy:{PROXIES}/{key.network}.safetensors"]
     return {
         **own,
         **method.settings,
@@ -111,7 +111,7 @@ def make_row(case: Case, key: Key, data: Path | None, folder: Path) -> Row:
         network = case.open(data)
         row = replace(row, measure=network.measure, held_out=network.held_out)
         if METHODS[key.method].proxied:
-            settings = {**settings, "probes": [_write_proxy(case, key, data, folder)]}
+            settings = {**settings, "calibration": [_write_proxy(case, key, data, folder)]}
         return _measured(network, row, settings)
     except GapruneError as error:
         return replace(row, note=str(error))
@@ -136,19 +136,19 @@ def _measured(network: RealNetwork, row: Row, settings: Mapping[str, Any]) -> Ro
     score, agreement = network.grade(outputs), network.agreement(outputs, dense)
     if not math.isfinite(score):
         raise GapruneError("the pruned network's score is not a finite number")
-    inverted = any(INVERTED in source for source in result.receipt.sources)
+    inverted = any(INVERTED in source for source in result.provenance.sources)
     return replace(
         row,
         score=score,
         dense=network.grade(dense),
         agreement=agreement if math.isfinite(agreement) else None,
         seconds=round(result.seconds, 3),
-        probe_seconds=round(listener.probe_seconds, 3),
+        calibration_seconds=round(listener.calibration_seconds, 3),
         cached=inverted and not listener.inverts,
         peak_mb=round(peak, 1),
-        needs=result.receipt.rung if METHODS[row.method].looks else "none",
-        receipt=as_json(result.receipt),
-        guard=result.guard,
+        needs=result.provenance.rung if METHODS[row.method].looks else "none",
+        provenance=as_json(result.provenance),
+        validation=result.validation,
         removed=result.actual_sparsity,
         warnings=tuple(listener.warnings),
     )

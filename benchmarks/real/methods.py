@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gaprune.config import EVOLVED
-from gaprune.criteria import SALIENCIES
+from gaprune.criteria import CRITERIA
 
 REPAIR = {"repair": True}
 ONE_SHOT = (
@@ -23,11 +23,11 @@ SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
         "steps",
         "rate",
         "batch",
-        "stock",
+        "batch_cache",
         "clip",
-        "allocation",
-        "continuation",
-        "drift",
+        "density_search",
+        "warmup",
+        "statistics_loss",
         "features",
         "generations",
         "evaluations",
@@ -45,7 +45,7 @@ class Method:
     Attributes:
         method: `Settings.method`: the search, or a one-shot criterion.
         settings: further settings, over those of the network.
-        proxied: whether unrelated real inputs take the place of the network's probes.
+        proxied: whether unrelated real inputs take the place of the network's calibration inputs.
     """
 
     method: str = EVOLVED
@@ -64,8 +64,8 @@ class Method:
 
     @property
     def looks(self) -> bool:
-        """Whether its network depends on the probes, and not on the weights alone."""
-        return self.searches or self.repairs or SALIENCIES[self.method].needs_probes
+        """Whether its network depends on the calibration inputs, and not on the weights alone."""
+        return self.searches or self.repairs or CRITERIA[self.method].needs_inputs
 
 
 METHODS: dict[str, Method] = {

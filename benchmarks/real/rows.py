@@ -35,14 +35,14 @@ class Row:
         agreement: of the two networks' outputs for the held-out items: the fraction with the same
             class, or the mean cosine of embeddings.
         seconds: of pruning, from the loaded network to the mask (and its repair), without scoring.
-        probe_seconds: of these, for making the probes.
-        cached: whether inverted probes were made by an earlier run and only read.
+        calibration_seconds: of these, for making the calibration inputs.
+        cached: whether inverted calibration inputs were made by an earlier run and only read.
         peak_mb: largest memory of the row's own process up to the end of pruning, MB (1e6 bytes);
             the held-out data is part of it.
         needs: highest rung of the data ladder that the method was shown; `none` where it ranks
-            weights alone, although all methods of a network are run with the same probes.
-        receipt: those probes (`gaprune.records.Receipt`), as plain data.
-        guard: agreement on the probes that judged, before repair.
+            weights alone, although all methods of a network are run with the same calibration inputs.
+        provenance: those calibration inputs (`gaprune.records.Provenance`), as plain data.
+        validation: agreement on the calibration inputs that judged, before repair.
         removed: fraction of the weights that was removed.
         measure: what the score is, in words.
         held_out: how many held-out items; 0 where the network could not be opened.
@@ -59,12 +59,12 @@ class Row:
     dense: float | None = None
     agreement: float | None = None
     seconds: float | None = None
-    probe_seconds: float | None = None
+    calibration_seconds: float | None = None
     cached: bool = False
     peak_mb: float | None = None
     needs: str | None = None
-    receipt: Mapping[str, Any] | None = None
-    guard: float | None = None
+    provenance: Mapping[str, Any] | None = None
+    validation: float | None = None
     removed: float | None = None
     measure: str = ""
     held_out: int = 0

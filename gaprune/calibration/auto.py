@@ -1,6 +1,6 @@
-"""Which probes suit a network: what `--probes auto` stands for, and what replaces the impossible.
+"""Which calibration inputs suit a network: what `--calibration auto` stands for, and what replaces the impossible.
 
-Procedural probes are enough where they look to the network like its training data. A network with
+Procedural calibration inputs are enough where they look to the network like its training data. A network with
 BatchNorm can be asked (`gaprune.calibration.blend`): if even the best blend of generators stays far from
 the statistics that it remembers, inputs are inverted from them. The answer depends on the network
 alone, not on the seed of a run, so that `auto` in a saved configuration means the same again.
@@ -26,7 +26,7 @@ from gaprune.calibration.inversion.batchnorm_statistics import (
     has_batchnorm,
     has_seen_data,
 )
-from gaprune.calibration.parse import AUTO, INVERSION, PROCEDURAL, Request, parse_probes
+from gaprune.calibration.parse import AUTO, INVERSION, PROCEDURAL, Request, parse_calibration
 from gaprune.callbacks import Observer
 from gaprune.errors import InputError
 from gaprune.models.macs import macs_per_input
@@ -43,22 +43,22 @@ _surveys: WeakKeyDictionary[Target, Survey] = WeakKeyDictionary()
 
 
 class Choice(NamedTuple):
-    """What `auto` stands for, as words behind `--probes`, and why, as a clause."""
+    """What `auto` stands for, as words behind `--calibration`, and why, as a clause."""
 
-    probes: tuple[str, ...]
+    calibration: tuple[str, ...]
     reason: str
 
     @property
     def sentence(self) -> str:
         """The choice in words."""
-        return f"auto chose {' and '.join(self.probes)}: {self.reason}"
+        return f"auto chose {' and '.join(self.calibration)}: {self.reason}"
 
 
 class Decision(NamedTuple):
     """What is going to be made.
 
     Attributes:
-        request: the probes asked for, without what this network cannot have.
+        request: the calibration inputs asked for, without what this network cannot have.
         choice: what `auto` stood for, or None where nobody wrote it.
         replaced: why impressions are made instead of inverted inputs; None where they are not.
     """
@@ -69,36 +69,41 @@ class Decision(NamedTuple):
 
     def tell(self, observer: Observer) -> None:
         """Say what was decided, where it could have been otherwise."""
-        if self.choice is not None and self.choice.probes != (PROCEDURAL,):
-            observer.phase("probes", self.choice.sentence)
+        if self.choice is not None and self.choice.calibration != (PROCEDURAL,):
+            observer.phase("calibration", self.choice.sentence)
         if self.replaced is not None:
             observer.warning(self.replaced)
 
 
-def decide(probes: Sequence[str], target: Target) -> Decision:
-    """Sort what `--probes` lists, with `auto` and what is impossible replaced.
+def decide(calibration: Sequence[str], target: Target) -> Decision:
+    """Sort what `--calibration` lists, with `auto` and what is impossible replaced.
 
     Raises:
         InputError: an empty list, or a name that is no generator and no path.
     """
-    request, choice = parse_probes(probes, target.inputs), None  # refused before anything is shown
-    if AUTO in probes:
+    request, choice = (
+        parse_calibration(calibration, target.inputs),
+        None,
+    )  # refused before anything is shown
+    if AUTO in calibration:
         choice = choose(target)
-        request = parse_probes(_spelt_out(probes, choice), target.inputs)
+        request = parse_calibration(_spelt_out(calibration, choice), target.inputs)
     obstacle = _obstacle(target) if request.inversion else None
     if obstacle is None:
         return Decision(request, choice, None)
-    replaced = f"probes: the network cannot be inverted: {obstacle}; impressions are made instead"
+    replaced = f"calibration inputs: the network cannot be inverted: {obstacle}; impressions are made instead"
     return Decision(replace(request, inversion=False, impressions=True), choice, replaced)
 
 
-def spell_out(probes: Sequence[str], target: Target) -> tuple[str, ...]:
+def spell_out(calibration: Sequence[str], target: Target) -> tuple[str, ...]:
     """Return the list with what `auto` stands for in its place, each word once."""
-    return _spelt_out(probes, choose(target)) if AUTO in probes else tuple(probes)
+    return _spelt_out(calibration, choose(target)) if AUTO in calibration else tuple(calibration)
 
 
-def _spelt_out(probes: Sequence[str], choice: Choice) -> tuple[str, ...]:
-    words = (new for word in probes for new in (choice.probes if word == AUTO else (word,)))
+def _spelt_out(calibration: Sequence[str], choice: Choice) -> tuple[str, ...]:
+    words = (
+        new for word in calibration for new in (choice.calibration if word == AUTO else (word,))
+    )
     return tuple(dict.fromkeys(words))
 
 

@@ -2,7 +2,7 @@
 
 The statistics of a blend of inputs are the blend of their moments, so the shares that come nearest
 to the remembered statistics (`Remembered.mismatch`) are found without another forward pass. What
-remains says how far procedural probes are from the domain: some 0.01 nats per channel for strokes
+remains says how far procedural calibration inputs are from the domain: some 0.01 nats per channel for strokes
 shown to a network trained on digits, several times that for any blend shown to one trained on
 photographs.
 """
@@ -23,7 +23,7 @@ from gaprune.models.input_spec import InputSpec
 SAMPLE = 256  # inputs per generator
 CHUNK = 64  # inputs per forward pass
 STEPS, RATE = 400, 0.1
-EVENNESS = 0.003  # nats per nat of entropy: near equals share alike, so that probes stay diverse
+EVENNESS = 0.003  # nats per nat of entropy: near equals share alike, so that calibration inputs stay diverse
 
 
 Keep = Callable[[Callable[[], Tensor]], Tensor]

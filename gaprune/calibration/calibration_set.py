@@ -1,4 +1,4 @@
-"""Which probes a run uses: what selects, what steers gradient steps, what judges."""
+"""Which calibration inputs a run uses: what selects, what steers gradient steps, what judges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from gaprune.calibration.auto import decide
 from gaprune.calibration.generators.mixture import Mixture, as_network
 from gaprune.calibration.generators.sequences import sequence_samples
-from gaprune.calibration.guard import mix_guard, split_guard
 from gaprune.calibration.inversion.augment import with_variants
 from gaprune.calibration.inversion.batchnorm import Inversion
 from gaprune.calibration.inversion.impressions import impressions, moving_axes
@@ -25,23 +24,24 @@ from gaprune.calibration.parse import (
     parse_file,
     read,
 )
-from gaprune.calibration.receipt import make_receipt
+from gaprune.calibration.provenance import make_provenance
 from gaprune.calibration.samples import Samples, join, pick, shuffle, typed
+from gaprune.calibration.validation import mix_validation, split_validation
 from gaprune.calibration.weigh import weigh
 from gaprune.callbacks import Observer, Silence
 from gaprune.config import Settings
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
-from gaprune.records import Receipt
+from gaprune.records import Provenance
 
 
 @dataclass(frozen=True)
-class ProbePlan:
+class CalibrationSet:
     """Everything that is shown to the network.
 
     Attributes:
         search: candidates are selected on these.
-        guard: the candidates that led the search are judged on these, which never steer it.
+        validation: the candidates that led the search are judged on these, which never steer it.
         fresh: new inputs for gradient steps, or None.
         pool: held inputs for gradient steps, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
@@ -49,107 +49,111 @@ class ProbePlan:
         nearest: what comes nearest to the domain: files or inverted inputs without the generated
             ones beside them, or else `search`.
             Statistics are measured on them: those that criteria look at, and those of repair.
-        receipt: all of it in words and hashes.
+        provenance: all of it in words and hashes.
         affinity: mutual information of each procedural generator in nats, best first; empty where
             only files are shown, or BatchNorm statistics weigh the generators.
     """
 
     search: Samples
-    guard: Samples
+    validation: Samples
     fresh: Mixture | None
     pool: Samples | None
     pool_share: float
     moving: bool
     nearest: Samples
-    receipt: Receipt
+    provenance: Provenance
     affinity: Mapping[str, float]
 
 
-def plan_probes(
+def make_calibration_set(
     target: Target,
     settings: Settings,
     generator: torch.Generator,
     observer: Observer | None = None,
-) -> ProbePlan:
-    """Make the probes that the settings ask for.
+) -> CalibrationSet:
+    """Make the calibration inputs that the settings ask for.
 
     `procedural` means: the teacher weighs the generators of its kind (`weigh`); one is set aside as
-    guard, the others share the batch. A file is split: a part is held out as guard. Beside inverted
-    inputs the guard holds some of them as well (`mix_guard`).
+    validation, the others share the batch. A file is split: a part is held out as validation. Beside inverted
+    inputs the validation inputs holds some of them as well (`mix_validation`).
 
     Raises:
-        InputError: an unknown probe or guard, or a file that does not fit the network.
+        InputError: an unknown calibration input or validation, or a file that does not fit the network.
     """
     spec, listener = target.inputs, observer or Silence()
-    decision = decide(settings.probes, target)
+    decision = decide(settings.calibration, target)
     decision.tell(listener)
     request = decision.request
     held = [(file.rung, typed(read(file, spec), target.dtype)) for file in request.files]
-    from_file = bool(held) and settings.guard == AUTO
-    weights = weigh(target, request, settings.guard, generator, held_out=from_file)
+    from_file = bool(held) and settings.validation == AUTO
+    weights = weigh(target, request, settings.validation, generator, held_out=from_file)
     mixture = Mixture(spec, weights.portions, target.dtype)
     fresh = mixture if request.names else None
-    guard, held = split_guard(weights.judge, settings.guard_count, held, target, generator)
+    validation, held = split_validation(
+        weights.judge, settings.validation_count, held, target, generator
+    )
     if request.impressions:
         made = _synthesise(target, mixture, settings, generator, listener)
         held.append((INVERSION, made))
     if request.inversion:
-        how, count = Inversion(seconds=settings.probe_budget), settings.inversions
+        how, count = Inversion(seconds=settings.calibration_seconds), settings.inversions
         made = inverted_samples(target, mixture, count, generator, how, listener)
-        if settings.guard == AUTO and not from_file:
-            guard, made = mix_guard(made, guard, generator)
+        if settings.validation == AUTO and not from_file:
+            validation, made = mix_validation(made, validation, generator)
         held.append((INVERSION, with_variants(made, spec, generator)))
 
     pool = join([samples for _, samples in held])
     if pool is not None:
-        pool = pick(pool, shuffle(pool, generator)[: settings.pool_count])
+        pool = pick(pool, shuffle(pool, generator)[: settings.gradient_count])
     share = 0.0 if pool is None else 1.0 if fresh is None else 0.5
-    search = _search_set(settings.probe_count, fresh, pool, share, generator)
+    search = _search_set(settings.calibration_count, fresh, pool, share, generator)
     nearest = search
     if fresh is not None and pool is not None and not request.impressions:
-        nearest = pick(pool, torch.arange(min(len(pool.inputs), settings.probe_count)))
+        nearest = pick(pool, torch.arange(min(len(pool.inputs), settings.calibration_count)))
     sources = [samples.source for _, samples in held]
     if fresh is not None:
         sources.append(f"generated for gradient steps: {fresh.description}")
     if decision.choice is not None:
         sources.append(decision.choice.sentence)
-    receipt = make_receipt(
-        _rungs(request, settings.guard, spec),
+    provenance = make_provenance(
+        _rungs(request, settings.validation, spec),
         sources,
         pool or search,
-        guard,
+        validation,
         fresh=fresh is not None,
     )
     moving = request.inversion and not request.files and bool(moving_axes(spec))
-    return ProbePlan(search, guard, fresh, pool, share, moving, nearest, receipt, weights.affinity)
+    return CalibrationSet(
+        search, validation, fresh, pool, share, moving, nearest, provenance, weights.affinity
+    )
 
 
-def requested_rungs(settings: Settings, target: Target) -> list[str]:
+def requested_levels(settings: Settings, target: Target) -> list[str]:
     """Return every rung of the data ladder that the settings ask for; no file is read.
 
     With `auto`, a network with BatchNorm is shown generated inputs to decide.
 
     Raises:
-        InputError: an unknown probe or guard.
+        InputError: an unknown calibration input or validation.
     """
-    return _rungs(decide(settings.probes, target).request, settings.guard, target.inputs)
+    return _rungs(decide(settings.calibration, target).request, settings.validation, target.inputs)
 
 
-def _rungs(request: Request, guard: str, spec: InputSpec) -> list[str]:
+def _rungs(request: Request, validation: str, spec: InputSpec) -> list[str]:
     return [
         *(file.rung for file in request.files),
         *([INVERSION] if request.impressions or request.inversion else []),
         *(NOISY if name == NOISY else PROCEDURAL for name in request.names),
-        *([] if guard == AUTO else [_guard_rung(guard, spec)]),
+        *([] if validation == AUTO else [_validation_rung(validation, spec)]),
     ]
 
 
-def _guard_rung(guard: str, spec: InputSpec) -> str:
-    """Return the rung of a stated guard: it chooses the final candidate, so it counts."""
+def _validation_rung(validation: str, spec: InputSpec) -> str:
+    """Return the rung of a stated validation: it chooses the final candidate, so it counts."""
     known = generators(spec)
-    if guard in known:
-        return NOISY if guard == NOISY else PROCEDURAL
-    return parse_file("guard", guard, [AUTO, *known]).rung
+    if validation in known:
+        return NOISY if validation == NOISY else PROCEDURAL
+    return parse_file("validation", validation, [AUTO, *known]).rung
 
 
 def _synthesise(
@@ -162,7 +166,7 @@ def _synthesise(
     """Make class impressions, or what token ids have in their place."""
     count = settings.impressions
     if target.inputs.kind == "tokens":
-        seconds = settings.probe_budget
+        seconds = settings.calibration_seconds
         return sequence_samples(target, mixture, count, generator, seconds, observer)
     starts = mixture.draw_unit(count, generator).to(target.device, target.dtype)
     made = impressions(target.model, target.inputs, starts, generator).cpu()

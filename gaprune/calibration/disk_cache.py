@@ -26,7 +26,7 @@ from gaprune.io.weights import sha256_of
 PLACE = "GAPRUNE_CACHE"  # the environment variable that names the folder
 FORMAT = 1  # raise it when the same settings come to give other inputs
 LIMIT = 2 * 2**30  # bytes; the files that were not used for longest make room
-SHELF = "probes"  # a folder of its own: nothing else is ever removed
+SHELF = "calibration"  # a folder of its own: nothing else is ever removed
 SUFFIX = ".safetensors"
 _INPUTS = "inputs"
 

@@ -1,4 +1,4 @@
-"""Probes from files: arrays in five formats, folders of pictures, and the carried MNIST files."""
+"""calibration inputs from files: arrays in five formats, folders of pictures, and the carried MNIST files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALIASES = {
 _PAIRED = frozenset({"idx", "npy"})  # formats that hold one array, so labels come in a second file
 
 
-def read_probes(path_spec: str, spec: InputSpec) -> Samples:
+def read_calibration(path_spec: str, spec: InputSpec) -> Samples:
     """Read inputs, and labels where there are some.
 
     Args:
@@ -37,7 +37,9 @@ def read_probes(path_spec: str, spec: InputSpec) -> Samples:
     try:
         stored = _read(path_spec, spec)
     except OSError as error:
-        raise InputError(f"probes: cannot read {path_spec!r} ({error.strerror})") from error
+        raise InputError(
+            f"calibration inputs: cannot read {path_spec!r} ({error.strerror})"
+        ) from error
     inputs = fit_inputs(stored.inputs, spec, path_spec)
     labels = None if stored.labels is None else fit_labels(stored.labels, len(inputs), path_spec)
     kind = "unlabelled" if labels is None else "labelled"
@@ -55,7 +57,7 @@ def _read(path_spec: str, spec: InputSpec) -> Stored:
     pair = _split_pair(path_spec)
     if pair is None:
         raise InputError(
-            f"probes: there is no file or folder {path_spec!r}; give an existing path, two paths "
+            f"calibration inputs: there is no file or folder {path_spec!r}; give an existing path, two paths "
             f"joined by + (inputs+labels), or one of {', '.join(sorted(ALIASES))}"
         )
     return _read_pair(*pair)
@@ -75,7 +77,7 @@ def _read_pair(inputs: Path, labels: Path) -> Stored:
     for path in (inputs, labels):
         if file_format(path) not in _PAIRED:
             raise InputError(
-                f"probes: only .npy and IDX files are joined by +, got {path}; this format holds "
+                f"calibration inputs: only .npy and IDX files are joined by +, got {path}; this format holds "
                 "inputs and labels in one file"
             )
     return Stored(load_arrays(inputs).inputs, load_arrays(labels).inputs)

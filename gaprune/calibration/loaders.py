@@ -42,7 +42,7 @@ def load_arrays(path: Path) -> Stored:
     except Exception as error:  # decoders of foreign bytes raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"probes: {path} cannot be read ({reason}); is it damaged, or of another format than "
+            f"calibration inputs: {path} cannot be read ({reason}); is it damaged, or of another format than "
             "its suffix says?"
         ) from error
 
@@ -60,7 +60,7 @@ def file_format(path: Path) -> str:
     if suffix not in _READERS:
         valid = ", ".join(f".{key}" for key in sorted(_READERS))
         raise InputError(
-            f"probes: {path} has the unknown suffix {path.suffix!r}; known are {valid}, "
+            f"calibration inputs: {path} has the unknown suffix {path.suffix!r}; known are {valid}, "
             ".idx.gz, and a folder of pictures"
         )
     return suffix
@@ -70,7 +70,9 @@ def _read_npz(path: Path) -> Stored:
     with path.open("rb") as file:  # numpy itself leaves a damaged file open
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"probes: {path} is no .npz archive but a single array; name it .npy")
+            raise InputError(
+                f"calibration inputs: {path} is no .npz archive but a single array; name it .npy"
+            )
         inputs, labels = _pick_keys(archive.files, path)
         return Stored(
             _tensor(archive[inputs], path),
@@ -82,7 +84,9 @@ def _read_npy(path: Path) -> Stored:
     with path.open("rb") as file:
         array = np.load(file, allow_pickle=False)
         if not isinstance(array, np.ndarray):
-            raise InputError(f"probes: {path} is no single array but an archive; name it .npz")
+            raise InputError(
+                f"calibration inputs: {path} is no single array but an archive; name it .npz"
+            )
         return Stored(_tensor(array, path))
 
 
@@ -94,7 +98,7 @@ def _read_torch(path: Path) -> Stored:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to allow everything
         raise InputError(
-            f"probes: {path} is damaged or holds other objects than tensors, which are never "
+            f"calibration inputs: {path} is damaged or holds other objects than tensors, which are never "
             "unpickled since that runs code; store the tensors as .safetensors or .npz"
         ) from error
     if isinstance(content, Tensor):
@@ -102,7 +106,7 @@ def _read_torch(path: Path) -> Stored:
     if isinstance(content, Mapping):
         return _from_mapping(content, path)
     raise InputError(
-        f"probes: {path} must hold a tensor or a dictionary of them, got {type(content).__name__}"
+        f"calibration inputs: {path} must hold a tensor or a dictionary of them, got {type(content).__name__}"
     )
 
 
@@ -137,7 +141,7 @@ def _pick_keys(keys: Iterable[Any], path: Path) -> tuple[str, str | None]:
     labels = [key for key in LABEL_KEYS if key in held]
     if len(inputs) != 1 or len(labels) > 1:
         raise InputError(
-            f"probes: {path} must hold its inputs under one of {', '.join(INPUT_KEYS)} and may "
+            f"calibration inputs: {path} must hold its inputs under one of {', '.join(INPUT_KEYS)} and may "
             f"hold labels under one of {', '.join(LABEL_KEYS)}; got {', '.join(held) or 'no keys'}"
         )
     return inputs[0], labels[0] if labels else None
@@ -146,7 +150,9 @@ def _pick_keys(keys: Iterable[Any], path: Path) -> tuple[str, str | None]:
 def _dense(content: object, path: Path) -> Tensor:
     if not isinstance(content, Tensor) or content.layout != torch.strided or content.is_quantized:
         came = getattr(content, "layout", type(content).__name__)
-        raise InputError(f"probes: {path} must hold dense, unquantised tensors, got {came}")
+        raise InputError(
+            f"calibration inputs: {path} must hold dense, unquantised tensors, got {came}"
+        )
     return content.detach()
 
 
@@ -155,4 +161,6 @@ def _tensor(array: np.ndarray, path: Path) -> Tensor:
     try:
         return torch.from_numpy(native)
     except TypeError as error:
-        raise InputError(f"probes: {path} must hold numbers, got dtype {array.dtype}") from error
+        raise InputError(
+            f"calibration inputs: {path} must hold numbers, got dtype {array.dtype}"
+        ) from error

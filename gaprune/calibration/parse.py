@@ -1,4 +1,4 @@
-"""What the user wrote behind `--probes` and `--guard`: generators, files, rungs of the ladder."""
+"""What the user wrote behind `--calibration` and `--validation`: generators, files, rungs of the ladder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gaprune import plugins
-from gaprune.calibration.files import ALIASES, read_probes
+from gaprune.calibration.files import ALIASES, read_calibration
 from gaprune.calibration.generators.draws import Generator_
 from gaprune.calibration.generators.noise import NOISE
 from gaprune.calibration.generators.procedural import GENERATORS
@@ -23,7 +23,7 @@ from gaprune.models.input_spec import InputSpec
 PROCEDURAL, IMPRESSIONS, NOISY, AUTO = "procedural", "impressions", "noise", "auto"
 INVERSION = "inversion"
 OPTIMISED = (IMPRESSIONS, INVERSION)  # made from generated starts by gradients
-FILE_RUNGS = ("unlabelled", "labelled", "proxy")  # prefixes of a path; a bare path is unlabelled
+FILE_LEVELS = ("unlabelled", "labelled", "proxy")  # prefixes of a path; a bare path is unlabelled
 PATH_FORMS = ("PATH", "labelled:PATH", "proxy:PATH")
 
 
@@ -37,7 +37,7 @@ class FileRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """What `--probes` asks for.
+    """What `--calibration` asks for.
 
     Attributes:
         names: generators, and `procedural` for the mixture that the teacher picks.
@@ -84,33 +84,35 @@ def _added(name: str, spec: InputSpec, count: int, generator: torch.Generator) -
     came = f"{drawn.dtype} {list(drawn.shape)}" if isinstance(drawn, Tensor) else type(drawn)
     rule = "0 to 1" if dtype is torch.float32 else "the vocabulary"
     raise InputError(
-        f"probes: plug-in {name!r} must give {dtype} {list(shape)} in {rule}, got {came}"
+        f"calibration inputs: plug-in {name!r} must give {dtype} {list(shape)} in {rule}, got {came}"
         + ("" if not isinstance(drawn, Tensor) else f" from {drawn.min()} to {drawn.max()}")
     )
 
 
-def parse_probes(probes: Sequence[str], spec: InputSpec) -> Request:
-    """Sort what `--probes` lists; `auto` is known and left out (`gaprune.calibration.auto`).
+def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Request:
+    """Sort what `--calibration` lists; `auto` is known and left out (`gaprune.calibration.auto`).
 
     Raises:
         InputError: an empty list, or a name that is no generator and no path.
     """
     known = [AUTO, PROCEDURAL, *OPTIMISED, *generators(spec)]
     chosen = (AUTO, *OPTIMISED)
-    if not probes:
-        raise InputError(f"probes: name at least one of {', '.join(known)}, or a file")
+    if not calibration:
+        raise InputError(f"calibration inputs: name at least one of {', '.join(known)}, or a file")
     return Request(
-        names=tuple(name for name in probes if name in known and name not in chosen),
-        files=tuple(parse_file("probes", text, known) for text in probes if text not in known),
-        impressions=IMPRESSIONS in probes,
-        inversion=INVERSION in probes,
+        names=tuple(name for name in calibration if name in known and name not in chosen),
+        files=tuple(
+            parse_file("calibration", text, known) for text in calibration if text not in known
+        ),
+        impressions=IMPRESSIONS in calibration,
+        inversion=INVERSION in calibration,
     )
 
 
 def parse_file(argument: str, text: str, known: Sequence[str]) -> FileRequest:
     """Split `rung:path`; something that can't be a path is reported as an unknown name."""
     head, _, tail = text.partition(":")
-    rung, path = (head, tail) if head in FILE_RUNGS else (FILE_RUNGS[0], text)
+    rung, path = (head, tail) if head in FILE_LEVELS else (FILE_LEVELS[0], text)
     looks_like_path = any(mark in path for mark in "./\\+")
     if path not in ALIASES and not looks_like_path and not (path and Path(path).exists()):
         raise unknown_name(argument, text, [*known, *ALIASES, *PATH_FORMS])
@@ -119,12 +121,12 @@ def parse_file(argument: str, text: str, known: Sequence[str]) -> FileRequest:
 
 def read(request: FileRequest, spec: InputSpec) -> Samples:
     """Read a file; labels are kept on the rung `labelled` only, where there must be some."""
-    samples = read_probes(request.path, spec)
+    samples = read_calibration(request.path, spec)
     if request.rung != "labelled":
         return Samples(samples.inputs, None, f"{request.path} without labels ({request.rung})")
     if samples.labels is None:
         raise InputError(
-            f"probes: {request.path} holds no labels; drop the prefix 'labelled:', or give a file "
+            f"calibration inputs: {request.path} holds no labels; drop the prefix 'labelled:', or give a file "
             "with labels (npz keys x and y, or IMAGES+LABELS)"
         )
     return samples

@@ -1,7 +1,7 @@
-"""The probes of a run as plain data and tensors, so that it can go on with the very same inputs.
+"""The calibration inputs of a run as plain data and tensors, so that it can go on with the very same inputs.
 
 Files may have gone by then, made inputs may no longer be on the disk, and those made under
-`--probe-budget` would come out otherwise. Fresh inputs need only their generators and shares.
+`--calibration-seconds` would come out otherwise. Fresh inputs need only their generators and shares.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaprune.calibration.calibration_set import ProbePlan
+from gaprune.calibration.calibration_set import CalibrationSet
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.calibration.samples import Samples
 from gaprune.models.target import Target
-from gaprune.records import Receipt
+from gaprune.records import Provenance
 
-HELD = ("search", "guard", "pool", "nearest")
+HELD = ("search", "validation", "pool", "nearest")
 
 
-def plan_apart(plan: ProbePlan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def plan_apart(plan: CalibrationSet) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return everything that is shown as plain data and tensors; `nearest` is seldom its own."""
     facts: dict[str, Any] = {
         "fresh": None if plan.fresh is None else list(plan.fresh.portions.items()),
         "pool_share": plan.pool_share,
         "moving": plan.moving,
-        "receipt": asdict(plan.receipt),
+        "provenance": asdict(plan.provenance),
         "affinity": list(plan.affinity.items()),
     }
     tensors: dict[str, Tensor] = {}
@@ -46,7 +46,7 @@ def plan_apart(plan: ProbePlan) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def plan_together(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Target
-) -> ProbePlan:
+) -> CalibrationSet:
     """Return the plan that `plan_apart` took apart, for the same network."""
     held: dict[str, Samples] = {}
     for name in HELD:
@@ -57,22 +57,22 @@ def plan_together(
         else:
             inputs, labels = tensors[f"{name}/inputs"], tensors.get(f"{name}/labels")
             held[name] = Samples(inputs, labels, facts[name]["source"])
-    receipt = facts["receipt"]
+    provenance = facts["provenance"]
     fresh = facts["fresh"]
-    return ProbePlan(
+    return CalibrationSet(
         search=held["search"],
-        guard=held["guard"],
+        validation=held["validation"],
         fresh=None if fresh is None else Mixture(target.inputs, dict(fresh), target.dtype),
         pool=held.get("pool"),
         pool_share=facts["pool_share"],
         moving=facts["moving"],
         nearest=held["nearest"],
-        receipt=Receipt(**{**receipt, "sources": tuple(receipt["sources"])}),
+        provenance=Provenance(**{**provenance, "sources": tuple(provenance["sources"])}),
         affinity=dict(facts["affinity"]),
     )
 
 
-def _first_of(plan: ProbePlan) -> dict[str, Any] | None:
+def _first_of(plan: CalibrationSet) -> dict[str, Any] | None:
     """Say which first inputs of which other ones the nearest are, or None."""
     near = plan.nearest
     for name in ("search", "pool"):

@@ -23,7 +23,7 @@ class Weights(NamedTuple):
     Attributes:
         portions: generator → share of what the search is shown; they add up to 1. Empty where it
             is shown none.
-        judge: the generator or file of the guard, or None where a part of a file is held out.
+        judge: the generator or file of the validation inputs, or None where a part of a file is held out.
         affinity: mutual information of each generator in nats, best first; empty where nobody
             asked for it.
     """
@@ -34,7 +34,7 @@ class Weights(NamedTuple):
 
 
 def weigh(
-    target: Target, request: Request, guard: str, generator: torch.Generator, *, held_out: bool
+    target: Target, request: Request, validation: str, generator: torch.Generator, *, held_out: bool
 ) -> Weights:
     """Let the network weigh the generators of its kind.
 
@@ -46,12 +46,12 @@ def weigh(
     Args:
         target: the network.
         request: what the search is shown.
-        guard: what the user asked to judge by.
+        validation: what the user asked to judge by.
         generator: draws the inputs that are weighed.
         held_out: whether a part of a file judges.
     """
     if request.inversion:
-        return _by_statistics(target, request, guard, held_out=held_out)
+        return _by_statistics(target, request, validation, held_out=held_out)
     affinity: dict[str, float] = {}
     if is_ranked(target.inputs):
         likely = dict.fromkeys(LIKE_TEXT, 0.0)
@@ -60,7 +60,7 @@ def weigh(
         likely = affinity = affinities(target.model, target.inputs, table, generator, target.dtype)
     else:
         likely = {}
-    judge = None if held_out else _judge(guard, likely, request)
+    judge = None if held_out else _judge(validation, likely, request)
     return Weights(mix_generators(request.names, likely, judge), judge, affinity)
 
 
@@ -70,13 +70,13 @@ def _choices(target: Target) -> dict[str, Generator_]:
     return {name: table[name] for name in UNRANKED} if target.inputs.kind == "tokens" else table
 
 
-def _by_statistics(target: Target, request: Request, guard: str, *, held_out: bool) -> Weights:
+def _by_statistics(target: Target, request: Request, validation: str, *, held_out: bool) -> Weights:
     survey, table = survey_of(target), GENERATORS[target.inputs.kind]
-    free = [name for name in table if name != guard] or list(table)
+    free = [name for name in table if name != validation] or list(table)
     found = survey.blend(free)
     portions = share_out(request.names, found.portions)
-    if held_out or guard != AUTO:
-        return Weights(portions, None if held_out else guard, {})
+    if held_out or validation != AUTO:
+        return Weights(portions, None if held_out else validation, {})
     nearest = sorted(found.alone, key=lambda name: found.alone[name])
     judge = _best_outside(nearest, portions)
     if judge is None and len(free) > 1 and not set(free) <= set(request.names):
@@ -90,10 +90,10 @@ def _best_outside(ranked: Sequence[str], portions: Mapping[str, float]) -> str |
     return next((name for name in ranked if name not in portions), None)
 
 
-def _judge(guard: str, affinity: Mapping[str, float], request: Request) -> str | None:
+def _judge(validation: str, affinity: Mapping[str, float], request: Request) -> str | None:
     """Name the generator that judges: the runner-up, or the best one that the search lacks."""
-    if guard != AUTO:
-        return guard
+    if validation != AUTO:
+        return validation
     rest = [name for name in affinity if name not in request.names]
     if not rest:
         return next(iter(affinity))  # all are in the search: another seed must do

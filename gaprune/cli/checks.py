@@ -16,7 +16,7 @@ import torch
 
 from gaprune import plugins, workers
 from gaprune.calibration.generators.procedural import GENERATORS
-from gaprune.criteria import SALIENCIES, read_saliency
+from gaprune.criteria import CRITERIA, read_criterion
 from gaprune.errors import InputError
 from gaprune.evaluation.objectives import OBJECTIVES, agreement, read_objective
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
@@ -98,7 +98,7 @@ def check_device() -> Check:
 def check_ray() -> Check:
     """Start Ray, run a task on a real actor, stop Ray."""
     started = time.monotonic()
-    with workers.RayWorkers("here", workers.Staff()) as actor:
+    with workers.RayWorkers("here", workers.WorkerOptions()) as actor:
         (answer,) = actor.run([_Ping()])
     if answer != "here":
         return Check("ray", FAIL, f"the actor answered {answer!r}", "use --workers 1")
@@ -109,8 +109,8 @@ def check_ray() -> Check:
 
 @dataclass(frozen=True)
 class _Ping:
-    def run(self, bench: str) -> str:
-        return bench
+    def run(self, evaluator: str) -> str:
+        return evaluator
 
 
 def check_files(files: dict[Path, str]) -> Check:
@@ -161,7 +161,7 @@ def check_folder() -> Check:
 
 
 _GROUPS: dict[str, tuple[Iterable[str], Callable[[plugins.Plugin, Any], object]]] = {
-    plugins.SALIENCIES: (SALIENCIES, read_saliency),
+    plugins.CRITERIA: (CRITERIA, read_criterion),
     plugins.OBJECTIVES: (OBJECTIVES, partial(read_objective, agreement)),
     plugins.MUTATIONS: (MUTATIONS, plugins.called),
     plugins.CROSSOVERS: (CROSSOVERS, plugins.called),

@@ -56,7 +56,7 @@ def compare_command(
 
     All methods prune the same network to the same budgets and are measured on the same held-out
     labels: those of --test, or of a zoo network's test set; without any, the agreement with the
-    dense network on the guard probes. A method that needs what is not there says so in its row.
+    dense network on the validation inputs calibration inputs. A method that needs what is not there says so in its row.
     --floor holds for the masks that are searched for (evolved, edge-popup), the others are as they
     were published. Under --pattern all of them obey it, and a method that has no place there says
     so; sparsity then counts blocks or channels, and N:M says it itself.

@@ -149,7 +149,7 @@ class Monitor:
         ranked = sorted(self._baselines.items(), key=lambda one: -one[1].agreement)
         if ranked:
             listing = ", ".join(f"{name} {percent(score.agreement)}" for name, score in ranked)
-            self.say(f"baselines agree with the dense network on the guard: {listing}")
+            self.say(f"baselines agree with the dense network on the validation inputs: {listing}")
         self._baselines.clear()
         self._first = None
 
@@ -185,7 +185,7 @@ def _make_bar(console: Console, *, transient: bool) -> SearchProgress:
 
 
 def _progress_texts(record: Generation, first: Generation, total: int | None) -> list[str]:
-    """Generation, phase, best fitness, guard agreement, evaluations per second, time left.
+    """Generation, phase, best fitness, validation agreement, evaluations per second, time left.
 
     Generations of the first phase are shorter than those that follow, so they tell no time left.
     """
@@ -194,7 +194,7 @@ def _progress_texts(record: Generation, first: Generation, total: int | None) ->
     texts = [
         f"generation {record.generation}{f'/{total}' if total else ''} ({record.phase})",
         f"best {record.best:.4f}",
-        f"guard {percent(record.guard)}",
+        f"validation {percent(record.validation)}",
         f"{speed:,.0f} evaluations/s",
     ]
     if total and done and record.phase == SEARCH:
@@ -240,14 +240,17 @@ def _layer_table(result: Result) -> Table:
 
 def _method_table(result: Result) -> Table:
     shown = table(
-        "method", "agreement on the guard", "test accuracy", title="Methods at the same budget"
+        "method",
+        "agreement on the validation inputs",
+        "test accuracy",
+        title="Methods at the same budget",
     )
     add_row(shown, ["dense network", percent(1.0), percent(result.dense_accuracy)])
     if result.method == EVOLVED or result.in_loop:
-        cells = [result.method, percent(result.guard), percent(result.accuracy)]
+        cells = [result.method, percent(result.validation), percent(result.accuracy)]
         add_row(shown, cells, strong=True)
     if result.repaired is not None:
-        repaired = [percent(result.repaired.guard), percent(result.repaired.accuracy)]
+        repaired = [percent(result.repaired.validation), percent(result.repaired.accuracy)]
         add_row(shown, [f"{result.method}, repaired", *repaired], strong=True)
     for name, score in ranked(result):
         if result.in_loop and name == result.method:
@@ -259,7 +262,7 @@ def _method_table(result: Result) -> Table:
 
 
 def ranked(result: Result) -> Sequence[tuple[str, BaselineScore]]:
-    """Return the baselines, best on the guard first."""
+    """Return the baselines, best on the validation inputs first."""
     return sorted(result.baselines.items(), key=lambda one: -one[1].agreement)
 
 
@@ -274,32 +277,36 @@ def _front_table(result: Result) -> Table:
 def _tried_table(result: Result) -> Table:
     drop = result.settings["max_drop"]
     shown = table(
-        *("sparsity", "agreement on the guard", f"no more than {points(drop)[1:]} lost"),
+        *(
+            "sparsity",
+            "agreement on the validation inputs",
+            f"no more than {points(drop)[1:]} lost",
+        ),
         title="Searched",
     )
     for one in sorted(result.tried, key=lambda one: float(one["sparsity"])):
-        cells = [f"{one['sparsity']:g}", percent(one["guard"]), "yes" if one["held"] else "no"]
+        cells = [f"{one['sparsity']:g}", percent(one["validation"]), "yes" if one["held"] else "no"]
         add_row(shown, cells, strong=one["sparsity"] == result.sparsity)
     return shown
 
 
 def _facts(result: Result) -> list[str]:
-    receipt = result.receipt
-    sources = "; ".join(receipt.sources)
+    provenance = result.provenance
+    sources = "; ".join(provenance.sources)
     lines = [
-        f"shown to the network ({receipt.rung}): {sources} ({receipt.samples:,} inputs held)",
-        f"judged on: {receipt.guard} ({receipt.guard_samples:,} inputs)",
+        f"shown to the network ({provenance.rung}): {sources} ({provenance.samples:,} inputs held)",
+        f"judged on: {provenance.validation} ({provenance.validation_samples:,} inputs)",
     ]
     lines += _spent(result)
     if result.method == EVOLVED and result.best_baseline is not None:
         both = ", both repaired," if result.in_loop else ""
         lines.append(
-            f"margin over the best baseline ({result.best_baseline}){both} on the guard: "
-            f"{points(result.margin)}"
+            f"margin over the best baseline ({result.best_baseline}){both} on the validation inputs: "
+            f"{points(result.gain)}"
         )
         if result.in_loop:
             lines.append("masks were chosen by how they do after repair (--repair-in-loop)")
-    if result.accuracy is not None and result.receipt.rung != "labelled":
+    if result.accuracy is not None and result.provenance.rung != "labelled":
         lines.append("test labels were used for the accuracy above and for nothing else")
     lines.append(
         f"{duration(result.seconds)}, {result.evaluations:,} evaluations, "
@@ -336,7 +343,7 @@ _ENDINGS = {
     "evaluations": "the search ended at its limit of evaluations",
     "seconds": "the search ended at its limit of seconds",
     "stagnation": "the search ended because nothing improved",
-    "guard": "the search ended because it lost on the guard",
+    "validation": "the search ended because it lost on the validation inputs",
     "interrupted": "the search was interrupted; this is the best so far",
     "one-shot": "nothing was searched",
 }

@@ -68,7 +68,7 @@ def show_demo(found: Demo, report: Path | None) -> None:
         add_row(shown, [name, *cells], strong=method == EVOLVED)
     console.print(shown)
     seconds = sum(result.seconds for result in found.results)
-    sources = "; ".join(found.results[0].receipt.sources)
+    sources = "; ".join(found.results[0].provenance.sources)
     command = _command()
     lines = (
         "No training image and no label was shown to the search, and no weight was changed:",

@@ -64,7 +64,7 @@ class Demo:
                 "method": method,
                 "seed": result.settings["seed"],
                 "accuracy": self.accuracy(method, result),
-                "agreement": result.guard
+                "agreement": result.validation
                 if method == EVOLVED
                 else result.baselines[method].agreement,
             }

@@ -9,7 +9,7 @@ from gaprune.runs.dry_run import Forecast
 
 
 def show_forecast(found: Forecast, console: Console) -> None:
-    """Print layers, budget, probes, and what the search would take."""
+    """Print layers, budget, calibration inputs, and what the search would take."""
     rows = table("layer", "shape", "weights")
     for name, shape, total in found.layers[:SHOWN_LAYERS]:
         add_row(rows, [name, " x ".join(map(str, shape)), f"{total:,}"])
@@ -21,7 +21,7 @@ def show_forecast(found: Forecast, console: Console) -> None:
 
 
 def _facts(found: Forecast) -> list[str]:
-    shown = " and ".join(found.probes)
+    shown = " and ".join(found.calibration)
     why = f", chosen by auto: {found.why}" if found.why else ""
     stays = f"as many of {found.units:,} {found.unit} as trying finds"
     if found.keep is not None:
@@ -45,7 +45,7 @@ def _facts(found: Forecast) -> list[str]:
         many = "each search (about five)" if found.settings.max_drop is not None else "the search"
         lines.append(f"time of {many}: about {duration(found.search_seconds)}")
     lines.append(
-        f"memory: about {found.peak_mb:,.0f} MB a worker. Not foreseen: making probes, criteria"
+        f"memory: about {found.peak_mb:,.0f} MB a worker. Not foreseen: making calibration inputs, criteria"
     )
     lines.append("nothing was pruned (--dry-run)")
     return lines

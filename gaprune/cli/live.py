@@ -14,25 +14,25 @@ from gaprune.records import Generation
 
 LAST = 8  # generations that are shown
 BARS = "▁▂▃▄▅▆▇█"
-HEAD = ("generation", "best", "mean", "guard", "evaluations", "seconds")
+HEAD = ("generation", "best", "mean", "validation", "evaluations", "seconds")
 
 
 def generation_table(history: Sequence[Generation], last: int = LAST) -> Table:
-    """Return the last generations, the newest below; what leads on the guard is bold."""
+    """Return the last generations, the newest below; what leads on the validation inputs is bold."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in HEAD:
         shown.add_column(name, justify="right", no_wrap=True)
-    top = max((one.guard for one in history), default=0.0)
+    top = max((one.validation for one in history), default=0.0)
     for one in history[-last:]:
         cells = [
             f"{one.generation}",
             f"{one.best:.4f}",
             f"{one.mean:.4f}",
-            f"{100 * one.guard:.2f} %",
+            f"{100 * one.validation:.2f} %",
             f"{one.evaluations:,}",
             f"{one.seconds:,.1f}",
         ]
-        shown.add_row(*map(Text, cells), style="bold" if one.guard == top else None)
+        shown.add_row(*map(Text, cells), style="bold" if one.validation == top else None)
     return shown
 
 

@@ -15,7 +15,7 @@ from gaprune.cli.completion import among
 from gaprune.comparison.methods.method_registry import ALL, methods
 from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
 from gaprune.config import EVOLVED, Settings
-from gaprune.criteria import SALIENCIES
+from gaprune.criteria import CRITERIA
 from gaprune.evaluation.batch_pool import BATCHES, BYTES
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.presets import PRESETS
@@ -25,7 +25,7 @@ from gaprune.models.zoo import MNIST_INPUT, ZOO
 from gaprune.pattern_names import BUDGETS, CHANNEL, UNSTRUCTURED
 from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.option_keys import Key
-from gaprune.runs.resolve_settings import CONTINUATION, DRIFT
+from gaprune.runs.resolve_settings import STATISTICS_LOSS, WARMUP
 
 OTHER, STOP = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {
@@ -37,8 +37,15 @@ PANELS: dict[str, tuple[str, ...]] = {
         "prune_also",
     ),
     "What is shown to the network": (
-        *("probes", "guard", "probe_count", "guard_count", "pool_count", "impressions"),
-        *("inversions", "probe_budget"),
+        *(
+            "calibration",
+            "validation",
+            "calibration_count",
+            "validation_count",
+            "gradient_count",
+            "impressions",
+        ),
+        *("inversions", "calibration_seconds"),
         "test",
     ),
     "The network and what it takes": (
@@ -59,7 +66,7 @@ PANELS: dict[str, tuple[str, ...]] = {
             "epochs",
             "schedule",
             "optimiser",
-            "learning_rate",
+            "train_learning_rate",
             "train_batch",
             "weight_decay",
             "decay",
@@ -67,15 +74,15 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Heading in the help → options below it; the others come under `OTHER`."""
-_LIMITS = (*PANELS[STOP], "probe_budget")
+_LIMITS = (*PANELS[STOP], "calibration_seconds")
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
-_PROBES = (AUTO, PROCEDURAL, *OPTIMISED, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
+_CALIBRATION = (AUTO, PROCEDURAL, *OPTIMISED, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
 _MORE: dict[str, str] = {
-    "method": f": {', '.join(SALIENCIES)}",
-    "probes": f": {', '.join(_PROBES)}; repeatable, or joined by commas",
+    "method": f": {', '.join(CRITERIA)}",
+    "calibration": f": {', '.join(_CALIBRATION)}; repeatable, or joined by commas",
     "prune_also": "; repeatable",
-    "starts": f": {', '.join(SALIENCIES)}; repeatable, or joined by commas",
+    "initial_criteria": f": {', '.join(CRITERIA)}; repeatable, or joined by commas",
     "methods": "; repeatable, or joined by commas",
 }
 """What is added to the words of the tables."""
@@ -83,28 +90,28 @@ _DEFAULTS = {
     "patience": " (default: 2 where impressions or inverted inputs are shown, 'auto' included; "
     "else no limit)",
     "max_drop": "",
-    "starts": " (default: all)",
+    "initial_criteria": " (default: all)",
     "budget_macs": "",
     "task_timeout": " (default: 20 times the slowest one of its kind, and at least a minute)",
-    "continuation": f" (default: {CONTINUATION} where inverted inputs are shown)",
-    "stock": f" (default: {BATCHES}, or what {BYTES >> 20} MB hold; 0 where that is little)",
-    "drift": f" (default: {DRIFT} where inverted inputs are shown)",
-    "features": " (default: 0)",
+    "warmup": f" (default: {WARMUP} where inverted inputs are shown)",
+    "batch_cache": f" (default: {BATCHES}, or what {BYTES >> 20} MB hold; 0 where that is little)",
+    "statistics_loss": f" (default: {STATISTICS_LOSS} where inverted inputs are shown)",
+    "feature_loss": " (default: 0)",
 }
-_NAMED = [name for name in _PROBES if name not in PATH_FORMS]
+_NAMED = [name for name in _CALIBRATION if name not in PATH_FORMS]
 _VALUES: dict[str, Iterable[str]] = {
     "target": ZOO,
-    "method": (EVOLVED, *SALIENCIES),
+    "method": (EVOLVED, *CRITERIA),
     "methods": (ALL, *methods()),
-    "starts": SALIENCIES,
+    "initial_criteria": CRITERIA,
     "preset": PRESETS,
     "scope": SCOPES,
     "pattern": (UNSTRUCTURED, "2:4", "4x1", CHANNEL),
     "budget": BUDGETS,
     "latency_runtime": [name for name in RUNTIMES if name != "torch-csr"],
     "objective": (AUTO, *OBJECTIVES),
-    "probes": _NAMED,
-    "guard": _NAMED,
+    "calibration": _NAMED,
+    "validation": _NAMED,
     "device": (AUTO, "cpu", "cuda"),
     "precision": ("float32", "bfloat16", "float16", AUTO),
     "ray_address": (AUTO, "none"),
@@ -114,7 +121,7 @@ _VALUES: dict[str, Iterable[str]] = {
     "decay": DECAYS,
 }
 """What a shell completes; other words may be right too."""
-_MANY = ("probes", "starts", "prune_also", "methods")  # options that may be repeated
+_MANY = ("calibration", "initial_criteria", "prune_also", "methods")  # options that may be repeated
 _METAVARS = {int: "INTEGER", float: "NUMBER"}
 
 

@@ -14,7 +14,7 @@ from gaprune.cli.console import MISSING, Monitor, add_row, percent, points, stdo
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signal_handling import Interrupts
-from gaprune.comparison.sweep_network import generated_guard
+from gaprune.comparison.sweep_network import generated_validation
 from gaprune.comparison.sweeps import SWEEPS, Range, Sweep, sweep
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError, unknown_name
@@ -88,7 +88,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
     target, test = job.load("cpu")  # where its rows have been measured ever since
     with Interrupts(), Monitor(quiet=quiet) as monitor:
         monitor.phase("sweep", f"{target.name} by {by}")
-        held_out = test or generated_guard(target)
+        held_out = test or generated_validation(target)
         found = sweep(by, target, held_out, over, monitor)
         monitor.stop_bar()
         saved = _save(found, place, monitor)

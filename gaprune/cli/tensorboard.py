@@ -14,7 +14,7 @@ from gaprune.records import BaselineScore, Generation
 class Events(Silence):
     """An observer that writes events; close it at the end, or use it in a `with` block.
 
-    Scalars by generation: `guard/agreement`, `fitness/best`, `fitness/mean`, `search/evaluations`,
+    Scalars by generation: `validation/agreement`, `fitness/best`, `fitness/mean`, `search/evaluations`,
     `search/seconds`, and the probability of every operator under `rates/`; the agreement of every
     one-shot mask at step 0 under `baselines/`. Phases and warnings are texts.
 
@@ -56,7 +56,7 @@ class Events(Silence):
         del total
         self._step = record.generation
         figures = {
-            "guard/agreement": record.guard,
+            "validation/agreement": record.validation,
             "fitness/best": record.best,
             "fitness/mean": record.mean,
             "search/evaluations": record.evaluations,

@@ -121,7 +121,7 @@ def _line(one: Generation, total: int | None) -> str:
     of = f"/{total}" if total else ""
     return (
         f"generation {one.generation}{of}  best {one.best:.4f}  mean {one.mean:.4f}  "
-        f"guard {percent(one.guard)}  {one.evaluations:,} evaluations  {duration(one.seconds)}"
+        f"validation {percent(one.validation)}  {one.evaluations:,} evaluations  {duration(one.seconds)}"
     )
 
 
@@ -132,7 +132,7 @@ def _picture(run: str, sight: Sight, last: int = LAST) -> RenderableType:
     elif sight.silent:
         parts.append(Text(SILENT))
     elif sight.state == RUNNING:
-        parts.append(Text("no generation yet: probes and baselines are made first"))
+        parts.append(Text("no generation yet: calibration inputs and baselines are made first"))
     if sight.record:
         parts += [Text(line) for line in _result(sight)]
     return Group(*parts)
@@ -147,7 +147,7 @@ def _heading(run: str, sight: Sight) -> str:
 
 def _progress(sight: Sight) -> str:
     last = sight.history[-1]
-    parts = [f"guard {sparkline([one.guard for one in sight.history])}"]
+    parts = [f"validation {sparkline([one.validation for one in sight.history])}"]
     if sight.total and sight.state == RUNNING:
         parts.append(f"generation {last.generation} of {sight.total}")
         first = sight.history[0]
@@ -162,8 +162,8 @@ def _result(sight: Sight) -> list[str]:
     record = sight.record
     agreement, accuracy = record.get("agreement") or {}, record.get("accuracy") or {}
     removed = percent((record.get("sparsity") or {}).get("actual"))
-    guard = percent(agreement.get("guard"))
-    lines = [f"{removed} of the weights removed, agreement on the guard {guard}"]
+    validation = percent(agreement.get("validation"))
+    lines = [f"{removed} of the weights removed, agreement on the validation inputs {validation}"]
     if accuracy.get("pruned") is not None:
         dense = percent(accuracy.get("dense"))
         lines[0] += f", test accuracy {percent(accuracy['pruned'])} (dense {dense})"

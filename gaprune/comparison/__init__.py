@@ -4,16 +4,16 @@ from gaprune.comparison.methods.method_registry import Method, added_methods, fi
 from gaprune.comparison.publish import Comparison
 from gaprune.comparison.rows import Line, Needs, Row, summarise
 from gaprune.comparison.run_comparison import compare, compare_target
-from gaprune.comparison.spec import Data, Question
+from gaprune.comparison.spec import ComparisonSpec, Data
 from gaprune.comparison.store import Store, open_store, read_rows
 
 __all__ = [
     "Comparison",
+    "ComparisonSpec",
     "Data",
     "Line",
     "Method",
     "Needs",
-    "Question",
     "Row",
     "Store",
     "added_methods",

@@ -10,7 +10,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.method_registry import ALL, SCHEDULED, find_methods
 from gaprune.comparison.methods.schedule import Step, parse_schedule
 from gaprune.comparison.methods.training import DECAYS, OPTIMISERS, Training
-from gaprune.comparison.spec import DEFAULT_SPARSITIES, UNUSED, Question
+from gaprune.comparison.spec import DEFAULT_SPARSITIES, UNUSED, ComparisonSpec
 from gaprune.config import Settings
 from gaprune.errors import unknown_name
 from gaprune.evaluation.labelled import read_labelled, zoo_train
@@ -39,7 +39,7 @@ _QUESTION_KEYS = (
 )  # fmt: skip
 _TRAINING_KEYS: dict[str, Key] = {
     "optimiser": Key("optimiser", text, f"{', '.join(OPTIMISERS)} (default: adam)"),
-    "rate": Key("learning_rate", number, "step size of the optimiser (default: 0.001)",
+    "rate": Key("train_learning_rate", number, "step size of the optimiser (default: 0.001)",
                 metavar="NUMBER"),
     "batch": Key("train_batch", count, "inputs per step (default: 128)", metavar="INTEGER"),
     "weight_decay": Key("weight_decay", number, "L2 penalty (default: 0)", metavar="NUMBER"),
@@ -62,7 +62,7 @@ class Request:
     """
 
     job: Job
-    question: Question
+    question: ComparisonSpec
     train: str | None = None
 
     def load(self) -> tuple[Target, Samples | None, Samples | None]:
@@ -125,6 +125,8 @@ def make_request(values: Mapping[str, Any]) -> Request:
     asked = {key.name: stated[key.name] for key in _QUESTION_KEYS[1:] if key.name in stated}
     if "schedule" in asked:
         asked["methods"] = tuple(dict.fromkeys((*asked.get("methods", (ALL,)), SCHEDULED)))
-    question = Question(sparsities, settings=job.settings, training=Training(**trained), **asked)
+    question = ComparisonSpec(
+        sparsities, settings=job.settings, training=Training(**trained), **asked
+    )
     find_methods(question.methods, question.settings.pattern)
     return Request(job, question, stated.get("train"))

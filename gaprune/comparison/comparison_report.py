@@ -15,9 +15,18 @@ from gaprune.comparison.tables import effort_text, needs_text, notes
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import writing
 from gaprune.pattern_names import UNSTRUCTURED, counted
-from gaprune.report import Contest, Contestant, Score, comparison_page, write_report
+from gaprune.report import ComparisonContext, Contestant, Score, comparison_page, write_report
 
-_FACTS = ("target", "weights_sha256", "train", "test", "preset", "scope", "objective", "probes")
+_FACTS = (
+    "target",
+    "weights_sha256",
+    "train",
+    "test",
+    "preset",
+    "scope",
+    "objective",
+    "calibration",
+)
 _VERSIONS = ("gaprune", "torch")
 
 
@@ -34,7 +43,7 @@ def page_of(rows: Sequence[Row], caption: str, folder: Path, removed: str = "wei
     lines = summarise(rows)
     labelled = any(row.accuracy is not None for row in rows)
     return comparison_page(
-        Contest(
+        ComparisonContext(
             target=rows[0].target,
             measure="accuracy" if labelled else "agreement with the dense network",
             caption=caption,

@@ -10,22 +10,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.calibration_set import ProbePlan, plan_probes
+from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer, Silence
 from gaprune.comparison.methods.schedule import Step
 from gaprune.comparison.methods.training import Training
-from gaprune.comparison.ranking import Ground, kind_of
+from gaprune.comparison.ranking import RankedUnits, kind_of
 from gaprune.comparison.rows import Row
 from gaprune.config import Settings, make_settings
 from gaprune.criteria import Network
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.tasks import derive_seed
 from gaprune.models.target import Target
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
-from gaprune.runs.run import SALIENCY_PROBES
-from gaprune.runs.setup import make_bench
+from gaprune.runs.run import CRITERION_INPUTS
+from gaprune.runs.setup import make_evaluator
 
 
 class Listener(Observer, Protocol):
@@ -62,12 +62,12 @@ class Entrant:
 
 
 @dataclass(frozen=True, eq=False)
-class Contest:
+class ComparisonContext:
     """Everything a method may use; it changes none of it.
 
     Attributes:
         target: the dense network.
-        settings: of the search and the probes; a method fills in sparsity and seed.
+        settings: of the search and the calibration inputs; a method fills in sparsity and seed.
         train: labelled training data, or None.
         training: how networks are trained.
         epochs: of training at one step of a schedule.
@@ -86,12 +86,12 @@ class Contest:
     clusters: int
     observer: Listener
     said: set[str] = field(default_factory=set, repr=False)
-    _prepared: dict[int, tuple[Bench, ProbePlan]] = field(default_factory=dict, repr=False)
+    _prepared: dict[int, tuple[Evaluator, CalibrationSet]] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def ground(self) -> Ground:
+    def ground(self) -> RankedUnits:
         """What is ranked: weights, or the units of the pattern."""
-        return Ground.of(self.target, self.settings)
+        return RankedUnits.of(self.target, self.settings)
 
     @property
     def kind(self) -> str:
@@ -107,17 +107,17 @@ class Contest:
         stated = self.settings.model_dump(exclude_unset=True)  # a preset fills in the rest
         return make_settings({**stated, "sparsity": sparsity, "seed": seed})
 
-    def bench(self, seed: int) -> Bench:
-        """Return probes and teacher of one seed, the same as `gaprune prune` shows with it."""
+    def evaluator(self, seed: int) -> Evaluator:
+        """Return calibration inputs and teacher of one seed, the same as `gaprune prune` shows with it."""
         return self._prepare(seed)[0]
 
-    def plan(self, seed: int) -> ProbePlan:
-        """Return the probes of one seed."""
+    def plan(self, seed: int) -> CalibrationSet:
+        """Return the calibration inputs of one seed."""
         return self._prepare(seed)[1]
 
-    def saliency_probes(self, seed: int) -> Tensor:
+    def criterion_inputs(self, seed: int) -> Tensor:
         """Return the inputs shown to criteria, `[N, …]`."""
-        return self.bench(seed).nearest[:SALIENCY_PROBES]
+        return self.evaluator(seed).nearest[:CRITERION_INPUTS]
 
     def network(self) -> Network:
         """Return the dense network as criteria see it."""
@@ -142,14 +142,16 @@ class Contest:
         kept = sum(int(by_name[name].count_nonzero()) for name in self.target.layout.names)
         return Entrant(sparsity, self.target.masked_copy(by_name), kept, **cost)
 
-    def _prepare(self, seed: int) -> tuple[Bench, ProbePlan]:
+    def _prepare(self, seed: int) -> tuple[Evaluator, CalibrationSet]:
         if seed not in self._prepared:
             preset = check_settings(self.settings)
             stated = self.settings_for(self.settings.sparsity, seed)
             settings = resolve_settings(stated, preset, self.target)
-            plan = plan_probes(self.target, settings, self.generator(seed, "run"), self.observer)
+            plan = make_calibration_set(
+                self.target, settings, self.generator(seed, "run"), self.observer
+            )
             self._prepared.clear()  # one seed at a time is in use
-            self._prepared[seed] = make_bench(self.target, settings, preset, plan), plan
+            self._prepared[seed] = make_evaluator(self.target, settings, preset, plan), plan
         return self._prepared[seed]
 
 
@@ -159,5 +161,5 @@ def part_name(method: str, seed: int, sparsity: float | None = None) -> str:
     return f"{method}{of}, seed {seed}" if seed else f"{method}{of}"
 
 
-Run = Callable[[Contest, Sequence[float], int], Iterator[Entrant]]
+Run = Callable[[ComparisonContext, Sequence[float], int], Iterator[Entrant]]
 """A method: from a contest, sparsities and a seed to networks."""

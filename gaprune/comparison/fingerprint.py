@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from gaprune.calibration.auto import spell_out
-from gaprune.calibration.parse import AUTO, FileRequest, generators, parse_file, parse_probes
-from gaprune.calibration.receipt import sha256_of
-from gaprune.comparison.context import Contest
+from gaprune.calibration.parse import AUTO, FileRequest, generators, parse_calibration, parse_file
+from gaprune.calibration.provenance import sha256_of
+from gaprune.comparison.context import ComparisonContext
 from gaprune.comparison.spec import Data
 from gaprune.config import NEUTRAL, Settings
 from gaprune.io.file_hash import content_of
@@ -24,14 +24,14 @@ SCHEMA = 1
 _IN_KEYS = ("sparsity", "seed", "method")  # settings that are a row's own
 _NAMED = {"threads_per_worker": "threads"}  # settings that older folders name otherwise
 _LATER = {
-    "allocation": 0,
+    "density_search": 0,
     "budget": "weights",
     "budget_macs": None,
     "clip": None,
-    "continuation": 0,
+    "warmup": 0,
     "device": "cpu",
-    "drift": 0.0,
-    "features": 0.0,
+    "statistics_loss": 0.0,
+    "feature_loss": 0.0,
     "floor": 0.0,
     "gpus_per_worker": 0.0,
     "latency_batch": 1,
@@ -40,8 +40,8 @@ _LATER = {
     "pattern": "unstructured",
     "precision": "float32",
     "repair_in_loop": False,
-    "starts": None,
-    "stock": 0,
+    "initial_criteria": None,
+    "batch_cache": 0,
 }
 """Settings that came after the first folders → the value at which rows are what they were before.
 
@@ -49,10 +49,10 @@ At it they are left out, so that older folders of the same comparison still go o
 """
 
 
-def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
+def identity_of(contest: ComparisonContext, data: Data) -> dict[str, Any]:
     """Return what must be equal where rows stand in one table.
 
-    Files count by their content: networks, objectives and probes that the user writes or edits.
+    Files count by their content: networks, objectives and calibration inputs that the user writes or edits.
     """
     stated = contest.settings
     settings = resolve_settings(stated, check_settings(stated), contest.target)
@@ -71,7 +71,7 @@ def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
             for name, value in settings.model_dump(mode="json").items()
             if name not in (*_IN_KEYS, *NEUTRAL) and not (name in _LATER and value == _LATER[name])
         },
-        "probes": list(spell_out(settings.probes, contest.target)),
+        "calibration": list(spell_out(settings.calibration, contest.target)),
         **{f"training_{name}": value for name, value in asdict(contest.training).items()},
         "epochs": contest.epochs,
         "schedule": [[step.sparsity, step.epochs] for step in contest.schedule],
@@ -83,19 +83,19 @@ def identity_of(contest: Contest, data: Data) -> dict[str, Any]:
 
 
 def requested_files(settings: Settings, spec: InputSpec) -> list[FileRequest]:
-    """Return the files that probes and guard ask for; none of them is read.
+    """Return the files that calibration inputs and validation ask for; none of them is read.
 
     Raises:
-        InputError: an unknown probe or guard.
+        InputError: an unknown calibration input or validation.
     """
-    files = list(parse_probes(settings.probes, spec).files)
+    files = list(parse_calibration(settings.calibration, spec).files)
     known = [AUTO, *generators(spec)]
-    if settings.guard not in known:
-        files.append(parse_file("guard", settings.guard, known))
+    if settings.validation not in known:
+        files.append(parse_file("validation", settings.validation, known))
     return files
 
 
-def _files(contest: Contest) -> Iterator[str]:
+def _files(contest: ComparisonContext) -> Iterator[str]:
     """Yield the paths of what the user gave as files."""
     for code in (contest.target.name, contest.settings.objective):
         yield from _there(code.rpartition(":")[0])

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.context import Contest, Entrant, part_name
+from gaprune.comparison.context import ComparisonContext, Entrant, part_name
 from gaprune.comparison.methods.method_registry import Method
 from gaprune.comparison.rows import Key, Row
 from gaprune.errors import GapruneError
 from gaprune.evaluation.held_out import HeldOut
 
 
-def held_out(contest: Contest, test: Samples | None) -> HeldOut:
-    """Return what all methods are measured on: labelled inputs, or the guard probes of seed 0."""
+def held_out(contest: ComparisonContext, test: Samples | None) -> HeldOut:
+    """Return what all methods are measured on: labelled inputs, or the validation inputs calibration inputs of seed 0."""
     return HeldOut(
-        contest.target, contest.plan(0).guard._replace(labels=None) if test is None else test
+        contest.target, contest.plan(0).validation._replace(labels=None) if test is None else test
     )
 
 
@@ -37,7 +37,7 @@ class Entry:
         sparsities: all that are asked for, rising; a path passes through each of them.
     """
 
-    contest: Contest
+    contest: ComparisonContext
     method: Method
     seed: int
     sparsities: tuple[float, ...]
@@ -100,8 +100,8 @@ class Entry:
         """Run the method; yield what it hands in, and the seconds of its own work so far."""
         name = part_name(self.method.name, self.seed, None if self.method.path else part[0])
         self.contest.observer.progress(name, 0, None)
-        if self.method.shows_probes:
-            self.contest.bench(self.seed)  # made once for all: no method's own seconds
+        if self.method.uses_calibration:
+            self.contest.evaluator(self.seed)  # made once for all: no method's own seconds
         seconds, since = 0.0, time.monotonic()
         for entrant in self.method.run(self.contest, part, self.seed):
             seconds += time.monotonic() - since

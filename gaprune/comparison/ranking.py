@@ -30,7 +30,7 @@ def kind_of(pattern: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
+class RankedUnits:
     """What methods rank under a pattern; masks are flat, over the network's weights.
 
     A floor is not kept here: criteria are compared as they were published.
@@ -44,7 +44,7 @@ class Ground:
     units: Units | None
 
     @classmethod
-    def of(cls, target: Target, settings: Settings) -> Ground:
+    def of(cls, target: Target, settings: Settings) -> RankedUnits:
         """Return the ground of a target.
 
         Raises:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from gaprune.calibration.parse import read
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.context import Contest, Listener, Unheard
+from gaprune.comparison.context import ComparisonContext, Listener, Unheard
 from gaprune.comparison.fingerprint import identity_of, requested_files
 from gaprune.comparison.measure_rows import Entry, held_out
 from gaprune.comparison.methods.method_registry import Method, find_methods
 from gaprune.comparison.publish import Comparison, publish
 from gaprune.comparison.rows import Key, Row
-from gaprune.comparison.spec import NOTHING, UNUSED, Data, Question
+from gaprune.comparison.spec import NOTHING, UNUSED, ComparisonSpec, Data
 from gaprune.comparison.store import CONFIG, Store, open_store
 from gaprune.config import make_settings
 from gaprune.errors import InputError
@@ -31,7 +31,7 @@ from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
 from gaprune.runs.resolve_settings import check_settings
-from gaprune.workers import Staff, choose_home, working_on
+from gaprune.workers import WorkerOptions, choose_home, working_on
 from gaprune.workers.serial import torch_threads
 
 _QUESTION = ("training", "epochs", "schedule", "clusters")
@@ -66,13 +66,13 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         train: inputs `[N, …]` and labels `[N]` for the methods that train; without them these
             say so in their rows.
         test: held-out inputs and labels that all are measured on; without them the agreement with
-            the dense network is measured on the guard probes.
+            the dense network is measured on the validation inputs calibration inputs.
         prune_also: further parameters to prune, by qualified name.
         out: folder that keeps every row as soon as it is known; the next call goes on there.
         overwrite: whether rows that are there are thrown away.
         observer: told of progress and rows.
-        options: further fields of `Question` (training, epochs, schedule, clusters), and of
-            `Settings` (preset, probes, pattern, generations, workers, …); `floor` holds for the
+        options: further fields of `ComparisonSpec` (training, epochs, schedule, clusters), and of
+            `Settings` (preset, calibration inputs, pattern, generations, workers, …); `floor` holds for the
             masks that are searched for (evolved, edge-popup).
 
     Raises:
@@ -99,7 +99,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         )
     sparsities = (sparsity,) if isinstance(sparsity, (int, float)) else tuple(sparsity)
     own = {name: options.pop(name) for name in _QUESTION if name in options}
-    question = Question(
+    question = ComparisonSpec(
         sparsities,
         methods=(methods,) if isinstance(methods, str) else tuple(methods),
         seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds),
@@ -110,7 +110,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
-        device=choose_home(Staff.of(question.settings)),
+        device=choose_home(WorkerOptions.of(question.settings)),
     )
     data = Data(
         None if train is None else Samples(*train, "training data given by the caller"),
@@ -123,7 +123,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
 
 def compare_target(  # noqa: PLR0913 # data and place beside the question, each by its own name
     target: Target,
-    question: Question,
+    question: ComparisonSpec,
     *,
     data: Data = NOTHING,
     out: str | Path | None = None,
@@ -154,7 +154,7 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
             "(--range LOW,HIGH or --mean and --std say it)"
         )
         target = replace(target, inputs=replace(target.inputs, assumed=False))
-    contest = Contest(
+    contest = ComparisonContext(
         target=target,
         settings=question.settings,
         train=data.train,
@@ -175,7 +175,7 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
             return found
 
 
-def _checked(target: Target, question: Question, data: Data) -> Data:
+def _checked(target: Target, question: ComparisonSpec, data: Data) -> Data:
     """Return data as the network takes it, once everything that can be checked at once is right."""
     settings = question.settings
     check_settings(settings)
@@ -193,8 +193,8 @@ def _checked(target: Target, question: Question, data: Data) -> Data:
 
 
 def _run(
-    contest: Contest,
-    question: Question,
+    contest: ComparisonContext,
+    question: ComparisonSpec,
     chosen: Sequence[Method],
     test: Samples | None,
     store: Store | None,

@@ -25,14 +25,14 @@ DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)
 
 
 @dataclass(frozen=True)
-class Question:
+class ComparisonSpec:
     """What is compared.
 
     Attributes:
         sparsities: fractions of prunable weights to remove, in any order.
         methods: names as `find_methods` takes them.
         seeds: a method without chance runs with the first one only.
-        settings: of the search and the probes, with the pattern that all obey; sparsity and seed in
+        settings: of the search and the calibration inputs, with the pattern that all obey; sparsity and seed in
             it are not used.
         training: how networks are trained where they are.
         epochs: of training at one step of a schedule; may be a fraction.
@@ -99,7 +99,7 @@ class Data(NamedTuple):
 
     Attributes:
         train: labelled inputs for the methods that train; without them these say so.
-        test: held-out labelled inputs; without them agreement is measured on the guard probes.
+        test: held-out labelled inputs; without them agreement is measured on the validation inputs calibration inputs.
     """
 
     train: Samples | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.calibration_set import plan_probes
+from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.parse import PROCEDURAL
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
@@ -68,11 +68,11 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     over = Range(values, max_drop, biases=biases, masks=read)
     target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
     given = None if test is None else Samples(*test, "test data given by the caller")
-    return sweep_target(by, target, given or generated_guard(target), over, observer)
+    return sweep_target(by, target, given or generated_validation(target), over, observer)
 
 
-def generated_guard(target: Target) -> Samples:
-    """Return generated inputs to measure on, the guard of a procedural run with seed 0."""
+def generated_validation(target: Target) -> Samples:
+    """Return generated inputs to measure on, the validation inputs of a procedural run with seed 0."""
     generator = torch.Generator().manual_seed(derive_seed(0, "run"))
-    settings = make_settings({"sparsity": 0.5, "probes": (PROCEDURAL,)})
-    return plan_probes(target, settings, generator).guard
+    settings = make_settings({"sparsity": 0.5, "calibration": (PROCEDURAL,)})
+    return make_calibration_set(target, settings, generator).validation

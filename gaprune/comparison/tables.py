@@ -8,7 +8,7 @@ from gaprune.comparison.rows import Cell, Line, Needs
 
 MISSING = "–"
 BESIDE = 5e-4  # a budget that is missed by less goes without saying
-_DATA = {"none": "weights", "procedural": "probes", "labelled": "labels"}
+_DATA = {"none": "weights", "procedural": "calibration", "labelled": "labels"}
 
 
 def cell_text(cell: Cell | None) -> str:
@@ -20,7 +20,7 @@ def cell_text(cell: Cell | None) -> str:
 
 
 def needs_text(needs: Needs) -> str:
-    """Return what a method was given, in a few words: `probes, gradients`.
+    """Return what a method was given, in a few words: `calibration, gradients`.
 
     Labels stand for the training set, training stands for gradients as well.
     """

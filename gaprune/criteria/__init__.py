@@ -1,4 +1,4 @@
-"""Saliency: how much each prunable weight matters, as one score per weight (higher means keep)."""
+"""Criterion: how much each prunable weight matters, as one score per weight (higher means keep)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wan
 from gaprune.criteria.correlation import correlation
 from gaprune.criteria.flow import synflow
 from gaprune.criteria.gradients import grasp, snip, taylor
-from gaprune.criteria.network import Criterion, Network
+from gaprune.criteria.network import Network, ScoreFunction
 from gaprune.criteria.weights_only import erk, lamp, magnitude, random
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
 
 __all__ = [
-    "SALIENCIES",
-    "Criterion",
+    "CRITERIA",
     "Network",
-    "Saliency",
-    "find_saliency",
+    "ScoreFunction",
+    "ScoreFunction",
+    "find_criterion",
     "read_saliency",
     "score",
     "score_with",
@@ -33,32 +33,32 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Saliency:
+class Criterion:
     """One criterion and where it comes from.
 
     Attributes:
-        name: its key in `SALIENCIES`.
+        name: its key in `CRITERIA`.
         criterion: the function.
-        needs_probes: whether it shows inputs to the network.
+        needs_inputs: whether it shows inputs to the network.
         takes_gradients: whether it differentiates the network.
         source: paper and equation.
         description: one line for people.
     """
 
     name: str
-    criterion: Criterion
-    needs_probes: bool
+    criterion: ScoreFunction
+    needs_inputs: bool
     takes_gradients: bool
     source: str
     description: str
 
 
-SALIENCIES: dict[str, Saliency] = {
-    saliency.name: saliency
-    for saliency in (
-        Saliency("random", random, False, False, "none: the control", "uniform random scores"),
-        Saliency("magnitude", magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
-        Saliency(
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        Criterion("random", random, False, False, "none: the control", "uniform random scores"),
+        Criterion("magnitude", magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
+        Criterion(
             "lamp",
             lamp,
             False,
@@ -66,7 +66,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Lee et al. 2021, eq. 4",
             "w² over the squares of the layer's weights that are at least as large",
         ),
-        Saliency(
+        Criterion(
             "erk",
             erk,
             False,
@@ -74,7 +74,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Evci et al. 2020, section 3",
             "magnitude inside layers whose densities follow Erdős–Rényi-kernel",
         ),
-        Saliency(
+        Criterion(
             "synflow",
             synflow,
             False,
@@ -82,7 +82,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Tanaka et al. 2020, algorithm 1",
             "synaptic flow through the absolute weights, pruned in 100 rounds",
         ),
-        Saliency(
+        Criterion(
             "snip",
             snip,
             True,
@@ -90,7 +90,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Lee et al. 2019, eq. 5",
             "|w · gradient|: how strongly a gate on the weight moves the loss",
         ),
-        Saliency(
+        Criterion(
             "grasp",
             grasp,
             True,
@@ -98,7 +98,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Wang et al. 2020, eq. 8",
             "w · Hessian · gradient: the weights that keep the gradient flowing",
         ),
-        Saliency(
+        Criterion(
             "taylor",
             taylor,
             True,
@@ -106,7 +106,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Molchanov et al. 2019, eq. 8",
             "(w · gradient)², averaged over mini-batches",
         ),
-        Saliency(
+        Criterion(
             "wanda",
             wanda,
             True,
@@ -114,7 +114,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Sun et al. 2023, eq. 1",
             "|w| · norm of the inputs it multiplies, layers balanced as in LAMP",
         ),
-        Saliency(
+        Criterion(
             "wanda-rows",
             wanda_rows,
             True,
@@ -122,7 +122,7 @@ SALIENCIES: dict[str, Saliency] = {
             "Sun et al. 2023, section 3",
             "the same products ranked inside every output row, all of the same density",
         ),
-        Saliency(
+        Criterion(
             "lamp-wanda",
             lamp_wanda,
             True,
@@ -130,7 +130,7 @@ SALIENCIES: dict[str, Saliency] = {
             "our own, of Lee et al. 2021, eq. 4 and Zhang et al. 2024, eq. 4",
             "LAMP says how many weights a layer keeps, |w| · root of the inputs' norm which",
         ),
-        Saliency(
+        Criterion(
             "lamp-wanda-rows",
             lamp_wanda_rows,
             True,
@@ -138,7 +138,7 @@ SALIENCIES: dict[str, Saliency] = {
             "our own, of Lee et al. 2021, eq. 4 and Sun et al. 2023, section 3",
             "LAMP says how many weights a layer keeps, ranks inside every output row which",
         ),
-        Saliency(
+        Criterion(
             "correlation",
             correlation,
             True,
@@ -150,56 +150,58 @@ SALIENCIES: dict[str, Saliency] = {
 }
 
 
-def find_saliency(name: str, argument: str = "saliency", beside: Collection[str] = ()) -> Saliency:
+def find_criterion(
+    name: str, argument: str = "criterion", beside: Collection[str] = ()
+) -> Criterion:
     """Return a criterion by name: our own, or a plug-in's.
 
     Args:
-        name: a key of `SALIENCIES`, or what an installed package adds.
+        name: a key of `CRITERIA`, or what an installed package adds.
         argument: what the caller calls it, for the message.
         beside: names that the caller knows as well.
 
     Raises:
         InputError: an unknown name, or a plug-in that is broken.
     """
-    if name in SALIENCIES:
-        return SALIENCIES[name]
-    found = plugins.find(plugins.SALIENCIES, name, read_saliency)
+    if name in CRITERIA:
+        return CRITERIA[name]
+    found = plugins.find(plugins.CRITERIA, name, read_criterion)
     if found is None:
-        added = plugins.names(plugins.SALIENCIES, SALIENCIES)
-        raise unknown_name(argument, name, [*beside, *SALIENCIES, *added])
+        added = plugins.names(plugins.CRITERIA, CRITERIA)
+        raise unknown_name(argument, name, [*beside, *CRITERIA, *added])
     return found
 
 
-def read_saliency(plugin: plugins.Plugin, held: Any) -> Saliency:  # noqa: ANN401 - whatever it is
-    """Return the criterion that a plug-in is: a `Saliency`, or a function with its signature.
+def read_criterion(plugin: plugins.Plugin, held: Any) -> Criterion:  # noqa: ANN401 - whatever it is
+    """Return the criterion that a plug-in is: a `Criterion`, or a function with its signature.
 
     Raises:
         InputError: it is neither.
     """
-    saliency: Saliency
-    if isinstance(held, Saliency):
-        saliency = held
+    criterion: Criterion
+    if isinstance(held, Criterion):
+        criterion = held
     else:
         text = (getattr(held, "__doc__", None) or plugin.title).strip().splitlines()[0]
         function = plugins.called(plugin, held)
-        saliency = Saliency(plugin.name, function, True, True, plugin.package, text)
-    guarded = partial(call_user, saliency.criterion, where=plugin.title)
-    return replace(saliency, name=plugin.name, criterion=guarded)
+        criterion = Criterion(plugin.name, function, True, True, plugin.package, text)
+    guarded = partial(call_user, criterion.criterion, where=plugin.title)
+    return replace(criterion, name=plugin.name, criterion=guarded)
 
 
 def score(
     name: str,
     network: Network,
-    probes: Tensor | None,
+    calibration: Tensor | None,
     generator: torch.Generator,
     density: float | None = None,
 ) -> Tensor:
     """Return the scores of one criterion.
 
     Args:
-        name: a key of `SALIENCIES`, or what a plug-in adds.
+        name: a key of `CRITERIA`, or what a plug-in adds.
         network: stays as it is, parameters, buffers, gradients and hooks.
-        probes: inputs `[N, ...]` for the criteria that need them; ignored by the others.
+        calibration inputs: inputs `[N, ...]` for the criteria that need them; ignored by the others.
         generator: the only source of randomness.
         density: the fraction of weights that will stay, in (0, 1]; only SynFlow looks at it, and
             ranks for a density of 0.01 without it.
@@ -208,47 +210,47 @@ def score(
         Finite float32 scores `[total]`, comparable inside a layer and between layers.
 
     Raises:
-        InputError: an unknown name, probes needed and not given, a density outside (0, 1].
-        GapruneError: the network gives scores that are not finite (it overflows on these probes).
+        InputError: an unknown name, calibration inputs needed and not given, a density outside (0, 1].
+        GapruneError: the network gives scores that are not finite (it overflows on these calibration inputs).
     """
-    return score_with(find_saliency(name), network, probes, generator, density)
+    return score_with(find_criterion(name), network, calibration, generator, density)
 
 
 def score_with(
-    saliency: Saliency,
+    criterion: Criterion,
     network: Network,
-    probes: Tensor | None,
+    calibration: Tensor | None,
     generator: torch.Generator,
     density: float | None = None,
 ) -> Tensor:
-    """Return the scores of a criterion, also of one that is not in `SALIENCIES`; see `score`.
+    """Return the scores of a criterion, also of one that is not in `CRITERIA`; see `score`.
 
     Raises:
         InputError: as `score`; or the criterion returns no tensor `[total]`.
     """
-    name = saliency.name
-    if saliency.needs_probes and (probes is None or len(probes) == 0):
-        free = ", ".join(key for key, one in SALIENCIES.items() if not one.needs_probes)
+    name = criterion.name
+    if criterion.needs_inputs and (calibration is None or len(calibration) == 0):
+        free = ", ".join(key for key, one in CRITERIA.items() if not one.needs_inputs)
         raise InputError(
-            f"probes: saliency {name!r} shows inputs to the network and got none; "
-            f"pass a tensor [N, ...], or use a saliency that needs no probes: {free}"
+            f"calibration inputs: criterion {name!r} shows inputs to the network and got none; "
+            f"pass a tensor [N, ...], or use a criterion that needs no calibration inputs: {free}"
         )
     if density is not None and not 0 < density <= 1:
         raise InputError(
             f"density: must be above 0 and at most 1 (the fraction of weights kept), got {density}"
         )
-    scores: object = saliency.criterion(network, probes, density, generator)
+    scores: object = criterion.criterion(network, calibration, density, generator)
     if not isinstance(scores, Tensor) or scores.shape != (network.layout.total,):
         came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
-            f"saliency {name!r}: must return one score for each of the {network.layout.total} "
+            f"criterion {name!r}: must return one score for each of the {network.layout.total} "
             f"prunable weights, a tensor [{network.layout.total}], got {came}"
         )
     for layer, values in network.layout.split(scores).items():
         bad = int((~values.isfinite()).count_nonzero())
         if bad:
             raise GapruneError(
-                f"saliency {name!r}: {bad} of {values.numel()} scores of layer {layer!r} are not "
-                f"finite, the network overflows; use other probes or another saliency"
+                f"criterion {name!r}: {bad} of {values.numel()} scores of layer {layer!r} are not "
+                f"finite, the network overflows; use other calibration inputs or another criterion"
             )
     return scores.float()

@@ -16,11 +16,14 @@ from gaprune.criteria.weights_only import lamp_scores
 
 LIVE = 6  # times the largest activation that measuring holds at once, squares in float64 among it
 
-ROOT = 0.5  # exponent of ‖x‖ where probes may be far from the network's domain
+ROOT = 0.5  # exponent of ‖x‖ where calibration inputs may be far from the network's domain
 
 
 def wanda(
-    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """Score |w|·‖x‖₂, x being all inputs that the weight multiplies (Sun et al. 2023, eq. 1).
 
@@ -30,13 +33,16 @@ def wanda(
     layer's inputs changes anything. Weights whose inputs cannot be seen are scored by |w|. The
     paper's own comparison groups are those of `wanda_rows`.
     """
-    products = _products(network, probes)
+    products = _products(network, calibration)
     scores = {name: lamp_scores(product) for name, product in products.items()}
     return network.layout.flatten(scores).float()
 
 
 def wanda_rows(
-    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """Rank |w|·‖x‖₂ inside each output row, as Sun et al. 2023, section 3, compare.
 
@@ -44,29 +50,35 @@ def wanda_rows(
     density in every row (the first axis of a weight; a vector is one row). Where rows are short,
     as in depthwise kernels, a low density leaves nothing of many.
     """
-    scores = {name: _row_ranks(one) for name, one in _products(network, probes).items()}
+    scores = {name: _row_ranks(one) for name, one in _products(network, calibration).items()}
     return network.layout.flatten(scores).float()
 
 
 def lamp_wanda(
-    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """LAMP decides how many weights each layer keeps, |w|·‖x‖₂^½ which (our own combination).
 
     A layer's LAMP scores (Lee et al. 2021, eq. 4) are handed out in the order of the products, so
     at every density the best k of the whole network have the counts of `lamp`. These look at
-    weights alone: they do not depend on how near the probes are to the network's domain, which
+    weights alone: they do not depend on how near the calibration inputs are to the network's domain, which
     the sizes of activations do. For the same reason the norm goes in by its root, as in Zhang et
     al. 2024 (RIA), eq. 4.
     """
-    return _in_lamp_counts(network, _products(network, probes, ROOT))
+    return _in_lamp_counts(network, _products(network, calibration, ROOT))
 
 
 def lamp_wanda_rows(
-    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """LAMP decides how many weights each layer keeps, the ranks of `wanda_rows` which."""
-    products = _products(network, probes)
+    products = _products(network, calibration)
     return _in_lamp_counts(network, {name: _row_ranks(one) for name, one in products.items()})
 
 
@@ -89,9 +101,11 @@ def _row_ranks(product: Tensor) -> Tensor:
     return torch.where(product.isfinite(), ranked, product)  # whoever asked is to see
 
 
-def _products(network: Network, probes: Tensor | None, exponent: float = 1.0) -> dict[str, Tensor]:
+def _products(
+    network: Network, calibration: Tensor | None, exponent: float = 1.0
+) -> dict[str, Tensor]:
     """Return w·‖x‖₂ to the exponent, float64; w where the inputs cannot be seen."""
-    shown = checked(probes)
+    shown = checked(calibration)
     energies = network.once("energies", shown, lambda: input_energies(network, shown))
     return {
         name: weight.detach().double()
@@ -100,22 +114,22 @@ def _products(network: Network, probes: Tensor | None, exponent: float = 1.0) ->
     }
 
 
-def input_energies(network: Network, probes: Tensor | None) -> dict[str, Tensor]:
-    """Return Σ x² over probes and positions for every weight: name → its shape, float64.
+def input_energies(network: Network, calibration: Tensor | None) -> dict[str, Tensor]:
+    """Return Σ x² over calibration inputs and positions for every weight: name → its shape, float64.
 
     Linear, convolution (transposed too), embedding and multi-head attention weights are found by
     hooks; a weight shared by several modules adds up their inputs. Weights of other modules, and
     of modules that were never called, are missing.
 
     Raises:
-        InputError: there are no probes.
+        InputError: there are no calibration inputs.
     """
     with torch.no_grad():
-        size = fitting(_widest(network.model, next(batches(network, probes, 1))), passes=LIVE)
+        size = fitting(_widest(network.model, next(batches(network, calibration, 1))), passes=LIVE)
     recorder = _Recorder(network)
     try:
         with torch.no_grad():
-            for batch in batches(network, probes, size):
+            for batch in batches(network, calibration, size):
                 network.model(batch)
     finally:
         recorder.remove()

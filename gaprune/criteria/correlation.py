@@ -28,12 +28,12 @@ NOISE = 1e-12  # of a channel's variance: below, it is rounding
 
 
 def correlation(
-    network: Network, probes: Tensor | None, _density: float | None, generator: torch.Generator
+    network: Network, calibration: Tensor | None, _density: float | None, generator: torch.Generator
 ) -> Tensor:
     """Rank weights by the damage that their removal does to the correlation of their channel.
 
     The damage is the running maximum of the increments of e along the elimination, times the
-    channel's empirical Fisher information: the mean over probes of Σ (∂ log p(y|x)/∂z)² over the
+    channel's empirical Fisher information: the mean over calibration inputs of Σ (∂ log p(y|x)/∂z)² over the
     positions of its output z, y being drawn from the network's own answer. So inside a channel the
     order is that of the removal. The result is a total ranking, (0, 1]: rank over total, equal
     damages in the order of removal.
@@ -47,9 +47,9 @@ def correlation(
     The generator is not advanced: draws come from a copy of it.
 
     Raises:
-        InputError: there are no probes.
+        InputError: there are no calibration inputs.
     """
-    seen = respond(network, probes, generator.clone_state())
+    seen = respond(network, calibration, generator.clone_state())
     damages, orders = {}, {}
     for name, weight in network.weights.items():
         response = seen.layers.pop(name, None)  # let go of each covariance as soon as it is used

@@ -23,7 +23,7 @@ SEQUENCE_WORK = 1e9  # multiply-adds of one forward pass on sequences
 
 
 def synflow(
-    network: Network, _probes: Tensor | None, density: float | None, generator: torch.Generator
+    network: Network, _calibration: Tensor | None, density: float | None, generator: torch.Generator
 ) -> Tensor:
     """Rank weights by iterative synaptic flow (Tanaka et al. 2020, algorithm 1), in float64.
 
@@ -49,8 +49,8 @@ def synflow(
         flow = synaptic_flow(network, state, kept, inputs)[alive]
         if not flow.isfinite().all():
             raise GapruneError(
-                "saliency 'synflow': the flow through the absolute weights overflows float64; "
-                "use another saliency"
+                "criterion 'synflow': the flow through the absolute weights overflows float64; "
+                "use another criterion"
             )
         keep = math.floor(total * (density or DEFAULT_DENSITY) ** (k / rounds) + 0.5)
         stay = top_k_mask(flow, keep)

@@ -43,29 +43,35 @@ def pseudo_label_loss(outputs: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def snip(
-    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """Score |∂L/∂c| = |w · ∂L/∂w| of the mean loss (Lee et al. 2019, eq. 5).
 
     c is a gate that multiplies the weight. The normalisation of eq. 6 divides all scores by one
     number and is left out.
     """
-    return (network.flat * _mean_gradient(network, probes)).abs().float()
+    return (network.flat * _mean_gradient(network, calibration)).abs().float()
 
 
 def taylor(
-    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
-    """Score (w · ∂L/∂w)², averaged over mini-batches of 16 probes (Molchanov et al. 2019, eq. 8).
+    """Score (w · ∂L/∂w)², averaged over mini-batches of 16 calibration inputs (Molchanov et al. 2019, eq. 8).
 
     The gradient is that of the mini-batch's mean loss, as in the paper; the square is taken before
     the average, so opposite gradients of different mini-batches don't cancel as they do in SNIP.
     """
     weights, leaves = network.flat, _leaves(network)
     scores, count = torch.zeros_like(weights), 0
-    size = _batch(network, probes, leaves)
+    size = _batch(network, calibration, leaves)
     with _differentiable():
-        for batch in batches(network, probes, TAYLOR_BATCH):
+        for batch in batches(network, calibration, TAYLOR_BATCH):
             parts = batch.split(size)
             gradient = sum(
                 (_gradient(network, leaves, part) for part in parts[1:]),
@@ -77,32 +83,37 @@ def taylor(
 
 
 def grasp(
-    network: Network, probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """Score w · Hg: keep the weights whose removal weakens the gradient flow ‖g‖² most.
 
     Wang et al. 2020, eq. 8: removing w changes ‖g‖² by −2·w·Hg to first order, and algorithm 1
     removes the largest −w·Hg, so w·Hg is what to keep. g and H belong to the mean loss over all
-    probes at the paper's temperature of 200. Hg comes from the gradient of gᵀ·stop(g).
+    calibration inputs at the paper's temperature of 200. Hg comes from the gradient of gᵀ·stop(g).
     """
     leaves = _leaves(network)
-    gradient = _mean_gradient(network, probes, GRASP_TEMPERATURE)
+    gradient = _mean_gradient(network, calibration, GRASP_TEMPERATURE)
     product, count = torch.zeros_like(gradient), 0
-    size = _batch(network, probes, leaves, GRASP_PASSES)
+    size = _batch(network, calibration, leaves, GRASP_PASSES)
     with _differentiable():
-        for batch in batches(network, probes, size):
+        for batch in batches(network, calibration, size):
             graph = _gradient(network, leaves, batch, GRASP_TEMPERATURE, create_graph=True)
             product += _flat_gradient(network, leaves, graph @ gradient)
             count += len(batch)
     return (network.flat * product / count).float()
 
 
-def _mean_gradient(network: Network, probes: Tensor | None, temperature: float = 1.0) -> Tensor:
+def _mean_gradient(
+    network: Network, calibration: Tensor | None, temperature: float = 1.0
+) -> Tensor:
     leaves = _leaves(network)
     total, count = torch.zeros_like(network.flat), 0
-    size = _batch(network, probes, leaves)
+    size = _batch(network, calibration, leaves)
     with _differentiable():
-        for batch in batches(network, probes, size):
+        for batch in batches(network, calibration, size):
             total += _gradient(network, leaves, batch, temperature)
             count += len(batch)
     return total / count
@@ -130,11 +141,11 @@ def _flat_gradient(
 
 
 def _batch(
-    network: Network, probes: Tensor | None, leaves: dict[str, Tensor], passes: int = 1
+    network: Network, calibration: Tensor | None, leaves: dict[str, Tensor], passes: int = 1
 ) -> int:
-    """Return how many probes fit into memory at once, with what a backward pass keeps of them."""
+    """Return how many calibration inputs fit into memory at once, with what a backward pass keeps of them."""
     with _differentiable():
-        example = next(batches(network, probes, 1))
+        example = next(batches(network, calibration, 1))
         return fitting(activation_bytes(network.model, example, leaves), passes)
 
 

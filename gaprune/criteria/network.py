@@ -1,4 +1,4 @@
-"""What a criterion may look at, and how probes reach the network."""
+"""What a criterion may look at, and how calibration inputs reach the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gaprune.masks.supermask import Layout
 from gaprune.models.input_spec import InputSpec
 
 T = TypeVar("T")
-MAX_BATCH = 256  # probes shown at once
+MAX_BATCH = 256  # calibration inputs shown at once
 MEMORY = 4e8  # bytes that the activations of one batch may take
 
 
@@ -37,18 +37,18 @@ class Network:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def once(self, what: str, probes: Tensor, measure: Callable[[], T]) -> T:
-        """Return what is measured on probes; criteria that follow each other measure it once.
+    def once(self, what: str, calibration: Tensor, measure: Callable[[], T]) -> T:
+        """Return what is measured on calibration inputs; criteria that follow each other measure it once.
 
         Args:
             what: names it.
-            probes: those that it was measured on last are known by identity, and not changed since.
+            calibration inputs: those that it was measured on last are known by identity, and not changed since.
             measure: gives it; nobody may change what it gives.
         """
-        version = 0 if probes.is_inference() else probes._version  # noqa: SLF001 # no public name
+        version = 0 if calibration.is_inference() else calibration._version  # noqa: SLF001 # no public name
         held = self._known.get(what)
-        if held is None or held[0] is not probes or held[1] != version:
-            held = self._known[what] = (probes, version, measure())
+        if held is None or held[0] is not calibration or held[1] != version:
+            held = self._known[what] = (calibration, version, measure())
         found: T = held[2]
         return found
 
@@ -58,40 +58,42 @@ class Network:
         return self.layout.flatten({name: weight.detach() for name, weight in self.weights.items()})
 
 
-Criterion = Callable[[Network, Tensor | None, float | None, torch.Generator], Tensor]
-"""`(network, probes, density, generator)` → flat float32 scores `[total]`; higher means keep."""
+ScoreFunction = Callable[[Network, Tensor | None, float | None, torch.Generator], Tensor]
+"""`(network, calibration, density, generator)` → flat float32 scores `[total]`; higher means keep."""
 
 
-def batches(network: Network, probes: Tensor | None, size: int = MAX_BATCH) -> Iterator[Tensor]:
-    """Yield the probes `[N, ...]` in order, at most `size` at once, on the weights' device.
+def batches(
+    network: Network, calibration: Tensor | None, size: int = MAX_BATCH
+) -> Iterator[Tensor]:
+    """Yield the calibration inputs `[N, ...]` in order, at most `size` at once, on the weights' device.
 
     Raises:
-        InputError: there are no probes.
+        InputError: there are no calibration inputs.
     """
-    shown = checked(probes)
+    shown = checked(calibration)
     device = next(iter(network.weights.values())).device
     for start in range(0, len(shown), size):
         yield shown[start : start + size].to(device)
 
 
-def checked(probes: Tensor | None) -> Tensor:
-    """Return the probes `[N, ...]`.
+def checked(calibration: Tensor | None) -> Tensor:
+    """Return the calibration inputs `[N, ...]`.
 
     Raises:
         InputError: there are none.
     """
-    if probes is None or len(probes) == 0:
+    if calibration is None or len(calibration) == 0:
         raise InputError(
-            "probes: this criterion shows inputs to the network and got none; pass [N, ...]"
+            "calibration inputs: this criterion shows inputs to the network and got none; pass [N, ...]"
         )
-    return probes
+    return calibration
 
 
-def fitting(per_probe: int, passes: int = 1) -> int:
-    """Return how many probes may be shown at once, from 1 to `MAX_BATCH`.
+def fitting(per_input: int, passes: int = 1) -> int:
+    """Return how many calibration inputs may be shown at once, from 1 to `MAX_BATCH`.
 
     Args:
-        per_probe: bytes that one probe takes between forward and backward (`activation_bytes`).
+        per_input: bytes that one calibration input takes between forward and backward (`activation_bytes`).
         passes: how many times as much the criterion holds.
     """
-    return max(1, min(MAX_BATCH, int(MEMORY // (per_probe * passes))))
+    return max(1, min(MAX_BATCH, int(MEMORY // (per_input * passes))))

@@ -18,9 +18,11 @@ from gaprune.models.macs import activation_bytes
 
 COLUMNS_PER_INPUT = 64  # of a layer, that the covariance of a channel's inputs is taken from
 FEWEST_COLUMNS, MOST_COLUMNS = 2**13, 2**15
-FEWEST_PROBES = 64
-SHOWN = 8e9  # bytes of activations of all probes; what goes beyond is not shown
-UNSEEN_BATCH = 16  # probes behind one squared gradient of a weight: more squares, less chance
+FEWEST_INPUTS = 64
+SHOWN = 8e9  # bytes of activations of all calibration inputs; what goes beyond is not shown
+UNSEEN_BATCH = (
+    16  # calibration inputs behind one squared gradient of a weight: more squares, less chance
+)
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Response:
 
     Attributes:
         moments: of its inputs.
-        information: mean over probes of Σ (∂ log p(y|x)/∂z)² over positions, `[channels]`.
+        information: mean over calibration inputs of Σ (∂ log p(y|x)/∂z)² over positions, `[channels]`.
     """
 
     moments: Moments
@@ -44,8 +46,8 @@ class Responses:
     information: dict[str, Tensor] = field(default_factory=dict)
 
 
-def respond(network: Network, probes: Tensor | None, generator: torch.Generator) -> Responses:
-    """Show the probes to the network once, and measure.
+def respond(network: Network, calibration: Tensor | None, generator: torch.Generator) -> Responses:
+    """Show the calibration inputs to the network once, and measure.
 
     y is drawn from a Gaussian of unit variance around the outputs (a common scale would change no
     ranking), also where these are logits: a softmax that is sure of its answer says that a thousand
@@ -53,21 +55,23 @@ def respond(network: Network, probes: Tensor | None, generator: torch.Generator)
 
     Args:
         network: the dense network.
-        probes: `[N, ...]`; the first ones of a network whose activations are large.
+        calibration inputs: `[N, ...]`; the first ones of a network whose activations are large.
         generator: draws positions and answers.
 
     Raises:
-        InputError: there are no probes.
+        InputError: there are no calibration inputs.
     """
-    example = next(batches(network, probes, 1))
+    example = next(batches(network, calibration, 1))
     called = _called(network, example)
     leaves = {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
-    per_probe = activation_bytes(network.model, example, leaves)
-    size = fitting(per_probe, passes=2)
+    per_input = activation_bytes(network.model, example, leaves)
+    size = fitting(per_input, passes=2)
     unseen = {name: leaf for name, leaf in leaves.items() if name not in called}
     if unseen:
         size = min(size, UNSEEN_BATCH)
-    shown = None if probes is None else probes[: max(FEWEST_PROBES, int(SHOWN // per_probe))]
+    shown = (
+        None if calibration is None else calibration[: max(FEWEST_INPUTS, int(SHOWN // per_input))]
+    )
     count = 0 if shown is None else len(shown)
     watch = _Watch(called, example.device, generator)
     found = {name: torch.zeros_like(weight) for name, weight in unseen.items()}
@@ -159,7 +163,7 @@ class _Watch:
     ) -> None:
         self.moments = {name: Moments(shape) for name, shape in called.items()}
         self.information: dict[str, Tensor] = {}
-        self.share = 1.0  # of the probes, in this batch
+        self.share = 1.0  # of the calibration inputs, in this batch
         self.origin = torch.zeros((), device=device, requires_grad=True)
         self._generator = generator
 

@@ -12,7 +12,10 @@ from gaprune.criteria.network import Network
 
 
 def random(
-    network: Network, _probes: Tensor | None, _density: float | None, generator: torch.Generator
+    network: Network,
+    _calibration: Tensor | None,
+    _density: float | None,
+    generator: torch.Generator,
 ) -> Tensor:
     """Score every weight uniformly in [0, 1): the baseline any criterion must beat."""
     scores = torch.rand(network.layout.total, generator=generator, device=generator.device)
@@ -20,21 +23,30 @@ def random(
 
 
 def magnitude(
-    network: Network, _probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    _calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """Score |w| (Han et al. 2015, section 3)."""
     return network.flat.abs().float()
 
 
 def lamp(
-    network: Network, _probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    _calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """Layer-adaptive magnitude (Lee et al. 2021, eq. 4), see `lamp_scores`."""
     return _by_layer(network, lamp_scores)
 
 
 def erk(
-    network: Network, _probes: Tensor | None, _density: float | None, _generator: torch.Generator
+    network: Network,
+    _calibration: Tensor | None,
+    _density: float | None,
+    _generator: torch.Generator,
 ) -> Tensor:
     """Magnitude inside a layer, Erdős–Rényi-kernel densities between layers.
 

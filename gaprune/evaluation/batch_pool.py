@@ -25,7 +25,7 @@ Ask = Callable[[Tensor], Shown]
 
 
 @dataclass(frozen=True, eq=False)
-class Stock:
+class BatchPool:
     """What gradient steps choose from. Every worker draws the same batches, each from its own seed.
 
     Attributes:
@@ -57,16 +57,16 @@ class Stock:
             self._drawn[key] = ask(self.mixture.draw(count, own))
         return self._drawn[key]
 
-    def anew(self) -> Stock:
+    def anew(self) -> BatchPool:
         """Return the same stock with nothing drawn yet, for another device."""
-        return Stock(self.mixture, self.batches, self.seed)
+        return BatchPool(self.mixture, self.batches, self.seed)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the batches behind: every worker draws its own, the same ones."""
         return {**self.__dict__, "_drawn": {}}
 
 
-def stock_size(bytes_per_input: int, batch: int, wanted: int = BATCHES) -> int:
+def batch_cache_size(bytes_per_input: int, batch: int, wanted: int = BATCHES) -> int:
     """Return how many batches are held: `wanted`, or what `BYTES` allow; 0 below `LEAST`.
 
     Args:

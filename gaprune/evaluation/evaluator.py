@@ -1,4 +1,4 @@
-"""The bench on which candidates are tried: network, probes and objective, held by every worker."""
+"""The evaluator on which candidates are tried: network, calibration inputs and objective, held by every worker."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.calibration.inversion.augment import moved_anew
 from gaprune.errors import InputError
-from gaprune.evaluation.batch_pool import Stock
-from gaprune.evaluation.cache import Known, Marks, marks_of
-from gaprune.evaluation.forward_modes import STRICT, Answering, Guided, Shown, Strict
+from gaprune.evaluation.batch_pool import BatchPool
+from gaprune.evaluation.cache import Marks, MaskCache, marks_of
+from gaprune.evaluation.forward_modes import (
+    STRICT_FORWARD,
+    ForwardMode,
+    GuidedForward,
+    Shown,
+    StrictForward,
+)
 from gaprune.evaluation.objectives import Objective, finite
 from gaprune.evaluation.precision import FULL, gradients, reduced
 from gaprune.masks.supermask import Layout, masked_weights
@@ -29,17 +35,17 @@ GROUP = 8  # masks of one forward pass, where several are scored at once
 
 
 class Verdict(NamedTuple):
-    """How a candidate does on the guard: agreement with the dense network, and its fitness."""
+    """How a candidate does on the validation inputs: agreement with the dense network, and its fitness."""
 
     agreement: float
     fitness: float
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class Evaluator:
     """What a worker needs to breed, score and judge candidates; sent to it once.
 
-    Masks, scores and random draws come from the CPU, whatever device the bench is on. Where a
+    Masks, scores and random draws come from the CPU, whatever device the evaluator is on. Where a
     pattern has units, masks and scores are theirs.
 
     Attributes:
@@ -48,19 +54,19 @@ class Bench:
         layout: where they, or the units, lie in a flat vector.
         units: of the pattern, or None: every weight has a score of its own.
         objective: what is maximised.
-        search: the probes that select.
-        guard: the probes that judge.
+        search: the calibration inputs that select.
+        validation: the calibration inputs that judge.
         fresh: generators of new inputs for gradient steps, or None.
-        stock: batches of them that are drawn once, and take their place; or None.
+        batch_cache: batches of them that are drawn once, and take their place; or None.
         pool: held inputs for gradient steps with the teacher's outputs, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
         moving: the form of the inputs of `pool` where they are shifted and mirrored anew for every
             batch, so that the search cannot learn them by heart; else None.
-        rungs: growing numbers of search probes; the last one is all of them.
-        answering: how a candidate answers: as it is, after repair, or guided from one to the other.
+        rungs: growing numbers of search calibration inputs; the last one is all of them.
+        forward_mode: how a candidate answers: as it is, after repair, or guided from one to the other.
         near: inputs nearer to the domain than those that select, or None.
         precision: key of `PRECISIONS`, for selection and gradient steps; the judge has all bits.
-        known: what masks scored here. Every bench has its own, also one that is made of another,
+        known: what masks scored here. Every evaluator has its own, also one that is made of another,
             and it does not travel.
     """
 
@@ -69,18 +75,18 @@ class Bench:
     layout: Layout
     objective: Objective
     search: Shown
-    guard: Shown
+    validation: Shown
     fresh: Mixture | None
     pool: Shown | None
     pool_share: float
     rungs: Sequence[int]
     moving: InputSpec | None = None
-    answering: Answering = STRICT
+    forward_mode: ForwardMode = STRICT_FORWARD
     near: Tensor | None = None
     precision: str = FULL
-    stock: Stock | None = None
+    batch_cache: BatchPool | None = None
     units: Units | None = None
-    known: Known = field(default_factory=Known, init=False, repr=False)
+    known: MaskCache = field(default_factory=MaskCache, init=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -105,8 +111,8 @@ class Bench:
         """Whether candidates are tried on the CPU in the network's own arithmetic."""
         return self.device.type == "cpu" and self.precision == FULL
 
-    def to(self, device: str | torch.device) -> Bench:
-        """Return the bench on a device; on the CPU, where it is made, it is the same one."""
+    def to(self, device: str | torch.device) -> Evaluator:
+        """Return the evaluator on a device; on the CPU, where it is made, it is the same one."""
         if torch.device(device).type == self.device.type == "cpu":
             return self
         model = copy.deepcopy(self.model).to(device)
@@ -115,15 +121,15 @@ class Bench:
             model=model,
             weights={name: model.get_parameter(name).detach() for name in self.weights},
             search=self.search.to(device),
-            guard=self.guard.to(device),
+            validation=self.validation.to(device),
             pool=None if self.pool is None else self.pool.to(device),
-            stock=None if self.stock is None else self.stock.anew(),
-            answering=self.answering.to(device),
+            batch_cache=None if self.batch_cache is None else self.batch_cache.anew(),
+            forward_mode=self.forward_mode.to(device),
             near=None if self.near is None else self.near.to(device),
         )
 
     def try_once(self) -> None:
-        """Run the dense network on a few search probes, where and as candidates are run.
+        """Run the dense network on a few search calibration inputs, where and as candidates are run.
 
         Raises:
             InputError: it does not run there, or gives what is not finite.
@@ -152,28 +158,30 @@ class Bench:
         return self.search.inputs if self.near is None else self.near
 
     @property
-    def strict(self) -> Bench:
-        """The same bench on which candidates answer as they are."""
-        return replace(self, answering=STRICT)
+    def strict(self) -> Evaluator:
+        """The same evaluator on which candidates answer as they are."""
+        return replace(self, forward_mode=STRICT_FORWARD)
 
     @cached_property
-    def repaired(self) -> Bench:
-        """The bench of a guided search on which candidates answer as after repair."""
-        return replace(self, answering=self._guided.repaired)
+    def repaired(self) -> Evaluator:
+        """The evaluator of a guided search on which candidates answer as after repair."""
+        return replace(self, forward_mode=self._guided.repaired)
 
-    def faded(self, fade: float) -> Bench:
-        """Return the bench of a guided search with another fade in gradient steps, 0 to 1."""
-        return replace(self, answering=self._guided.faded(fade))
+    def faded(self, fade: float) -> Evaluator:
+        """Return the evaluator of a guided search with another fade in gradient steps, 0 to 1."""
+        return replace(self, forward_mode=self._guided.faded(fade))
 
     @property
-    def _guided(self) -> Guided:
-        assert isinstance(self.answering, Guided), "make_bench guides where a plan needs it"
-        return self.answering
+    def _guided(self) -> GuidedForward:
+        assert isinstance(self.forward_mode, GuidedForward), (
+            "make_bench guides where a plan needs it"
+        )
+        return self.forward_mode
 
     def fitness(self, mask: Tensor, rung: int = -1) -> float:
-        """Score a flat bool mask on the search probes of one rung; larger is better, finite.
+        """Score a flat bool mask on the search calibration inputs of one rung; larger is better, finite.
 
-        What is known of the mask is not computed again; see `Known`.
+        What is known of the mask is not computed again; see `MaskCache`.
         """
         shown = self.search.first(self.rungs[rung])
         with spent("recall"):
@@ -190,9 +198,9 @@ class Bench:
         with spent("mask"):
             kept = self._kept(mask)
         with spent("forward"), reduced(self.precision, self.device):
-            if isinstance(self.answering, Strict):
+            if isinstance(self.forward_mode, StrictForward):
                 return self.known.answers(self.model, self.weights, kept, inputs, marks)
-            return self.answering.select(self.model, kept, inputs)
+            return self.forward_mode.select(self.model, kept, inputs)
 
     def fitness_many(self, masks: Sequence[Tensor], rung: int = -1) -> list[float]:
         """Score flat bool masks on one rung, `GROUP` of them per forward pass.
@@ -201,7 +209,7 @@ class Bench:
         group that is not full is filled up. Where torch cannot do that with this network (see
         `forward_many`), or candidates answer after repair, they pass one by one.
         """
-        if not isinstance(self.answering, Strict):
+        if not isinstance(self.forward_mode, StrictForward):
             return [self.fitness(mask, rung) for mask in masks]
         found: list[float] = []
         for start in range(0, len(masks), GROUP):
@@ -234,8 +242,8 @@ class Bench:
             return self.objective.score(wide, shown.teacher, shown.labels)
 
     def judge(self, mask: Tensor, shown: Shown | None = None) -> Verdict:
-        """Judge a flat bool mask on the guard, or on other inputs."""
-        shown = self.guard if shown is None else shown
+        """Judge a flat bool mask on the validation inputs, or on other inputs."""
+        shown = self.validation if shown is None else shown
         outputs = self.judged_outputs(mask, shown.inputs)
         agreement = finite(float(self.objective.judge(outputs, shown.teacher, shown.labels)))
         if self.objective.needs_labels and shown.labels is None:
@@ -248,7 +256,7 @@ class Bench:
 
     def judged_outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
         """Return what the masked network answers as it is judged, `[N, …]`."""
-        return self.answering.judge(self.model, self._kept(self.spread(mask)), inputs)
+        return self.forward_mode.judge(self.model, self._kept(self.spread(mask)), inputs)
 
     def score_gradient(self, mask: Tensor, shown: Shown) -> Tensor:
         """Return ∂loss/∂score of a flat bool mask, flat float32 `[total]`.
@@ -271,7 +279,7 @@ class Bench:
             leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
         with torch.enable_grad():
             with reduced(self.precision, self.device):
-                outputs, penalty = self.answering.step(self.model, leaves, shown)
+                outputs, penalty = self.forward_mode.step(self.model, leaves, shown)
             wide = outputs.to(shown.teacher.dtype)
             loss = self.objective.loss(wide, shown.teacher, shown.labels)
             if not loss.requires_grad:
@@ -300,14 +308,14 @@ class Bench:
                 index = torch.randint(len(self.pool.inputs), (pooled,), generator=generator)
                 held.append(self.pool.at(index))
                 count -= pooled
-            if self.stock is not None and count > 0:
-                held.append(self.stock.pick(count, generator, self._answered, self.precision))
+            if self.batch_cache is not None and count > 0:
+                held.append(self.batch_cache.pick(count, generator, self._answered, self.precision))
             elif self.fresh is not None and count > 0:
                 fresh.append(self.fresh.draw(count, generator).to(self.device))
             if pooled and self.moving is not None:  # the teacher has not seen them so
                 fresh.insert(0, moved_anew(held.pop(0).inputs, self.moving, generator))
             new = torch.cat(fresh) if fresh else None
-            batch = self.answering.batch(self.model, _joined(held), new)
+            batch = self.forward_mode.batch(self.model, _joined(held), new)
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))
 
     def _answered(self, inputs: Tensor) -> Shown:
@@ -315,12 +323,12 @@ class Bench:
         return Shown(inputs, answers(self.model, inputs), None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what is known: it is worth less than its way, and is no part of a bench."""
+        """Leave behind what is known: it is worth less than its way, and is no part of a evaluator."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Know nothing yet."""
-        self.__dict__.update(state, known=Known())
+        self.__dict__.update(state, known=MaskCache())
 
     def _kept(self, mask: Tensor) -> dict[str, Tensor]:
         return masked_weights(self.weights, self.weight_layout.split(mask.to(self.device)))

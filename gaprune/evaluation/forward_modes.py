@@ -19,10 +19,10 @@ from gaprune.repair import (
     aligned,
     anchor,
     compared,
-    drift,
     noted,
     repair_anchored,
     repaired_outputs,
+    statistics_loss,
 )
 
 
@@ -70,14 +70,14 @@ class Step(NamedTuple):
     penalty: Tensor | None = None
 
 
-class Answering(Protocol):
+class ForwardMode(Protocol):
     """What a candidate answers; `kept` replaces parameters of the dense `model`, by name."""
 
-    def to(self, device: str | torch.device) -> Answering:
+    def to(self, device: str | torch.device) -> ForwardMode:
         """Return the same way of answering for a network on a device."""
 
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Return its answers on search probes, `[N, …]`, to be compared with the teacher's."""
+        """Return its answers on search calibration inputs, `[N, …]`, to be compared with the teacher's."""
 
     def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return its answers on inputs that no repair may be measured on, `[N, …]`."""
@@ -89,10 +89,10 @@ class Answering(Protocol):
         """Make the batch of a gradient step of held inputs, new ones, or both."""
 
 
-class Strict:
+class StrictForward:
     """The pruned network as it is."""
 
-    def to(self, device: str | torch.device) -> Strict:
+    def to(self, device: str | torch.device) -> StrictForward:
         """It holds nothing that could be elsewhere."""
         del device
         return self
@@ -123,34 +123,34 @@ class Strict:
         )
 
 
-STRICT = Strict()
+STRICT_FORWARD = StrictForward()
 
 
 @dataclass(frozen=True, eq=False)
-class AfterRepair:
+class RepairedForward:
     """The pruned network after anchored repair; prunable weights stay as they are.
 
     Selection and gradient steps match it on the very inputs that it answers, which costs one
-    forward. That flatters it, so it is judged as it will be used: repaired on probes
+    forward. That flatters it, so it is judged as it will be used: repaired on calibration inputs
     of its own, the corrections written in, then shown the others.
 
     Attributes:
         sites: where repair writes in the one network that this is for.
-        probes: `[N, …]`, on which the judge repairs.
+        calibration inputs: `[N, …]`, on which the judge repairs.
         features: weight in gradient steps of how far what norms put out is from the dense
             network's (`gaprune.repair.features`): the mean over `sites.features`.
     """
 
     sites: Sites
-    probes: Tensor = field(repr=False)
+    calibration: Tensor = field(repr=False)
     features: float = 0.0
     _anchors: dict[tuple[int, int, int | None], Anchors] = field(
         default_factory=dict, init=False, repr=False
     )
 
-    def to(self, device: str | torch.device) -> AfterRepair:
-        """Take the probes there; the dense network's statistics are measured anew."""
-        return replace(self, probes=self.probes.to(device))
+    def to(self, device: str | torch.device) -> RepairedForward:
+        """Take the calibration inputs there; the dense network's statistics are measured anew."""
+        return replace(self, calibration=self.calibration.to(device))
 
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Match every chunk by its own statistics."""
@@ -158,12 +158,12 @@ class AfterRepair:
             return repaired_outputs(model, kept, self._anchored(model, inputs, CHUNK))
 
     def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Repair on the probes as `repair` does at the end of a run, then pass the inputs.
+        """Repair on the calibration inputs as `repair` does at the end of a run, then pass the inputs.
 
         Raises:
-            GapruneError: the dense network overflows on the probes.
+            GapruneError: the dense network overflows on the calibration inputs.
         """
-        anchors = self._anchored(model, self.probes, None)
+        anchors = self._anchored(model, self.calibration, None)
         try:
             state = repair_anchored(model, kept, anchors).state
         except GapruneError:
@@ -212,29 +212,29 @@ class AfterRepair:
 
 
 @dataclass(frozen=True, eq=False)
-class Guided(Strict):
+class GuidedForward(StrictForward):
     """The pruned network as it is, but gradient steps know the dense network's statistics.
 
-    Selection and judge see what `Strict` gives. Steps may begin on the network as it would answer
+    Selection and judge see what `StrictForward` gives. Steps may begin on the network as it would answer
     after repair and end on the strict one: numerical continuation (Allgower and Georg 1990) from a
     problem with a good solution to the one that is asked. And they may be held near the dense
     statistics, which keeps alive what later layers read.
 
     Attributes:
         repaired: how it answers after repair; its weight of features holds here too.
-        drift: weight of the mean drift (`gaprune.repair.drift`) over all sites in the loss.
+        statistics_loss: weight of the mean drift (`gaprune.repair.statistics_loss`) over all sites in the loss.
         fade: part of every correction that is left out: 0 is after repair, 1 as it is.
     """
 
-    repaired: AfterRepair
-    drift: float = 0.0
+    repaired: RepairedForward
+    statistics_loss: float = 0.0
     fade: float = 1.0
 
-    def to(self, device: str | torch.device) -> Guided:
-        """Take the probes there."""
+    def to(self, device: str | torch.device) -> GuidedForward:
+        """Take the calibration inputs there."""
         return replace(self, repaired=self.repaired.to(device))
 
-    def faded(self, fade: float) -> Guided:
+    def faded(self, fade: float) -> GuidedForward:
         """Return the same with another part of the corrections left out in steps."""
         return replace(self, fade=fade)
 
@@ -252,8 +252,12 @@ class Guided(Strict):
             compared(model, anchors.features) as apart,
         ):
             outputs = functional_call(model, dict(leaves), (batch.inputs,))
-        drifts = {name: drift(dense[name], one) for name, one in found.items() if self.drift}
-        costs = [_cost(self.drift, drifts), _cost(self.repaired.features, apart)]
+        drifts = {
+            name: statistics_loss(dense[name], one)
+            for name, one in found.items()
+            if self.statistics_loss
+        }
+        costs = [_cost(self.statistics_loss, drifts), _cost(self.repaired.features, apart)]
         stated = [cost for cost in costs if cost is not None]
         return Step(outputs, sum(stated[1:], stated[0]) if stated else None)
 
@@ -271,7 +275,7 @@ class Guided(Strict):
     @property
     def _measures(self) -> bool:
         """Whether steps measure statistics, to correct them or to weigh their drift."""
-        return self.fade != 1 or self.drift != 0
+        return self.fade != 1 or self.statistics_loss != 0
 
 
 def _cost(weight: float, found: Mapping[str, Tensor]) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gaprune.calibration.files import read_probes
+from gaprune.calibration.files import read_calibration
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.models.target import Target
@@ -16,16 +16,16 @@ def read_labelled(argument: str, text: str, target: Target) -> Samples:
 
     Args:
         argument: what the user calls it (`test`, `train`); messages begin with it.
-        text: the file, see `read_probes`.
+        text: the file, see `read_calibration`.
         target: what the inputs must fit.
 
     Raises:
         InputError: no such file, content that does not fit the network, or no labels.
     """
     try:
-        samples = read_probes(text, target.inputs)
+        samples = read_calibration(text, target.inputs)
     except InputError as error:
-        raise InputError(f"{argument}: {str(error).removeprefix('probes: ')}") from error
+        raise InputError(f"{argument}: {str(error).removeprefix('calibration: ')}") from error
     if samples.labels is None:
         raise InputError(
             f"{argument}: {text} holds no labels; give a file with both inputs and labels "

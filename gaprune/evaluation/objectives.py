@@ -82,7 +82,9 @@ def relative_error(outputs: Tensor, teacher: Tensor, labels: Tensor | None = Non
 
 def _given(labels: Tensor | None) -> Tensor:
     if labels is None:
-        raise InputError("objective: 'accuracy' needs labelled probes; give --probes labelled:FILE")
+        raise InputError(
+            "objective: 'accuracy' needs labelled calibration inputs; give --calibration labelled:FILE"
+        )
     return labels
 
 

@@ -21,25 +21,27 @@ class Remembered:
         bits: the packed mask.
         key: its hash.
         keep: kept weights of the whole network.
-        origin: see `Individual`; so are `rate`, `sprint` and `fitness`.
+        origin: see `Individual`; so are `learning_rate`, `sprint` and `fitness`.
     """
 
     bits: NDArray[np.uint8]
     key: str
     keep: int
     origin: str
-    rate: float
+    learning_rate: float
     sprint: float
     fitness: base.Fitness
 
     @classmethod
     def of(cls, one: Individual) -> Remembered:
         """Forget all but the mask, and how good it is."""
-        return cls(one.bits, one.key, one.keep, one.origin, one.rate, one.sprint, one.fitness)
+        return cls(
+            one.bits, one.key, one.keep, one.origin, one.learning_rate, one.sprint, one.fitness
+        )
 
     @property
     def quality(self) -> float:
-        """Fitness on the search probes, the first DEAP fitness value."""
+        """Fitness on the search calibration inputs, the first DEAP fitness value."""
         return float(self.fitness.values[0])
 
     def __deepcopy__(self, memo: object) -> Remembered:
@@ -48,7 +50,7 @@ class Remembered:
     def grown(self, layout: Layout) -> Individual:
         """Return an individual again: scores are 1 where a weight stays and 0 elsewhere."""
         one = as_mask(unpack(self.bits, layout.total), layout, self.origin, self.keep)
-        one.rate, one.sprint, one.fitness = self.rate, self.sprint, self.fitness
+        one.learning_rate, one.sprint, one.fitness = self.learning_rate, self.sprint, self.fitness
         return one
 
 

@@ -16,7 +16,7 @@ from gaprune.evaluation.evaluator import Verdict
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import LARGE, Individual
 from gaprune.evolution.offspring import Newborn
-from gaprune.evolution.phases import CONTINUATION, Phase
+from gaprune.evolution.phases import WARMUP, Phase
 from gaprune.evolution.race import faster_half
 from gaprune.evolution.scoring import Scores
 from gaprune.evolution.search_plan import Limits, Outcome, Plan, parted_for
@@ -26,7 +26,7 @@ from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, pyth
 from gaprune.evolution.variation import RecipeBook
 from gaprune.profiling import spent
 from gaprune.records import Generation
-from gaprune.workers import Lost, Warn, Workers
+from gaprune.workers import FailedTask, Warn, Workers
 
 __all__ = ["Evolution", "Limits", "Outcome", "Plan"]
 
@@ -83,7 +83,7 @@ class Evolution:
 
         Args:
             seeds: the first population is drawn from the best of them.
-            verdicts: mask key → how it does on the guard, where that is known.
+            verdicts: mask key → how it does on the validation inputs, where that is known.
 
         An interrupt (Ctrl-C) ends the search; what was found until then is returned. A search that
         was restored goes on from there; of the seeds, only the verdicts count then.
@@ -205,12 +205,12 @@ class Evolution:
             for index, ((a, b), (recipe, _)) in enumerate(zip(pairs, drawn, strict=True))
         ]
         lots = [[task] for task in tasks] if self._one_by_one else [tasks]
-        bred: Iterator[Child | Lost] = chain.from_iterable(map(self.toolbox.map, lots))
+        bred: Iterator[Child | FailedTask] = chain.from_iterable(map(self.toolbox.map, lots))
         for pair, (recipe, rate), child in zip(pairs, drawn, bred, strict=True):
             steps = recipe.refinement.steps if recipe.refinement else 0
             self._state.evaluations += 1 + steps
             origin = "+".join(recipe.operators) or "copy"
-            if isinstance(child, Lost):
+            if isinstance(child, FailedTask):
                 recipes.learn(recipe, improved=False)
                 self._leave_out(f"a child made by {origin}", child)
                 continue
@@ -221,7 +221,7 @@ class Evolution:
 
     def _parents(self, phase: Phase) -> list[Individual]:
         """Select two parents per child; the continuation has one, the best known after repair."""
-        if phase.name == CONTINUATION:
+        if phase.name == WARMUP:
             leaders = [
                 one for one, _ in self._state.leaders.values() if isinstance(one, Individual)
             ]
@@ -239,7 +239,7 @@ class Evolution:
         self._state.evaluations += len(contenders)
         scores = self._scores.of(contenders, rung, repaired=repaired)
         return [
-            self._leave_out(one.origin, found) if isinstance(found, Lost) else found
+            self._leave_out(one.origin, found) if isinstance(found, FailedTask) else found
             for one, found in zip(contenders, scores, strict=True)
         ]
 
@@ -252,7 +252,7 @@ class Evolution:
                 scored.append(one)
         return scored
 
-    def _leave_out(self, what: str, lost: Lost) -> float:
+    def _leave_out(self, what: str, lost: FailedTask) -> float:
         """Say that a candidate is left out, and return its fitness."""
         self._warn(
             f"generation {self._state.generation}: {what} is left out, it took down its worker "
@@ -266,12 +266,12 @@ class Evolution:
         one.fitness.values = (fitness,) if self.plan.most is None else (fitness, sparsity)
 
     def _judge_leaders(self) -> None:
-        """Judge the best, or the front, on the guard; whoever cannot be judged leaves."""
+        """Judge the best, or the front, on the validation inputs; whoever cannot be judged leaves."""
         leaders = self._state.leaders
         while new := [one for one in distinct(self._best()) if one.key not in leaders]:
             verdicts = self.toolbox.map([Judge(one.bits) for one in new])
             for one, verdict in zip(new, verdicts, strict=True):
-                if isinstance(verdict, Lost):
+                if isinstance(verdict, FailedTask):
                     self._leave_out(one.origin, verdict)
                     self._survive([other for other in self.population if other is not one])
                 else:
@@ -294,7 +294,7 @@ class Evolution:
             seconds=time.monotonic() - self._started,
             best=numbers["best"],
             mean=numbers["mean"],
-            guard=state.leaders[leader.key][1].agreement,
+            validation=state.leaders[leader.key][1].agreement,
             rates=self._recipes[phase].rates,
             phase=phase,
         )
@@ -307,7 +307,7 @@ class Evolution:
     def _forget(self) -> None:
         """Keep the mask alone of leaders that will have no more children: there are ever more."""
         state = self._state
-        if self.plan.phase(state.generation + 1).name == CONTINUATION:
+        if self.plan.phase(state.generation + 1).name == WARMUP:
             return
         alive = {id(one) for one in self.population}
         for key, (one, verdict) in state.leaders.items():
@@ -321,7 +321,7 @@ class Evolution:
         return sorted(front, key=lambda one: one.genes.keep)
 
     def _choose(self, known: Mapping[str, Verdict]) -> tuple[Individual, Verdict]:
-        """Pick the fittest on the guard among those that agree there at least like the baselines.
+        """Pick the fittest on the validation inputs among those that agree there at least like the baselines.
 
         Fitness tells candidates apart that agree on the same number of inputs, so it decides; the
         best baseline's agreement is the bar, which it meets itself.
@@ -335,7 +335,7 @@ class Evolution:
 
     def _limit(self) -> str | None:
         state = self._state
-        parted = parted_for(record.guard for record in self.history)
+        parted = parted_for(record.validation for record in self.history)
         return self.plan.limits.reached(
             generation=state.generation,
             evaluations=state.evaluations,

@@ -116,10 +116,10 @@ class Individual(list[Tensor]):
 
     Attributes:
         genes: scores, counts and budget.
-        fitness: the DEAP fitness; invalid until evaluated on all search probes.
+        fitness: the DEAP fitness; invalid until evaluated on all search calibration inputs.
         bits: the packed mask, expressed once; whoever knows it passes it on.
         key: hash of the mask.
-        rate: this individual's own step length for gradient-informed mutation.
+        learning_rate: this individual's own step length for gradient-informed mutation.
         origin: the baseline it was seeded from, or the operators that made it.
         sprint: fitness on the first rung of the race.
     """
@@ -129,7 +129,7 @@ class Individual(list[Tensor]):
         genes: Genes,
         layout: Layout,
         origin: str,
-        rate: float = 1.0,
+        learning_rate: float = 1.0,
         fitness: type[base.Fitness] = Fitness,
         bits: NDArray[np.uint8] | None = None,
     ) -> None:
@@ -138,14 +138,14 @@ class Individual(list[Tensor]):
         self.bits = pack(genes.express(layout)) if bits is None else bits
         self.key = bits_key(self.bits)
         self.origin = origin
-        self.rate = rate
+        self.learning_rate = learning_rate
         self.fitness = fitness()
         self.sprint = -float("inf")
 
     def at_budget(self, keep: int, layout: Layout) -> Individual:
         """Return the same scores with another number of kept weights, all layers together."""
         genes = replace(self.genes, keep=keep, counts=None)
-        return Individual(genes, layout, self.origin, self.rate)
+        return Individual(genes, layout, self.origin, self.learning_rate)
 
     @property
     def mask(self) -> Tensor:
@@ -159,17 +159,17 @@ class Individual(list[Tensor]):
 
     @property
     def quality(self) -> float:
-        """Fitness on the search probes, the first DEAP fitness value."""
+        """Fitness on the search calibration inputs, the first DEAP fitness value."""
         return float(self.fitness.values[0])
 
 
 def seed_genes(
     scores: Tensor, layout: Layout, keep: int, scope: str, uniform: Sequence[int] | None = None
 ) -> Genes:
-    """Turn a saliency into genes at a budget.
+    """Turn a criterion into genes at a budget.
 
     Args:
-        scores: flat saliency `[layout.total]`, comparable across layers unless `uniform` is given.
+        scores: flat criterion `[layout.total]`, comparable across layers unless `uniform` is given.
         layout: the network's prunable layers.
         keep: kept weights of the whole network.
         scope: `allocated`, `global` or `layer`.

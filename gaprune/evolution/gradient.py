@@ -1,4 +1,4 @@
-"""Gradient-informed mutation: a few straight-through steps on the scores, on fresh probes.
+"""Gradient-informed mutation: a few straight-through steps on the scores, on fresh calibration inputs.
 
 The gradient passes the top-k as if it were the identity (Ramanujan et al. 2020, eq. 4 and 5): a
 score moves by −w · ∂L/∂(w·m). Here it is a mutation: short, with its own step length, judged by
@@ -13,7 +13,7 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, align
 from gaprune.masks.supermask import global_mask, layer_counts
 from gaprune.profiling import spent
@@ -25,7 +25,7 @@ class Refinement:
 
     Attributes:
         steps: gradient steps, one batch each.
-        rate: Euclidean length of the first step in score ranks, before momentum.
+        learning_rate: Euclidean length of the first step in score ranks, before momentum.
         batch: inputs per step.
         momentum: of the normalised gradients.
         memory: decay of the average over the scores on the way; the average is what is returned.
@@ -35,11 +35,11 @@ class Refinement:
         last_rate: the length after the last step, reached evenly; None keeps the first.
         cosine: whether it is reached along half a cosine wave instead.
         fade: the parts of the steps after which repair begins to be left out and is left out, or
-            None: candidates answer as they do on the bench.
+            None: candidates answer as they do on the evaluator.
     """
 
     steps: int
-    rate: float
+    learning_rate: float
     batch: int
     momentum: float = 0.9
     memory: float = 0.95
@@ -50,21 +50,26 @@ class Refinement:
 
     def length(self, step: int) -> float:
         """Return how long a step is, counted from 0."""
-        last = self.rate if self.last_rate is None else self.last_rate
+        last = self.learning_rate if self.last_rate is None else self.last_rate
         if self.cosine:
-            return self.rate + (last - self.rate) * (1 - cos(pi * step / self.steps)) / 2
-        return self.rate + (last - self.rate) * step / self.steps
+            return (
+                self.learning_rate
+                + (last - self.learning_rate) * (1 - cos(pi * step / self.steps)) / 2
+            )
+        return self.learning_rate + (last - self.learning_rate) * step / self.steps
 
-    def at(self, step: int, bench: Bench) -> Bench:
-        """Return the bench of a step, counted from 0: repair fades evenly from step to step."""
+    def at(self, step: int, evaluator: Evaluator) -> Evaluator:
+        """Return the evaluator of a step, counted from 0: repair fades evenly from step to step."""
         if self.fade is None:
-            return bench
+            return evaluator
         first, last = self.fade
-        return bench.faded(min(1.0, max(0.0, (step / self.steps - first) / (last - first))))
+        return evaluator.faded(min(1.0, max(0.0, (step / self.steps - first) / (last - first))))
 
 
-def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Generator) -> Genes:
-    """Return genes whose scores have moved down the loss on fresh probes.
+def refine(
+    genes: Genes, evaluator: Evaluator, plan: Refinement, generator: torch.Generator
+) -> Genes:
+    """Return genes whose scores have moved down the loss on fresh calibration inputs.
 
     Where layers have their own counts, the scores are aligned first, so that weights may move
     between layers under the exact total; genes of scope `layer` keep their counts.
@@ -73,13 +78,13 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
         InputError: the objective has no loss to differentiate, or the network has no gradients.
     """
     genes = genes.wide().signed()
-    genes = genes if genes.fixed else align(genes, bench.layout)
-    scores = genes.scores.to(bench.device, copy=True)
+    genes = genes if genes.fixed else align(genes, evaluator.layout)
+    scores = genes.scores.to(evaluator.device, copy=True)
     genes = genes.with_scores(scores)  # only one copy is held
     velocity, mean, weight = torch.zeros_like(scores), torch.zeros_like(scores), 0.0
     for step in range(plan.steps):
         with spent("express"):
-            mask, now = _express(genes, scores, bench), plan.at(step, bench)
+            mask, now = _express(genes, scores, evaluator), plan.at(step, evaluator)
         with spent("draw"):
             batch = now.draw(plan.batch, generator)
         with spent("gradient"):
@@ -95,18 +100,18 @@ def refine(genes: Genes, bench: Bench, plan: Refinement, generator: torch.Genera
         weight = plan.memory * weight + 1 - plan.memory
         del gradient, mask, batch  # before the next ones are made
     del scores, velocity
-    return _settle(genes, mean.div_(weight).cpu(), bench)
+    return _settle(genes, mean.div_(weight).cpu(), evaluator)
 
 
-def _express(genes: Genes, scores: Tensor, bench: Bench) -> Tensor:
+def _express(genes: Genes, scores: Tensor, evaluator: Evaluator) -> Tensor:
     if genes.fixed:
-        return genes.with_scores(scores).express(bench.layout)
-    return global_mask(scores, bench.layout, genes.keep)
+        return genes.with_scores(scores).express(evaluator.layout)
+    return global_mask(scores, evaluator.layout, genes.keep)
 
 
-def _settle(genes: Genes, scores: Tensor, bench: Bench) -> Genes:
+def _settle(genes: Genes, scores: Tensor, evaluator: Evaluator) -> Genes:
     """Put moved scores back into genes; free counts become those of the common ranking."""
     if genes.counts is None or genes.fixed:
         return genes.with_scores(scores)
-    counts = layer_counts(global_mask(scores, bench.layout, genes.keep), bench.layout)
+    counts = layer_counts(global_mask(scores, evaluator.layout, genes.keep), evaluator.layout)
     return Genes(scores, tuple(counts), genes.keep)

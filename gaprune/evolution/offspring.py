@@ -19,15 +19,17 @@ class Newborn:
     Args:
         child: what came back from breeding.
         origin: the operators that made it.
-        rate: its own step length for gradient-informed mutation.
+        learning_rate: its own step length for gradient-informed mutation.
         fitness: the kind of DEAP fitness that the search compares.
 
     Attributes:
         sprint: fitness on the first rung of the race.
     """
 
-    def __init__(self, child: Child, origin: str, rate: float, fitness: type[base.Fitness]) -> None:
-        self.child, self.origin, self.rate = child, origin, rate
+    def __init__(
+        self, child: Child, origin: str, learning_rate: float, fitness: type[base.Fitness]
+    ) -> None:
+        self.child, self.origin, self.learning_rate = child, origin, learning_rate
         self.fitness = fitness()
         self.sprint = child.fitness
 
@@ -48,6 +50,6 @@ class Newborn:
 
     def grown(self, genes: Genes, layout: Layout) -> Individual:
         """Return the individual that it becomes, with the fitness that it has."""
-        one = Individual(genes, layout, self.origin, self.rate, bits=self.bits)
+        one = Individual(genes, layout, self.origin, self.learning_rate, bits=self.bits)
         one.fitness, one.sprint = self.fitness, self.sprint
         return one

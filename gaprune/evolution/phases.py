@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset
 
-CONTINUATION, ALLOCATION, SEARCH = "continuation", "allocation", "search"
+WARMUP, DENSITY_SEARCH, SEARCH = "warmup", "density_search", "search"
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Phase:
     """Some generations of a search and how their children are made.
 
     Attributes:
-        name: `continuation` (gradient steps that begin after repair and end without it),
-            `allocation` (keep counts of the layers alone) or `search` (everything).
+        name: `warmup` (gradient steps that begin after repair and end without it),
+            `density_search` (keep counts of the layers alone) or `search` (everything).
         preset: its operators and their options.
         offspring: children per generation.
         refinement: gradient steps of every child, or None.

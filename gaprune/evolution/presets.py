@@ -28,7 +28,7 @@ class Preset:
         selection: who breeds: `tournament`, `roulette` or `random`.
         survival: who stays: `best`, or `nsga2` over fitness and sparsity.
         elitist: whether parents compete with their children; otherwise children replace them.
-        races: whether children are first scored on few probes and only the better half on all.
+        races: whether children are first scored on few calibration inputs and only the better half on all.
         adaptive: whether operators that make better children are used more often.
         defaults: settings that the user may override (`Settings` names).
         scope, objective: what is used where the user names none; None leaves the settings alone.
@@ -52,7 +52,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "default": Preset(
-        description="memetic: crossover and mutation, then gradient steps on fresh probes",
+        description="memetic: crossover and mutation, then gradient steps on fresh calibration inputs",
         crossovers={NONE: 0.35, "averaging": 0.45, "uniform": 0.1, "whole-layer": 0.1},
         mutations={NONE: 0.85, "threshold-swap": 0.05, "budget-shift": 0.05, "gaussian": 0.05},
         gradient=True,
@@ -60,9 +60,9 @@ PRESETS: dict[str, Preset] = {
             "population": 4,
             "offspring": 3,
             "steps": 100,
-            "rate": 1.2,
+            "learning_rate": 1.2,
             "generations": 8,
-            "allocation": 10,
+            "density_search": 10,
         },
     ),
     "black-box": Preset(
@@ -80,14 +80,14 @@ PRESETS: dict[str, Preset] = {
             "gaussian": 0.3,
             "uniform-reset": 0.1,
         },
-        defaults={"population": 16, "offspring": 64, "generations": 60, "allocation": 10},
+        defaults={"population": 16, "offspring": 64, "generations": 60, "density_search": 10},
     ),
     "classic": Preset(
         description="the original idea: random scores, roulette, one-point crossover, reset",
         crossovers={"one-point": 1.0},
         mutations={NONE: 0.9, "uniform-reset": 0.1},
         options={"uniform-reset": {"rate": 0.1, "low": -1.0, "high": 1.0}},
-        defaults={"population": 100, "offspring": 100, "generations": 20, "allocation": 0},
+        defaults={"population": 100, "offspring": 100, "generations": 20, "density_search": 0},
         seeding="kaiming",
         selection="roulette",
         elitist=False,
@@ -135,12 +135,12 @@ def as_pareto(preset: Preset) -> Preset:
     )
 
 
-def as_continuation(preset: Preset) -> Preset:
+def as_warmup(preset: Preset) -> Preset:
     """Return the preset with children that differ from their parent by gradient steps alone."""
     return replace(preset, crossovers={NONE: 1.0}, mutations={NONE: 1.0}, options={})
 
 
-def as_allocation(preset: Preset) -> Preset:
+def as_density_search(preset: Preset) -> Preset:
     """Return the preset with children whose keep counts alone differ from their parent's."""
     return replace(
         preset,

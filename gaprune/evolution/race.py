@@ -1,4 +1,4 @@
-"""The race of a generation: few probes for all children, all probes for the faster half."""
+"""The race of a generation: few calibration inputs for all children, all calibration inputs for the faster half."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gaprune.evaluation.cache import Memory
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.cache import LRUCache
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.tasks import Score
 from gaprune.evolution.toolbox import Contender
 from gaprune.masks.supermask import unpack
-from gaprune.workers import Lost
+from gaprune.workers import FailedTask
 
 Bits = NDArray[np.uint8]
 KNOWN = 1 << 14  # masks whose scores a search remembers
@@ -24,7 +24,7 @@ KNOWN = 1 << 14  # masks whose scores a search remembers
 class ScoreGroup:
     """Score several packed masks on one rung, as they are, in one forward pass where that can be.
 
-    What a mask scores does not depend on the others; see `Bench.fitness_many`.
+    What a mask scores does not depend on the others; see `Evaluator.fitness_many`.
     """
 
     bits: tuple[Bits, ...]
@@ -35,10 +35,10 @@ class ScoreGroup:
         """Every rung takes its time, full groups or not."""
         return f"ScoreGroup, rung {self.rung}"
 
-    def run(self, bench: Bench) -> list[float]:
+    def run(self, evaluator: Evaluator) -> list[float]:
         """Return the fitness of each."""
-        masks = [unpack(bits, bench.layout.total) for bits in self.bits]
-        return bench.fitness_many(masks, self.rung)
+        masks = [unpack(bits, evaluator.layout.total) for bits in self.bits]
+        return evaluator.fitness_many(masks, self.rung)
 
 
 def score_masks(
@@ -48,13 +48,13 @@ def score_masks(
     *,
     repaired: bool = False,
     group: int = 1,
-) -> list[float | Lost]:
+) -> list[float | FailedTask]:
     """Score packed masks, in their order.
 
     Args:
         run: runs tasks on workers.
         masks: packed.
-        rung: of the search probes.
+        rung: of the search calibration inputs.
         repaired: as they answer after repair; they are never grouped.
         group: masks per task. A group that takes down its workers is tried mask by mask, so that
             one does not take the others with it.
@@ -62,18 +62,18 @@ def score_masks(
     if group == 1 or repaired:
         return run([Score(bits, rung, repaired) for bits in masks])
     groups = [tuple(masks[start : start + group]) for start in range(0, len(masks), group)]
-    found: list[float | Lost] = []
+    found: list[float | FailedTask] = []
     for one, scores in zip(groups, run([ScoreGroup(g, rung) for g in groups]), strict=True):
-        found += _one_by_one(run, one, rung) if isinstance(scores, Lost) else scores
+        found += _one_by_one(run, one, rung) if isinstance(scores, FailedTask) else scores
     return found
 
 
 def _one_by_one(
     run: Callable[[Sequence[Any]], list[Any]], group: Sequence[Bits], rung: int
-) -> list[float | Lost]:
+) -> list[float | FailedTask]:
     """Score the masks of a group that was lost, as the group would have."""
     scores = run([ScoreGroup((bits,), rung) for bits in group])
-    return [one if isinstance(one, Lost) else one[0] for one in scores]
+    return [one if isinstance(one, FailedTask) else one[0] for one in scores]
 
 
 class Scores:
@@ -89,14 +89,14 @@ class Scores:
 
     def __init__(self, run: Callable[[Sequence[Any]], list[Any]], group: int) -> None:
         self._run, self._group = run, group
-        self._known: Memory[tuple[str, int, bool], float] = Memory(KNOWN)
+        self._known: LRUCache[tuple[str, int, bool], float] = LRUCache(KNOWN)
 
     def of(
         self, contenders: Sequence[Contender], rung: int, *, repaired: bool = False
-    ) -> list[float | Lost]:
+    ) -> list[float | FailedTask]:
         """Score contenders on a rung, in their order; see `score_masks`."""
         masks = {one.key: one.bits for one in contenders}
-        found: dict[str, float | Lost] = {}
+        found: dict[str, float | FailedTask] = {}
         for key in masks:
             known = self._known.get((key, rung, repaired))
             found |= {} if known is None else {key: known}
@@ -105,6 +105,6 @@ class Scores:
         scores = score_masks(self._run, bits, rung, repaired=repaired, group=group) if new else []
         for key, score in zip(new, scores, strict=True):
             found[key] = score
-            if not isinstance(score, Lost):
+            if not isinstance(score, FailedTask):
                 self._known.put((key, rung, repaired), score)
         return [found[one.key] for one in contenders]

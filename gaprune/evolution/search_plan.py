@@ -10,14 +10,14 @@ from gaprune.evaluation.evaluator import Verdict
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.phases import ALLOCATION, CONTINUATION, SEARCH, Phase
-from gaprune.evolution.presets import Preset, as_allocation, as_continuation
+from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH, WARMUP, Phase
+from gaprune.evolution.presets import Preset, as_density_search, as_warmup
 from gaprune.masks.supermask import Layout
 from gaprune.records import Generation
 
 ALLOCATORS = 16  # children per generation of the allocation phase, at least
 FRONT_SEEDS = 5  # budgets at which every baseline starts a Pareto search
-PARTED = 0.02  # agreement on the guard lost between the best there and the leader of the search
+PARTED = 0.02  # agreement on the validation inputs lost between the best there and the leader of the search
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Limits:
         seconds: of the search. How far a search comes then depends on the machine, so this is the
             one limit under which a seed does not fix the masks.
         stagnation: generations without a better fitness.
-        patience: generations in a row whose leader agrees on the guard at least `PARTED` less than
-            an earlier one: the search then learns its own probes. Like those of stagnation, they
+        patience: generations in a row whose leader agrees on the validation inputs at least `PARTED` less than
+            an earlier one: the search then learns its own calibration inputs. Like those of stagnation, they
             are counted from where the search phase begins.
     """
 
@@ -44,26 +44,26 @@ class Limits:
     def reached(
         self, generation: int, evaluations: int, seconds: float, idle: int, parted: int
     ) -> str | None:
-        """Return the name of the first limit that is met (`guard` for patience), or None."""
+        """Return the name of the first limit that is met (`validation` for patience), or None."""
         now = {
             "generations": (generation, self.generations),
             "evaluations": (evaluations, self.evaluations),
             "seconds": (seconds, self.seconds),
             "stagnation": (idle, self.stagnation),
-            "guard": (parted, self.patience),
+            "validation": (parted, self.patience),
         }
         met = (name for name, (value, limit) in now.items() if limit is not None and value >= limit)
         return next(met, None)
 
 
-def parted_for(guard: Iterable[float]) -> int:
+def parted_for(validation: Iterable[float]) -> int:
     """Count the last generations whose leader agrees `PARTED` less than an earlier leader.
 
     Args:
-        guard: agreement of every generation's leader on the guard.
+        validation: agreement of every generation's leader on the validation inputs.
     """
     best, parted = 0.0, 0
-    for agreement in guard:
+    for agreement in validation:
         best = max(best, agreement)
         parted = parted + 1 if best - agreement >= PARTED else 0
     return parted
@@ -82,9 +82,9 @@ class Plan:
         limits: when to stop.
         keep: the asked number of kept weights.
         most: with a Pareto search, children keep from `keep` to `most` weights; else None.
-        allocation: of the generations, those before the search that change keep counts alone.
-        continuation: the steps of one generation before all others, or None: from what the best
-            seed after repair answers then to what it answers without. It needs a guided bench.
+        density_search: of the generations, those before the search that change keep counts alone.
+        warmup: the steps of one generation before all others, or None: from what the best
+            seed after repair answers then to what it answers without. It needs a guided evaluator.
         group: masks that are scored in one forward pass; 1 scores each alone.
     """
 
@@ -97,21 +97,23 @@ class Plan:
     limits: Limits
     keep: int
     most: int | None = None
-    allocation: int = 0
-    continuation: Refinement | None = None
+    density_search: int = 0
+    warmup: Refinement | None = None
     group: int = 1
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """How the generations are divided: out of repair, keep counts, then everything."""
         found: list[Phase] = []
-        if self.continuation is not None:
-            preset = as_continuation(self.preset)
-            found.append(Phase(CONTINUATION, preset, self.offspring, self.continuation, 0, 1))
-        before, total = len(found) + self.allocation, self.limits.generations
-        if self.allocation:
-            preset, children = as_allocation(self.preset), max(ALLOCATORS, self.offspring)
-            found.append(Phase(ALLOCATION, preset, children, None, len(found), self.allocation))
+        if self.warmup is not None:
+            preset = as_warmup(self.preset)
+            found.append(Phase(WARMUP, preset, self.offspring, self.warmup, 0, 1))
+        before, total = len(found) + self.density_search, self.limits.generations
+        if self.density_search:
+            preset, children = as_density_search(self.preset), max(ALLOCATORS, self.offspring)
+            found.append(
+                Phase(DENSITY_SEARCH, preset, children, None, len(found), self.density_search)
+            )
         rest = None if total is None else max(0, total - before)
         search = Phase(SEARCH, self.preset, self.offspring, self.refinement, before, rest)
         return *found, search
@@ -141,7 +143,7 @@ class Plan:
     def adopt(self, individual: Individual) -> Individual:
         """Return a seed with the kind of DEAP fitness that this search compares."""
         one = individual
-        return Individual(one.genes, self.layout, one.origin, one.rate, self.fitness, one.bits)
+        return Individual(one.genes, self.layout, one.origin, one.learning_rate, self.fitness, one.bits)
 
 
 @dataclass(frozen=True)
@@ -149,14 +151,14 @@ class Outcome:
     """What a search found.
 
     Attributes:
-        best: the candidate that does best on the guard among those that led the search.
+        best: the candidate that does best on the validation inputs among those that led the search.
         verdict: how it does there.
         population: the last one.
-        hall_of_fame: the best ever on the search probes.
+        hall_of_fame: the best ever on the search calibration inputs.
         front: non-dominated individuals, sparsest first (Pareto only).
-        judged: mask key → how it did on the guard, for all that led the search and the seeds.
+        judged: mask key → how it did on the validation inputs, for all that led the search and the seeds.
         history: one record per generation.
-        stopped: `generations`, `evaluations`, `seconds`, `stagnation`, `guard` or `interrupted`.
+        stopped: `generations`, `evaluations`, `seconds`, `stagnation`, `validation` or `interrupted`.
         evaluations: candidates scored; every gradient step counts as one.
         seconds: of the search alone.
     """

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria import SALIENCIES, Network, find_saliency, score
+from gaprune.criteria import CRITERIA, Network, find_criterion, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
@@ -41,7 +41,7 @@ class Ranked(Protocol):
 
 def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its own name
     network: Network,
-    probes: Tensor,
+    calibration: Tensor,
     sparsity: float,
     scope: str,
     generator: torch.Generator,
@@ -59,7 +59,7 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
 
     Args:
         network: the dense network.
-        probes: for the criteria that look at inputs, `[N, …]`.
+        calibration inputs: for the criteria that look at inputs, `[N, …]`.
         sparsity: fraction of weights to remove.
         scope: `allocated`, `global` or `layer`.
         generator: for the random criterion.
@@ -71,12 +71,12 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
     layout = network.layout if ranked is None else ranked.layout
     units = None if ranked is None else ranked.units
     keep = keep_total(layout, sparsity)
-    chosen = SALIENCIES if only is None else {name: find_saliency(name) for name in _ordered(only)}
-    for name, saliency in chosen.items():
-        if saliency.takes_gradients and not gradients:
+    chosen = CRITERIA if only is None else {name: find_criterion(name) for name in _ordered(only)}
+    for name, criterion in chosen.items():
+        if criterion.takes_gradients and not gradients:
             continue
         try:
-            scores = score(name, network, probes, generator, density=1 - sparsity)
+            scores = score(name, network, calibration, generator, density=1 - sparsity)
         except (GapruneError, RuntimeError) as error:
             warn(f"baseline {name} is left out: {error}")
             continue
@@ -96,7 +96,7 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
 
 def _ordered(names: Collection[str]) -> list[str]:
     """Return our own criteria in their order, then those of plug-ins."""
-    own = [name for name in SALIENCIES if name in names]
+    own = [name for name in CRITERIA if name in names]
     return [*own, *sorted(set(names) - set(own))]
 
 

@@ -39,7 +39,7 @@ class Snapshot:
         history: one record per generation.
         population: in order.
         hall_of_fame: best first.
-        leaders: all that were judged on the guard, in that order. Those that are neither in the
+        leaders: all that were judged on the validation inputs, in that order. Those that are neither in the
             population nor may have children later have no genes.
     """
 
@@ -133,7 +133,12 @@ class _Table:
 
 def _facts(one: Individual | Remembered) -> Facts:
     values = list(one.fitness.values)
-    return {"origin": one.origin, "rate": one.rate, "sprint": one.sprint, "values": values}
+    return {
+        "origin": one.origin,
+        "learning_rate": one.learning_rate,
+        "sprint": one.sprint,
+        "values": values,
+    }
 
 
 def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Individual:
@@ -146,7 +151,7 @@ def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Indi
         absolute=facts["absolute"],
     )
     found = plan.adopt(Individual(genes, plan.layout, facts["origin"]))
-    found.rate, found.sprint = facts["rate"], facts["sprint"]
+    found.learning_rate, found.sprint = facts["learning_rate"], facts["sprint"]
     found.fitness = _fitness(facts, plan)
     return found
 
@@ -154,7 +159,7 @@ def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Indi
 def _remembered(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Remembered:
     bits = tensors[facts["mask"]].numpy()
     keep = facts.get("keep", int(np.bitwise_count(bits).sum()))  # older ones counted weights
-    rest = {name: facts[name] for name in ("origin", "rate", "sprint")}
+    rest = {name: facts[name] for name in ("origin", "learning_rate", "sprint")}
     return Remembered(bits, bits_key(bits), keep, fitness=_fitness(facts, plan), **rest)
 
 

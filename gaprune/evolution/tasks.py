@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gaprune.evaluation.evaluator import Bench, Verdict
+from gaprune.evaluation.evaluator import Evaluator, Verdict
 from gaprune.evolution.genome import Genes, held
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.operators import find_crossover, find_mutation
@@ -86,33 +86,35 @@ class Breed:
         steps = self.recipe.refinement.steps if self.recipe.refinement else 0
         return f"Breed, {steps} steps, rung {self.rung}"
 
-    def run(self, bench: Bench) -> Child:
+    def run(self, evaluator: Evaluator) -> Child:
         """Vary, express, score."""
         generator = torch.Generator().manual_seed(self.seed)
         with spent("vary"):
-            genes = self._refined(bench, generator)
+            genes = self._refined(evaluator, generator)
         with spent("express"):
-            mask = genes.express(bench.layout)
-        return Child(genes, bench.fitness(mask, self.rung), pack(mask), genes.keep)
+            mask = genes.express(evaluator.layout)
+        return Child(genes, evaluator.fitness(mask, self.rung), pack(mask), genes.keep)
 
-    def _refined(self, bench: Bench, generator: torch.Generator) -> Genes:
+    def _refined(self, evaluator: Evaluator, generator: torch.Generator) -> Genes:
         """Return the child as it is held between tasks."""
         plan = self.recipe.refinement
         if plan is None:
-            return held(self._varied(bench, generator), bench.layout)
+            return held(self._varied(evaluator, generator), evaluator.layout)
         # nothing here holds what is refined: it is large
-        return held(refine(self._varied(bench, generator), bench, plan, generator), bench.layout)
+        return held(
+            refine(self._varied(evaluator, generator), evaluator, plan, generator), evaluator.layout
+        )
 
-    def _varied(self, bench: Bench, generator: torch.Generator) -> Genes:
+    def _varied(self, evaluator: Evaluator, generator: torch.Generator) -> Genes:
         """Return the child before its gradient steps; scores that stay are the parent's own."""
         parents = tuple(one.wide() for one in self.parents)
         genes = parents[0]
         if self.recipe.crossover is not None:
             cross = find_crossover(self.recipe.crossover)
-            genes = cross(parents[0], parents[1], bench.layout, generator)[0]
+            genes = cross(parents[0], parents[1], evaluator.layout, generator)[0]
         if self.recipe.mutation is not None:
             mutate = partial(find_mutation(self.recipe.mutation), **dict(self.recipe.options))
-            genes = mutate(genes, bench.layout, generator)
+            genes = mutate(genes, evaluator.layout, generator)
         if self.recipe.keep is not None:
             genes = replace(genes, keep=self.recipe.keep, counts=None)
         if genes.scores is parents[0].scores:
@@ -122,7 +124,7 @@ class Breed:
 
 @dataclass(frozen=True)
 class Score:
-    """Score a packed mask on one rung of the search probes, as it is judged or after repair."""
+    """Score a packed mask on one rung of the search calibration inputs, as it is judged or after repair."""
 
     bits: NDArray[np.uint8]
     rung: int
@@ -138,15 +140,15 @@ class Score:
         """Every rung takes its time."""
         return f"Score, rung {self.rung}{', repaired' if self.repaired else ''}"
 
-    def run(self, bench: Bench) -> float:
+    def run(self, evaluator: Evaluator) -> float:
         """Return the fitness."""
-        bench = bench.repaired if self.repaired else bench
-        return bench.fitness(unpack(self.bits, bench.layout.total), self.rung)
+        evaluator = evaluator.repaired if self.repaired else evaluator
+        return evaluator.fitness(unpack(self.bits, evaluator.layout.total), self.rung)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Judge a packed mask on the guard."""
+    """Judge a packed mask on the validation inputs."""
 
     bits: NDArray[np.uint8]
 
@@ -155,10 +157,10 @@ class Judge:
         """Pack a flat bool mask into a small message."""
         return cls(pack(mask))
 
-    def run(self, bench: Bench) -> Verdict:
-        """Return agreement and fitness on the guard."""
+    def run(self, evaluator: Evaluator) -> Verdict:
+        """Return agreement and fitness on the validation inputs."""
         with spent("judge"):
-            return bench.judge(unpack(self.bits, bench.layout.total))
+            return evaluator.judge(unpack(self.bits, evaluator.layout.total))
 
 
 Task = Breed | Score | Judge

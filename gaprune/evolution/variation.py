@@ -57,14 +57,14 @@ class RecipeBook:
         """Return the recipe of a child of `pair`, and the step-length factor that it inherits."""
         crossover, mutation = self._crossovers.draw(generator), self._mutations.draw(generator)
         change = exp(0.3 * float(torch.randn((), generator=generator)))
-        refinement, factor = self._phase.refinement, pair[0].rate
+        refinement, factor = self._phase.refinement, pair[0].learning_rate
         # without steps, nothing would select among factors; some say themselves where they end
         if refinement is not None and refinement.last_rate is None:
-            factor = (pair[0].rate * pair[1].rate) ** 0.5 * change
+            factor = (pair[0].learning_rate * pair[1].learning_rate) ** 0.5 * change
             factor = min(max(factor, SLOWEST), FASTEST)
-            most = refinement.rate * factor
+            most = refinement.learning_rate * factor
             first, last = most * self._annealing(generation - 1), most * self._annealing(generation)
-            refinement = replace(refinement, rate=first, last_rate=last)
+            refinement = replace(refinement, learning_rate=first, last_rate=last)
         recipe = Recipe(
             crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
             mutation=None if mutation == NONE else mutation,

@@ -117,7 +117,7 @@ from gaprune.export.semi_structured_writer import load_semi_structured
 model = ...  # the original class
 model.load_state_dict(load_semi_structured("."))
 model = model.half().cuda()
-with open("{semi_structured.RECEIPT}") as file:
+with open("{semi_structured.PROVENANCE}") as file:
     layers = json.load(file)["layers"]
 for name, facts in layers.items():
     if facts["sizes_fit_cuda"]:

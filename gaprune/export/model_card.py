@@ -40,7 +40,7 @@ def card(pruned: Pruned, form: str, how: How, files: Mapping[str, int], dense_by
         _what(pruned, how),
         _files(form, files, dense_bytes, how),
         _figures(pruned, form, how),
-        _receipt(pruned.record["receipt"]),
+        _provenance(pruned.record["provenance"]),
         _layers(pruned.record["layers"]),
         _loading(form),
     )
@@ -121,16 +121,16 @@ def _figures(pruned: Pruned, form: str, how: How) -> Iterator[str]:
     yield ""
 
 
-def _receipt(receipt: Mapping[str, Any]) -> Iterator[str]:
-    held = f"{receipt['samples']:,} inputs held"
-    fresh = ", and new ones at every step" if receipt["fresh"] else ""
-    yield "## Data: the receipt"
+def _provenance(provenance: Mapping[str, Any]) -> Iterator[str]:
+    held = f"{provenance['samples']:,} inputs held"
+    fresh = ", and new ones at every step" if provenance["fresh"] else ""
+    yield "## Data: the provenance"
     yield ""
-    yield f"- rung of the data ladder: **{receipt['rung']}**"
-    yield f"- shown to the search: {'; '.join(receipt['sources']) or 'nothing'} ({held}{fresh})"
-    yield f"- SHA-256 of what was held: `{receipt['sha256']}`"
-    yield f"- judged on: {receipt['guard']} ({receipt['guard_samples']:,} inputs)"
-    yield f"- SHA-256 of what judged: `{receipt['guard_sha256']}`"
+    yield f"- rung of the data ladder: **{provenance['rung']}**"
+    yield f"- shown to the search: {'; '.join(provenance['sources']) or 'nothing'} ({held}{fresh})"
+    yield f"- SHA-256 of what was held: `{provenance['sha256']}`"
+    yield f"- judged on: {provenance['validation']} ({provenance['validation_samples']:,} inputs)"
+    yield f"- SHA-256 of what judged: `{provenance['validation_sha256']}`"
     yield ""
 
 

@@ -54,11 +54,11 @@ class Pruned:
 
     @property
     def figures(self) -> tuple[float | None, float | None]:
-        """Agreement with the dense network on the guard, and accuracy, of this state."""
+        """Agreement with the dense network on the validation inputs, and accuracy, of this state."""
         repaired = self.record.get("repaired")
         if self.repaired and repaired:
-            return repaired["guard"], repaired["accuracy"]
-        return self.record["agreement"]["guard"], self.record["accuracy"]["pruned"]
+            return repaired["validation"], repaired["accuracy"]
+        return self.record["agreement"]["validation"], self.record["accuracy"]["pruned"]
 
     def target(self) -> Target:
         """Return the dense network.
@@ -201,5 +201,5 @@ def _check(
             raise ValueError(f"{MASK} does not fit the weights: {name!r}")
         if state[name][~mask].count_nonzero():
             raise ValueError(f"{name!r} has weights that its mask drops")
-    for key in ("target", "weights_sha256", "agreement", "accuracy", "receipt", "sparsity"):
+    for key in ("target", "weights_sha256", "agreement", "accuracy", "provenance", "sparsity"):
         record[key]

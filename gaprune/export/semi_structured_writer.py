@@ -23,13 +23,13 @@ from gaprune.io.semi_structured_packing import HALVES, packed
 from gaprune.io.serialization import to_json
 from gaprune.io.weights import load_state, sha256_of
 
-RECEIPT = "semi-structured.json"
+PROVENANCE = "semi-structured.json"
 SCHEMA, KEEP, OF = 1, 2, 4
 ROWS, COLUMNS = 32, 64  # of a float16 weight that CUDA takes: multiples of these
 
 
 def write_semi_structured(pruned: Pruned, folder: Path, how: How) -> None:
-    """Write a state dict in which weights that hold 2:4 are packed, with a receipt of them.
+    """Write a state dict in which weights that hold 2:4 are packed, with a provenance of them.
 
     A float32 network stays as it is: torch packs 2:4 in 16 bits alone, and `--half` rounds to them.
 
@@ -49,13 +49,13 @@ def write_semi_structured(pruned: Pruned, folder: Path, how: How) -> None:
     for name, value in state.items():
         written |= packed(name, value) if name in chosen else {name: value}
     save_file({name: one.contiguous() for name, one in written.items()}, folder / MODEL)
-    receipt = {
+    provenance = {
         "schema": SCHEMA,
         "pattern": f"{KEEP}:{OF}",
         "layers": {name: _facts(state[name], packed=name in chosen) for name in layers},
         "other": [name for name in pruned.masks if name not in layers],
     }
-    (folder / RECEIPT).write_text(to_json(receipt, indent=2) + "\n", encoding="utf-8")
+    (folder / PROVENANCE).write_text(to_json(provenance, indent=2) + "\n", encoding="utf-8")
     if sha256_of(load_semi_structured(folder)) != sha256_of(state):
         raise GapruneError(
             "export: the file read back is not what was written; check the disk, and try again"
@@ -88,14 +88,14 @@ def load_semi_structured(folder: str | Path) -> dict[str, Tensor]:
     place = Path(folder)
     try:
         state = load_state(place / MODEL)
-        layers: dict[str, Any] = json.loads((place / RECEIPT).read_text("utf-8"))["layers"]
+        layers: dict[str, Any] = json.loads((place / PROVENANCE).read_text("utf-8"))["layers"]
     except (OSError, ValueError, KeyError, TypeError) as error:  # InputErrors too: damaged files
         raise InputError(
             f"file: {folder} holds no sound semi-structured export ({error}); export it again"
         ) from error
     if missing := set(layers) - set(state):
         raise InputError(
-            f"file: {folder} holds no sound semi-structured export ({RECEIPT} speaks of "
+            f"file: {folder} holds no sound semi-structured export ({PROVENANCE} speaks of "
             f"{min(missing)}, which {MODEL} lacks); export it again"
         )
     return state

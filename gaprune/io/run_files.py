@@ -13,8 +13,8 @@ from gaprune.errors import GapruneError
 CONFIG, RECORD, HISTORY = "config.toml", "result.json", "history.jsonl"
 MASK, PRUNED, FRONT = "mask.safetensors", "pruned.safetensors", "front.safetensors"
 REPAIRED = "repaired.safetensors"
-SKETCH, REPORT = "report.json", "report.html"
-FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED, SKETCH, REPORT)
+REPORT_DATA, REPORT = "report.json", "report.html"
+FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED, REPORT_DATA, REPORT)
 CHECKPOINT, LOCK = "checkpoint", "lock"  # see `gaprune.runs.open_directory`
 UNWATCHED = "keeps nothing before its end"  # in the lock of such a run
 MAY_HOLD = {*FILES, FRONT, REPAIRED, CHECKPOINT}  # what --overwrite may remove

@@ -67,8 +67,8 @@ class Blocks:
 
     def _tiled(self, matrix: Tensor) -> Tensor:
         rows, columns = matrix.shape
-        margin = (0, -columns % self.columns, 0, -rows % self.rows)
-        padded = functional.pad(matrix, margin)
+        gain = (0, -columns % self.columns, 0, -rows % self.rows)
+        padded = functional.pad(matrix, gain)
         tall, wide = padded.shape[0] // self.rows, padded.shape[1] // self.columns
         return padded.view(tall, self.rows, wide, self.columns).sum((1, 3))
 

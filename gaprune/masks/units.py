@@ -13,7 +13,7 @@ class Units(Protocol):
     """Groups of weights that share one score.
 
     A search under such a pattern knows units alone: scores, masks, budgets and operators are over
-    `layout`, and only the bench and the result ask for weights.
+    `layout`, and only the evaluator and the result ask for weights.
     """
 
     @property

@@ -72,7 +72,7 @@ class InputSpec:
             raise InputError(f"vocabulary: token inputs need at least 2 ids, got {self.vocabulary}")
 
     def facts(self) -> dict[str, Any]:
-        """Return as plain data everything that probes of this form depend on."""
+        """Return as plain data everything that calibration inputs of this form depend on."""
         plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "words"}
         known = {} if self.words is None else self.words.facts()
         return {**plain, "words": known} if known else plain

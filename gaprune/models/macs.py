@@ -62,7 +62,7 @@ class _Operations(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; to guard against it, torch would import its compiler."""
+        """Nothing is compiled here; to validation against it, torch would import its compiler."""
         return False
 
     def __torch_dispatch__(

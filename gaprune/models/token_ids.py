@@ -24,7 +24,7 @@ class Words:
     table: Any = field(default=None, repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """Return as plain data what probes depend on beside the network; empty: nothing."""
+        """Return as plain data what calibration inputs depend on beside the network; empty: nothing."""
         if not self.ranked:
             return {}
         ids = hashlib.sha256(",".join(map(str, self.ranked)).encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""Repair after pruning: means and spreads put back on probes, every weight as it was."""
+"""Repair after pruning: means and spreads put back on calibration inputs, every weight as it was."""
 
 from gaprune.repair.anchors import Anchors, aligned, anchor, repaired_outputs
 from gaprune.repair.features import Feature, compared, noted
 from gaprune.repair.fold import Repaired, repair, repair_anchored, repaired_copy
-from gaprune.repair.moments import Moments, drift
+from gaprune.repair.moments import Moments, statistics_loss
 from gaprune.repair.points import BIAS, NORM, PARTS, STATISTICS
 from gaprune.repair.sites import Sites, default_parts, survey
 
@@ -21,11 +21,11 @@ __all__ = [
     "anchor",
     "compared",
     "default_parts",
-    "drift",
     "noted",
     "repair",
     "repair_anchored",
     "repaired_copy",
     "repaired_outputs",
+    "statistics_loss",
     "survey",
 ]

@@ -65,7 +65,7 @@ def anchor(model: nn.Module, sites: Sites, inputs: Tensor, chunk: int | None = N
     """
     if len(inputs) == 0 or (chunk is not None and chunk < 1):
         raise InputError(
-            f"probes: repair shows them in chunks of at least 1, got {len(inputs)} probes"
+            f"calibration inputs: repair shows them in chunks of at least 1, got {len(inputs)} calibration inputs"
             + ("" if chunk is None else f" and a chunk of {chunk}")
         )
     fits = max(MIN_CHUNK, MEMORY // max(1, sites.width)) if chunk is None else chunk

@@ -1,8 +1,8 @@
-"""Repair after pruning: statistics, biases and norms corrected on probes, weights as they were.
+"""Repair after pruning: statistics, biases and norms corrected on calibration inputs, weights as they were.
 
 A pruned network's activations have other means and spreads than the dense network's, layer upon
-layer. Shown the same probes, the difference of the two is what pruning did; what is odd about the
-probes themselves cancels.
+layer. Shown the same calibration inputs, the difference of the two is what pruning did; what is odd about the
+calibration inputs themselves cancels.
 """
 
 from __future__ import annotations
@@ -42,35 +42,37 @@ class Repaired:
 def repair(
     target: Target,
     masks: Mapping[str, Tensor],
-    probes: Tensor,
+    calibration: Tensor,
     *,
     parts: Sequence[str] | None = None,
     chunk: int | None = None,
 ) -> Repaired:
-    """Repair a pruned network on probes; prunable parameters keep their bits.
+    """Repair a pruned network on calibration inputs; prunable parameters keep their bits.
 
     Every site is matched to the dense network when the data reach it, so that each correction is
-    measured behind those before it: one pass of all probes where they fit into one chunk, which is
+    measured behind those before it: one pass of all calibration inputs where they fit into one chunk, which is
     exact. Chunks are matched to the dense network's own statistics on them, and what was measured
     is pooled.
 
     Args:
         target: the dense network.
         masks: bool masks of prunable parameters, by name.
-        probes: `[N, …]` as the network takes them.
+        calibration inputs: `[N, …]` as the network takes them.
         parts: what may be written, keys of `PARTS`; None takes `default_parts`.
-        chunk: probes per forward, at most (see `anchor`).
+        chunk: calibration inputs per forward, at most (see `anchor`).
 
     Raises:
-        InputError: no probes, an unknown part, or a mask of another name, shape or dtype.
-        GapruneError: the network overflows on these probes.
+        InputError: no calibration inputs, an unknown part, or a mask of another name, shape or dtype.
+        GapruneError: the network overflows on these calibration inputs.
     """
-    if len(probes) == 0:
-        raise InputError("probes: repair shows inputs to the network and got none; pass [N, …]")
+    if len(calibration) == 0:
+        raise InputError(
+            "calibration inputs: repair shows inputs to the network and got none; pass [N, …]"
+        )
     check_masks(masks, target.weights)
-    probes = probes.to(target.device)
-    sites = survey(target.model, probes, frozen=target.weights, parts=parts)
-    anchors = anchor(target.model, sites, probes, chunk)
+    calibration = calibration.to(target.device)
+    sites = survey(target.model, calibration, frozen=target.weights, parts=parts)
+    anchors = anchor(target.model, sites, calibration, chunk)
     there = {name: mask.to(target.device) for name, mask in masks.items()}
     kept = masked_weights({name: target.weights[name] for name in masks}, there)
     found = repair_anchored(target.model, kept, anchors)
@@ -120,7 +122,7 @@ def _folded(
         if not values.isfinite().all():
             raise GapruneError(
                 f"repair: means or variances at {name or 'the network'} are not finite: it "
-                "overflows on these probes; use other probes, or float32 weights"
+                "overflows on these calibration inputs; use other calibration inputs, or float32 weights"
             )
     correction = (value.double() for value in kind.correct(module, dense, pruned))
     state: dict[str, Tensor] = {}

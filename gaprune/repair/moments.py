@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 DEAD = 1e-3  # a channel whose spread is a smaller part of the layer's has no scale to match
-LEAST = 1e-3  # part of the layer's mean variance that every channel's is counted with, for `drift`
+LEAST = 1e-3  # part of the layer's mean variance that every channel's is counted with, for `statistics_loss`
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -58,7 +58,7 @@ def gain(dense: Moments, pruned: Moments, most: Tensor | None = None) -> Tensor:
     """Return σd ÷ σp per channel, at most `most`: what the pruned deviations are multiplied by.
 
     1 where either spread is below `DEAD` of the layer's root mean square, or lost in rounding: a
-    channel that does not move on the probes tells nothing about its scale, and the quotient would
+    channel that does not move on the calibration inputs tells nothing about its scale, and the quotient would
     amplify noise or cut the channel off.
 
     Args:
@@ -73,7 +73,7 @@ def gain(dense: Moments, pruned: Moments, most: Tensor | None = None) -> Tensor:
     return found if most is None else torch.minimum(found, most.view(found.shape))
 
 
-def drift(dense: Moments, pruned: Moments) -> Tensor:
+def statistics_loss(dense: Moments, pruned: Moments) -> Tensor:
     """Return KL(pruned ‖ dense) between Gaussians in nats, mean over channels, a scalar.
 
     ½ (σp²/σd² − 1 − ln σp²/σd² + (μp − μd)²/σd²). Differentiable in `pruned`. 0 where the dense

@@ -4,7 +4,14 @@
 `pictures` and `masks` how it is drawn, and `templates/` how it looks.
 """
 
-from gaprune.report.comparison_page import Contest, Contestant, Score, comparison_page
+from gaprune.report.comparison_page import ComparisonContext, Contestant, Score, comparison_page
 from gaprune.report.run_page import report_of, write_report
 
-__all__ = ["Contest", "Contestant", "Score", "comparison_page", "report_of", "write_report"]
+__all__ = [
+    "ComparisonContext",
+    "Contestant",
+    "Score",
+    "comparison_page",
+    "report_of",
+    "write_report",
+]

@@ -49,7 +49,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Contest:
+class ComparisonContext:
     """What a comparison found.
 
     Attributes:
@@ -77,7 +77,7 @@ class Contest:
     removed: str = "weights"
 
 
-def comparison_page(contest: Contest) -> str:
+def comparison_page(contest: ComparisonContext) -> str:
     """Return the page as text."""
     sparsities = sorted({one for method in contest.methods for one in method.scores})
     return render(
@@ -94,7 +94,7 @@ def comparison_page(contest: Contest) -> str:
     )
 
 
-def _headline(contest: Contest, sparsities: Sequence[float]) -> Headline:
+def _headline(contest: ComparisonContext, sparsities: Sequence[float]) -> Headline:
     figures, remarks = [], [contest.caption]
     lead = f"{len(contest.methods)} ways to prune {contest.target}; none of them has a figure."
     if sparsities:
@@ -114,21 +114,21 @@ def _headline(contest: Contest, sparsities: Sequence[float]) -> Headline:
     return Headline(contest.target, lead, tuple(figures), tuple(remarks))
 
 
-def _ranked(contest: Contest, sparsity: float) -> list[Contestant]:
+def _ranked(contest: ComparisonContext, sparsity: float) -> list[Contestant]:
     there = [one for one in contest.methods if sparsity in one.scores]
     return sorted(there, key=lambda one: -one.scores[sparsity].score)
 
 
-def _margins(contest: Contest, ranked: Sequence[Contestant], last: float) -> list[Figure]:
+def _margins(contest: ComparisonContext, ranked: Sequence[Contestant], last: float) -> list[Figure]:
     found = []
     own = next((one for one in ranked if one.name == EVOLVED), None)
     others = [one for one in ranked if one is not own and not one.trains]
     if own is not None:
         found.append(Figure("Evolved", percent(own.scores[last].score), own.needs))
     if own is not None and others:
-        margin = own.scores[last].score - others[0].scores[last].score
+        gain = own.scores[last].score - others[0].scores[last].score
         words = f"above {others[0].name}, the best of the others without training"
-        found.append(Figure("Margin", points(margin), words))
+        found.append(Figure("Margin", points(gain), words))
     trained = next((one for one in ranked if one.trains), None)
     if trained is not None:
         words = f"{trained.name}, the best that trains weights ({trained.needs})"
@@ -136,7 +136,7 @@ def _margins(contest: Contest, ranked: Sequence[Contestant], last: float) -> lis
     return found
 
 
-def _chart(contest: Contest, sparsities: Sequence[float]) -> Chart:
+def _chart(contest: ComparisonContext, sparsities: Sequence[float]) -> Chart:
     values = [one.score for method in contest.methods for one in method.scores.values()]
     values += [] if contest.dense is None else [contest.dense]
     first = {one.name for one in _ranked(contest, sparsities[-1])[: SHOWN - 1]} | {EVOLVED}
@@ -177,13 +177,13 @@ def _point(sparsity: float, score: Score) -> Point:
     )
 
 
-def _effort(contest: Contest, sparsities: Sequence[float]) -> Chart | None:
+def _effort(contest: ComparisonContext, sparsities: Sequence[float]) -> Chart | None:
     """Return what the highest sparsity took, against how well it went."""
     last = sparsities[-1]
     ranked = [one for one in _ranked(contest, last) if one.seconds > 0]
     if len(ranked) < 2:
         return None
-    x = Axis("seconds", Log.around([one.seconds for one in ranked], margin=1.6))
+    x = Axis("seconds", Log.around([one.seconds for one in ranked], gain=1.6))
     scores = [one.scores[last].score for one in ranked]
     y = Axis(contest.measure, Parts.around(scores), whole, exact=percent)
     groups = {
@@ -213,7 +213,9 @@ def _effort(contest: Contest, sparsities: Sequence[float]) -> Chart | None:
     return draw(Frame("What it took", x, y, note=note, height=260), series)
 
 
-def _rows(contest: Contest, sparsities: Sequence[float]) -> list[tuple[Contestant, list[str]]]:
+def _rows(
+    contest: ComparisonContext, sparsities: Sequence[float]
+) -> list[tuple[Contestant, list[str]]]:
     return [
         (one, [_text(one.scores.get(sparsity)) for sparsity in sparsities])
         for one in contest.methods

@@ -45,7 +45,7 @@ def search_charts(run: RunFiles) -> list[tuple[str, list[Chart]]]:
 
 
 def _is_generation(one: Mapping[str, Any]) -> bool:
-    names = ("generation", "evaluations", "seconds", "best", "mean", "guard")
+    names = ("generation", "evaluations", "seconds", "best", "mean", "validation")
     return all(isinstance(one.get(name), (int, float)) for name in names)
 
 
@@ -57,17 +57,17 @@ def _pair(
     best = run.record.get("best_baseline")
     beaten = run.record["baselines"].get(best, {}).get("agreement") if best else None
     rules = [] if beaten is None else [(float(beaten), f"{best}, the best ranking")]
-    guard = [float(one["guard"]) for one in history]
+    validation = [float(one["validation"]) for one in history]
     top = Frame(
-        "Agreement on the guard",
+        "Agreement on the validation inputs",
         axis,
-        Axis("agreement", _unit(guard + [value for value, _ in rules]), whole, exact=percent),
+        Axis("agreement", _unit(validation + [value for value, _ in rules]), whole, exact=percent),
         note="The leader of every generation, judged on inputs that never steer the search.",
         rules=rules,
         height=230,
     )
     bottom = Frame(
-        "Fitness on the search probes",
+        "Fitness on the search calibration inputs",
         axis,
         Axis(
             "fitness", Linear.around([float(one[n]) for one in history for n in ("best", "mean")])
@@ -76,7 +76,10 @@ def _pair(
         height=230,
     )
     return [
-        draw(top, [Series("leader", _points(history, against, "guard", percent), 0, strong=True)]),
+        draw(
+            top,
+            [Series("leader", _points(history, against, "validation", percent), 0, strong=True)],
+        ),
         draw(
             bottom,
             [
@@ -106,7 +109,7 @@ def _points(
 
 def _unit(values: Sequence[float]) -> Linear:
     """Return a scale for parts of 1 that wastes no room and goes no further than 0 and 1."""
-    found = Linear.around(values, margin=0.12)
+    found = Linear.around(values, gain=0.12)
     return Linear(max(0.0, found.low), min(1.0, found.high) if found.high > 1 else found.high)
 
 
@@ -131,16 +134,16 @@ def front_chart(run: RunFiles) -> Chart | None:
     densities = [1 - float(one["sparsity"]) for one in everything]
     scale = Log.around(densities)
     x = Axis("weights kept", scale, whole)
-    agreement = _unit([float(one["guard"]) for one in everything])
-    y = Axis("agreement on the guard", agreement, whole, exact=percent)
+    agreement = _unit([float(one["validation"]) for one in everything])
+    y = Axis("agreement on the validation inputs", agreement, whole, exact=percent)
     series = [
         Series(
             name,
             [
                 Point(
                     1 - float(one["sparsity"]),
-                    float(one["guard"]),
-                    f"{percent(one['sparsity'])} removed: {percent(one['guard'])} on the guard",
+                    float(one["validation"]),
+                    f"{percent(one['sparsity'])} removed: {percent(one['validation'])} on the validation inputs",
                 )
                 for one in sorted(group, key=lambda one: -float(one["sparsity"]))
             ],
@@ -170,7 +173,7 @@ def method_scores(run: RunFiles) -> list[tuple[str, float | None, float | None]]
         rows.append((own_name(record), *own_scores(record)))
     repaired = record.get("repaired")
     if repaired and not in_loop(record):
-        rows.append((f"{method}, repaired", repaired.get("guard"), repaired.get("accuracy")))
+        rows.append((f"{method}, repaired", repaired.get("validation"), repaired.get("accuracy")))
     return sorted(rows, key=lambda row: -(row[1] or 0.0))
 
 
@@ -180,7 +183,7 @@ def method_plot(run: RunFiles) -> DotPlot | None:
     if not rows:
         return None
     labelled = any(accuracy is not None for _, _, accuracy in rows)
-    names = ("agreement on the guard", "test accuracy")[: 1 + labelled]
+    names = ("agreement on the validation inputs", "test accuracy")[: 1 + labelled]
     axis = Axis("", Linear(0.0, 1.0), whole, exact=percent, ticks=(0, 0.25, 0.5, 0.75, 1))
     note = "All keep the same number of weights; none was fine-tuned."
     cut = [(name, values[: len(names)]) for name, *values in rows]
@@ -193,7 +196,7 @@ def density_plot(run: RunFiles) -> DotPlot | None:
     layers = run.record["layers"]
     beside = {
         name: kept
-        for name, kept in (run.sketch.get("kept") or {}).items()
+        for name, kept in (run.report_data.get("kept") or {}).items()
         if len(kept) == len(layers) and name != run.record["method"]
     }
     names = [own_name(run.record), *beside]

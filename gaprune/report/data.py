@@ -1,4 +1,4 @@
-"""What a report shows beside the record: small, and made while network and probes are at hand.
+"""What a report shows beside the record: small, and made while network and calibration inputs are at hand.
 
 ::
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gaprune.evaluation.evaluator import Bench, Verdict
+from gaprune.evaluation.evaluator import Evaluator, Verdict
 from gaprune.evaluation.forward_modes import Shown
 from gaprune.evolution.genome import Individual
 from gaprune.models.input_spec import InputSpec
@@ -35,8 +35,8 @@ MOST_CELLS = 24  # classes up to which every pair is
 BESIDE = ("magnitude", "lamp")
 
 
-def sketch_of(  # what a run knows at its end
-    bench: Bench,
+def report_data_of(  # what a run knows at its end
+    evaluator: Evaluator,
     spec: InputSpec,
     seeds: Sequence[Individual],
     verdicts: Mapping[str, Verdict],
@@ -46,10 +46,10 @@ def sketch_of(  # what a run knows at its end
     """Return plain data for a report; nothing random is drawn, and nothing changed.
 
     Args:
-        bench: on which the network was pruned.
+        evaluator: on which the network was pruned.
         spec: what the network takes.
         seeds: the one-shot masks.
-        verdicts: mask key → how each does on the guard.
+        verdicts: mask key → how each does on the validation inputs.
         best: what was found.
         confusion: see `confusion_of`.
     """
@@ -59,10 +59,10 @@ def sketch_of(  # what a run knows at its end
     return {
         "schema": SCHEMA,
         "inputs": spec.facts(),
-        "kept": {name: _kept(bench, made[name].mask) for name in wanted if name in made},
+        "kept": {name: _kept(evaluator, made[name].mask) for name in wanted if name in made},
         "shown": [
-            {"role": "search", **_shown(bench, spec, bench.search, best)},
-            {"role": "guard", **_shown(bench, spec, bench.guard, best)},
+            {"role": "search", **_shown(evaluator, spec, evaluator.search, best)},
+            {"role": "validation", **_shown(evaluator, spec, evaluator.validation, best)},
         ],
         "confusion": confusion,
     }
@@ -90,16 +90,16 @@ def confusion_of(labels: Tensor, **answers: Tensor) -> dict[str, Any] | None:
     }
 
 
-def _kept(bench: Bench, mask: Tensor) -> list[int]:
-    return [int(one.count_nonzero()) for one in bench.masks(mask).values()]
+def _kept(evaluator: Evaluator, mask: Tensor) -> list[int]:
+    return [int(one.count_nonzero()) for one in evaluator.masks(mask).values()]
 
 
-def _shown(bench: Bench, spec: InputSpec, shown: Shown, best: Individual) -> dict[str, Any]:
+def _shown(evaluator: Evaluator, spec: InputSpec, shown: Shown, best: Individual) -> dict[str, Any]:
     """Return the first of some inputs, with what the dense and the pruned network answer."""
     inputs, dense = shown.inputs[:SAMPLES], shown.teacher[:SAMPLES]
     said: list[dict[str, Any]] = [{} for _ in inputs]
     if dense.ndim == 2 and dense.shape[1] > 1:
-        pruned = bench.outputs(best.mask, inputs)
+        pruned = evaluator.outputs(best.mask, inputs)
         sure = functional.softmax(dense.float(), dim=1).amax(1)
         rows = zip(dense.argmax(1).tolist(), sure.tolist(), pruned.argmax(1).tolist(), strict=True)
         said = [{"dense": a, "sure": round(s, 4), "pruned": b} for a, s, b in rows]

@@ -10,8 +10,8 @@ from typing import Any
 from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, asked_of
 from gaprune.report.reading import RunFiles
 from gaprune.report.words import (
+    DATA_LEVELS,
     ENDINGS,
-    RUNGS,
     duration,
     listing,
     number,
@@ -57,7 +57,7 @@ def headline(run: RunFiles) -> Headline:
         _sparsity(record),
         _quality(record),
         _size(run),
-        *_margin(record),
+        *_gain(record),
     ]
     return Headline(str(record["target"]), _lead(record), tuple(figures), tuple(_remarks(record)))
 
@@ -81,10 +81,10 @@ def in_loop(record: Mapping[str, Any]) -> bool:
 
 
 def own_scores(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return agreement on the guard and test accuracy of the network that the page is about."""
+    """Return agreement on the validation inputs and test accuracy of the network that the page is about."""
     if in_loop(record):
-        return record["repaired"].get("guard"), record["repaired"].get("accuracy")
-    return record["agreement"].get("guard"), _accuracy(record, "pruned")
+        return record["repaired"].get("validation"), record["repaired"].get("accuracy")
+    return record["agreement"].get("validation"), _accuracy(record, "pruned")
 
 
 def estimated_bytes(run: RunFiles) -> tuple[float, float] | None:
@@ -113,13 +113,13 @@ def _accuracy(record: Mapping[str, Any], which: str) -> float | None:
 
 def _lead(record: Mapping[str, Any]) -> str:
     removed = percent(record["sparsity"]["actual"])
-    guard, accuracy = own_scores(record)
+    validation, accuracy = own_scores(record)
     after = " and repaired" if in_loop(record) else ""
     told = f"With {removed} of its weights removed{after}, {record['target']}"
     if accuracy is not None:
         dense = percent(_accuracy(record, "dense"))
         return f"{told} still gets {percent(accuracy)} of the test set right; dense it got {dense}."
-    return f"{told} still answers as the dense network does on {percent(guard)} of the guard."
+    return f"{told} still answers as the dense network does on {percent(validation)} of the validation inputs."
 
 
 def _sparsity(record: Mapping[str, Any]) -> Figure:
@@ -134,13 +134,13 @@ def _sparsity(record: Mapping[str, Any]) -> Figure:
 
 
 def _quality(record: Mapping[str, Any]) -> Figure:
-    guard, accuracy = own_scores(record)
+    validation, accuracy = own_scores(record)
     if accuracy is None:
-        words = "of the guard inputs are answered as by the dense network"
-        return Figure("Agreement", percent(guard), words)
+        words = "of the validation inputs inputs are answered as by the dense network"
+        return Figure("Agreement", percent(validation), words)
     dense = _accuracy(record, "dense")
     lost = "" if dense is None else f"; {points(accuracy - dense)} against the dense network"
-    words = f"on test data used for nothing else{lost}; {percent(guard)} agreement on the guard"
+    words = f"on test data used for nothing else{lost}; {percent(validation)} agreement on the validation inputs"
     return Figure("Test accuracy", percent(accuracy), words)
 
 
@@ -157,22 +157,20 @@ def _size(run: RunFiles) -> Figure:
     return Figure("Size", size(sparse), words)
 
 
-def _margin(record: Mapping[str, Any]) -> list[Figure]:
-    best, margin = record.get("best_baseline"), record.get("margin")
-    if best is None or margin is None or record["method"] != EVOLVED:
+def _gain(record: Mapping[str, Any]) -> list[Figure]:
+    best, gain = record.get("best_baseline"), record.get("gain")
+    if best is None or gain is None or record["method"] != EVOLVED:
         return []
-    words = (
-        f"of agreement on the guard above {best}, the best of {len(record['baselines'])} rankings"
-    )
+    words = f"of agreement on the validation inputs above {best}, the best of {len(record['baselines'])} rankings"
     tested = record["baselines"][best].get("accuracy") if best in record["baselines"] else None
     own = own_scores(record)[1]
     if tested is not None and own is not None:
         words += f"; {points(own - tested)} of test accuracy"
-    return [Figure("Margin", points(margin), words)]
+    return [Figure("Margin", points(gain), words)]
 
 
 def _remarks(record: Mapping[str, Any]) -> list[str]:
-    found = [RUNGS.get(record["receipt"].get("rung"), "")]
+    found = [DATA_LEVELS.get(record["provenance"].get("rung"), "")]
     ending = ENDINGS.get(str(record.get("stopped")))
     if ending is not None and record.get("seconds") is not None:
         found.append(
@@ -183,10 +181,10 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
         )
     repaired = record.get("repaired")
     if repaired and not in_loop(record):
-        scores = [f"{percent(repaired['guard'])} agreement on the guard"]
+        scores = [f"{percent(repaired['validation'])} agreement on the validation inputs"]
         if repaired.get("accuracy") is not None:
             scores.append(f"{percent(repaired['accuracy'])} test accuracy")
         found.append(f"After repair (statistics and biases only): {listing(scores)}.")
-    if record["method"] == EVOLVED and (record.get("margin") or 0) <= 0:
+    if record["method"] == EVOLVED and (record.get("gain") or 0) <= 0:
         found.append("The search found nothing better than the best ranking.")
     return [one for one in found if one]

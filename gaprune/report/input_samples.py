@@ -18,7 +18,7 @@ STRIP = 16  # values from which on a vector is drawn as a line
 
 ROLES = {
     "search": ("What selected", "Candidates were scored on these."),
-    "guard": ("What judged", "The result is judged on these; they never steered the search."),
+    "validation": ("What judged", "The result is judged on these; they never steered the search."),
 }
 
 
@@ -44,9 +44,9 @@ class Shown:
 
 def shown(run: RunFiles) -> list[Shown]:
     """Return what was kept of the inputs; nothing for an older run."""
-    kind = (run.sketch.get("inputs") or {}).get("kind", "")
+    kind = (run.report_data.get("inputs") or {}).get("kind", "")
     found = []
-    for one in run.sketch.get("shown") or ():
+    for one in run.report_data.get("shown") or ():
         title, note = ROLES.get(one.get("role"), ("Shown", ""))
         samples = tuple(_samples(one, kind))
         if not samples:

@@ -47,7 +47,7 @@ def first_layer(run: RunFiles) -> list[Portrait]:
             return []
         weights = next((one for _, one in run.tensors(PRUNED, [name])), None)
         signed = mask.float() if weights is None else weights.float() * mask
-        shape = _image_shape(run.sketch)
+        shape = _image_shape(run.report_data)
         if mask.ndim == 4 and max(mask.shape[2:]) > 1:
             return [_filters(name, signed, mask)]
         if mask.ndim == 2 and shape is not None and math.prod(shape) == mask.shape[1]:
@@ -62,8 +62,8 @@ def portraits(run: RunFiles) -> list[Portrait]:
     return [_portrait(name, mask) for name, mask in run.tensors(MASK, chosen) if mask.ndim > 1]
 
 
-def _image_shape(sketch: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    inputs = sketch.get("inputs") or {}
+def _image_shape(report_data: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    inputs = report_data.get("inputs") or {}
     shape: list[int] = inputs.get("shape") or []
     if inputs.get("kind") != "image" or len(shape) != 3:
         return None

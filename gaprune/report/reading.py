@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gaprune.errors import InputError
-from gaprune.io.run_files import CONFIG, HISTORY, PRUNED, RECORD, SKETCH
+from gaprune.io.run_files import CONFIG, HISTORY, PRUNED, RECORD, REPORT_DATA
 from gaprune.io.serialization import object_or_nothing, text_or_nothing
 
-_NEEDED = ("target", "layers", "sparsity", "agreement", "baselines", "receipt", "method")
+_NEEDED = ("target", "layers", "sparsity", "agreement", "baselines", "provenance", "method")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
 
 
@@ -29,14 +29,14 @@ class RunFiles:
         record: `result.json`.
         history: lines of `history.jsonl`.
         config: `config.toml`, as text.
-        sketch: `report.json`, see `gaprune.report.data`; empty for an older run.
+        report_data: `report.json`, see `gaprune.report.data`; empty for an older run.
     """
 
     folder: Path
     record: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
     config: str
-    sketch: Mapping[str, Any]
+    report_data: Mapping[str, Any]
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -88,7 +88,7 @@ def read_run(folder: Path) -> RunFiles:
         record=record,
         history=tuple(_lines(folder / HISTORY)),
         config=text_or_nothing(folder / CONFIG),
-        sketch=object_or_nothing(text_or_nothing(folder / SKETCH)),
+        report_data=object_or_nothing(text_or_nothing(folder / REPORT_DATA)),
     )
 
 

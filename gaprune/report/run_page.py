@@ -64,7 +64,7 @@ def report_of(folder: Path, *, name: str | None = None) -> str:
     """
     run = read_run(folder)
     top = headline(run)
-    confusion = run.sketch.get("confusion")
+    confusion = run.report_data.get("confusion")
     sections = {
         "methods": method_plot(run),
         "search": search_charts(run),
@@ -84,9 +84,9 @@ def report_of(folder: Path, *, name: str | None = None) -> str:
             **sections,
             "method_rows": [(name, *map(percent, scores)) for name, *scores in method_scores(run)],
             "layers": _layers(run),
-            "receipt": run.record["receipt"],
+            "provenance": run.record["provenance"],
             "facts": _facts(run),
-            "command": run.sketch.get("command"),
+            "command": run.report_data.get("command"),
             "folder": name or folder.name,
             "config": run.config,
             "versions": dict(run.record.get("versions") or {}),
@@ -98,7 +98,7 @@ def _layers(run: RunFiles) -> dict[str, Any]:
     listed = run.record["layers"]
     beside = {
         name: kept
-        for name, kept in (run.sketch.get("kept") or {}).items()
+        for name, kept in (run.report_data.get("kept") or {}).items()
         if len(kept) == len(listed) and name != run.record["method"]
     }
     rows = [
@@ -123,7 +123,7 @@ def _share(kept: int, layer: Mapping[str, Any]) -> str:
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     """Return what identifies the run, in pairs; what an older run does not say is left out."""
-    record, receipt = run.record, run.record["receipt"]
+    record, provenance = run.record, run.record["provenance"]
     pairs_of = [
         ("target", record["target"]),
         ("where it came from", record.get("origin")),
@@ -132,7 +132,7 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
         ("preset", record.get("preset")),
         ("the mask was made by", record.get("made_by")),
         ("seed", record.get("seed")),
-        ("search probes, SHA-256", receipt.get("sha256")),
-        ("guard, SHA-256", receipt.get("guard_sha256")),
+        ("search calibration inputs, SHA-256", provenance.get("sha256")),
+        ("validation, SHA-256", provenance.get("validation_sha256")),
     ]
     return [(name, str(value)) for name, value in pairs_of if value is not None]

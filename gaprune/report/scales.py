@@ -30,11 +30,11 @@ class Linear:
         return nice_ticks(self.low, self.high, most)
 
     @classmethod
-    def around(cls, values: Iterable[float], *, margin: float = 0.05) -> Linear:
+    def around(cls, values: Iterable[float], *, gain: float = 0.05) -> Linear:
         """Return a scale on which all finite values lie, with some room at both ends."""
         held = [value for value in values if math.isfinite(value)]
         low, high = (min(held), max(held)) if held else (0.0, 1.0)
-        room = margin * (high - low) or max(abs(high), 1.0) * margin
+        room = gain * (high - low) or max(abs(high), 1.0) * gain
         return cls(low - room, high + room)
 
 
@@ -71,11 +71,11 @@ class Log:
         return self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)
 
     @classmethod
-    def around(cls, values: Iterable[float], *, margin: float = 1.25) -> Log:
+    def around(cls, values: Iterable[float], *, gain: float = 1.25) -> Log:
         """Return a scale on which all positive values lie, with some room at both ends."""
         held = [value for value in values if 0 < value < math.inf]
         low, high = (min(held), max(held)) if held else (0.1, 1.0)
-        return cls(low / margin, high * margin)
+        return cls(low / gain, high * gain)
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class Parts:
         return sorted(chosen)
 
     @classmethod
-    def around(cls, values: Iterable[float], *, margin: float = 1.3) -> Parts:
+    def around(cls, values: Iterable[float], *, gain: float = 1.3) -> Parts:
         """Return a scale on which all values lie; what is nearly 1 lies at its end."""
         missing = [max(1 - value, SMALLEST) for value in values if math.isfinite(value)]
         low, high = (min(missing), max(missing)) if missing else (0.1, 1.0)
-        return cls(1 - min(1.0, high * margin), 1 - low / margin)
+        return cls(1 - min(1.0, high * gain), 1 - low / gain)
 
 
 SMALLEST = 1e-4  # part that is still told from none

@@ -8,7 +8,7 @@ MISSING = "–"
 TIED = "\u00a0"  # a space where no line is broken
 _SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
-RUNGS = {
+DATA_LEVELS = {
     "none": "No input was shown to the network: the weights alone decided.",
     "noise": "No real input was shown to the network: random noise only.",
     "procedural": "No real input was shown to the network: patterns drawn by a program only.",
@@ -24,7 +24,7 @@ ENDINGS = {
     "evaluations": "at its limit of evaluations",
     "seconds": "at its limit of time",
     "stagnation": "because nothing improved any more",
-    "guard": "because it gained on its own probes and lost on the guard",
+    "validation": "because it gained on its own calibration inputs and lost on the validation inputs",
     "interrupted": "when somebody stopped it; this is the best so far",
     "one-shot": "at once: one criterion ranked the weights and nothing was searched",
 }

@@ -1,4 +1,4 @@
-"""What a run keeps while it goes on, so that it can go on after any end: probes, then generations.
+"""What a run keeps while it goes on, so that it can go on after any end: calibration inputs, then generations.
 
 Writing may fail, on a full disk for example: the run goes on with a warning, and what was kept
 before stays whole.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gaprune.calibration.calibration_set import ProbePlan
+from gaprune.calibration.calibration_set import CalibrationSet
 from gaprune.calibration.serialize import plan_apart, plan_together
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
@@ -49,7 +49,7 @@ class Kept(NamedTuple):
     Attributes:
         search: its state.
         seeds: the one-shot masks.
-        verdicts: mask key → how a seed does on the guard.
+        verdicts: mask key → how a seed does on the validation inputs.
         seconds: of the run until then.
     """
 
@@ -183,15 +183,15 @@ class Keeper:
 
     resumed = False
 
-    def probes(self, target: Target, generator: torch.Generator) -> ProbePlan | None:
-        """Return the kept probes, and set the generator as it was after they were made."""
+    def calibration(self, target: Target, generator: torch.Generator) -> CalibrationSet | None:
+        """Return the kept calibration inputs, and set the generator as it was after they were made."""
         del target, generator
         return None
 
-    def keep_probes(
-        self, target: Target, settings: Settings, plan: ProbePlan, generator: torch.Generator
+    def save_calibration(
+        self, target: Target, settings: Settings, plan: CalibrationSet, generator: torch.Generator
     ) -> None:
-        """Keep the probes and all that must be the same when the run goes on."""
+        """Keep the calibration inputs and all that must be the same when the run goes on."""
 
     def first(self, look: Callable[[], float]) -> float:
         """Return what `look` returns, or returned: the first sparsity of several searches."""
@@ -233,21 +233,21 @@ class FolderKeeper(Keeper):
         """Whether the run goes on."""
         return self._start is not None
 
-    def probes(self, target: Target, generator: torch.Generator) -> ProbePlan | None:
+    def calibration(self, target: Target, generator: torch.Generator) -> CalibrationSet | None:
         """Put them together; the tensors are not held twice."""
         if self._start is None:
             return None
         facts, tensors = self._start
         generator.set_state(tensors["generator"])
-        return plan_together(facts["probes"], tensors, target)
+        return plan_together(facts["calibration"], tensors, target)
 
-    def keep_probes(
-        self, target: Target, settings: Settings, plan: ProbePlan, generator: torch.Generator
+    def save_calibration(
+        self, target: Target, settings: Settings, plan: CalibrationSet, generator: torch.Generator
     ) -> None:
         """Write them once, with the configuration; an earlier run in the folder goes."""
-        probes, tensors = plan_apart(plan)
+        calibration, tensors = plan_apart(plan)
         used = settings.model_dump(mode="json")
-        facts = {**identity(target), "settings": used, "probes": probes}
+        facts = {**identity(target), "settings": used, "calibration": calibration}
         try:
             with spent("checkpoint"):
                 self._own.begin(config_text(target, used, self._job))
@@ -255,7 +255,7 @@ class FolderKeeper(Keeper):
                 write_bundle(self._own.checkpoint / START, facts, tensors)
         except OSError as error:
             self._observer.warning(
-                f"checkpoint: the probes cannot be kept in {self._own.path} "
+                f"checkpoint: the calibration inputs cannot be kept in {self._own.path} "
                 f"({error.strerror or error}); this run cannot be resumed"
             )
         else:

@@ -45,7 +45,7 @@ from gaprune.io.run_files import (
     PRUNED,
     RECORD,
     REPAIRED,
-    SKETCH,
+    REPORT_DATA,
     writing,
 )
 from gaprune.io.serialization import to_json, to_stamp, to_toml
@@ -153,8 +153,11 @@ def write_files(result: Result, folder: Path, job: Job | None) -> None:
     _write_text(folder / CONFIG, config_text(result.target, result.settings, job))
     _write_text(folder / RECORD, to_json(result.record(), indent=2) + "\n")
     _write_text(folder / HISTORY, "".join(to_json(as_json(r)) + "\n" for r in result.history))
-    sketch = {**(result.sketch or {}), "command": None if job is None else command_of(job)}
-    _write_text(folder / SKETCH, to_json(sketch) + "\n")
+    report_data = {
+        **(result.report_data or {}),
+        "command": None if job is None else command_of(job),
+    }
+    _write_text(folder / REPORT_DATA, to_json(report_data) + "\n")
     _write_tensors(folder / MASK, _bytes(result.masks), to_stamp(format="gaprune mask", **about))
     _write_tensors(folder / PRUNED, result.state_dict(), {"format": "pt"})
     repaired = result.repaired_model()

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from gaprune.calibration.auto import decide
-from gaprune.calibration.calibration_set import plan_probes
+from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.callbacks import Silence
 from gaprune.config import EVOLVED, Settings
-from gaprune.evaluation.batch_pool import Stock
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.batch_pool import BatchPool
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, kind_of, seed_genes
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.phases import Phase
@@ -27,7 +27,7 @@ from gaprune.models.patterns import units_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import LATENCY
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
-from gaprune.runs.setup import RUNG_FRACTION, make_bench, make_plan
+from gaprune.runs.setup import RUNG_FRACTION, make_evaluator, make_plan
 from gaprune.workers.serial import torch_threads
 
 ROUNDS, STEPS = 3, 8  # how often what is timed is done, and the gradient steps of each
@@ -65,10 +65,10 @@ class Forecast:
             multiply-adds.
         units: how many there are.
         keep: how many stay, or None where `max_drop` or a clock (budget `latency`) finds it.
-        probes: what would be shown, in the words of `--probes`.
+        calibration inputs: what would be shown, in the words of `--calibration`.
         why: why `auto` chose them, or None.
         stages: of the search; empty for a one-shot method.
-        seconds_per: measured here, on noise: of a candidate on all probes, of a gradient step,
+        seconds_per: measured here, on noise: of a candidate on all calibration inputs, of a gradient step,
             and of what a child takes beside its steps.
         search_seconds: of all stages with the asked workers, and no more than the limit in seconds;
             None where nothing bounds them. With `max_drop` there are about five such searches.
@@ -82,7 +82,7 @@ class Forecast:
     unit: str
     units: int
     keep: int | None
-    probes: tuple[str, ...]
+    calibration: tuple[str, ...]
     why: str | None
     stages: tuple[Stage, ...]
     seconds_per: Mapping[str, float]
@@ -105,7 +105,7 @@ def forecast(target: Target, settings: Settings) -> Forecast:
     """Look at what `prune` would do with a network.
 
     A candidate and a gradient step are timed on noise. What is not foreseen: inverting inputs,
-    which takes longest where it happens (`--probe-budget` bounds it), criteria that pass the
+    which takes longest where it happens (`--calibration-seconds` bounds it), criteria that pass the
     network many times, and limits that stop a search early.
 
     Raises:
@@ -113,13 +113,13 @@ def forecast(target: Target, settings: Settings) -> Forecast:
     """
     preset = check_settings(settings)
     resolved = resolve_settings(settings, preset, target)
-    decision = decide(resolved.probes, target)
+    decision = decide(resolved.calibration, target)
     units = units_of(target, resolved)
     plan = make_plan(target, resolved, preset)
     searched = resolved.method == EVOLVED
     with torch_threads(resolved.threads_per_worker):
-        bench = _bench_on_noise(target, resolved)
-        timed = _timed(bench, plan, resolved) if searched else {}
+        evaluator = _evaluator_on_noise(target, resolved)
+        timed = _timed(evaluator, plan, resolved) if searched else {}
     stages = tuple(_stage(one, timed, resolved) for one in plan.phases) if searched else ()
     layout = plan.layout
     keeps = resolved.max_drop is None and resolved.budget != LATENCY  # both are found by trying
@@ -131,29 +131,31 @@ def forecast(target: Target, settings: Settings) -> Forecast:
         unit=unit if layout.price is None else "multiply-adds for one input",
         units=layout.worth,
         keep=keep_total(layout, resolved.sparsity) if keeps else None,
-        probes=tuple(decision.choice.probes if decision.choice else resolved.probes),
+        calibration=tuple(decision.choice.calibration if decision.choice else resolved.calibration),
         why=None if decision.choice is None else decision.choice.reason,
         stages=stages,
         seconds_per=timed,
         search_seconds=_at_most(resolved.seconds, stages) if stages else None,
-        peak_mb=_peak_mb(plan, bench, resolved),
+        peak_mb=_peak_mb(plan, evaluator, resolved),
         settings=resolved,
     )
 
 
-def _bench_on_noise(target: Target, settings: Settings) -> Bench:
-    """Return the bench of the run with noise in the place of its probes: made in no time."""
-    noisy = settings.replace(probes=("noise",), guard="noise", guard_count=1)
+def _evaluator_on_noise(target: Target, settings: Settings) -> Evaluator:
+    """Return the evaluator of the run with noise in the place of its calibration inputs: made in no time."""
+    noisy = settings.replace(calibration=("noise",), validation="noise", validation_count=1)
     generator = torch.Generator().manual_seed(settings.seed)
-    probes = plan_probes(target, noisy, generator, Silence())
-    bench = make_bench(target, settings, check_settings(settings), probes)
-    if bench.stock is None or probes.fresh is None:
-        return bench
-    return replace(bench, stock=Stock(probes.fresh, 1, settings.seed))  # drawn before it is timed
+    calibration = make_calibration_set(target, noisy, generator, Silence())
+    evaluator = make_evaluator(target, settings, check_settings(settings), calibration)
+    if evaluator.batch_cache is None or calibration.fresh is None:
+        return evaluator
+    return replace(
+        evaluator, batch_cache=BatchPool(calibration.fresh, 1, settings.seed)
+    )  # drawn before it is timed
 
 
-def _timed(bench: Bench, plan: Plan, settings: Settings) -> dict[str, float]:
-    """Return the seconds of a candidate on all probes, of a child and of each gradient step.
+def _timed(evaluator: Evaluator, plan: Plan, settings: Settings) -> dict[str, float]:
+    """Return the seconds of a candidate on all calibration inputs, of a child and of each gradient step.
 
     Each is the least of some: what the machine sets up once, or does beside, is not counted.
     """
@@ -163,10 +165,10 @@ def _timed(bench: Bench, plan: Plan, settings: Settings) -> dict[str, float]:
         scores = torch.rand(plan.layout.total, generator=generator)
         genes = seed_genes(scores, plan.layout, plan.keep, settings.scope)
         began = time.perf_counter()
-        bench.fitness(genes.express(plan.layout))
+        evaluator.fitness(genes.express(plan.layout))
         now = {0: time.perf_counter() - began}
         if plan.refinement is not None:
-            now |= {n: _child(genes, bench, plan.refinement, n) for n in (1, 1 + STEPS)}
+            now |= {n: _child(genes, evaluator, plan.refinement, n) for n in (1, 1 + STEPS)}
         least = {steps: min(value, least.get(steps, value)) for steps, value in now.items()}
     if plan.refinement is None:
         return {"candidate": least[0]}
@@ -174,21 +176,23 @@ def _timed(bench: Bench, plan: Plan, settings: Settings) -> dict[str, float]:
     return {"candidate": least[0], "step": step, "child": max(0.0, least[1] - step)}
 
 
-def _child(genes: Genes, bench: Bench, how: Refinement, steps: int) -> float:
+def _child(genes: Genes, evaluator: Evaluator, how: Refinement, steps: int) -> float:
     """Return how many seconds a child of so many steps takes."""
     began = time.perf_counter()
-    refine(genes, bench, replace(how, steps=steps), torch.Generator().manual_seed(0))
+    refine(genes, evaluator, replace(how, steps=steps), torch.Generator().manual_seed(0))
     return time.perf_counter() - began
 
 
 def _stage(phase: Phase, timed: Mapping[str, float], settings: Settings) -> Stage:
-    """Return what a phase takes: children on the first rung, half of them on all probes."""
+    """Return what a phase takes: children on the first rung, half of them on all calibration inputs."""
     steps = phase.refinement.steps if phase.refinement else 0
     passes = 1 / RUNG_FRACTION + 1 / 2 if phase.preset.races else 1.0
     refined = timed["child"] + steps * timed["step"] if steps else 0.0
     child = refined + passes * timed["candidate"]
     rounds = math.ceil(phase.offspring / settings.workers)
-    generation = rounds * child + timed["candidate"]  # the leader is judged on the guard
+    generation = (
+        rounds * child + timed["candidate"]
+    )  # the leader is judged on the validation inputs
     return Stage(phase.name, phase.length, phase.offspring, steps, generation * (phase.length or 1))
 
 
@@ -198,9 +202,11 @@ def _at_most(limit: float | None, stages: Sequence[Stage]) -> float | None:
     return min(sum(one.seconds for one in stages), math.inf if limit is None else limit)
 
 
-def _peak_mb(plan: Plan, bench: Bench, settings: Settings) -> float:
+def _peak_mb(plan: Plan, evaluator: Evaluator, settings: Settings) -> float:
     """Return what this process needed until here, and what a search holds beside that."""
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
     genomes = (plan.population + plan.offspring) * plan.layout.total * kind_of(plan.layout).itemsize
-    batches = (settings.stock or 0) * (settings.batch or 0) * bench.search.inputs[0].nbytes
+    batches = (
+        (settings.batch_cache or 0) * (settings.batch or 0) * evaluator.search.inputs[0].nbytes
+    )
     return round((now + genomes + batches) / 1e6, 1)

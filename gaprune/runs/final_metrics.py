@@ -8,7 +8,7 @@ from typing import Any
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.objectives import accuracy, finite
 from gaprune.evolution.genome import Individual
@@ -30,7 +30,7 @@ class Figures:
         settings: of the run.
         test: labelled inputs for the accuracy, or None.
         observer: told of progress.
-        bench: the probes with the dense network's answers.
+        evaluator: the calibration inputs with the dense network's answers.
         best: what the run found.
     """
 
@@ -38,22 +38,22 @@ class Figures:
     settings: Settings
     test: Samples | None
     observer: Observer
-    bench: Bench
+    evaluator: Evaluator
     best: Individual
 
     def repaired(self, strict: float) -> RepairedScore:
-        """Match the pruned network's activations to the dense network's on the probes.
+        """Match the pruned network's activations to the dense network's on the calibration inputs.
 
-        `strict` is the agreement on the guard as it is.
+        `strict` is the agreement on the validation inputs as it is.
         """
-        bench, guard = self.bench, self.bench.guard
+        evaluator, validation = self.evaluator, self.evaluator.validation
         self.observer.phase("repair", "matching its activations to the dense network's")
         with spent("repair"), torch_threads(self.settings.threads_per_worker):
-            masks = bench.masks(self.best.mask)
-            done = repair(self.target, masks, bench.nearest)
+            masks = evaluator.masks(self.best.mask)
+            done = repair(self.target, masks, evaluator.nearest)
             model = repaired_copy(self.target, masks, done)
-            outputs = answers(model, guard.inputs)
-            found = bench.objective.judge(outputs, guard.teacher, guard.labels)
+            outputs = answers(model, validation.inputs)
+            found = evaluator.objective.judge(outputs, validation.teacher, validation.labels)
             agreement = finite(float(found))
             held_out = None if self.test is None else HeldOut(self.target, self.test)
             tested = None if held_out is None else held_out.measure(model).accuracy
@@ -61,7 +61,7 @@ class Figures:
             self.observer.warning(f"not repaired: {reason}")
         if agreement < strict:
             self.observer.warning(
-                f"repair lowers the agreement on the guard from {strict:.1%} to "
+                f"repair lowers the agreement on the validation inputs from {strict:.1%} to "
                 f"{agreement:.1%}: use the strict network, unless inputs of your own say otherwise"
             )
         return RepairedScore(done, agreement, tested, self.settings.repair_in_loop)
@@ -73,18 +73,18 @@ class Figures:
             "dense", "pruned" or a seed's origin → accuracy, 0 to 1; and what `confusion_of` says.
             Without test data nothing and None.
         """
-        test, bench = self.test, self.bench
+        test, evaluator = self.test, self.evaluator
         if test is None or test.labels is None:
             return {}, None
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
         inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
         with spent("test"), torch_threads(self.settings.threads_per_worker):
-            dense = answers(bench.model, inputs)
-            pruned = bench.outputs(self.best.mask, inputs)
+            dense = answers(evaluator.model, inputs)
+            pruned = evaluator.outputs(self.best.mask, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}
             rows["pruned"] = float(accuracy(pruned, dense, labels))
             confusion = confusion_of(labels, dense=dense, pruned=pruned)
             for seed in seeds:
-                outputs = bench.judged_outputs(seed.mask, inputs)
+                outputs = evaluator.judged_outputs(seed.mask, inputs)
                 rows[seed.origin] = float(accuracy(outputs, dense, labels))
         return rows, confusion

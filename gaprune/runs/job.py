@@ -22,7 +22,7 @@ from gaprune.models.zoo import ZOO
 from gaprune.profiling import spent
 from gaprune.runs.option_keys import Key, count, names, numbers, sizes, text, yes_or_no
 from gaprune.runs.resolve_settings import check_settings
-from gaprune.workers import Staff, choose_home
+from gaprune.workers import WorkerOptions, choose_home
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Job:
                 weights=None if self.weights is None else Path(self.weights),
                 inputs=self.inputs,
                 prune_also=self.prune_also,
-                device=device or choose_home(Staff.of(self.settings)),
+                device=device or choose_home(WorkerOptions.of(self.settings)),
                 output=self.output,
                 allow_download=self.allow_download,
             )
@@ -162,8 +162,8 @@ JOB_KEYS: tuple[Key, ...] = (
 
 _PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
     "sparsity": _sparsity,
-    "probes": names,
-    "starts": names,
+    "calibration": names,
+    "initial_criteria": names,
 }
 
 

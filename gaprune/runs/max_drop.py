@@ -1,4 +1,4 @@
-"""How far a network can be pruned: the sparsest masks that lose no more on the guard than allowed.
+"""How far a network can be pruned: the sparsest masks that lose no more on the validation inputs than allowed.
 
 One-shot masks tell cheaply where to begin. From there a search at each sparsity: steps that double
 until one search holds and the next does not, then halves of what lies between, in the logarithm of
@@ -20,7 +20,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
 from gaprune.errors import GapruneError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Individual
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
@@ -34,12 +34,15 @@ NEAR = 1.05  # where the kept weights of two searches differ by less, nothing be
 STEP = 0.7  # of the kept weights stay in the first step from search to search
 GRID = 1.2  # how closely one-shot masks are looked at
 SEARCHES, ONE_SHOTS = 5, 20  # tried at most; more only until a first one holds
-GLANCED, GLANCED_SEEDS = 256, 3  # guard probes and one-shot masks that tell where to begin
+GLANCED, GLANCED_SEEDS = (
+    256,
+    3,
+)  # validation calibration inputs and one-shot masks that tell where to begin
 ROUNDING = 1e-9
 
 
 class Run(Protocol):
-    """A run whose probes are made once, for any number of sparsities."""
+    """A run whose calibration inputs are made once, for any number of sparsities."""
 
     settings: Settings
     observer: Observer
@@ -48,11 +51,11 @@ class Run(Protocol):
     earlier: float
 
     @property
-    def bench(self) -> Bench:
-        """The probes with the dense network's answers; made when they are first asked for."""
+    def evaluator(self) -> Evaluator:
+        """The calibration inputs with the dense network's answers; made when they are first asked for."""
 
     def at(self, sparsity: float) -> Run:
-        """Return a run at another sparsity on the same probes, without test data."""
+        """Return a run at another sparsity on the same calibration inputs, without test data."""
 
     def seeds(self) -> list[Individual]:
         """Make every one-shot mask."""
@@ -175,7 +178,7 @@ class _Tries:
     def search(self) -> None:
         """Try one sparsity after the other."""
         run = self.run
-        span = Span.of(run.bench.layout, run.settings.scope, run.settings.sparsity)
+        span = Span.of(run.evaluator.layout, run.settings.scope, run.settings.sparsity)
         most = SEARCHES if run.settings.method == EVOLVED else ONE_SHOTS
         sparsity: float | None = run.keeper.first(lambda: self._first(span))
         while sparsity is not None and (len(self.tried) < most or self.best is None):
@@ -197,7 +200,7 @@ class _Tries:
             raise GapruneError(
                 f"max_drop: {self.drop:g} cannot be met: at sparsity {last['sparsity']:g}, the "
                 f"smallest tried, the pruned network agrees with the dense one on "
-                f"{last['guard']:.2%} of the guard, and {1 - self.drop:.2%} are asked; allow more, "
+                f"{last['validation']:.2%} of the validation inputs, and {1 - self.drop:.2%} are asked; allow more, "
                 f"search longer (--generations){'' if settings.repair else ', or add --repair'}"
             )
         best, result = self.best
@@ -222,22 +225,24 @@ class _Tries:
         if self.tried:
             last = self.tried[-1]
             verb = "holds" if last["held"] else "does not hold"
-            before = f" ({last['sparsity']:g} {verb}: {last['guard']:.2%} on the guard)"
+            before = (
+                f" ({last['sparsity']:g} {verb}: {last['validation']:.2%} on the validation inputs)"
+            )
         number = len(self.tried) + 1
         self.run.observer.phase("limit", f"search {number}, sparsity {sparsity:g}{before}")
         one = self.run.at(sparsity)
         result = one.result()
         self.evaluations += result.evaluations
         self.started -= one.earlier
-        guard = result.guard if result.repaired is None else result.repaired.guard
-        held = 1 - guard <= self.drop + ROUNDING
+        validation = result.validation if result.repaired is None else result.repaired.validation
+        held = 1 - validation <= self.drop + ROUNDING
         interrupted = result.stopped == "interrupted"
         if held:
             self.best = one, result
         elif not interrupted:
             self.failed = sparsity
         if held or not interrupted:  # half a search that does not hold tells nothing
-            self.tried.append({"sparsity": sparsity, "guard": guard, "held": held})
+            self.tried.append({"sparsity": sparsity, "validation": validation, "held": held})
         if interrupted:
             raise KeyboardInterrupt
 
@@ -247,7 +252,7 @@ class _Tries:
         The scores of one sparsity are cut at all of them, and only masks that did best so far are
         looked at further: this is where to begin, not what is found.
         """
-        run, bench = self.run, self.run.bench
+        run, evaluator = self.run, self.run.evaluator
         lost = f"lose more than {self.drop:.2%}"
         run.observer.phase("limit", f"looking for the sparsity at which one-shot masks {lost}")
         low, high = 1 - span.most, 1 - span.least
@@ -256,9 +261,10 @@ class _Tries:
             seeds = [one for one in seeds if one.origin == run.settings.method] or seeds
             while high > GRID * low:
                 density = math.sqrt(low * high)
-                shown = bench.guard.first(GLANCED)
+                shown = evaluator.validation.first(GLANCED)
                 found = [
-                    bench.judge(_cut(one, span, span.at(density)), shown).agreement for one in seeds
+                    evaluator.judge(_cut(one, span, span.at(density)), shown).agreement
+                    for one in seeds
                 ]
                 if 1 - max(found) <= self.drop + ROUNDING:
                     high = density

@@ -5,7 +5,7 @@
     config.toml           from the moment something is kept
     history.jsonl         while a search goes on: line by line, for `gaprune watch`
     checkpoint/lock       who is at work; the system lets go of it when the process ends
-    checkpoint/start      the settings, the network's hash, the probes
+    checkpoint/start      the settings, the network's hash, the calibration inputs
     checkpoint/000007     the search after a generation; the last two are there
     checkpoint/0.95/…     with --max-drop: the same for every sparsity that is searched
 

@@ -28,7 +28,7 @@ from gaprune.runs.open_directory import Claim, claim
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.result import Result
 from gaprune.runs.run import PruningRun
-from gaprune.workers import Staff, choose_home, working_on
+from gaprune.workers import WorkerOptions, choose_home, working_on
 
 
 @torch.inference_mode(mode=False)  # whatever the caller has switched off
@@ -51,7 +51,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     Args:
         model: any trained network that takes one tensor and returns one.
         sparsity: fraction of its prunable weights to remove, in (0, 1). With `max_drop`, the
-            agreement on the guard that may be lost (0.01 is one point), the largest that is tried:
+            agreement on the validation inputs that may be lost (0.01 is one point), the largest that is tried:
             the result is the sparsest that holds, found in several searches (`result.tried`), to
             each of which the limits apply.
         inputs: shape, range, normalisation of one input; the shape can be left out where the
@@ -66,7 +66,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         out: a run directory, new or empty: what was searched for is kept there after every
             generation (see `gaprune.resume`), and the result at the end.
         profile: measure where the time goes (`result.profile`); nothing else changes.
-        settings: any other field of `Settings` (max_drop, preset, probes, seed, workers, …).
+        settings: any other field of `Settings` (max_drop, preset, calibration inputs, seed, workers, …).
 
     Returns:
         The result; `result.pruned_model()` is the pruned copy, and `gaprune.save_run` writes a
@@ -94,7 +94,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
-        device=choose_home(Staff.of(chosen)),
+        device=choose_home(WorkerOptions.of(chosen)),
     )
     labelled = None if test is None else Samples(*test, "test data given by the caller")
     with nullcontext() if out is None else claim(out) as own:
@@ -150,7 +150,7 @@ def run_pruning(
 
     What comes of it lies on the CPU, wherever the target is.
     """
-    here = target if Staff.of(settings).here else target.to(CPU)  # what actors are sent
+    here = target if WorkerOptions.of(settings).here else target.to(CPU)  # what actors are sent
     given = calibrate(here, settings, observer)
     settings = given.settings
     with working_on(str(here.device)):

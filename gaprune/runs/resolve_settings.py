@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gaprune.calibration.auto import decide
 from gaprune.config import EVOLVED, Settings
-from gaprune.criteria import find_saliency
+from gaprune.criteria import find_criterion
 from gaprune.errors import InputError, unknown_name
-from gaprune.evaluation.batch_pool import stock_size
+from gaprune.evaluation.batch_pool import batch_cache_size
 from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evaluation.precision import check_precision, choose_precision
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
@@ -21,14 +21,21 @@ from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout
 from gaprune.models.target import Target
 from gaprune.repair import Sites, survey
-from gaprune.workers import Staff, choose_device
+from gaprune.workers import WorkerOptions, choose_device
 from gaprune.workers.serial import torch_threads
 
-PATIENCE = 2  # generations that may lose on the guard, where the probes were optimised
+PATIENCE = 2  # generations that may lose on the validation inputs, where the calibration inputs were optimised
 MANY_LAYERS = 8  # from so many on, keep counts are searched first and gradients are cut
 CLIP = 3.0  # root mean squares
-CONTINUATION, DRIFT = 300, 2.0  # where the probes were inverted and nothing speaks against them
-_GUIDES = {"continuation": " of a strict search", "drift": " of a strict search", "features": ""}
+WARMUP, STATISTICS_LOSS = (
+    300,
+    2.0,
+)  # where the calibration inputs were inverted and nothing speaks against them
+_GUIDES = {
+    "warmup": " of a strict search",
+    "statistics_loss": " of a strict search",
+    "feature_loss": "",
+}
 _NO_FEATURES = (
     "this network has nothing to compare: no BatchNorm with running statistics, and no layer or "
     "group norm with weight and bias, that forward uses once"
@@ -46,22 +53,22 @@ def check_settings(settings: Settings) -> Preset:
     if settings.scope not in SCOPES:
         raise unknown_name("scope", settings.scope, SCOPES)
     if settings.method != EVOLVED:
-        find_saliency(settings.method, "method", [EVOLVED])
+        find_criterion(settings.method, "method", [EVOLVED])
     _check_starts(settings, preset)
     if settings.pareto and settings.max_drop is not None:
         raise InputError(
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
         )
     check_pattern(settings)
-    check_precision(settings.precision, choose_device(Staff.of(settings)))
+    check_precision(settings.precision, choose_device(WorkerOptions.of(settings)))
     return as_pareto(preset) if settings.pareto else preset
 
 
 def _check_starts(settings: Settings, preset: Preset) -> None:
-    if settings.starts is None:
+    if settings.initial_criteria is None:
         return
-    for name in settings.starts:
-        find_saliency(name, "starts")
+    for name in settings.initial_criteria:
+        find_criterion(name, "initial_criteria")
     if settings.method != EVOLVED:
         raise InputError(
             f"starts: says where a search begins, and method {settings.method!r} searches nothing; "
@@ -85,12 +92,12 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     }
     if preset.gradient and settings.batch is None:
         changes["batch"] = suitable_batch(macs_per_input(target.model, target.example()))
-    if preset.gradient and settings.stock is None:
-        changes["stock"] = _stock_of(target, changes.get("batch") or settings.batch or 1)
+    if preset.gradient and settings.batch_cache is None:
+        changes["batch_cache"] = _batch_pool_of(target, changes.get("batch") or settings.batch or 1)
     if preset.gradient and settings.clip is None and len(target.layout.names) >= MANY_LAYERS:
         changes["clip"] = CLIP
-    changes |= _for_probes(settings, target)
-    device = choose_device(Staff.of(settings), target.device)
+    changes |= _for_calibration(settings, target)
+    device = choose_device(WorkerOptions.of(settings), target.device)
     precision = choose_precision(settings.precision, device, target.dtype)
     changes |= {"device": device, "precision": precision}
     own = {"scope": preset.scope, "objective": preset.objective}
@@ -106,11 +113,11 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
             f"scope: a Pareto search ranks all layers together, got {resolved.scope!r}; "
             "leave --scope out or use --scope global"
         )
-    resolved = _with_allocation(resolved, settings.allocation, target)
+    resolved = _with_density_search(resolved, settings.density_search, target)
     resolved = _with_guidance(resolved, settings, preset, target)
     if resolved.max_drop is None:  # else the sparsity is only the largest that is tried
         keep_total(searched_layout(target, resolved), resolved.sparsity)
-    if resolved.repair_in_loop:  # refused before the probes take their time
+    if resolved.repair_in_loop:  # refused before the calibration inputs take their time
         repair_sites(target)
     return resolved
 
@@ -137,27 +144,27 @@ def _examples(target: Target) -> Tensor:
     return torch.cat([target.example(), target.example()])
 
 
-def _stock_of(target: Target, batch: int) -> int:
+def _batch_pool_of(target: Target, batch: int) -> int:
     """Return how many batches of generated inputs are held beside the answers to them."""
     example = target.example()
-    return stock_size(example.nbytes + answers(target.model, example).nbytes, batch)
+    return batch_cache_size(example.nbytes + answers(target.model, example).nbytes, batch)
 
 
-def _for_probes(settings: Settings, target: Target) -> dict[str, Any]:
-    """Return what follows from the probes: a search learns optimised ones by heart.
+def _for_calibration(settings: Settings, target: Target) -> dict[str, Any]:
+    """Return what follows from the calibration inputs: a search learns optimised ones by heart.
 
     Inverted inputs lie between classes, where no decision is clear: all logits are compared.
     """
     changes: dict[str, Any] = {}
     with torch_threads(settings.threads_per_worker):
-        request = decide(settings.probes, target).request
+        request = decide(settings.calibration, target).request
         if settings.objective == AUTO and request.inversion and _names_classes(target):
             changes["objective"] = "logits"
     searched = settings.method == EVOLVED and not settings.pareto
     if settings.patience is None and searched and (request.inversion or request.impressions):
         changes["patience"] = PATIENCE
     if request.inversion and searched and len(target.layout.names) >= MANY_LAYERS:
-        guide = {"continuation": CONTINUATION, "drift": DRIFT}
+        guide = {"warmup": WARMUP, "statistics_loss": STATISTICS_LOSS}
         changes |= {name: own for name, own in guide.items() if getattr(settings, name) is None}
     return changes
 
@@ -166,19 +173,19 @@ def _names_classes(target: Target) -> bool:
     return find_objective(AUTO, answers(target.model, target.example())).name == "kl"
 
 
-def _with_allocation(settings: Settings, stated: int | None, target: Target) -> Settings:
+def _with_density_search(settings: Settings, stated: int | None, target: Target) -> Settings:
     """Leave the allocation phase out where it cannot help, unless the user asked for it."""
     free = settings.scope != "layer" and not settings.pareto
     if stated and not free:
         why = "--pareto has none" if settings.pareto else "scope 'layer' fixes them"
         raise InputError(
             f"allocation: {stated} generations would change the layers' keep counts, and {why}; "
-            "leave --allocation out"
+            "leave --density-search out"
         )
     many = len(target.layout.names) >= MANY_LAYERS
     if stated is not None or (free and many and settings.generations != 0):
         return settings
-    return settings.replace(allocation=0)
+    return settings.replace(density_search=0)
 
 
 def _with_guidance(
@@ -206,13 +213,13 @@ def _with_guidance(
 
 def _against(name: str, settings: Settings, preset: Preset, target: Target) -> str | None:
     """Say why there can be no such guidance, or return None."""
-    if settings.repair_in_loop and name != "features":
+    if settings.repair_in_loop and name != "feature_loss":
         return "with --repair-in-loop candidates answer after repair"
     if not preset.gradient:
         return f"preset {settings.preset!r} takes none"
-    if settings.pareto and name == "continuation":
+    if settings.pareto and name == "warmup":
         return "--pareto searches many budgets at once, not one from which it could begin"
     sites = survey(target.model, _examples(target), frozen=target.weights)
-    if name == "features":
+    if name == "feature_loss":
         return None if sites.features else _NO_FEATURES
     return None if sites.kinds else _nothing(sites)

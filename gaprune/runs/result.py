@@ -16,7 +16,7 @@ from gaprune.models.mac_price import Work, kept_macs
 from gaprune.models.target import Target
 from gaprune.pattern_names import WEIGHTS
 from gaprune.profiling import Clock, Profile
-from gaprune.records import BaselineScore, Generation, LayerCount, Receipt
+from gaprune.records import BaselineScore, Generation, LayerCount, Provenance
 from gaprune.repair import Repaired, repaired_copy
 
 SCHEMA = 1
@@ -34,20 +34,20 @@ class RepairedScore:
 
     Attributes:
         repair: what changed; no prunable weight is among it.
-        guard: agreement with the dense network on the probes that judged.
+        validation: agreement with the dense network on the calibration inputs that judged.
         accuracy: on the labelled test set, or None.
         in_loop: whether masks, baselines and front were judged after repair, not as they are.
     """
 
     repair: Repaired
-    guard: float
+    validation: float
     accuracy: float | None
     in_loop: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {
-            "guard": self.guard,
+            "validation": self.validation,
             "accuracy": self.accuracy,
             "in_loop": self.in_loop,
             "changed": list(self.repair.changed),
@@ -66,30 +66,30 @@ class Result:
         preset: the kind of search, or None for a one-shot criterion.
         origin: the operators or the baseline that made the mask.
         sparsity: the fraction of weights asked to be removed.
-        search: agreement with the dense network on the probes that select.
-        guard: agreement on the probes that judged.
+        search: agreement with the dense network on the calibration inputs that select.
+        validation: agreement on the calibration inputs that judged.
         accuracy: on the labelled test set, or None.
         dense_accuracy: the same for the dense network.
         baselines: name → how it does at the same budget; with `repair_in_loop`, after repair.
-        receipt: what the network was shown.
+        provenance: what the network was shown.
         history: one record per generation.
         stopped: why the search ended: `generations`, `evaluations`, `seconds`, `stagnation`,
-            `guard` (it gained on its probes and lost on the guard), `interrupted`, or `one-shot`.
+            `validation` (it gained on its calibration inputs and lost on the validation inputs), `interrupted`, or `one-shot`.
         evaluations: candidates scored, in all searches; every gradient step counts as one.
         seconds: of the whole run.
         settings: every setting, as used.
         repaired: with `repair`, what it writes into the pruned network, and how that does; else
             None. The figures above are those of the strict network, whose values that stay are
             all bit-identical.
-        front: with `pareto`, the non-dominated networks found: sparsity, agreement on the guard
+        front: with `pareto`, the non-dominated networks found: sparsity, agreement on the validation inputs
             (after repair with `repair_in_loop`).
         front_masks: their masks, in the same order.
         tried: with `max_drop`, every sparsity that was searched, in that order: its agreement on
-            the guard (repaired, with `repair`), and whether it held. This result is the sparsest
+            the validation inputs (repaired, with `repair`), and whether it held. This result is the sparsest
             that did.
         latency: with budget `latency`, what was asked, predicted and measured; else None.
         versions: of gaprune, Python, torch, numpy, deap.
-        sketch: what a report shows beside all this, see `gaprune.report.data`; None has none.
+        report_data: what a report shows beside all this, see `gaprune.report.data`; None has none.
         profile: where the time went, if that was measured; of a resumed run, the time since then.
     """
 
@@ -100,11 +100,11 @@ class Result:
     origin: str
     sparsity: float
     search: float
-    guard: float
+    validation: float
     accuracy: float | None
     dense_accuracy: float | None
     baselines: Mapping[str, BaselineScore]
-    receipt: Receipt
+    provenance: Provenance
     history: Sequence[Generation] = field(repr=False)
     stopped: str
     evaluations: int
@@ -116,7 +116,7 @@ class Result:
     tried: Sequence[Mapping[str, Any]] = ()
     latency: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=versions_here, repr=False)
-    sketch: Mapping[str, Any] | None = field(default=None, repr=False)
+    report_data: Mapping[str, Any] | None = field(default=None, repr=False)
     profile: Profile | None = field(default=None, repr=False)
 
     @property
@@ -149,19 +149,19 @@ class Result:
 
     @property
     def best_baseline(self) -> str | None:
-        """The baseline that agrees most on the guard."""
+        """The baseline that agrees most on the validation inputs."""
         return max(self.baselines, key=lambda name: self.baselines[name].agreement, default=None)
 
     @property
-    def margin(self) -> float | None:
-        """Agreement on the guard above that of the best baseline; never negative when evolved.
+    def gain(self) -> float | None:
+        """Agreement on the validation inputs above that of the best baseline; never negative when evolved.
 
         With `repair_in_loop`, of both after repair.
         """
         best = self.best_baseline
-        own = self.guard
+        own = self.validation
         if self.repaired is not None and self.repaired.in_loop:
-            own = self.repaired.guard
+            own = self.repaired.validation
         return None if best is None else own - self.baselines[best].agreement
 
     def timed(self, clock: Clock | None) -> Result:
@@ -201,12 +201,12 @@ class Result:
             "macs": self.macs,
             "latency": None if self.latency is None else dict(self.latency),
             "layers": [vars(layer) for layer in self.layers],
-            "agreement": {"search": self.search, "guard": self.guard},
+            "agreement": {"search": self.search, "validation": self.validation},
             "accuracy": {"dense": self.dense_accuracy, "pruned": self.accuracy},
             "baselines": {name: vars(score) for name, score in self.baselines.items()},
             "best_baseline": self.best_baseline,
-            "margin": self.margin,
-            "receipt": vars(self.receipt),
+            "gain": self.gain,
+            "provenance": vars(self.provenance),
             "repaired": None if self.repaired is None else self.repaired.record(),
             "front": [dict(point) for point in self.front],
             "tried": [dict(one) for one in self.tried],

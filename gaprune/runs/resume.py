@@ -30,7 +30,7 @@ from gaprune.runs.job import Job, make_job
 from gaprune.runs.open_directory import Claim, claim_again
 from gaprune.runs.prune import run_pruning
 from gaprune.runs.result import Result
-from gaprune.workers import Staff, choose_device, choose_home
+from gaprune.workers import WorkerOptions, choose_device, choose_home
 
 LIMITS = ("generations", "evaluations", "seconds", "stagnation", "patience")
 ARITHMETIC = ("threads_per_worker", "gpus_per_worker", "device")
@@ -104,7 +104,7 @@ def go_on(
             model,
             inputs=_as_options(facts["inputs"]),
             prune_also=facts["layers"],
-            device=choose_home(Staff.of(settings)),
+            device=choose_home(WorkerOptions.of(settings)),
         )
     elif "target" in stated:
         used = settings.model_dump(mode="json")  # the device of `stated` may not be here
@@ -137,7 +137,9 @@ def _read_start(own: Claim) -> Bundle:
     try:
         start = read_bundle(own.checkpoint / START)
     except DamagedError as error:
-        raise GapruneError(f"checkpoint: the probes are damaged ({error}); {again}") from error
+        raise GapruneError(
+            f"checkpoint: the calibration inputs are damaged ({error}); {again}"
+        ) from error
     for name, here in versions().items():
         then = start.facts["versions"].get(name)
         if then != here:
@@ -168,7 +170,9 @@ def _settings(
             f"masks; leave it as it is ({CONFIG}), or start a new run"
         )
     settings = make_settings({**kept, **{name: edited[name] for name in differing}, **changes})
-    settings = settings.replace(device=choose_device(Staff.of(settings)))  # `auto` decided here
+    settings = settings.replace(
+        device=choose_device(WorkerOptions.of(settings))
+    )  # `auto` decided here
     for name in LIMITS:
         if settings.max_drop is not None and getattr(settings, name) != kept.get(name):
             raise InputError(

@@ -1,4 +1,4 @@
-"""One run from start to end: probes, baselines, search, repair, what came of it."""
+"""One run from start to end: calibration inputs, baselines, search, repair, what came of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import cached_property
 
 import torch
 
-from gaprune.calibration.calibration_set import ProbePlan, plan_probes
+from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
 from gaprune.criteria import Network
 from gaprune.errors import GapruneError
-from gaprune.evaluation.evaluator import Bench, Verdict
+from gaprune.evaluation.evaluator import Evaluator, Verdict
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
@@ -25,20 +25,20 @@ from gaprune.evolution.tasks import Judge, derive_seed
 from gaprune.models.target import Target
 from gaprune.profiling import spent
 from gaprune.records import BaselineScore, Generation
-from gaprune.report.data import sketch_of
+from gaprune.report.data import report_data_of
 from gaprune.runs.checkpointer import Keeper, Kept, SearchKeeper
 from gaprune.runs.final_metrics import Figures
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.result import Result
-from gaprune.runs.setup import make_bench, make_plan
+from gaprune.runs.setup import make_evaluator, make_plan
 from gaprune.runs.warnings import advise, doubts
-from gaprune.workers import Lost, Staff, Workers, open_workers
+from gaprune.workers import FailedTask, WorkerOptions, Workers, open_workers
 from gaprune.workers.serial import torch_threads
 
 Judged = tuple[list[Individual], dict[str, Verdict]]
-"""The one-shot masks, and mask key → how each does on the guard."""
+"""The one-shot masks, and mask key → how each does on the validation inputs."""
 
-SALIENCY_PROBES = 256  # inputs shown to the criteria that need some
+CRITERION_INPUTS = 256  # inputs shown to the criteria that need some
 
 
 class PruningRun:
@@ -74,29 +74,31 @@ class PruningRun:
         self.target, self.observer = target, observer
         self.test = None if test is None else check_labelled("test", test, target)
         self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
-        self.agreed: list[float] = []  # where search and guard did not part, shared by `at`
+        self.agreed: list[float] = []  # where search and validation did not part, shared by `at`
         self.earlier = 0.0  # seconds, in other processes
         self.level: float | None = None  # the sparsity, where it is one of several
 
     @cached_property
-    def shown(self) -> tuple[ProbePlan, Bench]:
-        """Make the probes and let the dense network answer; once for all sparsities."""
+    def shown(self) -> tuple[CalibrationSet, Evaluator]:
+        """Make the calibration inputs and let the dense network answer; once for all sparsities."""
         settings, target = self.settings, self.target
         if target.inputs.assumed:
             self.observer.warning(
                 "the value range of the inputs is not stated; 0 to 1 is assumed "
                 "(--range LOW,HIGH or --mean and --std say it)"
             )
-        with spent("probes"), torch_threads(settings.threads_per_worker):
-            plan = self.keeper.probes(target, self.generator)
+        with spent("calibration"), torch_threads(settings.threads_per_worker):
+            plan = self.keeper.calibration(target, self.generator)
             if plan is None:
-                self.observer.phase("probes", "making the inputs that are shown to the network")
-                plan = plan_probes(target, settings, self.generator, self.observer)
-                self.keeper.keep_probes(target, settings, plan, self.generator)
-            bench = make_bench(target, settings, self.preset, plan)
-        for said in doubts(bench):
+                self.observer.phase(
+                    "calibration", "making the inputs that are shown to the network"
+                )
+                plan = make_calibration_set(target, settings, self.generator, self.observer)
+                self.keeper.save_calibration(target, settings, plan, self.generator)
+            evaluator = make_evaluator(target, settings, self.preset, plan)
+        for said in doubts(evaluator):
             self.observer.warning(said)
-        return plan, bench
+        return plan, evaluator
 
     @property
     def seconds(self) -> float:
@@ -104,12 +106,12 @@ class PruningRun:
         return self.earlier + time.monotonic() - self.started
 
     @property
-    def bench(self) -> Bench:
-        """The probes with the dense network's answers."""
+    def evaluator(self) -> Evaluator:
+        """The calibration inputs with the dense network's answers."""
         return self.shown[1]
 
     def at(self, sparsity: float) -> PruningRun:
-        """Return a run at another sparsity, on the same probes: what `prune` does there.
+        """Return a run at another sparsity, on the same calibration inputs: what `prune` does there.
 
         It has no test data; see `tested`.
         """
@@ -126,11 +128,11 @@ class PruningRun:
         seeds, verdicts, outcome = self._found
         if interrupted and outcome is not None:
             outcome = replace(outcome, stopped="interrupted")
-        return self._result(self.bench, self.shown[0], seeds, verdicts, outcome)
+        return self._result(self.evaluator, self.shown[0], seeds, verdicts, outcome)
 
     def result(self) -> Result:
         """Do it all, or what is left of it."""
-        plan, bench = self.shown
+        plan, evaluator = self.shown
         settings = self.settings
         keeper = self.keeper.search(self.level)
         kept = self._kept(keeper)
@@ -138,7 +140,7 @@ class PruningRun:
             seeds = self.seeds() if kept is None else kept.seeds
         with (
             keeper.watch(),
-            open_workers(bench, Staff.of(settings), self.observer.warning) as workers,
+            open_workers(evaluator, WorkerOptions.of(settings), self.observer.warning) as workers,
         ):
             verdicts = self._judge_baselines(seeds, workers) if kept is None else kept.verdicts
             seeds = [seed for seed in seeds if seed.key in verdicts]
@@ -146,7 +148,7 @@ class PruningRun:
         if outcome is not None:
             self._warn_if_parted(outcome)
         self._found = seeds, verdicts, outcome
-        return self._result(bench, plan, seeds, verdicts, outcome)
+        return self._result(evaluator, plan, seeds, verdicts, outcome)
 
     def seeds(self) -> list[Individual]:
         """Make every baseline at this budget; they seed the search and are what it must beat.
@@ -154,31 +156,33 @@ class PruningRun:
         Where starts are stated: these. Where a criterion is asked for and nothing is searched: that
         one, and magnitude beside it.
         """
-        bench, method = self.bench, self.settings.method
-        stated = self.settings.starts if method == EVOLVED else (method, "magnitude")
+        evaluator, method = self.evaluator, self.settings.method
+        stated = self.settings.initial_criteria if method == EVOLVED else (method, "magnitude")
         only = None if stated is None else dict.fromkeys(stated)
         after = ", to be judged after repair" if self.settings.repair_in_loop else ""
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         found = baselines(
-            Network(bench.model, bench.weights, bench.weight_layout, self.target.inputs),
-            bench.nearest[:SALIENCY_PROBES],
+            Network(
+                evaluator.model, evaluator.weights, evaluator.weight_layout, self.target.inputs
+            ),
+            evaluator.nearest[:CRITERION_INPUTS],
             self.settings.sparsity,
             self.settings.scope,
             self.generator,
             gradients=self.preset.gradient or only is not None,
             only=only,
-            ranked=bench,
+            ranked=evaluator,
             warn=self.observer.warning,
         )
-        return [Individual(one.genes, bench.layout, one.name) for one in found]
+        return [Individual(one.genes, evaluator.layout, one.name) for one in found]
 
     def _judge_baselines(self, seeds: list[Individual], workers: Workers) -> dict[str, Verdict]:
-        """Judge the seeds on the guard; those that take down their workers are left out."""
-        found: list[Verdict | Lost] = workers.run([Judge.of(seed.mask) for seed in seeds])
+        """Judge the seeds on the validation inputs; those that take down their workers are left out."""
+        found: list[Verdict | FailedTask] = workers.run([Judge.of(seed.mask) for seed in seeds])
         verdicts = {}
         for seed, verdict in zip(seeds, found, strict=True):
-            if isinstance(verdict, Lost):
+            if isinstance(verdict, FailedTask):
                 self.observer.warning(
                     f"{seed.origin} is left out, its mask took down the worker that judged it "
                     f"{verdict.attempts} times ({verdict.why})"
@@ -233,49 +237,49 @@ class PruningRun:
         return evolution.run([Individual(one, plan.layout, "kaiming") for one in genes])
 
     def _warn_if_parted(self, outcome: Outcome) -> None:
-        """Say when the search still gains while the guard loses: it has learnt its own probes."""
+        """Say when the search still gains while the validation inputs loses: it has learnt its own calibration inputs."""
         settings = self.settings
         with spent("judge"), torch_threads(settings.threads_per_worker):
             advice = advise(
-                outcome, self.bench, settings.sparsity, self.agreed, front=settings.pareto
+                outcome, self.evaluator, settings.sparsity, self.agreed, front=settings.pareto
             )
         if advice is not None:
             self.observer.warning(advice)
 
     def _result(
         self,
-        bench: Bench,
-        plan: ProbePlan,
+        evaluator: Evaluator,
+        plan: CalibrationSet,
         seeds: list[Individual],
         verdicts: dict[str, Verdict],
         outcome: Outcome | None,
     ) -> Result:
         settings = self.settings
         best = outcome.best if outcome else self._asked(seeds)
-        strict = bench.strict
+        strict = evaluator.strict
         with spent("judge"), torch_threads(settings.threads_per_worker):
-            search = strict.judge(best.mask, bench.search).agreement
-            guard = strict.judge(best.mask, bench.guard).agreement
+            search = strict.judge(best.mask, evaluator.search).agreement
+            validation = strict.judge(best.mask, evaluator.validation).agreement
         interrupted = outcome is not None and outcome.stopped == "interrupted"
-        figures = Figures(self.target, settings, self.test, self.observer, bench, best)
+        figures = Figures(self.target, settings, self.test, self.observer, evaluator, best)
         tested, confusion = figures.tested([] if interrupted else seeds)
-        repaired = figures.repaired(guard) if settings.repair else None
+        repaired = figures.repaired(validation) if settings.repair else None
         return Result(
             target=self.target,
-            masks=bench.masks(best.mask),
+            masks=evaluator.masks(best.mask),
             method=settings.method,
             preset=settings.preset if outcome else None,
             origin=best.origin,
             sparsity=settings.sparsity,
             search=search,
-            guard=guard,
+            validation=validation,
             accuracy=tested.get("pruned"),
             dense_accuracy=tested.get("dense"),
             baselines={
                 seed.origin: BaselineScore(verdicts[seed.key].agreement, tested.get(seed.origin))
                 for seed in seeds
             },
-            receipt=plan.receipt,
+            provenance=plan.provenance,
             history=outcome.history if outcome else (),
             stopped=outcome.stopped if outcome else "one-shot",
             evaluations=outcome.evaluations if outcome else 0,
@@ -284,15 +288,17 @@ class PruningRun:
             repaired=repaired,
             front=[
                 {
-                    "sparsity": 1 - one.genes.keep / bench.layout.worth,
-                    "guard": outcome.judged[one.key].agreement,
+                    "sparsity": 1 - one.genes.keep / evaluator.layout.worth,
+                    "validation": outcome.judged[one.key].agreement,
                 }
                 for one in outcome.front
             ]
             if outcome
             else (),
-            front_masks=[bench.masks(one.mask) for one in outcome.front] if outcome else (),
-            sketch=sketch_of(bench, self.target.inputs, seeds, verdicts, best, confusion),
+            front_masks=[evaluator.masks(one.mask) for one in outcome.front] if outcome else (),
+            report_data=report_data_of(
+                evaluator, self.target.inputs, seeds, verdicts, best, confusion
+            ),
         )
 
     def _asked(self, seeds: list[Individual]) -> Individual:

@@ -1,4 +1,4 @@
-"""From full settings and a target to what a search needs: the bench and the plan."""
+"""From full settings and a target to what a search needs: the evaluator and the plan."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from gaprune.calibration.calibration_set import ProbePlan
+from gaprune.calibration.calibration_set import CalibrationSet
 from gaprune.calibration.samples import Samples
 from gaprune.config import EVOLVED, Settings
 from gaprune.errors import InputError
-from gaprune.evaluation.batch_pool import Stock
-from gaprune.evaluation.evaluator import GROUP, Bench
-from gaprune.evaluation.forward_modes import STRICT, AfterRepair, Answering, Guided, Shown
+from gaprune.evaluation.batch_pool import BatchPool
+from gaprune.evaluation.evaluator import GROUP, Evaluator
+from gaprune.evaluation.forward_modes import (
+    STRICT_FORWARD,
+    ForwardMode,
+    GuidedForward,
+    RepairedForward,
+    Shown,
+)
 from gaprune.evaluation.objectives import Objective, find_objective
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset
@@ -28,15 +34,17 @@ from gaprune.runs.resolve_settings import repair_sites
 
 T = TypeVar("T")
 
-RUNG_FRACTION = 4  # the first rung of the race has one in so many search probes
+RUNG_FRACTION = 4  # the first rung of the race has one in so many search calibration inputs
 LAST_RATE = 1 / 20  # of the first step length, at the end of the continuation
 FADE = (0.0, 0.95)  # parts of its steps between which repair is faded out
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front removes this part of the asked sparsity
 GROUPED = 1 << 22  # prunable weights of a network that has its masks scored in groups, at most
 
 
-def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePlan) -> Bench:
-    """Compute the dense network's answers on all probes and put everything on the bench.
+def make_evaluator(
+    target: Target, settings: Settings, preset: Preset, plan: CalibrationSet
+) -> Evaluator:
+    """Compute the dense network's answers on all calibration inputs and put everything on the evaluator.
 
     Raises:
         InputError: the objective does not fit the outputs, the labels or the preset; or repair
@@ -47,32 +55,32 @@ def make_bench(target: Target, settings: Settings, preset: Preset, plan: ProbePl
     _check_objective(objective, search, preset, evolved=settings.method == EVOLVED)
     nearest = plan.nearest.inputs.to(target.device)
     uses_pool = plan.pool is not None and preset.gradient and settings.method == EVOLVED
-    return Bench(
+    return Evaluator(
         model=target.model,
         weights=target.weights,
         layout=searched_layout(target, settings),
         units=units_of(target, settings),
         objective=objective,
         search=search,
-        guard=_shown(target, plan.guard),
+        validation=_shown(target, plan.validation),
         fresh=plan.fresh,
         pool=_shown(target, plan.pool) if uses_pool and plan.pool is not None else None,
         pool_share=plan.pool_share,
         # after repair moved inputs lost: ResNet-20 at 0.9 had 61.9 instead of 67.2 %
         moving=target.inputs if plan.moving and not settings.repair_in_loop else None,
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
-        answering=_answering(target, settings, nearest),
+        forward_mode=_answering(target, settings, nearest),
         near=None if plan.nearest is plan.search else nearest,
         precision=settings.precision,
-        stock=_stock(settings, plan),
+        batch_cache=_batch_cache(settings, plan),
     )
 
 
-def _stock(settings: Settings, plan: ProbePlan) -> Stock | None:
+def _batch_cache(settings: Settings, plan: CalibrationSet) -> BatchPool | None:
     """Return what gradient steps draw generated inputs from, or None: new ones for every step."""
-    if plan.fresh is None or not settings.stock:
+    if plan.fresh is None or not settings.batch_cache:
         return None
-    return Stock(plan.fresh, settings.stock, derive_seed(settings.seed, "stock"))
+    return BatchPool(plan.fresh, settings.batch_cache, derive_seed(settings.seed, "batch_cache"))
 
 
 def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
@@ -81,14 +89,14 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
     if preset.gradient:
         refinement = Refinement(
             steps=_filled(settings.steps),
-            rate=_filled(settings.rate),
+            learning_rate=_filled(settings.learning_rate),
             batch=_filled(settings.batch),
             clip=settings.clip,
         )
     layout = searched_layout(target, settings)
-    allocation, generations = settings.allocation or 0, settings.generations
-    continuation = _continuation(refinement, settings.continuation)
-    before = allocation + (continuation is not None)
+    density_search, generations = settings.density_search or 0, settings.generations
+    warmup = _warmup(refinement, settings.warmup)
+    before = density_search + (warmup is not None)
     return Plan(
         preset=preset,
         layout=layout,
@@ -105,8 +113,8 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
         ),
         keep=keep_total(layout, settings.sparsity),
         most=keep_total(layout, LEAST_SPARSE * settings.sparsity) if settings.pareto else None,
-        allocation=allocation,
-        continuation=continuation,
+        density_search=density_search,
+        warmup=warmup,
         group=_group(target, settings),
     )
 
@@ -123,10 +131,10 @@ def _group(target: Target, settings: Settings) -> int:
     return GROUP if settings.device != "cpu" and small else 1
 
 
-def _continuation(refinement: Refinement | None, steps: int | None) -> Refinement | None:
+def _warmup(refinement: Refinement | None, steps: int | None) -> Refinement | None:
     if refinement is None or not steps:
         return None
-    last = LAST_RATE * refinement.rate
+    last = LAST_RATE * refinement.learning_rate
     return replace(refinement, steps=steps, last_rate=last, cosine=True, fade=FADE)
 
 
@@ -138,8 +146,8 @@ def _filled(value: T | None) -> T:
 def _check_objective(objective: Objective, search: Shown, preset: Preset, *, evolved: bool) -> None:
     if objective.needs_labels and search.labels is None:
         raise InputError(
-            f"objective: {objective.name!r} needs labelled probes and these have no labels; "
-            "give --probes labelled:FILE, or use the objective 'kl'"
+            f"objective: {objective.name!r} needs labelled calibration inputs and these have no labels; "
+            "give --calibration labelled:FILE, or use the objective 'kl'"
         )
     if preset.gradient and objective.loss is None and evolved:
         raise InputError(
@@ -148,15 +156,17 @@ def _check_objective(objective: Objective, search: Shown, preset: Preset, *, evo
         )
 
 
-def _answering(target: Target, settings: Settings, nearest: Tensor) -> Answering:
-    features = settings.features or 0.0
+def _answering(target: Target, settings: Settings, nearest: Tensor) -> ForwardMode:
+    features = settings.feature_loss or 0.0
     if settings.repair_in_loop:
-        return AfterRepair(repair_sites(target, nearest), nearest, features)
-    guides = settings.continuation or settings.drift or features
+        return RepairedForward(repair_sites(target, nearest), nearest, features)
+    guides = settings.warmup or settings.statistics_loss or features
     if settings.method != EVOLVED or not guides:
-        return STRICT
+        return STRICT_FORWARD
     sites = survey(target.model, nearest, frozen=target.weights)
-    return Guided(AfterRepair(sites, nearest, features), drift=settings.drift or 0.0)
+    return GuidedForward(
+        RepairedForward(sites, nearest, features), statistics_loss=settings.statistics_loss or 0.0
+    )
 
 
 def _shown(target: Target, samples: Samples) -> Shown:

@@ -3,20 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 from gaprune.workers.device import choose_device, choose_home, working_on
-from gaprune.workers.protocol import Lost, Staff, Warn, Workers
-from gaprune.workers.retry_policy import Tolerance
+from gaprune.workers.protocol import FailedTask, Warn, WorkerOptions, Workers
+from gaprune.workers.retry_policy import RetryPolicy
 from gaprune.workers.serial import SerialWorkers
 
 if TYPE_CHECKING:
     from gaprune.workers.ray_pool import RayWorkers
 
 __all__ = [
-    "Lost",
+    "FailedTask",
     "RayWorkers",
+    "RetryPolicy",
     "SerialWorkers",
-    "Staff",
-    "Tolerance",
     "Warn",
+    "WorkerOptions",
     "Workers",
     "choose_device",
     "choose_home",
@@ -25,20 +25,22 @@ __all__ = [
 ]
 
 
-def open_workers(bench: object, staff: Staff, warn: Warn = lambda _: None) -> Workers:
-    """Return workers that hold `bench`: this process for one, Ray actors for more.
+def open_workers(
+    evaluator: object, worker_options: WorkerOptions, warn: Warn = lambda _: None
+) -> Workers:
+    """Return workers that hold `evaluator`: this process for one, Ray actors for more.
 
     One worker that reserves a GPU, or is to be on a cluster, is an actor too.
 
     Raises:
         InputError: the device that is asked for is not there.
     """
-    device = choose_device(staff)
-    if staff.here:
-        return SerialWorkers(bench, staff.threads, device)
+    device = choose_device(worker_options)
+    if worker_options.here:
+        return SerialWorkers(evaluator, worker_options.threads, device)
     from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - as below
 
-    return RayWorkers(bench, staff, warn)
+    return RayWorkers(evaluator, worker_options, warn)
 
 
 def __getattr__(name: str) -> Any:

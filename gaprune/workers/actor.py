@@ -1,4 +1,4 @@
-"""One worker: a process that holds its own copy of the bench and runs one task after the other."""
+"""One worker: a process that holds its own copy of the evaluator and runs one task after the other."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gaprune.workers.malloc import keep_heap
 from gaprune.workers.transport import Packed, pack_answer, pack_child, pack_error, unpack_task
 
 
-class Shipment(NamedTuple):
-    """What an actor needs beside the bench.
+class ActorSetup(NamedTuple):
+    """What an actor needs beside the evaluator.
 
     Attributes:
-        digest: of the weights of the bench, as the driver has them.
+        digest: of the weights of the evaluator, as the driver has them.
         threads: of torch.
         gpu: whether it was given some of a GPU.
         folders: where the driver imports from.
@@ -37,13 +37,13 @@ class Shipment(NamedTuple):
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class Actor:
-    """Holds a private copy of the bench (Ray's arrays are shared, read-only memory).
+    """Holds a private copy of the evaluator (Ray's arrays are shared, read-only memory).
 
     It is empty when it is made, so that what fails while it loads comes back as an error.
     """
 
-    def load(self, bench: bytes, shipment: Shipment) -> str:
-        """Load the bench and return the id of the node.
+    def load(self, evaluator: bytes, shipment: ActorSetup) -> str:
+        """Load the evaluator and return the id of the node.
 
         Raises:
             GapruneError: the weights are not those that were sent, or there is no GPU.
@@ -60,8 +60,8 @@ class Actor:
         device = CUDA if shipment.gpu else CPU  # of the GPUs, it sees those that Ray gave it
         self._arithmetic = ExitStack()  # stays as long as the process
         self._arithmetic.enter_context(steady(device))
-        self._bench = settle(ray.cloudpickle.loads(bench), device)
-        self._frozen = frozen(self._bench)
+        self._evaluator = settle(ray.cloudpickle.loads(evaluator), device)
+        self._frozen = frozen(self._evaluator)
         if digest(self._frozen) != shipment.digest:
             raise GapruneError("workers: the weights that arrived are not those that were sent")
         self._tally = tally(self._frozen)
@@ -91,7 +91,7 @@ class Actor:
     def _do(self, task: Any) -> tuple[Any, bool, Ledger | None]:
         """Return the result, whether the weights are still sound, and what was spent."""
         with measuring(self._measured, self._behind) as clock:
-            result = task.run(self._bench)
+            result = task.run(self._evaluator)
             with spent("check"):
                 sound = tally(self._frozen) == self._tally
         return result, sound, None if clock is None else clock.here

@@ -10,10 +10,10 @@ from typing import Any
 import ray
 
 from gaprune.errors import GapruneError
-from gaprune.workers.actor import Shipment
+from gaprune.workers.actor import ActorSetup
 from gaprune.workers.cluster import free, has_room
 from gaprune.workers.failures import cause_of, describe
-from gaprune.workers.protocol import Staff, Warn
+from gaprune.workers.protocol import Warn, WorkerOptions
 
 
 @dataclass(eq=False)
@@ -35,23 +35,32 @@ class Worker:
     since: float = 0.0
 
 
-class Crew:
+class ActorPool:
     """Keeps every place filled as long as that can be done.
 
     Args:
         hire: makes an actor.
-        bench: reference to the packed bench.
+        evaluator: reference to the packed evaluator.
         shipment: what goes with it.
-        staff: how many, and how often and how long a start is tried.
+        worker_options: how many, and how often and how long a start is tried.
         warn: told when a worker is lost.
     """
 
     def __init__(
-        self, hire: Callable[[], Any], bench: Any, shipment: Shipment, staff: Staff, warn: Warn
+        self,
+        hire: Callable[[], Any],
+        evaluator: Any,
+        shipment: ActorSetup,
+        worker_options: WorkerOptions,
+        warn: Warn,
     ) -> None:
-        self._hire, self._bench, self._shipment = hire, bench, shipment
-        self._staff, self._tolerance, self._warn = staff, staff.tolerance, warn
-        self._workers = [Worker() for _ in range(staff.count)]
+        self._hire, self._evaluator, self._shipment = hire, evaluator, shipment
+        self._worker_options, self._tolerance, self._warn = (
+            worker_options,
+            worker_options.tolerance,
+            warn,
+        )
+        self._workers = [Worker() for _ in range(worker_options.count)]
         self._progress = time.monotonic()  # when a worker became ready last
         self._error: BaseException | None = None
         self.idle: list[Worker] = []
@@ -97,7 +106,7 @@ class Crew:
         for worker in self._waiting():
             if now >= worker.due:
                 worker.actor, worker.since = self._hire(), now
-                reference = worker.actor.load.remote(self._bench, self._shipment)
+                reference = worker.actor.load.remote(self._evaluator, self._shipment)
                 self.starting[reference] = worker
 
     def settle(self, reference: Any) -> None:
@@ -109,7 +118,7 @@ class Crew:
         except ray.exceptions.RayError as error:
             cause = cause_of(error)
             own = not isinstance(cause, ray.exceptions.RayError)
-            # what the bench itself raises on the first try it will raise on every other one
+            # what the evaluator itself raises on the first try it will raise on every other one
             self._failed(worker, cause, hopeless=own and not self.ready)
             return
         worker.failed = 0
@@ -179,7 +188,7 @@ class Crew:
             "until others need less of it, or use fewer --workers"
         )
         # where there is no room, another try would only be more waiting
-        self._failed(worker, GapruneError(what), hopeless=not has_room(self._staff))
+        self._failed(worker, GapruneError(what), hopeless=not has_room(self._worker_options))
 
     def _check(self) -> None:
         starts = self._tolerance.starts

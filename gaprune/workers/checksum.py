@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 
 WORD = 8  # bytes that are added up at a time
 
 
-def frozen(bench: Any) -> list[Tensor]:
+def frozen(evaluator: Any) -> list[Tensor]:
     """Return what no task may change: the parameters of the network and its prunable weights.
 
-    Buffers are left out: a network of the user's own may count in them. Whatever is no `Bench` has
+    Buffers are left out: a network of the user's own may count in them. Whatever is no `Evaluator` has
     nothing.
     """
-    if not isinstance(bench, Bench):
+    if not isinstance(evaluator, Evaluator):
         return []
-    return [one.detach() for one in (*bench.model.parameters(), *bench.weights.values())]
+    return [one.detach() for one in (*evaluator.model.parameters(), *evaluator.weights.values())]
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -21,7 +21,7 @@ import ray
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.user_code import PREFIX
-from gaprune.workers.protocol import OWN, Staff
+from gaprune.workers.protocol import OWN, WorkerOptions
 
 CLIENT = "ray://"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
@@ -30,7 +30,7 @@ ANSWER = 5.0  # seconds that a cluster has to accept a connection
 _WAY_OUT = "start one with 'ray start --head', correct --ray-address, or leave it out"
 
 
-def connect(staff: Staff) -> bool:
+def connect(worker_options: WorkerOptions) -> bool:
     """Use the Ray that runs here, join the cluster at the address, or start one on this machine.
 
     Returns:
@@ -47,19 +47,19 @@ def connect(staff: Staff) -> bool:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
     }
-    if staff.address == OWN:
-        cpus = max(staff.count * staff.threads, os.cpu_count() or 1)
+    if worker_options.address == OWN:
+        cpus = max(worker_options.count * worker_options.threads, os.cpu_count() or 1)
         with _own_sigterm():
             _start(num_cpus=cpus, include_dashboard=False, **options)
         return True
-    check_address(staff.address)
-    if staff.address.startswith(CLIENT):
+    check_address(worker_options.address)
+    if worker_options.address.startswith(CLIENT):
         _show_token()
     try:
         with _own_sigterm():
-            ray.init(address=staff.address, **options)
+            ray.init(address=worker_options.address, **options)
     except Exception as error:  # its kinds differ between versions and ways to connect
-        raise _no_cluster(staff.address, f"{type(error).__name__}: {error}") from error
+        raise _no_cluster(worker_options.address, f"{type(error).__name__}: {error}") from error
     return True
 
 
@@ -86,30 +86,30 @@ def _start(**options: Any) -> None:
         ray.init(address="local", **options)
 
 
-def check_resources(staff: Staff) -> None:
+def check_resources(worker_options: WorkerOptions) -> None:
     """Compare what the workers need with what the cluster has, free or not.
 
     Raises:
         InputError: fewer workers fit; the message says how many.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fit = capacity(nodes, staff.threads, staff.gpus)
-    if fit >= staff.count:
+    fit = capacity(nodes, worker_options.threads, worker_options.gpus)
+    if fit >= worker_options.count:
         return
     cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     has = f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} node(s)"
-    if staff.gpus and not capacity(nodes, 0, staff.gpus):
+    if worker_options.gpus and not capacity(nodes, 0, worker_options.gpus):
         raise InputError(
-            f"gpus_per_worker: {staff.gpus:g} asked for each of {staff.count} worker(s), but "
+            f"gpus_per_worker: {worker_options.gpus:g} asked for each of {worker_options.count} worker(s), but "
             f"{has}; leave --gpus-per-worker out, or name a cluster with GPUs by --ray-address"
         )
     if not fit:
         raise InputError(
-            f"threads_per_worker: {staff.threads} asked, a CPU for each, but {has}; use "
+            f"threads_per_worker: {worker_options.threads} asked, a CPU for each, but {has}; use "
             "fewer --threads-per-worker"
         )
     raise InputError(
-        f"workers: {staff.count} asked, each with {staff.threads} CPU(s) and {staff.gpus:g} "
+        f"workers: {worker_options.count} asked, each with {worker_options.threads} CPU(s) and {worker_options.gpus:g} "
         f"GPU(s), but {has}; use --workers {fit}"
     )
 
@@ -139,10 +139,12 @@ def free() -> str:
     return f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
 
 
-def has_room(staff: Staff) -> bool:
+def has_room(worker_options: WorkerOptions) -> bool:
     """Tell whether as much is free as one more worker needs."""
     there = ray.available_resources()
-    return bool(there.get("CPU", 0) >= staff.threads and there.get("GPU", 0) >= staff.gpus)
+    return bool(
+        there.get("CPU", 0) >= worker_options.threads and there.get("GPU", 0) >= worker_options.gpus
+    )
 
 
 def is_gone(node: str) -> bool:

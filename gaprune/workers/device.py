@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.models.determinism import CPU, steady
 from gaprune.profiling import START, spent, waiting_for
-from gaprune.workers.protocol import Staff
+from gaprune.workers.protocol import WorkerOptions
 
 __all__ = [
     "CPU",
@@ -29,23 +29,23 @@ __all__ = [
 AUTO, CUDA = "auto", "cuda"
 
 
-def choose_device(staff: Staff, target: torch.device | None = None) -> str:
+def choose_device(worker_options: WorkerOptions, target: torch.device | None = None) -> str:
     """Return where workers try candidates: `cpu`, `cuda` or `cuda:N`.
 
     Ray gives an actor the GPUs that it reserves, and these are all that it sees: actors with some
     are on `cuda`, the others on `cpu`. In this process `auto` is a GPU where torch sees one.
 
     Args:
-        staff: who works, and what was asked.
+        worker_options: who works, and what was asked.
         target: where the dense network is, if that is known: `auto` is its GPU, if it is on one.
 
     Raises:
         InputError: what is asked is not there, or contradicts what workers reserve.
     """
-    asked = staff.device
-    if staff.gpus:
-        return _of_actors_with_gpus(asked, staff.gpus)
-    if not staff.here:
+    asked = worker_options.device
+    if worker_options.gpus:
+        return _of_actors_with_gpus(asked, worker_options.gpus)
+    if not worker_options.here:
         if asked not in (AUTO, CPU):
             raise InputError(
                 f"device: {asked!r} asked, but workers that are Ray actors have the GPUs that they "
@@ -62,17 +62,17 @@ def choose_device(staff: Staff, target: torch.device | None = None) -> str:
     return asked
 
 
-def choose_home(staff: Staff) -> str:
+def choose_home(worker_options: WorkerOptions) -> str:
     """Return where the dense network lives: with the search, where that is in this process.
 
-    Probes are then inverted and criteria computed on its GPU as well. Ray actors are sent the
+    calibration inputs are then inverted and criteria computed on its GPU as well. Ray actors are sent the
     network from the CPU, since what Ray gives them may lie on another machine.
 
     Raises:
         InputError: as `choose_device`.
     """
-    device = choose_device(staff)
-    return device if staff.here else CPU
+    device = choose_device(worker_options)
+    return device if worker_options.here else CPU
 
 
 def _of_actors_with_gpus(asked: str, gpus: float) -> str:
@@ -100,16 +100,16 @@ def _check_there(asked: str) -> None:
         raise InputError(f"device: {asked!r} asked, but there are {count} GPU(s), counted from 0")
 
 
-def settle(bench: Any, device: str) -> Any:
-    """Return the bench where candidates are tried, and how; what is no `Bench` stays as it is.
+def settle(evaluator: Any, device: str) -> Any:
+    """Return the evaluator where candidates are tried, and how; what is no `Evaluator` stays as it is.
 
     Raises:
         InputError: the network does not run there.
     """
-    if not isinstance(bench, Bench) or (device == CPU and bench.is_plain):
-        return bench
+    if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_plain):
+        return evaluator
     with spent(START):
-        moved = bench.to(device)
+        moved = evaluator.to(device)
         moved.try_once()  # elsewhere, or otherwise, than the target was
     return moved
 

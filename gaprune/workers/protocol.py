@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from gaprune.config import Settings
-from gaprune.workers.retry_policy import Tolerance
+from gaprune.workers.retry_policy import RetryPolicy
 
 OWN = "none"  # the address of a Ray on this machine
 Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Staff:
+class WorkerOptions:
     """Who works, and where.
 
     Attributes:
@@ -31,7 +31,7 @@ class Staff:
     threads: int = 1
     gpus: float = 0.0
     address: str = "none"
-    tolerance: Tolerance = field(default_factory=Tolerance)
+    tolerance: RetryPolicy = field(default_factory=RetryPolicy)
     device: str = "auto"
 
     @property
@@ -40,20 +40,20 @@ class Staff:
         return self.count == 1 and not self.gpus and self.address == OWN
 
     @classmethod
-    def of(cls, settings: Settings) -> Staff:
+    def of(cls, settings: Settings) -> WorkerOptions:
         """Read it from the settings of a run."""
         return cls(
             settings.workers,
             settings.threads_per_worker,
             settings.gpus_per_worker,
             settings.ray_address,
-            Tolerance(settings.retries, settings.task_timeout),
+            RetryPolicy(settings.retries, settings.task_timeout),
             settings.device,
         )
 
 
 @dataclass(frozen=True)
-class Lost:
+class FailedTask:
     """The result of a task that took its workers down every time it was tried.
 
     Attributes:
@@ -66,7 +66,7 @@ class Lost:
 
 
 class Workers(Protocol):
-    """Runs tasks; every task has `run(bench)` and is pure: its result depends on nothing else.
+    """Runs tasks; every task has `run(evaluator)` and is pure: its result depends on nothing else.
 
     A task that has `parents`, be it none, breeds: its result has `genes`. They are large and travel
     on their own, so that they are sent once and only where they are needed. A task may have a
@@ -78,7 +78,7 @@ class Workers(Protocol):
     def run(self, tasks: Sequence[Any]) -> list[Any]:
         """Run all tasks and return their results in order.
 
-        The result of a task that cannot be run without losing its worker is a `Lost`. What a task
+        The result of a task that cannot be run without losing its worker is a `FailedTask`. What a task
         raises is raised here. `genes` of a result may be a handle: see `fetch`.
         """
 

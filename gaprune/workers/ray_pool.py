@@ -1,4 +1,4 @@
-"""Workers as Ray actors that may be lost: the bench is sent once, then only small messages travel.
+"""Workers as Ray actors that may be lost: the evaluator is sent once, then only small messages travel.
 
 After RLlib's fault-tolerant actor manager: one call is in flight per actor, failures are counted
 per task, actors that die or hang are replaced.
@@ -18,15 +18,15 @@ import ray
 
 from gaprune.errors import GapruneError
 from gaprune.profiling import START, TRANSPORT, WAITING, spent
-from gaprune.workers.actor import Actor, Shipment
-from gaprune.workers.actor_pool import Crew, Worker
+from gaprune.workers.actor import Actor, ActorSetup
+from gaprune.workers.actor_pool import ActorPool, Worker
 from gaprune.workers.checksum import digest, frozen
 from gaprune.workers.cluster import check_resources, connect, is_gone, send_user_code_by_value
 from gaprune.workers.failures import cause_of, describe, ends_worker, is_arguments, is_machines
-from gaprune.workers.protocol import Lost, Staff, Warn
+from gaprune.workers.protocol import FailedTask, Warn, WorkerOptions
 from gaprune.workers.retry_policy import Durations
-from gaprune.workers.task_queue import Agenda, Failure, Job
-from gaprune.workers.time_accounting import Hours
+from gaprune.workers.task_queue import Failure, Job, TaskQueue
+from gaprune.workers.time_accounting import TimeAccounting
 from gaprune.workers.transport import (
     Remote,
     Traffic,
@@ -42,7 +42,7 @@ FETCH = 120.0  # seconds after which genes are taken to be lost
 @dataclass(eq=False)
 class _Call:
     worker: Worker
-    agenda: Agenda
+    task_queue: TaskQueue
     job: Job
     genes: Any
     started: float
@@ -50,57 +50,59 @@ class _Call:
 
 
 class RayWorkers:
-    """Several workers, each an actor with its own copy of the bench and its share of threads.
+    """Several workers, each an actor with its own copy of the evaluator and its share of threads.
 
     A Ray that the caller has started is used and left running; otherwise one is started, or a
     cluster is joined, and left at the end.
 
     Args:
-        bench: whatever tasks need; pickled once.
-        staff: how many workers, what each gets, where they are.
+        evaluator: whatever tasks need; pickled once.
+        worker_options: how many workers, what each gets, where they are.
         warn: told of workers that are lost.
-        hire: makes an actor; by default one that reserves what `staff` says.
+        hire: makes an actor; by default one that reserves what `worker_options` says.
     """
 
     def __init__(
         self,
-        bench: Any,
-        staff: Staff,
+        evaluator: Any,
+        worker_options: WorkerOptions,
         warn: Warn = lambda _: None,
         hire: Callable[[], Any] | None = None,
     ) -> None:
-        self.count = staff.count
+        self.count = worker_options.count
         self.traffic = Traffic()
-        self._bench, self._staff, self._warn = bench, staff, warn
-        self._hire = hire or partial(_hire, staff)
-        self._durations = Durations(staff.tolerance.timeout)
+        self._evaluator, self._worker_options, self._warn = evaluator, worker_options, warn
+        self._hire = hire or partial(_hire, worker_options)
+        self._durations = Durations(worker_options.tolerance.timeout)
         self._references: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._calls: dict[Any, _Call] = {}
         self._check_at = float("inf")  # when a call may have become a hang
         self._joined_ray = False
-        self._hired: Crew | None = None
-        self._hours = Hours(self.count)
+        self._hired: ActorPool | None = None
+        self._hours = TimeAccounting(self.count)
 
     def __enter__(self) -> Self:
         with spent(START):
             return self._open()
 
     def _open(self) -> Self:
-        self._joined_ray = connect(self._staff)
+        self._joined_ray = connect(self._worker_options)
         try:
-            check_resources(self._staff)
+            check_resources(self._worker_options)
             send_user_code_by_value()
-            packed = ray.cloudpickle.dumps(self._bench)
-            self.traffic.bench += len(packed)
-            self._hours = Hours(self.count)
-            shipment = Shipment(
-                digest(frozen(self._bench)),
-                self._staff.threads,
-                self._staff.gpus > 0,
+            packed = ray.cloudpickle.dumps(self._evaluator)
+            self.traffic.evaluator += len(packed)
+            self._hours = TimeAccounting(self.count)
+            shipment = ActorSetup(
+                digest(frozen(self._evaluator)),
+                self._worker_options.threads,
+                self._worker_options.gpus > 0,
                 sys.path,
                 self._hours.wanted,
             )
-            self._hired = Crew(self._hire, ray.put(packed), shipment, self._staff, self._warn)
+            self._hired = ActorPool(
+                self._hire, ray.put(packed), shipment, self._worker_options, self._warn
+            )
             self._hired.start()
         except BaseException:
             self._close()
@@ -128,15 +130,15 @@ class RayWorkers:
     @property
     def lost(self) -> int:
         """Workers that were lost so far."""
-        return self._crew.lost
+        return self._actor_pool.lost
 
     @property
     def idle(self) -> int:
         """Workers that are ready and have nothing to do."""
-        return len(self._crew.idle)
+        return len(self._actor_pool.idle)
 
     @property
-    def _crew(self) -> Crew:
+    def _actor_pool(self) -> ActorPool:
         assert self._hired is not None, "workers run tasks inside their with block"
         return self._hired
 
@@ -144,21 +146,21 @@ class RayWorkers:
         """Run the tasks, one in flight per actor, and return their results in order.
 
         A task that loses its worker (its process or node dies, it hangs, it finds no memory, it
-        changes the weights) is tried again elsewhere; `Lost` is the result of one that always does.
+        changes the weights) is tried again elsewhere; `FailedTask` is the result of one that always does.
 
         Raises:
             GapruneError: all workers are lost and none can be started.
         """
-        agenda = Agenda(tasks, self._staff.tolerance, self._durations)
+        task_queue = TaskQueue(tasks, self._worker_options.tolerance, self._durations)
         with spent(TRANSPORT):
-            while agenda.is_open:
+            while task_queue.is_open:
                 now = time.monotonic()
                 if now >= self._check_at:
                     self._end_hangs(now)
-                self._crew.tend()
-                self._hand_out(agenda, now)
-                self._wait(agenda)
-        return agenda.results
+                self._actor_pool.tend()
+                self._hand_out(task_queue, now)
+                self._wait(task_queue)
+        return task_queue.results
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
         """Return the genes of results; those that were lost with a node are made again."""
@@ -172,21 +174,21 @@ class RayWorkers:
         if missing:
             again = self.run([handles[index].task for index in missing])
             for one in again:
-                if isinstance(one, Lost):
+                if isinstance(one, FailedTask):
                     raise GapruneError(f"workers: a child cannot be made again: {one.why}")
             for index, genes in zip(missing, self.fetch(again), strict=True):
                 found[index] = genes
         return found
 
-    def _hand_out(self, agenda: Agenda, now: float) -> None:
+    def _hand_out(self, task_queue: TaskQueue, now: float) -> None:
         """Give tasks to those who are idle; what is lost meanwhile comes back by `ray.wait`."""
-        idle = self._crew.idle
-        while idle and (job := agenda.take(now, idle[-1].node)) is not None:
+        idle = self._actor_pool.idle
+        while idle and (job := task_queue.take(now, idle[-1].node)) is not None:
             worker = idle.pop()
             reference, genes = self._send(worker.actor, job.task)
             ends = now + self._durations.limit(job.kind)
             self._check_at = min(self._check_at, ends)
-            self._calls[reference] = _Call(worker, agenda, job, genes, now, ends)
+            self._calls[reference] = _Call(worker, task_queue, job, genes, now, ends)
 
     def _send(self, actor: Any, task: Any) -> tuple[Any, Any]:
         """Return references to the answer and, of a task that breeds, to the genes."""
@@ -198,13 +200,13 @@ class RayWorkers:
         answer, genes = actor.breed.remote(message, *map(self._reference, parents))
         return answer, genes
 
-    def _wait(self, agenda: Agenda) -> None:
+    def _wait(self, task_queue: TaskQueue) -> None:
         """Wait for answers, or until there is something else to do."""
-        wakes = min(self._check_at, self._crew.wakes())
-        if self._crew.idle:
-            wakes = min(wakes, agenda.wakes())
+        wakes = min(self._check_at, self._actor_pool.wakes())
+        if self._actor_pool.idle:
+            wakes = min(wakes, task_queue.wakes())
         left = max(0.0, wakes - time.monotonic())
-        references = [*self._calls, *self._crew.starting]
+        references = [*self._calls, *self._actor_pool.starting]
         with spent(WAITING):
             if not references:
                 time.sleep(left)
@@ -213,35 +215,35 @@ class RayWorkers:
         if ready and rest:  # and whatever else has come meanwhile
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for reference in ready:
-            if reference in self._crew.starting:
-                self._crew.settle(reference)
+            if reference in self._actor_pool.starting:
+                self._actor_pool.settle(reference)
             else:
-                self._receive(reference, self._calls.pop(reference), agenda)
+                self._receive(reference, self._calls.pop(reference), task_queue)
 
-    def _receive(self, reference: Any, call: _Call, agenda: Agenda) -> None:
+    def _receive(self, reference: Any, call: _Call, task_queue: TaskQueue) -> None:
         try:
             message = ray.get(reference)
         except ray.exceptions.RayError as error:
-            self._take_error(call, cause_of(error), agenda)
+            self._take_error(call, cause_of(error), task_queue)
             return
         answer = unpack_answer(message, call.genes, call.job.task)
         self.traffic.answers += 1
         self.traffic.returned += len(message)
         if answer.error is not None:
-            self._take_error(call, answer.error, agenda)
+            self._take_error(call, answer.error, task_queue)
             return
         if not answer.sound:
             self._lose(call, "the weights that it held have changed")
             return
         self._hours.answered(call.started, answer.work)
-        self._crew.idle.append(call.worker)
+        self._actor_pool.idle.append(call.worker)
         kind, limit = call.job.kind, self._durations.limit(call.job.kind)
         self._durations.add(kind, time.monotonic() - call.started)
         if self._durations.limit(kind) < limit:
             self._check_at = 0.0  # others of the kind are waited for too long
-        call.agenda.succeed(call.job, answer.result)
+        call.task_queue.succeed(call.job, answer.result)
 
-    def _take_error(self, call: _Call, error: BaseException, agenda: Agenda) -> None:
+    def _take_error(self, call: _Call, error: BaseException, task_queue: TaskQueue) -> None:
         """Raise what the task raised; try again what its machine is to blame for."""
         if is_arguments(error):
             for parent in getattr(call.job.task, "parents", ()):
@@ -250,10 +252,10 @@ class RayWorkers:
             self._lose(call, describe(error))
             return
         self._hours.lost(call.started)
-        self._crew.idle.append(call.worker)
+        self._actor_pool.idle.append(call.worker)
         if is_machines(error):
             self._fail(call, describe(error))
-        elif call.agenda is agenda and not call.job.done:
+        elif call.task_queue is task_queue and not call.job.done:
             raise error
 
     def _end_hangs(self, now: float) -> None:
@@ -266,13 +268,13 @@ class RayWorkers:
 
     def _lose(self, call: _Call, why: str) -> None:
         self._hours.lost(call.started)
-        self._crew.lose(call.worker, why)
+        self._actor_pool.lose(call.worker, why)
         self._fail(call, why)
 
     def _fail(self, call: _Call, why: str) -> None:
         node = call.worker.node
         failure = Failure(why, node, blamed=not is_gone(node))
-        call.agenda.fail(call.job, call.started, time.monotonic(), failure)
+        call.task_queue.fail(call.job, call.started, time.monotonic(), failure)
 
     def _reference(self, genes: Any) -> Any:
         """Put genes into the object store once, however many children they have."""
@@ -300,7 +302,7 @@ class RayWorkers:
         return found
 
 
-def _hire(staff: Staff) -> Any:
+def _hire(worker_options: WorkerOptions) -> Any:
     return Actor.options(  # type: ignore[attr-defined] # ray adds it
-        num_cpus=staff.threads, num_gpus=staff.gpus, scheduling_strategy="SPREAD"
+        num_cpus=worker_options.threads, num_gpus=worker_options.gpus, scheduling_strategy="SPREAD"
     ).remote()

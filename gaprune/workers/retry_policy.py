@@ -15,7 +15,7 @@ REMEMBERED = 64  # durations of a kind
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class RetryPolicy:
     """What is done about tasks and workers that are lost; all times in seconds.
 
     Attributes:

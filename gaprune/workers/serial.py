@@ -18,15 +18,15 @@ class SerialWorkers:
     """One worker: this process.
 
     Args:
-        bench: what tasks need; on a GPU they are given a copy.
+        evaluator: what tasks need; on a GPU they are given a copy.
         threads: of torch, while tasks run.
         device: where they run: `cpu`, `cuda` or `cuda:N`.
     """
 
     count = 1
 
-    def __init__(self, bench: Any, threads: int = 1, device: str = CPU) -> None:
-        self._bench, self._threads, self._device = bench, threads, device
+    def __init__(self, evaluator: Any, threads: int = 1, device: str = CPU) -> None:
+        self._evaluator, self._threads, self._device = evaluator, threads, device
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
         """Run the tasks one after the other.
@@ -55,8 +55,8 @@ class SerialWorkers:
 
     @cached_property
     def _settled(self) -> Any:
-        """The bench where tasks run."""
-        return settle(self._bench, self._device)
+        """The evaluator where tasks run."""
+        return settle(self._evaluator, self._device)
 
 
 @contextmanager

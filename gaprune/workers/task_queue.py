@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gaprune.workers.failures import tell
-from gaprune.workers.protocol import Lost
-from gaprune.workers.retry_policy import Durations, Tolerance
+from gaprune.workers.protocol import FailedTask
+from gaprune.workers.retry_policy import Durations, RetryPolicy
 
 
 class Failure(NamedTuple):
@@ -49,13 +49,13 @@ class Job:
     done: bool = False
 
 
-class Agenda:
+class TaskQueue:
     """Hands out tasks in their order, failed ones again after a while, late ones a second time.
 
     Times are those of one clock, in seconds.
     """
 
-    def __init__(self, tasks: Sequence[Any], tolerance: Tolerance, durations: Durations) -> None:
+    def __init__(self, tasks: Sequence[Any], tolerance: RetryPolicy, durations: Durations) -> None:
         self._tolerance, self._durations = tolerance, durations
         jobs = [Job(index, task, kind_of(task)) for index, task in enumerate(tasks)]
         self._new = deque(jobs)
@@ -101,7 +101,7 @@ class Agenda:
         del self._running[job]
         blamed = sum(one.blamed for one in job.failures)
         if blamed > self._tolerance.retries:
-            self._close(job, Lost(len(job.failures), tell(one.why for one in job.failures)))
+            self._close(job, FailedTask(len(job.failures), tell(one.why for one in job.failures)))
             return
         job.due = now + self._tolerance.wait(max(1, blamed))
         self._again.append(job)

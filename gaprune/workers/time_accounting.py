@@ -7,7 +7,7 @@ import time
 from gaprune.profiling import LOST, START, TRANSPORT, WAITING, Ledger, running
 
 
-class Hours:
+class TimeAccounting:
     """Booked while a clock runs here; without one there is nothing to do.
 
     Every place of the crew counts from the opening to the close, whoever has it: first somebody

@@ -30,7 +30,7 @@ class Traffic:
 
     Attributes:
         answers: tasks that were answered.
-        bench: of the bench, once per node.
+        evaluator: of the evaluator, once per node.
         sent: of tasks.
         stored: of parents that were put into the object store.
         returned: of results.
@@ -38,7 +38,7 @@ class Traffic:
     """
 
     answers: int = 0
-    bench: int = 0
+    evaluator: int = 0
     sent: int = 0
     stored: int = 0
     returned: int = 0
@@ -46,7 +46,7 @@ class Traffic:
 
     @property
     def moved(self) -> int:
-        """All of it but the bench."""
+        """All of it but the evaluator."""
         return self.sent + self.stored + self.returned + self.fetched
 
 

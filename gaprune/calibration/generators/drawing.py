@@ -46,7 +46,7 @@ Draw = Callable[[Canvas, torch.Generator], Tensor]  # → [count, channels, heig
 
 
 def picture(draw: Draw, largest: int | None = None) -> Generator_:
-    """Make a probe generator of a drawing function.
+    """Make a calibration input generator of a drawing function.
 
     Args:
         draw: draws on a canvas.

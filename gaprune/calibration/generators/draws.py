@@ -1,4 +1,4 @@
-"""What every probe generator shares: its signature, its random draws, its value range, mixing."""
+"""What every calibration input generator shares: its signature, its random draws, its value range, mixing."""
 
 from __future__ import annotations
 
@@ -118,11 +118,15 @@ def mix(
     chosen = list(table if names is None else names)
     for name in chosen:
         if name not in table:
-            raise unknown_name(f"{spec.kind} probe generator", name, table)
+            raise unknown_name(f"{spec.kind} calibration input generator", name, table)
     if not chosen:
-        raise InputError(f"probes: name at least one generator of {', '.join(sorted(table))}")
+        raise InputError(
+            f"calibration inputs: name at least one generator of {', '.join(sorted(table))}"
+        )
     if count < 1:
-        raise InputError(f"probes: the number of inputs must be at least 1, got {count}")
+        raise InputError(
+            f"calibration inputs: the number of inputs must be at least 1, got {count}"
+        )
     _check_axes(spec)
     turns = torch.randperm(len(chosen), generator=generator).tolist()
     parts = []

@@ -58,21 +58,21 @@ class Mixture:
 
 
 def mix_generators(
-    names: Sequence[str], affinity: Mapping[str, float], guard: str | None
+    names: Sequence[str], affinity: Mapping[str, float], validation: str | None
 ) -> dict[str, float]:
     """Return the share of each generator in a batch.
 
-    `procedural` stands for all generators but the guard's, weighted by the teacher's affinity;
+    `procedural` stands for all generators but the validation inputs's, weighted by the teacher's affinity;
     every other name takes an equal part beside it.
 
     Args:
         names: what the user asked for; nothing means `procedural`.
         affinity: mutual information of every procedural generator, in nats.
-        guard: the generator that judges and therefore must not select.
+        validation: the generator that judges and therefore must not select.
     """
     likely: dict[str, float] = {}
     if PROCEDURAL in names or not names:
-        likely = shares({key: value for key, value in affinity.items() if key != guard})
+        likely = shares({key: value for key, value in affinity.items() if key != validation})
         likely = {key: part for key, part in likely.items() if part >= NEGLIGIBLE}
     return share_out(names, likely)
 

@@ -1,4 +1,4 @@
-"""Noise: the cheapest probes, without any structure. Values in the unit range."""
+"""Noise: the cheapest calibration inputs, without any structure. Values in the unit range."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def read_folder(folder: Path, spec: InputSpec) -> tuple[Tensor, Tensor | None]:
     """
     if spec.kind != "image" or len(spec.shape) != 3 or spec.shape[0] not in MODES:
         raise InputError(
-            f"probes: a folder of pictures fits image inputs of 1, 3 or 4 channels; the network "
+            f"calibration inputs: a folder of pictures fits image inputs of 1, 3 or 4 channels; the network "
             f"takes {spec.kind} of shape {spec.shape}; give an .npz, .npy, .pt or .safetensors file"
         )
     paths, labels = _list_pictures(folder)
@@ -56,12 +56,12 @@ def _list_pictures(folder: Path) -> tuple[list[Path], list[int] | None]:
     ]
     if loose and filed:
         raise InputError(
-            f"probes: {folder} holds {len(loose)} pictures beside sub-folders with {len(filed)}; "
+            f"calibration inputs: {folder} holds {len(loose)} pictures beside sub-folders with {len(filed)}; "
             "put all into one sub-folder per class (labelled), or all directly inside (unlabelled)"
         )
     if not loose and not filed:
         known = ", ".join(sorted(SUFFIXES))
-        raise InputError(f"probes: {folder} holds no picture; looked for {known}")
+        raise InputError(f"calibration inputs: {folder} holds no picture; looked for {known}")
     if loose:
         return loose, None
     return [path for path, _ in filed], [label for _, label in filed]
@@ -77,7 +77,7 @@ def _read_picture(path: Path, spec: InputSpec) -> np.ndarray:
         from PIL import Image, ImageOps  # noqa: PLC0415 - optional, so imported where it is used
     except ImportError as error:
         raise InputError(
-            "probes: folders of pictures need Pillow; install it with pip install 'gaprune[images]'"
+            "calibration inputs: folders of pictures need Pillow; install it with pip install 'gaprune[images]'"
         ) from error
     channels, height, width = spec.shape
     try:
@@ -85,7 +85,9 @@ def _read_picture(path: Path, spec: InputSpec) -> np.ndarray:
             upright = _eight_bits(ImageOps.exif_transpose(file)).convert(MODES[channels])
             fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
     except Exception as error:  # decoders of foreign bytes raise almost anything
-        raise InputError(f"probes: {path} cannot be read as a picture ({error})") from error
+        raise InputError(
+            f"calibration inputs: {path} cannot be read as a picture ({error})"
+        ) from error
     pixels = np.array(fitted, dtype=np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -1,4 +1,4 @@
-"""Procedural probes: structured inputs computed from nothing but random numbers."""
+"""Procedural calibration inputs: structured inputs computed from nothing but random numbers."""
 
 from __future__ import annotations
 

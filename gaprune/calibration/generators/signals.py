@@ -39,8 +39,8 @@ def _signal(mono: _Mono) -> Generator_:
             wave = share * wave + (1 - share) * own
         peak = wave.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
         loudness = log_uniform(generator, count, 1, 1, low=0.05, high=1.0)
-        drift = uniform(generator, count, 1, 1, low=-0.5, high=0.5) * (1 - loudness)
-        unit = 0.5 + 0.5 * (loudness * wave / peak + drift)
+        statistics_loss = uniform(generator, count, 1, 1, low=-0.5, high=0.5) * (1 - loudness)
+        unit = 0.5 + 0.5 * (loudness * wave / peak + statistics_loss)
         return unit.clamp_(0, 1).view(count, *spec.shape)
 
     return draw

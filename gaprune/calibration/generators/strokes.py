@@ -2,7 +2,7 @@
 
 Strokes: a pen walks with slowly varying curvature, sometimes turns a corner and lifts off once or
 twice. Outlines: loops and polygons, some left open. Glyphs: lines and arcs between the points of a
-grid. By far the best procedural probes for networks that read characters.
+grid. By far the best procedural calibration inputs for networks that read characters.
 """
 
 from __future__ import annotations

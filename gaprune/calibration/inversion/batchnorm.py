@@ -49,7 +49,7 @@ class Inversion:
 
     Attributes:
         steps: Adam steps on every batch.
-        rate: first step length, as a fraction of the unit range; it falls to a twentieth of
+        learning_rate: first step length, as a fraction of the unit range; it falls to a twentieth of
             that along a cosine.
         batch: inputs that have the remembered statistics together; 64 or more make sense.
         statistics: weight of the mismatch in nats per channel (`Remembered.mismatch`).
@@ -63,7 +63,7 @@ class Inversion:
     """
 
     steps: int = 150
-    rate: float = 0.02
+    learning_rate: float = 0.02
     batch: int = 128
     statistics: float = 100.0
     classes: float = 1.0
@@ -102,8 +102,8 @@ def invert(
     check_movable(spec, INVERSION)
     if not has_batchnorm(model):
         raise InputError(
-            "probes: only a network with BatchNorm (with running statistics) can be inverted; "
-            "use --probes impressions"
+            "calibration inputs: only a network with BatchNorm (with running statistics) can be inverted; "
+            "use --calibration impressions"
         )
     how = how or Inversion()
     work = _Work(model, spec, how, generator, _stages(model, spec, how.steps))
@@ -172,11 +172,11 @@ class _Work:
             parts = self._parts(inputs)
             if targets is None:
                 targets = draw_targets(self._answers(parts), self.generator)
-            adam = torch.optim.Adam(parts, self.how.rate)
+            adam = torch.optim.Adam(parts, self.how.learning_rate)
             with Watch(self.model) as watch:
                 pool = self._survey(parts, watch)
                 while True:  # a step at least, however little time there is
-                    adam.param_groups[0]["lr"] = self.how.rate * _cooled(pace.fraction())
+                    adam.param_groups[0]["lr"] = self.how.learning_rate * _cooled(pace.fraction())
                     self._gradients(parts, targets, watch, pool)
                     adam.step()
                     _clip(parts)

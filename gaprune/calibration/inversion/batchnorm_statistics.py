@@ -85,8 +85,8 @@ class Watch:
         seen, self._seen = self._seen, []
         if not seen:
             raise InputError(
-                "probes: no BatchNorm with running statistics takes part in the forward pass of "
-                "this network; use --probes impressions"
+                "calibration inputs: no BatchNorm with running statistics takes part in the forward pass of "
+                "this network; use --calibration impressions"
             )
         return torch.cat([moments for _, moments in seen], 1), _remembered([n for n, _ in seen])
 

@@ -25,11 +25,13 @@ def fit_inputs(stored: Tensor, spec: InputSpec, source: str) -> Tensor:
             Inf, values outside the stated range, ids outside the vocabulary.
     """
     if stored.dtype == torch.bool or stored.is_complex():
-        raise InputError(f"probes: {source} must hold real numbers, got {stored.dtype}")
+        raise InputError(f"calibration inputs: {source} must hold real numbers, got {stored.dtype}")
     if stored.dim() == 0:
-        raise InputError(f"probes: {source} must hold an array of samples, got a single number")
+        raise InputError(
+            f"calibration inputs: {source} must hold an array of samples, got a single number"
+        )
     if stored.numel() == 0:
-        raise InputError(f"probes: {source} is empty (shape {tuple(stored.shape)})")
+        raise InputError(f"calibration inputs: {source} is empty (shape {tuple(stored.shape)})")
     shaped = _fit_shape(stored, spec, source)
     if spec.kind == "tokens":
         return _check_ids(shaped, spec, source)
@@ -75,19 +77,19 @@ def _fit_shape(stored: Tensor, spec: InputSpec, source: str) -> Tensor:
     forms = [wanted, (math.prod(wanted),)] + ([(*wanted[1:], wanted[0])] if is_picture else [])
     accepted = " or ".join(str(("N", *form)).replace("'", "") for form in dict.fromkeys(forms))
     raise InputError(
-        f"probes: {source} must have shape {accepted}, got {tuple(stored.shape)}; "
+        f"calibration inputs: {source} must have shape {accepted}, got {tuple(stored.shape)}; "
         "the first axis counts the samples"
     )
 
 
 def _check_ids(ids: Tensor, spec: InputSpec, source: str) -> Tensor:
     if ids.is_floating_point():
-        raise InputError(f"probes: {source} must hold whole token ids, got {ids.dtype}")
+        raise InputError(f"calibration inputs: {source} must hold whole token ids, got {ids.dtype}")
     whole = ids.long()
     low, high = int(whole.min()), int(whole.max())
     if low < 0 or high >= spec.vocabulary:
         raise InputError(
-            f"probes: {source} must hold token ids from 0 to {spec.vocabulary - 1}, "
+            f"calibration inputs: {source} must hold token ids from 0 to {spec.vocabulary - 1}, "
             f"got {low} to {high}"
         )
     return whole
@@ -96,12 +98,14 @@ def _check_ids(ids: Tensor, spec: InputSpec, source: str) -> Tensor:
 def _check_values(raw: Tensor, spec: InputSpec, source: str) -> None:
     broken = int((~raw.isfinite()).sum())
     if broken:
-        raise InputError(f"probes: {source} must be finite, got {broken} values of NaN or Inf")
+        raise InputError(
+            f"calibration inputs: {source} must be finite, got {broken} values of NaN or Inf"
+        )
     low, high = raw.min().item(), raw.max().item()
     if low < spec.low - SLACK or high > spec.high + SLACK:
         whose = "assumed" if spec.assumed else "stated"
         raise InputError(
-            f"probes: {source} must hold raw values in the {whose} range {spec.low:g} to "
+            f"calibration inputs: {source} must hold raw values in the {whose} range {spec.low:g} to "
             f"{spec.high:g}, before mean and std are applied, got {low:g} to {high:g}; state the "
             "range of the values, or store pixels as uint8 (0 to 255)"
         )

@@ -126,8 +126,8 @@ def check_movable(spec: InputSpec, what: str) -> None:
     """
     if spec.kind == "tokens":
         raise InputError(
-            f"probes: {what} need inputs that can be moved a little, token ids cannot; "
-            "use --probes procedural"
+            f"calibration inputs: {what} need inputs that can be moved a little, token ids cannot; "
+            "use --calibration procedural"
         )
 
 
@@ -139,8 +139,8 @@ def check_differentiable(outputs: Tensor, what: str) -> None:
     """
     if not outputs.requires_grad:
         raise InputError(
-            f"probes: {what} need a network that passes gradients to its inputs, and this one does "
-            "not; use --probes procedural"
+            f"calibration inputs: {what} need a network that passes gradients to its inputs, and this one does "
+            "not; use --calibration procedural"
         )
 
 

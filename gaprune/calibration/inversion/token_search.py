@@ -75,7 +75,9 @@ def diversify(
     """
     how = how or TokenSearch()
     if spec.kind != "tokens":
-        raise InputError(f"probes: a token search needs inputs of kind tokens, got {spec.kind}")
+        raise InputError(
+            f"calibration inputs: a token search needs inputs of kind tokens, got {spec.kind}"
+        )
     with torch.no_grad():
         example = model(starts[:2])
     name = how.spread
@@ -115,8 +117,8 @@ def written(
     """
     if not writes(model, spec, starts[:1]):
         raise InputError(
-            "probes: only a causal language model, with logits [N, length, vocabulary], writes "
-            "sequences of its own; use --probes procedural"
+            "calibration inputs: only a causal language model, with logits [N, length, vocabulary], writes "
+            "sequences of its own; use --calibration procedural"
         )
     ids = starts.clone()
     for place in range(1, ids.shape[1]):
@@ -250,8 +252,8 @@ class _Search:
                 hook.remove()
         if not seen or not value.requires_grad:
             raise InputError(
-                "probes: a token search needs an nn.Embedding of the whole vocabulary with "
-                "gradients from the outputs to it; use --probes procedural"
+                "calibration inputs: a token search needs an nn.Embedding of the whole vocabulary with "
+                "gradients from the outputs to it; use --calibration procedural"
             )
         table, leaf = seen[0]
         (gradient,) = torch.autograd.grad(value, leaf)

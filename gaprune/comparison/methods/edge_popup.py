@@ -1,7 +1,7 @@
 """Edge-popup alone: gradient descent on scores over frozen pretrained weights, no evolution.
 
 Ramanujan et al. 2020, eq. 4 and 5. What differs from the paper: the weights are trained ones, and
-the loss is the distance from the dense network's answers on generated probes, since there are no
+the loss is the distance from the dense network's answers on generated calibration inputs, since there are no
 labels.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gaprune.comparison.methods.training import DECAYS
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.evaluation.evaluator import Bench
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layered_mask
 
@@ -32,7 +32,7 @@ class EdgePopup:
     Attributes:
         steps: of gradient descent, one fresh batch each.
         batch: inputs per step.
-        rate: at the start; it falls to 0 on a cosine.
+        learning_rate: at the start; it falls to 0 on a cosine.
         momentum: of the gradient, as in `torch.optim.SGD`.
         weight_decay: pull of all scores towards 0.
         scope: `global` ranks all scores together, `layer` keeps the same density in every layer
@@ -45,7 +45,7 @@ class EdgePopup:
 
     steps: int = 1200
     batch: int = 256
-    rate: float = 0.1
+    learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
     scope: str = "global"
@@ -59,8 +59,8 @@ class EdgePopup:
         for name, least in (("steps", 0), ("batch", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.rate < math.inf:
-            raise InputError(f"rate: must be above 0 and finite, got {self.rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"rate: must be above 0 and finite, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum: must be 0 or more and below 1, got {self.momentum}")
         if not 0 <= self.weight_decay < math.inf:
@@ -68,7 +68,7 @@ class EdgePopup:
 
 
 def edge_popup(
-    bench: Bench,
+    evaluator: Evaluator,
     sparsity: float,
     how: EdgePopup,
     generator: torch.Generator,
@@ -82,32 +82,32 @@ def edge_popup(
     momentum and decay.
 
     Args:
-        bench: the dense network, the loss, and the source of fresh batches; it stays as it is.
+        evaluator: the dense network, the loss, and the source of fresh batches; it stays as it is.
         sparsity: fraction of weights to remove.
         how: steps, rate, scope and first scores.
-        generator: draws the first scores and the probes.
+        generator: draws the first scores and the calibration inputs.
         on_step: is told the steps done.
 
     Raises:
         InputError: the sparsity empties a layer, or the loss or network has no gradients.
         GapruneError: the gradient is not finite.
     """
-    express = _EXPRESSED[how.scope](bench.layout, sparsity)
-    scores = INITIAL_SCORES[how.initial](bench, generator)
+    express = _EXPRESSED[how.scope](evaluator.layout, sparsity)
+    scores = INITIAL_SCORES[how.initial](evaluator, generator)
     velocity = torch.zeros_like(scores)
     for step in range(how.steps):
-        shown = bench.draw(how.batch, generator)
-        gradient = bench.score_gradient(express(scores.abs()), shown)
+        shown = evaluator.draw(how.batch, generator)
+        gradient = evaluator.score_gradient(express(scores.abs()), shown)
         if not gradient.isfinite().all():
             raise GapruneError(
                 f"edge-popup: the gradient is not finite at step {step + 1}, the network overflows "
-                "on these probes; use other probes"
+                "on these calibration inputs; use other calibration inputs"
             )
         gradient = (gradient * scores.sign()).add_(scores, alpha=how.weight_decay)
         velocity.mul_(how.momentum).add_(gradient)
         if on_step is not None:
             on_step(step + 1)
-        scores.sub_(velocity, alpha=how.rate * DECAYS["cosine"](step / how.steps))
+        scores.sub_(velocity, alpha=how.learning_rate * DECAYS["cosine"](step / how.steps))
     return express(scores.abs())
 
 
@@ -141,29 +141,29 @@ _EXPRESSED: dict[str, Callable[[Layout, float], Express]] = {
 }
 
 
-def _kaiming(bench: Bench, generator: torch.Generator) -> Tensor:
+def _kaiming(evaluator: Evaluator, generator: torch.Generator) -> Tensor:
     """Draw uniformly within ±1/√(fan in), the Kaiming bound for a = √5, as edge-popup does."""
     draws = [
         torch.empty(size).uniform_(-bound, bound, generator=generator)
         for size, bound in zip(
-            bench.layout.sizes, (fan**-0.5 for fan in _fans_in(bench.layout)), strict=True
+            evaluator.layout.sizes, (fan**-0.5 for fan in _fans_in(evaluator.layout)), strict=True
         )
     ]
-    return torch.cat(draws).to(next(iter(bench.weights.values())).device)
+    return torch.cat(draws).to(next(iter(evaluator.weights.values())).device)
 
 
-def _from_weights(bench: Bench, _generator: torch.Generator) -> Tensor:
+def _from_weights(evaluator: Evaluator, _generator: torch.Generator) -> Tensor:
     """Return √(6/fan in) · w / max |w| in each layer (Sehwag et al. 2020, section 3.2).
 
     The units of a pattern begin with the mean size of these.
     """
-    layout = bench.weight_layout
+    layout = evaluator.weight_layout
     parts = [
         (fan / 6) ** -0.5 * weight.flatten().float() / weight.abs().max().float().clamp_min(1e-30)
-        for weight, fan in zip(bench.weights.values(), _fans_in(layout), strict=True)
+        for weight, fan in zip(evaluator.weights.values(), _fans_in(layout), strict=True)
     ]
     flat = torch.cat(parts)
-    return flat if bench.units is None else bench.units.mean(flat.abs())
+    return flat if evaluator.units is None else evaluator.units.mean(flat.abs())
 
 
 def _fans_in(layout: Layout) -> list[int]:
@@ -171,8 +171,8 @@ def _fans_in(layout: Layout) -> list[int]:
     return [math.prod(shape[1:]) for shape in layout.shapes]
 
 
-INITIAL_SCORES: dict[str, Callable[[Bench, torch.Generator], Tensor]] = {
+INITIAL_SCORES: dict[str, Callable[[Evaluator, torch.Generator], Tensor]] = {
     "kaiming": _kaiming,
     "weights": _from_weights,
 }
-"""Name → `(bench, generator)` → first scores, flat float32 `[total]`."""
+"""Name → `(evaluator, generator)` → first scores, flat float32 `[total]`."""

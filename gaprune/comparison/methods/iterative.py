@@ -2,7 +2,7 @@
 
 Han et al. 2015, section 3 (magnitude), Zhu and Gupta 2017 (many small steps), Frankle et al. 2019
 and Renda et al. 2020 (kept weights rewound before training). The lessons decide what it costs:
-labelled images, or generated probes with the dense network's answers.
+labelled images, or generated calibration inputs with the dense network's answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gaprune.comparison.methods.schedule import Step, check_steps
 from gaprune.comparison.methods.training import Lessons, Training, train
-from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria import CRITERIA, Network, score
 from gaprune.errors import unknown_name
 from gaprune.masks.budget import apportion, keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask
@@ -31,7 +31,7 @@ class Iteration:
 
     Attributes:
         training: how to train in each step, with an optimiser of its own.
-        criterion: a key of `SALIENCIES`, computed on the current weights.
+        criterion: a key of `CRITERIA`, computed on the current weights.
         scope: a key of `RANKINGS`.
         rewind: whether all parameters and buffers go back to the original's before each training,
             so that only the mask remembers the steps before.
@@ -46,8 +46,8 @@ class Iteration:
     rewind: bool = False
 
     def __post_init__(self) -> None:
-        if self.criterion not in SALIENCIES:
-            raise unknown_name("criterion", self.criterion, SALIENCIES)
+        if self.criterion not in CRITERIA:
+            raise unknown_name("criterion", self.criterion, CRITERIA)
         if self.scope not in RANKINGS:
             raise unknown_name("scope", self.scope, RANKINGS)
 
@@ -141,13 +141,15 @@ def _score(
     generator: torch.Generator,
 ) -> Tensor:
     weights = {name: model.get_parameter(name).detach() for name in target.layout.names}
-    probes = None
-    if SALIENCIES[criterion].needs_probes:
+    calibration = None
+    if CRITERIA[criterion].needs_inputs:
         index = torch.randperm(len(lessons.inputs), generator=generator)[:SCORED]
-        probes = lessons.inputs[index.to(lessons.inputs.device)].to(target.device)
-        probes = probes.to(target.dtype) if probes.is_floating_point() else probes
+        calibration = lessons.inputs[index.to(lessons.inputs.device)].to(target.device)
+        calibration = (
+            calibration.to(target.dtype) if calibration.is_floating_point() else calibration
+        )
     network = Network(model, weights, target.layout, target.inputs)
-    return score(criterion, network, probes, generator, density)
+    return score(criterion, network, calibration, generator, density)
 
 
 def _over_all(scores: Tensor, left: Tensor, layout: Layout, sparsity: float) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gaprune import plugins
-from gaprune.calibration.calibration_set import requested_rungs
-from gaprune.calibration.receipt import highest
-from gaprune.comparison.context import Contest, Run
+from gaprune.calibration.calibration_set import requested_levels
+from gaprune.calibration.provenance import highest
+from gaprune.comparison.context import ComparisonContext, Run
 from gaprune.comparison.methods.one_shot import (
     by_criterion,
     by_percentile,
@@ -22,7 +22,7 @@ from gaprune.comparison.methods.trained import by_own_schedule, distilled, finet
 from gaprune.comparison.ranking import BLOCK, OF_UNITS, QUOTA, kind_of
 from gaprune.comparison.rows import Needs
 from gaprune.config import EVOLVED
-from gaprune.criteria import SALIENCIES, Saliency, read_saliency
+from gaprune.criteria import CRITERIA, Criterion, read_criterion
 from gaprune.errors import InputError, unknown_name
 from gaprune.io.file_hash import content_of
 from gaprune.pattern_names import UNSTRUCTURED
@@ -30,7 +30,7 @@ from gaprune.pattern_names import UNSTRUCTURED
 ALL = "all"
 LAYERWISE = "-layer"  # marks a criterion ranked inside layers of equal density
 SCHEDULED = "imp-schedule"
-PROBES, TRAIN = "probes", "labelled"  # what a method's data may be, beside `none`
+CALIBRATION, TRAIN = "calibration", "labelled"  # what a method's data may be, beside `none`
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Method:
         run: from a contest, sparsities and a seed to networks, in the order of the sparsities.
         description: one line for people.
         source: paper, or where it comes from.
-        needs: what it must be given; data `probes` stands for the rung of the probes in use.
+        needs: what it must be given; data `calibration` stands for the rung of the calibration inputs in use.
         seeded: whether another seed gives another row; without it the first seed stands for all.
         path: whether one run passes through all sparsities, each reached from the one before.
         code: hash of the user's own file that it comes from, or empty.
@@ -62,46 +62,46 @@ class Method:
     usual: Collection[str] | None = None
 
     @property
-    def shows_probes(self) -> bool:
-        """Whether it uses the probes that the contest makes; evolution makes the same by itself."""
-        return self.needs.data == PROBES and self.name != EVOLVED
+    def uses_calibration(self) -> bool:
+        """Whether it uses the calibration inputs that the contest makes; evolution makes the same by itself."""
+        return self.needs.data == CALIBRATION and self.name != EVOLVED
 
-    def needs_in(self, contest: Contest) -> Needs:
-        """Return what it needs in this comparison: `probes` becomes their rung."""
-        if self.needs.data != PROBES:
+    def needs_in(self, contest: ComparisonContext) -> Needs:
+        """Return what it needs in this comparison: `calibration` becomes their rung."""
+        if self.needs.data != CALIBRATION:
             return self.needs
-        rung = highest(requested_rungs(contest.settings, contest.target))
+        rung = highest(requested_levels(contest.settings, contest.target))
         return replace(self.needs, data=rung)
 
-    def placeless_in(self, contest: Contest) -> str | None:
+    def placeless_in(self, contest: ComparisonContext) -> str | None:
         """Say why it has no place under the pattern of this comparison, or return None."""
         why = self.placeless.get(contest.kind)
         pattern = contest.settings.pattern
         return None if why is None else f"no place under pattern {pattern!r}: {why}"
 
 
-def _of(saliency: Saliency) -> Method:
-    data = PROBES if saliency.needs_probes else "none"
-    needs = Needs(data, gradients=saliency.takes_gradients)
-    seeded = saliency.needs_probes or saliency.name == "random"
-    run = by_criterion(saliency)
-    return Method(saliency.name, run, saliency.description, saliency.source, needs, seeded)
+def _of(criterion: Criterion) -> Method:
+    data = CALIBRATION if criterion.needs_inputs else "none"
+    needs = Needs(data, gradients=criterion.takes_gradients)
+    seeded = criterion.needs_inputs or criterion.name == "random"
+    run = by_criterion(criterion)
+    return Method(criterion.name, run, criterion.description, criterion.source, needs, seeded)
 
 
-def _in_layers(saliency: Saliency) -> Method:
+def _in_layers(criterion: Criterion) -> Method:
     """Return the same inside every layer; means over large and small units hardly compare."""
-    whole = _of(saliency)
+    whole = _of(criterion)
     return replace(
         whole,
         name=whole.name + LAYERWISE,
-        run=layerwise(saliency),
+        run=layerwise(criterion),
         description=f"{whole.name} inside every layer, all at the same density",
         placeless={QUOTA: f"all methods rank inside layers there; see {whole.name}"},
         usual=OF_UNITS,
     )
 
 
-_ON_PROBES = Needs(PROBES, gradients=True)
+_ON_CALIBRATION = Needs(CALIBRATION, gradients=True)
 _TAUGHT = Needs(TRAIN, labels=True, gradients=True, training=True)
 _HAN = "Han et al. 2015"
 _SINGLE = "it ranks single weights"
@@ -113,7 +113,7 @@ _OWN_COUNT = "it removes channels until so many weights are gone, and trains"
 _OTHERS = (
     Method(
         "magnitude-layer",
-        layerwise(SALIENCIES["magnitude"]),
+        layerwise(CRITERIA["magnitude"]),
         "|w| inside every layer, all at the same density",
         f"{_HAN}, section 3",
         placeless={QUOTA: "all methods rank inside layers there; see magnitude"},
@@ -150,23 +150,23 @@ _OTHERS = (
         evolved,
         "what gaprune prune finds: evolved score tensors over frozen weights",
         "this project",
-        _ON_PROBES,
+        _ON_CALIBRATION,
         seeded=True,
     ),
     Method(
         "edge-popup",
         scores_by_gradient,
-        "scores trained on probes by straight-through gradients, weights frozen",
+        "scores trained on calibration inputs by straight-through gradients, weights frozen",
         "Ramanujan et al. 2020, algorithm 1",
-        _ON_PROBES,
+        _ON_CALIBRATION,
         seeded=True,
     ),
     Method(
         "distilled",
         distilled,
-        "iterative magnitude pruning, fine-tuned on probes towards the dense network's answers",
+        "iterative magnitude pruning, fine-tuned on calibration inputs towards the dense network's answers",
         "Hinton et al. 2015, on generated inputs",
-        Needs(PROBES, gradients=True, training=True),
+        Needs(CALIBRATION, gradients=True, training=True),
         seeded=True,
         placeless=_UNTRAINED,
         path=True,
@@ -243,14 +243,14 @@ _OTHERS = (
 
 
 def methods() -> dict[str, Method]:
-    """Return every method by name: all criteria of `SALIENCIES` as it is now, then the others.
+    """Return every method by name: all criteria of `CRITERIA` as it is now, then the others.
 
     Criteria inside layers come last, but for magnitude's.
     """
-    layered = (_in_layers(saliency) for saliency in SALIENCIES.values())
+    layered = (_in_layers(criterion) for criterion in CRITERIA.values())
     own = {method.name: method for method in _OTHERS}
     return {
-        **{name: _of(saliency) for name, saliency in SALIENCIES.items()},
+        **{name: _of(criterion) for name, criterion in CRITERIA.items()},
         **own,
         **{method.name: method for method in layered if method.name not in own},
     }
@@ -263,7 +263,7 @@ def find_methods(names: Sequence[str], pattern: str = UNSTRUCTURED) -> list[Meth
         names: keys of `methods()`, `all` for every one of them but
             `imp-schedule`, which needs a schedule, and criteria inside layers where single weights
             are ranked; the name of a plug-in's criterion; or `path/to/file.py:function` for
-            a criterion of the user's own with the signature of `gaprune.criteria.Criterion`.
+            a criterion of the user's own with the signature of `gaprune.criteria.ScoreFunction`.
         pattern: of the comparison.
 
     Raises:
@@ -296,16 +296,16 @@ def added_methods() -> dict[str, Method]:
     Warns:
         UserWarning: of each that is broken; it is left out.
     """
-    found = plugins.readable(plugins.SALIENCIES, methods(), read_saliency)
-    return {name: _of(saliency) for name, saliency in found.items()}
+    found = plugins.readable(plugins.CRITERIA, methods(), read_criterion)
+    return {name: _of(criterion) for name, criterion in found.items()}
 
 
 def _added(name: str, known: Sequence[str]) -> Method:
     """Return the method of a plug-in's criterion, over all layers or inside each."""
     for own, make in ((name, _of), (name.removesuffix(LAYERWISE), _in_layers)):
-        for plugin in plugins.installed(plugins.SALIENCIES):
+        for plugin in plugins.installed(plugins.CRITERIA):
             if plugin.name == own and own not in known:
-                saliency = read_saliency(plugin, plugins.load(plugin))
-                return replace(make(saliency), code=plugin.package)
-    added = plugins.names(plugins.SALIENCIES, known)
+                criterion = read_criterion(plugin, plugins.load(plugin))
+                return replace(make(criterion), code=plugin.package)
+    added = plugins.names(plugins.CRITERIA, known)
     raise unknown_name("methods", name, [*known, *added, "FILE.py:FUNCTION"])

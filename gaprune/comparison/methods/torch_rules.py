@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.comparison.methods.structured import along, check_dim, check_norm, slice_norms
-from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria import CRITERIA, Network, score
 from gaprune.errors import InputError, unknown_name
 from gaprune.masks.supermask import Layout, check_mask, top_k_mask
 from gaprune.models.target import Target
@@ -46,7 +46,7 @@ class Rule:
         where: a glob of qualified parameter names (`fc1.weight`, `*.bias`), or a layer type, with
             or without the parameter's name in it (`Conv2d`, `Linear.weight`; base classes count).
             It chooses among the prunable parameters of the target.
-        criterion: a key of `SALIENCIES`; the lowest scores go first, of equal ones the last.
+        criterion: a key of `CRITERIA`; the lowest scores go first, of equal ones the last.
         scope: a key of `SCOPES`. Norms of slices are ranked as they are, so a global rule with
             `dim` prefers layers with larger slices.
         dim: None for single weights, or the dimension along which whole slices go.
@@ -86,7 +86,7 @@ def prune_by_rules(
     target: Target,
     rules: Sequence[Rule],
     *,
-    probes: Tensor | None = None,
+    calibration: Tensor | None = None,
     generator: torch.Generator,
     start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def prune_by_rules(
     Args:
         target: the dense network; stays as it is.
         rules: applied in order.
-        probes: inputs `[N, …]` for the criteria that show some to the network.
+        calibration inputs: inputs `[N, …]` for the criteria that show some to the network.
         generator: the only source of randomness.
         start: custom masks to begin with, of any prunable parameters: name → bool.
 
@@ -112,18 +112,18 @@ def prune_by_rules(
 
     Raises:
         InputError: a rule matches nothing (the message says what would, and what to add to
-            `prune_also`), asks for more than is left, or needs probes; a mask that does not fit.
+            `prune_also`), asks for more than is left, or needs calibration inputs; a mask that does not fit.
         GapruneError: a criterion gives scores that are not finite.
     """
     matches = [matching(target, rule.where) for rule in rules]
     for rule, names in zip(rules, matches, strict=True):
-        if rule.criterion not in SALIENCIES:
-            raise unknown_name("criterion", rule.criterion, SALIENCIES)
+        if rule.criterion not in CRITERIA:
+            raise unknown_name("criterion", rule.criterion, CRITERIA)
         for name in names if rule.dim is not None else ():
             check_dim(target.weights[name].shape, rule.dim or 0, name)
     masks = _begin(target, start or {})
     for rule, names in zip(rules, matches, strict=True):
-        masks |= _apply(_Pruning(target, masks, probes, generator), rule, names)
+        masks |= _apply(_Pruning(target, masks, calibration, generator), rule, names)
     return masks
 
 
@@ -189,7 +189,7 @@ class _Pruning:
 
     target: Target
     masks: Mapping[str, Tensor]
-    probes: Tensor | None
+    calibration: Tensor | None
     generator: torch.Generator
 
     def scores(self, criterion: str, names: Names, density: float) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ class _Pruning:
         model = self.target.masked_copy(self.masks)
         weights = {name: model.get_parameter(name).detach() for name in names}
         network = Network(model, weights, Layout.of(weights), self.target.inputs)
-        flat = score(criterion, network, self.probes, self.generator, density)
+        flat = score(criterion, network, self.calibration, self.generator, density)
         return network.layout.split(flat)
 
 

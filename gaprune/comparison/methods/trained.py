@@ -1,4 +1,4 @@
-"""Methods that change the weights: pruning with fine-tuning, with labels or on probes, slimming."""
+"""Methods that change the weights: pruning with fine-tuning, with labels or on calibration inputs, slimming."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from math import prod
 
 import torch
 
-from gaprune.comparison.context import Contest, Entrant, Run, part_name
+from gaprune.comparison.context import ComparisonContext, Entrant, Run, part_name
 from gaprune.comparison.methods.iterative import Iteration, prune_iteratively
 from gaprune.comparison.methods.schedule import SCHEDULES, Step
 from gaprune.comparison.methods.slimming import Slimming, slim_to
 from gaprune.comparison.methods.training import Lessons, from_labels, from_teacher
 
-TAUGHT_ON_PROBES = 32768  # generated inputs that stand for a training set
+TAUGHT_ON_CALIBRATION = 32768  # generated inputs that stand for a training set
 MOST_VALUES = 2**28  # of all of them together: large images must fit into memory
 
 
 def finetuned(schedule: str, *, rewind: bool = False) -> Run:
     """Return iterative magnitude pruning with fine-tuning on the training set."""
 
-    def run(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:
+    def run(
+        contest: ComparisonContext, sparsities: Sequence[float], seed: int
+    ) -> Iterator[Entrant]:
         lessons = from_labels(contest.lessons())
         steps = SCHEDULES[schedule](sparsities, contest.epochs)
         generator = contest.generator("comparison", "finetuned", seed)
@@ -32,8 +34,10 @@ def finetuned(schedule: str, *, rewind: bool = False) -> Run:
     return run
 
 
-def by_own_schedule(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:
-    """Follow the user's own (sparsity, epochs) pairs; a `Question` has seen to it that they fit."""
+def by_own_schedule(
+    contest: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[Entrant]:
+    """Follow the user's own (sparsity, epochs) pairs; a `ComparisonSpec` has seen to it that they fit."""
     generator = contest.generator("comparison", "finetuned", seed)
     lessons = from_labels(contest.lessons())
     yield from _follow(
@@ -41,8 +45,10 @@ def by_own_schedule(contest: Contest, sparsities: Sequence[float], seed: int) ->
     )
 
 
-def distilled(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:
-    """Prune and fine-tune on probes, towards what the dense network answers: no data."""
+def distilled(
+    contest: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[Entrant]:
+    """Prune and fine-tune on calibration inputs, towards what the dense network answers: no data."""
     plan = contest.plan(seed)
     generator = contest.generator("comparison", "distilled", seed)
     if plan.fresh is None:
@@ -50,13 +56,15 @@ def distilled(contest: Contest, sparsities: Sequence[float], seed: int) -> Itera
         inputs = plan.pool.inputs
     else:
         most = max(1, MOST_VALUES // prod(contest.target.inputs.shape))
-        inputs = plan.fresh.draw(min(TAUGHT_ON_PROBES, most), generator)
+        inputs = plan.fresh.draw(min(TAUGHT_ON_CALIBRATION, most), generator)
     lessons = from_teacher(contest.target, inputs)
     steps = SCHEDULES["linear"](sparsities, contest.epochs)
     yield from _follow(contest, lessons, steps, generator, part_name("distilled", seed))
 
 
-def slimmed(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterator[Entrant]:
+def slimmed(
+    contest: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[Entrant]:
     """Remove channels of small γ physically until so many weights are gone, then fine-tune."""
     lessons = from_labels(contest.lessons())
     for sparsity in sparsities:
@@ -70,7 +78,7 @@ def slimmed(contest: Contest, sparsities: Sequence[float], seed: int) -> Iterato
 
 
 def _follow(  # what a path depends on
-    contest: Contest,
+    contest: ComparisonContext,
     lessons: Lessons,
     steps: Sequence[Step],
     generator: torch.Generator,

@@ -38,7 +38,7 @@ class Training:
 
     Attributes:
         optimiser: a key of `OPTIMISERS`.
-        rate: step size at the start of a call.
+        learning_rate: step size at the start of a call.
         batch: inputs per step.
         weight_decay: factor of the squared weights' gradient (L2).
         momentum: of `sgd`; `adam` has its own.
@@ -49,7 +49,7 @@ class Training:
     """
 
     optimiser: str = "adam"
-    rate: float = 1e-3
+    learning_rate: float = 1e-3
     batch: int = 128
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -60,8 +60,8 @@ class Training:
             raise unknown_name("optimiser", self.optimiser, OPTIMISERS)
         if self.decay not in DECAYS:
             raise unknown_name("decay", self.decay, DECAYS)
-        if not 0 < self.rate < math.inf:
-            raise InputError(f"rate: must be above 0 and finite, got {self.rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"rate: must be above 0 and finite, got {self.learning_rate}")
         if self.batch < 1:
             raise InputError(f"batch: must be at least 1, got {self.batch}")
         if not 0 <= self.weight_decay < math.inf:
@@ -71,11 +71,11 @@ class Training:
 
 
 def _adam(weights: Sequence[nn.Parameter], how: Training) -> Optimizer:
-    return Adam(weights, how.rate, weight_decay=how.weight_decay, fused=_can_fuse(weights))
+    return Adam(weights, how.learning_rate, weight_decay=how.weight_decay, fused=_can_fuse(weights))
 
 
 def _sgd(weights: Sequence[nn.Parameter], how: Training) -> Optimizer:
-    return SGD(weights, how.rate, how.momentum, weight_decay=how.weight_decay)
+    return SGD(weights, how.learning_rate, how.momentum, weight_decay=how.weight_decay)
 
 
 OPTIMISERS: dict[str, Callable[[Sequence[nn.Parameter], Training], Optimizer]] = {
@@ -133,7 +133,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
     try:
         with _own_chance(weights[0].device, generator):
             for step in range(steps):
-                _set_rate(optimiser, how.rate * DECAYS[how.decay](step / steps))
+                _set_rate(optimiser, how.learning_rate * DECAYS[how.decay](step / steps))
                 inputs, wanted = order.batch_of(step, weights[0])
                 optimiser.zero_grad()
                 loss = lessons.loss(_outputs(model, inputs), wanted)
@@ -198,7 +198,7 @@ def _check_finite(what: str, values: Tensor, how: Training, step: int) -> None:
     if not values.isfinite().all():
         raise GapruneError(
             f"training: {what} is not finite after {step} steps of {how.optimiser} at rate "
-            f"{how.rate:g}; use a lower rate, or check the inputs for NaN"
+            f"{how.learning_rate:g}; use a lower rate, or check the inputs for NaN"
         )
 
 

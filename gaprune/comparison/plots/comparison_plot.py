@@ -21,7 +21,7 @@ MEASURES = {"accuracy": "accuracy", "agreement": "agreement with the dense netwo
 BOLD = "evolved"  # what methods begin with that are drawn black and bold
 GROUPS: tuple[tuple[str, Any], ...] = (  # what methods need, and the style of their lines
     ("needs the weights alone", "-"),
-    ("needs probes or gradients", (0, (5, 2))),
+    ("needs calibration inputs or gradients", (0, (5, 2))),
     ("needs training of weights", (0, (1, 1.4))),
 )
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
@@ -39,7 +39,7 @@ def plot_comparison(
 
     Both axes are in percent and logarithmic, in the weights kept and in the errors made: 90, 95,
     98 and 99 % stand apart on either. Lines are solid for methods that look at the weights alone,
-    dashed for those that need probes or gradients, dotted for those that train weights; evolved
+    dashed for those that need calibration inputs or gradients, dotted for those that train weights; evolved
     masks are black and bold. The legend lists the methods of each kind as they stand at the highest
     sparsity. Without any accuracy, agreement with the dense network is drawn.
 

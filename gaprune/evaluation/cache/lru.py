@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Memory(Generic[K, V]):
+class LRUCache(Generic[K, V]):
     """Holds values by key, each of a size.
 
     Args:

@@ -1,4 +1,4 @@
-"""What is known of masks that were tried on a bench, bit for bit what trying again would give."""
+"""What is known of masks that were tried on a evaluator, bit for bit what trying again would give."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gaprune.evaluation.cache.lru import Memory
+from gaprune.evaluation.cache.lru import LRUCache
 from gaprune.evaluation.cache.prefix_cache import Prefixes
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import chunk_size, chunks, forward
@@ -29,21 +29,21 @@ def marks_of(mask: Tensor, layout: Layout) -> Marks:
     return tuple(marks)
 
 
-class Known:
-    """Scores of masks, their answers to the first probes, and what first layers gave.
+class MaskCache:
+    """Scores of masks, their answers to the first calibration inputs, and what first layers gave.
 
-    A mask that won the race on few probes answers to the others alone when it is tried on all. No
+    A mask that won the race on few calibration inputs answers to the others alone when it is tried on all. No
     more is held than the constants of this room say.
 
     Attributes:
-        scores: mask and number of probes → fitness.
+        scores: mask and number of calibration inputs → fitness.
         prefixes: see there.
     """
 
     def __init__(self) -> None:
-        self.scores: Memory[tuple[bytes, int], float] = Memory(SCORES)
+        self.scores: LRUCache[tuple[bytes, int], float] = LRUCache(SCORES)
         self.prefixes = Prefixes()
-        self._answers: Memory[bytes, Tensor] = Memory(ANSWERS)
+        self._answers: LRUCache[bytes, Tensor] = LRUCache(ANSWERS)
 
     def answers(
         self,
@@ -59,7 +59,7 @@ class Known:
             model: the dense network.
             weights: its prunable weights.
             kept: those of the mask in their place.
-            inputs: the first N of the probes that this is for.
+            inputs: the first N of the calibration inputs that this is for.
             marks: of the mask.
         """
         begun, count = self._answers.get(marks[-1]), len(inputs)

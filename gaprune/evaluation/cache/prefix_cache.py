@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from gaprune.evaluation.cache.lru import Memory
+from gaprune.evaluation.cache.lru import LRUCache
 from gaprune.evaluation.cache.staged_forward import Cut, Held, Leg, Stages
 from gaprune.evaluation.cache.trace import cut_up
 
@@ -25,8 +25,8 @@ class Prefixes:
     """
 
     def __init__(self) -> None:
-        self._held: Memory[Key, Held] = Memory(ROOM)
-        self._seen: Memory[bytes, bytes] = Memory(SEEN)
+        self._held: LRUCache[Key, Held] = LRUCache(ROOM)
+        self._seen: LRUCache[bytes, bytes] = LRUCache(SEEN)
         self._stages: Stages | None = None
         self._is_new = True
 

@@ -51,7 +51,7 @@ def load_hf(wanted: Wanted) -> Loaded:
         network = _class_of(transformers, config)
         model = _read(network, config, wanted)
         files = _Files(transformers, wanted)
-    model.config.use_cache = False  # keys and values of a past that no probe has
+    model.config.use_cache = False  # keys and values of a past that no calibration input has
     output = _usual_output(model, files) if wanted.output is None else wanted.output
     read = _INPUTS.get(model.main_input_name)
     inputs = read(model, files) if read else None

@@ -1,7 +1,7 @@
 """Which ids of a network are ordinary tokens, and what frames a text: from its tokenizer's files.
 
 WordPiece and BPE give ids in the order in which pieces joined the vocabulary, and Unigram in the
-order of their probability: near enough to the order of frequency. Probes can do without all this,
+order of their probability: near enough to the order of frequency. calibration inputs can do without all this,
 so a file that is missing or not understood says nothing, and is no error.
 """
 

@@ -1,4 +1,4 @@
-"""Small seeded networks and inputs that the saliency tests share."""
+"""Small seeded networks and inputs that the criterion tests share."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def tiny() -> Network:
     )
 
 
-def tiny_probes(count: int = 40) -> Tensor:
+def tiny_calibration(count: int = 40) -> Tensor:
     """Return inputs for `tiny`."""
     return torch.randn(count, 4, generator=seeded(1), dtype=torch.float64)
 

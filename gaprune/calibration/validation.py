@@ -10,23 +10,23 @@ from gaprune.calibration.samples import Samples, join, pick, shuffle, typed
 from gaprune.errors import InputError
 from gaprune.models.target import Target
 
-GUARD_FRACTION = 0.2  # of a file, or of inverted inputs, held out to judge
+VALIDATION_FRACTION = 0.2  # of a file, or of inverted inputs, held out to judge
 Held = list[tuple[str, Samples]]  # rung, inputs
 
 
-def guard_file(guard: str, target: Target) -> FileRequest:
-    """Return the file that a guard names which is no generator.
+def validation_file(validation: str, target: Target) -> FileRequest:
+    """Return the file that a validation names which is no generator.
 
     Raises:
         InputError: it is no path either.
     """
-    return parse_file("guard", guard, [AUTO, *generators(target.inputs)])
+    return parse_file("validation", validation, [AUTO, *generators(target.inputs)])
 
 
-def split_guard(
+def split_validation(
     judge: str | None, count: int, held: Held, target: Target, generator: torch.Generator
 ) -> tuple[Samples, Held]:
-    """Make the guard set: a part of the first file, a generator's inputs, or a file of its own.
+    """Make the validation inputs set: a part of the first file, a generator's inputs, or a file of its own.
 
     Args:
         judge: a generator or a file; None holds out a part of the first of `held`.
@@ -36,7 +36,7 @@ def split_guard(
         generator: draws and shuffles.
 
     Returns:
-        The guard, and what is left of `held`.
+        The validation, and what is left of `held`.
 
     Raises:
         InputError: a file of one input, or one that does not fit the network.
@@ -46,36 +46,38 @@ def split_guard(
         rung, samples = held[0]
         if len(samples.inputs) < 2:
             raise InputError(
-                f"probes: {samples.source} must hold at least 2 inputs, one to search on and one "
+                f"calibration inputs: {samples.source} must hold at least 2 inputs, one to search on and one "
                 f"to judge on; got {len(samples.inputs)}"
             )
-        guard, rest = _hold_out(samples, count, generator)
-        return guard, [(rung, rest), *held[1:]]
+        validation, rest = _hold_out(samples, count, generator)
+        return validation, [(rung, rest), *held[1:]]
     if judge in generators(spec):
         inputs = Mixture(spec, {judge: 1.0}, target.dtype).draw(count, generator)
         return Samples(inputs, None, f"generated: {judge}, from another seed"), held
-    samples = typed(read(guard_file(judge, target), spec), target.dtype)
+    samples = typed(read(validation_file(judge, target), spec), target.dtype)
     return pick(samples, shuffle(samples, generator)[:count]), held
 
 
-def mix_guard(made: Samples, guard: Samples, generator: torch.Generator) -> tuple[Samples, Samples]:
+def mix_validation(
+    made: Samples, validation: Samples, generator: torch.Generator
+) -> tuple[Samples, Samples]:
     """Judge half by inputs like those that search, half by a generator.
 
     Inputs of one making share its flaws, so a part of them alone would judge too kindly.
 
     Args:
-        made: inverted inputs; a fifth of them, at most half of the guard, is held out.
-        guard: generated inputs; as many of them stay.
+        made: inverted inputs; a fifth of them, at most half of the validation inputs, is held out.
+        validation: generated inputs; as many of them stay.
         generator: picks.
 
     Returns:
-        The guard and the rest of `made`; both as they came where one is too small to be parted.
+        The validation and the rest of `made`; both as they came where one is too small to be parted.
     """
-    if min(len(made.inputs), len(guard.inputs)) < 2:
-        return guard, made
-    held, rest = _hold_out(made, len(guard.inputs) // 2, generator)
-    beside = pick(guard, torch.arange(len(held.inputs)))
-    source = f"{held.source}, and as many {guard.source}"
+    if min(len(made.inputs), len(validation.inputs)) < 2:
+        return validation, made
+    held, rest = _hold_out(made, len(validation.inputs) // 2, generator)
+    beside = pick(validation, torch.arange(len(held.inputs)))
+    source = f"{held.source}, and as many {validation.source}"
     mixed = join([held, beside])
     assert mixed is not None
     return mixed._replace(source=source), rest
@@ -84,6 +86,6 @@ def mix_guard(made: Samples, guard: Samples, generator: torch.Generator) -> tupl
 def _hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[Samples, Samples]:
     """Return a random part, a fifth and `count` inputs at most, and the rest."""
     order = shuffle(samples, generator)
-    out = min(count, max(1, int(GUARD_FRACTION * len(order))))
-    guard = pick(samples, order[:out])._replace(source=f"held-out part of {samples.source}")
-    return guard, pick(samples, order[out:])
+    out = min(count, max(1, int(VALIDATION_FRACTION * len(order))))
+    validation = pick(samples, order[:out])._replace(source=f"held-out part of {samples.source}")
+    return validation, pick(samples, order[out:])

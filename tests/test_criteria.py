@@ -7,40 +7,40 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from criterion_networks import CASES, IMAGE, VECTOR, network_of, seeded, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saliency_networks import CASES, IMAGE, VECTOR, network_of, seeded, tiny
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
-from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria import CRITERIA, Network, score
 from gaprune.criteria.flow import linearised, synaptic_flow
 from gaprune.criteria.weights_only import erk_factor, lamp_scores
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import global_mask, layer_counts, layered_mask, top_k_mask
 from gaprune.models.zoo.networks import LeNet
 
-PROBED = [name for name, saliency in SALIENCIES.items() if saliency.needs_probes]
+PROBED = [name for name, criterion in CRITERIA.items() if criterion.needs_inputs]
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", SALIENCIES)
+@pytest.mark.parametrize("name", CRITERIA)
 def test_every_criterion_on_every_architecture(name: str, case: str) -> None:
     """Scores are finite, informative and repeatable, and the dense model stays as it was."""
-    network, probes = CASES[case][0](), CASES[case][1]()
+    network, calibration = CASES[case][0](), CASES[case][1]()
     before = {key: tensor.clone() for key, tensor in network.model.state_dict().items()}
-    kept = probes.clone()
+    kept = calibration.clone()
 
-    scores = score(name, network, probes, seeded(3), density=0.2)
+    scores = score(name, network, calibration, seeded(3), density=0.2)
 
     assert scores.shape == (network.layout.total,)
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()
     layers = network.layout.split(scores).values()
     assert all(len(set(layer.flatten().tolist())) > 1 for layer in layers if layer.ndim > 1)
-    assert torch.equal(scores, score(name, network, probes, seeded(3), density=0.2))
-    assert torch.equal(probes, kept)
+    assert torch.equal(scores, score(name, network, calibration, seeded(3), density=0.2))
+    assert torch.equal(calibration, kept)
     assert all(torch.equal(before[key], now) for key, now in network.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in network.model.parameters())
     assert not network.model.training
@@ -222,11 +222,13 @@ def test_synflow_refuses_a_flow_beyond_float64() -> None:
 
 
 @pytest.mark.parametrize("name", PROBED)
-@pytest.mark.parametrize("probes", [None, torch.zeros(0, 4)])
-def test_missing_probes_are_named(name: str, probes: Tensor | None) -> None:
+@pytest.mark.parametrize("calibration", [None, torch.zeros(0, 4)])
+def test_missing_calibration_are_named(name: str, calibration: Tensor | None) -> None:
     """A criterion that shows inputs says so, and lists those that need none."""
-    with pytest.raises(InputError, match=f"probes: saliency '{name}'.*magnitude, lamp"):
-        score(name, tiny(), probes, seeded())
+    with pytest.raises(
+        InputError, match=f"calibration inputs: criterion '{name}'.*magnitude, lamp"
+    ):
+        score(name, tiny(), calibration, seeded())
 
 
 def test_an_unknown_name_lists_the_valid_ones() -> None:
@@ -244,7 +246,10 @@ def test_a_density_outside_its_range_is_refused(density: float) -> None:
 
 @pytest.mark.parametrize("name", PROBED)
 def test_scores_that_are_not_finite_are_refused(name: str) -> None:
-    """Probes on which the network overflows are reported with the layer, not ranked."""
-    network, probes = network_of(lambda: nn.Linear(4, 3), VECTOR), torch.full((2, 4), torch.inf)
-    with pytest.raises(GapruneError, match=f"saliency '{name}': .* of layer 'weight'"):
-        score(name, network, probes, seeded())
+    """calibration inputs on which the network overflows are reported with the layer, not ranked."""
+    network, calibration = (
+        network_of(lambda: nn.Linear(4, 3), VECTOR),
+        torch.full((2, 4), torch.inf),
+    )
+    with pytest.raises(GapruneError, match=f"criterion '{name}': .* of layer 'weight'"):
+        score(name, network, calibration, seeded())

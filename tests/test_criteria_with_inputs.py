@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from saliency_networks import CASES, IMAGE, VECTOR, network_of, seeded, tiny, tiny_probes
+from criterion_networks import CASES, IMAGE, VECTOR, network_of, seeded, tiny, tiny_calibration
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from gaprune.criteria import SALIENCIES, Network, score
+from gaprune.criteria import CRITERIA, Network, score
 from gaprune.criteria.activations import input_energies
 from gaprune.criteria.gradients import TAYLOR_BATCH, pseudo_label_loss
 from gaprune.criteria.weights_only import lamp_scores
@@ -19,21 +19,23 @@ from gaprune.masks.supermask import global_mask, layer_counts
 from gaprune.models.input_spec import InputSpec
 
 
-def mean_loss(network: Network, flat: Tensor, probes: Tensor, temperature: float = 1.0) -> Tensor:
+def mean_loss(
+    network: Network, flat: Tensor, calibration: Tensor, temperature: float = 1.0
+) -> Tensor:
     """Return the mean cross-entropy at other weights against the dense network's own classes."""
-    labels = network.model(probes).argmax(1)
-    logits = functional_call(network.model, network.layout.split(flat), (probes,))
+    labels = network.model(calibration).argmax(1)
+    logits = functional_call(network.model, network.layout.split(flat), (calibration,))
     return functional.cross_entropy(logits / temperature, labels)
 
 
 def test_snip_is_the_slope_of_a_gate() -> None:
     """|∂L/∂c| by central differences of a gate c on each weight, over more than one batch."""
-    network, probes = tiny(), tiny_probes(300)
-    scores = score("snip", network, probes, seeded())
+    network, calibration = tiny(), tiny_calibration(300)
+    scores = score("snip", network, calibration, seeded())
     step = 1e-5 * torch.eye(network.layout.total, dtype=torch.float64)
     slopes = [
-        mean_loss(network, network.flat * (1 + gate), probes)
-        - mean_loss(network, network.flat * (1 - gate), probes)
+        mean_loss(network, network.flat * (1 + gate), calibration)
+        - mean_loss(network, network.flat * (1 - gate), calibration)
         for gate in step
     ]
     torch.testing.assert_close(scores, (torch.stack(slopes) / 2e-5).abs().float())
@@ -41,27 +43,27 @@ def test_snip_is_the_slope_of_a_gate() -> None:
 
 def test_grasp_is_weight_times_hessian_times_gradient() -> None:
     """Weight · Hg with the Hessian written out, at the paper's temperature, in two batches."""
-    network, probes = tiny(), tiny_probes(300)
+    network, calibration = tiny(), tiny_calibration(300)
 
     def loss(flat: Tensor) -> Tensor:
-        return mean_loss(network, flat, probes, 200.0)
+        return mean_loss(network, flat, calibration, 200.0)
 
     slope = torch.func.grad(loss)
     hessian, gradient = torch.func.jacrev(slope)(network.flat), slope(network.flat)
-    scores = score("grasp", network, probes, seeded())
+    scores = score("grasp", network, calibration, seeded())
     expected = (network.flat * (hessian @ gradient)).float()
     torch.testing.assert_close(scores, expected, atol=1e-12, rtol=1e-4)
 
 
 def test_taylor_averages_the_squares_of_mini_batches() -> None:
-    """(w·g)² of each mini-batch's mean loss, weighted by how many probes it holds."""
-    network, probes = tiny(), tiny_probes(2 * TAYLOR_BATCH + 8)
+    """(w·g)² of each mini-batch's mean loss, weighted by how many calibration inputs it holds."""
+    network, calibration = tiny(), tiny_calibration(2 * TAYLOR_BATCH + 8)
     expected = torch.zeros_like(network.flat)
-    for start in range(0, len(probes), TAYLOR_BATCH):
-        batch = probes[start : start + TAYLOR_BATCH]
+    for start in range(0, len(calibration), TAYLOR_BATCH):
+        batch = calibration[start : start + TAYLOR_BATCH]
         gradient = torch.func.grad(lambda flat, x=batch: mean_loss(network, flat, x))(network.flat)
-        expected += len(batch) / len(probes) * (network.flat * gradient) ** 2
-    scores = score("taylor", network, probes, seeded())
+        expected += len(batch) / len(calibration) * (network.flat * gradient) ** 2
+    scores = score("taylor", network, calibration, seeded())
     torch.testing.assert_close(scores, expected.float())
 
 
@@ -89,22 +91,22 @@ def test_wanda_energy_is_the_squared_output_of_a_single_weight(case: str) -> Non
     """A weight of 1 alone in its module puts out the inputs it multiplies, and nothing else."""
     build, shape = AFFINE[case]
     network = network_of(build, InputSpec(shape, "vector"), vectors=True)
-    probes = torch.randn(7, *shape, generator=seeded())
-    energies = network.layout.flatten(input_energies(network, probes))
+    calibration = torch.randn(7, *shape, generator=seeded())
+    energies = network.layout.flatten(input_energies(network, calibration))
     for index, energy in enumerate(energies):
         alone = torch.zeros(network.layout.total).index_fill_(0, torch.tensor(index), 1.0)
-        output = functional_call(network.model, network.layout.split(alone), (probes,))
+        output = functional_call(network.model, network.layout.split(alone), (calibration,))
         torch.testing.assert_close(energy, output.double().square().sum(), rtol=1e-5, atol=1e-5)
 
 
 def test_wanda_energy_of_a_convolution_by_unfold() -> None:
     """‖x‖² of every kernel position is that of a row of the unfolded patches."""
     network = network_of(lambda: nn.Conv2d(2, 3, 3, padding=1, stride=2), IMAGE)
-    probes = torch.randn(300, 2, 6, 6, generator=seeded())
-    patches = functional.unfold(probes, 3, padding=1, stride=2).double()
+    calibration = torch.randn(300, 2, 6, 6, generator=seeded())
+    patches = functional.unfold(calibration, 3, padding=1, stride=2).double()
     expected = patches.square().sum((0, 2)).view(1, 2, 3, 3).expand(3, -1, -1, -1)
     torch.testing.assert_close(
-        input_energies(network, probes)["weight"], expected, rtol=1e-5, atol=0
+        input_energies(network, calibration)["weight"], expected, rtol=1e-5, atol=0
     )
 
 
@@ -131,11 +133,11 @@ def test_wanda_energy_of_attention() -> None:
 def test_wanda_balances_layers() -> None:
     """Weight times norm goes through LAMP; doubling all inputs changes nothing."""
     network = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
-    probes = torch.randn(9, 4, generator=seeded())
-    scores = score("wanda", network, probes, seeded())
-    product = network.weights["weight"] * probes.norm(dim=0)
+    calibration = torch.randn(9, 4, generator=seeded())
+    scores = score("wanda", network, calibration, seeded())
+    product = network.weights["weight"] * calibration.norm(dim=0)
     torch.testing.assert_close(scores, lamp_scores(product).flatten().float())
-    assert torch.equal(scores, score("wanda", network, 2 * probes, seeded()))
+    assert torch.equal(scores, score("wanda", network, 2 * calibration, seeded()))
 
 
 def test_wanda_rows_keeps_the_same_number_in_every_row() -> None:
@@ -145,9 +147,9 @@ def test_wanda_rows_keeps_the_same_number_in_every_row() -> None:
         return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
 
     network = network_of(make, InputSpec((6,), "vector"))
-    probes = torch.randn(9, 6, generator=seeded())
-    norms = probes.norm(dim=0)
-    scores = network.layout.split(score("wanda-rows", network, probes, seeded()))
+    calibration = torch.randn(9, 6, generator=seeded())
+    norms = calibration.norm(dim=0)
+    scores = network.layout.split(score("wanda-rows", network, calibration, seeded()))
     product = (network.weights["0.weight"] * norms).abs()
     kept = scores["0.weight"] > 0.5
     assert kept.sum(1).tolist() == [3] * 5
@@ -164,16 +166,16 @@ def test_lamp_says_how_many_and_inputs_say_which(name: str, density: float) -> N
         return nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Linear(50, 4))
 
     network = network_of(make, InputSpec((6,), "vector"))
-    probes = torch.randn(9, 6, generator=seeded())
-    layout, hidden = network.layout, network.model.get_submodule("0")(probes).relu()
+    calibration = torch.randn(9, 6, generator=seeded())
+    layout, hidden = network.layout, network.model.get_submodule("0")(calibration).relu()
     order = {
         key: network.weights[key].abs() * shown.norm(dim=0).sqrt()
-        for key, shown in (("0.weight", probes), ("2.weight", hidden))
+        for key, shown in (("0.weight", calibration), ("2.weight", hidden))
     }
     if name.endswith("rows"):
-        order = layout.split(score("wanda-rows", network, probes, seeded()))
+        order = layout.split(score("wanda-rows", network, calibration, seeded()))
     keep = round(density * layout.total)
-    mask = global_mask(score(name, network, probes, seeded()), layout, keep)
+    mask = global_mask(score(name, network, calibration, seeded()), layout, keep)
     counts = layer_counts(global_mask(score("lamp", network, None, seeded()), layout, keep), layout)
     assert layer_counts(mask, layout) == counts
     for (key, kept), count in zip(layout.split(mask).items(), counts, strict=True):
@@ -182,22 +184,22 @@ def test_lamp_says_how_many_and_inputs_say_which(name: str, density: float) -> N
 
 
 def test_criteria_of_one_network_look_at_the_inputs_once() -> None:
-    """What they multiply is measured once per set of probes, and anew for changed ones."""
+    """What they multiply is measured once per set of calibration inputs, and anew for changed ones."""
     network = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
     passes = []
     network.model.register_forward_hook(lambda *_: passes.append(1))
-    probes = torch.randn(9, 4, generator=seeded())
-    first = score("wanda", network, probes, seeded())
+    calibration = torch.randn(9, 4, generator=seeded())
+    first = score("wanda", network, calibration, seeded())
     once = len(passes)
     assert once > 0
-    score("lamp-wanda-rows", network, probes, seeded())
+    score("lamp-wanda-rows", network, calibration, seeded())
     assert len(passes) == once
-    probes[:, 0] *= 3
-    again = score("wanda", network, probes, seeded())
+    calibration[:, 0] *= 3
+    again = score("wanda", network, calibration, seeded())
     assert len(passes) == 2 * once
     assert not torch.equal(first, again)
     fresh = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
-    assert torch.equal(again, score("wanda", fresh, probes, seeded()))
+    assert torch.equal(again, score("wanda", fresh, calibration, seeded()))
 
 
 class Encoder(nn.Module):
@@ -219,14 +221,14 @@ class Encoder(nn.Module):
 def test_wanda_sees_the_inputs_of_transformers() -> None:
     """Torch's fused inference path calls no submodule; measuring must not take it."""
     network = network_of(Encoder, InputSpec((5, 8), "signal"))
-    probes = torch.randn(3, 5, 8, generator=seeded())
-    energies = input_energies(network, probes)
+    calibration = torch.randn(3, 5, 8, generator=seeded())
+    energies = input_energies(network, calibration)
     assert set(energies) == set(network.weights)
-    hidden = network.model.get_submodule("layer")(probes).double().square().sum((0, 1))
+    hidden = network.model.get_submodule("layer")(calibration).double().square().sum((0, 1))
     value = energies["cross.v_proj_weight"]
     torch.testing.assert_close(value, hidden[:6].expand(8, -1), rtol=1e-4, atol=0)
     for name in ("snip", "grasp", "taylor", "wanda"):
-        assert score(name, network, probes, seeded()).isfinite().all()
+        assert score(name, network, calibration, seeded()).isfinite().all()
 
 
 class Tied(nn.Module):
@@ -247,11 +249,11 @@ class Tied(nn.Module):
 def test_tied_weights_are_scored_once_for_all_their_uses() -> None:
     """The shared matrix has one score per weight, and both its inputs count."""
     network = network_of(Tied, VECTOR)
-    probes = torch.randn(9, 4, generator=seeded())
+    calibration = torch.randn(9, 4, generator=seeded())
     assert list(network.weights) == ["first.weight"]
-    inner = probes @ network.weights["first.weight"].T
-    expected = probes.square().sum(0) + inner.square().sum(0)
-    energies = input_energies(network, probes)["first.weight"]
+    inner = calibration @ network.weights["first.weight"].T
+    expected = calibration.square().sum(0) + inner.square().sum(0)
+    energies = input_energies(network, calibration)["first.weight"]
     torch.testing.assert_close(energies, expected.double().expand(4, -1))
-    for name in SALIENCIES:
-        assert score(name, network, probes, seeded()).shape == (16,)
+    for name in CRITERIA:
+        assert score(name, network, calibration, seeded()).shape == (16,)

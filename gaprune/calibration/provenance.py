@@ -1,4 +1,4 @@
-"""What the search was shown, provably: rungs of the data ladder, hashes, the receipt."""
+"""What the search was shown, provably: rungs of the data ladder, hashes, the provenance."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gaprune.calibration.samples import Samples
 from gaprune.errors import unknown_name
-from gaprune.records import Receipt
+from gaprune.records import Provenance
 
-RUNGS = ("none", "noise", "procedural", "inversion", "proxy", "unlabelled", "labelled")
+DATA_LEVELS = ("none", "noise", "procedural", "inversion", "proxy", "unlabelled", "labelled")
 """The data ladder, from what needs least to what needs most."""
 
 
@@ -24,10 +24,10 @@ def highest(rungs: Iterable[str]) -> str:
     """
     top = 0
     for rung in rungs:
-        if rung not in RUNGS:
-            raise unknown_name("rung", rung, RUNGS)
-        top = max(top, RUNGS.index(rung))
-    return RUNGS[top]
+        if rung not in DATA_LEVELS:
+            raise unknown_name("rung", rung, DATA_LEVELS)
+        top = max(top, DATA_LEVELS.index(rung))
+    return DATA_LEVELS[top]
 
 
 def sha256_of(*tensors: Tensor | None) -> str:
@@ -46,36 +46,36 @@ def sha256_of(*tensors: Tensor | None) -> str:
     return digest.hexdigest()
 
 
-def make_receipt(
+def make_provenance(
     rungs: Iterable[str],
     sources: Sequence[str],
     held: Samples | None,
-    guard: Samples | None,
+    validation: Samples | None,
     *,
     fresh: bool,
-) -> Receipt:
-    """Build the receipt of a run.
+) -> Provenance:
+    """Build the provenance of a run.
 
     Args:
         rungs: every rung of the ladder that was used.
         sources: one line per generator or file that the search saw, in words.
         held: what the search held; None where nothing was held. Labels that were not used must be
             None here, since they enter the hash.
-        guard: the guard set; None where there is none.
+        validation: the validation inputs set; None where there is none.
         fresh: whether new inputs were drawn at every step as well.
 
     Raises:
         InputError: a name that is no rung.
     """
-    return Receipt(
+    return Provenance(
         rung=highest(rungs),
         sources=tuple(sources),
         samples=0 if held is None else len(held.inputs),
         fresh=fresh,
         sha256=_hash(held),
-        guard="none" if guard is None else guard.source,
-        guard_samples=0 if guard is None else len(guard.inputs),
-        guard_sha256=_hash(guard),
+        validation="none" if validation is None else validation.source,
+        validation_samples=0 if validation is None else len(validation.inputs),
+        validation_sha256=_hash(validation),
     )
 
 
