@@ -18,7 +18,7 @@ from gaprune.errors import InputError
 T = TypeVar("T")
 
 CRITERIA = "gaprune.criteria"
-OBJECTIVES = "gaprune.evaluation.objectives"
+OBJECTIVES = "gaprune.objectives"
 GENERATORS = "gaprune.generators."  # and the kind of input
 MUTATIONS = "gaprune.mutations"
 CROSSOVERS = "gaprune.crossovers"
