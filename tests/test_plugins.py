@@ -72,7 +72,7 @@ torn = tiny_torn:criterion
 gone = tiny:nothing_of_that_name
 number = tiny:calls
 
-[gaprune.evaluation.objectives]
+[gaprune.objectives]
 close = tiny:close
 steered = tiny:steered
 
