@@ -80,7 +80,8 @@ def _batch_cache(settings: Settings, plan: CalibrationSet) -> BatchPool | None:
     """Return what gradient steps draw generated inputs from, or None: new ones for every step."""
     if plan.fresh is None or not settings.batch_cache:
         return None
-    return BatchPool(plan.fresh, settings.batch_cache, derive_seed(settings.seed, "batch_cache"))
+    # the text is part of the seed: another text gives other batches, hence other masks
+    return BatchPool(plan.fresh, settings.batch_cache, derive_seed(settings.seed, "stock"))
 
 
 def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
