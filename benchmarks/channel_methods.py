@@ -65,7 +65,7 @@ def _searched(target: Target, case: Case, seed: int, *, repair: bool) -> Made:
     result = prune_target(target, settings)
     model = result.repaired_model() if repair else result.pruned_model()
     assert model is not None
-    return Made(_compact(target, model, result.masks), result.provenance.rung)
+    return Made(_compact(target, model, result.masks), result.provenance.level)
 
 
 def _magnitude(target: Target, case: Case, seed: int) -> Made:

@@ -10,10 +10,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the search was shown: the rung of the data ladder and where the inputs came from.
+    """What the search was shown: the data level and where the inputs came from.
 
     Attributes:
-        rung: `none`, `noise`, `procedural`, `inversion`, `proxy`, `unlabelled` or `labelled`;
+        level: `none`, `noise`, `procedural`, `inversion`, `proxy`, `unlabelled` or `labelled`;
             the highest one used, in that order.
         sources: one line per generator or file, in words.
         samples: distinct inputs held for the search (fresh ones per step come on top and are
@@ -25,7 +25,7 @@ class Provenance:
         validation_sha256: their hash.
     """
 
-    rung: str
+    level: str
     sources: tuple[str, ...]
     samples: int
     fresh: bool

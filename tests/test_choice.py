@@ -95,7 +95,7 @@ def test_auto_is_procedural_where_inversion_is_impossible_or_idle(
     """The reason is on the provenance; nobody is disturbed."""
     target, told = make(), Listener()
     plan = make_calibration_set(target, settings_of(), seeded(), told)
-    assert plan.provenance.rung == "procedural"
+    assert plan.provenance.level == "procedural"
     assert choose(target).calibration == ("procedural",)
     assert re.search(reason, choose(target).reason)
     assert plan.provenance.sources[-1] == f"auto chose procedural: {choose(target).reason}"
@@ -114,7 +114,7 @@ def test_auto_inverts_where_every_generator_is_far(make: Callable[[], Target]) -
         f"calibration inputs: auto chose inversion and procedural: {choose(target).reason}"
     ]
     assert plan.provenance.sources[-1] in told.phases[0]
-    assert plan.provenance.rung == "inversion"
+    assert plan.provenance.level == "inversion"
     assert plan.fresh is not None
     assert plan.pool_share == 0.5
     assert requested_levels(settings_of(), target) == list(INVERTED)

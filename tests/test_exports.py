@@ -428,7 +428,7 @@ def test_the_card_tells_what_and_how(run_folder: Path, tmp_path: Path) -> None:
         record["weights_sha256"],
         record["provenance"]["sha256"],
         record["provenance"]["validation_sha256"],
-        f"**{record['provenance']['rung']}**",
+        f"**{record['provenance']['level']}**",
         f"{100 * record['agreement']['validation']:.2f} %",
         f"{written.bytes:,}",
         "`conv.weight` | 36 |",

@@ -34,7 +34,7 @@ def test_inverted_inputs_are_held_and_on_the_provenance(tmp_path: Path) -> None:
     assert len(plan.pool.inputs) == 4 * 52  # a fifth of 64 judges; the others and 3 moved copies
     assert plan.fresh is None
     assert 0 <= float(plan.pool.inputs.min()) <= float(plan.pool.inputs.max()) <= 1
-    assert plan.provenance.rung == "inversion"
+    assert plan.provenance.level == "inversion"
     assert "inverted from BatchNorm" in plan.provenance.sources[0]
     assert "held-out part of 64 inputs inverted" in plan.provenance.validation
     assert "as many generated" in plan.provenance.validation

@@ -356,7 +356,7 @@ def test_the_record_is_the_content_of_result_json(pruned: Result) -> None:
     assert record["agreement"] == {"search": pruned.search, "validation": pruned.validation}
     assert record["accuracy"] == {"dense": None, "pruned": None}
     assert set(record["baselines"]["magnitude"]) == {"agreement", "accuracy"}
-    assert record["provenance"]["rung"] == "procedural"
+    assert record["provenance"]["level"] == "procedural"
     assert record["seed"] == 0
     assert record["settings"]["sparsity"] == 0.7
     assert record["evaluations"] == pruned.history[-1].evaluations > 0
@@ -406,7 +406,7 @@ def test_the_classic_preset_learns_from_labelled_calibration(tmp_path: Path) -> 
     )
     assert result.history[-1].mean > result.history[0].mean
     assert [layer.kept for layer in result.layers] == uniform_counts(result.target.layout, 0.7)
-    assert result.provenance.rung == "labelled"
+    assert result.provenance.level == "labelled"
     assert result.settings["objective"] == "accuracy"
 
 
@@ -506,8 +506,8 @@ def test_a_validation_of_real_data_is_on_the_provenance(tmp_path: Path) -> None:
     """The validation picks the final candidate, so its rung counts."""
     path = tmp_path / "real.npy"
     np.save(path, np.random.default_rng(0).random((20, 6), dtype=np.float32))
-    assert run(validation=str(path)).provenance.rung == "unlabelled"
-    assert run(validation="noise").provenance.rung == "procedural"
+    assert run(validation=str(path)).provenance.level == "unlabelled"
+    assert run(validation="noise").provenance.level == "procedural"
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])

@@ -143,7 +143,7 @@ def test_a_file_is_split_into_what_searches_and_what_judges(
         assert samples.labels is not None
         pairs = zip(samples.inputs, samples.labels, strict=True)
         assert all(order[x.numpy().tobytes()] == int(y) for x, y in pairs)
-    assert plan.provenance.rung == rung
+    assert plan.provenance.level == rung
     assert "held-out" in plan.provenance.validation
 
 
@@ -157,7 +157,7 @@ def test_a_file_and_generators_share_the_batch(vector: Target, labelled: str) ->
     assert len(rows(plan.search.inputs) & rows(plan.pool.inputs)) == 20
     assert len(plan.search.inputs) == 40
     assert plan.search.labels is None
-    assert plan.provenance.rung == "labelled"
+    assert plan.provenance.level == "labelled"
 
 
 def test_a_validation_file_judges_alone(vector: Target, labelled: str, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_provenance_says_what_was_shown(
     """Rung, numbers, hashes that anyone can recompute."""
     plan = make_calibration_set(vector, settings_of(calibration=calibration), seeded())
     provenance, held = plan.provenance, plan.pool or plan.search
-    assert (provenance.rung, provenance.fresh) == (rung, fresh)
+    assert (provenance.level, provenance.fresh) == (rung, fresh)
     assert (provenance.samples, provenance.validation_samples) == (len(held.inputs), 24)
     assert provenance.sha256 == sha256_of(held.inputs, held.labels)
     assert provenance.validation_sha256 == sha256_of(plan.validation.inputs, plan.validation.labels)

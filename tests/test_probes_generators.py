@@ -395,7 +395,7 @@ def test_the_highest_rung_counts() -> None:
     assert highest([]) == "none"
     assert highest(["procedural", "inversion", "noise"]) == "inversion"
     assert highest(reversed(DATA_LEVELS)) == "labelled"
-    with pytest.raises(InputError, match="rung: unknown name 'proxi'"):
+    with pytest.raises(InputError, match="level: unknown name 'proxi'"):
         highest(["none", "proxi"])
 
 
@@ -404,7 +404,7 @@ def test_a_provenance_tells_what_was_held_and_what_judged() -> None:
     held = Samples(torch.zeros(5, 3), None, "strokes")
     validation = Samples(torch.ones(4, 3), torch.arange(4), "photos")
     provenance = make_provenance(["procedural"], ["strokes, seed 1"], held, validation, fresh=True)
-    assert (provenance.rung, provenance.sources, provenance.fresh) == (
+    assert (provenance.level, provenance.sources, provenance.fresh) == (
         "procedural",
         ("strokes, seed 1",),
         True,
@@ -417,4 +417,4 @@ def test_a_provenance_tells_what_was_held_and_what_judged() -> None:
     assert provenance.sha256 == sha256_of(held.inputs, None)
     assert provenance.validation_sha256 == sha256_of(validation.inputs, validation.labels)
     empty = make_provenance([], [], None, None, fresh=False)
-    assert (empty.rung, empty.samples, empty.validation_samples) == ("none", 0, 0)
+    assert (empty.level, empty.samples, empty.validation_samples) == ("none", 0, 0)

@@ -60,9 +60,9 @@ def test_every_method_gives_a_whole_row(method: str, tmp_path: Path) -> None:
     assert 0 < record["probe_seconds"] < record["seconds"]
     assert not record["cached"]
     assert record["peak_mb"] > 50
-    assert record["provenance"]["rung"] == ("proxy" if method == "proxy" else "procedural")
+    assert record["provenance"]["level"] == ("proxy" if method == "proxy" else "procedural")
     blind = ("magnitude", "lamp", "synflow")  # weights alone
-    assert record["needs"] == ("none" if method in blind else record["provenance"]["rung"])
+    assert record["needs"] == ("none" if method in blind else record["provenance"]["level"])
 
 
 @pytest.mark.parametrize("method", ["strict", "repair", "lamp-repair"])

@@ -78,7 +78,7 @@ def test_a_language_model_writes_its_own() -> None:
     assert ids.dtype == torch.int64
     assert torch.equal(ids[:, 1:], (ids[:, :-1] + 1) % 11)
     assert "30 sequences written by the network" in plan.provenance.sources[0]
-    assert plan.provenance.rung == "inversion"
+    assert plan.provenance.level == "inversion"
 
 
 def test_another_network_gets_sequences_that_spread_its_answers() -> None:

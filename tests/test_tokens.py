@@ -238,7 +238,7 @@ def test_topics_search_and_bursts_judge(
     provenance = make_calibration_set(target_of(), chosen, seeded()).provenance
     assert f"{search} (ids ranked and framed as the network's tokenizer" in provenance.sources[0]
     assert provenance.validation.startswith(f"generated: {judge}")
-    assert provenance.rung == "procedural"
+    assert provenance.level == "procedural"
 
 
 def test_without_an_order_the_network_still_chooses() -> None:

@@ -146,7 +146,7 @@ def _measured(network: RealNetwork, row: Row, settings: Mapping[str, Any]) -> Ro
         calibration_seconds=round(listener.calibration_seconds, 3),
         cached=inverted and not listener.inverts,
         peak_mb=round(peak, 1),
-        needs=result.provenance.rung if METHODS[row.method].looks else "none",
+        needs=result.provenance.level if METHODS[row.method].looks else "none",
         provenance=as_json(result.provenance),
         validation=result.validation,
         removed=result.actual_sparsity,

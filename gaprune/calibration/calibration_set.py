@@ -84,7 +84,7 @@ def make_calibration_set(
     decision = decide(settings.calibration, target)
     decision.tell(listener)
     request = decision.request
-    held = [(file.rung, typed(read(file, spec), target.dtype)) for file in request.files]
+    held = [(file.level, typed(read(file, spec), target.dtype)) for file in request.files]
     from_file = bool(held) and settings.validation == AUTO
     weights = weigh(target, request, settings.validation, generator, held_out=from_file)
     mixture = Mixture(spec, weights.portions, target.dtype)
@@ -116,7 +116,7 @@ def make_calibration_set(
     if decision.choice is not None:
         sources.append(decision.choice.sentence)
     provenance = make_provenance(
-        _rungs(request, settings.validation, spec),
+        _levels(request, settings.validation, spec),
         sources,
         pool or search,
         validation,
@@ -129,31 +129,31 @@ def make_calibration_set(
 
 
 def requested_levels(settings: Settings, target: Target) -> list[str]:
-    """Return every rung of the data ladder that the settings ask for; no file is read.
+    """Return every level that the settings ask for; no file is read.
 
     With `auto`, a network with BatchNorm is shown generated inputs to decide.
 
     Raises:
         InputError: an unknown calibration input or validation.
     """
-    return _rungs(decide(settings.calibration, target).request, settings.validation, target.inputs)
+    return _levels(decide(settings.calibration, target).request, settings.validation, target.inputs)
 
 
-def _rungs(request: Request, validation: str, spec: InputSpec) -> list[str]:
+def _levels(request: Request, validation: str, spec: InputSpec) -> list[str]:
     return [
-        *(file.rung for file in request.files),
+        *(file.level for file in request.files),
         *([INVERSION] if request.impressions or request.inversion else []),
         *(NOISY if name == NOISY else PROCEDURAL for name in request.names),
-        *([] if validation == AUTO else [_validation_rung(validation, spec)]),
+        *([] if validation == AUTO else [_validation_level(validation, spec)]),
     ]
 
 
-def _validation_rung(validation: str, spec: InputSpec) -> str:
-    """Return the rung of a stated validation: it chooses the final candidate, so it counts."""
+def _validation_level(validation: str, spec: InputSpec) -> str:
+    """Return the level of a stated validation: it chooses the final candidate, so it counts."""
     known = generators(spec)
     if validation in known:
         return NOISY if validation == NOISY else PROCEDURAL
-    return parse_file("validation", validation, [AUTO, *known]).rung
+    return parse_file("validation", validation, [AUTO, *known]).level
 
 
 def _synthesise(
@@ -181,7 +181,7 @@ def _search_set(
     share: float,
     generator: torch.Generator,
 ) -> Samples:
-    """Draw the inputs that select, in random order, so that every rung is a fair sample."""
+    """Draw the inputs that select, in random order, so that every level is a fair sample."""
     parts: list[Samples] = []
     if pool is not None:
         parts.append(pick(pool, shuffle(pool, generator)[: max(1, round(count * share))]))

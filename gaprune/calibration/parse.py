@@ -1,4 +1,4 @@
-"""What the user wrote behind `--calibration` and `--validation`: generators, files, rungs of the ladder."""
+"""What the user wrote behind `--calibration` and `--validation`: generators, files, levels of the data ladder."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ PATH_FORMS = ("PATH", "labelled:PATH", "proxy:PATH")
 
 @dataclass(frozen=True)
 class FileRequest:
-    """A file of inputs and the rung of the ladder that the user says it is."""
+    """A file of inputs and the level that the user says it is."""
 
-    rung: str
+    level: str
     path: str
 
 
@@ -110,20 +110,20 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Request:
 
 
 def parse_file(argument: str, text: str, known: Sequence[str]) -> FileRequest:
-    """Split `rung:path`; something that can't be a path is reported as an unknown name."""
+    """Split `level:path`; something that can't be a path is reported as an unknown name."""
     head, _, tail = text.partition(":")
-    rung, path = (head, tail) if head in FILE_LEVELS else (FILE_LEVELS[0], text)
+    level, path = (head, tail) if head in FILE_LEVELS else (FILE_LEVELS[0], text)
     looks_like_path = any(mark in path for mark in "./\\+")
     if path not in ALIASES and not looks_like_path and not (path and Path(path).exists()):
         raise unknown_name(argument, text, [*known, *ALIASES, *PATH_FORMS])
-    return FileRequest(rung, path)
+    return FileRequest(level, path)
 
 
 def read(request: FileRequest, spec: InputSpec) -> Samples:
-    """Read a file; labels are kept on the rung `labelled` only, where there must be some."""
+    """Read a file; labels are kept on the level `labelled` only, where there must be some."""
     samples = read_calibration(request.path, spec)
-    if request.rung != "labelled":
-        return Samples(samples.inputs, None, f"{request.path} without labels ({request.rung})")
+    if request.level != "labelled":
+        return Samples(samples.inputs, None, f"{request.path} without labels ({request.level})")
     if samples.labels is None:
         raise InputError(
             f"calibration inputs: {request.path} holds no labels; drop the prefix 'labelled:', or give a file "

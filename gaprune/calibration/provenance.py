@@ -1,4 +1,4 @@
-"""What the search was shown, provably: rungs of the data ladder, hashes, the provenance."""
+"""What the search was shown, provably: levels of the data ladder, hashes, the provenance."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ DATA_LEVELS = ("none", "noise", "procedural", "inversion", "proxy", "unlabelled"
 """The data ladder, from what needs least to what needs most."""
 
 
-def highest(rungs: Iterable[str]) -> str:
-    """Return the rung that needs most data, `none` when there is none.
+def highest(levels: Iterable[str]) -> str:
+    """Return the level that needs most data, `none` when there is none.
 
     Raises:
-        InputError: a name that is no rung.
+        InputError: a name that is no level.
     """
     top = 0
-    for rung in rungs:
-        if rung not in DATA_LEVELS:
-            raise unknown_name("rung", rung, DATA_LEVELS)
-        top = max(top, DATA_LEVELS.index(rung))
+    for level in levels:
+        if level not in DATA_LEVELS:
+            raise unknown_name("level", level, DATA_LEVELS)
+        top = max(top, DATA_LEVELS.index(level))
     return DATA_LEVELS[top]
 
 
@@ -47,7 +47,7 @@ def sha256_of(*tensors: Tensor | None) -> str:
 
 
 def make_provenance(
-    rungs: Iterable[str],
+    levels: Iterable[str],
     sources: Sequence[str],
     held: Samples | None,
     validation: Samples | None,
@@ -57,7 +57,7 @@ def make_provenance(
     """Build the provenance of a run.
 
     Args:
-        rungs: every rung of the ladder that was used.
+        levels: every level that was used.
         sources: one line per generator or file that the search saw, in words.
         held: what the search held; None where nothing was held. Labels that were not used must be
             None here, since they enter the hash.
@@ -65,10 +65,10 @@ def make_provenance(
         fresh: whether new inputs were drawn at every step as well.
 
     Raises:
-        InputError: a name that is no rung.
+        InputError: a name that is no level.
     """
     return Provenance(
-        rung=highest(rungs),
+        level=highest(levels),
         sources=tuple(sources),
         samples=0 if held is None else len(held.inputs),
         fresh=fresh,

@@ -11,7 +11,7 @@ from gaprune.errors import InputError
 from gaprune.models.target import Target
 
 VALIDATION_FRACTION = 0.2  # of a file, or of inverted inputs, held out to judge
-Held = list[tuple[str, Samples]]  # rung, inputs
+Held = list[tuple[str, Samples]]  # level, inputs
 
 
 def validation_file(validation: str, target: Target) -> FileRequest:
@@ -43,14 +43,14 @@ def split_validation(
     """
     spec = target.inputs
     if judge is None:
-        rung, samples = held[0]
+        level, samples = held[0]
         if len(samples.inputs) < 2:
             raise InputError(
                 f"calibration inputs: {samples.source} must hold at least 2 inputs, one to search on and one "
                 f"to judge on; got {len(samples.inputs)}"
             )
         validation, rest = _hold_out(samples, count, generator)
-        return validation, [(rung, rest), *held[1:]]
+        return validation, [(level, rest), *held[1:]]
     if judge in generators(spec):
         inputs = Mixture(spec, {judge: 1.0}, target.dtype).draw(count, generator)
         return Samples(inputs, None, f"generated: {judge}, from another seed"), held

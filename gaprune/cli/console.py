@@ -294,7 +294,7 @@ def _facts(result: Result) -> list[str]:
     provenance = result.provenance
     sources = "; ".join(provenance.sources)
     lines = [
-        f"shown to the network ({provenance.rung}): {sources} ({provenance.samples:,} inputs held)",
+        f"shown to the network ({provenance.level}): {sources} ({provenance.samples:,} inputs held)",
         f"judged on: {provenance.validation} ({provenance.validation_samples:,} inputs)",
     ]
     lines += _spent(result)
@@ -306,7 +306,7 @@ def _facts(result: Result) -> list[str]:
         )
         if result.in_loop:
             lines.append("masks were chosen by how they do after repair (--repair-in-loop)")
-    if result.accuracy is not None and result.provenance.rung != "labelled":
+    if result.accuracy is not None and result.provenance.level != "labelled":
         lines.append("test labels were used for the accuracy above and for nothing else")
     lines.append(
         f"{duration(result.seconds)}, {result.evaluations:,} evaluations, "

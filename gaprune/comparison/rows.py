@@ -16,7 +16,7 @@ class Needs:
     """What a method had to be given.
 
     Attributes:
-        data: the rung of the data ladder (`gaprune.calibration.provenance.DATA_LEVELS`): `none` looks at the
+        data: the data level (`gaprune.calibration.provenance.DATA_LEVELS`): `none` looks at the
             weights alone, `labelled` at the training set.
         labels: whether labels of the training set were used.
         gradients: whether the network was differentiated.

@@ -126,7 +126,7 @@ def _provenance(provenance: Mapping[str, Any]) -> Iterator[str]:
     fresh = ", and new ones at every step" if provenance["fresh"] else ""
     yield "## Data: the provenance"
     yield ""
-    yield f"- rung of the data ladder: **{provenance['rung']}**"
+    yield f"- data level: **{provenance['level']}**"
     yield f"- shown to the search: {'; '.join(provenance['sources']) or 'nothing'} ({held}{fresh})"
     yield f"- SHA-256 of what was held: `{provenance['sha256']}`"
     yield f"- judged on: {provenance['validation']} ({provenance['validation_samples']:,} inputs)"

@@ -170,7 +170,7 @@ def _gain(record: Mapping[str, Any]) -> list[Figure]:
 
 
 def _remarks(record: Mapping[str, Any]) -> list[str]:
-    found = [DATA_LEVELS.get(record["provenance"].get("rung"), "")]
+    found = [DATA_LEVELS.get(record["provenance"].get("level"), "")]
     ending = ENDINGS.get(str(record.get("stopped")))
     if ending is not None and record.get("seconds") is not None:
         found.append(

@@ -42,7 +42,7 @@ class Method:
         run: from a contest, sparsities and a seed to networks, in the order of the sparsities.
         description: one line for people.
         source: paper, or where it comes from.
-        needs: what it must be given; data `calibration` stands for the rung of the calibration inputs in use.
+        needs: what it must be given; data `calibration` stands for the level of the calibration inputs in use.
         seeded: whether another seed gives another row; without it the first seed stands for all.
         path: whether one run passes through all sparsities, each reached from the one before.
         code: hash of the user's own file that it comes from, or empty.
@@ -67,11 +67,11 @@ class Method:
         return self.needs.data == CALIBRATION and self.name != EVOLVED
 
     def needs_in(self, contest: ComparisonContext) -> Needs:
-        """Return what it needs in this comparison: `calibration` becomes their rung."""
+        """Return what it needs in this comparison: `calibration` becomes their level."""
         if self.needs.data != CALIBRATION:
             return self.needs
-        rung = highest(requested_levels(contest.settings, contest.target))
-        return replace(self.needs, data=rung)
+        level = highest(requested_levels(contest.settings, contest.target))
+        return replace(self.needs, data=level)
 
     def placeless_in(self, contest: ComparisonContext) -> str | None:
         """Say why it has no place under the pattern of this comparison, or return None."""
