@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gaprune.models.input_options import InputOptions
     from gaprune.models.target import Target, load_target
     from gaprune.runs.directory import load_masks
-    from gaprune.runs.open_directory import save as save_run
+    from gaprune.runs.open_directory import save_run
     from gaprune.runs.prune import prune, prune_target
     from gaprune.runs.result import Result
     from gaprune.runs.resume import resume
@@ -68,7 +68,6 @@ _HOMES = {
 }
 """Where the public names live. Each is loaded when it is asked for: torch takes seconds."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_THERE = {"save_run": "save"}  # what some are called at home
 
 if not TYPE_CHECKING:  # mypy would take any name for a public one
 
@@ -77,7 +76,7 @@ if not TYPE_CHECKING:  # mypy would take any name for a public one
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = import_module(f"{__name__}.{_HOME_OF[name]}")
-        globals()[name] = found = getattr(home, _THERE.get(name, name))
+        globals()[name] = found = getattr(home, name)
         return found
 
     def __dir__() -> list[str]:

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.cluster.kills import die_at
-from gaprune.io.checkpoints import Shelf
+from gaprune.io.checkpoints import CheckpointFolder
 
 
-def keep(shelf: Shelf, number: int) -> None:
+def keep(shelf: CheckpointFolder, number: int) -> None:
     """Write a checkpoint that is told from others."""
     shelf.write({"number": number}, {"scores": torch.full((1000,), float(number))})
 
@@ -27,7 +27,7 @@ def keep(shelf: Shelf, number: int) -> None:
 def main(folder: Path) -> None:
     """Try every step."""
     for step in count():
-        shelf = Shelf(folder / str(step))
+        shelf = CheckpointFolder(folder / str(step))
         for number in (1, 2):
             keep(shelf, number)
         child = os.fork()

@@ -26,12 +26,12 @@ from gaprune.io.atomic_folder import (
     FACTS,
     SUMS,
     TENSORS,
-    Bundle,
+    Checkpoint,
     DamagedError,
-    read_bundle,
-    write_bundle,
+    read_checkpoint,
+    write_checkpoint,
 )
-from gaprune.io.checkpoints import Shelf
+from gaprune.io.checkpoints import CheckpointFolder
 from gaprune.io.lock import Lock, in_use_by
 
 PLAIN = st.recursive(
@@ -47,7 +47,7 @@ def content(number: int) -> tuple[dict[str, int], dict[str, Tensor]]:
     return {"number": number}, {"scores": torch.full((1000,), float(number))}
 
 
-def number_in(found: Bundle | None) -> int | None:
+def number_in(found: Checkpoint | None) -> int | None:
     """Return the number under which it was kept; all of it must be of that number."""
     if found is None:
         return None
@@ -74,8 +74,8 @@ def test_what_is_read_is_what_was_written(facts: dict[str, object], seed: int) -
     tensors = {str(dtype): noise.to(dtype) for dtype in DTYPES} | {"turned": noise.t()}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "bundle"
-        write_bundle(place, facts, tensors)
-        found = read_bundle(place)
+        write_checkpoint(place, facts, tensors)
+        found = read_checkpoint(place)
         assert {path.name for path in Path(folder).iterdir()} == {"bundle"}
     assert repr(found.facts) == repr(json.loads(json.dumps(facts)))
     assert set(found.tensors) == set(tensors)
@@ -90,10 +90,10 @@ def test_a_flipped_bit_is_noticed_in_every_file(name: str, bit: int) -> None:
     """No bit matters so little that nobody would see it."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "bundle"
-        write_bundle(place, *content(1))
+        write_checkpoint(place, *content(1))
         flip(place / name, bit)
         with pytest.raises(DamagedError, match="bundle"):
-            read_bundle(place)
+            read_checkpoint(place)
 
 
 @pytest.mark.parametrize("name", [FACTS, TENSORS, SUMS])
@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_noticed_in_every_file(name: str, bit: int) -> None:
 def test_a_file_that_is_not_whole_is_noticed(name: str, harm: str, tmp_path: Path) -> None:
     """Whatever has become of it."""
     place = tmp_path / "bundle"
-    write_bundle(place, *content(1))
+    write_checkpoint(place, *content(1))
     data = (place / name).read_bytes()
     (place / name).unlink()
     if harm == "cut":
@@ -109,12 +109,12 @@ def test_a_file_that_is_not_whole_is_noticed(name: str, harm: str, tmp_path: Pat
     elif harm == "folder":
         (place / name).mkdir()
     with pytest.raises(DamagedError):
-        read_bundle(place)
+        read_checkpoint(place)
 
 
 def test_the_last_two_stay_and_the_newest_is_read(tmp_path: Path) -> None:
     """Other names in the folder are left alone."""
-    shelf = Shelf(tmp_path / "shelf")
+    shelf = CheckpointFolder(tmp_path / "shelf")
     assert shelf.newest(pytest.fail) is None
     for number in range(1, 6):
         shelf.write(*content(number))
@@ -125,7 +125,7 @@ def test_the_last_two_stay_and_the_newest_is_read(tmp_path: Path) -> None:
 
 def test_where_the_newest_is_damaged_the_one_before_is_used(tmp_path: Path) -> None:
     """That is said; what is written next does not push out the good one."""
-    shelf, told = Shelf(tmp_path), list[str]()
+    shelf, told = CheckpointFolder(tmp_path), list[str]()
     for number in (1, 2):
         shelf.write(*content(number))
     flip(tmp_path / "000002" / TENSORS, 9999)
@@ -140,7 +140,7 @@ def test_where_the_newest_is_damaged_the_one_before_is_used(tmp_path: Path) -> N
 
 def test_where_all_are_damaged_that_is_an_error(tmp_path: Path) -> None:
     """It names them, and never looks like a run that has not begun."""
-    shelf = Shelf(tmp_path)
+    shelf = CheckpointFolder(tmp_path)
     for number in (1, 2):
         shelf.write(*content(number))
         flip(tmp_path / f"{number:06d}" / FACTS, 3)
@@ -165,7 +165,7 @@ def test_a_pickle_in_the_place_of_tensors_is_damage_and_runs_nothing(
     """Even under a hash that fits, and with the variable set that makes torch trust pickles."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     place, trace = tmp_path / "bundle", tmp_path / "trace"
-    write_bundle(place, *content(1))
+    write_checkpoint(place, *content(1))
     torch.save(Malicious(trace), place / TENSORS)
     sums = subprocess.run(
         ["sha256sum", FACTS, TENSORS],  # noqa: S607 - whichever the system has
@@ -176,10 +176,10 @@ def test_a_pickle_in_the_place_of_tensors_is_damage_and_runs_nothing(
     ).stdout
     (place / SUMS).write_text(sums)
     with pytest.raises(DamagedError, match="cannot be read"):
-        read_bundle(place)
+        read_checkpoint(place)
     (place / TENSORS).write_bytes(pickle.dumps(Malicious(trace)))
     with pytest.raises(DamagedError, match="SHA-256"):
-        read_bundle(place)
+        read_checkpoint(place)
     assert not trace.exists()
 
 
@@ -193,11 +193,11 @@ def test_killed_at_any_step_of_writing_the_newest_whole_one_is_read(tmp_path: Pa
     subprocess.run([sys.executable, helper, tmp_path], check=True, timeout=120)
     folders = sorted(tmp_path.iterdir(), key=lambda folder: int(folder.name))
     assert len(folders) > 20
-    found = [number_in(Shelf(folder).newest(pytest.fail)) for folder in folders]
+    found = [number_in(CheckpointFolder(folder).newest(pytest.fail)) for folder in folders]
     assert found == sorted(found, key=int)  # type: ignore[arg-type] # none is None
     assert set(found) == {2, 3}
     for folder in folders:  # what the dead have left is in nobody's way
-        shelf = Shelf(folder)
+        shelf = CheckpointFolder(folder)
         shelf.write(*content(4))
         assert number_in(shelf.newest(pytest.fail)) == 4
         left = {path.name for path in folder.iterdir()}
@@ -234,7 +234,7 @@ def test_without_space_what_was_kept_stays(
     room: Callable[[Path], Iterator[None]], tmp_path: Path
 ) -> None:
     """The error is the system's, no rest is left, and with space it goes on."""
-    shelf, large = Shelf(tmp_path / "disk" / "shelf"), {"scores": torch.zeros(100_000)}
+    shelf, large = CheckpointFolder(tmp_path / "disk" / "shelf"), {"scores": torch.zeros(100_000)}
     with room(tmp_path / "disk"):  # type: ignore[attr-defined] # made by contextmanager
         for number in (1, 2):
             shelf.write(*content(number))

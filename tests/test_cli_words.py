@@ -14,7 +14,7 @@ from started_commands import Command, starting
 from torch import nn
 
 import gaprune
-from gaprune.runs.status import look
+from gaprune.runs.status import read_status
 
 FORGETFUL = """
 from torch import nn
@@ -54,15 +54,15 @@ def test_watching_what_keeps_nothing_says_so_at_once(
         *PRUNE, "--out", "run", "--checkpoint-every", "0", "--generations", "40", "--steps", "20"
     )
     command.wait_for("generation 1/")
-    sight = look(place / "run")
-    assert sight.silent
-    assert sight.owner == f"process {command.process.pid}"
+    status = read_status(place / "run")
+    assert status.silent
+    assert status.owner == f"process {command.process.pid}"
     ran = run("watch", "run", "--json", "--every", "0.05")
     assert command.end().code == 0
     assert "--checkpoint-every 0" in ran.err
     assert ran.err.count("keeps nothing") == 1
     assert json.loads(ran.out.splitlines()[-1])["result"]["schema"]
-    assert not look(place / "run").silent
+    assert not read_status(place / "run").silent
 
 
 def test_what_a_pattern_counts_is_said(run: Run, place: Path) -> None:

@@ -32,13 +32,13 @@ from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA, Network, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.pruned_network import find_target
-from gaprune.io.atomic_folder import read_bundle
+from gaprune.io.atomic_folder import read_checkpoint
 from gaprune.models.input_options import InputOptions
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import repair
-from gaprune.runs.checkpointer import START, FolderKeeper
-from gaprune.runs.open_directory import claim, claim_again
+from gaprune.runs.checkpointer import START, FolderCheckpointer
+from gaprune.runs.open_directory import open_run, reopen_run
 from gaprune.runs.prune import prune_target, run_pruning
 from gaprune.runs.result import Result
 from gaprune.workers import WorkerOptions, choose_device, choose_home, working_on
@@ -259,9 +259,9 @@ def test_what_comes_out_lies_on_the_cpu(tmp_path: Path) -> None:
     assert bits_of(state) == bits_of(target.masked_state(masks))
     assert bits_of(fixed) == bits_of(repair(target, masks, calibration_for(target)).state)
     settings = make_settings({**TINY_RUN, "method": "magnitude", "repair": True})
-    with second_device() as device, claim(tmp_path / "run") as own:
-        result = prune_target(normed().to(device), settings, own=own)
-        own.save(result)
+    with second_device() as device, open_run(tmp_path / "run") as run_directory:
+        result = prune_target(normed().to(device), settings, run_directory=run_directory)
+        run_directory.save(result)
     assert bits_of(load_file(tmp_path / "run" / "pruned.safetensors")) == bits_of(
         prune_target(normed(), settings).state_dict()
     )
@@ -286,13 +286,13 @@ def test_a_run_goes_on_on_another_device(tmp_path: Path, first: str) -> None:
     with second_device() as device:
         far = target.to(device)
         one, other = (far, target) if first == "far" else (target, far)
-        with claim(tmp_path / "run") as own:
-            prune_target(one, make_settings(RESUMED), own=own)
-        with claim_again(tmp_path / "run") as own:
-            start = read_bundle(own.checkpoint / START)
-            keeper = FolderKeeper(own, 1, Silence(), None, start)
+        with open_run(tmp_path / "run") as run_directory:
+            prune_target(one, make_settings(RESUMED), run_directory=run_directory)
+        with reopen_run(tmp_path / "run") as run_directory:
+            start = read_checkpoint(run_directory.checkpoint / START)
+            checkpointer = FolderCheckpointer(run_directory, 1, Silence(), None, start)
             settings = make_settings({**start.facts["settings"], "generations": 3})
-            result = run_pruning(other, settings, None, Silence(), keeper)
+            result = run_pruning(other, settings, None, Silence(), checkpointer)
     assert found_by(result) == found_by(whole)
 
 

@@ -25,7 +25,7 @@ from gaprune.export.model_card import CARD
 from gaprune.io.manifest import FACTS, check_exported, read_facts
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.runs.job import make_job
-from gaprune.runs.open_directory import claim
+from gaprune.runs.open_directory import open_run
 
 QUICK = ("dense", "masks", "prune", "sparse", "semi-structured")
 TRACED = ("onnx", "compact", "hf")  # seconds each: only the steps that differ are tried
@@ -78,8 +78,8 @@ def of_the_zoo(folder: Path, place: Path) -> Path:
 def named(target: str, sparsity: float, place: Path) -> Path:
     """Prune a network that the run names, so that a process of its own can load it."""
     job = make_job({"target": target, "sparsity": sparsity, **TINY})
-    with claim(place) as own:
-        return own.save(gaprune.prune_target(job.load()[0], job.settings), job)
+    with open_run(place) as run_directory:
+        return run_directory.save(gaprune.prune_target(job.load()[0], job.settings), job)
 
 
 _RUNS: dict[str, Callable[[Path, Path], Path]] = {

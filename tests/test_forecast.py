@@ -10,7 +10,7 @@ from command_line import Run
 
 from gaprune.config import make_settings
 from gaprune.models.target import Target, load_target
-from gaprune.runs.dry_run import Forecast, forecast
+from gaprune.runs.dry_run import DryRun, dry_run
 from gaprune.runs.prune import prune_target
 
 QUICK = {"generations": 2, "steps": 3, "offspring": 4, "population": 4, "calibration_count": 64}
@@ -22,9 +22,9 @@ def target() -> Target:
     return load_target("mnist-mlp")
 
 
-def foreseen(target: Target, **changes: object) -> Forecast:
+def foreseen(target: Target, **changes: object) -> DryRun:
     """Return the forecast at sparsity 0.9 with few steps."""
-    return forecast(target, make_settings({"sparsity": 0.9, **QUICK, **changes}))
+    return dry_run(target, make_settings({"sparsity": 0.9, **QUICK, **changes}))
 
 
 def test_it_keeps_what_the_run_keeps(target: Target) -> None:

@@ -38,7 +38,7 @@ from gaprune.evolution.presets import find_preset
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.evolution.snapshot import Snapshot
 from gaprune.evolution.tasks import Breed, Recipe
-from gaprune.io.atomic_folder import read_bundle, write_bundle
+from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import answers
 from gaprune.models.input_spec import InputSpec
@@ -220,8 +220,8 @@ def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path
     assert all(torch.equal(o.genes.express(evaluator.layout), o.mask) for o in outcome.population)
     assert {one.key for one in outcome.population} - {one.key for one in large_seeds()}
 
-    write_bundle(tmp_path / "state", *states[1].taken_apart())
-    facts, tensors = read_bundle(tmp_path / "state")
+    write_checkpoint(tmp_path / "state", *states[1].taken_apart())
+    facts, tensors = read_checkpoint(tmp_path / "state")
     again = Evolution(plan, SerialWorkers(evaluator))
     again.restore(Snapshot.put_together(facts, tensors, plan))
     rest = again.run([])

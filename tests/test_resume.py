@@ -27,11 +27,11 @@ from gaprune.calibration.serialize import plan_apart, plan_together
 from gaprune.callbacks import Silence
 from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings
-from gaprune.io.atomic_folder import read_bundle, write_bundle
+from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
 from gaprune.io.run_files import CHECKPOINT, CONFIG, FILES, HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.records import Generation
-from gaprune.runs.open_directory import claim, claim_again
+from gaprune.runs.open_directory import open_run, reopen_run
 from gaprune.runs.resume import CHANGEABLE
 
 TINY: dict[str, Any] = {
@@ -311,10 +311,10 @@ def harm(path: Path) -> None:
 def other_version(place: Path) -> None:
     """Make the run one of another torch, as a whole."""
     start = place / CHECKPOINT / "start"
-    facts, tensors = read_bundle(start)
+    facts, tensors = read_checkpoint(start)
     facts["versions"]["torch"] = "1.0"
     shutil.rmtree(start)
-    write_bundle(start, facts, tensors)
+    write_checkpoint(start, facts, tensors)
 
 
 def other_setting(place: Path) -> None:
@@ -432,8 +432,8 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
             for attempt in (
                 lambda: prune(net(), out=place, **SHORT),
                 lambda: resume(place, model=net()),
-                lambda: claim(place, overwrite=True),
-                lambda: claim_again(place),
+                lambda: open_run(place, overwrite=True),
+                lambda: reopen_run(place),
             ):
                 with pytest.raises(InputError, match=mine):
                     attempt()
@@ -450,14 +450,14 @@ def test_an_earlier_run_stays_until_there_is_something_to_keep(tmp_path: Path) -
     place = tmp_path / "run"
     prune(net(), out=place, **{**SHORT, "pareto": True})
     before = tree(place)
-    with claim(place, overwrite=True):
+    with open_run(place, overwrite=True):
         pass
     lock = f"{CHECKPOINT}/lock"
     assert {**tree(place), lock: b""} == {**before, lock: b""}
-    with claim(place, overwrite=True) as own:
-        own.begin("")
+    with open_run(place, overwrite=True) as run_directory:
+        run_directory.begin("")
         assert {path.name for path in place.iterdir()} == {"config.toml", CHECKPOINT}
-        assert [path.name for path in own.checkpoint.iterdir()] == ["lock"]
+        assert [path.name for path in run_directory.checkpoint.iterdir()] == ["lock"]
 
 
 def test_a_run_that_keeps_no_checkpoints_leaves_none(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import FILES
 from gaprune.io.serialization import to_json
 from gaprune.runs.directory import free_name
-from gaprune.runs.job import Job, make_job
-from gaprune.runs.open_directory import claim, claim_numbered
+from gaprune.runs.job import PruneJob, make_job
+from gaprune.runs.open_directory import open_numbered_run, open_run
 
 TINY: dict[str, Any] = {
     "generations": 1,
@@ -125,7 +125,7 @@ def test_the_record_and_the_history_are_those_of_the_result(result: Result, tmp_
 
 def test_the_config_of_a_job_makes_the_same_job(result: Result, tmp_path: Path) -> None:
     """Everything stated comes back, and what the preset chose is written out."""
-    job = Job(
+    job = PruneJob(
         target='odd "name".py:make',
         settings=make_settings({"sparsity": 0.5, **TINY}),
         weights="a\\b.safetensors",
@@ -189,14 +189,14 @@ def test_a_bad_place_is_refused_and_nothing_is_written(
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = tree(tmp_path)
     with pytest.raises(InputError, match=BAD_PLACES[name][1]) as caught:
-        claim(tmp_path / name, overwrite=overwrite)
+        open_run(tmp_path / name, overwrite=overwrite)
     assert "; name a folder" in str(caught.value)
     assert tree(tmp_path) == before
 
 
 def test_a_claim_on_a_place_where_nothing_is_kept_leaves_no_trace(tmp_path: Path) -> None:
     """The folder, its lock and the missing parents are gone again."""
-    with claim(tmp_path / "some" / "new" / "run"):
+    with open_run(tmp_path / "some" / "new" / "run"):
         assert (tmp_path / "some" / "new" / "run").is_dir()
     assert not tree(tmp_path)
 
@@ -243,8 +243,8 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(limit: int, tmp_path: Pat
 
 def save_at_next(result: Result, stem: Path) -> Path:
     """Save where no run is."""
-    with claim_numbered(stem) as own:
-        return own.save(result)
+    with open_numbered_run(stem) as run_directory:
+        return run_directory.save(result)
 
 
 def test_numbered_runs_never_meet(result: Result, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gaprune.evolution.genome import Genes, Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
 from gaprune.evolution.snapshot import Snapshot
-from gaprune.io.atomic_folder import read_bundle, write_bundle
+from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
 from gaprune.workers import SerialWorkers
 
 EVALUATOR = tiny_evaluator()
@@ -58,8 +58,8 @@ def search(plan: Plan, start: Snapshot | None = None) -> tuple[Outcome, list[Sna
 
 def through_disk(one: Snapshot, plan: Plan, place: Path) -> Snapshot:
     """Return what a reader finds that knows the plan only."""
-    write_bundle(place, *one.taken_apart())
-    facts, tensors = read_bundle(place)
+    write_checkpoint(place, *one.taken_apart())
+    facts, tensors = read_checkpoint(place)
     return Snapshot.put_together(facts, tensors, plan)
 
 

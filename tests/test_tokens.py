@@ -34,7 +34,7 @@ from gaprune.models.target import Target, load_target, target_from_module
 from gaprune.models.token_ids import Words
 from gaprune.records import Generation
 from gaprune.runs.job import make_job
-from gaprune.runs.open_directory import claim
+from gaprune.runs.open_directory import open_run
 from gaprune.runs.prune import prune_target
 from gaprune.runs.resolve_settings import resolve_settings
 from gaprune.runs.resume import resume
@@ -360,9 +360,11 @@ def test_a_stopped_run_draws_the_same_topics_or_is_refused(folder: Path, tmp_pat
     job = make_job(stated)
     place = tmp_path / "run"
     copying = Copying(place)
-    with claim(str(place)) as own:
+    with open_run(str(place)) as run_directory:
         target, _ = job.load()
-        whole = prune_target(target, job.settings, observer=copying, own=own, job=job)
+        whole = prune_target(
+            target, job.settings, observer=copying, run_directory=run_directory, job=job
+        )
     assert copying.copies
     again = resume(copying.copies[0])
     assert all(torch.equal(again.masks[name], mask) for name, mask in whole.masks.items())

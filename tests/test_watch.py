@@ -22,7 +22,7 @@ from gaprune.cli.live import BARS, LAST, SearchProgress, generation_table, spark
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError, InputError
 from gaprune.records import BaselineScore, Generation
-from gaprune.runs.status import ENDED, RUNNING, STOPPED, look
+from gaprune.runs.status import ENDED, RUNNING, STOPPED, read_status
 
 if TYPE_CHECKING:
     from started_commands import Command
@@ -61,12 +61,12 @@ def test_a_run_of_another_process_is_watched_until_it_ends(
     """Every generation is a line, the last one is the result; the run is not touched."""
     command = start(*SEARCH, "--out", "run")
     command.wait_for("generation 2/")
-    sight = look(place / "run")
-    assert sight.state == RUNNING
-    assert sight.owner == f"process {command.process.pid}"
-    assert sight.total == 40
-    assert len(sight.history) >= 2
-    assert not sight.record
+    status = read_status(place / "run")
+    assert status.state == RUNNING
+    assert status.owner == f"process {command.process.pid}"
+    assert status.total == 40
+    assert len(status.history) >= 2
+    assert not status.record
     ran = run("watch", "run", "--json", "--every", "0.05")
     ended = command.end()
     assert (ran.code, ended.code) == (0, 0), ran.err
@@ -87,9 +87,9 @@ def test_watching_a_run_that_was_killed_says_how_to_go_on(
     command.wait_for("generation 2/")
     command.process.send_signal(signal.SIGKILL)
     command.end()
-    sight = look(place / "run")
-    assert sight.state == STOPPED
-    assert len(sight.history) >= 2
+    status = read_status(place / "run")
+    assert status.state == STOPPED
+    assert len(status.history) >= 2
     ran = run("watch", "run")
     assert ran.code == 1
     assert "run: stopped" in ran.out
@@ -99,9 +99,9 @@ def test_watching_a_run_that_was_killed_says_how_to_go_on(
 def test_a_run_that_has_ended_is_shown_at_once(run: Run, tmp_path: Path) -> None:
     """With all its generations and what came of it."""
     result = small(tmp_path / "run")
-    sight = look(tmp_path / "run")
-    assert sight.state == ENDED
-    assert sight.history == tuple(result.history)
+    status = read_status(tmp_path / "run")
+    assert status.state == ENDED
+    assert status.history == tuple(result.history)
     ran = run("watch", str(tmp_path / "run"))
     assert ran.code == 0
     assert "50.00 % of the weights removed" in ran.out
@@ -116,13 +116,13 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
     history = tmp_path / "run" / "history.jsonl"
     with history.open("a") as file:
         file.write('{"later": 1}\nnonsense\n{"generation": 9, "evalu')
-    assert look(tmp_path / "run").history == tuple(result.history)
+    assert read_status(tmp_path / "run").history == tuple(result.history)
 
 
 def test_what_is_no_run_cannot_be_watched(run: Run, tmp_path: Path) -> None:
     """The message names the folder."""
     with pytest.raises(InputError, match="there is no folder"):
-        look(tmp_path / "none")
+        read_status(tmp_path / "none")
     ran = run("watch", str(tmp_path))
     assert ran.code == 2
     assert "holds no run" in ran.err
@@ -133,7 +133,7 @@ def test_the_history_on_the_disk_grows_with_the_search(tmp_path: Path) -> None:
     seen: list[list[Generation]] = []
 
     def compare(record: Generation) -> None:
-        there = list(look(tmp_path / "run").history)
+        there = list(read_status(tmp_path / "run").history)
         assert there[-1] == record
         seen.append(there)
         if record.generation == 2:
@@ -142,7 +142,7 @@ def test_the_history_on_the_disk_grows_with_the_search(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the lights go out"):
         small(tmp_path / "run", on_generation=compare)
     assert [len(one) for one in seen] == [1, 2, 3]
-    assert look(tmp_path / "run").state == STOPPED
+    assert read_status(tmp_path / "run").state == STOPPED
 
 
 def test_functions_of_one_s_own_are_called() -> None:
@@ -256,6 +256,6 @@ def test_a_sparkline_is_as_high_as_its_values() -> None:
 def test_records_survive_the_way_over_the_disk(tmp_path: Path) -> None:
     """Bit for bit."""
     found = small(tmp_path / "run")
-    assert [asdict(one) for one in look(tmp_path / "run").history] == [
+    assert [asdict(one) for one in read_status(tmp_path / "run").history] == [
         asdict(one) for one in found.history
     ]

@@ -24,7 +24,7 @@ import torch
 from benchmarks.cluster.kills import die_at
 from benchmarks.cluster.trial import begin_of, newest
 from gaprune.cli import main as gaprune
-from gaprune.io.checkpoints import Shelf
+from gaprune.io.checkpoints import CheckpointFolder
 
 WHOLE = 2  # checkpoints before the one that is cut
 
@@ -52,16 +52,16 @@ def run_killed(step: int, folder: Path, arguments: Sequence[str]) -> None:
     os.chdir(folder)
     os.close(1)  # it is the parent's
     os.dup2(2, 1)
-    real, written = Shelf.write, count()
+    real, written = CheckpointFolder.write, count()
 
-    def write(shelf: Shelf, *content: Any) -> None:
+    def write(shelf: CheckpointFolder, *content: Any) -> None:
         if next(written) == WHOLE:
             die_at(step)
             real(shelf, *content)
             os._exit(0)
         real(shelf, *content)
 
-    Shelf.write = write  # type: ignore[assignment,method-assign] # here alone
+    CheckpointFolder.write = write  # type: ignore[assignment,method-assign] # here alone
     gaprune(arguments)
     os._exit(1)  # there was no third one
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from benchmarks.cluster import faulty_network
 from benchmarks.cluster.commands import Command, Ended
 from gaprune.config import NEUTRAL
-from gaprune.io.atomic_folder import DamagedError, read_bundle
+from gaprune.io.atomic_folder import DamagedError, read_checkpoint
 
 NETWORK = faulty_network.__file__
 GENERATIONS = 12
@@ -160,7 +160,7 @@ def newest(folder: Path) -> int:
     there = sorted((path for path in folder.glob("0*") if path.name.isdecimal()), reverse=True)
     for path in there:
         try:
-            return int(read_bundle(path).facts["search"]["generation"])
+            return int(read_checkpoint(path).facts["search"]["generation"])
         except DamagedError:
             continue
     return -1

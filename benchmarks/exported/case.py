@@ -11,7 +11,7 @@ from typing import Any
 from gaprune.cli.console import Monitor
 from gaprune.io.run_files import CONFIG, PRUNED, RECORD
 from gaprune.runs.job import make_job
-from gaprune.runs.open_directory import claim
+from gaprune.runs.open_directory import open_run
 from gaprune.runs.prune import prune_target
 from gaprune.runs.resume import resume
 
@@ -70,10 +70,15 @@ def run_at(place: Path, config: Mapping[str, Any]) -> Path:
             resume(place, observer=monitor)
             return place
         job = make_job(config)
-        with claim(place) as own:
+        with open_run(place) as run_directory:
             target, test = job.load()
             result = prune_target(
-                target, job.settings, test=test, observer=monitor, own=own, job=job
+                target,
+                job.settings,
+                test=test,
+                observer=monitor,
+                run_directory=run_directory,
+                job=job,
             )
-            own.save(result, job)
+            run_directory.save(result, job)
     return place

@@ -28,7 +28,7 @@ from gaprune.evolution.seeding import kaiming_population
 from gaprune.models.forward import answers
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import load, mnist
-from gaprune.runs.checkpointer import Keeper, SearchKeeper
+from gaprune.runs.checkpointer import Checkpointer, SearchCheckpointer
 from gaprune.runs.run import PruningRun
 from gaprune.workers import SerialWorkers
 
@@ -198,7 +198,7 @@ class _ReachedError(Exception):
     """Ends the run: it has what was waited for."""
 
 
-class _Watch(Keeper, SearchKeeper):
+class _Watch(Checkpointer, SearchCheckpointer):
     """Looks at the best mask of every generation instead of keeping it; steers only the end.
 
     Args:
@@ -215,7 +215,7 @@ class _Watch(Keeper, SearchKeeper):
         self._target, self._started, self._looked = target, started, 0.0
         self.accuracy, self.seconds = 0.0, 0.0
 
-    def search(self, sparsity: float | None = None) -> SearchKeeper:
+    def search(self, sparsity: float | None = None) -> SearchCheckpointer:
         """Return itself."""
         del sparsity
         return self

@@ -26,7 +26,7 @@ from gaprune.masks.supermask import top_k_mask
 from gaprune.models.input_spec import KINDS
 from gaprune.models.target import load_target
 from gaprune.models.zoo import ZOO, mnist
-from gaprune.runs.open_directory import claim
+from gaprune.runs.open_directory import open_run
 from gaprune.workers.serial import torch_threads
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -155,7 +155,7 @@ def check_masking() -> Check:
 
 def check_folder() -> Check:
     """Whether results can be saved below the current folder."""
-    with claim(Path("runs") / "trial"):
+    with open_run(Path("runs") / "trial"):
         pass
     return Check("folder", OK, "results can be saved in runs/")
 

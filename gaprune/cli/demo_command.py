@@ -21,7 +21,7 @@ from gaprune.io.run_files import REPORT
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO
 from gaprune.runs.job import make_job
-from gaprune.runs.open_directory import claim_numbered
+from gaprune.runs.open_directory import open_numbered_run
 
 
 def demo_command(
@@ -43,17 +43,17 @@ def demo_command(
     """
     settings = {"seed": seed, **(FAST if fast else {})}
     with ExitStack() as stack:
-        own = None if no_save else stack.enter_context(claim_numbered(RUNS / "demo"))
+        run_directory = None if no_save else stack.enter_context(open_numbered_run(RUNS / "demo"))
         stack.enter_context(Interrupts())
         monitor = stack.enter_context(Monitor(quiet=quiet))
         found = run_demo(monitor, settings)
-        if own is not None:
+        if run_directory is not None:
             job = make_job({"target": TARGET, "sparsity": SPARSITIES[-1], **settings})
-            own.save(found.results[-1], job)
+            run_directory.save(found.results[-1], job)
     if as_json:
         typer.echo(to_json(found.rows(), indent=2))
     else:
-        show_demo(found, None if own is None else own.path / REPORT)
+        show_demo(found, None if run_directory is None else run_directory.path / REPORT)
 
 
 def show_demo(found: Demo, report: Path | None) -> None:

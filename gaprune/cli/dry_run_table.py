@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 
 from gaprune.cli.console import SHOWN_LAYERS, add_row, duration, percent, table
-from gaprune.runs.dry_run import Forecast
+from gaprune.runs.dry_run import DryRun
 
 
-def show_forecast(found: Forecast, console: Console) -> None:
+def show_dry_run(found: DryRun, console: Console) -> None:
     """Print layers, budget, calibration inputs, and what the search would take."""
     rows = table("layer", "shape", "weights")
     for name, shape, total in found.layers[:SHOWN_LAYERS]:
@@ -20,7 +20,7 @@ def show_forecast(found: Forecast, console: Console) -> None:
         console.print(line, markup=False)
 
 
-def _facts(found: Forecast) -> list[str]:
+def _facts(found: DryRun) -> list[str]:
     shown = " and ".join(found.calibration)
     why = f", chosen by auto: {found.why}" if found.why else ""
     stays = f"as many of {found.units:,} {found.unit} as trying finds"

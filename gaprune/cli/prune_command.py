@@ -14,16 +14,16 @@ import typer
 from gaprune.callbacks import Observer
 from gaprune.cli import common_options as outputs
 from gaprune.cli.console import Monitor, stdout
-from gaprune.cli.dry_run_table import show_forecast
+from gaprune.cli.dry_run_table import show_dry_run
 from gaprune.cli.options import with_options
 from gaprune.cli.run_and_save import carry_out
 from gaprune.cli.set_option import read_pairs
 from gaprune.config import Settings, read_config
 from gaprune.errors import InputError
 from gaprune.io.serialization import to_json
-from gaprune.runs.dry_run import forecast
-from gaprune.runs.job import Job, make_job
-from gaprune.runs.open_directory import claim, claim_numbered
+from gaprune.runs.dry_run import dry_run
+from gaprune.runs.job import PruneJob, make_job
+from gaprune.runs.open_directory import open_numbered_run, open_run
 from gaprune.runs.prune import prune_target
 from gaprune.runs.result import Result
 
@@ -100,34 +100,41 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
         _foresee(job, as_json=as_json, quiet=quiet)
         return
 
-    def work(observer: Observer) -> tuple[Result, Job]:
+    def work(observer: Observer) -> tuple[Result, PruneJob]:
         target, test = job.load()
-        result = prune_target(target, job.settings, test=test, observer=observer, own=own, job=job)
+        result = prune_target(
+            target, job.settings, test=test, observer=observer, run_directory=run_directory, job=job
+        )
         return result, job
 
     with contextlib.ExitStack() as stack:
-        own = None
+        run_directory = None
         if out is not None:
-            own = stack.enter_context(claim(out, overwrite=overwrite))
+            run_directory = stack.enter_context(open_run(out, overwrite=overwrite))
         elif not no_save:
             stem = RUNS / f"{slug(job.target)}-{_asked(job.settings)}"
-            own = stack.enter_context(claim_numbered(stem))
+            run_directory = stack.enter_context(open_numbered_run(stem))
         code = carry_out(
-            work, own, as_json=as_json, quiet=quiet, profile=profile, tensorboard=tensorboard
+            work,
+            run_directory,
+            as_json=as_json,
+            quiet=quiet,
+            profile=profile,
+            tensorboard=tensorboard,
         )
     raise typer.Exit(code)
 
 
-def _foresee(job: Job, *, as_json: bool, quiet: bool) -> None:
+def _foresee(job: PruneJob, *, as_json: bool, quiet: bool) -> None:
     # stdout is for results, whatever others print
     with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
         monitor.progress("trying what a search does", 0, None)
         target, _ = job.load()
-        found = forecast(target, job.settings)
+        found = dry_run(target, job.settings)
     if as_json:
         typer.echo(to_json(found.record(), indent=2))
     else:
-        show_forecast(found, stdout())
+        show_dry_run(found, stdout())
 
 
 def _asked(settings: Settings) -> str:

@@ -9,7 +9,7 @@ import typer
 from gaprune.cli import common_options as outputs
 from gaprune.cli.options import with_changes
 from gaprune.cli.run_and_save import carry_out
-from gaprune.runs.open_directory import claim_again
+from gaprune.runs.open_directory import reopen_run
 from gaprune.runs.resume import CHANGEABLE, go_on
 
 
@@ -42,10 +42,10 @@ def resume_command(
     Example: gaprune resume runs/mnist-mlp-0.95 --workers 4
     """
     changes = {name: value for name, value in options.items() if value is not None}
-    with claim_again(run) as own:
+    with reopen_run(run) as run_directory:
         code = carry_out(
-            lambda observer: go_on(own, changes, observer),
-            own,
+            lambda observer: go_on(run_directory, changes, observer),
+            run_directory,
             as_json=as_json,
             quiet=quiet,
             profile=profile,

@@ -16,14 +16,14 @@ from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError
 from gaprune.io.serialization import to_json
 from gaprune.profiling import measuring
-from gaprune.runs.job import Job
-from gaprune.runs.open_directory import Claim
+from gaprune.runs.job import PruneJob
+from gaprune.runs.open_directory import OpenRun
 from gaprune.runs.result import Result
 
 
 def carry_out(
-    work: Callable[[Observer], tuple[Result, Job | None]],
-    own: Claim | None,
+    work: Callable[[Observer], tuple[Result, PruneJob | None]],
+    run_directory: OpenRun | None,
     *,
     as_json: bool,
     quiet: bool,
@@ -34,7 +34,7 @@ def carry_out(
 
     Args:
         work: finds the result, and says what was asked for.
-        own: the folder that the result is saved in; None saves nothing.
+        run_directory: the folder that the result is saved in; None saves nothing.
         as_json: print the record instead of a table.
         quiet: no progress.
         profile: measure where the time goes, and show it on stderr.
@@ -55,22 +55,22 @@ def carry_out(
                 result, job = work(told)
             result = result.timed(clock)
         except KeyboardInterrupt:
-            if own is not None and own.kept:
-                interrupts.remark = f"{own.command} goes on"
+            if run_directory is not None and run_directory.keep_files:
+                interrupts.remark = f"{run_directory.command} goes on"
             raise
         interrupts.ending = True
-        if own is not None:
+        if run_directory is not None:
             monitor.progress("saving, and drawing the report", 0, None)
         where = "not saved (--no-save)"
-        if own is not None:
+        if run_directory is not None:
             try:
-                where = f"saved in {own.save(result, job)}"
+                where = f"saved in {run_directory.save(result, job)}"
             except GapruneError:
                 monitor.stop_bar()
                 _show(result, as_json=as_json)  # the search is not lost for a full disk
                 raise
-            if result.stopped == "interrupted" and own.resumable:
-                where += f"; {own.command} goes on"
+            if result.stopped == "interrupted" and run_directory.resumable:
+                where += f"; {run_directory.command} goes on"
         monitor.stop_bar()
         _show(result, as_json=as_json)
         if as_json:

@@ -16,7 +16,7 @@ from gaprune.cli.live import LAST, generation_table, sparkline
 from gaprune.errors import GapruneError
 from gaprune.io.serialization import to_json
 from gaprune.records import Generation, as_json
-from gaprune.runs.status import ENDED, RUNNING, STOPPED, Sight, look
+from gaprune.runs.status import ENDED, RUNNING, STOPPED, RunStatus, read_status
 
 INTERRUPTED = 130  # as shells count Ctrl-C
 SILENT = (
@@ -67,54 +67,54 @@ def watch_command(
         )
 
 
-def _stream(run: str, every: float) -> Sight:
+def _stream(run: str, every: float) -> RunStatus:
     """Print what is new as lines of JSON, until the run ends."""
     told: tuple[Generation, ...] = ()
     said = False
     while True:
-        sight = look(run)
-        said = _say_silent(sight, said=said)
-        if sight.history[: len(told)] != told:
+        status = read_status(run)
+        said = _say_silent(status, said=said)
+        if status.history[: len(told)] != told:
             told = ()  # another search of the same run has begun
-        for one in sight.history[len(told) :]:
+        for one in status.history[len(told) :]:
             typer.echo(to_json(as_json(one)))
-        told = sight.history
-        if sight.state != RUNNING:
-            if sight.state == ENDED:
-                typer.echo(to_json({"result": sight.record}))
-            return sight
+        told = status.history
+        if status.state != RUNNING:
+            if status.state == ENDED:
+                typer.echo(to_json({"result": status.record}))
+            return status
         time.sleep(every)
 
 
-def _show(run: str, every: float) -> Sight:
+def _show(run: str, every: float) -> RunStatus:
     """Redraw a table until the run ends; where nothing can be redrawn, print lines."""
     console = stdout()
-    sight = look(run)
+    status = read_status(run)
     if console.is_terminal:
-        with Live(_picture(run, sight), console=console, auto_refresh=False) as live:
-            while sight.state == RUNNING:
+        with Live(_picture(run, status), console=console, auto_refresh=False) as live:
+            while status.state == RUNNING:
                 time.sleep(every)
-                sight = look(run)
-                live.update(_picture(run, sight), refresh=True)
-        return sight
+                status = read_status(run)
+                live.update(_picture(run, status), refresh=True)
+        return status
     told, said = 0, False
-    while sight.state == RUNNING:
-        said = _say_silent(sight, said=said)
-        for one in sight.history[told:]:
-            console.print(Text(_line(one, sight.total)))
-        told = len(sight.history)
+    while status.state == RUNNING:
+        said = _say_silent(status, said=said)
+        for one in status.history[told:]:
+            console.print(Text(_line(one, status.total)))
+        told = len(status.history)
         time.sleep(every)
-        sight = look(run)
-        told = min(told, len(sight.history))
-    console.print(_picture(run, sight, TALLEST))
-    return sight
+        status = read_status(run)
+        told = min(told, len(status.history))
+    console.print(_picture(run, status, TALLEST))
+    return status
 
 
-def _say_silent(sight: Sight, *, said: bool) -> bool:
+def _say_silent(status: RunStatus, *, said: bool) -> bool:
     """Say once why nothing is shown; return whether it is said."""
-    if sight.silent and not said:
+    if status.silent and not said:
         typer.echo(f"gaprune: {SILENT}", err=True)
-    return said or sight.silent
+    return said or status.silent
 
 
 def _line(one: Generation, total: int | None) -> str:
@@ -125,41 +125,41 @@ def _line(one: Generation, total: int | None) -> str:
     )
 
 
-def _picture(run: str, sight: Sight, last: int = LAST) -> RenderableType:
-    parts: list[RenderableType] = [Text(_heading(run, sight), style="bold")]
-    if sight.history:
-        parts += [generation_table(sight.history, last), Text(_progress(sight))]
-    elif sight.silent:
+def _picture(run: str, status: RunStatus, last: int = LAST) -> RenderableType:
+    parts: list[RenderableType] = [Text(_heading(run, status), style="bold")]
+    if status.history:
+        parts += [generation_table(status.history, last), Text(_progress(status))]
+    elif status.silent:
         parts.append(Text(SILENT))
-    elif sight.state == RUNNING:
+    elif status.state == RUNNING:
         parts.append(Text("no generation yet: calibration inputs and baselines are made first"))
-    if sight.record:
-        parts += [Text(line) for line in _result(sight)]
+    if status.record:
+        parts += [Text(line) for line in _result(status)]
     return Group(*parts)
 
 
-def _heading(run: str, sight: Sight) -> str:
-    known = sight.record or sight.config
+def _heading(run: str, status: RunStatus) -> str:
+    known = status.record or status.config
     target = known.get("target", "a network in memory")
-    who = f", {sight.owner}" if sight.owner else ""
-    return f"{target} in {run}: {sight.state}{who}"
+    who = f", {status.owner}" if status.owner else ""
+    return f"{target} in {run}: {status.state}{who}"
 
 
-def _progress(sight: Sight) -> str:
-    last = sight.history[-1]
-    parts = [f"validation {sparkline([one.validation for one in sight.history])}"]
-    if sight.total and sight.state == RUNNING:
-        parts.append(f"generation {last.generation} of {sight.total}")
-        first = sight.history[0]
+def _progress(status: RunStatus) -> str:
+    last = status.history[-1]
+    parts = [f"validation {sparkline([one.validation for one in status.history])}"]
+    if status.total and status.state == RUNNING:
+        parts.append(f"generation {last.generation} of {status.total}")
+        first = status.history[0]
         done = last.generation - first.generation
         if done:
-            left = (last.seconds - first.seconds) / done * (sight.total - last.generation)
+            left = (last.seconds - first.seconds) / done * (status.total - last.generation)
             parts.append(f"about {duration(left)} left")
     return "  ".join(parts)
 
 
-def _result(sight: Sight) -> list[str]:
-    record = sight.record
+def _result(status: RunStatus) -> list[str]:
+    record = status.record
     agreement, accuracy = record.get("agreement") or {}, record.get("accuracy") or {}
     removed = percent((record.get("sparsity") or {}).get("actual"))
     validation = percent(agreement.get("validation"))

@@ -16,7 +16,7 @@ from gaprune.errors import unknown_name
 from gaprune.evaluation.labelled import read_labelled, zoo_train
 from gaprune.models.target import Target
 from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
-from gaprune.runs.job import JOB_KEYS, Job, make_job
+from gaprune.runs.job import JOB_KEYS, PruneJob, make_job
 from gaprune.runs.option_keys import Key, count, names, number, numbers, sizes, text
 
 
@@ -61,7 +61,7 @@ class Request:
         train: labelled training data; None: that of the zoo, if it is a zoo network.
     """
 
-    job: Job
+    job: PruneJob
     question: ComparisonSpec
     train: str | None = None
 

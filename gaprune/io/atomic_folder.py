@@ -35,7 +35,7 @@ class DamagedError(GapruneError):
     """A bundle is not what was written."""
 
 
-class Bundle(NamedTuple):
+class Checkpoint(NamedTuple):
     """What was kept together.
 
     Attributes:
@@ -47,7 +47,7 @@ class Bundle(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def write_bundle(place: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_checkpoint(place: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a bundle at `place`, whose folder exists; what is there already is not replaced.
 
     Raises:
@@ -71,7 +71,7 @@ def write_bundle(place: Path, facts: Mapping[str, Any], tensors: Mapping[str, Te
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_bundle(place: Path) -> Bundle:
+def read_checkpoint(place: Path) -> Checkpoint:
     """Read a bundle whose files are, bit for bit, those that were written.
 
     Raises:
@@ -81,13 +81,13 @@ def read_bundle(place: Path) -> Bundle:
         content = {name: (place / name).read_bytes() for name in (FACTS, TENSORS)}
         if _sums(content) != (place / SUMS).read_text(encoding="utf-8"):
             raise DamagedError(f"{place}: its files are not what was written (SHA-256)")
-        return Bundle(json.loads(content[FACTS]), load(content[TENSORS]))
+        return Checkpoint(json.loads(content[FACTS]), load(content[TENSORS]))
     except (OSError, ValueError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DamagedError(f"{place}: cannot be read ({reason})") from error
 
 
-def remove_bundle(place: Path) -> None:
+def remove_checkpoint(place: Path) -> None:
     """Take a bundle away, so that no part of it is ever taken for one."""
     partial = hidden_name(place)
     place.rename(partial)

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from gaprune.errors import GapruneError
 from gaprune.io.atomic_folder import (
-    Bundle,
+    Checkpoint,
     DamagedError,
-    read_bundle,
-    remove_bundle,
+    read_checkpoint,
+    remove_checkpoint,
     remove_rests,
-    write_bundle,
+    write_checkpoint,
 )
 
 KEPT = 2
 DIGITS = 6
 
 
-class Shelf:
+class CheckpointFolder:
     """Numbered bundles in a folder, which may be missing as long as there are none.
 
     Args:
@@ -43,12 +43,12 @@ class Shelf:
         remove_rests(self.folder)
         there = self._there()
         number = int(there[-1].name) + 1 if there else 1
-        write_bundle(self.folder / f"{number:0{DIGITS}d}", facts, tensors)
+        write_checkpoint(self.folder / f"{number:0{DIGITS}d}", facts, tensors)
         for old in there[: 1 - KEPT]:
             with contextlib.suppress(OSError):  # in the way of nobody
-                remove_bundle(old)
+                remove_checkpoint(old)
 
-    def newest(self, warn: Callable[[str], None]) -> Bundle | None:
+    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """Read the newest bundle that is whole; None where none was ever written.
 
         Args:
@@ -61,7 +61,7 @@ class Shelf:
         reasons: list[str] = []
         for place in reversed(there):
             try:
-                found = read_bundle(place)
+                found = read_checkpoint(place)
             except DamagedError as error:
                 reasons.append(str(error))
                 continue

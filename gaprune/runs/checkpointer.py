@@ -26,8 +26,8 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.search_plan import Plan
 from gaprune.evolution.snapshot import Snapshot
-from gaprune.io.atomic_folder import Bundle, DamagedError, read_bundle, write_bundle
-from gaprune.io.checkpoints import Shelf
+from gaprune.io.atomic_folder import Checkpoint, DamagedError, read_checkpoint, write_checkpoint
+from gaprune.io.checkpoints import CheckpointFolder
 from gaprune.io.run_files import HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.masks.supermask import unpack
@@ -35,15 +35,15 @@ from gaprune.models.target import Target
 from gaprune.profiling import spent
 from gaprune.records import Generation, as_json
 from gaprune.runs.directory import config_text
-from gaprune.runs.job import Job
-from gaprune.runs.open_directory import Claim
+from gaprune.runs.job import PruneJob
+from gaprune.runs.open_directory import OpenRun
 
 FORMAT = 1  # raise it when older checkpoints can no longer be read
 START, FIRST = "start", "first"
 VERSIONS = ("gaprune", "torch")  # of which another one may give other masks
 
 
-class Kept(NamedTuple):
+class SavedSearch(NamedTuple):
     """A search as it was after a generation.
 
     Attributes:
@@ -59,11 +59,11 @@ class Kept(NamedTuple):
     seconds: float
 
 
-class SearchKeeper:
+class SearchCheckpointer:
     """Keeps the generations of one search, the last two of those that are kept.
 
     Args:
-        own: the claimed run directory.
+        run_directory: the claimed run directory.
         shelf: where its checkpoints lie; None keeps nothing.
         every: so many generations are between two of them; with 0 they are only read.
         observer: told of what cannot be written, or read.
@@ -71,17 +71,17 @@ class SearchKeeper:
 
     def __init__(
         self,
-        own: Claim | None = None,
-        shelf: Shelf | None = None,
+        run_directory: OpenRun | None = None,
+        shelf: CheckpointFolder | None = None,
         every: int = 1,
         observer: Observer | None = None,
     ) -> None:
-        self._own, self._shelf, self._every, self._observer = own, shelf, every, observer
-        self._waiting: Kept | None = None
+        self._own, self._shelf, self._every, self._observer = run_directory, shelf, every, observer
+        self._waiting: SavedSearch | None = None
         self._failed = False
         self._streamed = 0  # generations that are in the folder's history
 
-    def last(self, plan: Plan) -> Kept | None:
+    def last(self, plan: Plan) -> SavedSearch | None:
         """Read the newest checkpoint of a search under this plan, or return None: there is none.
 
         Raises:
@@ -97,7 +97,7 @@ class SearchKeeper:
             seeds.append(plan.adopt(as_mask(mask, plan.layout, one["origin"], plan.keep)))
             verdicts[seeds[-1].key] = Verdict(one["agreement"], one["fitness"])
         search = Snapshot.put_together(facts["search"], tensors, plan)
-        return Kept(search, seeds, verdicts, facts["seconds"])
+        return SavedSearch(search, seeds, verdicts, facts["seconds"])
 
     def note(
         self,
@@ -110,7 +110,7 @@ class SearchKeeper:
         if self._shelf is None or not self._every:
             return
         with spent("checkpoint"):
-            self._waiting = Kept(evolution.snapshot(), seeds, verdicts, seconds)
+            self._waiting = SavedSearch(evolution.snapshot(), seeds, verdicts, seconds)
             self._stream(self._waiting.search.history)
             if self._waiting.search.generation % self._every == 0:
                 self.flush()
@@ -122,7 +122,7 @@ class SearchKeeper:
         with spent("checkpoint"):
             self._write(self._waiting, self._shelf, self._own)
 
-    def _write(self, waiting: Kept, shelf: Shelf, own: Claim) -> None:
+    def _write(self, waiting: SavedSearch, shelf: CheckpointFolder, run_directory: OpenRun) -> None:
         search, tensors = waiting.search.taken_apart()
         verdicts = waiting.verdicts
         seeds = [{"origin": s.origin, **verdicts[s.key]._asdict()} for s in waiting.seeds]
@@ -136,12 +136,12 @@ class SearchKeeper:
             if not self._failed:
                 self._warn(
                     f"checkpoint: generation {search['generation']} cannot be kept in "
-                    f"{own.path} ({error.strerror or error}); the search goes on, and what "
+                    f"{run_directory.path} ({error.strerror or error}); the search goes on, and what "
                     "was kept before stays"
                 )
             self._failed = True
             return
-        self._waiting, self._failed, own.safe = None, False, True
+        self._waiting, self._failed, run_directory.keep_on_error = None, False, True
 
     def _stream(self, history: Sequence[Generation]) -> None:
         """Write what is new of the history, for whoever watches; the first time all of it."""
@@ -149,7 +149,7 @@ class SearchKeeper:
             return
         new = "".join(f"{to_json(as_json(one))}\n" for one in history[self._streamed :])
         try:
-            with (self._own.place / HISTORY).open("a" if self._streamed else "w") as file:
+            with (self._own.folder / HISTORY).open("a" if self._streamed else "w") as file:
                 file.write(new)
             self._streamed = len(history)
         except OSError:  # checkpoints say what cannot be written; the next time all is written anew
@@ -162,10 +162,16 @@ class SearchKeeper:
             yield
         except GapruneError as error:
             self.flush()
-            own = self._own
-            if own is None or not own.kept or (isinstance(error, InputError) and not own.safe):
+            run_directory = self._own
+            if (
+                run_directory is None
+                or not run_directory.keep_files
+                or (isinstance(error, InputError) and not run_directory.keep_on_error)
+            ):
                 raise
-            raise type(error)(f"{error}; {own.command} goes on from what is kept") from error
+            raise type(error)(
+                f"{error}; {run_directory.command} goes on from what is kept"
+            ) from error
         finally:
             self.flush()
 
@@ -174,7 +180,7 @@ class SearchKeeper:
             self._observer.warning(text)
 
 
-class Keeper:
+class Checkpointer:
     """Keeps nothing: the run has no folder, or nothing to go on with.
 
     Attributes:
@@ -193,24 +199,24 @@ class Keeper:
     ) -> None:
         """Keep the calibration inputs and all that must be the same when the run goes on."""
 
-    def first(self, look: Callable[[], float]) -> float:
-        """Return what `look` returns, or returned: the first sparsity of several searches."""
-        return look()
+    def first(self, compute: Callable[[], float]) -> float:
+        """Return what `compute` returns, or returned: the first sparsity of several searches."""
+        return compute()
 
-    def search(self, sparsity: float | None = None) -> SearchKeeper:
+    def search(self, sparsity: float | None = None) -> SearchCheckpointer:
         """Return what keeps the search of the run, or that at one sparsity of several."""
         del sparsity
-        return SearchKeeper()
+        return SearchCheckpointer()
 
     def give_up(self) -> None:
         """Take notice that going on would come to nothing."""
 
 
-class FolderKeeper(Keeper):
+class FolderCheckpointer(Checkpointer):
     """Keeps a run in the folder that it has claimed.
 
     Args:
-        own: the folder.
+        run_directory: the folder.
         every: generations between two checkpoints.
         observer: told of what cannot be written, or read.
         job: what was asked for, or None for a network in memory.
@@ -219,13 +225,13 @@ class FolderKeeper(Keeper):
 
     def __init__(
         self,
-        own: Claim,
+        run_directory: OpenRun,
         every: int,
         observer: Observer,
-        job: Job | None = None,
-        start: Bundle | None = None,
+        job: PruneJob | None = None,
+        start: Checkpoint | None = None,
     ) -> None:
-        self._own, self._every, self._observer, self._job = own, every, observer, job
+        self._own, self._every, self._observer, self._job = run_directory, every, observer, job
         self._start = start
 
     @property
@@ -252,37 +258,37 @@ class FolderKeeper(Keeper):
             with spent("checkpoint"):
                 self._own.begin(config_text(target, used, self._job))
                 tensors = {**tensors, "generator": generator.get_state()}
-                write_bundle(self._own.checkpoint / START, facts, tensors)
+                write_checkpoint(self._own.checkpoint / START, facts, tensors)
         except OSError as error:
             self._observer.warning(
                 f"checkpoint: the calibration inputs cannot be kept in {self._own.path} "
                 f"({error.strerror or error}); this run cannot be resumed"
             )
         else:
-            self._own.kept = True
+            self._own.keep_files = True
 
-    def first(self, look: Callable[[], float]) -> float:
+    def first(self, compute: Callable[[], float]) -> float:
         """Look once for all processes."""
         place = self._own.checkpoint / FIRST
         with suppress(DamagedError):  # or missing: it comes out the same
-            return float(read_bundle(place).facts["sparsity"])
-        found = look()
-        if self._own.kept:
+            return float(read_checkpoint(place).facts["sparsity"])
+        found = compute()
+        if self._own.keep_files:
             with suppress(OSError):
-                write_bundle(place, {"sparsity": found}, {})
+                write_checkpoint(place, {"sparsity": found}, {})
         return found
 
-    def search(self, sparsity: float | None = None) -> SearchKeeper:
-        """Of several searches, each has a folder of its own."""
-        if not self._own.kept:
-            return SearchKeeper()
+    def search(self, sparsity: float | None = None) -> SearchCheckpointer:
+        """Of several searches, each has a folder of its run_directory."""
+        if not self._own.keep_files:
+            return SearchCheckpointer()
         folder = self._own.checkpoint
-        shelf = Shelf(folder if sparsity is None else folder / f"{sparsity:.9g}")
-        return SearchKeeper(self._own, shelf, self._every, self._observer)
+        shelf = CheckpointFolder(folder if sparsity is None else folder / f"{sparsity:.9g}")
+        return SearchCheckpointer(self._own, shelf, self._every, self._observer)
 
     def give_up(self) -> None:
         """Let the folder go."""
-        self._own.kept = self._own.safe = False
+        self._own.keep_files = self._own.keep_on_error = False
 
 
 def identity(target: Target) -> dict[str, Any]:

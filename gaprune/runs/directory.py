@@ -53,7 +53,7 @@ from gaprune.io.weights import load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.records import as_json
-from gaprune.runs.job import Job
+from gaprune.runs.job import PruneJob
 from gaprune.runs.result import Result
 
 
@@ -136,7 +136,7 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     return {name: mask.bool() for name, mask in stored.items()}
 
 
-def write_files(result: Result, folder: Path, job: Job | None) -> None:
+def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
     """Write all files of a result but its report into an empty folder; they are on the disk then.
 
     Args:
@@ -173,7 +173,7 @@ def write_files(result: Result, folder: Path, job: Job | None) -> None:
         _write_tensors(folder / FRONT, _bytes(front), to_stamp(format="gaprune masks", **about))
 
 
-def command_of(job: Job) -> str:
+def command_of(job: PruneJob) -> str:
     """Return what to type for a job: everything that was stated, as options."""
     words = ["gaprune", "prune", job.target]
     for name, value in job.as_config().items():
@@ -191,11 +191,11 @@ def command_of(job: Job) -> str:
     return shlex.join(words)
 
 
-def _is_stated(job: Job, name: str) -> bool:
+def _is_stated(job: PruneJob, name: str) -> bool:
     return name in job.settings.model_fields_set
 
 
-def config_text(target: Target, settings: Mapping[str, Any], job: Job | None) -> str:
+def config_text(target: Target, settings: Mapping[str, Any], job: PruneJob | None) -> str:
     """Return settings as used: where the user left a choice to the preset, it is written out."""
     used = {key: value for key, value in settings.items() if value is not None}
     if job is not None:

@@ -35,7 +35,7 @@ _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes that getrusage counts
 
 
 @dataclass(frozen=True)
-class Stage:
+class DryRunPhase:
     """Generations of a kind.
 
     Attributes:
@@ -54,7 +54,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class DryRun:
     """A run before it is one.
 
     Attributes:
@@ -84,7 +84,7 @@ class Forecast:
     keep: int | None
     calibration: tuple[str, ...]
     why: str | None
-    stages: tuple[Stage, ...]
+    stages: tuple[DryRunPhase, ...]
     seconds_per: Mapping[str, float]
     search_seconds: float | None
     peak_mb: float
@@ -101,7 +101,7 @@ class Forecast:
         return found
 
 
-def forecast(target: Target, settings: Settings) -> Forecast:
+def dry_run(target: Target, settings: Settings) -> DryRun:
     """Look at what `prune` would do with a network.
 
     A candidate and a gradient step are timed on noise. What is not foreseen: inverting inputs,
@@ -124,7 +124,7 @@ def forecast(target: Target, settings: Settings) -> Forecast:
     layout = plan.layout
     keeps = resolved.max_drop is None and resolved.budget != LATENCY  # both are found by trying
     unit = "weights" if units is None else f"units of pattern {resolved.pattern}"
-    return Forecast(
+    return DryRun(
         layers=tuple((name, tuple(one.shape), one.numel()) for name, one in target.weights.items()),
         total=sum(one.numel() for one in target.weights.values()),
         parameters=sum(one.numel() for one in target.model.parameters()),
@@ -183,7 +183,7 @@ def _child(genes: Genes, evaluator: Evaluator, how: Refinement, steps: int) -> f
     return time.perf_counter() - began
 
 
-def _stage(phase: Phase, timed: Mapping[str, float], settings: Settings) -> Stage:
+def _stage(phase: Phase, timed: Mapping[str, float], settings: Settings) -> DryRunPhase:
     """Return what a phase takes: children on the first rung, half of them on all calibration inputs."""
     steps = phase.refinement.steps if phase.refinement else 0
     passes = 1 / RUNG_FRACTION + 1 / 2 if phase.preset.races else 1.0
@@ -193,10 +193,12 @@ def _stage(phase: Phase, timed: Mapping[str, float], settings: Settings) -> Stag
     generation = (
         rounds * child + timed["candidate"]
     )  # the leader is judged on the validation inputs
-    return Stage(phase.name, phase.length, phase.offspring, steps, generation * (phase.length or 1))
+    return DryRunPhase(
+        phase.name, phase.length, phase.offspring, steps, generation * (phase.length or 1)
+    )
 
 
-def _at_most(limit: float | None, stages: Sequence[Stage]) -> float | None:
+def _at_most(limit: float | None, stages: Sequence[DryRunPhase]) -> float | None:
     if any(one.generations is None for one in stages):
         return limit
     return min(sum(one.seconds for one in stages), math.inf if limit is None else limit)

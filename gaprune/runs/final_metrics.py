@@ -22,7 +22,7 @@ from gaprune.workers.serial import torch_threads
 
 
 @dataclass(frozen=True, eq=False)
-class Figures:
+class FinalMetrics:
     """What is measured once the best mask is known; nothing of it goes back into the search.
 
     Attributes:

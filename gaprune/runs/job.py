@@ -26,7 +26,7 @@ from gaprune.workers import WorkerOptions, choose_home
 
 
 @dataclass(frozen=True)
-class Job:
+class PruneJob:
     """What one `gaprune prune` does.
 
     Attributes:
@@ -167,7 +167,7 @@ _PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
-def make_job(values: Mapping[str, Any]) -> Job:
+def make_job(values: Mapping[str, Any]) -> PruneJob:
     """Make a job of flat keys, as a configuration file or the command line states them.
 
     Args:
@@ -195,7 +195,7 @@ def make_job(values: Mapping[str, Any]) -> Job:
         }
     )
     check_settings(settings)
-    return Job(
+    return PruneJob(
         target=stated["target"],
         settings=settings,
         weights=stated.get("weights"),

@@ -25,7 +25,7 @@ from gaprune.evolution.genome import Individual
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
 from gaprune.profiling import spent
-from gaprune.runs.checkpointer import Keeper
+from gaprune.runs.checkpointer import Checkpointer
 from gaprune.runs.result import Result
 from gaprune.workers.serial import torch_threads
 
@@ -47,7 +47,7 @@ class Run(Protocol):
     settings: Settings
     observer: Observer
     test: Samples | None
-    keeper: Keeper
+    checkpointer: Checkpointer
     earlier: float
 
     @property
@@ -180,7 +180,7 @@ class _Tries:
         run = self.run
         span = Span.of(run.evaluator.layout, run.settings.scope, run.settings.sparsity)
         most = SEARCHES if run.settings.method == EVOLVED else ONE_SHOTS
-        sparsity: float | None = run.keeper.first(lambda: self._first(span))
+        sparsity: float | None = run.checkpointer.first(lambda: self._first(span))
         while sparsity is not None and (len(self.tried) < most or self.best is None):
             self._try(sparsity)
             sparsity = span.next(self._held, self.failed, len(self.tried))
@@ -196,7 +196,7 @@ class _Tries:
         settings = self.run.settings
         if self.best is None:
             last = self.tried[-1]
-            self.run.keeper.give_up()
+            self.run.checkpointer.give_up()
             raise GapruneError(
                 f"max_drop: {self.drop:g} cannot be met: at sparsity {last['sparsity']:g}, the "
                 f"smallest tried, the pruned network agrees with the dense one on "

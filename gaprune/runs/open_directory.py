@@ -36,11 +36,11 @@ from gaprune.io.run_files import (
 )
 from gaprune.report import write_report
 from gaprune.runs.directory import busy, check_free, free_name, write_files
-from gaprune.runs.job import Job
+from gaprune.runs.job import PruneJob
 from gaprune.runs.result import Result
 
 
-class Claim:
+class OpenRun:
     """A run directory that belongs to this process inside the `with` block.
 
     A folder in which nothing is kept is gone afterwards, with the parents made for it. An earlier
@@ -48,17 +48,17 @@ class Claim:
 
     Attributes:
         path: as the user named it.
-        place: the absolute path.
-        kept: whether there is something to go on with, or a result.
-        safe: whether that stays even if the input turns out to be wrong.
+        folder: the absolute path.
+        keep_files: whether there is something to go on with, or a result.
+        keep_on_error: whether that stays even if the input turns out to be wrong.
 
     Raises:
         InputError: another process is at work there, or the place cannot be written.
     """
 
     def __init__(self, path: Path, made: list[Path], *, again: bool = False) -> None:
-        self.path, self.place, self._made = path, path.expanduser().resolve(), made
-        self.kept = self.safe = again
+        self.path, self.folder, self._made = path, path.expanduser().resolve(), made
+        self.keep_files = self.keep_on_error = again
         self._begun = again
         try:
             with writing(path, InputError):
@@ -73,7 +73,7 @@ class Claim:
     @property
     def checkpoint(self) -> Path:
         """The folder of what is kept."""
-        return self.place / CHECKPOINT
+        return self.folder / CHECKPOINT
 
     @property
     def resumable(self) -> bool:
@@ -85,7 +85,7 @@ class Claim:
         """What to type to go on with this run."""
         return f"gaprune resume {shlex.quote(str(self.path))}"
 
-    def keep_nothing(self) -> None:
+    def mark_unwatched(self) -> None:
         """Tell who watches that nothing will be here before the result is."""
         self._lock.remark(UNWATCHED)
 
@@ -100,9 +100,9 @@ class Claim:
         """
         self._begun = True
         self._clear()
-        self.configure(config)
+        self.write_config(config)
 
-    def configure(self, config: str) -> None:
+    def write_config(self, config: str) -> None:
         """Write `config.toml`; one that is there is whole until the new one is.
 
         Raises:
@@ -112,12 +112,12 @@ class Claim:
         try:
             fresh.write_text(config, encoding="utf-8")
             sync(fresh)
-            fresh.replace(self.place / CONFIG)
-            sync(self.place)
+            fresh.replace(self.folder / CONFIG)
+            sync(self.folder)
         finally:
             fresh.unlink(missing_ok=True)
 
-    def save(self, result: Result, job: Job | None = None) -> Path:
+    def save(self, result: Result, job: PruneJob | None = None) -> Path:
         """Write the result's files, once all of them are on the disk under other names.
 
         Returns:
@@ -127,30 +127,30 @@ class Claim:
             GapruneError: they cannot be written, and what was there is as it was; or the report
                 cannot be made, and all the others are there.
         """
-        remedy = f"; {self.command} saves it once there is some" if self.kept else ""
+        remedy = f"; {self.command} saves it once there is some" if self.keep_files else ""
         fresh = hidden_name(self.checkpoint / "result")
         with contextlib.ExitStack() as stack:
             stack.enter_context(writing(self.path, GapruneError, remedy))
             stack.callback(shutil.rmtree, fresh, ignore_errors=True)
             fresh.mkdir()
             write_files(result, fresh, job)
-            failure = _draw(fresh, self.place.name)
+            failure = _draw(fresh, self.folder.name)
             new = sorted(fresh.iterdir(), key=lambda file: file.name == RECORD)
-            (self.place / RECORD).unlink(missing_ok=True)  # it comes last: the others are its own
+            (self.folder / RECORD).unlink(missing_ok=True)  # it comes last: the others are its own
             if not self._begun:
                 self._drop_checkpoints(but=fresh)
             for name in MAY_HOLD - {CHECKPOINT} - {file.name for file in new}:
-                (self.place / name).unlink(missing_ok=True)
+                (self.folder / name).unlink(missing_ok=True)
             for file in new:
-                file.replace(self.place / file.name)
-            sync(self.place)
-        self.kept = self.safe = self._begun = True
+                file.replace(self.folder / file.name)
+            sync(self.folder)
+        self.keep_files = self.keep_on_error = self._begun = True
         if failure is not None:
             raise GapruneError(
                 f"report: {self.path} is saved, but no {REPORT} could be made of it ({failure!r}); "
                 "this is a defect of gaprune"
             ) from failure
-        return self.place
+        return self.folder
 
     def __enter__(self) -> Self:
         return self
@@ -162,9 +162,9 @@ class Claim:
         trace: TracebackType | None,
     ) -> None:
         wrong = kind is not None and issubclass(kind, InputError)
-        if wrong and not self.safe:
-            self.kept = False
-        if self._begun and not self.kept:
+        if wrong and not self.keep_on_error:
+            self.keep_files = False
+        if self._begun and not self.keep_files:
             with contextlib.suppress(OSError):
                 self._clear()
         with contextlib.suppress(OSError):
@@ -173,7 +173,7 @@ class Claim:
             if alone:
                 self.checkpoint.rmdir()
         self._lock.release()
-        if not self.kept:
+        if not self.keep_files:
             _remove(self._made)
 
     def _take(self) -> Lock:
@@ -184,7 +184,7 @@ class Claim:
             raise busy(self.path, in_use_by(path)) from None
 
     def _clear(self) -> None:
-        for entry in self.place.iterdir():
+        for entry in self.folder.iterdir():
             if entry.name in MAY_HOLD - {CHECKPOINT}:
                 entry.unlink()
         self._drop_checkpoints()
@@ -207,7 +207,7 @@ def _draw(folder: Path, name: str) -> Exception | None:
     return None
 
 
-def claim(path: str | Path, *, overwrite: bool = False) -> Claim:
+def open_run(path: str | Path, *, overwrite: bool = False) -> OpenRun:
     """Claim the folder of a new run.
 
     Args:
@@ -218,10 +218,10 @@ def claim(path: str | Path, *, overwrite: bool = False) -> Claim:
         InputError: the place cannot be used.
     """
     check_free(path, overwrite=overwrite)
-    return Claim(Path(path), _make(Path(path), alone=False) or [])
+    return OpenRun(Path(path), _make(Path(path), alone=False) or [])
 
 
-def claim_numbered(stem: Path) -> Claim:
+def open_numbered_run(stem: Path) -> OpenRun:
     """Claim the first of `stem`, `stem-2`, `stem-3`, … that does not exist.
 
     Raises:
@@ -231,10 +231,10 @@ def claim_numbered(stem: Path) -> Claim:
     while made is None:
         path = free_name(stem)
         made = _make(path, alone=True)  # or another run has just taken the name
-    return Claim(path, made)
+    return OpenRun(path, made)
 
 
-def claim_again(path: str | Path) -> Claim:
+def reopen_run(path: str | Path) -> OpenRun:
     """Claim the folder of a run to go on with it.
 
     Raises:
@@ -248,11 +248,11 @@ def claim_again(path: str | Path) -> Claim:
             f"run: {path} keeps nothing to go on with (one-shot methods and --checkpoint-every 0 "
             "keep nothing); start it again with gaprune prune"
         )
-    return Claim(Path(path), [], again=True)
+    return OpenRun(Path(path), [], again=True)
 
 
-def save(
-    result: Result, path: str | Path, *, overwrite: bool = False, job: Job | None = None
+def save_run(
+    result: Result, path: str | Path, *, overwrite: bool = False, job: PruneJob | None = None
 ) -> Path:
     """Write a run folder; an interrupted or failing save leaves what was there before.
 
@@ -269,8 +269,8 @@ def save(
         InputError: the place cannot be used.
         GapruneError: writing failed, for example on a full disk.
     """
-    with claim(path, overwrite=overwrite) as own:
-        return own.save(result, job)
+    with open_run(path, overwrite=overwrite) as run_directory:
+        return run_directory.save(result, job)
 
 
 def _make(path: Path, *, alone: bool) -> list[Path] | None:

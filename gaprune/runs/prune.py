@@ -20,11 +20,11 @@ from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import LATENCY
 from gaprune.profiling import measuring
 from gaprune.records import Generation
-from gaprune.runs.checkpointer import FolderKeeper, Keeper
-from gaprune.runs.job import Job
+from gaprune.runs.checkpointer import Checkpointer, FolderCheckpointer
+from gaprune.runs.job import PruneJob
 from gaprune.runs.latency_budget import calibrate, measure_latency
 from gaprune.runs.max_drop import Once, prune_to_limit
-from gaprune.runs.open_directory import Claim, claim
+from gaprune.runs.open_directory import OpenRun, open_run
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.result import Result
 from gaprune.runs.run import PruningRun
@@ -97,12 +97,14 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         device=choose_home(WorkerOptions.of(chosen)),
     )
     labelled = None if test is None else Samples(*test, "test data given by the caller")
-    with nullcontext() if out is None else claim(out) as own:
+    with nullcontext() if out is None else open_run(out) as run_directory:
         with measuring(profile) as clock:
-            result = prune_target(target, chosen, test=labelled, observer=observer, own=own)
+            result = prune_target(
+                target, chosen, test=labelled, observer=observer, run_directory=run_directory
+            )
         result = result.timed(clock)
-        if own is not None:
-            own.save(result)
+        if run_directory is not None:
+            run_directory.save(result)
     return result
 
 
@@ -112,8 +114,8 @@ def prune_target(
     *,
     test: Samples | None = None,
     observer: Observer | None = None,
-    own: Claim | None = None,
-    job: Job | None = None,
+    run_directory: OpenRun | None = None,
+    job: PruneJob | None = None,
 ) -> Result:
     """Prune a loaded target; see `prune`.
 
@@ -123,7 +125,7 @@ def prune_target(
         test: labelled inputs for the final accuracy, such as `zoo_test(target)`; None measures
             none.
         observer: told of progress.
-        own: the run directory to keep checkpoints in, of which `own.save` makes a whole run.
+        run_directory: the run directory to keep checkpoints in, of which `run_directory.save` makes a whole run.
         job: what was asked for on the command line, to be written into it.
 
     Raises:
@@ -131,12 +133,12 @@ def prune_target(
         GapruneError: no sparsity holds `max_drop`.
     """
     observer = observer or Silence()
-    keeper: Keeper | None = None
-    if own is not None and settings.method == EVOLVED and settings.checkpoint_every:
-        keeper = FolderKeeper(own, settings.checkpoint_every, observer, job)
-    elif own is not None:
-        own.keep_nothing()
-    return run_pruning(target, settings, test, observer, keeper)
+    checkpointer: Checkpointer | None = None
+    if run_directory is not None and settings.method == EVOLVED and settings.checkpoint_every:
+        checkpointer = FolderCheckpointer(run_directory, settings.checkpoint_every, observer, job)
+    elif run_directory is not None:
+        run_directory.mark_unwatched()
+    return run_pruning(target, settings, test, observer, checkpointer)
 
 
 def run_pruning(
@@ -144,7 +146,7 @@ def run_pruning(
     settings: Settings,
     test: Samples | None,
     observer: Observer,
-    keeper: Keeper | None,
+    checkpointer: Checkpointer | None,
 ) -> Result:
     """Do one run, or with `max_drop` as many as it takes, and keep them with the keeper.
 
@@ -155,9 +157,9 @@ def run_pruning(
     settings = given.settings
     with working_on(str(here.device)):
         if settings.max_drop is None:
-            result = PruningRun(here, settings, test, observer, keeper).result()
+            result = PruningRun(here, settings, test, observer, checkpointer).result()
         else:
-            result = prune_to_limit(PruningRun(here, settings, test, Once(observer), keeper))
+            result = prune_to_limit(PruningRun(here, settings, test, Once(observer), checkpointer))
     if settings.budget == LATENCY:
         result = replace(result, latency=measure_latency(here, result.masks, given).record())
     return replace(result, target=target.to(CPU))

@@ -19,15 +19,15 @@ from gaprune.callbacks import Observer, Silence
 from gaprune.config import NEUTRAL, Settings, make_settings, read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.presets import find_preset
-from gaprune.io.atomic_folder import Bundle, DamagedError, read_bundle
+from gaprune.io.atomic_folder import Checkpoint, DamagedError, read_checkpoint
 from gaprune.io.run_files import CONFIG, writing
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.profiling import measuring
-from gaprune.runs.checkpointer import START, FolderKeeper, identity, versions
+from gaprune.runs.checkpointer import START, FolderCheckpointer, identity, versions
 from gaprune.runs.directory import config_text
-from gaprune.runs.job import Job, make_job
-from gaprune.runs.open_directory import Claim, claim_again
+from gaprune.runs.job import PruneJob, make_job
+from gaprune.runs.open_directory import OpenRun, reopen_run
 from gaprune.runs.prune import run_pruning
 from gaprune.runs.result import Result
 from gaprune.workers import WorkerOptions, choose_device, choose_home
@@ -77,27 +77,27 @@ def resume(
             run; there is no such run, or it is running.
         GapruneError: what was kept is damaged.
     """
-    with claim_again(path) as own:
+    with reopen_run(path) as run_directory:
         given = None if test is None else Samples(*test, "test data given by the caller")
         with measuring(profile) as clock:
-            result, job = go_on(own, changes, observer or Silence(), model, given)
+            result, job = go_on(run_directory, changes, observer or Silence(), model, given)
         result = result.timed(clock)
-        own.save(result, job)
+        run_directory.save(result, job)
     return result
 
 
 def go_on(
-    own: Claim,
+    run_directory: OpenRun,
     changes: Mapping[str, Any],
     observer: Observer,
     model: nn.Module | None = None,
     test: Samples | None = None,
-) -> tuple[Result, Job | None]:
+) -> tuple[Result, PruneJob | None]:
     """Return the result of a run that was claimed again, and what it was asked; see `resume`."""
-    start = _read_start(own)
+    start = _read_start(run_directory)
     facts = start.facts
-    stated = read_config(own.place / CONFIG)
-    settings = _settings(own, facts["settings"], stated, changes)
+    stated = read_config(run_directory.folder / CONFIG)
+    settings = _settings(run_directory, facts["settings"], stated, changes)
     job = None
     if model is not None:
         target = target_from_module(
@@ -112,19 +112,21 @@ def go_on(
         target, test = job.load()
     else:
         raise InputError(
-            f"model: {own.path} pruned a network in memory; pass it to gaprune.resume"
-            f"({str(own.path)!r}, model=…)"
+            f"model: {run_directory.path} pruned a network in memory; pass it to gaprune.resume"
+            f"({str(run_directory.path)!r}, model=…)"
         )
-    _check_network(own, facts, target)
+    _check_network(run_directory, facts, target)
     _tell(settings, facts["settings"], observer)
     used = settings.model_dump(mode="json")
-    with writing(own.path, GapruneError):
-        own.configure(config_text(target, used, job))
-    keeper = FolderKeeper(own, settings.checkpoint_every, observer, job, start)
-    return run_pruning(target, settings, test, observer, keeper), job
+    with writing(run_directory.path, GapruneError):
+        run_directory.write_config(config_text(target, used, job))
+    checkpointer = FolderCheckpointer(
+        run_directory, settings.checkpoint_every, observer, job, start
+    )
+    return run_pruning(target, settings, test, observer, checkpointer), job
 
 
-def _read_start(own: Claim) -> Bundle:
+def _read_start(run_directory: OpenRun) -> Checkpoint:
     """Read what the run began with.
 
     Raises:
@@ -132,10 +134,10 @@ def _read_start(own: Claim) -> Bundle:
         GapruneError: it is damaged.
     """
     again = "start the run again"
-    if not (own.checkpoint / START).is_dir():
-        raise InputError(f"run: {own.path} was stopped before anything was kept; {again}")
+    if not (run_directory.checkpoint / START).is_dir():
+        raise InputError(f"run: {run_directory.path} was stopped before anything was kept; {again}")
     try:
-        start = read_bundle(own.checkpoint / START)
+        start = read_checkpoint(run_directory.checkpoint / START)
     except DamagedError as error:
         raise GapruneError(
             f"checkpoint: the calibration inputs are damaged ({error}); {again}"
@@ -144,14 +146,17 @@ def _read_start(own: Claim) -> Bundle:
         then = start.facts["versions"].get(name)
         if then != here:
             raise InputError(
-                f"run: {own.path} began with {name} {then}, and this is {name} {here}, which may "
+                f"run: {run_directory.path} began with {name} {then}, and this is {name} {here}, which may "
                 f"give other masks; install {name} {then}, or {again}"
             )
     return start
 
 
 def _settings(
-    own: Claim, kept: Mapping[str, Any], stated: Mapping[str, Any], changes: Mapping[str, Any]
+    run_directory: OpenRun,
+    kept: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    changes: Mapping[str, Any],
 ) -> Settings:
     """Return the settings to go on with.
 
@@ -166,7 +171,7 @@ def _settings(
             continue
         came = changes[name] if name in changes else edited[name]
         raise InputError(
-            f"{name}: {own.path} began with {kept.get(name)!r}, and {came!r} would find other "
+            f"{name}: {run_directory.path} began with {kept.get(name)!r}, and {came!r} would find other "
             f"masks; leave it as it is ({CONFIG}), or start a new run"
         )
     settings = make_settings({**kept, **{name: edited[name] for name in differing}, **changes})
@@ -182,12 +187,12 @@ def _settings(
     return settings
 
 
-def _check_network(own: Claim, facts: Mapping[str, Any], target: Target) -> None:
+def _check_network(run_directory: OpenRun, facts: Mapping[str, Any], target: Target) -> None:
     here = json.loads(json.dumps(identity(target)))
     for name, said in _SAID.items():
         if here[name] != facts[name]:
             raise InputError(
-                f"{said}: {_short(here[name])} here, {_short(facts[name])} in {own.path}; "
+                f"{said}: {_short(here[name])} here, {_short(facts[name])} in {run_directory.path}; "
                 "name the same network and weights, or start a new run"
             )
 

@@ -26,8 +26,8 @@ from gaprune.models.target import Target
 from gaprune.profiling import spent
 from gaprune.records import BaselineScore, Generation
 from gaprune.report.data import report_data_of
-from gaprune.runs.checkpointer import Keeper, Kept, SearchKeeper
-from gaprune.runs.final_metrics import Figures
+from gaprune.runs.checkpointer import Checkpointer, SavedSearch, SearchCheckpointer
+from gaprune.runs.final_metrics import FinalMetrics
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.result import Result
 from gaprune.runs.setup import make_evaluator, make_plan
@@ -49,7 +49,7 @@ class PruningRun:
         settings: how to prune it.
         test: labelled inputs for the final accuracy, or None.
         observer: told of progress.
-        keeper: keeps what the run needs to go on in another process; where it goes on, the settings
+        checkpointer: keeps what the run needs to go on in another process; where it goes on, the settings
             are those that it kept.
 
     Raises:
@@ -62,12 +62,12 @@ class PruningRun:
         settings: Settings,
         test: Samples | None,
         observer: Observer,
-        keeper: Keeper | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
         self.started = time.monotonic()
-        self.keeper = keeper or Keeper()
+        self.checkpointer = checkpointer or Checkpointer()
         self.preset = check_settings(settings)
-        if not self.keeper.resumed:
+        if not self.checkpointer.resumed:
             with spent("settings"):
                 settings = resolve_settings(settings, self.preset, target)
         self.settings = settings
@@ -88,13 +88,13 @@ class PruningRun:
                 "(--range LOW,HIGH or --mean and --std say it)"
             )
         with spent("calibration"), torch_threads(settings.threads_per_worker):
-            plan = self.keeper.calibration(target, self.generator)
+            plan = self.checkpointer.calibration(target, self.generator)
             if plan is None:
                 self.observer.phase(
                     "calibration", "making the inputs that are shown to the network"
                 )
                 plan = make_calibration_set(target, settings, self.generator, self.observer)
-                self.keeper.save_calibration(target, settings, plan, self.generator)
+                self.checkpointer.save_calibration(target, settings, plan, self.generator)
             evaluator = make_evaluator(target, settings, self.preset, plan)
         for said in doubts(evaluator):
             self.observer.warning(said)
@@ -134,17 +134,17 @@ class PruningRun:
         """Do it all, or what is left of it."""
         plan, evaluator = self.shown
         settings = self.settings
-        keeper = self.keeper.search(self.level)
-        kept = self._kept(keeper)
+        checkpointer = self.checkpointer.search(self.level)
+        kept = self._kept(checkpointer)
         with spent("baselines"), torch_threads(settings.threads_per_worker):
             seeds = self.seeds() if kept is None else kept.seeds
         with (
-            keeper.watch(),
+            checkpointer.watch(),
             open_workers(evaluator, WorkerOptions.of(settings), self.observer.warning) as workers,
         ):
             verdicts = self._judge_baselines(seeds, workers) if kept is None else kept.verdicts
             seeds = [seed for seed in seeds if seed.key in verdicts]
-            outcome = self._search(workers, keeper, kept, (seeds, verdicts))
+            outcome = self._search(workers, checkpointer, kept, (seeds, verdicts))
         if outcome is not None:
             self._warn_if_parted(outcome)
         self._found = seeds, verdicts, outcome
@@ -197,11 +197,11 @@ class PruningRun:
             )
         return verdicts
 
-    def _kept(self, keeper: SearchKeeper) -> Kept | None:
+    def _kept(self, checkpointer: SearchCheckpointer) -> SavedSearch | None:
         """Return what an earlier process kept of this search, and say from where it goes on."""
         if self.settings.method != EVOLVED:
             return None
-        kept = keeper.last(make_plan(self.target, self.settings, self.preset))
+        kept = checkpointer.last(make_plan(self.target, self.settings, self.preset))
         if kept is None:
             return None
         self.earlier = kept.seconds
@@ -212,7 +212,11 @@ class PruningRun:
         return kept
 
     def _search(
-        self, workers: Workers, keeper: SearchKeeper, kept: Kept | None, judged: Judged
+        self,
+        workers: Workers,
+        checkpointer: SearchCheckpointer,
+        kept: SavedSearch | None,
+        judged: Judged,
     ) -> Outcome | None:
         """Evolve, or return None where a one-shot method was asked for."""
         settings, preset = self.settings, self.preset
@@ -223,7 +227,7 @@ class PruningRun:
         seeds, verdicts = judged
 
         def report(record: Generation) -> None:
-            keeper.note(evolution, seeds, verdicts, self.seconds)
+            checkpointer.note(evolution, seeds, verdicts, self.seconds)
             self.observer.generation(record, plan.limits.generations)
 
         evolution = Evolution(plan, workers, report, self.observer.warning)
@@ -261,7 +265,7 @@ class PruningRun:
             search = strict.judge(best.mask, evaluator.search).agreement
             validation = strict.judge(best.mask, evaluator.validation).agreement
         interrupted = outcome is not None and outcome.stopped == "interrupted"
-        figures = Figures(self.target, settings, self.test, self.observer, evaluator, best)
+        figures = FinalMetrics(self.target, settings, self.test, self.observer, evaluator, best)
         tested, confusion = figures.tested([] if interrupted else seeds)
         repaired = figures.repaired(validation) if settings.repair else None
         return Result(

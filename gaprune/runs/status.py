@@ -22,7 +22,7 @@ _FIELDS = {one.name for one in fields(Generation)}
 
 
 @dataclass(frozen=True)
-class Sight:
+class RunStatus:
     """What is seen of a run at one moment.
 
     Attributes:
@@ -48,7 +48,7 @@ class Sight:
         return planned if isinstance(planned, int) else None
 
 
-def look(folder: str | Path) -> Sight:
+def read_status(folder: str | Path) -> RunStatus:
     """Look at a run.
 
     Raises:
@@ -65,8 +65,8 @@ def look(folder: str | Path) -> Sight:
     state = RUNNING if owner is not None else ENDED if record else STOPPED
     history = tuple(_generations(text_or_nothing(place / HISTORY)))
     if state == RUNNING and remark_in(place / CHECKPOINT / LOCK) == UNWATCHED:
-        return Sight(state, owner=owner, silent=True)  # what lies there is an earlier run's
-    return Sight(state, history, {} if state == RUNNING else record, config, owner)
+        return RunStatus(state, owner=owner, silent=True)  # what lies there is an earlier run's
+    return RunStatus(state, history, {} if state == RUNNING else record, config, owner)
 
 
 def _generations(text: str) -> Iterator[Generation]:
