@@ -30,7 +30,7 @@ PARTS = {
     "mask": "masks put on weights",
     "forward": "what masked networks answer",
     "objective": "answers to one number",
-    "judge": "answers on the validation inputs",
+    "validate": "outputs on the validation inputs",
     "checkpoint": "what is kept on the disk",
     "repair": "statistics and biases",
     "test": "accuracy on labelled inputs",

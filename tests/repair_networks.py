@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import RepairedForward, Shown
+from gaprune.evaluation.forward_modes import RepairedForward, TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.models.forward import answers
 from gaprune.models.input_spec import InputSpec
@@ -179,10 +179,10 @@ def loop_evaluator(
     )
 
 
-def shown(target: Target, inputs: Tensor, *, labels: bool = False) -> Shown:
+def shown(target: Target, inputs: Tensor, *, labels: bool = False) -> TeacherBatch:
     """Return inputs with the dense network's answers, and its classes as labels."""
     teacher = answers(target.model, inputs)
-    return Shown(inputs, teacher, teacher.argmax(1) if labels else None)
+    return TeacherBatch(inputs, teacher, teacher.argmax(1) if labels else None)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, Objective
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
 from gaprune.evolution.tasks import Child
@@ -62,11 +62,11 @@ def tiny_model(seed: int = 7, dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def shown(model: nn.Module, count: int, seed: int, *, labels: bool = False) -> Shown:
+def shown(model: nn.Module, count: int, seed: int, *, labels: bool = False) -> TeacherBatch:
     """Return uniform inputs in [0, 1] with the network's answers, and its classes as labels."""
     inputs = torch.rand(count, 6, generator=seeded(seed))
     teacher = answers(model, inputs)
-    return Shown(inputs, teacher, teacher.argmax(1) if labels else None)
+    return TeacherBatch(inputs, teacher, teacher.argmax(1) if labels else None)
 
 
 def tiny_evaluator(

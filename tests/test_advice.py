@@ -13,7 +13,7 @@ from torch import nn
 from gaprune import InputOptions, prune
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.search_plan import Outcome
 from gaprune.models.target import target_from_module
@@ -29,12 +29,12 @@ def outcome_of(validation: list[float], returned: int, stopped: str = "generatio
     for place, one in enumerate(population):
         one.fitness.values = (float(place),)
     judged = {
-        one.key: Verdict(agreement, agreement)
+        one.key: ValidationScore(agreement, agreement)
         for one, agreement in zip(population, validation, strict=True)
     }
     return Outcome(
         best=population[returned],
-        verdict=judged[population[returned].key],
+        validation_score=judged[population[returned].key],
         population=population,
         hall_of_fame=[],
         front=[],
@@ -59,7 +59,7 @@ def test_where_they_part_every_figure_is_told() -> None:
     outcome = outcome_of([0.91, 0.8], 0)
     agreed = [0.7, 0.5, 0.95]
     found = advise(outcome, EVALUATOR, 0.9, agreed, front=False)
-    there = EVALUATOR.judge(outcome.population[1].mask, EVALUATOR.search).agreement
+    there = EVALUATOR.validate(outcome.population[1].mask, EVALUATOR.search).agreement
     assert found == (
         "the search and the validation inputs part at sparsity 0.9: don't go further (at 0.7 they did not "
         f"part); the best on the search calibration inputs agrees {there:.1%} there and 80.0% on the validation inputs, an "

@@ -31,9 +31,9 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import (
     GuidedForward,
     RepairedForward,
-    Shown,
     Step,
     StrictForward,
+    TeacherBatch,
 )
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.masks.supermask import masked_weights
@@ -61,7 +61,7 @@ def flat_mask(target: Target, seed: int = 1) -> Tensor:
     return target.layout.flatten(random_masks(target, seed=seed)).bool()
 
 
-def stepped(evaluator: Evaluator, mask: Tensor, batch: Shown) -> tuple[Step, Tensor]:
+def stepped(evaluator: Evaluator, mask: Tensor, batch: TeacherBatch) -> tuple[Step, Tensor]:
     """Return what a candidate answers in a step, and the score gradient."""
     kept = masked_weights(evaluator.weights, evaluator.layout.split(mask))
     return evaluator.forward_mode.step(evaluator.model, kept, batch), evaluator.score_gradient(
@@ -186,7 +186,7 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
     hook.remove()
     assert sizes == [20, 20]
     assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
-    bare = Shown(batch.inputs, batch.teacher, None)
+    bare = TeacherBatch(batch.inputs, batch.teacher, None)
     assert torch.equal(evaluator.score_gradient(flat_mask(target), bare), found)
 
 
@@ -224,7 +224,7 @@ def test_masks_are_selected_and_judged_as_they_are(target: Target) -> None:
         == evaluator.strict.fitness(mask)
         != evaluator.repaired.fitness(mask)
     )
-    assert evaluator.judge(mask) == evaluator.strict.judge(mask)
+    assert evaluator.validate(mask) == evaluator.strict.validate(mask)
 
 
 def test_a_step_leaves_the_network_as_it_is(target: Target) -> None:

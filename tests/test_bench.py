@@ -13,7 +13,7 @@ from search_cases import seeded, shown, tiny_evaluator, tiny_model
 from torch import Tensor, nn
 
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
 from gaprune.models.forward import CHUNK, answers
 from gaprune.models.macs import macs_per_input, suitable_batch
@@ -65,22 +65,22 @@ def test_the_judge_looks_at_the_validation_or_at_given_inputs(name: str) -> None
     evaluator, objective = tiny_evaluator(name, labels=True), OBJECTIVES[name]
     mask = random_mask(evaluator, 1)
     other = shown(evaluator.model, 50, 9, labels=True)
-    for where, verdict in (
-        (evaluator.validation, evaluator.judge(mask)),
-        (other, evaluator.judge(mask, other)),
+    for where, validation_score in (
+        (evaluator.validation, evaluator.validate(mask)),
+        (other, evaluator.validate(mask, other)),
     ):
         outputs = one_by_one(baked(evaluator, mask), where.inputs)
-        agreement = objective.judge(outputs, where.teacher, where.labels)
+        agreement = objective.agreement(outputs, where.teacher, where.labels)
         fitness = objective.fitness(outputs, where.teacher, where.labels)
-        assert verdict.agreement == pytest.approx(float(agreement), rel=1e-4)
-        assert verdict.fitness == pytest.approx(float(fitness), rel=1e-4, abs=1e-6)
+        assert validation_score.agreement == pytest.approx(float(agreement), rel=1e-4)
+        assert validation_score.fitness == pytest.approx(float(fitness), rel=1e-4, abs=1e-6)
 
 
 def test_without_labels_the_judge_goes_by_agreement() -> None:
     """An objective that needs labels judges an unlabelled validation by the teacher's classes."""
     evaluator = tiny_evaluator("accuracy")
-    verdict = evaluator.judge(random_mask(evaluator, 1))
-    assert verdict.fitness == verdict.agreement < 1
+    validation_score = evaluator.validate(random_mask(evaluator, 1))
+    assert validation_score.fitness == validation_score.agreement < 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,7 +89,7 @@ def test_the_dense_mask_agrees_with_the_dense_network(name: str) -> None:
     evaluator = tiny_evaluator(name, labels=True)
     full = torch.ones(evaluator.layout.total, dtype=torch.bool)
     assert torch.equal(evaluator.outputs(full, evaluator.search.inputs), evaluator.search.teacher)
-    assert evaluator.judge(full).agreement == 1
+    assert evaluator.validate(full).agreement == 1
     best = evaluator.fitness(full)
     assert best == pytest.approx(1.0 if name in ("accuracy", "agreement") else 0.0, abs=1e-6)
     assert all(evaluator.fitness(random_mask(evaluator, seed)) < best for seed in range(5))
@@ -121,13 +121,13 @@ def test_trying_a_mask_leaves_the_network_as_it_is() -> None:
     evaluator = tiny_evaluator()
     before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
     evaluator.fitness(random_mask(evaluator, 1))
-    evaluator.judge(random_mask(evaluator, 1))
+    evaluator.validate(random_mask(evaluator, 1))
     evaluator.draw(8, seeded())
     assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
 
 
-def rows_of(pool: Shown, batch: Tensor) -> list[int]:
+def rows_of(pool: TeacherBatch, batch: Tensor) -> list[int]:
     """Return for each input of a batch its row in the pool, or −1."""
     equal = (batch[:, None] == pool.inputs[None]).all(2)
     return [int(row.nonzero()[0]) if row.any() else -1 for row in equal]

@@ -20,7 +20,7 @@ from torch import nn
 from gaprune import InputError, InputOptions, prune, prune_target
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import Evaluator, Verdict
+from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
@@ -84,7 +84,7 @@ class Recording(SerialWorkers):
         return super().run(tasks)
 
 
-def judged(seeds: Sequence[Individual]) -> dict[str, Verdict]:
+def judged(seeds: Sequence[Individual]) -> dict[str, ValidationScore]:
     """Return how seeds do on the validation inputs."""
     return {one.key: Judge.of(one.mask).run(EVALUATOR) for one in seeds}
 
@@ -195,10 +195,10 @@ def test_the_phase_is_counted_and_recorded() -> None:
 def test_the_result_is_never_worse_than_the_best_seed() -> None:
     """Strict fitness and the validation inputs decide, as they do without the phase."""
     seeds = seeds_of(EVALUATOR, KEEP, count=5)
-    bar = max(verdict.agreement for verdict in judged(seeds).values())
+    bar = max(validation_score.agreement for validation_score in judged(seeds).values())
     outcome = search(plan_of())
-    assert outcome.verdict.agreement >= bar
-    assert outcome.verdict == EVALUATOR.strict.judge(outcome.best.mask)
+    assert outcome.validation_score.agreement >= bar
+    assert outcome.validation_score == EVALUATOR.strict.validate(outcome.best.mask)
     assert int(outcome.best.mask.count_nonzero()) == KEEP
     assert outcome.history[-1].best >= max(EVALUATOR.fitness(one.mask) for one in seeds)
 

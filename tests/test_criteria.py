@@ -246,7 +246,7 @@ def test_a_density_outside_its_range_is_refused(density: float) -> None:
 
 @pytest.mark.parametrize("name", PROBED)
 def test_scores_that_are_not_finite_are_refused(name: str) -> None:
-    """calibration inputs on which the network overflows are reported with the layer, not ranked."""
+    """Calibration inputs on which the network overflows are reported with the layer, not ranked."""
     network, calibration = (
         network_of(lambda: nn.Linear(4, 3), VECTOR),
         torch.full((2, 4), torch.inf),

@@ -312,11 +312,15 @@ def test_every_objective_is_computed_there(name: str) -> None:
     evaluator = tiny_evaluator(name, labels=True, pool_share=1)
     mask = torch.rand(evaluator.layout.total, generator=seeded()) < 0.5
     batch = evaluator.draw(12, seeded(1))
-    expected = evaluator.fitness(mask), evaluator.judge(mask), evaluator.score_gradient(mask, batch)
+    expected = (
+        evaluator.fitness(mask),
+        evaluator.validate(mask),
+        evaluator.score_gradient(mask, batch),
+    )
     with second_device() as device:
         moved = evaluator.to(device)
         gradient = moved.score_gradient(mask, moved.draw(12, seeded(1)))
-        assert (moved.fitness(mask), moved.judge(mask)) == expected[:2]
+        assert (moved.fitness(mask), moved.validate(mask)) == expected[:2]
         assert gradient.device == FAR
         assert torch.equal(gradient.cpu(), expected[2])
 
@@ -373,7 +377,7 @@ def test_a_gpu_scores_as_the_cpu_does(name: str) -> None:
     mask = random_genes(evaluator.layout, evaluator.layout.total // 2).express(evaluator.layout)
     with steady("cuda"):
         assert moved.fitness(mask) == pytest.approx(evaluator.fitness(mask), rel=1e-3, abs=1e-4)
-        assert moved.judge(mask) == pytest.approx(evaluator.judge(mask), rel=1e-3, abs=1e-4)
+        assert moved.validate(mask) == pytest.approx(evaluator.validate(mask), rel=1e-3, abs=1e-4)
         here = evaluator.score_gradient(mask, evaluator.draw(16, seeded()))
         there = moved.score_gradient(mask, moved.draw(16, seeded())).cpu()
     assert torch.nn.functional.cosine_similarity(here, there, dim=0) > 0.999

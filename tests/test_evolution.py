@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluator
 
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Evaluator, Verdict
+from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
@@ -48,7 +48,7 @@ def plan_of(preset: str = "black-box", **changes: Any) -> Plan:
     return replace(plan, **changes)
 
 
-def judged(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, Verdict]:
+def judged(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, ValidationScore]:
     """Return how seeds do on the validation inputs."""
     return {one.key: Judge.of(one.mask).run(evaluator) for one in seeds}
 
@@ -72,9 +72,11 @@ def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -
         plan = replace(plan, keep=seeds[1].genes.keep)
         seeds = [one for one in seeds if one.genes.keep == plan.keep]
         outcome = search(plan, seeds=seeds)
-        best_seed = max(verdict.agreement for verdict in judged(seeds, EVALUATOR).values())
-        assert outcome.verdict.agreement >= best_seed
-        assert outcome.verdict == Judge.of(outcome.best.mask).run(EVALUATOR)
+        best_seed = max(
+            validation_score.agreement for validation_score in judged(seeds, EVALUATOR).values()
+        )
+        assert outcome.validation_score.agreement >= best_seed
+        assert outcome.validation_score == Judge.of(outcome.best.mask).run(EVALUATOR)
         assert int(outcome.best.mask.count_nonzero()) == plan.keep
 
 
@@ -88,7 +90,7 @@ def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
     outcome = search(plan_of(limits=Limits(generations=8)), evaluator, seeds_of(EVALUATOR, KEEP))
     leader = max(outcome.population, key=lambda one: one.quality)
     assert outcome.judged[leader.key].agreement < wanted  # it was misled
-    assert outcome.verdict.agreement >= wanted
+    assert outcome.validation_score.agreement >= wanted
 
 
 @pytest.mark.parametrize("preset", ["default", "black-box"])
@@ -212,7 +214,9 @@ def test_an_interrupt_ends_the_search_with_the_best_so_far(at: int) -> None:
     known = judged(seeds, EVALUATOR)
     outcome = Evolution(plan, Interrupting(EVALUATOR, at)).run(seeds, known)
     assert outcome.stopped == "interrupted"
-    assert outcome.verdict.agreement >= max(verdict.agreement for verdict in known.values())
+    assert outcome.validation_score.agreement >= max(
+        validation_score.agreement for validation_score in known.values()
+    )
     assert int(outcome.best.mask.count_nonzero()) == KEEP
     assert outcome.best.key in outcome.judged
 
@@ -276,8 +280,10 @@ def test_a_pareto_search_returns_a_front(preset: str) -> None:
     assert len(set(kept)) > 1
     assert all(one.key in outcome.judged for one in outcome.front)
     assert outcome.best.genes.keep == least
-    best_seed = max(verdict.agreement for verdict in judged(seeds, EVALUATOR).values())
-    assert outcome.verdict.agreement >= best_seed
+    best_seed = max(
+        validation_score.agreement for validation_score in judged(seeds, EVALUATOR).values()
+    )
+    assert outcome.validation_score.agreement >= best_seed
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -37,7 +37,7 @@ from gaprune import InputError, InputOptions, prune, prune_target, resume
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward, Shown, Step
+from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward, Step, TeacherBatch
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.presets import find_preset
@@ -197,7 +197,7 @@ def kept_of(target: Target, mask: Tensor) -> dict[str, Tensor]:
     return masked_weights(target.weights, target.layout.split(mask))
 
 
-def stepped(evaluator: Evaluator, mask: Tensor, batch: Shown) -> Step:
+def stepped(evaluator: Evaluator, mask: Tensor, batch: TeacherBatch) -> Step:
     """Return what a candidate answers in a step."""
     kept = masked_weights(evaluator.weights, evaluator.layout.split(mask))
     return evaluator.forward_mode.step(evaluator.model, kept, batch)
@@ -355,7 +355,7 @@ def test_the_answers_are_those_without_features(target: Target, way: str) -> Non
     steps = stepped(plain, mask, batches[0]), stepped(evaluator, mask, batches[1])
     assert torch.equal(steps[0].outputs, steps[1].outputs)
     assert plain.fitness(mask) == evaluator.fitness(mask)
-    assert plain.judge(mask) == evaluator.judge(mask)
+    assert plain.validate(mask) == evaluator.validate(mask)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -369,7 +369,7 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
     found = evaluator.score_gradient(mask, batch)
     hook.remove()
     assert sizes == [20, 20]
-    bare = Shown(batch.inputs, batch.teacher, None)
+    bare = TeacherBatch(batch.inputs, batch.teacher, None)
     assert torch.equal(evaluator.score_gradient(mask, bare), found)
 
 

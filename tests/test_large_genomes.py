@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.generators.mixture import Mixture
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.archive import as_mask
 from gaprune.evolution.engine import Evolution, Limits, Plan
@@ -162,8 +162,8 @@ def large_evaluator() -> Evaluator:
         weights=weights,
         layout=layout,
         objective=OBJECTIVES["kl"],
-        search=Shown(first, answers(model, first), None),
-        validation=Shown(second, answers(model, second), None),
+        search=TeacherBatch(first, answers(model, first), None),
+        validation=TeacherBatch(second, answers(model, second), None),
         fresh=Mixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
         pool=None,
         pool_share=0.0,

@@ -20,7 +20,7 @@ from torch.nn import functional
 from gaprune.evaluation.cache import LRUCache, marks_of
 from gaprune.evaluation.cache.trace import cut_up
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward, Shown
+from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward, TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.scoring import Scores
 from gaprune.evolution.tasks import Score
@@ -124,7 +124,7 @@ def of_zoo(name: str) -> Evaluator:
     """Return a evaluator of a network of the zoo: noise, two chunks, the first rung one of them."""
     target = load_target(name)
     noise = torch.rand((CHUNK + 5, *target.inputs.shape), generator=seeded())
-    search = Shown(noise, answers(target.model, noise), None)
+    search = TeacherBatch(noise, answers(target.model, noise), None)
     return Evaluator(
         model=target.model,
         weights=target.weights,

@@ -69,7 +69,7 @@ def test_agreement_and_accuracy_count_equal_classes(seed: int, count: int, class
     assert agreement.score(outputs, teacher, None) == agreeing / count
     assert accuracy.score(outputs, teacher, labels) == right / count
     for objective in (agreement, accuracy, OBJECTIVES["kl"]):
-        assert float(objective.judge(outputs, teacher, labels)) == agreeing / count
+        assert float(objective.agreement(outputs, teacher, labels)) == agreeing / count
 
 
 def test_accuracy_is_steered_by_the_cross_entropy_of_sharpened_predictions() -> None:
@@ -89,10 +89,10 @@ def test_relative_error_has_its_closed_form() -> None:
     assert relative_error(mean.expand_as(teacher), teacher).item() == pytest.approx(1)
     assert relative_error(teacher + 3 * (teacher - mean), teacher).item() == pytest.approx(9)
     objective = OBJECTIVES["relative-error"]
-    assert float(objective.judge(teacher, teacher, None)) == 1
-    assert float(objective.judge(teacher * 9, teacher, None)) == 0  # never below 0
+    assert float(objective.agreement(teacher, teacher, None)) == 1
+    assert float(objective.agreement(teacher * 9, teacher, None)) == 0  # never below 0
     half = teacher + 0.5 * (teacher - mean)
-    assert float(objective.judge(half, teacher, None)) == pytest.approx(0.75)
+    assert float(objective.agreement(half, teacher, None)) == pytest.approx(0.75)
     assert objective.score(half, teacher, None) == pytest.approx(-0.25)
 
 
@@ -215,9 +215,10 @@ def test_the_users_own_function_is_an_objective(
     assert found(own, "tensor").score(teacher + 0.25, teacher, None) == 0.25
     assert objective.loss is None
     assert objective.name == f"{own}:closeness"
-    assert float(objective.judge(teacher, teacher, None)) == 1
+    assert float(objective.agreement(teacher, teacher, None)) == 1
     assert (
-        float(found(own, "closeness", classes=1).judge(teacher[:, :1], teacher[:, :1], None)) == 1
+        float(found(own, "closeness", classes=1).agreement(teacher[:, :1], teacher[:, :1], None))
+        == 1
     )
     assert capsys.readouterr().out == ""  # stdout is for results
 

@@ -246,11 +246,11 @@ def test_a_second_device_gives_the_same_bits(pattern: str) -> None:
     evaluator, seeds = run.evaluator, run.seeds()
     tasks = tasks_of(evaluator, seeds)
     expected = run_to_bits(SerialWorkers(evaluator), tasks)
-    judged = [evaluator.judge(one.mask) for one in seeds]
+    judged = [evaluator.validate(one.mask) for one in seeds]
     with second_device() as device:
         moved = evaluator.to(device)
         assert run_to_bits(SerialWorkers(moved), tasks) == expected
-        assert [moved.judge(one.mask) for one in seeds] == judged
+        assert [moved.validate(one.mask) for one in seeds] == judged
 
 
 @pytest.mark.parametrize("stated", [*PATTERNS.values(), *PRICED.values()])

@@ -83,11 +83,11 @@ def test_fitness_is_close_to_that_of_all_bits(evaluator: Evaluator) -> None:
 def test_the_judge_has_all_bits(evaluator: Evaluator) -> None:
     """Verdicts, and outputs for final figures, are those of float32, bit for bit."""
     for mask in masks_of(evaluator):
-        assert half(evaluator).judge(mask) == evaluator.judge(mask)
+        assert half(evaluator).validate(mask) == evaluator.validate(mask)
         inputs = evaluator.validation.inputs
         assert torch.equal(half(evaluator).outputs(mask, inputs), evaluator.outputs(mask, inputs))
-        judged = half(evaluator).judged_outputs(mask, inputs)
-        assert torch.equal(judged, evaluator.judged_outputs(mask, inputs))
+        judged = half(evaluator).validation_outputs(mask, inputs)
+        assert torch.equal(judged, evaluator.validation_outputs(mask, inputs))
 
 
 def test_score_gradients_are_float32_and_point_the_same_way(evaluator: Evaluator) -> None:
@@ -344,7 +344,7 @@ def test_a_gpu_takes_fewer_bits(evaluator: Evaluator, precision: str) -> None:
     mask = genes.express(evaluator.layout)
     with steady("cuda"):
         assert narrow.fitness(mask) == pytest.approx(wide.fitness(mask), rel=0.05, abs=0.02)
-        assert narrow.judge(mask) == wide.judge(mask)
+        assert narrow.validate(mask) == wide.validate(mask)
         here, there = (
             one.score_gradient(mask, one.draw(24, seeded())).cpu() for one in (wide, narrow)
         )

@@ -127,7 +127,7 @@ def test_the_seed_decides_and_every_call_is_fresh(kind: str, draw: Generator_) -
 
 @pytest.mark.parametrize("kind", list(SPECS))
 def test_the_global_random_state_is_neither_used_nor_moved(kind: str) -> None:
-    """calibration inputs come from the passed generator only."""
+    """Calibration inputs come from the passed generator only."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = procedural(SPECS[kind], 12, seeded())

@@ -36,7 +36,17 @@ TINY: dict[str, Any] = {
     "sparsity": 0.6, "generations": 2, "steps": 2, "batch": 8, "population": 3, "offspring": 3,
     "calibration_count": 32, "validation_count": 32, "inputs": InputOptions(range=(0, 1)),
 }  # fmt: skip
-TASKS = {"vary", "draw", "gradient", "express", "recall", "mask", "forward", "objective", "judge"}
+TASKS = {
+    "vary",
+    "draw",
+    "gradient",
+    "express",
+    "recall",
+    "mask",
+    "forward",
+    "objective",
+    "validate",
+}
 
 
 def found(result: Result) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
     assert {"calibration", "baselines", "select", "checkpoint", "start", TRANSPORT, WAITING} <= set(
         profile.here
     )
-    assert not set(profile.here) & (TASKS - {"judge"})  # the figures at the end are made here
+    assert not set(profile.here) & (TASKS - {"validate"})  # the figures at the end are made here
     assert all(one.nanoseconds >= 0 for one in profile.workers.values())
     bred = 3 * 2  # children in all generations
     assert profile.workers["vary"].calls == bred

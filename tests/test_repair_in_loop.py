@@ -30,7 +30,7 @@ from gaprune.callbacks import Silence
 from gaprune.cli.console import show_result, stdout
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
@@ -86,11 +86,13 @@ def test_the_judge_repairs_on_the_search_calibration_alone(target: Target) -> No
     model = repaired_copy(target, masks, repair(target, masks, evaluator.search.inputs))
     outputs = model(evaluator.validation.inputs)
     assert torch.allclose(
-        evaluator.judged_outputs(mask, evaluator.validation.inputs), outputs, rtol=1e-12
+        evaluator.validation_outputs(mask, evaluator.validation.inputs), outputs, rtol=1e-12
     )
     fitness = float(evaluator.objective.fitness(outputs, evaluator.validation.teacher, None))
-    assert evaluator.judge(mask).fitness == pytest.approx(fitness, rel=1e-9)
-    one_by_one = [evaluator.judged_outputs(mask, row[None]) for row in evaluator.validation.inputs]
+    assert evaluator.validate(mask).fitness == pytest.approx(fitness, rel=1e-9)
+    one_by_one = [
+        evaluator.validation_outputs(mask, row[None]) for row in evaluator.validation.inputs
+    ]
     assert torch.allclose(torch.cat(one_by_one), outputs, rtol=1e-9)
 
 
@@ -100,8 +102,10 @@ def test_strict_answers_stay_strict(target: Target) -> None:
     kept = masked_weights(target.weights, target.layout.split(mask))
     expected = functional_call(target.model, kept, (evaluator.validation.inputs,))
     assert torch.equal(evaluator.outputs(mask, evaluator.validation.inputs), expected)
-    assert torch.equal(evaluator.strict.judged_outputs(mask, evaluator.validation.inputs), expected)
-    assert evaluator.strict.judge(mask) != evaluator.judge(mask)
+    assert torch.equal(
+        evaluator.strict.validation_outputs(mask, evaluator.validation.inputs), expected
+    )
+    assert evaluator.strict.validate(mask) != evaluator.validate(mask)
 
 
 def test_nothing_removed_is_nothing_to_repair(target: Target) -> None:
@@ -109,7 +113,7 @@ def test_nothing_removed_is_nothing_to_repair(target: Target) -> None:
     evaluator = loop_evaluator(target)
     full = torch.ones(target.layout.total, dtype=torch.bool)
     assert evaluator.fitness(full) == pytest.approx(0, abs=1e-12)
-    assert evaluator.judge(full).agreement == 1
+    assert evaluator.validate(full).agreement == 1
 
 
 def matched(dense: Tensor, pruned: Tensor) -> Tensor:
@@ -168,7 +172,7 @@ def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) ->
     hook.remove()
     assert sizes == [20, 20]
     assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
-    bare = Shown(batch.inputs, batch.teacher, None)
+    bare = TeacherBatch(batch.inputs, batch.teacher, None)
     assert torch.equal(evaluator.score_gradient(flat_masks(target), bare), found)
 
 
@@ -230,8 +234,8 @@ def test_a_candidate_that_overflows_loses_and_the_search_goes_on() -> None:
     target = target_of(Steep, (6,))
     evaluator, mask = loop_evaluator(target), torch.ones(target.layout.total, dtype=torch.bool)
     mask[0] = False
-    assert evaluator.fitness(mask) == evaluator.judge(mask).fitness == WORST
-    assert evaluator.judge(~mask | mask).fitness > WORST
+    assert evaluator.fitness(mask) == evaluator.validate(mask).fitness == WORST
+    assert evaluator.validate(~mask | mask).fitness > WORST
 
 
 def tasks_for(evaluator: Evaluator) -> list[Breed | Score | Judge]:
@@ -276,13 +280,13 @@ def test_any_workers_give_the_same_bits(ray_session: None) -> None:
 
 
 def test_what_is_sent_to_workers_stays_small() -> None:
-    """calibration inputs are sent once, and statistics that were measured here not at all."""
+    """Calibration inputs are sent once, and statistics that were measured here not at all."""
     target = target_of(Convolutional, (2, 6, 6))
     evaluator = loop_evaluator(target, count=400)
     strict, fresh = (len(cloudpickle.dumps(one)) for one in (evaluator.strict, evaluator))
     for seed in (1, 2):
         evaluator.fitness(flat_masks(target, seed))
-        evaluator.judge(flat_masks(target, seed))
+        evaluator.validate(flat_masks(target, seed))
     assert fresh < strict + 10_000
     assert (
         abs(len(cloudpickle.dumps(evaluator)) - fresh) < 500
@@ -294,7 +298,7 @@ def test_trying_masks_leaves_the_network_as_it_is(target: Target) -> None:
     evaluator, mask = loop_evaluator(target), flat_masks(target)
     before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
     evaluator.fitness(mask, 0)
-    evaluator.judge(mask)
+    evaluator.validate(mask)
     evaluator.score_gradient(mask, evaluator.draw(8, torch.Generator().manual_seed(1)))
     assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())

@@ -12,7 +12,7 @@ import torch
 from search_cases import random_genes, seeds_of, tiny_evaluator
 from torch import Tensor
 
-from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered, as_mask
 from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
 from gaprune.evolution.genome import Genes, Individual
@@ -25,7 +25,7 @@ from gaprune.workers import SerialWorkers
 EVALUATOR = tiny_evaluator()
 KEEP = 60
 SEEDS = seeds_of(EVALUATOR, KEEP)
-VERDICTS = {one.key: EVALUATOR.judge(one.mask) for one in SEEDS}
+VERDICTS = {one.key: EVALUATOR.validate(one.mask) for one in SEEDS}
 
 
 def plan_of(preset: str, *, front: bool, generations: int = 6) -> Plan:
@@ -74,7 +74,7 @@ def genes_of(one: Individual) -> tuple[Any, ...]:
 def all_of(outcome: Outcome) -> dict[str, Any]:
     """Return everything that a search found, without its time."""
     return {
-        "best": (outcome.best.key, outcome.best.origin, outcome.verdict),
+        "best": (outcome.best.key, outcome.best.origin, outcome.validation_score),
         "population": [genes_of(one) for one in outcome.population],
         "fame": [(one.key, one.origin, one.fitness.values) for one in outcome.hall_of_fame],
         "front": [one.key for one in outcome.front],
@@ -169,8 +169,12 @@ def test_leaders_that_may_have_children_keep_their_genes(tmp_path: Path) -> None
     for leaders in (state.leaders, breeding):
         kept = replace(state, leaders=leaders)
         found = through_disk(kept, plan, tmp_path / str(len(leaders)))
-        for (one, verdict), (before, known) in zip(found.leaders, leaders, strict=True):
-            assert (one.key, one.keep, verdict) == (before.key, before.keep, Verdict(*known))
+        for (one, validation_score), (before, known) in zip(found.leaders, leaders, strict=True):
+            assert (one.key, one.keep, validation_score) == (
+                before.key,
+                before.keep,
+                ValidationScore(*known),
+            )
             assert isinstance(one, Remembered) == isinstance(before, Remembered)
             if isinstance(one, Individual):
                 assert isinstance(before, Individual)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gaprune import InputOptions, prune
 from gaprune.evaluation.batch_pool import BATCHES, BYTES, LEAST, BatchPool, batch_cache_size
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.models.forward import answers
 
 
@@ -40,9 +40,9 @@ def test_the_dense_network_is_asked_once_a_batch() -> None:
     """However often a batch is picked."""
     asked: list[Tensor] = []
 
-    def ask(inputs: Tensor) -> Shown:
+    def ask(inputs: Tensor) -> TeacherBatch:
         asked.append(inputs)
-        return Shown(inputs, inputs, None)
+        return TeacherBatch(inputs, inputs, None)
 
     batch_cache, generator = evaluator_of(4).batch_cache, seeded()
     assert batch_cache is not None

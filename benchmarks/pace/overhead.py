@@ -16,7 +16,7 @@ from benchmarks.pace.clock import pairs_of, seconds_of
 from benchmarks.pace.efficientnet import EfficientNetLite0
 from gaprune.criteria import Network, score
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.masks.budget import keep_total
@@ -101,7 +101,7 @@ def evaluator_of(target: Target, calibration: int) -> Evaluator:
     """Return a evaluator that shows noise, on one rung; speed does not depend on what is shown."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((calibration, *target.inputs.shape), generator=generator)
-    shown = Shown(noise, answers(target.model, noise), None)
+    shown = TeacherBatch(noise, answers(target.model, noise), None)
     return Evaluator(
         model=target.model,
         weights=target.weights,

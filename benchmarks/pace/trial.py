@@ -155,7 +155,7 @@ def scored(
     return Score(
         accuracy=float(accuracy(outputs, outputs, labels)),
         fitness=evaluator.fitness(mask),
-        agreement=evaluator.judge(mask).agreement,
+        agreement=evaluator.validate(mask).agreement,
         evaluations=evaluations,
         per_second=evaluations / seconds,
         seconds=seconds,

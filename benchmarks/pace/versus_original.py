@@ -20,7 +20,7 @@ from benchmarks.cluster.searches import Search, make_search
 from benchmarks.pace.original import Original, OriginalCnn
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import accuracy
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
@@ -224,7 +224,7 @@ class _Watch(Checkpointer, SearchCheckpointer):
         self,
         evolution: Evolution,
         seeds: list[Individual],
-        verdicts: dict[str, Verdict],
+        validation_scores: dict[str, ValidationScore],
         seconds: float,
     ) -> None:
         """Measure the accuracy of the best mask.
@@ -232,7 +232,7 @@ class _Watch(Checkpointer, SearchCheckpointer):
         Raises:
             _ReachedError: it is enough.
         """
-        del seeds, verdicts, seconds
+        del seeds, validation_scores, seconds
         now = time.monotonic()
         self.seconds = now - self._started - self._looked
         best = max(evolution.population, key=lambda one: one.quality)

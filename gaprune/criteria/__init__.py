@@ -24,7 +24,6 @@ __all__ = [
     "CRITERIA",
     "Network",
     "ScoreFunction",
-    "ScoreFunction",
     "find_criterion",
     "read_saliency",
     "score",

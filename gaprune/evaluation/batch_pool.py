@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.generators.mixture import Mixture
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.forward_modes import TeacherBatch
 
 BATCHES = 128
 LEAST = 32  # batches: of fewer, a search learns the inputs by heart
 BYTES = 1 << 27  # that all inputs may take, in every worker
 
-Ask = Callable[[Tensor], Shown]
+Ask = Callable[[Tensor], TeacherBatch]
 """Inputs `[N, …]` from the CPU → the same where the dense network is, with what it answers."""
 
 
@@ -37,11 +37,11 @@ class BatchPool:
     mixture: Mixture
     batches: int
     seed: int
-    _drawn: dict[tuple[int, int, str], Shown] = field(
+    _drawn: dict[tuple[int, int, str], TeacherBatch] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def pick(self, count: int, generator: torch.Generator, ask: Ask, way: str) -> Shown:
+    def pick(self, count: int, generator: torch.Generator, ask: Ask, way: str) -> TeacherBatch:
         """Return one of the batches, with `count` inputs.
 
         Args:

@@ -20,8 +20,8 @@ from gaprune.evaluation.forward_modes import (
     STRICT_FORWARD,
     ForwardMode,
     GuidedForward,
-    Shown,
     StrictForward,
+    TeacherBatch,
 )
 from gaprune.evaluation.objectives import Objective, finite
 from gaprune.evaluation.precision import FULL, gradients, reduced
@@ -34,7 +34,7 @@ from gaprune.profiling import spent
 GROUP = 8  # masks of one forward pass, where several are scored at once
 
 
-class Verdict(NamedTuple):
+class ValidationScore(NamedTuple):
     """How a candidate does on the validation inputs: agreement with the dense network, and its fitness."""
 
     agreement: float
@@ -74,10 +74,10 @@ class Evaluator:
     weights: Mapping[str, Tensor]
     layout: Layout
     objective: Objective
-    search: Shown
-    validation: Shown
+    search: TeacherBatch
+    validation: TeacherBatch
     fresh: Mixture | None
-    pool: Shown | None
+    pool: TeacherBatch | None
     pool_share: float
     rungs: Sequence[int]
     moving: InputSpec | None = None
@@ -236,29 +236,33 @@ class Evaluator:
             return [self.fitness(mask, rung) for mask in group]
         return [self._score(one, shown) for one in outputs[: len(group)]]
 
-    def _score(self, outputs: Tensor, shown: Shown) -> float:
+    def _score(self, outputs: Tensor, shown: TeacherBatch) -> float:
         with spent("objective"):
             wide = outputs.to(shown.teacher.dtype)
             return self.objective.score(wide, shown.teacher, shown.labels)
 
-    def judge(self, mask: Tensor, shown: Shown | None = None) -> Verdict:
+    def validate(self, mask: Tensor, shown: TeacherBatch | None = None) -> ValidationScore:
         """Judge a flat bool mask on the validation inputs, or on other inputs."""
         shown = self.validation if shown is None else shown
-        outputs = self.judged_outputs(mask, shown.inputs)
-        agreement = finite(float(self.objective.judge(outputs, shown.teacher, shown.labels)))
+        outputs = self.validation_outputs(mask, shown.inputs)
+        agreement = finite(float(self.objective.agreement(outputs, shown.teacher, shown.labels)))
         if self.objective.needs_labels and shown.labels is None:
-            return Verdict(agreement, agreement)
-        return Verdict(agreement, self.objective.score(outputs, shown.teacher, shown.labels))
+            return ValidationScore(agreement, agreement)
+        return ValidationScore(
+            agreement, self.objective.score(outputs, shown.teacher, shown.labels)
+        )
 
     def outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
         """Return what the masked network answers as it is, `[N, …]`."""
         return forward(self.model, self._kept(self.spread(mask)), inputs)
 
-    def judged_outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
+    def validation_outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
         """Return what the masked network answers as it is judged, `[N, …]`."""
-        return self.forward_mode.judge(self.model, self._kept(self.spread(mask)), inputs)
+        return self.forward_mode.validation_outputs(
+            self.model, self._kept(self.spread(mask)), inputs
+        )
 
-    def score_gradient(self, mask: Tensor, shown: Shown) -> Tensor:
+    def score_gradient(self, mask: Tensor, shown: TeacherBatch) -> Tensor:
         """Return ∂loss/∂score of a flat bool mask, flat float32 `[total]`.
 
         The straight-through estimator lets the gradient pass the top-k as if it were the identity
@@ -298,9 +302,9 @@ class Evaluator:
             torch.mul(gradient, weight, out=part)
         return flat if self.units is None else self.units.gather(flat, mask.to(self.device))
 
-    def draw(self, count: int, generator: torch.Generator) -> Shown:
+    def draw(self, count: int, generator: torch.Generator) -> TeacherBatch:
         """Draw one batch for a gradient step: generated inputs, held ones, or some of both."""
-        held: list[Shown] = []
+        held: list[TeacherBatch] = []
         fresh: list[Tensor] = []
         pooled = 0
         with reduced(self.precision, self.device):
@@ -318,9 +322,9 @@ class Evaluator:
             batch = self.forward_mode.batch(self.model, _joined(held), new)
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))
 
-    def _answered(self, inputs: Tensor) -> Shown:
+    def _answered(self, inputs: Tensor) -> TeacherBatch:
         inputs = inputs.to(self.device)
-        return Shown(inputs, answers(self.model, inputs), None)
+        return TeacherBatch(inputs, answers(self.model, inputs), None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what is known: it is worth less than its way, and is no part of a evaluator."""
@@ -334,9 +338,9 @@ class Evaluator:
         return masked_weights(self.weights, self.weight_layout.split(mask.to(self.device)))
 
 
-def _joined(parts: Sequence[Shown]) -> Shown | None:
+def _joined(parts: Sequence[TeacherBatch]) -> TeacherBatch | None:
     """Return what is held of a batch as one; only a batch from one place has labels."""
     if len(parts) < 2:
         return parts[0] if parts else None
     inputs = torch.cat([part.inputs for part in parts])
-    return Shown(inputs, torch.cat([part.teacher for part in parts]), None)
+    return TeacherBatch(inputs, torch.cat([part.teacher for part in parts]), None)

@@ -26,7 +26,7 @@ from gaprune.repair import (
 )
 
 
-class Shown(NamedTuple):
+class TeacherBatch(NamedTuple):
     """Inputs with what the dense network answers, computed once.
 
     Attributes:
@@ -42,20 +42,20 @@ class Shown(NamedTuple):
     labels: Tensor | None
     anchors: Anchors | None = None
 
-    def to(self, device: str | torch.device) -> Shown:
+    def to(self, device: str | torch.device) -> TeacherBatch:
         """Return the same on a device; statistics of a batch are measured where it is used."""
         labels = None if self.labels is None else self.labels.to(device)
-        return Shown(self.inputs.to(device), self.teacher.to(device), labels)
+        return TeacherBatch(self.inputs.to(device), self.teacher.to(device), labels)
 
-    def at(self, index: Tensor) -> Shown:
+    def at(self, index: Tensor) -> TeacherBatch:
         """Return those at some places, int64 `[N]`."""
         labels = None if self.labels is None else self.labels[index]
-        return Shown(self.inputs[index], self.teacher[index], labels)
+        return TeacherBatch(self.inputs[index], self.teacher[index], labels)
 
-    def first(self, count: int) -> Shown:
+    def first(self, count: int) -> TeacherBatch:
         """Return the first `count` of them: one rung of the race."""
         labels = None if self.labels is None else self.labels[:count]
-        return Shown(self.inputs[:count], self.teacher[:count], labels)
+        return TeacherBatch(self.inputs[:count], self.teacher[:count], labels)
 
 
 class Step(NamedTuple):
@@ -79,13 +79,17 @@ class ForwardMode(Protocol):
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return its answers on search calibration inputs, `[N, …]`, to be compared with the teacher's."""
 
-    def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def validation_outputs(
+        self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor
+    ) -> Tensor:
         """Return its answers on inputs that no repair may be measured on, `[N, …]`."""
 
-    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: TeacherBatch) -> Step:
         """Return its answers on a batch, differentiable in `leaves`."""
 
-    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+    def batch(
+        self, model: nn.Module, held: TeacherBatch | None, fresh: Tensor | None
+    ) -> TeacherBatch:
         """Make the batch of a gradient step of held inputs, new ones, or both."""
 
 
@@ -101,22 +105,26 @@ class StrictForward:
         """Pass the inputs in chunks."""
         return forward(model, kept, inputs)
 
-    def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def validation_outputs(
+        self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor
+    ) -> Tensor:
         """Pass the inputs in chunks."""
         return forward(model, kept, inputs)
 
-    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: TeacherBatch) -> Step:
         """Pass the batch at once."""
         return Step(functional_call(model, dict(leaves), (batch.inputs,)))
 
-    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+    def batch(
+        self, model: nn.Module, held: TeacherBatch | None, fresh: Tensor | None
+    ) -> TeacherBatch:
         """Ask the dense network about the new inputs; what is held knows its answers."""
         parts = [] if held is None else [held]
         if fresh is not None:
-            parts.append(Shown(fresh, answers(model, fresh), None))
+            parts.append(TeacherBatch(fresh, answers(model, fresh), None))
         if len(parts) == 1:
             return parts[0]
-        return Shown(
+        return TeacherBatch(
             torch.cat([part.inputs for part in parts]),
             torch.cat([part.teacher for part in parts]),
             None,
@@ -157,7 +165,9 @@ class RepairedForward:
         with torch.no_grad():
             return repaired_outputs(model, kept, self._anchored(model, inputs, CHUNK))
 
-    def judge(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def validation_outputs(
+        self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor
+    ) -> Tensor:
         """Repair on the calibration inputs as `repair` does at the end of a run, then pass the inputs.
 
         Raises:
@@ -173,20 +183,22 @@ class RepairedForward:
             return torch.full_like(forward(model, kept, inputs), torch.nan)
         return forward(model, {**kept, **state}, inputs)
 
-    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: TeacherBatch) -> Step:
         """Match the batch by its own statistics; gradients also pass through them."""
         apart: dict[str, Tensor] = {}
         outputs = repaired_outputs(model, leaves, self.anchors(model, batch), apart)
         return Step(outputs, _cost(self.features, apart))
 
-    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+    def batch(
+        self, model: nn.Module, held: TeacherBatch | None, fresh: Tensor | None
+    ) -> TeacherBatch:
         """Show all of it to the dense network once, for its answers and its statistics."""
         parts = [*([] if held is None else [held.inputs]), *([] if fresh is None else [fresh])]
         anchors = self._anchor(model, torch.cat(parts))
         labels = held.labels if held is not None and fresh is None else None
-        return Shown(anchors.inputs, anchors.outputs, labels, anchors)
+        return TeacherBatch(anchors.inputs, anchors.outputs, labels, anchors)
 
-    def anchors(self, model: nn.Module, batch: Shown) -> Anchors:
+    def anchors(self, model: nn.Module, batch: TeacherBatch) -> Anchors:
         """Return the dense network's statistics on a batch, measured unless it brings them."""
         return self._anchor(model, batch.inputs) if batch.anchors is None else batch.anchors
 
@@ -238,7 +250,7 @@ class GuidedForward(StrictForward):
         """Return the same with another part of the corrections left out in steps."""
         return replace(self, fade=fade)
 
-    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: Shown) -> Step:
+    def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: TeacherBatch) -> Step:
         """Correct every site in part, by the statistics of the batch; weigh drift and features.
 
         The drift of a site is measured before it is corrected, behind the sites before it.
@@ -261,7 +273,9 @@ class GuidedForward(StrictForward):
         stated = [cost for cost in costs if cost is not None]
         return Step(outputs, sum(stated[1:], stated[0]) if stated else None)
 
-    def batch(self, model: nn.Module, held: Shown | None, fresh: Tensor | None) -> Shown:
+    def batch(
+        self, model: nn.Module, held: TeacherBatch | None, fresh: Tensor | None
+    ) -> TeacherBatch:
         """Show all of it to the dense network once, for its answers and, if needed, statistics."""
         if self._blind:
             return super().batch(model, held, fresh)

@@ -12,14 +12,14 @@ from torch.func import functional_call
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.evaluation.labelled import check_inputs, check_labelled
-from gaprune.evaluation.objectives import AUTO, Measure, accuracy, find_objective, finite
+from gaprune.evaluation.objectives import AUTO, Metric, accuracy, find_objective, finite
 from gaprune.models.forward import CHUNK, answers
 from gaprune.models.target import Target
 
 ROUNDING = 1e-9  # accuracies are counts over N: 0.98 − 0.97 is more than 0.01 in binary
 
 
-class Score(NamedTuple):
+class HeldOutScore(NamedTuple):
     """How a network does on held-out inputs.
 
     Attributes:
@@ -30,13 +30,13 @@ class Score(NamedTuple):
     accuracy: float | None
     agreement: float
 
-    def loses(self, dense: Score) -> float:
+    def loses(self, dense: HeldOutScore) -> float:
         """Return the accuracy lost since `dense`, or the agreement where there are no labels."""
         if self.accuracy is None or dense.accuracy is None:
             return dense.agreement - self.agreement
         return dense.accuracy - self.accuracy
 
-    def within(self, dense: Score, max_drop: float) -> bool:
+    def within(self, dense: HeldOutScore, max_drop: float) -> bool:
         """Tell whether it loses no more than `max_drop`, a part of 1."""
         return self.loses(dense) <= max_drop + ROUNDING
 
@@ -67,7 +67,7 @@ class HeldOut:
         self._labels = None if samples.labels is None else samples.labels.to(target.device)
         self._teacher = answers(target.model, self._inputs)
         objective = find_objective(AUTO, self._teacher)
-        self._agreement = objective.judge
+        self._agreement = objective.agreement
         if self._labels is not None and objective.name != "kl":
             raise InputError(
                 "held_out: labels are classes, but the network's outputs have shape "
@@ -75,25 +75,25 @@ class HeldOut:
             )
         self.dense = self._score(self._teacher)
 
-    def measure(self, model: nn.Module) -> Score:
+    def measure(self, model: nn.Module) -> HeldOutScore:
         """Measure a network, which may have other layers than the target."""
         return self._score(answers(model, self._inputs))
 
     @torch.no_grad()
-    def measure_with(self, weights: Mapping[str, Tensor]) -> Score:
+    def measure_with(self, weights: Mapping[str, Tensor]) -> HeldOutScore:
         """Measure the target with some of its parameters replaced, by name."""
         replaced, batches = dict(weights), self._inputs.split(CHUNK)
         outputs = [functional_call(self._target.model, replaced, (batch,)) for batch in batches]
         return self._score(torch.cat(outputs))
 
-    def _score(self, outputs: Tensor) -> Score:
+    def _score(self, outputs: Tensor) -> HeldOutScore:
         labelled = self._labels is not None
-        return Score(
+        return HeldOutScore(
             self._part(accuracy, outputs) if labelled else None,
             self._part(self._agreement, outputs),
         )
 
-    def _part(self, measure: Measure, outputs: Tensor) -> float:
+    def _part(self, measure: Metric, outputs: Tensor) -> float:
         """Take a mean over the inputs, of which those without finite outputs count as wrong."""
         sound = outputs.flatten(1).isfinite().all(dim=1)
         if not sound.any():

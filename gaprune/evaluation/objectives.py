@@ -16,7 +16,7 @@ from gaprune import plugins
 from gaprune.errors import InputError, unknown_name
 from gaprune.io.user_code import call_user, load_function
 
-Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Metric = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 WORST = -1e9  # stands for every non-finite value: NaN would win any comparison in selection
 SHARPNESS = 2.0  # factor on logits: the decision counts more than the confidence (benchmarks/)
 
@@ -32,14 +32,14 @@ class Objective:
         name: key of `OBJECTIVES`, or the user's `file.py:function`.
         fitness: larger is better.
         loss: differentiable in the outputs, smaller is better; None for a black box.
-        judge: agreement with the dense network (or the labels), 1 is perfect.
+        agreement: agreement with the dense network (or the labels), 1 is perfect.
         needs_labels: whether it can be computed without labels.
     """
 
     name: str
-    fitness: Measure
-    loss: Measure | None
-    judge: Measure
+    fitness: Metric
+    loss: Metric | None
+    agreement: Metric
     needs_labels: bool = False
 
     def score(self, outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> float:
@@ -52,7 +52,7 @@ def finite(value: float) -> float:
     return max(value, WORST) if math.isfinite(value) else WORST
 
 
-def divergence(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
+def kl_divergence(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
     """KL(teacher ‖ outputs) of sharpened predictions in nats, mean over N; classes on axis 1."""
     log_teacher = functional.log_softmax(SHARPNESS * teacher, dim=1)
     log_outputs = functional.log_softmax(SHARPNESS * outputs, dim=1)
@@ -88,7 +88,7 @@ def _given(labels: Tensor | None) -> Tensor:
     return labels
 
 
-def _minus(measure: Measure) -> Measure:
+def _minus(measure: Metric) -> Metric:
     return lambda outputs, teacher, labels: -measure(outputs, teacher, labels)
 
 
@@ -97,8 +97,8 @@ def _explained(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "kl": Objective("kl", _minus(divergence), divergence, agreement),
-    "agreement": Objective("agreement", agreement, divergence, agreement),
+    "kl": Objective("kl", _minus(kl_divergence), kl_divergence, agreement),
+    "agreement": Objective("agreement", agreement, kl_divergence, agreement),
     "accuracy": Objective("accuracy", accuracy, cross_entropy, agreement, needs_labels=True),
     "logits": Objective("logits", _minus(relative_error), relative_error, agreement),
     "relative-error": Objective(
@@ -127,16 +127,16 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
     classes = teacher.ndim >= 2 and teacher.shape[1] >= 2
     if name == AUTO:
         return OBJECTIVES["kl" if classes and teacher.ndim == 2 else "relative-error"]
-    judge = OBJECTIVES["kl" if classes else "relative-error"].judge
+    agreement_of = OBJECTIVES["kl" if classes else "relative-error"].agreement
     if ":" in name:
-        return black_box(name, load_function(name, "objective"), judge)
+        return black_box(name, load_function(name, "objective"), agreement_of)
     found = OBJECTIVES.get(name)
     if found is None:
-        found = plugins.find(plugins.OBJECTIVES, name, partial(read_objective, judge))
+        found = plugins.find(plugins.OBJECTIVES, name, partial(read_objective, agreement_of))
     if found is None:
         added = plugins.names(plugins.OBJECTIVES, OBJECTIVES)
         raise unknown_name("objective", name, [*OBJECTIVES, *added, AUTO, "FILE.py:FUNCTION"])
-    if found.judge is agreement and not classes:
+    if found.agreement is agreement and not classes:
         raise InputError(
             f"objective: {name!r} compares classes, but the network's outputs have shape "
             f"{tuple(teacher.shape)}; use 'relative-error' or a FILE.py:FUNCTION"
@@ -144,7 +144,7 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
     return found
 
 
-def read_objective(judge: Measure, plugin: plugins.Plugin, held: Any) -> Objective:  # noqa: ANN401
+def read_objective(agreement_of: Metric, plugin: plugins.Plugin, held: Any) -> Objective:  # noqa: ANN401
     """Return the objective that a plug-in is: an `Objective`, or a function as of a file.
 
     Raises:
@@ -152,16 +152,16 @@ def read_objective(judge: Measure, plugin: plugins.Plugin, held: Any) -> Objecti
     """
     if isinstance(held, Objective):
         return replace(held, name=plugin.name)
-    return black_box(plugin.name, plugins.called(plugin, held), judge)
+    return black_box(plugin.name, plugins.called(plugin, held), agreement_of)
 
 
-def black_box(spec: str, function: Callable[..., Any], judge: Measure) -> Objective:
+def black_box(spec: str, function: Callable[..., Any], agreement_of: Metric) -> Objective:
     """Return the objective of a user's function, which has no gradient.
 
     Args:
         spec: what it is called.
         function: `(outputs, teacher, labels) -> float` on CPU tensors, larger is better.
-        judge: of the result.
+        agreement_of: of the result.
     """
 
     def fitness(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
@@ -174,4 +174,4 @@ def black_box(spec: str, function: Callable[..., Any], judge: Measure) -> Object
                 f"objective: {spec} must return one number, got {type(value).__name__}"
             ) from error
 
-    return Objective(spec, fitness, None, judge)
+    return Objective(spec, fitness, None, agreement_of)

@@ -12,7 +12,7 @@ import torch
 from deap import tools
 
 from gaprune.errors import GapruneError
-from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import LARGE, Individual
 from gaprune.evolution.offspring import Newborn
@@ -42,7 +42,9 @@ class _State:
     evaluations: int = 0
     gained: int = 0  # the last generation that improved the best fitness
     best: float = -float("inf")
-    leaders: dict[str, tuple[Individual | Remembered, Verdict]] = field(default_factory=dict)
+    leaders: dict[str, tuple[Individual | Remembered, ValidationScore]] = field(
+        default_factory=dict
+    )
 
 
 class Evolution:
@@ -77,13 +79,15 @@ class Evolution:
         self._one_by_one = workers.count == 1 and plan.layout.total > LARGE
 
     def run(
-        self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict] | None = None
+        self,
+        seeds: Sequence[Individual],
+        validation_scores: Mapping[str, ValidationScore] | None = None,
     ) -> Outcome:
         """Search from seeds until a limit of the plan is met.
 
         Args:
             seeds: the first population is drawn from the best of them.
-            verdicts: mask key → how it does on the validation inputs, where that is known.
+            validation_scores: mask key → how it does on the validation inputs, where that is known.
 
         An interrupt (Ctrl-C) ends the search; what was found until then is returned. A search that
         was restored goes on from there; of the seeds, only the verdicts count then.
@@ -92,7 +96,7 @@ class Evolution:
             if not self.history:
                 self._started = time.monotonic()
                 with spent("select"):
-                    self._begin(seeds, verdicts or {})
+                    self._begin(seeds, validation_scores or {})
             while (stopped := self._limit()) is None:
                 with spent("select"):
                     self.step()
@@ -101,14 +105,16 @@ class Evolution:
             if not self._state.leaders:
                 raise
             stopped = "interrupted"
-        best, verdict = self._choose(verdicts or {})
+        best, validation_score = self._choose(validation_scores or {})
         return Outcome(
             best=best,
-            verdict=verdict,
+            validation_score=validation_score,
             population=self.population,
             hall_of_fame=list(self.hall_of_fame),
             front=[one for one in self._front() if one.key in self._state.leaders],
-            judged={key: verdict for key, (_, verdict) in self._state.leaders.items()},
+            judged={
+                key: validation_score for key, (_, validation_score) in self._state.leaders.items()
+            },
             history=self.history,
             stopped=stopped,
             evaluations=self._state.evaluations,
@@ -154,11 +160,13 @@ class Evolution:
         self._survive([*self.population, *children] if preset.elitist else children)
         self._judge_leaders()
 
-    def _begin(self, seeds: Sequence[Individual], verdicts: Mapping[str, Verdict]) -> None:
+    def _begin(
+        self, seeds: Sequence[Individual], validation_scores: Mapping[str, ValidationScore]
+    ) -> None:
         seeds = self.plan.starts(seeds)
         for one in seeds:
-            if one.key in verdicts:
-                self._state.leaders[one.key] = (one, verdicts[one.key])
+            if one.key in validation_scores:
+                self._state.leaders[one.key] = (one, validation_scores[one.key])
         seeds = self._score(seeds)
         first = self._evaluate(seeds, FIRST_RUNG) if self.plan.preset.races else None
         for index, one in enumerate(seeds):
@@ -269,13 +277,13 @@ class Evolution:
         """Judge the best, or the front, on the validation inputs; whoever cannot be judged leaves."""
         leaders = self._state.leaders
         while new := [one for one in distinct(self._best()) if one.key not in leaders]:
-            verdicts = self.toolbox.map([Judge(one.bits) for one in new])
-            for one, verdict in zip(new, verdicts, strict=True):
-                if isinstance(verdict, FailedTask):
-                    self._leave_out(one.origin, verdict)
+            validation_scores = self.toolbox.map([Judge(one.bits) for one in new])
+            for one, validation_score in zip(new, validation_scores, strict=True):
+                if isinstance(validation_score, FailedTask):
+                    self._leave_out(one.origin, validation_score)
                     self._survive([other for other in self.population if other is not one])
                 else:
-                    leaders[one.key] = (one, verdict)
+                    leaders[one.key] = (one, validation_score)
 
     def _best(self) -> list[Individual]:
         return self._front() or list(tools.selBest(self.population, 1))
@@ -310,9 +318,9 @@ class Evolution:
         if self.plan.phase(state.generation + 1).name == WARMUP:
             return
         alive = {id(one) for one in self.population}
-        for key, (one, verdict) in state.leaders.items():
+        for key, (one, validation_score) in state.leaders.items():
             if isinstance(one, Individual) and id(one) not in alive:
-                state.leaders[key] = Remembered.of(one), verdict
+                state.leaders[key] = Remembered.of(one), validation_score
 
     def _front(self) -> list[Individual]:
         if self.plan.most is None:
@@ -320,7 +328,7 @@ class Evolution:
         front = tools.sortLogNondominated(self.population, len(self.population), True)
         return sorted(front, key=lambda one: one.genes.keep)
 
-    def _choose(self, known: Mapping[str, Verdict]) -> tuple[Individual, Verdict]:
+    def _choose(self, known: Mapping[str, ValidationScore]) -> tuple[Individual, ValidationScore]:
         """Pick the fittest on the validation inputs among those that agree there at least like the baselines.
 
         Fitness tells candidates apart that agree on the same number of inputs, so it decides; the
@@ -330,8 +338,10 @@ class Evolution:
         judged = [pair for pair in leaders if pair[0].keep == self.plan.keep] or leaders
         bar = max((known[one.key].agreement for one, _ in judged if one.key in known), default=0.0)
         eligible = [pair for pair in judged if pair[1].agreement >= bar]
-        best, verdict = max(eligible, key=lambda pair: pair[1].fitness)
-        return best if isinstance(best, Individual) else best.grown(self.plan.layout), verdict
+        best, validation_score = max(eligible, key=lambda pair: pair[1].fitness)
+        return best if isinstance(best, Individual) else best.grown(
+            self.plan.layout
+        ), validation_score
 
     def _limit(self) -> str | None:
         state = self._state

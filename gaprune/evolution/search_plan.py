@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
@@ -143,7 +143,9 @@ class Plan:
     def adopt(self, individual: Individual) -> Individual:
         """Return a seed with the kind of DEAP fitness that this search compares."""
         one = individual
-        return Individual(one.genes, self.layout, one.origin, one.learning_rate, self.fitness, one.bits)
+        return Individual(
+            one.genes, self.layout, one.origin, one.learning_rate, self.fitness, one.bits
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Outcome:
 
     Attributes:
         best: the candidate that does best on the validation inputs among those that led the search.
-        verdict: how it does there.
+        validation_score: how it does there.
         population: the last one.
         hall_of_fame: the best ever on the search calibration inputs.
         front: non-dominated individuals, sparsest first (Pareto only).
@@ -164,11 +166,11 @@ class Outcome:
     """
 
     best: Individual
-    verdict: Verdict
+    validation_score: ValidationScore
     population: list[Individual]
     hall_of_fame: list[Remembered]
     front: list[Individual]
-    judged: dict[str, Verdict]
+    judged: dict[str, ValidationScore]
     history: list[Generation]
     stopped: str
     evaluations: int

@@ -17,7 +17,7 @@ import torch
 from deap import base
 from torch import Tensor
 
-from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Genes, Individual, bits_key
 from gaprune.evolution.search_plan import Plan
@@ -53,19 +53,19 @@ class Snapshot:
     history: tuple[Generation, ...]
     population: tuple[Individual, ...]
     hall_of_fame: tuple[Remembered, ...]
-    leaders: tuple[tuple[Individual | Remembered, Verdict], ...]
+    leaders: tuple[tuple[Individual | Remembered, ValidationScore], ...]
 
     def taken_apart(self) -> tuple[Facts, dict[str, Tensor]]:
         """Return it as plain data and tensors."""
         table = _Table()
         place = {id(one): index for index, one in enumerate(self.population)}
         leaders: list[Facts] = []
-        for one, verdict in self.leaders:
+        for one, validation_score in self.leaders:
             if id(one) in place:
                 facts: Facts = {"in_population": place[id(one)]}
             else:
                 facts = table.mask(one) if isinstance(one, Remembered) else table.genes(one)
-            leaders.append({**facts, **verdict._asdict()})
+            leaders.append({**facts, **validation_score._asdict()})
         facts = {
             **{name: getattr(self, name) for name in _COUNTERS},
             "history": [asdict(record) for record in self.history],
@@ -87,7 +87,7 @@ class Snapshot:
                 population[one["in_population"]]
                 if "in_population" in one
                 else (_remembered if "mask" in one else _individual)(one, tensors, plan),
-                Verdict(one["agreement"], one["fitness"]),
+                ValidationScore(one["agreement"], one["fitness"]),
             )
             for one in facts["leaders"]
         )

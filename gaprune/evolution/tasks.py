@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gaprune.evaluation.evaluator import Evaluator, Verdict
+from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evolution.genome import Genes, held
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.operators import find_crossover, find_mutation
@@ -157,10 +157,10 @@ class Judge:
         """Pack a flat bool mask into a small message."""
         return cls(pack(mask))
 
-    def run(self, evaluator: Evaluator) -> Verdict:
+    def run(self, evaluator: Evaluator) -> ValidationScore:
         """Return agreement and fitness on the validation inputs."""
-        with spent("judge"):
-            return evaluator.judge(unpack(self.bits, evaluator.layout.total))
+        with spent("validate"):
+            return evaluator.validate(unpack(self.bits, evaluator.layout.total))
 
 
 Task = Breed | Score | Judge

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gaprune.calibration.samples import Samples
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.evaluation.held_out import HeldOut, Score
+from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.export.codebooks import Codebook, Codebooks
 from gaprune.masks.supermask import check_masks
 from gaprune.models.target import Target
@@ -110,11 +110,11 @@ class ClusterSweep:
 
         The loss is dense accuracy − accuracy; without labels it is 1 − agreement.
         """
-        dense = Score(self.dense_accuracy, 1.0)
+        dense = HeldOutScore(self.dense_accuracy, 1.0)
         close = [
             point
             for point in self.points
-            if Score(point.accuracy, point.agreement).within(dense, max_drop)
+            if HeldOutScore(point.accuracy, point.agreement).within(dense, max_drop)
         ]
         return min(close, key=lambda point: point.clusters, default=None)
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gaprune.evaluation.evaluator import Evaluator, Verdict
-from gaprune.evaluation.forward_modes import Shown
+from gaprune.evaluation.evaluator import Evaluator, ValidationScore
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evolution.genome import Individual
 from gaprune.models.input_spec import InputSpec
 
@@ -39,7 +39,7 @@ def report_data_of(  # what a run knows at its end
     evaluator: Evaluator,
     spec: InputSpec,
     seeds: Sequence[Individual],
-    verdicts: Mapping[str, Verdict],
+    validation_scores: Mapping[str, ValidationScore],
     best: Individual,
     confusion: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def report_data_of(  # what a run knows at its end
         evaluator: on which the network was pruned.
         spec: what the network takes.
         seeds: the one-shot masks.
-        verdicts: mask key → how each does on the validation inputs.
+        validation_scores: mask key → how each does on the validation inputs.
         best: what was found.
         confusion: see `confusion_of`.
     """
     made = {seed.origin: seed for seed in seeds}
-    first = max(made, key=lambda name: verdicts[made[name].key].agreement, default="")
+    first = max(made, key=lambda name: validation_scores[made[name].key].agreement, default="")
     wanted = dict.fromkeys((*BESIDE, first))
     return {
         "schema": SCHEMA,
@@ -94,7 +94,9 @@ def _kept(evaluator: Evaluator, mask: Tensor) -> list[int]:
     return [int(one.count_nonzero()) for one in evaluator.masks(mask).values()]
 
 
-def _shown(evaluator: Evaluator, spec: InputSpec, shown: Shown, best: Individual) -> dict[str, Any]:
+def _shown(
+    evaluator: Evaluator, spec: InputSpec, shown: TeacherBatch, best: Individual
+) -> dict[str, Any]:
     """Return the first of some inputs, with what the dense and the pruned network answer."""
     inputs, dense = shown.inputs[:SAMPLES], shown.teacher[:SAMPLES]
     said: list[dict[str, Any]] = [{} for _ in inputs]

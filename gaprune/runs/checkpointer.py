@@ -20,7 +20,7 @@ from gaprune.calibration.serialize import plan_apart, plan_together
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.evaluation.evaluator import Verdict
+from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import as_mask
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
@@ -49,13 +49,13 @@ class SavedSearch(NamedTuple):
     Attributes:
         search: its state.
         seeds: the one-shot masks.
-        verdicts: mask key → how a seed does on the validation inputs.
+        validation_scores: mask key → how a seed does on the validation inputs.
         seconds: of the run until then.
     """
 
     search: Snapshot
     seeds: list[Individual]
-    verdicts: dict[str, Verdict]
+    validation_scores: dict[str, ValidationScore]
     seconds: float
 
 
@@ -91,26 +91,26 @@ class SearchCheckpointer:
         if found is None:
             return None
         facts, tensors = found
-        seeds, verdicts = [], {}
+        seeds, validation_scores = [], {}
         for number, one in enumerate(facts["seeds"]):
             mask = unpack(tensors[f"seed/{number}"].numpy(), plan.layout.total)
             seeds.append(plan.adopt(as_mask(mask, plan.layout, one["origin"], plan.keep)))
-            verdicts[seeds[-1].key] = Verdict(one["agreement"], one["fitness"])
+            validation_scores[seeds[-1].key] = ValidationScore(one["agreement"], one["fitness"])
         search = Snapshot.put_together(facts["search"], tensors, plan)
-        return SavedSearch(search, seeds, verdicts, facts["seconds"])
+        return SavedSearch(search, seeds, validation_scores, facts["seconds"])
 
     def note(
         self,
         evolution: Evolution,
         seeds: list[Individual],
-        verdicts: dict[str, Verdict],
+        validation_scores: dict[str, ValidationScore],
         seconds: float,
     ) -> None:
         """Take notice of a generation that has ended; it is written if its turn has come."""
         if self._shelf is None or not self._every:
             return
         with spent("checkpoint"):
-            self._waiting = SavedSearch(evolution.snapshot(), seeds, verdicts, seconds)
+            self._waiting = SavedSearch(evolution.snapshot(), seeds, validation_scores, seconds)
             self._stream(self._waiting.search.history)
             if self._waiting.search.generation % self._every == 0:
                 self.flush()
@@ -124,8 +124,8 @@ class SearchCheckpointer:
 
     def _write(self, waiting: SavedSearch, shelf: CheckpointFolder, run_directory: OpenRun) -> None:
         search, tensors = waiting.search.taken_apart()
-        verdicts = waiting.verdicts
-        seeds = [{"origin": s.origin, **verdicts[s.key]._asdict()} for s in waiting.seeds]
+        validation_scores = waiting.validation_scores
+        seeds = [{"origin": s.origin, **validation_scores[s.key]._asdict()} for s in waiting.seeds]
         # copied: a seed may be a leader as well, and tensors in a file share no memory
         masks = [torch.from_numpy(seed.bits.copy()) for seed in waiting.seeds]
         tensors |= {f"seed/{number}": mask for number, mask in enumerate(masks)}

@@ -53,7 +53,7 @@ class FinalMetrics:
             done = repair(self.target, masks, evaluator.nearest)
             model = repaired_copy(self.target, masks, done)
             outputs = answers(model, validation.inputs)
-            found = evaluator.objective.judge(outputs, validation.teacher, validation.labels)
+            found = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)
             agreement = finite(float(found))
             held_out = None if self.test is None else HeldOut(self.target, self.test)
             tested = None if held_out is None else held_out.measure(model).accuracy
@@ -85,6 +85,6 @@ class FinalMetrics:
             rows["pruned"] = float(accuracy(pruned, dense, labels))
             confusion = confusion_of(labels, dense=dense, pruned=pruned)
             for seed in seeds:
-                outputs = evaluator.judged_outputs(seed.mask, inputs)
+                outputs = evaluator.validation_outputs(seed.mask, inputs)
                 rows[seed.origin] = float(accuracy(outputs, dense, labels))
         return rows, confusion

@@ -263,7 +263,7 @@ class _Tries:
                 density = math.sqrt(low * high)
                 shown = evaluator.validation.first(GLANCED)
                 found = [
-                    evaluator.judge(_cut(one, span, span.at(density)), shown).agreement
+                    evaluator.validate(_cut(one, span, span.at(density)), shown).agreement
                     for one in seeds
                 ]
                 if 1 - max(found) <= self.drop + ROUNDING:

@@ -15,7 +15,7 @@ from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
 from gaprune.criteria import Network
 from gaprune.errors import GapruneError
-from gaprune.evaluation.evaluator import Evaluator, Verdict
+from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
@@ -35,7 +35,7 @@ from gaprune.runs.warnings import advise, doubts
 from gaprune.workers import FailedTask, WorkerOptions, Workers, open_workers
 from gaprune.workers.serial import torch_threads
 
-Judged = tuple[list[Individual], dict[str, Verdict]]
+Judged = tuple[list[Individual], dict[str, ValidationScore]]
 """The one-shot masks, and mask key → how each does on the validation inputs."""
 
 CRITERION_INPUTS = 256  # inputs shown to the criteria that need some
@@ -125,10 +125,10 @@ class PruningRun:
     def tested(self, test: Samples, *, interrupted: bool) -> Result:
         """Return the result of a run that has ended once more, measured on labelled inputs."""
         self.test = test
-        seeds, verdicts, outcome = self._found
+        seeds, validation_scores, outcome = self._found
         if interrupted and outcome is not None:
             outcome = replace(outcome, stopped="interrupted")
-        return self._result(self.evaluator, self.shown[0], seeds, verdicts, outcome)
+        return self._result(self.evaluator, self.shown[0], seeds, validation_scores, outcome)
 
     def result(self) -> Result:
         """Do it all, or what is left of it."""
@@ -142,13 +142,15 @@ class PruningRun:
             checkpointer.watch(),
             open_workers(evaluator, WorkerOptions.of(settings), self.observer.warning) as workers,
         ):
-            verdicts = self._judge_baselines(seeds, workers) if kept is None else kept.verdicts
-            seeds = [seed for seed in seeds if seed.key in verdicts]
-            outcome = self._search(workers, checkpointer, kept, (seeds, verdicts))
+            validation_scores = (
+                self._judge_baselines(seeds, workers) if kept is None else kept.validation_scores
+            )
+            seeds = [seed for seed in seeds if seed.key in validation_scores]
+            outcome = self._search(workers, checkpointer, kept, (seeds, validation_scores))
         if outcome is not None:
             self._warn_if_parted(outcome)
-        self._found = seeds, verdicts, outcome
-        return self._result(evaluator, plan, seeds, verdicts, outcome)
+        self._found = seeds, validation_scores, outcome
+        return self._result(evaluator, plan, seeds, validation_scores, outcome)
 
     def seeds(self) -> list[Individual]:
         """Make every baseline at this budget; they seed the search and are what it must beat.
@@ -177,25 +179,29 @@ class PruningRun:
         )
         return [Individual(one.genes, evaluator.layout, one.name) for one in found]
 
-    def _judge_baselines(self, seeds: list[Individual], workers: Workers) -> dict[str, Verdict]:
+    def _judge_baselines(
+        self, seeds: list[Individual], workers: Workers
+    ) -> dict[str, ValidationScore]:
         """Judge the seeds on the validation inputs; those that take down their workers are left out."""
-        found: list[Verdict | FailedTask] = workers.run([Judge.of(seed.mask) for seed in seeds])
-        verdicts = {}
-        for seed, verdict in zip(seeds, found, strict=True):
-            if isinstance(verdict, FailedTask):
+        found: list[ValidationScore | FailedTask] = workers.run(
+            [Judge.of(seed.mask) for seed in seeds]
+        )
+        validation_scores = {}
+        for seed, validation_score in zip(seeds, found, strict=True):
+            if isinstance(validation_score, FailedTask):
                 self.observer.warning(
                     f"{seed.origin} is left out, its mask took down the worker that judged it "
-                    f"{verdict.attempts} times ({verdict.why})"
+                    f"{validation_score.attempts} times ({validation_score.why})"
                 )
                 continue
-            self.observer.baseline(seed.origin, BaselineScore(verdict.agreement))
-            verdicts[seed.key] = verdict
-        if not verdicts:
+            self.observer.baseline(seed.origin, BaselineScore(validation_score.agreement))
+            validation_scores[seed.key] = validation_score
+        if not validation_scores:
             raise GapruneError(
                 "workers: every mask takes down the worker that judges it, as the warnings say; "
                 "try --workers 1 to see it happen here"
             )
-        return verdicts
+        return validation_scores
 
     def _kept(self, checkpointer: SearchCheckpointer) -> SavedSearch | None:
         """Return what an earlier process kept of this search, and say from where it goes on."""
@@ -206,7 +212,7 @@ class PruningRun:
             return None
         self.earlier = kept.seconds
         for seed in kept.seeds:
-            score = BaselineScore(kept.verdicts[seed.key].agreement)
+            score = BaselineScore(kept.validation_scores[seed.key].agreement)
             self.observer.baseline(seed.origin, score)
         self.observer.phase("resume", f"generation {kept.search.generation} was kept")
         return kept
@@ -224,17 +230,17 @@ class PruningRun:
             return None
         self.observer.phase("search", preset.description)
         plan = make_plan(self.target, settings, preset)
-        seeds, verdicts = judged
+        seeds, validation_scores = judged
 
         def report(record: Generation) -> None:
-            checkpointer.note(evolution, seeds, verdicts, self.seconds)
+            checkpointer.note(evolution, seeds, validation_scores, self.seconds)
             self.observer.generation(record, plan.limits.generations)
 
         evolution = Evolution(plan, workers, report, self.observer.warning)
         if kept is not None:
             evolution.restore(kept.search)
         if preset.seeding == "baselines":
-            return evolution.run(seeds, verdicts)
+            return evolution.run(seeds, validation_scores)
         genes = kaiming_population(
             plan.layout, settings.sparsity, settings.scope, plan.population, self.generator
         )
@@ -243,7 +249,7 @@ class PruningRun:
     def _warn_if_parted(self, outcome: Outcome) -> None:
         """Say when the search still gains while the validation inputs loses: it has learnt its own calibration inputs."""
         settings = self.settings
-        with spent("judge"), torch_threads(settings.threads_per_worker):
+        with spent("validate"), torch_threads(settings.threads_per_worker):
             advice = advise(
                 outcome, self.evaluator, settings.sparsity, self.agreed, front=settings.pareto
             )
@@ -255,15 +261,15 @@ class PruningRun:
         evaluator: Evaluator,
         plan: CalibrationSet,
         seeds: list[Individual],
-        verdicts: dict[str, Verdict],
+        validation_scores: dict[str, ValidationScore],
         outcome: Outcome | None,
     ) -> Result:
         settings = self.settings
         best = outcome.best if outcome else self._asked(seeds)
         strict = evaluator.strict
-        with spent("judge"), torch_threads(settings.threads_per_worker):
-            search = strict.judge(best.mask, evaluator.search).agreement
-            validation = strict.judge(best.mask, evaluator.validation).agreement
+        with spent("validate"), torch_threads(settings.threads_per_worker):
+            search = strict.validate(best.mask, evaluator.search).agreement
+            validation = strict.validate(best.mask, evaluator.validation).agreement
         interrupted = outcome is not None and outcome.stopped == "interrupted"
         figures = FinalMetrics(self.target, settings, self.test, self.observer, evaluator, best)
         tested, confusion = figures.tested([] if interrupted else seeds)
@@ -280,7 +286,9 @@ class PruningRun:
             accuracy=tested.get("pruned"),
             dense_accuracy=tested.get("dense"),
             baselines={
-                seed.origin: BaselineScore(verdicts[seed.key].agreement, tested.get(seed.origin))
+                seed.origin: BaselineScore(
+                    validation_scores[seed.key].agreement, tested.get(seed.origin)
+                )
                 for seed in seeds
             },
             provenance=plan.provenance,
@@ -301,7 +309,7 @@ class PruningRun:
             else (),
             front_masks=[evaluator.masks(one.mask) for one in outcome.front] if outcome else (),
             report_data=report_data_of(
-                evaluator, self.target.inputs, seeds, verdicts, best, confusion
+                evaluator, self.target.inputs, seeds, validation_scores, best, confusion
             ),
         )
 

@@ -18,7 +18,7 @@ from gaprune.evaluation.forward_modes import (
     ForwardMode,
     GuidedForward,
     RepairedForward,
-    Shown,
+    TeacherBatch,
 )
 from gaprune.evaluation.objectives import Objective, find_objective
 from gaprune.evolution.gradient import Refinement
@@ -144,7 +144,9 @@ def _filled(value: T | None) -> T:
     return value
 
 
-def _check_objective(objective: Objective, search: Shown, preset: Preset, *, evolved: bool) -> None:
+def _check_objective(
+    objective: Objective, search: TeacherBatch, preset: Preset, *, evolved: bool
+) -> None:
     if objective.needs_labels and search.labels is None:
         raise InputError(
             f"objective: {objective.name!r} needs labelled calibration inputs and these have no labels; "
@@ -170,7 +172,7 @@ def _answering(target: Target, settings: Settings, nearest: Tensor) -> ForwardMo
     )
 
 
-def _shown(target: Target, samples: Samples) -> Shown:
+def _shown(target: Target, samples: Samples) -> TeacherBatch:
     inputs = samples.inputs.to(target.device)
     labels = None if samples.labels is None else samples.labels.to(target.device)
-    return Shown(inputs, answers(target.model, inputs), labels)
+    return TeacherBatch(inputs, answers(target.model, inputs), labels)

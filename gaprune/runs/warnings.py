@@ -40,7 +40,7 @@ def doubt(evaluator: Evaluator) -> str | None:
     Returns:
         The warning, or None where the validation inputs tells networks apart, or compares no classes.
     """
-    if evaluator.objective.judge is not agreement:
+    if evaluator.objective.agreement is not agreement:
         return None
     named = evaluator.validation.teacher.argmax(1).flatten()
     often = int(named.mode().values)
@@ -74,11 +74,11 @@ def advise(
     if not known or front:  # interrupted before the first population was complete
         return None
     leader = max(known, key=lambda one: one.quality)
-    reached, returned = outcome.judged[leader.key].agreement, outcome.verdict.agreement
+    reached, returned = outcome.judged[leader.key].agreement, outcome.validation_score.agreement
     if outcome.stopped != "validation" and returned - reached <= PARTED:
         agreed.append(sparsity)
         return None
-    best = max(verdict.agreement for verdict in outcome.judged.values())
+    best = max(validation_score.agreement for validation_score in outcome.judged.values())
     held = max((one for one in agreed if one < sparsity), default=None)
     ending = (
         "which is returned"
@@ -88,7 +88,7 @@ def advise(
     return (
         f"the search and the validation inputs part at sparsity {sparsity}: don't go further"
         f"{'' if held is None else f' (at {held} they did not part)'}; the best on the search "
-        f"calibration inputs agrees {evaluator.judge(leader.mask, evaluator.search).agreement:.1%} there and "
+        f"calibration inputs agrees {evaluator.validate(leader.mask, evaluator.search).agreement:.1%} there and "
         f"{reached:.1%} on the validation inputs, an earlier one {best:.1%} on the validation inputs, {ending}; more "
         "search on these calibration inputs does harm"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.sparsity_report import SparsityReport, report_of_masks
 from gaprune.errors import InputError
-from gaprune.evaluation.held_out import HeldOut, Score
+from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.masks.budget import check_sparsity
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target
@@ -89,9 +89,9 @@ class ThresholdSweep:
         The loss is that of accuracy, or of agreement without labels; None where already the
         smallest threshold loses more.
         """
-        within, dense = None, Score(self.dense_accuracy, 1.0)
+        within, dense = None, HeldOutScore(self.dense_accuracy, 1.0)
         for point in self.points:
-            if not Score(point.accuracy, point.agreement).within(dense, max_drop):
+            if not HeldOutScore(point.accuracy, point.agreement).within(dense, max_drop):
                 break
             within = point
         return within

@@ -15,7 +15,7 @@ from gaprune.calibration.generators.procedural import procedural
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer, Silence
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.evaluation.held_out import HeldOut, Score
+from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, Latencies, Timed, time_all
 from gaprune.evaluation.runtimes import RUNTIMES, Subject
@@ -172,7 +172,7 @@ class _Onnx(nn.Module):
         return torch.from_numpy(self._session(inputs))
 
 
-def _score(model: nn.Module, dense: Target) -> tuple[Score | None, str | None, str | None]:
+def _score(model: nn.Module, dense: Target) -> tuple[HeldOutScore | None, str | None, str | None]:
     """Return agreement and accuracy, on which inputs, and why there are none."""
     samples = zoo_test(dense)
     if samples is None:
