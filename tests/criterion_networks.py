@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria import Network
+from gaprune.criteria import DenseNetwork
 from gaprune.masks.supermask import Layout
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.zoo.networks import LeNet, MobileStudent
@@ -43,7 +43,7 @@ def network_of(
     spec: InputSpec,
     dtype: torch.dtype = torch.float32,
     vectors: bool = False,
-) -> Network:
+) -> DenseNetwork:
     """Build an untrained, frozen network of seeded weights; vectors are prunable on demand."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -54,7 +54,7 @@ def network_of(
                 nn.init.uniform_(module.get_buffer("running_var"), 0.2, 2)
     parameters = model.named_parameters()
     weights = {name: p.detach() for name, p in parameters if vectors or p.ndim > 1}
-    return Network(model, weights, Layout.of(weights), spec)
+    return DenseNetwork(model, weights, Layout.of(weights), spec)
 
 
 VECTOR = InputSpec((4,), "vector")
@@ -62,7 +62,7 @@ IMAGE = InputSpec((1, 28, 28), "image")
 TOKENS = InputSpec((5,), "tokens", vocabulary=11)
 
 
-def tiny() -> Network:
+def tiny() -> DenseNetwork:
     """Return a smooth two-layer classifier in float64: 4 → 5 → 3, 35 weights."""
     return network_of(
         lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), VECTOR, torch.float64
@@ -74,7 +74,7 @@ def tiny_calibration(count: int = 40) -> Tensor:
     return torch.randn(count, 4, generator=seeded(1), dtype=torch.float64)
 
 
-CASES: dict[str, tuple[Callable[[], Network], Callable[[], Tensor]]] = {
+CASES: dict[str, tuple[Callable[[], DenseNetwork], Callable[[], Tensor]]] = {
     "lenet": (
         lambda: network_of(LeNet, IMAGE),
         lambda: torch.rand(20, 1, 28, 28, generator=seeded()),

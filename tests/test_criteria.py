@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
-from gaprune.criteria import CRITERIA, Network, score
+from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.criteria.flow import linearised, synaptic_flow
 from gaprune.criteria.weights_only import erk_factor, lamp_scores
 from gaprune.errors import GapruneError, InputError
@@ -47,7 +47,7 @@ def test_every_criterion_on_every_architecture(name: str, case: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.model.modules())
 
 
-def pruned_by_torch(network: Network, prune_all: Callable[[list[nn.Module]], None]) -> Tensor:
+def pruned_by_torch(network: DenseNetwork, prune_all: Callable[[list[nn.Module]], None]) -> Tensor:
     """Return the flat mask that `torch.nn.utils.prune` leaves on the weights of a network."""
     owners = [network.model.get_submodule(name.rpartition(".")[0]) for name in network.weights]
     prune_all(owners)

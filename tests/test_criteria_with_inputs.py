@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from gaprune.criteria import CRITERIA, Network, score
+from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.criteria.activations import input_energies
 from gaprune.criteria.gradients import TAYLOR_BATCH, pseudo_label_loss
 from gaprune.criteria.weights_only import lamp_scores
@@ -20,7 +20,7 @@ from gaprune.models.input_spec import InputSpec
 
 
 def mean_loss(
-    network: Network, flat: Tensor, calibration: Tensor, temperature: float = 1.0
+    network: DenseNetwork, flat: Tensor, calibration: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """Return the mean cross-entropy at other weights against the dense network's own classes."""
     labels = network.model(calibration).argmax(1)

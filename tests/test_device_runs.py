@@ -29,7 +29,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Silence
 from gaprune.comparison import Data, compare_target
 from gaprune.config import make_settings
-from gaprune.criteria import CRITERIA, Network, score
+from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.pruned_network import find_target
 from gaprune.io.atomic_folder import read_checkpoint
@@ -68,13 +68,13 @@ class Tokens(nn.Module):
 def normed() -> Target:
     """Return a network of vectors with a BatchNorm."""
     target = target_of(lambda: Perceptron(norm=True), (6,), double=False)
-    return replace(target, inputs=InputSpec((6,), "vector"))
+    return replace(target, network=replace(target.network, inputs=InputSpec((6,), "vector")))
 
 
 def small_images() -> Target:
     """Return a network of images with BatchNorms."""
     target = target_of(Convolutional, (2, 5, 5), double=False)
-    return replace(target, inputs=InputSpec((2, 5, 5), "image"))
+    return replace(target, network=replace(target.network, inputs=InputSpec((2, 5, 5), "image")))
 
 
 def sequences(*, causal: bool) -> Target:
@@ -204,8 +204,8 @@ def test_every_criterion_scores_the_same_there(kind: str, name: str) -> None:
         assert torch.equal(found.cpu(), expected)
 
 
-def _seen(target: Target) -> Network:
-    return Network(target.model, target.weights, target.layout, target.inputs)
+def _seen(target: Target) -> DenseNetwork:
+    return DenseNetwork(target.model, target.weights, target.layout, target.inputs)
 
 
 def test_a_comparison_gives_the_same_rows() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import gaprune.runs.prune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune
 from gaprune.callbacks import Silence
-from gaprune.criteria import CRITERIA, Network, score
+from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Supermask, global_mask, layered_mask
 from gaprune.records import BaselineScore, Generation
@@ -147,7 +147,7 @@ def test_a_one_shot_method_gives_its_own_mask(method: str, scope: str) -> None:
     """The mask is that of the criterion's scores; nothing is searched, and the result says so."""
     result = run(method=method, scope=scope)
     target = result.target
-    network = Network(target.model, target.weights, target.layout, target.inputs)
+    network = DenseNetwork(target.model, target.weights, target.layout, target.inputs)
     scores = score(method, network, None, seeded(), density=1 - 0.7)
     if scope == "layer":
         expected = layered_mask(scores, target.layout, uniform_counts(target.layout, 0.7))

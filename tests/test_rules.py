@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.comparison.methods.torch_rules import Rule, matching, prune_by_rules
-from gaprune.criteria import CRITERIA, Criterion, Network, score
+from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, score
 from gaprune.errors import InputError
 from gaprune.masks.supermask import attach, bake, detach
 from gaprune.models.target import InputOptions, Target, target_from_module
@@ -320,7 +320,7 @@ def test_a_later_rule_scores_the_network_that_is_left() -> None:
     )
     model = TARGET.masked_copy(first)
     weights = {name: model.get_parameter(name).detach() for name in WEIGHTS}
-    network = Network(model, weights, TARGET.layout, TARGET.inputs)
+    network = DenseNetwork(model, weights, TARGET.layout, TARGET.inputs)
     scores = TARGET.layout.split(score("snip", network, calibration, seeded()))["fc1.weight"]
     gone = first["fc1.weight"] & ~masks["fc1.weight"]
     assert int(gone.sum()) == 30
@@ -333,7 +333,7 @@ def test_a_criterion_of_ones_own_works_with_every_rule(
 ) -> None:
     """Registered under a name; negative scores rank slices as raised ones do."""
 
-    def shifted(network: Network, *_: object) -> Tensor:
+    def shifted(network: DenseNetwork, *_: object) -> Tensor:
         return network.flat.abs() + offset
 
     entry = Criterion("mine", shifted, False, False, "here", "|w| and a constant")

@@ -204,7 +204,9 @@ def target_of(ranked: tuple[int, ...] = tuple(range(3, 11))) -> Target:
         target = target_from_module(Attention(), inputs=InputOptions((9,)))
     assert target.inputs.words is not None
     words = replace(target.inputs.words, ranked=ranked, start=1 if ranked else None)
-    return replace(target, inputs=replace(target.inputs, words=words))
+    return replace(
+        target, network=replace(target.network, inputs=replace(target.inputs, words=words))
+    )
 
 
 def test_a_target_knows_its_own_embedding() -> None:
@@ -256,7 +258,9 @@ def test_the_embedding_travels_once() -> None:
     """A packed evaluator is hardly larger for what is known, and draws the same where it arrives."""
     target = target_from_module(wide(), inputs=InputOptions((9,)))
     words = replace(target.inputs.words or Words(), ranked=tuple(range(3, 5000)), start=1)
-    target = replace(target, inputs=replace(target.inputs, words=words))
+    target = replace(
+        target, network=replace(target.network, inputs=replace(target.inputs, words=words))
+    )
     chosen = resolve_settings(make_settings(TINY), find_preset("default"), target)
     plan = make_calibration_set(target, chosen, seeded())
     evaluator = make_evaluator(target, chosen, find_preset("default"), plan)

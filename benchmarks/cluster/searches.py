@@ -8,7 +8,7 @@ from typing import Any
 
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
-from gaprune.criteria import Network
+from gaprune.criteria import DenseNetwork
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution, Outcome, Plan
 from gaprune.evolution.genome import Individual
@@ -51,7 +51,7 @@ def make_search(target: str, **settings: Any) -> Search:
     run = PruningRun(load_target(target), make_settings(NOISE | settings), None, Silence())
     evaluator = run.evaluator
     found = baselines(
-        Network(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs),
+        DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs),
         evaluator.nearest,
         run.settings.sparsity,
         run.settings.scope,

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.networks.resnet20 import ResNet20
 from benchmarks.pace.clock import pairs_of, seconds_of
 from benchmarks.pace.efficientnet import EfficientNetLite0
-from gaprune.criteria import Network, score
+from gaprune.criteria import DenseNetwork, score
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import AUTO, find_objective
@@ -119,7 +119,7 @@ def evaluator_of(target: Target, calibration: int) -> Evaluator:
 def _variants(evaluator: Evaluator, target: Target) -> list[Genes]:
     """Return genes around the magnitudes' with counts of their own, as a search has them."""
     generator = torch.Generator().manual_seed(0)
-    network = Network(evaluator.model, evaluator.weights, evaluator.layout, target.inputs)
+    network = DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, target.inputs)
     keep = keep_total(evaluator.layout, SPARSITY)
     base = seed_genes(
         score("magnitude", network, None, generator), evaluator.layout, keep, "allocated"

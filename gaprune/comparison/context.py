@@ -18,7 +18,7 @@ from gaprune.comparison.methods.training import Training
 from gaprune.comparison.ranking import RankedUnits, kind_of
 from gaprune.comparison.rows import Row
 from gaprune.config import Settings, make_settings
-from gaprune.criteria import Network
+from gaprune.criteria import DenseNetwork
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.tasks import derive_seed
@@ -119,10 +119,10 @@ class ComparisonContext:
         """Return the inputs shown to criteria, `[N, …]`."""
         return self.evaluator(seed).nearest[:CRITERION_INPUTS]
 
-    def network(self) -> Network:
+    def network(self) -> DenseNetwork:
         """Return the dense network as criteria see it."""
         target = self.target
-        return Network(target.model, target.weights, target.layout, target.inputs)
+        return DenseNetwork(target.model, target.weights, target.layout, target.inputs)
 
     def lessons(self) -> Samples:
         """Return the training data.

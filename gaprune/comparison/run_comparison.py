@@ -153,7 +153,8 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
             "the value range of the inputs is not stated; 0 to 1 is assumed "
             "(--range LOW,HIGH or --mean and --std say it)"
         )
-        target = replace(target, inputs=replace(target.inputs, assumed=False))
+        inputs = replace(target.inputs, assumed=False)
+        target = replace(target, network=replace(target.network, inputs=inputs))
     contest = ComparisonContext(
         target=target,
         settings=question.settings,

@@ -15,17 +15,18 @@ from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wan
 from gaprune.criteria.correlation import correlation
 from gaprune.criteria.flow import synflow
 from gaprune.criteria.gradients import grasp, snip, taylor
-from gaprune.criteria.network import Network, ScoreFunction
+from gaprune.criteria.network import ScoreFunction
 from gaprune.criteria.weights_only import erk, lamp, magnitude, random
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
+from gaprune.models.network import DenseNetwork
 
 __all__ = [
     "CRITERIA",
-    "Network",
+    "DenseNetwork",
     "ScoreFunction",
     "find_criterion",
-    "read_saliency",
+    "read_criterion",
     "score",
     "score_with",
 ]
@@ -190,7 +191,7 @@ def read_criterion(plugin: plugins.Plugin, held: Any) -> Criterion:  # noqa: ANN
 
 def score(
     name: str,
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     generator: torch.Generator,
     density: float | None = None,
@@ -217,7 +218,7 @@ def score(
 
 def score_with(
     criterion: Criterion,
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     generator: torch.Generator,
     density: float | None = None,

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from gaprune.criteria.network import Network, batches, checked, fitting
+from gaprune.criteria.network import batches, checked, fitting
 from gaprune.criteria.weights_only import lamp_scores
+from gaprune.models.network import DenseNetwork
 
 LIVE = 6  # times the largest activation that measuring holds at once, squares in float64 among it
 
@@ -20,7 +21,7 @@ ROOT = 0.5  # exponent of ‖x‖ where calibration inputs may be far from the n
 
 
 def wanda(
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -39,7 +40,7 @@ def wanda(
 
 
 def wanda_rows(
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -55,7 +56,7 @@ def wanda_rows(
 
 
 def lamp_wanda(
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -72,7 +73,7 @@ def lamp_wanda(
 
 
 def lamp_wanda_rows(
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -82,7 +83,7 @@ def lamp_wanda_rows(
     return _in_lamp_counts(network, {name: _row_ranks(one) for name, one in products.items()})
 
 
-def _in_lamp_counts(network: Network, orders: Mapping[str, Tensor]) -> Tensor:
+def _in_lamp_counts(network: DenseNetwork, orders: Mapping[str, Tensor]) -> Tensor:
     """Hand out each layer's LAMP scores in the order of the sizes in `orders`, flat float32."""
     scores = {}
     for name, order in orders.items():
@@ -102,7 +103,7 @@ def _row_ranks(product: Tensor) -> Tensor:
 
 
 def _products(
-    network: Network, calibration: Tensor | None, exponent: float = 1.0
+    network: DenseNetwork, calibration: Tensor | None, exponent: float = 1.0
 ) -> dict[str, Tensor]:
     """Return w·‖x‖₂ to the exponent, float64; w where the inputs cannot be seen."""
     shown = checked(calibration)
@@ -114,7 +115,7 @@ def _products(
     }
 
 
-def input_energies(network: Network, calibration: Tensor | None) -> dict[str, Tensor]:
+def input_energies(network: DenseNetwork, calibration: Tensor | None) -> dict[str, Tensor]:
     """Return Σ x² over calibration inputs and positions for every weight: name → its shape, float64.
 
     Linear, convolution (transposed too), embedding and multi-head attention weights are found by
@@ -155,7 +156,7 @@ def _widest(model: nn.Module, example: Tensor) -> int:
 class _Recorder:
     """Forward pre-hooks that add up squared inputs while the model runs."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: DenseNetwork) -> None:
         self.energies: dict[str, Tensor] = {}
         self._names = {id(network.model.get_parameter(name)): name for name in network.weights}
         self._busy = False  # measuring runs the module once more, and with it this hook

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from gaprune.criteria.layer_inputs import Shape
-from gaprune.criteria.network import Network
 from gaprune.criteria.responses import Response, respond
+from gaprune.models.network import DenseNetwork
 
 # A round removes one in so many of the weights that a channel has left. Inputs that vary together
 # (neighbouring pixels) can each be missed, but not all at once: with 64, mnist-mlp at 0.95 falls
@@ -28,7 +28,10 @@ NOISE = 1e-12  # of a channel's variance: below, it is rounding
 
 
 def correlation(
-    network: Network, calibration: Tensor | None, _density: float | None, generator: torch.Generator
+    network: DenseNetwork,
+    calibration: Tensor | None,
+    _density: float | None,
+    generator: torch.Generator,
 ) -> Tensor:
     """Rank weights by the damage that their removal does to the correlation of their channel.
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaprune.criteria.network import Network
 from gaprune.errors import GapruneError
 from gaprune.masks.supermask import top_k_mask
 from gaprune.models.macs import macs_per_input
+from gaprune.models.network import DenseNetwork
 
 ROUNDS = 100  # as in the experiments of Tanaka et al. 2020
 FEWEST_ROUNDS = 30
@@ -23,7 +23,10 @@ SEQUENCE_WORK = 1e9  # multiply-adds of one forward pass on sequences
 
 
 def synflow(
-    network: Network, _calibration: Tensor | None, density: float | None, generator: torch.Generator
+    network: DenseNetwork,
+    _calibration: Tensor | None,
+    density: float | None,
+    generator: torch.Generator,
 ) -> Tensor:
     """Rank weights by iterative synaptic flow (Tanaka et al. 2020, algorithm 1), in float64.
 
@@ -83,7 +86,7 @@ def linearised(model: nn.Module) -> dict[str, Tensor]:
 
 
 def synaptic_flow(
-    network: Network, state: dict[str, Tensor], weights: Tensor, inputs: Tensor
+    network: DenseNetwork, state: dict[str, Tensor], weights: Tensor, inputs: Tensor
 ) -> Tensor:
     """Return ∂R/∂θ ⊙ θ (eq. 1), flat `[total]`, for R the sum of all outputs (eq. 2).
 
@@ -105,7 +108,7 @@ def synaptic_flow(
     return (gradient * weights).abs()
 
 
-def _ones(network: Network, generator: torch.Generator) -> Tensor:
+def _ones(network: DenseNetwork, generator: torch.Generator) -> Tensor:
     """Return the all-ones input of the paper `[1, ...]`; for tokens, sequences of shuffled ids.
 
     Ids cannot be all ones: instead every id of the vocabulary appears once (as many as fit into
@@ -128,11 +131,11 @@ def _worst_first(indices: Tensor, flow: Tensor) -> Tensor:
     return indices.flip(0)[order]
 
 
-def _rounds(network: Network) -> int:
+def _rounds(network: DenseNetwork) -> int:
     return min(ROUNDS, max(FEWEST_ROUNDS, int(WORK // max(1, _macs(network)))))
 
 
-def _macs(network: Network) -> int:
+def _macs(network: DenseNetwork) -> int:
     """Return the multiply-adds of a forward pass on one input."""
     weight, spec = next(iter(network.weights.values())), network.inputs
     if spec.kind == "tokens":

@@ -18,8 +18,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gaprune.criteria.network import Network, batches, fitting
+from gaprune.criteria.network import batches, fitting
 from gaprune.models.macs import activation_bytes
+from gaprune.models.network import DenseNetwork
 
 GRASP_TEMPERATURE = 200.0  # as Wang et al. 2020: softens a saturated softmax
 TAYLOR_BATCH = 16
@@ -43,7 +44,7 @@ def pseudo_label_loss(outputs: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def snip(
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -57,7 +58,7 @@ def snip(
 
 
 def taylor(
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -83,7 +84,7 @@ def taylor(
 
 
 def grasp(
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -107,7 +108,7 @@ def grasp(
 
 
 def _mean_gradient(
-    network: Network, calibration: Tensor | None, temperature: float = 1.0
+    network: DenseNetwork, calibration: Tensor | None, temperature: float = 1.0
 ) -> Tensor:
     leaves = _leaves(network)
     total, count = torch.zeros_like(network.flat), 0
@@ -120,7 +121,7 @@ def _mean_gradient(
 
 
 def _gradient(
-    network: Network,
+    network: DenseNetwork,
     leaves: dict[str, Tensor],
     batch: Tensor,
     temperature: float = 1.0,
@@ -132,7 +133,7 @@ def _gradient(
 
 
 def _flat_gradient(
-    network: Network, leaves: dict[str, Tensor], value: Tensor, *, create_graph: bool = False
+    network: DenseNetwork, leaves: dict[str, Tensor], value: Tensor, *, create_graph: bool = False
 ) -> Tensor:
     gradients = torch.autograd.grad(
         value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
@@ -141,7 +142,7 @@ def _flat_gradient(
 
 
 def _batch(
-    network: Network, calibration: Tensor | None, leaves: dict[str, Tensor], passes: int = 1
+    network: DenseNetwork, calibration: Tensor | None, leaves: dict[str, Tensor], passes: int = 1
 ) -> int:
     """Return how many calibration inputs fit into memory at once, with what a backward pass keeps of them."""
     with _differentiable():
@@ -149,7 +150,7 @@ def _batch(
         return fitting(activation_bytes(network.model, example, leaves), passes)
 
 
-def _leaves(network: Network) -> dict[str, Tensor]:
+def _leaves(network: DenseNetwork) -> dict[str, Tensor]:
     return {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
 
 

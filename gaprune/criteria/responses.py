@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.criteria.layer_inputs import Moments, Shape, is_layer, unfold
-from gaprune.criteria.network import Network, batches, fitting
+from gaprune.criteria.network import batches, fitting
 from gaprune.models.macs import activation_bytes
+from gaprune.models.network import DenseNetwork
 
 COLUMNS_PER_INPUT = 64  # of a layer, that the covariance of a channel's inputs is taken from
 FEWEST_COLUMNS, MOST_COLUMNS = 2**13, 2**15
@@ -46,7 +47,9 @@ class Responses:
     information: dict[str, Tensor] = field(default_factory=dict)
 
 
-def respond(network: Network, calibration: Tensor | None, generator: torch.Generator) -> Responses:
+def respond(
+    network: DenseNetwork, calibration: Tensor | None, generator: torch.Generator
+) -> Responses:
     """Show the calibration inputs to the network once, and measure.
 
     y is drawn from a Gaussian of unit variance around the outputs (a common scale would change no
@@ -103,7 +106,7 @@ def _surprise(outputs: Tensor, generator: torch.Generator) -> Tensor:
     return (outputs * noise.to(outputs)).sum()
 
 
-def _called(network: Network, example: Tensor) -> dict[str, Shape]:
+def _called(network: DenseNetwork, example: Tensor) -> dict[str, Shape]:
     """Return the weights whose inputs can be unfolded wherever they are used, by name."""
     shapes: dict[str, set[Shape | None]] = {}
 
@@ -129,7 +132,7 @@ Note = Callable[[str, nn.Module, tuple[Any, ...], Any], Any]
 
 
 @contextmanager
-def _hooked(network: Network, note: Note) -> Iterator[None]:
+def _hooked(network: DenseNetwork, note: Note) -> Iterator[None]:
     """Let `note` see every call of a layer with a prunable weight, under that weight's name."""
     names = {id(network.model.get_parameter(name)): name for name in network.weights}
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gaprune.criteria.network import Network
+from gaprune.models.network import DenseNetwork
 
 
 def random(
-    network: Network,
+    network: DenseNetwork,
     _calibration: Tensor | None,
     _density: float | None,
     generator: torch.Generator,
@@ -23,7 +23,7 @@ def random(
 
 
 def magnitude(
-    network: Network,
+    network: DenseNetwork,
     _calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -33,7 +33,7 @@ def magnitude(
 
 
 def lamp(
-    network: Network,
+    network: DenseNetwork,
     _calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -43,7 +43,7 @@ def lamp(
 
 
 def erk(
-    network: Network,
+    network: DenseNetwork,
     _calibration: Tensor | None,
     _density: float | None,
     _generator: torch.Generator,
@@ -85,6 +85,6 @@ def _erk_scores(weight: Tensor) -> Tensor:
     return (-ranks / weight.numel() / erk_factor(tuple(weight.shape))).view(weight.shape)
 
 
-def _by_layer(network: Network, rule: Callable[[Tensor], Tensor]) -> Tensor:
+def _by_layer(network: DenseNetwork, rule: Callable[[Tensor], Tensor]) -> Tensor:
     scores = {name: rule(weight.detach()) for name, weight in network.weights.items()}
     return network.layout.flatten(scores).float()

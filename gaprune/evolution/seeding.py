@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria import CRITERIA, Network, find_criterion, score
+from gaprune.criteria import CRITERIA, DenseNetwork, find_criterion, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
@@ -40,7 +40,7 @@ class Ranked(Protocol):
 
 
 def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its own name
-    network: Network,
+    network: DenseNetwork,
     calibration: Tensor,
     sparsity: float,
     scope: str,

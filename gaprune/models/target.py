@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.determinism import steady
 from gaprune.models.input_options import InputOptions, resolve_inputs, sample_inputs
 from gaprune.models.input_spec import InputSpec
+from gaprune.models.network import DenseNetwork
 from gaprune.models.prunable import check_structure, find_prunable
 from gaprune.models.sources import (
     SOURCES,
@@ -45,46 +46,52 @@ class Target:
 
     Attributes:
         name: what the user calls it.
-        model: a private copy in evaluation mode that needs no gradients.
-        weights: the prunable parameters by name, detached; they share the model's memory.
-        layout: where each of them lies in a flat vector.
-        inputs: what the network takes.
+        network: a private copy of the network, with its prunable weights.
         weights_sha256: hash of all its parameters and buffers.
         zoo: its name in the zoo, or None; set also where other weights were loaded into it.
         origin: where the network and its weights came from, in words.
     """
 
     name: str
-    model: nn.Module = field(repr=False)
-    weights: dict[str, Tensor] = field(repr=False)
-    layout: Layout = field(repr=False)
-    inputs: InputSpec
+    network: DenseNetwork
     weights_sha256: str
     zoo: str | None
     origin: str
 
     @property
+    def model(self) -> nn.Module:
+        """The network itself."""
+        return self.network.model
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its prunable weights by name."""
+        return self.network.weights
+
+    @property
+    def layout(self) -> Layout:
+        """The position of each prunable weight in a flat vector."""
+        return self.network.layout
+
+    @property
+    def inputs(self) -> InputSpec:
+        """Shape, kind and value range of one input."""
+        return self.network.inputs
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the network computes in: that of its first prunable weight."""
-        return next(iter(self.weights.values())).dtype
+        """The dtype that the network computes in."""
+        return self.network.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the network lives."""
-        return next(iter(self.weights.values())).device
+        """The device that the network is on."""
+        return self.network.device
 
     def to(self, device: str | torch.device) -> Target:
-        """Return the target on a device: a copy, or this one where it is there already."""
-        if torch.empty(0, device=device).device == self.device:
-            return self
-        model = copy.deepcopy(self.model).to(device)
-        weights = {name: model.get_parameter(name).detach() for name in self.weights}
-        words = self.inputs.words
-        if words is not None and words.table is not None:  # a module of the network
-            places = {id(old): name for name, old in self.model.named_modules()}
-            table = model.get_submodule(places[id(words.table)])
-            words = replace(words, table=table)
-        return replace(self, model=model, weights=weights, inputs=replace(self.inputs, words=words))
+        """Return the target on `device`: a copy, or itself if it is there already."""
+        network = self.network.to(device)
+        return self if network is self.network else replace(self, network=network)
 
     def example(self) -> Tensor:
         """Return one random input `[1, *inputs.shape]` that the network takes."""
@@ -209,12 +216,10 @@ def _make_target(
     check_one_input(private)
     state = {k: v for k, v in private.state_dict().items() if isinstance(v, Tensor)}
     with steady(device):  # from its first kernel on: torch looks once how cuBLAS is set
+        specification = resolve_inputs(private, inputs, source.default)
         target = Target(
             name=source.name,
-            model=private,
-            weights=weights,
-            layout=Layout.of(weights),
-            inputs=resolve_inputs(private, inputs, source.default),
+            network=DenseNetwork(private, weights, Layout.of(weights), specification),
             weights_sha256=sha256_of(state),
             zoo=source.zoo,
             origin=source.origin,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gaprune.comparison.methods.schedule import Step, check_steps
 from gaprune.comparison.methods.training import Lessons, Training, train
-from gaprune.criteria import CRITERIA, Network, score
+from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import unknown_name
 from gaprune.masks.budget import apportion, keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask
@@ -148,7 +148,7 @@ def _score(
         calibration = (
             calibration.to(target.dtype) if calibration.is_floating_point() else calibration
         )
-    network = Network(model, weights, target.layout, target.inputs)
+    network = DenseNetwork(model, weights, target.layout, target.inputs)
     return score(criterion, network, calibration, generator, density)
 
 

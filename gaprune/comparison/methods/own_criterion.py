@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gaprune.criteria import Criterion, Network
+from gaprune.criteria import Criterion, DenseNetwork
 from gaprune.io.user_code import call_user, load_function
 from gaprune.models.target import private_copy
 
@@ -16,7 +16,7 @@ def own_criterion(spec: str) -> Criterion:
     """Return a criterion of the user's own; it stays outside `CRITERIA`, which seed the search.
 
     Args:
-        spec: `path/to/file.py:function`; the function takes a `gaprune.criteria.Network`, calibration inputs
+        spec: `path/to/file.py:function`; the function takes a `gaprune.models.network.DenseNetwork`, calibration inputs
             `[N, …]`, a density and a generator, and returns one score per prunable weight,
             higher means keep.
 
@@ -26,7 +26,7 @@ def own_criterion(spec: str) -> Criterion:
     function = load_function(spec, "methods")
 
     def criterion(
-        network: Network,
+        network: DenseNetwork,
         calibration: Tensor | None,
         density: float | None,
         generator: torch.Generator,

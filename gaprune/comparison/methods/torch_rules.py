@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.comparison.methods.structured import along, check_dim, check_norm, slice_norms
-from gaprune.criteria import CRITERIA, Network, score
+from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import InputError, unknown_name
 from gaprune.masks.supermask import Layout, check_mask, top_k_mask
 from gaprune.models.target import Target
@@ -196,7 +196,7 @@ class _Pruning:
         """Score the named weights; those that are gone count as zero in the network."""
         model = self.target.masked_copy(self.masks)
         weights = {name: model.get_parameter(name).detach() for name in names}
-        network = Network(model, weights, Layout.of(weights), self.target.inputs)
+        network = DenseNetwork(model, weights, Layout.of(weights), self.target.inputs)
         flat = score(criterion, network, self.calibration, self.generator, density)
         return network.layout.split(flat)
 
