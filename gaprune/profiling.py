@@ -1,8 +1,8 @@
-"""Where the time of a run goes: parts of the code say their name, and a clock adds up.
+"""Where the time of a run goes: blocks of code name their part, and a profiler adds up the times.
 
-Without a clock a part costs a look at one variable. With one, every moment belongs to the innermost
-part that is open, and to `other` where none is: the parts add up to the whole, and what is inside
-of two counts once.
+Every moment belongs to the innermost open part, or to `other` where none is open. So the parts add
+up to the whole, and nested parts are counted once. Without an active profiler, `profiled` costs one
+look-up.
 """
 
 from __future__ import annotations
@@ -12,49 +12,46 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 OTHER, START, TRANSPORT, WAITING, LOST = "other", "start", "transport", "waiting", "lost"
 PARTS = {
     "load": "the network and its weights",
-    "settings": "filling in what was left open",
+    "settings": "choosing unset settings",
     "calibration": "making inputs",
-    "baselines": "scores by every criterion",
+    "baselines": "scores of every criterion",
     START: "starting workers",
     "select": "parents and survivors",
     "vary": "crossover, mutation",
-    "draw": "inputs of gradient steps",
+    "sample": "inputs of gradient steps",
     "gradient": "passes of gradient steps",
-    "express": "top-k: scores to masks",
-    "recall": "whether a mask is known",
+    "decode": "top-k: scores to masks",
+    "cache": "looking up known masks",
     "mask": "masks put on weights",
-    "forward": "what masked networks answer",
-    "objective": "answers to one number",
-    "validate": "outputs on the validation inputs",
-    "checkpoint": "what is kept on the disk",
+    "forward": "passes of masked networks",
+    "objective": "outputs to one number",
+    "validate": "scores on validation inputs",
+    "checkpoint": "writing checkpoints",
     "repair": "statistics and biases",
     "test": "accuracy on labelled inputs",
-    "check": "weights still as sent",
-    TRANSPORT: "tasks, answers and genes",
-    WAITING: "for answers, or for tasks",
-    LOST: "answers that never came",
+    "check": "checksums of the weights",
+    TRANSPORT: "sending tasks and results",
+    WAITING: "for results, or for tasks",
+    LOST: "calls that failed",
     OTHER: "everything else",
 }
-"""Part → what it is, in a few words.
+"""Part → what it covers.
 
-`calibration`, `draw` and `baselines` contain what the dense network answers; `vary` moves scores along
-gradients, too; `judge` is whole, with its masks. `transport` of workers is all that is not work
-from a task's being handed out to its answer's being read: packing, Ray, lying there till it is.
+`calibration`, `sample` and `baselines` include passes of the dense network; `vary` includes changes
+of scores along gradients; `validate` includes its masks. `transport` of workers is the time from
+sending a task to reading its result, less the work itself: packing, Ray, and queueing.
 """
 
 
-class Spent(NamedTuple):
-    """The time of a part, in whole nanoseconds so that sums are exact, and how often it began.
+class Timing(NamedTuple):
+    """The time of a part and its number of calls; `other` and `waiting` count 0 calls."""
 
-    What has no beginning (`other`, `waiting`) counts 0 calls.
-    """
-
-    nanoseconds: int = 0
+    nanoseconds: int = 0  # whole ones: sums of them are exact
     calls: int = 0
 
     @property
@@ -63,169 +60,124 @@ class Spent(NamedTuple):
         return self.nanoseconds / 1e9
 
 
-class Ledger(dict[str, Spent]):
-    """Part → what was spent on it so far."""
+class Timings(dict[str, Timing]):
+    """Part → its time so far."""
 
-    def book(self, part: str, nanoseconds: int, calls: int = 0) -> None:
-        """Add to a part."""
-        before = self.get(part, Spent())
-        self[part] = Spent(before.nanoseconds + nanoseconds, before.calls + calls)
+    def add(self, part: str, nanoseconds: int, calls: int = 0) -> None:
+        """Add to one part."""
+        before = self.get(part, Timing())
+        self[part] = Timing(before.nanoseconds + nanoseconds, before.calls + calls)
 
-    def book_all(self, spent: Mapping[str, Spent]) -> None:
-        """Add what somebody else has booked."""
-        for part, (nanoseconds, calls) in spent.items():
-            self.book(part, nanoseconds, calls)
+    def merge(self, timings: Mapping[str, Timing]) -> None:
+        """Add the times of another process."""
+        for part, (nanoseconds, calls) in timings.items():
+            self.add(part, nanoseconds, calls)
 
     @property
-    def total(self) -> Spent:
-        """All of it."""
-        return Spent(sum(one.nanoseconds for one in self.values()))
+    def total(self) -> Timing:
+        """The sum of all parts."""
+        return Timing(sum(timing.nanoseconds for timing in self.values()))
+
+    def slowest_first(self) -> list[tuple[str, Timing]]:
+        """Return the parts by falling time, `other` last."""
+        return sorted(self.items(), key=lambda row: (row[0] == OTHER, -row[1].nanoseconds))
+
+    def record(self) -> dict[str, Any]:
+        """Return plain data, slowest part first."""
+        rows = self.slowest_first()
+        parts = {part: {"seconds": row.seconds, "calls": row.calls} for part, row in rows}
+        return {"seconds": self.total.seconds, "parts": parts}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Profile:
     """Where the time of a run went.
 
     Attributes:
-        here: part → time of this process; they add up to the time from the clock's start to now.
-        workers: the same of workers elsewhere, all together; they add up to `count` times the time
-            from their start to their end. Empty where tasks ran in this process.
-        count: workers elsewhere, at most at once.
+        driver: times of this process, from the start of the profiler until now.
+        workers: times of all Ray workers together; they add up to `worker_count` times the time
+            between their start and their end. Empty where tasks ran in this process.
+        worker_count: the largest number of Ray workers at a time.
     """
 
-    here: Ledger
-    workers: Ledger
-    count: int = 0
+    driver: Timings = field(default_factory=Timings)
+    workers: Timings = field(default_factory=Timings)
+    worker_count: int = 0
 
     def record(self) -> dict[str, Any]:
-        """Return it as plain data, dearest part first."""
-        return {
-            "here": _plain(self.here),
-            "workers": {"count": self.count, **_plain(self.workers)} if self.count else None,
-        }
+        """Return plain data."""
+        workers = {"count": self.worker_count, **self.workers.record()}
+        return {"driver": self.driver.record(), "workers": workers if self.worker_count else None}
 
 
-def ranked(ledger: Ledger) -> list[tuple[str, Spent]]:
-    """Return the parts, dearest first and `other` last."""
-    return sorted(ledger.items(), key=lambda row: (row[0] == OTHER, -row[1].nanoseconds))
+class Profiler:
+    """Adds every moment since its creation to one part.
 
-
-def _plain(ledger: Ledger) -> dict[str, Any]:
-    parts = {part: {"seconds": one.seconds, "calls": one.calls} for part, one in ranked(ledger)}
-    return {"seconds": ledger.total.seconds, "parts": parts}
-
-
-@dataclass(eq=False)
-class Clock:
-    """Books every moment since it was made on one part.
-
-    Attributes:
-        synchronise: called wherever a part begins or ends; on a GPU, which is behind the program,
-            it waits until the GPU has done what it was told. None where nothing is behind.
-        workers: what workers elsewhere say that they spent.
-        count: such workers, at most at once.
+    Args:
+        synchronize: called where a part begins or ends. CUDA kernels run asynchronously: on a GPU
+            it waits until they are done. None on the CPU.
     """
 
-    synchronise: Callable[[], object] | None = None
-    workers: Ledger = field(default_factory=Ledger)
-    count: int = 0
-    _here: dict[str, list[int]] = field(default_factory=dict)  # as `Spent`, but changed in place
-    _open: list[str] = field(default_factory=lambda: [OTHER])
-    _since: int = field(default_factory=time.perf_counter_ns)
-
-    def begin(self, part: str) -> None:
-        """Book until now on the part that is open, and open another one inside it."""
-        self._book()
-        if part not in (OTHER, self._open[-1]):  # of a part inside itself, only the first counts
-            self._here.setdefault(part, [0, 0])[1] += 1
-        self._open.append(part)
-
-    def end(self, part: str) -> None:
-        """Book until now, and close a part with whatever an interrupt left open inside it."""
-        self._book()
-        while self._open.pop() != part:
-            pass
+    def __init__(self, synchronize: Callable[[], object] | None = None) -> None:
+        self.synchronize = synchronize
+        self._profile = Profile()
+        self._open = [OTHER]
+        self._since = time.perf_counter_ns()
 
     @property
-    def here(self) -> Ledger:
-        """What was spent in this process until now."""
-        self._book()
-        return Ledger({part: Spent(*sums) for part, sums in self._here.items()})
-
     def profile(self) -> Profile:
-        """Return what was spent until now, here and elsewhere."""
-        return Profile(self.here, Ledger(self.workers), self.count)
+        """The times until now."""
+        self._update()
+        return self._profile
 
-    def _book(self) -> None:
-        if self.synchronise is not None:
-            self.synchronise()
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Open a part inside the one that is open."""
+        self._update()
+        if name not in (OTHER, self._open[-1]):  # a part directly inside itself is one call
+            self._profile.driver.add(name, 0, calls=1)
+        depth = len(self._open)
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._update()
+            del self._open[depth:]  # an interrupt may have left inner parts open
+
+    def _update(self) -> None:
+        if self.synchronize is not None:
+            self.synchronize()
         now = time.perf_counter_ns()
-        self._here.setdefault(self._open[-1], [0, 0])[0] += now - self._since
+        self._profile.driver.add(self._open[-1], now - self._since)
         self._since = now
 
 
-class _Part:
-    """The block of a part."""
-
-    __slots__ = ("_clock", "_name")
-
-    def __init__(self, clock: Clock, name: str) -> None:
-        self._clock, self._name = clock, name
-
-    def __enter__(self) -> Self:
-        self._clock.begin(self._name)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.end(self._name)
+_ACTIVE: ContextVar[Profiler | None] = ContextVar("profiler", default=None)
+_NO_PROFILER = nullcontext()
 
 
-_RUNNING: ContextVar[Clock | None] = ContextVar("clock", default=None)
-_NOTHING = nullcontext()
+def active_profiler() -> Profiler | None:
+    """Return the active profiler of this thread, or None."""
+    return _ACTIVE.get()
 
 
-def running() -> Clock | None:
-    """Return the clock that runs in this thread, or None."""
-    return _RUNNING.get()
-
-
-def spent(part: str) -> AbstractContextManager[object]:
-    """Return a block whose time is that of a part, a key of `PARTS`; without a clock, nothing."""
-    clock = _RUNNING.get()
-    return _NOTHING if clock is None else _Part(clock, part)
+def profiled(part: str) -> AbstractContextManager[None]:
+    """Return a block whose time is added to `part`, a key of `PARTS`."""
+    profiler = _ACTIVE.get()
+    return _NO_PROFILER if profiler is None else profiler.part(part)
 
 
 @contextmanager
-def waiting_for(synchronise: Callable[[], object] | None) -> Iterator[None]:
-    """Let the clock that runs, if one does, wait for a device inside the block; see `Clock`."""
-    clock = _RUNNING.get()
-    if clock is None:
-        yield
-        return
-    before, clock.synchronise = clock.synchronise, synchronise
-    try:
-        yield
-    finally:
-        clock.synchronise = before
-
-
-@contextmanager
-def measuring(
-    wanted: bool = True,  # noqa: FBT001, FBT002 - it reads as `measuring(profile)`
-    synchronise: Callable[[], object] | None = None,
-) -> Iterator[Clock | None]:
-    """Let a clock of its own run inside the block, or leave all as it is.
-
-    Args:
-        wanted: whether to measure at all; else None comes.
-        synchronise: see `Clock`.
-    """
-    if not wanted:
+def run_profiler(
+    *, enabled: bool = True, synchronize: Callable[[], object] | None = None
+) -> Iterator[Profiler | None]:
+    """Activate a new profiler inside the block; None, and no change, if not `enabled`."""
+    if not enabled:
         yield None
         return
-    clock = Clock(synchronise)
-    token = _RUNNING.set(clock)
+    profiler = Profiler(synchronize)
+    token = _ACTIVE.set(profiler)
     try:
-        yield clock
+        yield profiler
     finally:
-        _RUNNING.reset(token)
+        _ACTIVE.reset(token)

@@ -25,9 +25,8 @@ from gaprune.profiling import (
     TRANSPORT,
     WAITING,
     Profile,
-    measuring,
-    spent,
-    waiting_for,
+    profiled,
+    run_profiler,
 )
 from gaprune.workers import RayWorkers, RetryPolicy, WorkerOptions
 from gaprune.workers.device import behind
@@ -38,10 +37,10 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 TASKS = {
     "vary",
-    "draw",
+    "sample",
     "gradient",
-    "express",
-    "recall",
+    "decode",
+    "cache",
     "mask",
     "forward",
     "objective",
@@ -84,11 +83,11 @@ def test_a_profile_changes_nothing_that_is_found(preset: str, tmp_path: Path) ->
     assert plain.profile is plain.record()["profile"] is None
     profile = profile_of(measured)
     assert not profile.workers
-    assert measured.seconds * 0.95 <= profile.here.total.seconds <= took
-    gradients = {"draw", "gradient"} if PRESETS[preset].gradient else set()
-    assert set(profile.here) >= (TASKS - {"draw", "gradient"}) | gradients
-    assert set(profile.here) <= set(PARTS)
-    assert all(one.nanoseconds >= 0 for one in profile.here.values())
+    assert measured.seconds * 0.95 <= profile.driver.total.seconds <= took
+    gradients = {"sample", "gradient"} if PRESETS[preset].gradient else set()
+    assert set(profile.driver) >= (TASKS - {"sample", "gradient"}) | gradients
+    assert set(profile.driver) <= set(PARTS)
+    assert all(one.nanoseconds >= 0 for one in profile.driver.values())
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -98,16 +97,16 @@ def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
     measured = prune(model, workers=2, profile=True, out=tmp_path / "run", **TINY)
     assert found(measured) == found(prune(model, **TINY))
     profile = profile_of(measured)
-    assert profile.count == 2
+    assert profile.worker_count == 2
     assert set(profile.workers) - {LOST} == {*TASKS, "check", "start", TRANSPORT, WAITING, OTHER}
     assert {"calibration", "baselines", "select", "checkpoint", "start", TRANSPORT, WAITING} <= set(
-        profile.here
+        profile.driver
     )
-    assert not set(profile.here) & (TASKS - {"validate"})  # the figures at the end are made here
+    assert not set(profile.driver) & (TASKS - {"validate"})  # the figures at the end are made here
     assert all(one.nanoseconds >= 0 for one in profile.workers.values())
     bred = 3 * 2  # children in all generations
     assert profile.workers["vary"].calls == bred
-    assert profile.workers["gradient"].calls == profile.workers["draw"].calls == 2 * bred
+    assert profile.workers["gradient"].calls == profile.workers["sample"].calls == 2 * bred
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved["profile"] == profile.record()
 
@@ -115,8 +114,8 @@ def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
     """To both of them from start to end: what they worked, what was lost, and what is between."""
-    with measuring() as clock:
-        assert clock is not None
+    with run_profiler() as profiler:
+        assert profiler is not None
         with RayWorkers(
             tiny_evaluator(), WorkerOptions(2, tolerance=RetryPolicy(first_wait=0.1))
         ) as workers:
@@ -125,7 +124,7 @@ def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
             assert workers.run([Faulty("exit", str(tmp_path), 1, Echo(7, 0.1))]) == [7]
             time.sleep(0.3)
             took = time.monotonic() - begin
-        profile = clock.profile()
+        profile = profiler.profile
     hours = profile.workers
     assert hours[OTHER].seconds == pytest.approx(0.7, abs=0.2)  # a sleep is no named part
     assert hours[TRANSPORT].calls == 7
@@ -133,9 +132,9 @@ def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
     assert hours["start"].calls in (3, 4)  # the one that takes the place may not have come
     assert hours[WAITING].seconds >= 0.3  # at least one, while nobody asked
     assert hours.total.seconds >= 2 * took
-    assert hours.total.seconds <= 2 * (profile.here["start"].seconds + took)
-    assert profile.here[OTHER].seconds >= 0.3
-    assert profile.here[WAITING].seconds >= 0.3
+    assert hours.total.seconds <= 2 * (profile.driver["start"].seconds + took)
+    assert profile.driver[OTHER].seconds >= 0.3
+    assert profile.driver[WAITING].seconds >= 0.3
 
 
 def test_a_resumed_run_has_a_profile_of_what_was_left(tmp_path: Path) -> None:
@@ -144,8 +143,8 @@ def test_a_resumed_run_has_a_profile_of_what_was_left(tmp_path: Path) -> None:
     prune(tiny_model(), out=tmp_path / "run", **settings)
     again = resume(tmp_path / "run", model=tiny_model(), generations=4, profile=True)
     assert found(again) == found(prune(tiny_model(), **{**settings, "generations": 4}))
-    assert profile_of(again).here["select"].calls == 2
-    assert profile_of(again).here["vary"].calls == 2 * 3
+    assert profile_of(again).driver["select"].calls == 2
+    assert profile_of(again).driver["vary"].calls == 2 * 3
 
 
 def test_the_table_comes_on_stderr_and_its_shares_add_up(run: Run, place: Path) -> None:
@@ -171,8 +170,8 @@ def test_the_table_comes_on_stderr_and_its_shares_add_up(run: Run, place: Path) 
 def test_json_has_the_profile_as_well(run: Run, place: Path) -> None:
     """Stdout is the record and nothing else; without the option there is null."""
     record = json.loads(run(*PRUNE, "--no-save", "--json", "--profile").out)
-    parts = record["profile"]["here"]["parts"]
-    whole = record["profile"]["here"]["seconds"]
+    parts = record["profile"]["driver"]["parts"]
+    whole = record["profile"]["driver"]["seconds"]
     assert sum(one["seconds"] for one in parts.values()) == pytest.approx(whole)
     assert parts["forward"]["calls"] > 0
     assert record["profile"]["workers"] is None
@@ -185,19 +184,19 @@ def test_what_a_gpu_still_does_belongs_to_the_part_that_told_it() -> None:
     big = torch.rand(8192, 8192, device="cuda")
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    with measuring() as clock, waiting_for(behind("cuda")):
-        assert clock is not None
-        with spent("forward"):
+    with run_profiler(synchronize=behind("cuda")) as profiler:
+        assert profiler is not None
+        with profiled("forward"):
             begin.record()
             for _ in range(20):
                 big = (big @ big).clamp(0, 1)
             end.record()
-        with spent("objective"):
+        with profiled("objective"):
             pass
-        here = clock.here
+        here = profiler.profile.driver
     took = begin.elapsed_time(end) / 1e3
     assert here["forward"].seconds >= 0.9 * took
     assert here["objective"].seconds < 0.1 * took
     measured = prune(tiny_model(), device="cuda", profile=True, **TINY)
     assert found(measured) == found(prune(tiny_model(), device="cuda", **TINY))
-    assert profile_of(measured).here["start"].calls == 1
+    assert profile_of(measured).driver["start"].calls == 1

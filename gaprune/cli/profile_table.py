@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gaprune.cli.console import MISSING, add_row, table
-from gaprune.profiling import PARTS, Ledger, Profile, Spent, ranked
+from gaprune.profiling import PARTS, Profile, Timing, Timings
 
 HERE = "this process"
 
@@ -21,21 +21,21 @@ def show_profile(profile: Profile, console: Console | None = None) -> None:
         "part", "share", "seconds", "calls", "ms/call", "what", title="Where the time went"
     )
     shown.columns[-1].justify, shown.padding = "left", (0, 1, 0, 0)  # words fit in 80 columns
-    if profile.count:
-        _add(shown, f"{profile.count} workers, together", profile.workers)
+    if profile.worker_count:
+        _add(shown, f"{profile.worker_count} workers, together", profile.workers)
         shown.add_section()
-    _add(shown, HERE, profile.here)
+    _add(shown, HERE, profile.driver)
     console.print(shown)
 
 
-def _add(to: Table, whose: str, ledger: Ledger) -> None:
+def _add(to: Table, whose: str, ledger: Timings) -> None:
     whole = ledger.total
     add_row(to, [whose, *_cells(whole, whole), ""], strong=True)
-    for part, one in ranked(ledger):
+    for part, one in ledger.slowest_first():
         add_row(to, [f"  {part}", *_cells(one, whole), PARTS[part]])
 
 
-def _cells(one: Spent, whole: Spent) -> list[str]:
+def _cells(one: Timing, whole: Timing) -> list[str]:
     share = one.nanoseconds / max(1, whole.nanoseconds)
     cells = [f"{100 * share:.1f} %", f"{one.seconds:,.2f}"]
     if not one.calls:

@@ -15,7 +15,7 @@ from gaprune.cli.signal_handling import Interrupts
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError
 from gaprune.io.serialization import to_json
-from gaprune.profiling import measuring
+from gaprune.profiling import run_profiler
 from gaprune.runs.job import PruneJob
 from gaprune.runs.open_directory import OpenRun
 from gaprune.runs.result import Result
@@ -51,9 +51,9 @@ def carry_out(
         told: Observer = monitor if events is None else Several(monitor, events)
         try:
             # stdout is for results, whatever others print
-            with redirect_stdout(sys.stderr), measuring(profile) as clock:
+            with redirect_stdout(sys.stderr), run_profiler(enabled=profile) as profiler:
                 result, job = work(told)
-            result = result.timed(clock)
+            result = result.timed(profiler)
         except KeyboardInterrupt:
             if run_directory is not None and run_directory.keep_files:
                 interrupts.remark = f"{run_directory.command} goes on"

@@ -29,7 +29,7 @@ from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.masks.units import Units
 from gaprune.models.forward import answers, forward, forward_many
 from gaprune.models.input_spec import InputSpec
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 
 GROUP = 8  # masks of one forward pass, where several are scored at once
 
@@ -184,7 +184,7 @@ class Evaluator:
         What is known of the mask is not computed again; see `MaskCache`.
         """
         shown = self.search.first(self.rungs[rung])
-        with spent("recall"):
+        with profiled("cache"):
             whole = self.spread(mask)
             marks = marks_of(whole, self.weight_layout)
         asked = marks[-1], self.rungs[rung]
@@ -195,9 +195,9 @@ class Evaluator:
         return found
 
     def _selected(self, mask: Tensor, inputs: Tensor, marks: Marks) -> Tensor:
-        with spent("mask"):
+        with profiled("mask"):
             kept = self._kept(mask)
-        with spent("forward"), reduced(self.precision, self.device):
+        with profiled("forward"), reduced(self.precision, self.device):
             if isinstance(self.forward_mode, StrictForward):
                 return self.known.answers(self.model, self.weights, kept, inputs, marks)
             return self.forward_mode.select(self.model, kept, inputs)
@@ -226,9 +226,9 @@ class Evaluator:
             for name, part, shape in zip(layout.names, layout.slices, layout.shapes, strict=True)
         }
         try:
-            with spent("mask"):
+            with profiled("mask"):
                 kept = masked_weights(self.weights, masks)
-            with spent("forward"), reduced(self.precision, self.device):
+            with profiled("forward"), reduced(self.precision, self.device):
                 outputs = forward_many(self.model, kept, shown.inputs)
         except torch.OutOfMemoryError:
             raise
@@ -237,7 +237,7 @@ class Evaluator:
         return [self._score(one, shown) for one in outputs[: len(group)]]
 
     def _score(self, outputs: Tensor, shown: TeacherBatch) -> float:
-        with spent("objective"):
+        with profiled("objective"):
             wide = outputs.to(shown.teacher.dtype)
             return self.objective.score(wide, shown.teacher, shown.labels)
 
@@ -278,7 +278,7 @@ class Evaluator:
                 f"objective: {self.objective.name!r} is a black box without gradients; "
                 "use --preset black-box"
             )
-        with spent("mask"):
+        with profiled("mask"):
             kept = self._kept(self.spread(mask))
             leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
         with torch.enable_grad():

@@ -24,7 +24,7 @@ from gaprune.evolution.snapshot import Snapshot
 from gaprune.evolution.tasks import Breed, Child, Judge, derive_seed
 from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
 from gaprune.evolution.variation import RecipeBook
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 from gaprune.records import Generation
 from gaprune.workers import FailedTask, Warn, Workers
 
@@ -95,10 +95,10 @@ class Evolution:
         try:
             if not self.history:
                 self._started = time.monotonic()
-                with spent("select"):
+                with profiled("select"):
                     self._begin(seeds, validation_scores or {})
             while (stopped := self._limit()) is None:
-                with spent("select"):
+                with profiled("select"):
                     self.step()
                     self._record()
         except KeyboardInterrupt:

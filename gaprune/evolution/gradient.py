@@ -16,7 +16,7 @@ from torch import Tensor
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, align
 from gaprune.masks.supermask import global_mask, layer_counts
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def refine(
     genes = genes.with_scores(scores)  # only one copy is held
     velocity, mean, weight = torch.zeros_like(scores), torch.zeros_like(scores), 0.0
     for step in range(plan.steps):
-        with spent("express"):
+        with profiled("decode"):
             mask, now = _express(genes, scores, evaluator), plan.at(step, evaluator)
-        with spent("draw"):
+        with profiled("sample"):
             batch = now.draw(plan.batch, generator)
-        with spent("gradient"):
+        with profiled("gradient"):
             gradient = now.score_gradient(mask, batch)
         if plan.clip is not None:
             most = plan.clip * float(gradient.square().mean().sqrt())

@@ -20,7 +20,7 @@ from gaprune.evolution.genome import Genes, held
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.operators import find_crossover, find_mutation
 from gaprune.masks.supermask import pack, unpack
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -89,9 +89,9 @@ class Breed:
     def run(self, evaluator: Evaluator) -> Child:
         """Vary, express, score."""
         generator = torch.Generator().manual_seed(self.seed)
-        with spent("vary"):
+        with profiled("vary"):
             genes = self._refined(evaluator, generator)
-        with spent("express"):
+        with profiled("decode"):
             mask = genes.express(evaluator.layout)
         return Child(genes, evaluator.fitness(mask, self.rung), pack(mask), genes.keep)
 
@@ -159,7 +159,7 @@ class Judge:
 
     def run(self, evaluator: Evaluator) -> ValidationScore:
         """Return agreement and fitness on the validation inputs."""
-        with spent("validate"):
+        with profiled("validate"):
             return evaluator.validate(unpack(self.bits, evaluator.layout.total))
 
 

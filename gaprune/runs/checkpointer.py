@@ -32,7 +32,7 @@ from gaprune.io.run_files import HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.masks.supermask import unpack
 from gaprune.models.target import Target
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 from gaprune.records import Generation, as_json
 from gaprune.runs.directory import config_text
 from gaprune.runs.job import PruneJob
@@ -109,7 +109,7 @@ class SearchCheckpointer:
         """Take notice of a generation that has ended; it is written if its turn has come."""
         if self._shelf is None or not self._every:
             return
-        with spent("checkpoint"):
+        with profiled("checkpoint"):
             self._waiting = SavedSearch(evolution.snapshot(), seeds, validation_scores, seconds)
             self._stream(self._waiting.search.history)
             if self._waiting.search.generation % self._every == 0:
@@ -119,7 +119,7 @@ class SearchCheckpointer:
         """Write the last generation, unless that was done."""
         if self._waiting is None or self._shelf is None or self._own is None:
             return
-        with spent("checkpoint"):
+        with profiled("checkpoint"):
             self._write(self._waiting, self._shelf, self._own)
 
     def _write(self, waiting: SavedSearch, shelf: CheckpointFolder, run_directory: OpenRun) -> None:
@@ -255,7 +255,7 @@ class FolderCheckpointer(Checkpointer):
         used = settings.model_dump(mode="json")
         facts = {**identity(target), "settings": used, "calibration": calibration}
         try:
-            with spent("checkpoint"):
+            with profiled("checkpoint"):
                 self._own.begin(config_text(target, used, self._job))
                 tensors = {**tensors, "generator": generator.get_state()}
                 write_checkpoint(self._own.checkpoint / START, facts, tensors)

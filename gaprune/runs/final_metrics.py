@@ -14,7 +14,7 @@ from gaprune.evaluation.objectives import accuracy, finite
 from gaprune.evolution.genome import Individual
 from gaprune.models.forward import answers
 from gaprune.models.target import Target
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 from gaprune.repair import repair, repaired_copy
 from gaprune.report.data import confusion_of
 from gaprune.runs.result import RepairedScore
@@ -48,7 +48,7 @@ class FinalMetrics:
         """
         evaluator, validation = self.evaluator, self.evaluator.validation
         self.observer.phase("repair", "matching its activations to the dense network's")
-        with spent("repair"), torch_threads(self.settings.threads_per_worker):
+        with profiled("repair"), torch_threads(self.settings.threads_per_worker):
             masks = evaluator.masks(self.best.mask)
             done = repair(self.target, masks, evaluator.nearest)
             model = repaired_copy(self.target, masks, done)
@@ -78,7 +78,7 @@ class FinalMetrics:
             return {}, None
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
         inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
-        with spent("test"), torch_threads(self.settings.threads_per_worker):
+        with profiled("test"), torch_threads(self.settings.threads_per_worker):
             dense = answers(evaluator.model, inputs)
             pruned = evaluator.outputs(self.best.mask, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}

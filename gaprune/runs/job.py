@@ -19,7 +19,7 @@ from gaprune.masks.budget import check_sparsity
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import ZOO
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 from gaprune.runs.option_keys import Key, count, names, numbers, sizes, text, yes_or_no
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import WorkerOptions, choose_home
@@ -59,7 +59,7 @@ class PruneJob:
         Raises:
             InputError: either is wrong; the message says what.
         """
-        with spent("load"):
+        with profiled("load"):
             target = load_target(
                 self.target,
                 weights=None if self.weights is None else Path(self.weights),

@@ -24,7 +24,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Individual
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 from gaprune.runs.checkpointer import Checkpointer
 from gaprune.runs.result import Result
 from gaprune.workers.serial import torch_threads
@@ -256,7 +256,7 @@ class _Tries:
         lost = f"lose more than {self.drop:.2%}"
         run.observer.phase("limit", f"looking for the sparsity at which one-shot masks {lost}")
         low, high = 1 - span.most, 1 - span.least
-        with spent("baselines"), torch_threads(run.settings.threads_per_worker):
+        with profiled("baselines"), torch_threads(run.settings.threads_per_worker):
             seeds = run.at(span.at(math.sqrt(low * high))).seeds()
             seeds = [one for one in seeds if one.origin == run.settings.method] or seeds
             while high > GRID * low:

@@ -18,7 +18,7 @@ from gaprune.models.determinism import CPU
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import LATENCY
-from gaprune.profiling import measuring
+from gaprune.profiling import run_profiler
 from gaprune.records import Generation
 from gaprune.runs.checkpointer import Checkpointer, FolderCheckpointer
 from gaprune.runs.job import PruneJob
@@ -98,11 +98,11 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     )
     labelled = None if test is None else Samples(*test, "test data given by the caller")
     with nullcontext() if out is None else open_run(out) as run_directory:
-        with measuring(profile) as clock:
+        with run_profiler(enabled=profile) as profiler:
             result = prune_target(
                 target, chosen, test=labelled, observer=observer, run_directory=run_directory
             )
-        result = result.timed(clock)
+        result = result.timed(profiler)
         if run_directory is not None:
             run_directory.save(result)
     return result

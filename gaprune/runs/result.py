@@ -15,7 +15,7 @@ from gaprune.masks.supermask import attach
 from gaprune.models.mac_price import Work, kept_macs
 from gaprune.models.target import Target
 from gaprune.pattern_names import WEIGHTS
-from gaprune.profiling import Clock, Profile
+from gaprune.profiling import Profile, Profiler
 from gaprune.records import BaselineScore, Generation, LayerCount, Provenance
 from gaprune.repair import Repaired, repaired_copy
 
@@ -164,9 +164,9 @@ class Result:
             own = self.repaired.validation
         return None if best is None else own - self.baselines[best].agreement
 
-    def timed(self, clock: Clock | None) -> Result:
-        """Return the same with what a clock says; without one, as it is."""
-        return self if clock is None else replace(self, profile=clock.profile())
+    def timed(self, profiler: Profiler | None) -> Result:
+        """Return the result with the profile of its run; unchanged without a profiler."""
+        return self if profiler is None else replace(self, profile=profiler.profile)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the pruned network's state: dropped weights are 0, kept ones bit-identical."""

@@ -23,7 +23,7 @@ from gaprune.io.atomic_folder import Checkpoint, DamagedError, read_checkpoint
 from gaprune.io.run_files import CONFIG, writing
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, target_from_module
-from gaprune.profiling import measuring
+from gaprune.profiling import run_profiler
 from gaprune.runs.checkpointer import START, FolderCheckpointer, identity, versions
 from gaprune.runs.directory import config_text
 from gaprune.runs.job import PruneJob, make_job
@@ -79,9 +79,9 @@ def resume(
     """
     with reopen_run(path) as run_directory:
         given = None if test is None else Samples(*test, "test data given by the caller")
-        with measuring(profile) as clock:
+        with run_profiler(enabled=profile) as profiler:
             result, job = go_on(run_directory, changes, observer or Silence(), model, given)
-        result = result.timed(clock)
+        result = result.timed(profiler)
         run_directory.save(result, job)
     return result
 

@@ -23,7 +23,7 @@ from gaprune.evolution.search_plan import Outcome
 from gaprune.evolution.seeding import baselines, kaiming_population
 from gaprune.evolution.tasks import Judge, derive_seed
 from gaprune.models.target import Target
-from gaprune.profiling import spent
+from gaprune.profiling import profiled
 from gaprune.records import BaselineScore, Generation
 from gaprune.report.data import report_data_of
 from gaprune.runs.checkpointer import Checkpointer, SavedSearch, SearchCheckpointer
@@ -68,7 +68,7 @@ class PruningRun:
         self.checkpointer = checkpointer or Checkpointer()
         self.preset = check_settings(settings)
         if not self.checkpointer.resumed:
-            with spent("settings"):
+            with profiled("settings"):
                 settings = resolve_settings(settings, self.preset, target)
         self.settings = settings
         self.target, self.observer = target, observer
@@ -87,7 +87,7 @@ class PruningRun:
                 "the value range of the inputs is not stated; 0 to 1 is assumed "
                 "(--range LOW,HIGH or --mean and --std say it)"
             )
-        with spent("calibration"), torch_threads(settings.threads_per_worker):
+        with profiled("calibration"), torch_threads(settings.threads_per_worker):
             plan = self.checkpointer.calibration(target, self.generator)
             if plan is None:
                 self.observer.phase(
@@ -136,7 +136,7 @@ class PruningRun:
         settings = self.settings
         checkpointer = self.checkpointer.search(self.level)
         kept = self._kept(checkpointer)
-        with spent("baselines"), torch_threads(settings.threads_per_worker):
+        with profiled("baselines"), torch_threads(settings.threads_per_worker):
             seeds = self.seeds() if kept is None else kept.seeds
         with (
             checkpointer.watch(),
@@ -249,7 +249,7 @@ class PruningRun:
     def _warn_if_parted(self, outcome: Outcome) -> None:
         """Say when the search still gains while the validation inputs loses: it has learnt its own calibration inputs."""
         settings = self.settings
-        with spent("validate"), torch_threads(settings.threads_per_worker):
+        with profiled("validate"), torch_threads(settings.threads_per_worker):
             advice = advise(
                 outcome, self.evaluator, settings.sparsity, self.agreed, front=settings.pareto
             )
@@ -267,7 +267,7 @@ class PruningRun:
         settings = self.settings
         best = outcome.best if outcome else self._asked(seeds)
         strict = evaluator.strict
-        with spent("validate"), torch_threads(settings.threads_per_worker):
+        with profiled("validate"), torch_threads(settings.threads_per_worker):
             search = strict.validate(best.mask, evaluator.search).agreement
             validation = strict.validate(best.mask, evaluator.validation).agreement
         interrupted = outcome is not None and outcome.stopped == "interrupted"

@@ -10,7 +10,7 @@ import ray
 import torch
 
 from gaprune.errors import GapruneError
-from gaprune.profiling import Ledger, measuring, spent
+from gaprune.profiling import Timings, profiled, run_profiler
 from gaprune.workers.checksum import digest, frozen, tally
 from gaprune.workers.device import CPU, CUDA, behind, settle, steady
 from gaprune.workers.malloc import keep_heap
@@ -88,10 +88,10 @@ class Actor:
             return pack_error(error), None
         return pack_child(result, sound=sound, work=work)
 
-    def _do(self, task: Any) -> tuple[Any, bool, Ledger | None]:
+    def _do(self, task: Any) -> tuple[Any, bool, Timings | None]:
         """Return the result, whether the weights are still sound, and what was spent."""
-        with measuring(self._measured, self._behind) as clock:
+        with run_profiler(enabled=self._measured, synchronize=self._behind) as profiler:
             result = task.run(self._evaluator)
-            with spent("check"):
+            with profiled("check"):
                 sound = tally(self._frozen) == self._tally
-        return result, sound, None if clock is None else clock.here
+        return result, sound, None if profiler is None else profiler.profile.driver

@@ -12,7 +12,7 @@ import torch
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.models.determinism import CPU, steady
-from gaprune.profiling import START, spent, waiting_for
+from gaprune.profiling import START, active_profiler, profiled
 from gaprune.workers.protocol import WorkerOptions
 
 __all__ = [
@@ -108,7 +108,7 @@ def settle(evaluator: Any, device: str) -> Any:
     """
     if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_plain):
         return evaluator
-    with spent(START):
+    with profiled(START):
         moved = evaluator.to(device)
         moved.try_once()  # elsewhere, or otherwise, than the target was
     return moved
@@ -126,7 +126,9 @@ def working_on(device: str) -> Iterator[None]:
     Raises:
         GapruneError: the memory of the GPU is full.
     """
-    with steady(device), waiting_for(behind(device)):
+    if (profiler := active_profiler()) is not None:
+        profiler.synchronize = behind(device)
+    with steady(device):
         try:
             yield
         except torch.OutOfMemoryError as error:

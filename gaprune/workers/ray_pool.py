@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import ray
 
 from gaprune.errors import GapruneError
-from gaprune.profiling import START, TRANSPORT, WAITING, spent
+from gaprune.profiling import START, TRANSPORT, WAITING, profiled
 from gaprune.workers.actor import Actor, ActorSetup
 from gaprune.workers.actor_pool import ActorPool, Worker
 from gaprune.workers.checksum import digest, frozen
@@ -82,7 +82,7 @@ class RayWorkers:
         self._hours = TimeAccounting(self.count)
 
     def __enter__(self) -> Self:
-        with spent(START):
+        with profiled(START):
             return self._open()
 
     def _open(self) -> Self:
@@ -110,7 +110,7 @@ class RayWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with spent(START):
+        with profiled(START):
             self._close()
 
     def _close(self) -> None:
@@ -152,7 +152,7 @@ class RayWorkers:
             GapruneError: all workers are lost and none can be started.
         """
         task_queue = TaskQueue(tasks, self._worker_options.tolerance, self._durations)
-        with spent(TRANSPORT):
+        with profiled(TRANSPORT):
             while task_queue.is_open:
                 now = time.monotonic()
                 if now >= self._check_at:
@@ -166,7 +166,7 @@ class RayWorkers:
         """Return the genes of results; those that were lost with a node are made again."""
         found: list[Any] = [result.genes for result in results]
         handles = {index: one for index, one in enumerate(found) if isinstance(one, Remote)}
-        with spent(TRANSPORT):
+        with profiled(TRANSPORT):
             fetched = self._get(list(handles.values()))
         for index, genes in zip(handles, fetched, strict=True):
             found[index] = genes
@@ -207,7 +207,7 @@ class RayWorkers:
             wakes = min(wakes, task_queue.wakes())
         left = max(0.0, wakes - time.monotonic())
         references = [*self._calls, *self._actor_pool.starting]
-        with spent(WAITING):
+        with profiled(WAITING):
             if not references:
                 time.sleep(left)
                 return

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from gaprune.profiling import OTHER, spent
+from gaprune.profiling import OTHER, profiled
 from gaprune.workers.device import CPU, settle, working_on
 from gaprune.workers.malloc import keep_heap
 
@@ -38,7 +38,7 @@ class SerialWorkers:
         with (
             torch_threads(self._threads),
             working_on(self._device),
-            spent(OTHER),  # of a task, as on other workers
+            profiled(OTHER),  # of a task, as on other workers
         ):
             return [task.run(self._settled) for task in tasks]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gaprune.profiling import LOST, START, TRANSPORT, WAITING, Ledger, running
+from gaprune.profiling import LOST, START, TRANSPORT, WAITING, Timings, active_profiler
 
 
 class TimeAccounting:
@@ -19,26 +19,26 @@ class TimeAccounting:
     """
 
     def __init__(self, places: int) -> None:
-        self._clock = running()
+        self._profiler = active_profiler()
         self._places, self._opened = places, time.monotonic()
-        self._ledger = Ledger()
+        self._timings = Timings()
 
     @property
     def wanted(self) -> bool:
         """Whether workers are to measure their work."""
-        return self._clock is not None
+        return self._profiler is not None
 
-    def answered(self, started: float, work: Ledger | None) -> None:
+    def answered(self, started: float, work: Timings | None) -> None:
         """Book a task that was handed out then, and of which the answer has just been read."""
         if work is not None:
-            self._ledger.book_all(work)
+            self._timings.merge(work)
             rest = _nanoseconds(time.monotonic() - started) - work.total.nanoseconds
-            self._ledger.book(TRANSPORT, rest, calls=1)
+            self._timings.add(TRANSPORT, rest, calls=1)
 
     def lost(self, started: float) -> None:
         """Book a task that was handed out then, and has just come to nothing."""
         if self.wanted:
-            self._ledger.book(LOST, _nanoseconds(time.monotonic() - started), calls=1)
+            self._timings.add(LOST, _nanoseconds(time.monotonic() - started), calls=1)
 
     def close(self, starting: float, starts: int) -> None:
         """Tell the clock; what is left of the places' time is waiting.
@@ -47,13 +47,14 @@ class TimeAccounting:
             starting: seconds that workers took to start, all together.
             starts: how often one was started.
         """
-        if self._clock is None:
+        if self._profiler is None:
             return
-        self._ledger.book(START, _nanoseconds(starting), starts)
+        self._timings.add(START, _nanoseconds(starting), starts)
         whole = self._places * _nanoseconds(time.monotonic() - self._opened)
-        self._ledger.book(WAITING, whole - self._ledger.total.nanoseconds)
-        self._clock.workers.book_all(self._ledger)
-        self._clock.count = max(self._clock.count, self._places)
+        self._timings.add(WAITING, whole - self._timings.total.nanoseconds)
+        profile = self._profiler.profile
+        profile.workers.merge(self._timings)
+        profile.worker_count = max(profile.worker_count, self._places)
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import GapruneError
-from gaprune.profiling import Ledger
+from gaprune.profiling import Timings
 from gaprune.workers.failures import origin_of
 
 _AS_NUMPY = (torch.float32, torch.float64, torch.float16)
@@ -93,7 +93,7 @@ class Answer(NamedTuple):
     result: Any = None
     size: int | None = None
     error: Exception | None = None
-    work: Ledger | None = None
+    work: Timings | None = None
 
 
 def pack_task(task: Any) -> bytes:
@@ -108,14 +108,14 @@ def unpack_task(message: bytes, parents: tuple[Packed, ...] = ()) -> Any:
     return replace(task, parents=tuple(map(unpack, parents))) if parents else task
 
 
-def pack_answer(result: Any, *, sound: bool, work: Ledger | None = None) -> bytes:
+def pack_answer(result: Any, *, sound: bool, work: Timings | None = None) -> bytes:
     """Return the message of a result."""
     answer = Answer(sound, result if sound else None, work=work)
     return bytes(ray.cloudpickle.dumps(answer))
 
 
 def pack_child(
-    result: Any, *, sound: bool, work: Ledger | None = None
+    result: Any, *, sound: bool, work: Timings | None = None
 ) -> tuple[bytes, Packed | None]:
     """Return the message of a result, and its genes."""
     genes = getattr(result, "genes", None)
