@@ -25,13 +25,14 @@ from torch import nn
 
 from benchmarks.channel_methods import METHODS, Case
 from gaprune.calibration.samples import Samples
-from gaprune.cli.console import add_row, percent, stdout, table
+from gaprune.cli.console import add_row, stdout, table
 from gaprune.cli.signal_handling import Interrupts
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES
 from gaprune.evaluation.runtimes import EAGER, ONNX
+from gaprune.formatting import percent
 from gaprune.io.serialization import to_json
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, prune_target
-from gaprune.cli.console import Monitor, duration, percent, points, show_result, stdout
+from gaprune.cli.console import Monitor, show_result, stdout
 from gaprune.config import make_settings
+from gaprune.formatting import percent, points
 from gaprune.models.target import target_from_module
 from gaprune.records import BaselineScore, Generation
 
@@ -64,37 +65,6 @@ def tell(monitor: Monitor, generations: int = 3) -> None:
         monitor.generation(generation(number), 10)
     monitor.warning("mind [this]")
     monitor.phase("test", "measuring")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (0, "0.00 %"), (0.95, "95.00 %"), (0.98765, "98.77 %")]
-)
-def test_fractions_are_percentages_with_two_digits(value: float | None, text: str) -> None:
-    """Unknown ones are a dash."""
-    assert percent(value) == text
-
-
-def test_differences_have_their_sign() -> None:
-    """Points are not percent: 1 % more of 50 % would be 50.5 %."""
-    assert points(0.0125) == "+1.25 points"
-    assert points(-0.5) == "-50.00 points"
-    assert points(None) == "–"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.97, "0:10"),
-        (59.6, "1:00"),
-        (75, "1:15"),
-        (5025, "1:23:45"),
-    ],
-)
-def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
-    """Rounding never shows 60 seconds or 10.0 s."""
-    assert duration(seconds) == text
 
 
 def test_without_a_terminal_every_generation_is_a_plain_line(

@@ -10,11 +10,11 @@ import pytest
 from command_line import Run
 
 from gaprune.callbacks import Silence
-from gaprune.cli.console import percent
 from gaprune.cli.demo_command import show_demo
 from gaprune.cli.demo_run import SPARSITIES, Demo, compare_bits, run_demo
 from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
+from gaprune.formatting import percent
 from gaprune.models.zoo import ZOO
 
 TINY = {

@@ -110,16 +110,16 @@ def test_the_figures_are_those_of_the_record(folder: Path, page: Page) -> None:
     """Sparsity, accuracy, agreement, margin, hashes: what is read is what was measured."""
     record = json.loads((folder / "result.json").read_text())
     words = page.words.replace("\u00a0", " ")
-    assert f"{100 * record['sparsity']['actual']:.1f} %" in words
-    assert f"{100 * record['accuracy']['pruned']:.1f} %" in words
-    assert f"{100 * record['agreement']['validation']:.1f} %" in words
-    assert f"{100 * record['gain']:+.1f} points" in words.replace("−", "-")
+    assert f"{100 * record['sparsity']['actual']:.2f} %" in words
+    assert f"{100 * record['accuracy']['pruned']:.2f} %" in words
+    assert f"{100 * record['agreement']['validation']:.2f} %" in words
+    assert f"{100 * record['gain']:+.2f} percentage points" in words.replace("−", "-")
     for known in ("weights_sha256", "seed", "target"):
         assert str(record[known]) in words
     for layer in record["layers"]:
         assert f"{100 * layer['kept'] / layer['total']:.2f} %" in words
     for name, score in record["baselines"].items():
-        told = f"{name}, agreement on the validation inputs: {100 * score['agreement']:.1f}\u00a0%"
+        told = f"{name}, agreement on the validation inputs: {100 * score['agreement']:.2f}\u00a0%"
         assert told in page.labels
 
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.real.rows import Row
-from gaprune.cli.console import MISSING, add_row, duration, percent, table
+from gaprune.cli.console import add_row, table
+from gaprune.formatting import MISSING, duration, percent
 
 COLUMNS = ("method", "sparsity", "score", "of dense", "agreement", "needs", "time", "MB")
 FULL_WIDTH = 200  # of what is written to a file or a pipe

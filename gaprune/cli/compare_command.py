@@ -12,7 +12,7 @@ import typer
 
 from gaprune.cli import common_options as outputs
 from gaprune.cli.comparison_table import WIDEST, show_comparison
-from gaprune.cli.console import Monitor, add_row, duration, percent, stdout, table
+from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signal_handling import Interrupts
@@ -22,6 +22,7 @@ from gaprune.comparison.context import part_name
 from gaprune.comparison.spec import UNUSED
 from gaprune.comparison.tables import needs_text
 from gaprune.config import read_config
+from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json, to_toml
 
 ROOMY = 120  # columns from which on sources have a place

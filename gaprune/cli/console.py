@@ -16,32 +16,13 @@ from rich.text import Text
 from gaprune.cli.live import LAST, SearchProgress
 from gaprune.config import EVOLVED
 from gaprune.evolution.phases import SEARCH
+from gaprune.formatting import duration, percent, points
 from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, asked_of
 from gaprune.records import BaselineScore, Generation
 from gaprune.runs.result import Result
 
-MISSING = "–"
 SELDOM = 10.0  # seconds between lines of progress where there is no live bar
 SHOWN_LAYERS = 40  # more are summed up in one row
-
-
-def percent(value: float | None) -> str:
-    """0.9534 → `95.34 %`; nothing known → a dash."""
-    return MISSING if value is None else f"{100 * value:.2f} %"
-
-
-def points(value: float | None) -> str:
-    """A difference of two percentages: 0.012 → `+1.20 points`."""
-    return MISSING if value is None else f"{100 * value:+.2f} points"
-
-
-def duration(seconds: float) -> str:
-    """75.2 → `1:15`, 5025 → `1:23:45`; below ten seconds `3.2 s`."""
-    if round(seconds, 1) < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def stdout() -> Console:

@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from gaprune.cli import common_options as outputs
-from gaprune.cli.console import Monitor, add_row, duration, percent, stdout, table
+from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.demo_run import FAST, SPARSITIES, TARGET, Demo, run_demo
 from gaprune.cli.prune_command import RUNS
 from gaprune.cli.signal_handling import Interrupts
 from gaprune.config import EVOLVED
+from gaprune.formatting import duration, percent
 from gaprune.io.run_files import REPORT
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO

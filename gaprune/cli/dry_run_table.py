@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from gaprune.cli.console import SHOWN_LAYERS, add_row, duration, percent, table
+from gaprune.cli.console import SHOWN_LAYERS, add_row, table
+from gaprune.formatting import duration, percent
 from gaprune.runs.dry_run import DryRun
 
 

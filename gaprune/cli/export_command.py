@@ -11,9 +11,10 @@ import typer
 
 from gaprune.cli import common_options as outputs
 from gaprune.cli.completion import among
-from gaprune.cli.console import Monitor, add_row, percent, stdout, table
+from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.signal_handling import Interrupts
 from gaprune.export import EXPORTERS, Exported, export
+from gaprune.formatting import percent
 from gaprune.io.serialization import to_json
 
 FORMAT = "File"

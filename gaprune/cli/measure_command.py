@@ -14,9 +14,10 @@ from rich.text import Text
 from gaprune.cli import common_options as outputs
 from gaprune.cli.comparison_table import WIDEST
 from gaprune.cli.completion import among
-from gaprune.cli.console import MISSING, Monitor, add_row, percent, stdout, table
+from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.signal_handling import Interrupts
 from gaprune.export.measure import RUNTIMES, Measured, measure
+from gaprune.formatting import MISSING, percent
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO
 from gaprune.runs.option_keys import names

@@ -7,7 +7,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from gaprune.cli.console import MISSING, add_row, table
+from gaprune.cli.console import add_row, table
+from gaprune.formatting import MISSING
 from gaprune.profiling import PARTS, Profile, Timing, Timings
 
 HERE = "this process"

@@ -10,7 +10,7 @@ import typer
 from gaprune.calibration.samples import Samples
 from gaprune.cli import common_options as outputs
 from gaprune.cli.completion import among
-from gaprune.cli.console import MISSING, Monitor, add_row, percent, points, stdout, table
+from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signal_handling import Interrupts
@@ -18,6 +18,7 @@ from gaprune.comparison.sweep_network import generated_validation
 from gaprune.comparison.sweeps import SWEEPS, Range, Sweep, sweep
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.formatting import MISSING, percent, points
 from gaprune.io.serialization import to_json
 from gaprune.runs.directory import free_name, load_masks
 from gaprune.runs.job import make_job

@@ -11,9 +11,10 @@ from rich.live import Live
 from rich.text import Text
 
 from gaprune.cli import common_options as outputs
-from gaprune.cli.console import duration, percent, stdout
+from gaprune.cli.console import stdout
 from gaprune.cli.live import LAST, generation_table, sparkline
 from gaprune.errors import GapruneError
+from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json
 from gaprune.records import Generation, as_json
 from gaprune.runs.status import ENDED, RUNNING, STOPPED, RunStatus, read_status

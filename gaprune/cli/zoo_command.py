@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from gaprune.cli import common_options as outputs
-from gaprune.cli.console import add_row, percent, stdout, table
+from gaprune.cli.console import add_row, stdout, table
+from gaprune.formatting import percent
 from gaprune.io.serialization import to_json
 from gaprune.models.target import load_target
 from gaprune.models.zoo import ZOO

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gaprune.comparison.rows import Cell, Line, Needs
+from gaprune.formatting import MISSING, percent
 
-MISSING = "–"
 BESIDE = 5e-4  # a budget that is missed by less goes without saying
 _DATA = {"none": "weights", "procedural": "calibration", "labelled": "labels"}
 
@@ -58,7 +58,7 @@ def notes(lines: Iterable[Line]) -> list[str]:
     removed: dict[str, list[str]] = {}
     for line in lines:
         beside = [
-            f"{percent(cell.actual)} at {sparsity:g}"
+            f"{percent(cell.actual, 1)} at {sparsity:g}"
             for sparsity, cell in line.cells.items()
             if abs(cell.actual - sparsity) > BESIDE
         ]
@@ -90,11 +90,6 @@ def markdown(lines: Sequence[Line], dense: float | None, caption: str) -> str:
 def _removing(methods: Sequence[str]) -> str:
     verb = "removes" if len(methods) == 1 else "remove"
     return f"{', '.join(methods)} {verb}"
-
-
-def percent(part: float) -> str:
-    """0.87345 → `87.3 %`."""
-    return f"{100 * part:.1f} %"
 
 
 def _row(cells: Iterable[str]) -> str:

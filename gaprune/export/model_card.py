@@ -10,9 +10,9 @@ from gaprune.export.format_registry import exporter_of
 from gaprune.export.hf_folder import SCHEME
 from gaprune.export.pruned_network import Pruned
 from gaprune.export.sparse_entries import How
+from gaprune.formatting import percent
 
 CARD = "README.md"
-UNKNOWN = "not known"
 _SHOWN = 40  # layers
 _ZEROS = (
     "The weights that were removed are zeros to most runtimes: fewer bytes, not fewer milliseconds."
@@ -57,7 +57,7 @@ def _head(pruned: Pruned, form: str) -> Iterator[str]:
     yield from (f"- {tag}" for tag in ("pruning", "sparse", "data-free", "gaprune"))
     yield "---"
     yield ""
-    yield f"# {pruned.name}, {_percent(pruned.record['sparsity']['actual'])} of its weights removed"
+    yield f"# {pruned.name}, {percent(pruned.record['sparsity']['actual'])} of its weights removed"
     yield ""
 
 
@@ -91,7 +91,7 @@ def _files(form: str, files: Mapping[str, int], dense_bytes: int, how: How) -> I
     yield "| file | bytes | of the dense state dict |"
     yield "|---|---:|---:|"
     for name, size in files.items():
-        yield f"| `{name}` | {size:,} | {_percent(size / dense_bytes)} |"
+        yield f"| `{name}` | {size:,} | {percent(size / dense_bytes)} |"
     yield ""
     yield f"Format `{form}`: {exporter_of(form).description}. Dense: {dense_bytes:,} bytes."
     if how.half:
@@ -108,8 +108,8 @@ def _figures(pruned: Pruned, form: str, how: How) -> Iterator[str]:
     yield ""
     yield "| | agreement with the dense network | test accuracy |"
     yield "|---|---:|---:|"
-    yield f"| dense | 100.00 % | {_percent(record['accuracy']['dense'])} |"
-    yield f"| pruned | {_percent(agreement)} | {_percent(accuracy)} |"
+    yield f"| dense | 100.00 % | {percent(record['accuracy']['dense'])} |"
+    yield f"| pruned | {percent(agreement)} | {percent(accuracy)} |"
     yield ""
     yield "Agreement is measured on the inputs that judged the search, which it never selected on."
     if how.half or how.codebook is not None:
@@ -140,11 +140,11 @@ def _layers(layers: list[Mapping[str, Any]]) -> Iterator[str]:
     yield "| layer | weights | kept | density |"
     yield "|---|---:|---:|---:|"
     for layer in layers[:_SHOWN]:
-        share = _percent(layer["kept"] / layer["total"])
+        share = percent(layer["kept"] / layer["total"])
         yield f"| `{layer['name']}` | {layer['total']:,} | {layer['kept']:,} | {share} |"
     if rest := layers[_SHOWN:]:
         total, kept = (sum(one[key] for one in rest) for key in ("total", "kept"))
-        yield f"| {len(rest)} more | {total:,} | {kept:,} | {_percent(kept / total)} |"
+        yield f"| {len(rest)} more | {total:,} | {kept:,} | {percent(kept / total)} |"
     yield ""
 
 
@@ -154,7 +154,3 @@ def _loading(form: str) -> Iterator[str]:
     yield "```python"
     yield exporter_of(form).loading
     yield "```"
-
-
-def _percent(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{100 * value:.2f} %"

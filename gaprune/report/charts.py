@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from gaprune.formatting import number
 from gaprune.report.palette import SERIES
 from gaprune.report.scales import Scale
-from gaprune.report.words import number
 
 MOST_POINTS = 120  # of one series that are drawn
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gaprune.report.words import number, percent, points
+from gaprune.formatting import number, percent, points
 
 MOST = 20  # classes that are listed where there are too many for a table of pairs
 NAMES = {"dense": "Dense network", "pruned": "Pruned network"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gaprune.formatting import MISSING, duration, percent, points
 from gaprune.report.charts import Axis, Chart, Frame, Point, Series, draw
 from gaprune.report.curves import whole
 from gaprune.report.headline import EVOLVED, Figure, Headline
 from gaprune.report.render import render
 from gaprune.report.scales import Log, Parts
-from gaprune.report.words import MISSING, duration, percent, points
 
 SHOWN = 7  # methods that are drawn before the reader asks for more
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gaprune.formatting import duration, number, percent
 from gaprune.report.charts import Axis, Chart, Frame, Point, Series, draw
 from gaprune.report.dots import DotPlot, dot_plot
 from gaprune.report.headline import in_loop, own_name, own_scores
 from gaprune.report.reading import RunFiles
 from gaprune.report.scales import Linear, Log
-from gaprune.report.words import TIED, duration, number, percent, short
+from gaprune.report.words import short
 
 WIDE = 30.0  # how many times larger the largest density is than the smallest for a log axis
 MOST_ROWS = 40  # layers of a dot plot
@@ -19,7 +20,7 @@ MOST_ROWS = 40  # layers of a dot plot
 
 def whole(value: float) -> str:
     """Percent without needless digits, for an axis."""
-    return f"{100 * value:.6g}{TIED}%".replace("-", "−")
+    return percent(value, digits=None)
 
 
 def search_charts(run: RunFiles) -> list[tuple[str, list[Chart]]]:

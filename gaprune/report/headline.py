@@ -7,19 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gaprune.formatting import duration, listing, number, percent, points, ratio, size
 from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, asked_of
 from gaprune.report.reading import RunFiles
-from gaprune.report.words import (
-    DATA_LEVELS,
-    ENDINGS,
-    duration,
-    listing,
-    number,
-    percent,
-    points,
-    size,
-    times,
-)
+from gaprune.report.words import DATA_LEVELS, ENDINGS
 
 EVOLVED = "evolved"
 
@@ -148,11 +139,11 @@ def _size(run: RunFiles) -> Figure:
     total, kept = counts(run.record)
     found = estimated_bytes(run)
     if found is None:
-        return Figure("Size", times(total / max(1, kept)), "fewer weights")
+        return Figure("Size", ratio(total / max(1, kept)), "fewer weights")
     dense, sparse = found
     words = (
         f"about, in a sparse file before compression; the dense one has {size(dense)}, "
-        f"{times(dense / max(sparse, 1))} as much"
+        f"{ratio(dense / max(sparse, 1))} as much"
     )
     return Figure("Size", size(sparse), words)
 

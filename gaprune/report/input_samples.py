@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from gaprune.formatting import number
 from gaprune.report.images import Picture, Pixels, curve, picture
 from gaprune.report.reading import RunFiles
-from gaprune.report.words import certainty, number
+from gaprune.report.words import certainty
 
 STRIP = 16  # values from which on a vector is drawn as a line
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gaprune.formatting import number, percent
 from gaprune.io.run_files import MASK, PRUNED
 from gaprune.report.images import Picture, Pixels, picture, tiles, tinted
 from gaprune.report.reading import RunFiles
-from gaprune.report.words import number, percent
 
 FILTERS, ROWS = 64, 24  # filters, and rows of a linear layer, that are drawn
 PORTRAITS = 12  # layers that are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -12,8 +13,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gaprune.report import words
+from gaprune import formatting
 from gaprune.report.palette import as_css
+
+_UNIT = re.compile(r"(?<=[\d×]) (?=(?:%|percentage points|bytes|[kMGT]B|s|min|h)(?!\w))")
+_MINUS = re.compile(r"(?<![^\s(])-(?=\d)")
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
@@ -46,10 +50,18 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_typeset,
     )
-    made.filters |= {name: getattr(words, name) for name in ("percent", "number", "duration")}
+    made.filters |= {name: getattr(formatting, name) for name in ("percent", "number", "duration")}
     made.filters["breakable"] = _breakable
     return made
+
+
+def _typeset(value: object) -> object:
+    """Keep a figure and its unit on one line, and print a minus sign instead of a hyphen."""
+    if type(value) is not str:  # Markup is code or was typeset before: it is copied as it is
+        return value
+    return _MINUS.sub("−", _UNIT.sub("\u00a0", value))
 
 
 def _breakable(name: str) -> Markup:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import GapruneError
+from gaprune.formatting import number, percent
 from gaprune.io.run_files import REPORT, writing
 from gaprune.report.classes import losses, pairs
 from gaprune.report.curves import (
@@ -23,7 +24,6 @@ from gaprune.report.input_samples import shown
 from gaprune.report.mask_images import first_layer, portraits
 from gaprune.report.reading import RunFiles, read_run
 from gaprune.report.render import render
-from gaprune.report.words import number, percent
 
 MOST_LAYERS = 300  # rows of the table of layers
 

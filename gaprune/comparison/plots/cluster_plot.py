@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from gaprune.comparison.plots.figure import COLOURS, MUTED, drawing, percent
+from gaprune.comparison.plots.figure import COLOURS, MUTED, drawing
 from gaprune.errors import InputError
+from gaprune.formatting import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def plot_clusters(
         for key in LINES:
             _draw(axes, key, {number: _median(own, key) for number, own in by_number.items()})
         if dense is not None:
-            label = f"dense network, {percent(dense)}"
+            label = f"dense network, {percent(dense, digits=None)}"
             axes.axhline(100 * dense, color=MUTED, linewidth=1, zorder=1, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(by_number), _ticks(by_number))

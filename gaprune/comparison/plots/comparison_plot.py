@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from gaprune.comparison.plots.figure import COLOURS, MARKERS, MUTED, drawing, percent
+from gaprune.comparison.plots.figure import COLOURS, MARKERS, MUTED, drawing
 from gaprune.errors import InputError
+from gaprune.formatting import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +69,7 @@ def plot_comparison(
         axes = figure.subplots()
         _draw(axes, lines)
         if dense is not None and measure == "accuracy":
-            label = f"dense network, {percent(dense)}"
+            label = f"dense network, {percent(dense, digits=None)}"
             axes.axhline(_decades(dense), color=MUTED, linewidth=1, zorder=1, label=label)
         _scale(axes, sorted({row["sparsity"] for row in rows}), MEASURES[measure])
         axes.set_title(targets[0] if title is None else title)
@@ -145,12 +146,16 @@ def _draw(axes: Axes, lines: Sequence[_Line]) -> None:
 
 
 def _scale(axes: Axes, sparsities: Sequence[float], measure: str) -> None:
-    axes.set_xticks([_decades(s) for s in sparsities], [percent(s) for s in sparsities])
+    axes.set_xticks(
+        [_decades(s) for s in sparsities], [percent(s, digits=None) for s in sparsities]
+    )
     axes.set_xlim(_decades(sparsities[0]) - 0.06, _decades(sparsities[-1]) + 0.06)
     axes.set_xlabel("weights removed (log scale of those kept)")
     low, high = axes.get_ylim()
     ticks = [tick for tick in TICKS if low <= _decades(tick) <= high]
-    axes.set_yticks([_decades(tick) for tick in ticks], [percent(tick) for tick in ticks])
+    axes.set_yticks(
+        [_decades(tick) for tick in ticks], [percent(tick, digits=None) for tick in ticks]
+    )
     axes.set_ylabel(f"{measure} (log scale of errors)")
     axes.set_ylim(low, high)
 

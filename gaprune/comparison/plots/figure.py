@@ -81,8 +81,3 @@ def shades(count: int) -> list[tuple[float, ...]]:
 
     last = max(count - 1, 1)
     return [tuple(colormaps["viridis"](0.9 * i / last)) for i in range(count)]
-
-
-def percent(value: float) -> str:
-    """Return a fraction as a percentage without needless digits: 0.9 is `90 %`."""
-    return f"{100 * value:.6g} %"

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gaprune.comparison.methods.threshold import ThresholdSweep
-from gaprune.comparison.plots.figure import COLOURS, MARKERS, MUTED, drawing, percent, shades
+from gaprune.comparison.plots.figure import COLOURS, MARKERS, MUTED, drawing, shades
 from gaprune.errors import InputError
+from gaprune.formatting import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,11 +93,11 @@ def _quality(axes: Axes, sweep: ThresholdSweep) -> None:
 def _mark(above: Axes, below: Axes, sweep: ThresholdSweep, max_drop: float) -> None:
     """Draw a line at the largest threshold that loses no more than `max_drop`."""
     what = "agreement" if sweep.dense_accuracy is None else "accuracy"
-    cost = f"costs {what} on\nat most {percent(max_drop)} of the inputs"
+    cost = f"costs {what} on\nat most {percent(max_drop, digits=None)} of the inputs"
     found = sweep.largest_within(max_drop)
     if found is None:
         below.plot([], [], linestyle="none", label=f"no threshold {cost}")
         return
-    label = f"{found.threshold:.4g} {cost};\n{percent(round(found.report.sparsity, 4))} zeroed"
+    label = f"{found.threshold:.4g} {cost};\n{percent(round(found.report.sparsity, 4), digits=None)} zeroed"
     above.axvline(found.threshold, color=MUTED, linestyle=":")
     below.axvline(found.threshold, color=MUTED, linestyle=":", label=label)

@@ -1,0 +1,68 @@
+"""Figures as people read them: percentages, differences, counts, sizes and durations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+MISSING = "–"
+_SIZES = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def percent(value: float | None, digits: int | None = 2) -> str:
+    """Format a fraction as a percentage: 0.95342 → `95.34 %`.
+
+    More digits are printed where the value would round to 0 % or 100 % without being it: an
+    agreement of 0.99996 isn't perfect.
+
+    Args:
+        value: a fraction; None or not finite: a dash.
+        digits: digits after the point; None: as many as needed, so 0.9 → `90 %`.
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if digits is None:
+        return f"{100 * value:.6g} %"
+    while digits < 4 and value not in (0, 1) and round(value, 2 + digits) in (0, 1):
+        digits += 1
+    return f"{100 * value:.{digits}f} %"
+
+
+def points(value: float | None) -> str:
+    """Format a difference of two fractions: 0.012 → `+1.20 percentage points`."""
+    return MISSING if value is None else f"{100 * value:+.2f} percentage points"
+
+
+def number(value: float) -> str:
+    """Format a number: 1234567 → `1,234,567`; 0.012345 → `0.01234`."""
+    return f"{int(value):,}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def ratio(factor: float) -> str:
+    """Format a quotient: 38.7 → `39×`; 2.34 → `2.3×`."""
+    return f"{factor:.0f}×" if factor >= 10 else f"{factor:.1f}×"
+
+
+def size(count: float) -> str:
+    """Format a number of bytes in powers of 1000: 23456 → `23.5 kB`."""
+    unit = 0
+    while count >= 1000 and unit + 1 < len(_SIZES):
+        count, unit = count / 1000, unit + 1
+    return f"{count:,.0f} bytes" if unit == 0 else f"{count:.3g} {_SIZES[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: 3.21 → `3.2 s`; 75.2 → `1 min 15 s`; 5025 → `1 h 24 min`."""
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    if round(seconds) < 3600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def listing(items: Sequence[str]) -> str:
+    """Join words: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(items) if len(items) < 3 else f"{', '.join(items[:-1])} and {items[-1]}"
