@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.comparison.methods.gammas import Ranking, by_first_layer, rank_channels
-from gaprune.comparison.methods.slimming_rounds import Slimmer, Slimming
+from gaprune.comparison.methods.gammas import ChannelRanking, by_first_layer, rank_channels
+from gaprune.comparison.methods.slimming_rounds import Slimmer, SlimmingOptions
 from gaprune.comparison.methods.structured import output_dim, slice_norms
-from gaprune.comparison.methods.training import Training
+from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.comparison.methods.training_data import from_labels
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
@@ -111,10 +111,12 @@ def _slimming(target: Target, case: Case, seed: int) -> Made:
         target, make_settings({"sparsity": case.sparsity, "pattern": "channel", "budget": "macs"})
     )
     goal, dense = keep_total(layout, case.sparsity), layout.worth
-    how = Slimming(rounds=case.rounds, epochs=case.epochs, training=Training(decay="cosine"))
+    how = SlimmingOptions(
+        rounds=case.rounds, epochs=case.epochs, training=TrainingOptions(decay="cosine")
+    )
     slimmer = Slimmer(target, from_labels(train), how, generator, None, None)
 
-    def count(ranking: Ranking, model: nn.Module, number: int) -> int:
+    def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
         left = dense * (1 - case.sparsity) ** (number / how.rounds)
         wanted = goal if number == how.rounds else max(goal, left)
         low, high = 0, len(ranking.order)

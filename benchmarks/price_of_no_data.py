@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gaprune.comparison import ComparisonSpec, Data, Row, compare_target
-from gaprune.comparison.context import Unheard
-from gaprune.comparison.methods.slimming import Slimming, hold_out, slim
-from gaprune.comparison.methods.training import Training, from_labels
+from gaprune.comparison import ComparisonData, ComparisonSpec, Row, compare_target
+from gaprune.comparison.context import SilentComparisonObserver
+from gaprune.comparison.methods.slimming import SlimmingOptions, hold_out, slim
+from gaprune.comparison.methods.training import TrainingOptions, from_labels
 from gaprune.comparison.tables import markdown
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test, zoo_train
@@ -50,11 +50,11 @@ class Case:
     target: str
     methods: tuple[str, ...] = ("all",)
     epochs: float = 1.0
-    training: Training = field(default_factory=Training)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
 
 
 TRAINED = ("imp-direct", "imp-linear", "imp-long", "imp-cubic", "imp-rewind", "distilled")
-SGD = Training("sgd", 0.1, decay="cosine")  # the best of those tried for long training
+SGD = TrainingOptions("sgd", 0.1, decay="cosine")  # the best of those tried for long training
 CASES = (
     Case("mnist-mlp", "mnist-mlp"),
     Case("mnist-mlp-sgd", "mnist-mlp", TRAINED, training=SGD),
@@ -70,7 +70,7 @@ class Part(NamedTuple):
     text: str
 
 
-class Progress(Unheard):
+class Progress(SilentComparisonObserver):
     """A line on stderr for every row."""
 
     def row(self, row: Row, done: int, total: int) -> None:
@@ -90,7 +90,7 @@ def compared(case: Case, seeds: Sequence[int], place: Path) -> Part:
     found = compare_target(
         target,
         ComparisonSpec(SPARSITIES, case.methods, seeds, epochs=case.epochs, training=case.training),
-        data=Data(zoo_train(target), zoo_test(target)),
+        data=ComparisonData(zoo_train(target), zoo_test(target)),
         out=place / case.name,
         observer=Progress(),
     )
@@ -122,7 +122,7 @@ def _rounds(target: Target, seed: int) -> Iterator[dict[str, Any]]:
         "macs": macs_per_input(target.model, target.example()),
         "accuracy": test.dense.accuracy,
     }
-    for one in slim(target, from_labels(learned), Slimming(), generator, held_out=judged):
+    for one in slim(target, from_labels(learned), SlimmingOptions(), generator, held_out=judged):
         before, after = test.measure(one.compact).accuracy, test.measure(one.model).accuracy
         say(f"slimming, seed {seed}, round {one.number}: {before:.2%} → {after:.2%}")
         named = {"target": target.name, "seed": seed}

@@ -12,9 +12,9 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison import Comparison, ComparisonSpec, Data, Row, compare_target
-from gaprune.comparison.context import Listener, Unheard
-from gaprune.comparison.methods.training import Training
+from gaprune.comparison import Comparison, ComparisonData, ComparisonSpec, Row, compare_target
+from gaprune.comparison.context import ComparisonObserver, SilentComparisonObserver
+from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.config import make_settings
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -30,7 +30,7 @@ QUICK = {
 }
 SPARSITIES = (0.5, 0.75)
 EPOCHS = 0.5  # two steps on `tiny_data`
-TAUGHT = Training(batch=16, learning_rate=0.02)
+TAUGHT = TrainingOptions(batch=16, learning_rate=0.02)
 
 
 def tiny_target() -> Target:
@@ -44,9 +44,9 @@ def labelled(count: int, seed: int) -> Samples:
     return Samples(inputs, inputs[:, :4].argmax(1), f"{count} labelled inputs")
 
 
-def tiny_data() -> Data:
+def tiny_data() -> ComparisonData:
     """Return training and test data for `tiny_target`."""
-    return Data(labelled(64, 1), labelled(100, 2))
+    return ComparisonData(labelled(64, 1), labelled(100, 2))
 
 
 class ConvNet(nn.Module):
@@ -80,7 +80,7 @@ def images(count: int, seed: int) -> Samples:
     return Samples(shown, torch.randint(3, (count,), generator=seeded(seed)), f"{count} images")
 
 
-def question(
+def spec(
     methods: Iterable[str], sparsities: Iterable[float] = SPARSITIES, **own: Any
 ) -> ComparisonSpec:
     """Return a question that is answered quickly; `settings` add to those that are quick."""
@@ -96,15 +96,15 @@ def question(
 def ask(
     methods: Iterable[str],
     *,
-    data: Data | None = None,
+    data: ComparisonData | None = None,
     out: Path | None = None,
-    observer: Listener | None = None,
+    observer: ComparisonObserver | None = None,
     **own: Any,
 ) -> Comparison:
-    """Compare methods on `tiny_target`; further arguments are those of `question`."""
+    """Compare methods on `tiny_target`; further arguments are those of `spec`."""
     return compare_target(
         tiny_target(),
-        question(methods, **own),
+        spec(methods, **own),
         data=tiny_data() if data is None else data,
         out=out,
         observer=observer,
@@ -116,7 +116,7 @@ def timeless(rows: Iterable[Row]) -> list[Row]:
     return [replace(row, seconds=0.0) for row in rows]
 
 
-class Heard(Unheard):
+class Heard(SilentComparisonObserver):
     """A listener that keeps what it hears, and stops everything after so many rows."""
 
     def __init__(self, stop_after: int | None = None) -> None:

@@ -17,7 +17,7 @@ from comparison_cases import (
     conv_target,
     images,
     labelled,
-    question,
+    spec,
     timeless,
     tiny_data,
     tiny_target,
@@ -28,8 +28,8 @@ from torch.nn.utils import prune as torch_prune
 
 import gaprune
 from gaprune import InputOptions, prune_target
-from gaprune.comparison import Comparison, Data, compare, compare_target, methods
-from gaprune.comparison.context import ComparisonContext, Unheard
+from gaprune.comparison import Comparison, ComparisonData, compare, compare_target, methods
+from gaprune.comparison.context import ComparisonContext, SilentComparisonObserver
 from gaprune.config import make_settings
 from gaprune.models.target import target_from_module
 
@@ -156,9 +156,11 @@ def test_evolved_is_what_a_pruning_run_finds(preset: str, tmp_path: Path) -> Non
         "calibration": (f"labelled:{tmp_path / 'shown.npz'}",),
         "generations": 2,
     }
-    asked = question(("evolved",), settings=stated)
-    contest = ComparisonContext(tiny_target(), asked.settings, None, TAUGHT, 1.0, (), 16, Unheard())
-    (found,) = methods()["evolved"].run(contest, (0.75,), 3)
+    asked = spec(("evolved",), settings=stated)
+    context = ComparisonContext(
+        tiny_target(), asked.settings, None, TAUGHT, 1.0, (), 16, SilentComparisonObserver()
+    )
+    (found,) = methods()["evolved"].run(context, (0.75,), 3)
     limits = asked.settings.model_dump(exclude_unset=True)
     pruned = prune_target(tiny_target(), make_settings({**limits, "sparsity": 0.75, "seed": 3}))
     assert found.evaluations == pruned.evaluations
@@ -174,7 +176,7 @@ def test_edge_popup_meets_the_budget() -> None:
 
 def test_distilling_needs_no_data_and_meets_the_budget() -> None:
     """The same alone as beside others; calibration inputs of another seed teach something else."""
-    data = Data(None, tiny_data().test)
+    data = ComparisonData(None, tiny_data().test)
     found = ask(("lamp", "distilled"), seeds=(0, 1), data=data, epochs=0.005)
     rows = [row for row in found.rows if row.method == "distilled"]
     assert [row.actual for row in rows] == [*SPARSITIES, *SPARSITIES]
@@ -186,7 +188,7 @@ def test_distilling_needs_no_data_and_meets_the_budget() -> None:
 
 def test_without_test_labels_agreement_is_measured_on_the_validation() -> None:
     """There is no accuracy; a network that loses nothing agrees with itself."""
-    found = ask(("magnitude", "random"), data=Data())
+    found = ask(("magnitude", "random"), data=ComparisonData())
     assert found.dense_accuracy is None
     assert "generated" in found.measured_on
     for row in found.rows:
@@ -217,8 +219,8 @@ def layers_of(model: nn.Module) -> list[nn.Linear]:
 
 def test_slimming_removes_channels_of_a_network_with_batchnorm() -> None:
     """At least as many weights as asked; without BatchNorm the row says so."""
-    data = Data(images(48, 1), images(40, 2))
-    (row,) = compare_target(conv_target(), question(("slimming",), (0.5,)), data=data).rows
+    data = ComparisonData(images(48, 1), images(40, 2))
+    (row,) = compare_target(conv_target(), spec(("slimming",), (0.5,)), data=data).rows
     assert row.error is None
     assert row.actual is not None
     assert 0.5 <= row.actual < 0.9
@@ -299,7 +301,7 @@ def test_an_assumed_range_is_said_once() -> None:
     """Not by every search; and nothing else is said twice."""
     heard = Heard()
     target = target_from_module(tiny_model(), inputs=InputOptions())
-    found = compare_target(target, question(("evolved",), seeds=(0, 1)), observer=heard)
+    found = compare_target(target, spec(("evolved",), seeds=(0, 1)), observer=heard)
     assert [row.error for row in found.rows] == [None] * 4
     assumed = [text for text in heard.warnings if "0 to 1 is assumed" in text]
     assert len(assumed) == 1

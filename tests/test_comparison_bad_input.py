@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison_cases import EPOCHS, ask, question
+from comparison_cases import EPOCHS, ask, spec
 from search_cases import tiny_model
 
 from gaprune import InputOptions
 from gaprune.comparison import compare
 from gaprune.comparison.comparison_job import make_request
-from gaprune.comparison.methods.schedule import Step
+from gaprune.comparison.methods.schedule import PruningStep
 from gaprune.errors import InputError
 
 
@@ -64,7 +64,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_an_own_schedule_must_pass_through_what_is_compared() -> None:
     """The message says what is missing."""
-    steps = [Step(0.5, EPOCHS), Step(0.75, EPOCHS)]
+    steps = [PruningStep(0.5, EPOCHS), PruningStep(0.75, EPOCHS)]
     rows = ask(("imp-schedule",), schedule=steps).rows
     assert [row.epochs for row in rows] == [pytest.approx(EPOCHS), pytest.approx(2 * EPOCHS)]
     assert [row.actual for row in rows] == [0.5, 0.75]
@@ -84,4 +84,4 @@ def test_a_search_for_a_front_is_no_method() -> None:
     """Settings made elsewhere may ask for it, or for another method than evolution."""
     for changes in ({"pareto": True}, {"method": "lamp"}, {"repair": True}):
         with pytest.raises(InputError, match="settings: the search is one of the methods"):
-            question(("evolved",), settings=changes)
+            spec(("evolved",), settings=changes)

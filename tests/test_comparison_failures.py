@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison_cases import SPARSITIES, ask, question, timeless, tiny_data
+from comparison_cases import SPARSITIES, ask, spec, timeless, tiny_data
 from search_cases import tiny_model
 from torch import nn
 
 from gaprune import InputOptions
-from gaprune.comparison import Data, compare_target
+from gaprune.comparison import ComparisonData, compare_target
 from gaprune.errors import InputError
 from gaprune.models.target import target_from_module
 
 
 def test_without_training_data_a_row_says_so_and_the_others_go_on() -> None:
     """Every method that needs labels names the way out."""
-    found = ask(("imp-linear", "magnitude", "slimming"), data=Data(None, tiny_data().test))
+    found = ask(
+        ("imp-linear", "magnitude", "slimming"), data=ComparisonData(None, tiny_data().test)
+    )
     errors = {row.method: row.error for row in found.rows}
     assert errors["magnitude"] is None
     for name in ("imp-linear", "slimming"):
@@ -33,7 +35,7 @@ def test_a_failure_names_the_layer_and_spares_the_other_sparsities() -> None:
     """Every layer at the same density: the smallest keeps nothing at 0.99."""
     net = nn.Sequential(nn.Linear(60, 30), nn.Tanh(), nn.Linear(30, 1), nn.Linear(1, 3))
     target = target_from_module(net, inputs=InputOptions(range=(0, 1)))
-    found = compare_target(target, question(("magnitude-layer", "lamp"), (0.5, 0.9)))
+    found = compare_target(target, spec(("magnitude-layer", "lamp"), (0.5, 0.9)))
     errors = {(row.method, row.sparsity): row.error for row in found.rows}
     assert errors.pop(("magnitude-layer", 0.9)) == (
         "sparsity: 0.9 keeps nothing of layer '3.weight' (3 weights) when every layer keeps the "
@@ -59,7 +61,7 @@ class Fragile(nn.Module):
 def test_whatever_the_network_raises_ends_one_row_only() -> None:
     """In one line, with its type."""
     target = target_from_module(Fragile(), inputs=InputOptions(range=(0, 1)))
-    found = compare_target(target, question(("imp-direct", "imp-cubic", "lamp")), data=tiny_data())
+    found = compare_target(target, spec(("imp-direct", "imp-cubic", "lamp")), data=tiny_data())
     errors = {row.method: row.error for row in found.rows}
     assert errors == {
         "imp-direct": r"KeyError: 'two\nlines'",
@@ -81,7 +83,7 @@ class Whole(Fragile):
 def test_a_network_that_cannot_be_measured_has_a_row_all_the_same() -> None:
     """The method was done, and what it made does not run."""
     target = target_from_module(Whole(), inputs=InputOptions(range=(0, 1)))
-    found = compare_target(target, question(("magnitude", "lamp")), data=tiny_data())
+    found = compare_target(target, spec(("magnitude", "lamp")), data=tiny_data())
     assert [row.error for row in found.rows] == ["ValueError: a hole"] * 4
 
 

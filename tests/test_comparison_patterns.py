@@ -18,9 +18,9 @@ from search_cases import tiny_model
 from torch import Tensor
 
 from gaprune import InputOptions, compare, prune_target
-from gaprune.comparison import Data, find_methods, methods
-from gaprune.comparison.context import ComparisonContext, Unheard
-from gaprune.comparison.methods.edge_popup import EdgePopup, edge_popup
+from gaprune.comparison import ComparisonData, find_methods, methods
+from gaprune.comparison.context import ComparisonContext, SilentComparisonObserver
+from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
 from gaprune.comparison.ranking import norms_of_channels
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA
@@ -40,11 +40,13 @@ LAYERED = {f"{name}-layer" for name in CRITERIA} - {"magnitude-layer"}
 QUICK_ONES = ("random", "magnitude", "snip", "wanda-rows", "clustered", "evolved")
 
 
-def contest(target: Target, pattern: str, sparsity: float = 0.5) -> ComparisonContext:
+def context(target: Target, pattern: str, sparsity: float = 0.5) -> ComparisonContext:
     """Return what methods of a comparison share."""
     stated = {"calibration": ("procedural",), "validation": "noise", **QUICK}
     settings = make_settings({"sparsity": sparsity, "pattern": pattern, **stated})
-    return ComparisonContext(target, settings, None, TAUGHT, 1.0, (), 16, Unheard())
+    return ComparisonContext(
+        target, settings, None, TAUGHT, 1.0, (), 16, SilentComparisonObserver()
+    )
 
 
 def weights_of(
@@ -83,7 +85,7 @@ def test_without_a_pattern_criteria_inside_layers_are_asked_for_by_name() -> Non
 @pytest.mark.parametrize("method", [*QUICK_ONES, "lamp", "correlation"])
 def test_2_of_4_holds_in_every_group(method: str) -> None:
     """Of neighbours along the inputs exactly two stay; 6 inputs are no multiple and stay whole."""
-    found = contest(tiny_target(), "2:4")
+    found = context(tiny_target(), "2:4")
     for name, weight in weights_of(found, method).items():
         if weight.shape[1] % 4:
             assert weight.count_nonzero() == weight.numel()
@@ -94,7 +96,7 @@ def test_2_of_4_holds_in_every_group(method: str) -> None:
 def test_magnitude_2_of_4_is_the_best_pair_of_every_group() -> None:
     """By trying all six pairs."""
     target = tiny_target()
-    found = weights_of(contest(target, "2:4"), "magnitude")
+    found = weights_of(context(target, "2:4"), "magnitude")
     for name, weight in target.weights.items():
         if weight.shape[1] % 4 == 0:
             for group, own in zip(weight.view(-1, 4), found[name].view(-1, 4), strict=True):
@@ -106,7 +108,7 @@ def test_magnitude_2_of_4_is_the_best_pair_of_every_group() -> None:
 def test_blocks_stay_or_go_as_one_by_their_mean() -> None:
     """Magnitude over blocks of two by two, against a count by hand."""
     target = tiny_target()
-    found = weights_of(contest(target, "2x2"), "magnitude")
+    found = weights_of(context(target, "2x2"), "magnitude")
     means, stays = [], []
     for name, weight in target.weights.items():
         for rows in weight.abs().split(2):
@@ -123,7 +125,7 @@ def test_blocks_stay_or_go_as_one_by_their_mean() -> None:
 def test_channels_go_with_all_that_makes_and_reads_them(method: str) -> None:
     """Half of them, and nothing of one stays."""
     target = target_from_module(built(Separable), inputs=InputOptions(IMAGE, range=(0, 1)))
-    found = weights_of(contest(target, "channel"), method)
+    found = weights_of(context(target, "channel"), method)
     channels = channels_of(target)
     stays = target.layout.flatten({name: weight != 0 for name, weight in found.items()})
     gone = channels.silent(stays)
@@ -136,8 +138,8 @@ def test_channels_go_with_all_that_makes_and_reads_them(method: str) -> None:
 def test_trained_scores_obey_the_pattern(pattern: str, initial: str) -> None:
     """Edge-popup ranks what the pattern ranks, and meets its budget."""
     target = target_from_module(built(Separable), inputs=InputOptions(IMAGE, range=(0, 1)))
-    found = contest(target, pattern)
-    evaluator, how = found.evaluator(0), EdgePopup(steps=3, batch=4, initial=initial)
+    found = context(target, pattern)
+    evaluator, how = found.evaluator(0), EdgePopupOptions(steps=3, batch=4, initial=initial)
     before = edge_popup(evaluator, 0.5, replace(how, steps=0), torch.Generator().manual_seed(0))
     mask = edge_popup(evaluator, 0.5, how, torch.Generator().manual_seed(0))
     assert len(mask) == evaluator.layout.total
@@ -173,8 +175,8 @@ def test_a_row_is_what_prune_does_under_the_pattern() -> None:
     target = tiny_target()
     for pattern in ("2:4", "2x1"):
         for method in ("evolved", "magnitude"):
-            found = weights_of(contest(target, pattern), method)
-            stated = contest(target, pattern).settings.model_dump(exclude_unset=True)
+            found = weights_of(context(target, pattern), method)
+            stated = context(target, pattern).settings.model_dump(exclude_unset=True)
             settings = make_settings({**stated, "method": method})
             alone = prune_target(target, settings).pruned_model()
             if method == "evolved" or pattern == "2:4":  # ranked over all layers
@@ -216,7 +218,7 @@ def test_a_quota_says_the_sparsity_itself() -> None:
         compare(tiny_model(), **shown)
     with pytest.raises(InputError, match="no layer's number of inputs is a multiple"):
         compare(tiny_model(), pattern="5:7", **shown)
-    assert Data() == Data(None, None)
+    assert ComparisonData() == ComparisonData(None, None)
 
 
 COMPARE = ("compare", *OWN, *TINY, "--test", "labelled.npz")

@@ -14,17 +14,24 @@ from pathlib import Path
 
 import pytest
 from command_line import tree
-from comparison_cases import Heard, ask, question, timeless, tiny_data, tiny_target
+from comparison_cases import Heard, ask, spec, timeless, tiny_data, tiny_target
 
-from gaprune.comparison import Data, Needs, Row, compare_target, open_store, read_rows
-from gaprune.comparison.methods.training import Training
+from gaprune.comparison import (
+    ComparisonData,
+    MethodRequirements,
+    Row,
+    compare_target,
+    open_store,
+    read_rows,
+)
+from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.comparison.store import CSV, IDENTITY, LIST, ROWS, TABLE
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError
 
 METHODS = ("magnitude", "random", "imp-linear", "evolved")
 BROKEN = ("{}", "[]", "null", "7", "{torn", '{"target": 1}', "\x00" * 9, "")
-ROW = Row("net", 0.5, "größe", 0, Needs(), 0.25, 0.5, actual=0.5)
+ROW = Row("net", 0.5, "größe", 0, MethodRequirements(), 0.25, 0.5, actual=0.5)
 
 
 def lines(folder: Path) -> list[bytes]:
@@ -34,7 +41,9 @@ def lines(folder: Path) -> list[bytes]:
 
 def some(count: int) -> list[Row]:
     """Return rows of as many seeds."""
-    return [Row("net", 0.5, "größe", seed, Needs(), 0.25, 0.5) for seed in range(count)]
+    return [
+        Row("net", 0.5, "größe", seed, MethodRequirements(), 0.25, 0.5) for seed in range(count)
+    ]
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5, 6, 9])
@@ -127,7 +136,7 @@ def test_another_set_of_sparsities_makes_paths_anew_and_nothing_else(tmp_path: P
 
 def test_what_failed_is_tried_again_and_told_once(tmp_path: Path) -> None:
     """The same failure adds no second line."""
-    data = Data(None, tiny_data().test)
+    data = ComparisonData(None, tiny_data().test)
     for _ in range(3):
         found = ask(("imp-direct", "lamp"), data=data, out=tmp_path)
         assert [row.error is None for row in found.rows] == [False, False, True, True]
@@ -141,9 +150,12 @@ def test_what_failed_is_tried_again_and_told_once(tmp_path: Path) -> None:
         ({"settings": {"preset": "black-box"}}, 'preset ("default" there, "black-box" now)'),
         ({"epochs": 1.0}, "epochs (0.5 there, 1.0 now)"),
         ({"clusters": 8}, "clusters (16 there, 8 now)"),
-        ({"training": Training(batch=8)}, "training_rate (0.02 there, 0.001 now), training_batch"),
-        ({"data": Data(None, tiny_data().test)}, "train ("),
-        ({"data": Data(tiny_data().train, None)}, "test ("),
+        (
+            {"training": TrainingOptions(batch=8)},
+            "training_rate (0.02 there, 0.001 now), training_batch",
+        ),
+        ({"data": ComparisonData(None, tiny_data().test)}, "train ("),
+        ({"data": ComparisonData(tiny_data().train, None)}, "test ("),
     ],
 )
 def test_rows_of_another_comparison_are_kept_apart(
@@ -175,7 +187,7 @@ def test_overwrite_throws_the_rows_away_and_what_was_made_of_them(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         compare_target(
             tiny_target(),
-            question(("random",), epochs=3),
+            spec(("random",), epochs=3),
             data=tiny_data(),
             out=tmp_path,
             overwrite=True,

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gaprune.cli.comparison_table import print_table
-from gaprune.comparison import Comparison, Needs, Row, methods
+from gaprune.comparison import Comparison, MethodRequirements, Row, methods
 from gaprune.comparison.store import as_csv
 from gaprune.comparison.tables import markdown, needs_text, notes
 
-BASE = Row("net", 0.5, "a", 0, Needs(), 0.5, 0.6, actual=0.5, dense_accuracy=0.9)
-TRAINED = Needs("labelled", labels=True, gradients=True, training=True)
+BASE = Row("net", 0.5, "a", 0, MethodRequirements(), 0.5, 0.6, actual=0.5, dense_accuracy=0.9)
+TRAINED = MethodRequirements("labelled", labels=True, gradients=True, training=True)
 
 
 def row(method: str, sparsity: float, score: float | None, seed: int = 0, **more: Any) -> Row:
@@ -82,12 +82,12 @@ def test_notes_name_other_budgets_and_join_equal_reasons() -> None:
 
 def test_needs_are_named_in_a_few_words() -> None:
     """From the weights alone to labels and training."""
-    assert needs_text(Needs()) == "weights only"
-    assert needs_text(Needs(gradients=True)) == "weights, gradients"
-    assert needs_text(Needs("procedural")) == "calibration"
-    assert needs_text(Needs("unlabelled", gradients=True)) == "unlabelled, gradients"
+    assert needs_text(MethodRequirements()) == "weights only"
+    assert needs_text(MethodRequirements(gradients=True)) == "weights, gradients"
+    assert needs_text(MethodRequirements("procedural")) == "calibration"
+    assert needs_text(MethodRequirements("unlabelled", gradients=True)) == "unlabelled, gradients"
     assert (
-        needs_text(Needs("procedural", gradients=True, training=True))
+        needs_text(MethodRequirements("procedural", gradients=True, training=True))
         == "calibration inputs, training"
     )
     assert needs_text(TRAINED) == "labels, training"
@@ -163,7 +163,7 @@ ROWS = st.builds(
     sparsity=st.floats(0.01, 0.99),
     method=TEXT,
     seed=st.integers(0, 2**32 - 1),
-    needs=st.builds(Needs, data=TEXT, labels=st.booleans()),
+    needs=st.builds(MethodRequirements, data=TEXT, labels=st.booleans()),
     accuracy=st.none() | st.floats(0, 1),
     path=st.lists(st.floats(0.01, 0.99), max_size=3).map(tuple),
     error=st.none() | TEXT,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import OWN, Run
-from comparison_cases import Heard, question, timeless
+from comparison_cases import Heard, spec, timeless
 from repair_networks import Convolutional, Encoder, Perceptron, Residual, calibration_for, target_of
 from safetensors.torch import load_file
 from search_cases import seeded
@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import gaprune
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Silence
-from gaprune.comparison import Data, compare_target
+from gaprune.comparison import ComparisonData, compare_target
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import GapruneError, InputError
@@ -212,9 +212,9 @@ def test_a_comparison_gives_the_same_rows() -> None:
     """Methods that search, score, train or share weights (channels are cut by another package)."""
     methods = ("evolved", "magnitude", "structured-l2", "clustered", "imp-linear")
     shown = {"device": "cpu", "calibration": ("procedural",), "preset": "black-box", "steps": None}
-    asked = question(methods, (0.5,), settings={**shown, "batch": None}, clusters=2)
+    asked = spec(methods, (0.5,), settings={**shown, "batch": None}, clusters=2)
     asked = replace(asked, training=replace(asked.training, optimiser="sgd"))  # no fused kernels
-    data = Data(labelled(normed()), labelled(normed()))
+    data = ComparisonData(labelled(normed()), labelled(normed()))
     here = compare_target(normed(), asked, data=data, observer=Heard()).rows
     with second_device() as device:
         there = compare_target(normed().to(device), asked, data=data, observer=Heard()).rows

@@ -12,7 +12,7 @@ from search_cases import seeded, tiny_evaluator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gaprune.comparison.methods.edge_popup import INITIAL_SCORES, EdgePopup, edge_popup
+from gaprune.comparison.methods.edge_popup import INITIAL_SCORES, EdgePopupOptions, edge_popup
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import OBJECTIVES
@@ -20,7 +20,7 @@ from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import layer_counts
 
 SCOPES = ["layer", "global"]
-FAST = EdgePopup(steps=60, batch=32, learning_rate=0.05)
+FAST = EdgePopupOptions(steps=60, batch=32, learning_rate=0.05)
 
 
 class GetSubnet(torch.autograd.Function):
@@ -39,7 +39,9 @@ class GetSubnet(torch.autograd.Function):
         return grads[0], None
 
 
-def as_in_the_paper(evaluator: Evaluator, sparsity: float, how: EdgePopup, seed: int) -> Tensor:
+def as_in_the_paper(
+    evaluator: Evaluator, sparsity: float, how: EdgePopupOptions, seed: int
+) -> Tensor:
     """Train one score tensor per layer with torch's SGD and cosine schedule; return the mask."""
     generator = seeded(seed)
     scores = {name: torch.empty(weight.shape) for name, weight in evaluator.weights.items()}
@@ -81,7 +83,7 @@ def as_in_the_paper(evaluator: Evaluator, sparsity: float, how: EdgePopup, seed:
 def test_it_is_edge_popup(scope: str, initial: str) -> None:
     """The mask of torch's optimiser on scores behind the paper's straight-through function."""
     evaluator = tiny_evaluator()
-    how = EdgePopup(
+    how = EdgePopupOptions(
         steps=20, batch=16, learning_rate=0.02, weight_decay=0.01, scope=scope, initial=initial
     )
     expected = as_in_the_paper(evaluator, 0.6, how, seed=4)
@@ -121,7 +123,7 @@ def test_training_the_scores_lowers_the_loss(scope: str, initial: str) -> None:
 def test_scores_from_weights_start_as_magnitude_inside_layers() -> None:
     """Without a step, scope layer keeps the largest weights of each layer."""
     evaluator = tiny_evaluator()
-    how = EdgePopup(steps=0, scope="layer")
+    how = EdgePopupOptions(steps=0, scope="layer")
     mask = evaluator.layout.split(edge_popup(evaluator, 0.7, how, seeded()))
     for name, weight in evaluator.weights.items():
         smallest_kept = weight.abs()[mask[name]].min()
@@ -187,7 +189,7 @@ def test_a_black_box_is_refused() -> None:
 def test_settings_outside_their_range_are_refused(change: dict[str, Any], message: str) -> None:
     """Each setting has its rule."""
     with pytest.raises(InputError, match=message):
-        EdgePopup(**change)
+        EdgePopupOptions(**change)
 
 
 def test_a_sparsity_that_empties_a_layer_is_refused() -> None:

@@ -22,7 +22,7 @@ from search_cases import (
 )
 
 from gaprune import InputOptions, prune
-from gaprune.comparison.methods.edge_popup import EdgePopup, edge_popup
+from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution, Limits, Plan
@@ -196,7 +196,7 @@ def test_gradient_steps_hold_the_floor(scope: str) -> None:
 def test_edge_popup_holds_the_floor() -> None:
     """Its scores are cut like those of the search."""
     evaluator = evaluator_with_floor(0.28)
-    how, sparsity = EdgePopup(steps=20, batch=16), 1 - KEEP / evaluator.layout.total
+    how, sparsity = EdgePopupOptions(steps=20, batch=16), 1 - KEEP / evaluator.layout.total
     kept = layer_counts(edge_popup(evaluator, sparsity, how, seeded(4)), evaluator.layout)
     assert_held(kept, evaluator.layout, KEEP)
     free = layer_counts(

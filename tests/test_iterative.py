@@ -11,9 +11,19 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.iterative import Iteration, Stage, prune_iteratively
-from gaprune.comparison.methods.schedule import Step, make_schedule
-from gaprune.comparison.methods.training import Lessons, Training, from_labels, from_teacher, train
+from gaprune.comparison.methods.iterative import (
+    IterativePruningOptions,
+    PruningStage,
+    prune_iteratively,
+)
+from gaprune.comparison.methods.schedule import PruningStep, make_schedule
+from gaprune.comparison.methods.training import (
+    TrainingData,
+    TrainingOptions,
+    from_labels,
+    from_teacher,
+    train,
+)
 from gaprune.criteria import CRITERIA
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.budget import keep_total, uniform_counts
@@ -23,8 +33,8 @@ from gaprune.models.target import Target, target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4
-STEPS = [Step(0.3, 1), Step(0.5, 0.5), Step(0.8, 2)]
-FAST = Training(learning_rate=0.02, batch=16)
+STEPS = [PruningStep(0.3, 1), PruningStep(0.5, 0.5), PruningStep(0.8, 2)]
+FAST = TrainingOptions(learning_rate=0.02, batch=16)
 
 
 def tiny_target() -> Target:
@@ -32,14 +42,16 @@ def tiny_target() -> Target:
     return target_from_module(tiny_model(), inputs=InputOptions(shape=(6,)))
 
 
-def lessons() -> Lessons:
+def data() -> TrainingData:
     """Return labelled inputs for it."""
     return from_labels(Samples(SHOWN, LABELS, "random"))
 
 
-def stages(how: Iteration, steps: list[Step] = STEPS, seed: int = 0) -> list[Stage]:
+def stages(
+    how: IterativePruningOptions, steps: list[PruningStep] = STEPS, seed: int = 0
+) -> list[PruningStage]:
     """Return all stages of a run on `tiny_target`."""
-    return list(prune_iteratively(tiny_target(), lessons(), steps, how, seeded(seed)))
+    return list(prune_iteratively(tiny_target(), data(), steps, how, seeded(seed)))
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -56,7 +68,7 @@ def test_it_is_torchs_pruning_with_training_between(scope: str) -> None:
     names = [f"{i}.weight" for i in (0, 2, 4)]
     layout = tiny_target().layout
     found = prune_iteratively(
-        tiny_target(), lessons(), STEPS, Iteration(FAST, scope=scope), seeded(5)
+        tiny_target(), data(), STEPS, IterativePruningOptions(FAST, scope=scope), seeded(5)
     )
     for step, stage in zip(STEPS, found, strict=True):
         if scope == "global":
@@ -72,7 +84,7 @@ def test_it_is_torchs_pruning_with_training_between(scope: str) -> None:
         masks = {name: layer.weight != 0 for name, layer in zip(names, layers, strict=True)}
         for layer in layers:
             prune.remove(layer, "weight")
-        train(model, lessons(), FAST, step.epochs, generator, masks=masks)
+        train(model, data(), FAST, step.epochs, generator, masks=masks)
         assert all(torch.equal(stage.masks[name], masks[name]) for name in names)
         assert all(
             torch.equal(stage.model.get_parameter(name), parameter)
@@ -87,7 +99,7 @@ def test_masks_are_exact_and_nested_for_every_criterion(
     criterion: str, scope: str, rewind: bool
 ) -> None:
     """Each stage keeps exactly its budget, a part of the one before, and every layer lives."""
-    how = Iteration(FAST, criterion=criterion, scope=scope, rewind=rewind)
+    how = IterativePruningOptions(FAST, criterion=criterion, scope=scope, rewind=rewind)
     layout, before = tiny_target().layout, torch.ones(200, dtype=torch.bool)
     for step, stage in zip(STEPS, stages(how), strict=True):
         mask = layout.flatten(stage.masks)
@@ -104,7 +116,7 @@ def test_masks_are_exact_and_nested_for_every_criterion(
 
 def test_stages_say_where_they_are() -> None:
     """Sparsity, epochs and steps so far; the model is frozen and evaluates."""
-    found = stages(Iteration(FAST))
+    found = stages(IterativePruningOptions(FAST))
     assert [(s.sparsity, s.epochs, s.steps) for s in found] == [
         (0.3, 1, 1),
         (0.5, 1.5, 2),
@@ -118,8 +130,8 @@ def test_stages_say_where_they_are() -> None:
 def test_stages_are_the_callers_own() -> None:
     """Spoiling a stage changes neither the next ones nor the target."""
     target = tiny_target()
-    run = prune_iteratively(target, lessons(), STEPS, Iteration(FAST), seeded())
-    for expected in stages(Iteration(FAST)):
+    run = prune_iteratively(target, data(), STEPS, IterativePruningOptions(FAST), seeded())
+    for expected in stages(IterativePruningOptions(FAST)):
         stage = next(run)
         assert same(stage.model, expected.model)
         for parameter in stage.model.parameters():
@@ -131,7 +143,9 @@ def test_stages_are_the_callers_own() -> None:
 
 def test_without_rewinding_all_weights_are_trained_on() -> None:
     """Zero epochs keep the values of the step before; biases have moved since the start."""
-    first, second = stages(Iteration(FAST), [Step(0.3, 2), Step(0.6, 0)])
+    first, second = stages(
+        IterativePruningOptions(FAST), [PruningStep(0.3, 2), PruningStep(0.6, 0)]
+    )
     for name, mask in second.masks.items():
         expected = torch.where(mask, first.model.get_parameter(name), torch.zeros(()))
         assert torch.equal(second.model.get_parameter(name), expected)
@@ -159,9 +173,9 @@ def test_rewinding_brings_everything_but_the_mask_back() -> None:
         torch.manual_seed(1)
         original = Normed().eval()
     target = target_from_module(original, inputs=InputOptions(shape=(6,)))
-    steps = [Step(0.3, 4), Step(0.6, 0)]
-    how = Iteration(Training(learning_rate=0.1, batch=16), rewind=True)
-    first, second = prune_iteratively(target, lessons(), steps, how, seeded())
+    steps = [PruningStep(0.3, 4), PruningStep(0.6, 0)]
+    how = IterativePruningOptions(TrainingOptions(learning_rate=0.1, batch=16), rewind=True)
+    first, second = prune_iteratively(target, data(), steps, how, seeded())
     for name, value in original.state_dict().items():
         kept = second.masks.get(name, torch.tensor(True))
         expected = torch.where(kept, value, torch.zeros_like(value))
@@ -181,8 +195,10 @@ def test_the_teacher_can_give_the_lessons() -> None:
     steps = make_schedule("linear", [0.5], 4)
 
     def loss(epochs: float) -> float:
-        one = [Step(step.sparsity, epochs) for step in steps]
-        *_, last = prune_iteratively(target, calibration, one, Iteration(FAST), seeded())
+        one = [PruningStep(step.sparsity, epochs) for step in steps]
+        *_, last = prune_iteratively(
+            target, calibration, one, IterativePruningOptions(FAST), seeded()
+        )
         return float(calibration.loss(last.model(SHOWN), target.model(SHOWN)))
 
     assert loss(4) < loss(0) / 5
@@ -192,7 +208,7 @@ def test_the_teacher_can_give_the_lessons() -> None:
 def test_the_seed_decides(criterion: str) -> None:
     """Same generator, same bits; nothing global is used or moved."""
     state = torch.get_rng_state()
-    how = Iteration(FAST, criterion=criterion)
+    how = IterativePruningOptions(FAST, criterion=criterion)
     first, again, other = (stages(how, seed=seed)[-1] for seed in (1, 1, 2))
     assert same(first.model, again.model)
     assert not same(first.model, other.model)
@@ -202,7 +218,11 @@ def test_the_seed_decides(criterion: str) -> None:
 def test_progress_counts_all_steps() -> None:
     """Epochs of earlier steps are part of what is told."""
     told: list[float] = []
-    list(prune_iteratively(tiny_target(), lessons(), STEPS, Iteration(FAST), seeded(), told.append))
+    list(
+        prune_iteratively(
+            tiny_target(), data(), STEPS, IterativePruningOptions(FAST), seeded(), told.append
+        )
+    )
     assert told == [1, 1.5, 2.5, 3.5]
 
 
@@ -211,12 +231,12 @@ def test_layers_that_would_gain_a_weight_by_rounding_stay_nested() -> None:
     sizes = [5, 2, 4, 6, 5]
     model = nn.Sequential(*(nn.Linear(*pair, bias=False) for pair in pairwise(sizes)))
     target = target_from_module(model, inputs=InputOptions(shape=(5,)))
-    steps = [Step(0.14, 0), Step(0.15, 0), Step(0.16, 0)]
+    steps = [PruningStep(0.14, 0), PruningStep(0.15, 0), PruningStep(0.16, 0)]
     first, second = (uniform_counts(target.layout, step.sparsity) for step in steps[:2])
     assert second[0] > first[0]
     before = torch.ones(target.layout.total, dtype=torch.bool)
     shown = from_labels(Samples(SHOWN[:, :5], LABELS, "random"))
-    how = Iteration(FAST, scope="layer")
+    how = IterativePruningOptions(FAST, scope="layer")
     for stage in prune_iteratively(target, shown, steps, how, seeded()):
         mask = target.layout.flatten(stage.masks)
         assert int(mask.sum()) == keep_total(target.layout, stage.sparsity)
@@ -227,19 +247,19 @@ def test_layers_that_would_gain_a_weight_by_rounding_stay_nested() -> None:
 def test_what_cannot_be_is_refused_before_any_work() -> None:
     """Unknown names, steps that do not grow, and sparsities that empty a layer."""
     with pytest.raises(InputError, match="did you mean 'magnitude'"):
-        Iteration(criterion="magnitud")
+        IterativePruningOptions(criterion="magnitud")
     with pytest.raises(InputError, match="scope: unknown name 'allocated'"):
-        Iteration(scope="allocated")
+        IterativePruningOptions(scope="allocated")
     for scope, sparsity in (("global", 0.999), ("layer", 0.99)):
-        how = Iteration(scope=scope)
+        how = IterativePruningOptions(scope=scope)
         with pytest.raises(InputError, match=f"sparsity: {sparsity} keeps"):
-            prune_iteratively(tiny_target(), lessons(), [Step(sparsity, 1)], how, seeded())
+            prune_iteratively(tiny_target(), data(), [PruningStep(sparsity, 1)], how, seeded())
     with pytest.raises(InputError, match="must grow"):
-        prune_iteratively(tiny_target(), lessons(), STEPS[::-1], Iteration(), seeded())
+        prune_iteratively(tiny_target(), data(), STEPS[::-1], IterativePruningOptions(), seeded())
 
 
 def test_training_that_diverges_is_an_error() -> None:
     """The iterator raises what training raises."""
-    how = Iteration(Training("sgd", learning_rate=1e38, batch=16))
+    how = IterativePruningOptions(TrainingOptions("sgd", learning_rate=1e38, batch=16))
     with pytest.raises(GapruneError, match="lower rate"):
-        list(prune_iteratively(tiny_target(), lessons(), STEPS, how, seeded()))
+        list(prune_iteratively(tiny_target(), data(), STEPS, how, seeded()))

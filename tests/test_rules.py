@@ -15,7 +15,7 @@ from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from gaprune.comparison.methods.torch_rules import Rule, matching, prune_by_rules
+from gaprune.comparison.methods.torch_rules import PruningRule, matching, prune_by_rules
 from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, score
 from gaprune.errors import InputError
 from gaprune.masks.supermask import attach, bake, detach
@@ -57,7 +57,7 @@ TARGET, WITH_BIASES = make_target(), make_target(biases=True)
 
 
 def masks_of(
-    rules: Sequence[Rule], target: Target = TARGET, start: Mapping[str, Tensor] | None = None
+    rules: Sequence[PruningRule], target: Target = TARGET, start: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Return the masks under test."""
     return prune_by_rules(target, rules, generator=seeded(5), start=start)
@@ -117,7 +117,7 @@ def structured_cases() -> Iterator[tuple[str, int, float]]:
 def test_lowest_magnitudes_go_as_with_l1_unstructured(amount: float) -> None:
     """In every layer on its own, a fraction or a number of weights."""
     expected = Torch(TARGET).each(prune.l1_unstructured, WEIGHTS, amount=amount).masks()
-    assert_same(masks_of([Rule(amount)]), expected)
+    assert_same(masks_of([PruningRule(amount)]), expected)
 
 
 @pytest.mark.parametrize(("name", "dim", "norm"), list(structured_cases()))
@@ -125,7 +125,7 @@ def test_slices_of_least_norm_go_as_with_ln_structured(name: str, dim: int, norm
     """Along every dimension of linear, convolution and transposed convolution weights."""
     for amount in (0.4, 1):
         oracle = Torch(TARGET).each(prune.ln_structured, [name], amount=amount, n=norm, dim=dim)
-        assert_same(masks_of([Rule(amount, name, dim=dim, norm=norm)]), oracle.masks())
+        assert_same(masks_of([PruningRule(amount, name, dim=dim, norm=norm)]), oracle.masks())
 
 
 @pytest.mark.parametrize("amount", [0.2, 0.81, 150])
@@ -133,7 +133,7 @@ def test_global_magnitude_is_global_unstructured(amount: float) -> None:
     """All layers ranked together, also after a rule that has already removed some."""
     oracle = Torch(TARGET)
     parameters = [module_of(oracle.model, name) for name in WEIGHTS]
-    rule = Rule(amount, scope="global")
+    rule = PruningRule(amount, scope="global")
     for rules in ([rule], [rule, rule]):
         prune.global_unstructured(parameters, prune.L1Unstructured, amount=amount)
         assert_same(masks_of(rules), oracle.masks())
@@ -144,9 +144,9 @@ def test_random_weights_are_as_many_as_with_random_unstructured(amount: float) -
     """The choice is the generator's, the count is torch's."""
     with torch.random.fork_rng():
         expected = Torch(TARGET).each(prune.random_unstructured, WEIGHTS, amount=amount).masks()
-    masks = masks_of([Rule(amount, criterion="random")])
+    masks = masks_of([PruningRule(amount, criterion="random")])
     assert [int(m.sum()) for m in masks.values()] == [int(m.sum()) for m in expected.values()]
-    other = prune_by_rules(TARGET, [Rule(amount, criterion="random")], generator=seeded(6))
+    other = prune_by_rules(TARGET, [PruningRule(amount, criterion="random")], generator=seeded(6))
     assert any(not torch.equal(masks[name], other[name]) for name in WEIGHTS)
 
 
@@ -155,7 +155,7 @@ def test_random_slices_go_as_a_whole_and_as_many_as_with_random_structured(dim: 
     """Half of the slices of every weight; those that stay are untouched."""
     with torch.random.fork_rng():
         oracle = Torch(TARGET).each(prune.random_structured, WEIGHTS, amount=0.5, dim=dim).masks()
-    masks = masks_of([Rule(0.5, criterion="random", dim=dim)])
+    masks = masks_of([PruningRule(0.5, criterion="random", dim=dim)])
     for name, mask in masks.items():
         left = slices_left(oracle[name], dim)
         assert slices_left(mask, dim) == left
@@ -167,7 +167,7 @@ def test_random_slices_are_drawn_without_regard_to_what_they_hold() -> None:
     start = torch.ones(3, 7, dtype=torch.bool)
     start[0, 1:] = False
     generator, stays = seeded(), 0
-    rule = Rule(1, "fc2.weight", "random", dim=0)
+    rule = PruningRule(1, "fc2.weight", "random", dim=0)
     for _ in range(300):
         masks = prune_by_rules(TARGET, [rule], generator=generator, start={"fc2.weight": start})
         stays += bool(masks["fc2.weight"][0].any())
@@ -185,7 +185,7 @@ def test_custom_masks_are_where_the_rules_begin() -> None:
         oracle.each(prune.custom_from_mask, [name], mask=mask)
     assert_same(masks_of([], start=custom), oracle.masks())
     oracle.each(prune.l1_unstructured, WEIGHTS, amount=0.3)
-    assert_same(masks_of([Rule(0.3)], start=custom), oracle.masks())
+    assert_same(masks_of([PruningRule(0.3)], start=custom), oracle.masks())
 
 
 def test_l1_then_slices_then_random_combine_as_in_a_pruning_container() -> None:
@@ -194,11 +194,11 @@ def test_l1_then_slices_then_random_combine_as_in_a_pruning_container() -> None:
     for _ in range(3):
         oracle.each(prune.l1_unstructured, WEIGHTS, amount=0.2)
         oracle.each(prune.ln_structured, WEIGHTS, amount=0.25, n=2, dim=1)
-        masks = masks_of([Rule(0.2), Rule(0.25, dim=1)], start=masks)
+        masks = masks_of([PruningRule(0.2), PruningRule(0.25, dim=1)], start=masks)
         assert_same(masks, oracle.masks())
         with torch.random.fork_rng():
             oracle.each(prune.random_unstructured, WEIGHTS, amount=0.1)
-        after = masks_of([Rule(0.1, criterion="random")], start=masks)
+        after = masks_of([PruningRule(0.1, criterion="random")], start=masks)
         for name, mask in oracle.masks().items():
             assert int(after[name].sum()) == int(mask.sum())
             assert not (after[name] & ~masks[name]).any()
@@ -209,7 +209,7 @@ def test_l1_then_slices_then_random_combine_as_in_a_pruning_container() -> None:
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> list[tuple[Rule, str]]:
+def calls(draw: st.DrawFn) -> list[tuple[PruningRule, str]]:
     """Up to five rules without chance, each with the one weight that it names."""
     found = []
     for _ in range(draw(st.integers(1, 5))):
@@ -218,14 +218,16 @@ def calls(draw: st.DrawFn) -> list[tuple[Rule, str]]:
         amount = draw(st.one_of(st.floats(0.05, 0.95), st.just(1)))
         dim = draw(st.none() | st.integers(-ndim, ndim - 1)) if ndim > 1 else None
         found.append(
-            (Rule(amount, name, dim=dim, norm=draw(st.sampled_from((1, 2, math.inf)))), name)
+            (PruningRule(amount, name, dim=dim, norm=draw(st.sampled_from((1, 2, math.inf)))), name)
         )
     return found
 
 
 @given(calls(), st.integers(0, 5))
 @settings(max_examples=60)
-def test_any_sequence_of_rules_is_torchs(sequence: list[tuple[Rule, str]], seed: int) -> None:
+def test_any_sequence_of_rules_is_torchs(
+    sequence: list[tuple[PruningRule, str]], seed: int
+) -> None:
     """Until nothing is left, where torch refuses a number too."""
     target = make_target(seed, biases=True)
     oracle = Torch(target)
@@ -248,7 +250,7 @@ def test_convolutions_and_linear_layers_are_pruned_by_their_type() -> None:
     oracle = Torch(TARGET)
     oracle.each(prune.l1_unstructured, ["first.weight"], amount=0.2)
     oracle.each(prune.l1_unstructured, ["fc1.weight", "fc2.weight"], amount=0.4)
-    masks = masks_of([Rule(0.2, "Conv2d"), Rule(0.4, "Linear")])
+    masks = masks_of([PruningRule(0.2, "Conv2d"), PruningRule(0.4, "Linear")])
     assert_same(masks, oracle.masks())
     gone = {name: 1 - float(mask.float().mean()) for name, mask in masks.items()}
     assert gone["first.weight"] == pytest.approx(0.2, abs=0.01)
@@ -259,12 +261,14 @@ def test_convolutions_and_linear_layers_are_pruned_by_their_type() -> None:
 def test_biases_are_pruned_where_the_target_has_them() -> None:
     """By a glob, with the same functions of torch."""
     oracle = Torch(WITH_BIASES).each(prune.l1_unstructured, BIASES, amount=2)
-    assert_same(masks_of([Rule(2, "*.bias")], WITH_BIASES), oracle.masks())
+    assert_same(masks_of([PruningRule(2, "*.bias")], WITH_BIASES), oracle.masks())
 
 
-@pytest.mark.parametrize("rules", [[Rule(0.3)], [Rule(0.5, "fc*"), Rule(0.4, dim=0)]])
+@pytest.mark.parametrize(
+    "rules", [[PruningRule(0.3)], [PruningRule(0.5, "fc*"), PruningRule(0.4, dim=0)]]
+)
 def test_baked_masks_are_what_torch_leaves_when_pruning_is_made_permanent(
-    rules: list[Rule],
+    rules: list[PruningRule],
 ) -> None:
     """Attach and bake give the state dict of prune.remove; detach gives the dense one."""
     masks, oracle = masks_of(rules), Torch(TARGET)
@@ -283,7 +287,7 @@ def test_the_target_stays_as_it_is() -> None:
     """Rules change neither the network nor the masks they start from."""
     before = {name: tensor.clone() for name, tensor in TARGET.model.state_dict().items()}
     start = {"fc1.weight": torch.ones(7, 36, dtype=torch.bool)}
-    masks_of([Rule(0.5), Rule(0.5, dim=0)], start=start)
+    masks_of([PruningRule(0.5), PruningRule(0.5, dim=0)], start=start)
     assert start["fc1.weight"].all()
     assert all(torch.equal(before[n], t) for n, t in TARGET.model.state_dict().items())
 
@@ -295,7 +299,10 @@ def test_every_criterion_removes_the_amount_and_the_same_again(
 ) -> None:
     """With calibration inputs for those that need some; the same generator gives the same masks."""
     calibration = torch.rand(16, 2, 4, 4, generator=seeded(1))
-    rules = [Rule(0.5, "fc1.weight", criterion, **how), Rule(0.5, "fc1.weight", criterion, **how)]  # type: ignore[arg-type]
+    rules = [
+        PruningRule(0.5, "fc1.weight", criterion, **how),
+        PruningRule(0.5, "fc1.weight", criterion, **how),
+    ]  # type: ignore[arg-type]
     runs = [
         prune_by_rules(TARGET, rules, calibration=calibration, generator=seeded(2))
         for _ in range(2)
@@ -311,10 +318,10 @@ def test_every_criterion_removes_the_amount_and_the_same_again(
 def test_a_later_rule_scores_the_network_that_is_left() -> None:
     """SNIP after magnitude: gradients of the pruned network, not of the dense one."""
     calibration = torch.rand(16, 2, 4, 4, generator=seeded(1))
-    first = masks_of([Rule(0.6)])
+    first = masks_of([PruningRule(0.6)])
     masks = prune_by_rules(
         TARGET,
-        [Rule(0.6), Rule(30, "fc1.weight", "snip")],
+        [PruningRule(0.6), PruningRule(30, "fc1.weight", "snip")],
         calibration=calibration,
         generator=seeded(),
     )
@@ -339,8 +346,8 @@ def test_a_criterion_of_ones_own_works_with_every_rule(
     entry = Criterion("mine", shifted, False, False, "here", "|w| and a constant")
     monkeypatch.setitem(CRITERIA, "mine", entry)
     for how in ({"scope": "global"}, {"dim": 1, "norm": 1}):
-        mine = masks_of([Rule(0.5, "*", "mine", **how)])
-        assert_same(mine, masks_of([Rule(0.5, **how)]))
+        mine = masks_of([PruningRule(0.5, "*", "mine", **how)])
+        assert_same(mine, masks_of([PruningRule(0.5, **how)]))
 
 
 def test_of_equal_scores_the_later_go_first() -> None:
@@ -348,9 +355,13 @@ def test_of_equal_scores_the_later_go_first() -> None:
     model = nn.Sequential(nn.Linear(4, 3, bias=False))
     nn.init.constant_(model[0].weight, 0.5)  # type: ignore[arg-type]
     target = target_from_module(model, inputs=InputOptions(shape=(4,)))
-    mask = masks_of([Rule(5)], target)["0.weight"]
+    mask = masks_of([PruningRule(5)], target)["0.weight"]
     assert mask.flatten().tolist() == [True] * 7 + [False] * 5
-    assert masks_of([Rule(1, dim=0)], target)["0.weight"].any(1).tolist() == [True, True, False]
+    assert masks_of([PruningRule(1, dim=0)], target)["0.weight"].any(1).tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 MATCHES = {
@@ -392,7 +403,7 @@ def test_packed_and_tied_weights_have_all_their_names() -> None:
 def test_an_amount_is_a_fraction_or_a_number(amount: object) -> None:
     """Anything else is refused when the rule is written."""
     with pytest.raises(InputError, match="amount: must be a fraction strictly between 0 and 1"):
-        Rule(amount)  # type: ignore[arg-type]
+        PruningRule(amount)  # type: ignore[arg-type]
 
 
 WRONG_RULES = {
@@ -408,25 +419,27 @@ WRONG_RULES = {
 def test_a_wrong_rule_is_refused_when_it_is_written(message: str, wrong: dict[str, object]) -> None:
     """The message names the argument and the way out."""
     with pytest.raises(InputError, match=message):
-        Rule(0.5, **wrong)  # type: ignore[arg-type]
+        PruningRule(0.5, **wrong)  # type: ignore[arg-type]
 
 
 WRONG_USES = {
-    r"where: 'fc9\*' matches no parameter; prunable are first.weight.* Linear": Rule(0.5, "fc9*"),
-    r"load it with prune_also=\['fc1.bias'\]": Rule(0.5, "fc1.bias"),
-    r"prune_also=\['norm.weight', 'norm.bias'\]": Rule(0.5, "BatchNorm2d"),
-    "criterion: unknown name 'magnitud' .*did you mean 'magnitude'": Rule(
+    r"where: 'fc9\*' matches no parameter; prunable are first.weight.* Linear": PruningRule(
+        0.5, "fc9*"
+    ),
+    r"load it with prune_also=\['fc1.bias'\]": PruningRule(0.5, "fc1.bias"),
+    r"prune_also=\['norm.weight', 'norm.bias'\]": PruningRule(0.5, "BatchNorm2d"),
+    "criterion: unknown name 'magnitud' .*did you mean 'magnitude'": PruningRule(
         0.5, criterion="magnitud"
     ),
-    "amount: 22 is more than the 21 weights .* left of fc2.weight": Rule(22, "fc2.weight"),
-    "amount: 4 is more than the 3 slices along dimension 0": Rule(4, "fc2.weight", dim=0),
-    "dim: must be from -2 to 1 for fc1.weight": Rule(0.5, "fc1.weight", dim=2),
-    "calibration inputs: criterion 'snip' shows inputs": Rule(0.5, criterion="snip"),
+    "amount: 22 is more than the 21 weights .* left of fc2.weight": PruningRule(22, "fc2.weight"),
+    "amount: 4 is more than the 3 slices along dimension 0": PruningRule(4, "fc2.weight", dim=0),
+    "dim: must be from -2 to 1 for fc1.weight": PruningRule(0.5, "fc1.weight", dim=2),
+    "calibration inputs: criterion 'snip' shows inputs": PruningRule(0.5, criterion="snip"),
 }
 
 
 @pytest.mark.parametrize(("message", "rule"), WRONG_USES.items(), ids=WRONG_USES)
-def test_a_rule_that_does_not_fit_says_what_would(message: str, rule: Rule) -> None:
+def test_a_rule_that_does_not_fit_says_what_would(message: str, rule: PruningRule) -> None:
     """Nothing is guessed."""
     with pytest.raises(InputError, match=message):
         masks_of([rule])
@@ -435,7 +448,7 @@ def test_a_rule_that_does_not_fit_says_what_would(message: str, rule: Rule) -> N
 def test_biases_have_no_slices() -> None:
     """As in torch, vectors are refused where whole slices are asked for."""
     with pytest.raises(InputError, match=r"dim: slices need .* fc1\.bias has shape"):
-        masks_of([Rule(0.5, "fc1*", dim=0)], WITH_BIASES)
+        masks_of([PruningRule(0.5, "fc1*", dim=0)], WITH_BIASES)
 
 
 WRONG_STARTS = {

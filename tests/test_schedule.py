@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gaprune.comparison.methods.schedule import (
     CUBIC_STEPS,
     SCHEDULES,
-    Step,
+    PruningStep,
     check_steps,
     make_schedule,
     parse_schedule,
@@ -22,7 +22,7 @@ from gaprune.errors import InputError
 GOALS = st.lists(st.floats(0.001, 0.999), min_size=1, max_size=5)
 
 
-def pairs(steps: list[Step]) -> list[tuple[float, float]]:
+def pairs(steps: list[PruningStep]) -> list[tuple[float, float]]:
     """Return steps as plain numbers."""
     return [(step.sparsity, step.epochs) for step in steps]
 
@@ -90,7 +90,7 @@ def test_schedules_are_read_as_they_are_written() -> None:
 )
 def test_what_is_written_is_read(sparsities: list[float], epochs: list[float]) -> None:
     """Numbers survive the text."""
-    steps = [Step(s, e) for s, e in zip(sorted(sparsities), epochs, strict=False)]
+    steps = [PruningStep(s, e) for s, e in zip(sorted(sparsities), epochs, strict=False)]
     text = ",".join(f"{step.sparsity!r}:{step.epochs!r}" for step in steps)
     assert parse_schedule(text) == steps
 
@@ -145,4 +145,4 @@ def test_steps_that_do_not_grow_are_refused() -> None:
     with pytest.raises(InputError, match="at least one step"):
         check_steps([])
     with pytest.raises(InputError, match="must grow"):
-        check_steps([Step(0.9, 1), Step(0.8, 1)])
+        check_steps([PruningStep(0.9, 1), PruningStep(0.8, 1)])

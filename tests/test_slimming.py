@@ -12,8 +12,14 @@ from torch.nn import functional
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.gammas import by_first_layer, gamma_penalty, rank_channels
-from gaprune.comparison.methods.slimming import Slimming, hold_out, slim, slim_to, sparsify
-from gaprune.comparison.methods.training import Lessons, Training, from_labels
+from gaprune.comparison.methods.slimming import (
+    SlimmingOptions,
+    hold_out,
+    slim,
+    slim_to,
+    train_sparse,
+)
+from gaprune.comparison.methods.training import TrainingData, TrainingOptions, from_labels
 from gaprune.errors import InputError
 from gaprune.io.weights import sha256_of
 from gaprune.models.channel_removal import masked_equivalent, removable
@@ -21,7 +27,7 @@ from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.models.zoo.networks import LeNet
 
-UNTRAINED = Slimming(rounds=1, epochs=0)
+UNTRAINED = SlimmingOptions(rounds=1, epochs=0)
 
 
 def target_of(model: nn.Module) -> Target:
@@ -35,7 +41,7 @@ def samples(count: int = 64, seed: int = 0) -> Samples:
     return Samples(inputs, inputs[:, 0, 0, :3].argmax(1), "a test")
 
 
-def lessons(count: int = 64) -> Lessons:
+def data(count: int = 64) -> TrainingData:
     """Return labelled lessons."""
     return from_labels(samples(count))
 
@@ -84,8 +90,8 @@ def test_rounds_keep_a_part_of_what_is_left() -> None:
     """Three rounds at 0.7: 14, 10, 7 and 5 channels, with sizes as the layers say."""
     target = target_of(built(Separable))
     before = sha256_of(target.model.state_dict())
-    how = Slimming(rounds=3, width=0.7, epochs=0.5, training=Training(batch=16))
-    rounds = list(slim(target, lessons(), how, seeded(), held_out=samples(32, 1)))
+    how = SlimmingOptions(rounds=3, width=0.7, epochs=0.5, training=TrainingOptions(batch=16))
+    rounds = list(slim(target, data(), how, seeded(), held_out=samples(32, 1)))
     assert [one.before.channels for one in rounds] == [14, 10, 7]
     assert [one.after.channels for one in rounds] == [10, 7, 5]
     assert [one.epochs for one in rounds] == [0.5, 1.0, 1.5]
@@ -110,7 +116,7 @@ def test_rounds_keep_a_part_of_what_is_left() -> None:
 def test_the_error_compares_the_smaller_network_with_the_masked_one() -> None:
     """It is the largest difference of outputs, measured here by hand on the same lessons."""
     target = target_of(built(Residual))
-    (only,) = slim(target, lessons(), Slimming(1, 0.6, epochs=0), seeded())
+    (only,) = slim(target, data(), SlimmingOptions(1, 0.6, epochs=0), seeded())
     masked = masked_equivalent(target.model, target.example(), only.removed)
     with torch.no_grad():
         theirs = (only.compact(images(64)) - masked(images(64))).abs().max()
@@ -121,8 +127,8 @@ def test_the_error_compares_the_smaller_network_with_the_masked_one() -> None:
 
 def test_no_layer_is_emptied() -> None:
     """A width that leaves nothing leaves one channel of each layer, and further rounds nothing."""
-    how = Slimming(rounds=2, width=0.001, epochs=0)
-    first, second = slim(target_of(built(Separable)), lessons(), how, seeded())
+    how = SlimmingOptions(rounds=2, width=0.001, epochs=0)
+    first, second = slim(target_of(built(Separable)), data(), how, seeded())
     assert first.after.parameters == Separable.count(1, 1)
     assert second.removed == {}
     assert second.after == first.after
@@ -133,7 +139,7 @@ def test_no_layer_is_emptied() -> None:
 def test_slim_to_removes_no_more_than_it_must(sparsity: float, seed: int) -> None:
     """The goal is met, and with the last channel of the ranking put back it would not be."""
     target = target_of(built(Separable, seed))
-    (only,) = slim_to(target, sparsity, lessons(), UNTRAINED, seeded())
+    (only,) = slim_to(target, sparsity, data(), UNTRAINED, seeded())
     goal = Separable.prunable(6, 8) * (1 - sparsity)
     assert only.after.prunable <= goal + 0.5
     ranking = rank_channels(target.model, target.example())
@@ -148,8 +154,8 @@ def test_slim_to_goes_there_in_rounds() -> None:
     """Each of four rounds leaves about the same part of the weights, the last one the goal."""
     target = target_of(built(lambda: Separable(24, 32)))
     total = target.layout.total
-    how = Slimming(rounds=4, epochs=0)
-    left = [one.after.prunable for one in slim_to(target, 0.8, lessons(), how, seeded())]
+    how = SlimmingOptions(rounds=4, epochs=0)
+    left = [one.after.prunable for one in slim_to(target, 0.8, data(), how, seeded())]
     goals = [total * 0.2 ** (number / 4) for number in (1, 2, 3, 4)]
     widest = 9 * 3 + 32 + 24  # the most weights that one channel has
     assert all(goal - widest < now <= goal + 0.5 for now, goal in zip(left, goals, strict=True))
@@ -161,16 +167,16 @@ def test_slim_to_says_what_is_possible() -> None:
     with pytest.raises(
         InputError, match=f"removing channels leaves at least {least} of 234 weights"
     ):
-        list(slim_to(target_of(built(Separable)), 0.9, lessons(), UNTRAINED, seeded()))
+        list(slim_to(target_of(built(Separable)), 0.9, data(), UNTRAINED, seeded()))
     with pytest.raises(InputError, match="sparsity: must lie strictly between 0 and 1"):
-        list(slim_to(target_of(built(Separable)), 1.0, lessons(), UNTRAINED, seeded()))
+        list(slim_to(target_of(built(Separable)), 1.0, data(), UNTRAINED, seeded()))
 
 
 def test_networks_without_batch_norm_are_refused_before_training() -> None:
     """The message says what is missing; no epoch has passed."""
     target = target_from_module(built(LeNet), inputs=InputOptions(shape=(1, 28, 28)))
-    shown = Lessons(torch.rand(8, 1, 28, 28), torch.zeros(8).long(), functional.cross_entropy)
-    how = Slimming(sparse_epochs=1)
+    shown = TrainingData(torch.rand(8, 1, 28, 28), torch.zeros(8).long(), functional.cross_entropy)
+    how = SlimmingOptions(sparse_epochs=1)
 
     def never(_: float) -> None:
         pytest.fail("trained first")
@@ -178,7 +184,7 @@ def test_networks_without_batch_norm_are_refused_before_training() -> None:
     with pytest.raises(InputError, match="has none whose channels can be removed; use a network w"):
         next(slim(target, shown, how, seeded(), on_epoch=never))
     with pytest.raises(InputError, match="penalty: there is no BatchNorm"):
-        sparsify(target, shown, how, seeded())
+        train_sparse(target, shown, how, seeded())
 
 
 def test_channels_without_batch_norm_stay() -> None:
@@ -197,19 +203,19 @@ def test_channels_without_batch_norm_stay() -> None:
 def test_a_round_keeps_its_best_epoch() -> None:
     """Of the networks after 1, 2, 3 and 4 epochs the one that does best on the held-out part."""
     held_out = samples(60, 5)
-    training = Training(
+    training = TrainingOptions(
         optimiser="sgd", learning_rate=0.3, batch=16
     )  # so high that accuracy goes up and down
     scores, models = [], []
     for epochs in (1, 2, 3, 4):
-        how = Slimming(1, 0.8, epochs=epochs, training=training)
-        (last,) = slim(target_of(built(Separable)), lessons(), how, seeded())
+        how = SlimmingOptions(1, 0.8, epochs=epochs, training=training)
+        (last,) = slim(target_of(built(Separable)), data(), how, seeded())
         with torch.no_grad():
             right = last.model(held_out.inputs).argmax(1) == held_out.labels
         scores.append(float(right.double().mean()))
         models.append(sha256_of(last.model.state_dict()))
         assert (last.score_before, last.score_after) == (None, None)
-    (best,) = slim(target_of(built(Separable)), lessons(), how, seeded(), held_out=held_out)
+    (best,) = slim(target_of(built(Separable)), data(), how, seeded(), held_out=held_out)
     assert scores[-1] < max(scores)  # else the last epoch would do
     assert best.score_after == max(scores)
     at = len(scores) - 1 - scores[::-1].index(max(scores))
@@ -219,8 +225,8 @@ def test_a_round_keeps_its_best_epoch() -> None:
 def test_without_labels_agreement_judges() -> None:
     """Held-out inputs without labels are scored by the classes of the dense network."""
     target, held_out = target_of(built(Residual)), images(50, 9)
-    how = Slimming(1, 0.4, epochs=1)
-    (only,) = slim(target, lessons(), how, seeded(), held_out=Samples(held_out, None, "a test"))
+    how = SlimmingOptions(1, 0.4, epochs=1)
+    (only,) = slim(target, data(), how, seeded(), held_out=Samples(held_out, None, "a test"))
     with torch.no_grad():
         dense, small = target.model(held_out).argmax(1), only.compact(held_out).argmax(1)
     assert only.score_before == pytest.approx(float((dense == small).double().mean()))
@@ -236,10 +242,12 @@ def test_the_penalty_makes_scales_small() -> None:
     assert model.get_parameter("head.weight").grad is None
     totals = []
     for strength in (0.0, 0.1):
-        how = Slimming(
-            penalty=strength, sparse_epochs=8, training=Training(learning_rate=0.01, batch=16)
+        how = SlimmingOptions(
+            penalty=strength,
+            sparse_epochs=8,
+            training=TrainingOptions(learning_rate=0.01, batch=16),
         )
-        trained = sparsify(target_of(built(Separable)), lessons(), how, seeded())
+        trained = train_sparse(target_of(built(Separable)), data(), how, seeded())
         totals.append(gamma_penalty(1)(trained).item())
         assert not any(parameter.requires_grad for parameter in trained.parameters())
     assert totals[1] < 0.9 * totals[0]
@@ -248,21 +256,21 @@ def test_the_penalty_makes_scales_small() -> None:
 def test_sparse_training_comes_first_and_progress_is_told() -> None:
     """Epochs are counted on from the training before the first round."""
     told: list[float] = []
-    how = Slimming(rounds=2, epochs=1.5, sparse_epochs=1, training=Training(batch=16))
+    how = SlimmingOptions(rounds=2, epochs=1.5, sparse_epochs=1, training=TrainingOptions(batch=16))
     target = target_of(built(Separable))
-    rounds = list(slim(target, lessons(), how, seeded(), on_epoch=told.append))
+    rounds = list(slim(target, data(), how, seeded(), on_epoch=told.append))
     assert told == [1, 2, 2.5, 3.5, 4]
     assert [one.epochs for one in rounds] == [2.5, 4]
-    start = sparsify(target, lessons(), how, seeded())
+    start = train_sparse(target, data(), how, seeded())
     assert rounds[0].removed == by_first_layer(rank_channels(start, target.example()).order[:1])
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     """Nothing global is drawn from, and another seed gives another network."""
-    how = Slimming(rounds=2, width=0.8, epochs=1, training=Training(batch=16))
+    how = SlimmingOptions(rounds=2, width=0.8, epochs=1, training=TrainingOptions(batch=16))
 
     def final(seed: int) -> str:
-        *_, last = slim(target_of(built(Separable)), lessons(), how, seeded(seed))
+        *_, last = slim(target_of(built(Separable)), data(), how, seeded(seed))
         return sha256_of(last.model.state_dict())
 
     state = torch.random.get_rng_state()
@@ -297,7 +305,7 @@ def test_numbers_outside_their_range() -> None:
         ({"sparse_epochs": float("inf")}, "sparse_epochs: must be 0 or more"),
     ):
         with pytest.raises(InputError, match=message):
-            Slimming(**bad)
+            SlimmingOptions(**bad)
     for count in (0, 64):
         with pytest.raises(InputError, match="held out: must be from 1 to fewer than the 64"):
             hold_out(samples(), count, seeded())

@@ -17,8 +17,8 @@ from gaprune.comparison.methods import training
 from gaprune.comparison.methods.training import (
     DECAYS,
     OPTIMISERS,
-    Lessons,
-    Training,
+    TrainingData,
+    TrainingOptions,
     from_labels,
     from_teacher,
     train,
@@ -32,7 +32,7 @@ SHOWN = torch.rand(64, 6, generator=seeded(3))
 LABELS = (SHOWN.sum(1) * 1.3).long() % 4
 
 
-def lessons(count: int = 64) -> Lessons:
+def data(count: int = 64) -> TrainingData:
     """Return labelled inputs for `tiny_model`."""
     return from_labels(Samples(SHOWN[:count], LABELS[:count], "random"))
 
@@ -57,7 +57,9 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def plain_loop(model: nn.Module, how: Training, steps: int, masks: dict[str, Tensor]) -> nn.Module:
+def plain_loop(
+    model: nn.Module, how: TrainingOptions, steps: int, masks: dict[str, Tensor]
+) -> nn.Module:
     """Train with torch's unfused optimisers, the gradients of dropped weights zeroed."""
     optimiser: torch.optim.Optimizer
     if how.optimiser == "adam":
@@ -96,11 +98,11 @@ def plain_loop(model: nn.Module, how: Training, steps: int, masks: dict[str, Ten
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_steps_are_those_of_torch(optimiser: str, decay: str, masked: bool) -> None:
     """Two and a half epochs end where torch's loop with masked gradients ends."""
-    how = Training(optimiser, 0.02, batch=16, weight_decay=0.01, decay=decay)
+    how = TrainingOptions(optimiser, 0.02, batch=16, weight_decay=0.01, decay=decay)
     model = trainable_copy(tiny_model())
     masks = random_masks(model) if masked else {}
     expected = plain_loop(trainable_copy(tiny_model()), how, 10, masks)
-    train(model, lessons(), how, 2.5, seeded(8), masks=masks)
+    train(model, data(), how, 2.5, seeded(8), masks=masks)
     for name, value in expected.state_dict().items():
         assert torch.allclose(model.state_dict()[name], value, atol=2e-6), name
     assert not same(model, tiny_model())
@@ -126,8 +128,8 @@ def test_dropped_weights_are_zero_at_every_step(optimiser: str) -> None:
     model = trainable_copy(tiny_model())
     masks = random_masks(model)
     watch = Watch(masks)
-    how = Training(optimiser, 0.05, batch=16, weight_decay=0.1)
-    train(model, lessons(), how, 3, seeded(), masks=masks, penalty=watch)
+    how = TrainingOptions(optimiser, 0.05, batch=16, weight_decay=0.1)
+    train(model, data(), how, 3, seeded(), masks=masks, penalty=watch)
     assert watch.seen == 12
     watch(model)
 
@@ -136,7 +138,7 @@ def test_no_epochs_only_mask() -> None:
     """Zero epochs leave kept weights bit for bit and set the others to zero."""
     model = trainable_copy(tiny_model())
     masks = random_masks(model)
-    train(model, lessons(), Training(), 0, seeded(), masks=masks)
+    train(model, data(), TrainingOptions(), 0, seeded(), masks=masks)
     before = tiny_model()
     for name, mask in masks.items():
         expected = torch.where(mask, before.get_parameter(name), torch.zeros(()))
@@ -156,9 +158,9 @@ def test_epochs_may_be_fractions_and_short_batches_are_left_out(
         return label_loss(outputs, labels)
 
     told: list[float] = []
-    given_lessons = Lessons(SHOWN[:count], LABELS[:count], loss)
+    given_lessons = TrainingData(SHOWN[:count], LABELS[:count], loss)
     model = trainable_copy(tiny_model())
-    how = Training("sgd", 0.01, batch=batch)
+    how = TrainingOptions("sgd", 0.01, batch=batch)
     train(model, given_lessons, how, quarters / 4, seeded(), on_epoch=told.append)
     per_epoch = max(1, count // batch)
     steps = max(round(quarters / 4 * per_epoch), int(quarters > 0))
@@ -177,7 +179,9 @@ def test_an_epoch_shows_every_input_once_in_a_new_order() -> None:
         return outputs.square().mean()
 
     model = trainable_copy(tiny_model())
-    train(model, Lessons(SHOWN, torch.arange(64), loss), Training(batch=16), 2, seeded())
+    train(
+        model, TrainingData(SHOWN, torch.arange(64), loss), TrainingOptions(batch=16), 2, seeded()
+    )
     first, second = torch.cat(seen[:4]), torch.cat(seen[4:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(64))
     assert not torch.equal(first, second)
@@ -187,8 +191,8 @@ def test_a_penalty_is_added_to_the_loss() -> None:
     """An L1 penalty on a weight that the loss does not see moves it by rate · λ a step."""
     model = trainable_copy(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)))
     before = model.get_parameter("0.bias").detach().clone()
-    ignored = Lessons(SHOWN, LABELS, lambda outputs, _labels: 0 * outputs.sum())
-    how = Training("sgd", 0.01, batch=64, momentum=0.0)
+    ignored = TrainingData(SHOWN, LABELS, lambda outputs, _labels: 0 * outputs.sum())
+    how = TrainingOptions("sgd", 0.01, batch=64, momentum=0.0)
     train(model, ignored, how, 1, seeded(), penalty=lambda m: 0.5 * m.get_parameter("0.bias").sum())
     assert torch.allclose(model.get_parameter("0.bias"), before - 0.005)
 
@@ -216,7 +220,7 @@ def test_layers_are_in_training_mode_while_training() -> None:
         modes.append(network.get_submodule("dropout").training)
         return torch.zeros(())
 
-    train(model, lessons(), Training(batch=32), 1, seeded(), penalty=watch)
+    train(model, data(), TrainingOptions(batch=32), 1, seeded(), penalty=watch)
     assert modes == [True, True]
     assert not any(module.training for module in model.modules())
     assert model.state_dict()["norm.running_mean"].abs().max() > 0
@@ -230,7 +234,7 @@ def test_the_seed_decides_also_what_dropout_drops_and_nothing_global_moves() -> 
         torch.manual_seed(state)
         before = torch.get_rng_state()
         model = trainable_copy(original)
-        train(model, lessons(), Training(batch=32), 2, seeded(seed))
+        train(model, data(), TrainingOptions(batch=32), 2, seeded(seed))
         assert torch.equal(torch.get_rng_state(), before)
         found.append(model)
     assert same(found[0], found[1])
@@ -242,7 +246,7 @@ def test_only_dropout_may_differ_between_generators_of_one_batch() -> None:
     original, found = Chancy(), []
     for seed in (1, 2):
         model = trainable_copy(original)
-        train(model, lessons(), Training(batch=64), 1, seeded(seed))
+        train(model, data(), TrainingOptions(batch=64), 1, seeded(seed))
         found.append(model.get_parameter("head.weight"))
     assert not torch.allclose(found[0], found[1], atol=1e-4)
 
@@ -254,8 +258,8 @@ def test_the_original_stays_as_it_is() -> None:
     model = trainable_copy(original)
     train(
         model,
-        lessons(),
-        Training(learning_rate=0.1, batch=16),
+        data(),
+        TrainingOptions(learning_rate=0.1, batch=16),
         2,
         seeded(),
         masks=random_masks(model),
@@ -272,9 +276,9 @@ def test_training_on_the_teacher_brings_a_pruned_network_back() -> None:
     given_lessons = from_teacher(target, torch.rand(512, 6, generator=seeded(4)))
     model = trainable_copy(target.model)
     masks = random_masks(model, 0.5)
-    train(model, given_lessons, Training(), 0, seeded(), masks=masks)
+    train(model, given_lessons, TrainingOptions(), 0, seeded(), masks=masks)
     before = float(teacher_loss(model(SHOWN), target.model(SHOWN)).detach())
-    how = Training(learning_rate=0.01, batch=32, decay="cosine")
+    how = TrainingOptions(learning_rate=0.01, batch=32, decay="cosine")
     train(model, given_lessons, how, 10, seeded(), masks=masks)
     assert float(teacher_loss(model(SHOWN), target.model(SHOWN)).detach()) < before / 5
 
@@ -282,9 +286,9 @@ def test_training_on_the_teacher_brings_a_pruned_network_back() -> None:
 def test_other_dtypes_are_trained_in_their_own() -> None:
     """Float32 inputs are turned into what a float64 network computes in."""
     model = trainable_copy(tiny_model(dtype=torch.float64))
-    train(model, lessons(), Training(batch=16), 1, seeded())
+    train(model, data(), TrainingOptions(batch=16), 1, seeded())
     narrow = trainable_copy(tiny_model())
-    train(narrow, lessons(), Training(batch=16), 1, seeded())
+    train(narrow, data(), TrainingOptions(batch=16), 1, seeded())
     for name, value in narrow.state_dict().items():
         assert torch.allclose(model.state_dict()[name].float(), value, atol=1e-4)
 
@@ -292,9 +296,9 @@ def test_other_dtypes_are_trained_in_their_own() -> None:
 def test_a_loss_that_is_not_finite_stops_training() -> None:
     """The message names the rate and the way out; the network is left in evaluation mode."""
     model = trainable_copy(tiny_model())
-    broken = Lessons(SHOWN * float("nan"), LABELS, label_loss)
+    broken = TrainingData(SHOWN * float("nan"), LABELS, label_loss)
     with pytest.raises(GapruneError, match=r"loss is not finite.*sgd at rate 0\.5.*lower rate"):
-        train(model, broken, Training("sgd", 0.5, batch=16), 1, seeded())
+        train(model, broken, TrainingOptions("sgd", 0.5, batch=16), 1, seeded())
     assert not model.training
 
 
@@ -304,8 +308,8 @@ def test_weights_that_overflow_in_the_last_step_are_found() -> None:
     with pytest.raises(GapruneError, match=r"parameter '0\.weight' is not finite.*lower rate"):
         train(
             model,
-            Lessons(SHOWN, LABELS, lambda outputs, _labels: outputs.square().mean()),
-            Training("sgd", 1e38, batch=64),
+            TrainingData(SHOWN, LABELS, lambda outputs, _labels: outputs.square().mean()),
+            TrainingOptions("sgd", 1e38, batch=64),
             1,
             seeded(),
             penalty=lambda m: 1e3 * m.get_parameter("0.weight").sum(),
@@ -334,19 +338,22 @@ class Pair(nn.Module):
         ({"masks": {"0.weight": torch.ones(12, 6)}}, "must be bool"),
         ({"model": tiny_model()}, "trainable_copy"),
         ({"model": trainable_copy(Pair())}, "in training mode.*tuple"),
-        ({"lessons": Lessons(SHOWN, LABELS + 4, label_loss)}, "labels must be classes.* 4 to 7"),
+        (
+            {"lessons": TrainingData(SHOWN, LABELS + 4, label_loss)},
+            "labels must be classes.* 4 to 7",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
     """The message names the argument, the rule and what came."""
     arguments: dict[str, object] = {
         "model": trainable_copy(tiny_model()),
-        "lessons": lessons(),
+        "lessons": data(),
         "epochs": 1.0,
         "masks": None,
     } | change
     with pytest.raises(InputError, match=message):
-        training.train(how=Training(), generator=seeded(), **arguments)  # type: ignore[arg-type]
+        training.train(how=TrainingOptions(), generator=seeded(), **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -364,4 +371,4 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -
 def test_settings_outside_their_range_are_refused(change: dict[str, object], message: str) -> None:
     """Each number has its rule."""
     with pytest.raises(InputError, match=message):
-        Training(**change)  # type: ignore[arg-type]
+        TrainingOptions(**change)  # type: ignore[arg-type]

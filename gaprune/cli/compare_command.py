@@ -16,8 +16,8 @@ from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signal_handling import Interrupts
-from gaprune.comparison import Data, Row, added_methods, compare_target, methods
-from gaprune.comparison.comparison_job import REQUEST_KEYS, make_request
+from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, methods
+from gaprune.comparison.comparison_job import COMPARISON_KEYS, make_request
 from gaprune.comparison.context import part_name
 from gaprune.comparison.spec import UNUSED
 from gaprune.comparison.tables import needs_text
@@ -29,7 +29,7 @@ ROOMY = 120  # columns from which on sources have a place
 HEAD = "# gaprune compare --config THIS_FILE repeats this; paths are as they were given.\n"
 
 
-@with_options(keys=REQUEST_KEYS, leave_out=UNUSED)
+@with_options(keys=COMPARISON_KEYS, leave_out=UNUSED)
 def compare_command(
     *,
     list_methods: Annotated[
@@ -82,8 +82,8 @@ def compare_command(
             teller.phase("compare", f"{target.name}, rows in {place}")
             found = compare_target(
                 target,
-                request.question,
-                data=Data(train, test),
+                request.spec,
+                data=ComparisonData(train, test),
                 out=place,
                 overwrite=overwrite,
                 config=HEAD + to_toml(request.as_config()),

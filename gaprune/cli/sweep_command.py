@@ -15,7 +15,7 @@ from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signal_handling import Interrupts
 from gaprune.comparison.sweep_network import generated_validation
-from gaprune.comparison.sweeps import SWEEPS, Range, Sweep, sweep
+from gaprune.comparison.sweeps import SWEEPS, SweepOptions, SweepResult, sweep
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.formatting import MISSING, percent, points
@@ -78,7 +78,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
         raise unknown_name("by", by, SWEEPS)
     stated = {name: value for name, value in options.items() if value not in (None, [])}
     job = make_job({**stated, "sparsity": 0.5})  # a job has one; nothing here uses it
-    over = Range(
+    over = SweepOptions(
         values=() if values is None else numbers(values, "values"),
         max_drop=number(max_drop, "max_drop"),
         biases=biases,
@@ -105,7 +105,7 @@ def check_new(place: Path) -> None:
         raise InputError(f"out: {place} is not empty; name a folder that is new or empty")
 
 
-def _save(found: Sweep, place: Path, monitor: Monitor) -> list[str]:
+def _save(found: SweepResult, place: Path, monitor: Monitor) -> list[str]:
     """Write rows and plots; return the names of what is there."""
     names = ["sweep.json"]
     try:
@@ -122,7 +122,7 @@ def _save(found: Sweep, place: Path, monitor: Monitor) -> list[str]:
     return [str(place / name) for name in names]
 
 
-def _show(found: Sweep, held_out: Samples, over: Range, saved: list[str]) -> None:
+def _show(found: SweepResult, held_out: Samples, over: SweepOptions, saved: list[str]) -> None:
     console = stdout()
     names = [name for name, value in found.rows[0].items() if not isinstance(value, dict)]
     shown = table(*(name.replace("_", " ") for name in names))

@@ -2,18 +2,18 @@
 
 from gaprune.comparison.methods.method_registry import Method, added_methods, find_methods, methods
 from gaprune.comparison.publish import Comparison
-from gaprune.comparison.rows import Line, Needs, Row, summarise
+from gaprune.comparison.rows import MethodRequirements, MethodSummary, Row, summarise
 from gaprune.comparison.run_comparison import compare, compare_target
-from gaprune.comparison.spec import ComparisonSpec, Data
+from gaprune.comparison.spec import ComparisonData, ComparisonSpec
 from gaprune.comparison.store import Store, open_store, read_rows
 
 __all__ = [
     "Comparison",
+    "ComparisonData",
     "ComparisonSpec",
-    "Data",
-    "Line",
     "Method",
-    "Needs",
+    "MethodRequirements",
+    "MethodSummary",
     "Row",
     "Store",
     "added_methods",

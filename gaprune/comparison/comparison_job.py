@@ -8,8 +8,8 @@ from typing import Any
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.method_registry import ALL, SCHEDULED, find_methods
-from gaprune.comparison.methods.schedule import Step, parse_schedule
-from gaprune.comparison.methods.training import DECAYS, OPTIMISERS, Training
+from gaprune.comparison.methods.schedule import PruningStep, parse_schedule
+from gaprune.comparison.methods.training import DECAYS, OPTIMISERS, TrainingOptions
 from gaprune.comparison.spec import DEFAULT_SPARSITIES, UNUSED, ComparisonSpec
 from gaprune.config import Settings
 from gaprune.errors import unknown_name
@@ -20,7 +20,7 @@ from gaprune.runs.job import JOB_KEYS, PruneJob, make_job
 from gaprune.runs.option_keys import Key, count, names, number, numbers, sizes, text
 
 
-def _schedule(value: object, name: str) -> tuple[Step, ...]:
+def _schedule(value: object, name: str) -> tuple[PruningStep, ...]:
     return tuple(parse_schedule(text(value, name)))
 
 
@@ -47,22 +47,22 @@ _TRAINING_KEYS: dict[str, Key] = {
                  f"of the step size while training: {', '.join(DECAYS)} (default: constant)"),
 }  # fmt: skip
 _TRAIN = Key("train", text, "labelled training data; a zoo network brings its own", metavar="FILE")
-REQUEST_KEYS = (*_QUESTION_KEYS, _TRAIN, *_TRAINING_KEYS.values())
+COMPARISON_KEYS = (*_QUESTION_KEYS, _TRAIN, *_TRAINING_KEYS.values())
 """Every key of a comparison beside those of a job."""
 
 
 @dataclass(frozen=True)
-class Request:
+class ComparisonRequest:
     """What one `gaprune compare` does.
 
     Attributes:
         job: the target, what it takes, the test data and the settings.
-        question: what is compared.
+        spec: what is compared.
         train: labelled training data; None: that of the zoo, if it is a zoo network.
     """
 
     job: PruneJob
-    question: ComparisonSpec
+    spec: ComparisonSpec
     train: str | None = None
 
     def load(self) -> tuple[Target, Samples | None, Samples | None]:
@@ -78,13 +78,13 @@ class Request:
 
     def as_config(self) -> dict[str, Any]:
         """Return everything stated as flat plain data; `make_request` makes the same of it."""
-        question = self.question
-        training = asdict(question.training)
+        spec = self.spec
+        training = asdict(spec.training)
         stated = {
             **{key: v for key, v in self.job.as_config().items() if key not in UNUSED},
-            **{key.name: getattr(question, key.name, None) for key in _QUESTION_KEYS},
-            "sparsity": question.sparsities,
-            "schedule": ",".join(f"{s.sparsity}:{s.epochs}" for s in question.schedule) or None,
+            **{key.name: getattr(spec, key.name, None) for key in _QUESTION_KEYS},
+            "sparsity": spec.sparsities,
+            "schedule": ",".join(f"{s.sparsity}:{s.epochs}" for s in spec.schedule) or None,
             "train": self.train,
             **{key.name: training[field] for field, key in _TRAINING_KEYS.items()},
         }
@@ -92,18 +92,18 @@ class Request:
         return {key: value for key, value in listed.items() if value is not None}
 
 
-def make_request(values: Mapping[str, Any]) -> Request:
+def make_request(values: Mapping[str, Any]) -> ComparisonRequest:
     """Make a request of flat keys.
 
     Args:
-        values: keys of `REQUEST_KEYS`, of `JOB_KEYS`, and fields of `Settings` but `UNUSED`;
+        values: keys of `COMPARISON_KEYS`, of `JOB_KEYS`, and fields of `Settings` but `UNUSED`;
             numbers may come as text. One of `UNUSED` at its default asks for nothing: a
             `config.toml` from before it was one may state it.
 
     Raises:
         InputError: an unknown key, or a value that breaks its rule. Nothing has been loaded then.
     """
-    own = {key.name: key for key in REQUEST_KEYS}
+    own = {key.name: key for key in COMPARISON_KEYS}
     values = {
         name: value
         for name, value in values.items()
@@ -125,8 +125,8 @@ def make_request(values: Mapping[str, Any]) -> Request:
     asked = {key.name: stated[key.name] for key in _QUESTION_KEYS[1:] if key.name in stated}
     if "schedule" in asked:
         asked["methods"] = tuple(dict.fromkeys((*asked.get("methods", (ALL,)), SCHEDULED)))
-    question = ComparisonSpec(
-        sparsities, settings=job.settings, training=Training(**trained), **asked
+    spec = ComparisonSpec(
+        sparsities, settings=job.settings, training=TrainingOptions(**trained), **asked
     )
-    find_methods(question.methods, question.settings.pattern)
-    return Request(job, question, stated.get("train"))
+    find_methods(spec.methods, spec.settings.pattern)
+    return ComparisonRequest(job, spec, stated.get("train"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.comparison.methods.method_registry import find_methods
-from gaprune.comparison.rows import Line, Row, summarise
+from gaprune.comparison.rows import MethodSummary, Row, summarise
 from gaprune.comparison.store import CONFIG, IDENTITY, REPORT, ROWS, TABLE, read_rows, replace_file
 from gaprune.comparison.tables import effort_text, needs_text, notes
 from gaprune.errors import GapruneError, InputError
@@ -134,7 +134,7 @@ def _asked(rows: list[Row], config: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _contestant(line: Line) -> Contestant:
+def _contestant(line: MethodSummary) -> Contestant:
     return Contestant(
         name=line.method,
         needs=needs_text(line.needs),

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer, Silence
-from gaprune.comparison.methods.schedule import Step
-from gaprune.comparison.methods.training import Training
+from gaprune.comparison.methods.schedule import PruningStep
+from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.comparison.ranking import RankedUnits, kind_of
 from gaprune.comparison.rows import Row
 from gaprune.config import Settings, make_settings
@@ -28,14 +28,14 @@ from gaprune.runs.run import CRITERION_INPUTS
 from gaprune.runs.setup import make_evaluator
 
 
-class Listener(Observer, Protocol):
+class ComparisonObserver(Observer, Protocol):
     """An observer that is also told of rows."""
 
     def row(self, row: Row, done: int, total: int) -> None:
         """A row is known, the `done`-th of `total`; rows of an earlier run come first."""
 
 
-class Unheard(Silence):
+class SilentComparisonObserver(Silence):
     """A listener that says nothing."""
 
     def row(self, row: Row, done: int, total: int) -> None:
@@ -43,7 +43,7 @@ class Unheard(Silence):
 
 
 @dataclass(frozen=True)
-class Entrant:
+class MethodResult:
     """What a method hands in: a network to be measured, and what making it took.
 
     Attributes:
@@ -80,11 +80,11 @@ class ComparisonContext:
     target: Target
     settings: Settings
     train: Samples | None
-    training: Training
+    training: TrainingOptions
     epochs: float
-    schedule: Sequence[Step]
+    schedule: Sequence[PruningStep]
     clusters: int
-    observer: Listener
+    observer: ComparisonObserver
     said: set[str] = field(default_factory=set, repr=False)
     _prepared: dict[int, tuple[Evaluator, CalibrationSet]] = field(default_factory=dict, repr=False)
 
@@ -124,7 +124,7 @@ class ComparisonContext:
         target = self.target
         return DenseNetwork(target.model, target.weights, target.layout, target.inputs)
 
-    def lessons(self) -> Samples:
+    def training_samples(self) -> Samples:
         """Return the training data.
 
         Raises:
@@ -136,11 +136,13 @@ class ComparisonContext:
             )
         return self.train
 
-    def masked(self, sparsity: float, masks: Mapping[str, Tensor] | Tensor, **cost: Any) -> Entrant:
+    def masked(
+        self, sparsity: float, masks: Mapping[str, Tensor] | Tensor, **cost: Any
+    ) -> MethodResult:
         """Return the target with masks (flat, or by name) written into its weights."""
         by_name = self.target.layout.split(masks) if isinstance(masks, Tensor) else dict(masks)
         kept = sum(int(by_name[name].count_nonzero()) for name in self.target.layout.names)
-        return Entrant(sparsity, self.target.masked_copy(by_name), kept, **cost)
+        return MethodResult(sparsity, self.target.masked_copy(by_name), kept, **cost)
 
     def _prepare(self, seed: int) -> tuple[Evaluator, CalibrationSet]:
         if seed not in self._prepared:
@@ -161,5 +163,5 @@ def part_name(method: str, seed: int, sparsity: float | None = None) -> str:
     return f"{method}{of}, seed {seed}" if seed else f"{method}{of}"
 
 
-Run = Callable[[ComparisonContext, Sequence[float], int], Iterator[Entrant]]
+MethodFunction = Callable[[ComparisonContext, Sequence[float], int], Iterator[MethodResult]]
 """A method: from a contest, sparsities and a seed to networks."""

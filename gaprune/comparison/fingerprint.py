@@ -14,7 +14,7 @@ from gaprune.calibration.auto import spell_out
 from gaprune.calibration.parse import AUTO, FileRequest, generators, parse_calibration, parse_file
 from gaprune.calibration.provenance import sha256_of
 from gaprune.comparison.context import ComparisonContext
-from gaprune.comparison.spec import Data
+from gaprune.comparison.spec import ComparisonData
 from gaprune.config import NEUTRAL, Settings
 from gaprune.io.file_hash import content_of
 from gaprune.models.input_spec import InputSpec
@@ -49,19 +49,19 @@ At it they are left out, so that older folders of the same comparison still go o
 """
 
 
-def identity_of(contest: ComparisonContext, data: Data) -> dict[str, Any]:
+def identity_of(context: ComparisonContext, data: ComparisonData) -> dict[str, Any]:
     """Return what must be equal where rows stand in one table.
 
     Files count by their content: networks, objectives and calibration inputs that the user writes or edits.
     """
-    stated = contest.settings
-    settings = resolve_settings(stated, check_settings(stated), contest.target)
+    stated = context.settings
+    settings = resolve_settings(stated, check_settings(stated), context.target)
     return {
         "schema": SCHEMA,
-        "target": contest.target.name,
-        "weights_sha256": contest.target.weights_sha256,
-        "inputs": contest.target.inputs.facts(),
-        "pruned": list(contest.target.layout.names),
+        "target": context.target.name,
+        "weights_sha256": context.target.weights_sha256,
+        "inputs": context.target.inputs.facts(),
+        "pruned": list(context.target.layout.names),
         **{
             name: None if one is None else sha256_of(one.inputs, one.labels)
             for name, one in data._asdict().items()
@@ -71,12 +71,12 @@ def identity_of(contest: ComparisonContext, data: Data) -> dict[str, Any]:
             for name, value in settings.model_dump(mode="json").items()
             if name not in (*_IN_KEYS, *NEUTRAL) and not (name in _LATER and value == _LATER[name])
         },
-        "calibration": list(spell_out(settings.calibration, contest.target)),
-        **{f"training_{name}": value for name, value in asdict(contest.training).items()},
-        "epochs": contest.epochs,
-        "schedule": [[step.sparsity, step.epochs] for step in contest.schedule],
-        "clusters": contest.clusters,
-        **{f"file {path}": content_of(path) for path in sorted(set(_files(contest)))},
+        "calibration": list(spell_out(settings.calibration, context.target)),
+        **{f"training_{name}": value for name, value in asdict(context.training).items()},
+        "epochs": context.epochs,
+        "schedule": [[step.sparsity, step.epochs] for step in context.schedule],
+        "clusters": context.clusters,
+        **{f"file {path}": content_of(path) for path in sorted(set(_files(context)))},
         "gaprune": metadata.version("gaprune"),
         "torch": torch.__version__,
     }
@@ -95,11 +95,11 @@ def requested_files(settings: Settings, spec: InputSpec) -> list[FileRequest]:
     return files
 
 
-def _files(contest: ComparisonContext) -> Iterator[str]:
+def _files(context: ComparisonContext) -> Iterator[str]:
     """Yield the paths of what the user gave as files."""
-    for code in (contest.target.name, contest.settings.objective):
+    for code in (context.target.name, context.settings.objective):
         yield from _there(code.rpartition(":")[0])
-    for request in requested_files(contest.settings, contest.target.inputs):
+    for request in requested_files(context.settings, context.target.inputs):
         whole = list(_there(request.path))
         yield from whole or (one for part in request.path.split("+") for one in _there(part))
 

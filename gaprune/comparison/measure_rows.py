@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.context import ComparisonContext, Entrant, part_name
+from gaprune.comparison.context import ComparisonContext, MethodResult, part_name
 from gaprune.comparison.methods.method_registry import Method
-from gaprune.comparison.rows import Key, Row
+from gaprune.comparison.rows import Row, RowKey
 from gaprune.errors import GapruneError
 from gaprune.evaluation.held_out import HeldOut
 
 
-def held_out(contest: ComparisonContext, test: Samples | None) -> HeldOut:
+def held_out(context: ComparisonContext, test: Samples | None) -> HeldOut:
     """Return what all methods are measured on: labelled inputs, or the validation inputs calibration inputs of seed 0."""
     return HeldOut(
-        contest.target, contest.plan(0).validation._replace(labels=None) if test is None else test
+        context.target, context.plan(0).validation._replace(labels=None) if test is None else test
     )
 
 
@@ -27,17 +27,17 @@ STEP = ("sparsity", "accuracy", "agreement", "epochs")  # what is noted of every
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodRun:
     """One method with one seed in a contest.
 
     Attributes:
-        contest: what all methods share.
+        context: what all methods share.
         method: the method.
         seed: of its random choices.
         sparsities: all that are asked for, rising; a path passes through each of them.
     """
 
-    contest: ComparisonContext
+    context: ComparisonContext
     method: Method
     seed: int
     sparsities: tuple[float, ...]
@@ -46,7 +46,7 @@ class Entry:
     def _path(self) -> tuple[float, ...]:
         return self.sparsities if self.method.path else ()
 
-    def key(self, sparsity: float) -> Key:
+    def key(self, sparsity: float) -> RowKey:
         """Return the key of its row at one sparsity."""
         return self.method.name, sparsity, self.seed
 
@@ -64,7 +64,7 @@ class Entry:
 
         Where the method fails, or has no place under the pattern, the row says why.
         """
-        placeless = self.method.placeless_in(self.contest)
+        placeless = self.method.placeless_in(self.context)
         if placeless is None:
             yield from self._made(wanted, judge)
             return
@@ -96,24 +96,24 @@ class Entry:
             for sparsity in left:
                 yield self._row(judge, sparsity=sparsity, error=reason)
 
-    def _entrants(self, part: Sequence[float]) -> Iterator[tuple[Entrant, float]]:
+    def _entrants(self, part: Sequence[float]) -> Iterator[tuple[MethodResult, float]]:
         """Run the method; yield what it hands in, and the seconds of its own work so far."""
         name = part_name(self.method.name, self.seed, None if self.method.path else part[0])
-        self.contest.observer.progress(name, 0, None)
+        self.context.observer.progress(name, 0, None)
         if self.method.uses_calibration:
-            self.contest.evaluator(self.seed)  # made once for all: no method's own seconds
+            self.context.evaluator(self.seed)  # made once for all: no method's own seconds
         seconds, since = 0.0, time.monotonic()
-        for entrant in self.method.run(self.contest, part, self.seed):
+        for entrant in self.method.run(self.context, part, self.seed):
             seconds += time.monotonic() - since
             yield entrant, seconds
             since = time.monotonic()
 
-    def _measured(self, entrant: Entrant, seconds: float, judge: HeldOut) -> Row:
+    def _measured(self, entrant: MethodResult, seconds: float, judge: HeldOut) -> Row:
         measured, agreement = judge.measure(entrant.model)
         return self._row(
             judge,
             sparsity=entrant.sparsity,
-            actual=1 - entrant.kept / self.contest.target.layout.total,
+            actual=1 - entrant.kept / self.context.target.layout.total,
             accuracy=measured,
             agreement=agreement,
             evaluations=entrant.evaluations,
@@ -123,10 +123,10 @@ class Entry:
 
     def _row(self, judge: HeldOut, **measured: Any) -> Row:
         return Row(
-            target=self.contest.target.name,
+            target=self.context.target.name,
             method=self.method.name,
             seed=self.seed,
-            needs=self.method.needs_in(self.contest),
+            needs=self.method.needs_in(self.context),
             dense_accuracy=judge.dense.accuracy,
             path=self._path,
             code=self.method.code,

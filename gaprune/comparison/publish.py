@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gaprune.comparison.comparison_report import page_of
 from gaprune.comparison.plots.comparison_plot import plot_comparison
-from gaprune.comparison.rows import Line, Row, summarise
+from gaprune.comparison.rows import MethodSummary, Row, summarise
 from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE, Store, as_csv
 from gaprune.comparison.tables import markdown
 from gaprune.errors import GapruneError
@@ -39,7 +39,7 @@ class Comparison:
         return counted(self.pattern)
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[MethodSummary]:
         """One line a method: medians and spread over seeds."""
         return summarise(self.rows)
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-Key = tuple[str, float, int]
+RowKey = tuple[str, float, int]
 """What tells a row from the others of a comparison: method, sparsity, seed."""
 
 
 @dataclass(frozen=True)
-class Needs:
+class MethodRequirements:
     """What a method had to be given.
 
     Attributes:
@@ -58,7 +58,7 @@ class Row:
     sparsity: float
     method: str
     seed: int
-    needs: Needs
+    needs: MethodRequirements
     accuracy: float | None = None
     agreement: float | None = None
     evaluations: int = 0
@@ -73,7 +73,7 @@ class Row:
     note: str | None = None
 
     @property
-    def key(self) -> Key:
+    def key(self) -> RowKey:
         """What tells it from the other rows of a comparison."""
         return self.method, self.sparsity, self.seed
 
@@ -94,11 +94,11 @@ class Row:
             TypeError: missing or unknown keys.
         """
         lists = {name: tuple(record[name]) for name in ("path", "steps") if name in record}
-        return cls(**{**record, "needs": Needs(**record["needs"]), **lists})
+        return cls(**{**record, "needs": MethodRequirements(**record["needs"]), **lists})
 
 
 @dataclass(frozen=True)
-class Cell:
+class SeedSummary:
     """The rows of one method at one sparsity, over seeds.
 
     Attributes:
@@ -117,7 +117,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class MethodSummary:
     """One method over all sparsities.
 
     Attributes:
@@ -132,8 +132,8 @@ class Line:
     """
 
     method: str
-    needs: Needs
-    cells: Mapping[float, Cell]
+    needs: MethodRequirements
+    cells: Mapping[float, SeedSummary]
     evaluations: float
     epochs: float
     seconds: float
@@ -141,7 +141,7 @@ class Line:
     note: str | None = None
 
 
-def summarise(rows: Iterable[Row]) -> list[Line]:
+def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
     """Return one line a method: without training first, what reaches furthest, then the best."""
     by_method: dict[str, list[Row]] = {}
     for row in rows:
@@ -150,12 +150,12 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
     return sorted(lines, key=_rank)
 
 
-def _rank(line: Line) -> tuple[bool, float, float]:
+def _rank(line: MethodSummary) -> tuple[bool, float, float]:
     last = max(line.cells, default=0.0)
     return line.needs.training, -last, -line.cells[last].score if line.cells else 0.0
 
 
-def _line(method: str, rows: Sequence[Row]) -> Line:
+def _line(method: str, rows: Sequence[Row]) -> MethodSummary:
     scores: dict[float, list[float]] = {}
     removed: dict[float, list[float]] = {}
     for row in rows:
@@ -163,11 +163,11 @@ def _line(method: str, rows: Sequence[Row]) -> Line:
             scores.setdefault(row.sparsity, []).append(row.score)
             removed.setdefault(row.sparsity, []).append(row.actual or 0.0)
     cells = {
-        sparsity: Cell(median(own), min(own), max(own), len(own), median(removed[sparsity]))
+        sparsity: SeedSummary(median(own), min(own), max(own), len(own), median(removed[sparsity]))
         for sparsity, own in sorted(scores.items())
     }
     dearest = [row for row in rows if row.sparsity == max(cells, default=None)] or rows
-    return Line(
+    return MethodSummary(
         method=method,
         needs=rows[0].needs,
         cells=cells,

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from gaprune.calibration.parse import read
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.context import ComparisonContext, Listener, Unheard
+from gaprune.comparison.context import (
+    ComparisonContext,
+    ComparisonObserver,
+    SilentComparisonObserver,
+)
 from gaprune.comparison.fingerprint import identity_of, requested_files
-from gaprune.comparison.measure_rows import Entry, held_out
+from gaprune.comparison.measure_rows import MethodRun, held_out
 from gaprune.comparison.methods.method_registry import Method, find_methods
 from gaprune.comparison.publish import Comparison, publish
-from gaprune.comparison.rows import Key, Row
-from gaprune.comparison.spec import NOTHING, UNUSED, ComparisonSpec, Data
+from gaprune.comparison.rows import Row, RowKey
+from gaprune.comparison.spec import NOTHING, UNUSED, ComparisonData, ComparisonSpec
 from gaprune.comparison.store import CONFIG, Store, open_store
 from gaprune.config import make_settings
 from gaprune.errors import InputError
@@ -51,7 +55,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     prune_also: tuple[str, ...] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
-    observer: Listener | None = None,
+    observer: ComparisonObserver | None = None,
     **options: Any,
 ) -> Comparison:
     """Compare methods on a live network, which stays as it is; see `gaprune compare --help`.
@@ -99,7 +103,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         )
     sparsities = (sparsity,) if isinstance(sparsity, (int, float)) else tuple(sparsity)
     own = {name: options.pop(name) for name in _QUESTION if name in options}
-    question = ComparisonSpec(
+    spec = ComparisonSpec(
         sparsities,
         methods=(methods,) if isinstance(methods, str) else tuple(methods),
         seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds),
@@ -110,32 +114,30 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
-        device=choose_home(WorkerOptions.of(question.settings)),
+        device=choose_home(WorkerOptions.of(spec.settings)),
     )
-    data = Data(
+    data = ComparisonData(
         None if train is None else Samples(*train, "training data given by the caller"),
         None if test is None else Samples(*test, "test data given by the caller"),
     )
-    return compare_target(
-        target, question, data=data, out=out, overwrite=overwrite, observer=observer
-    )
+    return compare_target(target, spec, data=data, out=out, overwrite=overwrite, observer=observer)
 
 
 def compare_target(  # noqa: PLR0913 # data and place beside the question, each by its own name
     target: Target,
-    question: ComparisonSpec,
+    spec: ComparisonSpec,
     *,
-    data: Data = NOTHING,
+    data: ComparisonData = NOTHING,
     out: str | Path | None = None,
     overwrite: bool = False,
     config: str | None = None,
-    observer: Listener | None = None,
+    observer: ComparisonObserver | None = None,
 ) -> Comparison:
     """Compare methods on a loaded target; see `compare`.
 
     Args:
         target: the dense network.
-        question: what is compared.
+        spec: what is compared.
         data: what is trained with and measured on.
         out: folder of the rows, see `gaprune.comparison.store`; None keeps them in memory.
         overwrite: whether rows that are there are thrown away.
@@ -145,9 +147,9 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.
     """
-    listener = observer or Unheard()
-    chosen = find_methods(question.methods, question.settings.pattern)
-    data = _checked(target, question, data)
+    listener = observer or SilentComparisonObserver()
+    chosen = find_methods(spec.methods, spec.settings.pattern)
+    data = _checked(target, spec, data)
     if target.inputs.assumed:  # said once, not by every run of a search
         listener.warning(
             "the value range of the inputs is not stated; 0 to 1 is assumed "
@@ -155,37 +157,37 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
         )
         inputs = replace(target.inputs, assumed=False)
         target = replace(target, network=replace(target.network, inputs=inputs))
-    contest = ComparisonContext(
+    context = ComparisonContext(
         target=target,
-        settings=question.settings,
+        settings=spec.settings,
         train=data.train,
-        training=question.training,
-        epochs=question.epochs,
-        schedule=question.schedule,
-        clusters=question.clusters,
+        training=spec.training,
+        epochs=spec.epochs,
+        schedule=spec.schedule,
+        clusters=spec.clusters,
         observer=listener,
     )
-    with torch_threads(question.settings.threads_per_worker), working_on(str(target.device)):
+    with torch_threads(spec.settings.threads_per_worker), working_on(str(target.device)):
         if out is None:
-            return _run(contest, question, chosen, data.test, None)
-        with open_store(out, identity_of(contest, data), overwrite=overwrite) as store:
+            return _run(context, spec, chosen, data.test, None)
+        with open_store(out, identity_of(context, data), overwrite=overwrite) as store:
             if config is not None:
                 store.write(CONFIG, config)
-            found = _run(contest, question, chosen, data.test, store)
+            found = _run(context, spec, chosen, data.test, store)
             publish(found, store, listener.warning)
             return found
 
 
-def _checked(target: Target, question: ComparisonSpec, data: Data) -> Data:
+def _checked(target: Target, spec: ComparisonSpec, data: ComparisonData) -> ComparisonData:
     """Return data as the network takes it, once everything that can be checked at once is right."""
-    settings = question.settings
+    settings = spec.settings
     check_settings(settings)
-    for sparsity in question.sparsities:
+    for sparsity in spec.sparsities:
         keep_total(searched_layout(target, settings), sparsity)
     for file in requested_files(settings, target.inputs):
         read(file, target.inputs)
     find_objective(settings.objective, answers(target.model, target.example()))
-    return Data(
+    return ComparisonData(
         *(
             None if samples is None else check_labelled(name, samples, target)
             for name, samples in data._asdict().items()
@@ -194,40 +196,40 @@ def _checked(target: Target, question: ComparisonSpec, data: Data) -> Data:
 
 
 def _run(
-    contest: ComparisonContext,
-    question: ComparisonSpec,
+    context: ComparisonContext,
+    spec: ComparisonSpec,
     chosen: Sequence[Method],
     test: Samples | None,
     store: Store | None,
 ) -> Comparison:
-    judge = held_out(contest, test)
-    sparsities = sorted(set(question.sparsities))
-    seeds = list(dict.fromkeys(question.seeds))
+    judge = held_out(context, test)
+    sparsities = sorted(set(spec.sparsities))
+    seeds = list(dict.fromkeys(spec.seeds))
     entries = [
-        Entry(contest, method, seed, tuple(sparsities))
+        MethodRun(context, method, seed, tuple(sparsities))
         for seed in seeds
         for method in chosen
         if method.seeded or seed == seeds[0]
     ]
     stored = {} if store is None else store.rows
-    rows: dict[Key, Row] = {
+    rows: dict[RowKey, Row] = {
         row.key: row for entry in entries for row in stored.values() if entry.made(row)
     }
     total = len(entries) * len(sparsities)
     if rows:
-        contest.observer.phase("rows", f"{len(rows)} of {total} are there already")
+        context.observer.phase("rows", f"{len(rows)} of {total} are there already")
     for entry in entries:
         missing = {one for one in sparsities if entry.key(one) not in rows}
         for row in entry.rows(missing, judge):
             if store is not None:
                 store.add(row)
             rows[row.key] = row
-            contest.observer.row(row, len(rows), total)
+            context.observer.row(row, len(rows), total)
     ordered = tuple(rows[entry.key(one)] for entry in entries for one in sparsities)
     return Comparison(
-        contest.target.name,
+        context.target.name,
         ordered,
         judge.dense.accuracy,
         judge.source,
-        question.settings.pattern,
+        spec.settings.pattern,
     )

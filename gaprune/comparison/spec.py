@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.method_registry import ALL, SCHEDULED
-from gaprune.comparison.methods.schedule import Step, check_steps
-from gaprune.comparison.methods.training import Training
+from gaprune.comparison.methods.schedule import PruningStep, check_steps
+from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.masks.budget import check_sparsity
@@ -47,9 +47,9 @@ class ComparisonSpec:
     methods: Sequence[str] = (ALL,)
     seeds: Sequence[int] = (0,)
     settings: Settings = field(default_factory=lambda: make_settings({"sparsity": 0.5}))
-    training: Training = field(default_factory=Training)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
     epochs: float = 1.0
-    schedule: Sequence[Step] = ()
+    schedule: Sequence[PruningStep] = ()
     clusters: int = 16
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class ComparisonSpec:
             )
 
 
-class Data(NamedTuple):
+class ComparisonData(NamedTuple):
     """What networks are trained with and measured on.
 
     Attributes:
@@ -106,4 +106,4 @@ class Data(NamedTuple):
     test: Samples | None = None
 
 
-NOTHING = Data()
+NOTHING = ComparisonData()

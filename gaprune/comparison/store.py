@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gaprune.comparison.rows import Key, Row
+from gaprune.comparison.rows import Row, RowKey
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.serialization import to_json
 
@@ -47,7 +47,7 @@ class Store:
     def __init__(self, folder: Path, file: io.FileIO, rows: Iterable[Row]) -> None:
         self.folder = folder
         self._file = file
-        self.rows: dict[Key, Row] = {row.key: row for row in rows}
+        self.rows: dict[RowKey, Row] = {row.key: row for row in rows}
 
     def add(self, row: Row) -> None:
         """Append a row, unless it is there word for word; it is on the disk when this returns.
@@ -119,7 +119,7 @@ def read_rows(folder: str | Path) -> list[Row]:
         lines = path.read_bytes().split(b"\n")[:-1]  # what no line break follows is torn
     except OSError as error:
         raise InputError(f"comparison: cannot read {path} ({error.strerror})") from error
-    rows: dict[Key, Row] = {}
+    rows: dict[RowKey, Row] = {}
     for number, line in enumerate(lines, 1):
         try:
             row = Row.of(json.loads(line))

@@ -12,7 +12,7 @@ from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.parse import PROCEDURAL
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
-from gaprune.comparison.sweeps import Range, Sweep
+from gaprune.comparison.sweeps import SweepOptions, SweepResult
 from gaprune.comparison.sweeps import sweep as sweep_target
 from gaprune.config import make_settings
 from gaprune.evolution.tasks import derive_seed
@@ -33,7 +33,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     test: tuple[Tensor, Tensor] | None = None,
     prune_also: Sequence[str] = (),
     observer: Observer | None = None,
-) -> Sweep:
+) -> SweepResult:
     """Move one number over a range and see where a network breaks.
 
     Args:
@@ -65,7 +65,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
         [0.0, 0.1]
     """
     read = load_masks(masks) if isinstance(masks, (str, Path)) else masks
-    over = Range(values, max_drop, biases=biases, masks=read)
+    over = SweepOptions(values, max_drop, biases=biases, masks=read)
     target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
     given = None if test is None else Samples(*test, "test data given by the caller")
     return sweep_target(by, target, given or generated_validation(target), over, observer)

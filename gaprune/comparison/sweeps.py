@@ -23,7 +23,7 @@ CLUSTERS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
 
 
 @dataclass(frozen=True)
-class Range:
+class SweepOptions:
     """What is swept over, and how.
 
     Attributes:
@@ -50,7 +50,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResult:
     """What a sweep found, ready to be shown.
 
     Attributes:
@@ -69,8 +69,12 @@ class Sweep:
 
 
 def sweep(
-    kind: str, target: Target, held_out: Samples, over: Range, observer: Observer | None = None
-) -> Sweep:
+    kind: str,
+    target: Target,
+    held_out: Samples,
+    over: SweepOptions,
+    observer: Observer | None = None,
+) -> SweepResult:
     """Run one kind of sweep.
 
     Args:
@@ -89,7 +93,9 @@ def sweep(
     return SWEEPS[kind](target, held_out, over, observer or Silence())
 
 
-def _thresholds(target: Target, held_out: Samples, over: Range, observer: Observer) -> Sweep:
+def _thresholds(
+    target: Target, held_out: Samples, over: SweepOptions, observer: Observer
+) -> SweepResult:
     """Zero the weights below a threshold that rises."""
     if over.masks is not None:
         raise InputError("mask: a sweep of thresholds starts from the dense network; leave it out")
@@ -103,7 +109,7 @@ def _thresholds(target: Target, held_out: Samples, over: Range, observer: Observ
         ),
     )
     best = found.largest_within(over.max_drop)
-    return Sweep(
+    return SweepResult(
         "threshold",
         found.rows(),
         None if best is None else best.row(),
@@ -112,7 +118,9 @@ def _thresholds(target: Target, held_out: Samples, over: Range, observer: Observ
     )
 
 
-def _clusters(target: Target, held_out: Samples, over: Range, observer: Observer) -> Sweep:
+def _clusters(
+    target: Target, held_out: Samples, over: SweepOptions, observer: Observer
+) -> SweepResult:
     """Replace weights by ever fewer shared values a layer."""
     counts = _whole(over.values) or list(CLUSTERS)
     done = count(1)
@@ -126,7 +134,7 @@ def _clusters(target: Target, held_out: Samples, over: Range, observer: Observer
     )
     best = found.smallest_within(over.max_drop)
     rows = found.rows()
-    return Sweep(
+    return SweepResult(
         "clusters",
         rows,
         None if best is None else rows[found.points.index(best)],
@@ -141,7 +149,7 @@ def _whole(values: Sequence[float]) -> list[int]:
     return [int(value) for value in values]
 
 
-SWEEPS: dict[str, Callable[[Target, Samples, Range, Observer], Sweep]] = {
+SWEEPS: dict[str, Callable[[Target, Samples, SweepOptions, Observer], SweepResult]] = {
     "threshold": _thresholds,
     "clusters": _clusters,
 }

@@ -22,7 +22,7 @@ from gaprune.masks.supermask import Layout, global_mask, layered_mask
 
 
 @dataclass(frozen=True)
-class EdgePopup:
+class EdgePopupOptions:
     """How scores are trained: rate, momentum and decay as in the paper, the rest as it does best.
 
     The paper ranks inside layers and starts from random scores, for its weights are random too.
@@ -70,7 +70,7 @@ class EdgePopup:
 def edge_popup(
     evaluator: Evaluator,
     sparsity: float,
-    how: EdgePopup,
+    how: EdgePopupOptions,
     generator: torch.Generator,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:

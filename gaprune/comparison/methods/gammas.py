@@ -16,7 +16,7 @@ from gaprune.models.channel_removal import removable
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class Ranking(NamedTuple):
+class ChannelRanking(NamedTuple):
     """The channels of a network by their BatchNorms.
 
     Attributes:
@@ -28,7 +28,7 @@ class Ranking(NamedTuple):
     total: int
 
 
-def rank_channels(model: nn.Module, example: Tensor) -> Ranking:
+def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     """Rank the channels of all layers together by |γ| (Liu et al. 2017, section 3).
 
     Where several BatchNorms scale the same channel (depthwise blocks, residual sums), it is the
@@ -51,7 +51,7 @@ def rank_channels(model: nn.Module, example: Tensor) -> Ranking:
             "network has none whose channels can be removed; use a network with BatchNorm"
         )
     ranked.sort(key=lambda one: one[0])
-    return Ranking(tuple(_in_turn(model, [channel for _, channel in ranked])), len(ranked))
+    return ChannelRanking(tuple(_in_turn(model, [channel for _, channel in ranked])), len(ranked))
 
 
 def gammas(model: nn.Module) -> dict[str, Tensor]:

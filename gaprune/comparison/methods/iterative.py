@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gaprune.comparison.methods.schedule import Step, check_steps
-from gaprune.comparison.methods.training import Lessons, Training, train
+from gaprune.comparison.methods.schedule import PruningStep, check_steps
+from gaprune.comparison.methods.training import TrainingData, TrainingOptions, train
 from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import unknown_name
 from gaprune.masks.budget import apportion, keep_total, uniform_counts
@@ -26,7 +26,7 @@ SCORED = 1024  # lessons that a criterion looks at, where it looks at inputs
 
 
 @dataclass(frozen=True)
-class Iteration:
+class IterativePruningOptions:
     """How to prune and train in turns.
 
     Attributes:
@@ -40,7 +40,7 @@ class Iteration:
         InputError: an unknown name.
     """
 
-    training: Training = field(default_factory=Training)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
     criterion: str = "magnitude"
     scope: str = "global"
     rewind: bool = False
@@ -53,7 +53,7 @@ class Iteration:
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class PruningStage:
     """The network after one step.
 
     Attributes:
@@ -74,12 +74,12 @@ class Stage:
 
 def prune_iteratively(
     target: Target,
-    lessons: Lessons,
-    steps: Sequence[Step],
-    how: Iteration,
+    data: TrainingData,
+    steps: Sequence[PruningStep],
+    how: IterativePruningOptions,
     generator: torch.Generator,
     on_epoch: Callable[[float], None] = lambda _epochs: None,
-) -> Iterator[Stage]:
+) -> Iterator[PruningStage]:
     """Return the network after each step; a stage is computed when it is asked for.
 
     At each step the current weights are scored, the best of those that are left stay (exactly as
@@ -87,7 +87,7 @@ def prune_iteratively(
 
     Args:
         target: the dense network; it stays as it is.
-        lessons: what is trained on, and shown to a criterion that looks at inputs.
+        data: what is trained on, and shown to a criterion that looks at inputs.
         steps: sparsities that grow, with their epochs (see `schedule`).
         how: criterion, scope, rewinding and training.
         generator: the only source of randomness.
@@ -100,32 +100,32 @@ def prune_iteratively(
     steps = check_steps(steps)
     everything = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
     RANKINGS[how.scope](everything.float(), everything, target.layout, steps[-1].sparsity)
-    return _stages(target, lessons, steps, how, generator, on_epoch)
+    return _stages(target, data, steps, how, generator, on_epoch)
 
 
 def _stages(
     target: Target,
-    lessons: Lessons,
-    steps: Sequence[Step],
-    how: Iteration,
+    data: TrainingData,
+    steps: Sequence[PruningStep],
+    how: IterativePruningOptions,
     generator: torch.Generator,
     on_epoch: Callable[[float], None],
-) -> Iterator[Stage]:
+) -> Iterator[PruningStage]:
     model = trainable_copy(target.model)
     left = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
     epochs = 0.0
     for count, step in enumerate(steps, start=1):
         current = private_copy(model, target.device)
-        scores = _score(target, current, lessons, how.criterion, 1 - step.sparsity, generator)
+        scores = _score(target, current, data, how.criterion, 1 - step.sparsity, generator)
         scores = scores.masked_fill(~left, -torch.inf)  # what is gone stays gone
         left = RANKINGS[how.scope](scores, left, target.layout, step.sparsity)
         masks = target.layout.split(left)
         if how.rewind:
             model = trainable_copy(target.model)
         told = partial(_forward, on_epoch, epochs)
-        train(model, lessons, how.training, step.epochs, generator, masks=masks, on_epoch=told)
+        train(model, data, how.training, step.epochs, generator, masks=masks, on_epoch=told)
         epochs += step.epochs
-        yield Stage(step.sparsity, masks, private_copy(model, target.device), epochs, count)
+        yield PruningStage(step.sparsity, masks, private_copy(model, target.device), epochs, count)
 
 
 def _forward(on_epoch: Callable[[float], None], before: float, epochs: float) -> None:
@@ -135,7 +135,7 @@ def _forward(on_epoch: Callable[[float], None], before: float, epochs: float) ->
 def _score(
     target: Target,
     model: nn.Module,
-    lessons: Lessons,
+    data: TrainingData,
     criterion: str,
     density: float,
     generator: torch.Generator,
@@ -143,8 +143,8 @@ def _score(
     weights = {name: model.get_parameter(name).detach() for name in target.layout.names}
     calibration = None
     if CRITERIA[criterion].needs_inputs:
-        index = torch.randperm(len(lessons.inputs), generator=generator)[:SCORED]
-        calibration = lessons.inputs[index.to(lessons.inputs.device)].to(target.device)
+        index = torch.randperm(len(data.inputs), generator=generator)[:SCORED]
+        calibration = data.inputs[index.to(data.inputs.device)].to(target.device)
         calibration = (
             calibration.to(target.dtype) if calibration.is_floating_point() else calibration
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gaprune import plugins
 from gaprune.calibration.calibration_set import requested_levels
 from gaprune.calibration.provenance import highest
-from gaprune.comparison.context import ComparisonContext, Run
+from gaprune.comparison.context import ComparisonContext, MethodFunction
 from gaprune.comparison.methods.one_shot import (
     by_criterion,
     by_percentile,
@@ -20,7 +20,7 @@ from gaprune.comparison.methods.own_criterion import own_criterion
 from gaprune.comparison.methods.searched import evolved, scores_by_gradient
 from gaprune.comparison.methods.trained import by_own_schedule, distilled, finetuned, slimmed
 from gaprune.comparison.ranking import BLOCK, OF_UNITS, QUOTA, kind_of
-from gaprune.comparison.rows import Needs
+from gaprune.comparison.rows import MethodRequirements
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA, Criterion, read_criterion
 from gaprune.errors import InputError, unknown_name
@@ -51,10 +51,10 @@ class Method:
     """
 
     name: str
-    run: Run
+    run: MethodFunction
     description: str
     source: str
-    needs: Needs = field(default_factory=Needs)
+    needs: MethodRequirements = field(default_factory=MethodRequirements)
     seeded: bool = False
     path: bool = False
     code: str = ""
@@ -66,23 +66,23 @@ class Method:
         """Whether it uses the calibration inputs that the contest makes; evolution makes the same by itself."""
         return self.needs.data == CALIBRATION and self.name != EVOLVED
 
-    def needs_in(self, contest: ComparisonContext) -> Needs:
+    def needs_in(self, context: ComparisonContext) -> MethodRequirements:
         """Return what it needs in this comparison: `calibration` becomes their level."""
         if self.needs.data != CALIBRATION:
             return self.needs
-        level = highest(requested_levels(contest.settings, contest.target))
+        level = highest(requested_levels(context.settings, context.target))
         return replace(self.needs, data=level)
 
-    def placeless_in(self, contest: ComparisonContext) -> str | None:
+    def placeless_in(self, context: ComparisonContext) -> str | None:
         """Say why it has no place under the pattern of this comparison, or return None."""
-        why = self.placeless.get(contest.kind)
-        pattern = contest.settings.pattern
+        why = self.placeless.get(context.kind)
+        pattern = context.settings.pattern
         return None if why is None else f"no place under pattern {pattern!r}: {why}"
 
 
 def _of(criterion: Criterion) -> Method:
     data = CALIBRATION if criterion.needs_inputs else "none"
-    needs = Needs(data, gradients=criterion.takes_gradients)
+    needs = MethodRequirements(data, gradients=criterion.takes_gradients)
     seeded = criterion.needs_inputs or criterion.name == "random"
     run = by_criterion(criterion)
     return Method(criterion.name, run, criterion.description, criterion.source, needs, seeded)
@@ -101,8 +101,8 @@ def _in_layers(criterion: Criterion) -> Method:
     )
 
 
-_ON_CALIBRATION = Needs(CALIBRATION, gradients=True)
-_TAUGHT = Needs(TRAIN, labels=True, gradients=True, training=True)
+_ON_CALIBRATION = MethodRequirements(CALIBRATION, gradients=True)
+_TAUGHT = MethodRequirements(TRAIN, labels=True, gradients=True, training=True)
 _HAN = "Han et al. 2015"
 _SINGLE = "it ranks single weights"
 _TRAINS = "it trains along masks of single weights"
@@ -166,7 +166,7 @@ _OTHERS = (
         distilled,
         "iterative magnitude pruning, fine-tuned on calibration inputs towards the dense network's answers",
         "Hinton et al. 2015, on generated inputs",
-        Needs(CALIBRATION, gradients=True, training=True),
+        MethodRequirements(CALIBRATION, gradients=True, training=True),
         seeded=True,
         placeless=_UNTRAINED,
         path=True,

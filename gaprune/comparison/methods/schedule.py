@@ -16,7 +16,7 @@ _TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
 
 
 @dataclass(frozen=True)
-class Step:
+class PruningStep:
     """Prune to a sparsity, then train.
 
     Attributes:
@@ -36,24 +36,24 @@ class Step:
             raise InputError(f"epochs: must be 0 or more and finite, got {self.epochs}")
 
 
-Schedule = Callable[[Sequence[float], float], list[Step]]
+Schedule = Callable[[Sequence[float], float], list[PruningStep]]
 """`(goals, epochs per step)` → steps that hold every goal exactly and none beyond the largest."""
 
 
-def linear(goals: Sequence[float], epochs: float) -> list[Step]:
+def linear(goals: Sequence[float], epochs: float) -> list[PruningStep]:
     """Return steps of 10 % of all weights: 0.1, 0.2, …, with the goals between them."""
-    return [Step(sparsity, epochs) for sparsity in _merged(_TENTHS, goals)]
+    return [PruningStep(sparsity, epochs) for sparsity in _merged(_TENTHS, goals)]
 
 
-def long(goals: Sequence[float], epochs: float) -> list[Step]:
+def long(goals: Sequence[float], epochs: float) -> list[PruningStep]:
     """Return steps of 10 % to 0.9 with twice the epochs, then ever finer ones with three times."""
     return [
-        Step(sparsity, (2 if sparsity <= _TENTHS[-1] else 3) * epochs)
+        PruningStep(sparsity, (2 if sparsity <= _TENTHS[-1] else 3) * epochs)
         for sparsity in _merged((*_TENTHS, *LONG_TAIL), goals)
     ]
 
 
-def cubic(goals: Sequence[float], epochs: float) -> list[Step]:
+def cubic(goals: Sequence[float], epochs: float) -> list[PruningStep]:
     """Return `CUBIC_STEPS` steps on Zhu and Gupta 2017, eq. 1, from 0 to the largest goal.
 
     After t of n steps the sparsity is s·(1 − (1 − t/n)³): many weights go while there are many.
@@ -61,18 +61,18 @@ def cubic(goals: Sequence[float], epochs: float) -> list[Step]:
     """
     most = max(goals, default=0.0)
     grid = [most * (1 - (1 - step / CUBIC_STEPS) ** 3) for step in range(1, CUBIC_STEPS)]
-    return [Step(sparsity, epochs) for sparsity in _merged(grid, goals)]
+    return [PruningStep(sparsity, epochs) for sparsity in _merged(grid, goals)]
 
 
-def direct(goals: Sequence[float], epochs: float) -> list[Step]:
+def direct(goals: Sequence[float], epochs: float) -> list[PruningStep]:
     """Return one step for each goal."""
-    return [Step(sparsity, epochs) for sparsity in _merged((), goals)]
+    return [PruningStep(sparsity, epochs) for sparsity in _merged((), goals)]
 
 
 SCHEDULES: dict[str, Schedule] = {"linear": linear, "long": long, "cubic": cubic, "direct": direct}
 
 
-def make_schedule(name: str, goals: Sequence[float], epochs: float) -> list[Step]:
+def make_schedule(name: str, goals: Sequence[float], epochs: float) -> list[PruningStep]:
     """Return the steps of a schedule by name.
 
     Args:
@@ -88,7 +88,7 @@ def make_schedule(name: str, goals: Sequence[float], epochs: float) -> list[Step
     return SCHEDULES[name](goals, epochs)
 
 
-def parse_schedule(text: str) -> list[Step]:
+def parse_schedule(text: str) -> list[PruningStep]:
     """Return the steps that `0.5:1,0.9:3.5` states: each a sparsity and its epochs.
 
     Raises:
@@ -98,7 +98,7 @@ def parse_schedule(text: str) -> list[Step]:
     return check_steps([_parse_step(part) for part in text.split(",")])
 
 
-def check_steps(steps: Sequence[Step]) -> list[Step]:
+def check_steps(steps: Sequence[PruningStep]) -> list[PruningStep]:
     """Return the steps if there are any and their sparsities grow.
 
     Raises:
@@ -115,7 +115,7 @@ def check_steps(steps: Sequence[Step]) -> list[Step]:
     return list(steps)
 
 
-def _parse_step(part: str) -> Step:
+def _parse_step(part: str) -> PruningStep:
     sparsity, _, epochs = part.partition(":")
     try:
         numbers = float(sparsity), float(epochs)
@@ -124,7 +124,7 @@ def _parse_step(part: str) -> Step:
             f"schedule: each step must be SPARSITY:EPOCHS, such as 0.5:1, got {part!r}"
         ) from None
     try:
-        return Step(*numbers)
+        return PruningStep(*numbers)
     except InputError as error:
         raise InputError(f"schedule: step {part!r}: {error}") from None
 

@@ -8,26 +8,41 @@ import torch
 from torch import nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.gammas import Ranking, gamma_penalty, rank_channels
-from gaprune.comparison.methods.slimming_rounds import Round, Size, Slimmer, Slimming, penalty_of
-from gaprune.comparison.methods.training import Lessons, train
+from gaprune.comparison.methods.gammas import ChannelRanking, gamma_penalty, rank_channels
+from gaprune.comparison.methods.slimming_rounds import (
+    NetworkSize,
+    Slimmer,
+    SlimmingOptions,
+    SlimmingRound,
+    penalty_of,
+)
+from gaprune.comparison.methods.training import TrainingData, train
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.masks.budget import check_sparsity, keep_total
 from gaprune.models.target import Target, trainable_copy
 
-__all__ = ["Round", "Size", "Slimming", "gamma_penalty", "hold_out", "slim", "slim_to", "sparsify"]
+__all__ = [
+    "NetworkSize",
+    "SlimmingOptions",
+    "SlimmingRound",
+    "gamma_penalty",
+    "hold_out",
+    "slim",
+    "slim_to",
+    "sparsify",
+]
 
 
 def slim(
     target: Target,
-    lessons: Lessons,
-    how: Slimming,
+    data: TrainingData,
+    how: SlimmingOptions,
     generator: torch.Generator,
     *,
     held_out: Samples | None = None,
     on_epoch: Callable[[float], None] | None = None,
-) -> Iterator[Round]:
+) -> Iterator[SlimmingRound]:
     """Keep `how.width` of the channels in every round, those of largest γ in the whole network.
 
     Channels of all layers are ranked together by |γ| (Liu et al. 2017, section 3). Where several
@@ -36,7 +51,7 @@ def slim(
 
     Args:
         target: the dense network; stays as it is.
-        lessons: what the smaller networks are trained on.
+        data: what the smaller networks are trained on.
         how: rounds, width, epochs, penalty, training.
         generator: decides the order of the lessons, and what dropout drops.
         held_out: a part of the training data that is no part of the lessons (`hold_out`), never
@@ -50,9 +65,9 @@ def slim(
         GapruneError: torch-pruning is not installed, or training overflows.
     """
     judge = None if held_out is None else HeldOut(target, held_out)
-    slimmer = Slimmer(target, lessons, how, generator, judge, on_epoch)
+    slimmer = Slimmer(target, data, how, generator, judge, on_epoch)
 
-    def count(ranking: Ranking, model: nn.Module, number: int) -> int:
+    def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
         return max(1, round(ranking.total * (1 - how.width)))
 
     yield from slimmer.rounds(_start(slimmer), count)
@@ -61,13 +76,13 @@ def slim(
 def slim_to(  # noqa: PLR0913 # what slimming depends on, each by its own name
     target: Target,
     sparsity: float,
-    lessons: Lessons,
-    how: Slimming,
+    data: TrainingData,
+    how: SlimmingOptions,
     generator: torch.Generator,
     *,
     held_out: Samples | None = None,
     on_epoch: Callable[[float], None] | None = None,
-) -> Iterator[Round]:
+) -> Iterator[SlimmingRound]:
     """Remove channels until at most (1 − sparsity) of the prunable weights are left.
 
     Every round removes about the same fraction of the weights that it finds, the last one as few
@@ -76,7 +91,7 @@ def slim_to(  # noqa: PLR0913 # what slimming depends on, each by its own name
     Args:
         target: the dense network; stays as it is.
         sparsity: fraction of the prunable weights to remove, strictly between 0 and 1.
-        lessons: what the smaller networks are trained on.
+        data: what the smaller networks are trained on.
         how: rounds, epochs, penalty, training.
         generator: see `slim`.
         held_out: see `slim`.
@@ -88,19 +103,19 @@ def slim_to(  # noqa: PLR0913 # what slimming depends on, each by its own name
     """
     goal = keep_total(target.layout, check_sparsity(sparsity))
     judge = None if held_out is None else HeldOut(target, held_out)
-    slimmer = Slimmer(target, lessons, how, generator, judge, on_epoch)
+    slimmer = Slimmer(target, data, how, generator, judge, on_epoch)
 
-    def count(ranking: Ranking, model: nn.Module, number: int) -> int:
+    def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
         left = round(target.layout.total * (1 - sparsity) ** (number / how.rounds))
         return slimmer.fewest(ranking, model, goal if number == how.rounds else max(goal, left))
 
     yield from slimmer.rounds(_start(slimmer), count)
 
 
-def sparsify(
+def train_sparse(
     target: Target,
-    lessons: Lessons,
-    how: Slimming,
+    data: TrainingData,
+    how: SlimmingOptions,
     generator: torch.Generator,
     on_epoch: Callable[[float], None] | None = None,
 ) -> nn.Module:
@@ -108,7 +123,7 @@ def sparsify(
 
     Args:
         target: the dense network; stays as it is.
-        lessons: what it is trained on.
+        data: what it is trained on.
         how: epochs, penalty, training.
         generator: see `slim`.
         on_epoch: see `slim`.
@@ -120,7 +135,7 @@ def sparsify(
     model = trainable_copy(target.model)
     penalty = penalty_of(model, how)
     epochs = how.sparse_epochs
-    train(model, lessons, how.training, epochs, generator, penalty=penalty, on_epoch=on_epoch)
+    train(model, data, how.training, epochs, generator, penalty=penalty, on_epoch=on_epoch)
     return model.requires_grad_(False)
 
 
@@ -148,6 +163,6 @@ def hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[
 
 def _start(slimmer: Slimmer) -> nn.Module:
     rank_channels(slimmer.target.model, slimmer.target.example())  # or it objects before training
-    return sparsify(
-        slimmer.target, slimmer.lessons, slimmer.how, slimmer.generator, slimmer.on_epoch
+    return train_sparse(
+        slimmer.target, slimmer.data, slimmer.how, slimmer.generator, slimmer.on_epoch
     )

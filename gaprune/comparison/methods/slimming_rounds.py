@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.comparison.methods.gammas import (
-    Ranking,
+    ChannelRanking,
     by_first_layer,
     gamma_penalty,
     gammas,
     rank_channels,
 )
-from gaprune.comparison.methods.training import Lessons, Training, train
+from gaprune.comparison.methods.training import TrainingData, TrainingOptions, train
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.models.channel_removal import masked_equivalent, remove_channels
@@ -27,7 +27,7 @@ COMPARED = 256  # lessons on which compact and masked network are compared
 
 
 @dataclass(frozen=True)
-class Slimming:
+class SlimmingOptions:
     """How a network is slimmed.
 
     Attributes:
@@ -48,7 +48,7 @@ class Slimming:
     epochs: float = 1.0
     penalty: float = 1e-4
     sparse_epochs: float = 0.0
-    training: Training = field(default_factory=lambda: Training(decay="cosine"))
+    training: TrainingOptions = field(default_factory=lambda: TrainingOptions(decay="cosine"))
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -63,7 +63,7 @@ class Slimming:
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """How large a network is.
 
     Attributes:
@@ -80,7 +80,7 @@ class Size:
 
 
 @dataclass(frozen=True, eq=False)
-class Round:
+class SlimmingRound:
     """One round of slimming.
 
     Attributes:
@@ -96,8 +96,8 @@ class Round:
     """
 
     number: int
-    before: Size
-    after: Size
+    before: NetworkSize
+    after: NetworkSize
     removed: dict[str, list[int]] = field(repr=False)
     compact: nn.Module = field(repr=False)
     model: nn.Module = field(repr=False)
@@ -123,15 +123,15 @@ class Slimmer:
     """A target on its way to a smaller network; arguments are those of `slimming.slim`."""
 
     target: Target
-    lessons: Lessons
-    how: Slimming
+    data: TrainingData
+    how: SlimmingOptions
     generator: torch.Generator
     held_out: HeldOut | None
     on_epoch: Callable[[float], None] | None
 
     def rounds(
-        self, model: nn.Module, count: Callable[[Ranking, nn.Module, int], int]
-    ) -> Iterator[Round]:
+        self, model: nn.Module, count: Callable[[ChannelRanking, nn.Module, int], int]
+    ) -> Iterator[SlimmingRound]:
         """Yield the rounds.
 
         Args:
@@ -146,7 +146,7 @@ class Slimmer:
             compact = remove_channels(model, example, gone)
             tuned = self._tuned(compact, done)
             done += self.how.epochs
-            yield Round(
+            yield SlimmingRound(
                 number=number,
                 before=self._size(model),
                 after=self._size(tuned),
@@ -160,7 +160,7 @@ class Slimmer:
             )
             model = tuned
 
-    def fewest(self, ranking: Ranking, model: nn.Module, goal: int) -> int:
+    def fewest(self, ranking: ChannelRanking, model: nn.Module, goal: int) -> int:
         """Return how few channels must go until at most `goal` prunable weights are left."""
 
         def left(count: int) -> int:
@@ -194,7 +194,7 @@ class Slimmer:
         penalty = penalty_of(model, how)
         train(
             model,
-            self.lessons,
+            self.data,
             how.training,
             how.epochs,
             self.generator,
@@ -211,7 +211,7 @@ class Slimmer:
         return score.agreement if score.accuracy is None else score.accuracy
 
     def _error(self, compact: nn.Module, masked: nn.Module) -> float:
-        inputs = self._placed(self.lessons.inputs[:COMPARED])
+        inputs = self._placed(self.data.inputs[:COMPARED])
         return float((answers(compact, inputs) - answers(masked, inputs)).abs().max())
 
     def _placed(self, inputs: Tensor) -> Tensor:
@@ -222,8 +222,8 @@ class Slimmer:
     def _prunable(self, model: nn.Module) -> int:
         return sum(model.get_parameter(name).numel() for name in self.target.layout.names)
 
-    def _size(self, model: nn.Module) -> Size:
-        return Size(
+    def _size(self, model: nn.Module) -> NetworkSize:
+        return NetworkSize(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             prunable=self._prunable(model),
             macs=macs_per_input(model, self.target.example()),
@@ -241,7 +241,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def penalty_of(model: nn.Module, how: Slimming) -> Callable[[nn.Module], Tensor] | None:
+def penalty_of(model: nn.Module, how: SlimmingOptions) -> Callable[[nn.Module], Tensor] | None:
     """Return the penalty on γ, or None where its strength is 0.
 
     Raises:

@@ -2,11 +2,11 @@
 
 | torch.nn.utils.prune  | here                                                          |
 |-----------------------|---------------------------------------------------------------|
-| `random_unstructured` | `Rule(amount, where, "random")`                               |
-| `l1_unstructured`     | `Rule(amount, where)`                                         |
-| `random_structured`   | `Rule(amount, where, "random", dim=dim)`                      |
-| `ln_structured`       | `Rule(amount, where, dim=dim, norm=n)`                        |
-| `global_unstructured` | `Rule(amount, scope="global")`                                |
+| `random_unstructured` | `PruningRule(amount, where, "random")`                               |
+| `l1_unstructured`     | `PruningRule(amount, where)`                                         |
+| `random_structured`   | `PruningRule(amount, where, "random", dim=dim)`                      |
+| `ln_structured`       | `PruningRule(amount, where, dim=dim, norm=n)`                        |
+| `global_unstructured` | `PruningRule(amount, scope="global")`                                |
 | `custom_from_mask`    | `start={name: mask}`                                          |
 | `PruningContainer`    | several rules; or the masks found so far as `start`           |
 | `remove`              | `gaprune.bake` after `gaprune.attach`                         |
@@ -37,7 +37,7 @@ SCOPES: dict[str, Callable[[Names], list[Names]]] = {
 
 
 @dataclass(frozen=True)
-class Rule:
+class PruningRule:
     """What to remove, from where, and what goes first.
 
     Attributes:
@@ -84,7 +84,7 @@ class Rule:
 
 def prune_by_rules(
     target: Target,
-    rules: Sequence[Rule],
+    rules: Sequence[PruningRule],
     *,
     calibration: Tensor | None = None,
     generator: torch.Generator,
@@ -128,7 +128,7 @@ def prune_by_rules(
 
 
 def matching(target: Target, where: str) -> Names:
-    """Return the prunable parameters that `Rule.where` means, in the target's order.
+    """Return the prunable parameters that `PruningRule.where` means, in the target's order.
 
     Raises:
         InputError: none.
@@ -201,7 +201,7 @@ class _Pruning:
         return network.layout.split(flat)
 
 
-def _apply(state: _Pruning, rule: Rule, names: Names) -> dict[str, Tensor]:
+def _apply(state: _Pruning, rule: PruningRule, names: Names) -> dict[str, Tensor]:
     """Return the new masks of the parameters that a rule matches."""
     there = {name: _units(state.masks[name], rule.dim) for name in names}
     groups = SCOPES[rule.scope](names)
@@ -229,7 +229,7 @@ def _units(mask: Tensor, dim: int | None) -> Tensor:
     return mask.flatten() if dim is None else mask.movedim(dim, 0).flatten(1).any(dim=1)
 
 
-def _keep(rule: Rule, group: Names, left: int) -> int:
+def _keep(rule: PruningRule, group: Names, left: int) -> int:
     remove = rule.amount if isinstance(rule.amount, int) else round(rule.amount * left)
     if remove > left:
         what = "weights" if rule.dim is None else f"slices along dimension {rule.dim}"
@@ -240,16 +240,18 @@ def _keep(rule: Rule, group: Names, left: int) -> int:
     return left - remove
 
 
-def _single(state: _Pruning, rule: Rule, names: Names, density: float) -> dict[str, Tensor]:
+def _single(state: _Pruning, rule: PruningRule, names: Names, density: float) -> dict[str, Tensor]:
     scores = state.scores(rule.criterion, names, density)
     return {name: values.flatten() for name, values in scores.items()}
 
 
-def _of_slices(state: _Pruning, rule: Rule, names: Names, density: float) -> dict[str, Tensor]:
+def _of_slices(
+    state: _Pruning, rule: PruningRule, names: Names, density: float
+) -> dict[str, Tensor]:
     return _SLICE_SCORES.get(rule.criterion, _norms)(state, rule, names, density)
 
 
-def _norms(state: _Pruning, rule: Rule, names: Names, density: float) -> dict[str, Tensor]:
+def _norms(state: _Pruning, rule: PruningRule, names: Names, density: float) -> dict[str, Tensor]:
     assert rule.dim is not None
     scores = state.scores(rule.criterion, names, density)
     lowest = min(0.0, *(float(values.min()) for values in scores.values()))
@@ -259,7 +261,7 @@ def _norms(state: _Pruning, rule: Rule, names: Names, density: float) -> dict[st
     }
 
 
-def _drawn(state: _Pruning, rule: Rule, names: Names, density: float) -> dict[str, Tensor]:
+def _drawn(state: _Pruning, rule: PruningRule, names: Names, density: float) -> dict[str, Tensor]:
     """Draw one number per slice: norms of random scores would favour slices that hold more."""
     assert rule.dim is not None
     return {

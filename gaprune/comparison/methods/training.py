@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from gaprune.comparison.methods.training_data import Lessons, from_labels, from_teacher
+from gaprune.comparison.methods.training_data import TrainingData, from_labels, from_teacher
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.masks.supermask import check_mask
 
 __all__ = [
     "DECAYS",
     "OPTIMISERS",
-    "Lessons",
-    "Training",
+    "TrainingData",
+    "TrainingOptions",
     "from_labels",
     "from_teacher",
     "train",
@@ -33,7 +33,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingOptions:
     """How to train.
 
     Attributes:
@@ -70,15 +70,15 @@ class Training:
             raise InputError(f"momentum: must be 0 or more and below 1, got {self.momentum}")
 
 
-def _adam(weights: Sequence[nn.Parameter], how: Training) -> Optimizer:
+def _adam(weights: Sequence[nn.Parameter], how: TrainingOptions) -> Optimizer:
     return Adam(weights, how.learning_rate, weight_decay=how.weight_decay, fused=_can_fuse(weights))
 
 
-def _sgd(weights: Sequence[nn.Parameter], how: Training) -> Optimizer:
+def _sgd(weights: Sequence[nn.Parameter], how: TrainingOptions) -> Optimizer:
     return SGD(weights, how.learning_rate, how.momentum, weight_decay=how.weight_decay)
 
 
-OPTIMISERS: dict[str, Callable[[Sequence[nn.Parameter], Training], Optimizer]] = {
+OPTIMISERS: dict[str, Callable[[Sequence[nn.Parameter], TrainingOptions], Optimizer]] = {
     "adam": _adam,  # Kingma and Ba 2015, algorithm 1
     "sgd": _sgd,
 }
@@ -91,8 +91,8 @@ def _can_fuse(weights: Sequence[nn.Parameter]) -> bool:
 
 def train(  # noqa: PLR0913 # what training depends on, each by its own name
     model: nn.Module,
-    lessons: Lessons,
-    how: Training,
+    data: TrainingData,
+    how: TrainingOptions,
     epochs: float,
     generator: torch.Generator,
     *,
@@ -104,7 +104,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
 
     Args:
         model: its parameters take gradients (`trainable_copy`).
-        lessons: shown in a new random order every epoch. The last short batch of an epoch is
+        data: shown in a new random order every epoch. The last short batch of an epoch is
             left out, unless it is the only one.
         how: optimiser, rate and batch.
         epochs: passes over the lessons, 0 or more; 0.2 is a fifth of the batches,
@@ -126,7 +126,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
     if not weights:
         raise InputError("model: no parameter takes gradients; train a trainable_copy of it")
     optimiser = OPTIMISERS[how.optimiser](weights, how)
-    order = _Order(lessons, how.batch, generator)
+    order = _Order(data, how.batch, generator)
     steps = max(round(epochs * order.per_epoch), int(epochs > 0))
     _zero(dropped)
     model.train()
@@ -136,7 +136,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
                 _set_rate(optimiser, how.learning_rate * DECAYS[how.decay](step / steps))
                 inputs, wanted = order.batch_of(step, weights[0])
                 optimiser.zero_grad()
-                loss = lessons.loss(_outputs(model, inputs), wanted)
+                loss = data.loss(_outputs(model, inputs), wanted)
                 if penalty is not None:
                     loss = loss + penalty(model)
                 _check_finite("loss", loss.detach(), how, step)
@@ -160,10 +160,10 @@ def _set_rate(optimiser: Optimizer, rate: float) -> None:
 class _Order:
     """Batches of lessons, in a new order every epoch."""
 
-    def __init__(self, lessons: Lessons, batch: int, generator: torch.Generator) -> None:
-        self.lessons = lessons
-        self.batch = min(batch, len(lessons.inputs))
-        self.per_epoch = len(lessons.inputs) // self.batch
+    def __init__(self, data: TrainingData, batch: int, generator: torch.Generator) -> None:
+        self.data = data
+        self.batch = min(batch, len(data.inputs))
+        self.per_epoch = len(data.inputs) // self.batch
         self.generator = generator
         self.order = torch.empty(0, dtype=torch.int64)
 
@@ -175,11 +175,11 @@ class _Order:
         """Return the inputs and answers of a step, on the device and in the dtype of `like`."""
         place = step % self.per_epoch
         if place == 0:
-            self.order = torch.randperm(len(self.lessons.inputs), generator=self.generator)
+            self.order = torch.randperm(len(self.data.inputs), generator=self.generator)
         index = self.order[place * self.batch : (place + 1) * self.batch]
         inputs, wanted = (
             values.index_select(0, index.to(values.device)).to(like.device)
-            for values in (self.lessons.inputs, self.lessons.answers)
+            for values in (self.data.inputs, self.data.answers)
         )
         return inputs.to(like.dtype) if inputs.is_floating_point() else inputs, wanted
 
@@ -194,7 +194,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def _check_finite(what: str, values: Tensor, how: Training, step: int) -> None:
+def _check_finite(what: str, values: Tensor, how: TrainingOptions, step: int) -> None:
     if not values.isfinite().all():
         raise GapruneError(
             f"training: {what} is not finite after {step} steps of {how.optimiser} at rate "

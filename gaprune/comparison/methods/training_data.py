@@ -20,7 +20,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons:
+class TrainingData:
     """What a network is trained on.
 
     Attributes:
@@ -44,7 +44,7 @@ class Lessons:
             )
 
 
-def from_labels(samples: Samples) -> Lessons:
+def from_labels(samples: Samples) -> TrainingData:
     """Return lessons that ask for the labels: cross-entropy.
 
     Raises:
@@ -55,16 +55,16 @@ def from_labels(samples: Samples) -> Lessons:
             f"lessons: training on labels needs labelled inputs, and {samples.source} has none; "
             "give labelled:FILE, or train on the dense network's outputs instead"
         )
-    return Lessons(samples.inputs, samples.labels, label_loss)
+    return TrainingData(samples.inputs, samples.labels, label_loss)
 
 
-def from_teacher(target: Target, inputs: Tensor) -> Lessons:
+def from_teacher(target: Target, inputs: Tensor) -> TrainingData:
     """Return lessons that ask for what the dense network answers.
 
     For logits `[N, classes]` the loss is KL(teacher ‖ network) of the softmax predictions, at
     temperature 1 (Hinton et al. 2015, section 2). For other outputs it is the mean squared error
     over the teacher's variance, as in `objectives.relative_error`, with the variance of all the
-    lessons: that of one batch could be zero.
+    data: that of one batch could be zero.
 
     Args:
         target: the dense network.
@@ -78,9 +78,9 @@ def from_teacher(target: Target, inputs: Tensor) -> Lessons:
     inputs = inputs.to(target.device)
     teacher = answers(target.model, inputs)
     if find_objective(AUTO, teacher).name == "kl":
-        return Lessons(inputs, teacher, teacher_loss)
+        return TrainingData(inputs, teacher, teacher_loss)
     variance = float((teacher - teacher.mean(0, keepdim=True)).square().mean())
-    return Lessons(inputs, teacher, partial(relative_loss, variance=variance or 1.0))
+    return TrainingData(inputs, teacher, partial(relative_loss, variance=variance or 1.0))
 
 
 def label_loss(outputs: Tensor, labels: Tensor) -> Tensor:
