@@ -30,7 +30,7 @@ __all__ = [
     "hold_out",
     "slim",
     "slim_to",
-    "sparsify",
+    "train_sparse",
 ]
 
 
