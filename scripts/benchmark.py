@@ -1,8 +1,8 @@
-"""Compare evolved masks with fine-tuned pruning: what does it cost to have no data?
+"""Compare evolved masks with fine-tuned pruning: what does missing data cost?
 
 python scripts/benchmark.py
 
-The same as `gaprune compare`, for a network and data that are in Python already.
+Equivalent to `gaprune compare`, for a network and data in memory.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ INPUTS = gaprune.InputOptions((1, 28, 28), kind="image", range=(0, 1))
 
 
 def main(folder: str | Path = "runs/benchmark-example", **options: Any) -> gaprune.Comparison:
-    """Print one line a method; rows, a table, plots and a page lie in the folder.
+    """Print one line per method; write rows, a table, plots and a page into the folder.
 
     Args:
-        folder: of the comparison; a stopped one goes on there.
-        options: further ones of `gaprune.compare`, such as `epochs=0.5`.
+        folder: where the comparison is written; an interrupted one continues.
+        options: further arguments of `gaprune.compare`, such as `epochs=0.5`.
     """
     model = gaprune.load_target(TARGET).model
-    found = gaprune.compare(
+    comparison = gaprune.compare(
         model,
         sparsity=SPARSITIES,
         methods=METHODS,
@@ -36,12 +36,12 @@ def main(folder: str | Path = "runs/benchmark-example", **options: Any) -> gapru
         out=folder,
         **options,
     )
-    for row in found.rows:
-        told = "–" if row.accuracy is None else f"{row.accuracy:.2%}"
-        given = "labels" if row.needs.labels else row.needs.data
-        print(f"{row.method:12} {row.sparsity:.0%} removed: {told:>7}  (it was given: {given})")
+    for row in comparison.rows:
+        accuracy = "–" if row.accuracy is None else f"{row.accuracy:.2%}"
+        data = "labels" if row.needs.labels else row.needs.data
+        print(f"{row.method:12} {row.sparsity:.0%} removed: {accuracy:>7}  (data: {data})")
     print(f"page: {folder}/report.html")
-    return found
+    return comparison
 
 
 if __name__ == "__main__":

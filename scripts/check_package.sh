@@ -1,11 +1,11 @@
 #!/bin/sh
-# Build the source distribution, from it the wheel, and use the wheel where nothing else of the project is.
-# Usage: scripts/check_package.sh; make package calls it. What was built stays in dist/.
+# Build the sdist and, from it, the wheel; then use the wheel in a fresh environment outside the project.
+# Usage: scripts/check_package.sh (make package calls it). The files stay in dist/.
 set -eu
 cd "$(dirname "$0")/.."
 
 project=$PWD
-away=$(mktemp -d) # outside of the project: nothing is imported from its folder by accident
+away=$(mktemp -d) # outside the project, so that nothing is imported from the checkout
 trap 'rm -rf "$away"' EXIT
 
 rm -rf dist build
@@ -14,20 +14,20 @@ rm -rf dist build
     exit 1
 }
 
-# the sdist must hold every file of the package that git knows, and the wheel was made from it
+# Both archives must contain every file of the package that git tracks.
 .venv/bin/python - <<'EOF'
 import glob, subprocess, sys, tarfile, zipfile
 
 tracked = set(subprocess.run(["git", "ls-files", "gaprune"], capture_output=True, text=True, check=True).stdout.split())
 (wheel,), (sdist,) = glob.glob("dist/*.whl"), glob.glob("dist/*.tar.gz")
-inside = {
+contents = {
     wheel: set(zipfile.ZipFile(wheel).namelist()),
     sdist: {name.partition("/")[2] for name in tarfile.open(sdist).getnames()},
 }
-for file, names in inside.items():
+for file, names in contents.items():
     missing = sorted(tracked - names)
     if missing:
-        sys.exit(f"{file} lacks {len(missing)} files of the project: {', '.join(missing[:5])}")
+        sys.exit(f"{file} lacks {len(missing)} tracked files: {', '.join(missing[:5])}")
 EOF
 
 python3=$(.venv/bin/python -c 'import sys; print(sys._base_executable)')
@@ -44,7 +44,7 @@ at=$(venv/bin/python -c 'import gaprune; print(gaprune.__file__)')
 case $at in
 "$away"/*) ;;
 *)
-    echo "gaprune was imported from $at and not from the wheel" >&2
+    echo "gaprune was imported from $at instead of the wheel" >&2
     exit 1
     ;;
 esac
@@ -53,4 +53,4 @@ venv/bin/gaprune doctor --no-ray
 venv/bin/gaprune prune mnist-mlp --sparsity 0.95 --generations 1 --steps 20 --quiet --out run >run.log
 test -s run/report.html
 venv/bin/gaprune export run --format dense >export.log
-echo "built and used in an environment of its own: $(cd "$project" && ls dist | tr '\n' ' ')"
+echo "built, installed and tried in a fresh environment: $(cd "$project" && ls dist | tr '\n' ' ')"

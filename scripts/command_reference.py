@@ -1,8 +1,7 @@
-"""The command reference: every command with its options, read from the commands themselves.
+"""MkDocs hook: insert the command reference, files of the root and the diagram of the data flow.
 
-MkDocs calls `on_page_markdown` for each page (`hooks` in mkdocs.yml). The page that holds `PLACE`
-gets the reference there, so it can't be stale; `FILE` brings in a file of the project's root. Run
-as a file, it prints the reference.
+MkDocs calls `on_page_markdown` for every page (`hooks` in mkdocs.yml). The reference is generated
+from the commands, so it cannot be out of date. Run as a script, it prints the reference.
 """
 
 from __future__ import annotations
@@ -16,43 +15,49 @@ from typer.main import get_command
 from gaprune.cli import COMMANDS, app, load
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACE = "<!-- commands -->"
+MARKER = "<!-- commands -->"
 FILE = re.compile(r"<!-- file: (\S+) -->")
+DIAGRAM = re.compile(r"```mermaid\n.*?```", re.DOTALL)
+# Mermaid's JavaScript would be fetched from a server by every reader, so the pages show an SVG that
+# Mermaid rendered. A test compares its labels with the source in CONTRIBUTING.md.
+RENDERED = "![Data flow](images/data-flow.svg)"
 OPTIONS = "Options"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return a page's source with the reference, or a file, in its place; MkDocs calls it."""
-    if PLACE in markdown:
-        return markdown.replace(PLACE, reference())
-    return FILE.sub(lambda found: _included(found[1]), markdown)
+    """Return the source of a page with its markers replaced."""
+    if MARKER in markdown:
+        return markdown.replace(MARKER, reference())
+    markdown = FILE.sub(lambda match: _root_file(match[1]), markdown)
+    return DIAGRAM.sub(RENDERED, markdown)
 
 
-def _included(name: str) -> str:
-    """Return a file of the root; its links lead from the root, and those of pages from docs/."""
+def _root_file(name: str) -> str:
+    """Return a file of the root with its links rewritten to start in docs/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def reference() -> str:
     """Return all commands as Markdown."""
     group: Any = get_command(app)
-    general = [one for one in group.params if not getattr(one, "hidden", False)]
+    general = [option for option in group.params if not getattr(option, "hidden", False)]
     commands = (command(name, load(name)) for name in COMMANDS)
     return "\n\n".join([_table(OPTIONS, general), *commands])
 
 
-def command(name: str, one: Any) -> str:  # noqa: ANN401 - typer has click's classes as its own
-    """Return one command: usage, what it does, its examples, a table for every panel."""
-    context = one.make_context(f"gaprune {name}", [], resilient_parsing=True)
-    usage = one.get_usage(context).removeprefix("Usage: ")
-    parts = [f"## gaprune {name}", f"```text\n{' '.join(usage.split())}\n```", _prose(one.help)]
+def command(name: str, command_object: Any) -> str:  # noqa: ANN401 - typer does not export click's classes
+    """Return the section of a command: usage, description, examples, one table per panel."""
+    context = command_object.make_context(f"gaprune {name}", [], resilient_parsing=True)
+    usage = command_object.get_usage(context).removeprefix("Usage: ")
+    usage = " ".join(usage.split())
+    parts = [f"## gaprune {name}", f"```text\n{usage}\n```", _prose(command_object.help)]
     panels: dict[str, list[Any]] = {}
-    for parameter in one.params:
+    for parameter in command_object.params:
         if not getattr(parameter, "hidden", False):
             panel = getattr(parameter, "rich_help_panel", None)
             kind = "Arguments" if parameter.param_type_name == "argument" else OPTIONS
             panels.setdefault(panel or kind, []).append(parameter)
-    parts += [_table(panel, own) for panel, own in panels.items()]
+    parts += [_table(panel, options) for panel, options in panels.items()]
     return "\n\n".join(parts)
 
 
@@ -66,26 +71,26 @@ def _prose(text: str | None) -> str:
 
 
 def _table(panel: str, parameters: list[Any]) -> str:
-    rows = [f"| {_names(one)} | {_cell(one)} |" for one in parameters]
+    rows = [f"| {_names(option)} | {_cell(option)} |" for option in parameters]
     return "\n".join([f"**{panel}**", "", "| name | meaning |", "|---|---|", *rows])
 
 
-def _names(one: Any) -> str:  # noqa: ANN401 - as above
-    """Return how a parameter is written: all its names, and what stands for its value."""
-    value = one.metavar or one.name.upper()
-    if one.param_type_name == "argument":
+def _names(option: Any) -> str:  # noqa: ANN401 - as above
+    """Return all names of a parameter, with a placeholder for its value."""
+    value = option.metavar or option.name.upper()
+    if option.param_type_name == "argument":
         return f"`{value}`"
-    spelt = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts))
-    return spelt if one.is_flag else f"{spelt} `{value}`"
+    spelt = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    return spelt if option.is_flag else f"{spelt} `{value}`"
 
 
-def _cell(one: Any) -> str:  # noqa: ANN401 - as above
-    text = _escape(" ".join((getattr(one, "help", None) or "").split()))
-    return text + (" (required)" if one.required and one.param_type_name == "option" else "")
+def _cell(option: Any) -> str:  # noqa: ANN401 - as above
+    text = _escape(" ".join((getattr(option, "help", None) or "").split()))
+    return text + (" (required)" if option.required and option.param_type_name == "option" else "")
 
 
 def _escape(text: str) -> str:
-    """Keep Markdown from reading stars, bars, underscores and brackets of plain text."""
+    """Escape the characters that Markdown interprets."""
     return re.sub(r"([*|_<\[\]])", r"\\\1", text)
 
 

@@ -1,9 +1,9 @@
-"""Prune on Ray: on this machine's cores, or on a cluster; go on where an earlier call stopped.
+"""Prune on Ray, on this machine or on a cluster, and resume an interrupted run.
 
-python scripts/distribute.py            # two workers here
-python scripts/distribute.py auto 16    # sixteen on the cluster that this machine belongs to
+python scripts/distribute.py            # two workers on this machine
+python scripts/distribute.py auto 16    # sixteen workers on the cluster of this machine
 
-Masks are the same, bit for bit, for any number of workers.
+The masks are bit-identical for any number of workers.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ def main(
     """Search on Ray actors, each with its own copy of the network.
 
     Args:
-        address: `none` starts a Ray here, `auto`, `HOST:PORT` and `ray://HOST:PORT` find one.
-        workers: actors; each reserves `threads_per_worker` CPUs and `gpus_per_worker` GPUs.
-        folder: of the run; one that was stopped goes on.
-        settings: further ones of `gaprune.prune`.
+        address: `none` starts Ray on this machine; `auto`, `HOST:PORT` and `ray://HOST:PORT`
+            connect to a cluster.
+        workers: number of actors, each with `threads_per_worker` CPUs and `gpus_per_worker` GPUs.
+        folder: run directory; an interrupted run resumes.
+        settings: further arguments of `gaprune.prune`.
     """
     model = gaprune.load_target(TARGET).model
     if Path(folder).exists():
-        print(f"{folder} goes on")
-        found = gaprune.resume(folder, model=model, workers=workers, ray_address=address)
+        print(f"resuming {folder}")
+        result = gaprune.resume(folder, model=model, workers=workers, ray_address=address)
     else:
-        found = gaprune.prune(
+        result = gaprune.prune(
             model,
             sparsity=SPARSITY,
             inputs=INPUTS,
@@ -46,11 +47,11 @@ def main(
             out=folder,
             **settings,
         )
-    print(f"{found.evaluations:,} evaluations on {workers} workers in {found.seconds:.0f} s")
+    print(f"{result.evaluations:,} evaluations on {workers} workers in {result.seconds:.0f} s")
     print(
-        f"agreement on the validation inputs {found.validation:.2%}; report: {folder}/report.html"
+        f"agreement on the validation inputs {result.validation:.2%}; report: {folder}/report.html"
     )
-    return found
+    return result
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Evolve a mask for a network in Python: prune it, look at it, take it away.
+"""Prune a network in Python, inspect the result and export it.
 
 python scripts/evolve.py [FOLDER]
 
-Replace `make` and the weights by your own network; nothing else knows about it.
+Replace the body of `make` with your own trained network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INPUTS = gaprune.InputOptions((1, 28, 28), kind="image", range=(0, 1))
 
 
 def make() -> nn.Module:
-    """Return a trained network: here the zoo's, there yours, with `load_state_dict`."""
+    """Return a trained network: one from the zoo; yours would use `load_state_dict`."""
     return gaprune.load_target("mnist-mlp").model
 
 
@@ -28,19 +28,19 @@ def main(folder: str | Path = "runs/evolve-example", **settings: Any) -> gaprune
     """Prune, save the run with its report, and export the masks as packed bits.
 
     Args:
-        folder: of the run, which must not exist; the export lies beside it.
-        settings: further ones of `gaprune.prune`, such as `seed=1`.
+        folder: run directory, which must not exist; the export is written beside it.
+        settings: further arguments of `gaprune.prune`, such as `seed=1`.
     """
     model = make()
-    found = gaprune.prune(model, sparsity=SPARSITY, inputs=INPUTS, out=folder, **settings)
-    print(f"{found.actual_sparsity:.2%} of the weights removed, the others as they were")
-    print(f"agreement with the dense network on the validation inputs: {found.validation:.2%}")
-    print(f"above the best one-shot mask: {found.gain:+.2%}")
-    small = found.pruned_model()  # a copy with zeros; `model` is untouched
-    print(f"{sum(int(one.count_nonzero()) for one in small.parameters()):,} values are not 0")
-    files = gaprune.export(found, "masks", f"{folder}-masks")
+    result = gaprune.prune(model, sparsity=SPARSITY, inputs=INPUTS, out=folder, **settings)
+    print(f"{result.actual_sparsity:.2%} of the weights removed, the others unchanged")
+    print(f"agreement with the dense network on the validation inputs: {result.validation:.2%}")
+    print(f"gain over the best one-shot mask: {result.gain:+.2%}")
+    pruned = result.pruned_model()  # a copy with zeros; `model` is unchanged
+    print(f"{sum(int(p.count_nonzero()) for p in pruned.parameters()):,} parameters are nonzero")
+    files = gaprune.export(result, "masks", f"{folder}-masks")
     print(f"report: {folder}/report.html; masks: {files.file}")
-    return found
+    return result
 
 
 if __name__ == "__main__":

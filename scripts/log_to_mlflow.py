@@ -1,4 +1,4 @@
-"""Prune a network and log the search to MLflow as it goes on: pip install mlflow.
+"""Prune a network and log the search to MLflow (pip install mlflow).
 
 python scripts/log_to_mlflow.py; mlflow ui
 """
@@ -16,10 +16,10 @@ INPUTS = gaprune.InputOptions((1, 28, 28), kind="image", range=(0, 1))
 
 
 def main(**settings: Any) -> None:
-    """Log every generation as a step, the result as metrics, the run's report as an artifact.
+    """Log every generation as a step, the result as metrics and the report as an artifact.
 
     Args:
-        settings: further ones of `gaprune.prune`, such as `seed=1`.
+        settings: further arguments of `gaprune.prune`, such as `seed=1`.
     """
     mlflow: Any = importlib.import_module("mlflow")
 
@@ -30,10 +30,10 @@ def main(**settings: Any) -> None:
     with mlflow.start_run(run_name=f"{TARGET} {SPARSITY}"):
         mlflow.log_params({"target": TARGET, "sparsity": SPARSITY})
         model = gaprune.load_target(TARGET).model
-        found = gaprune.prune(
+        result = gaprune.prune(
             model, sparsity=SPARSITY, inputs=INPUTS, on_generation=log, out=FOLDER, **settings
         )
-        mlflow.log_metrics({"agreement": found.validation, "sparsity": found.actual_sparsity})
+        mlflow.log_metrics({"agreement": result.validation, "sparsity": result.actual_sparsity})
         mlflow.log_artifact(f"{FOLDER}/report.html")
 
 

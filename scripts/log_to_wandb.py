@@ -1,4 +1,4 @@
-"""Prune a network and log the search to Weights & Biases as it goes on: pip install wandb.
+"""Prune a network and log the search to Weights & Biases (pip install wandb).
 
 WANDB_MODE=offline python scripts/log_to_wandb.py
 """
@@ -16,10 +16,10 @@ INPUTS = gaprune.InputOptions((1, 28, 28), kind="image", range=(0, 1))
 
 
 def main(**settings: Any) -> None:
-    """Log every generation as a step, the result as its summary, the run's report as a page.
+    """Log every generation as a step, the result as summary, the report as a page.
 
     Args:
-        settings: further ones of `gaprune.prune`, such as `seed=1`.
+        settings: further arguments of `gaprune.prune`, such as `seed=1`.
     """
     wandb: Any = importlib.import_module("wandb")
 
@@ -30,10 +30,10 @@ def main(**settings: Any) -> None:
             run.log(figures, step=record.generation)
 
         model = gaprune.load_target(TARGET).model
-        found = gaprune.prune(
+        result = gaprune.prune(
             model, sparsity=SPARSITY, inputs=INPUTS, on_generation=log, out=FOLDER, **settings
         )
-        run.summary["agreement"] = found.validation
+        run.summary["agreement"] = result.validation
         run.log({"report": wandb.Html(f"{FOLDER}/report.html")})
 
 

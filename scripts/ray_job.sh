@@ -1,17 +1,17 @@
 #!/bin/sh
-# Submit a pruning run as a job to a Ray cluster and follow what it says:
+# Submit a pruning run as a job to a Ray cluster and follow its output:
 #
 #     RAY_API_SERVER_ADDRESS=http://HEAD:8265 scripts/ray_job.sh mnist-cnn --sparsity 0.98 --workers 12
 #
-# What follows is given to `gaprune prune`. Ray's job server needs `pip install "ray[default]"` on both
-# sides. The current folder travels along, so factory files and weights are named relative to it; keep
-# it small. The run folder lies on the head node, at OUT. If the job ended early (`ray job stop` keeps a
-# checkpoint), the same line goes on with it. Where the cluster asks for a token, set RAY_AUTH_MODE=token
-# and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.
+# The arguments are passed to `gaprune prune`. Ray's job server needs `pip install "ray[default]"` on both
+# sides. Ray uploads the current folder, so name factory files and weights relative to it, and keep it
+# small. The run directory is OUT, on the head node. If the job ended early (`ray job stop` leaves a
+# checkpoint), the same command resumes it. If the cluster requires a token, set RAY_AUTH_MODE=token and
+# RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.
 set -eu
 
 : "${RAY_API_SERVER_ADDRESS:=http://127.0.0.1:8265}"
-: "${OUT:=/tmp/gaprune-run}" # on the head node; a folder that outlives the job
+: "${OUT:=/tmp/gaprune-run}" # on the head node, in a folder that survives the job
 export RAY_API_SERVER_ADDRESS
 
 if [ "$#" -eq 0 ]; then

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Create .venv in the project root (once) and install what constraints.txt pins into it.
+# Create .venv in the project root and install gaprune with the versions pinned in constraints.txt.
 # Usage: scripts/setup_venv.sh [PYTHON]; make calls it when .venv is missing or out of date.
 set -eu
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ new_enough() {
 
 find_python() {
     candidates=$wanted
-    if [ "$wanted" = python3 ]; then # nobody asked for a certain one
+    if [ "$wanted" = python3 ]; then # the default: try newer names too
         candidates='python3 python3.13 python3.12 python3.11'
     fi
     for python in $candidates; do
@@ -26,9 +26,9 @@ find_python() {
             return
         fi
     done
-    came=$("$wanted" --version 2>&1) || came="no $wanted"
-    fail "gaprune needs Python 3.11 or newer; found $came." \
-        "Install one, or name it: make PYTHON=/path/to/python3.11"
+    version_seen=$("$wanted" --version 2>&1) || version_seen="no $wanted"
+    fail "gaprune needs Python 3.11 or newer; found $version_seen." \
+        "Install it, or name another interpreter: make PYTHON=/path/to/python3.11"
 }
 
 if ! new_enough .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -40,10 +40,10 @@ if ! new_enough .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/nu
 fi
 
 version=$(.venv/bin/python -c 'import platform; print(platform.python_version())')
-echo "Installing gaprune and what it needs into .venv with Python $version. This takes minutes: PyTorch" \
-    "and Ray fill 2 GB, several more where pip picks a PyTorch for GPUs." >&2
+echo "Installing gaprune and its dependencies into .venv with Python $version. This takes a few minutes" \
+    "and 2 GB of disk, several GB more if pip picks a CUDA build of PyTorch." >&2
 if ! .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
     -c constraints.txt -e '.[dev]' >"$log" 2>&1 </dev/null; then
     tail -n 20 "$log" >&2
-    fail "The installation failed; all of what pip said is in $log."
+    fail "The installation failed; $log holds the whole output of pip."
 fi

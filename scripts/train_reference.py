@@ -1,9 +1,10 @@
 """Train the zoo's reference networks on MNIST and write their checkpoints.
 
-    python scripts/train_reference.py                 # all of them, into the zoo
-    python scripts/train_reference.py lenet --out DIR # one, elsewhere
+    python scripts/train_reference.py                 # all networks, into the zoo
+    python scripts/train_reference.py lenet --out DIR # one network, into DIR
 
-Seeded, one thread: the same build of torch on the same kind of processor writes the same bytes.
+Training is seeded and uses one thread: the same build of torch on the same kind of processor
+writes the same bytes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ CHECKPOINTS = Path(mnist.__file__).parent / "checkpoints"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How one network is trained: Adam with weight decay, cosine-annealed over `epochs`."""
+class TrainingRecipe:
+    """Hyperparameters of one network: Adam with weight decay, cosine-annealed over `epochs`."""
 
     network: type[nn.Module]
     epochs: int
@@ -36,15 +37,15 @@ class Recipe:
 
 
 RECIPES = {
-    "mnist-mlp": Recipe(networks.MnistMlp, epochs=10),
-    "mnist-cnn": Recipe(networks.MnistCnn, epochs=6, batch=128),
-    "lenet": Recipe(networks.LeNet, epochs=6),
-    "mobile-student": Recipe(networks.MobileStudent, epochs=6),
-    "four-layer": Recipe(networks.FourLayer, epochs=6),
+    "mnist-mlp": TrainingRecipe(networks.MnistMlp, epochs=10),
+    "mnist-cnn": TrainingRecipe(networks.MnistCnn, epochs=6, batch=128),
+    "lenet": TrainingRecipe(networks.LeNet, epochs=6),
+    "mobile-student": TrainingRecipe(networks.MobileStudent, epochs=6),
+    "four-layer": TrainingRecipe(networks.FourLayer, epochs=6),
 }
 
 
-def train(recipe: Recipe, data: mnist.LabelledImages, seed: int) -> nn.Module:
+def train(recipe: TrainingRecipe, data: mnist.LabelledImages, seed: int) -> nn.Module:
     """Train one network from its seeded initialisation with cross-entropy."""
     torch.manual_seed(seed)
     model = recipe.network()
@@ -78,12 +79,12 @@ def accuracy(model: nn.Module, data: mnist.LabelledImages) -> float:
 
 
 def main() -> None:
-    """Train, measure on the test set, write `NAME.safetensors` with how it was made as metadata."""
+    """Train, measure test accuracy, write `NAME.safetensors` with the recipe as metadata."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = f"which ones; all if none is given: {', '.join(RECIPES)}"
-    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
+    names_help = f"networks to train (default: all): {', '.join(RECIPES)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names_help)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=CHECKPOINTS)
     arguments = parser.parse_args()
@@ -98,7 +99,7 @@ def main() -> None:
         model = train(recipe, train_data, arguments.seed)
         score = accuracy(model, test_data)
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        about = to_stamp(
+        metadata = to_stamp(
             network=name,
             test_accuracy=f"{score:.4f}",
             seed=str(arguments.seed),
@@ -107,7 +108,7 @@ def main() -> None:
             f"weight decay {recipe.weight_decay}, batches of {recipe.batch}",
             torch=torch.__version__,
         )
-        save_file(state, arguments.out / f"{name}.safetensors", about)
+        save_file(state, arguments.out / f"{name}.safetensors", metadata)
         print(f"{name}: test accuracy {score:.2%}, {time.monotonic() - started:.0f} s")
 
 
