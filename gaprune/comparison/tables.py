@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gaprune.comparison.rows import Cell, Line, Needs
+from gaprune.comparison.rows import SeedSummary, MethodSummary, MethodRequirements
 from gaprune.formatting import MISSING, percent
 
 BESIDE = 5e-4  # a budget that is missed by less goes without saying
 _DATA = {"none": "weights", "procedural": "calibration", "labelled": "labels"}
 
 
-def cell_text(cell: Cell | None) -> str:
+def cell_text(cell: SeedSummary | None) -> str:
     """Return the median in percent, and half the range over seeds where there are several."""
     if cell is None:
         return MISSING
@@ -19,7 +19,7 @@ def cell_text(cell: Cell | None) -> str:
     return f"{100 * cell.score:.2f}{spread}"
 
 
-def needs_text(needs: Needs) -> str:
+def needs_text(needs: MethodRequirements) -> str:
     """Return what a method was given, in a few words: `calibration, gradients`.
 
     Labels stand for the training set, training stands for gradients as well.
@@ -31,7 +31,7 @@ def needs_text(needs: Needs) -> str:
     return f"{data}, {effort}"
 
 
-def effort_text(line: Line) -> str:
+def effort_text(line: MethodSummary) -> str:
     """Return what the highest sparsity took: epochs, or evaluated masks, or one shot."""
     if line.epochs:
         return f"{line.epochs:g} epochs"
@@ -43,7 +43,7 @@ def columns(sparsities: Iterable[float]) -> list[str]:
     return ["method", "needs", *(f"{s:g}" for s in sparsities), "effort", "seconds"]
 
 
-def line_cells(line: Line, sparsities: Sequence[float]) -> list[str]:
+def line_cells(line: MethodSummary, sparsities: Sequence[float]) -> list[str]:
     """Return the cells of one line, under `columns`."""
     found = [cell_text(line.cells.get(sparsity)) for sparsity in sparsities]
     if not line.cells:
@@ -52,7 +52,7 @@ def line_cells(line: Line, sparsities: Sequence[float]) -> list[str]:
     return [line.method, needs_text(line.needs), *found, effort_text(line), seconds]
 
 
-def notes(lines: Iterable[Line]) -> list[str]:
+def notes(lines: Iterable[MethodSummary]) -> list[str]:
     """Return what a reader of the table must know: other budgets, and why figures are missing."""
     lines = list(lines)
     removed: dict[str, list[str]] = {}
@@ -74,7 +74,7 @@ def notes(lines: Iterable[Line]) -> list[str]:
     ]
 
 
-def markdown(lines: Sequence[Line], dense: float | None, caption: str) -> str:
+def markdown(lines: Sequence[MethodSummary], dense: float | None, caption: str) -> str:
     """Return the table in Markdown, with its notes below."""
     sparsities = sorted({sparsity for line in lines for sparsity in line.cells})
     head = columns(sparsities)
