@@ -97,7 +97,7 @@ def _magnitude(target: Target, case: Case, seed: int) -> Made:
     ]
     counts = uniform_counts(layout, case.sparsity)
     mask = layered_mask(torch.tensor(scores), layout, counts)
-    masks = target.layout.split(units.spread(mask))
+    masks = target.layout.split(units.weight_mask(mask))
     return Made(_compact(target, target.masked_copy(masks), masks), "none")
 
 
@@ -110,7 +110,7 @@ def _slimming(target: Target, case: Case, seed: int) -> Made:
     layout = searched_layout(
         target, make_settings({"sparsity": case.sparsity, "pattern": "channel", "budget": "macs"})
     )
-    goal, dense = keep_total(layout, case.sparsity), layout.worth
+    goal, dense = keep_total(layout, case.sparsity), layout.dense_cost
     how = SlimmingOptions(
         rounds=case.rounds, epochs=case.epochs, training=TrainingOptions(decay="cosine")
     )

@@ -93,7 +93,9 @@ class Case:
 
     def held(self) -> Evaluator:
         """Return the evaluator on which gradient steps show the search calibration inputs again."""
-        return replace(self.evaluator, pool=self.evaluator.search, pool_share=1.0, fresh=None)
+        return replace(
+            self.evaluator, gradient_inputs=self.evaluator.search, gradient_share=1.0, mixture=None
+        )
 
     def steps(self, seed: int) -> Breed:
         """Return a task of `STEPS` gradient steps and a score."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
+from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 
 EVOLVED = "evolved"
 _ADDRESS = re.compile(r"auto|none|(ray://)?[^\s/]+:\d{1,5}")
@@ -243,7 +243,7 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
         if key not in Settings.model_fields:
             raise unknown_name("setting", key, Settings.model_fields)
     if values.get("sparsity") is None:
-        implied = quota_sparsity(values.get("pattern", UNSTRUCTURED))
+        implied = pattern_sparsity(values.get("pattern", UNSTRUCTURED))
         if implied is not None:
             values = {**values, "sparsity": implied}
     if values.get("sparsity") is None:

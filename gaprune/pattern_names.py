@@ -22,7 +22,7 @@ _QUOTA, _BLOCK = re.compile(r"(\d+):(\d+)"), re.compile(r"(\d+)x(\d+)")
 
 
 @dataclass(frozen=True)
-class QuotaName:
+class NMPattern:
     """`keep` weights stay of `of` neighbours."""
 
     keep: int
@@ -35,14 +35,14 @@ class QuotaName:
 
 
 @dataclass(frozen=True)
-class BlockName:
+class BlockPattern:
     """Blocks of `rows` outputs by `columns` inputs stay or go."""
 
     rows: int
     columns: int
 
 
-def parse_pattern(text: object) -> str | QuotaName | BlockName:
+def parse_pattern(text: object) -> str | NMPattern | BlockPattern:
     """Return `unstructured`, `channel`, a quota or a block.
 
     Raises:
@@ -57,7 +57,7 @@ def parse_pattern(text: object) -> str | QuotaName | BlockName:
             raise InputError(
                 f"pattern: N:M keeps N of every M weights, so 0 < N < M, got {text!r}; such as 2:4"
             )
-        return QuotaName(keep, of)
+        return NMPattern(keep, of)
     if block is not None:
         rows, columns = map(int, block.groups())
         if rows * columns < 2:
@@ -65,19 +65,19 @@ def parse_pattern(text: object) -> str | QuotaName | BlockName:
                 f"pattern: a block has two or more weights, got {text!r}; such as 4x1, or "
                 "unstructured for single weights"
             )
-        return BlockName(rows, columns)
+        return BlockPattern(rows, columns)
     raise InputError(f"pattern: must be {FORMS}, got {text!r}")
 
 
-def counted(pattern: str) -> str:
+def unit_name(pattern: str) -> str:
     """Return what a sparsity is a part of under a pattern: weights, 4x1 blocks, channels."""
     found = parse_pattern(pattern)
     if isinstance(found, str):
         return {UNSTRUCTURED: "weights", CHANNEL: "channels"}[found]
-    return f"weights under {pattern}" if isinstance(found, QuotaName) else f"{pattern} blocks"
+    return f"weights under {pattern}" if isinstance(found, NMPattern) else f"{pattern} blocks"
 
 
-def asked_of(pattern: str, budget: str) -> str | None:
+def sparsity_unit(pattern: str, budget: str) -> str | None:
     """Return what the asked sparsity of a run is a part of, in words; None: of single weights.
 
     Examples:
@@ -86,15 +86,15 @@ def asked_of(pattern: str, budget: str) -> str | None:
     """
     if budget in _BUDGET_WORDS:
         return _BUDGET_WORDS[budget]
-    single = isinstance(parse_pattern(pattern), QuotaName) or pattern == UNSTRUCTURED
-    return None if single else counted(pattern)
+    single = isinstance(parse_pattern(pattern), NMPattern) or pattern == UNSTRUCTURED
+    return None if single else unit_name(pattern)
 
 
-def quota_sparsity(text: object) -> float | None:
+def pattern_sparsity(text: object) -> float | None:
     """Return the sparsity that a pattern implies, or None where any is possible.
 
     Raises:
         InputError: there is no such pattern.
     """
     found = parse_pattern(text)
-    return found.sparsity if isinstance(found, QuotaName) else None
+    return found.sparsity if isinstance(found, NMPattern) else None

@@ -155,7 +155,7 @@ def calibration_for(target: Target, count: int = 24, seed: int = 2) -> Tensor:
 
 
 def loop_evaluator(
-    target: Target, *, count: int = 48, pool_share: float = 1.0, labels: bool = False
+    target: Target, *, count: int = 48, gradient_share: float = 1.0, labels: bool = False
 ) -> Evaluator:
     """Return a evaluator with repair in the loop; a batch comes from a pool of 32, or part of it."""
     search, validation, pool = (
@@ -171,9 +171,9 @@ def loop_evaluator(
         objective=OBJECTIVES["kl"],
         search=search,
         validation=validation,
-        fresh=None if pool_share == 1 else fresh,
-        pool=pool if pool_share else None,
-        pool_share=pool_share,
+        mixture=None if gradient_share == 1 else fresh,
+        gradient_inputs=pool if gradient_share else None,
+        gradient_share=gradient_share,
         rungs=(count // 3, count),
         forward_mode=RepairedForward(sites, search.inputs),
     )

@@ -72,7 +72,7 @@ def shown(model: nn.Module, count: int, seed: int, *, labels: bool = False) -> T
 def tiny_evaluator(
     objective: str | Objective = "kl",
     *,
-    pool_share: float | None = None,
+    gradient_share: float | None = None,
     labels: bool = False,
     rungs: Sequence[int] = (16, 64),
 ) -> Evaluator:
@@ -80,7 +80,7 @@ def tiny_evaluator(
 
     Args:
         objective: one of `OBJECTIVES`, or one of the test's own.
-        pool_share: part of a gradient batch from a pool of 32; None has no pool, 1 nothing fresh.
+        gradient_share: part of a gradient batch from a pool of 32; None has no pool, 1 nothing fresh.
         labels: whether calibration inputs carry the dense network's classes as labels.
         rungs: of the race.
     """
@@ -93,9 +93,9 @@ def tiny_evaluator(
         objective=OBJECTIVES[objective] if isinstance(objective, str) else objective,
         search=shown(model, 64, 1, labels=labels),
         validation=shown(model, 64, 2, labels=labels),
-        fresh=None if pool_share == 1 else Mixture(VECTOR, {"uniform": 1.0}, torch.float32),
-        pool=None if pool_share is None else shown(model, 32, 3, labels=labels),
-        pool_share=pool_share or 0.0,
+        mixture=None if gradient_share == 1 else Mixture(VECTOR, {"uniform": 1.0}, torch.float32),
+        gradient_inputs=None if gradient_share is None else shown(model, 32, 3, labels=labels),
+        gradient_share=gradient_share or 0.0,
         rungs=rungs,
     )
 

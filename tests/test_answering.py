@@ -51,7 +51,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 def guided(target: Target, weight: float = 0.0, fade: float = 1.0, share: float = 1.0) -> Evaluator:
     """Return a guided evaluator; a batch comes from a pool, or part of it."""
-    evaluator = loop_evaluator(target, pool_share=share)
+    evaluator = loop_evaluator(target, gradient_share=share)
     assert isinstance(evaluator.forward_mode, RepairedForward)
     return replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode, weight, fade))
 
@@ -76,9 +76,9 @@ def test_the_ends_of_the_fade_are_repair_and_the_strict_network(
     """Bit for bit, whatever drift costs; without a cost their gradients are the same too."""
     evaluator, mask = guided(target, weight), flat_mask(target)
     for fade, end in ((0.0, evaluator.repaired), (1.0, evaluator.strict)):
-        one = evaluator.faded(fade)
-        step, gradient = stepped(one, mask, one.draw(20, seeded()))
-        expected, steepest = stepped(end, mask, end.draw(20, seeded()))
+        one = evaluator.with_fade(fade)
+        step, gradient = stepped(one, mask, one.draw_batch(20, seeded()))
+        expected, steepest = stepped(end, mask, end.draw_batch(20, seeded()))
         assert torch.equal(step.outputs, expected.outputs)
         assert expected.penalty is None
         assert (step.penalty is None) == (weight == 0)
@@ -91,7 +91,7 @@ def test_in_between_each_site_is_corrected_in_part() -> None:
     evaluator, mask = guided(target), flat_mask(target)
     network, kept = target.model, masked_weights(target.weights, target.layout.split(mask))
     assert isinstance(network, Perceptron)
-    batch = evaluator.faded(0.5).draw(20, seeded())
+    batch = evaluator.with_fade(0.5).draw_batch(20, seeded())
     dense = batch.inputs @ network.fc1.weight.T + network.fc1.bias
     pruned = batch.inputs @ kept["fc1.weight"].T + network.fc1.bias
     matched = (pruned - pruned.mean(0)) * dense.std(0) / pruned.std(0) + dense.mean(0)
@@ -99,7 +99,7 @@ def test_in_between_each_site_is_corrected_in_part() -> None:
         hidden = torch.tanh(network.norm(fade * pruned + (1 - fade) * matched))
         hidden = torch.tanh(functional.linear(hidden, kept["fc2.weight"], network.fc2.bias))
         expected = functional.linear(hidden, kept["fc3.weight"], network.fc3.bias)
-        step, _ = stepped(evaluator.faded(fade), mask, batch)
+        step, _ = stepped(evaluator.with_fade(fade), mask, batch)
         assert torch.allclose(step.outputs, expected, rtol=1e-10)
 
 
@@ -108,7 +108,7 @@ def test_nothing_removed_drifts_nowhere(target: Target) -> None:
     full = torch.ones(target.layout.total, dtype=torch.bool)
     for fade in (0.0, 0.4, 1.0):
         evaluator = guided(target, 2.0, fade)
-        (_, penalty), _ = stepped(evaluator, full, evaluator.draw(20, seeded()))
+        (_, penalty), _ = stepped(evaluator, full, evaluator.draw_batch(20, seeded()))
         assert penalty is not None
         assert penalty.item() == 0
 
@@ -141,7 +141,7 @@ def test_the_penalty_is_the_mean_divergence_of_the_sites(weight: float) -> None:
     target = target_of(Convolutional, (2, 6, 6))
     evaluator = guided(target, weight)
     for seed in (1, 2, 3):
-        mask, batch = flat_mask(target, seed), evaluator.draw(20, seeded(seed))
+        mask, batch = flat_mask(target, seed), evaluator.draw_batch(20, seeded(seed))
         (_, penalty), _ = stepped(evaluator, mask, batch)
         assert penalty is not None
         expected = weight * mean_statistics_loss(target, mask, batch.inputs)
@@ -151,7 +151,7 @@ def test_the_penalty_is_the_mean_divergence_of_the_sites(weight: float) -> None:
 
 def test_the_penalty_is_a_part_of_the_loss(target: Target) -> None:
     """What it adds to the score gradient is in proportion to its weight, and is not nothing."""
-    mask, batch = flat_mask(target), guided(target, 1.0).draw(20, seeded())
+    mask, batch = flat_mask(target), guided(target, 1.0).draw_batch(20, seeded())
     none, once, thrice = (guided(target, w).score_gradient(mask, batch) for w in (0.0, 1.0, 3.0))
     added = once - none
     assert added.norm() > 1e-3 * none.norm()
@@ -169,7 +169,7 @@ def test_constants_do_not_drift() -> None:
     assert moving.grad is not None
     assert moving.grad.isfinite().all()
     evaluator, mask = guided(target_of(normed, (6,)), 1.0), flat_mask(target_of(normed, (6,)))
-    assert evaluator.score_gradient(mask, evaluator.draw(1, seeded())).isfinite().all()
+    assert evaluator.score_gradient(mask, evaluator.draw_batch(1, seeded())).isfinite().all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -181,7 +181,7 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
     target = target_of(normed, (6,))
     evaluator, sizes = guided(target, weight, fade, share), list[int]()
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = evaluator.draw(20, seeded())
+    batch = evaluator.draw_batch(20, seeded())
     found = evaluator.score_gradient(flat_mask(target), batch)
     hook.remove()
     assert sizes == [20, 20]
@@ -193,9 +193,9 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
 def test_a_strict_step_without_a_penalty_costs_what_it_did(target: Target) -> None:
     """No statistics with the batch, no hook but the one that counts them."""
     evaluator, hooks = guided(target), list[int]()
-    batch = evaluator.draw(20, seeded())
+    batch = evaluator.draw_batch(20, seeded())
     assert batch.anchors is None
-    for one in (evaluator, evaluator.faded(0.9)):
+    for one in (evaluator, evaluator.with_fade(0.9)):
         hook = target.model.register_forward_pre_hook(
             lambda *_: hooks.append(hook_count(target.model))
         )
@@ -209,7 +209,8 @@ def test_the_same_inputs_are_drawn_as_without_guidance() -> None:
     """Held and fresh ones, in the same order."""
     evaluator = guided(target_of(normed, (6,)), 1.0, 0.5, share=0.5)
     batches = [
-        one.draw(16, seeded(4)).inputs for one in (evaluator, evaluator.strict, evaluator.repaired)
+        one.draw_batch(16, seeded(4)).inputs
+        for one in (evaluator, evaluator.strict, evaluator.repaired)
     ]
     assert torch.equal(batches[0], batches[1])
     assert torch.equal(batches[0], batches[2])
@@ -231,7 +232,7 @@ def test_a_step_leaves_the_network_as_it_is(target: Target) -> None:
     """Weights, statistics, gradient switches and hooks."""
     evaluator = guided(target, 1.0, 0.5)
     before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
-    evaluator.score_gradient(flat_mask(target), evaluator.draw(8, seeded()))
+    evaluator.score_gradient(flat_mask(target), evaluator.draw_batch(8, seeded()))
     assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
     assert hook_count(evaluator.model) == 0

@@ -122,7 +122,7 @@ def test_trying_a_mask_leaves_the_network_as_it_is() -> None:
     before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
     evaluator.fitness(random_mask(evaluator, 1))
     evaluator.validate(random_mask(evaluator, 1))
-    evaluator.draw(8, seeded())
+    evaluator.draw_batch(8, seeded())
     assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
 
@@ -137,31 +137,35 @@ def rows_of(pool: TeacherBatch, batch: Tensor) -> list[int]:
 @given(st.integers(1, 40), st.sampled_from([None, 0.25, 0.5, 1]), st.integers(0, 999))
 def test_a_batch_mixes_held_and_fresh_inputs(count: int, share: float | None, seed: int) -> None:
     """The pool gives its share, the generators the rest, and the teacher's answers fit."""
-    evaluator = tiny_evaluator(pool_share=share)
-    batch = evaluator.draw(count, seeded(seed))
+    evaluator = tiny_evaluator(gradient_share=share)
+    batch = evaluator.draw_batch(count, seeded(seed))
     assert len(batch.inputs) == count
     assert torch.allclose(batch.teacher, answers(evaluator.model, batch.inputs), atol=1e-6)
     held = 0 if share is None else round(count * share)
-    rows = [-1] * count if evaluator.pool is None else rows_of(evaluator.pool, batch.inputs)
+    rows = (
+        [-1] * count
+        if evaluator.gradient_inputs is None
+        else rows_of(evaluator.gradient_inputs, batch.inputs)
+    )
     assert sum(row >= 0 for row in rows) == held
 
 
 def test_labels_stay_with_held_inputs_only() -> None:
     """A batch from a labelled pool carries the right labels; fresh inputs have none."""
-    evaluator = tiny_evaluator(pool_share=1, labels=True)
-    batch = evaluator.draw(20, seeded())
+    evaluator = tiny_evaluator(gradient_share=1, labels=True)
+    batch = evaluator.draw_batch(20, seeded())
     assert batch.labels is not None
     assert torch.equal(batch.labels, answers(evaluator.model, batch.inputs).argmax(1))
-    assert tiny_evaluator(pool_share=0.5, labels=True).draw(20, seeded()).labels is None
-    assert tiny_evaluator().draw(20, seeded()).labels is None
+    assert tiny_evaluator(gradient_share=0.5, labels=True).draw_batch(20, seeded()).labels is None
+    assert tiny_evaluator().draw_batch(20, seeded()).labels is None
 
 
 def test_fresh_means_new_at_every_draw() -> None:
     """Two draws differ, the same generator state repeats them."""
     evaluator, generator = tiny_evaluator(), seeded(3)
-    first, second = evaluator.draw(8, generator), evaluator.draw(8, generator)
+    first, second = evaluator.draw_batch(8, generator), evaluator.draw_batch(8, generator)
     assert not torch.equal(first.inputs, second.inputs)
-    assert torch.equal(first.inputs, evaluator.draw(8, seeded(3)).inputs)
+    assert torch.equal(first.inputs, evaluator.draw_batch(8, seeded(3)).inputs)
 
 
 def test_a_rung_is_the_beginning_of_the_set() -> None:

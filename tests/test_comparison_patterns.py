@@ -128,9 +128,9 @@ def test_channels_go_with_all_that_makes_and_reads_them(method: str) -> None:
     found = weights_of(context(target, "channel"), method)
     channels = channels_of(target)
     stays = target.layout.flatten({name: weight != 0 for name, weight in found.items()})
-    gone = channels.silent(stays)
+    gone = channels.unread(stays)
     assert int(gone.sum()) == channels.layout.total // 2
-    assert torch.equal(channels.spread(~gone), stays)
+    assert torch.equal(channels.weight_mask(~gone), stays)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "2x2", "channel"])
@@ -144,7 +144,7 @@ def test_trained_scores_obey_the_pattern(pattern: str, initial: str) -> None:
     mask = edge_popup(evaluator, 0.5, how, torch.Generator().manual_seed(0))
     assert len(mask) == evaluator.layout.total
     assert int(mask.sum()) == keep_total(evaluator.layout, 0.5)
-    assert evaluator.layout.fits(mask)
+    assert evaluator.layout.satisfies_pattern(mask)
     if pattern == "2:4" and initial == "weights":
         assert torch.equal(
             found.ground.best(target.layout.flatten(target.weights).abs(), 0.5), before

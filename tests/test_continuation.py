@@ -47,7 +47,7 @@ FADING = Refinement(
 
 def evaluator_of(statistics_loss: float = 0.0) -> Evaluator:
     """Return a guided evaluator of a network with two BatchNorms."""
-    evaluator = loop_evaluator(TARGET, pool_share=0.5)
+    evaluator = loop_evaluator(TARGET, gradient_share=0.5)
     assert isinstance(evaluator.forward_mode, RepairedForward)
     return replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss))
 

@@ -151,7 +151,7 @@ def guided(evaluator: Evaluator) -> Evaluator:
 
 def in_loop(build: Callable[[], nn.Module], shape: tuple[int, ...], share: float) -> Evaluator:
     """Return a float32 evaluator with repair in the loop."""
-    return loop_evaluator(target_of(build, shape, double=False), pool_share=share)
+    return loop_evaluator(target_of(build, shape, double=False), gradient_share=share)
 
 
 def with_norm() -> Perceptron:
@@ -161,8 +161,8 @@ def with_norm() -> Perceptron:
 
 EVALUATORS: dict[str, Callable[[], Evaluator]] = {
     "strict, fresh calibration inputs": tiny_evaluator,
-    "strict, held and fresh ones": lambda: tiny_evaluator(pool_share=0.5),
-    "labels": lambda: tiny_evaluator("accuracy", pool_share=1, labels=True),
+    "strict, held and fresh ones": lambda: tiny_evaluator(gradient_share=0.5),
+    "labels": lambda: tiny_evaluator("accuracy", gradient_share=1, labels=True),
     "all logits": lambda: tiny_evaluator("logits"),
     "repaired, convolutions": lambda: in_loop(Convolutional, (2, 6, 6), 1),
     "repaired, attention": lambda: in_loop(Encoder, (5, 8), 1),
@@ -286,7 +286,7 @@ def test_a_network_that_cannot_be_moved_is_named_with_the_way_out() -> None:
     """Before anything is searched."""
     evaluator = replace(in_loop(Stuck, (6,), 1), forward_mode=tiny_evaluator().forward_mode)
     with second_device() as device, pytest.raises(InputError) as caught:
-        evaluator.to(device).try_once()
+        evaluator.to(device).check_forward()
     message = str(caught.value)
     assert message.startswith("device: the network does not run on meta in float32 (Expected all")
     assert message.endswith("parameters or buffers (register_buffer), or use --device cpu")
@@ -309,9 +309,9 @@ def test_an_objective_of_ones_own_is_shown_cpu_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_computed_there(name: str) -> None:
     """Fitness, loss and judge."""
-    evaluator = tiny_evaluator(name, labels=True, pool_share=1)
+    evaluator = tiny_evaluator(name, labels=True, gradient_share=1)
     mask = torch.rand(evaluator.layout.total, generator=seeded()) < 0.5
-    batch = evaluator.draw(12, seeded(1))
+    batch = evaluator.draw_batch(12, seeded(1))
     expected = (
         evaluator.fitness(mask),
         evaluator.validate(mask),
@@ -319,7 +319,7 @@ def test_every_objective_is_computed_there(name: str) -> None:
     )
     with second_device() as device:
         moved = evaluator.to(device)
-        gradient = moved.score_gradient(mask, moved.draw(12, seeded(1)))
+        gradient = moved.score_gradient(mask, moved.draw_batch(12, seeded(1)))
         assert (moved.fitness(mask), moved.validate(mask)) == expected[:2]
         assert gradient.device == FAR
         assert torch.equal(gradient.cpu(), expected[2])
@@ -333,7 +333,7 @@ def test_masks_are_exact_there() -> None:
         for keep in (1, 3, 57, 100, evaluator.layout.total):
             far = scores.to(device)
             assert torch.equal(top_k_mask(far, keep).cpu(), top_k_mask(scores, keep))
-            if keep >= sum(evaluator.layout.least):
+            if keep >= sum(evaluator.layout.min_counts):
                 expected = global_mask(scores, evaluator.layout, keep)
                 assert torch.equal(global_mask(far, evaluator.layout, keep).cpu(), expected)
 
@@ -378,8 +378,8 @@ def test_a_gpu_scores_as_the_cpu_does(name: str) -> None:
     with steady("cuda"):
         assert moved.fitness(mask) == pytest.approx(evaluator.fitness(mask), rel=1e-3, abs=1e-4)
         assert moved.validate(mask) == pytest.approx(evaluator.validate(mask), rel=1e-3, abs=1e-4)
-        here = evaluator.score_gradient(mask, evaluator.draw(16, seeded()))
-        there = moved.score_gradient(mask, moved.draw(16, seeded())).cpu()
+        here = evaluator.score_gradient(mask, evaluator.draw_batch(16, seeded()))
+        there = moved.score_gradient(mask, moved.draw_batch(16, seeded())).cpu()
     assert torch.nn.functional.cosine_similarity(here, there, dim=0) > 0.999
     for child in SerialWorkers(evaluator, 1, "cuda").run(all_tasks(evaluator)[:2]):
         assert int(child.genes.express(evaluator.layout).count_nonzero()) == child.keep
@@ -399,7 +399,7 @@ def test_a_gpu_gives_equal_bits_twice() -> None:
 @cuda
 def test_an_actor_with_a_part_of_a_gpu_gives_the_bits_of_one_here(ray_session: None) -> None:
     """A search in this process on the GPU, and on two actors that share it."""
-    evaluator = tiny_evaluator(pool_share=0.5)
+    evaluator = tiny_evaluator(gradient_share=0.5)
 
     def search(on: SerialWorkers | RayWorkers) -> list[str]:
         plan = Plan(
@@ -424,10 +424,10 @@ def test_an_actor_with_a_part_of_a_gpu_gives_the_bits_of_one_here(ray_session: N
 
 def test_fresh_calibration_are_drawn_by_the_same_generator() -> None:
     """A seed means the same inputs on every device."""
-    evaluator = replace(tiny_evaluator(), fresh=Mixture(VECTOR, {"uniform": 1.0}, torch.float32))
-    here = evaluator.draw(8, seeded(5))
+    evaluator = replace(tiny_evaluator(), mixture=Mixture(VECTOR, {"uniform": 1.0}, torch.float32))
+    here = evaluator.draw_batch(8, seeded(5))
     with second_device() as device:
-        there = evaluator.to(device).draw(8, seeded(5))
+        there = evaluator.to(device).draw_batch(8, seeded(5))
         assert torch.equal(there.inputs.cpu(), here.inputs)
         assert torch.equal(there.teacher.cpu(), here.teacher)
     masks = random_masks(target_of(with_norm, (6,)))

@@ -68,7 +68,7 @@ def as_in_the_paper(
 
     assert evaluator.objective.loss is not None
     for _ in range(how.steps):
-        batch = evaluator.draw(how.batch, generator)
+        batch = evaluator.draw_batch(how.batch, generator)
         kept = {name: evaluator.weights[name] * subnet for name, subnet in subnets().items()}
         outputs = functional_call(evaluator.model, kept, (batch.inputs,))
         optimiser.zero_grad()
@@ -158,10 +158,13 @@ def test_layers_of_zeros_and_vectors_have_finite_first_scores() -> None:
 
 def test_calibration_that_overflow_are_an_error() -> None:
     """The message says at which step, and the way out."""
-    evaluator = tiny_evaluator(pool_share=1)
-    assert evaluator.pool is not None
+    evaluator = tiny_evaluator(gradient_share=1)
+    assert evaluator.gradient_inputs is not None
     evaluator = replace(
-        evaluator, pool=evaluator.pool._replace(inputs=evaluator.pool.inputs * float("nan"))
+        evaluator,
+        gradient_inputs=evaluator.gradient_inputs._replace(
+            inputs=evaluator.gradient_inputs.inputs * float("nan")
+        ),
     )
     with pytest.raises(GapruneError, match=r"not finite at step 1.*other calibration inputs"):
         edge_popup(evaluator, 0.5, FAST, seeded())

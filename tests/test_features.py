@@ -150,7 +150,7 @@ def distance_by_hand(target: Target, kept: Weights, inputs: Tensor, *, left: flo
 
 def in_loop(target: Target, weight: float, share: float = 1.0) -> Evaluator:
     """Return a evaluator with repair in the loop; a batch comes from a pool, or part of it."""
-    evaluator = loop_evaluator(target, pool_share=share)
+    evaluator = loop_evaluator(target, gradient_share=share)
     assert isinstance(evaluator.forward_mode, RepairedForward)
     return replace(evaluator, forward_mode=replace(evaluator.forward_mode, features=weight))
 
@@ -210,7 +210,7 @@ def test_the_penalty_is_the_mean_distance_of_the_narrow_norms(
     """Of outputs behind the corrections, where there are any; written out by hand."""
     evaluator = WAYS[way](target, weight)
     for seed in (1, 2, 3):
-        mask, batch = flat_mask(target, seed), evaluator.draw(20, seeded(seed))
+        mask, batch = flat_mask(target, seed), evaluator.draw_batch(20, seeded(seed))
         penalty = stepped(evaluator, mask, batch).penalty
         assert penalty is not None
         hand = distance_by_hand(target, kept_of(target, mask), batch.inputs, left=LEFT[way])
@@ -223,7 +223,7 @@ def test_drift_and_features_add_up_at_any_fade(target: Target, fade: float) -> N
     """The features are those of the network as steps see it there."""
     mask, alone = flat_mask(target), strictly(target, 0.0, statistics_loss=2.0, fade=fade)
     both = strictly(target, 3.0, statistics_loss=2.0, fade=fade)
-    batch = both.draw(20, seeded())
+    batch = both.draw_batch(20, seeded())
     found, statistics_loss = stepped(both, mask, batch), stepped(alone, mask, batch)
     assert torch.equal(found.outputs, statistics_loss.outputs)
     assert found.penalty is not None
@@ -236,7 +236,7 @@ def test_drift_and_features_add_up_at_any_fade(target: Target, fade: float) -> N
 
 def test_gradients_flow_through_the_features(target: Target, way: str) -> None:
     """What they add to the score gradient is weight · w · ∂distance/∂w of the one by hand."""
-    mask, batch = flat_mask(target), WAYS[way](target, 1.0).draw(20, seeded())
+    mask, batch = flat_mask(target), WAYS[way](target, 1.0).draw_batch(20, seeded())
     none, thrice = (WAYS[way](target, w).score_gradient(mask, batch) for w in (0.0, 3.0))
     leaves = {name: one.requires_grad_() for name, one in kept_of(target, mask).items()}
     distance_by_hand(target, leaves, batch.inputs, left=LEFT[way]).backward()
@@ -254,7 +254,7 @@ def test_gradients_flow_through_the_features(target: Target, way: str) -> None:
 def test_nothing_removed_is_nowhere_apart(target: Target, way: str) -> None:
     """The penalty is 0, but for rounding."""
     full, evaluator = torch.ones(target.layout.total, dtype=torch.bool), WAYS[way](target, 2.0)
-    penalty = stepped(evaluator, full, evaluator.draw(20, seeded())).penalty
+    penalty = stepped(evaluator, full, evaluator.draw_batch(20, seeded())).penalty
     assert penalty is not None
     assert penalty.item() == pytest.approx(0, abs=1e-20)
 
@@ -301,7 +301,7 @@ def test_layer_norms_are_compared_behind_their_own_correction(way: str) -> None:
     """Repair writes into them: what counts is what they put out afterwards."""
     target = target_of(Encoder, (5, 8))
     mask, evaluator = flat_mask(target), WAYS[way](target, 1.0)
-    masks, batch = target.layout.split(mask), evaluator.draw(20, seeded())
+    masks, batch = target.layout.split(mask), evaluator.draw_batch(20, seeded())
     candidate = target.masked_copy(masks)
     if way == "in the loop":
         candidate = repaired_copy(target, masks, repair(target, masks, batch.inputs))
@@ -322,7 +322,7 @@ def test_constants_have_no_unit() -> None:
     target = target_of(normed, (6,), double=False)
     norm, mask = target.model.get_submodule("norm"), flat_mask(target)
     for evaluator in (in_loop(target, 1.0), strictly(target, 1.0)):
-        assert evaluator.score_gradient(mask, evaluator.draw(1, seeded())).isfinite().all()
+        assert evaluator.score_gradient(mask, evaluator.draw_batch(1, seeded())).isfinite().all()
     kind = kind_of(norm)
     assert kind is not None
     with noted(norm, Sites({"": kind}, (), 0, ("",))) as found:
@@ -335,7 +335,7 @@ def test_constants_have_no_unit() -> None:
 def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
     """No penalty, no features with the batch, no hook of theirs; strict steps see no statistics."""
     evaluator, mask = WAYS[way](target, 0.0), flat_mask(target)
-    batch, hooks = evaluator.draw(20, seeded()), list[int]()
+    batch, hooks = evaluator.draw_batch(20, seeded()), list[int]()
     counter = target.model.register_forward_pre_hook(
         lambda *_: hooks.append(hook_count(target.model))
     )
@@ -350,7 +350,7 @@ def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
 def test_the_answers_are_those_without_features(target: Target, way: str) -> None:
     """Bit for bit: in steps, where masks are selected, and where they are judged."""
     plain, evaluator, mask = WAYS[way](target, 0.0), WAYS[way](target, 3.0), flat_mask(target)
-    batches = plain.draw(20, seeded()), evaluator.draw(20, seeded())
+    batches = plain.draw_batch(20, seeded()), evaluator.draw_batch(20, seeded())
     assert torch.equal(batches[0].inputs, batches[1].inputs)
     steps = stepped(plain, mask, batches[0]), stepped(evaluator, mask, batches[1])
     assert torch.equal(steps[0].outputs, steps[1].outputs)
@@ -365,7 +365,7 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
     """Answers, statistics and features come from one forward; the candidate's is the second."""
     evaluator, sizes, mask = WAYS[way](target, 2.0, share), list[int](), flat_mask(target)
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = evaluator.draw(20, seeded())
+    batch = evaluator.draw_batch(20, seeded())
     found = evaluator.score_gradient(mask, batch)
     hook.remove()
     assert sizes == [20, 20]
@@ -377,7 +377,7 @@ def test_a_step_leaves_the_network_as_it_is(target: Target, way: str) -> None:
     """Weights, statistics, gradient switches and hooks."""
     evaluator = WAYS[way](target, 1.0)
     before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
-    evaluator.score_gradient(flat_mask(target), evaluator.draw(8, seeded()))
+    evaluator.score_gradient(flat_mask(target), evaluator.draw_batch(8, seeded()))
     assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
     assert hook_count(evaluator.model) == 0
@@ -404,11 +404,11 @@ def test_fewer_bits_point_the_same_way(way: str) -> None:
     target = target_of(Bottlenecks, SHAPE, double=False)
     wide, mask = WAYS[way](target, 4.0), flat_mask(target)
     narrow = replace(wide, precision="bfloat16")
-    found = [one.score_gradient(mask, one.draw(24, seeded())) for one in (narrow, wide)]
+    found = [one.score_gradient(mask, one.draw_batch(24, seeded())) for one in (narrow, wide)]
     assert found[0].dtype == torch.float32
     assert functional.cosine_similarity(found[0], found[1], dim=0) > 0.97
     assert not torch.equal(*found)
-    batch = narrow.draw(24, seeded())
+    batch = narrow.draw_batch(24, seeded())
     with torch.autocast("cpu", torch.bfloat16):
         penalty = stepped(narrow, mask, batch).penalty
     assert penalty is not None
@@ -445,9 +445,9 @@ def test_a_gpu_points_the_same_way(way: str, precision: str) -> None:
     """In every precision, and the same bits every time."""
     evaluator = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 4.0)
     mask = flat_mask(target_of(Bottlenecks, SHAPE))
-    here = evaluator.score_gradient(mask, evaluator.draw(24, seeded()))
+    here = evaluator.score_gradient(mask, evaluator.draw_batch(24, seeded()))
     there = replace(evaluator.to("cuda"), precision=precision)
-    found = [there.score_gradient(mask, there.draw(24, seeded())).cpu() for _ in range(2)]
+    found = [there.score_gradient(mask, there.draw_batch(24, seeded())).cpu() for _ in range(2)]
     assert torch.equal(*found)
     assert functional.cosine_similarity(found[0], here, dim=0) > 0.97
 

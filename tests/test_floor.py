@@ -58,16 +58,16 @@ def floored(draw: st.DrawFn) -> tuple[Layout, int]:
     """A layout of up to four layers with a floor, and a total that it allows."""
     sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
     layout = layout_of(sizes).with_floor(draw(FLOORS))
-    return layout, draw(st.integers(sum(layout.least), layout.total))
+    return layout, draw(st.integers(sum(layout.min_counts), layout.total))
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=5), FLOORS)
 def test_the_least_of_a_layer_is_its_floor_rounded_down(sizes: list[int], floor: float) -> None:
     """But never less than one weight; a floor of 0.1 is a tenth, not the binary number below."""
     layout = layout_of(sizes).with_floor(floor)
-    assert layout.least == tuple(lowest(size, floor) for size in sizes)
-    assert layout_of(sizes).least == (1,) * len(sizes)
-    assert layout_of([30]).with_floor(0.1).least == (3,)
+    assert layout.min_counts == tuple(lowest(size, floor) for size in sizes)
+    assert layout_of(sizes).min_counts == (1,) * len(sizes)
+    assert layout_of([30]).with_floor(0.1).min_counts == (3,)
 
 
 @given(floored(), st.data())
@@ -83,7 +83,7 @@ def test_a_global_mask_departs_from_the_ranking_only_for_a_floor(
     for own, (part, count) in enumerate(zip(layout.slices, kept, strict=True)):
         worst = scores[part][mask[part]].min()
         for other, there in enumerate(layout.slices):
-            if own == other or count > layout.least[own]:
+            if own == other or count > layout.min_counts[own]:
                 dropped = scores[there][~mask[there]]
                 assert len(dropped) == 0 or dropped.max() <= worst
 
@@ -105,7 +105,7 @@ def test_a_floor_above_the_density_is_refused_with_advice_that_works(
     except InputError:
         assume(False)
     bound = layout.with_floor(floor)
-    if sum(bound.least) <= keep:
+    if sum(bound.min_counts) <= keep:
         assert keep_total(bound, sparsity) == keep
         return
     assert any(lowest(size, floor) > 1 for size in sizes)
@@ -136,7 +136,7 @@ def test_apportioned_counts_hold_the_floor(case: tuple[Layout, int], data: st.Da
     layout, keep = case
     share = st.floats(min_value=-5, allow_nan=False)
     shares = data.draw(st.lists(share, min_size=len(layout.sizes), max_size=len(layout.sizes)))
-    assert_held(apportion(shares, keep, layout.sizes, layout.least), layout, keep)
+    assert_held(apportion(shares, keep, layout.sizes, layout.min_counts), layout, keep)
 
 
 @st.composite
@@ -145,7 +145,7 @@ def parents(draw: st.DrawFn) -> tuple[Layout, Genes, Genes, int]:
     layout, keep = draw(floored())
     scope = draw(st.sampled_from(sorted(SCOPES)))
     uniform = apportion([keep / layout.total * n for n in layout.sizes], keep, layout.sizes)
-    uniform = apportion(uniform, keep, layout.sizes, layout.least)
+    uniform = apportion(uniform, keep, layout.sizes, layout.min_counts)
     made = []
     for _ in range(2):
         scores = draw(score_vectors(layout.total))

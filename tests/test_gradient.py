@@ -50,7 +50,7 @@ def steps_by_autograd(genes: Genes, evaluator: Evaluator, plan: Refinement, seed
             mask = layered_mask(scores, layout, genes.counts or ())
         else:
             mask = global_mask(scores, layout, genes.keep)
-        batch = evaluator.draw(plan.batch, generator)
+        batch = evaluator.draw_batch(plan.batch, generator)
         leaf = scores.clone().requires_grad_()
         soft = layout.split(IdentityBackward.apply(leaf, mask))  # type: ignore[no-untyped-call]
         kept = {name: weight * soft[name] for name, weight in evaluator.weights.items()}
@@ -69,13 +69,13 @@ def steps_by_autograd(genes: Genes, evaluator: Evaluator, plan: Refinement, seed
 
 
 @pytest.mark.parametrize("plan", [STEPS, replace(STEPS, clip=1.0), replace(STEPS, last_rate=0.1)])
-@pytest.mark.parametrize("pool_share", [None, 0.5, 1])
+@pytest.mark.parametrize("gradient_share", [None, 0.5, 1])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_steps_follow_the_straight_through_gradient(
-    scope: str, pool_share: float | None, plan: Refinement
+    scope: str, gradient_share: float | None, plan: Refinement
 ) -> None:
     """Scores move as autograd says for a mask whose backward pass is the identity."""
-    evaluator = tiny_evaluator(pool_share=pool_share)
+    evaluator = tiny_evaluator(gradient_share=gradient_share)
     genes = random_genes(evaluator.layout, 60, 1, scope)
     expected = steps_by_autograd(genes, evaluator, plan, seed=9)
     found = refine(genes, evaluator, plan, seeded(9))
@@ -87,16 +87,18 @@ def test_steps_follow_the_straight_through_gradient(
 @pytest.mark.parametrize("scope", SCOPES)
 def test_refinement_lowers_the_loss_on_its_calibration(scope: str, objective: str) -> None:
     """On the held inputs that it steps on, the refined mask has a clearly smaller loss."""
-    evaluator = tiny_evaluator(objective, pool_share=1, labels=True)
+    evaluator = tiny_evaluator(objective, gradient_share=1, labels=True)
     genes = random_genes(evaluator.layout, 60, 1, scope)
     refined = refine(genes, evaluator, Refinement(steps=60, learning_rate=0.3, batch=32), seeded())
 
     def loss(one: Genes) -> float:
-        assert evaluator.pool is not None
+        assert evaluator.gradient_inputs is not None
         assert evaluator.objective.loss is not None
-        outputs = evaluator.outputs(one.express(evaluator.layout), evaluator.pool.inputs)
+        outputs = evaluator.outputs(one.express(evaluator.layout), evaluator.gradient_inputs.inputs)
         return float(
-            evaluator.objective.loss(outputs, evaluator.pool.teacher, evaluator.pool.labels)
+            evaluator.objective.loss(
+                outputs, evaluator.gradient_inputs.teacher, evaluator.gradient_inputs.labels
+            )
         )
 
     assert loss(refined) < 0.7 * loss(genes)
@@ -105,7 +107,7 @@ def test_refinement_lowers_the_loss_on_its_calibration(scope: str, objective: st
 @pytest.mark.parametrize("scope", SCOPES)
 def test_refinement_keeps_budget_scope_weights_and_parent(scope: str) -> None:
     """Exactly as many weights stay, fixed counts stay per layer, and no bit moves elsewhere."""
-    evaluator = tiny_evaluator(pool_share=0.5)
+    evaluator = tiny_evaluator(gradient_share=0.5)
     genes = random_genes(evaluator.layout, 60, 1, scope)
     before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
     scores = genes.scores.clone()
@@ -166,10 +168,13 @@ def test_sizes_become_signed_scores_before_they_move() -> None:
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     """A network that overflows on some calibration inputs leaves scores finite and the mask as it was."""
-    evaluator = tiny_evaluator(pool_share=1)
-    assert evaluator.pool is not None
+    evaluator = tiny_evaluator(gradient_share=1)
+    assert evaluator.gradient_inputs is not None
     evaluator = replace(
-        evaluator, pool=evaluator.pool._replace(inputs=evaluator.pool.inputs * float("nan"))
+        evaluator,
+        gradient_inputs=evaluator.gradient_inputs._replace(
+            inputs=evaluator.gradient_inputs.inputs * float("nan")
+        ),
     )
     genes = random_genes(evaluator.layout, 60, 1)
     refined = refine(genes, evaluator, Refinement(steps=3, learning_rate=0.5, batch=8), seeded(1))
@@ -225,17 +230,21 @@ def test_a_network_without_gradients_is_refused() -> None:
 
 def test_float64_networks_are_refined_too() -> None:
     """Scores are float32 whatever the network computes in."""
-    evaluator = tiny_evaluator(pool_share=1)
+    evaluator = tiny_evaluator(gradient_share=1)
     model = tiny_model(dtype=torch.float64)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
-    assert evaluator.pool is not None
-    pool = evaluator.pool._replace(
-        inputs=evaluator.pool.inputs.double(), teacher=evaluator.pool.teacher.double()
+    assert evaluator.gradient_inputs is not None
+    pool = evaluator.gradient_inputs._replace(
+        inputs=evaluator.gradient_inputs.inputs.double(),
+        teacher=evaluator.gradient_inputs.teacher.double(),
     )
     genes = random_genes(evaluator.layout, 60, 1)
     plan = Refinement(steps=3, learning_rate=0.5, batch=8)
     wide = refine(
-        genes, replace(evaluator, model=model, weights=weights, pool=pool), plan, seeded(1)
+        genes,
+        replace(evaluator, model=model, weights=weights, gradient_inputs=pool),
+        plan,
+        seeded(1),
     )
     assert wide.scores.dtype == torch.float32
     assert torch.allclose(wide.scores, refine(genes, evaluator, plan, seeded(1)).scores, atol=1e-4)

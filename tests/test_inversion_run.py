@@ -55,7 +55,9 @@ def test_inverted_inputs_move_unless_candidates_answer_after_repair(loop: bool) 
     target = conv_target()
     for calibration, moving in (("inversion", not loop), ("noise", False)):
         asked = settings_of(calibration).replace(method="evolved", repair_in_loop=loop)
-        assert (PruningRun(target, asked, None, Silence()).evaluator.moving is not None) == moving
+        assert (
+            PruningRun(target, asked, None, Silence()).evaluator.augmentation is not None
+        ) == moving
 
 
 def test_a_second_run_reads_them_and_finds_the_same_masks() -> None:

@@ -53,7 +53,7 @@ def genes_of_any_kind(draw: st.DrawFn) -> tuple[Layout, Genes]:
     """Genes of every scope, ranked by value or size; a floor may lift what starved layers keep."""
     layout, counts = draw(layouts_with_counts())
     layout = layout.with_floor(draw(st.sampled_from([0.0, 0.3])))
-    counts = tuple(map(max, counts, layout.least))
+    counts = tuple(map(max, counts, layout.min_counts))
     kind = draw(st.sampled_from(["allocated", "global", "layer"]))
     scores = draw(score_vectors(layout.total))
     shared = None if kind == "global" else counts
@@ -87,7 +87,7 @@ def test_half_precision_has_one_meaning_under_any_budget(
     small = halved(genes, layout)
     counts = tuple(
         data.draw(st.integers(low, size))
-        for low, size in zip(layout.least, layout.sizes, strict=True)
+        for low, size in zip(layout.min_counts, layout.sizes, strict=True)
     )
     shared = data.draw(st.sampled_from([None, counts]))
     other = replace(small, counts=shared, keep=sum(counts))
@@ -164,9 +164,9 @@ def large_evaluator() -> Evaluator:
         objective=OBJECTIVES["kl"],
         search=TeacherBatch(first, answers(model, first), None),
         validation=TeacherBatch(second, answers(model, second), None),
-        fresh=Mixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
-        pool=None,
-        pool_share=0.0,
+        mixture=Mixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
+        gradient_inputs=None,
+        gradient_share=0.0,
         rungs=(4, 16),
     )
 

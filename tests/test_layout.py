@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gaprune.errors import InputError
-from gaprune.masks.n_of_m import Quota
+from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout, check_masks, masked_weights
 
 LAYOUT = Layout(("a", "b"), ((3, 4), (2, 2)))
@@ -16,21 +16,21 @@ LAYOUT = Layout(("a", "b"), ((3, 4), (2, 2)))
 
 def test_without_prices_budgets_count_weights() -> None:
     """All of them, and at least one of each layer or its floor."""
-    assert (LAYOUT.total, LAYOUT.worth, LAYOUT.cheapest) == (16, 16, 2)
-    assert LAYOUT.with_floor(0.5).cheapest == 6 + 2
+    assert (LAYOUT.total, LAYOUT.dense_cost, LAYOUT.min_cost) == (16, 16, 2)
+    assert LAYOUT.with_floor(0.5).min_cost == 6 + 2
 
 
 def test_any_mask_fits_where_there_is_no_quota() -> None:
     """With one, those fit that keep N of every M and all of layers that stay whole."""
     nothing, whole = torch.zeros(16, dtype=torch.bool), torch.ones(16, dtype=torch.bool)
-    assert LAYOUT.fits(nothing)
-    assert LAYOUT.fits(whole)
-    layout = replace(LAYOUT, quota=Quota(2, 4, (1, None)))
+    assert LAYOUT.satisfies_pattern(nothing)
+    assert LAYOUT.satisfies_pattern(whole)
+    layout = replace(LAYOUT, n_of_m=NOfM(2, 4, (1, None)))
     halves = torch.tensor([True, True, False, False] * 3 + [True] * 4)
-    assert layout.fits(halves)
-    assert not layout.fits(whole)
-    assert not layout.fits(nothing)
-    assert not layout.fits(halves.roll(1))
+    assert layout.satisfies_pattern(halves)
+    assert not layout.satisfies_pattern(whole)
+    assert not layout.satisfies_pattern(nothing)
+    assert not layout.satisfies_pattern(halves.roll(1))
 
 
 def test_flat_vectors_and_layers_are_the_same_numbers() -> None:

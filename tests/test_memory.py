@@ -132,9 +132,9 @@ def of_zoo(name: str) -> Evaluator:
         objective=OBJECTIVES["kl"],
         search=search,
         validation=search,
-        fresh=None,
-        pool=None,
-        pool_share=0.0,
+        mixture=None,
+        gradient_inputs=None,
+        gradient_share=0.0,
         rungs=(CHUNK, CHUNK + 5),
     )
 

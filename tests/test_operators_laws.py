@@ -15,7 +15,7 @@ from gaprune.evolution.operators import (
     threshold_swap,
     uniform_reset,
 )
-from gaprune.masks.n_of_m import Quota
+from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
 
 SEEDS = range(60)
@@ -141,7 +141,7 @@ def quota_case(*, beside: bool = False) -> tuple[Layout, Genes]:
     """Return a 2:4 layout of one layer `[6, 8]`, or one more that stays whole, and genes."""
     names, shapes, axes = ("a", "b"), ((6, 8), (3, 3)), (1, None)
     many = 2 if beside else 1
-    layout = Layout(names[:many], shapes[:many], quota=Quota(2, 4, axes[:many]))
+    layout = Layout(names[:many], shapes[:many], n_of_m=NOfM(2, 4, axes[:many]))
     scores = torch.rand(layout.total, generator=seeded(1))
     return layout, Genes(scores, None, 24 + 9 * beside)
 
@@ -153,7 +153,7 @@ def test_a_swap_under_a_quota_stays_in_its_groups(rate: float, groups: int) -> N
     ranked = genes.scores.view(-1, 4).argsort(1, descending=True)
     for seed in SEEDS:
         child = threshold_swap(genes, layout, seeded(seed), rate=rate, reach=1.0)
-        assert layout.fits(child.express(layout))
+        assert layout.satisfies_pattern(child.express(layout))
         changed = (genes.express(layout) != child.express(layout)).view(-1, 4)
         chosen = changed.any(1)
         assert int(chosen.sum()) == groups

@@ -147,7 +147,7 @@ def test_every_criterion_seeds_the_search(pattern: str) -> None:
     evaluator = run.evaluator
     for one in seeds.values():
         assert one.keep == int(one.mask.sum()) == next(iter(seeds.values())).keep
-        assert evaluator.layout.fits(one.mask)
+        assert evaluator.layout.satisfies_pattern(one.mask)
     result = searched(method="magnitude", **PATTERNS[pattern])
     assert holds(result, pattern)
     assert result.origin == "magnitude"
@@ -176,7 +176,7 @@ def test_gradients_of_units_are_those_of_their_factor(pattern: str) -> None:
     for unit in range(evaluator.layout.total):  # a weight has the product of all units that drop it
         alone = torch.ones(evaluator.layout.total, dtype=torch.bool)
         alone[unit] = False
-        own = ~units.spread(alone)
+        own = ~units.weight_mask(alone)
         flat = torch.where(own, flat * factors[unit], flat)
     leaves = {
         name: evaluator.weights[name].double() * part.view(evaluator.weights[name].shape)
@@ -196,14 +196,18 @@ def test_gradient_steps_bring_the_loss_down(pattern: str) -> None:
     """From random scores, on the calibration inputs of the search, in most of five starts."""
     evaluator = run_of(pattern, wide).evaluator
     evaluator = replace(
-        evaluator, pool=evaluator.search, pool_share=1.0, fresh=None, batch_cache=None
+        evaluator,
+        gradient_inputs=evaluator.search,
+        gradient_share=1.0,
+        mixture=None,
+        batch_cache=None,
     )
     layout, better = evaluator.layout, 0
-    counts = layout.quota.counts(layout.sizes) if layout.quota else None
+    counts = layout.n_of_m.counts(layout.sizes) if layout.n_of_m else None
     keep = round(0.6 * layout.total) if counts is None else sum(counts)
     for seed in range(5):
         scores = rank(torch.rand(layout.total, generator=seeded(seed)))
-        genes = Genes(scores, counts, keep, fixed=layout.quota is not None)
+        genes = Genes(scores, counts, keep, fixed=layout.n_of_m is not None)
         moved = refine(
             genes, evaluator, Refinement(steps=30, learning_rate=0.5, batch=24), seeded(6)
         )
@@ -236,7 +240,7 @@ def test_any_workers_breed_the_same_children(ray_session: None) -> None:
             assert run_to_bits(actors, tasks) == expected, pattern
             for child in serial.fetch(serial.run(tasks)):
                 assert layer_counts(child.express(evaluator.layout), evaluator.layout)
-                assert evaluator.layout.fits(child.express(evaluator.layout))
+                assert evaluator.layout.satisfies_pattern(child.express(evaluator.layout))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -296,10 +300,10 @@ def test_a_search_spends_its_multiply_adds(pattern: str, preset: str) -> None:
     assert result.record()["budget"] == "macs"
     run = run_of(pattern, **stated)
     layout, seeds = run.evaluator.layout, run.seeds()
-    assert layout.price is not None
+    assert layout.mac_cost is not None
     assert {one.origin.removesuffix("-layer") for one in seeds} == set(CRITERIA)
     for one in seeds:
-        assert layout.price.is_spent(layer_counts(one.mask, layout), one.keep), one.origin
+        assert layout.mac_cost.is_maximal(layer_counts(one.mask, layout), one.keep), one.origin
 
 
 @pytest.mark.parametrize("pattern", PRICED)

@@ -17,7 +17,7 @@ from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, halved
 from gaprune.evolution.operators import MUTATIONS, threshold_swap
-from gaprune.masks.blocks import Blocks
+from gaprune.masks.blocks import BlockUnits
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
 from gaprune.masks.units import Units
@@ -113,7 +113,7 @@ def test_a_quota_keeps_the_best_of_every_group(seed: int, pattern: str, few: boo
 def test_no_mutation_breaks_a_quota(seed: int, pattern: str, name: str) -> None:
     """N of every M stay, whatever happened to the scores."""
     layout, (keep, of) = quota_layout(pattern), map(int, pattern.split(":"))
-    counts = layout.quota.counts(layout.sizes) if layout.quota else ()
+    counts = layout.n_of_m.counts(layout.sizes) if layout.n_of_m else ()
     scores = torch.rand(layout.total, generator=seeded(seed))
     genes = Genes(scores, counts, sum(counts), fixed=True)
     child = MUTATIONS[name](genes, layout, seeded(seed + 1))
@@ -127,7 +127,7 @@ def test_no_mutation_breaks_a_quota(seed: int, pattern: str, name: str) -> None:
 def test_a_swap_exchanges_within_groups() -> None:
     """As many weights leave a group as enter it, and some do."""
     layout = quota_layout("2:4")
-    counts = layout.quota.counts(layout.sizes) if layout.quota else ()
+    counts = layout.n_of_m.counts(layout.sizes) if layout.n_of_m else ()
     genes = Genes(torch.rand(layout.total, generator=seeded(3)), counts, sum(counts), fixed=True)
     before, changed = genes.express(layout), 0
     for seed in range(20):
@@ -160,14 +160,14 @@ def test_blocks_share_their_fate(seed: int, pattern: str, sparsity: float) -> No
     """Exactly so many blocks stay, and all weights of each; sums are those of the blocks."""
     chosen = make_settings({"pattern": pattern, "sparsity": sparsity})
     units, layout = units_of(MIXED, chosen), searched_layout(MIXED, chosen)
-    assert isinstance(units, Blocks)
+    assert isinstance(units, BlockUnits)
     rows, columns = map(int, pattern.split("x"))
     keep = keep_total(layout, sparsity)
     mask = global_mask(torch.rand(layout.total, generator=seeded(seed)), layout, keep)
     assert int(mask.sum()) == keep
     values = torch.randn(MIXED.layout.total, generator=seeded(seed + 1))
-    sums, means = units.gather(values, mask), units.mean(values)
-    whole = MIXED.layout.split(units.spread(mask))
+    sums, means = units.unit_gradient(values, mask), units.unit_mean(values)
+    whole = MIXED.layout.split(units.weight_mask(mask))
     unit = 0
     for name, weight in MIXED.layout.split(values).items():
         axis = 1 if name == "wide.weight" else 0
@@ -196,7 +196,7 @@ def test_a_vector_has_blocks_of_outputs() -> None:
     }
     mask = torch.zeros(units.layout.total, dtype=torch.bool)
     mask[-2] = True
-    found = target.layout.split(units.spread(mask))
+    found = target.layout.split(units.weight_mask(mask))
     assert found["bias"].tolist() == [True] * 4 + [False]
     assert not found["weight"].any()
 
@@ -234,14 +234,14 @@ def test_masks_of_channels_compute_what_the_smaller_network_does(
     mask = global_mask(torch.rand(layout.total, generator=seeded(seed)), layout, keep)
     assert int(mask.sum()) == keep
     assert min(layer_counts(mask, layout)) >= 1
-    masks = target.layout.split(channels_of(target).spread(mask))
+    masks = target.layout.split(channels_of(target).weight_mask(mask))
     pruned = target.masked_copy(masks)
     inputs = images(5)
     with torch.no_grad():
         expected = pruned(inputs)
         compact = remove_channels(pruned, inputs[:1], removed(target, mask))
         assert torch.allclose(compact(inputs), expected, atol=1e-5)
-    assert torch.equal(channels_of(target).silent(target.layout.flatten(masks)), ~mask)
+    assert torch.equal(channels_of(target).unread(target.layout.flatten(masks)), ~mask)
 
 
 @FEW
@@ -252,18 +252,18 @@ def test_channels_sum_up_what_they_alone_decide_on(seed: int, kind: str) -> None
     units: Units = channels_of(target)
     mask = torch.rand(units.layout.total, generator=seeded(seed)) < 0.6
     values = torch.randn(units.weights.total, generator=seeded(seed + 1), dtype=torch.float64)
-    found = units.gather(values, mask)
+    found = units.unit_gradient(values, mask)
     for unit in range(units.layout.total):
         on, off = mask.clone(), mask.clone()
         on[unit], off[unit] = True, False
-        change = units.spread(on).double() - units.spread(off).double()
+        change = units.weight_mask(on).double() - units.weight_mask(off).double()
         assert found[unit] == pytest.approx(float((change * values).sum()), abs=1e-4)
     everything = torch.ones(units.layout.total, dtype=torch.bool)
     for unit in range(units.layout.total):
         without = everything.clone()
         without[unit] = False
-        own = ~units.spread(without)
-        assert units.mean(values)[unit] == pytest.approx(float(values[own].mean()), abs=1e-4)
+        own = ~units.weight_mask(without)
+        assert units.unit_mean(values)[unit] == pytest.approx(float(values[own].mean()), abs=1e-4)
 
 
 def test_every_pair_of_groups_names_other_channels() -> None:
@@ -335,8 +335,8 @@ def test_networks_without_a_place_for_a_pattern_are_refused() -> None:
 def test_ties_in_groups_are_kept_in_index_order(pattern: str) -> None:
     """As everywhere else, on any device."""
     layout, (keep, of) = quota_layout(pattern), map(int, pattern.split(":"))
-    assert layout.quota is not None
-    mask = layout.quota.mask(torch.zeros(layout.total), layout.slices, layout.shapes)
+    assert layout.n_of_m is not None
+    mask = layout.n_of_m.mask(torch.zeros(layout.total), layout.slices, layout.shapes)
     tied = layout.split(mask)["inner.weight" if of != 40 else "head.weight"]
     assert groups_of(tied, "head.weight", of)[:, :keep].all()
-    assert layout.fits(mask)
+    assert layout.satisfies_pattern(mask)

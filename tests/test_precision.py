@@ -34,7 +34,7 @@ cuda = pytest.mark.skipif(
 
 def strict() -> Evaluator:
     """Return a evaluator of linear layers with fresh and held calibration inputs."""
-    return tiny_evaluator("logits", pool_share=0.5)
+    return tiny_evaluator("logits", gradient_share=0.5)
 
 
 def repaired() -> Evaluator:
@@ -44,7 +44,7 @@ def repaired() -> Evaluator:
 
 def guided() -> Evaluator:
     """Return a float32 evaluator of attention whose steps are half repaired, with drift."""
-    evaluator = loop_evaluator(target_of(Encoder, (5, 8), double=False), pool_share=0.5)
+    evaluator = loop_evaluator(target_of(Encoder, (5, 8), double=False), gradient_share=0.5)
     assert isinstance(evaluator.forward_mode, RepairedForward)
     return replace(
         evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss=1.0, fade=0.5)
@@ -94,7 +94,8 @@ def test_score_gradients_are_float32_and_point_the_same_way(evaluator: Evaluator
     """The angle to those of float32 is small, and not 0."""
     for mask in masks_of(evaluator):
         narrow, wide = (
-            one.score_gradient(mask, one.draw(24, seeded())) for one in (half(evaluator), evaluator)
+            one.score_gradient(mask, one.draw_batch(24, seeded()))
+            for one in (half(evaluator), evaluator)
         )
         assert narrow.dtype == torch.float32
         assert functional.cosine_similarity(narrow, wide, dim=0) > 0.98
@@ -103,9 +104,9 @@ def test_score_gradients_are_float32_and_point_the_same_way(evaluator: Evaluator
 
 def test_a_batch_is_answered_in_fewer_bits_and_held_in_all(evaluator: Evaluator) -> None:
     """The dense network's answers have its own type, so that the loss is computed in it."""
-    batch = half(evaluator).draw(24, seeded())
+    batch = half(evaluator).draw_batch(24, seeded())
     assert batch.teacher.dtype == batch.inputs.dtype == torch.float32
-    assert torch.equal(batch.inputs, evaluator.draw(24, seeded()).inputs)
+    assert torch.equal(batch.inputs, evaluator.draw_batch(24, seeded()).inputs)
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
@@ -346,7 +347,7 @@ def test_a_gpu_takes_fewer_bits(evaluator: Evaluator, precision: str) -> None:
         assert narrow.fitness(mask) == pytest.approx(wide.fitness(mask), rel=0.05, abs=0.02)
         assert narrow.validate(mask) == wide.validate(mask)
         here, there = (
-            one.score_gradient(mask, one.draw(24, seeded())).cpu() for one in (wide, narrow)
+            one.score_gradient(mask, one.draw_batch(24, seeded())).cpu() for one in (wide, narrow)
         )
         assert functional.cosine_similarity(here, there, dim=0) > 0.98
         refined = refine(genes, narrow, Refinement(4, 1.0, 16), seeded())

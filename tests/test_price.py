@@ -19,7 +19,7 @@ from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, halved, rank, seed_genes
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.masks.budget import keep_total, uniform_counts
-from gaprune.masks.mac_budget import Price, Side, Term
+from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.mac_price import kept_macs
@@ -46,16 +46,16 @@ def layout_of(
 
 def spent(layout: Layout, counts: list[int], keep: int) -> bool:
     """Tell by hand whether counts fit and nothing more would."""
-    price = layout.price
+    price = layout.mac_cost
     assert price is not None
-    if price.of(counts) > keep:
+    if price.macs(counts) > keep:
         return False
     for place, (count, size) in enumerate(zip(counts, layout.sizes, strict=True)):
         if count % price.step and count != size:
             return False
         more = list(counts)
         more[place] = min(size, count + price.step)
-        if count < size and price.of(more) <= keep:
+        if count < size and price.macs(more) <= keep:
             return False
     return True
 
@@ -66,23 +66,23 @@ def prices(draw: st.DrawFn) -> Layout:
     sizes = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=5)))
     layers = st.integers(0, len(sizes) - 1)
     side = st.builds(
-        Side,
+        Factor,
         st.integers(0, 2),
         st.lists(st.tuples(layers, st.integers(1, 3)), max_size=2).map(tuple),
     )
-    terms = tuple(draw(st.lists(st.builds(Term, st.integers(1, 50), side, side), max_size=6)))
+    terms = tuple(draw(st.lists(st.builds(MacTerm, st.integers(1, 50), side, side), max_size=6)))
     fixed, step = draw(st.integers(0, 100)), draw(st.integers(1, 4))
-    price = Price(0, fixed, terms, sizes, step=step)
-    price = replace(price, dense=price.of(sizes))
-    return Layout(tuple(map(str, sizes)), tuple((one,) for one in sizes), price=price)
+    price = MacCost(0, fixed, terms, sizes, step=step)
+    price = replace(price, dense=price.macs(sizes))
+    return Layout(tuple(map(str, sizes)), tuple((one,) for one in sizes), mac_cost=price)
 
 
 def greedy(layout: Layout, scores: torch.Tensor, keep: int) -> list[int]:
     """Buy unit after unit, best first; a layer whose next step is too dear is closed."""
-    price = layout.price
+    price = layout.mac_cost
     assert price is not None
     counts = [min(size, -(-low // price.step) * price.step)
-              for low, size in zip(layout.least, layout.sizes, strict=True)]  # fmt: skip
+              for low, size in zip(layout.min_counts, layout.sizes, strict=True)]  # fmt: skip
     parts = [sorted(scores[part].tolist(), reverse=True) for part in layout.slices]
 
     def after(layer: int) -> int:
@@ -99,7 +99,7 @@ def greedy(layout: Layout, scores: torch.Tensor, keep: int) -> list[int]:
         _, layer = heapq.heappop(waiting)
         more = list(counts)
         more[layer] = after(layer)
-        if price.of(more) <= keep:
+        if price.macs(more) <= keep:
             counts = more
             offer(layer)
     return counts
@@ -113,12 +113,12 @@ def test_the_best_are_bought_as_far_as_the_budget_goes(
     """As buying one after the other does; nothing more fits."""
     scores = torch.randn(layout.total, generator=torch.Generator().manual_seed(seed))
     scores = scores.round() if ties else scores
-    keep = int(layout.cheapest + part * (layout.worth - layout.cheapest))
+    keep = int(layout.min_cost + part * (layout.dense_cost - layout.min_cost))
     mask = global_mask(scores, layout, keep)
     counts = layer_counts(mask, layout)
     assert spent(layout, counts, keep)
     assert counts == greedy(layout, scores, keep)
-    assert all(n >= low for n, low in zip(counts, layout.least, strict=True))
+    assert all(n >= low for n, low in zip(counts, layout.min_counts, strict=True))
 
 
 @settings(deadline=None, max_examples=60)
@@ -127,16 +127,16 @@ def test_counts_stay_on_the_budget_wherever_they_move(
     layout: Layout, part: float, seed: int, wanted: int
 ) -> None:
     """Shares, and moves from layer to layer."""
-    price = layout.price
+    price = layout.mac_cost
     assert price is not None
     generator = np.random.default_rng(seed)
-    keep = int(layout.cheapest + part * (layout.worth - layout.cheapest))
+    keep = int(layout.min_cost + part * (layout.dense_cost - layout.min_cost))
     shares = generator.random(len(layout.sizes)) * generator.integers(0, 20)
-    counts = price.apportioned(shares, layout.least, keep)
+    counts = price.apportion(shares, layout.min_counts, keep)
     assert spent(layout, counts, keep)
     giver, taker = generator.integers(0, len(counts), 2).tolist()
     if giver != taker:
-        moved = price.moved(counts, (giver, taker, wanted), layout.least, keep)
+        moved = price.transfer(counts, (giver, taker, wanted), layout.min_counts, keep)
         assert spent(layout, moved, keep)
         assert moved == counts or moved[taker] > counts[taker]
 
@@ -152,19 +152,19 @@ def test_the_price_of_channels_is_what_the_smaller_network_takes(
     stated = make_settings({"pattern": "channel", "budget": "macs", "sparsity": 0.5})
     units = units_of(target, stated)
     assert units is not None
-    assert layout.price is not None
-    assert layout.worth == layout.price.of(layout.sizes)
+    assert layout.mac_cost is not None
+    assert layout.dense_cost == layout.mac_cost.macs(layout.sizes)
     for part in (0.3, 0.6, 0.9):
-        sparsity = round(part * (1 - layout.cheapest / layout.worth), 6)
+        sparsity = round(part * (1 - layout.min_cost / layout.dense_cost), 6)
         scores = torch.rand(layout.total, generator=torch.Generator().manual_seed(3))
         keep = keep_total(layout, sparsity)
         mask = global_mask(scores, layout, keep)
-        masks = target.layout.split(units.spread(mask))
+        masks = target.layout.split(units.weight_mask(mask))
         gone = silent_channels(target, masks)
         compact = remove_channels(target.masked_copy(masks), target.example(), gone)
         found = macs_per_input(compact, target.example())
-        assert found == layout.price.of(layer_counts(mask, layout)) == kept_macs(target, masks)
-        assert found <= keep <= (1 - sparsity) * layout.worth
+        assert found == layout.mac_cost.macs(layer_counts(mask, layout)) == kept_macs(target, masks)
+        assert found <= keep <= (1 - sparsity) * layout.dense_cost
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "4x1"])
@@ -179,7 +179,7 @@ def test_the_price_of_weights_is_their_layers_positions(pattern: str) -> None:
     keep = keep_total(layout, 0.6)
     mask = global_mask(torch.rand(layout.total), layout, keep)
     units = units_of(target, make_settings({"pattern": pattern, "sparsity": 0.6}))
-    masks = target.layout.split(mask if units is None else units.spread(mask))
+    masks = target.layout.split(mask if units is None else units.weight_mask(mask))
     real = sum(positions[name] * int(one.count_nonzero()) for name, one in masks.items())
     assert kept_macs(target, masks) == real <= keep
     assert spent(layout, layer_counts(mask, layout), keep)
@@ -233,7 +233,7 @@ def test_scores_that_are_not_numbers_have_no_rank() -> None:
     """As without a price."""
     layout = layout_of(target_of())
     with pytest.raises(InputError, match="scores: 14 of 14 are NaN"):
-        global_mask(torch.full((layout.total,), torch.nan), layout, layout.worth)
+        global_mask(torch.full((layout.total,), torch.nan), layout, layout.dense_cost)
 
 
 def test_too_small_a_budget_says_what_is_possible() -> None:
@@ -243,7 +243,7 @@ def test_too_small_a_budget_says_what_is_possible() -> None:
         InputError, match=r"sparsity: 0\.999 leaves 3 of 3,384 .* takes 451; at most 0\.866725 is"
     ):
         keep_total(layout, 0.999)
-    assert keep_total(layout, 0.866725) >= layout.cheapest
+    assert keep_total(layout, 0.866725) >= layout.min_cost
 
 
 @pytest.mark.parametrize(

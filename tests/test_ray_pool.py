@@ -21,7 +21,7 @@ from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
 from gaprune.workers import FailedTask, RayWorkers, RetryPolicy, SerialWorkers, WorkerOptions
 from gaprune.workers import retry_policy as tolerance
 
-EVALUATOR = tiny_evaluator(pool_share=0.5)
+EVALUATOR = tiny_evaluator(gradient_share=0.5)
 QUICK = RetryPolicy(retries=2, timeout=3.0, first_wait=0.05, longest_wait=0.2)
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -139,10 +139,10 @@ def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
     """Score gradients are w times finite differences of a loss that is written out by hand."""
     target = target_of(normed, (6,))
     evaluator, mask = loop_evaluator(target), flat_masks(target)
-    assert evaluator.pool is not None
+    assert evaluator.gradient_inputs is not None
     network = target.model
     assert isinstance(network, Perceptron)
-    found = evaluator.score_gradient(mask, evaluator.pool)
+    found = evaluator.score_gradient(mask, evaluator.gradient_inputs)
     kept = [
         torch.where(m, w, 0)
         for m, w in zip(target.layout.split(mask).values(), target.weights.values(), strict=True)
@@ -154,20 +154,20 @@ def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
             for sign in (1, -1):
                 moved = [one.clone() for one in kept]
                 moved[layer].view(-1)[index] += sign * step
-                ends.append(loss_by_hand(network, moved, evaluator.pool.inputs))
+                ends.append(loss_by_hand(network, moved, evaluator.gradient_inputs.inputs))
             expected.append(float(weight.view(-1)[index]) * (ends[0] - ends[1]) / (2 * step))
     assert torch.allclose(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    strict = evaluator.strict.score_gradient(mask, evaluator.pool)
+    strict = evaluator.strict.score_gradient(mask, evaluator.gradient_inputs)
     assert not torch.allclose(found, strict, rtol=1e-1, atol=1e-3)
 
 
-@pytest.mark.parametrize("pool_share", [0.0, 0.5, 1.0])
-def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) -> None:
+@pytest.mark.parametrize("gradient_share", [0.0, 0.5, 1.0])
+def test_a_step_shows_each_input_to_the_dense_network_once(gradient_share: float) -> None:
     """Its answers and its statistics come from one forward; the candidate's is the second."""
     target = target_of(normed, (6,))
-    evaluator, sizes = loop_evaluator(target, pool_share=pool_share), []
+    evaluator, sizes = loop_evaluator(target, gradient_share=gradient_share), []
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = evaluator.draw(20, torch.Generator().manual_seed(1))
+    batch = evaluator.draw_batch(20, torch.Generator().manual_seed(1))
     found = evaluator.score_gradient(flat_masks(target), batch)
     hook.remove()
     assert sizes == [20, 20]
@@ -177,24 +177,27 @@ def test_a_step_shows_each_input_to_the_dense_network_once(pool_share: float) ->
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("pool_share", [0.5, 1.0])
-def test_held_inputs_are_moved_anew_for_every_batch(pool_share: float, strict: bool) -> None:
+@pytest.mark.parametrize("gradient_share", [0.5, 1.0])
+def test_held_inputs_are_moved_anew_for_every_batch(gradient_share: float, strict: bool) -> None:
     """The same values in other places, and the dense network's answers to them as they lie now."""
     target = target_of(Convolutional, (2, 6, 6))
     form = InputSpec((2, 6, 6), "image")
-    still = loop_evaluator(target, pool_share=pool_share)
-    evaluator = replace(still.strict if strict else still, moving=form)
-    assert evaluator.pool is not None
+    still = loop_evaluator(target, gradient_share=gradient_share)
+    evaluator = replace(still.strict if strict else still, augmentation=form)
+    assert evaluator.gradient_inputs is not None
     known = {
-        tuple(one.flatten(1).sort(-1).values.flatten().tolist()) for one in evaluator.pool.inputs
+        tuple(one.flatten(1).sort(-1).values.flatten().tolist())
+        for one in evaluator.gradient_inputs.inputs
     }
     batches, draw = [], seeded(1)
     for _ in range(2):
-        batch = evaluator.draw(20, draw)
-        held = batch.inputs[: round(20 * pool_share)]
+        batch = evaluator.draw_batch(20, draw)
+        held = batch.inputs[: round(20 * gradient_share)]
         found = {tuple(one.flatten(1).sort(-1).values.flatten().tolist()) for one in held}
         assert found <= known
-        assert not all((one == evaluator.pool.inputs).flatten(1).all(1).any() for one in held)
+        assert not all(
+            (one == evaluator.gradient_inputs.inputs).flatten(1).all(1).any() for one in held
+        )
         assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
         assert batch.labels is None
         batches.append(held)
@@ -203,12 +206,12 @@ def test_held_inputs_are_moved_anew_for_every_batch(pool_share: float, strict: b
 
 def test_the_same_inputs_are_drawn_as_without_repair() -> None:
     """Held and fresh ones, in the same order; labels stay with held ones."""
-    evaluator = loop_evaluator(target_of(normed, (6,)), pool_share=0.5, labels=True)
-    for one in (evaluator, replace(evaluator, fresh=None, pool_share=1.0)):
-        batches = [b.draw(16, torch.Generator().manual_seed(4)) for b in (one, one.strict)]
+    evaluator = loop_evaluator(target_of(normed, (6,)), gradient_share=0.5, labels=True)
+    for one in (evaluator, replace(evaluator, mixture=None, gradient_share=1.0)):
+        batches = [b.draw_batch(16, torch.Generator().manual_seed(4)) for b in (one, one.strict)]
         assert torch.equal(batches[0].inputs, batches[1].inputs)
         labels = [batch.labels for batch in batches]
-        if one.fresh is None:
+        if one.mixture is None:
             assert labels[0] is not None
             assert labels[1] is not None
             assert torch.equal(labels[0], labels[1])
@@ -270,7 +273,9 @@ def search_on(workers: Workers, evaluator: Evaluator) -> tuple[object, ...]:
 
 def test_any_workers_give_the_same_bits(ray_session: None) -> None:
     """Statistics that one process has measured are measured again, alike, in another."""
-    evaluator = loop_evaluator(target_of(Convolutional, (2, 6, 6), double=False), pool_share=0.5)
+    evaluator = loop_evaluator(
+        target_of(Convolutional, (2, 6, 6), double=False), gradient_share=0.5
+    )
     with SerialWorkers(evaluator) as serial:
         expected = run_to_bits(serial, tasks_for(evaluator))
         searched = search_on(serial, evaluator)
@@ -299,7 +304,7 @@ def test_trying_masks_leaves_the_network_as_it_is(target: Target) -> None:
     before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
     evaluator.fitness(mask, 0)
     evaluator.validate(mask)
-    evaluator.score_gradient(mask, evaluator.draw(8, torch.Generator().manual_seed(1)))
+    evaluator.score_gradient(mask, evaluator.draw_batch(8, torch.Generator().manual_seed(1)))
     assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in evaluator.model.modules())

@@ -501,7 +501,7 @@ def test_calibration_come_back_as_they_were() -> None:
                     assert torch.equal(one.inputs, other.inputs)
                     assert torch.equal(one.labels, other.labels)
             assert (found.nearest is found.search) == (nearest is search)
-            for name in ("provenance", "pool_share", "moving"):
+            for name in ("provenance", "gradient_share", "moving"):
                 assert getattr(found, name) == getattr(plan, name)
             assert list(found.affinity.items()) == list(plan.affinity.items())
 

@@ -188,7 +188,7 @@ def searched(
 
 def test_a_search_in_groups_finds_what_it_finds_one_by_one() -> None:
     """Masks and counts; the fitness of each up to rounding."""
-    evaluator = tiny_evaluator(pool_share=0.5)
+    evaluator = tiny_evaluator(gradient_share=0.5)
     alone = searched(evaluator, 1, SerialWorkers(evaluator))
     grouped = searched(evaluator, GROUP, SerialWorkers(evaluator))
     assert grouped[0] == alone[0]
@@ -198,7 +198,7 @@ def test_a_search_in_groups_finds_what_it_finds_one_by_one() -> None:
 
 def test_groups_give_the_same_bits_on_actors(ray_session: None) -> None:
     """What is in a group follows from the search, not from the workers; also in bfloat16."""
-    evaluator = replace(tiny_evaluator(pool_share=0.5), precision="bfloat16")
+    evaluator = replace(tiny_evaluator(gradient_share=0.5), precision="bfloat16")
     here = searched(evaluator, GROUP, SerialWorkers(evaluator))
     with RayWorkers(evaluator, WorkerOptions(2)) as actors:
         assert searched(evaluator, GROUP, actors) == here

@@ -21,14 +21,14 @@ from gaprune.models.forward import answers
 def evaluator_of(batches: int) -> Evaluator:
     """Return the tiny evaluator with a stock of its fresh inputs."""
     evaluator = tiny_evaluator()
-    assert evaluator.fresh is not None
-    return replace(evaluator, batch_cache=BatchPool(evaluator.fresh, batches, seed=5))
+    assert evaluator.mixture is not None
+    return replace(evaluator, batch_cache=BatchPool(evaluator.mixture, batches, seed=5))
 
 
 def test_a_step_sees_one_of_the_batches() -> None:
     """Forty draws of three batches: three different ones, each with the dense answers."""
     evaluator, generator = evaluator_of(3), seeded()
-    drawn = [evaluator.draw(7, generator) for _ in range(40)]
+    drawn = [evaluator.draw_batch(7, generator) for _ in range(40)]
     different = {batch.inputs.numpy().tobytes(): batch for batch in drawn}
     assert len(different) == 3
     for batch in different.values():
@@ -56,11 +56,11 @@ def test_the_dense_network_is_asked_once_a_batch() -> None:
 def test_every_worker_has_the_same_batches() -> None:
     """A stock that has travelled holds nothing, and draws what the one here draws."""
     here = evaluator_of(6)
-    first = [here.draw(9, seeded(seed)) for seed in range(20)]
+    first = [here.draw_batch(9, seeded(seed)) for seed in range(20)]
     there = replace(here, batch_cache=pickle.loads(pickle.dumps(here.batch_cache)))
     assert there.batch_cache is not here.batch_cache
     for seed, batch in enumerate(first):
-        other = there.draw(9, seeded(seed))
+        other = there.draw_batch(9, seeded(seed))
         assert torch.equal(other.inputs, batch.inputs)
         assert torch.equal(other.teacher, batch.teacher)
 
@@ -68,8 +68,8 @@ def test_every_worker_has_the_same_batches() -> None:
 def test_held_inputs_stand_beside_those_of_the_stock() -> None:
     """A pool has its share of every batch, with its own answers."""
     evaluator = evaluator_of(3)
-    evaluator = replace(evaluator, pool=evaluator.search, pool_share=0.5)
-    batch = evaluator.draw(8, seeded())
+    evaluator = replace(evaluator, gradient_inputs=evaluator.search, gradient_share=0.5)
+    batch = evaluator.draw_batch(8, seeded())
     assert len(batch.inputs) == 8
     assert torch.allclose(batch.teacher, answers(evaluator.model, batch.inputs), atol=1e-6)
     own = {one.numpy().tobytes() for one in evaluator.search.inputs}

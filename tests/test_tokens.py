@@ -265,13 +265,15 @@ def test_the_embedding_travels_once() -> None:
     plan = make_calibration_set(target, chosen, seeded())
     evaluator = make_evaluator(target, chosen, find_preset("default"), plan)
     packed = ray.cloudpickle.dumps(evaluator)
-    assert evaluator.fresh is not None
-    bare = replace(evaluator.fresh, spec=replace(target.inputs, words=None))
-    assert len(packed) < len(ray.cloudpickle.dumps(replace(evaluator, fresh=bare))) + 30_000
+    assert evaluator.mixture is not None
+    bare = replace(evaluator.mixture, spec=replace(target.inputs, words=None))
+    assert len(packed) < len(ray.cloudpickle.dumps(replace(evaluator, mixture=bare))) + 30_000
     again = pickle.loads(packed)
     (layer,) = embeddings(again.model, 5000)
-    assert again.fresh.spec.words.table is layer
-    assert torch.equal(again.draw(8, seeded(3)).inputs, evaluator.draw(8, seeded(3)).inputs)
+    assert again.mixture.spec.words.table is layer
+    assert torch.equal(
+        again.draw_batch(8, seeded(3)).inputs, evaluator.draw_batch(8, seeded(3)).inputs
+    )
 
 
 def wide() -> nn.Module:

@@ -25,7 +25,7 @@ from gaprune.models.input_options import InputOptions
 from gaprune.models.target import load_target
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers, open_workers
 
-EVALUATOR = tiny_evaluator(pool_share=0.5)
+EVALUATOR = tiny_evaluator(gradient_share=0.5)
 
 
 @pytest.fixture(scope="module", params=["serial", "ray"])

@@ -52,7 +52,7 @@ def make_search(target: str, **settings: Any) -> Search:
     evaluator = run.evaluator
     found = baselines(
         DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs),
-        evaluator.nearest,
+        evaluator.statistics_inputs,
         run.settings.sparsity,
         run.settings.scope,
         run.generator,

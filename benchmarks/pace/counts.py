@@ -31,7 +31,7 @@ def cma_counts(match: Match) -> Score:
 
     def loss(change: NDArray[np.float64]) -> float:
         shares = np.asarray(genes.counts) * np.exp(change)
-        counts = apportion(shares, genes.keep, layout.sizes, layout.least)
+        counts = apportion(shares, genes.keep, layout.sizes, layout.min_counts)
         return -trial.mask_fitness(replace(genes, counts=tuple(counts)).express(layout))
 
     options = {"CMA_diagonal": True, "seed": match.seed + 1, "verbose": -9}  # 0 is the time

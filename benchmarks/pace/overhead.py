@@ -109,9 +109,9 @@ def evaluator_of(target: Target, calibration: int) -> Evaluator:
         objective=find_objective(AUTO, shown.teacher),
         search=shown,
         validation=shown,
-        fresh=None,
-        pool=None,
-        pool_share=0.0,
+        mixture=None,
+        gradient_inputs=None,
+        gradient_share=0.0,
         rungs=(calibration,),
     )
 

@@ -17,7 +17,7 @@ from gaprune.cli.live import LAST, SearchProgress
 from gaprune.config import EVOLVED
 from gaprune.evolution.phases import SEARCH
 from gaprune.formatting import duration, percent, points
-from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, asked_of
+from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
 from gaprune.records import BaselineScore, Generation
 from gaprune.runs.result import Result
 
@@ -192,7 +192,7 @@ def show_result(result: Result, console: Console) -> None:
         f"{result.kept:,} kept, none of them changed"
     )
     settings = result.settings
-    unit = asked_of(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
+    unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
     if unit is not None:
         console.print(f"asked: {percent(result.sparsity)} of the {unit} removed")
     console.print(_layer_table(result))

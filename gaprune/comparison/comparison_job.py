@@ -15,7 +15,7 @@ from gaprune.config import Settings
 from gaprune.errors import unknown_name
 from gaprune.evaluation.labelled import read_labelled, zoo_train
 from gaprune.models.target import Target
-from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
+from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 from gaprune.runs.job import JOB_KEYS, PruneJob, make_job
 from gaprune.runs.option_keys import Key, count, names, number, numbers, sizes, text
 
@@ -114,7 +114,7 @@ def make_request(values: Mapping[str, Any]) -> ComparisonRequest:
         if name not in own and name not in settings and name not in (k.name for k in JOB_KEYS):
             raise unknown_name("config key", name, [*own, *(k.name for k in JOB_KEYS), *settings])
     stated = {name: own[name].parse(value, name) for name, value in values.items() if name in own}
-    implied = quota_sparsity(values.get("pattern", UNSTRUCTURED))
+    implied = pattern_sparsity(values.get("pattern", UNSTRUCTURED))
     usual = DEFAULT_SPARSITIES if implied is None else (implied,)
     sparsities = tuple(stated.get("sparsity", usual))
     rest = {name: value for name, value in values.items() if name not in own}

@@ -14,7 +14,7 @@ from gaprune.comparison.store import CONFIG, IDENTITY, REPORT, ROWS, TABLE, read
 from gaprune.comparison.tables import effort_text, needs_text, notes
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import writing
-from gaprune.pattern_names import UNSTRUCTURED, counted
+from gaprune.pattern_names import UNSTRUCTURED, unit_name
 from gaprune.report import ComparisonContext, Contestant, Score, comparison_page, write_report
 
 _FACTS = (
@@ -74,7 +74,7 @@ def write_page(folder: str | Path) -> Path:
     caption = _text(place / TABLE).partition("\n")[0] or f"{rows[0].target}, in %."
     caption += _stopped(rows, config, pattern)
     with writing(folder, GapruneError):
-        replace_file(place / REPORT, page_of(rows, caption, place, counted(pattern)))
+        replace_file(place / REPORT, page_of(rows, caption, place, unit_name(pattern)))
     return place / REPORT
 
 

@@ -117,7 +117,7 @@ class ComparisonContext:
 
     def criterion_inputs(self, seed: int) -> Tensor:
         """Return the inputs shown to criteria, `[N, …]`."""
-        return self.evaluator(seed).nearest[:CRITERION_INPUTS]
+        return self.evaluator(seed).statistics_inputs[:CRITERION_INPUTS]
 
     def network(self) -> DenseNetwork:
         """Return the dense network as criteria see it."""

@@ -12,7 +12,7 @@ from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE, Store, as_
 from gaprune.comparison.tables import markdown
 from gaprune.errors import GapruneError
 from gaprune.io.serialization import to_json
-from gaprune.pattern_names import UNSTRUCTURED, counted
+from gaprune.pattern_names import UNSTRUCTURED, unit_name
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Comparison:
     @property
     def removed(self) -> str:
         """What the sparsities are parts of, in words: weights, blocks or channels."""
-        return counted(self.pattern)
+        return unit_name(self.pattern)
 
     @property
     def lines(self) -> list[MethodSummary]:

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from gaprune.config import Settings
 from gaprune.masks.budget import keep_total, uniform_counts
-from gaprune.masks.channels import Channels
+from gaprune.masks.channels import ChannelUnits
 from gaprune.masks.supermask import Layout, global_mask, layered_mask
 from gaprune.masks.units import Units
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
-from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockName, QuotaName, parse_pattern
+from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockPattern, NMPattern, parse_pattern
 
 WEIGHTS, QUOTA, BLOCK, CHANNELS = "weights", "N:M", "blocks", "channels"
 OF_UNITS = (BLOCK, CHANNELS)
-_KINDS = {QuotaName: QUOTA, BlockName: BLOCK}
+_KINDS = {NMPattern: QUOTA, BlockPattern: BLOCK}
 _NAMES = {UNSTRUCTURED: WEIGHTS, CHANNEL: CHANNELS}
 
 
@@ -57,7 +57,7 @@ class RankedUnits:
     def best(self, scores: Tensor, sparsity: float) -> Tensor:
         """Keep what has the best scores of all layers; of units, the best means."""
         ranked = self._ranked(scores)
-        if self.layout.quota is not None:
+        if self.layout.n_of_m is not None:
             return self._under_quota(ranked)
         return self._spread(global_mask(ranked, self.layout, keep_total(self.layout, sparsity)))
 
@@ -67,24 +67,24 @@ class RankedUnits:
 
     def units_in_layers(self, ranked: Tensor, sparsity: float) -> Tensor:
         """Do the same with one score for each that is ranked."""
-        if self.layout.quota is not None:
+        if self.layout.n_of_m is not None:
             return self._under_quota(ranked)
         counts = uniform_counts(self.layout, sparsity)
         return self._spread(layered_mask(ranked, self.layout, counts))
 
     def _ranked(self, scores: Tensor) -> Tensor:
-        return scores if self.units is None else self.units.mean(scores)
+        return scores if self.units is None else self.units.unit_mean(scores)
 
     def _spread(self, mask: Tensor) -> Tensor:
-        return mask if self.units is None else self.units.spread(mask)
+        return mask if self.units is None else self.units.weight_mask(mask)
 
     def _under_quota(self, scores: Tensor) -> Tensor:
-        quota, layout = self.layout.quota, self.layout
+        quota, layout = self.layout.n_of_m, self.layout
         assert quota is not None
         return quota.mask(scores, layout.slices, layout.shapes)
 
 
-def norms_of_channels(channels: Channels, weights: Tensor, norm: float) -> Tensor:
+def norms_of_channels(channels: ChannelUnits, weights: Tensor, norm: float) -> Tensor:
     """Return the norm of all weights that make a channel, one per unit (Li et al. 2017).
 
     Args:

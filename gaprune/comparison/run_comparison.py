@@ -33,7 +33,7 @@ from gaprune.models.forward import answers
 from gaprune.models.input_options import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
-from gaprune.pattern_names import UNSTRUCTURED, quota_sparsity
+from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import WorkerOptions, choose_home, working_on
 from gaprune.workers.serial import torch_threads
@@ -95,7 +95,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     for name in options:
         if name in UNUSED:
             raise InputError(f"{name}: is no option of a comparison; see sparsity, methods, seeds")
-    implied = quota_sparsity(options.get("pattern", UNSTRUCTURED))
+    implied = pattern_sparsity(options.get("pattern", UNSTRUCTURED))
     sparsity = implied if sparsity is None else sparsity
     if sparsity is None:
         raise InputError(

@@ -56,15 +56,15 @@ class Evaluator:
         objective: what is maximised.
         search: the calibration inputs that select.
         validation: the calibration inputs that judge.
-        fresh: generators of new inputs for gradient steps, or None.
+        mixture: generators of new inputs for gradient steps, or None.
         batch_cache: batches of them that are drawn once, and take their place; or None.
-        pool: held inputs for gradient steps with the teacher's outputs, or None.
-        pool_share: the part of a gradient batch that comes from `pool`.
-        moving: the form of the inputs of `pool` where they are shifted and mirrored anew for every
+        gradient_inputs: held inputs for gradient steps with the teacher's outputs, or None.
+        gradient_share: the part of a gradient batch that comes from `gradient_inputs`.
+        augmentation: the form of the inputs of `gradient_inputs` where they are shifted and mirrored anew for every
             batch, so that the search cannot learn them by heart; else None.
         rungs: growing numbers of search calibration inputs; the last one is all of them.
         forward_mode: how a candidate answers: as it is, after repair, or guided from one to the other.
-        near: inputs nearer to the domain than those that select, or None.
+        domain_inputs: inputs nearer to the domain than those that select, or None.
         precision: key of `PRECISIONS`, for selection and gradient steps; the judge has all bits.
         known: what masks scored here. Every evaluator has its own, also one that is made of another,
             and it does not travel.
@@ -76,13 +76,13 @@ class Evaluator:
     objective: Objective
     search: TeacherBatch
     validation: TeacherBatch
-    fresh: Mixture | None
-    pool: TeacherBatch | None
-    pool_share: float
+    mixture: Mixture | None
+    gradient_inputs: TeacherBatch | None
+    gradient_share: float
     rungs: Sequence[int]
-    moving: InputSpec | None = None
+    augmentation: InputSpec | None = None
     forward_mode: ForwardMode = STRICT_FORWARD
-    near: Tensor | None = None
+    domain_inputs: Tensor | None = None
     precision: str = FULL
     batch_cache: BatchPool | None = None
     units: Units | None = None
@@ -98,16 +98,16 @@ class Evaluator:
         """Where the prunable weights lie in a flat vector."""
         return self.layout if self.units is None else self.units.weights
 
-    def spread(self, mask: Tensor) -> Tensor:
+    def weight_mask(self, mask: Tensor) -> Tensor:
         """Return the flat mask of the weights of a flat mask of what has scores."""
-        return mask if self.units is None else self.units.spread(mask)
+        return mask if self.units is None else self.units.weight_mask(mask)
 
     def masks(self, mask: Tensor) -> dict[str, Tensor]:
         """Return the masks of the weights by name."""
-        return self.weight_layout.split(self.spread(mask))
+        return self.weight_layout.split(self.weight_mask(mask))
 
     @property
-    def is_plain(self) -> bool:
+    def is_cpu_float32(self) -> bool:
         """Whether candidates are tried on the CPU in the network's own arithmetic."""
         return self.device.type == "cpu" and self.precision == FULL
 
@@ -122,13 +122,15 @@ class Evaluator:
             weights={name: model.get_parameter(name).detach() for name in self.weights},
             search=self.search.to(device),
             validation=self.validation.to(device),
-            pool=None if self.pool is None else self.pool.to(device),
+            gradient_inputs=None
+            if self.gradient_inputs is None
+            else self.gradient_inputs.to(device),
             batch_cache=None if self.batch_cache is None else self.batch_cache.anew(),
             forward_mode=self.forward_mode.to(device),
-            near=None if self.near is None else self.near.to(device),
+            domain_inputs=None if self.domain_inputs is None else self.domain_inputs.to(device),
         )
 
-    def try_once(self) -> None:
+    def check_forward(self) -> None:
         """Run the dense network on a few search calibration inputs, where and as candidates are run.
 
         Raises:
@@ -153,9 +155,9 @@ class Evaluator:
             raise InputError(f"{argument}: the network overflows {where}; {remedy}")
 
     @property
-    def nearest(self) -> Tensor:
+    def statistics_inputs(self) -> Tensor:
         """Inputs `[N, …]` on which statistics are measured, by criteria and by repair."""
-        return self.search.inputs if self.near is None else self.near
+        return self.search.inputs if self.domain_inputs is None else self.domain_inputs
 
     @property
     def strict(self) -> Evaluator:
@@ -167,9 +169,9 @@ class Evaluator:
         """The evaluator of a guided search on which candidates answer as after repair."""
         return replace(self, forward_mode=self._guided.repaired)
 
-    def faded(self, fade: float) -> Evaluator:
+    def with_fade(self, fade: float) -> Evaluator:
         """Return the evaluator of a guided search with another fade in gradient steps, 0 to 1."""
-        return replace(self, forward_mode=self._guided.faded(fade))
+        return replace(self, forward_mode=self._guided.with_fade(fade))
 
     @property
     def _guided(self) -> GuidedForward:
@@ -185,7 +187,7 @@ class Evaluator:
         """
         shown = self.search.first(self.rungs[rung])
         with profiled("cache"):
-            whole = self.spread(mask)
+            whole = self.weight_mask(mask)
             marks = marks_of(whole, self.weight_layout)
         asked = marks[-1], self.rungs[rung]
         found = self.known.scores.get(asked)
@@ -219,7 +221,7 @@ class Evaluator:
 
     def _fitness_of_group(self, group: Sequence[Tensor], rung: int) -> list[float]:
         shown = self.search.first(self.rungs[rung])
-        whole, layout = [self.spread(mask) for mask in group], self.weight_layout
+        whole, layout = [self.weight_mask(mask) for mask in group], self.weight_layout
         full = torch.stack([*whole, *[whole[-1]] * (GROUP - len(whole))]).to(self.device)
         masks = {
             name: full[:, part].view(GROUP, *shape)
@@ -254,12 +256,12 @@ class Evaluator:
 
     def outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
         """Return what the masked network answers as it is, `[N, …]`."""
-        return forward(self.model, self._kept(self.spread(mask)), inputs)
+        return forward(self.model, self._kept(self.weight_mask(mask)), inputs)
 
     def validation_outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
         """Return what the masked network answers as it is judged, `[N, …]`."""
         return self.forward_mode.validation_outputs(
-            self.model, self._kept(self.spread(mask)), inputs
+            self.model, self._kept(self.weight_mask(mask)), inputs
         )
 
     def score_gradient(self, mask: Tensor, shown: TeacherBatch) -> Tensor:
@@ -279,7 +281,7 @@ class Evaluator:
                 "use --preset black-box"
             )
         with profiled("mask"):
-            kept = self._kept(self.spread(mask))
+            kept = self._kept(self.weight_mask(mask))
             leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
         with torch.enable_grad():
             with reduced(self.precision, self.device):
@@ -300,24 +302,26 @@ class Evaluator:
         parts = self.weight_layout.split(flat).values()
         for gradient, weight, part in zip(found, self.weights.values(), parts, strict=True):
             torch.mul(gradient, weight, out=part)
-        return flat if self.units is None else self.units.gather(flat, mask.to(self.device))
+        return flat if self.units is None else self.units.unit_gradient(flat, mask.to(self.device))
 
-    def draw(self, count: int, generator: torch.Generator) -> TeacherBatch:
+    def draw_batch(self, count: int, generator: torch.Generator) -> TeacherBatch:
         """Draw one batch for a gradient step: generated inputs, held ones, or some of both."""
         held: list[TeacherBatch] = []
         fresh: list[Tensor] = []
         pooled = 0
         with reduced(self.precision, self.device):
-            if self.pool is not None and (pooled := round(count * self.pool_share)):
-                index = torch.randint(len(self.pool.inputs), (pooled,), generator=generator)
-                held.append(self.pool.at(index))
+            if self.gradient_inputs is not None and (pooled := round(count * self.gradient_share)):
+                index = torch.randint(
+                    len(self.gradient_inputs.inputs), (pooled,), generator=generator
+                )
+                held.append(self.gradient_inputs.at(index))
                 count -= pooled
             if self.batch_cache is not None and count > 0:
                 held.append(self.batch_cache.pick(count, generator, self._answered, self.precision))
-            elif self.fresh is not None and count > 0:
-                fresh.append(self.fresh.draw(count, generator).to(self.device))
-            if pooled and self.moving is not None:  # the teacher has not seen them so
-                fresh.insert(0, moved_anew(held.pop(0).inputs, self.moving, generator))
+            elif self.mixture is not None and count > 0:
+                fresh.append(self.mixture.draw(count, generator).to(self.device))
+            if pooled and self.augmentation is not None:  # the teacher has not seen them so
+                fresh.insert(0, moved_anew(held.pop(0).inputs, self.augmentation, generator))
             new = torch.cat(fresh) if fresh else None
             batch = self.forward_mode.batch(self.model, _joined(held), new)
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))

@@ -246,7 +246,7 @@ class GuidedForward(StrictForward):
         """Take the calibration inputs there."""
         return replace(self, repaired=self.repaired.to(device))
 
-    def faded(self, fade: float) -> GuidedForward:
+    def with_fade(self, fade: float) -> GuidedForward:
         """Return the same with another part of the corrections left out in steps."""
         return replace(self, fade=fade)
 

@@ -270,7 +270,7 @@ class Evolution:
 
     def _value(self, one: Contender, fitness: float) -> None:
         """Set the DEAP fitness: the objective, and in a Pareto search the sparsity beside it."""
-        sparsity = 1 - one.keep / self.plan.layout.worth
+        sparsity = 1 - one.keep / self.plan.layout.dense_cost
         one.fitness.values = (fitness,) if self.plan.most is None else (fitness, sparsity)
 
     def _judge_leaders(self) -> None:

@@ -56,11 +56,11 @@ class Genes:
         """Return the flat bool mask `[layout.total]` of which exactly `keep` is the budget."""
         if self.scores.dtype == _HALF:
             mask = self.scores > 0
-            if self._fits(layer_counts(mask, layout), layout) and layout.fits(mask):
+            if self._fits(layer_counts(mask, layout), layout) and layout.satisfies_pattern(mask):
                 return mask
         strength = self.wide().strength
-        if layout.quota is not None:
-            return layout.quota.mask(strength, layout.slices, layout.shapes)
+        if layout.n_of_m is not None:
+            return layout.n_of_m.mask(strength, layout.slices, layout.shapes)
         if self.counts is None:
             return global_mask(strength, layout, self.keep)
         return layered_mask(strength, layout, self.counts)
@@ -77,9 +77,9 @@ class Genes:
         """Tell whether a mask of so many weights in each layer, all above the others, is theirs."""
         if self.counts is not None:
             return tuple(counts) == self.counts
-        enough = all(n >= least for n, least in zip(counts, layout.least, strict=True))
-        if layout.price is not None:
-            return enough and layout.price.is_spent(counts, self.keep)
+        enough = all(n >= least for n, least in zip(counts, layout.min_counts, strict=True))
+        if layout.mac_cost is not None:
+            return enough and layout.mac_cost.is_maximal(counts, self.keep)
         return enough and sum(counts) == self.keep
 
     def with_scores(self, scores: Tensor) -> Genes:
@@ -239,12 +239,12 @@ def align(genes: Genes, layout: Layout) -> Genes:
 
 
 def _cut_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
-    if layout.quota is not None:
+    if layout.n_of_m is not None:
         return _groups_at_zero(genes, layout, kind)
     kept, strength = genes.express(layout), genes.wide().strength
     spans = [_span(strength[part], kept[part]) for part in layout.slices]
     # where units have prices, cheap ones stay that rank below others
-    common = genes.counts is None and layout.price is None
+    common = genes.counts is None and layout.mac_cost is None
     cuts = _common(spans) if common else [_middle(*span) for span in spans]
     least, most = _BOUNDS[kind]
     found = torch.empty(layout.total, dtype=kind)
@@ -259,13 +259,13 @@ def _cut_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
 
 def _groups_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
     """Shift every group of a quota so that its own cut lies at 0; nothing else decides there."""
-    assert layout.quota is not None
+    assert layout.n_of_m is not None
     kept, strength = genes.express(layout), genes.wide().strength
     least, most = _BOUNDS[kind]
     found = torch.empty(layout.total, dtype=kind)
     where = layout.slices, layout.shapes
-    cuts = layout.quota.cuts(strength, kept, *where)
-    parts = (layout.quota.groups(one, *where) for one in (kept, found))
+    cuts = layout.n_of_m.cuts(strength, kept, *where)
+    parts = (layout.n_of_m.groups(one, *where) for one in (kept, found))
     for (scores, cut), stays, out in zip(cuts, *parts, strict=True):
         shifted = (scores - cut).float()
         out.copy_(torch.where(stays, shifted.clamp(least, most), shifted.clamp(-most, 0)))

@@ -63,7 +63,7 @@ class Refinement:
         if self.fade is None:
             return evaluator
         first, last = self.fade
-        return evaluator.faded(min(1.0, max(0.0, (step / self.steps - first) / (last - first))))
+        return evaluator.with_fade(min(1.0, max(0.0, (step / self.steps - first) / (last - first))))
 
 
 def refine(
@@ -86,7 +86,7 @@ def refine(
         with profiled("decode"):
             mask, now = _express(genes, scores, evaluator), plan.at(step, evaluator)
         with profiled("sample"):
-            batch = now.draw(plan.batch, generator)
+            batch = now.draw_batch(plan.batch, generator)
         with profiled("gradient"):
             gradient = now.score_gradient(mask, batch)
         if plan.clip is not None:

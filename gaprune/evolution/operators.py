@@ -67,7 +67,7 @@ def threshold_swap(
     the same group.
     """
     index = _draw_layers(layout, 1, generator)[0]
-    if layout.quota is not None:
+    if layout.n_of_m is not None:
         return _swapped_in_groups(genes, layout, index, generator, rate, reach)
     part, size = layout.slices[index], layout.sizes[index]
     kept = genes.express(layout)[part]
@@ -90,11 +90,11 @@ def _swapped_in_groups(
     genes: Genes, layout: Layout, index: int, generator: Generator, rate: float, reach: float
 ) -> Genes:
     """Exchange the last kept and the first dropped weight of groups in which they are near."""
-    assert layout.quota is not None
+    assert layout.n_of_m is not None
     parts = (genes.strength, genes.express(layout), torch.arange(layout.total))
     where = layout.slices, layout.shapes
     strength, kept, places = (
-        list(layout.quota.groups(one, *where))[index] for one in parts
+        list(layout.n_of_m.groups(one, *where))[index] for one in parts
     )  # [groups, M, positions]
     if strength.ndim == 1:  # all of it stays
         return genes
@@ -142,7 +142,7 @@ def reallocate(
     if genes.fixed or len(layout.sizes) < 2:
         return genes
     before = counts = _counts(genes, layout)
-    density = genes.keep / layout.worth
+    density = genes.keep / layout.dense_cost
     for _ in range(int(torch.randint(1, moves + 1, (), generator=generator))):
         giver, taker = _draw_layers(layout, 2, generator)
         smaller = min(layout.sizes[giver], layout.sizes[taker])
@@ -216,10 +216,12 @@ def _moved(
     """
     giver, taker, most = move
     wanted = int(torch.randint(1, most + 1, (), generator=generator))
-    if layout.price is not None:
-        return layout.price.moved(counts, (giver, taker, wanted), layout.least, genes.keep)
+    if layout.mac_cost is not None:
+        return layout.mac_cost.transfer(
+            counts, (giver, taker, wanted), layout.min_counts, genes.keep
+        )
     room = layout.sizes[taker] - counts[taker]
-    amount = max(0, min(wanted, counts[giver] - layout.least[giver], room))
+    amount = max(0, min(wanted, counts[giver] - layout.min_counts[giver], room))
     moved = list(counts)
     moved[giver] -= amount
     moved[taker] += amount
@@ -256,9 +258,9 @@ def _mixed_counts(
     if a.counts is None or b.counts is None or a.fixed or a.counts == b.counts:
         return a.counts
     mixed = np.asarray(a.counts) * (1 - weight) + np.asarray(b.counts) * weight
-    if layout.price is not None:
-        return tuple(layout.price.apportioned(mixed, layout.least, a.keep))
-    return tuple(apportion(mixed, a.keep, layout.sizes, layout.least))
+    if layout.mac_cost is not None:
+        return tuple(layout.mac_cost.apportion(mixed, layout.min_counts, a.keep))
+    return tuple(apportion(mixed, a.keep, layout.sizes, layout.min_counts))
 
 
 def find_mutation(name: str) -> Mutation:

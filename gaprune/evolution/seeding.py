@@ -80,7 +80,7 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
         except (GapruneError, RuntimeError) as error:
             warn(f"baseline {name} is left out: {error}")
             continue
-        scores = scores if units is None else units.mean(scores)
+        scores = scores if units is None else units.unit_mean(scores)
         if scope != "layer":
             yield Baseline(name, seed_genes(scores, layout, keep, scope))
         if scope == "layer" or name == "magnitude" or units is not None:

@@ -14,7 +14,7 @@ from gaprune.masks.supermask import Layout
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockUnits:
     """Blocks of `rows` outputs by `columns` inputs; those at the edges may be smaller.
 
     A layer is seen as a matrix: its outputs, and everything that one output reads (input channels
@@ -39,7 +39,7 @@ class Blocks:
         )
         return replace(self.weights, shapes=shapes)
 
-    def spread(self, mask: Tensor) -> Tensor:
+    def weight_mask(self, mask: Tensor) -> Tensor:
         """See `Units`."""
         found = torch.empty(self.weights.total, dtype=mask.dtype, device=mask.device)
         outs = self.weights.split(found).values()
@@ -50,11 +50,11 @@ class Blocks:
             matrix.copy_(wide[: len(matrix), :columns].reshape(matrix.shape))
         return found
 
-    def gather(self, values: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - of all `Units`
+    def unit_gradient(self, values: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - of all `Units`
         """See `Units`; blocks share no weight."""
         return self._sums(values)
 
-    def mean(self, values: Tensor) -> Tensor:
+    def unit_mean(self, values: Tensor) -> Tensor:
         """See `Units`."""
         return self._sums(values) / self._sums(torch.ones_like(values))
 

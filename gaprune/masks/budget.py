@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from gaprune.errors import InputError
-from gaprune.masks.mac_budget import Price
+from gaprune.masks.mac_budget import MacCost
 from gaprune.masks.supermask import MIN_KEEP, Layout
 
 SCOPES = {
@@ -41,23 +41,23 @@ def keep_total(layout: Layout, sparsity: float) -> int:
     Raises:
         InputError: fewer than the layers keep at least (the message says what is possible).
     """
-    if layout.quota is not None:
-        return sum(layout.quota.counts(layout.sizes))
-    if layout.price is not None:
-        return _affordable(layout, layout.price, sparsity)
+    if layout.n_of_m is not None:
+        return sum(layout.n_of_m.counts(layout.sizes))
+    if layout.mac_cost is not None:
+        return _affordable(layout, layout.mac_cost, sparsity)
     keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
-    if keep < sum(layout.least):
+    if keep < sum(layout.min_counts):
         raise _too_few(layout, sparsity, keep)
     return keep
 
 
-def _affordable(layout: Layout, price: Price, sparsity: float) -> int:
+def _affordable(layout: Layout, price: MacCost, sparsity: float) -> int:
     keep = price.limit
     if keep is None:
         keep = math.floor(price.dense * _density(sparsity))
-    if keep >= layout.cheapest:
+    if keep >= layout.min_cost:
         return keep
-    most = math.floor(1e6 * (1 - layout.cheapest / price.dense)) / 1e6
+    most = math.floor(1e6 * (1 - layout.min_cost / price.dense)) / 1e6
     if price.limit is not None:
         asked = f"budget_macs: {keep:,} multiply-adds"
         way_out = "state more"
@@ -65,7 +65,7 @@ def _affordable(layout: Layout, price: Price, sparsity: float) -> int:
         asked = f"sparsity: {sparsity} leaves {keep:,} of {price.dense:,} multiply-adds"
         way_out = f"at most {most:g} is possible"
     kept = "the least" if layout.floor == 0 else f"the floor {layout.floor}"
-    raise InputError(f"{asked}, and {kept} of every layer takes {layout.cheapest:,}; {way_out}")
+    raise InputError(f"{asked}, and {kept} of every layer takes {layout.min_cost:,}; {way_out}")
 
 
 def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
@@ -76,9 +76,11 @@ def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
             f"of the {len(layout.names)} layers; at most {1 - one_each / layout.total:.9g} is "
             "possible"
         )
-    needed = bisect.bisect(range(1000), keep, key=lambda n: sum(layout.with_floor(n / 1000).least))
+    needed = bisect.bisect(
+        range(1000), keep, key=lambda n: sum(layout.with_floor(n / 1000).min_counts)
+    )
     return InputError(
-        f"floor: {layout.floor} of every layer is {sum(layout.least)} weights, more than the "
+        f"floor: {layout.floor} of every layer is {sum(layout.min_counts)} weights, more than the "
         f"{keep} of {layout.total} that sparsity {sparsity} keeps; use --floor "
         f"{(needed - 1) / 1000} at most, or a lower sparsity"
     )
@@ -90,11 +92,11 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
     Raises:
         InputError: a layer would keep nothing (the message names it).
     """
-    if layout.quota is not None:
-        return list(layout.quota.counts(layout.sizes))
-    if layout.price is not None:
+    if layout.n_of_m is not None:
+        return list(layout.n_of_m.counts(layout.sizes))
+    if layout.mac_cost is not None:
         keep = keep_total(layout, sparsity)
-        return layout.price.apportioned(layout.sizes, layout.least, keep)
+        return layout.mac_cost.apportion(layout.sizes, layout.min_counts, keep)
     for name, size in zip(layout.names, layout.sizes, strict=True):
         if size * _density(sparsity) < Fraction(1, 2):
             raise InputError(
@@ -102,7 +104,7 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
                 f"layer keeps the same density; use a lower sparsity or --scope allocated"
             )
     exact = [float(size * _density(sparsity)) for size in layout.sizes]
-    return apportion(exact, keep_total(layout, sparsity), layout.sizes, layout.least)
+    return apportion(exact, keep_total(layout, sparsity), layout.sizes, layout.min_counts)
 
 
 def _density(sparsity: float) -> Fraction:

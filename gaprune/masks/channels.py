@@ -11,7 +11,7 @@ from gaprune.masks.supermask import Layout
 
 
 @dataclass(frozen=True, eq=False)
-class Wiring:
+class ChannelIndices:
     """Which channels one weight makes and reads.
 
     Attributes:
@@ -25,7 +25,7 @@ class Wiring:
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
+class ChannelUnits:
     """A unit for every channel; a weight stays where both channels that it joins do.
 
     Attributes:
@@ -36,9 +36,9 @@ class Channels:
 
     weights: Layout
     layout: Layout
-    wirings: tuple[Wiring, ...]
+    wirings: tuple[ChannelIndices, ...]
 
-    def spread(self, mask: Tensor) -> Tensor:
+    def weight_mask(self, mask: Tensor) -> Tensor:
         """See `Units`."""
         alive = self._alive(mask)
         found = torch.ones(self.weights.total, dtype=torch.bool, device=mask.device)
@@ -49,17 +49,17 @@ class Channels:
                     out.logical_and_(_along(alive[units.to(mask.device)], out.ndim, axis))
         return found
 
-    def gather(self, values: Tensor, mask: Tensor) -> Tensor:
+    def unit_gradient(self, values: Tensor, mask: Tensor) -> Tensor:
         """See `Units`: a weight counts for one of its channels where the other one stays."""
         return self._sums(values, self._alive(mask))
 
-    def mean(self, values: Tensor) -> Tensor:
+    def unit_mean(self, values: Tensor) -> Tensor:
         """See `Units`; a weight counts for both of its channels."""
         everything = torch.ones(self.layout.total + 1, dtype=torch.bool, device=values.device)
         counts = self._sums(torch.ones_like(values), everything)
         return self._sums(values, everything) / counts
 
-    def silent(self, mask: Tensor) -> Tensor:
+    def unread(self, mask: Tensor) -> Tensor:
         """Return the units that a flat mask of the weights leaves nobody to read.
 
         All that made them can go then, whatever the mask keeps of it.

@@ -35,7 +35,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Side:
+class Factor:
     """What makes one factor of a layer's work.
 
     Attributes:
@@ -48,16 +48,16 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Term:
+class MacTerm:
     """The work of one weight: `each` for every pair of an output and an input that stay."""
 
     each: int
-    outputs: Side
-    inputs: Side = Side(1)
+    outputs: Factor
+    inputs: Factor = Factor(1)
 
 
 @dataclass(frozen=True)
-class Price:
+class MacCost:
     """What the units of a layout cost; those of one layer all cost the same.
 
     Attributes:
@@ -71,28 +71,28 @@ class Price:
 
     dense: int
     fixed: int
-    terms: tuple[Term, ...]
+    terms: tuple[MacTerm, ...]
     sizes: tuple[int, ...]
     limit: int | None = None
     step: int = 1
 
-    def of(self, counts: Sequence[int] | Counts) -> int:
+    def macs(self, counts: Sequence[int] | Counts) -> int:
         """Return the multiply-adds of a network that keeps so many units of every layer."""
         kept = np.asarray(counts, dtype=np.float64)
         each, outputs, inputs = self._arrays
         return self.fixed + int(each @ ((outputs @ (*kept, 1)) * (inputs @ (*kept, 1))))
 
-    def least(self, counts: Sequence[int]) -> int:
+    def min_macs(self, counts: Sequence[int]) -> int:
         """Return what a network costs that keeps so many units of every layer, in whole steps."""
         return self._cost(self._steps(counts))
 
-    def is_spent(self, counts: Sequence[int], keep: int) -> bool:
+    def is_maximal(self, counts: Sequence[int], keep: int) -> bool:
         """Tell whether counts cost at most `keep`, and one unit more of any layer would pass it."""
         steps = self._steps(counts)
         whole = _plain(self._counts(steps)) == list(counts)
-        return whole and self.of(counts) <= keep and not self._open(steps, keep)
+        return whole and self.macs(counts) <= keep and not self._open(steps, keep)
 
-    def ranked(
+    def global_counts(
         self, scores: Tensor, slices: Sequence[slice], least: Sequence[int], keep: int
     ) -> list[int]:
         """Return how many of each layer stay when the best scores of all layers are bought first.
@@ -154,7 +154,7 @@ class Price:
                 within = {one: some[at_least[one]] for one, some in within.items()}
         return found
 
-    def apportioned(
+    def apportion(
         self, shares: Sequence[float] | NDArray[Any], least: Sequence[int], keep: int
     ) -> list[int]:
         """Return counts in proportion to shares, as far as the budget goes, none below its least.
@@ -188,7 +188,7 @@ class Price:
                 found[min(rest, key=lambda one: float(after[one]))] += 1
         return _plain(self._counts(found))
 
-    def moved(
+    def transfer(
         self,
         counts: Sequence[int],
         move: tuple[int, int, int],
@@ -222,7 +222,7 @@ class Price:
             return list(counts)
         paid = _least(lambda one: self._cost(given(one, taken)) <= keep, 0, most)
         after = _plain(self._counts(given(paid, taken)))
-        return self.apportioned(after, after, keep)
+        return self.apportion(after, after, keep)
 
     def _checked(self, least: Sequence[int], keep: int) -> Counts:
         found = self._steps(least)
@@ -246,7 +246,7 @@ class Price:
         return int(self._most[layer] if number >= self.sizes[layer] else number // self.step)
 
     def _cost(self, steps: Counts) -> int:
-        return self.of(self._counts(steps))
+        return self.macs(self._counts(steps))
 
     def _open(self, steps: Counts, keep: int) -> list[int]:
         """Return the layers of which one more step would fit."""

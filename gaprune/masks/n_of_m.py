@@ -16,7 +16,7 @@ COMPARED = 32  # groups of so many are compared, larger ones sorted
 
 
 @dataclass(frozen=True)
-class Quota:
+class NOfM:
     """How many weights stay in every group, and along which axis the groups lie.
 
     Attributes:

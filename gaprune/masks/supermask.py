@@ -20,8 +20,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.masks.mac_budget import Price
-from gaprune.masks.n_of_m import Quota
+from gaprune.masks.mac_budget import MacCost
+from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.top_k import mark
 
 MIN_KEEP = 1  # no layer is ever emptied: a layer without weights cuts the network in two
@@ -42,15 +42,15 @@ class Layout:
         names: qualified parameter names, in the order of the flat vector.
         shapes: the shape of each.
         floor: the fraction of every layer, in [0, 1), that every mask keeps.
-        quota: how many weights of every group stay, or None: any may.
-        price: what they cost, where a budget is in multiply-adds; None counts them.
+        n_of_m: how many weights of every group stay, or None: any may.
+        mac_cost: what they cost, where a budget is in multiply-adds; None counts them.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     floor: float = 0.0
-    quota: Quota | None = None
-    price: Price | None = None
+    n_of_m: NOfM | None = None
+    mac_cost: MacCost | None = None
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Layout:
@@ -63,7 +63,7 @@ class Layout:
         return tuple(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes)
 
     @cached_property
-    def least(self) -> tuple[int, ...]:
+    def min_counts(self) -> tuple[int, ...]:
         """Weights that each layer keeps at least: its floor rounded down, or `MIN_KEEP`."""
         part = Fraction(str(float(self.floor)))  # as it was written: 0.1 is a tenth
         return tuple(max(MIN_KEEP, floor(size * part)) for size in self.sizes)
@@ -78,14 +78,18 @@ class Layout:
         return sum(self.sizes)
 
     @property
-    def worth(self) -> int:
+    def dense_cost(self) -> int:
         """What everything is in the unit of budgets: weights, or multiply-adds."""
-        return self.total if self.price is None else self.price.dense
+        return self.total if self.mac_cost is None else self.mac_cost.dense
 
     @property
-    def cheapest(self) -> int:
+    def min_cost(self) -> int:
         """What the least of every layer is in that unit."""
-        return sum(self.least) if self.price is None else self.price.least(self.least)
+        return (
+            sum(self.min_counts)
+            if self.mac_cost is None
+            else self.mac_cost.min_macs(self.min_counts)
+        )
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
@@ -93,9 +97,9 @@ class Layout:
         ends = np.cumsum(self.sizes).tolist()
         return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
 
-    def fits(self, mask: Tensor) -> bool:
+    def satisfies_pattern(self, mask: Tensor) -> bool:
         """Tell whether a flat mask meets the quota, if there is one."""
-        return self.quota is None or self.quota.holds(mask, self.slices, self.shapes)
+        return self.n_of_m is None or self.n_of_m.holds(mask, self.slices, self.shapes)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views `[total]` → name → the layer's own shape; nothing is copied."""
@@ -141,27 +145,27 @@ def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tenso
 
 
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
-    """Mark the `keep` best scores of the whole network, at least `layout.least` in every layer.
+    """Mark the `keep` best scores of the whole network, at least `layout.min_counts` in every layer.
 
-    Where the layout has a price, `keep` are multiply-adds, see `Price.ranked`.
+    Where the layout has a price, `keep` are multiply-adds, see `MacCost.ranked`.
 
     Raises:
         InputError: `keep` is out of range or too small for the layers, or a score is NaN.
     """
-    if layout.price is not None:
-        counts = layout.price.ranked(scores, layout.slices, layout.least, keep)
+    if layout.mac_cost is not None:
+        counts = layout.mac_cost.global_counts(scores, layout.slices, layout.min_counts, keep)
         return layered_mask(scores, layout, counts)
     mask = top_k_mask(scores, keep)
-    if all(n >= low for n, low in zip(layer_counts(mask, layout), layout.least, strict=True)):
+    if all(n >= low for n, low in zip(layer_counts(mask, layout), layout.min_counts, strict=True)):
         return mask
-    least = sum(layout.least)
+    least = sum(layout.min_counts)
     if keep < least:
         each = f"{MIN_KEEP} in" if layout.floor == 0 else f"the floor {layout.floor} of"
         raise InputError(
             f"keep: must be at least {least}, {each} each of {len(layout.names)} layers, got {keep}"
         )
     # Every layer's best, also where it had some: else it could lose them to a starved layer.
-    mask = layered_mask(scores, layout, layout.least)
+    mask = layered_mask(scores, layout, layout.min_counts)
     rest = ~mask
     mask[rest] = top_k_mask(scores[rest], keep - least)
     return mask

@@ -24,10 +24,10 @@ class Units(Protocol):
     def weights(self) -> Layout:
         """The network's prunable weights."""
 
-    def spread(self, mask: Tensor) -> Tensor:
+    def weight_mask(self, mask: Tensor) -> Tensor:
         """Return the flat mask of the weights, of a flat mask of the units; on its device."""
 
-    def gather(self, values: Tensor, mask: Tensor) -> Tensor:
+    def unit_gradient(self, values: Tensor, mask: Tensor) -> Tensor:
         """Return for every unit the sum of `values` over the weights that it alone decides on.
 
         Args:
@@ -39,5 +39,5 @@ class Units(Protocol):
             weights, by the product rule.
         """
 
-    def mean(self, values: Tensor) -> Tensor:
+    def unit_mean(self, values: Tensor) -> Tensor:
         """Return the mean of `values` over all weights of every unit."""

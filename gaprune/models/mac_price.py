@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import InputError
-from gaprune.masks.blocks import Blocks
-from gaprune.masks.channels import Channels, Wiring
-from gaprune.masks.mac_budget import Price, Side, Term
+from gaprune.masks.blocks import BlockUnits
+from gaprune.masks.channels import ChannelIndices, ChannelUnits
+from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import Units
 from gaprune.models.macs import macs_by_weight
@@ -58,7 +58,9 @@ def kept_macs(target: Target, masks: Mapping[str, Tensor]) -> int:
     return round(work.dense - dropped)
 
 
-def price_of(target: Target, units: Units | None, limit: int | None = None, step: int = 1) -> Price:
+def price_of(
+    target: Target, units: Units | None, limit: int | None = None, step: int = 1
+) -> MacCost:
     """Return what the units of a pattern cost, or single weights.
 
     A weight that is not used as often at one place as at another counts as where it is used most;
@@ -83,7 +85,7 @@ def price_of(target: Target, units: Units | None, limit: int | None = None, step
         name: -(-work.own[name] // prod(shape))
         for name, shape in zip(target.layout.names, target.layout.shapes, strict=True)
     }
-    if isinstance(units, Channels):
+    if isinstance(units, ChannelUnits):
         found = [
             _joining(units, wiring, shape, each[name])
             for name, shape, wiring in zip(
@@ -91,24 +93,26 @@ def price_of(target: Target, units: Units | None, limit: int | None = None, step
             )
         ]
     else:
-        sizes = _block_sizes(units) if isinstance(units, Blocks) else [1] * len(each)
+        sizes = _block_sizes(units) if isinstance(units, BlockUnits) else [1] * len(each)
         found = [
-            Term(positions, Side(0, ((layer, size),)))
+            MacTerm(positions, Factor(0, ((layer, size),)))
             for layer, (positions, size) in enumerate(zip(each.values(), sizes, strict=True))
         ]
     layout: Layout = (target if units is None else units).layout
     terms = tuple(one for one in found if one.each)
     fixed = work.dense - sum(work.own.values())
-    return Price(work.dense, fixed, terms, layout.sizes, limit, step)
+    return MacCost(work.dense, fixed, terms, layout.sizes, limit, step)
 
 
-def _block_sizes(blocks: Blocks) -> list[int]:
+def _block_sizes(blocks: BlockUnits) -> list[int]:
     return [
         min(rows, blocks.rows) * min(columns, blocks.columns) for rows, columns in blocks.matrices
     ]
 
 
-def _joining(units: Channels, wiring: Wiring, shape: tuple[int, ...], positions: int) -> Term:
+def _joining(
+    units: ChannelUnits, wiring: ChannelIndices, shape: tuple[int, ...], positions: int
+) -> MacTerm:
     """Return the work of a weight that joins channels to channels."""
     sides, rest = [], prod(shape)
     layers = torch.arange(len(units.layout.sizes)).repeat_interleave(
@@ -116,19 +120,19 @@ def _joining(units: Channels, wiring: Wiring, shape: tuple[int, ...], positions:
     )
     for axis, index in zip(wiring.axes, wiring.units, strict=True):
         if axis >= len(shape):
-            sides.append(Side(1))
+            sides.append(Factor(1))
             continue
         rest //= shape[axis]
         if index is None:
-            sides.append(Side(shape[axis]))
+            sides.append(Factor(shape[axis]))
             continue
         free = index < units.layout.total
         counts = Counter(layers[index[free]].tolist())
         sizes = units.layout.sizes
         sides.append(
-            Side(
+            Factor(
                 int((~free).count_nonzero()),
                 tuple((layer, counts[layer] // sizes[layer]) for layer in sorted(counts)),
             )
         )
-    return Term(positions * rest, *sides)
+    return MacTerm(positions * rest, *sides)

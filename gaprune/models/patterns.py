@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from gaprune.config import Settings
 from gaprune.errors import InputError, unknown_name
-from gaprune.masks.blocks import Blocks
-from gaprune.masks.channels import Channels, Wiring
-from gaprune.masks.n_of_m import Quota
+from gaprune.masks.blocks import BlockUnits
+from gaprune.masks.channels import ChannelIndices, ChannelUnits
+from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import Units
 from gaprune.models.channel_groups import Channel, ChannelGroup, Place
@@ -27,8 +27,8 @@ from gaprune.pattern_names import (
     LATENCY,
     TOLERANCE,
     WEIGHTS,
-    BlockName,
-    QuotaName,
+    BlockPattern,
+    NMPattern,
     parse_pattern,
 )
 
@@ -46,7 +46,7 @@ def check_pattern(settings: Settings) -> None:
     """
     found = parse_pattern(settings.pattern)
     _check_budget(settings, found)
-    if not isinstance(found, QuotaName):
+    if not isinstance(found, NMPattern):
         return
     name = settings.pattern
     if abs(settings.sparsity - found.sparsity) > TOLERANCE and settings.max_drop is None:
@@ -72,11 +72,11 @@ def check_pattern(settings: Settings) -> None:
             )
 
 
-def _check_budget(settings: Settings, pattern: str | QuotaName | BlockName) -> None:
+def _check_budget(settings: Settings, pattern: str | NMPattern | BlockPattern) -> None:
     budget = settings.budget
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
-    if budget != WEIGHTS and isinstance(pattern, QuotaName):
+    if budget != WEIGHTS and isinstance(pattern, NMPattern):
         raise InputError(
             f"budget: pattern {settings.pattern!r} says how many weights of every layer stay, and "
             f"leaves {budget!r} nothing to decide; leave --budget out, or choose another pattern"
@@ -111,11 +111,11 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
     layout = (target if units is None else units).layout.with_floor(settings.floor)
     if settings.budget != WEIGHTS:
         price = price_of(target, units, settings.budget_macs, settings.width_multiple)
-        return replace(layout, price=price)
+        return replace(layout, mac_cost=price)
     name = parse_pattern(settings.pattern)
-    if not isinstance(name, QuotaName):
+    if not isinstance(name, NMPattern):
         return layout
-    return replace(layout, quota=_quota(target, name, settings.pattern))
+    return replace(layout, n_of_m=_quota(target, name, settings.pattern))
 
 
 def units_of(target: Target, settings: Settings) -> Units | None:
@@ -126,18 +126,18 @@ def units_of(target: Target, settings: Settings) -> Units | None:
         GapruneError: torch-pruning is not installed.
     """
     name = parse_pattern(settings.pattern)
-    if isinstance(name, BlockName):
+    if isinstance(name, BlockPattern):
         axes = tuple(_axes(target, one)[0] for one in target.layout.names)
-        return Blocks(target.layout, name.rows, name.columns, axes)
+        return BlockUnits(target.layout, name.rows, name.columns, axes)
     return channels_of(target, alike=settings.budget != WEIGHTS) if name == CHANNEL else None
 
 
 def fixed_scope(settings: Settings) -> str | None:
     """Return the scope that a pattern leaves, or None where it leaves all."""
-    return "layer" if isinstance(parse_pattern(settings.pattern), QuotaName) else None
+    return "layer" if isinstance(parse_pattern(settings.pattern), NMPattern) else None
 
 
-def channels_of(target: Target, *, alike: bool = False) -> Channels:
+def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
     """Return the channels of a network that can be removed whole.
 
     Args:
@@ -164,7 +164,7 @@ def channels_of(target: Target, *, alike: bool = False) -> Channels:
     wirings = tuple(
         _wiring(target, name, numbers, reads, layout.total) for name in target.layout.names
     )
-    return Channels(target.layout, layout, wirings)
+    return ChannelUnits(target.layout, layout, wirings)
 
 
 def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup, ...]:
@@ -197,7 +197,7 @@ def silent_channels(target: Target, masks: Mapping[str, Tensor]) -> dict[str, li
     units, groups = channels_of(target), channel_groups(target)
     flat = target.layout.flatten({name: mask.cpu() for name, mask in masks.items()})
     gone: dict[str, list[int]] = {}
-    for group, quiet in zip(groups, units.silent(flat).split(units.layout.sizes), strict=True):
+    for group, quiet in zip(groups, units.unread(flat).split(units.layout.sizes), strict=True):
         flags = zip(group.channels, quiet.tolist(), strict=True)
         leaving = [one.made[0] for one, goes in flags if goes]
         for place in leaving[1:] if len(leaving) == len(group.channels) else leaving:
@@ -249,17 +249,17 @@ def _maskable(target: Target) -> Callable[[Channel], bool]:
 
 def _wiring(
     target: Target, name: str, made: dict[Place, int], read: dict[Place, int], none: int
-) -> Wiring:
+) -> ChannelIndices:
     layer, _, leaf = name.rpartition(".")
     axes, shape = _axes(target, name), target.weights[name].shape
     if leaf != "weight":  # a bias or a projection: silent where nothing reads it
-        return Wiring(axes, (None, None))
+        return ChannelIndices(axes, (None, None))
     found = []
     for axis, units in zip(axes, (made, read), strict=True):
         size = shape[axis] if axis < len(shape) else 0
         index = torch.tensor([units.get(Place(layer, place), none) for place in range(size)])
         found.append(index if size and bool((index < none).any()) else None)
-    return Wiring(axes, (found[0], found[1]))
+    return ChannelIndices(axes, (found[0], found[1]))
 
 
 def _axes(target: Target, name: str) -> tuple[int, int]:
@@ -269,7 +269,7 @@ def _axes(target: Target, name: str) -> tuple[int, int]:
     return (1, 0) if swapped and target.weights[name].ndim > 1 else (0, 1)
 
 
-def _quota(target: Target, name: QuotaName, text: str) -> Quota:
+def _quota(target: Target, name: NMPattern, text: str) -> NOfM:
     """Return the quota of a network; layers in which it has no place stay whole.
 
     Raises:
@@ -282,7 +282,7 @@ def _quota(target: Target, name: QuotaName, text: str) -> Quota:
             f"pattern: {text!r} groups the inputs of linear layers and convolutions by {name.of}, "
             f"and no layer's number of inputs is a multiple of it ({sizes}); use another pattern"
         )
-    return Quota(name.keep, name.of, axes)
+    return NOfM(name.keep, name.of, axes)
 
 
 def _quota_axis(target: Target, name: str, of: int) -> int | None:

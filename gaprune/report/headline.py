@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gaprune.formatting import duration, listing, number, percent, points, ratio, size
-from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, asked_of
+from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
 from gaprune.report.reading import RunFiles
 from gaprune.report.words import DATA_LEVELS, ENDINGS
 
@@ -117,7 +117,7 @@ def _sparsity(record: Mapping[str, Any]) -> Figure:
     total, kept = counts(record)
     words = f"{number(kept)} of {number(total)} weights stay, each bit for bit as it was"
     settings = record.get("settings") or {}
-    unit = asked_of(settings.get("pattern", UNSTRUCTURED), record.get("budget") or WEIGHTS)
+    unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), record.get("budget") or WEIGHTS)
     if unit is not None:
         words += f"; asked was to remove {percent(record['sparsity']['asked'])} of the {unit}"
     name = "Sparsity" if unit is None else "Sparsity of weights"

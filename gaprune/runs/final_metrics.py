@@ -50,7 +50,7 @@ class FinalMetrics:
         self.observer.phase("repair", "matching its activations to the dense network's")
         with profiled("repair"), torch_threads(self.settings.threads_per_worker):
             masks = evaluator.masks(self.best.mask)
-            done = repair(self.target, masks, evaluator.nearest)
+            done = repair(self.target, masks, evaluator.statistics_inputs)
             model = repaired_copy(self.target, masks, done)
             outputs = answers(model, validation.inputs)
             found = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)

@@ -148,9 +148,9 @@ class _Trials:
     def __init__(self, target: Target, settings: Settings) -> None:
         self._target, self._settings = target, settings
         layout = searched_layout(target, settings)
-        assert layout.price is not None, "latency has a price"
-        self._layout, self._price = layout, layout.price
-        self.dense, self._least = layout.worth, layout.cheapest
+        assert layout.mac_cost is not None, "latency has a price"
+        self._layout, self._price = layout, layout.mac_cost
+        self.dense, self._least = layout.dense_cost, layout.min_cost
         self._networks: dict[int, nn.Module] = {}
         self._parts: dict[int, float] = {}
 
@@ -159,8 +159,8 @@ class _Trials:
         if macs < self._least:
             return
         budget = replace(self._price, limit=macs)
-        counts = uniform_counts(replace(self._layout, price=budget), self._settings.sparsity)
-        cost = budget.of(counts)
+        counts = uniform_counts(replace(self._layout, mac_cost=budget), self._settings.sparsity)
+        cost = budget.macs(counts)
         if cost in self._parts or cost in self._networks or cost >= self.dense:
             return
         gone: dict[str, list[int]] = {}

@@ -101,8 +101,8 @@ class Span:
     @classmethod
     def of(cls, layout: Layout, scope: str, largest: float) -> Span:
         """Return the span up to a largest sparsity, or up to where a layer would be emptied."""
-        density = Fraction(layout.cheapest, layout.worth)
-        if scope == "layer" and layout.price is None:
+        density = Fraction(layout.min_cost, layout.dense_cost)
+        if scope == "layer" and layout.mac_cost is None:
             density = max(density, Fraction(1, 2 * min(layout.sizes)))
         scale = Fraction(10) ** (2 - math.floor(math.log10(density)))  # as `at` rounds, but upwards
         most = min(largest, float(1 - math.ceil(density * scale) / scale))

@@ -168,7 +168,7 @@ class PruningRun:
             DenseNetwork(
                 evaluator.model, evaluator.weights, evaluator.weight_layout, self.target.inputs
             ),
-            evaluator.nearest[:CRITERION_INPUTS],
+            evaluator.statistics_inputs[:CRITERION_INPUTS],
             self.settings.sparsity,
             self.settings.scope,
             self.generator,
@@ -300,7 +300,7 @@ class PruningRun:
             repaired=repaired,
             front=[
                 {
-                    "sparsity": 1 - one.genes.keep / evaluator.layout.worth,
+                    "sparsity": 1 - one.genes.keep / evaluator.layout.dense_cost,
                     "validation": outcome.judged[one.key].agreement,
                 }
                 for one in outcome.front

@@ -19,7 +19,7 @@ def doubts(evaluator: Evaluator) -> Iterator[str]:
 
 def whole_layers(evaluator: Evaluator) -> str | None:
     """Say which layers a quota leaves whole, or return None."""
-    quota = evaluator.layout.quota
+    quota = evaluator.layout.n_of_m
     if quota is None or None not in quota.axes:
         return None
     pairs = zip(evaluator.layout.names, quota.axes, strict=True)

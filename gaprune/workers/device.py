@@ -106,11 +106,11 @@ def settle(evaluator: Any, device: str) -> Any:
     Raises:
         InputError: the network does not run there.
     """
-    if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_plain):
+    if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_cpu_float32):
         return evaluator
     with profiled(START):
         moved = evaluator.to(device)
-        moved.try_once()  # elsewhere, or otherwise, than the target was
+        moved.check_forward()  # elsewhere, or otherwise, than the target was
     return moved
 
 

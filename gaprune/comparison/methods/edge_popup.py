@@ -96,7 +96,7 @@ def edge_popup(
     scores = INITIAL_SCORES[how.initial](evaluator, generator)
     velocity = torch.zeros_like(scores)
     for step in range(how.steps):
-        shown = evaluator.draw(how.batch, generator)
+        shown = evaluator.draw_batch(how.batch, generator)
         gradient = evaluator.score_gradient(express(scores.abs()), shown)
         if not gradient.isfinite().all():
             raise GapruneError(
@@ -116,21 +116,21 @@ Express = Callable[[Tensor], Tensor]
 
 
 def _each_layer(layout: Layout, sparsity: float) -> Express:
-    if layout.quota is not None:
+    if layout.n_of_m is not None:
         return _under_quota(layout)
     counts = uniform_counts(layout, sparsity)
     return lambda scores: layered_mask(scores, layout, counts)
 
 
 def _over_all(layout: Layout, sparsity: float) -> Express:
-    if layout.quota is not None:
+    if layout.n_of_m is not None:
         return _under_quota(layout)
     keep = keep_total(layout, sparsity)
     return lambda scores: global_mask(scores, layout, keep)
 
 
 def _under_quota(layout: Layout) -> Express:
-    quota = layout.quota
+    quota = layout.n_of_m
     assert quota is not None
     return lambda scores: quota.mask(scores, layout.slices, layout.shapes)
 
@@ -163,7 +163,7 @@ def _from_weights(evaluator: Evaluator, _generator: torch.Generator) -> Tensor:
         for weight, fan in zip(evaluator.weights.values(), _fans_in(layout), strict=True)
     ]
     flat = torch.cat(parts)
-    return flat if evaluator.units is None else evaluator.units.mean(flat.abs())
+    return flat if evaluator.units is None else evaluator.units.unit_mean(flat.abs())
 
 
 def _fans_in(layout: Layout) -> list[int]:

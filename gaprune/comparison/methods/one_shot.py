@@ -12,7 +12,7 @@ from gaprune.comparison.methods.threshold import percentile_mask
 from gaprune.comparison.ranking import norms_of_channels
 from gaprune.criteria import CRITERIA, Criterion, score_with
 from gaprune.export.clustering import cluster_weights
-from gaprune.masks.channels import Channels
+from gaprune.masks.channels import ChannelUnits
 
 
 def by_criterion(criterion: Criterion) -> MethodFunction:
@@ -60,7 +60,7 @@ def whole_channels(norm: float) -> MethodFunction:
     ) -> Iterator[MethodResult]:
         target, ground = context.target, context.ground
         for sparsity in sparsities:
-            if isinstance(ground.units, Channels):
+            if isinstance(ground.units, ChannelUnits):
                 weights = target.layout.flatten(target.weights)
                 norms = norms_of_channels(ground.units, weights, norm)
                 yield context.masked(sparsity, ground.units_in_layers(norms, sparsity))
