@@ -26,7 +26,7 @@ from torch import nn
 from benchmarks.channel_methods import METHODS, Case
 from gaprune.calibration.samples import Samples
 from gaprune.cli.console import add_row, stdout, table
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CAS
         print(f"channels: error: {error}", file=sys.stderr)
         return 2
     chosen = {name: case for name, case in cases.items() if name in (options.only or cases)}
-    with Interrupts("rows that are known are kept"):
+    with SignalHandler("rows that are known are kept"):
         methods, runtimes = options.method or list(METHODS), options.runtime
         rows = list(rows_of(chosen, methods, options.seeds, runtimes, kept))
     if options.json:

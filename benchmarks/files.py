@@ -27,7 +27,7 @@ from benchmarks.claims import Claim, flat, missed, table
 from benchmarks.exported import alone, files, two_of_four
 from benchmarks.exported.case import Case, Context, run_at
 from benchmarks.exported.rows import Kept, Row, figures_of
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
-    with Interrupts("rows that are known are kept"):
+    with SignalHandler("rows that are known are kept"):
         try:
             parts = dict.fromkeys(case.part for case in CASES)
             for part in options.only:

@@ -33,7 +33,7 @@ from benchmarks.real.report import FULL_WIDTH, line, show
 from benchmarks.real.rows import Kept, Key, Row
 from benchmarks.real.settings import OWN, SETTINGS, SPARSITIES
 from gaprune.cli.console import stdout
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.serialization import to_json
 
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CAS
     except InputError as error:
         print(f"real_networks: error: {error}", file=sys.stderr)
         return 2
-    with Interrupts("rows that are known are kept"):
+    with SignalHandler("rows that are known are kept"):
         rows = list(rows_of(cases, keys, kept, options.data, options.rows))
     if options.json:
         print(to_json([row.record() for row in rows], indent=1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Collection
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
 
@@ -48,7 +48,7 @@ class Plugin(NamedTuple):
         return f"plug-in {self.name!r} ({self.package or 'no package'}: {self.place})"
 
 
-def installed(group: str = "") -> list[Plugin]:
+def installed_plugins(group: str = "") -> list[Plugin]:
     """Return what is installed in a group, or in all groups of gaprune, in order of names.
 
     Of several of one name the first in the order of places counts, on every machine.
@@ -73,12 +73,12 @@ def _installed(group: str, _: tuple[str, ...]) -> tuple[Plugin, ...]:
     return tuple(first.values())
 
 
-def names(group: str, own: Collection[str]) -> list[str]:
+def plugin_names(group: str, own: Collection[str]) -> list[str]:
     """Return the names that plug-ins add to a list of gaprune's own, which they cannot take."""
-    return [one.name for one in installed(group) if one.name not in own]
+    return [one.name for one in installed_plugins(group) if one.name not in own]
 
 
-def find(group: str, name: str, read: Callable[[Plugin, Any], T]) -> T | None:
+def find_plugin(group: str, name: str, read: Callable[[Plugin, Any], T]) -> T | None:
     """Return a plug-in by name, or None where there is none.
 
     Args:
@@ -89,13 +89,13 @@ def find(group: str, name: str, read: Callable[[Plugin, Any], T]) -> T | None:
     Raises:
         InputError: it is there, and its import or `read` fails: the user asked for it.
     """
-    for one in installed(group):
+    for one in installed_plugins(group):
         if one.name == name:
-            return read(one, load(one))
+            return read(one, load_plugin(one))
     return None
 
 
-def load(plugin: Plugin) -> Any:  # noqa: ANN401 - whatever an entry point holds
+def load_plugin(plugin: Plugin) -> Any:  # noqa: ANN401 - whatever an entry point holds
     """Import a plug-in and return what its entry point holds.
 
     Raises:
@@ -111,23 +111,25 @@ def load(plugin: Plugin) -> Any:  # noqa: ANN401 - whatever an entry point holds
         ) from error
 
 
-def readable(group: str, own: Collection[str], read: Callable[[Plugin, Any], T]) -> dict[str, T]:
+def load_plugins(
+    group: str, own: Collection[str], read: Callable[[Plugin, Any], T]
+) -> dict[str, T]:
     """Return all plug-ins of a group by name; one that is broken or shadows is left out.
 
     Warns:
         UserWarning: of each that is left out, and why.
     """
     found: dict[str, T] = {}
-    for one in installed(group):
+    for one in installed_plugins(group):
         try:
-            check_free(one, own)
-            found[one.name] = read(one, load(one))
+            check_name(one, own)
+            found[one.name] = read(one, load_plugin(one))
         except InputError as error:
             warnings.warn(f"{error}; it is left out", stacklevel=2)
     return found
 
 
-def check_free(plugin: Plugin, own: Collection[str]) -> None:
+def check_name(plugin: Plugin, own: Collection[str]) -> None:
     """Raise where a plug-in has a name of gaprune's own.
 
     Raises:
@@ -137,21 +139,19 @@ def check_free(plugin: Plugin, own: Collection[str]) -> None:
         raise InputError(f"{plugin.title}: {plugin.name!r} is gaprune's own in {plugin.group}")
 
 
-def of_type(kind: type[T], plugin: Plugin, held: object) -> T:
-    """Return what an entry point holds, which must be of a type.
+def require_type(kind: type[T]) -> Callable[[Plugin, object], T]:
+    """Return a reader that accepts objects of type `kind` only."""
 
-    Raises:
-        InputError: it is something else.
-    """
-    if not isinstance(held, kind):
-        raise InputError(
-            f"{plugin.title}: must be a {kind.__module__}.{kind.__name__}, got "
-            f"{type(held).__name__}"
-        )
-    return held
+    def read(plugin: Plugin, value: object) -> T:
+        if not isinstance(value, kind):
+            name = f"{kind.__module__}.{kind.__name__}"
+            raise InputError(f"{plugin.title}: must be a {name}, got {type(value).__name__}")
+        return value
+
+    return read
 
 
-def called(plugin: Plugin, held: object) -> Callable[..., Any]:
+def require_function(plugin: Plugin, held: object) -> Callable[..., Any]:
     """Return what an entry point holds, which must be a function.
 
     Raises:
@@ -160,11 +160,6 @@ def called(plugin: Plugin, held: object) -> Callable[..., Any]:
     if not callable(held):
         raise InputError(f"{plugin.title}: must be a function, got {type(held).__name__}")
     return held
-
-
-def typed(kind: type[T]) -> Callable[[Plugin, Any], T]:
-    """Return the reader of a group whose entry points hold objects of one type."""
-    return partial(of_type, kind)
 
 
 def _package(point: metadata.EntryPoint) -> str:

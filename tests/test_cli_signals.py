@@ -17,7 +17,7 @@ from command_line import OWN, PRUNE, TINY, Ran, Run, fill, tree
 from started_commands import Command
 
 from gaprune.cli import main
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.io.run_files import CHECKPOINT, FILES
 from gaprune.runs.directory import load_masks
 
@@ -138,7 +138,7 @@ def test_the_first_signal_interrupts_and_gives_the_exit_code(
 ) -> None:
     """And afterwards signals are handled as before."""
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.raises(SystemExit) as ended, Interrupts():
+    with pytest.raises(SystemExit) as ended, SignalHandler():
         signal.raise_signal(number)
     assert ended.value.code == code
     assert {one: signal.getsignal(one) for one in before} == before
@@ -148,7 +148,7 @@ def test_while_results_are_saved_only_the_second_signal_stops(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The first one is answered by a line, and counts for the exit code."""
-    with Interrupts() as interrupts:
+    with SignalHandler() as interrupts:
         interrupts.phase("search")
         interrupts.phase("test")
         signal.raise_signal(signal.SIGTERM)
@@ -160,7 +160,7 @@ def test_while_results_are_saved_only_the_second_signal_stops(
 
 def test_a_second_signal_ends_a_search_at_once() -> None:
     """Also while what was found is put together."""
-    with Interrupts() as interrupts:
+    with SignalHandler() as interrupts:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):

@@ -70,8 +70,8 @@ def test_settings_say_who_works() -> None:
     }
     tolerance = RetryPolicy(retries=5, timeout=9.0)
     expected = WorkerOptions(3, 2, 0.25, "ray://head:10001", tolerance)
-    assert WorkerOptions.of(make_settings({"sparsity": 0.5, **stated})) == expected
-    assert WorkerOptions.of(make_settings({"sparsity": 0.5})) == WorkerOptions()
+    assert WorkerOptions.from_settings(make_settings({"sparsity": 0.5, **stated})) == expected
+    assert WorkerOptions.from_settings(make_settings({"sparsity": 0.5})) == WorkerOptions()
 
 
 @pytest.mark.parametrize(

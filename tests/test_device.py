@@ -45,7 +45,7 @@ from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
-from gaprune.workers.device import settle, steady
+from gaprune.workers.device import move_evaluator, steady
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -265,8 +265,8 @@ def test_on_the_cpu_nothing_is_moved() -> None:
     """The evaluator is the same object, and is not even tried."""
     evaluator = tiny_evaluator()
     assert evaluator.to("cpu") is evaluator
-    assert settle(evaluator, "cpu") is evaluator
-    assert settle("no evaluator", "cuda") == "no evaluator"
+    assert move_evaluator(evaluator, "cpu") is evaluator
+    assert move_evaluator("no evaluator", "cuda") == "no evaluator"
 
 
 class Stuck(nn.Module):
@@ -373,7 +373,7 @@ def test_a_full_memory_is_told_with_the_way_out() -> None:
 def test_a_gpu_scores_as_the_cpu_does(name: str) -> None:
     """Up to rounding: fitness, verdicts, gradients; masks are exact."""
     evaluator = EVALUATORS[name]()
-    moved = settle(evaluator, "cuda")
+    moved = move_evaluator(evaluator, "cuda")
     mask = random_genes(evaluator.layout, evaluator.layout.total // 2).express(evaluator.layout)
     with steady("cuda"):
         assert moved.fitness(mask) == pytest.approx(evaluator.fitness(mask), rel=1e-3, abs=1e-4)

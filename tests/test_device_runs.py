@@ -41,7 +41,7 @@ from gaprune.runs.checkpointer import START, FolderCheckpointer
 from gaprune.runs.open_directory import open_run, reopen_run
 from gaprune.runs.prune import prune_target, run_pruning
 from gaprune.runs.result import Result
-from gaprune.workers import WorkerOptions, choose_device, choose_home, working_on
+from gaprune.workers import WorkerOptions, choose_device, choose_driver_device, on_device
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -319,9 +319,9 @@ def test_a_run_of_a_gpu_goes_on_without_one_where_that_is_asked_for(place: Path,
 
 def test_the_network_lives_where_the_search_begins() -> None:
     """With Ray, that is the CPU of this process, whatever its workers reserve."""
-    assert choose_home(WorkerOptions(device="cpu")) == "cpu"
-    assert choose_home(WorkerOptions(2, gpus=0.5, device="cuda")) == "cpu"
-    assert choose_home(WorkerOptions()) == choose_device(WorkerOptions())
+    assert choose_driver_device(WorkerOptions(device="cpu")) == "cpu"
+    assert choose_driver_device(WorkerOptions(2, gpus=0.5, device="cuda")) == "cpu"
+    assert choose_driver_device(WorkerOptions()) == choose_device(WorkerOptions())
 
 
 def test_auto_is_the_gpu_that_the_network_is_on() -> None:
@@ -335,7 +335,7 @@ def test_auto_is_the_gpu_that_the_network_is_on() -> None:
 def test_a_full_memory_is_told_with_the_way_out_wherever_it_happens() -> None:
     """Also while calibration inputs are made or criteria computed, in this process."""
     told = pytest.raises(GapruneError, match=r"device: the memory of cpu is full \(CUDA out of mem")
-    with told, working_on("cpu"):
+    with told, on_device("cpu"):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

@@ -251,7 +251,12 @@ def test_nobody_takes_a_name_of_our_own(tiny: Path, model: nn.Sequential) -> Non
     )
     sizes = torch.cat([one.abs().flatten() for one in model.parameters() if one.ndim == 2])
     assert flat(found).equal(sizes >= sizes.sort(descending=True).values[35])
-    assert plugins.names(plugins.CRITERIA, ["magnitude"]) == ["gone", "number", "spread", "torn"]
+    assert plugins.plugin_names(plugins.CRITERIA, ["magnitude"]) == [
+        "gone",
+        "number",
+        "spread",
+        "torn",
+    ]
 
 
 def test_broken_ones_are_left_out_of_lists(tiny: Path) -> None:

@@ -25,7 +25,7 @@ from gaprune.evolution.gradient import Refinement, refine
 from gaprune.models.input_options import InputOptions
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.resume import CHANGEABLE
-from gaprune.workers.device import settle, steady
+from gaprune.workers.device import move_evaluator, steady
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -237,8 +237,8 @@ def test_a_network_that_does_not_run_in_fewer_bits_is_named() -> None:
         model = Picky().eval().requires_grad_(False)
     evaluator = replace(picky, model=model, precision="bfloat16")
     with pytest.raises(InputError, match="precision: the network does not run on cpu in bfloat16"):
-        settle(evaluator, "cpu")
-    assert settle(replace(evaluator, precision="float32"), "cpu").model is model
+        move_evaluator(evaluator, "cpu")
+    assert move_evaluator(replace(evaluator, precision="float32"), "cpu").model is model
 
 
 def test_a_network_that_overflows_only_there_is_named() -> None:
@@ -249,7 +249,7 @@ def test_a_network_that_overflows_only_there_is_named() -> None:
     assert huge(evaluator.search.inputs).isfinite().all()
     evaluator = replace(evaluator, model=huge, precision="bfloat16")
     with pytest.raises(InputError, match="precision: the network overflows on cpu in bfloat16; le"):
-        settle(evaluator, "cpu")
+        move_evaluator(evaluator, "cpu")
 
 
 class Told(Silence):
@@ -339,8 +339,8 @@ def test_a_run_may_go_on_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_gpu_takes_fewer_bits(evaluator: Evaluator, precision: str) -> None:
     """Fitness and gradients are close to those of float32 there, verdicts equal, masks exact."""
-    wide = settle(evaluator, "cuda")
-    narrow = settle(replace(evaluator, precision=precision), "cuda")
+    wide = move_evaluator(evaluator, "cuda")
+    narrow = move_evaluator(replace(evaluator, precision=precision), "cuda")
     genes = random_genes(evaluator.layout, evaluator.layout.total // 2)
     mask = genes.express(evaluator.layout)
     with steady("cuda"):

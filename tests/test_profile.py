@@ -117,7 +117,7 @@ def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
     with run_profiler() as profiler:
         assert profiler is not None
         with RayWorkers(
-            tiny_evaluator(), WorkerOptions(2, tolerance=RetryPolicy(first_wait=0.1))
+            tiny_evaluator(), WorkerOptions(2, retry_policy=RetryPolicy(first_wait=0.1))
         ) as workers:
             begin = time.monotonic()
             assert workers.run([Echo(index, 0.1) for index in range(6)]) == list(range(6))

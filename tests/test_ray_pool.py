@@ -36,7 +36,7 @@ def said() -> list[str]:
 @pytest.fixture(scope="module")
 def pool(ray_session: None, said: list[str]) -> Iterator[RayWorkers]:
     """Two actors that hold `EVALUATOR`, shared by tests that take them down."""
-    with RayWorkers(EVALUATOR, WorkerOptions(2, tolerance=QUICK), said.append) as workers:
+    with RayWorkers(EVALUATOR, WorkerOptions(2, retry_policy=QUICK), said.append) as workers:
         yield workers
 
 
@@ -170,7 +170,7 @@ def test_workers_that_find_no_room_are_not_waited_for(pool: RayWorkers) -> None:
     impatient = RetryPolicy(start=0.5)
     with (
         pytest.raises(GapruneError, match=r"none of 1 could start: not ready.*has 0 CPUs"),
-        RayWorkers(EVALUATOR, WorkerOptions(1, tolerance=impatient)),
+        RayWorkers(EVALUATOR, WorkerOptions(1, retry_policy=impatient)),
     ):
         pytest.fail("it started")
     assert pool.run([Echo(1)]) == [1]
@@ -197,7 +197,7 @@ def test_a_evaluator_that_ends_its_process_is_tried_a_few_times(tmp_path: Path) 
         pytest.raises(GapruneError, match=r"none of 1 could start: its process died"),
         RayWorkers(
             Locked(tmp_path / "lock", ending=True),
-            WorkerOptions(1, tolerance=impatient),
+            WorkerOptions(1, retry_policy=impatient),
             hire=unreserved,
         ),
     ):
@@ -209,7 +209,7 @@ def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> Non
     tries = tmp_path / "tries"
     tries.mkdir()
     impatient = RetryPolicy(retries=9, starts=1, first_wait=0.01)
-    worker_options = WorkerOptions(2, tolerance=impatient)
+    worker_options = WorkerOptions(2, retry_policy=impatient)
     with RayWorkers(Locked(tmp_path / "lock"), worker_options, hire=unreserved) as workers:
         workers.run([Echo(0, 0.5), Echo(1, 0.5)])  # both are there
         (tmp_path / "lock").touch()

@@ -59,7 +59,7 @@ def generators(spec: InputSpec) -> dict[str, Generator_]:
     """
     own = {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]["uniform"]}
     taken = (*own, AUTO, PROCEDURAL, *OPTIMISED, *ALIASES)
-    added = plugins.names(plugins.GENERATORS + spec.kind, taken)
+    added = plugins.plugin_names(plugins.GENERATORS + spec.kind, taken)
     return {**own, **{name: partial(_added, name) for name in added}}
 
 
@@ -69,11 +69,11 @@ def _added(name: str, spec: InputSpec, count: int, generator: torch.Generator) -
     Raises:
         InputError: it is broken, or gives something else than inputs.
     """
-    drawn = plugins.find(
+    drawn = plugins.find_plugin(
         plugins.GENERATORS + spec.kind,
         name,
         lambda plugin, held: call_user(
-            plugins.called(plugin, held), spec, count, generator, where=plugin.title
+            plugins.require_function(plugin, held), spec, count, generator, where=plugin.title
         ),
     )
     shape, dtype = (count, *spec.shape), torch.int64 if spec.kind == "tokens" else torch.float32

@@ -163,18 +163,18 @@ def check_folder() -> Check:
 _GROUPS: dict[str, tuple[Iterable[str], Callable[[plugins.Plugin, Any], object]]] = {
     plugins.CRITERIA: (CRITERIA, read_criterion),
     plugins.OBJECTIVES: (OBJECTIVES, partial(read_objective, agreement)),
-    plugins.MUTATIONS: (MUTATIONS, plugins.called),
-    plugins.CROSSOVERS: (CROSSOVERS, plugins.called),
+    plugins.MUTATIONS: (MUTATIONS, plugins.require_function),
+    plugins.CROSSOVERS: (CROSSOVERS, plugins.require_function),
     plugins.PRESETS: (PRESETS, read_preset),
-    plugins.EXPORTERS: (EXPORTERS, plugins.typed(Exporter)),
-    **{plugins.GENERATORS + kind: (GENERATORS[kind], plugins.called) for kind in KINDS},
+    plugins.EXPORTERS: (EXPORTERS, plugins.require_type(Exporter)),
+    **{plugins.GENERATORS + kind: (GENERATORS[kind], plugins.require_function) for kind in KINDS},
 }
 """Group of plug-ins → our own names there, and what reads what an entry point holds."""
 
 
 def check_plugins() -> Check:
     """Which plug-ins are installed, and whether each can be imported and is what it should be."""
-    found = plugins.installed()
+    found = plugins.installed_plugins()
     broken = [trouble for one in found if (trouble := _trouble(one))]
     if broken:
         return Check("plug-ins", WARN, "; ".join(broken), "they are left out; uninstall them")
@@ -188,8 +188,8 @@ def _trouble(plugin: plugins.Plugin) -> str | None:
         return f"{plugin.title}: there is no group {plugin.group!r}; there are {known}"
     own, read = _GROUPS[plugin.group]
     try:
-        plugins.check_free(plugin, list(own))
-        read(plugin, plugins.load(plugin))
+        plugins.check_name(plugin, list(own))
+        read(plugin, plugins.load_plugin(plugin))
     except InputError as error:
         return str(error)
     return None

@@ -15,7 +15,7 @@ from gaprune.cli.comparison_table import WIDEST, show_comparison
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, methods
 from gaprune.comparison.comparison_job import COMPARISON_KEYS, make_request
 from gaprune.comparison.context import part_name
@@ -78,7 +78,7 @@ def compare_command(
     remark = f"the rows so far are in {place}; the same command without --overwrite goes on"
     with redirect_stdout(sys.stderr):  # stdout is for results, whatever the user's network prints
         target, train, test = request.load()
-        with Interrupts(remark), _Teller(quiet=quiet) as teller:
+        with SignalHandler(remark), _Teller(quiet=quiet) as teller:
             teller.phase("compare", f"{target.name}, rows in {place}")
             found = compare_target(
                 target,

@@ -15,7 +15,7 @@ from gaprune.cli import common_options as outputs
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.demo_run import FAST, SPARSITIES, TARGET, Demo, run_demo
 from gaprune.cli.prune_command import RUNS
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.config import EVOLVED
 from gaprune.formatting import duration, percent
 from gaprune.io.run_files import REPORT
@@ -45,7 +45,7 @@ def demo_command(
     settings = {"seed": seed, **(FAST if fast else {})}
     with ExitStack() as stack:
         run_directory = None if no_save else stack.enter_context(open_numbered_run(RUNS / "demo"))
-        stack.enter_context(Interrupts())
+        stack.enter_context(SignalHandler())
         monitor = stack.enter_context(Monitor(quiet=quiet))
         found = run_demo(monitor, settings)
         if run_directory is not None:

@@ -8,7 +8,7 @@ import typer
 
 from gaprune.cli.checks import CHECKS, FAIL, OK, Check, examine
 from gaprune.cli.console import Monitor, add_row, stdout, table
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.io.serialization import to_json
 
 
@@ -25,7 +25,7 @@ def doctor_command(
 
     Example: gaprune doctor
     """
-    with Interrupts(), Monitor() as monitor:
+    with SignalHandler(), Monitor() as monitor:
         monitor.say("examining this machine, some seconds")
         wanted = {name: check for name, check in CHECKS.items() if not (no_ray and name == "ray")}
         checks = []

@@ -12,7 +12,7 @@ import typer
 from gaprune.cli import common_options as outputs
 from gaprune.cli.completion import among
 from gaprune.cli.console import Monitor, add_row, stdout, table
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.export import EXPORTERS, Exported, export
 from gaprune.formatting import percent
 from gaprune.io.serialization import to_json
@@ -92,7 +92,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
     Example: gaprune export runs/mnist-cnn-0.98 --format onnx --out mnist-cnn-onnx
     """
     place = out if out is not None else f"{Path(run).expanduser().resolve()}-{form}"
-    with Interrupts("nothing was written"):
+    with SignalHandler("nothing was written"):
         # a factory file may print
         with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
             monitor.progress(f"export {form}, and reading back", 0, None)

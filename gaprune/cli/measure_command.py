@@ -15,7 +15,7 @@ from gaprune.cli import common_options as outputs
 from gaprune.cli.comparison_table import WIDEST
 from gaprune.cli.completion import among
 from gaprune.cli.console import Monitor, add_row, stdout, table
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.export.measure import RUNTIMES, Measured, measure
 from gaprune.formatting import MISSING, percent
 from gaprune.io.serialization import to_json
@@ -72,7 +72,7 @@ def measure_command(
     Example: gaprune measure sparse/model.safetensors dense/model.safetensors --runtimes torch
     """
     chosen = None if not runtimes else names(runtimes, "runtimes")
-    with Interrupts("nothing was written"):
+    with SignalHandler("nothing was written"):
         # a factory file may print
         with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
             found = measure(*files, target=target, runtimes=chosen, observer=monitor)

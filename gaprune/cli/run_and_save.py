@@ -11,7 +11,7 @@ import typer
 from gaprune.callbacks import Observer, Several
 from gaprune.cli.console import Monitor, show_result, stdout
 from gaprune.cli.profile_table import show_profile
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError
 from gaprune.io.serialization import to_json
@@ -45,7 +45,7 @@ def carry_out(
     """
     with (
         nullcontext() if tensorboard is None else Events(tensorboard) as events,
-        Interrupts() as interrupts,
+        SignalHandler() as interrupts,
         Monitor(quiet=quiet, on_phase=interrupts.phase) as monitor,
     ):
         told: Observer = monitor if events is None else Several(monitor, events)

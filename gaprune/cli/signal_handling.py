@@ -14,7 +14,7 @@ ENDING = "test"  # from this phase on a signal no longer stops the run: only mea
 PATIENCE = 2  # as many signals stop it all the same
 
 
-class Interrupts:
+class SignalHandler:
     """Inside the block the first signal raises KeyboardInterrupt, from where the search returns.
 
     While results are measured and saved, it is noted instead. Either way a line on stderr answers

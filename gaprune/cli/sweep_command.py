@@ -13,7 +13,7 @@ from gaprune.cli.completion import among
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
-from gaprune.cli.signal_handling import Interrupts
+from gaprune.cli.signal_handling import SignalHandler
 from gaprune.comparison.sweep_network import generated_validation
 from gaprune.comparison.sweeps import SWEEPS, SweepOptions, SweepResult, sweep
 from gaprune.config import Settings
@@ -87,7 +87,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
     place = free_name(RUNS / f"sweep-{slug(job.target)}") if out is None else Path(out)
     check_new(place)
     target, test = job.load("cpu")  # where its rows have been measured ever since
-    with Interrupts(), Monitor(quiet=quiet) as monitor:
+    with SignalHandler(), Monitor(quiet=quiet) as monitor:
         monitor.phase("sweep", f"{target.name} by {by}")
         held_out = test or generated_validation(target)
         found = sweep(by, target, held_out, over, monitor)

@@ -35,7 +35,7 @@ from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 from gaprune.runs.resolve_settings import check_settings
-from gaprune.workers import WorkerOptions, choose_home, working_on
+from gaprune.workers import WorkerOptions, choose_driver_device, on_device
 from gaprune.workers.serial import torch_threads
 
 _QUESTION = ("training", "epochs", "schedule", "clusters")
@@ -114,7 +114,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
-        device=choose_home(WorkerOptions.of(spec.settings)),
+        device=choose_driver_device(WorkerOptions.from_settings(spec.settings)),
     )
     data = ComparisonData(
         None if train is None else Samples(*train, "training data given by the caller"),
@@ -167,7 +167,7 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
         clusters=spec.clusters,
         observer=listener,
     )
-    with torch_threads(spec.settings.threads_per_worker), working_on(str(target.device)):
+    with torch_threads(spec.settings.threads_per_worker), on_device(str(target.device)):
         if out is None:
             return _run(context, spec, chosen, data.test, None)
         with open_store(out, identity_of(context, data), overwrite=overwrite) as store:

@@ -165,9 +165,9 @@ def find_criterion(
     """
     if name in CRITERIA:
         return CRITERIA[name]
-    found = plugins.find(plugins.CRITERIA, name, read_criterion)
+    found = plugins.find_plugin(plugins.CRITERIA, name, read_criterion)
     if found is None:
-        added = plugins.names(plugins.CRITERIA, CRITERIA)
+        added = plugins.plugin_names(plugins.CRITERIA, CRITERIA)
         raise unknown_name(argument, name, [*beside, *CRITERIA, *added])
     return found
 
@@ -183,7 +183,7 @@ def read_criterion(plugin: plugins.Plugin, held: Any) -> Criterion:  # noqa: ANN
         criterion = held
     else:
         text = (getattr(held, "__doc__", None) or plugin.title).strip().splitlines()[0]
-        function = plugins.called(plugin, held)
+        function = plugins.require_function(plugin, held)
         criterion = Criterion(plugin.name, function, True, True, plugin.package, text)
     guarded = partial(call_user, criterion.criterion, where=plugin.title)
     return replace(criterion, name=plugin.name, criterion=guarded)

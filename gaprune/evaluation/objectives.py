@@ -132,9 +132,9 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
         return black_box(name, load_function(name, "objective"), agreement_of)
     found = OBJECTIVES.get(name)
     if found is None:
-        found = plugins.find(plugins.OBJECTIVES, name, partial(read_objective, agreement_of))
+        found = plugins.find_plugin(plugins.OBJECTIVES, name, partial(read_objective, agreement_of))
     if found is None:
-        added = plugins.names(plugins.OBJECTIVES, OBJECTIVES)
+        added = plugins.plugin_names(plugins.OBJECTIVES, OBJECTIVES)
         raise unknown_name("objective", name, [*OBJECTIVES, *added, AUTO, "FILE.py:FUNCTION"])
     if found.agreement is agreement and not classes:
         raise InputError(
@@ -152,7 +152,7 @@ def read_objective(agreement_of: Metric, plugin: plugins.Plugin, held: Any) -> O
     """
     if isinstance(held, Objective):
         return replace(held, name=plugin.name)
-    return black_box(plugin.name, plugins.called(plugin, held), agreement_of)
+    return black_box(plugin.name, plugins.require_function(plugin, held), agreement_of)
 
 
 def black_box(spec: str, function: Callable[..., Any], agreement_of: Metric) -> Objective:

@@ -282,9 +282,9 @@ def find_crossover(name: str) -> Crossover:
 
 
 def _find(what: str, name: str, own: Mapping[str, Operator], group: str) -> Operator:
-    found: Any = own.get(name) or plugins.find(group, name, plugins.called)
+    found: Any = own.get(name) or plugins.find_plugin(group, name, plugins.require_function)
     if found is None:
-        raise unknown_name(what, name, [*own, *plugins.names(group, own)])
+        raise unknown_name(what, name, [*own, *plugins.plugin_names(group, own)])
     operator: Operator = found
     return operator
 

@@ -101,9 +101,9 @@ PRESETS: dict[str, Preset] = {
 
 def find_preset(name: str) -> Preset:
     """Return a preset by name, our own or a plug-in's, or say which there are."""
-    found = PRESETS.get(name) or plugins.find(plugins.PRESETS, name, read_preset)
+    found = PRESETS.get(name) or plugins.find_plugin(plugins.PRESETS, name, read_preset)
     if found is None:
-        raise unknown_name("preset", name, [*PRESETS, *plugins.names(plugins.PRESETS, PRESETS)])
+        raise unknown_name("preset", name, [*PRESETS, *plugins.plugin_names(plugins.PRESETS, PRESETS)])
     return found
 
 
@@ -113,7 +113,7 @@ def read_preset(plugin: plugins.Plugin, held: Any) -> Preset:  # noqa: ANN401 - 
     Raises:
         InputError: it is none, or names an operator that there is not.
     """
-    preset = plugins.of_type(Preset, plugin, held)
+    preset = plugins.require_type(Preset)(plugin, held)
     for names, find in ((preset.mutations, find_mutation), (preset.crossovers, find_crossover)):
         for name in set(names) - {NONE}:
             try:

@@ -161,9 +161,9 @@ def exporter_of(form: str) -> Exporter:
     """
     found = EXPORTERS.get(form)
     if found is None:
-        found = plugins.find(plugins.EXPORTERS, form, plugins.typed(Exporter))
+        found = plugins.find_plugin(plugins.EXPORTERS, form, plugins.require_type(Exporter))
     if found is None:
         raise unknown_name(
-            "format", form, [*EXPORTERS, *plugins.names(plugins.EXPORTERS, EXPORTERS)]
+            "format", form, [*EXPORTERS, *plugins.plugin_names(plugins.EXPORTERS, EXPORTERS)]
         )
     return found

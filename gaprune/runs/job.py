@@ -22,7 +22,7 @@ from gaprune.models.zoo import ZOO
 from gaprune.profiling import profiled
 from gaprune.runs.option_keys import Key, count, names, numbers, sizes, text, yes_or_no
 from gaprune.runs.resolve_settings import check_settings
-from gaprune.workers import WorkerOptions, choose_home
+from gaprune.workers import WorkerOptions, choose_driver_device
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PruneJob:
 
         Args:
             device: where the dense network is put; None is where the search begins
-                (`choose_home`).
+                (`choose_driver_device`).
 
         Raises:
             InputError: either is wrong; the message says what.
@@ -65,7 +65,7 @@ class PruneJob:
                 weights=None if self.weights is None else Path(self.weights),
                 inputs=self.inputs,
                 prune_also=self.prune_also,
-                device=device or choose_home(WorkerOptions.of(self.settings)),
+                device=device or choose_driver_device(WorkerOptions.from_settings(self.settings)),
                 output=self.output,
                 allow_download=self.allow_download,
             )

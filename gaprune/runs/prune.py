@@ -28,7 +28,7 @@ from gaprune.runs.open_directory import OpenRun, open_run
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.result import Result
 from gaprune.runs.run import PruningRun
-from gaprune.workers import WorkerOptions, choose_home, working_on
+from gaprune.workers import WorkerOptions, choose_driver_device, on_device
 
 
 @torch.inference_mode(mode=False)  # whatever the caller has switched off
@@ -94,7 +94,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
-        device=choose_home(WorkerOptions.of(chosen)),
+        device=choose_driver_device(WorkerOptions.from_settings(chosen)),
     )
     labelled = None if test is None else Samples(*test, "test data given by the caller")
     with nullcontext() if out is None else open_run(out) as run_directory:
@@ -152,10 +152,10 @@ def run_pruning(
 
     What comes of it lies on the CPU, wherever the target is.
     """
-    here = target if WorkerOptions.of(settings).here else target.to(CPU)  # what actors are sent
+    here = target if WorkerOptions.from_settings(settings).in_process else target.to(CPU)  # what actors are sent
     given = calibrate(here, settings, observer)
     settings = given.settings
-    with working_on(str(here.device)):
+    with on_device(str(here.device)):
         if settings.max_drop is None:
             result = PruningRun(here, settings, test, observer, checkpointer).result()
         else:

@@ -60,7 +60,7 @@ def check_settings(settings: Settings) -> Preset:
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
         )
     check_pattern(settings)
-    check_precision(settings.precision, choose_device(WorkerOptions.of(settings)))
+    check_precision(settings.precision, choose_device(WorkerOptions.from_settings(settings)))
     return as_pareto(preset) if settings.pareto else preset
 
 
@@ -97,7 +97,7 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     if preset.gradient and settings.clip is None and len(target.layout.names) >= MANY_LAYERS:
         changes["clip"] = CLIP
     changes |= _for_calibration(settings, target)
-    device = choose_device(WorkerOptions.of(settings), target.device)
+    device = choose_device(WorkerOptions.from_settings(settings), target.device)
     precision = choose_precision(settings.precision, device, target.dtype)
     changes |= {"device": device, "precision": precision}
     own = {"scope": preset.scope, "objective": preset.objective}

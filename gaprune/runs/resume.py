@@ -30,7 +30,7 @@ from gaprune.runs.job import PruneJob, make_job
 from gaprune.runs.open_directory import OpenRun, reopen_run
 from gaprune.runs.prune import run_pruning
 from gaprune.runs.result import Result
-from gaprune.workers import WorkerOptions, choose_device, choose_home
+from gaprune.workers import WorkerOptions, choose_device, choose_driver_device
 
 LIMITS = ("generations", "evaluations", "seconds", "stagnation", "patience")
 ARITHMETIC = ("threads_per_worker", "gpus_per_worker", "device")
@@ -104,7 +104,7 @@ def go_on(
             model,
             inputs=_as_options(facts["inputs"]),
             prune_also=facts["layers"],
-            device=choose_home(WorkerOptions.of(settings)),
+            device=choose_driver_device(WorkerOptions.from_settings(settings)),
         )
     elif "target" in stated:
         used = settings.model_dump(mode="json")  # the device of `stated` may not be here
@@ -176,7 +176,7 @@ def _settings(
         )
     settings = make_settings({**kept, **{name: edited[name] for name in differing}, **changes})
     settings = settings.replace(
-        device=choose_device(WorkerOptions.of(settings))
+        device=choose_device(WorkerOptions.from_settings(settings))
     )  # `auto` decided here
     for name in LIMITS:
         if settings.max_drop is not None and getattr(settings, name) != kept.get(name):

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from gaprune.workers.device import choose_device, choose_home, working_on
+from gaprune.workers.device import choose_device, choose_driver_device, on_device
 from gaprune.workers.protocol import FailedTask, Warn, WorkerOptions, Workers
 from gaprune.workers.retry_policy import RetryPolicy
 from gaprune.workers.serial import SerialWorkers
@@ -19,9 +19,9 @@ __all__ = [
     "WorkerOptions",
     "Workers",
     "choose_device",
-    "choose_home",
+    "choose_driver_device",
     "open_workers",
-    "working_on",
+    "on_device",
 ]
 
 
@@ -36,7 +36,7 @@ def open_workers(
         InputError: the device that is asked for is not there.
     """
     device = choose_device(worker_options)
-    if worker_options.here:
+    if worker_options.in_process:
         return SerialWorkers(evaluator, worker_options.threads, device)
     from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - as below
 

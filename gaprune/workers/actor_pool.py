@@ -57,7 +57,7 @@ class ActorPool:
         self._hire, self._evaluator, self._shipment = hire, evaluator, shipment
         self._worker_options, self._tolerance, self._warn = (
             worker_options,
-            worker_options.tolerance,
+            worker_options.retry_policy,
             warn,
         )
         self._workers = [Worker() for _ in range(worker_options.count)]
@@ -80,7 +80,7 @@ class ActorPool:
             left = max(0.0, self.wakes() - time.monotonic())
             if self.starting:
                 for reference in ray.wait(list(self.starting), timeout=left)[0]:
-                    self.settle(reference)
+                    self.handle_started(reference)
             else:
                 time.sleep(left)
 
@@ -109,7 +109,7 @@ class ActorPool:
                 reference = worker.actor.load.remote(self._evaluator, self._shipment)
                 self.starting[reference] = worker
 
-    def settle(self, reference: Any) -> None:
+    def handle_started(self, reference: Any) -> None:
         """Take in a worker that has become ready, or has failed to."""
         worker = self.starting.pop(reference)
         self._note_start(worker)

@@ -20,10 +20,10 @@ __all__ = [
     "CUDA",
     "behind",
     "choose_device",
-    "choose_home",
-    "settle",
+    "choose_driver_device",
+    "move_evaluator",
     "steady",
-    "working_on",
+    "on_device",
 ]
 
 AUTO, CUDA = "auto", "cuda"
@@ -45,7 +45,7 @@ def choose_device(worker_options: WorkerOptions, target: torch.device | None = N
     asked = worker_options.device
     if worker_options.gpus:
         return _of_actors_with_gpus(asked, worker_options.gpus)
-    if not worker_options.here:
+    if not worker_options.in_process:
         if asked not in (AUTO, CPU):
             raise InputError(
                 f"device: {asked!r} asked, but workers that are Ray actors have the GPUs that they "
@@ -62,7 +62,7 @@ def choose_device(worker_options: WorkerOptions, target: torch.device | None = N
     return asked
 
 
-def choose_home(worker_options: WorkerOptions) -> str:
+def choose_driver_device(worker_options: WorkerOptions) -> str:
     """Return where the dense network lives: with the search, where that is in this process.
 
     calibration inputs are then inverted and criteria computed on its GPU as well. Ray actors are sent the
@@ -72,7 +72,7 @@ def choose_home(worker_options: WorkerOptions) -> str:
         InputError: as `choose_device`.
     """
     device = choose_device(worker_options)
-    return device if worker_options.here else CPU
+    return device if worker_options.in_process else CPU
 
 
 def _of_actors_with_gpus(asked: str, gpus: float) -> str:
@@ -100,7 +100,7 @@ def _check_there(asked: str) -> None:
         raise InputError(f"device: {asked!r} asked, but there are {count} GPU(s), counted from 0")
 
 
-def settle(evaluator: Any, device: str) -> Any:
+def move_evaluator(evaluator: Any, device: str) -> Any:
     """Return the evaluator where candidates are tried, and how; what is no `Evaluator` stays as it is.
 
     Raises:
@@ -120,7 +120,7 @@ def behind(device: str) -> Callable[[], object] | None:
 
 
 @contextmanager
-def working_on(device: str) -> Iterator[None]:
+def on_device(device: str) -> Iterator[None]:
     """Work on a device: equal bits for equal work (`steady`), and a full memory is told of.
 
     Raises:

@@ -23,7 +23,7 @@ class WorkerOptions:
         gpus: GPUs of each: 0, a fraction that several share, or a whole number.
         address: of a Ray cluster: `auto`, `ray://HOST:PORT` or `HOST:PORT`; `none` is a Ray of its
             own on this machine. A Ray that the caller has started goes before all of them.
-        tolerance: what is done about those that are lost.
+        retry_policy: what is done about those that are lost.
         device: where candidates are tried, as the user asks for it; see `choose_device`.
     """
 
@@ -31,16 +31,16 @@ class WorkerOptions:
     threads: int = 1
     gpus: float = 0.0
     address: str = "none"
-    tolerance: RetryPolicy = field(default_factory=RetryPolicy)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     device: str = "auto"
 
     @property
-    def here(self) -> bool:
+    def in_process(self) -> bool:
         """Whether this process is the one worker: no actor, so no Ray."""
         return self.count == 1 and not self.gpus and self.address == OWN
 
     @classmethod
-    def of(cls, settings: Settings) -> WorkerOptions:
+    def from_settings(cls, settings: Settings) -> WorkerOptions:
         """Read it from the settings of a run."""
         return cls(
             settings.workers,

@@ -73,7 +73,7 @@ class RayWorkers:
         self.traffic = Traffic()
         self._evaluator, self._worker_options, self._warn = evaluator, worker_options, warn
         self._hire = hire or partial(_hire, worker_options)
-        self._durations = Durations(worker_options.tolerance.timeout)
+        self._durations = Durations(worker_options.retry_policy.timeout)
         self._references: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._calls: dict[Any, _Call] = {}
         self._check_at = float("inf")  # when a call may have become a hang
@@ -151,7 +151,7 @@ class RayWorkers:
         Raises:
             GapruneError: all workers are lost and none can be started.
         """
-        task_queue = TaskQueue(tasks, self._worker_options.tolerance, self._durations)
+        task_queue = TaskQueue(tasks, self._worker_options.retry_policy, self._durations)
         with profiled(TRANSPORT):
             while task_queue.is_open:
                 now = time.monotonic()
@@ -216,7 +216,7 @@ class RayWorkers:
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for reference in ready:
             if reference in self._actor_pool.starting:
-                self._actor_pool.settle(reference)
+                self._actor_pool.handle_started(reference)
             else:
                 self._receive(reference, self._calls.pop(reference), task_queue)
 

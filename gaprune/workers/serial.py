@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 
 from gaprune.profiling import OTHER, profiled
-from gaprune.workers.device import CPU, settle, working_on
+from gaprune.workers.device import CPU, move_evaluator, on_device
 from gaprune.workers.malloc import keep_heap
 
 
@@ -37,7 +37,7 @@ class SerialWorkers:
         keep_heap()
         with (
             torch_threads(self._threads),
-            working_on(self._device),
+            on_device(self._device),
             profiled(OTHER),  # of a task, as on other workers
         ):
             return [task.run(self._settled) for task in tasks]
@@ -56,7 +56,7 @@ class SerialWorkers:
     @cached_property
     def _settled(self) -> Any:
         """The evaluator where tasks run."""
-        return settle(self._evaluator, self._device)
+        return move_evaluator(self._evaluator, self._device)
 
 
 @contextmanager

@@ -296,16 +296,16 @@ def added_methods() -> dict[str, Method]:
     Warns:
         UserWarning: of each that is broken; it is left out.
     """
-    found = plugins.readable(plugins.CRITERIA, methods(), read_criterion)
+    found = plugins.load_plugins(plugins.CRITERIA, methods(), read_criterion)
     return {name: _of(criterion) for name, criterion in found.items()}
 
 
 def _added(name: str, known: Sequence[str]) -> Method:
     """Return the method of a plug-in's criterion, over all layers or inside each."""
     for own, make in ((name, _of), (name.removesuffix(LAYERWISE), _in_layers)):
-        for plugin in plugins.installed(plugins.CRITERIA):
+        for plugin in plugins.installed_plugins(plugins.CRITERIA):
             if plugin.name == own and own not in known:
-                criterion = read_criterion(plugin, plugins.load(plugin))
+                criterion = read_criterion(plugin, plugins.load_plugin(plugin))
                 return replace(make(criterion), code=plugin.package)
-    added = plugins.names(plugins.CRITERIA, known)
+    added = plugins.plugin_names(plugins.CRITERIA, known)
     raise unknown_name("methods", name, [*known, *added, "FILE.py:FUNCTION"])
