@@ -1,4 +1,4 @@
-# make demo and make test set up what they need, once: Python 3.11 or newer and make are enough.
+# Every target creates .venv on first use. You need Python 3.11 or newer and make.
 
 PYTHON ?= python3
 ARGS ?=
@@ -10,19 +10,19 @@ PYTEST := -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all coverage lint format docs package bench venv clean
 
-help:  ## list these commands
+help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' Makefile
 
-demo: $(READY)  ## prune a real network without data and print the table
+demo: $(READY)  ## prune a real network without data and print a table
 	@$(BIN)/gaprune demo $(ARGS)
 
-test: $(READY)  ## run the tests in two processes; make test ARGS="-k budget" runs some, TESTERS=0 in one
+test: $(READY)  ## run the quick tests in two processes (ARGS="-k budget" selects some, TESTERS=0 uses one process)
 	@$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
-test-all: $(READY)  ## run the slow ones as well: lost nodes, signals, every fault
+test-all: $(READY)  ## run the slow tests too: lost nodes, signals, every fault
 	@$(BIN)/python $(PYTEST) $(ARGS)
 
-coverage: $(READY)  ## lines of gaprune/ that the quick tests run
+coverage: $(READY)  ## report which lines of gaprune/ the quick tests run
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run $(PYTEST) -m "not slow" $(ARGS)
 	@$(BIN)/coverage combine -q
@@ -33,19 +33,19 @@ lint: $(READY)  ## check style, format and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-format: $(READY)  ## write the format that lint checks
+format: $(READY)  ## reformat the code
 	@$(BIN)/ruff format
 
-docs: $(READY)  ## build the pages of docs/ into site/, without warnings
+docs: $(READY)  ## build docs/ into site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-package: $(READY)  ## build sdist and wheel, and use the wheel in an environment of its own
+package: $(READY)  ## build sdist and wheel and try the wheel in a fresh environment
 	@sh scripts/check_package.sh
 
-bench: $(READY)  ## reproduce the quality table (hours)
+bench: $(READY)  ## reproduce the quality table (takes hours)
 	@$(BIN)/python -m benchmarks.quality $(ARGS)
 
-venv: $(READY)  ## set up .venv only
+venv: $(READY)  ## create .venv only
 
 clean:  ## remove .venv and all caches
 	@rm -rf .venv build dist site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, reproducible examples, one Ray for those that need it."""
+"""Shared by all tests: one torch thread, reproducible examples, one Ray session."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from command_line import Run
     from started_commands import Command
 
-# Read by Ray when it starts: no report over the network, no warning about its future default.
+# Ray reads these when it starts: send no usage report, and do not warn about a future default.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-# Results are promised for a fixed number of threads, and two busy processes starve each other.
+# Results are reproducible for a fixed number of threads, and two test processes share two cores.
 torch.set_num_threads(1)
 
-# The first example of a property often pays for an import, so a deadline would strike at random.
+# The first example of a property often pays for an import, so deadlines would fail at random.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and all that start Ray in the same, first of all.
+    """Run the tests of a file in one process, and all tests that use Ray first, in the same process.
 
-    They take longest, and two of them beside each other starve. Without pytest-xdist this is only
-    an order.
+    Ray tests take longest, and two at a time overload two cores. Without pytest-xdist this only
+    sets the order.
     """
     heavy = {
         item.path
@@ -47,8 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A real Ray of two CPUs, started by the first test that asks and stopped after the last."""
-    import ray  # noqa: PLC0415 - seconds that most test runs can do without
+    """A real Ray with two CPUs, started by the first test that needs it and stopped at the end."""
+    import ray  # noqa: PLC0415 - importing Ray takes seconds
 
     ray.init(
         address="local",
@@ -56,7 +56,7 @@ def ray_session() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=256 * 1024**2,
-        # actors are started elsewhere and must find what tests/ and the checkout define
+        # actors are separate processes and must import from tests/ and the checkout
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
     )
     yield
@@ -65,7 +65,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command of gaprune in this process."""
+    """Run a gaprune command in this process."""
     from command_line import run_here  # noqa: PLC0415 - it imports all of gaprune
 
     return lambda *arguments: run_here(arguments, capsys)
@@ -73,7 +73,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with a network, its weights, and some inputs with labels."""
+    """The working directory, with a network, its weights, and some labelled inputs."""
     from command_line import fill  # noqa: PLC0415 - it imports all of gaprune
 
     fill(tmp_path)
@@ -83,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(place: Path) -> Iterator[Callable[..., Command]]:
-    """Start commands as processes in `place`; whatever is left of them at the end is killed."""
+    """Start commands as processes in the working directory; kill what is left of them at the end."""
     from started_commands import starting  # noqa: PLC0415 - it imports all of gaprune
 
     with starting(place) as call:
