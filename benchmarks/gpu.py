@@ -28,8 +28,8 @@ from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.scoring import ScoreGroup
-from gaprune.evolution.tasks import Breed, Recipe, Score
+from gaprune.evolution.scoring import ScoreGroupTask
+from gaprune.evolution.tasks import BreedTask, ScoreTask, Variation
 from gaprune.masks.supermask import pack
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun
@@ -97,10 +97,10 @@ class Case:
             self.evaluator, gradient_inputs=self.evaluator.search, gradient_share=1.0, mixture=None
         )
 
-    def steps(self, seed: int) -> Breed:
+    def steps(self, seed: int) -> BreedTask:
         """Return a task of `STEPS` gradient steps and a score."""
-        recipe = Recipe(refinement=Refinement(STEPS, 1.0, self.batch))
-        return Breed((self.genes(),), recipe, seed, -1)
+        recipe = Variation(refinement=Refinement(STEPS, 1.0, self.batch))
+        return BreedTask((self.genes(),), recipe, seed, -1)
 
 
 def rate(run: Callable[[], object], evaluations: int, seconds: float) -> float:
@@ -123,7 +123,7 @@ def devices(case: Case) -> Iterator[Row]:
             for calibration, evaluator in evaluators.items():
                 with SerialWorkers(replace(evaluator, precision=precision), 1, device) as workers:
                     if calibration == "held":
-                        run = partial(workers.run, [Score(bits, -1)])
+                        run = partial(workers.run, [ScoreTask(bits, -1)])
                         yield row("score", 0, rate(run, 1, case.seconds))
                     run = partial(workers.run, [case.steps(1)])
                     speed = rate(run, STEPS + 1, case.seconds)
@@ -136,9 +136,9 @@ def together(case: Case) -> Iterator[Row]:
     for device in case.devices:
         row = partial(Row, "together", case.network, device, "float32")
         with SerialWorkers(case.evaluator, 1, device) as workers:
-            alone = partial(workers.run, [Score(bits, -1)] * GROUP)
+            alone = partial(workers.run, [ScoreTask(bits, -1)] * GROUP)
             yield row("score", 0, rate(alone, GROUP, case.seconds))
-            grouped = partial(workers.run, [ScoreGroup((bits,) * GROUP, -1)])
+            grouped = partial(workers.run, [ScoreGroupTask((bits,) * GROUP, -1)])
             yield row("score together", 0, rate(grouped, GROUP, case.seconds))
 
 

@@ -14,7 +14,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, Objective
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
-from gaprune.evolution.tasks import Child
+from gaprune.evolution.tasks import BreedResult
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import answers
 from gaprune.models.input_spec import InputSpec
@@ -130,11 +130,11 @@ def seeds_of(
 def run_to_bits(workers: Workers, tasks: Sequence[Any]) -> list[object]:
     """Return results as plain data that compares bit for bit; genes are fetched."""
     results = workers.run(tasks)
-    children = [one for one in results if isinstance(one, Child)]
+    children = [one for one in results if isinstance(one, BreedResult)]
     fetched = iter(workers.fetch(children))
 
     def plain(result: Any) -> object:  # noqa: ANN401 - whatever a task returns
-        if not isinstance(result, Child):
+        if not isinstance(result, BreedResult):
             return result
         genes = next(fetched)
         scores, bits = genes.scores.numpy().tobytes(), result.bits.tobytes()

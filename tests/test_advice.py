@@ -15,7 +15,7 @@ from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import OBJECTIVES
-from gaprune.evolution.search_plan import Outcome
+from gaprune.evolution.search_plan import SearchResult
 from gaprune.models.target import target_from_module
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.warnings import advise, doubt
@@ -23,7 +23,9 @@ from gaprune.runs.warnings import advise, doubt
 EVALUATOR = tiny_evaluator()
 
 
-def outcome_of(validation: list[float], returned: int, stopped: str = "generations") -> Outcome:
+def outcome_of(
+    validation: list[float], returned: int, stopped: str = "generations"
+) -> SearchResult:
     """Return an outcome of individuals with these agreements on the validation inputs; the last one leads."""
     population = seeds_of(EVALUATOR, 60, count=len(validation))
     for place, one in enumerate(population):
@@ -32,7 +34,7 @@ def outcome_of(validation: list[float], returned: int, stopped: str = "generatio
         one.key: ValidationScore(agreement, agreement)
         for one, agreement in zip(population, validation, strict=True)
     }
-    return Outcome(
+    return SearchResult(
         best=population[returned],
         validation_score=judged[population[returned].key],
         population=population,

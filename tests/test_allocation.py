@@ -17,15 +17,15 @@ from gaprune import prune
 from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.errors import InputError
-from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import reallocate
 from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import ALLOCATORS
-from gaprune.evolution.tasks import Child
-from gaprune.evolution.variation import LEAST_RATE, RecipeBook
+from gaprune.evolution.search_plan import ALLOCATORS, SearchLimits, SearchPlan, SearchResult
+from gaprune.evolution.tasks import BreedResult
+from gaprune.evolution.variation import LEAST_RATE, VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -40,17 +40,19 @@ STEPS = Refinement(steps=4, learning_rate=0.5, batch=16)
 DEEP = nn.Sequential(*(nn.Linear(6, 6) for _ in range(8)))
 
 
-def plan_of(density_search: int, preset: str = "default", generations: int | None = 6) -> Plan:
+def plan_of(
+    density_search: int, preset: str = "default", generations: int | None = 6
+) -> SearchPlan:
     """Return a small plan with an allocation phase."""
     chosen = find_preset(preset)
-    return Plan(
+    return SearchPlan(
         preset=chosen,
         layout=EVALUATOR.layout,
         seed=1,
         population=4,
         offspring=8,
         refinement=STEPS if chosen.gradient else None,
-        limits=Limits(generations=generations),
+        limits=SearchLimits(generations=generations),
         keep=KEEP,
         density_search=density_search,
     )
@@ -61,17 +63,19 @@ class Recording(SerialWorkers):
 
     def __init__(self) -> None:
         super().__init__(EVALUATOR)
-        self.broods: list[list[Child]] = []
+        self.broods: list[list[BreedResult]] = []
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
         """Run and remember."""
         results = super().run(tasks)
-        if results and isinstance(results[0], Child):
+        if results and isinstance(results[0], BreedResult):
             self.broods.append(results)
         return results
 
 
-def search(plan: Plan, seeds: list[Individual]) -> tuple[Outcome, list[list[Child]]]:
+def search(
+    plan: SearchPlan, seeds: list[Individual]
+) -> tuple[SearchResult, list[list[BreedResult]]]:
     """Return the outcome and the children of every generation."""
     workers = Recording()
     return Evolution(plan, workers).run(seeds), workers.broods
@@ -133,7 +137,7 @@ def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
 
 def test_stagnation_is_counted_from_where_the_search_begins() -> None:
     """Where everything is kept nothing can gain, and the phase is not cut short for it."""
-    plan = replace(plan_of(3), keep=EVALUATOR.layout.total, limits=Limits(stagnation=2))
+    plan = replace(plan_of(3), keep=EVALUATOR.layout.total, limits=SearchLimits(stagnation=2))
     outcome, _ = search(plan, seeds_of(EVALUATOR, EVALUATOR.layout.total, count=2))
     assert outcome.stopped == "stagnation"
     assert outcome.history[-1].generation == 5
@@ -173,7 +177,7 @@ def test_steps_are_annealed_over_the_search_alone() -> None:
     one = Individual(
         random_genes(EVALUATOR.layout, KEEP), EVALUATOR.layout, "test", learning_rate=2.0
     )
-    density_search, searching = (RecipeBook(plan, phase) for phase in plan.phases)
+    density_search, searching = (VariationSampler(plan, phase) for phase in plan.phases)
     for number in range(1, 4):
         recipe, factor = density_search.draw((one, one), number, seeded(number))
         assert recipe.refinement is None
@@ -233,7 +237,7 @@ def target_of(model: nn.Module) -> Target:
     return target_from_module(model, inputs=InputOptions(range=(0, 1)))
 
 
-def resolved(model: nn.Module, **stated: Any) -> tuple[int | None, Plan]:
+def resolved(model: nn.Module, **stated: Any) -> tuple[int | None, SearchPlan]:
     """Return what becomes of the setting, and the plan."""
     target, settings = target_of(model), make_settings({"sparsity": 0.5, **stated})
     preset = check_settings(settings)

@@ -22,14 +22,14 @@ from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
-from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH, WARMUP
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import ALLOCATORS
-from gaprune.evolution.tasks import Breed, Judge
-from gaprune.evolution.variation import RecipeBook
+from gaprune.evolution.search_plan import ALLOCATORS, SearchLimits, SearchPlan, SearchResult
+from gaprune.evolution.tasks import BreedTask, ValidateTask
+from gaprune.evolution.variation import VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.records import Generation
@@ -55,16 +55,16 @@ def evaluator_of(statistics_loss: float = 0.0) -> Evaluator:
 EVALUATOR = evaluator_of()
 
 
-def plan_of(**changes: Any) -> Plan:
+def plan_of(**changes: Any) -> SearchPlan:
     """Return a small plan with a continuation."""
-    plan = Plan(
+    plan = SearchPlan(
         preset=find_preset("default"),
         layout=EVALUATOR.layout,
         seed=1,
         population=2,
         offspring=3,
         refinement=STEPS,
-        limits=Limits(generations=3),
+        limits=SearchLimits(generations=3),
         keep=KEEP,
         warmup=FADING,
     )
@@ -86,10 +86,10 @@ class Recording(SerialWorkers):
 
 def judged(seeds: Sequence[Individual]) -> dict[str, ValidationScore]:
     """Return how seeds do on the validation inputs."""
-    return {one.key: Judge.of(one.mask).run(EVALUATOR) for one in seeds}
+    return {one.key: ValidateTask.of(one.mask).run(EVALUATOR) for one in seeds}
 
 
-def search(plan: Plan, workers: Workers | None = None) -> Outcome:
+def search(plan: SearchPlan, workers: Workers | None = None) -> SearchResult:
     """Search from five seeds."""
     seeds = seeds_of(EVALUATOR, plan.keep, count=5)
     return Evolution(plan, workers or SerialWorkers(EVALUATOR)).run(seeds, judged(seeds))
@@ -138,7 +138,7 @@ def test_a_plan_divides_its_generations(
     plan = plan_of(
         warmup=FADING if continued else None,
         density_search=density_search,
-        limits=Limits(generations=generations),
+        limits=SearchLimits(generations=generations),
     )
     names = [plan.phase(number).name for number in range(1, 13)]
     first = [WARMUP] * continued + [DENSITY_SEARCH] * density_search
@@ -162,7 +162,7 @@ def test_children_are_copies_of_the_best_after_repair() -> None:
     seeds = [*others, best]
     workers = Recording(EVALUATOR)
     Evolution(plan_of(), workers).run(seeds, judged(seeds))
-    brood = next(tasks for tasks in workers.calls if tasks and isinstance(tasks[0], Breed))
+    brood = next(tasks for tasks in workers.calls if tasks and isinstance(tasks[0], BreedTask))
     assert len(brood) == 3
     for task in brood:
         assert task.parents == (best.genes,)
@@ -209,7 +209,7 @@ def test_stagnation_is_counted_from_where_the_search_begins(density_search: int)
     plan = plan_of(
         keep=EVALUATOR.layout.total,
         density_search=density_search,
-        limits=Limits(stagnation=2),
+        limits=SearchLimits(stagnation=2),
         offspring=1,
     )
     outcome = search(plan)
@@ -223,7 +223,7 @@ def test_the_search_that_follows_takes_its_own_steps() -> None:
     one = Individual(
         random_genes(EVALUATOR.layout, KEEP), EVALUATOR.layout, "test", learning_rate=2.0
     )
-    first, searching = (RecipeBook(plan, phase) for phase in plan.phases)
+    first, searching = (VariationSampler(plan, phase) for phase in plan.phases)
     recipe, factor = first.draw((one, one), 1, seeded(1))
     assert recipe.refinement == FADING
     assert factor == 2.0
@@ -238,7 +238,7 @@ def test_any_workers_find_the_same_masks(ray_session: None) -> None:
     evaluator = evaluator_of(statistics_loss=2.0)
 
     def found(workers: Workers) -> tuple[object, ...]:
-        outcome = search(plan_of(limits=Limits(generations=2)), workers)
+        outcome = search(plan_of(limits=SearchLimits(generations=2)), workers)
         scores = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
         return scores, [replace(one, seconds=0.0) for one in outcome.history], outcome.best.key
 
@@ -310,7 +310,7 @@ def test_drift_alone_steers_the_search() -> None:
         assert found[0] != found[1]
 
 
-def resolved(net: nn.Module, **stated: Any) -> tuple[int | None, float | None, Plan]:
+def resolved(net: nn.Module, **stated: Any) -> tuple[int | None, float | None, SearchPlan]:
     """Return what becomes of both settings, and the plan."""
     target = target_from_module(net, inputs=InputOptions(range=(0, 1)))
     settings = make_settings({"sparsity": 0.5, **stated})

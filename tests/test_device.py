@@ -36,12 +36,13 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evaluation.objectives import OBJECTIVES, find_objective
-from gaprune.evolution.engine import Evolution, Limits, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.scoring import ScoreGroup
-from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
+from gaprune.evolution.scoring import ScoreGroupTask
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
+from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
@@ -177,7 +178,7 @@ def evaluator(request: pytest.FixtureRequest) -> Evaluator:
     return EVALUATORS[request.param]()
 
 
-def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroup]:
+def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroupTask]:
     """Return tasks of all kinds: every operator, gradient steps in every scope, both rungs."""
     keep = evaluator.layout.total // 2
     parents = tuple(random_genes(evaluator.layout, keep, seed) for seed in (1, 2))
@@ -186,19 +187,19 @@ def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroup]:
         if isinstance(evaluator.forward_mode, GuidedForward)
         else STEPS
     )
-    recipes = [Recipe(refinement=STEPS), Recipe("averaging", "gaussian", (), fading)]
-    recipes += [Recipe(crossover=name) for name in CROSSOVERS]
-    recipes += [Recipe(mutation=name) for name in MUTATIONS]
-    tasks: list[Task | ScoreGroup] = [
-        Breed(parents if recipe.crossover else parents[:1], recipe, seed, seed % 2)
+    recipes = [Variation(refinement=STEPS), Variation("averaging", "gaussian", (), fading)]
+    recipes += [Variation(crossover=name) for name in CROSSOVERS]
+    recipes += [Variation(mutation=name) for name in MUTATIONS]
+    tasks: list[Task | ScoreGroupTask] = [
+        BreedTask(parents if recipe.crossover else parents[:1], recipe, seed, seed % 2)
         for seed, recipe in enumerate(recipes)
     ]
     for scope in ("global", "layer"):
         genes = random_genes(evaluator.layout, keep, 3, scope)
-        tasks.append(Breed((genes,), Recipe(refinement=STEPS), 9, -1))
+        tasks.append(BreedTask((genes,), Variation(refinement=STEPS), 9, -1))
     masks = [parent.express(evaluator.layout) for parent in parents]
-    tasks += [Score.of(mask, rung) for mask in masks for rung in (0, -1)]
-    return [*tasks, *map(Judge.of, masks), ScoreGroup(tuple(map(pack, masks)), -1)]
+    tasks += [ScoreTask.of(mask, rung) for mask in masks for rung in (0, -1)]
+    return [*tasks, *map(ValidateTask.of, masks), ScoreGroupTask(tuple(map(pack, masks)), -1)]
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_statistics_after_repair_are_measured_there_too() -> None:
     """The continuation scores its parents as they answer after repair."""
     evaluator = EVALUATORS["guided, residual"]()
     masks = [random_genes(evaluator.layout, 100, seed).express(evaluator.layout) for seed in (1, 2)]
-    tasks = [Score.of(mask, -1, repaired=True) for mask in masks]
+    tasks = [ScoreTask.of(mask, -1, repaired=True) for mask in masks]
     expected = [task.run(evaluator) for task in tasks]
     with second_device() as device:
         moved = evaluator.to(device)
@@ -402,14 +403,14 @@ def test_an_actor_with_a_part_of_a_gpu_gives_the_bits_of_one_here(ray_session: N
     evaluator = tiny_evaluator(gradient_share=0.5)
 
     def search(on: SerialWorkers | RayWorkers) -> list[str]:
-        plan = Plan(
+        plan = SearchPlan(
             preset=find_preset("default"),
             layout=evaluator.layout,
             seed=3,
             population=4,
             offspring=6,
             refinement=STEPS,
-            limits=Limits(generations=3),
+            limits=SearchLimits(generations=3),
             keep=60,
             group=8,
         )

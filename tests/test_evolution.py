@@ -16,13 +16,14 @@ from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluat
 
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
-from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import NONE, PRESETS, as_pareto, find_preset
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.evolution.tasks import Judge, derive_seed
+from gaprune.evolution.tasks import ValidateTask, derive_seed
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.workers import SerialWorkers
 
@@ -32,17 +33,17 @@ KEEP = 60
 STEPS = Refinement(steps=4, learning_rate=0.5, batch=16)
 
 
-def plan_of(preset: str = "black-box", **changes: Any) -> Plan:
+def plan_of(preset: str = "black-box", **changes: Any) -> SearchPlan:
     """Return a small plan of a preset."""
     chosen = find_preset(preset)
-    plan = Plan(
+    plan = SearchPlan(
         preset=chosen,
         layout=EVALUATOR.layout,
         seed=1,
         population=4,
         offspring=8,
         refinement=STEPS if chosen.gradient else None,
-        limits=Limits(generations=5),
+        limits=SearchLimits(generations=5),
         keep=KEEP,
     )
     return replace(plan, **changes)
@@ -50,12 +51,12 @@ def plan_of(preset: str = "black-box", **changes: Any) -> Plan:
 
 def judged(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, ValidationScore]:
     """Return how seeds do on the validation inputs."""
-    return {one.key: Judge.of(one.mask).run(evaluator) for one in seeds}
+    return {one.key: ValidateTask.of(one.mask).run(evaluator) for one in seeds}
 
 
 def search(
-    plan: Plan, evaluator: Evaluator = EVALUATOR, seeds: Sequence[Individual] | None = None
-) -> Outcome:
+    plan: SearchPlan, evaluator: Evaluator = EVALUATOR, seeds: Sequence[Individual] | None = None
+) -> SearchResult:
     """Search from the same seeds."""
     start = seeds_of(evaluator, plan.keep) if seeds is None else seeds
     adopted = [plan.adopt(one) for one in start]
@@ -67,7 +68,7 @@ def search(
 def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -> None:
     """On the validation inputs it agrees at least as often, at exactly the asked budget."""
     for seed in range(2):
-        plan = plan_of(preset, seed=seed, limits=Limits(generations=4))
+        plan = plan_of(preset, seed=seed, limits=SearchLimits(generations=4))
         seeds = seeds_of(EVALUATOR, KEEP, scope=scope)
         plan = replace(plan, keep=seeds[1].genes.keep)
         seeds = [one for one in seeds if one.genes.keep == plan.keep]
@@ -76,7 +77,7 @@ def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -
             validation_score.agreement for validation_score in judged(seeds, EVALUATOR).values()
         )
         assert outcome.validation_score.agreement >= best_seed
-        assert outcome.validation_score == Judge.of(outcome.best.mask).run(EVALUATOR)
+        assert outcome.validation_score == ValidateTask.of(outcome.best.mask).run(EVALUATOR)
         assert int(outcome.best.mask.count_nonzero()) == plan.keep
 
 
@@ -87,7 +88,9 @@ def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
     evaluator = replace(EVALUATOR, search=EVALUATOR.search._replace(teacher=teacher))
     magnitude = seeds_of(EVALUATOR, KEEP)[:1]
     wanted = judged(magnitude, EVALUATOR)[magnitude[0].key].agreement
-    outcome = search(plan_of(limits=Limits(generations=8)), evaluator, seeds_of(EVALUATOR, KEEP))
+    outcome = search(
+        plan_of(limits=SearchLimits(generations=8)), evaluator, seeds_of(EVALUATOR, KEEP)
+    )
     leader = max(outcome.population, key=lambda one: one.quality)
     assert outcome.judged[leader.key].agreement < wanted  # it was misled
     assert outcome.validation_score.agreement >= wanted
@@ -96,7 +99,7 @@ def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_the_best_fitness_never_falls(preset: str) -> None:
     """Elites survive, and each generation records its population's best and mean."""
-    outcome = search(plan_of(preset, limits=Limits(generations=8)))
+    outcome = search(plan_of(preset, limits=SearchLimits(generations=8)))
     best = [record.best for record in outcome.history]
     assert best == sorted(best)
     assert best[-1] > best[0]
@@ -114,7 +117,7 @@ def test_the_validation_column_is_that_of_the_generations_leader() -> None:
     """What history reports is the agreement of the fittest mask on the validation inputs."""
     outcome = search(plan_of())
     leader = max(outcome.population, key=lambda one: one.quality)
-    assert outcome.history[-1].validation == Judge.of(leader.mask).run(EVALUATOR).agreement
+    assert outcome.history[-1].validation == ValidateTask.of(leader.mask).run(EVALUATOR).agreement
 
 
 def test_every_evaluation_is_counted() -> None:
@@ -127,14 +130,14 @@ def test_every_evaluation_is_counted() -> None:
 @pytest.mark.parametrize(
     ("limits", "stopped", "generation"),
     [
-        (Limits(generations=3), "generations", 3),
-        (Limits(generations=0), "generations", 0),
-        (Limits(evaluations=30), "evaluations", 2),
-        (Limits(generations=50, evaluations=30), "evaluations", 2),
-        (Limits(seconds=1e-9), "seconds", 0),
+        (SearchLimits(generations=3), "generations", 3),
+        (SearchLimits(generations=0), "generations", 0),
+        (SearchLimits(evaluations=30), "evaluations", 2),
+        (SearchLimits(generations=50, evaluations=30), "evaluations", 2),
+        (SearchLimits(seconds=1e-9), "seconds", 0),
     ],
 )
-def test_a_search_stops_at_its_limit(limits: Limits, stopped: str, generation: int) -> None:
+def test_a_search_stops_at_its_limit(limits: SearchLimits, stopped: str, generation: int) -> None:
     """By generations, evaluations or seconds, whichever comes first, and says by which."""
     outcome = search(plan_of(limits=limits))
     assert outcome.stopped == stopped
@@ -144,14 +147,14 @@ def test_a_search_stops_at_its_limit(limits: Limits, stopped: str, generation: i
 
 def test_a_search_stops_when_it_stagnates() -> None:
     """After so many generations without a better fitness, and not before."""
-    outcome = search(plan_of(limits=Limits(stagnation=4, generations=500)))
+    outcome = search(plan_of(limits=SearchLimits(stagnation=4, generations=500)))
     assert outcome.stopped == "stagnation"
     best = [record.best for record in outcome.history]
     assert len(set(best[-5:])) == 1
     assert all(len(set(best[i : i + 5])) > 1 for i in range(len(best) - 5))
 
 
-def fingerprint(outcome: Outcome) -> tuple[object, ...]:
+def fingerprint(outcome: SearchResult) -> tuple[object, ...]:
     """Return everything about a search but its time."""
     return (
         outcome.best.key,
@@ -209,7 +212,7 @@ class Interrupting(SerialWorkers):
 @pytest.mark.parametrize("at", range(3, 13))
 def test_an_interrupt_ends_the_search_with_the_best_so_far(at: int) -> None:
     """Wherever in a generation it comes, what was found until then is returned."""
-    plan = plan_of(limits=Limits(generations=50))
+    plan = plan_of(limits=SearchLimits(generations=50))
     seeds = seeds_of(EVALUATOR, KEEP)
     known = judged(seeds, EVALUATOR)
     outcome = Evolution(plan, Interrupting(EVALUATOR, at)).run(seeds, known)
@@ -265,7 +268,7 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 def test_a_pareto_search_returns_a_front(preset: str) -> None:
     """It holds all that nobody dominates, and they keep from the asked number to the most."""
     least, most = 25, 140
-    plan = plan_of(preset, population=16, offspring=24, limits=Limits(generations=8))
+    plan = plan_of(preset, population=16, offspring=24, limits=SearchLimits(generations=8))
     plan = replace(plan, preset=as_pareto(plan.preset), keep=least, most=most)
     seeds = seeds_of(EVALUATOR, least, scope="global")
     outcome = search(plan, seeds=seeds)

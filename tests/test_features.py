@@ -41,8 +41,8 @@ from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward, Ste
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import Limits, Plan
-from gaprune.evolution.tasks import Breed, Judge, Recipe
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
+from gaprune.evolution.tasks import BreedTask, ValidateTask, Variation
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target, target_from_module
 from gaprune.records import Generation
@@ -415,7 +415,7 @@ def test_fewer_bits_point_the_same_way(way: str) -> None:
     assert penalty.dtype == torch.float32
 
 
-def tasks_of(evaluator: Evaluator) -> list[Breed]:
+def tasks_of(evaluator: Evaluator) -> list[BreedTask]:
     """Return gradient steps in two scopes; of a guided evaluator also while repair fades."""
     steps = Refinement(steps=3, learning_rate=0.5, batch=16)
     fading = (
@@ -425,7 +425,9 @@ def tasks_of(evaluator: Evaluator) -> list[Breed]:
     )
     keep = evaluator.layout.total // 2
     return [
-        Breed((random_genes(evaluator.layout, keep, 1, scope),), Recipe(refinement=plan), 2, -1)
+        BreedTask(
+            (random_genes(evaluator.layout, keep, 1, scope),), Variation(refinement=plan), 2, -1
+        )
         for scope in ("allocated", "layer")
         for plan in (steps, fading)
     ]
@@ -484,20 +486,20 @@ def test_a_search_with_features_breeds_what_is_nearer(target: Target, way: str) 
     ends = []
     for weight in (0.0, 4.0):
         evaluator = WAYS[way](target, weight)
-        plan = Plan(
+        plan = SearchPlan(
             preset=find_preset("default"),
             layout=evaluator.layout,
             seed=1,
             population=2,
             offspring=3,
             refinement=Refinement(steps=25, learning_rate=0.3, batch=16),
-            limits=Limits(generations=2),
+            limits=SearchLimits(generations=2),
             keep=evaluator.layout.total // 2,
         )
         seeds = seeds_of(evaluator, plan.keep)
         workers = Recording(evaluator)
         Evolution(plan, workers).run(
-            seeds, {one.key: Judge.of(one.mask).run(evaluator) for one in seeds}
+            seeds, {one.key: ValidateTask.of(one.mask).run(evaluator) for one in seeds}
         )
         inputs, left = evaluator.search.inputs, LEFT[way]
         masks = [genes.express(target.layout) for genes in workers.bred]

@@ -25,11 +25,12 @@ from gaprune import InputOptions, prune
 from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.engine import Evolution, Limits, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, align, seed_genes
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.masks.budget import SCOPES, apportion, keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
@@ -211,14 +212,14 @@ def test_a_whole_search_holds_the_floor(preset: str, scope: str) -> None:
     """Every child of every generation, in the allocation phase too."""
     evaluator = evaluator_with_floor(0.22, "accuracy" if preset == "classic" else "kl")
     layout, chosen = evaluator.layout, find_preset(preset)
-    plan = Plan(
+    plan = SearchPlan(
         preset=chosen,
         layout=layout,
         seed=1,
         population=4,
         offspring=8,
         refinement=Refinement(4, 3.0, 16) if chosen.gradient else None,
-        limits=Limits(generations=5),
+        limits=SearchLimits(generations=5),
         keep=KEEP,
         density_search=2,
     )

@@ -21,7 +21,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.archive import as_mask
-from gaprune.evolution.engine import Evolution, Limits, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import (
     LARGE,
     Genes,
@@ -35,9 +35,10 @@ from gaprune.evolution.genome import (
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import MUTATIONS
 from gaprune.evolution.presets import find_preset
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.evolution.snapshot import Snapshot
-from gaprune.evolution.tasks import Breed, Recipe
+from gaprune.evolution.snapshot import SearchState
+from gaprune.evolution.tasks import BreedTask, Variation
 from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import answers
@@ -187,17 +188,17 @@ def large_seeds() -> list[Individual]:
     return [Individual(large_genes(seed), large_evaluator().layout, "made") for seed in (1, 2)]
 
 
-def plan_of(preset: str, generations: int = 2) -> Plan:
+def plan_of(preset: str, generations: int = 2) -> SearchPlan:
     """Return a plan for a short search of a large network."""
     chosen, evaluator = find_preset(preset), large_evaluator()
-    return Plan(
+    return SearchPlan(
         preset=chosen,
         layout=evaluator.layout,
         seed=3,
         population=2,
         offspring=3,
         refinement=Refinement(steps=1, learning_rate=1.0, batch=4) if chosen.gradient else None,
-        limits=Limits(generations=generations),
+        limits=SearchLimits(generations=generations),
         keep=large_genes(1).keep,
     )
 
@@ -213,7 +214,7 @@ def bits_of(people: Sequence[Individual]) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path: Path) -> None:
     """Half-precision genes come back to the bit, and so does everything after them."""
-    evaluator, plan, states = large_evaluator(), plan_of(preset), list[Snapshot]()
+    evaluator, plan, states = large_evaluator(), plan_of(preset), list[SearchState]()
     whole = Evolution(plan, SerialWorkers(evaluator), lambda _: states.append(whole.snapshot()))
     outcome = whole.run(large_seeds())
     assert {one.genes.scores.dtype for one in outcome.population} == {torch.float16}
@@ -223,7 +224,7 @@ def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path
     write_checkpoint(tmp_path / "state", *states[1].taken_apart())
     facts, tensors = read_checkpoint(tmp_path / "state")
     again = Evolution(plan, SerialWorkers(evaluator))
-    again.restore(Snapshot.put_together(facts, tensors, plan))
+    again.restore(SearchState.put_together(facts, tensors, plan))
     rest = again.run([])
     assert bits_of(rest.population) == bits_of(outcome.population)
     assert rest.evaluations == outcome.evaluations
@@ -231,16 +232,18 @@ def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path
 
 
 RECIPES = [
-    Recipe(),
-    Recipe("whole-layer", "threshold-swap"),
-    Recipe("uniform", "budget-shift", refinement=Refinement(steps=1, learning_rate=1.0, batch=4)),
+    Variation(),
+    Variation("whole-layer", "threshold-swap"),
+    Variation(
+        "uniform", "budget-shift", refinement=Refinement(steps=1, learning_rate=1.0, batch=4)
+    ),
 ]
 
 
 def test_large_children_are_the_same_from_any_worker(ray_session: None) -> None:
     """Genes, masks and fitness are equal to the bit, in this process and on two actors."""
     parents = large_genes(1), large_genes(2)
-    tasks = [Breed(parents, recipe, seed, 0) for seed, recipe in enumerate(RECIPES)]
+    tasks = [BreedTask(parents, recipe, seed, 0) for seed, recipe in enumerate(RECIPES)]
     evaluator = large_evaluator()
     with RayWorkers(evaluator, WorkerOptions(2)) as actors:
         assert run_to_bits(actors, tasks) == run_to_bits(SerialWorkers(evaluator), tasks)
@@ -251,7 +254,7 @@ def test_children_whose_scores_stay_share_them_with_their_parent(scope: str) -> 
     """Keep counts that move between layers, or a copy, cost no further scores."""
     evaluator, parent = large_evaluator(), large_genes(1, scope)
     for mutation in (None, *MUTATIONS):
-        child = Breed((parent,), Recipe(mutation=mutation), 1, 0).run(evaluator)
+        child = BreedTask((parent,), Variation(mutation=mutation), 1, 0).run(evaluator)
         assert child.genes.scores.dtype == torch.float16
         assert int(child.genes.express(evaluator.layout).count_nonzero()) == parent.keep
         moves = mutation in ("budget-shift", "reallocate")  # those of scope `layer` never do
@@ -275,7 +278,7 @@ class Watching(SerialWorkers):
     def run(self, tasks: Sequence[Any]) -> list[Any]:
         """Run, count."""
         results = super().run(tasks)
-        if isinstance(tasks[0], Breed):
+        if isinstance(tasks[0], BreedTask):
             self._bred += [weakref.ref(one.genes.scores) for one in results]
             self.held.append(sum(one() is not None for one in self._bred))
         return results

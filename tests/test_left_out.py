@@ -11,10 +11,11 @@ from search_cases import seeds_of, tiny_evaluator
 
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
-from gaprune.evolution.tasks import Breed, Judge, Score
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
+from gaprune.evolution.tasks import BreedTask, ScoreTask, ValidateTask
 from gaprune.workers import FailedTask, SerialWorkers
 
 EVALUATOR = tiny_evaluator()
@@ -49,17 +50,19 @@ class Losing(SerialWorkers):
         return results
 
 
-def search(workers: SerialWorkers, preset: str = "default", *, pareto: bool = False) -> Outcome:
+def search(
+    workers: SerialWorkers, preset: str = "default", *, pareto: bool = False
+) -> SearchResult:
     """Search a little, and check what is said of each loss."""
     chosen = find_preset(preset)
-    plan = Plan(
+    plan = SearchPlan(
         preset=as_pareto(chosen) if pareto else chosen,
         layout=EVALUATOR.layout,
         seed=3,
         population=4,
         offspring=6,
         refinement=Refinement(2, 0.5, 16) if chosen.gradient else None,
-        limits=Limits(generations=4),
+        limits=SearchLimits(generations=4),
         keep=KEEP,
         most=120 if pareto else None,
     )
@@ -74,13 +77,13 @@ def search(workers: SerialWorkers, preset: str = "default", *, pareto: bool = Fa
 
 
 @pytest.mark.parametrize("pareto", [False, True], ids=["one", "front"])
-@pytest.mark.parametrize("kind", [Breed, Score, Judge])
+@pytest.mark.parametrize("kind", [BreedTask, ScoreTask, ValidateTask])
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_the_search_goes_on_without_it(kind: type, preset: str, pareto: bool) -> None:
     """The population holds candidates that were scored; whoever leads was judged."""
     outcome = search(Losing(EVALUATOR, kind, lambda number: number % 3 == 2), preset, pareto=pareto)
     assert outcome.stopped == "generations"
-    assert len(outcome.population) == 4 or kind is Judge  # who cannot be judged leaves it
+    assert len(outcome.population) == 4 or kind is ValidateTask  # who cannot be judged leaves it
     assert all(isfinite(value) for one in outcome.population for value in one.fitness.values)
     assert outcome.best.key in outcome.judged
     assert all(isfinite(record.validation) for record in outcome.history)
@@ -88,12 +91,12 @@ def test_the_search_goes_on_without_it(kind: type, preset: str, pareto: bool) ->
 
 def test_it_can_be_the_only_child_of_a_generation() -> None:
     """All children of the second generation are lost: the population stays as it was."""
-    outcome = search(Losing(EVALUATOR, Breed, lambda number: 6 <= number < 12))
+    outcome = search(Losing(EVALUATOR, BreedTask, lambda number: 6 <= number < 12))
     one, two, three = (record.best for record in outcome.history[1:4])
     assert one == two <= three
 
 
-@pytest.mark.parametrize("kind", [Score, Judge])
+@pytest.mark.parametrize("kind", [ScoreTask, ValidateTask])
 def test_without_any_candidate_the_search_fails(kind: type) -> None:
     """The message says what to do."""
     with pytest.raises(GapruneError, match=r"no candidate is left.*--workers 1"):

@@ -23,7 +23,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward, TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.scoring import Scores
-from gaprune.evolution.tasks import Score
+from gaprune.evolution.tasks import ScoreTask
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.forward import CHUNK, answers
 from gaprune.models.target import load_target
@@ -415,7 +415,9 @@ def test_one_that_was_lost_is_tried_again() -> None:
 def test_actors_and_this_process_give_the_same_bits(ray_session: None) -> None:
     """Whoever knows what: relatives, twice each, on both rungs."""
     evaluator = EVALUATORS["residual"]()
-    tasks = [Score.of(mask, rung) for mask in relatives(evaluator.layout, 8) for rung in (0, -1, 0)]
+    tasks = [
+        ScoreTask.of(mask, rung) for mask in relatives(evaluator.layout, 8) for rung in (0, -1, 0)
+    ]
     here = run_to_bits(SerialWorkers(evaluator), tasks)
     assert here == [
         anew(evaluator, mask, rung)

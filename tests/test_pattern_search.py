@@ -24,7 +24,7 @@ from gaprune.criteria import CRITERIA
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, rank
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.tasks import Breed, Recipe
+from gaprune.evolution.tasks import BreedTask, Variation
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.runs.run import PruningRun
@@ -216,17 +216,17 @@ def test_gradient_steps_bring_the_loss_down(pattern: str) -> None:
     assert better >= 4
 
 
-def tasks_of(evaluator: Evaluator, seeds: list[Individual]) -> list[Breed]:
+def tasks_of(evaluator: Evaluator, seeds: list[Individual]) -> list[BreedTask]:
     """Return children of every kind: crossed, mutated, refined."""
     steps = Refinement(steps=2, learning_rate=0.5, batch=8)
     recipes = (
-        Recipe("one-point", "gaussian", (("sigma", 0.3),)),
-        Recipe("averaging", "threshold-swap", (), steps),
-        Recipe("whole-layer", "budget-shift", (("rate", 0.5),)),
-        Recipe(None, "reallocate", (), steps),
+        Variation("one-point", "gaussian", (("sigma", 0.3),)),
+        Variation("averaging", "threshold-swap", (), steps),
+        Variation("whole-layer", "budget-shift", (("rate", 0.5),)),
+        Variation(None, "reallocate", (), steps),
     )
     pair = (seeds[0].genes, seeds[-1].genes)
-    return [Breed(pair, one, number, -1) for number, one in enumerate(recipes)]
+    return [BreedTask(pair, one, number, -1) for number, one in enumerate(recipes)]
 
 
 def test_any_workers_breed_the_same_children(ray_session: None) -> None:

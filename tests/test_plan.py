@@ -14,8 +14,8 @@ from search_cases import seeded, seeds_of, tiny_evaluator
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import PARTED, Limits, Outcome, Plan, parted_for
-from gaprune.evolution.tasks import Judge
+from gaprune.evolution.search_plan import PARTED, SearchLimits, SearchPlan, SearchResult, parted_for
+from gaprune.evolution.tasks import ValidateTask
 from gaprune.workers import SerialWorkers
 
 KEEP = 60
@@ -32,9 +32,9 @@ def test_generations_apart_are_counted_from_the_end(validation: list[float]) -> 
 def test_the_limit_of_patience_is_called_validation() -> None:
     """It is met by as many generations apart, and by none where it is not set."""
     now: dict[str, Any] = {"generation": 3, "evaluations": 9, "seconds": 1.0, "idle": 0}
-    assert Limits(patience=2).reached(**now, parted=1) is None
-    assert Limits(patience=2).reached(**now, parted=2) == "validation"
-    assert Limits().reached(**now, parted=99) is None
+    assert SearchLimits(patience=2).reached(**now, parted=1) is None
+    assert SearchLimits(patience=2).reached(**now, parted=2) == "validation"
+    assert SearchLimits().reached(**now, parted=99) is None
 
 
 def misled() -> Evaluator:
@@ -45,20 +45,20 @@ def misled() -> Evaluator:
     return replace(evaluator, search=evaluator.search._replace(teacher=teacher))
 
 
-def search(evaluator: Evaluator, patience: int | None) -> Outcome:
+def search(evaluator: Evaluator, patience: int | None) -> SearchResult:
     """Search up to thirty generations."""
-    plan = Plan(
+    plan = SearchPlan(
         preset=find_preset("black-box"),
         layout=evaluator.layout,
         seed=1,
         population=4,
         offspring=8,
         refinement=None,
-        limits=Limits(generations=30, patience=patience),
+        limits=SearchLimits(generations=30, patience=patience),
         keep=KEEP,
     )
     seeds = [plan.adopt(one) for one in seeds_of(evaluator, KEEP)]
-    known = {one.key: Judge.of(one.mask).run(evaluator) for one in seeds}
+    known = {one.key: ValidateTask.of(one.mask).run(evaluator) for one in seeds}
     return Evolution(plan, SerialWorkers(evaluator)).run(seeds, known)
 
 

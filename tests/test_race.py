@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gaprune.evolution.genome import Fitness, Genes
 from gaprune.evolution.offspring import Newborn
 from gaprune.evolution.race import faster_half
-from gaprune.evolution.tasks import Child
+from gaprune.evolution.tasks import BreedResult
 
 SPRINTS = st.lists(st.integers(-3, 3).map(float), max_size=20)  # few values, so that many tie
 
@@ -21,7 +21,9 @@ SPRINTS = st.lists(st.integers(-3, 3).map(float), max_size=20)  # few values, so
 def newborn(sprint: float, number: int) -> Newborn:
     """Return a child of its own genes that has run the first rung."""
     bits = np.array([number], dtype=np.uint8)
-    return Newborn(Child(Genes(torch.zeros(8), (1,), 1), sprint, bits, 1), "made", 1.0, Fitness)
+    return Newborn(
+        BreedResult(Genes(torch.zeros(8), (1,), 1), sprint, bits, 1), "made", 1.0, Fitness
+    )
 
 
 @given(SPRINTS, st.integers(0, 5))

@@ -17,7 +17,7 @@ from worker_tasks import Echo, unreserved
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
+from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
 from gaprune.workers import FailedTask, RayWorkers, RetryPolicy, SerialWorkers, WorkerOptions
 from gaprune.workers import retry_policy as tolerance
 
@@ -44,10 +44,10 @@ def tasks() -> list[Task]:
     """Return one task of each kind."""
     parent = random_genes(EVALUATOR.layout, 60, 1)
     mask = parent.express(EVALUATOR.layout)
-    recipe = Recipe(
+    recipe = Variation(
         mutation="gaussian", refinement=Refinement(steps=3, learning_rate=0.5, batch=16)
     )
-    return [Breed((parent,), recipe, 5, 0), Score.of(mask, -1), Judge.of(mask)]
+    return [BreedTask((parent,), recipe, 5, 0), ScoreTask.of(mask, -1), ValidateTask.of(mask)]
 
 
 def wait_for_both(pool: RayWorkers) -> None:

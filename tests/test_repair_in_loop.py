@@ -35,8 +35,8 @@ from gaprune.evaluation.objectives import OBJECTIVES, WORST
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import Limits, Plan
-from gaprune.evolution.tasks import Breed, Judge, Recipe, Score
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
+from gaprune.evolution.tasks import BreedTask, ScoreTask, ValidateTask, Variation
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
@@ -241,25 +241,25 @@ def test_a_candidate_that_overflows_loses_and_the_search_goes_on() -> None:
     assert evaluator.validate(~mask | mask).fitness > WORST
 
 
-def tasks_for(evaluator: Evaluator) -> list[Breed | Score | Judge]:
+def tasks_for(evaluator: Evaluator) -> list[BreedTask | ScoreTask | ValidateTask]:
     """Return tasks of all kinds on both rungs."""
     genes = random_genes(evaluator.layout, 60, 1)
     mask = genes.express(evaluator.layout)
-    recipe = Recipe(refinement=Refinement(steps=3, learning_rate=0.5, batch=16))
-    bred = [Breed((genes,), recipe, seed, seed) for seed in (0, 1)]
-    return [*bred, Score.of(mask, 0), Score.of(mask, -1), Judge.of(mask)]
+    recipe = Variation(refinement=Refinement(steps=3, learning_rate=0.5, batch=16))
+    bred = [BreedTask((genes,), recipe, seed, seed) for seed in (0, 1)]
+    return [*bred, ScoreTask.of(mask, 0), ScoreTask.of(mask, -1), ValidateTask.of(mask)]
 
 
 def search_on(workers: Workers, evaluator: Evaluator) -> tuple[object, ...]:
     """Return everything about a small search but its time."""
-    plan = Plan(
+    plan = SearchPlan(
         preset=find_preset("default"),
         layout=evaluator.layout,
         seed=3,
         population=3,
         offspring=4,
         refinement=Refinement(2, 0.5, 16),
-        limits=Limits(generations=2),
+        limits=SearchLimits(generations=2),
         keep=60,
     )
     outcome = Evolution(plan, workers).run(seeds_of(evaluator, 60))

@@ -16,11 +16,12 @@ from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward
 from gaprune.evaluation.objectives import WORST, find_objective
-from gaprune.evolution.engine import Evolution, Limits, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.scoring import ScoreGroup, score_masks
-from gaprune.evolution.tasks import Score
+from gaprune.evolution.scoring import ScoreGroupTask, score_masks
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
+from gaprune.evolution.tasks import ScoreTask
 from gaprune.masks.supermask import pack
 from gaprune.models.forward import forward_many
 from gaprune.models.target import load_target
@@ -161,16 +162,16 @@ def test_an_objective_of_ones_own_sees_one_candidate_at_a_time(tmp_path: Any) ->
     assert evaluator.fitness_many(masks) == pytest.approx(expected, rel=1e-5)
 
 
-def plan_of(evaluator: Evaluator, group: int) -> Plan:
+def plan_of(evaluator: Evaluator, group: int) -> SearchPlan:
     """Return a plan of races with gradient steps."""
-    return Plan(
+    return SearchPlan(
         preset=find_preset("default"),
         layout=evaluator.layout,
         seed=3,
         population=4,
         offspring=6,
         refinement=Refinement(3, 0.5, 16),
-        limits=Limits(generations=3),
+        limits=SearchLimits(generations=3),
         keep=60,
         density_search=1,
         group=group,
@@ -237,10 +238,10 @@ def test_without_groups_every_mask_has_a_task_of_its_own() -> None:
 
     score_masks(run, bits, 0)
     score_masks(run, bits, 0, repaired=True, group=4)
-    assert [(type(task), task.repaired) for task in seen] == [(Score, False)] * 3 + [
-        (Score, True)
+    assert [(type(task), task.repaired) for task in seen] == [(ScoreTask, False)] * 3 + [
+        (ScoreTask, True)
     ] * 3
-    assert ScoreGroup(tuple(bits), 0).kind != Score(bits[0], 0).kind
+    assert ScoreGroupTask(tuple(bits), 0).kind != ScoreTask(bits[0], 0).kind
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered, as_mask
-from gaprune.evolution.engine import Evolution, Limits, Outcome, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
-from gaprune.evolution.snapshot import Snapshot
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
+from gaprune.evolution.snapshot import SearchState
 from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
 from gaprune.workers import SerialWorkers
 
@@ -28,26 +29,28 @@ SEEDS = seeds_of(EVALUATOR, KEEP)
 VERDICTS = {one.key: EVALUATOR.validate(one.mask) for one in SEEDS}
 
 
-def plan_of(preset: str, *, front: bool, generations: int = 6) -> Plan:
+def plan_of(preset: str, *, front: bool, generations: int = 6) -> SearchPlan:
     """Return a small plan; one with keep counts to allocate, where that can be."""
     chosen = find_preset(preset)
-    return Plan(
+    return SearchPlan(
         preset=as_pareto(chosen) if front else chosen,
         layout=EVALUATOR.layout,
         seed=3,
         population=5,
         offspring=6,
         refinement=Refinement(steps=3, learning_rate=0.3, batch=8) if chosen.gradient else None,
-        limits=Limits(generations=generations, stagnation=5),
+        limits=SearchLimits(generations=generations, stagnation=5),
         keep=KEEP,
         most=120 if front else None,
         density_search=0 if front or preset == "classic" else 2,
     )
 
 
-def search(plan: Plan, start: Snapshot | None = None) -> tuple[Outcome, list[Snapshot]]:
+def search(
+    plan: SearchPlan, start: SearchState | None = None
+) -> tuple[SearchResult, list[SearchState]]:
     """Search from the seeds, or go on; return every state on the way."""
-    states: list[Snapshot] = []
+    states: list[SearchState] = []
     evolution = Evolution(
         plan, SerialWorkers(EVALUATOR), lambda _: states.append(evolution.snapshot())
     )
@@ -56,11 +59,11 @@ def search(plan: Plan, start: Snapshot | None = None) -> tuple[Outcome, list[Sna
     return evolution.run(SEEDS if start is None else [], VERDICTS), states
 
 
-def through_disk(one: Snapshot, plan: Plan, place: Path) -> Snapshot:
+def through_disk(one: SearchState, plan: SearchPlan, place: Path) -> SearchState:
     """Return what a reader finds that knows the plan only."""
     write_checkpoint(place, *one.taken_apart())
     facts, tensors = read_checkpoint(place)
-    return Snapshot.put_together(facts, tensors, plan)
+    return SearchState.put_together(facts, tensors, plan)
 
 
 def genes_of(one: Individual) -> tuple[Any, ...]:
@@ -71,7 +74,7 @@ def genes_of(one: Individual) -> tuple[Any, ...]:
     return (scores, rest, one.key, one.origin, one.learning_rate, one.sprint, one.fitness.values)
 
 
-def all_of(outcome: Outcome) -> dict[str, Any]:
+def all_of(outcome: SearchResult) -> dict[str, Any]:
     """Return everything that a search found, without its time."""
     return {
         "best": (outcome.best.key, outcome.best.origin, outcome.validation_score),
@@ -112,7 +115,7 @@ def test_without_gradient_steps_three_and_three_are_six(preset: str, tmp_path: P
 def test_a_snapshot_stays_as_it_is(tmp_path: Path) -> None:
     """What the search does later changes nothing in it."""
     plan = plan_of("default", front=False)
-    first: list[tuple[Snapshot, str]] = []
+    first: list[tuple[SearchState, str]] = []
     evolution = Evolution(plan, SerialWorkers(EVALUATOR))
 
     def report(_: object) -> None:

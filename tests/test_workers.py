@@ -16,11 +16,12 @@ from worker_tasks import FAILURES, Echo, Fail, Threads, unreserved
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import find_objective
-from gaprune.evolution.engine import Evolution, Limits, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.tasks import Breed, Judge, Recipe, Score, Task
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
+from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import load_target
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers, open_workers
@@ -44,16 +45,24 @@ def every_task() -> list[Task]:
     """Return tasks of all kinds: each operator, with and without gradient steps, both rungs."""
     parents = tuple(random_genes(EVALUATOR.layout, 60, seed) for seed in (1, 2))
     steps = Refinement(steps=3, learning_rate=0.5, batch=16)
-    recipes = [Recipe(), Recipe(refinement=steps), Recipe("averaging", "gaussian", (), steps)]
-    recipes += [Recipe(crossover=name) for name in CROSSOVERS]
-    recipes += [Recipe(mutation=name) for name in MUTATIONS]
-    recipes += [Recipe(mutation="gaussian", options=(("sigma", 2.0),)), Recipe(keep=90)]
+    recipes = [
+        Variation(),
+        Variation(refinement=steps),
+        Variation("averaging", "gaussian", (), steps),
+    ]
+    recipes += [Variation(crossover=name) for name in CROSSOVERS]
+    recipes += [Variation(mutation=name) for name in MUTATIONS]
+    recipes += [Variation(mutation="gaussian", options=(("sigma", 2.0),)), Variation(keep=90)]
     tasks: list[Task] = [
-        Breed(parents if recipe.crossover else parents[:1], recipe, seed, seed % 2)
+        BreedTask(parents if recipe.crossover else parents[:1], recipe, seed, seed % 2)
         for seed, recipe in enumerate(recipes)
     ]
     masks = [parent.express(EVALUATOR.layout) for parent in parents]
-    return [*tasks, *(Score.of(m, rung) for m in masks for rung in (0, -1)), *map(Judge.of, masks)]
+    return [
+        *tasks,
+        *(ScoreTask.of(m, rung) for m in masks for rung in (0, -1)),
+        *map(ValidateTask.of, masks),
+    ]
 
 
 def test_results_are_those_of_a_plain_loop_bit_for_bit(workers: Workers) -> None:
@@ -106,7 +115,12 @@ def test_the_callers_evaluator_and_genes_stay_as_they_are(workers: Workers) -> N
     held = [
         *EVALUATOR.model.state_dict().values(),
         *(tensor for shown in (EVALUATOR.search, EVALUATOR.validation) for tensor in shown[:2]),
-        *(parent.scores for task in tasks if isinstance(task, Breed) for parent in task.parents),
+        *(
+            parent.scores
+            for task in tasks
+            if isinstance(task, BreedTask)
+            for parent in task.parents
+        ),
     ]
     before = [tensor.clone() for tensor in held]
     workers.run(tasks)
@@ -125,14 +139,14 @@ def test_a_search_finds_the_same_masks_on_any_workers(workers: Workers, preset: 
     """Every generation's best, mean and validation, and the last population, bit for bit."""
 
     def search(on: Workers) -> tuple[object, ...]:
-        plan = Plan(
+        plan = SearchPlan(
             preset=find_preset(preset),
             layout=EVALUATOR.layout,
             seed=3,
             population=4,
             offspring=6,
             refinement=Refinement(3, 0.5, 16) if preset == "default" else None,
-            limits=Limits(generations=4),
+            limits=SearchLimits(generations=4),
             keep=60,
             density_search=1,
         )
@@ -213,7 +227,7 @@ def actor(ray_session: None, user_evaluator: Evaluator) -> Iterator[Workers]:
 def test_the_users_own_code_works_in_actors(actor: Workers, user_evaluator: Evaluator) -> None:
     """A network and an objective from a file, with a module beside it, score as they do here."""
     genes = [random_genes(user_evaluator.layout, 20, seed) for seed in (1, 2)]
-    tasks = [Score.of(one.express(user_evaluator.layout), -1) for one in genes]
+    tasks = [ScoreTask.of(one.express(user_evaluator.layout), -1) for one in genes]
     expected = [task.run(user_evaluator) for task in tasks]
     assert actor.run(tasks) == expected
     assert len(set(expected)) == 2
@@ -223,7 +237,7 @@ def test_an_error_in_the_users_code_comes_out_of_an_actor(
     actor: Workers, user_evaluator: Evaluator
 ) -> None:
     """The message names file, function and error, as without Ray."""
-    dense = Score.of(torch.ones(user_evaluator.layout.total, dtype=torch.bool), -1)
+    dense = ScoreTask.of(torch.ones(user_evaluator.layout.total, dtype=torch.bool), -1)
     with pytest.raises(InputError, match=r"own\.py:closeness raised ArithmeticError: too good"):
         actor.run([dense])
 

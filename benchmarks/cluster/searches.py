@@ -10,8 +10,9 @@ from gaprune.callbacks import Silence
 from gaprune.config import make_settings
 from gaprune.criteria import DenseNetwork
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.engine import Evolution, Outcome, Plan
+from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
+from gaprune.evolution.search_plan import SearchPlan, SearchResult
 from gaprune.evolution.seeding import baselines
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun
@@ -37,10 +38,10 @@ class Search:
     """
 
     evaluator: Evaluator
-    plan: Plan
+    plan: SearchPlan
     seeds: Sequence[Individual]
 
-    def run(self, workers: Workers, turn: int = 0) -> Outcome:
+    def run(self, workers: Workers, turn: int = 0) -> SearchResult:
         """Do it; another turn has another seed, since workers know the masks that they scored."""
         plan = replace(self.plan, seed=self.plan.seed + turn)
         return Evolution(plan, workers).run(self.seeds)

@@ -16,19 +16,17 @@ from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import LARGE, Individual
 from gaprune.evolution.offspring import Newborn
-from gaprune.evolution.phases import WARMUP, Phase
+from gaprune.evolution.phases import WARMUP, SearchPhase
 from gaprune.evolution.race import faster_half
 from gaprune.evolution.scoring import Scores
-from gaprune.evolution.search_plan import Limits, Outcome, Plan, parted_for
-from gaprune.evolution.snapshot import Snapshot
-from gaprune.evolution.tasks import Breed, Child, Judge, derive_seed
+from gaprune.evolution.search_plan import SearchPlan, SearchResult, parted_for
+from gaprune.evolution.snapshot import SearchState
+from gaprune.evolution.tasks import BreedResult, BreedTask, ValidateTask, derive_seed
 from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
-from gaprune.evolution.variation import RecipeBook
+from gaprune.evolution.variation import VariationSampler
 from gaprune.profiling import profiled
 from gaprune.records import Generation
 from gaprune.workers import FailedTask, Warn, Workers
-
-__all__ = ["Evolution", "Limits", "Outcome", "Plan"]
 
 HALL_OF_FAME = 8
 FIRST_RUNG, LAST_RUNG = 0, -1
@@ -59,7 +57,7 @@ class Evolution:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SearchPlan,
         workers: Workers,
         report: Callable[[Generation], None] | None = None,
         warn: Warn = lambda _: None,
@@ -68,7 +66,7 @@ class Evolution:
         self._report, self._warn = report, warn
         self._state = _State()
         self._random = random.Random(derive_seed(plan.seed, "selection"))
-        self._recipes = {phase.name: RecipeBook(plan, phase) for phase in plan.phases}
+        self._recipes = {phase.name: VariationSampler(plan, phase) for phase in plan.phases}
         self._started = time.monotonic()
         self.population: list[Individual] = []
         self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=same)
@@ -82,7 +80,7 @@ class Evolution:
         self,
         seeds: Sequence[Individual],
         validation_scores: Mapping[str, ValidationScore] | None = None,
-    ) -> Outcome:
+    ) -> SearchResult:
         """Search from seeds until a limit of the plan is met.
 
         Args:
@@ -106,7 +104,7 @@ class Evolution:
                 raise
             stopped = "interrupted"
         best, validation_score = self._choose(validation_scores or {})
-        return Outcome(
+        return SearchResult(
             best=best,
             validation_score=validation_score,
             population=self.population,
@@ -121,10 +119,10 @@ class Evolution:
             seconds=time.monotonic() - self._started,
         )
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SearchState:
         """Return all that the next generation depends on; call it between two generations."""
         state = self._state
-        return Snapshot(
+        return SearchState(
             generation=state.generation,
             evaluations=state.evaluations,
             gained=state.gained,
@@ -138,7 +136,7 @@ class Evolution:
             leaders=tuple(state.leaders.values()),
         )
 
-    def restore(self, one: Snapshot) -> None:
+    def restore(self, one: SearchState) -> None:
         """Go on from a snapshot of a search under the same plan, instead of from seeds."""
         leaders = {pair[0].key: pair for pair in one.leaders}
         self._state = _State(one.generation, one.evaluations, one.gained, one.best, leaders)
@@ -204,7 +202,7 @@ class Evolution:
         pairs = list(zip(parents[::2], parents[1::2], strict=True))
         drawn = [recipes.draw(pair, number, generator) for pair in pairs]
         tasks = [
-            Breed(
+            BreedTask(
                 (a.genes,) if recipe.crossover is None else (a.genes, b.genes),
                 recipe,
                 derive_seed(plan.seed, "child", number, index),
@@ -213,7 +211,7 @@ class Evolution:
             for index, ((a, b), (recipe, _)) in enumerate(zip(pairs, drawn, strict=True))
         ]
         lots = [[task] for task in tasks] if self._one_by_one else [tasks]
-        bred: Iterator[Child | FailedTask] = chain.from_iterable(map(self.toolbox.map, lots))
+        bred: Iterator[BreedResult | FailedTask] = chain.from_iterable(map(self.toolbox.map, lots))
         for pair, (recipe, rate), child in zip(pairs, drawn, bred, strict=True):
             steps = recipe.refinement.steps if recipe.refinement else 0
             self._state.evaluations += 1 + steps
@@ -227,7 +225,7 @@ class Evolution:
             self._value(newborn, child.fitness)
             yield newborn
 
-    def _parents(self, phase: Phase) -> list[Individual]:
+    def _parents(self, phase: SearchPhase) -> list[Individual]:
         """Select two parents per child; the continuation has one, the best known after repair."""
         if phase.name == WARMUP:
             leaders = [
@@ -277,7 +275,7 @@ class Evolution:
         """Judge the best, or the front, on the validation inputs; whoever cannot be judged leaves."""
         leaders = self._state.leaders
         while new := [one for one in distinct(self._best()) if one.key not in leaders]:
-            validation_scores = self.toolbox.map([Judge(one.bits) for one in new])
+            validation_scores = self.toolbox.map([ValidateTask(one.bits) for one in new])
             for one, validation_score in zip(new, validation_scores, strict=True):
                 if isinstance(validation_score, FailedTask):
                     self._leave_out(one.origin, validation_score)

@@ -9,7 +9,7 @@ from deap import base
 from numpy.typing import NDArray
 
 from gaprune.evolution.genome import Genes, Individual, bits_key
-from gaprune.evolution.tasks import Child
+from gaprune.evolution.tasks import BreedResult
 from gaprune.masks.supermask import Layout
 
 
@@ -27,7 +27,7 @@ class Newborn:
     """
 
     def __init__(
-        self, child: Child, origin: str, learning_rate: float, fitness: type[base.Fitness]
+        self, child: BreedResult, origin: str, learning_rate: float, fitness: type[base.Fitness]
     ) -> None:
         self.child, self.origin, self.learning_rate = child, origin, learning_rate
         self.fitness = fitness()

@@ -11,7 +11,7 @@ WARMUP, DENSITY_SEARCH, SEARCH = "warmup", "density_search", "search"
 
 
 @dataclass(frozen=True)
-class Phase:
+class SearchPhase:
     """Some generations of a search and how their children are made.
 
     Attributes:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gaprune.evaluation.cache import LRUCache
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.tasks import Score
+from gaprune.evolution.tasks import ScoreTask
 from gaprune.evolution.toolbox import Contender
 from gaprune.masks.supermask import unpack
 from gaprune.workers import FailedTask
@@ -21,7 +21,7 @@ KNOWN = 1 << 14  # masks whose scores a search remembers
 
 
 @dataclass(frozen=True)
-class ScoreGroup:
+class ScoreGroupTask:
     """Score several packed masks on one rung, as they are, in one forward pass where that can be.
 
     What a mask scores does not depend on the others; see `Evaluator.fitness_many`.
@@ -60,10 +60,10 @@ def score_masks(
             one does not take the others with it.
     """
     if group == 1 or repaired:
-        return run([Score(bits, rung, repaired) for bits in masks])
+        return run([ScoreTask(bits, rung, repaired) for bits in masks])
     groups = [tuple(masks[start : start + group]) for start in range(0, len(masks), group)]
     found: list[float | FailedTask] = []
-    for one, scores in zip(groups, run([ScoreGroup(g, rung) for g in groups]), strict=True):
+    for one, scores in zip(groups, run([ScoreGroupTask(g, rung) for g in groups]), strict=True):
         found += _one_by_one(run, one, rung) if isinstance(scores, FailedTask) else scores
     return found
 
@@ -72,7 +72,7 @@ def _one_by_one(
     run: Callable[[Sequence[Any]], list[Any]], group: Sequence[Bits], rung: int
 ) -> list[float | FailedTask]:
     """Score the masks of a group that was lost, as the group would have."""
-    scores = run([ScoreGroup((bits,), rung) for bits in group])
+    scores = run([ScoreGroupTask((bits,), rung) for bits in group])
     return [one if isinstance(one, FailedTask) else one[0] for one in scores]
 
 

@@ -10,7 +10,7 @@ from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH, WARMUP, Phase
+from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH, WARMUP, SearchPhase
 from gaprune.evolution.presets import Preset, as_density_search, as_warmup
 from gaprune.masks.supermask import Layout
 from gaprune.records import Generation
@@ -21,7 +21,7 @@ PARTED = 0.02  # agreement on the validation inputs lost between the best there 
 
 
 @dataclass(frozen=True)
-class Limits:
+class SearchLimits:
     """When to stop; None is no limit.
 
     Attributes:
@@ -70,7 +70,7 @@ def parted_for(validation: Iterable[float]) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """Everything that the engine needs to know beside the genes.
 
     Attributes:
@@ -94,7 +94,7 @@ class Plan:
     population: int
     offspring: int
     refinement: Refinement | None
-    limits: Limits
+    limits: SearchLimits
     keep: int
     most: int | None = None
     density_search: int = 0
@@ -102,20 +102,20 @@ class Plan:
     group: int = 1
 
     @cached_property
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> tuple[SearchPhase, ...]:
         """How the generations are divided: out of repair, keep counts, then everything."""
-        found: list[Phase] = []
+        found: list[SearchPhase] = []
         if self.warmup is not None:
             preset = as_warmup(self.preset)
-            found.append(Phase(WARMUP, preset, self.offspring, self.warmup, 0, 1))
+            found.append(SearchPhase(WARMUP, preset, self.offspring, self.warmup, 0, 1))
         before, total = len(found) + self.density_search, self.limits.generations
         if self.density_search:
             preset, children = as_density_search(self.preset), max(ALLOCATORS, self.offspring)
             found.append(
-                Phase(DENSITY_SEARCH, preset, children, None, len(found), self.density_search)
+                SearchPhase(DENSITY_SEARCH, preset, children, None, len(found), self.density_search)
             )
         rest = None if total is None else max(0, total - before)
-        search = Phase(SEARCH, self.preset, self.offspring, self.refinement, before, rest)
+        search = SearchPhase(SEARCH, self.preset, self.offspring, self.refinement, before, rest)
         return *found, search
 
     @property
@@ -123,7 +123,7 @@ class Plan:
         """The generations before the search phase."""
         return self.phases[-1].start
 
-    def phase(self, generation: int) -> Phase:
+    def phase(self, generation: int) -> SearchPhase:
         """Return the phase of a generation; the seeded one, 0, counts to the first."""
         return next((one for one in self.phases if one.holds(generation)), self.phases[-1])
 
@@ -149,7 +149,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchResult:
     """What a search found.
 
     Attributes:

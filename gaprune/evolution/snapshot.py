@@ -20,7 +20,7 @@ from torch import Tensor
 from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Genes, Individual, bits_key
-from gaprune.evolution.search_plan import Plan
+from gaprune.evolution.search_plan import SearchPlan
 from gaprune.records import Generation
 
 Facts = dict[str, Any]
@@ -28,7 +28,7 @@ _COUNTERS = ("generation", "evaluations", "gained", "best", "seconds", "random",
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
+class SearchState:
     """What a search knows after a generation; nothing that happens later changes it.
 
     Attributes:
@@ -77,8 +77,8 @@ class Snapshot:
 
     @classmethod
     def put_together(
-        cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], plan: Plan
-    ) -> Snapshot:
+        cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], plan: SearchPlan
+    ) -> SearchState:
         """Return the snapshot that was taken apart, of a search under the same plan."""
         version, numbers, gauss = facts["random"]
         population = tuple(_individual(one, tensors, plan) for one in facts["population"])
@@ -141,7 +141,7 @@ def _facts(one: Individual | Remembered) -> Facts:
     }
 
 
-def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Individual:
+def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: SearchPlan) -> Individual:
     counts = facts["counts"]
     genes = Genes(
         scores=tensors[facts["scores"]],
@@ -156,12 +156,12 @@ def _individual(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Indi
     return found
 
 
-def _remembered(facts: Facts, tensors: Mapping[str, Tensor], plan: Plan) -> Remembered:
+def _remembered(facts: Facts, tensors: Mapping[str, Tensor], plan: SearchPlan) -> Remembered:
     bits = tensors[facts["mask"]].numpy()
     keep = facts.get("keep", int(np.bitwise_count(bits).sum()))  # older ones counted weights
     rest = {name: facts[name] for name in ("origin", "learning_rate", "sprint")}
     return Remembered(bits, bits_key(bits), keep, fitness=_fitness(facts, plan), **rest)
 
 
-def _fitness(facts: Facts, plan: Plan) -> base.Fitness:
+def _fitness(facts: Facts, plan: SearchPlan) -> base.Fitness:
     return plan.fitness(tuple(facts["values"]))

@@ -30,7 +30,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Variation:
     """How a child is made.
 
     Attributes:
@@ -55,7 +55,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Child:
+class BreedResult:
     """What comes back from breeding.
 
     Attributes:
@@ -72,11 +72,11 @@ class Child:
 
 
 @dataclass(frozen=True)
-class Breed:
+class BreedTask:
     """Make one child of one or two parents and score it."""
 
     parents: tuple[Genes, ...]
-    recipe: Recipe
+    recipe: Variation
     seed: int
     rung: int
 
@@ -86,14 +86,14 @@ class Breed:
         steps = self.recipe.refinement.steps if self.recipe.refinement else 0
         return f"Breed, {steps} steps, rung {self.rung}"
 
-    def run(self, evaluator: Evaluator) -> Child:
+    def run(self, evaluator: Evaluator) -> BreedResult:
         """Vary, express, score."""
         generator = torch.Generator().manual_seed(self.seed)
         with profiled("vary"):
             genes = self._refined(evaluator, generator)
         with profiled("decode"):
             mask = genes.express(evaluator.layout)
-        return Child(genes, evaluator.fitness(mask, self.rung), pack(mask), genes.keep)
+        return BreedResult(genes, evaluator.fitness(mask, self.rung), pack(mask), genes.keep)
 
     def _refined(self, evaluator: Evaluator, generator: torch.Generator) -> Genes:
         """Return the child as it is held between tasks."""
@@ -123,7 +123,7 @@ class Breed:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreTask:
     """Score a packed mask on one rung of the search calibration inputs, as it is judged or after repair."""
 
     bits: NDArray[np.uint8]
@@ -131,7 +131,7 @@ class Score:
     repaired: bool = False
 
     @classmethod
-    def of(cls, mask: torch.Tensor, rung: int, *, repaired: bool = False) -> Score:
+    def of(cls, mask: torch.Tensor, rung: int, *, repaired: bool = False) -> ScoreTask:
         """Pack a flat bool mask into a small message."""
         return cls(pack(mask), rung, repaired)
 
@@ -147,13 +147,13 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Judge:
+class ValidateTask:
     """Judge a packed mask on the validation inputs."""
 
     bits: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, mask: torch.Tensor) -> Judge:
+    def of(cls, mask: torch.Tensor) -> ValidateTask:
         """Pack a flat bool mask into a small message."""
         return cls(pack(mask))
 
@@ -163,4 +163,4 @@ class Judge:
             return evaluator.validate(unpack(self.bits, evaluator.layout.total))
 
 
-Task = Breed | Score | Judge
+Task = BreedTask | ScoreTask | ValidateTask

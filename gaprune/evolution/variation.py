@@ -10,10 +10,10 @@ import torch
 
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.operator_rates import OperatorRates
-from gaprune.evolution.phases import Phase
+from gaprune.evolution.phases import SearchPhase
 from gaprune.evolution.presets import NONE
-from gaprune.evolution.search_plan import Plan
-from gaprune.evolution.tasks import Recipe
+from gaprune.evolution.search_plan import SearchPlan
+from gaprune.evolution.tasks import Variation
 
 Pair = tuple[Individual, Individual]
 
@@ -23,10 +23,10 @@ LEAST_RATE = 0.1  # of the first gradient step length, reached in the phase's la
 SLOWEST, FASTEST = 0.25, 4.0  # bounds of an individual's own factor on the step length
 
 
-class RecipeBook:
+class VariationSampler:
     """Draws the recipes of a phase and learns from how the children turn out."""
 
-    def __init__(self, plan: Plan, phase: Phase) -> None:
+    def __init__(self, plan: SearchPlan, phase: SearchPhase) -> None:
         self._plan, self._phase = plan, phase
         adaptive = phase.preset.adaptive
         self._crossovers = OperatorRates(phase.preset.crossovers, adaptive=adaptive)
@@ -53,7 +53,9 @@ class RecipeBook:
         self._crossovers.success.update(memory["crossover"])
         self._mutations.success.update(memory["mutation"])
 
-    def draw(self, pair: Pair, generation: int, generator: torch.Generator) -> tuple[Recipe, float]:
+    def draw(
+        self, pair: Pair, generation: int, generator: torch.Generator
+    ) -> tuple[Variation, float]:
         """Return the recipe of a child of `pair`, and the step-length factor that it inherits."""
         crossover, mutation = self._crossovers.draw(generator), self._mutations.draw(generator)
         change = exp(0.3 * float(torch.randn((), generator=generator)))
@@ -65,7 +67,7 @@ class RecipeBook:
             most = refinement.learning_rate * factor
             first, last = most * self._annealing(generation - 1), most * self._annealing(generation)
             refinement = replace(refinement, learning_rate=first, last_rate=last)
-        recipe = Recipe(
+        recipe = Variation(
             crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
             mutation=None if mutation == NONE else mutation,
             options=tuple(self._phase.preset.options.get(mutation, {}).items()),
@@ -74,7 +76,7 @@ class RecipeBook:
         )
         return recipe, factor
 
-    def learn(self, recipe: Recipe, *, improved: bool) -> None:
+    def learn(self, recipe: Variation, *, improved: bool) -> None:
         """Record whether the child of a recipe beat its better parent."""
         self._crossovers.credit(recipe.crossover or NONE, improved=improved)
         self._mutations.credit(recipe.mutation or NONE, improved=improved)

@@ -24,8 +24,8 @@ from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evolution.archive import as_mask
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.search_plan import Plan
-from gaprune.evolution.snapshot import Snapshot
+from gaprune.evolution.search_plan import SearchPlan
+from gaprune.evolution.snapshot import SearchState
 from gaprune.io.atomic_folder import Checkpoint, DamagedError, read_checkpoint, write_checkpoint
 from gaprune.io.checkpoints import CheckpointFolder
 from gaprune.io.run_files import HISTORY
@@ -53,7 +53,7 @@ class SavedSearch(NamedTuple):
         seconds: of the run until then.
     """
 
-    search: Snapshot
+    search: SearchState
     seeds: list[Individual]
     validation_scores: dict[str, ValidationScore]
     seconds: float
@@ -81,7 +81,7 @@ class SearchCheckpointer:
         self._failed = False
         self._streamed = 0  # generations that are in the folder's history
 
-    def last(self, plan: Plan) -> SavedSearch | None:
+    def last(self, plan: SearchPlan) -> SavedSearch | None:
         """Read the newest checkpoint of a search under this plan, or return None: there is none.
 
         Raises:
@@ -96,7 +96,7 @@ class SearchCheckpointer:
             mask = unpack(tensors[f"seed/{number}"].numpy(), plan.layout.total)
             seeds.append(plan.adopt(as_mask(mask, plan.layout, one["origin"], plan.keep)))
             validation_scores[seeds[-1].key] = ValidationScore(one["agreement"], one["fitness"])
-        search = Snapshot.put_together(facts["search"], tensors, plan)
+        search = SearchState.put_together(facts["search"], tensors, plan)
         return SavedSearch(search, seeds, validation_scores, facts["seconds"])
 
     def note(

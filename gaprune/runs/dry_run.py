@@ -20,8 +20,8 @@ from gaprune.evaluation.batch_pool import BatchPool
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, kind_of, seed_genes
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.phases import Phase
-from gaprune.evolution.search_plan import Plan
+from gaprune.evolution.phases import SearchPhase
+from gaprune.evolution.search_plan import SearchPlan
 from gaprune.masks.budget import keep_total
 from gaprune.models.patterns import units_of
 from gaprune.models.target import Target
@@ -154,7 +154,7 @@ def _evaluator_on_noise(target: Target, settings: Settings) -> Evaluator:
     )  # drawn before it is timed
 
 
-def _timed(evaluator: Evaluator, plan: Plan, settings: Settings) -> dict[str, float]:
+def _timed(evaluator: Evaluator, plan: SearchPlan, settings: Settings) -> dict[str, float]:
     """Return the seconds of a candidate on all calibration inputs, of a child and of each gradient step.
 
     Each is the least of some: what the machine sets up once, or does beside, is not counted.
@@ -183,7 +183,7 @@ def _child(genes: Genes, evaluator: Evaluator, how: Refinement, steps: int) -> f
     return time.perf_counter() - began
 
 
-def _stage(phase: Phase, timed: Mapping[str, float], settings: Settings) -> DryRunPhase:
+def _stage(phase: SearchPhase, timed: Mapping[str, float], settings: Settings) -> DryRunPhase:
     """Return what a phase takes: children on the first rung, half of them on all calibration inputs."""
     steps = phase.refinement.steps if phase.refinement else 0
     passes = 1 / RUNG_FRACTION + 1 / 2 if phase.preset.races else 1.0
@@ -204,7 +204,7 @@ def _at_most(limit: float | None, stages: Sequence[DryRunPhase]) -> float | None
     return min(sum(one.seconds for one in stages), math.inf if limit is None else limit)
 
 
-def _peak_mb(plan: Plan, evaluator: Evaluator, settings: Settings) -> float:
+def _peak_mb(plan: SearchPlan, evaluator: Evaluator, settings: Settings) -> float:
     """Return what this process needed until here, and what a search holds beside that."""
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
     genomes = (plan.population + plan.offspring) * plan.layout.total * kind_of(plan.layout).itemsize

@@ -19,9 +19,9 @@ from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.search_plan import Outcome
+from gaprune.evolution.search_plan import SearchResult
 from gaprune.evolution.seeding import baselines, kaiming_population
-from gaprune.evolution.tasks import Judge, derive_seed
+from gaprune.evolution.tasks import ValidateTask, derive_seed
 from gaprune.models.target import Target
 from gaprune.profiling import profiled
 from gaprune.records import BaselineScore, Generation
@@ -184,7 +184,7 @@ class PruningRun:
     ) -> dict[str, ValidationScore]:
         """Judge the seeds on the validation inputs; those that take down their workers are left out."""
         found: list[ValidationScore | FailedTask] = workers.run(
-            [Judge.of(seed.mask) for seed in seeds]
+            [ValidateTask.of(seed.mask) for seed in seeds]
         )
         validation_scores = {}
         for seed, validation_score in zip(seeds, found, strict=True):
@@ -223,7 +223,7 @@ class PruningRun:
         checkpointer: SearchCheckpointer,
         kept: SavedSearch | None,
         judged: Judged,
-    ) -> Outcome | None:
+    ) -> SearchResult | None:
         """Evolve, or return None where a one-shot method was asked for."""
         settings, preset = self.settings, self.preset
         if settings.method != EVOLVED:
@@ -246,7 +246,7 @@ class PruningRun:
         )
         return evolution.run([Individual(one, plan.layout, "kaiming") for one in genes])
 
-    def _warn_if_parted(self, outcome: Outcome) -> None:
+    def _warn_if_parted(self, outcome: SearchResult) -> None:
         """Say when the search still gains while the validation inputs loses: it has learnt its own calibration inputs."""
         settings = self.settings
         with profiled("validate"), torch_threads(settings.threads_per_worker):
@@ -262,7 +262,7 @@ class PruningRun:
         plan: CalibrationSet,
         seeds: list[Individual],
         validation_scores: dict[str, ValidationScore],
-        outcome: Outcome | None,
+        outcome: SearchResult | None,
     ) -> Result:
         settings = self.settings
         best = outcome.best if outcome else self._asked(seeds)

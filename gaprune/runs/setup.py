@@ -23,7 +23,7 @@ from gaprune.evaluation.forward_modes import (
 from gaprune.evaluation.objectives import Objective, find_objective
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset
-from gaprune.evolution.search_plan import Limits, Plan
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import derive_seed
 from gaprune.masks.budget import keep_total
 from gaprune.models.forward import answers
@@ -84,7 +84,7 @@ def _batch_cache(settings: Settings, plan: CalibrationSet) -> BatchPool | None:
     return BatchPool(plan.fresh, settings.batch_cache, derive_seed(settings.seed, "stock"))
 
 
-def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
+def make_plan(target: Target, settings: Settings, preset: Preset) -> SearchPlan:
     """Translate resolved settings into the engine's plan."""
     refinement = None
     if preset.gradient:
@@ -98,14 +98,14 @@ def make_plan(target: Target, settings: Settings, preset: Preset) -> Plan:
     density_search, generations = settings.density_search or 0, settings.generations
     warmup = _warmup(refinement, settings.warmup)
     before = density_search + (warmup is not None)
-    return Plan(
+    return SearchPlan(
         preset=preset,
         layout=layout,
         seed=settings.seed,
         population=_filled(settings.population),
         offspring=_filled(settings.offspring),
         refinement=refinement,
-        limits=Limits(
+        limits=SearchLimits(
             None if generations is None else before + generations,
             settings.evaluations,
             settings.seconds,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
-from gaprune.evolution.search_plan import PARTED, Outcome
+from gaprune.evolution.search_plan import PARTED, SearchResult
 
 SHOWN = 5  # layers in a message
 ONE_CLASS = 0.99  # of the validation inputs's inputs in one class: agreement on them tells nothing
@@ -56,7 +56,12 @@ def doubt(evaluator: Evaluator) -> str | None:
 
 
 def advise(
-    outcome: Outcome, evaluator: Evaluator, sparsity: float, agreed: list[float], *, front: bool
+    outcome: SearchResult,
+    evaluator: Evaluator,
+    sparsity: float,
+    agreed: list[float],
+    *,
+    front: bool,
 ) -> str | None:
     """Say when the search still gains while the validation inputs loses, with the figures.
 
