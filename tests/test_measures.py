@@ -16,9 +16,9 @@ from gaprune import Result, export, load_target, measure, save_run
 from gaprune.errors import InputError
 from gaprune.evaluation.latency import Timed, time_all
 from gaprune.evaluation.runtimes import CSR, EAGER, ONNX, RUNTIMES, Subject, UnavailableError, ready
-from gaprune.export.measure.nonzero_macs import Work, work_of
-from gaprune.export.measure.read_file import Held, read_file
-from gaprune.export.measure.remarks import verdict
+from gaprune.export.measure.nonzero_macs import NonzeroMacs, work_of
+from gaprune.export.measure.read_file import FileContents, read_file
+from gaprune.export.measure.remarks import latency_remarks
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import target_from_module
 
@@ -164,7 +164,7 @@ def test_a_runtime_that_cannot_says_why() -> None:
         pass
 
 
-SAME, SMALLER = Work(100, 10), Work(40, 40)  # of a dense network with 100 multiply-adds
+SAME, SMALLER = NonzeroMacs(100, 10), NonzeroMacs(40, 40)  # of a dense network with 100 multiply-adds
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,12 @@ SAME, SMALLER = Work(100, 10), Work(40, 40)  # of a dense network with 100 multi
 def test_the_verdict_compares_the_fastest_of_both(
     own: dict[str, dict[int, float]],
     dense: dict[str, dict[int, float]],
-    work: Work,
+    work: NonzeroMacs,
     words: tuple[str, ...],
 ) -> None:
     """A file is faster only by less work, and if nothing runs the dense network as fast."""
-    held = Held(Path("x"), "dense", 10, 2)
-    said = list(verdict(held, Timed(own, dense, {}), work, 100))
+    held = FileContents(Path("x"), "dense", 10, 2)
+    said = list(latency_remarks(held, Timed(own, dense, {}), work, 100))
     assert all(part in " ".join(said) for part in words), said
     assert any("not time" in line for line in said) == (work is SAME and "2.00" not in words[1])
 

@@ -22,7 +22,7 @@ from scipy.sparse import csr_array  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.sparse_entries import How
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.export.sparse_writer import sparse_bytes
 from gaprune.io.sparse import SparseFile, load_sparse, load_sparse_into
 from gaprune.io.sparse.index_codecs import CODINGS, decode
@@ -30,8 +30,8 @@ from gaprune.io.sparse.tensors import DTYPES
 from gaprune.masks.supermask import top_k_mask
 from gaprune.models.zoo import ZOO, load
 
-PLAIN = How(compress=False)
-HOWS = (How(), PLAIN)
+PLAIN = ExportOptions(compress=False)
+HOWS = (ExportOptions(), PLAIN)
 
 
 def pruned(shape: tuple[int, ...], density: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def test_gaps_are_those_counted_by_hand() -> None:
 
 @pytest.mark.parametrize("how", HOWS, ids=["zstd", "plain"])
 @pytest.mark.parametrize("name", DTYPES)
-def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, how: How) -> None:
+def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, how: ExportOptions) -> None:
     """NaN, infinities, −0.0, numbers below the normal ones, empty tensors and single numbers."""
     dtype = DTYPES[name]
     raw = torch.arange(64, dtype=torch.int64) * 7919 % 251
@@ -102,7 +102,7 @@ def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, how: How)
 
 @pytest.mark.parametrize("how", HOWS, ids=["zstd", "plain"])
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.02, 0.3, 1.0])
-def test_pruned_weights_and_masks_come_back(tmp_path: Path, density: float, how: How) -> None:
+def test_pruned_weights_and_masks_come_back(tmp_path: Path, density: float, how: ExportOptions) -> None:
     """At every density, also where a kept weight happens to be 0."""
     weight, mask = pruned((30, 20, 3, 3), density)
     if mask.any():
@@ -132,15 +132,15 @@ def test_it_is_smaller_than_a_fair_count_of_what_it_holds(tmp_path: Path) -> Non
     weight, mask = pruned((200, 500), 0.02)
     content = sparse_bytes({"w": weight}, {"w": mask}, PLAIN)
     assert len(content) < 5 * int(mask.sum()) + 1000
-    assert len(sparse_bytes({"w": weight}, {"w": mask}, How())) < len(content)
+    assert len(sparse_bytes({"w": weight}, {"w": mask}, ExportOptions())) < len(content)
 
 
 def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:
     """A tied parameter takes room under one of its names and comes back under all, unshared."""
     weight, mask = pruned((64, 64), 0.5)
     state = {"a": weight, "b": weight.clone(), "c": -weight}
-    content = sparse_bytes(state, {"a": mask}, How())
-    alone = sparse_bytes({"a": weight, "c": -weight}, {"a": mask}, How())
+    content = sparse_bytes(state, {"a": mask}, ExportOptions())
+    alone = sparse_bytes({"a": weight, "c": -weight}, {"a": mask}, ExportOptions())
     assert len(content) < len(alone) + 200
     back = load_sparse(write(tmp_path / "x.safetensors", content))
     assert same_bits(back, state)
@@ -152,19 +152,19 @@ def test_half_rounds_the_kept_weights_and_nothing_else(tmp_path: Path) -> None:
     """The weights come back in their own dtype with the values of float16."""
     weight, mask = pruned((40, 40), 0.3)
     state = {"w": weight, "bias": torch.randn(40)}
-    content = sparse_bytes(state, {"w": mask}, How(half=True))
+    content = sparse_bytes(state, {"w": mask}, ExportOptions(half=True))
     back = load_sparse(write(tmp_path / "x.safetensors", content))
     assert torch.equal(back["bias"], state["bias"])
     assert torch.equal(back["w"], weight.half().float())
     with pytest.raises(InputError, match=r"half: a weight of 1e\+06 is more than float16"):
-        sparse_bytes({"w": weight * 0 + mask * 1e6}, {"w": mask}, How(half=True))
+        sparse_bytes({"w": weight * 0 + mask * 1e6}, {"w": mask}, ExportOptions(half=True))
 
 
 @pytest.mark.parametrize("count", [1, 5, 300])
 def test_a_codebook_shares_the_nearest_of_few_values(tmp_path: Path, count: int) -> None:
     """Each kept weight becomes one of so many values, the nearest of them; zeros stay zeros."""
     weight, mask = pruned((60, 70), 0.3)
-    how = How(codebook=count)
+    how = ExportOptions(codebook=count)
     path = write(tmp_path / "x.safetensors", sparse_bytes({"w": weight}, {"w": mask}, how))
     back = load_sparse(path)["w"]
     values = back[mask].unique()
@@ -177,7 +177,7 @@ def test_a_codebook_shares_the_nearest_of_few_values(tmp_path: Path, count: int)
 def test_a_codebook_of_as_many_values_loses_nothing(tmp_path: Path) -> None:
     """A layer with fewer weights than values keeps its own."""
     weight, mask = pruned((5, 8), 0.5)
-    content = sparse_bytes({"w": weight}, {"w": mask}, How(codebook=64))
+    content = sparse_bytes({"w": weight}, {"w": mask}, ExportOptions(codebook=64))
     path = write(tmp_path / "x.safetensors", content)
     assert same_bits(load_sparse(path), {"w": weight})
 
@@ -209,7 +209,7 @@ def test_a_network_is_filled_tensor_after_tensor(tmp_path: Path) -> None:
     source[0].weight.data = weight
     path = write(
         tmp_path / "x.safetensors",
-        sparse_bytes(dict(source.state_dict()), {"0.weight": mask}, How()),
+        sparse_bytes(dict(source.state_dict()), {"0.weight": mask}, ExportOptions()),
     )
     other = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     before = [parameter.data_ptr() for parameter in other.parameters()]
@@ -236,7 +236,7 @@ def test_tensors_are_read_one_after_the_other(tmp_path: Path) -> None:
             next(read)
 
 
-def small_file(folder: Path, how: How) -> tuple[Path, dict[str, Tensor]]:
+def small_file(folder: Path, how: ExportOptions) -> tuple[Path, dict[str, Tensor]]:
     """Write a file of a few hundred bytes with all that a file can hold."""
     weight, mask = pruned((12, 30), 0.1)
     state = {"w": weight, "v": weight.clone(), "bias": torch.randn(3), "n": torch.tensor(7)}
@@ -244,7 +244,7 @@ def small_file(folder: Path, how: How) -> tuple[Path, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("how", HOWS, ids=["zstd", "plain"])
-def test_no_flipped_bit_gives_other_values(tmp_path: Path, how: How) -> None:
+def test_no_flipped_bit_gives_other_values(tmp_path: Path, how: ExportOptions) -> None:
     """Wherever a bit flips: a clear error, or the very same values (spaces of the header)."""
     path, state = small_file(tmp_path, how)
     content = path.read_bytes()
@@ -265,7 +265,7 @@ def test_no_flipped_bit_gives_other_values(tmp_path: Path, how: How) -> None:
 
 def test_no_part_of_a_file_is_taken_for_one(tmp_path: Path) -> None:
     """Cut off anywhere, or with something behind its end."""
-    path, _ = small_file(tmp_path, How())
+    path, _ = small_file(tmp_path, ExportOptions())
     content = path.read_bytes()
     for length in range(0, len(content), 13):
         path.write_bytes(content[:length])
@@ -289,7 +289,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_sparse(tmp_path / "missing.safetensors")
     with (
-        SparseFile(small_file(tmp_path, How())[0]) as file,
+        SparseFile(small_file(tmp_path, ExportOptions())[0]) as file,
         pytest.raises(InputError, match=r"unknown name 'x'.*w"),
     ):
         file.read("x")
@@ -320,13 +320,13 @@ def test_what_cannot_be_written_is_refused() -> None:
     """A mask without a tensor, one over weights that are there, options that clash."""
     weight, mask = pruned((4, 4), 0.5)
     with pytest.raises(InputError, match="unknown name 'v'"):
-        sparse_bytes({"w": weight}, {"v": mask}, How())
+        sparse_bytes({"w": weight}, {"v": mask}, ExportOptions())
     with pytest.raises(InputError, match="has weights that its mask drops"):
-        sparse_bytes({"w": weight + 1}, {"w": mask}, How())
+        sparse_bytes({"w": weight + 1}, {"w": mask}, ExportOptions())
     with pytest.raises(InputError, match="half: cannot be combined with codebook"):
-        sparse_bytes({"w": weight}, {"w": mask}, How(half=True, codebook=4))
+        sparse_bytes({"w": weight}, {"w": mask}, ExportOptions(half=True, codebook=4))
     with pytest.raises(InputError, match="codebook: must be from 1 to 65,536 values, got 0"):
-        sparse_bytes({"w": weight}, {"w": mask}, How(codebook=0))
+        sparse_bytes({"w": weight}, {"w": mask}, ExportOptions(codebook=0))
 
 
 def test_mnist_cnn_at_a_fiftieth_takes_a_twentieth_and_a_thirty_fifth(tmp_path: Path) -> None:
@@ -336,10 +336,10 @@ def test_mnist_cnn_at_a_fiftieth_takes_a_twentieth_and_a_thirty_fifth(tmp_path: 
     for name, value in state.items():
         masks[name] = top_k_mask(value.abs(), round(0.02 * value.numel()))
         state[name] = torch.where(masks[name], value, value.new_zeros(()))
-    for how, part in ((How(), 20), (PLAIN, 20), (How(codebook=32), 35)):
+    for how, part in ((ExportOptions(), 20), (PLAIN, 20), (ExportOptions(codebook=32), 35)):
         content = sparse_bytes(state, masks, how)
         assert len(content) * part <= dense.stat().st_size
-    path = write(tmp_path / "x.safetensors", sparse_bytes(state, masks, How()))
+    path = write(tmp_path / "x.safetensors", sparse_bytes(state, masks, ExportOptions()))
     assert same_bits(load_sparse(path), state)
     assert load_file(dense).keys() == state.keys()
 
@@ -348,7 +348,7 @@ def test_reading_an_uncompressed_file_needs_no_extra(tmp_path: Path) -> None:
     """Without Zstandard a plain file is read, and a compressed one is refused with the way out."""
     plain, _ = small_file(tmp_path, PLAIN)
     weight, mask = pruned((300, 30), 0.1)
-    squeezed = write(tmp_path / "z.safetensors", sparse_bytes({"w": weight}, {"w": mask}, How()))
+    squeezed = write(tmp_path / "z.safetensors", sparse_bytes({"w": weight}, {"w": mask}, ExportOptions()))
     script = f"""
 import sys
 sys.modules["zstandard"] = None
@@ -368,7 +368,7 @@ def test_equal_networks_make_equal_files() -> None:
     """The same state gives the same bytes, so files can be compared by their hash."""
     weight, mask = pruned((20, 20), 0.3)
     one, other = (
-        sparse_bytes({"w": weight}, {"w": mask}, How(), target="x") for _ in pairwise("abc")
+        sparse_bytes({"w": weight}, {"w": mask}, ExportOptions(), target="x") for _ in pairwise("abc")
     )
     assert one == other
 
@@ -378,5 +378,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, mask = pruned((20, 20), 0.3)
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(GapruneError, match=r"needs zstandard; pip install 'gaprune\[export\]'"):
-        sparse_bytes({"w": weight}, {"w": mask}, How())
+        sparse_bytes({"w": weight}, {"w": mask}, ExportOptions())
     assert sparse_bytes({"w": weight}, {"w": mask}, PLAIN)

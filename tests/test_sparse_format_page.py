@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gaprune import load_sparse
-from gaprune.export.sparse_entries import How
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.export.sparse_writer import sparse_bytes
 from gaprune.io.sparse import VERSION
 from gaprune.io.sparse.index_codecs import CODINGS
@@ -22,11 +22,11 @@ from gaprune.io.sparse.tensors import DTYPES
 PAGE = (Path(__file__).parent.parent / "docs" / "sparse-format.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 HOWS = {
-    "zstd": How(),
-    "plain": How(compress=False),
-    "half": How(half=True),
-    "codebook": How(codebook=5),
-    "wide codebook": How(codebook=300, compress=False),
+    "zstd": ExportOptions(),
+    "plain": ExportOptions(compress=False),
+    "half": ExportOptions(half=True),
+    "codebook": ExportOptions(codebook=5),
+    "wide codebook": ExportOptions(codebook=300, compress=False),
 }
 
 
@@ -63,7 +63,7 @@ def test_the_bytes_on_the_page_are_those_of_the_file(
     state = example_state()
     content = example()
     masks = {"fc.weight": state["fc.weight"] != 0}
-    assert sparse_bytes(state, masks, How(compress=False)) == content
+    assert sparse_bytes(state, masks, ExportOptions(compress=False)) == content
     assert f"is these {len(content)} bytes" in PAGE
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -94,7 +94,7 @@ def masked(shape: tuple[int, ...], density: float, seed: int) -> tuple[Tensor, T
 
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
 def test_the_reader_on_the_page_reads_every_file(
-    how: How, read: Callable[[Path], dict[str, np.ndarray]], tmp_path: Path
+    how: ExportOptions, read: Callable[[Path], dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     """All codings of places, values and orders, tied tensors, empty ones and single numbers."""
     state, masks = {}, {}

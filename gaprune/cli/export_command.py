@@ -13,7 +13,7 @@ from gaprune.cli import common_options as outputs
 from gaprune.cli.completion import among
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.signal_handling import SignalHandler
-from gaprune.export import EXPORTERS, Exported, export
+from gaprune.export import EXPORTERS, ExportResult, export
 from gaprune.formatting import percent
 from gaprune.io.serialization import to_json
 
@@ -112,7 +112,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
             _show(written)
 
 
-def _show(written: Exported) -> None:
+def _show(written: ExportResult) -> None:
     shown = table("file", "bytes", "of dense")
     for name, size in written.files.items():
         add_row(shown, [name, f"{size:,}", percent(size / written.dense_bytes)])

@@ -16,7 +16,7 @@ from gaprune.cli.comparison_table import WIDEST
 from gaprune.cli.completion import among
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.signal_handling import SignalHandler
-from gaprune.export.measure import RUNTIMES, Measured, measure
+from gaprune.export.measure import RUNTIMES, FileMeasurement, measure
 from gaprune.formatting import MISSING, percent
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO
@@ -82,7 +82,7 @@ def measure_command(
             _show(found)
 
 
-def _show(found: Sequence[Measured]) -> None:
+def _show(found: Sequence[FileMeasurement]) -> None:
     console = stdout()
     if not console.is_terminal:
         console.width = WIDEST  # names of files are not cut apart
@@ -103,7 +103,7 @@ def _count(value: int | None) -> str:
     return MISSING if value is None else f"{value:,}"
 
 
-_ROWS: dict[str, Callable[[Measured], str]] = {
+_ROWS: dict[str, Callable[[FileMeasurement], str]] = {
     "kind": lambda one: one.kind,
     "bytes": lambda one: _count(one.bytes),
     "bytes after zstd": lambda one: _count(one.zstd_bytes),
@@ -117,7 +117,7 @@ _ROWS: dict[str, Callable[[Measured], str]] = {
 }
 
 
-def _show_latency(one: Measured, console: Console) -> None:
+def _show_latency(one: FileMeasurement, console: Console) -> None:
     batches = list(dict.fromkeys(batch for by in one.timed.own.values() for batch in by))
     if not batches:
         return

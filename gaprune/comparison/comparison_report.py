@@ -15,7 +15,13 @@ from gaprune.comparison.tables import effort_text, needs_text, notes
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import writing
 from gaprune.pattern_names import UNSTRUCTURED, unit_name
-from gaprune.report import ComparisonContext, Contestant, Score, comparison_page, write_report
+from gaprune.report import (
+    ComparisonPage,
+    MethodScores,
+    SparsityScore,
+    comparison_page,
+    write_report,
+)
 
 _FACTS = (
     "target",
@@ -43,12 +49,12 @@ def page_of(rows: Sequence[Row], caption: str, folder: Path, removed: str = "wei
     lines = summarise(rows)
     labelled = any(row.accuracy is not None for row in rows)
     return comparison_page(
-        ComparisonContext(
+        ComparisonPage(
             target=rows[0].target,
             measure="accuracy" if labelled else "agreement with the dense network",
             caption=caption,
             dense=dense,
-            methods=[_contestant(line) for line in lines],
+            methods=[_method_scores(line) for line in lines],
             notes=notes(lines),
             config=_text(folder / CONFIG),
             facts=_facts(folder),
@@ -134,13 +140,13 @@ def _asked(rows: list[Row], config: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _contestant(line: MethodSummary) -> Contestant:
-    return Contestant(
+def _method_scores(line: MethodSummary) -> MethodScores:
+    return MethodScores(
         name=line.method,
         needs=needs_text(line.needs),
         trains=line.needs.training,
         scores={
-            sparsity: Score(cell.score, cell.low, cell.high, cell.seeds)
+            sparsity: SparsityScore(cell.score, cell.low, cell.high, cell.seeds)
             for sparsity, cell in line.cells.items()
         },
         effort=effort_text(line) if line.cells else "",

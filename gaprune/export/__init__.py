@@ -3,13 +3,13 @@
 `export` writes one; `formats` lists them, `docs/sparse-format.md` documents our own.
 """
 
-from gaprune.export.export_run import Exported, export
+from gaprune.export.export_run import ExportResult, export
 from gaprune.export.format_registry import EXPORTERS, Exporter
 from gaprune.io.sparse import SparseFile, load_sparse, load_sparse_into
 
 __all__ = [
     "EXPORTERS",
-    "Exported",
+    "ExportResult",
     "Exporter",
     "SparseFile",
     "export",

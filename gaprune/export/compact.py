@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import Pruned
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.export.state_dicts import MODEL
 from gaprune.io.weights import sha256_of
 from gaprune.models.channel_removal import remove_channels
@@ -27,7 +27,7 @@ TOLERANCE = 1e-5  # of the largest output, at least of 1
 ROUNDING = 8  # steps of the dtype, where they are coarser than that
 
 
-def write_compact(pruned: Pruned, folder: Path, how: How) -> None:
+def write_compact(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write the smaller network as a program of `torch.export`, and its state dict.
 
     Raises:
@@ -46,7 +46,7 @@ def write_compact(pruned: Pruned, folder: Path, how: How) -> None:
         )
 
 
-def compacted(pruned: Pruned, target: Target, masked: nn.Module) -> nn.Module:
+def compacted(pruned: PrunedNetwork, target: Target, masked: nn.Module) -> nn.Module:
     """Return a copy of the masked network without the channels that nobody reads.
 
     At least one channel of every layer stays.

@@ -15,8 +15,8 @@ from torch import nn
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.format_registry import find_exporter
 from gaprune.export.model_card import CARD, card
-from gaprune.export.pruned_network import Pruned, pruned_of
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork, pruned_of
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.io.atomic_folder import PARTIAL, hidden_name, sync
 from gaprune.io.manifest import FACTS, SCHEMA, file_facts, read_facts
 from gaprune.io.run_files import writing
@@ -26,7 +26,7 @@ from gaprune.runs.result import Result
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What an export wrote.
 
     Attributes:
@@ -72,7 +72,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
     codebook: int | None = None,
     compress: bool = True,
     model: nn.Module | None = None,
-) -> Exported:
+) -> ExportResult:
     """Write a pruned network in a format that others read, with a card.
 
     Args:
@@ -96,7 +96,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
         GapruneError: an optional package is missing, the run is damaged, or writing failed; there
             is nothing at `out` then, or what was there before.
     """
-    how = How(half=half, codebook=codebook, compress=compress)
+    how = ExportOptions(half=half, codebook=codebook, compress=compress)
     exporter = find_exporter(form, how)
     place = Path(out).expanduser().resolve()
     _check_free(place, out, overwrite=overwrite)
@@ -113,11 +113,11 @@ def export(  # noqa: PLR0913 # options, each by its own name
         (fresh / FACTS).write_text(to_json(facts, indent=2) + "\n", encoding="utf-8")
         text = card(pruned, form, how, files, dense_bytes)
         (fresh / CARD).write_text(text, encoding="utf-8")
-    return Exported(place, form, place / exporter.file, files, dense_bytes)
+    return ExportResult(place, form, place / exporter.file, files, dense_bytes)
 
 
 def _facts(
-    pruned: Pruned, form: str, how: How, folder: Path, files: Mapping[str, int]
+    pruned: PrunedNetwork, form: str, how: ExportOptions, folder: Path, files: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return what a program needs to know about an export."""
     return {
@@ -132,7 +132,7 @@ def _facts(
     }
 
 
-def _network(pruned: Pruned) -> dict[str, Any]:
+def _network(pruned: PrunedNetwork) -> dict[str, Any]:
     """Return what names the dense network, and nothing else of what was asked for."""
     named = {key.name: pruned.config[key.name] for key in JOB_KEYS if key.name in pruned.config}
     return {**named, "sparsity": pruned.record["sparsity"]["asked"]}

@@ -11,8 +11,8 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.export import compact, hf_folder, onnx_writer
 from gaprune.export import semi_structured_writer as semi_structured
 from gaprune.export import state_dicts as states
-from gaprune.export.pruned_network import Pruned
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.models import onnx
 
 
@@ -26,11 +26,11 @@ class Exporter:
         file: the file that is the network.
         loading: Python code that loads it, from within the folder.
         library: the library that loads it, as model hubs call it.
-        takes: the fields of `How` that it heeds.
+        takes: the fields of `ExportOptions` that it heeds.
     """
 
     description: str
-    write: Callable[[Pruned, Path, How], None]
+    write: Callable[[PrunedNetwork, Path, ExportOptions], None]
     file: str
     loading: str
     library: str
@@ -138,7 +138,7 @@ model = AutoModel.from_pretrained(".")""",
 }
 
 
-def find_exporter(form: str, how: How) -> Exporter:
+def find_exporter(form: str, how: ExportOptions) -> Exporter:
     """Return a format by name, once it is sure that it heeds what is asked.
 
     Raises:
@@ -147,7 +147,7 @@ def find_exporter(form: str, how: How) -> Exporter:
     exporter = exporter_of(form)
     how.check()
     for name, value in vars(how).items():
-        if value != getattr(How(), name) and name not in exporter.takes:
+        if value != getattr(ExportOptions(), name) and name not in exporter.takes:
             users = ", ".join(key for key, one in EXPORTERS.items() if name in one.takes)
             raise InputError(f"{name}: {form} has no use for it, only {users}; leave it out")
     return exporter

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import Pruned
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.io.weights import sha256_of
 from gaprune.models.sources.optional_packages import import_extra
 
@@ -19,7 +19,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", "
 _OTHERS = (".md", ".py")  # its card, which ours replaces; code is never taken along
 
 
-def write_hf(pruned: Pruned, folder: Path, how: How) -> None:
+def write_hf(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write what `from_pretrained` of the network's own class opens.
 
     Configuration, tokenizer and pooling are those of the source. A layer that took no part in the
@@ -67,7 +67,7 @@ def _source(transformers: Any, name: str) -> Path:  # noqa: ANN401 - a module
     return Path(found).parent
 
 
-def _fill(model: Any, pruned: Pruned) -> None:  # noqa: ANN401 - a network of transformers
+def _fill(model: Any, pruned: PrunedNetwork) -> None:  # noqa: ANN401 - a network of transformers
     own = model.state_dict()
     if foreign := [name for name in pruned.state if name not in own]:
         raise GapruneError(

@@ -8,8 +8,8 @@ from typing import Any
 
 from gaprune.export.format_registry import exporter_of
 from gaprune.export.hf_folder import SCHEME
-from gaprune.export.pruned_network import Pruned
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.formatting import percent
 
 CARD = "README.md"
@@ -25,7 +25,9 @@ _GAINS = {
 }
 
 
-def card(pruned: Pruned, form: str, how: How, files: Mapping[str, int], dense_bytes: int) -> str:
+def card(
+    pruned: PrunedNetwork, form: str, how: ExportOptions, files: Mapping[str, int], dense_bytes: int
+) -> str:
     """Return Markdown with the head that model hubs read.
 
     Args:
@@ -47,7 +49,7 @@ def card(pruned: Pruned, form: str, how: How, files: Mapping[str, int], dense_by
     return "\n".join("\n".join(section) for section in sections) + "\n"
 
 
-def _head(pruned: Pruned, form: str) -> Iterator[str]:
+def _head(pruned: PrunedNetwork, form: str) -> Iterator[str]:
     yield "---"
     yield f"library_name: {exporter_of(form).library}"
     base = pruned.name.removeprefix(SCHEME)
@@ -61,7 +63,7 @@ def _head(pruned: Pruned, form: str) -> Iterator[str]:
     yield ""
 
 
-def _what(pruned: Pruned, how: How) -> Iterator[str]:
+def _what(pruned: PrunedNetwork, how: ExportOptions) -> Iterator[str]:
     record = pruned.record
     total = sum(layer["total"] for layer in record["layers"])
     kept = sum(layer["kept"] for layer in record["layers"])
@@ -85,7 +87,9 @@ def _what(pruned: Pruned, how: How) -> Iterator[str]:
     yield ""
 
 
-def _files(form: str, files: Mapping[str, int], dense_bytes: int, how: How) -> Iterator[str]:
+def _files(
+    form: str, files: Mapping[str, int], dense_bytes: int, how: ExportOptions
+) -> Iterator[str]:
     yield "## Files"
     yield ""
     yield "| file | bytes | of the dense state dict |"
@@ -101,7 +105,7 @@ def _files(form: str, files: Mapping[str, int], dense_bytes: int, how: How) -> I
     yield ""
 
 
-def _figures(pruned: Pruned, form: str, how: How) -> Iterator[str]:
+def _figures(pruned: PrunedNetwork, form: str, how: ExportOptions) -> Iterator[str]:
     agreement, accuracy = pruned.figures
     record = pruned.record
     yield "## Figures"

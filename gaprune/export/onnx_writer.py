@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from gaprune.errors import GapruneError
-from gaprune.export.pruned_network import Pruned
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.models.onnx import FILE, compare, save_onnx
 
 
-def write_onnx(pruned: Pruned, folder: Path, how: How) -> None:
+def write_onnx(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write the network with zeros in its weights; any number of inputs go in at once.
 
     Raises:

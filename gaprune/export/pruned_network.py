@@ -27,7 +27,7 @@ _WHERE = ("workers", "gpus_per_worker", "ray_address", "device", "precision")
 
 
 @dataclass(frozen=True, eq=False)
-class Pruned:
+class PrunedNetwork:
     """A pruned network, ready to be written.
 
     Attributes:
@@ -37,7 +37,7 @@ class Pruned:
         config: what was asked for, as in `config.toml`; without a target where a network in
             memory was pruned.
         repaired: whether the repair is written into the state.
-        find_target: loads the dense network; see `Pruned.target`.
+        find_target: loads the dense network; see `PrunedNetwork.target`.
     """
 
     state: Mapping[str, Tensor] = field(repr=False)
@@ -84,7 +84,7 @@ class Pruned:
 
 def pruned_of(
     run: Result | str | Path, *, strict: bool = False, model: nn.Module | None = None
-) -> Pruned:
+) -> PrunedNetwork:
     """Return what there is to export.
 
     Args:
@@ -102,10 +102,10 @@ def pruned_of(
     return _of_folder(Path(run).expanduser(), run, strict=strict, model=model)
 
 
-def _of_result(result: Result, *, strict: bool) -> Pruned:
+def _of_result(result: Result, *, strict: bool) -> PrunedNetwork:
     repaired = None if strict else result.repaired_model()
     state = result.state_dict() if repaired is None else repaired.state_dict()
-    return Pruned(
+    return PrunedNetwork(
         state={name: value.detach().cpu().clone() for name, value in state.items()},
         masks={name: mask.cpu() for name, mask in result.masks.items()},
         record=result.record(),
@@ -121,7 +121,9 @@ def _config_of(result: Result) -> dict[str, Any]:
     return origin | stated_inputs(result.target.inputs) | used
 
 
-def _of_folder(place: Path, shown: str | Path, *, strict: bool, model: nn.Module | None) -> Pruned:
+def _of_folder(
+    place: Path, shown: str | Path, *, strict: bool, model: nn.Module | None
+) -> PrunedNetwork:
     if not place.is_dir():
         raise InputError(f"run: there is no folder {shown}; name the folder of a run")
     if not (place / RECORD).is_file():
@@ -138,7 +140,7 @@ def _of_folder(place: Path, shown: str | Path, *, strict: bool, model: nn.Module
         _check(record, masks, state)
     except (ValueError, KeyError, TypeError, OSError) as error:  # InputErrors too: damaged files
         raise GapruneError(f"run: {shown} is damaged ({error}); prune again") from error
-    return Pruned(
+    return PrunedNetwork(
         state=state,
         masks=masks,
         record=record,

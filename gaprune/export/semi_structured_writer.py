@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import Pruned
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.export.state_dicts import MODEL
 from gaprune.io.semi_structured_packing import HALVES, packed
 from gaprune.io.serialization import to_json
@@ -28,7 +28,7 @@ SCHEMA, KEEP, OF = 1, 2, 4
 ROWS, COLUMNS = 32, 64  # of a float16 weight that CUDA takes: multiples of these
 
 
-def write_semi_structured(pruned: Pruned, folder: Path, how: How) -> None:
+def write_semi_structured(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write a state dict in which weights that hold 2:4 are packed, with a provenance of them.
 
     A float32 network stays as it is: torch packs 2:4 in 16 bits alone, and `--half` rounds to them.

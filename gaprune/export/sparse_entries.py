@@ -21,7 +21,7 @@ _WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
-class How:
+class ExportOptions:
     """How values are stored.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Values(NamedTuple):
     streams: dict[str, tuple[Bytes, int]]
 
 
-def write_entry(tensor: Tensor, mask: Tensor | None, how: How) -> Entry:
+def write_entry(tensor: Tensor, mask: Tensor | None, how: ExportOptions) -> Entry:
     """Store a tensor.
 
     Args:
@@ -156,11 +156,11 @@ def _as_bytes(flat: Tensor) -> Bytes:
     return raw
 
 
-def _own(kept: Tensor, how: How) -> _Values:
+def _own(kept: Tensor, how: ExportOptions) -> _Values:
     return _Values({"values": (_as_bytes(kept), kept.element_size())})
 
 
-def _half(kept: Tensor, how: How) -> _Values:
+def _half(kept: Tensor, how: ExportOptions) -> _Values:
     rounded = kept.to(torch.float16)
     if (rounded.isinf() & ~kept.isinf()).any():
         raise InputError(
@@ -170,7 +170,7 @@ def _half(kept: Tensor, how: How) -> _Values:
     return _own(rounded, how)
 
 
-def _book(kept: Tensor, how: How) -> _Values:
+def _book(kept: Tensor, how: ExportOptions) -> _Values:
     assert how.codebook is not None
     book, codes = shared_values(kept, how.codebook) if len(kept) else (kept, kept.long())
     if len(book) > len(kept) // 2:  # hardly shared: a number for each takes more than the values
@@ -180,4 +180,8 @@ def _book(kept: Tensor, how: How) -> _Values:
     return _Values({"book": (_as_bytes(book), 1), "codes": (numbers, 1)})
 
 
-_VALUES: dict[str, Callable[[Tensor, How], _Values]] = {OWN: _own, HALF: _half, BOOK: _book}
+_VALUES: dict[str, Callable[[Tensor, ExportOptions], _Values]] = {
+    OWN: _own,
+    HALF: _half,
+    BOOK: _book,
+}

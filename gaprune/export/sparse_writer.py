@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.export.sparse_entries import How, write_entry
+from gaprune.export.sparse_entries import ExportOptions, write_entry
 from gaprune.io.serialization import to_stamp
 from gaprune.io.sparse import FORMAT, TABLE, VERSION
 from gaprune.io.sparse.compression import squeeze
@@ -22,7 +22,7 @@ from gaprune.masks.supermask import check_mask
 
 
 def sparse_bytes(
-    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], how: How, **about: str
+    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], how: ExportOptions, **about: str
 ) -> bytes:
     """Return the content of a sparse file.
 
@@ -34,7 +34,7 @@ def sparse_bytes(
         about: facts for the metadata.
 
     Raises:
-        InputError: a mask without a tensor, or over values that are not 0; `How.check`.
+        InputError: a mask without a tensor, or over values that are not 0; `ExportOptions.check`.
         GapruneError: an optional package is not installed.
     """
     how.check()

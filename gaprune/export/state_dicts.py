@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError
-from gaprune.export.pruned_network import Pruned
-from gaprune.export.sparse_entries import How
+from gaprune.export.pruned_network import PrunedNetwork
+from gaprune.export.sparse_entries import ExportOptions
 from gaprune.export.sparse_writer import sparse_bytes
 from gaprune.io.mask_file import packed_bytes
 from gaprune.io.sparse import load_sparse
@@ -21,20 +21,20 @@ MODEL, MASKS, SPARSE = "model.safetensors", "masks.safetensors", "model.sparse.s
 ORIGINAL, MASK = "_orig", "_mask"  # what torch.nn.utils.prune puts behind a parameter's name
 
 
-def write_dense(pruned: Pruned, folder: Path, how: How) -> None:
+def write_dense(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write the whole state dict, for the original class; zeros take room like any value."""
     save_file(_plain(pruned.state), folder / MODEL, {"format": "pt"})
     _check(load_file(folder / MODEL), pruned.state)
 
 
-def write_masks(pruned: Pruned, folder: Path, how: How) -> None:
+def write_masks(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write one bit per prunable weight, and no weights."""
     about = {"target": pruned.name, "weights_sha256": str(pruned.record["weights_sha256"])}
     (folder / MASKS).write_bytes(packed_bytes(pruned.masks, **about))
     _check(load_masks(folder / MASKS), pruned.masks)
 
 
-def write_prune(pruned: Pruned, folder: Path, how: How) -> None:
+def write_prune(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write the state dict of a network under `torch.nn.utils.prune`.
 
     The weights under the masks are the pruned ones: a run does not hold those that were dropped.
@@ -52,7 +52,7 @@ def write_prune(pruned: Pruned, folder: Path, how: How) -> None:
     _check(without_prune(load_file(folder / MODEL)), pruned.state)
 
 
-def write_sparse(pruned: Pruned, folder: Path, how: How) -> None:
+def write_sparse(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
     """Write a sparse file (see `gaprune.export.sparse_writer`)."""
     about = {
         "target": pruned.name,

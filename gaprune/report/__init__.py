@@ -4,13 +4,18 @@
 `pictures` and `masks` how it is drawn, and `templates/` how it looks.
 """
 
-from gaprune.report.comparison_page import ComparisonContext, Contestant, Score, comparison_page
+from gaprune.report.comparison_page import (
+    ComparisonPage,
+    MethodScores,
+    SparsityScore,
+    comparison_page,
+)
 from gaprune.report.run_page import report_of, write_report
 
 __all__ = [
-    "ComparisonContext",
-    "Contestant",
-    "Score",
+    "ComparisonPage",
+    "MethodScores",
+    "SparsityScore",
     "comparison_page",
     "report_of",
     "write_report",

@@ -16,7 +16,7 @@ SHOWN = 7  # methods that are drawn before the reader asks for more
 
 
 @dataclass(frozen=True)
-class Score:
+class SparsityScore:
     """How a method does at one sparsity: median, worst and best over seeds."""
 
     score: float
@@ -26,7 +26,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class MethodScores:
     """One method.
 
     Attributes:
@@ -42,14 +42,14 @@ class Contestant:
     name: str
     needs: str
     trains: bool
-    scores: Mapping[float, Score]
+    scores: Mapping[float, SparsityScore]
     effort: str
     seconds: float
     error: str | None
 
 
 @dataclass(frozen=True)
-class ComparisonContext:
+class ComparisonPage:
     """What a comparison found.
 
     Attributes:
@@ -69,7 +69,7 @@ class ComparisonContext:
     measure: str
     caption: str
     dense: float | None
-    methods: Sequence[Contestant]
+    methods: Sequence[MethodScores]
     notes: Sequence[str] = ()
     config: str = ""
     facts: Sequence[tuple[str, str]] = field(default=())
@@ -77,7 +77,7 @@ class ComparisonContext:
     removed: str = "weights"
 
 
-def comparison_page(contest: ComparisonContext) -> str:
+def comparison_page(contest: ComparisonPage) -> str:
     """Return the page as text."""
     sparsities = sorted({one for method in contest.methods for one in method.scores})
     return render(
@@ -94,7 +94,7 @@ def comparison_page(contest: ComparisonContext) -> str:
     )
 
 
-def _headline(contest: ComparisonContext, sparsities: Sequence[float]) -> Headline:
+def _headline(contest: ComparisonPage, sparsities: Sequence[float]) -> Headline:
     figures, remarks = [], [contest.caption]
     lead = f"{len(contest.methods)} ways to prune {contest.target}; none of them has a figure."
     if sparsities:
@@ -114,12 +114,12 @@ def _headline(contest: ComparisonContext, sparsities: Sequence[float]) -> Headli
     return Headline(contest.target, lead, tuple(figures), tuple(remarks))
 
 
-def _ranked(contest: ComparisonContext, sparsity: float) -> list[Contestant]:
+def _ranked(contest: ComparisonPage, sparsity: float) -> list[MethodScores]:
     there = [one for one in contest.methods if sparsity in one.scores]
     return sorted(there, key=lambda one: -one.scores[sparsity].score)
 
 
-def _margins(contest: ComparisonContext, ranked: Sequence[Contestant], last: float) -> list[Figure]:
+def _margins(contest: ComparisonPage, ranked: Sequence[MethodScores], last: float) -> list[Figure]:
     found = []
     own = next((one for one in ranked if one.name == EVOLVED), None)
     others = [one for one in ranked if one is not own and not one.trains]
@@ -136,7 +136,7 @@ def _margins(contest: ComparisonContext, ranked: Sequence[Contestant], last: flo
     return found
 
 
-def _chart(contest: ComparisonContext, sparsities: Sequence[float]) -> Chart:
+def _chart(contest: ComparisonPage, sparsities: Sequence[float]) -> Chart:
     values = [one.score for method in contest.methods for one in method.scores.values()]
     values += [] if contest.dense is None else [contest.dense]
     first = {one.name for one in _ranked(contest, sparsities[-1])[: SHOWN - 1]} | {EVOLVED}
@@ -163,7 +163,7 @@ def _chart(contest: ComparisonContext, sparsities: Sequence[float]) -> Chart:
     return draw(Frame(title, x, y, note=note, rules=rules, height=400), series)
 
 
-def _point(sparsity: float, score: Score) -> Point:
+def _point(sparsity: float, score: SparsityScore) -> Point:
     spread = ""
     if score.seeds > 1:
         spread = f" ({percent(score.low)} to {percent(score.high)} over {score.seeds} seeds)"
@@ -177,7 +177,7 @@ def _point(sparsity: float, score: Score) -> Point:
     )
 
 
-def _effort(contest: ComparisonContext, sparsities: Sequence[float]) -> Chart | None:
+def _effort(contest: ComparisonPage, sparsities: Sequence[float]) -> Chart | None:
     """Return what the highest sparsity took, against how well it went."""
     last = sparsities[-1]
     ranked = [one for one in _ranked(contest, last) if one.seconds > 0]
@@ -214,15 +214,15 @@ def _effort(contest: ComparisonContext, sparsities: Sequence[float]) -> Chart | 
 
 
 def _rows(
-    contest: ComparisonContext, sparsities: Sequence[float]
-) -> list[tuple[Contestant, list[str]]]:
+    contest: ComparisonPage, sparsities: Sequence[float]
+) -> list[tuple[MethodScores, list[str]]]:
     return [
         (one, [_text(one.scores.get(sparsity)) for sparsity in sparsities])
         for one in contest.methods
     ]
 
 
-def _text(score: Score | None) -> str:
+def _text(score: SparsityScore | None) -> str:
     if score is None:
         return MISSING
     spread = f" ±{50 * (score.high - score.low):.1f}" if score.seeds > 1 else ""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gaprune.config import read_config
 from gaprune.errors import InputError
-from gaprune.export.measure.read_file import Held
+from gaprune.export.measure.read_file import FileContents
 from gaprune.export.pruned_network import find_target
 from gaprune.io.manifest import read_facts
 from gaprune.io.run_files import CONFIG, RECORD
@@ -78,7 +78,7 @@ def dense_of(path: Path, stated: str | Target | None) -> Target | None:
 
 
 @torch.no_grad()
-def network_of(held: Held, dense: Target) -> nn.Module | None:
+def network_of(held: FileContents, dense: Target) -> nn.Module | None:
     """Return a copy of the dense network with the weights of a file, or its own; None of ONNX.
 
     Raises:

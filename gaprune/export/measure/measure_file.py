@@ -20,9 +20,9 @@ from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, Latencies, Timed, time_all
 from gaprune.evaluation.runtimes import RUNTIMES, Subject
 from gaprune.export.measure.dense_network import dense_of, network_of
-from gaprune.export.measure.nonzero_macs import Work, work_of
-from gaprune.export.measure.read_file import ONNX, Held, read_file
-from gaprune.export.measure.remarks import verdict
+from gaprune.export.measure.nonzero_macs import NonzeroMacs, work_of
+from gaprune.export.measure.read_file import ONNX, FileContents, read_file
+from gaprune.export.measure.remarks import latency_remarks
 from gaprune.io.sparse.compression import zstd_size
 from gaprune.models.macs import macs_per_input
 from gaprune.models.onnx import Session
@@ -34,7 +34,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Measured:
+class FileMeasurement:
     """A file, measured.
 
     Attributes:
@@ -59,7 +59,7 @@ class Measured:
     zstd_bytes: int | None
     parameters: int
     nonzeros: int
-    work: Work | None
+    work: NonzeroMacs | None
     timed: Timed
     agreement: float | None
     accuracy: float | None
@@ -96,7 +96,7 @@ def measure(
     runtimes: Sequence[str] | None = None,
     batches: Sequence[int] = BATCHES,
     observer: Observer | None = None,
-) -> list[Measured]:
+) -> list[FileMeasurement]:
     """Measure files of weights, one after the other.
 
     Args:
@@ -121,7 +121,7 @@ def measure(
     if not batches or any(batch < 1 for batch in batches):
         raise InputError(f"batches: must be whole numbers from 1, got {list(batches)}")
     held = [read_file(Path(file).expanduser()) for file in files]  # all, before any takes long
-    told, found = observer or Silence(), list[Measured]()
+    told, found = observer or Silence(), list[FileMeasurement]()
     for file, one in zip(files, held, strict=True):
         told.progress(f"measure {file}", len(found), len(files))
         found.append(_measure_one(str(file), one, target, names, batches))
@@ -129,8 +129,12 @@ def measure(
 
 
 def _measure_one(
-    shown: str, held: Held, stated: str | Target | None, names: list[str], batches: Sequence[int]
-) -> Measured:
+    shown: str,
+    held: FileContents,
+    stated: str | Target | None,
+    names: list[str],
+    batches: Sequence[int],
+) -> FileMeasurement:
     dense = dense_of(held.path, stated)
     model = None if dense is None else network_of(held, dense)
     work, timed, score, source = None, Timed({}, {}, {}), None, None
@@ -138,12 +142,12 @@ def _measure_one(
     if dense is not None:
         onnx = held.path if held.kind == ONNX else None
         assert dense_macs is not None
-        work = Work(dense_macs, None) if model is None else work_of(model, dense.example())
+        work = NonzeroMacs(dense_macs, None) if model is None else work_of(model, dense.example())
         timed = time_all(Subject(model, dense, onnx), Subject(dense.model, dense), names, batches)
         score, source, complaint = _score(model or _Onnx(held.path), dense)
         if complaint is not None:
             timed.missing["agreement"] = complaint
-    return Measured(
+    return FileMeasurement(
         file=shown,
         kind=held.kind,
         bytes=held.path.stat().st_size,
@@ -156,7 +160,7 @@ def _measure_one(
         accuracy=None if score is None else score.accuracy,
         compared_on=source,
         threads=torch.get_num_threads(),
-        said=tuple(verdict(held, timed, work, dense_macs)),
+        said=tuple(latency_remarks(held, timed, work, dense_macs)),
     )
 
 

@@ -12,7 +12,7 @@ from gaprune.models.macs import macs_per_input
 from gaprune.models.prunable import PRUNABLE_LAYERS
 
 
-class Work(NamedTuple):
+class NonzeroMacs(NamedTuple):
     """Multiply-adds for one input.
 
     Attributes:
@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 
 @torch.no_grad()
-def work_of(model: nn.Module, example: Tensor) -> Work:
+def work_of(model: nn.Module, example: Tensor) -> NonzeroMacs:
     """Count for one input `[1, …]`; layers that are no linear ones or convolutions count whole."""
     total = macs_per_input(model, example)
     with FlopCounterMode(display=False) as counter:
@@ -41,4 +41,4 @@ def work_of(model: nn.Module, example: Tensor) -> Work:
         if isinstance(module, tuple(PRUNABLE_LAYERS)) and isinstance(weight, Tensor):
             macs = by_layer.get(f"{root}.{name}" if name else root, 0)
             skipped += macs - round(macs * int(weight.count_nonzero()) / max(1, weight.numel()))
-    return Work(total, total - skipped)
+    return NonzeroMacs(total, total - skipped)

@@ -31,7 +31,7 @@ _MASKS = ("gaprune mask", PACKED)
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class FileContents:
     """What a file holds.
 
     Attributes:
@@ -53,7 +53,7 @@ class Held:
     network: nn.Module | None = field(default=None, repr=False)
 
 
-def read_file(path: Path) -> Held:
+def read_file(path: Path) -> FileContents:
     """Read a file of weights.
 
     Raises:
@@ -96,32 +96,34 @@ def _kind_of(names: set[str]) -> str:
     return DENSE
 
 
-def _read_dense(path: Path, kind: str) -> Held:
+def _read_dense(path: Path, kind: str) -> FileContents:
     return _of_state(path, kind, load_state(path))
 
 
-def _read_sparse(path: Path, kind: str) -> Held:
+def _read_sparse(path: Path, kind: str) -> FileContents:
     return _of_state(path, kind, load_sparse(path))
 
 
-def _read_prune(path: Path, kind: str) -> Held:
+def _read_prune(path: Path, kind: str) -> FileContents:
     return _of_state(path, kind, without_prune(load_state(path)))
 
 
-def _of_state(path: Path, kind: str, state: Mapping[str, Tensor]) -> Held:
+def _of_state(path: Path, kind: str, state: Mapping[str, Tensor]) -> FileContents:
     numbers = [value for value in state.values() if value.is_floating_point()]
     total = sum(value.numel() for value in numbers)
-    return Held(path, kind, total, sum(int(one.count_nonzero()) for one in numbers), state=state)
+    return FileContents(
+        path, kind, total, sum(int(one.count_nonzero()) for one in numbers), state=state
+    )
 
 
-def _read_masks(path: Path, kind: str) -> Held:
+def _read_masks(path: Path, kind: str) -> FileContents:
     masks = load_masks(path)
     total = sum(mask.numel() for mask in masks.values())
     kept = sum(int(mask.count_nonzero()) for mask in masks.values())
-    return Held(path, kind, total, kept, masks=masks)
+    return FileContents(path, kind, total, kept, masks=masks)
 
 
-def _read_onnx(path: Path, kind: str) -> Held:
+def _read_onnx(path: Path, kind: str) -> FileContents:
     onnx = import_extra("onnx", EXTRA, "onnx")
     numpy_helper = import_extra("onnx.numpy_helper", EXTRA, "onnx")
     try:
@@ -135,18 +137,18 @@ def _read_onnx(path: Path, kind: str) -> Held:
         ) from error
     numbers = [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
     total = sum(array.size for array in numbers)
-    return Held(path, kind, total, sum(int(np.count_nonzero(one)) for one in numbers))
+    return FileContents(path, kind, total, sum(int(np.count_nonzero(one)) for one in numbers))
 
 
-def _read_program(path: Path, kind: str) -> Held:
+def _read_program(path: Path, kind: str) -> FileContents:
     network = load_program(path)
     numbers = [one for one in network.state_dict().values() if one.is_floating_point()]
     total = sum(one.numel() for one in numbers)
     nonzeros = sum(int(one.count_nonzero()) for one in numbers)
-    return Held(path, kind, total, nonzeros, network=network)
+    return FileContents(path, kind, total, nonzeros, network=network)
 
 
-_READERS: dict[str, Callable[[Path, str], Held]] = {
+_READERS: dict[str, Callable[[Path, str], FileContents]] = {
     DENSE: _read_dense,
     TWO_FOUR: _read_dense,
     SPARSE: _read_sparse,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from gaprune.evaluation.latency import Latencies, Timed
 from gaprune.evaluation.runtimes import CSR
-from gaprune.export.measure.nonzero_macs import Work
-from gaprune.export.measure.read_file import Held
+from gaprune.export.measure.nonzero_macs import NonzeroMacs
+from gaprune.export.measure.read_file import FileContents
 
 WORTH_SAYING = 1.1  # times faster; less is the noise of a machine
 
@@ -15,7 +15,9 @@ Gains = dict[int, tuple[float, str]]
 """Batch → how many times as fast as the dense network in its fastest runtime, and in which."""
 
 
-def verdict(held: Held, timed: Timed, work: Work | None, dense_macs: int | None) -> Iterator[str]:
+def latency_remarks(
+    held: FileContents, timed: Timed, work: NonzeroMacs | None, dense_macs: int | None
+) -> Iterator[str]:
     """Say whether a file is faster than the dense network, each in its fastest runtime.
 
     A network of the same shapes does the same work in every runtime that multiplies by zeros, so
