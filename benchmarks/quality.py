@@ -94,8 +94,8 @@ def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
         case.method,
         seed,
         result.accuracy,
-        result.search,
-        result.validation,
+        result.calibration_agreement,
+        result.validation_agreement,
         result.evaluations,
         round(result.seconds, 1),
     )

@@ -33,7 +33,7 @@ def main(**settings: Any) -> None:
         result = gaprune.prune(
             model, sparsity=SPARSITY, inputs=INPUTS, on_generation=log, out=FOLDER, **settings
         )
-        run.summary["agreement"] = result.validation
+        run.summary["agreement"] = result.validation_agreement
         run.log({"report": wandb.Html(f"{FOLDER}/report.html")})
 
 

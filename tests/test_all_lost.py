@@ -87,7 +87,7 @@ def found(result: Result) -> tuple[object, ...]:
     """Return what was found, to the bit."""
     masks = {name: mask.tolist() for name, mask in result.masks.items()}
     history = [(one.best, one.mean, one.validation, one.evaluations) for one in result.history]
-    return masks, history, result.validation, result.origin
+    return masks, history, result.validation_agreement, result.origin
 
 
 @pytest.mark.slow

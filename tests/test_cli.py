@@ -69,7 +69,7 @@ def test_json_is_the_record_and_nothing_else(run: Run, place: Path) -> None:
     )
     assert set(documented.split()) <= set(record)
     assert set(record["sparsity"]) == {"asked", "actual"}
-    assert set(record["agreement"]) == {"search", "validation"}
+    assert set(record["agreement"]) == {"calibration", "validation"}
     assert set(record["layers"][0]) == {"name", "total", "kept"}
     assert 0 <= record["accuracy"]["pruned"] <= 1
     assert set(record["baselines"]["lamp"]) == {"agreement", "accuracy"}

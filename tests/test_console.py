@@ -191,7 +191,7 @@ def test_the_summary_tells_everything_that_was_found(
     assert "Layers of [red]net" in out
     for layer in result.layers:
         assert re.search(rf"{layer.name} +{layer.total} +{layer.kept} ", out)
-    assert re.search(rf"evolved +{re.escape(percent(result.validation))} +–", out)
+    assert re.search(rf"evolved +{re.escape(percent(result.validation_agreement))} +–", out)
     for name, score in result.baselines.items():
         assert re.search(rf"{name} +{re.escape(percent(score.agreement))}", out)
     assert all(source in out for source in result.provenance.sources)

@@ -404,7 +404,10 @@ def test_a_one_shot_method_looks_at_neither() -> None:
         for more in ({}, {"warmup": 5, "statistics_loss": 1.0})
     )
     assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
-    assert (plain.validation, plain.evaluations) == (stated.validation, stated.evaluations)
+    assert (plain.validation_agreement, plain.evaluations) == (
+        stated.validation_agreement,
+        stated.evaluations,
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), [("warmup", -1), ("statistics_loss", -0.5)])

@@ -598,7 +598,7 @@ def test_a_one_shot_method_does_not_look() -> None:
         for more in ({}, {"feature_loss": 4.0})
     )
     assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
-    assert plain.validation == stated.validation
+    assert plain.validation_agreement == stated.validation_agreement
 
 
 def test_the_command_takes_it(run: Run, place: Path) -> None:

@@ -53,13 +53,13 @@ def found() -> Result:
 
 def assert_furthest(result: Result, drop: float) -> None:
     """The result holds, is the sparsest that does, and the next that was tried does not."""
-    tried = sorted(result.tried, key=lambda one: float(one["sparsity"]))
+    tried = sorted(result.trials, key=lambda one: float(one["sparsity"]))
     assert len({one["sparsity"] for one in tried}) == len(tried)
-    assert all(one["held"] == (one["validation"] >= 1 - drop - 1e-9) for one in tried)
-    held = [one["sparsity"] for one in tried if one["held"]]
+    assert all(one["within_limit"] == (one["validation"] >= 1 - drop - 1e-9) for one in tried)
+    held = [one["sparsity"] for one in tried if one["within_limit"]]
     place = [one["sparsity"] for one in tried].index(result.sparsity)
     assert held[-1] == result.sparsity
-    assert all(not one["held"] for one in tried[place + 1 :])
+    assert all(not one["within_limit"] for one in tried[place + 1 :])
     assert result.kept == keep_total(result.target.layout, result.sparsity)
 
 
@@ -81,11 +81,13 @@ def test_the_result_holds_and_the_next_one_tried_does_not(
     """Whatever the search; with repair, repaired masks are judged."""
     result = run(drop, **changes)
     assert_furthest(result, drop)
-    (own,) = [one for one in result.tried if one["sparsity"] == result.sparsity]
-    validation = result.validation if result.repaired is None else result.repaired.validation
-    assert own == {"sparsity": result.sparsity, "validation": validation, "held": True}
+    (own,) = [one for one in result.trials if one["sparsity"] == result.sparsity]
+    validation = (
+        result.validation_agreement if result.repaired is None else result.repaired.validation
+    )
+    assert own == {"sparsity": result.sparsity, "validation": validation, "within_limit": True}
     assert (result.repaired is not None) == changes.get("repair", False)
-    assert "method" in changes or len(result.tried) <= SEARCHES
+    assert "method" in changes or len(result.trials) <= SEARCHES
 
 
 def test_the_masks_are_those_of_a_run_at_that_sparsity(found: Result) -> None:
@@ -93,8 +95,8 @@ def test_the_masks_are_those_of_a_run_at_that_sparsity(found: Result) -> None:
     alone = prune(tiny_model(), sparsity=found.sparsity, **SMALL)
     assert all(torch.equal(alone.masks[name], found.masks[name]) for name in alone.masks)
     assert alone.provenance == found.provenance
-    assert alone.validation == found.validation
-    assert alone.tried == ()
+    assert alone.validation_agreement == found.validation_agreement
+    assert alone.trials == ()
     assert found.evaluations > alone.evaluations  # those of all searches
 
 
@@ -104,17 +106,17 @@ def test_settings_and_record_repeat_the_question(found: Result) -> None:
     assert record["settings"]["max_drop"] == 0.1
     assert record["settings"]["sparsity"] == LARGEST_SPARSITY
     assert record["sparsity"]["asked"] == found.sparsity < LARGEST_SPARSITY
-    assert record["tried"] == [dict(one) for one in found.tried]
+    assert record["trials"] == [dict(one) for one in found.trials]
     used = {key: value for key, value in found.settings.items() if key != "calibration"}
     again = prune(tiny_model(), inputs=SMALL["inputs"], **used)
-    assert again.tried == found.tried
+    assert again.trials == found.trials
 
 
 def test_a_stated_sparsity_is_the_largest_tried() -> None:
     """Where it holds, it is the answer."""
     result = run(sparsity=0.3)
     assert result.sparsity == 0.3
-    assert [one["sparsity"] for one in result.tried] == [0.3]
+    assert [one["sparsity"] for one in result.trials] == [0.3]
 
 
 def test_test_data_are_measured_once_at_the_end(found: Result) -> None:
@@ -125,7 +127,7 @@ def test_test_data_are_measured_once_at_the_end(found: Result) -> None:
     tested = run(test=(inputs, labels), observer=Noting(phases))
     assert phases.count("test") == 1
     assert phases[-1] == "test"
-    assert tested.tried == found.tried
+    assert tested.trials == found.trials
     hits = tested.pruned_model()(inputs).argmax(1) == labels
     assert tested.accuracy == hits.double().mean().item()
     assert tested.dense_accuracy == 1.0
@@ -159,12 +161,12 @@ class PressesStop(Silence):
 def test_an_interrupt_keeps_the_best_that_holds() -> None:
     """In the middle of the last search, what was found before; its own masks do not hold."""
     found = run(0.06)
-    assert [one["held"] for one in found.tried[-2:]] == [True, False]
-    generations = 3 * len(found.tried)
+    assert [one["within_limit"] for one in found.trials[-2:]] == [True, False]
+    generations = 3 * len(found.trials)
     stopped = run(0.06, observer=PressesStop(generations - 1))
     assert stopped.stopped == "interrupted"
     assert stopped.sparsity == found.sparsity
-    assert stopped.tried == found.tried[:-1]
+    assert stopped.trials == found.trials[:-1]
     assert all(torch.equal(stopped.masks[name], found.masks[name]) for name in found.masks)
 
 
@@ -302,13 +304,13 @@ def test_a_limit_from_the_command_line_to_the_disk(run: Run, place: Path) -> Non
     record = json.loads((folder / "result.json").read_text())
     rows = [line.split() for line in ran.out.splitlines() if line.endswith((" yes  ", " no  "))]
     told = {(float(row[0]), row[-1] == "yes") for row in rows}
-    assert told == {(one["sparsity"], one["held"]) for one in record["tried"]}
+    assert told == {(one["sparsity"], one["within_limit"]) for one in record["trials"]}
     kept = sum(int(mask.count_nonzero()) for mask in load_masks(folder).values())
     assert kept / 240 == pytest.approx(1 - record["sparsity"]["asked"], abs=0.5 / 240)
     config = tomllib.loads((folder / "config.toml").read_text())
     assert config["max_drop"] == 0.2
     again = run("prune", "--config", str(folder / "config.toml"), "--json", "--no-save")
-    assert json.loads(again.out)["tried"] == record["tried"]
+    assert json.loads(again.out)["trials"] == record["trials"]
 
 
 def test_a_limit_that_cannot_be_met_exits_with_1(run: Run, place: Path) -> None:
@@ -327,7 +329,7 @@ def test_a_network_of_the_zoo(run: Run, place: Path) -> None:
     assert record["agreement"]["validation"] >= 0.9
     assert record["accuracy"]["pruned"] > 0.8
     assert record["gain"] >= 0
-    assert any(not one["held"] for one in record["tried"])
+    assert any(not one["within_limit"] for one in record["trials"])
 
 
 @pytest.mark.parametrize("moment", [1, 12, 38, 46, 64, 80])
@@ -353,5 +355,5 @@ def test_ctrl_c_saves_the_best_that_holds(
     monkeypatch.setenv("INTERRUPT_AT", "0")
     resumed = json.loads(run("resume", "run", "--json", "--quiet").out)
     undisturbed = json.loads(run("prune", *OWN, *TINY, *own, "--max-drop", "0.3", "--json").out)
-    for name in ("tried", "agreement", "evaluations", "layers", "stopped"):
+    for name in ("trials", "agreement", "evaluations", "layers", "stopped"):
         assert resumed[name] == undisturbed[name], name

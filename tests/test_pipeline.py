@@ -156,7 +156,7 @@ def test_a_one_shot_method_gives_its_own_mask(method: str, scope: str) -> None:
     assert torch.equal(target.layout.flatten(result.masks), expected)
     assert (result.method, result.preset, result.origin) == (method, None, method)
     assert (result.stopped, result.evaluations, list(result.history)) == ("one-shot", 0, [])
-    assert result.validation == result.baselines[method].agreement
+    assert result.validation_agreement == result.baselines[method].agreement
     assert result.gain is not None
     assert result.gain <= 0
 
@@ -182,7 +182,7 @@ def test_the_result_is_never_worse_than_a_baseline(changes: dict[str, Any]) -> N
     best = max(one.agreement for one in result.baselines.values())
     assert result.best_baseline is not None
     assert result.baselines[result.best_baseline].agreement == best
-    assert result.gain == result.validation - best >= 0
+    assert result.gain == result.validation_agreement - best >= 0
 
 
 def test_a_one_shot_run_scores_only_what_was_asked_for() -> None:
@@ -253,7 +253,7 @@ def test_a_regressor_is_compared_by_its_numbers() -> None:
     """One output has no classes: `auto` takes the relative error, agreement is what it explains."""
     model = nn.Sequential(tiny_model(), nn.Linear(4, 1))
     result = run(model, sparsity=0.4)
-    assert 0 <= result.validation <= 1
+    assert 0 <= result.validation_agreement <= 1
     assert result.gain is not None
     assert result.gain >= 0
     with pytest.raises(InputError, match=r"'agreement' compares classes.*\(64, 1\)"):
@@ -353,7 +353,10 @@ def test_the_record_is_the_content_of_result_json(pruned: Result) -> None:
     assert [layer["name"] for layer in record["layers"]] == ["0.weight", "2.weight", "4.weight"]
     assert sum(layer["kept"] for layer in record["layers"]) == pruned.kept == 60
     assert sum(layer["total"] for layer in record["layers"]) == 200
-    assert record["agreement"] == {"search": pruned.search, "validation": pruned.validation}
+    assert record["agreement"] == {
+        "calibration": pruned.calibration_agreement,
+        "validation": pruned.validation_agreement,
+    }
     assert record["accuracy"] == {"dense": None, "pruned": None}
     assert set(record["baselines"]["magnitude"]) == {"agreement", "accuracy"}
     assert record["provenance"]["level"] == "procedural"

@@ -74,7 +74,7 @@ def test_a_row_is_what_the_product_gives(method: str, tmp_path: Path) -> None:
     strict, repaired = result.pruned_model(), result.repaired_model()
     assert (repaired is None) == (method == "strict")
     assert (row.score, row.agreement) == shares(strict if repaired is None else repaired)
-    assert row.validation == result.validation
+    assert row.validation == result.validation_agreement
     if repaired is not None:
         assert not torch.equal(strict[1].running_mean, repaired[1].running_mean)  # type: ignore[index]
 

@@ -339,7 +339,11 @@ def test_both_rows_are_there_and_the_choice_is_stated(evolved: Result) -> None:
     assert evolved.settings["repair"] is True
     record = evolved.record()
     assert record["repaired"]["in_loop"] is True
-    assert record["agreement"]["validation"] == evolved.validation != evolved.repaired.validation
+    assert (
+        record["agreement"]["validation"]
+        == evolved.validation_agreement
+        != evolved.repaired.validation
+    )
     best = max(score.agreement for score in evolved.baselines.values())
     assert evolved.gain == evolved.repaired.validation - best >= 0
     validations = [one.validation for one in evolved.history]
@@ -358,9 +362,9 @@ def test_a_one_shot_mask_has_the_strict_figures_of_a_run_without_it() -> None:
         for name in ("repair_in_loop", "repair")
     )
     assert all(torch.equal(loop.masks[name], plain.masks[name]) for name in plain.masks)
-    assert (loop.search, loop.validation, loop.accuracy) == (
-        plain.search,
-        plain.validation,
+    assert (loop.calibration_agreement, loop.validation_agreement, loop.accuracy) == (
+        plain.calibration_agreement,
+        plain.validation_agreement,
         plain.accuracy,
     )
     assert loop.repaired is not None
@@ -371,7 +375,7 @@ def test_a_one_shot_mask_has_the_strict_figures_of_a_run_without_it() -> None:
     )
     own = loop.baselines["magnitude"]
     assert (own.agreement, own.accuracy) == (loop.repaired.validation, loop.repaired.accuracy)
-    assert plain.baselines["magnitude"].agreement == plain.validation
+    assert plain.baselines["magnitude"].agreement == plain.validation_agreement
     assert not plain.in_loop
 
 

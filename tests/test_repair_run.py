@@ -35,7 +35,10 @@ def test_repair_changes_statistics_and_no_weight(results: tuple[Result, Result])
     assert strict.repaired_model() is None
     assert repaired.repaired is not None
     assert all(torch.equal(strict.masks[name], repaired.masks[name]) for name in strict.masks)
-    assert (strict.validation, strict.accuracy) == (repaired.validation, repaired.accuracy)
+    assert (strict.validation_agreement, strict.accuracy) == (
+        repaired.validation_agreement,
+        repaired.accuracy,
+    )
     model = repaired.repaired_model()
     assert model is not None
     before, after = repaired.state_dict(), model.state_dict()

@@ -262,7 +262,7 @@ def test_what_an_older_run_does_not_have_is_left_out(
 def test_a_bare_record_of_the_first_version_is_enough(folder: Path, tmp_path: Path) -> None:
     """Fields that came later may be missing."""
     record = json.loads((folder / "result.json").read_text())
-    for name in ("front", "tried", "repaired", "versions", "preset", "made_by", "gain", "origin"):
+    for name in ("front", "trials", "repaired", "versions", "preset", "made_by", "gain", "origin"):
         del record[name]
     (tmp_path / "result.json").write_text(json.dumps(record))
     page = Page(report_of(tmp_path))

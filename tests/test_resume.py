@@ -139,7 +139,7 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
         again = Copying(tmp_path / name)
         assert found(resume(tmp_path / name, model=net(), observer=again)) == found(whole)
         assert not again.copies
-        assert (len(whole.tried) > 1) == (name == "many")
+        assert (len(whole.trials) > 1) == (name == "many")
 
 
 @pytest.mark.usefixtures("ray_session")

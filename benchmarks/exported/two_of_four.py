@@ -67,7 +67,7 @@ def measured(network: str, settings: Mapping[str, Any], data: Path | None) -> di
         "score": grade(model),
         "dense": grade(target.model),
         **counts,
-        "validation": result.validation,
+        "validation": result.validation_agreement,
         "removed": result.actual_sparsity,
         "seconds": result.seconds,
     }

@@ -148,7 +148,7 @@ def _measured(network: RealNetwork, row: Row, settings: Mapping[str, Any]) -> Ro
         peak_mb=round(peak, 1),
         needs=result.provenance.level if METHODS[row.method].looks else "none",
         provenance=as_json(result.provenance),
-        validation=result.validation,
+        validation=result.validation_agreement,
         removed=result.actual_sparsity,
         warnings=tuple(listener.warnings),
     )

@@ -199,7 +199,7 @@ def show_result(result: Result, console: Console) -> None:
     console.print(_method_table(result))
     if result.front:
         console.print(_front_table(result))
-    if result.tried:
+    if result.trials:
         console.print(_tried_table(result))
     for line in _facts(result):
         console.print(Text(line))
@@ -228,7 +228,7 @@ def _method_table(result: Result) -> Table:
     )
     add_row(shown, ["dense network", percent(1.0), percent(result.dense_accuracy)])
     if result.method == EVOLVED or result.in_loop:
-        cells = [result.method, percent(result.validation), percent(result.accuracy)]
+        cells = [result.method, percent(result.validation_agreement), percent(result.accuracy)]
         add_row(shown, cells, strong=True)
     if result.repaired is not None:
         repaired = [percent(result.repaired.validation), percent(result.repaired.accuracy)]
@@ -265,8 +265,12 @@ def _tried_table(result: Result) -> Table:
         ),
         title="Searched",
     )
-    for one in sorted(result.tried, key=lambda one: float(one["sparsity"])):
-        cells = [f"{one['sparsity']:g}", percent(one["validation"]), "yes" if one["held"] else "no"]
+    for one in sorted(result.trials, key=lambda one: float(one["sparsity"])):
+        cells = [
+            f"{one['sparsity']:g}",
+            percent(one["validation"]),
+            "yes" if one["within_limit"] else "no",
+        ]
         add_row(shown, cells, strong=one["sparsity"] == result.sparsity)
     return shown
 

@@ -64,7 +64,7 @@ class Demo:
                 "method": method,
                 "seed": result.settings["seed"],
                 "accuracy": self.accuracy(method, result),
-                "agreement": result.validation
+                "agreement": result.validation_agreement
                 if method == EVOLVED
                 else result.baselines[method].agreement,
             }

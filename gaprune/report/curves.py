@@ -117,7 +117,7 @@ def _unit(values: Sequence[float]) -> Linear:
 def front_chart(run: RunFiles) -> Chart | None:
     """Return the Pareto front of a search over many sparsities, or what --max-drop tried."""
     front = run.record.get("front") or ()
-    tried = run.record.get("tried") or ()
+    tried = run.record.get("trials") or ()
     if front:
         title = "Pareto front"
         note = "No network that was found is better at both; each is in front.safetensors."
@@ -126,8 +126,8 @@ def front_chart(run: RunFiles) -> Chart | None:
         title = "Sparsities that were tried"
         note = f"Allowed to lose {whole(run.record['settings']['max_drop'])} of agreement."
         groups = {
-            "holds": [one for one in tried if one.get("held")],
-            "loses more": [one for one in tried if not one.get("held")],
+            "holds": [one for one in tried if one.get("within_limit")],
+            "loses more": [one for one in tried if not one.get("within_limit")],
         }
     else:
         return None

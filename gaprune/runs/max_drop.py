@@ -213,7 +213,7 @@ class _Tries:
             evaluations=self.evaluations,
             seconds=time.monotonic() - self.started,
             settings={**result.settings, **asked},
-            tried=tuple(self.tried),
+            trials=tuple(self.tried),
         )
 
     @property
@@ -224,7 +224,7 @@ class _Tries:
         before = ""
         if self.tried:
             last = self.tried[-1]
-            verb = "holds" if last["held"] else "does not hold"
+            verb = "holds" if last["within_limit"] else "does not hold"
             before = (
                 f" ({last['sparsity']:g} {verb}: {last['validation']:.2%} on the validation inputs)"
             )
@@ -234,7 +234,9 @@ class _Tries:
         result = one.result()
         self.evaluations += result.evaluations
         self.started -= one.earlier
-        validation = result.validation if result.repaired is None else result.repaired.validation
+        validation = (
+            result.validation_agreement if result.repaired is None else result.repaired.validation
+        )
         held = 1 - validation <= self.drop + ROUNDING
         interrupted = result.stopped == "interrupted"
         if held:
@@ -242,7 +244,9 @@ class _Tries:
         elif not interrupted:
             self.failed = sparsity
         if held or not interrupted:  # half a search that does not hold tells nothing
-            self.tried.append({"sparsity": sparsity, "validation": validation, "held": held})
+            self.tried.append(
+                {"sparsity": sparsity, "validation": validation, "within_limit": held}
+            )
         if interrupted:
             raise KeyboardInterrupt
 

@@ -19,7 +19,7 @@ from gaprune.profiling import Profile, Profiler
 from gaprune.records import BaselineScore, Generation, LayerCount, Provenance
 from gaprune.repair import Repaired, repaired_copy
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def versions_here() -> dict[str, str]:
@@ -66,8 +66,8 @@ class Result:
         preset: the kind of search, or None for a one-shot criterion.
         origin: the operators or the baseline that made the mask.
         sparsity: the fraction of weights asked to be removed.
-        search: agreement with the dense network on the calibration inputs that select.
-        validation: agreement on the calibration inputs that judged.
+        calibration_agreement: agreement with the dense network on the calibration inputs, in [0, 1].
+        validation_agreement: agreement on the validation inputs, in [0, 1].
         accuracy: on the labelled test set, or None.
         dense_accuracy: the same for the dense network.
         baselines: name → how it does at the same budget; with `repair_in_loop`, after repair.
@@ -84,7 +84,7 @@ class Result:
         front: with `pareto`, the non-dominated networks found: sparsity, agreement on the validation inputs
             (after repair with `repair_in_loop`).
         front_masks: their masks, in the same order.
-        tried: with `max_drop`, every sparsity that was searched, in that order: its agreement on
+        trials: with `max_drop`, every sparsity that was searched, in that order: its agreement on
             the validation inputs (repaired, with `repair`), and whether it held. This result is the sparsest
             that did.
         latency: with budget `latency`, what was asked, predicted and measured; else None.
@@ -99,8 +99,8 @@ class Result:
     preset: str | None
     origin: str
     sparsity: float
-    search: float
-    validation: float
+    calibration_agreement: float
+    validation_agreement: float
     accuracy: float | None
     dense_accuracy: float | None
     baselines: Mapping[str, BaselineScore]
@@ -113,7 +113,7 @@ class Result:
     repaired: RepairedScore | None = None
     front: Sequence[Mapping[str, float]] = ()
     front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
-    tried: Sequence[Mapping[str, Any]] = ()
+    trials: Sequence[Mapping[str, Any]] = ()
     latency: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=versions_here, repr=False)
     report_data: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -159,7 +159,7 @@ class Result:
         With `repair_in_loop`, of both after repair.
         """
         best = self.best_baseline
-        own = self.validation
+        own = self.validation_agreement
         if self.repaired is not None and self.repaired.in_loop:
             own = self.repaired.validation
         return None if best is None else own - self.baselines[best].agreement
@@ -201,7 +201,10 @@ class Result:
             "macs": self.macs,
             "latency": None if self.latency is None else dict(self.latency),
             "layers": [vars(layer) for layer in self.layers],
-            "agreement": {"search": self.search, "validation": self.validation},
+            "agreement": {
+                "calibration": self.calibration_agreement,
+                "validation": self.validation_agreement,
+            },
             "accuracy": {"dense": self.dense_accuracy, "pruned": self.accuracy},
             "baselines": {name: vars(score) for name, score in self.baselines.items()},
             "best_baseline": self.best_baseline,
@@ -209,7 +212,7 @@ class Result:
             "provenance": vars(self.provenance),
             "repaired": None if self.repaired is None else self.repaired.record(),
             "front": [dict(point) for point in self.front],
-            "tried": [dict(one) for one in self.tried],
+            "trials": [dict(trial) for trial in self.trials],
             "stopped": self.stopped,
             "evaluations": self.evaluations,
             "seconds": round(self.seconds, 3),

@@ -281,8 +281,8 @@ class PruningRun:
             preset=settings.preset if outcome else None,
             origin=best.origin,
             sparsity=settings.sparsity,
-            search=search,
-            validation=validation,
+            calibration_agreement=search,
+            validation_agreement=validation,
             accuracy=tested.get("pruned"),
             dense_accuracy=tested.get("dense"),
             baselines={
