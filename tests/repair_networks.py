@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import RepairedForward, TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES
@@ -163,7 +163,9 @@ def loop_evaluator(
         for size, seed in ((count, 2), (40, 5), (32, 6))
     )
     sites = survey(target.model, search.inputs, frozen=target.weights)
-    fresh = Mixture(InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype)
+    fresh = GeneratorMixture(
+        InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype
+    )
     return Evaluator(
         model=target.model,
         weights=target.weights,

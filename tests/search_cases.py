@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, Objective
@@ -93,7 +93,9 @@ def tiny_evaluator(
         objective=OBJECTIVES[objective] if isinstance(objective, str) else objective,
         search=shown(model, 64, 1, labels=labels),
         validation=shown(model, 64, 2, labels=labels),
-        mixture=None if gradient_share == 1 else Mixture(VECTOR, {"uniform": 1.0}, torch.float32),
+        mixture=None
+        if gradient_share == 1
+        else GeneratorMixture(VECTOR, {"uniform": 1.0}, torch.float32),
         gradient_inputs=None if gradient_share is None else shown(model, 32, 3, labels=labels),
         gradient_share=gradient_share or 0.0,
         rungs=rungs,

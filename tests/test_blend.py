@@ -8,7 +8,7 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
 from gaprune.calibration.blend import Survey
-from gaprune.calibration.generators.draws import Generator_
+from gaprune.calibration.generators.draws import InputGenerator
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
@@ -17,7 +17,7 @@ from gaprune.models.zoo import ZOO, load
 SPEC = InputSpec((3,), "vector", low=-10, high=10)
 
 
-def around(*centre: float) -> Generator_:
+def around(*centre: float) -> InputGenerator:
     """Return a generator of vectors around a point in the unit cube."""
 
     def draw(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
@@ -45,10 +45,10 @@ def remembering(**shares: int) -> nn.Module:
 def test_the_shares_of_the_training_data_are_found(low: int) -> None:
     """A network trained on a blend of two generators gets that blend, and nothing of a third."""
     found = Survey(remembering(low=low, high=1000 - low), SPEC, CORNERS, seeded(1)).blend()
-    assert found.portions["low"] == pytest.approx(low / 1000, abs=0.05)
-    assert "other" not in found.portions
-    assert sum(found.portions.values()) == pytest.approx(1)
-    assert list(found.portions.values()) == sorted(found.portions.values(), reverse=True)
+    assert found.shares["low"] == pytest.approx(low / 1000, abs=0.05)
+    assert "other" not in found.shares
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert list(found.shares.values()) == sorted(found.shares.values(), reverse=True)
     assert found.mismatch < 0.02
     assert 10 * found.mismatch < min(found.alone.values())
 
@@ -56,7 +56,7 @@ def test_the_shares_of_the_training_data_are_found(low: int) -> None:
 def test_what_fits_alone_stays_alone() -> None:
     """Data of one generator: that one, with hardly a mismatch."""
     found = Survey(remembering(high=1000), SPEC, CORNERS, seeded(1)).blend()
-    assert found.portions["high"] > 0.95
+    assert found.shares["high"] > 0.95
     assert min(found.alone, key=lambda name: found.alone[name]) == "high"
 
 
@@ -64,7 +64,7 @@ def test_equals_share() -> None:
     """Two generators of the same inputs are both used."""
     twins = {"one": CORNERS["high"], "two": CORNERS["high"]}
     found = Survey(remembering(high=1000), SPEC, twins, seeded(1)).blend()
-    assert min(found.portions.values()) > 0.3
+    assert min(found.shares.values()) > 0.3
 
 
 def test_a_network_trained_on_digits_wants_strokes() -> None:
@@ -74,7 +74,7 @@ def test_a_network_trained_on_digits_wants_strokes() -> None:
     found = Survey(model, spec, GENERATORS["image"], seeded(1)).blend()
     nearest = sorted(found.alone, key=lambda name: found.alone[name])[:3]
     assert set(nearest) == {"glyphs", "outlines", "strokes"}
-    assert sum(found.portions.get(name, 0) for name in nearest) > 0.8
+    assert sum(found.shares.get(name, 0) for name in nearest) > 0.8
     assert found.mismatch < 0.03
 
 

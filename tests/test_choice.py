@@ -14,9 +14,9 @@ from criterion_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
-from gaprune.calibration.auto import FAR, choose, spell_out, survey_of
+from gaprune.calibration.auto import FAR, choose, expand_auto, survey_of
 from gaprune.calibration.blend import SAMPLE
-from gaprune.calibration.calibration_set import make_calibration_set, requested_levels
+from gaprune.calibration.calibration_set import make_calibration_set, requested_data_levels
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
 from gaprune.models.input_options import InputOptions
@@ -117,7 +117,7 @@ def test_auto_inverts_where_every_generator_is_far(make: Callable[[], Target]) -
     assert plan.provenance.level == "inversion"
     assert plan.fresh is not None
     assert plan.pool_share == 0.5
-    assert requested_levels(settings_of(), target) == list(INVERTED)
+    assert requested_data_levels(settings_of(), target) == list(INVERTED)
 
 
 def test_digits_need_no_inversion() -> None:
@@ -148,9 +148,9 @@ def test_the_network_alone_decides() -> None:
 def test_auto_stands_beside_other_words() -> None:
     """In its place, and each word once; without it nothing is changed."""
     far = vector_target(near=False)
-    assert spell_out(("proxy:a.npz", "auto"), far) == ("proxy:a.npz", *INVERTED)
-    assert spell_out(("auto", "procedural"), far) == INVERTED
-    assert spell_out(("noise",), far) == ("noise",)
+    assert expand_auto(("proxy:a.npz", "auto"), far) == ("proxy:a.npz", *INVERTED)
+    assert expand_auto(("auto", "procedural"), far) == INVERTED
+    assert expand_auto(("noise",), far) == ("noise",)
 
 
 def test_an_unknown_word_is_refused_beside_auto() -> None:

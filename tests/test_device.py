@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from worker_tasks import Fail
 
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
@@ -425,7 +425,9 @@ def test_an_actor_with_a_part_of_a_gpu_gives_the_bits_of_one_here(ray_session: N
 
 def test_fresh_calibration_are_drawn_by_the_same_generator() -> None:
     """A seed means the same inputs on every device."""
-    evaluator = replace(tiny_evaluator(), mixture=Mixture(VECTOR, {"uniform": 1.0}, torch.float32))
+    evaluator = replace(
+        tiny_evaluator(), mixture=GeneratorMixture(VECTOR, {"uniform": 1.0}, torch.float32)
+    )
     here = evaluator.draw_batch(8, seeded(5))
     with second_device() as device:
         there = evaluator.to(device).draw_batch(8, seeded(5))

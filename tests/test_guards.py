@@ -71,7 +71,7 @@ def test_no_inverted_input_both_searches_and_judges() -> None:
     assert not rows(plan.validation.inputs) & (rows(plan.pool.inputs) | rows(plan.search.inputs))
     judge = plan.validation.source.partition("generated: ")[2].partition(",")[0]
     assert judge
-    assert judge not in plan.fresh.portions
+    assert judge not in plan.fresh.shares
 
 
 @pytest.mark.usefixtures("_own_cache")

@@ -10,7 +10,7 @@ import torch
 from search_cases import seeded
 from torch import nn
 
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.inversion.batchnorm import Inversion
 from gaprune.calibration.inversion.inverted_samples import inverted_samples
@@ -44,9 +44,9 @@ def target_of(seed: int = 3) -> Target:
     return target_from_module(net, inputs=InputOptions(range=(-1, 1)))
 
 
-def starts_of(target: Target) -> Mixture:
+def starts_of(target: Target) -> GeneratorMixture:
     """Return where inversion begins."""
-    return Mixture(target.inputs, {"noise": 1.0}, target.dtype)
+    return GeneratorMixture(target.inputs, {"noise": 1.0}, target.dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_whatever_changes_the_inputs_makes_new_ones(tmp_path: Path) -> None:
         (target, {"noise": 1.0}, 16, 1, replace(how, learning_rate=0.03)),
     ]
     for number, (one, portions, count, seed, recipe) in enumerate(cases, start=1):
-        mixture = Mixture(one.inputs, portions, one.dtype)
+        mixture = GeneratorMixture(one.inputs, portions, one.dtype)
         made = inverted_samples(one, mixture, count, seeded(seed), recipe, Silence())
         assert made.inputs.shape == (count, 6)
         assert len(list(tmp_path.rglob("*.safetensors"))) == number

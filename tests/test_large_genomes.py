@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from search_cases import layout_of, layouts_with_counts, run_to_bits, score_vectors, seeded
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES
@@ -165,7 +165,7 @@ def large_evaluator() -> Evaluator:
         objective=OBJECTIVES["kl"],
         search=TeacherBatch(first, answers(model, first), None),
         validation=TeacherBatch(second, answers(model, second), None),
-        mixture=Mixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
+        mixture=GeneratorMixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
         gradient_inputs=None,
         gradient_share=0.0,
         rungs=(4, 16),

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from gaprune.calibration import GENERATORS
 from gaprune.calibration.affinity import affinities, shares
-from gaprune.calibration.generators.mixture import Mixture, mix_generators
-from gaprune.calibration.parse import FileRequest, parse_calibration
+from gaprune.calibration.generators.mixture import GeneratorMixture, mix_generators
+from gaprune.calibration.parse import CalibrationFile, parse_calibration
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target, load_target
@@ -46,16 +46,21 @@ def weighed(mlp: Target) -> dict[str, float]:
         (["strokes", "noise"], ("strokes", "noise"), (), False),
         (["impressions"], (), (), True),
         (["impressions", "blobs"], ("blobs",), (), True),
-        (["mnist-train"], (), (FileRequest("unlabelled", "mnist-train"),), False),
-        (["labelled:a.npz"], (), (FileRequest("labelled", "a.npz"),), False),
-        (["proxy:photos/cats"], (), (FileRequest("proxy", "photos/cats"),), False),
-        (["unlabelled:a.npz", "fields"], ("fields",), (FileRequest("unlabelled", "a.npz"),), False),
-        (["x.npy+y.npy"], (), (FileRequest("unlabelled", "x.npy+y.npy"),), False),
-        ([r"C:\data\x.npz"], (), (FileRequest("unlabelled", r"C:\data\x.npz"),), False),
+        (["mnist-train"], (), (CalibrationFile("unlabelled", "mnist-train"),), False),
+        (["labelled:a.npz"], (), (CalibrationFile("labelled", "a.npz"),), False),
+        (["proxy:photos/cats"], (), (CalibrationFile("proxy", "photos/cats"),), False),
+        (
+            ["unlabelled:a.npz", "fields"],
+            ("fields",),
+            (CalibrationFile("unlabelled", "a.npz"),),
+            False,
+        ),
+        (["x.npy+y.npy"], (), (CalibrationFile("unlabelled", "x.npy+y.npy"),), False),
+        ([r"C:\data\x.npz"], (), (CalibrationFile("unlabelled", r"C:\data\x.npz"),), False),
     ],
 )
 def test_calibration_are_names_files_or_impressions(
-    listed: list[str], names: tuple[str, ...], files: tuple[FileRequest, ...], wanted: bool
+    listed: list[str], names: tuple[str, ...], files: tuple[CalibrationFile, ...], wanted: bool
 ) -> None:
     """Each word is sorted by what it is; a bare path is unlabelled."""
     request = parse_calibration(listed, IMAGE)
@@ -66,7 +71,7 @@ def test_a_file_in_the_folder_needs_no_dot(tmp_path: Path, monkeypatch: pytest.M
     """A word that names an existing path is that path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    assert parse_calibration(["photos"], IMAGE).files == (FileRequest("unlabelled", "photos"),)
+    assert parse_calibration(["photos"], IMAGE).files == (CalibrationFile("unlabelled", "photos"),)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,9 @@ def test_portions_add_up_and_leave_the_validation_out(
 
 def test_a_batch_has_the_portions_of_the_mixture() -> None:
     """Zeros tell the generators apart; inputs come in the network's dtype, and in words."""
-    mixture = Mixture(InputSpec((6,), "vector"), {"sparse": 0.7, "noise": 0.3}, torch.float64)
+    mixture = GeneratorMixture(
+        InputSpec((6,), "vector"), {"sparse": 0.7, "noise": 0.3}, torch.float64
+    )
     drawn = mixture.draw(3000, seeded(1))
     assert drawn.dtype == torch.float64
     with_zeros = (drawn == 0).any(1).double().mean().item()

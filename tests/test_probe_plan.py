@@ -14,10 +14,10 @@ from criterion_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
-from gaprune.calibration import GENERATORS, sha256_of
+from gaprune.calibration import GENERATORS, samples_sha256
 from gaprune.calibration.affinity import affinities
 from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
-from gaprune.calibration.generators.mixture import Mixture, mix_generators
+from gaprune.calibration.generators.mixture import GeneratorMixture, mix_generators
 from gaprune.calibration.inversion.impressions import impressions
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
@@ -82,14 +82,14 @@ def test_the_validations_generator_never_selects(mlp: Target, calibration: tuple
     judge = plan.validation.source.removeprefix("generated: ").partition(",")[0]
     assert judge in GENERATORS["image"]
     assert plan.fresh is not None
-    assert judge not in plan.fresh.portions
+    assert judge not in plan.fresh.shares
     assert len(plan.search.inputs) == 40
     assert len(plan.validation.inputs) == 24
     assert_apart(plan)
     if "procedural" in calibration:  # the runner-up judges, the best one searches
-        assert judge == list(plan.affinity)[1]
-        assert max(plan.fresh.portions, key=lambda name: plan.fresh.portions[name]) in (  # type: ignore[union-attr]
-            next(iter(plan.affinity)),
+        assert judge == list(plan.mutual_information)[1]
+        assert max(plan.fresh.shares, key=lambda name: plan.fresh.shares[name]) in (  # type: ignore[union-attr]
+            next(iter(plan.mutual_information)),
             *calibration,
         )
 
@@ -99,7 +99,7 @@ def test_a_named_validation_judges(vector: Target) -> None:
     plan = make_calibration_set(vector, settings_of(validation="sparse"), seeded())
     assert plan.validation.source.startswith("generated: sparse")
     assert plan.fresh is not None
-    assert "sparse" not in plan.fresh.portions
+    assert "sparse" not in plan.fresh.shares
 
 
 def test_where_every_generator_selects_another_seed_judges(vector: Target) -> None:
@@ -236,8 +236,8 @@ def test_the_provenance_says_what_was_shown(
     provenance, held = plan.provenance, plan.pool or plan.search
     assert (provenance.level, provenance.fresh) == (rung, fresh)
     assert (provenance.samples, provenance.validation_samples) == (len(held.inputs), 24)
-    assert provenance.sha256 == sha256_of(held.inputs, held.labels)
-    assert provenance.validation_sha256 == sha256_of(plan.validation.inputs, plan.validation.labels)
+    assert provenance.sha256 == samples_sha256(held)
+    assert provenance.validation_sha256 == samples_sha256(plan.validation)
     assert provenance.sources
 
 
@@ -360,7 +360,7 @@ def test_plans_without_batchnorm_are_those_of_the_first_release(
         target = target_from_module(Attention(), inputs=InputOptions((5,)))
     generator = seeded(5)
     plan = make_calibration_set(target, settings_of(calibration=calibration), generator)
-    assert sha256_of(plan.search.inputs).startswith("77a3afa52de5a551")
+    assert samples_sha256(plan.search).startswith("1fac2cad433a3600")
     assert plan.provenance.validation_sha256.startswith("78114052a0e4890b")
     state = hashlib.sha256(generator.get_state().numpy().tobytes()).hexdigest()
     assert state.startswith("5a4b694647ee3ab8")
@@ -372,7 +372,7 @@ def test_a_network_without_batchnorm_is_weighed_by_mutual_information(mlp: Targe
     weights = affinities(mlp.model, spec, GENERATORS["image"], generator)
     judge = list(weights)[1]
     validation = GENERATORS["image"][judge](spec, 24, _after_one_pick(generator, 24))
-    mixture = Mixture(spec, mix_generators(["procedural"], weights, judge), torch.float32)
+    mixture = GeneratorMixture(spec, mix_generators(["procedural"], weights, judge), torch.float32)
     search = mixture.draw(40, generator)
     search = search[torch.randperm(40, generator=generator)]
     by_hand, state = (validation, search), generator.get_state()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gaprune.calibration import read_calibration
+from gaprune.calibration import read_samples
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 
@@ -70,7 +70,7 @@ def test_labelled_formats_come_back_as_stored(tmp_path: Path, name: str) -> None
     """Float inputs in range are raw values; labels come as int64."""
     stored, labels = values(), np.arange(7, dtype=np.int32)
     LABELLED[name](tmp_path / name, stored, labels)
-    read = read_calibration(str(tmp_path / name), GREY)
+    read = read_samples(str(tmp_path / name), GREY)
     assert torch.equal(read.inputs, torch.from_numpy(stored))
     assert read.labels is not None
     assert read.labels.dtype == torch.int64
@@ -99,7 +99,7 @@ def test_single_arrays_of_bytes_are_scaled_to_the_unit_range(tmp_path: Path, nam
     """uint8 0 to 255 becomes 0 to 1; there are no labels."""
     stored = pixels()
     UNLABELLED[name](tmp_path / name, stored)
-    read = read_calibration(str(tmp_path / name), GREY)
+    read = read_samples(str(tmp_path / name), GREY)
     assert torch.allclose(read.inputs, torch.from_numpy(stored / 255).float(), atol=1e-7)
     assert read.labels is None
     assert "unlabelled" in read.source
@@ -114,7 +114,7 @@ def test_two_files_joined_by_plus_are_inputs_and_labels(
     folder.mkdir()
     UNLABELLED["a" + inputs[1:]](folder / inputs, pixels())
     UNLABELLED.get("a" + labels[1:], np.save)(folder / labels, np.arange(7, dtype=np.uint8))
-    read = read_calibration(f"{folder / inputs}+{folder / labels}", GREY)
+    read = read_samples(f"{folder / inputs}+{folder / labels}", GREY)
     assert read.labels is not None
     assert read.labels.tolist() == list(range(7))
 
@@ -126,7 +126,7 @@ def test_equivalent_layouts_of_grey_pictures_agree(
     """With a channel axis first or last, without one, or flattened: the same inputs."""
     np.save(tmp_path / "a.npy", values().reshape(stored_shape))
     assert torch.equal(
-        read_calibration(str(tmp_path / "a.npy"), GREY).inputs, torch.from_numpy(values())
+        read_samples(str(tmp_path / "a.npy"), GREY).inputs, torch.from_numpy(values())
     )
 
 
@@ -135,7 +135,7 @@ def test_channels_last_pictures_are_transposed(tmp_path: Path) -> None:
     stored = values(5, (4, 6, 3))
     np.save(tmp_path / "a.npy", stored)
     expected = (stored - np.array([0.5, 0.25, 0.75])) / np.array([0.5, 0.25, 2.0])
-    read = read_calibration(str(tmp_path / "a.npy"), COLOUR).inputs
+    read = read_samples(str(tmp_path / "a.npy"), COLOUR).inputs
     assert torch.allclose(read, torch.from_numpy(expected.transpose(0, 3, 1, 2)).float(), atol=1e-6)
 
 
@@ -143,7 +143,7 @@ def test_bytes_fill_the_stated_range_before_normalisation(tmp_path: Path) -> Non
     """0 and 255 are the ends low and high: (low − mean) / std and (high − mean) / std."""
     spec = InputSpec((2,), "vector", low=-2, high=2, mean=(1,), std=(0.5,))
     np.save(tmp_path / "a.npy", np.array([[0, 255]], np.uint8))
-    assert read_calibration(str(tmp_path / "a.npy"), spec).inputs.tolist() == [[-6.0, 2.0]]
+    assert read_samples(str(tmp_path / "a.npy"), spec).inputs.tolist() == [[-6.0, 2.0]]
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "<i2"])
@@ -151,7 +151,7 @@ def test_other_number_formats_become_float32(tmp_path: Path, dtype: str) -> None
     """Half, double, big-endian and small integers hold raw values too."""
     stored = np.array([[0, 1, 1, 0]]).astype(dtype)
     np.save(tmp_path / "a.npy", stored)
-    read = read_calibration(str(tmp_path / "a.npy"), InputSpec((4,), "vector")).inputs
+    read = read_samples(str(tmp_path / "a.npy"), InputSpec((4,), "vector")).inputs
     assert read.dtype == torch.float32
     assert read.tolist() == [[0, 1, 1, 0]]
 
@@ -161,14 +161,14 @@ def test_token_ids_become_int64(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 10, (3, 5))
     for dtype in (np.uint8, np.int32, np.int64):
         np.save(tmp_path / "a.npy", ids.astype(dtype))
-        read = read_calibration(str(tmp_path / "a.npy"), TOKENS).inputs
+        read = read_samples(str(tmp_path / "a.npy"), TOKENS).inputs
         assert read.dtype == torch.int64
         assert read.tolist() == ids.tolist()
 
 
 def test_the_carried_mnist_files_have_names() -> None:
     """mnist-test gives the 10,000 labelled images with their well-known first digits."""
-    read = read_calibration("mnist-test", InputSpec((1, 28, 28), "image"))
+    read = read_samples("mnist-test", InputSpec((1, 28, 28), "image"))
     assert read.inputs.shape == (10_000, 1, 28, 28)
     assert read.labels is not None
     assert read.labels[:5].tolist() == [7, 2, 1, 0, 4]
@@ -207,13 +207,13 @@ def test_arrays_that_break_a_rule_are_refused(tmp_path: Path, case: str) -> None
     array, spec, message = BAD_ARRAYS[case]
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(InputError, match=message):
-        read_calibration(str(tmp_path / "a.npy"), spec)
+        read_samples(str(tmp_path / "a.npy"), spec)
 
 
 def test_rounding_at_the_ends_of_the_range_is_forgiven(tmp_path: Path) -> None:
     """1.0005 in a stored file is a rounding error, not another range."""
     np.save(tmp_path / "a.npy", broken(1.0005))
-    assert read_calibration(str(tmp_path / "a.npy"), GREY).inputs.max().item() > 1
+    assert read_samples(str(tmp_path / "a.npy"), GREY).inputs.max().item() > 1
 
 
 BAD_LABELS = {
@@ -231,7 +231,7 @@ def test_labels_that_break_a_rule_are_refused(tmp_path: Path, case: str) -> None
     labels, message = BAD_LABELS[case]
     save_npz(tmp_path / "a.npz", values(), labels)
     with pytest.raises(InputError, match=f"labels: .*{message}"):
-        read_calibration(str(tmp_path / "a.npz"), GREY)
+        read_samples(str(tmp_path / "a.npz"), GREY)
 
 
 def truncated_safetensors(path: Path) -> None:
@@ -289,7 +289,7 @@ def test_damaged_or_foreign_files_are_refused(tmp_path: Path, case: str) -> None
     name, write, message = BAD_FILES[case]
     write(tmp_path / name)
     with pytest.raises(InputError, match=message) as refusal:
-        read_calibration(str(tmp_path / name), GREY)
+        read_samples(str(tmp_path / name), GREY)
     assert name in str(refusal.value)
 
 
@@ -347,7 +347,7 @@ def test_files_never_execute_code(
     target = tmp_path / "executed"
     write(tmp_path / name, Payload(target))
     with pytest.raises(InputError):
-        read_calibration(str(tmp_path / name), GREY)
+        read_samples(str(tmp_path / name), GREY)
     assert not target.exists()
 
 
@@ -355,7 +355,7 @@ def test_files_never_execute_code(
 def test_a_missing_path_is_refused(name: str) -> None:
     """The message repeats what was asked for."""
     with pytest.raises(InputError, match=f"calibration inputs: .*'{name[:9]}".replace("+", r"\+")):
-        read_calibration(name, GREY)
+        read_samples(name, GREY)
 
 
 def test_formats_with_labels_inside_are_not_joined(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_formats_with_labels_inside_are_not_joined(tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz"):
         save_npz(tmp_path / name, values(), np.arange(7))
     with pytest.raises(InputError, match=r"only \.npy and IDX files are joined"):
-        read_calibration(f"{tmp_path / 'a.npz'}+{tmp_path / 'b.npz'}", GREY)
+        read_samples(f"{tmp_path / 'a.npz'}+{tmp_path / 'b.npz'}", GREY)
 
 
 def save_picture(path: Path, array: np.ndarray) -> None:
@@ -380,7 +380,7 @@ def test_a_flat_folder_of_pictures_is_unlabelled(tmp_path: Path) -> None:
         save_picture(tmp_path / name, stored[index])
     (tmp_path / "readme.txt").write_text("not a picture")
     (tmp_path / ".hidden.png").write_text("not a picture")
-    read = read_calibration(str(tmp_path), GREY)
+    read = read_samples(str(tmp_path), GREY)
     assert read.labels is None
     assert torch.equal(read.inputs[:, 0], torch.from_numpy(stored).float() / 255)
 
@@ -391,7 +391,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
         root = tmp_path / names[0]
         for shade, name in enumerate(names):
             save_picture(root / name / "a.png", np.full((4, 6), shade * 100, np.uint8))
-        read = read_calibration(str(root), GREY)
+        read = read_samples(str(root), GREY)
         assert read.labels is not None
         assert read.labels.tolist() == [0, 1, 2]
         shades = (read.inputs[:, 0, 0, 0] * 255).round().int().tolist()
@@ -404,7 +404,7 @@ def test_pictures_are_scaled_to_cover_and_cropped_at_the_centre(tmp_path: Path) 
     wide = np.zeros((8, 36, 3), np.uint8)
     wide[:, 11:25] = (255, 51, 0)
     save_picture(tmp_path / "a.png", wide)
-    read = read_calibration(str(tmp_path), InputSpec((3, 4, 6), "image")).inputs
+    read = read_samples(str(tmp_path), InputSpec((3, 4, 6), "image")).inputs
     assert torch.allclose(read[0, :, 0, 0], torch.tensor([1.0, 0.2, 0.0]), atol=1e-6)
     assert torch.equal(read, read[:, :, :1, :1].expand_as(read))
 
@@ -415,28 +415,28 @@ def test_modes_are_converted_to_the_channels_of_the_network(tmp_path: Path) -> N
     save_picture(tmp_path / "grey" / "a.png", np.full((4, 6), 128, np.uint8))
     save_picture(tmp_path / "deep" / "a.png", np.full((4, 6), 128 * 256, np.uint16))
     three = InputSpec((3, 4, 6), "image")
-    assert read_calibration(str(tmp_path / "colour"), GREY).inputs.mean().item() == pytest.approx(
+    assert read_samples(str(tmp_path / "colour"), GREY).inputs.mean().item() == pytest.approx(
         0.299, abs=0.003
     )
     for folder in ("grey", "deep"):
-        read = read_calibration(str(tmp_path / folder), three).inputs
+        read = read_samples(str(tmp_path / folder), three).inputs
         assert torch.allclose(read, torch.full((1, 3, 4, 6), 128 / 255))
 
 
 def test_folders_without_usable_pictures_are_refused(tmp_path: Path) -> None:
     """Nothing inside, both layouts at once, a broken picture, an input that is no image."""
     with pytest.raises(InputError, match=r"holds no picture; looked for .*\.png"):
-        read_calibration(str(tmp_path), GREY)
+        read_samples(str(tmp_path), GREY)
     save_picture(tmp_path / "a.png", pixels(1, (4, 6))[0])
     with pytest.raises(InputError, match=r"fits image inputs of 1, 3 or 4 channels.*vector"):
-        read_calibration(str(tmp_path), InputSpec((24,), "vector"))
+        read_samples(str(tmp_path), InputSpec((24,), "vector"))
     save_picture(tmp_path / "cat" / "b.png", pixels(1, (4, 6))[0])
     with pytest.raises(InputError, match="1 pictures beside sub-folders with 1"):
-        read_calibration(str(tmp_path), GREY)
+        read_samples(str(tmp_path), GREY)
     (tmp_path / "cat" / "b.png").unlink()
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff rubbish")
     with pytest.raises(InputError, match=r"b\.jpg cannot be read as a picture"):
-        read_calibration(str(tmp_path), GREY)
+        read_samples(str(tmp_path), GREY)
 
 
 def test_a_folder_without_pillow_names_the_extra(
@@ -446,4 +446,4 @@ def test_a_folder_without_pillow_names_the_extra(
     (tmp_path / "a.png").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match=r"pip install 'gaprune\[images\]'"):
-        read_calibration(str(tmp_path), GREY)
+        read_samples(str(tmp_path), GREY)

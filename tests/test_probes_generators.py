@@ -16,13 +16,13 @@ from gaprune.calibration import (
     DATA_LEVELS,
     GENERATORS,
     NOISE,
-    Generator_,
+    InputGenerator,
     Samples,
-    highest,
+    highest_level,
     make_provenance,
     noise,
     procedural,
-    sha256_of,
+    samples_sha256,
     to_network,
 )
 from gaprune.calibration.generators.draws import mix, power_law
@@ -116,7 +116,7 @@ def test_mixtures_fill_odd_picture_sizes(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("kind", "draw"), EVERY)
-def test_the_seed_decides_and_every_call_is_fresh(kind: str, draw: Generator_) -> None:
+def test_the_seed_decides_and_every_call_is_fresh(kind: str, draw: InputGenerator) -> None:
     """Same seed, same bits; another seed or a second call on the same generator, other inputs."""
     spec, generator = SPECS[kind], seeded(1)
     first, second = draw(spec, 8, generator), draw(spec, 8, generator)
@@ -365,38 +365,29 @@ def test_token_ids_pass_through_unchanged() -> None:
 
 
 def test_the_hash_covers_values_dtype_shape_and_absence() -> None:
-    """Equal tensors hash alike; another value, dtype, shape, order or missing labels do not."""
+    """Equal samples have equal hashes; another value, dtype, shape or missing labels change it."""
+
+    def digest(inputs: Tensor, labels: Tensor | None = None) -> str:
+        return samples_sha256(Samples(inputs, labels, ""))
+
     base = torch.arange(6, dtype=torch.float32)
-    variants = [
-        (base,),
-        (base + 1,),
-        (base.double(),),
-        (base.bfloat16(),),
-        (base.view(2, 3),),
-        (base, None),
-        (base, base.long()),
-        (base.long(), base),
-        (),
-    ]
-    hashes = [sha256_of(*variant) for variant in variants]
-    assert len(set(hashes)) == len(variants)
-    assert sha256_of(base.clone()) == hashes[0]
-    assert sha256_of(torch.arange(12.0)[::2] / 2) == hashes[0]  # the values, not the strides
-
-
-def test_the_hash_is_a_sha256_of_the_plain_bytes() -> None:
-    """Anyone can recompute it: dtype and shape in words, then the little-endian values."""
-    expected = hashlib.sha256(b"torch.int64(2,);" + np.array([7, 9], "<i8").tobytes()).hexdigest()
-    assert sha256_of(torch.tensor([7, 9])) == expected
+    variants = [base, base + 1, base.double(), base.bfloat16(), base.view(2, 3)]
+    hashes = [digest(inputs) for inputs in variants]
+    hashes += [digest(base, base.long()), digest(base.long(), base), samples_sha256(None)]
+    assert len(set(hashes)) == len(hashes)
+    assert digest(base.clone()) == hashes[0]
+    assert digest(torch.arange(12.0)[::2] / 2) == hashes[0]  # the values, not the strides
+    plain = b"torch.int64(2,);" + np.array([7, 9], "<i8").tobytes() + b"absent;"
+    assert digest(torch.tensor([7, 9])) == hashlib.sha256(plain).hexdigest()
 
 
 def test_the_highest_rung_counts() -> None:
     """One labelled file makes a run labelled, whatever else it used."""
-    assert highest([]) == "none"
-    assert highest(["procedural", "inversion", "noise"]) == "inversion"
-    assert highest(reversed(DATA_LEVELS)) == "labelled"
+    assert highest_level([]) == "none"
+    assert highest_level(["procedural", "inversion", "noise"]) == "inversion"
+    assert highest_level(reversed(DATA_LEVELS)) == "labelled"
     with pytest.raises(InputError, match="level: unknown name 'proxi'"):
-        highest(["none", "proxi"])
+        highest_level(["none", "proxi"])
 
 
 def test_a_provenance_tells_what_was_held_and_what_judged() -> None:
@@ -414,7 +405,7 @@ def test_a_provenance_tells_what_was_held_and_what_judged() -> None:
         4,
         "photos",
     )
-    assert provenance.sha256 == sha256_of(held.inputs, None)
-    assert provenance.validation_sha256 == sha256_of(validation.inputs, validation.labels)
+    assert provenance.sha256 == samples_sha256(held)
+    assert provenance.validation_sha256 == samples_sha256(validation)
     empty = make_provenance([], [], None, None, fresh=False)
     assert (empty.level, empty.samples, empty.validation_samples) == ("none", 0, 0)

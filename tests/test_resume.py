@@ -22,8 +22,8 @@ from torch import nn
 import gaprune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune, resume
 from gaprune.calibration.calibration_set import CalibrationSet
-from gaprune.calibration.samples import Samples, join, pick
-from gaprune.calibration.serialize import plan_apart, plan_together
+from gaprune.calibration.samples import Samples, concatenate
+from gaprune.calibration.serialize import from_record, to_record
 from gaprune.callbacks import Silence
 from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings
@@ -484,26 +484,26 @@ def test_calibration_come_back_as_they_were() -> None:
     draw = torch.Generator().manual_seed(0)
     target = gaprune.load_target("lenet")
     whole = Samples(torch.rand(9, 1, 28, 28, generator=draw), torch.arange(9), "a file")
-    half = pick(whole, torch.arange(4))
-    search = join([half, half])
+    half = whole.take(torch.arange(4))
+    search = concatenate([half, half])
     assert search is not None
-    for nearest in (search, half, pick(whole, torch.tensor([3, 1]))):
+    for nearest in (search, half, whole.take(torch.tensor([3, 1]))):
         for pool in (whole, None):
             made = gaprune.records.Provenance("proxy", ("a", "b"), 9, False, "0", "g", 2, "1")
             plan = CalibrationSet(
                 search, half, None, pool, 0.25, True, nearest, made, {"z": 0.1, "a": 1 / 3}
             )
-            found = plan_together(*plan_apart(plan), target)
-            for name in ("search", "validation", "pool", "nearest"):
+            found = from_record(*to_record(plan), target)
+            for name in ("search", "validation", "pool", "reference"):
                 one, other = getattr(found, name), getattr(plan, name)
                 assert (one is None) == (other is None)
                 if one is not None:
                     assert torch.equal(one.inputs, other.inputs)
                     assert torch.equal(one.labels, other.labels)
-            assert (found.nearest is found.search) == (nearest is search)
-            for name in ("provenance", "gradient_share", "moving"):
+            assert (found.reference is found.search) == (nearest is search)
+            for name in ("provenance", "gradient_share", "augment_pool"):
                 assert getattr(found, name) == getattr(plan, name)
-            assert list(found.affinity.items()) == list(plan.affinity.items())
+            assert list(found.mutual_information.items()) == list(plan.mutual_information.items())
 
 
 def record_in(place: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from search_cases import seeded
 from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import make_calibration_set
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.sequences import ROWS, VARYING, WRITING, sequence_samples
 from gaprune.calibration.inversion.token_search import SPREADS, spread_of
 from gaprune.config import Settings, make_settings
@@ -58,9 +58,9 @@ def classifier() -> Target:
     return target_from_module(model, inputs=InputOptions((5,)))
 
 
-def starts_of(target: Target) -> Mixture:
+def starts_of(target: Target) -> GeneratorMixture:
     """Return where sequences begin."""
-    return Mixture(target.inputs, {"zipf-bursts": 1.0}, target.dtype)
+    return GeneratorMixture(target.inputs, {"zipf-bursts": 1.0}, target.dtype)
 
 
 def settings_of(**values: Any) -> Settings:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import make_calibration_set
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.neighbours import neighbours
 from gaprune.calibration.generators.token_sequences import TOKENS
 from gaprune.callbacks import Silence
@@ -248,7 +248,7 @@ def test_without_an_order_the_network_still_chooses() -> None:
     plan = make_calibration_set(
         target_of(()), make_settings({**TINY, "calibration": ("procedural",)}), seeded()
     )
-    assert set(plan.affinity) == {"uniform", "zipf-bursts"}
+    assert set(plan.mutual_information) == {"uniform", "zipf-bursts"}
     assert "tokenizer" not in plan.provenance.sources[0]
     plan = make_calibration_set(target_of(()), make_settings(TINY), seeded())
     assert plan.provenance.sources[0].endswith("topics 100%")
@@ -342,7 +342,7 @@ def test_a_network_of_transformers_brings_its_tokenizer(folder: Path, run: Run) 
     assert words.ranked == tuple(range(5, 50))
     assert (words.start, words.end) == (1, 2)
     assert words.table is target.model.get_submodule("embeddings.word_embeddings")
-    drawn = Mixture(target.inputs, {"topics": 1.0}, target.dtype).draw(5, seeded())
+    drawn = GeneratorMixture(target.inputs, {"topics": 1.0}, target.dtype).draw(5, seeded())
     assert drawn[:, 0].tolist() == [1] * 5
     options = [f"--{key.replace('_', '-')}={TINY[key]}" for key in TINY if key != "calibration"]
     for calibration in ("topics", "procedural"):

@@ -42,11 +42,11 @@ def test_beside_inverted_inputs_stands_the_blend(far: Target) -> None:
     for calibration in (("inversion",), ("inversion", "procedural")):
         found = weights_of(far, *calibration)
         whole = Survey(far.model, far.inputs, TABLE, seeded()).blend()
-        outside = [name for name in TABLE if name not in whole.portions]
+        outside = [name for name in TABLE if name not in whole.shares]
         assert outside
-        assert found.portions == pytest.approx(whole.portions)
+        assert found.shares == pytest.approx(whole.shares)
         assert found.judge == min(outside, key=lambda name: whole.alone[name])
-        assert not found.affinity
+        assert not found.mutual_information
 
 
 def test_a_blend_of_all_gives_its_smallest_part_to_the_validation(
@@ -56,29 +56,29 @@ def test_a_blend_of_all_gives_its_smallest_part_to_the_validation(
     other = vector_target(near=True)
     table = dict.fromkeys(("one", "two", "three"), TABLE["uniform"])
     monkeypatch.setitem(GENERATORS, "vector", table)
-    whole = survey_of(other).blend().portions
+    whole = survey_of(other).blend().shares
     assert len(whole) == 3
     found = weights_of(other, "inversion")
     assert found.judge == min(whole, key=lambda name: whole[name])
-    assert set(found.portions) == set(whole) - {found.judge}
-    assert sum(found.portions.values()) == pytest.approx(1)
+    assert set(found.shares) == set(whole) - {found.judge}
+    assert sum(found.shares.values()) == pytest.approx(1)
 
 
 def test_a_named_validation_is_left_out_of_the_blend(near: Target) -> None:
     """Even where it is nearest."""
     found = weights_of(near, "inversion", "procedural", validation="uniform")
     assert found.judge == "uniform"
-    assert "uniform" not in found.portions
-    assert sum(found.portions.values()) == pytest.approx(1)
+    assert "uniform" not in found.shares
+    assert sum(found.shares.values()) == pytest.approx(1)
 
 
 def test_named_generators_stay_as_named(far: Target) -> None:
     """Beside inverted inputs too; where all are named, the nearest judges with another seed."""
     found = weights_of(far, "inversion", "sparse", "noise")
-    assert found.portions == {"sparse": 0.5, "noise": 0.5}
-    assert found.judge not in found.portions
+    assert found.shares == {"sparse": 0.5, "noise": 0.5}
+    assert found.judge not in found.shares
     found = weights_of(far, "inversion", *TABLE)
-    assert found.portions == pytest.approx(dict.fromkeys(TABLE, 1 / len(TABLE)))
+    assert found.shares == pytest.approx(dict.fromkeys(TABLE, 1 / len(TABLE)))
     alone = survey_of(far).blend().alone
     assert found.judge == min(alone, key=lambda name: alone[name])
 
@@ -96,9 +96,9 @@ def test_without_inversion_the_teacher_weighs(far: Target) -> None:
     """By mutual information, with BatchNorm or without; the runner-up judges."""
     found = weights_of(far, "procedural")
     wanted = affinities(far.model, far.inputs, TABLE, seeded())
-    assert found.affinity == wanted
+    assert found.mutual_information == wanted
     assert found.judge == list(wanted)[1]
-    assert found.portions == mix_generators(["procedural"], wanted, found.judge)
+    assert found.shares == mix_generators(["procedural"], wanted, found.judge)
 
 
 def test_a_file_that_judges_needs_no_weights(far: Target) -> None:

@@ -16,7 +16,7 @@ from benchmarks.networks.record import RealNetwork
 from benchmarks.real.methods import METHODS, SEARCH_ONLY
 from benchmarks.real.process import peak_mb
 from benchmarks.real.rows import Key, Row
-from gaprune.calibration.inversion.inverted_samples import WHAT
+from gaprune.calibration.inversion.inverted_samples import INVERTING
 from gaprune.cli.console import Monitor
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
@@ -68,7 +68,7 @@ class Listener(Monitor):
 
     def progress(self, what: str, done: float, total: float | None) -> None:
         """Notice that inputs are being inverted."""
-        self.inverts = self.inverts or what == WHAT
+        self.inverts = self.inverts or what == INVERTING
         super().progress(what, done, total)
 
     def warning(self, text: str) -> None:

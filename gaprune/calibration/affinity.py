@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.draws import Generator_, to_network
+from gaprune.calibration.generators.draws import InputGenerator, to_network
 from gaprune.models.input_spec import InputSpec
 
 SAMPLE = 1024  # inputs per generator
@@ -24,7 +24,7 @@ SHARPNESS = 0.15  # nats: a generator this far behind the best gets 1/e of its s
 def affinities(
     model: nn.Module,
     spec: InputSpec,
-    generators: Mapping[str, Generator_],
+    generators: Mapping[str, InputGenerator],
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
@@ -35,10 +35,7 @@ def affinities(
     device = next(model.parameters(), torch.empty(0)).device
     found = {}
     for name, draw in generators.items():
-        inputs = to_network(spec, draw(spec, SAMPLE, generator))
-        if spec.kind != "tokens":
-            inputs = inputs.to(dtype)
-        inputs = inputs.to(device)
+        inputs = to_network(spec, draw(spec, SAMPLE, generator), dtype).to(device)
         found[name] = _information(torch.cat([model(batch) for batch in inputs.split(256)]))
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 

@@ -75,7 +75,7 @@ class Decision(NamedTuple):
             observer.warning(self.replaced)
 
 
-def decide(calibration: Sequence[str], target: Target) -> Decision:
+def resolve_calibration(calibration: Sequence[str], target: Target) -> Decision:
     """Sort what `--calibration` lists, with `auto` and what is impossible replaced.
 
     Raises:
@@ -95,7 +95,7 @@ def decide(calibration: Sequence[str], target: Target) -> Decision:
     return Decision(replace(request, inversion=False, impressions=True), choice, replaced)
 
 
-def spell_out(calibration: Sequence[str], target: Target) -> tuple[str, ...]:
+def expand_auto(calibration: Sequence[str], target: Target) -> tuple[str, ...]:
     """Return the list with what `auto` stands for in its place, each word once."""
     return _spelt_out(calibration, choose(target)) if AUTO in calibration else tuple(calibration)
 

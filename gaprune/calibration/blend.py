@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.draws import Generator_
-from gaprune.calibration.generators.mixture import NEGLIGIBLE, as_network
+from gaprune.calibration.generators.draws import InputGenerator, to_network
+from gaprune.calibration.generators.mixture import NEGLIGIBLE
 from gaprune.calibration.inversion.batchnorm_statistics import Remembered, Watch
 from gaprune.models.input_spec import InputSpec
 
@@ -34,12 +34,12 @@ class Blend(NamedTuple):
     """Generators and their shares, largest first, and what stays between them and the domain.
 
     Attributes:
-        portions: generator → share; they add up to 1, and negligible ones are left out.
+        shares: generator → share; they add up to 1, and negligible ones are left out.
         mismatch: of the blend, in nats per channel.
         alone: of every generator by itself.
     """
 
-    portions: dict[str, float]
+    shares: dict[str, float]
     mismatch: float
     alone: dict[str, float]
 
@@ -63,15 +63,15 @@ class Survey:
         self,
         model: nn.Module,
         spec: InputSpec,
-        generators: Mapping[str, Generator_],
+        generators: Mapping[str, InputGenerator],
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
         keep: Keep = lambda make: make(),
     ) -> None:
         device = next(model.parameters(), torch.empty(0)).device
 
-        def shown(draw: Generator_, count: int, own: torch.Generator) -> Tensor:
-            return as_network(spec, draw(spec, count, own), dtype).to(device)
+        def shown(draw: InputGenerator, count: int, own: torch.Generator) -> Tensor:
+            return to_network(spec, draw(spec, count, own), dtype).to(device)
 
         def make() -> Tensor:
             found = (
@@ -117,8 +117,8 @@ class Survey:
             name: float(remembered.mismatch(moments))
             for name, moments in zip(names, shown, strict=True)
         }
-        portions = {name: share for name, share in found if share}
-        return Blend(portions, float(remembered.mismatch(_mix(shares, table))), alone)
+        largest_first = {name: share for name, share in found if share}
+        return Blend(largest_first, float(remembered.mismatch(_mix(shares, table))), alone)
 
 
 def _mix(shares: Tensor, table: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.disk_cache import cache_key, cached
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.callbacks import Observer
 from gaprune.models.target import Target
 
@@ -30,7 +30,7 @@ class Order:
     """
 
     target: Target
-    starts: Mixture
+    starts: GeneratorMixture
     count: int
     seed: int
 
@@ -57,7 +57,7 @@ def make_or_read(order: Order, how: Mapping[str, Any], make: Maker, observer: Ob
         "network": repr(target.model),  # the same weights can be used in another way
         "inputs": target.inputs.facts(),
         "device": str(target.device),
-        "starts": list(starts.portions.items()),  # their order decides as well
+        "starts": list(starts.shares.items()),  # their order decides as well
         "count": order.count,
         "seed": order.seed,
         "how": dict(how),

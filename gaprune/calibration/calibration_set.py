@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gaprune.calibration.auto import decide
-from gaprune.calibration.generators.mixture import Mixture, as_network
+from gaprune.calibration.auto import resolve_calibration
+from gaprune.calibration.generators.draws import to_network
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.sequences import sequence_samples
 from gaprune.calibration.inversion.augment import with_variants
 from gaprune.calibration.inversion.batchnorm import Inversion
@@ -20,12 +21,11 @@ from gaprune.calibration.parse import (
     NOISY,
     PROCEDURAL,
     Request,
-    generators,
+    available_generators,
     parse_file,
-    read,
 )
 from gaprune.calibration.provenance import make_provenance
-from gaprune.calibration.samples import Samples, join, pick, shuffle, typed
+from gaprune.calibration.samples import Samples, concatenate
 from gaprune.calibration.validation import mix_validation, split_validation
 from gaprune.calibration.weigh import weigh
 from gaprune.callbacks import Observer, Silence
@@ -45,24 +45,24 @@ class CalibrationSet:
         fresh: new inputs for gradient steps, or None.
         pool: held inputs for gradient steps, or None.
         pool_share: the part of a gradient batch that comes from `pool`.
-        moving: whether inputs from `pool` are shifted and mirrored anew for every batch.
-        nearest: what comes nearest to the domain: files or inverted inputs without the generated
+        augment_pool: whether inputs from `pool` are shifted and mirrored anew for every batch.
+        reference: what comes nearest to the domain: files or inverted inputs without the generated
             ones beside them, or else `search`.
             Statistics are measured on them: those that criteria look at, and those of repair.
         provenance: all of it in words and hashes.
-        affinity: mutual information of each procedural generator in nats, best first; empty where
+        mutual_information: mutual information of each procedural generator in nats, best first; empty where
             only files are shown, or BatchNorm statistics weigh the generators.
     """
 
     search: Samples
     validation: Samples
-    fresh: Mixture | None
+    fresh: GeneratorMixture | None
     pool: Samples | None
     pool_share: float
-    moving: bool
-    nearest: Samples
+    augment_pool: bool
+    reference: Samples
     provenance: Provenance
-    affinity: Mapping[str, float]
+    mutual_information: Mapping[str, float]
 
 
 def make_calibration_set(
@@ -81,13 +81,13 @@ def make_calibration_set(
         InputError: an unknown calibration input or validation, or a file that does not fit the network.
     """
     spec, listener = target.inputs, observer or Silence()
-    decision = decide(settings.calibration, target)
+    decision = resolve_calibration(settings.calibration, target)
     decision.tell(listener)
     request = decision.request
-    held = [(file.level, typed(read(file, spec), target.dtype)) for file in request.files]
+    held = [(file.level, file.read(spec).to(target.dtype)) for file in request.files]
     from_file = bool(held) and settings.validation == AUTO
     weights = weigh(target, request, settings.validation, generator, held_out=from_file)
-    mixture = Mixture(spec, weights.portions, target.dtype)
+    mixture = GeneratorMixture(spec, weights.shares, target.dtype)
     fresh = mixture if request.names else None
     validation, held = split_validation(
         weights.judge, settings.validation_count, held, target, generator
@@ -102,14 +102,14 @@ def make_calibration_set(
             validation, made = mix_validation(made, validation, generator)
         held.append((INVERSION, with_variants(made, spec, generator)))
 
-    pool = join([samples for _, samples in held])
+    pool = concatenate([samples for _, samples in held])
     if pool is not None:
-        pool = pick(pool, shuffle(pool, generator)[: settings.gradient_count])
+        pool = pool.take(pool.random_order(generator)[: settings.gradient_count])
     share = 0.0 if pool is None else 1.0 if fresh is None else 0.5
     search = _search_set(settings.calibration_count, fresh, pool, share, generator)
-    nearest = search
+    reference = search
     if fresh is not None and pool is not None and not request.impressions:
-        nearest = pick(pool, torch.arange(min(len(pool.inputs), settings.calibration_count)))
+        reference = pool.take(torch.arange(min(len(pool.inputs), settings.calibration_count)))
     sources = [samples.source for _, samples in held]
     if fresh is not None:
         sources.append(f"generated for gradient steps: {fresh.description}")
@@ -122,13 +122,21 @@ def make_calibration_set(
         validation,
         fresh=fresh is not None,
     )
-    moving = request.inversion and not request.files and bool(moving_axes(spec))
+    augment_pool = request.inversion and not request.files and bool(moving_axes(spec))
     return CalibrationSet(
-        search, validation, fresh, pool, share, moving, nearest, provenance, weights.affinity
+        search,
+        validation,
+        fresh,
+        pool,
+        share,
+        augment_pool,
+        reference,
+        provenance,
+        weights.mutual_information,
     )
 
 
-def requested_levels(settings: Settings, target: Target) -> list[str]:
+def requested_data_levels(settings: Settings, target: Target) -> list[str]:
     """Return every level that the settings ask for; no file is read.
 
     With `auto`, a network with BatchNorm is shown generated inputs to decide.
@@ -136,7 +144,11 @@ def requested_levels(settings: Settings, target: Target) -> list[str]:
     Raises:
         InputError: an unknown calibration input or validation.
     """
-    return _levels(decide(settings.calibration, target).request, settings.validation, target.inputs)
+    return _levels(
+        resolve_calibration(settings.calibration, target).request,
+        settings.validation,
+        target.inputs,
+    )
 
 
 def _levels(request: Request, validation: str, spec: InputSpec) -> list[str]:
@@ -150,7 +162,7 @@ def _levels(request: Request, validation: str, spec: InputSpec) -> list[str]:
 
 def _validation_level(validation: str, spec: InputSpec) -> str:
     """Return the level of a stated validation: it chooses the final candidate, so it counts."""
-    known = generators(spec)
+    known = available_generators(spec)
     if validation in known:
         return NOISY if validation == NOISY else PROCEDURAL
     return parse_file("validation", validation, [AUTO, *known]).level
@@ -158,7 +170,7 @@ def _validation_level(validation: str, spec: InputSpec) -> str:
 
 def _synthesise(
     target: Target,
-    mixture: Mixture,
+    mixture: GeneratorMixture,
     settings: Settings,
     generator: torch.Generator,
     observer: Observer,
@@ -171,12 +183,12 @@ def _synthesise(
     starts = mixture.draw_unit(count, generator).to(target.device, target.dtype)
     made = impressions(target.model, target.inputs, starts, generator).cpu()
     source = f"{count} class impressions, started from {mixture.description}"
-    return Samples(as_network(target.inputs, made, target.dtype), None, source)
+    return Samples(to_network(target.inputs, made, target.dtype), None, source)
 
 
 def _search_set(
     count: int,
-    fresh: Mixture | None,
+    fresh: GeneratorMixture | None,
     pool: Samples | None,
     share: float,
     generator: torch.Generator,
@@ -184,10 +196,10 @@ def _search_set(
     """Draw the inputs that select, in random order, so that every level is a fair sample."""
     parts: list[Samples] = []
     if pool is not None:
-        parts.append(pick(pool, shuffle(pool, generator)[: max(1, round(count * share))]))
+        parts.append(pool.take(pool.random_order(generator)[: max(1, round(count * share))]))
     if fresh is not None:
         rest = max(1, count - sum(len(part.inputs) for part in parts))
         parts.append(Samples(fresh.draw(rest, generator), None, fresh.description))
-    joined = join(parts)
+    joined = concatenate(parts)
     assert joined is not None  # a request names at least one source
-    return pick(joined, shuffle(joined, generator))
+    return joined.take(joined.random_order(generator))

@@ -21,7 +21,7 @@ ALIASES = {
 _PAIRED = frozenset({"idx", "npy"})  # formats that hold one array, so labels come in a second file
 
 
-def read_calibration(path_spec: str, spec: InputSpec) -> Samples:
+def read_samples(path_spec: str, spec: InputSpec) -> Samples:
     """Read inputs, and labels where there are some.
 
     Args:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gaprune import plugins
-from gaprune.calibration.files import ALIASES, read_calibration
-from gaprune.calibration.generators.draws import Generator_
+from gaprune.calibration.files import ALIASES, read_samples
+from gaprune.calibration.generators.draws import InputGenerator
 from gaprune.calibration.generators.noise import NOISE
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.samples import Samples
@@ -28,11 +28,23 @@ PATH_FORMS = ("PATH", "labelled:PATH", "proxy:PATH")
 
 
 @dataclass(frozen=True)
-class FileRequest:
+class CalibrationFile:
     """A file of inputs and the level that the user says it is."""
 
     level: str
     path: str
+
+    def read(self, spec: InputSpec) -> Samples:
+        """Read the file; labels are kept on the level `labelled` only, where there must be some."""
+        samples = read_samples(self.path, spec)
+        if self.level != "labelled":
+            return Samples(samples.inputs, None, f"{self.path} without labels ({self.level})")
+        if samples.labels is None:
+            raise InputError(
+                f"calibration inputs: {self.path} holds no labels; drop the prefix 'labelled:', or give a file "
+                "with labels (npz keys x and y, or IMAGES+LABELS)"
+            )
+        return samples
 
 
 @dataclass(frozen=True)
@@ -47,12 +59,12 @@ class Request:
     """
 
     names: tuple[str, ...]
-    files: tuple[FileRequest, ...]
+    files: tuple[CalibrationFile, ...]
     impressions: bool
     inversion: bool
 
 
-def generators(spec: InputSpec) -> dict[str, Generator_]:
+def available_generators(spec: InputSpec) -> dict[str, InputGenerator]:
     """Return every generator for this kind of input by name; noise is one of them.
 
     Those of plug-ins come last, and are imported when they are called.
@@ -95,7 +107,7 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Request:
     Raises:
         InputError: an empty list, or a name that is no generator and no path.
     """
-    known = [AUTO, PROCEDURAL, *OPTIMISED, *generators(spec)]
+    known = [AUTO, PROCEDURAL, *OPTIMISED, *available_generators(spec)]
     chosen = (AUTO, *OPTIMISED)
     if not calibration:
         raise InputError(f"calibration inputs: name at least one of {', '.join(known)}, or a file")
@@ -109,24 +121,11 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Request:
     )
 
 
-def parse_file(argument: str, text: str, known: Sequence[str]) -> FileRequest:
+def parse_file(argument: str, text: str, known: Sequence[str]) -> CalibrationFile:
     """Split `level:path`; something that can't be a path is reported as an unknown name."""
     head, _, tail = text.partition(":")
     level, path = (head, tail) if head in FILE_LEVELS else (FILE_LEVELS[0], text)
     looks_like_path = any(mark in path for mark in "./\\+")
     if path not in ALIASES and not looks_like_path and not (path and Path(path).exists()):
         raise unknown_name(argument, text, [*known, *ALIASES, *PATH_FORMS])
-    return FileRequest(level, path)
-
-
-def read(request: FileRequest, spec: InputSpec) -> Samples:
-    """Read a file; labels are kept on the level `labelled` only, where there must be some."""
-    samples = read_calibration(request.path, spec)
-    if request.level != "labelled":
-        return Samples(samples.inputs, None, f"{request.path} without labels ({request.level})")
-    if samples.labels is None:
-        raise InputError(
-            f"calibration inputs: {request.path} holds no labels; drop the prefix 'labelled:', or give a file "
-            "with labels (npz keys x and y, or IMAGES+LABELS)"
-        )
-    return samples
+    return CalibrationFile(level, path)

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
 
 from gaprune.calibration.samples import Samples
 from gaprune.errors import unknown_name
@@ -16,7 +15,7 @@ DATA_LEVELS = ("none", "noise", "procedural", "inversion", "proxy", "unlabelled"
 """The data ladder, from what needs least to what needs most."""
 
 
-def highest(levels: Iterable[str]) -> str:
+def highest_level(levels: Iterable[str]) -> str:
     """Return the level that needs most data, `none` when there is none.
 
     Raises:
@@ -30,13 +29,13 @@ def highest(levels: Iterable[str]) -> str:
     return DATA_LEVELS[top]
 
 
-def sha256_of(*tensors: Tensor | None) -> str:
-    """Return the SHA-256 (hex) of the tensors' dtypes, shapes and bytes, in order.
+def samples_sha256(samples: Samples | None) -> str:
+    """Return the SHA-256 (hex) of the dtypes, shapes and bytes of inputs and labels.
 
-    An absent tensor (labels that nobody has) counts as such, so it can't be mistaken for another.
+    Absent labels are hashed as such, so they cannot be mistaken for an empty tensor.
     """
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in () if samples is None else (samples.inputs, samples.labels):
         if tensor is None:
             digest.update(b"absent;")
             continue
@@ -68,16 +67,12 @@ def make_provenance(
         InputError: a name that is no level.
     """
     return Provenance(
-        level=highest(levels),
+        level=highest_level(levels),
         sources=tuple(sources),
         samples=0 if held is None else len(held.inputs),
         fresh=fresh,
-        sha256=_hash(held),
+        sha256=samples_sha256(held),
         validation="none" if validation is None else validation.source,
         validation_samples=0 if validation is None else len(validation.inputs),
-        validation_sha256=_hash(validation),
+        validation_sha256=samples_sha256(validation),
     )
-
-
-def _hash(samples: Samples | None) -> str:
-    return sha256_of() if samples is None else sha256_of(samples.inputs, samples.labels)

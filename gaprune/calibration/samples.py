@@ -22,9 +22,23 @@ class Samples(NamedTuple):
     labels: Tensor | None
     source: str
 
+    def take(self, index: Tensor) -> Samples:
+        """Return the rows of an int64 index `[n]`."""
+        labels = None if self.labels is None else self.labels[index]
+        return Samples(self.inputs[index], labels, self.source)
 
-def join(parts: Sequence[Samples]) -> Samples | None:
-    """Concatenate; labels survive only where every part has them. None of nothing."""
+    def random_order(self, generator: torch.Generator) -> Tensor:
+        """Return a random permutation of the row numbers, int64 `[N]`."""
+        return torch.randperm(len(self.inputs), generator=generator)
+
+    def to(self, dtype: torch.dtype) -> Samples:
+        """Return the samples with inputs of a floating dtype; token ids stay int64."""
+        floating = self.inputs.is_floating_point()
+        return self._replace(inputs=self.inputs.to(dtype)) if floating else self
+
+
+def concatenate(parts: Sequence[Samples]) -> Samples | None:
+    """Concatenate samples; labels survive only if every part has them. None for an empty list."""
     if not parts:
         return None
     labels = [part.labels for part in parts if part.labels is not None]
@@ -33,20 +47,3 @@ def join(parts: Sequence[Samples]) -> Samples | None:
         torch.cat(labels) if len(labels) == len(parts) else None,
         "; ".join(part.source for part in parts),
     )
-
-
-def pick(samples: Samples, index: Tensor) -> Samples:
-    """Return the rows of an int64 index `[n]`."""
-    labels = None if samples.labels is None else samples.labels[index]
-    return Samples(samples.inputs[index], labels, samples.source)
-
-
-def shuffle(samples: Samples, generator: torch.Generator) -> Tensor:
-    """Return a random order of the rows, int64 `[N]`."""
-    return torch.randperm(len(samples.inputs), generator=generator)
-
-
-def typed(samples: Samples, dtype: torch.dtype) -> Samples:
-    """Return the samples in a floating dtype; token ids stay int64."""
-    floating = samples.inputs.is_floating_point()
-    return samples._replace(inputs=samples.inputs.to(dtype)) if floating else samples

@@ -14,27 +14,27 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.calibration_set import CalibrationSet
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.samples import Samples
 from gaprune.models.target import Target
 from gaprune.records import Provenance
 
-HELD = ("search", "validation", "pool", "nearest")
+HELD = ("search", "validation", "pool", "reference")
 
 
-def plan_apart(plan: CalibrationSet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_record(plan: CalibrationSet) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return everything that is shown as plain data and tensors; `nearest` is seldom its own."""
     facts: dict[str, Any] = {
-        "fresh": None if plan.fresh is None else list(plan.fresh.portions.items()),
+        "fresh": None if plan.fresh is None else list(plan.fresh.shares.items()),
         "pool_share": plan.pool_share,
-        "moving": plan.moving,
+        "augment_pool": plan.augment_pool,
         "provenance": asdict(plan.provenance),
-        "affinity": list(plan.affinity.items()),
+        "mutual_information": list(plan.mutual_information.items()),
     }
     tensors: dict[str, Tensor] = {}
     for name in HELD:
         samples: Samples | None = getattr(plan, name)
-        if name == "nearest" and (same := _first_of(plan)) is not None:
+        if name == "reference" and (same := _first_of(plan)) is not None:
             facts[name] = same
         elif samples is not None:
             facts[name] = {"source": samples.source}
@@ -44,10 +44,10 @@ def plan_apart(plan: CalibrationSet) -> tuple[dict[str, Any], dict[str, Tensor]]
     return facts, tensors
 
 
-def plan_together(
+def from_record(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Target
 ) -> CalibrationSet:
-    """Return the plan that `plan_apart` took apart, for the same network."""
+    """Return the plan that `to_record` took apart, for the same network."""
     held: dict[str, Samples] = {}
     for name in HELD:
         if name not in facts:
@@ -62,19 +62,19 @@ def plan_together(
     return CalibrationSet(
         search=held["search"],
         validation=held["validation"],
-        fresh=None if fresh is None else Mixture(target.inputs, dict(fresh), target.dtype),
+        fresh=None if fresh is None else GeneratorMixture(target.inputs, dict(fresh), target.dtype),
         pool=held.get("pool"),
         pool_share=facts["pool_share"],
-        moving=facts["moving"],
-        nearest=held["nearest"],
+        augment_pool=facts["augment_pool"],
+        reference=held["reference"],
         provenance=Provenance(**{**provenance, "sources": tuple(provenance["sources"])}),
-        affinity=dict(facts["affinity"]),
+        mutual_information=dict(facts["mutual_information"]),
     )
 
 
 def _first_of(plan: CalibrationSet) -> dict[str, Any] | None:
     """Say which first inputs of which other ones the nearest are, or None."""
-    near = plan.nearest
+    near = plan.reference
     for name in ("search", "pool"):
         held: Samples | None = getattr(plan, name)
         if held is not None and torch.equal(_first(held, len(near.inputs)).inputs, near.inputs):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gaprune.calibration.generators.mixture import Mixture
-from gaprune.calibration.parse import AUTO, FileRequest, generators, parse_file, read
-from gaprune.calibration.samples import Samples, join, pick, shuffle, typed
+from gaprune.calibration.generators.mixture import GeneratorMixture
+from gaprune.calibration.parse import AUTO, CalibrationFile, available_generators, parse_file
+from gaprune.calibration.samples import Samples, concatenate
 from gaprune.errors import InputError
 from gaprune.models.target import Target
 
@@ -14,13 +14,13 @@ VALIDATION_FRACTION = 0.2  # of a file, or of inverted inputs, held out to judge
 Held = list[tuple[str, Samples]]  # level, inputs
 
 
-def validation_file(validation: str, target: Target) -> FileRequest:
+def validation_file(validation: str, target: Target) -> CalibrationFile:
     """Return the file that a validation names which is no generator.
 
     Raises:
         InputError: it is no path either.
     """
-    return parse_file("validation", validation, [AUTO, *generators(target.inputs)])
+    return parse_file("validation", validation, [AUTO, *available_generators(target.inputs)])
 
 
 def split_validation(
@@ -51,11 +51,11 @@ def split_validation(
             )
         validation, rest = _hold_out(samples, count, generator)
         return validation, [(level, rest), *held[1:]]
-    if judge in generators(spec):
-        inputs = Mixture(spec, {judge: 1.0}, target.dtype).draw(count, generator)
+    if judge in available_generators(spec):
+        inputs = GeneratorMixture(spec, {judge: 1.0}, target.dtype).draw(count, generator)
         return Samples(inputs, None, f"generated: {judge}, from another seed"), held
-    samples = typed(read(validation_file(judge, target), spec), target.dtype)
-    return pick(samples, shuffle(samples, generator)[:count]), held
+    samples = validation_file(judge, target).read(spec).to(target.dtype)
+    return samples.take(samples.random_order(generator)[:count]), held
 
 
 def mix_validation(
@@ -76,16 +76,16 @@ def mix_validation(
     if min(len(made.inputs), len(validation.inputs)) < 2:
         return validation, made
     held, rest = _hold_out(made, len(validation.inputs) // 2, generator)
-    beside = pick(validation, torch.arange(len(held.inputs)))
+    beside = validation.take(torch.arange(len(held.inputs)))
     source = f"{held.source}, and as many {validation.source}"
-    mixed = join([held, beside])
+    mixed = concatenate([held, beside])
     assert mixed is not None
     return mixed._replace(source=source), rest
 
 
 def _hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[Samples, Samples]:
     """Return a random part, a fifth and `count` inputs at most, and the rest."""
-    order = shuffle(samples, generator)
+    order = samples.random_order(generator)
     out = min(count, max(1, int(VALIDATION_FRACTION * len(order))))
-    validation = pick(samples, order[:out])._replace(source=f"held-out part of {samples.source}")
-    return validation, pick(samples, order[out:])
+    validation = samples.take(order[:out])._replace(source=f"held-out part of {samples.source}")
+    return validation, samples.take(order[out:])

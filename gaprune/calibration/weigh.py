@@ -9,7 +9,7 @@ import torch
 
 from gaprune.calibration.affinity import affinities
 from gaprune.calibration.auto import survey_of
-from gaprune.calibration.generators.draws import Generator_
+from gaprune.calibration.generators.draws import InputGenerator
 from gaprune.calibration.generators.mixture import mix_generators, share_out
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.generators.token_sequences import LIKE_TEXT, UNRANKED, is_ranked
@@ -21,16 +21,16 @@ class Weights(NamedTuple):
     """Generators and their parts.
 
     Attributes:
-        portions: generator → share of what the search is shown; they add up to 1. Empty where it
+        shares: generator → share of what the search is shown; they add up to 1. Empty where it
             is shown none.
         judge: the generator or file of the validation inputs, or None where a part of a file is held out.
-        affinity: mutual information of each generator in nats, best first; empty where nobody
+        mutual_information: mutual information of each generator in nats, best first; empty where nobody
             asked for it.
     """
 
-    portions: dict[str, float]
+    shares: dict[str, float]
     judge: str | None
-    affinity: dict[str, float]
+    mutual_information: dict[str, float]
 
 
 def weigh(
@@ -52,19 +52,21 @@ def weigh(
     """
     if request.inversion:
         return _by_statistics(target, request, validation, held_out=held_out)
-    affinity: dict[str, float] = {}
+    mutual_information: dict[str, float] = {}
     if is_ranked(target.inputs):
         likely = dict.fromkeys(LIKE_TEXT, 0.0)
     elif request.names or request.impressions or not held_out:
         table = _choices(target)
-        likely = affinity = affinities(target.model, target.inputs, table, generator, target.dtype)
+        likely = mutual_information = affinities(
+            target.model, target.inputs, table, generator, target.dtype
+        )
     else:
         likely = {}
     judge = None if held_out else _judge(validation, likely, request)
-    return Weights(mix_generators(request.names, likely, judge), judge, affinity)
+    return Weights(mix_generators(request.names, likely, judge), judge, mutual_information)
 
 
-def _choices(target: Target) -> dict[str, Generator_]:
+def _choices(target: Target) -> dict[str, InputGenerator]:
     """Return the generators among which the network chooses, by name."""
     table = GENERATORS[target.inputs.kind]
     return {name: table[name] for name in UNRANKED} if target.inputs.kind == "tokens" else table
@@ -74,28 +76,30 @@ def _by_statistics(target: Target, request: Request, validation: str, *, held_ou
     survey, table = survey_of(target), GENERATORS[target.inputs.kind]
     free = [name for name in table if name != validation] or list(table)
     found = survey.blend(free)
-    portions = share_out(request.names, found.portions)
+    shares = share_out(request.names, found.shares)
     if held_out or validation != AUTO:
-        return Weights(portions, None if held_out else validation, {})
+        return Weights(shares, None if held_out else validation, {})
     nearest = sorted(found.alone, key=lambda name: found.alone[name])
-    judge = _best_outside(nearest, portions)
+    judge = _best_outside(nearest, shares)
     if judge is None and len(free) > 1 and not set(free) <= set(request.names):
-        least = min(found.portions, key=lambda name: found.portions[name])
-        portions = share_out(request.names, survey.blend([x for x in free if x != least]).portions)
-        judge = _best_outside(nearest, portions)
-    return Weights(portions, judge or nearest[0], {})  # all are in the search: another seed must do
+        least = min(found.shares, key=lambda name: found.shares[name])
+        shares = share_out(request.names, survey.blend([x for x in free if x != least]).shares)
+        judge = _best_outside(nearest, shares)
+    return Weights(shares, judge or nearest[0], {})  # all are in the search: another seed must do
 
 
-def _best_outside(ranked: Sequence[str], portions: Mapping[str, float]) -> str | None:
-    return next((name for name in ranked if name not in portions), None)
+def _best_outside(ranked: Sequence[str], shares: Mapping[str, float]) -> str | None:
+    return next((name for name in ranked if name not in shares), None)
 
 
-def _judge(validation: str, affinity: Mapping[str, float], request: Request) -> str | None:
+def _judge(
+    validation: str, mutual_information: Mapping[str, float], request: Request
+) -> str | None:
     """Name the generator that judges: the runner-up, or the best one that the search lacks."""
     if validation != AUTO:
         return validation
-    rest = [name for name in affinity if name not in request.names]
+    rest = [name for name in mutual_information if name not in request.names]
     if not rest:
-        return next(iter(affinity))  # all are in the search: another seed must do
+        return next(iter(mutual_information))  # all are in the search: another seed must do
     runner_up = len(rest) > 1 and (PROCEDURAL in request.names or not request.names)
     return rest[1] if runner_up else rest[0]

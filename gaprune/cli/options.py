@@ -10,7 +10,7 @@ import typer
 
 from gaprune.calibration.files import ALIASES
 from gaprune.calibration.generators.procedural import GENERATORS
-from gaprune.calibration.parse import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, generators
+from gaprune.calibration.parse import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, available_generators
 from gaprune.cli.completion import among
 from gaprune.comparison.methods.method_registry import ALL, methods
 from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
@@ -77,7 +77,14 @@ PANELS: dict[str, tuple[str, ...]] = {
 _LIMITS = (*PANELS[STOP], "calibration_seconds")
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
-_CALIBRATION = (AUTO, PROCEDURAL, *OPTIMISED, *generators(MNIST_INPUT), *ALIASES, *PATH_FORMS)
+_CALIBRATION = (
+    AUTO,
+    PROCEDURAL,
+    *OPTIMISED,
+    *available_generators(MNIST_INPUT),
+    *ALIASES,
+    *PATH_FORMS,
+)
 _MORE: dict[str, str] = {
     "method": f": {', '.join(CRITERIA)}",
     "calibration": f": {', '.join(_CALIBRATION)}; repeatable, or joined by commas",

@@ -10,9 +10,15 @@ from typing import Any
 
 import torch
 
-from gaprune.calibration.auto import spell_out
-from gaprune.calibration.parse import AUTO, FileRequest, generators, parse_calibration, parse_file
-from gaprune.calibration.provenance import sha256_of
+from gaprune.calibration.auto import expand_auto
+from gaprune.calibration.parse import (
+    AUTO,
+    CalibrationFile,
+    available_generators,
+    parse_calibration,
+    parse_file,
+)
+from gaprune.calibration.provenance import samples_sha256
 from gaprune.comparison.context import ComparisonContext
 from gaprune.comparison.spec import ComparisonData
 from gaprune.config import NEUTRAL, Settings
@@ -63,7 +69,7 @@ def identity_of(context: ComparisonContext, data: ComparisonData) -> dict[str, A
         "inputs": context.target.inputs.facts(),
         "pruned": list(context.target.layout.names),
         **{
-            name: None if one is None else sha256_of(one.inputs, one.labels)
+            name: None if one is None else samples_sha256(one)
             for name, one in data._asdict().items()
         },
         **{
@@ -71,7 +77,7 @@ def identity_of(context: ComparisonContext, data: ComparisonData) -> dict[str, A
             for name, value in settings.model_dump(mode="json").items()
             if name not in (*_IN_KEYS, *NEUTRAL) and not (name in _LATER and value == _LATER[name])
         },
-        "calibration": list(spell_out(settings.calibration, context.target)),
+        "calibration": list(expand_auto(settings.calibration, context.target)),
         **{f"training_{name}": value for name, value in asdict(context.training).items()},
         "epochs": context.epochs,
         "schedule": [[step.sparsity, step.epochs] for step in context.schedule],
@@ -82,14 +88,14 @@ def identity_of(context: ComparisonContext, data: ComparisonData) -> dict[str, A
     }
 
 
-def requested_files(settings: Settings, spec: InputSpec) -> list[FileRequest]:
+def requested_files(settings: Settings, spec: InputSpec) -> list[CalibrationFile]:
     """Return the files that calibration inputs and validation ask for; none of them is read.
 
     Raises:
         InputError: an unknown calibration input or validation.
     """
     files = list(parse_calibration(settings.calibration, spec).files)
-    known = [AUTO, *generators(spec)]
+    known = [AUTO, *available_generators(spec)]
     if settings.validation not in known:
         files.append(parse_file("validation", settings.validation, known))
     return files

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.parse import read
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.context import (
     ComparisonContext,
@@ -185,7 +184,7 @@ def _checked(target: Target, spec: ComparisonSpec, data: ComparisonData) -> Comp
     for sparsity in spec.sparsities:
         keep_total(searched_layout(target, settings), sparsity)
     for file in requested_files(settings, target.inputs):
-        read(file, target.inputs)
+        file.read(target.inputs)
     find_objective(settings.objective, answers(target.model, target.example()))
     return ComparisonData(
         *(

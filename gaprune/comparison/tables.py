@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gaprune.comparison.rows import SeedSummary, MethodSummary, MethodRequirements
+from gaprune.comparison.rows import MethodRequirements, MethodSummary, SeedSummary
 from gaprune.formatting import MISSING, percent
 
 BESIDE = 5e-4  # a budget that is missed by less goes without saying

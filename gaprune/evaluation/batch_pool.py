@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.forward_modes import TeacherBatch
 
 BATCHES = 128
@@ -34,7 +34,7 @@ class BatchPool:
         seed: of all of them.
     """
 
-    mixture: Mixture
+    mixture: GeneratorMixture
     batches: int
     seed: int
     _drawn: dict[tuple[int, int, str], TeacherBatch] = field(

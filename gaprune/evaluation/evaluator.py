@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.mixture import Mixture
-from gaprune.calibration.inversion.augment import moved_anew
+from gaprune.calibration.generators.mixture import GeneratorMixture
+from gaprune.calibration.inversion.augment import augment
 from gaprune.errors import InputError
 from gaprune.evaluation.batch_pool import BatchPool
 from gaprune.evaluation.cache import Marks, MaskCache, marks_of
@@ -76,7 +76,7 @@ class Evaluator:
     objective: Objective
     search: TeacherBatch
     validation: TeacherBatch
-    mixture: Mixture | None
+    mixture: GeneratorMixture | None
     gradient_inputs: TeacherBatch | None
     gradient_share: float
     rungs: Sequence[int]
@@ -321,7 +321,7 @@ class Evaluator:
             elif self.mixture is not None and count > 0:
                 fresh.append(self.mixture.draw(count, generator).to(self.device))
             if pooled and self.augmentation is not None:  # the teacher has not seen them so
-                fresh.insert(0, moved_anew(held.pop(0).inputs, self.augmentation, generator))
+                fresh.insert(0, augment(held.pop(0).inputs, self.augmentation, generator))
             new = torch.cat(fresh) if fresh else None
             batch = self.forward_mode.batch(self.model, _joined(held), new)
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))

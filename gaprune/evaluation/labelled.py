@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gaprune.calibration.files import read_calibration
+from gaprune.calibration.files import read_samples
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.models.target import Target
@@ -16,14 +16,14 @@ def read_labelled(argument: str, text: str, target: Target) -> Samples:
 
     Args:
         argument: what the user calls it (`test`, `train`); messages begin with it.
-        text: the file, see `read_calibration`.
+        text: the file, see `read_samples`.
         target: what the inputs must fit.
 
     Raises:
         InputError: no such file, content that does not fit the network, or no labels.
     """
     try:
-        samples = read_calibration(text, target.inputs)
+        samples = read_samples(text, target.inputs)
     except InputError as error:
         raise InputError(f"{argument}: {str(error).removeprefix('calibration: ')}") from error
     if samples.labels is None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gaprune.calibration.calibration_set import CalibrationSet
-from gaprune.calibration.serialize import plan_apart, plan_together
+from gaprune.calibration.serialize import from_record, to_record
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError
@@ -245,13 +245,13 @@ class FolderCheckpointer(Checkpointer):
             return None
         facts, tensors = self._start
         generator.set_state(tensors["generator"])
-        return plan_together(facts["calibration"], tensors, target)
+        return from_record(facts["calibration"], tensors, target)
 
     def save_calibration(
         self, target: Target, settings: Settings, plan: CalibrationSet, generator: torch.Generator
     ) -> None:
         """Write them once, with the configuration; an earlier run in the folder goes."""
-        calibration, tensors = plan_apart(plan)
+        calibration, tensors = to_record(plan)
         used = settings.model_dump(mode="json")
         facts = {**identity(target), "settings": used, "calibration": calibration}
         try:

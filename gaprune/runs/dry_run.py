@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gaprune.calibration.auto import decide
+from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.callbacks import Silence
 from gaprune.config import EVOLVED, Settings
@@ -113,7 +113,7 @@ def dry_run(target: Target, settings: Settings) -> DryRun:
     """
     preset = check_settings(settings)
     resolved = resolve_settings(settings, preset, target)
-    decision = decide(resolved.calibration, target)
+    decision = resolve_calibration(resolved.calibration, target)
     units = units_of(target, resolved)
     plan = make_plan(target, resolved, preset)
     searched = resolved.method == EVOLVED

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaprune.calibration.auto import decide
+from gaprune.calibration.auto import resolve_calibration
 from gaprune.config import EVOLVED, Settings
 from gaprune.criteria import find_criterion
 from gaprune.errors import InputError, unknown_name
@@ -157,7 +157,7 @@ def _for_calibration(settings: Settings, target: Target) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {}
     with torch_threads(settings.threads_per_worker):
-        request = decide(settings.calibration, target).request
+        request = resolve_calibration(settings.calibration, target).request
         if settings.objective == AUTO and request.inversion and _names_classes(target):
             changes["objective"] = "logits"
     searched = settings.method == EVOLVED and not settings.pareto

@@ -53,7 +53,7 @@ def make_evaluator(
     search = _shown(target, plan.search)
     objective = find_objective(settings.objective, search.teacher)
     _check_objective(objective, search, preset, evolved=settings.method == EVOLVED)
-    nearest = plan.nearest.inputs.to(target.device)
+    nearest = plan.reference.inputs.to(target.device)
     uses_pool = plan.pool is not None and preset.gradient and settings.method == EVOLVED
     return Evaluator(
         model=target.model,
@@ -67,10 +67,10 @@ def make_evaluator(
         gradient_inputs=_shown(target, plan.pool) if uses_pool and plan.pool is not None else None,
         gradient_share=plan.pool_share,
         # after repair moved inputs lost: ResNet-20 at 0.9 had 61.9 instead of 67.2 %
-        augmentation=target.inputs if plan.moving and not settings.repair_in_loop else None,
+        augmentation=target.inputs if plan.augment_pool and not settings.repair_in_loop else None,
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
         forward_mode=_answering(target, settings, nearest),
-        domain_inputs=None if plan.nearest is plan.search else nearest,
+        domain_inputs=None if plan.reference is plan.search else nearest,
         precision=settings.precision,
         batch_cache=_batch_cache(settings, plan),
     )

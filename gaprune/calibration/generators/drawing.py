@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gaprune.calibration.generators.draws import Generator_, uniform
+from gaprune.calibration.generators.draws import InputGenerator, uniform
 from gaprune.models.input_spec import InputSpec
 
 SMALLEST = 8  # a shape needs some pixels; smaller pictures are shrunk from this
@@ -45,7 +45,7 @@ class Canvas:
 Draw = Callable[[Canvas, torch.Generator], Tensor]  # → [count, channels, height, width] in [0, 1]
 
 
-def picture(draw: Draw, largest: int | None = None) -> Generator_:
+def picture(draw: Draw, largest: int | None = None) -> InputGenerator:
     """Make a calibration input generator of a drawing function.
 
     Args:

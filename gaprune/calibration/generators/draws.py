@@ -10,7 +10,7 @@ from torch import Tensor
 from gaprune.errors import InputError, unknown_name
 from gaprune.models.input_spec import InputSpec
 
-Generator_ = Callable[[InputSpec, int, torch.Generator], Tensor]
+InputGenerator = Callable[[InputSpec, int, torch.Generator], Tensor]
 """(spec, count, CPU generator) → `[count, *spec.shape]`: float32 in [0, 1], or int64 token ids."""
 
 _AXES = {"image": (3,), "signal": (1, 2)}
@@ -66,19 +66,21 @@ def power_law(
     return fields
 
 
-def to_network(spec: InputSpec, unit: Tensor) -> Tensor:
+def to_network(spec: InputSpec, unit: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Map unit-range inputs to what the network takes: x → (low + (high − low)·x − mean) / std.
 
     Args:
         spec: range and normalisation; token ids pass through unchanged.
         unit: `[N, *spec.shape]` in [0, 1].
+        dtype: what the network computes in; None keeps the dtype of `unit`.
 
     Returns:
-        `[N, *spec.shape]` of the same dtype.
+        `[N, *spec.shape]`.
     """
     if spec.kind == "tokens":
         return unit
-    return normalise(spec, spec.low + (spec.high - spec.low) * unit)
+    inputs = normalise(spec, spec.low + (spec.high - spec.low) * unit)
+    return inputs if dtype is None else inputs.to(dtype)
 
 
 def normalise(spec: InputSpec, raw: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def normalise(spec: InputSpec, raw: Tensor) -> Tensor:
 
 
 def mix(
-    tables: Mapping[str, Mapping[str, Generator_]],
+    tables: Mapping[str, Mapping[str, InputGenerator]],
     spec: InputSpec,
     count: int,
     generator: torch.Generator,

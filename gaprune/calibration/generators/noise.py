@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.draws import Generator_, mix, normal, uniform
+from gaprune.calibration.generators.draws import InputGenerator, mix, normal, uniform
 from gaprune.calibration.generators.token_sequences import uniform_ids
 from gaprune.models.input_spec import InputSpec
 
@@ -22,9 +22,9 @@ def gaussian_noise(spec: InputSpec, count: int, generator: torch.Generator) -> T
     return normal(generator, count, *spec.shape).mul_(0.25).add_(0.5).clamp_(0, 1)
 
 
-_FLOAT: dict[str, Generator_] = {"gaussian": gaussian_noise, "uniform": uniform_noise}
+_FLOAT: dict[str, InputGenerator] = {"gaussian": gaussian_noise, "uniform": uniform_noise}
 
-NOISE: dict[str, dict[str, Generator_]] = {
+NOISE: dict[str, dict[str, InputGenerator]] = {
     "image": _FLOAT,
     "signal": _FLOAT,
     "vector": _FLOAT,

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gaprune.calibration.generators.drawing import Canvas, picture, tint
 from gaprune.calibration.generators.draws import (
-    Generator_,
+    InputGenerator,
     chance,
     log_uniform,
     normal,
@@ -163,7 +163,7 @@ def _invert_some(images: Tensor, probability: float, generator: torch.Generator)
     return torch.where(swapped, 1 - images, images)
 
 
-PICTURES: dict[str, Generator_] = {
+PICTURES: dict[str, InputGenerator] = {
     "blobs": picture(blobs, largest=64),
     "contours": picture(contours, largest=128),
     "dead-leaves": picture(dead_leaves, largest=128),

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.draws import Generator_, mix
+from gaprune.calibration.generators.draws import InputGenerator, mix
 from gaprune.calibration.generators.pictures import PICTURES
 from gaprune.calibration.generators.signals import SIGNALS
 from gaprune.calibration.generators.token_sequences import TOKENS
 from gaprune.calibration.generators.vectors import VECTORS
 from gaprune.models.input_spec import InputSpec
 
-GENERATORS: dict[str, dict[str, Generator_]] = {
+GENERATORS: dict[str, dict[str, InputGenerator]] = {
     "image": PICTURES,
     "signal": SIGNALS,
     "tokens": TOKENS,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.cached_inputs import Maker, Order, draw_seed, make_or_read
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.inversion.token_search import TokenSearch, diversify, writes, written
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
@@ -27,7 +27,7 @@ COPIES = 6  # of the answers, that a search holds at a time
 
 def sequence_samples(
     target: Target,
-    starts: Mixture,
+    starts: GeneratorMixture,
     count: int,
     generator: torch.Generator,
     seconds: float | None,

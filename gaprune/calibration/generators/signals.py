@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.generators.draws import (
-    Generator_,
+    InputGenerator,
     chance,
     log_uniform,
     normal,
@@ -26,7 +26,7 @@ EVENTS = 6
 _Mono = Callable[[int, int, torch.Generator], Tensor]  # rows, length → [rows, length], any scale
 
 
-def _signal(mono: _Mono) -> Generator_:
+def _signal(mono: _Mono) -> InputGenerator:
     """Make a generator of one: correlated channels, random loudness, centred on 1/2."""
 
     def draw(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
@@ -109,7 +109,7 @@ def _clicks(rows: int, length: int, generator: torch.Generator) -> Tensor:
     return wave
 
 
-SIGNALS: dict[str, Generator_] = {
+SIGNALS: dict[str, InputGenerator] = {
     "chirps": _signal(_chirps),
     "clicks": _signal(_clicks),
     "coloured-noise": _signal(_coloured_noise),

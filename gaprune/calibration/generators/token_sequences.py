@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.draws import Generator_, chance
+from gaprune.calibration.generators.draws import InputGenerator, chance
 from gaprune.calibration.generators.neighbours import neighbours
 from gaprune.models.input_spec import InputSpec
 
@@ -116,7 +116,7 @@ def _switch(count: int, length: int, generator: torch.Generator) -> Tensor:
     return on
 
 
-TOKENS: dict[str, Generator_] = {
+TOKENS: dict[str, InputGenerator] = {
     "uniform": uniform_ids,
     "zipf-bursts": zipf_bursts,
     "topics": topics,

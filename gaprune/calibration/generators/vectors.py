@@ -7,7 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.draws import Generator_, chance, log_uniform, normal, uniform
+from gaprune.calibration.generators.draws import (
+    InputGenerator,
+    chance,
+    log_uniform,
+    normal,
+    uniform,
+)
 from gaprune.models.input_spec import InputSpec
 
 CLUSTERS = 8
@@ -54,4 +60,4 @@ def flat(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
     return rounded.view(count, *spec.shape)
 
 
-VECTORS: dict[str, Generator_] = {"mixture": mixture, "sparse": sparse, "uniform": flat}
+VECTORS: dict[str, InputGenerator] = {"mixture": mixture, "sparse": sparse, "uniform": flat}

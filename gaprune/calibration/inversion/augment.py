@@ -23,12 +23,12 @@ def with_variants(made: Samples, spec: InputSpec, generator: torch.Generator) ->
     """
     if not moving_axes(spec):
         return made
-    batches = [made.inputs, *(moved_anew(made.inputs, spec, generator) for _ in range(COPIES))]
+    batches = [made.inputs, *(augment(made.inputs, spec, generator) for _ in range(COPIES))]
     source = f"{made.source}, with {COPIES} moved copies of each"
     return Samples(torch.cat(batches), None, source)
 
 
-def moved_anew(inputs: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
+def augment(inputs: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
     """Shift and mirror inputs `[N, …]`, every `GROUP` of them in a way of their own."""
     return torch.cat([moved(group, spec, SHIFT, generator) for group in inputs.split(GROUP)])
 

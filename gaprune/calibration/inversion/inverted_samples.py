@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.cached_inputs import Order, draw_seed, make_or_read
-from gaprune.calibration.generators.mixture import Mixture
+from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.inversion.batchnorm import Inversion, invert
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.models.target import Target
 
-WHAT = "inverting the network"  # names the part of the run in progress
+INVERTING = "inverting the network"  # names the part of the run in progress
 
 
 def inverted_samples(
     target: Target,
-    starts: Mixture,
+    starts: GeneratorMixture,
     count: int,
     generator: torch.Generator,
     how: Inversion,
@@ -46,7 +46,7 @@ def inverted_samples(
             begin.to(target.dtype),
             own,
             how,
-            lambda done, total: observer.progress(WHAT, done, total),
+            lambda done, total: observer.progress(INVERTING, done, total),
         )
 
     order = Order(target, starts, count, draw_seed(generator))

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gaprune import plugins
-from gaprune.calibration.calibration_set import requested_levels
-from gaprune.calibration.provenance import highest
+from gaprune.calibration.calibration_set import requested_data_levels
+from gaprune.calibration.provenance import highest_level
 from gaprune.comparison.context import ComparisonContext, MethodFunction
 from gaprune.comparison.methods.one_shot import (
     by_criterion,
@@ -70,7 +70,7 @@ class Method:
         """Return what it needs in this comparison: `calibration` becomes their level."""
         if self.needs.data != CALIBRATION:
             return self.needs
-        level = highest(requested_levels(context.settings, context.target))
+        level = highest_level(requested_data_levels(context.settings, context.target))
         return replace(self.needs, data=level)
 
     def placeless_in(self, context: ComparisonContext) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.mixture import as_network
+from gaprune.calibration.generators.draws import to_network
 from gaprune.calibration.generators.procedural import procedural
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer, Silence
@@ -182,7 +182,7 @@ def _score(model: nn.Module, dense: Target) -> tuple[HeldOutScore | None, str | 
     if samples is None:
         generator = torch.Generator().manual_seed(SEED)
         unit = procedural(dense.inputs, SHOWN_MADE, generator)
-        inputs = as_network(dense.inputs, unit, dense.dtype)
+        inputs = to_network(dense.inputs, unit, dense.dtype)
         samples = Samples(inputs, None, "procedural inputs")
     elif samples.labels is not None:
         first = slice(SHOWN_TEST)
