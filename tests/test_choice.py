@@ -115,8 +115,8 @@ def test_auto_inverts_where_every_generator_is_far(make: Callable[[], Target]) -
     ]
     assert plan.provenance.sources[-1] in told.phases[0]
     assert plan.provenance.level == "inversion"
-    assert plan.fresh is not None
-    assert plan.pool_share == 0.5
+    assert plan.mixture is not None
+    assert plan.gradient_share == 0.5
     assert requested_data_levels(settings_of(), target) == list(INVERTED)
 
 
@@ -187,10 +187,10 @@ def test_signals_can_be_inverted_and_impressed() -> None:
     target = signal_target()
     for word, words in (("inversion", "inverted from"), ("impressions", "class impressions")):
         plan = make_calibration_set(target, settings_of(calibration=(word,)), seeded())
-        assert plan.pool is not None
-        assert plan.pool.inputs.shape[1:] == (2, 40)
+        assert plan.gradient_inputs is not None
+        assert plan.gradient_inputs.inputs.shape[1:] == (2, 40)
         assert words in plan.provenance.sources[0]
-        assert plan.pool.inputs.abs().max().item() <= 1
+        assert plan.gradient_inputs.inputs.abs().max().item() <= 1
 
 
 class Counted(nn.Module):

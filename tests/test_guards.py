@@ -65,20 +65,20 @@ def plan_of(validation: str = "auto", **counts: int) -> CalibrationSet:
 def test_no_inverted_input_both_searches_and_judges() -> None:
     """24 are left of 30; the generator of the other half is not in the search."""
     plan = plan_of()
-    assert plan.pool is not None
-    assert plan.fresh is not None
-    assert (len(plan.pool.inputs), len(plan.validation.inputs)) == (24, 12)
-    assert not rows(plan.validation.inputs) & (rows(plan.pool.inputs) | rows(plan.search.inputs))
+    assert plan.gradient_inputs is not None
+    assert plan.mixture is not None
+    assert (len(plan.gradient_inputs.inputs), len(plan.validation.inputs)) == (24, 12)
+    assert not rows(plan.validation.inputs) & (rows(plan.gradient_inputs.inputs) | rows(plan.search.inputs))
     judge = plan.validation.source.partition("generated: ")[2].partition(",")[0]
     assert judge
-    assert judge not in plan.fresh.shares
+    assert judge not in plan.mixture.shares
 
 
 @pytest.mark.usefixtures("_own_cache")
 def test_a_stated_validation_judges_alone() -> None:
     """All inverted inputs search then."""
     plan = plan_of(validation="sparse")
-    assert plan.pool is not None
-    assert len(plan.pool.inputs) == 30
+    assert plan.gradient_inputs is not None
+    assert len(plan.gradient_inputs.inputs) == 30
     assert plan.validation.source == "generated: sparse, from another seed"
     assert len(plan.validation.inputs) == 24

@@ -30,10 +30,10 @@ def settings_of(*calibration: str) -> Settings:
 def test_inverted_inputs_are_held_and_on_the_provenance(tmp_path: Path) -> None:
     """They are searched on, in the range of the network; some of them judge; the rung says so."""
     plan = make_calibration_set(conv_target(), settings_of("inversion"), seeded())
-    assert plan.pool is not None
-    assert len(plan.pool.inputs) == 4 * 52  # a fifth of 64 judges; the others and 3 moved copies
-    assert plan.fresh is None
-    assert 0 <= float(plan.pool.inputs.min()) <= float(plan.pool.inputs.max()) <= 1
+    assert plan.gradient_inputs is not None
+    assert len(plan.gradient_inputs.inputs) == 4 * 52  # a fifth of 64 judges; the others and 3 moved copies
+    assert plan.mixture is None
+    assert 0 <= float(plan.gradient_inputs.inputs.min()) <= float(plan.gradient_inputs.inputs.max()) <= 1
     assert plan.provenance.level == "inversion"
     assert "inverted from BatchNorm" in plan.provenance.sources[0]
     assert "held-out part of 64 inputs inverted" in plan.provenance.validation
@@ -45,8 +45,8 @@ def test_inverted_inputs_are_held_and_on_the_provenance(tmp_path: Path) -> None:
 def test_inverted_and_generated_inputs_share_the_batches() -> None:
     """Half of each gradient batch is held, half fresh."""
     plan = make_calibration_set(conv_target(), settings_of("inversion", "procedural"), seeded())
-    assert plan.fresh is not None
-    assert plan.pool_share == 0.5
+    assert plan.mixture is not None
+    assert plan.gradient_share == 0.5
 
 
 @pytest.mark.parametrize("loop", [False, True])

@@ -62,7 +62,7 @@ def assert_apart(plan: CalibrationSet) -> None:
     """Check that no input both selects (or steers) and judges."""
     validation = rows(plan.validation.inputs)
     assert not validation & rows(plan.search.inputs)
-    assert plan.pool is None or not validation & rows(plan.pool.inputs)
+    assert plan.gradient_inputs is None or not validation & rows(plan.gradient_inputs.inputs)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_the_validations_generator_never_selects(mlp: Target, calibration: tuple
     plan = make_calibration_set(mlp, settings_of(calibration=calibration), seeded())
     judge = plan.validation.source.removeprefix("generated: ").partition(",")[0]
     assert judge in GENERATORS["image"]
-    assert plan.fresh is not None
-    assert judge not in plan.fresh.shares
+    assert plan.mixture is not None
+    assert judge not in plan.mixture.shares
     assert len(plan.search.inputs) == 40
     assert len(plan.validation.inputs) == 24
     assert_apart(plan)
     if "procedural" in calibration:  # the runner-up judges, the best one searches
         assert judge == list(plan.mutual_information)[1]
-        assert max(plan.fresh.shares, key=lambda name: plan.fresh.shares[name]) in (  # type: ignore[union-attr]
+        assert max(plan.mixture.shares, key=lambda name: plan.mixture.shares[name]) in (  # type: ignore[union-attr]
             next(iter(plan.mutual_information)),
             *calibration,
         )
@@ -98,8 +98,8 @@ def test_a_named_validation_judges(vector: Target) -> None:
     """And is left out of `procedural`."""
     plan = make_calibration_set(vector, settings_of(validation="sparse"), seeded())
     assert plan.validation.source.startswith("generated: sparse")
-    assert plan.fresh is not None
-    assert "sparse" not in plan.fresh.shares
+    assert plan.mixture is not None
+    assert "sparse" not in plan.mixture.shares
 
 
 def test_where_every_generator_selects_another_seed_judges(vector: Target) -> None:
@@ -126,17 +126,17 @@ def test_a_file_is_split_into_what_searches_and_what_judges(
 ) -> None:
     """A fifth is held out, labels stay on the rung `labelled` only, the provenance says the rung."""
     plan = make_calibration_set(vector, settings_of(calibration=(prefix + labelled,)), seeded())
-    assert plan.fresh is None
-    assert plan.pool_share == 1
-    assert plan.pool is not None
+    assert plan.mixture is None
+    assert plan.gradient_share == 1
+    assert plan.gradient_inputs is not None
     assert_apart(plan)
     assert len(plan.validation.inputs) == 20
-    assert len(plan.pool.inputs) == 80
-    assert rows(plan.search.inputs) <= rows(plan.pool.inputs)
+    assert len(plan.gradient_inputs.inputs) == 80
+    assert rows(plan.search.inputs) <= rows(plan.gradient_inputs.inputs)
     stored = np.load(labelled)
     order = {row.tobytes(): int(y) for row, y in zip(stored["x"], stored["y"], strict=True)}
-    assert rows(plan.validation.inputs) | rows(plan.pool.inputs) == set(order)
-    for samples in (plan.search, plan.validation, plan.pool):
+    assert rows(plan.validation.inputs) | rows(plan.gradient_inputs.inputs) == set(order)
+    for samples in (plan.search, plan.validation, plan.gradient_inputs):
         if prefix != "labelled:":
             assert samples.labels is None
             continue
@@ -151,10 +151,10 @@ def test_a_file_and_generators_share_the_batch(vector: Target, labelled: str) ->
     """Half of the search set is held, half is generated; labels do not survive the mixture."""
     calibration = (f"labelled:{labelled}", "procedural")
     plan = make_calibration_set(vector, settings_of(calibration=calibration), seeded())
-    assert plan.pool is not None
-    assert plan.fresh is not None
-    assert plan.pool_share == 0.5
-    assert len(rows(plan.search.inputs) & rows(plan.pool.inputs)) == 20
+    assert plan.gradient_inputs is not None
+    assert plan.mixture is not None
+    assert plan.gradient_share == 0.5
+    assert len(rows(plan.search.inputs) & rows(plan.gradient_inputs.inputs)) == 20
     assert len(plan.search.inputs) == 40
     assert plan.search.labels is None
     assert plan.provenance.level == "labelled"
@@ -174,8 +174,8 @@ def test_a_validation_file_judges_alone(vector: Target, labelled: str, tmp_path:
 def test_the_rungs_see_a_shuffled_search_set(vector: Target, labelled: str) -> None:
     """The first quarter holds inputs of every source, so a rung is a fair sample."""
     plan = make_calibration_set(vector, settings_of(calibration=(labelled, "procedural")), seeded())
-    assert plan.pool is not None
-    held = rows(plan.pool.inputs)
+    assert plan.gradient_inputs is not None
+    held = rows(plan.gradient_inputs.inputs)
     first = sum(bool(rows(row[None]) & held) for row in plan.search.inputs[:20])
     assert 4 <= first <= 16
 
@@ -213,9 +213,9 @@ def test_the_pool_is_no_larger_than_asked(vector: Target, labelled: str) -> None
     plan = make_calibration_set(
         vector, settings_of(calibration=(labelled,), gradient_count=10), seeded()
     )
-    assert plan.pool is not None
-    assert len(plan.pool.inputs) == 10
-    assert rows(plan.search.inputs) <= rows(plan.pool.inputs)
+    assert plan.gradient_inputs is not None
+    assert len(plan.gradient_inputs.inputs) == 10
+    assert rows(plan.search.inputs) <= rows(plan.gradient_inputs.inputs)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_provenance_says_what_was_shown(
 ) -> None:
     """Rung, numbers, hashes that anyone can recompute."""
     plan = make_calibration_set(vector, settings_of(calibration=calibration), seeded())
-    provenance, held = plan.provenance, plan.pool or plan.search
+    provenance, held = plan.provenance, plan.gradient_inputs or plan.search
     assert (provenance.level, provenance.fresh) == (rung, fresh)
     assert (provenance.samples, provenance.validation_samples) == (len(held.inputs), 24)
     assert provenance.sha256 == samples_sha256(held)
@@ -261,11 +261,11 @@ def test_hashes_change_with_the_data_and_with_nothing_else(
 def test_impressions_are_held_and_in_the_networks_range(mlp: Target) -> None:
     """`--calibration impressions` gives a pool of them and nothing fresh."""
     plan = make_calibration_set(mlp, settings_of(calibration=("impressions",)), seeded())
-    assert plan.pool is not None
-    assert plan.fresh is None
-    assert plan.pool.inputs.shape == (16, 1, 28, 28)
-    assert 0 <= plan.pool.inputs.min().item() <= plan.pool.inputs.max().item() <= 1
-    assert plan.pool_share == 1
+    assert plan.gradient_inputs is not None
+    assert plan.mixture is None
+    assert plan.gradient_inputs.inputs.shape == (16, 1, 28, 28)
+    assert 0 <= plan.gradient_inputs.inputs.min().item() <= plan.gradient_inputs.inputs.max().item() <= 1
+    assert plan.gradient_share == 1
     assert "16 class impressions" in plan.provenance.sources[0]
 
 
@@ -300,8 +300,8 @@ def test_every_kind_of_input_gets_calibration_that_fit(kind: str) -> None:
     target = target_from_module(build(), inputs=options)
     assert target.inputs.kind == kind
     plan = make_calibration_set(target, settings_of(), seeded())
-    assert plan.fresh is not None
-    batch = plan.fresh.draw(17, seeded())
+    assert plan.mixture is not None
+    batch = plan.mixture.draw(17, seeded())
     for inputs in (plan.search.inputs, plan.validation.inputs, batch):
         assert inputs.shape[1:] == target.inputs.shape
         assert answers(target.model, inputs).isfinite().all()

@@ -494,14 +494,14 @@ def test_calibration_come_back_as_they_were() -> None:
                 search, half, None, pool, 0.25, True, nearest, made, {"z": 0.1, "a": 1 / 3}
             )
             found = from_record(*to_record(plan), target)
-            for name in ("search", "validation", "pool", "reference"):
+            for name in ("search", "validation", "gradient_inputs", "domain_inputs"):
                 one, other = getattr(found, name), getattr(plan, name)
                 assert (one is None) == (other is None)
                 if one is not None:
                     assert torch.equal(one.inputs, other.inputs)
                     assert torch.equal(one.labels, other.labels)
-            assert (found.reference is found.search) == (nearest is search)
-            for name in ("provenance", "gradient_share", "augment_pool"):
+            assert (found.domain_inputs is found.search) == (nearest is search)
+            for name in ("provenance", "gradient_share", "augment"):
                 assert getattr(found, name) == getattr(plan, name)
             assert list(found.mutual_information.items()) == list(plan.mutual_information.items())
 

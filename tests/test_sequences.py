@@ -72,8 +72,8 @@ def settings_of(**values: Any) -> Settings:
 def test_a_language_model_writes_its_own() -> None:
     """Each token follows from the one before; the provenance says who wrote."""
     plan = make_calibration_set(causal(), settings_of(), seeded())
-    assert plan.pool is not None
-    ids = plan.pool.inputs
+    assert plan.gradient_inputs is not None
+    ids = plan.gradient_inputs.inputs
     assert ids.shape == (30, 5)
     assert ids.dtype == torch.int64
     assert torch.equal(ids[:, 1:], (ids[:, :-1] + 1) % 11)

@@ -42,11 +42,11 @@ class CalibrationSet:
     Attributes:
         search: candidates are selected on these.
         validation: the candidates that led the search are judged on these, which never steer it.
-        fresh: new inputs for gradient steps, or None.
-        pool: held inputs for gradient steps, or None.
-        pool_share: the part of a gradient batch that comes from `pool`.
-        augment_pool: whether inputs from `pool` are shifted and mirrored anew for every batch.
-        reference: what comes nearest to the domain: files or inverted inputs without the generated
+        mixture: new inputs for gradient steps, or None.
+        gradient_inputs: stored inputs for gradient steps, or None.
+        gradient_share: the part of a gradient batch that comes from `gradient_inputs`.
+        augment: whether `gradient_inputs` are shifted and mirrored anew for every batch.
+        domain_inputs: what comes nearest to the domain: files or inverted inputs without the generated
             ones beside them, or else `search`.
             Statistics are measured on them: those that criteria look at, and those of repair.
         provenance: all of it in words and hashes.
@@ -56,11 +56,11 @@ class CalibrationSet:
 
     search: Samples
     validation: Samples
-    fresh: GeneratorMixture | None
-    pool: Samples | None
-    pool_share: float
-    augment_pool: bool
-    reference: Samples
+    mixture: GeneratorMixture | None
+    gradient_inputs: Samples | None
+    gradient_share: float
+    augment: bool
+    domain_inputs: Samples
     provenance: Provenance
     mutual_information: Mapping[str, float]
 

@@ -19,22 +19,22 @@ from gaprune.calibration.samples import Samples
 from gaprune.models.target import Target
 from gaprune.records import Provenance
 
-HELD = ("search", "validation", "pool", "reference")
+HELD = ("search", "validation", "gradient_inputs", "domain_inputs")
 
 
 def to_record(plan: CalibrationSet) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return everything that is shown as plain data and tensors; `nearest` is seldom its own."""
     facts: dict[str, Any] = {
-        "fresh": None if plan.fresh is None else list(plan.fresh.shares.items()),
-        "pool_share": plan.pool_share,
-        "augment_pool": plan.augment_pool,
+        "mixture": None if plan.mixture is None else list(plan.mixture.shares.items()),
+        "gradient_share": plan.gradient_share,
+        "augment": plan.augment,
         "provenance": asdict(plan.provenance),
         "mutual_information": list(plan.mutual_information.items()),
     }
     tensors: dict[str, Tensor] = {}
     for name in HELD:
         samples: Samples | None = getattr(plan, name)
-        if name == "reference" and (same := _first_of(plan)) is not None:
+        if name == "domain_inputs" and (same := _first_of(plan)) is not None:
             facts[name] = same
         elif samples is not None:
             facts[name] = {"source": samples.source}
@@ -58,15 +58,17 @@ def from_record(
             inputs, labels = tensors[f"{name}/inputs"], tensors.get(f"{name}/labels")
             held[name] = Samples(inputs, labels, facts[name]["source"])
     provenance = facts["provenance"]
-    fresh = facts["fresh"]
+    fresh = facts["mixture"]
     return CalibrationSet(
         search=held["search"],
         validation=held["validation"],
-        fresh=None if fresh is None else GeneratorMixture(target.inputs, dict(fresh), target.dtype),
-        pool=held.get("pool"),
-        pool_share=facts["pool_share"],
-        augment_pool=facts["augment_pool"],
-        reference=held["reference"],
+        mixture=None
+        if fresh is None
+        else GeneratorMixture(target.inputs, dict(fresh), target.dtype),
+        gradient_inputs=held.get("gradient_inputs"),
+        gradient_share=facts["gradient_share"],
+        augment=facts["augment"],
+        domain_inputs=held["domain_inputs"],
         provenance=Provenance(**{**provenance, "sources": tuple(provenance["sources"])}),
         mutual_information=dict(facts["mutual_information"]),
     )
@@ -74,8 +76,8 @@ def from_record(
 
 def _first_of(plan: CalibrationSet) -> dict[str, Any] | None:
     """Say which first inputs of which other ones the nearest are, or None."""
-    near = plan.reference
-    for name in ("search", "pool"):
+    near = plan.domain_inputs
+    for name in ("search", "gradient_inputs"):
         held: Samples | None = getattr(plan, name)
         if held is not None and torch.equal(_first(held, len(near.inputs)).inputs, near.inputs):
             return {"of": name, "first": len(near.inputs)}

@@ -147,10 +147,10 @@ def _evaluator_on_noise(target: Target, settings: Settings) -> Evaluator:
     generator = torch.Generator().manual_seed(settings.seed)
     calibration = make_calibration_set(target, noisy, generator, Silence())
     evaluator = make_evaluator(target, settings, check_settings(settings), calibration)
-    if evaluator.batch_cache is None or calibration.fresh is None:
+    if evaluator.batch_cache is None or calibration.mixture is None:
         return evaluator
     return replace(
-        evaluator, batch_cache=BatchPool(calibration.fresh, 1, settings.seed)
+        evaluator, batch_cache=BatchPool(calibration.mixture, 1, settings.seed)
     )  # drawn before it is timed
 
 

@@ -53,8 +53,8 @@ def make_evaluator(
     search = _shown(target, plan.search)
     objective = find_objective(settings.objective, search.teacher)
     _check_objective(objective, search, preset, evolved=settings.method == EVOLVED)
-    nearest = plan.reference.inputs.to(target.device)
-    uses_pool = plan.pool is not None and preset.gradient and settings.method == EVOLVED
+    nearest = plan.domain_inputs.inputs.to(target.device)
+    uses_pool = plan.gradient_inputs is not None and preset.gradient and settings.method == EVOLVED
     return Evaluator(
         model=target.model,
         weights=target.weights,
@@ -63,14 +63,16 @@ def make_evaluator(
         objective=objective,
         search=search,
         validation=_shown(target, plan.validation),
-        mixture=plan.fresh,
-        gradient_inputs=_shown(target, plan.pool) if uses_pool and plan.pool is not None else None,
-        gradient_share=plan.pool_share,
+        mixture=plan.mixture,
+        gradient_inputs=_shown(target, plan.gradient_inputs)
+        if uses_pool and plan.gradient_inputs is not None
+        else None,
+        gradient_share=plan.gradient_share,
         # after repair moved inputs lost: ResNet-20 at 0.9 had 61.9 instead of 67.2 %
-        augmentation=target.inputs if plan.augment_pool and not settings.repair_in_loop else None,
+        augmentation=target.inputs if plan.augment and not settings.repair_in_loop else None,
         rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
         forward_mode=_answering(target, settings, nearest),
-        domain_inputs=None if plan.reference is plan.search else nearest,
+        domain_inputs=None if plan.domain_inputs is plan.search else nearest,
         precision=settings.precision,
         batch_cache=_batch_cache(settings, plan),
     )
@@ -78,10 +80,10 @@ def make_evaluator(
 
 def _batch_cache(settings: Settings, plan: CalibrationSet) -> BatchPool | None:
     """Return what gradient steps draw generated inputs from, or None: new ones for every step."""
-    if plan.fresh is None or not settings.batch_cache:
+    if plan.mixture is None or not settings.batch_cache:
         return None
     # the text is part of the seed: another text gives other batches, hence other masks
-    return BatchPool(plan.fresh, settings.batch_cache, derive_seed(settings.seed, "stock"))
+    return BatchPool(plan.mixture, settings.batch_cache, derive_seed(settings.seed, "stock"))
 
 
 def make_plan(target: Target, settings: Settings, preset: Preset) -> SearchPlan:

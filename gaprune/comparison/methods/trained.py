@@ -49,12 +49,12 @@ def distilled(
     """Prune and fine-tune on calibration inputs, towards what the dense network answers: no data."""
     plan = context.plan(seed)
     generator = context.generator("comparison", "distilled", seed)
-    if plan.fresh is None:
-        assert plan.pool is not None  # a plan has one or the other
-        inputs = plan.pool.inputs
+    if plan.mixture is None:
+        assert plan.gradient_inputs is not None  # a plan has one or the other
+        inputs = plan.gradient_inputs.inputs
     else:
         most = max(1, MOST_VALUES // prod(context.target.inputs.shape))
-        inputs = plan.fresh.draw(min(TAUGHT_ON_CALIBRATION, most), generator)
+        inputs = plan.mixture.draw(min(TAUGHT_ON_CALIBRATION, most), generator)
     data = from_teacher(context.target, inputs)
     steps = SCHEDULES["linear"](sparsities, context.epochs)
     yield from _follow(context, data, steps, generator, part_name("distilled", seed))
