@@ -23,7 +23,7 @@ from functools import partial
 
 import torch
 
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evolution.genome import Genes, seed_genes
@@ -192,7 +192,7 @@ def make_case(network: str, wanted: argparse.Namespace) -> Case:
     target = load_target(network)
     settings = {"sparsity": SPARSITY, "calibration": ("procedural",), "device": CPU}
     settings |= {"calibration_count": wanted.calibration, "validation_count": wanted.calibration}
-    run = PruningRun(target, make_settings(settings), None, Silence())
+    run = PruningRun(target, make_settings(settings), None, Observer())
     shown = (CPU,) if wanted.device == CPU else (CPU, CUDA)
     batch = run.settings.batch or 1
     return Case(network, run.evaluator, shown, wanted.actors, batch, wanted.seconds)

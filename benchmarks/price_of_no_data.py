@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gaprune.comparison import ComparisonData, ComparisonSpec, Row, compare_target
-from gaprune.comparison.context import SilentComparisonObserver
+from gaprune.comparison.context import ComparisonObserver
 from gaprune.comparison.methods.slimming import SlimmingOptions, hold_out, slim
 from gaprune.comparison.methods.training import TrainingOptions, from_labels
 from gaprune.comparison.tables import markdown
@@ -70,7 +70,7 @@ class Part(NamedTuple):
     text: str
 
 
-class Progress(SilentComparisonObserver):
+class Progress(ComparisonObserver):
     """A line on stderr for every row."""
 
     def row(self, row: Row, done: int, total: int) -> None:

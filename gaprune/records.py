@@ -1,4 +1,4 @@
-"""The plain records that rooms hand to each other and that files hold; no torch here."""
+"""Plain records that packages exchange and that files store; importing them needs no torch."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the search was shown: the data level and where the inputs came from.
+    """Where the calibration and validation inputs came from.
 
     Attributes:
-        level: `none`, `noise`, `procedural`, `inversion`, `proxy`, `unlabelled` or `labelled`;
-            the highest one used, in that order.
-        sources: one line per generator or file, in words.
-        samples: distinct inputs held for the search (fresh ones per step come on top and are
-            counted in `fresh`).
-        fresh: whether new procedural inputs were drawn at every step.
-        sha256: hash of the held inputs (and labels).
-        validation: the same in words for the validation inputs set.
-        validation_samples: inputs in the validation inputs set.
+        level: highest data level used: `none`, `noise`, `procedural`, `inversion`, `proxy`,
+            `unlabelled` or `labelled`, in this order.
+        sources: one line per generator or file.
+        samples: number of distinct calibration inputs that are stored for the search.
+        fresh: whether gradient steps draw new procedural inputs as well.
+        sha256: hash of the stored inputs (and labels).
+        validation: source of the validation inputs.
+        validation_samples: number of validation inputs.
         validation_sha256: their hash.
     """
 
@@ -37,7 +36,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class LayerCount:
-    """A prunable layer and how many of its weights stay."""
+    """A prunable layer: its weights, and how many of them are kept."""
 
     name: str
     total: int
@@ -46,7 +45,7 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class BaselineScore:
-    """A data-free baseline at the same budget: validation agreement, and test accuracy if known."""
+    """A one-shot mask at the same budget: validation agreement, and test accuracy if known."""
 
     agreement: float
     accuracy: float | None = None
@@ -57,16 +56,15 @@ class Generation:
     """One line of `history.jsonl`.
 
     Attributes:
-        generation: 0 is the seeded population.
-        evaluations: candidates scored so far (a refinement counts once per gradient step).
+        generation: 0 is the initial population.
+        evaluations: candidates scored so far; every gradient step counts as one.
         seconds: since the start of the search.
-        best: fitness of the best individual on the search calibration inputs.
+        best: fitness of the best individual on the calibration inputs.
         mean: mean fitness of the population.
         validation: validation agreement of the best individual.
-        rates: current probability of every crossover and mutation.
-        phase: `warmup` where gradient steps led from the repaired network to the strict one,
-            `density_search` where keep counts alone changed, else `search`; generation 0 counts to the
-            first phase.
+        operator_rates: `crossover` and `mutation` → operator → its current probability.
+        phase: `warmup`, `density_search` or `search`; see `gaprune.evolution.search_plan`. The
+            initial population counts to the first phase of the search.
     """
 
     generation: int
@@ -75,7 +73,7 @@ class Generation:
     best: float
     mean: float
     validation: float
-    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    operator_rates: dict[str, dict[str, float]] = field(default_factory=dict)
     phase: str = "search"
 
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.generators.procedural import procedural
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.models.input_options import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 
-class Listener(Silence):
+class Listener(Observer):
     """Notes what it is told."""
 
     def __init__(self) -> None:

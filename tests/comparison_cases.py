@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison import Comparison, ComparisonData, ComparisonSpec, Row, compare_target
-from gaprune.comparison.context import ComparisonObserver, SilentComparisonObserver
+from gaprune.comparison.context import ComparisonObserver
 from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.config import make_settings
 from gaprune.models.input_options import InputOptions
@@ -116,7 +116,7 @@ def timeless(rows: Iterable[Row]) -> list[Row]:
     return [replace(row, seconds=0.0) for row in rows]
 
 
-class Heard(SilentComparisonObserver):
+class Heard(ComparisonObserver):
     """A listener that keeps what it hears, and stops everything after so many rows."""
 
     def __init__(self, stop_after: int | None = None) -> None:

@@ -11,7 +11,7 @@ from search_cases import seeds_of, tiny_evaluator, tiny_model
 from torch import nn
 
 from gaprune import InputOptions, prune
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import OBJECTIVES
@@ -97,7 +97,7 @@ def sure_of_one(bias: float) -> nn.Module:
     return model
 
 
-class Warnings(Silence):
+class Warnings(Observer):
     """Keeps what it is warned of."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune import GapruneError, InputOptions, Result, prune, resume
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.records import Generation
 from gaprune.workers import RetryPolicy, protocol
 
@@ -54,7 +54,7 @@ class Delicate(nn.Module):
             raise OSError("the network is locked")
 
 
-class Killing(Silence):
+class Killing(Observer):
     """Kills both workers once they have worked, and lets none start again."""
 
     def __init__(self, folder: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_run_whose_workers_all_die_keeps_a_checkpoint_and_goes_on(
     assert found(resumed) == found(prune(network(notes), **SETTINGS))
 
 
-class Counting(Silence):
+class Counting(Observer):
     """Remembers which generations were computed."""
 
     def __init__(self) -> None:

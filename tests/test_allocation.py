@@ -14,7 +14,7 @@ from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_evaluat
 from torch import nn
 
 from gaprune import prune
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.engine import Evolution
@@ -128,8 +128,13 @@ def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
         8 + 2 * allocated + n * searched for n in (1, 2, 3, 4)
     ]
     assert [record.phase for record in outcome.history] == [DENSITY_SEARCH] * 3 + [SEARCH] * 4
-    assert outcome.history[2].rates == {"crossover": {"none": 1.0}, "mutation": {"reallocate": 1.0}}
-    assert set(outcome.history[3].rates["mutation"]) == set(find_preset("default").mutations)
+    assert outcome.history[2].operator_rates == {
+        "crossover": {"none": 1.0},
+        "mutation": {"reallocate": 1.0},
+    }
+    assert set(outcome.history[3].operator_rates["mutation"]) == set(
+        find_preset("default").mutations
+    )
     best = [record.best for record in outcome.history]
     assert best == sorted(best)
     assert best[2] > best[0]
@@ -143,7 +148,7 @@ def test_stagnation_is_counted_from_where_the_search_begins() -> None:
     assert outcome.history[-1].generation == 5
 
 
-class Counting(Silence):
+class Counting(Observer):
     """Keeps which generation of how many it hears of."""
 
     def __init__(self) -> None:

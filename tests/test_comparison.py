@@ -29,7 +29,7 @@ from torch.nn.utils import prune as torch_prune
 import gaprune
 from gaprune import InputOptions, prune_target
 from gaprune.comparison import Comparison, ComparisonData, compare, compare_target, methods
-from gaprune.comparison.context import ComparisonContext, SilentComparisonObserver
+from gaprune.comparison.context import ComparisonContext, ComparisonObserver
 from gaprune.config import make_settings
 from gaprune.models.target import target_from_module
 
@@ -158,7 +158,7 @@ def test_evolved_is_what_a_pruning_run_finds(preset: str, tmp_path: Path) -> Non
     }
     asked = spec(("evolved",), settings=stated)
     context = ComparisonContext(
-        tiny_target(), asked.settings, None, TAUGHT, 1.0, (), 16, SilentComparisonObserver()
+        tiny_target(), asked.settings, None, TAUGHT, 1.0, (), 16, ComparisonObserver()
     )
     (found,) = methods()["evolved"].run(context, (0.75,), 3)
     limits = asked.settings.model_dump(exclude_unset=True)

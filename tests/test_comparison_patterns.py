@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gaprune import InputOptions, compare, prune_target
 from gaprune.comparison import ComparisonData, find_methods, methods
-from gaprune.comparison.context import ComparisonContext, SilentComparisonObserver
+from gaprune.comparison.context import ComparisonContext, ComparisonObserver
 from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
 from gaprune.comparison.ranking import norms_of_channels
 from gaprune.config import make_settings
@@ -44,9 +44,7 @@ def context(target: Target, pattern: str, sparsity: float = 0.5) -> ComparisonCo
     """Return what methods of a comparison share."""
     stated = {"calibration": ("procedural",), "validation": "noise", **QUICK}
     settings = make_settings({"sparsity": sparsity, "pattern": pattern, **stated})
-    return ComparisonContext(
-        target, settings, None, TAUGHT, 1.0, (), 16, SilentComparisonObserver()
-    )
+    return ComparisonContext(target, settings, None, TAUGHT, 1.0, (), 16, ComparisonObserver())
 
 
 def weights_of(

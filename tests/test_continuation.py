@@ -18,7 +18,7 @@ from search_cases import random_genes, seeds_of
 from torch import nn
 
 from gaprune import InputError, InputOptions, prune, prune_target
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
@@ -186,7 +186,10 @@ def test_the_phase_is_counted_and_recorded() -> None:
     assert counted == [started, continued, allocated, allocated + 3 * (1 + STEPS.steps) + 2]
     names = [record.phase for record in outcome.history]
     assert names == [WARMUP, WARMUP, DENSITY_SEARCH, SEARCH]
-    assert outcome.history[1].rates == {"crossover": {"none": 1.0}, "mutation": {"none": 1.0}}
+    assert outcome.history[1].operator_rates == {
+        "crossover": {"none": 1.0},
+        "mutation": {"none": 1.0},
+    }
     best = [record.best for record in outcome.history]
     assert best == sorted(best)
     assert outcome.evaluations == counted[-1]
@@ -263,7 +266,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-class Counting(Silence):
+class Counting(Observer):
     """Keeps which generation of how many it hears of."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import Run
 
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.cli.demo_command import show_demo
 from gaprune.cli.demo_run import SPARSITIES, Demo, compare_bits, run_demo
 from gaprune.config import EVOLVED
@@ -31,7 +31,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def found() -> Demo:
     """The demonstration with a search of a moment."""
-    return run_demo(Silence(), TINY)
+    return run_demo(Observer(), TINY)
 
 
 def test_every_method_has_a_row_at_every_sparsity(found: Demo) -> None:

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gaprune
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.comparison import ComparisonData, compare_target
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA, DenseNetwork, score
@@ -290,9 +290,9 @@ def test_a_run_goes_on_on_another_device(tmp_path: Path, first: str) -> None:
             prune_target(one, make_settings(RESUMED), run_directory=run_directory)
         with reopen_run(tmp_path / "run") as run_directory:
             start = read_checkpoint(run_directory.checkpoint / START)
-            checkpointer = FolderCheckpointer(run_directory, 1, Silence(), None, start)
+            checkpointer = FolderCheckpointer(run_directory, 1, Observer(), None, start)
             settings = make_settings({**start.facts["settings"], "generations": 3})
-            result = run_pruning(other, settings, None, Silence(), checkpointer)
+            result = run_pruning(other, settings, None, Observer(), checkpointer)
     assert found_by(result) == found_by(whole)
 
 

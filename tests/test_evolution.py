@@ -312,12 +312,15 @@ def test_an_unknown_preset_is_refused_with_the_valid_names() -> None:
 def test_operator_rates_are_reported_and_adapt() -> None:
     """Every generation records the probabilities; the adaptive ones change, classic's do not."""
     adaptive = search(plan_of()).history
-    assert set(adaptive[0].rates["crossover"]) == set(PRESETS["black-box"].crossovers)
-    assert adaptive[0].rates != adaptive[-1].rates
+    assert set(adaptive[0].operator_rates["crossover"]) == set(PRESETS["black-box"].crossovers)
+    assert adaptive[0].operator_rates != adaptive[-1].operator_rates
     fixed = search(plan_of("classic"), LABELLED).history
-    assert fixed[0].rates == fixed[-1].rates
+    assert fixed[0].operator_rates == fixed[-1].operator_rates
     classic = PRESETS["classic"]
-    assert fixed[0].rates == {"crossover": classic.crossovers, "mutation": classic.mutations}
+    assert fixed[0].operator_rates == {
+        "crossover": classic.crossovers,
+        "mutation": classic.mutations,
+    }
 
 
 def test_a_report_is_called_with_every_record() -> None:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune import InputError, InputOptions, prune, prune_target, resume
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward, Step, TeacherBatch
@@ -524,7 +524,7 @@ def test_no_weight_changes_nothing(way: str) -> None:
     assert told[0] == told[1] != told[2]
 
 
-class Copying(Silence):
+class Copying(Observer):
     """Copies the run directory after every generation: what a power cut there would leave."""
 
     def __init__(self, run: Path) -> None:

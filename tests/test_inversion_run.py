@@ -10,7 +10,7 @@ from comparison_cases import conv_target
 from search_cases import seeded
 
 from gaprune.calibration.calibration_set import make_calibration_set
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import Settings, make_settings
 from gaprune.runs.prune import prune_target
 from gaprune.runs.run import PruningRun
@@ -56,7 +56,7 @@ def test_inverted_inputs_move_unless_candidates_answer_after_repair(loop: bool) 
     for calibration, moving in (("inversion", not loop), ("noise", False)):
         asked = settings_of(calibration).replace(method="evolved", repair_in_loop=loop)
         assert (
-            PruningRun(target, asked, None, Silence()).evaluator.augmentation is not None
+            PruningRun(target, asked, None, Observer()).evaluator.augmentation is not None
         ) == moving
 
 

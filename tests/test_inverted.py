@@ -14,13 +14,13 @@ from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.inversion.batchnorm import Inversion
 from gaprune.calibration.inversion.inverted_samples import inverted_samples
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.models.target import InputOptions, Target, target_from_module
 
 HOW = Inversion(steps=2, batch=8)
 
 
-class Listener(Silence):
+class Listener(Observer):
     """Notes what it is told."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ def test_whatever_changes_the_inputs_makes_new_ones(tmp_path: Path) -> None:
     ]
     for number, (one, portions, count, seed, recipe) in enumerate(cases, start=1):
         mixture = GeneratorMixture(one.inputs, portions, one.dtype)
-        made = inverted_samples(one, mixture, count, seeded(seed), recipe, Silence())
+        made = inverted_samples(one, mixture, count, seeded(seed), recipe, Observer())
         assert made.inputs.shape == (count, 6)
         assert len(list(tmp_path.rglob("*.safetensors"))) == number
 
@@ -100,7 +100,7 @@ def test_an_unusable_cache_is_said_and_costs_nothing_else(
 ) -> None:
     """The inputs are those that would have been kept."""
     target, told = target_of(), Listener()
-    kept = inverted_samples(target, starts_of(target), 8, seeded(1), HOW, Silence())
+    kept = inverted_samples(target, starts_of(target), 8, seeded(1), HOW, Observer())
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("GAPRUNE_CACHE", str(blocked))

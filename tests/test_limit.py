@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from search_cases import layout_of, seeded, tiny_model
 
 from gaprune import GapruneError, InputError, InputOptions, Result, compare, prune
-from gaprune.callbacks import Observer, Silence
+from gaprune.callbacks import Observer, WarnOnce
 from gaprune.config import LARGEST_SPARSITY, make_settings
 from gaprune.io.run_files import FILES
 from gaprune.masks.budget import keep_total
 from gaprune.records import Generation
 from gaprune.runs.directory import load_masks
 from gaprune.runs.job import make_job
-from gaprune.runs.max_drop import LEAST_SPARSITY, NEAR, SEARCHES, Once, Span
+from gaprune.runs.max_drop import LEAST_SPARSITY, NEAR, SEARCHES, Span
 from gaprune.runs.prune import prune_target
 
 SMALL: dict[str, Any] = {
@@ -134,7 +134,7 @@ def test_test_data_are_measured_once_at_the_end(found: Result) -> None:
     assert all(one.accuracy is not None for one in tested.baselines.values())
 
 
-class Noting(Silence):
+class Noting(Observer):
     """An observer that notes the phases."""
 
     def __init__(self, phases: list[str]) -> None:
@@ -145,7 +145,7 @@ class Noting(Silence):
         self.phases.append(name)
 
 
-class PressesStop(Silence):
+class PressesStop(Observer):
     """An observer at whose n-th generation the user presses Ctrl-C."""
 
     def __init__(self, at: int) -> None:
@@ -276,11 +276,11 @@ def test_no_warning_is_given_twice() -> None:
     """Once for all searches; the rest is handed on."""
     told: list[str] = []
 
-    class Telling(Silence):
+    class Telling(Observer):
         def warning(self, text: str) -> None:
             told.append(text)
 
-    once: Observer = Once(Telling())
+    once: Observer = WarnOnce(Telling())
     for text in ("a", "b", "a"):
         once.warning(text)
     assert told == ["a", "b"]

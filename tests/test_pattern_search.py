@@ -18,7 +18,7 @@ from test_resume import Copying, found, saved
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, resume
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA
 from gaprune.evaluation.evaluator import Evaluator
@@ -70,7 +70,7 @@ def run_of(pattern: str, kind: Callable[[], nn.Module] = Separable, /, **stated:
     """Return a run that has not begun."""
     target = target_from_module(built(kind), inputs=IMAGES)
     settings = make_settings({**SMALL, **PATTERNS.get(pattern, {}), **stated})
-    return PruningRun(target, settings, None, Silence())
+    return PruningRun(target, settings, None, Observer())
 
 
 def holds(result: Result, pattern: str) -> bool:
@@ -348,7 +348,7 @@ def test_without_a_pattern_nothing_changes() -> None:
         target_from_module(built(Separable), inputs=IMAGES),
         make_settings({**SMALL, "sparsity": 0.5}),
         None,
-        Silence(),
+        Observer(),
     )
     assert run.evaluator.units is None
     assert run.evaluator.layout == run.target.layout

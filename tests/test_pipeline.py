@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import gaprune.runs.prune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Supermask, global_mask, layered_mask
@@ -278,7 +278,7 @@ def test_more_parameters_are_pruned_on_demand() -> None:
     assert result.kept == 106
 
 
-class Listening(Silence):
+class Listening(Observer):
     """An observer that notes what it is told."""
 
     def __init__(self) -> None:
@@ -324,7 +324,7 @@ def test_an_assumed_range_is_told() -> None:
     assert any("0 to 1 is assumed" in text and "--range" in text for text in observer.warnings)
 
 
-class PressesStop(Silence):
+class PressesStop(Observer):
     """An observer at whose second generation the user presses Ctrl-C."""
 
     def generation(self, record: Generation, total: int | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gaprune
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import NEUTRAL, make_settings
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
@@ -252,7 +252,7 @@ def test_a_network_that_overflows_only_there_is_named() -> None:
         move_evaluator(evaluator, "cpu")
 
 
-class Told(Silence):
+class Told(Observer):
     """Remembers warnings."""
 
     def __init__(self) -> None:
@@ -306,7 +306,7 @@ def test_by_default_settings_say_what_was_used() -> None:
 def test_a_run_goes_on_in_its_own_precision(tmp_path: Path) -> None:
     """Another one would find other masks: refused. The same one gives the bits of a whole run."""
     net, inputs = network(), InputOptions((6,), kind="vector", range=(0, 1))
-    asked = {**SMALL, "precision": "bfloat16", "observer": Silence()}
+    asked = {**SMALL, "precision": "bfloat16", "observer": Observer()}
     asked |= {"preset": "black-box", "steps": None}
     whole = gaprune.prune(net, sparsity=0.7, inputs=inputs, **asked, generations=3)
     gaprune.prune(net, sparsity=0.7, inputs=inputs, **asked, generations=1, out=tmp_path / "run")

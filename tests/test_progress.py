@@ -8,7 +8,7 @@ import sys
 import pytest
 from comparison_cases import Heard
 
-from gaprune.callbacks import Part
+from gaprune.callbacks import SubrunObserver
 from gaprune.cli.console import Monitor
 from gaprune.records import BaselineScore, Generation
 
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 def test_a_part_hands_on_progress_under_its_name() -> None:
     """Generations as a count, with their end where it is known; phases and baselines not at all."""
     heard = Heard()
-    part = Part(heard, "evolved 0.9")
+    part = SubrunObserver(heard, "evolved 0.9")
     part.phase("search", "memetic")
     part.baseline("lamp", BaselineScore(0.5))
     part.generation(Generation(2, 100, 1.0, -0.5, -1.0, 0.875), 8)
@@ -39,10 +39,10 @@ def test_a_part_hands_on_progress_under_its_name() -> None:
 def test_parts_that_share_what_was_said_warn_once() -> None:
     """A warning that all seeds would give is given by the first."""
     heard, said = Heard(), set[str]()
-    Part(heard, "evolved 0.9", said).warning("no gradient")
-    Part(heard, "evolved 0.9, seed 1", said).warning("no gradient")
-    Part(heard, "evolved 0.9, seed 1", said).warning("something else")
-    Part(heard, "alone").warning("no gradient")
+    SubrunObserver(heard, "evolved 0.9", said).warning("no gradient")
+    SubrunObserver(heard, "evolved 0.9, seed 1", said).warning("no gradient")
+    SubrunObserver(heard, "evolved 0.9, seed 1", said).warning("something else")
+    SubrunObserver(heard, "alone").warning("no gradient")
     assert heard.warnings == [
         "evolved 0.9: no gradient",
         "evolved 0.9, seed 1: something else",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune import InputError, InputOptions, Result, prune, prune_target
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.cli.console import show_result, stdout
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
@@ -402,7 +402,7 @@ def test_every_kind_of_search_takes_it(preset: str, tmp_path: Path) -> None:
         assert len(result.front) > 1
 
 
-class Phases(Silence):
+class Phases(Observer):
     """An observer that keeps the names of what begins."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from gaprune import GapruneError, InputError, InputOptions, Result, prune, resum
 from gaprune.calibration.calibration_set import CalibrationSet
 from gaprune.calibration.samples import Samples, concatenate
 from gaprune.calibration.serialize import from_record, to_record
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings
 from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
@@ -57,7 +57,7 @@ def net(seed: int = 0, layers: int = 2) -> nn.Module:
     return model
 
 
-class Copying(Silence):
+class Copying(Observer):
     """Copies the run directory after every generation: what a power cut there would leave."""
 
     def __init__(self, run: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_longer_limit_lets_a_finished_run_go_on(tmp_path: Path) -> None:
         assert len(resume(place, model=model).history) == 7
 
 
-class Ending(Silence):
+class Ending(Observer):
     """Raises an error after a generation, or where a part of the run begins."""
 
     def __init__(self, error: BaseException, after: int | str) -> None:
@@ -422,7 +422,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     """The second one is refused with the number of the first one's process, whatever it wants."""
     place, mine = tmp_path / "run", rf"process {os.getpid()} is at work in .*run"
 
-    class Meddling(Silence):
+    class Meddling(Observer):
         """Tries all that writes there while a run goes on."""
 
         tried = 0

@@ -23,7 +23,7 @@ from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.neighbours import neighbours
 from gaprune.calibration.generators.token_sequences import TOKENS
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.presets import find_preset
@@ -292,7 +292,7 @@ def test_any_workers_find_the_same_masks(ray_session: None) -> None:
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
-class Copying(Silence):
+class Copying(Observer):
     """Copies the run directory after every generation: what a power cut there would leave."""
 
     def __init__(self, run: Path) -> None:

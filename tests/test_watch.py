@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from gaprune import InputOptions, Result, prune
-from gaprune.callbacks import Callbacks, Several, Silence
+from gaprune.callbacks import Callbacks, Observer, ObserverGroup
 from gaprune.cli.live import BARS, LAST, SearchProgress, generation_table, sparkline
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError, InputError
@@ -149,7 +149,7 @@ def test_functions_of_one_s_own_are_called() -> None:
     """With what happened, in order, beside another observer; the masks are those of any run."""
     told: list[tuple[str, object]] = []
 
-    class Beside(Silence):
+    class Beside(Observer):
         def generation(self, record: Generation, total: int | None) -> None:
             told.append(("beside", record))
 
@@ -159,7 +159,7 @@ def test_functions_of_one_s_own_are_called() -> None:
         on_baseline=lambda name, score: told.append((name, score.agreement)),
     )
     records: list[Generation] = []
-    found = small(observer=Several(Beside(), calls), on_generation=records.append)
+    found = small(observer=ObserverGroup(Beside(), calls), on_generation=records.append)
     assert records == list(found.history)
     assert [one for name, one in told if name == "beside"] == records
     assert [one for name, one in told if name == "own"] == records

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.criteria import DenseNetwork
 from gaprune.evaluation.evaluator import Evaluator
@@ -49,7 +49,7 @@ class Search:
 
 def make_search(target: str, **settings: Any) -> Search:
     """Prepare a search of a network of the zoo."""
-    run = PruningRun(load_target(target), make_settings(NOISE | settings), None, Silence())
+    run = PruningRun(load_target(target), make_settings(NOISE | settings), None, Observer())
     evaluator = run.evaluator
     found = baselines(
         DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs),

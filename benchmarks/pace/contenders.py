@@ -13,7 +13,7 @@ from benchmarks.pace.counts import cma_counts, evolved_counts
 from benchmarks.pace.rivals import deap_lists, evotorch_ga, snes
 from benchmarks.pace.trial import Match, Score, Trial, kept, lamp_ranks, random_ranks, scored
 from benchmarks.real.process import in_own_process, peak_mb
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.errors import GapruneError
 from gaprune.records import Generation
 from gaprune.runs.run import PruningRun
@@ -48,7 +48,7 @@ def gaprune(preset: str) -> Callable[[Match], Score]:
     return play
 
 
-class _Bell(Silence):
+class _Bell(Observer):
     """Ends a search as Ctrl-C does, between two generations, when the time is over.
 
     Attributes:

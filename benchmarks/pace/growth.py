@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.pace.clock import exponent, seconds_of
 from benchmarks.real.process import in_own_process, peak_mb
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.criteria import DenseNetwork, score
 from gaprune.evolution.engine import Evolution
@@ -134,7 +134,7 @@ def _run(width: int, load: Load) -> PruningRun:
         "evaluations": 1,  # stops when the first population is scored; the generation is our own
     }
     target = target_from_module(model, inputs=options)
-    return PruningRun(target, make_settings(settings), None, Silence())
+    return PruningRun(target, make_settings(settings), None, Observer())
 
 
 def _genes(run: PruningRun) -> Genes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.real.process import peak_mb
-from gaprune.callbacks import Observer, Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.criteria import DenseNetwork, score
 from gaprune.evaluation.evaluator import Evaluator
@@ -55,7 +55,7 @@ class Match:
             "validation_count": self.validation,
         }
         chosen = make_settings({**given, **settings})
-        run = PruningRun(load_target(self.target), chosen, None, observer or Silence())
+        run = PruningRun(load_target(self.target), chosen, None, observer or Observer())
         assert run.shown  # made here, where the clock does not run yet
         return run
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.cluster.searches import Search, make_search
 from benchmarks.pace.original import Original, OriginalCnn
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import accuracy
@@ -188,7 +188,7 @@ def time_to_goal(settings: Mapping[str, Any]) -> tuple[float | None, float]:
     watch = _Watch(target, started)
     chosen = make_settings({"sparsity": SPARSITY, **settings})
     try:
-        PruningRun(target, chosen, None, Silence(), watch).result()
+        PruningRun(target, chosen, None, Observer(), watch).result()
     except _ReachedError:
         return watch.seconds, watch.accuracy
     return None, watch.accuracy

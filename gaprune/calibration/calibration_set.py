@@ -28,7 +28,7 @@ from gaprune.calibration.provenance import make_provenance
 from gaprune.calibration.samples import Samples, concatenate
 from gaprune.calibration.validation import mix_validation, split_validation
 from gaprune.calibration.weigh import weigh
-from gaprune.callbacks import Observer, Silence
+from gaprune.callbacks import Observer
 from gaprune.config import Settings
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
@@ -80,7 +80,7 @@ def make_calibration_set(
     Raises:
         InputError: an unknown calibration input or validation, or a file that does not fit the network.
     """
-    spec, listener = target.inputs, observer or Silence()
+    spec, listener = target.inputs, observer or Observer()
     decision = resolve_calibration(settings.calibration, target)
     decision.tell(listener)
     request = decision.request

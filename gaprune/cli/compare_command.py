@@ -18,7 +18,7 @@ from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signal_handling import SignalHandler
 from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, methods
 from gaprune.comparison.comparison_job import COMPARISON_KEYS, make_request
-from gaprune.comparison.context import part_name
+from gaprune.comparison.context import ComparisonObserver, part_name
 from gaprune.comparison.spec import UNUSED
 from gaprune.comparison.tables import needs_text
 from gaprune.config import read_config
@@ -97,7 +97,7 @@ def compare_command(
         raise typer.Exit(1)
 
 
-class _Teller(Monitor):
+class _Teller(Monitor, ComparisonObserver):
     """A monitor that writes a line for every row; of rows that fail alike, for the first one."""
 
     def __init__(self, *, quiet: bool) -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gaprune.callbacks import Observer
 from gaprune.cli.live import LAST, SearchProgress
 from gaprune.config import EVOLVED
 from gaprune.evolution.phases import SEARCH
@@ -44,7 +45,7 @@ def add_row(to: Table, cells: Iterable[str], *, strong: bool = False) -> None:
     to.add_row(*(Text(cell) for cell in cells), style="bold" if strong else None)
 
 
-class Monitor:
+class Monitor(Observer):
     """An observer that shows a run on stderr: a live table on a terminal, else plain lines.
 
     Args:

@@ -8,7 +8,7 @@ from contextlib import nullcontext, redirect_stdout
 
 import typer
 
-from gaprune.callbacks import Observer, Several
+from gaprune.callbacks import Observer, ObserverGroup
 from gaprune.cli.console import Monitor, show_result, stdout
 from gaprune.cli.profile_table import show_profile
 from gaprune.cli.signal_handling import SignalHandler
@@ -48,7 +48,7 @@ def carry_out(
         SignalHandler() as interrupts,
         Monitor(quiet=quiet, on_phase=interrupts.phase) as monitor,
     ):
-        told: Observer = monitor if events is None else Several(monitor, events)
+        told: Observer = monitor if events is None else ObserverGroup(monitor, events)
         try:
             # stdout is for results, whatever others print
             with redirect_stdout(sys.stderr), run_profiler(enabled=profile) as profiler:

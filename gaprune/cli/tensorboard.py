@@ -6,12 +6,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.errors import GapruneError, InputError
 from gaprune.records import BaselineScore, Generation
 
 
-class Events(Silence):
+class Events(Observer):
     """An observer that writes events; close it at the end, or use it in a `with` block.
 
     Scalars by generation: `validation/agreement`, `fitness/best`, `fitness/mean`, `search/evaluations`,
@@ -62,7 +62,7 @@ class Events(Silence):
             "search/evaluations": record.evaluations,
             "search/seconds": record.seconds,
         }
-        for kind, rates in record.rates.items():
+        for kind, rates in record.operator_rates.items():
             figures |= {f"rates/{kind}/{name}": rate for name, rate in rates.items()}
         for name, value in figures.items():
             self._writer.add_scalar(name, value, record.generation)

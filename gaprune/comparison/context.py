@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer, Silence
+from gaprune.callbacks import Observer
 from gaprune.comparison.methods.schedule import PruningStep
 from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.comparison.ranking import RankedUnits, kind_of
@@ -28,18 +28,11 @@ from gaprune.runs.run import CRITERION_INPUTS
 from gaprune.runs.setup import make_evaluator
 
 
-class ComparisonObserver(Observer, Protocol):
-    """An observer that is also told of rows."""
+class ComparisonObserver(Observer):
+    """An observer that also receives the rows of the comparison."""
 
     def row(self, row: Row, done: int, total: int) -> None:
         """A row is known, the `done`-th of `total`; rows of an earlier run come first."""
-
-
-class SilentComparisonObserver(Silence):
-    """A listener that says nothing."""
-
-    def row(self, row: Row, done: int, total: int) -> None:
-        """Ignore it."""
 
 
 @dataclass(frozen=True)

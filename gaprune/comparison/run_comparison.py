@@ -14,7 +14,6 @@ from gaprune.calibration.samples import Samples
 from gaprune.comparison.context import (
     ComparisonContext,
     ComparisonObserver,
-    SilentComparisonObserver,
 )
 from gaprune.comparison.fingerprint import identity_of, requested_files
 from gaprune.comparison.measure_rows import MethodRun, held_out
@@ -146,7 +145,7 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.
     """
-    listener = observer or SilentComparisonObserver()
+    listener = observer or ComparisonObserver()
     chosen = find_methods(spec.methods, spec.settings.pattern)
     data = _checked(target, spec, data)
     if target.inputs.assumed:  # said once, not by every run of a search

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer, Silence
+from gaprune.callbacks import Observer
 from gaprune.comparison.methods.threshold import sweep_thresholds
 from gaprune.comparison.plots.cluster_plot import plot_clusters
 from gaprune.comparison.plots.threshold_plot import plot_thresholds
@@ -90,7 +90,7 @@ def sweep(
     """
     if kind not in SWEEPS:
         raise unknown_name("by", kind, SWEEPS)
-    return SWEEPS[kind](target, held_out, over, observer or Silence())
+    return SWEEPS[kind](target, held_out, over, observer or Observer())
 
 
 def _thresholds(

@@ -301,7 +301,7 @@ class Evolution:
             best=numbers["best"],
             mean=numbers["mean"],
             validation=state.leaders[leader.key][1].agreement,
-            rates=self._recipes[phase].rates,
+            operator_rates=self._recipes[phase].rates,
             phase=phase,
         )
         self.logbook.record(**vars(record))

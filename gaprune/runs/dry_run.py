@@ -14,7 +14,7 @@ import torch
 
 from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.calibration_set import make_calibration_set
-from gaprune.callbacks import Silence
+from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
 from gaprune.evaluation.batch_pool import BatchPool
 from gaprune.evaluation.evaluator import Evaluator
@@ -145,7 +145,7 @@ def _evaluator_on_noise(target: Target, settings: Settings) -> Evaluator:
     """Return the evaluator of the run with noise in the place of its calibration inputs: made in no time."""
     noisy = settings.replace(calibration=("noise",), validation="noise", validation_count=1)
     generator = torch.Generator().manual_seed(settings.seed)
-    calibration = make_calibration_set(target, noisy, generator, Silence())
+    calibration = make_calibration_set(target, noisy, generator, Observer())
     evaluator = make_evaluator(target, settings, check_settings(settings), calibration)
     if evaluator.batch_cache is None or calibration.mixture is None:
         return evaluator

@@ -67,24 +67,6 @@ class Run(Protocol):
         """Return the result once more, measured on labelled inputs."""
 
 
-class Once:
-    """An observer that hands everything on, but no warning twice."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._said: set[str] = set()
-        self.phase = observer.phase
-        self.baseline = observer.baseline
-        self.generation = observer.generation
-        self.progress = observer.progress
-
-    def warning(self, text: str) -> None:
-        """Hand it on the first time."""
-        if text not in self._said:
-            self._said.add(text)
-            self._observer.warning(text)
-
-
 @dataclass(frozen=True)
 class Span:
     """The sparsities that can be tried.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Callbacks, Observer, Several, Silence
+from gaprune.callbacks import Callbacks, Observer, ObserverGroup, WarnOnce
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.models.determinism import CPU
 from gaprune.models.input_options import InputOptions
@@ -23,7 +23,7 @@ from gaprune.records import Generation
 from gaprune.runs.checkpointer import Checkpointer, FolderCheckpointer
 from gaprune.runs.job import PruneJob
 from gaprune.runs.latency_budget import calibrate, measure_latency
-from gaprune.runs.max_drop import Once, prune_to_limit
+from gaprune.runs.max_drop import prune_to_limit
 from gaprune.runs.open_directory import OpenRun, open_run
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.result import Result
@@ -87,7 +87,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         (88, 176)
     """
     if on_generation is not None:
-        observer = Several(observer or Silence(), Callbacks(on_generation=on_generation))
+        observer = ObserverGroup(observer or Observer(), Callbacks(on_generation=on_generation))
     chosen = make_settings({"sparsity": sparsity, **settings})
     check_settings(chosen)
     target = target_from_module(
@@ -132,7 +132,7 @@ def prune_target(
         InputError: a setting does not fit the target; nothing has been computed then.
         GapruneError: no sparsity holds `max_drop`.
     """
-    observer = observer or Silence()
+    observer = observer or Observer()
     checkpointer: Checkpointer | None = None
     if run_directory is not None and settings.method == EVOLVED and settings.checkpoint_every:
         checkpointer = FolderCheckpointer(run_directory, settings.checkpoint_every, observer, job)
@@ -152,14 +152,18 @@ def run_pruning(
 
     What comes of it lies on the CPU, wherever the target is.
     """
-    here = target if WorkerOptions.from_settings(settings).in_process else target.to(CPU)  # what actors are sent
+    here = (
+        target if WorkerOptions.from_settings(settings).in_process else target.to(CPU)
+    )  # what actors are sent
     given = calibrate(here, settings, observer)
     settings = given.settings
     with on_device(str(here.device)):
         if settings.max_drop is None:
             result = PruningRun(here, settings, test, observer, checkpointer).result()
         else:
-            result = prune_to_limit(PruningRun(here, settings, test, Once(observer), checkpointer))
+            result = prune_to_limit(
+                PruningRun(here, settings, test, WarnOnce(observer), checkpointer)
+            )
     if settings.budget == LATENCY:
         result = replace(result, latency=measure_latency(here, result.masks, given).record())
     return replace(result, target=target.to(CPU))

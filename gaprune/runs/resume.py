@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer, Silence
+from gaprune.callbacks import Observer
 from gaprune.config import NEUTRAL, Settings, make_settings, read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.presets import find_preset
@@ -80,7 +80,7 @@ def resume(
     with reopen_run(path) as run_directory:
         given = None if test is None else Samples(*test, "test data given by the caller")
         with run_profiler(enabled=profile) as profiler:
-            result, job = go_on(run_directory, changes, observer or Silence(), model, given)
+            result, job = go_on(run_directory, changes, observer or Observer(), model, given)
         result = result.timed(profiler)
         run_directory.save(result, job)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from gaprune.callbacks import Part
+from gaprune.callbacks import SubrunObserver
 from gaprune.comparison.context import ComparisonContext, MethodResult, part_name
 from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
 from gaprune.config import EVOLVED
@@ -19,7 +19,7 @@ def evolved(
     """Do what `gaprune prune` does with the same settings."""
     for sparsity in sparsities:
         settings = context.settings_for(sparsity, seed)
-        part = Part(context.observer, part_name(EVOLVED, seed, sparsity), context.said)
+        part = SubrunObserver(context.observer, part_name(EVOLVED, seed, sparsity), context.said)
         result = prune_target(context.target, settings, observer=part)
         if result.stopped == "interrupted":
             raise KeyboardInterrupt  # half a search is no row

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gaprune.calibration.generators.draws import to_network
 from gaprune.calibration.generators.procedural import procedural
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer, Silence
+from gaprune.callbacks import Observer
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.evaluation.labelled import zoo_test
@@ -121,7 +121,7 @@ def measure(
     if not batches or any(batch < 1 for batch in batches):
         raise InputError(f"batches: must be whole numbers from 1, got {list(batches)}")
     held = [read_file(Path(file).expanduser()) for file in files]  # all, before any takes long
-    told, found = observer or Silence(), list[FileMeasurement]()
+    told, found = observer or Observer(), list[FileMeasurement]()
     for file, one in zip(files, held, strict=True):
         told.progress(f"measure {file}", len(found), len(files))
         found.append(_measure_one(str(file), one, target, names, batches))
