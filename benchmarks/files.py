@@ -8,7 +8,7 @@
 The run is mnist-cnn with 98 % removed by the search (some five minutes of one core). Parts: sizes
 (bytes and accuracy of every kind of sparse file), loading (in turns with the dense file), onnx
 (against torch on every network of the zoo), alone (formats in a process that cannot import
-gaprune), and 2:4 on mnist-mlp and MiniLM (pip install 'gaprune[evaluator]'; the pairs are
+gaprune), and 2:4 on mnist-mlp and MiniLM (pip install 'gaprune[bench]'; the pairs are
 DIR/stsb/test.csv). Rows are kept in runs/files as soon as they are known: stop at any time, the
 same command goes on. A claim that does not hold is marked, and makes the exit status 1.
 """

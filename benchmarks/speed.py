@@ -10,7 +10,7 @@ original idea, plainly written: candidates per second, time to 89 %), `equal-tim
 DEAP with the same scores, calibration inputs and seconds), `density_search` (CMA-ES over the layers' keep counts),
 `growth` (from 0.2 to 22 million weights). It needs a core that nothing else runs on: ratios are of
 things done in turn, seconds are what they are. EvoTorch and cma come with `pip install
-'gaprune[evaluator]'`; where they are missing, `equal-time` and `allocation` say so and go on.
+'gaprune[bench]'`; where they are missing, `equal-time` and `allocation` say so and go on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLAIMS = (
     Claim("time_to_89.ratio", 1000.0, True, "seconds of the original ÷ of default, until 89 %"),
     Claim("classic_ratio", 1.3, True, "candidates per second ÷ the original's, the same images"),
     Claim("racing_ratio", 20.0, True, "the same for children that race, without gradient steps"),
-    Claim("equal_time.margin", 0.05, True, "accuracy less that of the best of EvoTorch and DEAP"),
+    Claim("equal_time.gain", 0.05, True, "accuracy less that of the best of EvoTorch and DEAP"),
     Claim("equal_time.memory", 0.5, False, "peak memory ÷ the smallest of theirs"),
     Claim("growth.exponent.evaluation_s", 1.1, False, "growth of an evaluation; 1 is linear"),
     Claim("growth.exponent.generation_s", 1.1, False, "growth of a generation"),

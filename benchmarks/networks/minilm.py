@@ -79,7 +79,7 @@ def rank_correlation(vectors: Tensor, pairs: Pairs) -> float:
     cosines = functional.cosine_similarity(vectors[pairs.first], vectors[pairs.second])
     if bool((cosines == cosines[0]).all()):
         return 0.0
-    statistics = import_extra("scipy.stats", "evaluator", "minilm")
+    statistics = import_extra("scipy.stats", "bench", "minilm")
     return float(statistics.spearmanr(cosines.double().numpy(), pairs.similarity.numpy()).statistic)
 
 
@@ -105,7 +105,7 @@ def read_pairs(file: Path, tokenizer: Path) -> Pairs:
     Raises:
         InputError: a line that is not sentence, sentence, number; or none at all.
     """
-    tokenizers = import_extra("tokenizers", "evaluator", "minilm")
+    tokenizers = import_extra("tokenizers", "bench", "minilm")
     encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
     encoder.no_padding()
     encoder.enable_truncation(LONGEST)

@@ -40,7 +40,7 @@ class RealNetwork:
         return self.grade(self.outputs(model))
 
 
-def package_folder(package: str, command: str = "pip install 'gaprune[evaluator]'") -> Path:
+def package_folder(package: str, command: str = "pip install 'gaprune[bench]'") -> Path:
     """Return the folder of an installed package without importing it.
 
     Args:

@@ -25,7 +25,7 @@ class Contender:
 
     Attributes:
         play: does it.
-        needs: a package of the extra `evaluator`, or None.
+        needs: a package of the extra `bench`, or None.
     """
 
     play: Callable[[Match], Score]
@@ -120,7 +120,7 @@ def compare(names: Sequence[str], match: Match) -> tuple[Mapping[str, Score], Ma
     for name in names:
         needs = CONTENDERS[name].needs
         if needs is not None and find_spec(needs) is None:
-            missing[name] = f"needs {needs}; pip install 'gaprune[evaluator]'"
+            missing[name] = f"needs {needs}; pip install 'gaprune[bench]'"
             continue
         try:
             found[name] = one = in_own_process(play, name, match)

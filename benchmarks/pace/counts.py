@@ -24,7 +24,7 @@ FOR_EVER = 1_000_000  # generations; the clock ends it
 
 def cma_counts(match: Match) -> Score:
     """Separable CMA-ES (Ros and Hansen 2008) over the logarithms of the layers' keep counts."""
-    cma = import_extra("cma", "evaluator", "density_search")
+    cma = import_extra("cma", "bench", "density_search")
     run = match.run()
     genes, layout = _genes(run), run.evaluator.layout
     trial = Trial(run.evaluator, match.seconds, kept(run))

