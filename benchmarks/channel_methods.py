@@ -89,7 +89,7 @@ def _magnitude(target: Target, case: Case, seed: int) -> Made:
     scores = [
         sum(
             float(norms[f"{place.layer}.weight"][place.channel])
-            for place in one.made
+            for place in one.outputs
             if f"{place.layer}.weight" in norms
         )
         for group in channel_groups(target, alike=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gaprune.export.measure import measure
     from gaprune.io.mask_file import save_masks
     from gaprune.masks.supermask import attach, bake, detach
-    from gaprune.models.input_options import InputOptions
+    from gaprune.models.input_spec import InputOptions
     from gaprune.models.target import Target, load_target
     from gaprune.runs.directory import load_masks
     from gaprune.runs.open_directory import save_run
@@ -58,7 +58,7 @@ _HOMES = {
     "io.mask_file": ("save_masks",),
     "masks.supermask": ("attach", "bake", "detach"),
     "export.measure": ("measure",),
-    "models.input_options": ("InputOptions",),
+    "models.input_spec": ("InputOptions",),
     "models.target": ("Target", "load_target"),
     "runs.directory": ("load_masks",),
     "runs.open_directory": ("save_run",),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.generators.procedural import procedural
 from gaprune.callbacks import Observer
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 

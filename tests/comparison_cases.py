@@ -16,7 +16,7 @@ from gaprune.comparison import Comparison, ComparisonData, ComparisonSpec, Row, 
 from gaprune.comparison.context import ComparisonObserver
 from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.config import make_settings
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 QUICK = {

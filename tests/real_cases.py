@@ -13,7 +13,7 @@ from benchmarks.networks.record import RealNetwork
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from benchmarks.real.measure import Case
 from gaprune.errors import GapruneError
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 HELD_OUT = 80

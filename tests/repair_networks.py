@@ -14,7 +14,7 @@ from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import RepairedForward, TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import InputOptions, Target, target_from_module
 from gaprune.repair import survey
@@ -183,7 +183,7 @@ def loop_evaluator(
 
 def shown(target: Target, inputs: Tensor, *, labels: bool = False) -> TeacherBatch:
     """Return inputs with the dense network's answers, and its classes as labels."""
-    teacher = answers(target.model, inputs)
+    teacher = batched_forward(target.model, inputs)
     return TeacherBatch(inputs, teacher, teacher.argmax(1) if labels else None)
 
 

@@ -16,7 +16,7 @@ from gaprune.evaluation.objectives import OBJECTIVES, Objective
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
 from gaprune.evolution.tasks import BreedResult
 from gaprune.masks.supermask import Layout
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.workers import SerialWorkers, Workers
 
@@ -65,7 +65,7 @@ def tiny_model(seed: int = 7, dtype: torch.dtype = torch.float32) -> nn.Module:
 def shown(model: nn.Module, count: int, seed: int, *, labels: bool = False) -> TeacherBatch:
     """Return uniform inputs in [0, 1] with the network's answers, and its classes as labels."""
     inputs = torch.rand(count, 6, generator=seeded(seed))
-    teacher = answers(model, inputs)
+    teacher = batched_forward(model, inputs)
     return TeacherBatch(inputs, teacher, teacher.argmax(1) if labels else None)
 
 

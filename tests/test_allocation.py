@@ -27,7 +27,7 @@ from gaprune.evolution.search_plan import ALLOCATORS, SearchLimits, SearchPlan, 
 from gaprune.evolution.tasks import BreedResult
 from gaprune.evolution.variation import LEAST_RATE, VariationSampler
 from gaprune.masks.supermask import layer_counts
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.records import Generation
 from gaprune.runs.resolve_settings import check_settings, resolve_settings

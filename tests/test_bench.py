@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
-from gaprune.models.forward import CHUNK, answers
+from gaprune.models.forward import CHUNK, batched_forward
 from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.models.zoo.networks import LeNet
 
@@ -103,7 +103,7 @@ def test_large_sets_pass_in_chunks() -> None:
     expected = one_by_one(baked(evaluator, mask), inputs)
     assert torch.allclose(evaluator.outputs(mask, inputs), expected, atol=1e-5)
     assert torch.allclose(
-        answers(evaluator.model, inputs), one_by_one(evaluator.model, inputs), atol=1e-5
+        batched_forward(evaluator.model, inputs), one_by_one(evaluator.model, inputs), atol=1e-5
     )
 
 
@@ -140,7 +140,7 @@ def test_a_batch_mixes_held_and_fresh_inputs(count: int, share: float | None, se
     evaluator = tiny_evaluator(gradient_share=share)
     batch = evaluator.draw_batch(count, seeded(seed))
     assert len(batch.inputs) == count
-    assert torch.allclose(batch.teacher, answers(evaluator.model, batch.inputs), atol=1e-6)
+    assert torch.allclose(batch.teacher, batched_forward(evaluator.model, batch.inputs), atol=1e-6)
     held = 0 if share is None else round(count * share)
     rows = (
         [-1] * count
@@ -155,7 +155,7 @@ def test_labels_stay_with_held_inputs_only() -> None:
     evaluator = tiny_evaluator(gradient_share=1, labels=True)
     batch = evaluator.draw_batch(20, seeded())
     assert batch.labels is not None
-    assert torch.equal(batch.labels, answers(evaluator.model, batch.inputs).argmax(1))
+    assert torch.equal(batch.labels, batched_forward(evaluator.model, batch.inputs).argmax(1))
     assert tiny_evaluator(gradient_share=0.5, labels=True).draw_batch(20, seeded()).labels is None
     assert tiny_evaluator().draw_batch(20, seeded()).labels is None
 

@@ -12,7 +12,7 @@ from gaprune.calibration.generators.draws import InputGenerator
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
-from gaprune.models.zoo import ZOO, load
+from gaprune.models.zoo import ZOO, load_zoo_network
 
 SPEC = InputSpec((3,), "vector", low=-10, high=10)
 
@@ -69,7 +69,7 @@ def test_equals_share() -> None:
 
 def test_a_network_trained_on_digits_wants_strokes() -> None:
     """Of the generators of pictures, those that draw lines are nearest to the zoo's MNIST net."""
-    model = load("mobile-student").requires_grad_(False)
+    model = load_zoo_network("mobile-student").requires_grad_(False)
     spec = ZOO["mobile-student"].inputs
     found = Survey(model, spec, GENERATORS["image"], seeded(1)).blend()
     nearest = sorted(found.alone, key=lambda name: found.alone[name])[:3]

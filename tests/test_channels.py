@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.weights import sha256_of
-from gaprune.models.channel_removal import masked_equivalent, removable, remove_channels
+from gaprune.models.channel_removal import masked_equivalent, removable_groups, remove_channels
 from gaprune.models.zoo.networks import LeNet, MobileStudent
 
 Chosen = Mapping[str, Sequence[int]]
@@ -113,7 +113,7 @@ def test_halves_that_are_added_to_a_whole() -> None:
         (3, 3),
         (3,),
     ]
-    assert [group.layers for group in removable(model, images(1))] == [
+    assert [group.layers for group in removable_groups(model, images(1))] == [
         ("whole", "one", "norm"),
         ("whole", "two", "norm"),
     ]
@@ -131,14 +131,14 @@ def test_transposed_convolutions_and_a_gate() -> None:
 
 def test_the_groups_of_a_network() -> None:
     """Each group lists the layers that make its channels and what reads each of them."""
-    found = {group.layers: group for group in removable(built(Residual), images(1))}
+    found = {group.layers: group for group in removable_groups(built(Residual), images(1))}
     assert {layers: len(group.channels) for layers, group in found.items()} == {
         ("stem", "stem_norm", "back", "back_norm"): 5,
         ("down", "down_norm"): 7,
     }
     channel = found["stem", "stem_norm", "back", "back_norm"].channels[3]
-    assert channel.made == (("stem", 3), ("stem_norm", 3), ("back", 3), ("back_norm", 3))
-    assert channel.read == (("down", 3), *(("head", 27 + place) for place in range(9)))
+    assert channel.outputs == (("stem", 3), ("stem_norm", 3), ("back", 3), ("back_norm", 3))
+    assert channel.inputs == (("down", 3), *(("head", 27 + place) for place in range(9)))
 
 
 @pytest.mark.parametrize("build", [lambda: MobileStudent(0.5), LeNet])
@@ -146,7 +146,7 @@ def test_networks_of_the_zoo(build: Callable[[], nn.Module]) -> None:
     """Every second channel of every group goes, and the rest computes what the masked one does."""
     model = built(build)
     inputs = torch.rand(9, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    groups = removable(model, inputs[:1])
+    groups = removable_groups(model, inputs[:1])
     chosen = {group.layers[0]: range(0, len(group.channels), 2) for group in groups}
     compact = remove_channels(model, inputs[:1], chosen)
     masked = masked_equivalent(model, inputs[:1], chosen)
@@ -284,7 +284,7 @@ def test_channels_that_have_to_stay_say_why(case: str) -> None:
 def test_a_network_that_cannot_be_traced() -> None:
     """What torch-pruning says about it reaches the user as one message."""
     with pytest.raises(InputError, match="model: torch-pruning cannot trace it"):
-        removable(built(Separable), torch.rand(1, 5))
+        removable_groups(built(Separable), torch.rand(1, 5))
 
 
 def test_without_torch_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,4 +293,4 @@ def test_without_torch_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         GapruneError, match=r"needs torch-pruning; pip install 'gaprune\[compare\]'"
     ):
-        removable(built(Separable), images(1))
+        removable_groups(built(Separable), images(1))

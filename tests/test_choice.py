@@ -19,7 +19,7 @@ from gaprune.calibration.blend import SAMPLE
 from gaprune.calibration.calibration_set import make_calibration_set, requested_data_levels
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target, target_from_module
 
 INVERTED = ("inversion", "procedural")

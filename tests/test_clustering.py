@@ -24,7 +24,7 @@ from gaprune.export.clustering import (
     sweep_clusters,
 )
 from gaprune.masks.supermask import top_k_mask
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target, target_from_module
 from gaprune.models.zoo import mnist
 

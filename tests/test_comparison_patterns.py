@@ -160,7 +160,7 @@ def test_norms_of_channels_are_those_of_the_filters_that_make_them(norm: int) ->
         for one in group.channels:
             made = [
                 target.weights[f"{place.layer}.weight"][place.channel].double().abs()
-                for place in one.made
+                for place in one.outputs
                 if f"{place.layer}.weight" in target.weights
             ]
             expected.append(sum(float((part**norm).sum()) for part in made) ** (1 / norm))

@@ -17,7 +17,7 @@ from gaprune.criteria.network import MAX_BATCH, MEMORY, fitting
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.macs import activation_bytes, macs_per_input
 from gaprune.models.target import load_target
-from gaprune.models.zoo import ZOO, load
+from gaprune.models.zoo import ZOO, load_zoo_network
 
 
 def test_the_activations_of_a_linear_network_are_its_inputs() -> None:
@@ -48,7 +48,7 @@ def test_batches_follow_memory() -> None:
 @pytest.mark.parametrize("name", ["mnist-mlp", "mnist-cnn", "lenet"])
 def test_the_zoo_fits_whole_batches(name: str) -> None:
     """So the figures of its networks do not depend on the bound."""
-    model = load(name)
+    model = load_zoo_network(name)
     leaves = {key: one.detach().requires_grad_() for key, one in model.named_parameters()}
     assert fitting(activation_bytes(model, torch.zeros(1, 1, 28, 28), leaves), 3) == MAX_BATCH
 

@@ -46,7 +46,7 @@ from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Va
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
-from gaprune.workers.device import move_evaluator, steady
+from gaprune.workers.device import deterministic, move_evaluator
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -352,12 +352,12 @@ def test_a_gpu_is_set_to_equal_bits_only_while_tasks_run() -> None:
         )
 
     before = switches()
-    with steady("cpu"):
+    with deterministic("cpu"):
         assert switches() == before
-    with steady("cuda"):
+    with deterministic("cuda"):
         assert switches() == ("ieee", "ieee", "ieee", True, True)
     assert switches() == before
-    with contextlib.suppress(ValueError), steady("cuda"):
+    with contextlib.suppress(ValueError), deterministic("cuda"):
         raise ValueError
     assert switches() == before
 
@@ -376,7 +376,7 @@ def test_a_gpu_scores_as_the_cpu_does(name: str) -> None:
     evaluator = EVALUATORS[name]()
     moved = move_evaluator(evaluator, "cuda")
     mask = random_genes(evaluator.layout, evaluator.layout.total // 2).express(evaluator.layout)
-    with steady("cuda"):
+    with deterministic("cuda"):
         assert moved.fitness(mask) == pytest.approx(evaluator.fitness(mask), rel=1e-3, abs=1e-4)
         assert moved.validate(mask) == pytest.approx(evaluator.validate(mask), rel=1e-3, abs=1e-4)
         here = evaluator.score_gradient(mask, evaluator.draw_batch(16, seeded()))

@@ -33,8 +33,7 @@ from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.pruned_network import find_target
 from gaprune.io.atomic_folder import read_checkpoint
-from gaprune.models.input_options import InputOptions
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import repair
 from gaprune.runs.checkpointer import START, FolderCheckpointer
@@ -231,14 +230,14 @@ def test_a_target_moves_with_all_that_it_holds() -> None:
         assert moved.device == FAR
         for name, weight in moved.weights.items():
             assert weight.data_ptr() == moved.model.get_parameter(name).data_ptr()
-        assert moved.inputs.words is not None
-        assert moved.inputs.words.table is moved.model.get_submodule("table")
+        assert moved.inputs.token_ids is not None
+        assert moved.inputs.token_ids.embedding is moved.model.get_submodule("table")
         assert moved.weights_sha256 == target.weights_sha256
         back = moved.to("cpu")
     assert target.to("cpu") is target
     assert bits_of(back.model.state_dict()) == bits_of(target.model.state_dict())
-    assert back.inputs.words is not None
-    assert back.inputs.words.table is back.model.get_submodule("table")
+    assert back.inputs.token_ids is not None
+    assert back.inputs.token_ids.embedding is back.model.get_submodule("table")
 
 
 def test_what_comes_out_lies_on_the_cpu(tmp_path: Path) -> None:

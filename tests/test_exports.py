@@ -27,7 +27,7 @@ from gaprune import Result, export, load_masks, load_sparse, save_run
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.export import EXPORTERS
-from gaprune.models.onnx import Session
+from gaprune.models.onnx import OnnxSession
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.zoo import ZOO
 
@@ -180,7 +180,7 @@ def test_onnx_answers_as_torch_does(name: str, tmp_path: Path) -> None:
     """Every network of the zoo, in ONNX Runtime, to 1e-4, at any batch."""
     found = zoo_result(name, 0.8)
     written = export(found, "onnx", tmp_path / "out")
-    run = Session(written.file)
+    run = OnnxSession(written.file)
     model = found.pruned_model()
     for count in (1, 3, 64):
         inputs = torch.rand(count, 1, 28, 28)

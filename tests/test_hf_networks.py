@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.models.input_options import InputOptions
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.sources import load_source
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.tokenizer import mask_of, pool_tokens

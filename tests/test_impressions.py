@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from gaprune.calibration.inversion.impressions import Recipe, impressions, soft_targets
 from gaprune.errors import InputError
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 
 
@@ -46,7 +46,7 @@ def test_impressions_move_the_teacher_towards_their_targets() -> None:
     targets = soft_targets(64, 4, seeded(5))
 
     def miss(unit: Tensor) -> float:
-        log_outputs = functional.log_softmax(answers(model, 4 * unit - 2), 1)
+        log_outputs = functional.log_softmax(batched_forward(model, 4 * unit - 2), 1)
         return float(-(targets * log_outputs).sum(1).mean())
 
     assert miss(made) < 0.7 * miss(starts)
@@ -63,9 +63,9 @@ def test_impressions_of_a_regressor_match_its_answers_on_other_inputs() -> None:
     starts = torch.rand(64, 6, generator=seeded(1))
     spec = InputSpec((6,), "vector")
     made = impressions(model, spec, starts, seeded(5), Recipe(smoothness=0.0, batch=64))
-    outputs = answers(model, starts)
+    outputs = batched_forward(model, starts)
     targets = outputs[torch.randperm(64, generator=seeded(5))]
-    error = (answers(model, made) - targets).square().mean()
+    error = (batched_forward(model, made) - targets).square().mean()
     assert error < 0.5 * (outputs - targets).square().mean()
 
 

@@ -28,7 +28,7 @@ from gaprune.criteria import CRITERIA
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import MIN_KEEP, global_mask, layer_counts
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.evaluation.labelled import check_labelled, read_labelled, zoo_test, zoo_train
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target, target_from_module
 
 VECTORS = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_labels_become_int64_and_inputs_take_the_dtype_of_the_network(dtype: tor
 def test_tokens_stay_integers() -> None:
     """They are no numbers to compute with."""
 
-    class Words(nn.Module):
+    class TokenIds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embedding, self.out = nn.Embedding(9, 4), nn.Linear(4, 2)
@@ -70,7 +70,7 @@ def test_tokens_stay_integers() -> None:
             logits: Tensor = self.out(self.embedding(ids).mean(1))
             return logits
 
-    words = target_from_module(Words(), inputs=InputOptions(shape=(7,)))
+    words = target_from_module(TokenIds(), inputs=InputOptions(shape=(7,)))
     ids = torch.randint(9, (4, 7))
     assert check_labelled("test", Samples(ids, LABELS[:4], "x"), words).inputs.equal(ids)
 

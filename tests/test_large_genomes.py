@@ -41,7 +41,7 @@ from gaprune.evolution.snapshot import SearchState
 from gaprune.evolution.tasks import BreedTask, Variation
 from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
 from gaprune.masks.supermask import Layout
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
@@ -163,8 +163,8 @@ def large_evaluator() -> Evaluator:
         weights=weights,
         layout=layout,
         objective=OBJECTIVES["kl"],
-        search=TeacherBatch(first, answers(model, first), None),
-        validation=TeacherBatch(second, answers(model, second), None),
+        search=TeacherBatch(first, batched_forward(model, first), None),
+        validation=TeacherBatch(second, batched_forward(model, second), None),
         mixture=GeneratorMixture(InputSpec((8,), "vector"), {"uniform": 1.0}, torch.float32),
         gradient_inputs=None,
         gradient_share=0.0,

@@ -20,7 +20,7 @@ from gaprune.comparison.methods.training_data import (
 )
 from gaprune.errors import InputError
 from gaprune.evaluation.objectives import relative_error
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))

@@ -19,7 +19,7 @@ from gaprune.evaluation.runtimes import CSR, EAGER, ONNX, RUNTIMES, Subject, Una
 from gaprune.export.measure.nonzero_macs import NonzeroMacs, work_of
 from gaprune.export.measure.read_file import FileContents, read_file
 from gaprune.export.measure.remarks import latency_remarks
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
 
 FORMS = ("dense", "masks", "prune", "sparse")
@@ -164,7 +164,10 @@ def test_a_runtime_that_cannot_says_why() -> None:
         pass
 
 
-SAME, SMALLER = NonzeroMacs(100, 10), NonzeroMacs(40, 40)  # of a dense network with 100 multiply-adds
+SAME, SMALLER = (
+    NonzeroMacs(100, 10),
+    NonzeroMacs(40, 40),
+)  # of a dense network with 100 multiply-adds
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.scoring import Scores
 from gaprune.evolution.tasks import ScoreTask
 from gaprune.masks.supermask import Layout, masked_weights
-from gaprune.models.forward import CHUNK, answers
+from gaprune.models.forward import CHUNK, batched_forward
 from gaprune.models.target import load_target
 from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions
 
@@ -124,7 +124,7 @@ def of_zoo(name: str) -> Evaluator:
     """Return a evaluator of a network of the zoo: noise, two chunks, the first rung one of them."""
     target = load_target(name)
     noise = torch.rand((CHUNK + 5, *target.inputs.shape), generator=seeded())
-    search = TeacherBatch(noise, answers(target.model, noise), None)
+    search = TeacherBatch(noise, batched_forward(target.model, noise), None)
     return Evaluator(
         model=target.model,
         weights=target.weights,
@@ -281,7 +281,7 @@ def test_tracing_leaves_the_network_as_it_is(build: Callable[[], nn.Module]) -> 
     cut_up(model, evaluator.weights, kept, evaluator.search.inputs[:8], 1e9)
     assert set(vars(model)) == names
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
-    assert torch.equal(answers(model, evaluator.search.inputs), evaluator.search.teacher)
+    assert torch.equal(batched_forward(model, evaluator.search.inputs), evaluator.search.teacher)
 
 
 def test_no_cut_is_made_where_something_is_overwritten_later() -> None:

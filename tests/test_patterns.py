@@ -218,7 +218,7 @@ def removed(target: Target, mask: Tensor) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for one, stays in zip(channels, mask.tolist(), strict=True):
         if not stays:
-            found.setdefault(one.made[0].layer, []).append(one.made[0].channel)
+            found.setdefault(one.outputs[0].layer, []).append(one.outputs[0].channel)
     return found
 
 
@@ -269,7 +269,7 @@ def test_channels_sum_up_what_they_alone_decide_on(seed: int, kind: str) -> None
 def test_every_pair_of_groups_names_other_channels() -> None:
     """No channel of a layer is in two units, and outputs are in none."""
     for kind, target in TARGETS.items():
-        units = [set(one.made) for group in channel_groups(target) for one in group.channels]
+        units = [set(one.outputs) for group in channel_groups(target) for one in group.channels]
         assert all(not a & b for a, b in combinations(units, 2)), kind
         assert not any(place.layer == "head" for unit in units for place in unit)
 

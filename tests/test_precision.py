@@ -22,10 +22,10 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evaluation.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.resume import CHANGEABLE
-from gaprune.workers.device import move_evaluator, steady
+from gaprune.workers.device import deterministic, move_evaluator
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -343,7 +343,7 @@ def test_a_gpu_takes_fewer_bits(evaluator: Evaluator, precision: str) -> None:
     narrow = move_evaluator(replace(evaluator, precision=precision), "cuda")
     genes = random_genes(evaluator.layout, evaluator.layout.total // 2)
     mask = genes.express(evaluator.layout)
-    with steady("cuda"):
+    with deterministic("cuda"):
         assert narrow.fitness(mask) == pytest.approx(wide.fitness(mask), rel=0.05, abs=0.02)
         assert narrow.validate(mask) == wide.validate(mask)
         here, there = (

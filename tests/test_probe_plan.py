@@ -21,9 +21,8 @@ from gaprune.calibration.generators.mixture import GeneratorMixture, mix_generat
 from gaprune.calibration.inversion.impressions import impressions
 from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError
-from gaprune.models.forward import answers
-from gaprune.models.input_options import InputOptions
-from gaprune.models.input_spec import KINDS, InputSpec
+from gaprune.models.forward import batched_forward
+from gaprune.models.input_spec import KINDS, InputOptions, InputSpec
 from gaprune.models.target import Target, load_target, target_from_module
 
 
@@ -264,7 +263,12 @@ def test_impressions_are_held_and_in_the_networks_range(mlp: Target) -> None:
     assert plan.gradient_inputs is not None
     assert plan.mixture is None
     assert plan.gradient_inputs.inputs.shape == (16, 1, 28, 28)
-    assert 0 <= plan.gradient_inputs.inputs.min().item() <= plan.gradient_inputs.inputs.max().item() <= 1
+    assert (
+        0
+        <= plan.gradient_inputs.inputs.min().item()
+        <= plan.gradient_inputs.inputs.max().item()
+        <= 1
+    )
     assert plan.gradient_share == 1
     assert "16 class impressions" in plan.provenance.sources[0]
 
@@ -304,7 +308,7 @@ def test_every_kind_of_input_gets_calibration_that_fit(kind: str) -> None:
     batch = plan.mixture.draw(17, seeded())
     for inputs in (plan.search.inputs, plan.validation.inputs, batch):
         assert inputs.shape[1:] == target.inputs.shape
-        assert answers(target.model, inputs).isfinite().all()
+        assert batched_forward(target.model, inputs).isfinite().all()
         if kind == "tokens":
             assert inputs.dtype == torch.int64
             assert 0 <= int(inputs.min()) <= int(inputs.max()) < 11
@@ -328,7 +332,7 @@ def test_calibration_have_the_dtype_of_the_network(labelled: str) -> None:
     for calibration in (("procedural",), (labelled,), ("impressions",)):
         plan = make_calibration_set(target, settings_of(calibration=calibration), seeded())
         assert plan.search.inputs.dtype == plan.validation.inputs.dtype == torch.float64
-        answers(target.model, plan.search.inputs)
+        batched_forward(target.model, plan.search.inputs)
 
 
 @pytest.mark.parametrize("calibration", [("procedural",), ("impressions",)])

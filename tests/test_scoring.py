@@ -23,7 +23,7 @@ from gaprune.evolution.scoring import ScoreGroupTask, score_masks
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import ScoreTask
 from gaprune.masks.supermask import pack
-from gaprune.models.forward import forward_many
+from gaprune.models.forward import vmap_forward
 from gaprune.models.target import load_target
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.setup import make_plan
@@ -79,7 +79,7 @@ def test_several_really_pass_at_once(name: str) -> None:
         part: torch.stack([evaluator.layout.split(mask)[part] * weight for mask in masks])
         for part, weight in evaluator.weights.items()
     }
-    outputs = forward_many(evaluator.model, kept, evaluator.search.inputs)
+    outputs = vmap_forward(evaluator.model, kept, evaluator.search.inputs)
     for mask, answered in zip(masks, outputs, strict=True):
         expected = evaluator.outputs(mask, evaluator.search.inputs)
         assert torch.allclose(answered, expected, rtol=1e-4, atol=1e-5)
@@ -125,7 +125,7 @@ def test_a_network_that_cannot_do_that_has_its_masks_scored_alone(kind: str) -> 
     masks = masks_of(evaluator, 3)
     kept = {name: torch.stack([weight, weight]) for name, weight in evaluator.weights.items()}
     with pytest.raises((RuntimeError, ValueError, TypeError)):
-        forward_many(evaluator.model, kept, evaluator.search.inputs)
+        vmap_forward(evaluator.model, kept, evaluator.search.inputs)
     assert evaluator.fitness_many(masks) == [evaluator.fitness(mask) for mask in masks]
 
 

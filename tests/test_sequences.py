@@ -17,7 +17,7 @@ from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.sequences import ROWS, VARYING, WRITING, sequence_samples
 from gaprune.calibration.inversion.token_search import SPREADS, spread_of
 from gaprune.config import Settings, make_settings
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import InputError
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.prunable import find_prunable
-from gaprune.models.sources import check_one_input, choose_output, describe
-from gaprune.models.sources.outputs import pick
+from gaprune.models.sources import check_one_input, choose_output, describe_outputs
+from gaprune.models.sources.outputs import select_output
 from gaprune.models.target import target_from_module
 
 
@@ -113,8 +113,8 @@ def test_a_choice_inside_a_choice() -> None:
 
 def test_a_key_with_a_dot_is_a_key() -> None:
     """Only where there is none of the whole name do dots lead inside."""
-    assert pick({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
-    assert pick({"a": {"b": 2}}, "a.b") == 2
+    assert select_output({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+    assert select_output({"a": {"b": 2}}, "a.b") == 2
 
 
 def test_parameters_keep_their_names_and_values() -> None:
@@ -186,12 +186,14 @@ def test_choosing_from_one_tensor_is_refused() -> None:
 def test_outputs_are_described_with_names_and_shapes() -> None:
     """Every output is named as it can be chosen."""
     logits, hidden = torch.zeros(5, 2), torch.zeros(5, 4)
-    assert describe({"a": logits, "b": None}) == (
+    assert describe_outputs({"a": logits, "b": None}) == (
         "the network returns a dict of 'a': tensor [5, 2], 'b': NoneType"
     )
-    assert describe((logits, hidden)).endswith("of 0: tensor [5, 2], 1: tensor [5, 4]")
-    assert describe(Pair(logits, hidden)).startswith("the network returns a Pair of 'logits'")
-    assert describe(None) == "the network returns a NoneType of nothing"
+    assert describe_outputs((logits, hidden)).endswith("of 0: tensor [5, 2], 1: tensor [5, 4]")
+    assert describe_outputs(Pair(logits, hidden)).startswith(
+        "the network returns a Pair of 'logits'"
+    )
+    assert describe_outputs(None) == "the network returns a NoneType of nothing"
 
 
 def test_a_network_that_needs_several_tensors_is_refused() -> None:

@@ -28,7 +28,7 @@ from gaprune.io.sparse import SparseFile, load_sparse, load_sparse_into
 from gaprune.io.sparse.index_codecs import CODINGS, decode
 from gaprune.io.sparse.tensors import DTYPES
 from gaprune.masks.supermask import top_k_mask
-from gaprune.models.zoo import ZOO, load
+from gaprune.models.zoo import ZOO, load_zoo_network
 
 PLAIN = ExportOptions(compress=False)
 HOWS = (ExportOptions(), PLAIN)
@@ -102,7 +102,9 @@ def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, name: str, how: Expo
 
 @pytest.mark.parametrize("how", HOWS, ids=["zstd", "plain"])
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.02, 0.3, 1.0])
-def test_pruned_weights_and_masks_come_back(tmp_path: Path, density: float, how: ExportOptions) -> None:
+def test_pruned_weights_and_masks_come_back(
+    tmp_path: Path, density: float, how: ExportOptions
+) -> None:
     """At every density, also where a kept weight happens to be 0."""
     weight, mask = pruned((30, 20, 3, 3), density)
     if mask.any():
@@ -331,7 +333,7 @@ def test_what_cannot_be_written_is_refused() -> None:
 
 def test_mnist_cnn_at_a_fiftieth_takes_a_twentieth_and_a_thirty_fifth(tmp_path: Path) -> None:
     """At sparsity 0.98: ≤ 1/20 of the dense file in float32, ≤ 1/35 with a codebook."""
-    model, dense = load("mnist-cnn"), ZOO["mnist-cnn"].checkpoint
+    model, dense = load_zoo_network("mnist-cnn"), ZOO["mnist-cnn"].checkpoint
     state, masks = dict(model.state_dict()), {}
     for name, value in state.items():
         masks[name] = top_k_mask(value.abs(), round(0.02 * value.numel()))
@@ -348,7 +350,9 @@ def test_reading_an_uncompressed_file_needs_no_extra(tmp_path: Path) -> None:
     """Without Zstandard a plain file is read, and a compressed one is refused with the way out."""
     plain, _ = small_file(tmp_path, PLAIN)
     weight, mask = pruned((300, 30), 0.1)
-    squeezed = write(tmp_path / "z.safetensors", sparse_bytes({"w": weight}, {"w": mask}, ExportOptions()))
+    squeezed = write(
+        tmp_path / "z.safetensors", sparse_bytes({"w": weight}, {"w": mask}, ExportOptions())
+    )
     script = f"""
 import sys
 sys.modules["zstandard"] = None
@@ -368,7 +372,8 @@ def test_equal_networks_make_equal_files() -> None:
     """The same state gives the same bytes, so files can be compared by their hash."""
     weight, mask = pruned((20, 20), 0.3)
     one, other = (
-        sparse_bytes({"w": weight}, {"w": mask}, ExportOptions(), target="x") for _ in pairwise("abc")
+        sparse_bytes({"w": weight}, {"w": mask}, ExportOptions(), target="x")
+        for _ in pairwise("abc")
     )
     assert one == other
 

@@ -36,7 +36,7 @@ from benchmarks.pace.versus_original import (
     measure_original,
     original_of,
 )
-from gaprune.models.zoo import load, mnist
+from gaprune.models.zoo import load_zoo_network, mnist
 
 NO_TIME = 0.01  # seconds of a search: every one scores a candidate all the same
 TINY: dict[str, Any] = {"seconds": NO_TIME, "calibration": 8, "validation": 8, "kinds": ("noise",)}
@@ -88,7 +88,7 @@ def test_the_original_is_the_trained_network_under_its_masks() -> None:
     images, labels = (part[:100] for part in mnist.test_set())
     one = original_of(images, labels, population=2)
     weights = [layer.weight.detach().numpy() for layer in one.model.layers]
-    model = load("mnist-cnn")
+    model = load_zoo_network("mnist-cnn")
     for layer in (model.conv1, model.conv2, model.fc1, model.fc2):
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         prune.l1_unstructured(layer, "weight", amount=int(0.7 * layer.weight.numel()))

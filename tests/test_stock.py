@@ -15,7 +15,7 @@ from gaprune import InputOptions, prune
 from gaprune.evaluation.batch_pool import BATCHES, BYTES, LEAST, BatchPool, batch_cache_size
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 
 
 def evaluator_of(batches: int) -> Evaluator:
@@ -33,7 +33,7 @@ def test_a_step_sees_one_of_the_batches() -> None:
     assert len(different) == 3
     for batch in different.values():
         assert len(batch.inputs) == 7
-        assert torch.equal(batch.teacher, answers(evaluator.model, batch.inputs))
+        assert torch.equal(batch.teacher, batched_forward(evaluator.model, batch.inputs))
 
 
 def test_the_dense_network_is_asked_once_a_batch() -> None:
@@ -71,7 +71,7 @@ def test_held_inputs_stand_beside_those_of_the_stock() -> None:
     evaluator = replace(evaluator, gradient_inputs=evaluator.search, gradient_share=0.5)
     batch = evaluator.draw_batch(8, seeded())
     assert len(batch.inputs) == 8
-    assert torch.allclose(batch.teacher, answers(evaluator.model, batch.inputs), atol=1e-6)
+    assert torch.allclose(batch.teacher, batched_forward(evaluator.model, batch.inputs), atol=1e-6)
     own = {one.numpy().tobytes() for one in evaluator.search.inputs}
     assert [one.numpy().tobytes() in own for one in batch.inputs] == [True] * 4 + [False] * 4
 

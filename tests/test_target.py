@@ -22,8 +22,7 @@ from gaprune.errors import InputError
 from gaprune.io.user_code import load_function
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import masked_forward
-from gaprune.models.input_options import sample_inputs
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.input_spec import InputSpec, sample_inputs
 from gaprune.models.target import (
     InputOptions,
     Target,
@@ -31,7 +30,7 @@ from gaprune.models.target import (
     resolve_inputs,
     target_from_module,
 )
-from gaprune.models.zoo import ZOO, load
+from gaprune.models.zoo import ZOO, load_zoo_network
 
 FACTORIES = '''
 """Networks for the tests."""
@@ -89,7 +88,7 @@ def _mlp() -> nn.Sequential:
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_targets(name: str) -> None:
     """A zoo name gives its network with its checkpoint, its inputs and its weights in order."""
-    target, reference = load_target(name), load(name)
+    target, reference = load_target(name), load_zoo_network(name)
     assert (target.name, target.zoo, target.inputs) == (name, name, ZOO[name].inputs)
     assert target.weights_sha256 == sha256_of(reference.state_dict())
     assert target.layout.names == tuple(target.weights)

@@ -27,11 +27,9 @@ from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.presets import find_preset
-from gaprune.models.input_options import InputOptions, embeddings
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.input_spec import InputOptions, InputSpec, TokenIds, vocabulary_embeddings
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target, target_from_module
-from gaprune.models.token_ids import Words
 from gaprune.records import Generation
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_run
@@ -71,8 +69,8 @@ def embedding_of(rows: Tensor) -> nn.Embedding:
 
 def spec_of(length: int = 12, **known: Any) -> InputSpec:
     """Return token inputs of 200 ids of which 10 and above are ordinary."""
-    words = Words(**{"ranked": ORDINARY, "start": 1, "end": 2, **known})
-    return InputSpec((length,), "tokens", vocabulary=200, words=words)
+    token_ids = TokenIds(**{"by_frequency": ORDINARY, "start": 1, "end": 2, **known})
+    return InputSpec((length,), "tokens", vocabulary=200, token_ids=token_ids)
 
 
 @pytest.mark.parametrize("name", LIKE_TEXT)
@@ -87,7 +85,7 @@ def test_texts_stand_between_their_marks(
     name: str, length: int, count: int, marks: tuple[int | None, int | None], seed: int
 ) -> None:
     """First and last as stated, ordinary ids between; marks without room are dropped."""
-    spec = spec_of(length, start=marks[0], end=marks[1], table=table())
+    spec = spec_of(length, start=marks[0], end=marks[1], embedding=table())
     ids = TOKENS[name](spec, count, seeded(seed))
     assert ids.shape == (count, length)
     assert ids.dtype == torch.int64
@@ -103,17 +101,17 @@ def test_texts_stand_between_their_marks(
 def test_common_tokens_come_first_in_the_order(name: str) -> None:
     """Also where that is not the order of ids."""
     order = tuple(reversed(ORDINARY))
-    ids = TOKENS[name](spec_of(40, ranked=order), 300, seeded())[:, 1:-1]
+    ids = TOKENS[name](spec_of(40, by_frequency=order), 300, seeded())[:, 1:-1]
     counts = ids.flatten().bincount(minlength=200)[list(order)]
     assert counts[:10].sum() > 0.15 * counts.sum()
     assert counts[:10].sum() > 4 * counts[-10:].sum()
 
 
 @pytest.mark.parametrize("name", LIKE_TEXT)
-@pytest.mark.parametrize("known", [None, Words(), Words(table=table())])
-def test_without_an_order_all_ids_are_drawn(name: str, known: Words | None) -> None:
+@pytest.mark.parametrize("known", [None, TokenIds(), TokenIds(embedding=table())])
+def test_without_an_order_all_ids_are_drawn(name: str, known: TokenIds | None) -> None:
     """There are no marks then, and other ids are common in every call."""
-    spec, generator = replace(spec_of(30), words=known), seeded(1)
+    spec, generator = replace(spec_of(30), token_ids=known), seeded(1)
     first, second = (TOKENS[name](spec, 200, generator) for _ in range(2))
     assert len(first.unique()) > 180
     assert first.mode().values.mode() != second.mode().values.mode()
@@ -122,7 +120,7 @@ def test_without_an_order_all_ids_are_drawn(name: str, known: Words | None) -> N
 def test_zipf_bursts_without_an_order_do_not_depend_on_the_embedding() -> None:
     """The same ids from a network whose embedding is known as from a bare description."""
     bare = InputSpec((30,), "tokens", vocabulary=200)
-    known = replace(bare, words=Words(table=table()))
+    known = replace(bare, token_ids=TokenIds(embedding=table()))
     draw = TOKENS["zipf-bursts"]
     assert torch.equal(draw(bare, 9, seeded(4)), draw(known, 9, seeded(4)))
 
@@ -132,7 +130,7 @@ def test_neighbours_are_those_of_the_largest_cosine(ranked: tuple[int, ...]) -> 
     """Around the mean of the ordinary rows, as torch's own cosine in float64 has it."""
     rows = table()
     ordinary = torch.tensor(ranked or range(200))
-    spec = spec_of(ranked=ranked, table=rows)
+    spec = spec_of(by_frequency=ranked, embedding=rows)
     ids = ordinary[torch.randint(len(ordinary), (600,), generator=seeded(2))]
     generator = seeded()
     found = neighbours(spec, ids, ordinary, 7, generator)
@@ -155,14 +153,17 @@ def test_neighbours_of_an_unknown_embedding_are_drawn() -> None:
     assert found.shape == (50, 32)
     assert torch.equal(found[:, 0], ids)
     assert set(found.flatten().tolist()) <= set(ORDINARY)
-    assert neighbours(spec_of(ranked=(10, 11)), ids[:2], ids[:2], 32, seeded()).shape == (2, 2)
+    assert neighbours(spec_of(by_frequency=(10, 11)), ids[:2], ids[:2], 32, seeded()).shape == (
+        2,
+        2,
+    )
 
 
 def test_half_of_a_text_is_about_two_topics() -> None:
     """Where ids fall into clusters, those of two of them are common in each text."""
     corners = torch.eye(5).repeat_interleave(40, 0)
     rows = embedding_of(corners + 0.01 * torch.randn(200, 5, generator=seeded(3)))
-    spec = InputSpec((42,), "tokens", vocabulary=200, words=Words(table=rows))
+    spec = InputSpec((42,), "tokens", vocabulary=200, token_ids=TokenIds(embedding=rows))
 
     def of_two(ids: Tensor) -> float:
         cluster = nn.functional.one_hot(ids // 40, 5).sum(1)
@@ -177,7 +178,7 @@ def test_half_of_a_text_is_about_two_topics() -> None:
 @pytest.mark.parametrize("name", LIKE_TEXT)
 def test_the_same_seed_draws_the_same_ids(name: str) -> None:
     """Another seed draws others."""
-    spec = spec_of(table=table())
+    spec = spec_of(embedding=table())
     first, same, other = (TOKENS[name](spec, 20, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -185,13 +186,13 @@ def test_the_same_seed_draws_the_same_ids(name: str) -> None:
 
 def test_facts_name_what_is_known_of_the_ids() -> None:
     """As plain data, without the embedding; what is not known leaves them as they were."""
-    spec = spec_of(table=table())
-    bare = replace(spec, words=None)
-    plain = {name: value for name, value in asdict(bare).items() if name != "words"}
+    spec = spec_of(embedding=table())
+    bare = replace(spec, token_ids=None)
+    plain = {name: value for name, value in asdict(bare).items() if name != "token_ids"}
     assert bare.facts() == plain
-    assert replace(spec, words=Words(table=table())).facts() == plain
+    assert replace(spec, token_ids=TokenIds(embedding=table())).facts() == plain
     assert spec == bare  # the same inputs fit both
-    others = [spec_of(start=3), spec_of(end=None), spec_of(ranked=ORDINARY[::-1])]
+    others = [spec_of(start=3), spec_of(end=None), spec_of(by_frequency=ORDINARY[::-1])]
     texts = {json.dumps(one.facts(), sort_keys=True) for one in (spec, bare, *others)}
     assert len(texts) == 5
     assert spec_of().facts() == spec.facts()
@@ -202,23 +203,23 @@ def target_of(ranked: tuple[int, ...] = tuple(range(3, 11))) -> Target:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         target = target_from_module(Attention(), inputs=InputOptions((9,)))
-    assert target.inputs.words is not None
-    words = replace(target.inputs.words, ranked=ranked, start=1 if ranked else None)
+    assert target.inputs.token_ids is not None
+    token_ids = replace(target.inputs.token_ids, by_frequency=ranked, start=1 if ranked else None)
     return replace(
-        target, network=replace(target.network, inputs=replace(target.inputs, words=words))
+        target, network=replace(target.network, inputs=replace(target.inputs, token_ids=token_ids))
     )
 
 
 def test_a_target_knows_its_own_embedding() -> None:
     """The layer itself and no copy; there is none for floats, or for part of the vocabulary."""
     target = target_of()
-    (layer,) = embeddings(target.model, 11)
-    assert target.inputs.words is not None
-    assert target.inputs.words.table is layer
+    (layer,) = vocabulary_embeddings(target.model, 11)
+    assert target.inputs.token_ids is not None
+    assert target.inputs.token_ids.embedding is layer
     fewer = target_from_module(Attention(), inputs=InputOptions((9,), vocabulary=5))
-    assert fewer.inputs.words is None
+    assert fewer.inputs.token_ids is None
     floats = target_from_module(nn.Linear(3, 2), inputs=InputOptions())
-    assert floats.inputs.words is None
+    assert floats.inputs.token_ids is None
 
 
 @pytest.mark.parametrize(
@@ -257,20 +258,22 @@ def test_without_an_order_the_network_still_chooses() -> None:
 def test_the_embedding_travels_once() -> None:
     """A packed evaluator is hardly larger for what is known, and draws the same where it arrives."""
     target = target_from_module(wide(), inputs=InputOptions((9,)))
-    words = replace(target.inputs.words or Words(), ranked=tuple(range(3, 5000)), start=1)
+    token_ids = replace(
+        target.inputs.token_ids or TokenIds(), by_frequency=tuple(range(3, 5000)), start=1
+    )
     target = replace(
-        target, network=replace(target.network, inputs=replace(target.inputs, words=words))
+        target, network=replace(target.network, inputs=replace(target.inputs, token_ids=token_ids))
     )
     chosen = resolve_settings(make_settings(TINY), find_preset("default"), target)
     plan = make_calibration_set(target, chosen, seeded())
     evaluator = make_evaluator(target, chosen, find_preset("default"), plan)
     packed = ray.cloudpickle.dumps(evaluator)
     assert evaluator.mixture is not None
-    bare = replace(evaluator.mixture, spec=replace(target.inputs, words=None))
+    bare = replace(evaluator.mixture, spec=replace(target.inputs, token_ids=None))
     assert len(packed) < len(ray.cloudpickle.dumps(replace(evaluator, mixture=bare))) + 30_000
     again = pickle.loads(packed)
-    (layer,) = embeddings(again.model, 5000)
-    assert again.mixture.spec.words.table is layer
+    (layer,) = vocabulary_embeddings(again.model, 5000)
+    assert again.mixture.spec.token_ids.embedding is layer
     assert torch.equal(
         again.draw_batch(8, seeded(3)).inputs, evaluator.draw_batch(8, seeded(3)).inputs
     )
@@ -337,11 +340,11 @@ def write_tokenizer(place: Path, numbered: Callable[[int], int]) -> None:
 def test_a_network_of_transformers_brings_its_tokenizer(folder: Path, run: Run) -> None:
     """From the folder to the command line's provenance; without the file it is a network of ids."""
     target = load_target(f"hf:{folder}", inputs=InputOptions(shape=(9,)))
-    words = target.inputs.words
-    assert words is not None
-    assert words.ranked == tuple(range(5, 50))
-    assert (words.start, words.end) == (1, 2)
-    assert words.table is target.model.get_submodule("embeddings.word_embeddings")
+    token_ids = target.inputs.token_ids
+    assert token_ids is not None
+    assert token_ids.by_frequency == tuple(range(5, 50))
+    assert (token_ids.start, token_ids.end) == (1, 2)
+    assert token_ids.embedding is target.model.get_submodule("embeddings.word_embeddings")
     drawn = GeneratorMixture(target.inputs, {"topics": 1.0}, target.dtype).draw(5, seeded())
     assert drawn[:, 0].tolist() == [1] * 5
     options = [f"--{key.replace('_', '-')}={TINY[key]}" for key in TINY if key != "calibration"]
@@ -355,9 +358,9 @@ def test_a_network_of_transformers_brings_its_tokenizer(folder: Path, run: Run) 
         assert "topics 100% (ids ranked" in provenance["sources"][0]
         assert "zipf-bursts" in provenance["validation"]
     (folder / "tokenizer.json").unlink()
-    bare = load_target(f"hf:{folder}").inputs.words
+    bare = load_target(f"hf:{folder}").inputs.token_ids
     assert bare is not None
-    assert not bare.ranked
+    assert not bare.by_frequency
 
 
 def test_a_stopped_run_draws_the_same_topics_or_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from gaprune.comparison.methods.training import (
 )
 from gaprune.comparison.methods.training_data import label_loss, teacher_loss
 from gaprune.errors import GapruneError, InputError
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module, trainable_copy
 
 SHOWN = torch.rand(64, 6, generator=seeded(3))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gaprune.models.sources.vocabulary import read_words
-from gaprune.models.token_ids import Words
+from gaprune.models.input_spec import TokenIds
+from gaprune.models.sources.vocabulary import read_token_ids
 
 BERT = ["[PAD]", "[unused0]", "[CLS]", "[SEP]", "!", "a", "the", "of", "##s", "zebra"]
 PIECES = {piece: number for number, piece in enumerate(BERT)}
@@ -33,13 +33,13 @@ TOKENIZER = {
 }
 
 
-def words_in(folder: Path, vocabulary: int = 10) -> Words | None:
+def words_in(folder: Path, vocabulary: int = 10) -> TokenIds | None:
     """Read the files of a folder."""
 
     def find(name: str) -> Path | None:
         return folder / name if (folder / name).exists() else None
 
-    return read_words(find, vocabulary)
+    return read_token_ids(find, vocabulary)
 
 
 def write(folder: Path, **changes: Any) -> Path:
@@ -48,10 +48,10 @@ def write(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def known(words: Words | None) -> tuple[tuple[int, ...], int | None, int | None]:
+def known(token_ids: TokenIds | None) -> tuple[tuple[int, ...], int | None, int | None]:
     """Return what was read, for comparison."""
-    assert words is not None
-    return words.ranked, words.start, words.end
+    assert token_ids is not None
+    return token_ids.by_frequency, token_ids.start, token_ids.end
 
 
 def test_ordinary_tokens_in_the_order_of_their_ids(tmp_path: Path) -> None:

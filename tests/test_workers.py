@@ -22,7 +22,7 @@ from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import load_target
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers, open_workers
 

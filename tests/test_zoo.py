@@ -13,7 +13,7 @@ from torch import nn
 from gaprune.errors import InputError
 from gaprune.io.weights import sha256_of
 from gaprune.models.prunable import find_prunable
-from gaprune.models.zoo import ZOO, load, mnist
+from gaprune.models.zoo import ZOO, load_zoo_network, mnist
 
 COUNTS = {  # all parameters, prunable weights: worked out by hand from the layer sizes
     "mnist-mlp": (
@@ -42,7 +42,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", ZOO)
 def test_networks_reach_their_stated_accuracy(name: str) -> None:
     """Each checkpoint classifies MNIST test images about as well as its metadata says."""
-    model, entry = load(name), ZOO[name]
+    model, entry = load_zoo_network(name), ZOO[name]
     images, labels = mnist.test_set()
     with torch.no_grad():
         hits = (model(images[:2000]).argmax(1) == labels[:2000]).double()
@@ -55,18 +55,18 @@ def test_networks_reach_their_stated_accuracy(name: str) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_networks_load_frozen_in_mode_and_equal(name: str) -> None:
     """A network loads in evaluation mode, on the CPU, as documented, the same every time."""
-    model, entry = load(name), ZOO[name]
+    model, entry = load_zoo_network(name), ZOO[name]
     assert isinstance(model, nn.Module)
     assert not any(module.training for module in model.modules())
     assert model(torch.zeros(2, *entry.inputs.shape)).shape == (2, 10)
-    assert sha256_of(model.state_dict()) == sha256_of(load(name).state_dict())
+    assert sha256_of(model.state_dict()) == sha256_of(load_zoo_network(name).state_dict())
     assert (entry.inputs.low, entry.inputs.high, entry.inputs.assumed) == (0, 1, False)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_networks_have_the_documented_sizes(name: str) -> None:
     """Parameters and prunable weights are as many as the layer sizes say."""
-    model = load(name)
+    model = load_zoo_network(name)
     total = sum(parameter.numel() for parameter in model.parameters())
     prunable = sum(weight.numel() for weight in find_prunable(model).values())
     assert (total, prunable) == COUNTS[name]
@@ -84,7 +84,7 @@ def test_unknown_network() -> None:
     with pytest.raises(
         InputError, match=r"did you mean 'mnist-cnn'\?.*lenet, mnist-cnn, mnist-mlp"
     ):
-        load("mnist-cn")
+        load_zoo_network("mnist-cn")
 
 
 def test_carried_data_is_what_its_licence_note_says() -> None:

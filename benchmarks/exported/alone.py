@@ -22,8 +22,8 @@ from gaprune import Result, export, load_target
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
 from gaprune.evaluation.labelled import zoo_test
-from gaprune.models.input_options import InputOptions
-from gaprune.models.onnx import Session
+from gaprune.models.input_spec import InputOptions
+from gaprune.models.onnx import OnnxSession
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target
 from gaprune.models.zoo import ZOO, networks
@@ -106,7 +106,7 @@ def onnx_of(name: str, context: Context) -> Figures:
     images = _images(result.target)
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        run = Session(export(result, "onnx", Path(folder) / "onnx").file)
+        run = OnnxSession(export(result, "onnx", Path(folder) / "onnx").file)
         for count in SHOWN:
             for part in images[: IMAGES if count == max(SHOWN) else count].split(count):
                 worst = max(worst, float(np.abs(run(part) - _answer(model, part)).max()))

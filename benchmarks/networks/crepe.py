@@ -16,7 +16,7 @@ from benchmarks.networks.record import RealNetwork, package_folder
 from benchmarks.networks.scoring import outputs_of, same_class
 from benchmarks.networks.tones import Tones, make_tones
 from gaprune.io.weights import apply_state, load_state
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 FRAME = 1024  # samples

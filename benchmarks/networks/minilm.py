@@ -14,7 +14,7 @@ from torch.nn import functional
 from benchmarks.networks.record import RealNetwork, data_place, package_folder
 from benchmarks.networks.scoring import mean_cosine
 from gaprune.errors import InputError
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target
 

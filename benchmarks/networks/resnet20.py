@@ -13,7 +13,7 @@ from benchmarks.networks.record import RealNetwork, data_place
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from gaprune.errors import InputError
 from gaprune.io.weights import apply_state, load_state
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
 MEAN = (0.485, 0.456, 0.406)

@@ -18,7 +18,7 @@ from gaprune.criteria import DenseNetwork, score
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, held, seed_genes
 from gaprune.masks.supermask import Layout
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
 from gaprune.runs.run import PruningRun
 from gaprune.runs.setup import make_plan

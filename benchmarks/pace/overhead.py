@@ -20,8 +20,8 @@ from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.masks.budget import keep_total
-from gaprune.models.forward import answers
-from gaprune.models.input_options import InputOptions
+from gaprune.models.forward import batched_forward
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target, target_from_module
 
 CALIBRATION, SPARSITY = 256, 0.9
@@ -80,7 +80,7 @@ def overhead_of(target: Target, calibration: int, pairs: int) -> dict[str, float
     strangers = iter([replace(evaluator) for _ in range(pairs + 1)])  # to each, no mask is known
 
     def dense() -> None:
-        answers(evaluator.model, evaluator.search.inputs)
+        batched_forward(evaluator.model, evaluator.search.inputs)
 
     def evaluate() -> None:
         next(strangers).fitness(next(variants).express(evaluator.layout))
@@ -101,7 +101,7 @@ def evaluator_of(target: Target, calibration: int) -> Evaluator:
     """Return a evaluator that shows noise, on one rung; speed does not depend on what is shown."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((calibration, *target.inputs.shape), generator=generator)
-    shown = TeacherBatch(noise, answers(target.model, noise), None)
+    shown = TeacherBatch(noise, batched_forward(target.model, noise), None)
     return Evaluator(
         model=target.model,
         weights=target.weights,

@@ -25,9 +25,9 @@ from gaprune.evaluation.objectives import accuracy
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target, load_target
-from gaprune.models.zoo import load, mnist
+from gaprune.models.zoo import load_zoo_network, mnist
 from gaprune.runs.checkpointer import Checkpointer, SearchCheckpointer
 from gaprune.runs.run import PruningRun
 from gaprune.workers import SerialWorkers
@@ -138,7 +138,7 @@ def _turns(effort: Effort) -> dict[str, Turn]:
 def original_of(images: Tensor, labels: Tensor, population: int) -> Original:
     """Return the original idea on the trained network, to be run on labelled images."""
     model = OriginalCnn(DENSITY)
-    model.load_state_dict(load(NETWORK).state_dict(), strict=False)  # it has no scores
+    model.load_state_dict(load_zoo_network(NETWORK).state_dict(), strict=False)  # it has no scores
     return Original(model, images, labels, population)
 
 
@@ -238,7 +238,7 @@ class _Watch(Checkpointer, SearchCheckpointer):
         best = max(evolution.population, key=lambda one: one.quality)
         model = self._target.masked_copy(evolution.plan.layout.split(best.mask))
         images, labels = mnist.test_set()
-        outputs = answers(model, images)
+        outputs = batched_forward(model, images)
         self.accuracy = float(accuracy(outputs, outputs, labels))
         if self.accuracy >= GOAL:
             raise _ReachedError

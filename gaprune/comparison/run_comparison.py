@@ -27,8 +27,8 @@ from gaprune.errors import InputError
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evaluation.objectives import find_objective
 from gaprune.masks.budget import keep_total
-from gaprune.models.forward import answers
-from gaprune.models.input_options import InputOptions
+from gaprune.models.forward import batched_forward
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
@@ -184,7 +184,7 @@ def _checked(target: Target, spec: ComparisonSpec, data: ComparisonData) -> Comp
         keep_total(searched_layout(target, settings), sparsity)
     for file in requested_files(settings, target.inputs):
         file.read(target.inputs)
-    find_objective(settings.objective, answers(target.model, target.example()))
+    find_objective(settings.objective, batched_forward(target.model, target.example()))
     return ComparisonData(
         *(
             None if samples is None else check_labelled(name, samples, target)

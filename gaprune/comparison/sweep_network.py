@@ -16,7 +16,7 @@ from gaprune.comparison.sweeps import SweepOptions, SweepResult
 from gaprune.comparison.sweeps import sweep as sweep_target
 from gaprune.config import make_settings
 from gaprune.evolution.tasks import derive_seed
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks
 

@@ -27,7 +27,7 @@ from gaprune.evaluation.objectives import Objective, finite
 from gaprune.evaluation.precision import FULL, gradients, reduced
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.masks.units import Units
-from gaprune.models.forward import answers, forward, forward_many
+from gaprune.models.forward import batched_forward, functional_forward, vmap_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.profiling import profiled
 
@@ -143,7 +143,7 @@ class Evaluator:
         remedy = "use --device cpu" if own else "leave --precision out"
         try:
             with reduced(self.precision, self.device):
-                outputs = answers(self.model, inputs)
+                outputs = batched_forward(self.model, inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -209,7 +209,7 @@ class Evaluator:
 
         Rounding is another than that of `fitness`. It does not depend on what else is scored: a
         group that is not full is filled up. Where torch cannot do that with this network (see
-        `forward_many`), or candidates answer after repair, they pass one by one.
+        `vmap_forward`), or candidates answer after repair, they pass one by one.
         """
         if not isinstance(self.forward_mode, StrictForward):
             return [self.fitness(mask, rung) for mask in masks]
@@ -231,7 +231,7 @@ class Evaluator:
             with profiled("mask"):
                 kept = masked_weights(self.weights, masks)
             with profiled("forward"), reduced(self.precision, self.device):
-                outputs = forward_many(self.model, kept, shown.inputs)
+                outputs = vmap_forward(self.model, kept, shown.inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError):
@@ -256,7 +256,7 @@ class Evaluator:
 
     def outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
         """Return what the masked network answers as it is, `[N, …]`."""
-        return forward(self.model, self._kept(self.weight_mask(mask)), inputs)
+        return functional_forward(self.model, self._kept(self.weight_mask(mask)), inputs)
 
     def validation_outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
         """Return what the masked network answers as it is judged, `[N, …]`."""
@@ -328,7 +328,7 @@ class Evaluator:
 
     def _answered(self, inputs: Tensor) -> TeacherBatch:
         inputs = inputs.to(self.device)
-        return TeacherBatch(inputs, answers(self.model, inputs), None)
+        return TeacherBatch(inputs, batched_forward(self.model, inputs), None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what is known: it is worth less than its way, and is no part of a evaluator."""

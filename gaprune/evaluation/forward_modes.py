@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import GapruneError
-from gaprune.models.forward import CHUNK, answers, forward
+from gaprune.models.forward import CHUNK, batched_forward, functional_forward
 from gaprune.repair import (
     Anchors,
     Moments,
@@ -103,13 +103,13 @@ class StrictForward:
 
     def select(self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Pass the inputs in chunks."""
-        return forward(model, kept, inputs)
+        return functional_forward(model, kept, inputs)
 
     def validation_outputs(
         self, model: nn.Module, kept: Mapping[str, Tensor], inputs: Tensor
     ) -> Tensor:
         """Pass the inputs in chunks."""
-        return forward(model, kept, inputs)
+        return functional_forward(model, kept, inputs)
 
     def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: TeacherBatch) -> Step:
         """Pass the batch at once."""
@@ -121,7 +121,7 @@ class StrictForward:
         """Ask the dense network about the new inputs; what is held knows its answers."""
         parts = [] if held is None else [held]
         if fresh is not None:
-            parts.append(TeacherBatch(fresh, answers(model, fresh), None))
+            parts.append(TeacherBatch(fresh, batched_forward(model, fresh), None))
         if len(parts) == 1:
             return parts[0]
         return TeacherBatch(
@@ -180,8 +180,8 @@ class RepairedForward:
             if not anchors.outputs.isfinite().all():
                 raise
             # the candidate overflows where the dense network does not: it loses, the search goes on
-            return torch.full_like(forward(model, kept, inputs), torch.nan)
-        return forward(model, {**kept, **state}, inputs)
+            return torch.full_like(functional_forward(model, kept, inputs), torch.nan)
+        return functional_forward(model, {**kept, **state}, inputs)
 
     def step(self, model: nn.Module, leaves: Mapping[str, Tensor], batch: TeacherBatch) -> Step:
         """Match the batch by its own statistics; gradients also pass through them."""

@@ -13,7 +13,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.evaluation.labelled import check_inputs, check_labelled
 from gaprune.evaluation.objectives import AUTO, Metric, accuracy, find_objective, finite
-from gaprune.models.forward import CHUNK, answers
+from gaprune.models.forward import CHUNK, batched_forward
 from gaprune.models.target import Target
 
 ROUNDING = 1e-9  # accuracies are counts over N: 0.98 − 0.97 is more than 0.01 in binary
@@ -65,7 +65,7 @@ class HeldOut:
         self._target = target
         self._inputs = samples.inputs.to(target.device)
         self._labels = None if samples.labels is None else samples.labels.to(target.device)
-        self._teacher = answers(target.model, self._inputs)
+        self._teacher = batched_forward(target.model, self._inputs)
         objective = find_objective(AUTO, self._teacher)
         self._agreement = objective.agreement
         if self._labels is not None and objective.name != "kl":
@@ -77,7 +77,7 @@ class HeldOut:
 
     def measure(self, model: nn.Module) -> HeldOutScore:
         """Measure a network, which may have other layers than the target."""
-        return self._score(answers(model, self._inputs))
+        return self._score(batched_forward(model, self._inputs))
 
     @torch.no_grad()
     def measure_with(self, weights: Mapping[str, Tensor]) -> HeldOutScore:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gaprune.evaluation.runtimes import CSR, EAGER, Run, Subject, UnavailableError, ready
-from gaprune.models.input_options import sample_inputs
+from gaprune.models.input_spec import sample_inputs
 
 BATCHES = (1, 64)
 SECONDS = 0.5  # that a runtime is timed for, dense network and file together

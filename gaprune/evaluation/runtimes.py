@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError
-from gaprune.models.onnx import Session, save_onnx
+from gaprune.models.onnx import OnnxSession, save_onnx
 from gaprune.models.target import Target
 
 EAGER, COMPILE, CSR, ONNX = "torch", "torch-compile", "torch-csr", "onnxruntime"
@@ -70,12 +70,12 @@ def _csr(subject: Subject) -> Iterator[Run]:
 def _onnx(subject: Subject) -> Iterator[Run]:
     threads = torch.get_num_threads()
     if subject.onnx is not None:
-        yield Session(subject.onnx, threads)
+        yield OnnxSession(subject.onnx, threads)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         save_onnx(_module(subject), subject.target, path)
-        yield Session(path, threads)
+        yield OnnxSession(path, threads)
 
 
 def _module(subject: Subject) -> nn.Module:

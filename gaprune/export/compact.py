@@ -16,7 +16,7 @@ from gaprune.export.sparse_entries import ExportOptions
 from gaprune.export.state_dicts import MODEL
 from gaprune.io.weights import sha256_of
 from gaprune.models.channel_removal import remove_channels
-from gaprune.models.input_options import sample_inputs
+from gaprune.models.input_spec import sample_inputs
 from gaprune.models.patterns import silent_channels
 from gaprune.models.target import Target
 

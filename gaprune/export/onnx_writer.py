@@ -9,7 +9,7 @@ import torch
 from gaprune.errors import GapruneError
 from gaprune.export.pruned_network import PrunedNetwork
 from gaprune.export.sparse_entries import ExportOptions
-from gaprune.models.onnx import FILE, compare, save_onnx
+from gaprune.models.onnx import FILE, compare_with_torch, save_onnx
 
 
 def write_onnx(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
@@ -27,4 +27,4 @@ def write_onnx(pruned: PrunedNetwork, folder: Path, how: ExportOptions) -> None:
         )
     model = pruned.network(target)
     save_onnx(model, target, folder / FILE)
-    compare(model, target, folder / FILE)
+    compare_with_torch(model, target, folder / FILE)

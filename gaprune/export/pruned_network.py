@@ -15,8 +15,7 @@ from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import CONFIG, MASK, PRUNED, RECORD, REPAIRED
 from gaprune.io.weights import load_state
-from gaprune.models.determinism import CPU
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks, stated_inputs
 from gaprune.runs.job import JOB_KEYS, make_job
@@ -174,7 +173,7 @@ def find_target(config: Mapping[str, Any], what: str, model: nn.Module | None = 
             "target and weights into config.toml"
         )
     stated = {key: value for key, value in config.items() if key not in _WHERE}
-    return make_job({**stated, "device": CPU}).load()[0]
+    return make_job({**stated, "device": "cpu"}).load()[0]
 
 
 def _inputs(config: Mapping[str, Any]) -> InputOptions:

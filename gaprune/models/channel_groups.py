@@ -17,7 +17,7 @@ _OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters")
 _INPUTS = ("in_channels", "in_features")
 
 
-class Place(NamedTuple):
+class LayerChannel(NamedTuple):
     """One channel of one layer."""
 
     layer: str
@@ -25,17 +25,17 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Channel:
+class CoupledChannels:
     """What goes together when a channel goes.
 
     Attributes:
-        made: output channels, in the order of the network's layers: of the layer that makes it, of
+        outputs: output channels, in the order of the network's layers: of the layer that makes it, of
             norms and depthwise convolutions behind it, of others that are added to it.
-        read: input channels of the layers that read it; behind a flattening several of one layer.
+        inputs: input channels of the layers that read it; behind a flattening several of one layer.
     """
 
-    made: tuple[Place, ...]
-    read: tuple[Place, ...]
+    outputs: tuple[LayerChannel, ...]
+    inputs: tuple[LayerChannel, ...]
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class ChannelGroup:
     """
 
     layers: tuple[str, ...]
-    channels: tuple[Channel, ...] = field(repr=False)
+    channels: tuple[CoupledChannels, ...] = field(repr=False)
 
 
-class Touch(NamedTuple):
+class Dependency(NamedTuple):
     """A layer that the output channels of another one reach.
 
     Attributes:
@@ -65,18 +65,18 @@ class Touch(NamedTuple):
     pairs: tuple[tuple[int, int], ...]
 
 
-class Reach(NamedTuple):
+class Dependents(NamedTuple):
     """How far a layer's output channels reach, and why they must stay, or None."""
 
-    touches: tuple[Touch, ...]
+    touches: tuple[Dependency, ...]
     obstacle: str | None
 
 
-class Plan(NamedTuple):
+class Removal(NamedTuple):
     """Channels to remove by layer, ascending: output channels, and input channels."""
 
-    made: dict[str, list[int]]
-    read: dict[str, list[int]]
+    outputs: dict[str, list[int]]
+    inputs: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,18 @@ class ChannelGraph:
     fixed: dict[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, reaches: Mapping[str, Reach]) -> ChannelGraph:
+    def of(cls, model: nn.Module, reaches: Mapping[str, Dependents]) -> ChannelGraph:
         """Join what every layer's channels reach to groups."""
-        links = _Links()
+        links = _DisjointSets()
         for root, reach in reaches.items():
             for layer, makes, pairs in reach.touches:
                 for mine, other in pairs:
-                    links.add(Place(root, mine), Place(layer, other), makes=makes)
+                    links.add(LayerChannel(root, mine), LayerChannel(layer, other), makes=makes)
         order = {name: place for place, (name, _) in enumerate(model.named_modules())}
         fixed = {name: reach.obstacle for name, reach in reaches.items() if reach.obstacle}
-        groups: dict[tuple[str, ...], list[Channel]] = defaultdict(list)
+        groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
         for channel in links.channels(order):
-            layers = tuple(dict.fromkeys(place.layer for place in channel.made))
+            layers = tuple(dict.fromkeys(place.layer for place in channel.outputs))
             obstacle = next((fixed[layer] for layer in layers if layer in fixed), None)
             if obstacle is None:
                 groups[layers].append(channel)
@@ -114,7 +114,7 @@ class ChannelGraph:
         found = tuple(ChannelGroup(layers, tuple(some)) for layers, some in groups.items())
         return cls(model, found, fixed)
 
-    def plan(self, asked: Mapping[str, Sequence[int]]) -> Plan:
+    def plan(self, asked: Mapping[str, Sequence[int]]) -> Removal:
         """Return all that goes with these output channels.
 
         Raises:
@@ -124,27 +124,27 @@ class ChannelGraph:
             place: channel
             for group in self.groups
             for channel in group.channels
-            for place in channel.made
+            for place in channel.outputs
         }
         chosen = []
         for layer, channels in asked.items():
             self._check_layer(layer, {place.layer for place in owners})
             for channel in channels:
-                if Place(layer, channel) not in owners:
+                if LayerChannel(layer, channel) not in owners:
                     raise InputError(
                         f"channels: layer {layer!r} has channels 0 to "
-                        f"{outputs_of(self.model.get_submodule(layer)) - 1}, got {channel!r}"
+                        f"{num_outputs(self.model.get_submodule(layer)) - 1}, got {channel!r}"
                     )
-                chosen.append(owners[Place(layer, channel)])
-        made = _by_layer(place for channel in chosen for place in channel.made)
-        read = _by_layer(place for channel in chosen for place in channel.read)
-        for going, count in ((made, outputs_of), (read, inputs_of)):
+                chosen.append(owners[LayerChannel(layer, channel)])
+        made = _by_layer(place for channel in chosen for place in channel.outputs)
+        read = _by_layer(place for channel in chosen for place in channel.inputs)
+        for going, count in ((made, num_outputs), (read, num_inputs)):
             for layer, gone in going.items():
                 if len(gone) >= count(self.model.get_submodule(layer)):
                     raise InputError(
                         f"channels: nothing would be left of layer {layer!r}; keep at least one"
                     )
-        return Plan(made, read)
+        return Removal(made, read)
 
     def _check_layer(self, layer: str, known: set[str]) -> None:
         if layer in self.fixed:
@@ -159,38 +159,38 @@ class ChannelGraph:
             )
 
 
-class _Links:
+class _DisjointSets:
     """Channels joined to those they must agree with (disjoint sets), and who reads them."""
 
     def __init__(self) -> None:
-        self.parent: dict[Place, Place] = {}
-        self.reads: dict[Place, set[Place]] = defaultdict(set)
+        self.parent: dict[LayerChannel, LayerChannel] = {}
+        self.reads: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
 
-    def add(self, place: Place, other: Place, *, makes: bool) -> None:
+    def add(self, place: LayerChannel, other: LayerChannel, *, makes: bool) -> None:
         root = self._find(place)
         if makes:
             self.parent[root] = self._find(other)
         else:
             self.reads[place].add(other)
 
-    def channels(self, order: Mapping[str, int]) -> list[Channel]:
+    def channels(self, order: Mapping[str, int]) -> list[CoupledChannels]:
         """Return the disjoint sets, all in the order of the network's layers."""
 
-        def rank(place: Place) -> tuple[int, int]:
+        def rank(place: LayerChannel) -> tuple[int, int]:
             return order[place.layer], place.channel
 
-        made: dict[Place, list[Place]] = defaultdict(list)
-        read: dict[Place, set[Place]] = defaultdict(set)
+        made: dict[LayerChannel, list[LayerChannel]] = defaultdict(list)
+        read: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
         for place in sorted(self.parent, key=rank):
             root = self._find(place)
             made[root].append(place)
             read[root] |= self.reads.get(place, set())
         return [
-            Channel(tuple(places), tuple(sorted(read[root], key=rank)))
+            CoupledChannels(tuple(places), tuple(sorted(read[root], key=rank)))
             for root, places in made.items()
         ]
 
-    def _find(self, place: Place) -> Place:
+    def _find(self, place: LayerChannel) -> LayerChannel:
         path = []
         while (above := self.parent.setdefault(place, place)) != place:
             path.append(place)
@@ -199,19 +199,19 @@ class _Links:
         return place
 
 
-def _by_layer(places: Iterable[Place]) -> dict[str, list[int]]:
+def _by_layer(places: Iterable[LayerChannel]) -> dict[str, list[int]]:
     found: dict[str, set[int]] = defaultdict(set)
     for layer, channel in places:
         found[layer].add(channel)
     return {layer: sorted(channels) for layer, channels in found.items()}
 
 
-def outputs_of(layer: nn.Module) -> int:
+def num_outputs(layer: nn.Module) -> int:
     """Return how many output channels a layer has (convolution, linear, norm, PReLU)."""
     return _first_of(layer, _OUTPUTS)
 
 
-def inputs_of(layer: nn.Module) -> int:
+def num_inputs(layer: nn.Module) -> int:
     """Return how many input channels a layer has (convolution, linear)."""
     return _first_of(layer, _INPUTS)
 
@@ -228,15 +228,15 @@ def _first_of(layer: nn.Module, attributes: Sequence[str]) -> int:
 
 
 @torch.no_grad()
-def masked(model: nn.Module, plan: Plan) -> nn.Module:
+def zeroed_copy(model: nn.Module, plan: Removal) -> nn.Module:
     """Return a copy in which the channels of a plan are zero and are read as zero."""
     found = copy.deepcopy(model)
-    for layer, gone in plan.made.items():
+    for layer, gone in plan.outputs.items():
         module = found.get_submodule(layer)
         for name, parameter in module.named_parameters(recurse=False):
             axis = int(name == "weight" and _transposed(module) and module.groups == 1)
             parameter.index_fill_(axis, _index(gone, parameter), 0)
-    for layer, gone in plan.read.items():
+    for layer, gone in plan.inputs.items():
         module = found.get_submodule(layer)
         weight = module.get_parameter("weight")
         weight.index_fill_(int(not _transposed(module)), _index(gone, weight), 0)

@@ -12,31 +12,29 @@ from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.models.channel_groups import (
-    Channel,
     ChannelGraph,
     ChannelGroup,
-    Place,
-    Reach,
-    Touch,
+    Dependency,
+    Dependents,
     has_channels,
-    masked,
-    outputs_of,
+    num_outputs,
+    zeroed_copy,
 )
 from gaprune.models.target import trainable_copy
 
 __all__ = [
-    "Channel",
+    "CoupledChannels",
     "ChannelGroup",
-    "Place",
+    "LayerChannel",
     "masked_equivalent",
-    "removable",
+    "removable_groups",
     "remove_channels",
 ]
 
 ROUNDING = 1000  # the compact network may differ by so many steps of its dtype at the output's size
 
 
-def removable(model: nn.Module, example: Tensor) -> tuple[ChannelGroup, ...]:
+def removable_groups(model: nn.Module, example: Tensor) -> tuple[ChannelGroup, ...]:
     """Return the channels that can be removed, by what depends on what (Fang et al. 2023).
 
     The graph is torch-pruning's, traced on one input. Channels have to stay where they are the
@@ -75,15 +73,15 @@ def remove_channels(
     plan = _graph(model, example).plan(channels)
     pruners = _torch_pruning().DependencyGraph()
     compact = copy.deepcopy(model)
-    for layer, gone in plan.made.items():
+    for layer, gone in plan.outputs.items():
         module = compact.get_submodule(layer)
         pruners.get_pruner_of_module(module).prune_out_channels(module, gone)
-    for layer, gone in plan.read.items():
+    for layer, gone in plan.inputs.items():
         module = compact.get_submodule(layer)
         pruners.get_pruner_of_module(module).prune_in_channels(module, gone)
     for name, parameter in model.named_parameters():  # those cut are new and take gradients
         compact.get_parameter(name).requires_grad_(parameter.requires_grad)
-    _check_same(compact, masked(model, plan), example, sorted(channels))
+    _check_same(compact, zeroed_copy(model, plan), example, sorted(channels))
     return compact
 
 
@@ -96,7 +94,7 @@ def masked_equivalent(
     input would still be shifted by β), and the weights that read them (an activation need not
     take 0 to 0). Arguments and errors are those of `remove_channels`.
     """
-    return masked(model, _graph(model, example).plan(channels))
+    return zeroed_copy(model, _graph(model, example).plan(channels))
 
 
 def _torch_pruning() -> ModuleType:
@@ -134,9 +132,9 @@ def _graph(model: nn.Module, example: Tensor) -> ChannelGraph:
         if node is None or node.type not in {types.CONV, types.DEPTHWISE_CONV, types.LINEAR}:
             continue
         cut = graph.get_pruner_of_module(module).prune_out_channels
-        items = graph.get_pruning_group(module, cut, list(range(outputs_of(module)))).items
+        items = graph.get_pruning_group(module, cut, list(range(num_outputs(module)))).items
         obstacles = (_obstacle(graph, item.dep, seen.grad_fn, types) for item in items)
-        reaches[name] = Reach(
+        reaches[name] = Dependents(
             tuple(_touches(graph, items, names)), next((one for one in obstacles if one), None)
         )
     return ChannelGraph.of(model, reaches)
@@ -149,12 +147,14 @@ def _touches(
     graph: Any,  # noqa: ANN401
     items: Sequence[Any],
     names: Mapping[nn.Module, str],
-) -> Iterator[Touch]:
+) -> Iterator[Dependency]:
     for item in items:
         module = item.dep.target.module
         if module in names and has_channels(module):
             makes = graph.is_out_channel_pruning_fn(item.dep.handler)
-            yield Touch(names[module], makes, tuple(zip(item.root_idxs, item.idxs, strict=True)))
+            yield Dependency(
+                names[module], makes, tuple(zip(item.root_idxs, item.idxs, strict=True))
+            )
 
 
 def _obstacle(graph: Any, dependency: Any, inputs: object, types: Any) -> str | None:  # noqa: ANN401

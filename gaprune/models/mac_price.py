@@ -20,30 +20,30 @@ from gaprune.models.macs import macs_by_weight
 from gaprune.models.target import Target
 
 
-class Work:
+class MacCounts:
     """The multiply-adds of a network for one input.
 
     Args:
         target: the network.
 
     Attributes:
-        dense: all of them.
-        own: those of each prunable weight, by name; 0 for one that is not used.
+        total: all of them.
+        by_weight: those of each prunable weight, by name; 0 for one that is not used.
     """
 
     def __init__(self, target: Target) -> None:
         parameters = {name: target.model.get_parameter(name) for name in target.layout.names}
-        self.dense, self.own = macs_by_weight(target.model, target.example(), parameters)
+        self.total, self.by_weight = macs_by_weight(target.model, target.example(), parameters)
 
     @classmethod
-    def of(cls, target: Target) -> Work:
+    def of(cls, target: Target) -> MacCounts:
         """Count once."""
         if target not in _counted:
             _counted[target] = cls(target)
         return _counted[target]
 
 
-_counted: WeakKeyDictionary[Target, Work] = WeakKeyDictionary()
+_counted: WeakKeyDictionary[Target, MacCounts] = WeakKeyDictionary()
 
 
 def kept_macs(target: Target, masks: Mapping[str, Tensor]) -> int:
@@ -51,11 +51,12 @@ def kept_macs(target: Target, masks: Mapping[str, Tensor]) -> int:
 
     Where whole channels are dropped, these are the smaller network's.
     """
-    work = Work.of(target)
+    counts = MacCounts.of(target)
     dropped = sum(
-        work.own[name] * int((~mask).count_nonzero()) / mask.numel() for name, mask in masks.items()
+        counts.by_weight[name] * int((~mask).count_nonzero()) / mask.numel()
+        for name, mask in masks.items()
     )
-    return round(work.dense - dropped)
+    return round(counts.total - dropped)
 
 
 def price_of(
@@ -75,14 +76,14 @@ def price_of(
     Raises:
         InputError: no multiply-adds of prunable weights can be counted.
     """
-    work = Work.of(target)
-    if not any(work.own.values()):
+    counts = MacCounts.of(target)
+    if not any(counts.by_weight.values()):
         raise InputError(
             f"budget: none of {target.name}'s prunable weights takes part in a matrix product or "
             "convolution that torch counts; use --budget weights"
         )
     each = {
-        name: -(-work.own[name] // prod(shape))
+        name: -(-counts.by_weight[name] // prod(shape))
         for name, shape in zip(target.layout.names, target.layout.shapes, strict=True)
     }
     if isinstance(units, ChannelUnits):
@@ -100,8 +101,8 @@ def price_of(
         ]
     layout: Layout = (target if units is None else units).layout
     terms = tuple(one for one in found if one.each)
-    fixed = work.dense - sum(work.own.values())
-    return MacCost(work.dense, fixed, terms, layout.sizes, limit, step)
+    fixed = counts.total - sum(counts.by_weight.values())
+    return MacCost(counts.total, fixed, terms, layout.sizes, limit, step)
 
 
 def _block_sizes(blocks: BlockUnits) -> list[int]:

@@ -62,11 +62,17 @@ class DenseNetwork:
             return self
         model = copy.deepcopy(self.model).to(device)
         weights = {name: model.get_parameter(name).detach() for name in self.weights}
-        words = self.inputs.words
-        if words is not None and words.table is not None:  # the table is a module of the network
+        token_ids = self.inputs.token_ids
+        if (
+            token_ids is not None and token_ids.embedding is not None
+        ):  # the table is a module of the network
             names = {id(module): name for name, module in self.model.named_modules()}
-            words = replace(words, table=model.get_submodule(names[id(words.table)]))
-        return replace(self, model=model, weights=weights, inputs=replace(self.inputs, words=words))
+            token_ids = replace(
+                token_ids, embedding=model.get_submodule(names[id(token_ids.embedding)])
+            )
+        return replace(
+            self, model=model, weights=weights, inputs=replace(self.inputs, token_ids=token_ids)
+        )
 
     def once(self, key: str, calibration: Tensor, compute: Callable[[], T]) -> T:
         """Return `compute()`, computed once for all criteria that share these calibration inputs.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError
-from gaprune.models.input_options import sample_inputs
+from gaprune.models.input_spec import sample_inputs
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target
 
@@ -57,13 +57,13 @@ def save_onnx(model: nn.Module, target: Target, path: Path) -> None:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, target: Target, path: Path) -> float:
+def compare_with_torch(model: nn.Module, target: Target, path: Path) -> float:
     """Return the largest difference between ONNX Runtime and torch, part of the largest output.
 
     Raises:
         GapruneError: it is more than `TOLERANCE`.
     """
-    run = Session(path)
+    run = OnnxSession(path)
     worst = 0.0
     for count in TRIED:
         inputs = sample_inputs(target.inputs, count, target.dtype).to(target.device)
@@ -84,7 +84,7 @@ def compare(model: nn.Module, target: Target, path: Path) -> float:
     return worst
 
 
-class Session:
+class OnnxSession:
     """A file loaded by ONNX Runtime; called with inputs `[N, …]`, it gives outputs as an array.
 
     Args:

@@ -17,8 +17,8 @@ from gaprune.masks.channels import ChannelIndices, ChannelUnits
 from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import Units
-from gaprune.models.channel_groups import Channel, ChannelGroup, Place
-from gaprune.models.channel_removal import removable
+from gaprune.models.channel_groups import ChannelGroup, CoupledChannels, LayerChannel
+from gaprune.models.channel_removal import removable_groups
 from gaprune.models.mac_price import price_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import (
@@ -154,12 +154,12 @@ def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
     numbers = {
         place: unit
         for unit, channel in enumerate(one for group in groups for one in group.channels)
-        for place in channel.made
+        for place in channel.outputs
     }
     reads = {
         place: unit
         for unit, channel in enumerate(one for group in groups for one in group.channels)
-        for place in channel.read
+        for place in channel.inputs
     }
     wirings = tuple(
         _wiring(target, name, numbers, reads, layout.total) for name in target.layout.names
@@ -178,7 +178,7 @@ def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup
         maskable = _maskable(target)
         groups = [
             replace(group, channels=tuple(one for one in group.channels if maskable(one)))
-            for group in removable(target.model, target.example())
+            for group in removable_groups(target.model, target.example())
         ]
         groups = [group for group in groups if len(group.channels) > 1]
         if not groups:
@@ -199,7 +199,7 @@ def silent_channels(target: Target, masks: Mapping[str, Tensor]) -> dict[str, li
     gone: dict[str, list[int]] = {}
     for group, quiet in zip(groups, units.unread(flat).split(units.layout.sizes), strict=True):
         flags = zip(group.channels, quiet.tolist(), strict=True)
-        leaving = [one.made[0] for one, goes in flags if goes]
+        leaving = [one.outputs[0] for one, goes in flags if goes]
         for place in leaving[1:] if len(leaving) == len(group.channels) else leaving:
             gone.setdefault(place.layer, []).append(place.channel)
     return gone
@@ -207,9 +207,9 @@ def silent_channels(target: Target, masks: Mapping[str, Tensor]) -> dict[str, li
 
 def _alike(group: ChannelGroup) -> list[ChannelGroup]:
     """Split channels by the layers that read them."""
-    found: dict[tuple[str, ...], list[Channel]] = {}
+    found: dict[tuple[str, ...], list[CoupledChannels]] = {}
     for one in group.channels:
-        found.setdefault(tuple(place.layer for place in one.read), []).append(one)
+        found.setdefault(tuple(place.layer for place in one.inputs), []).append(one)
     return [replace(group, channels=tuple(some)) for some in found.values()]
 
 
@@ -225,7 +225,7 @@ def _names(groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
     )
 
 
-def _maskable(target: Target) -> Callable[[Channel], bool]:
+def _maskable(target: Target) -> Callable[[CoupledChannels], bool]:
     """Return what tells whether masks of prunable weights take out a channel.
 
     They do where all layers that make or read it have masks of their own: where two layers share
@@ -240,15 +240,19 @@ def _maskable(target: Target) -> Callable[[Channel], bool]:
     }
     making = {name for name, one in modules.items() if isinstance(one, (*_LAYERS, *_TRANSPOSED))}
 
-    def tell(channel: Channel) -> bool:
-        makers = {place.layer for place in channel.made} & making
-        return makers | {place.layer for place in channel.read} <= own
+    def tell(channel: CoupledChannels) -> bool:
+        makers = {place.layer for place in channel.outputs} & making
+        return makers | {place.layer for place in channel.inputs} <= own
 
     return tell
 
 
 def _wiring(
-    target: Target, name: str, made: dict[Place, int], read: dict[Place, int], none: int
+    target: Target,
+    name: str,
+    made: dict[LayerChannel, int],
+    read: dict[LayerChannel, int],
+    none: int,
 ) -> ChannelIndices:
     layer, _, leaf = name.rpartition(".")
     axes, shape = _axes(target, name), target.weights[name].shape
@@ -257,7 +261,7 @@ def _wiring(
     found = []
     for axis, units in zip(axes, (made, read), strict=True):
         size = shape[axis] if axis < len(shape) else 0
-        index = torch.tensor([units.get(Place(layer, place), none) for place in range(size)])
+        index = torch.tensor([units.get(LayerChannel(layer, place), none) for place in range(size)])
         found.append(index if size and bool((index < none).any()) else None)
     return ChannelIndices(axes, (found[0], found[1]))
 

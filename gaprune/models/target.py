@@ -15,16 +15,15 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.io.user_code import call_user, load_function
 from gaprune.io.weights import apply_state, load_state, sha256_of
 from gaprune.masks.supermask import Layout, masked_weights
-from gaprune.models.determinism import steady
-from gaprune.models.input_options import InputOptions, resolve_inputs, sample_inputs
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.forward import deterministic
+from gaprune.models.input_spec import InputOptions, InputSpec, resolve_inputs, sample_inputs
 from gaprune.models.network import DenseNetwork
 from gaprune.models.prunable import check_structure, find_prunable
 from gaprune.models.sources import (
     SOURCES,
     check_one_input,
     choose_output,
-    describe,
+    describe_outputs,
     is_sourced,
     load_source,
 )
@@ -215,7 +214,7 @@ def _make_target(
     weights = {key: value.detach() for key, value in find_prunable(private, prune_also).items()}
     check_one_input(private)
     state = {k: v for k, v in private.state_dict().items() if isinstance(v, Tensor)}
-    with steady(device):  # from its first kernel on: torch looks once how cuBLAS is set
+    with deterministic(device):  # from its first kernel on: torch looks once how cuBLAS is set
         specification = resolve_inputs(private, inputs, source.default)
         target = Target(
             name=source.name,
@@ -348,7 +347,7 @@ def _try_one(target: Target, norm: str) -> None:
 def _output_complaint(output: object) -> str | None:
     if not isinstance(output, Tensor):
         return (
-            f"must be one tensor; {describe(output)}; choose one with --output NAME, or NAME.NAME "
+            f"must be one tensor; {describe_outputs(output)}; choose one with --output NAME, or NAME.NAME "
             "inside another one, or wrap the network so that forward returns the logits or the "
             "embedding alone"
         )

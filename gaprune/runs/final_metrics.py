@@ -12,7 +12,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.objectives import accuracy, finite
 from gaprune.evolution.genome import Individual
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target
 from gaprune.profiling import profiled
 from gaprune.repair import repair, repaired_copy
@@ -52,7 +52,7 @@ class FinalMetrics:
             masks = evaluator.masks(self.best.mask)
             done = repair(self.target, masks, evaluator.statistics_inputs)
             model = repaired_copy(self.target, masks, done)
-            outputs = answers(model, validation.inputs)
+            outputs = batched_forward(model, validation.inputs)
             found = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)
             agreement = finite(float(found))
             held_out = None if self.test is None else HeldOut(self.target, self.test)
@@ -79,7 +79,7 @@ class FinalMetrics:
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
         inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
         with profiled("test"), torch_threads(self.settings.threads_per_worker):
-            dense = answers(evaluator.model, inputs)
+            dense = batched_forward(evaluator.model, inputs)
             pruned = evaluator.outputs(self.best.mask, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}
             rows["pruned"] = float(accuracy(pruned, dense, labels))

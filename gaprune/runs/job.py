@@ -16,7 +16,7 @@ from gaprune.config import Settings, make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.evaluation.labelled import read_labelled, zoo_test
 from gaprune.masks.budget import check_sparsity
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import ZOO
 from gaprune.profiling import profiled

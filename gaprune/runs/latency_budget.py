@@ -23,7 +23,7 @@ from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.runtimes import CSR, RUNTIMES, Subject, UnavailableError, ready
 from gaprune.masks.budget import uniform_counts
 from gaprune.models.channel_removal import remove_channels
-from gaprune.models.input_options import sample_inputs
+from gaprune.models.input_spec import sample_inputs
 from gaprune.models.patterns import (
     channel_groups,
     check_pattern,
@@ -218,7 +218,7 @@ def _dropped(channels: Sequence[Any], sizes: Sequence[int], counts: Sequence[int
     """Return the places of all channels but the first so many of every layer."""
     found, start = [], 0
     for size, count in zip(sizes, counts, strict=True):
-        found += [one.made[0] for one in channels[start + count : start + size]]
+        found += [one.outputs[0] for one in channels[start + count : start + size]]
         start += size
     return found
 

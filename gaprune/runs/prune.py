@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Callbacks, Observer, ObserverGroup, WarnOnce
 from gaprune.config import EVOLVED, Settings, make_settings
-from gaprune.models.determinism import CPU
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import LATENCY
 from gaprune.profiling import run_profiler
@@ -153,7 +152,7 @@ def run_pruning(
     What comes of it lies on the CPU, wherever the target is.
     """
     here = (
-        target if WorkerOptions.from_settings(settings).in_process else target.to(CPU)
+        target if WorkerOptions.from_settings(settings).in_process else target.to("cpu")
     )  # what actors are sent
     given = calibrate(here, settings, observer)
     settings = given.settings
@@ -166,4 +165,4 @@ def run_pruning(
             )
     if settings.budget == LATENCY:
         result = replace(result, latency=measure_latency(here, result.masks, given).record())
-    return replace(result, target=target.to(CPU))
+    return replace(result, target=target.to("cpu"))

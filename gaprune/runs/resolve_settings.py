@@ -16,7 +16,7 @@ from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evaluation.precision import check_precision, choose_precision
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
 from gaprune.masks.budget import SCOPES, keep_total
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout
 from gaprune.models.target import Target
@@ -147,7 +147,7 @@ def _examples(target: Target) -> Tensor:
 def _batch_pool_of(target: Target, batch: int) -> int:
     """Return how many batches of generated inputs are held beside the answers to them."""
     example = target.example()
-    return batch_cache_size(example.nbytes + answers(target.model, example).nbytes, batch)
+    return batch_cache_size(example.nbytes + batched_forward(target.model, example).nbytes, batch)
 
 
 def _for_calibration(settings: Settings, target: Target) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _for_calibration(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _names_classes(target: Target) -> bool:
-    return find_objective(AUTO, answers(target.model, target.example())).name == "kl"
+    return find_objective(AUTO, batched_forward(target.model, target.example())).name == "kl"
 
 
 def _with_density_search(settings: Settings, stated: int | None, target: Target) -> Settings:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gaprune.masks.supermask import attach
-from gaprune.models.mac_price import Work, kept_macs
+from gaprune.models.mac_price import MacCounts, kept_macs
 from gaprune.models.target import Target
 from gaprune.pattern_names import WEIGHTS
 from gaprune.profiling import Profile, Profiler
@@ -140,7 +140,10 @@ class Result:
     @property
     def macs(self) -> dict[str, int | None]:
         """Multiply-adds for one input: of the dense network, and those with weights that stay."""
-        return {"dense": Work.of(self.target).dense, "kept": kept_macs(self.target, self.masks)}
+        return {
+            "dense": MacCounts.of(self.target).total,
+            "kept": kept_macs(self.target, self.masks),
+        }
 
     @property
     def in_loop(self) -> bool:

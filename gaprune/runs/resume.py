@@ -21,7 +21,7 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.presets import find_preset
 from gaprune.io.atomic_folder import Checkpoint, DamagedError, read_checkpoint
 from gaprune.io.run_files import CONFIG, writing
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.profiling import run_profiler
 from gaprune.runs.checkpointer import START, FolderCheckpointer, identity, versions

@@ -26,7 +26,7 @@ from gaprune.evolution.presets import Preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import derive_seed
 from gaprune.masks.budget import keep_total
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
 from gaprune.repair import survey
@@ -177,4 +177,4 @@ def _answering(target: Target, settings: Settings, nearest: Tensor) -> ForwardMo
 def _shown(target: Target, samples: Samples) -> TeacherBatch:
     inputs = samples.inputs.to(target.device)
     labels = None if samples.labels is None else samples.labels.to(target.device)
-    return TeacherBatch(inputs, answers(target.model, inputs), labels)
+    return TeacherBatch(inputs, batched_forward(target.model, inputs), labels)

@@ -12,7 +12,7 @@ import torch
 from gaprune.errors import GapruneError
 from gaprune.profiling import Timings, profiled, run_profiler
 from gaprune.workers.checksum import digest, frozen, tally
-from gaprune.workers.device import CPU, CUDA, behind, move_evaluator, steady
+from gaprune.workers.device import CPU, CUDA, behind, deterministic, move_evaluator
 from gaprune.workers.malloc import keep_heap
 from gaprune.workers.transport import Packed, pack_answer, pack_child, pack_error, unpack_task
 
@@ -59,7 +59,7 @@ class Actor:
             )
         device = CUDA if shipment.gpu else CPU  # of the GPUs, it sees those that Ray gave it
         self._arithmetic = ExitStack()  # stays as long as the process
-        self._arithmetic.enter_context(steady(device))
+        self._arithmetic.enter_context(deterministic(device))
         self._evaluator = move_evaluator(ray.cloudpickle.loads(evaluator), device)
         self._frozen = frozen(self._evaluator)
         if digest(self._frozen) != shipment.digest:

@@ -11,7 +11,7 @@ import torch
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.models.determinism import CPU, steady
+from gaprune.models.forward import deterministic
 from gaprune.profiling import START, active_profiler, profiled
 from gaprune.workers.protocol import WorkerOptions
 
@@ -22,11 +22,11 @@ __all__ = [
     "choose_device",
     "choose_driver_device",
     "move_evaluator",
-    "steady",
+    "deterministic",
     "on_device",
 ]
 
-AUTO, CUDA = "auto", "cuda"
+AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 
 
 def choose_device(worker_options: WorkerOptions, target: torch.device | None = None) -> str:
@@ -121,14 +121,14 @@ def behind(device: str) -> Callable[[], object] | None:
 
 @contextmanager
 def on_device(device: str) -> Iterator[None]:
-    """Work on a device: equal bits for equal work (`steady`), and a full memory is told of.
+    """Work on a device: equal bits for equal work (`deterministic`), and a full memory is told of.
 
     Raises:
         GapruneError: the memory of the GPU is full.
     """
     if (profiler := active_profiler()) is not None:
         profiler.synchronize = behind(device)
-    with steady(device):
+    with deterministic(device):
         try:
             yield
         except torch.OutOfMemoryError as error:

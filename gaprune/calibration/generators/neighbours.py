@@ -8,8 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from gaprune.models.input_spec import InputSpec
-from gaprune.models.token_ids import Words
+from gaprune.models.input_spec import InputSpec, TokenIds
 
 CHUNK = 256  # ids compared with the whole vocabulary at a time
 
@@ -28,7 +27,7 @@ class _Form(NamedTuple):
     outside: Tensor
 
 
-_forms: WeakKeyDictionary[Words, _Form] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[TokenIds, _Form] = WeakKeyDictionary()
 
 
 def neighbours(
@@ -40,44 +39,44 @@ def neighbours(
     embedding, the others are drawn at random.
 
     Args:
-        spec: with the embedding in `words.table`.
+        spec: with the embedding in `token_ids.embedding`.
         ids: int64 `[N]`, ordinary ones.
-        ordinary: int64 `[M]`; those of `words.ranked` where that is known, else all of them.
+        ordinary: int64 `[M]`; those of `token_ids.by_frequency` where that is known, else all of them.
         count: how many, at most M.
         generator: draws where there is no embedding; with one it is left alone.
 
     Returns:
         int64 `[N, count]` on the CPU.
     """
-    words, count = spec.words, min(count, len(ordinary))
-    if words is None or words.table is None:
+    token_ids, count = spec.token_ids, min(count, len(ordinary))
+    if token_ids is None or token_ids.embedding is None:
         drawn = torch.randint(len(ordinary), (len(ids), count - 1), generator=generator)
         return torch.cat([ids.unsqueeze(1), ordinary[drawn]], dim=1)
-    form = _form_of(words)
-    return torch.cat([_nearest(words, form, part, count) for part in ids.split(CHUNK)])
+    form = _form_of(token_ids)
+    return torch.cat([_nearest(token_ids, form, part, count) for part in ids.split(CHUNK)])
 
 
-def _nearest(words: Words, form: _Form, ids: Tensor, count: int) -> Tensor:
-    table = _rows(words)
+def _nearest(token_ids: TokenIds, form: _Form, ids: Tensor, count: int) -> Tensor:
+    table = _rows(token_ids)
     ours = table[ids.to(table.device)] - form.mean
     cosine = (ours @ table.T - (ours @ form.mean).unsqueeze(1)) / form.distance
     return cosine.masked_fill_(form.outside, -torch.inf).topk(count, dim=1).indices.cpu()
 
 
-def _form_of(words: Words) -> _Form:
+def _form_of(token_ids: TokenIds) -> _Form:
     """Return the form of a table, measured once: the network is frozen."""
-    if words not in _forms:
-        table = _rows(words)
+    if token_ids not in _forms:
+        table = _rows(token_ids)
         outside = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-        if words.ranked:
+        if token_ids.by_frequency:
             outside[:] = True
-            outside[torch.tensor(words.ranked, device=table.device)] = False
+            outside[torch.tensor(token_ids.by_frequency, device=table.device)] = False
         mean = table[~outside].mean(0)
         distance = torch.cat([(part - mean).norm(dim=1) for part in table.split(CHUNK)])
-        _forms[words] = _Form(mean, distance.clamp_min(1e-12), outside)
-    return _forms[words]
+        _forms[token_ids] = _Form(mean, distance.clamp_min(1e-12), outside)
+    return _forms[token_ids]
 
 
-def _rows(words: Words) -> Tensor:
-    rows: Tensor = words.table.weight.detach().float()
+def _rows(token_ids: TokenIds) -> Tensor:
+    rows: Tensor = token_ids.embedding.weight.detach().float()
     return rows

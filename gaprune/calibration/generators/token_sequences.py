@@ -28,7 +28,7 @@ def zipf_bursts(spec: InputSpec, count: int, generator: torch.Generator) -> Tens
     """Draw int64 ids `[count, *spec.shape]` with the statistics of running text.
 
     Fresh tokens follow the Zipf–Mandelbrot law p(rank) ∝ 1/(rank + 2.7). Ranks are those of
-    `spec.words`, and a text stands between its marks of start and end; where nobody knows them,
+    `spec.token_ids`, and a text stands between its marks of start and end; where nobody knows them,
     ranks are given to ids anew on every call, and there are no marks. A two-state Markov chain
     switches copying on and off; while it is on, a row repeats what stood n places before (n fixed
     per row, up to 8), so n-grams come in bursts.
@@ -70,7 +70,11 @@ def _running(
     spec: InputSpec, count: int, length: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw ids `[count, length]` by the law; return also all ids that it knows, in its order."""
-    known = None if spec.words is None else torch.tensor(spec.words.ranked, dtype=torch.int64)
+    known = (
+        None
+        if spec.token_ids is None
+        else torch.tensor(spec.token_ids.by_frequency, dtype=torch.int64)
+    )
     if known is not None and len(known):
         return known[_ranks(len(known), count * length, generator)].view(count, length), known
     ranks = _ranks(spec.vocabulary, count * length, generator)
@@ -87,10 +91,10 @@ def _ranks(entries: int, draws: int, generator: torch.Generator) -> Tensor:
 
 def _marks(spec: InputSpec) -> tuple[list[int], list[int]]:
     """Return what stands before and after a text; nothing where no place would be left for it."""
-    words = spec.words
-    if words is None:
+    token_ids = spec.token_ids
+    if token_ids is None:
         return [], []
-    before, after = ([] if mark is None else [mark] for mark in (words.start, words.end))
+    before, after = ([] if mark is None else [mark] for mark in (token_ids.start, token_ids.end))
     room = math.prod(spec.shape) > len(before) + len(after)
     return (before, after) if room else ([], [])
 
@@ -129,4 +133,4 @@ UNRANKED = ("uniform", "zipf-bursts")  # with ranks at random, topics select wor
 
 def is_ranked(spec: InputSpec) -> bool:
     """Say whether it is known which token ids are common."""
-    return spec.words is not None and bool(spec.words.ranked)
+    return spec.token_ids is not None and bool(spec.token_ids.by_frequency)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.models.input_options import embeddings
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.input_spec import InputSpec, vocabulary_embeddings
 
 Spread = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
@@ -241,7 +240,7 @@ class _Search:
 
         hooks = [
             layer.register_forward_hook(listen)
-            for layer in embeddings(self.model, self.spec.vocabulary)
+            for layer in vocabulary_embeddings(self.model, self.spec.vocabulary)
         ]
         try:
             with torch.enable_grad():

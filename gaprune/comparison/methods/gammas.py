@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError
-from gaprune.models.channel_groups import Channel, inputs_of, outputs_of
-from gaprune.models.channel_removal import removable
+from gaprune.models.channel_groups import CoupledChannels, num_inputs, num_outputs
+from gaprune.models.channel_removal import removable_groups
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -24,7 +24,7 @@ class ChannelRanking(NamedTuple):
         total: how many are ranked.
     """
 
-    order: tuple[Channel, ...]
+    order: tuple[CoupledChannels, ...]
     total: int
 
 
@@ -35,14 +35,14 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     mean of their |γ|. Ties are in the order of the layers.
 
     Raises:
-        InputError: no BatchNorm whose channels can be removed, or `channels.removable` objects.
+        InputError: no BatchNorm whose channels can be removed, or `channels.removable_groups` objects.
         GapruneError: torch-pruning is not installed.
     """
     scales = gammas(model)
     ranked = []
-    for group in removable(model, example):
+    for group in removable_groups(model, example):
         for channel in group.channels:
-            mine = [scales[layer][index] for layer, index in channel.made if layer in scales]
+            mine = [scales[layer][index] for layer, index in channel.outputs if layer in scales]
             if mine:
                 ranked.append((float(torch.stack(mine).detach().abs().mean()), channel))
     if not ranked:
@@ -72,26 +72,26 @@ def gamma_penalty(strength: float) -> Callable[[nn.Module], Tensor]:
     return penalty
 
 
-def by_first_layer(channels: Sequence[Channel]) -> dict[str, list[int]]:
+def by_first_layer(channels: Sequence[CoupledChannels]) -> dict[str, list[int]]:
     """Return layer → ascending output channels, each by the first layer that makes it."""
     found = defaultdict(list)
     for channel in channels:
-        found[channel.made[0].layer].append(channel.made[0].channel)
+        found[channel.outputs[0].layer].append(channel.outputs[0].channel)
     return {layer: sorted(gone) for layer, gone in found.items()}
 
 
-def _in_turn(model: nn.Module, channels: Sequence[Channel]) -> list[Channel]:
+def _in_turn(model: nn.Module, channels: Sequence[CoupledChannels]) -> list[CoupledChannels]:
     """Return, in the same order, those that can go one after the other: no layer is emptied."""
     left = {}
     for channel in channels:
-        for name in {place.layer for place in channel.made}:
-            left[name, "made"] = outputs_of(model.get_submodule(name))
-        for name in {place.layer for place in channel.read}:
-            left[name, "read"] = inputs_of(model.get_submodule(name))
+        for name in {place.layer for place in channel.outputs}:
+            left[name, "made"] = num_outputs(model.get_submodule(name))
+        for name in {place.layer for place in channel.inputs}:
+            left[name, "read"] = num_inputs(model.get_submodule(name))
     order = []
     for channel in channels:
-        going = Counter((place.layer, "made") for place in channel.made)
-        going.update((place.layer, "read") for place in channel.read)
+        going = Counter((place.layer, "made") for place in channel.outputs)
+        going.update((place.layer, "read") for place in channel.inputs)
         if all(count < left[side] for side, count in going.items()):
             order.append(channel)
             for side, count in going.items():

@@ -19,7 +19,7 @@ from gaprune.comparison.methods.training import TrainingData, TrainingOptions, t
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.models.channel_removal import masked_equivalent, remove_channels
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target, trainable_copy
 
@@ -212,7 +212,9 @@ class Slimmer:
 
     def _error(self, compact: nn.Module, masked: nn.Module) -> float:
         inputs = self._placed(self.data.inputs[:COMPARED])
-        return float((answers(compact, inputs) - answers(masked, inputs)).abs().max())
+        return float(
+            (batched_forward(compact, inputs) - batched_forward(masked, inputs)).abs().max()
+        )
 
     def _placed(self, inputs: Tensor) -> Tensor:
         target = self.target

@@ -12,7 +12,7 @@ from torch.nn import functional
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.evaluation.objectives import AUTO, find_objective
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -76,7 +76,7 @@ def from_teacher(target: Target, inputs: Tensor) -> TrainingData:
     if len(inputs) == 0:
         raise InputError("lessons: training needs inputs and got none; give some")
     inputs = inputs.to(target.device)
-    teacher = answers(target.model, inputs)
+    teacher = batched_forward(target.model, inputs)
     if find_objective(AUTO, teacher).name == "kl":
         return TrainingData(inputs, teacher, teacher_loss)
     variance = float((teacher - teacher.mean(0, keepdim=True)).square().mean())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gaprune.evaluation.cache.lru import LRUCache
 from gaprune.evaluation.cache.prefix_cache import Prefixes
 from gaprune.masks.supermask import Layout
-from gaprune.models.forward import chunk_size, chunks, forward
+from gaprune.models.forward import forward_batch_size, functional_forward, split_batches
 
 SCORES = 1 << 14  # of masks, at most
 ANSWERS = 64 << 20  # bytes of outputs
@@ -65,7 +65,9 @@ class MaskCache:
         begun, count = self._answers.get(marks[-1]), len(inputs)
         done = 0 if begun is None else min(len(begun), count)
         if begun is not None and len(begun) != count:
-            done -= done % chunk_size(inputs)  # rounding may depend on what a chunk holds beside
+            done -= done % forward_batch_size(
+                inputs
+            )  # rounding may depend on what a chunk holds beside
         parts = [] if begun is None else [begun[:done]]
         if done < count:
             parts.append(self._passed(model, weights, kept, inputs, marks, done))
@@ -87,9 +89,9 @@ class MaskCache:
         """Pass all but the first inputs."""
         left, depth = inputs[done:], self.prefixes.shared(marks)
         if depth and inputs.device.type == "cpu":  # on a GPU, small networks wait for its kernels
-            batches, each = chunks(left), chunk_size(left)
+            batches, each = split_batches(left), forward_batch_size(left)
             stages = self.prefixes.stages(model, weights, kept, batches[0], len(inputs))
             if stages is not None:
                 rows = {done + index * each: batch for index, batch in enumerate(batches)}
                 return self.prefixes.answers(stages, kept, rows, marks, depth)
-        return forward(model, kept, left)
+        return functional_forward(model, kept, left)

@@ -25,7 +25,7 @@ from gaprune.export.measure.read_file import ONNX, FileContents, read_file
 from gaprune.export.measure.remarks import latency_remarks
 from gaprune.io.sparse.compression import zstd_size
 from gaprune.models.macs import macs_per_input
-from gaprune.models.onnx import Session
+from gaprune.models.onnx import OnnxSession
 from gaprune.models.target import Target
 
 SCHEMA = 1
@@ -169,7 +169,7 @@ class _Onnx(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._session = Session(path, torch.get_num_threads())
+        self._session = OnnxSession(path, torch.get_num_threads())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return what ONNX Runtime answers."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from gaprune.errors import InputError, unknown_name
 from gaprune.models.sources.hf import load_hf
 from gaprune.models.sources.loaded import Loaded, Wanted
-from gaprune.models.sources.outputs import check_one_input, choose_output, describe
+from gaprune.models.sources.outputs import check_one_input, choose_output, describe_outputs
 from gaprune.models.sources.timm import load_timm
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Wanted",
     "check_one_input",
     "choose_output",
-    "describe",
+    "describe_outputs",
     "is_sourced",
     "load_source",
 ]

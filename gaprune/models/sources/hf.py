@@ -17,7 +17,7 @@ from gaprune.models.sources.loaded import Loaded, Wanted
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.outputs import choose_output
 from gaprune.models.sources.tokenizer import HIDDEN, POOLINGS, pool_tokens, take_ids
-from gaprune.models.sources.vocabulary import read_words
+from gaprune.models.sources.vocabulary import read_token_ids
 
 LENGTH = 64  # tokens of one input, where nobody states it: a few sentences, and quick to run
 POOLING_FILE = "1_Pooling/config.json"  # of a folder of sentence-transformers
@@ -223,9 +223,9 @@ def _usual_output(model: Any, files: _Files) -> str:  # noqa: ANN401 - a network
 def _token_inputs(model: Any, files: _Files) -> InputSpec | None:  # noqa: ANN401 - a network
     vocabulary = model.get_input_embeddings().num_embeddings
     longest = getattr(model.config, "max_position_embeddings", None) or LENGTH
-    words = read_words(files.find, vocabulary)
+    token_ids = read_token_ids(files.find, vocabulary)
     shape = (min(LENGTH, longest),)
-    return InputSpec(shape=shape, kind="tokens", vocabulary=vocabulary, words=words)
+    return InputSpec(shape=shape, kind="tokens", vocabulary=vocabulary, token_ids=token_ids)
 
 
 def _image_inputs(model: Any, files: _Files) -> InputSpec | None:  # noqa: ANN401 - a network

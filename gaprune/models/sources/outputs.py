@@ -35,7 +35,7 @@ def choose_output(model: nn.Module, output: str | int) -> nn.Module:
 
 def _chosen(output: str | int, model: nn.Module, inputs: object, outputs: object) -> object:
     """Return the chosen one of `outputs`: a forward hook, once `output` is bound."""
-    return pick(outputs, output)
+    return select_output(outputs, output)
 
 
 def _as_place(output: str | int) -> str | int:
@@ -44,7 +44,7 @@ def _as_place(output: str | int) -> str | int:
     return output
 
 
-def pick(outputs: object, output: str | int) -> object:
+def select_output(outputs: object, output: str | int) -> object:
     """Return one of a network's outputs; `heads.0` is the first of what `heads` holds.
 
     Raises:
@@ -55,8 +55,8 @@ def pick(outputs: object, output: str | int) -> object:
     except (KeyError, IndexError, AttributeError, TypeError):
         outer, dot, inner = str(output).partition(".")
         if dot:
-            return pick(pick(outputs, _as_place(outer)), _as_place(inner))
-        raise InputError(f"output: there is no {output!r}; {describe(outputs)}") from None
+            return select_output(select_output(outputs, _as_place(outer)), _as_place(inner))
+        raise InputError(f"output: there is no {output!r}; {describe_outputs(outputs)}") from None
 
 
 def _pick(outputs: object, output: str | int) -> object:
@@ -73,7 +73,7 @@ def _pick(outputs: object, output: str | int) -> object:
     return getattr(outputs, output)
 
 
-def describe(outputs: object) -> str:
+def describe_outputs(outputs: object) -> str:
     """Say in words what a network returned: every output with its shape."""
     if isinstance(outputs, Tensor):
         return f"the network returns one tensor {list(outputs.shape)}; leave --output out"

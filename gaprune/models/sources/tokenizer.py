@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, unknown_name
-from gaprune.models.sources.outputs import describe, pick
+from gaprune.models.sources.outputs import describe_outputs, select_output
 
 HIDDEN = "last_hidden_state"
 
@@ -79,9 +79,9 @@ def _pooled(
     pooling: str, model: nn.Module, inputs: object, keywords: Mapping[str, Any], outputs: object
 ) -> Tensor:
     """Return `[N, features]`: a forward hook, once `pooling` is bound."""
-    hidden = pick(outputs, HIDDEN)
+    hidden = select_output(outputs, HIDDEN)
     if not isinstance(hidden, Tensor) or hidden.ndim != 3:
-        raise InputError(f"output: {pooling!r} pools [N, L, features]; {describe(outputs)}")
+        raise InputError(f"output: {pooling!r} pools [N, L, features]; {describe_outputs(outputs)}")
     mask = keywords.get("attention_mask")
     return POOLINGS[pooling](hidden, hidden.new_ones(hidden.shape[:2]) if mask is None else mask)
 

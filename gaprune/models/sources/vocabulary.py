@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gaprune.models.token_ids import Words
+from gaprune.models.input_spec import TokenIds
 
 TOKENIZER, PLAIN, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 LEAST = 2  # ordinary ids, for less there is nothing to draw from
@@ -24,7 +24,7 @@ Find = Callable[[str], Path | None]
 """Name of a file beside the network → where it is, or None."""
 
 
-def read_words(find: Find, vocabulary: int) -> Words | None:
+def read_token_ids(find: Find, vocabulary: int) -> TokenIds | None:
     """Return what a tokenizer's files say about the ids of a network, or None: nothing.
 
     Special tokens, names in brackets such as `[unused7]` and single characters are not ordinary.
@@ -37,15 +37,15 @@ def read_words(find: Find, vocabulary: int) -> Words | None:
         if (path := find(name)) is None:
             continue
         with suppress(OSError, *_NOT_UNDERSTOOD):
-            words = read(path, find)
-            marks = [mark for mark in (words.start, words.end) if mark is not None]
-            ids = (*words.ranked, *marks)
-            if len(words.ranked) >= LEAST and min(ids) >= 0 and max(ids) < vocabulary:
-                return words
+            token_ids = read(path, find)
+            marks = [mark for mark in (token_ids.start, token_ids.end) if mark is not None]
+            ids = (*token_ids.by_frequency, *marks)
+            if len(token_ids.by_frequency) >= LEAST and min(ids) >= 0 and max(ids) < vocabulary:
+                return token_ids
     return None
 
 
-def _of_tokenizer(path: Path, _find: Find) -> Words:
+def _of_tokenizer(path: Path, _find: Find) -> TokenIds:
     """Read a file of the package tokenizers."""
     stated = json.loads(path.read_text(encoding="utf-8"))
     pieces = stated["model"]["vocab"]
@@ -53,7 +53,7 @@ def _of_tokenizer(path: Path, _find: Find) -> Words:
         pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
     added = {_id(one["id"]) for one in stated.get("added_tokens") or ()}
     start, end = _frame(stated.get("post_processor"))
-    return Words(_ranked(pieces, added | {start, end}), start, end)
+    return TokenIds(_ranked(pieces, added | {start, end}), start, end)
 
 
 def _frame(processor: Mapping[str, Any] | None) -> tuple[int | None, int | None]:
@@ -83,7 +83,7 @@ def _marked(part: Mapping[str, Any], special: Mapping[str, Any], place: int) -> 
     return _id(special[part["SpecialToken"]["id"]]["ids"][place])
 
 
-def _of_lines(path: Path, find: Find) -> Words:
+def _of_lines(path: Path, find: Find) -> TokenIds:
     """Read a file with a piece on every line, as WordPiece had before there was a `tokenizer.json`.
 
     Its marks are those of `tokenizer_config.json`, else BERT's.
@@ -97,7 +97,7 @@ def _of_lines(path: Path, find: Find) -> Words:
     start = pieces.get(named.get("cls_token", "[CLS]"))
     end = pieces.get(named.get("sep_token", "[SEP]"))
     special = {pieces[name] for name in named.values() if name in pieces}
-    return Words(_ranked(pieces, special), start, end)
+    return TokenIds(_ranked(pieces, special), start, end)
 
 
 def _name(value: object) -> str:
@@ -120,4 +120,4 @@ def _id(value: object) -> int:
     return value
 
 
-_FILES: dict[str, Callable[[Path, Find], Words]] = {TOKENIZER: _of_tokenizer, PLAIN: _of_lines}
+_FILES: dict[str, Callable[[Path, Find], TokenIds]] = {TOKENIZER: _of_tokenizer, PLAIN: _of_lines}

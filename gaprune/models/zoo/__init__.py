@@ -68,7 +68,7 @@ ZOO: dict[str, ZooEntry] = {
 }
 
 
-def load(name: str) -> nn.Module:
+def load_zoo_network(name: str) -> nn.Module:
     """Return the trained network `name` of the zoo, in evaluation mode, on the CPU.
 
     Raises:
