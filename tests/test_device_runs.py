@@ -32,7 +32,7 @@ from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.pruned_network import find_target
-from gaprune.io.atomic_folder import read_checkpoint
+from gaprune.io.checkpoints import read_checkpoint
 from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import repair

@@ -39,7 +39,7 @@ from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.evolution.snapshot import SearchState
 from gaprune.evolution.tasks import BreedTask, Variation
-from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
+from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec

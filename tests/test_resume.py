@@ -27,7 +27,7 @@ from gaprune.calibration.serialize import from_record, to_record
 from gaprune.callbacks import Observer
 from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings
-from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
+from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
 from gaprune.io.run_files import CHECKPOINT, CONFIG, FILES, HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.records import Generation

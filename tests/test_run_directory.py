@@ -21,9 +21,8 @@ from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import FILES
 from gaprune.io.serialization import to_json
-from gaprune.runs.directory import free_name
 from gaprune.runs.job import PruneJob, make_job
-from gaprune.runs.open_directory import open_numbered_run, open_run
+from gaprune.runs.open_directory import free_name, open_numbered_run, open_run
 
 TINY: dict[str, Any] = {
     "generations": 1,

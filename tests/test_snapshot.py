@@ -20,7 +20,7 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
 from gaprune.evolution.snapshot import SearchState
-from gaprune.io.atomic_folder import read_checkpoint, write_checkpoint
+from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
 from gaprune.workers import SerialWorkers
 
 EVALUATOR = tiny_evaluator()

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from benchmarks.cluster import faulty_network
 from benchmarks.cluster.commands import Command, Ended
 from gaprune.config import NEUTRAL
-from gaprune.io.atomic_folder import DamagedError, read_checkpoint
+from gaprune.io.checkpoints import DamagedError, read_checkpoint
 
 NETWORK = faulty_network.__file__
 GENERATIONS = 12

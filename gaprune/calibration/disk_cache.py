@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gaprune.io.atomic import write_file
 from gaprune.io.serialization import from_stamp, to_stamp
 from gaprune.io.weights import sha256_of
 
@@ -114,12 +114,7 @@ def _write(path: Path, key: str, inputs: Tensor) -> None:
     """Write a file that takes its name once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {_INPUTS: inputs.contiguous()}
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_bytes(save(stored, to_stamp(key=key, sha256=sha256_of(stored))))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, save(stored, to_stamp(key=key, sha256=sha256_of(stored))))
 
 
 def _make_room(newest: Path) -> None:

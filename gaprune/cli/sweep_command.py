@@ -20,8 +20,9 @@ from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.formatting import MISSING, percent, points
 from gaprune.io.serialization import to_json
-from gaprune.runs.directory import free_name, load_masks
+from gaprune.runs.directory import load_masks
 from gaprune.runs.job import make_job
+from gaprune.runs.open_directory import free_name
 from gaprune.runs.option_keys import number, numbers
 
 PLOTS = ("sweep.svg", "sweep.png")

@@ -10,10 +10,10 @@ from typing import Any
 
 from gaprune.comparison.methods.method_registry import find_methods
 from gaprune.comparison.rows import MethodSummary, Row, summarise
-from gaprune.comparison.store import CONFIG, IDENTITY, REPORT, ROWS, TABLE, read_rows, replace_file
+from gaprune.comparison.store import CONFIG, IDENTITY, REPORT, ROWS, TABLE, read_rows
 from gaprune.comparison.tables import effort_text, needs_text, notes
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.run_files import writing
+from gaprune.io.atomic import write_file, writing
 from gaprune.pattern_names import UNSTRUCTURED, unit_name
 from gaprune.report import (
     ComparisonPage,
@@ -80,7 +80,7 @@ def write_page(folder: str | Path) -> Path:
     caption = _text(place / TABLE).partition("\n")[0] or f"{rows[0].target}, in %."
     caption += _stopped(rows, config, pattern)
     with writing(folder, GapruneError):
-        replace_file(place / REPORT, page_of(rows, caption, place, unit_name(pattern)))
+        write_file(place / REPORT, page_of(rows, caption, place, unit_name(pattern)))
     return place / REPORT
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from gaprune.comparison.rows import Row, RowKey
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.atomic import check_output_folder, write_file, writing
 from gaprune.io.serialization import to_json
 
 IDENTITY, ROWS, LIST, CSV = "comparison.json", "rows.jsonl", "rows.json", "rows.csv"
@@ -57,7 +58,7 @@ class Store:
         """
         if self.rows.get(row.key) == row:  # what fails the same way is told once
             return
-        with _writing(self.folder):
+        with writing(self.folder, GapruneError):
             left = f"{to_json(row.record())}\n".encode()
             while left:
                 left = left[self._file.write(left) :]
@@ -66,8 +67,8 @@ class Store:
 
     def write(self, name: str, text: str) -> None:
         """Write one of the other files whole, over an earlier one."""
-        with _writing(self.folder):
-            replace_file(self.folder / name, text)
+        with writing(self.folder, GapruneError):
+            write_file(self.folder / name, text)
 
 
 @contextmanager
@@ -88,12 +89,12 @@ def open_store(
     """
     place = Path(folder).expanduser().resolve()
     plain = json.loads(to_json(dict(identity)))
-    with _writing(place, InputError):
-        _check_content(place)
+    with writing(place, InputError):
+        check_output_folder(place, _MAY_HOLD)
         place.mkdir(parents=True, exist_ok=True)
         file = (place / ROWS).open("a+b", buffering=0)  # nothing is left to be written at the end
     with file:
-        with _writing(place):
+        with writing(place, GapruneError):
             _lock(file, place)
             if overwrite:
                 file.truncate(0)
@@ -103,8 +104,8 @@ def open_store(
         if holds_rows:
             _check_same(place, _identity(place), plain)
         rows = read_rows(place)
-        with _writing(place):
-            replace_file(place / IDENTITY, to_json(plain, indent=2) + "\n")
+        with writing(place, GapruneError):
+            write_file(place / IDENTITY, to_json(plain, indent=2) + "\n")
         yield Store(place, file, rows)
 
 
@@ -191,48 +192,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _check_content(place: Path) -> None:
-    if place.exists() and not place.is_dir():
-        raise InputError(f"out: {place} is a file; name a folder")
-    names = [path.name for path in place.iterdir()] if place.exists() else []
-    partial = {f".{name}.partial" for name in _MAY_HOLD}  # of a comparison that was killed
-    foreign = sorted(set(names) - _MAY_HOLD - partial)
-    if foreign:
-        raise InputError(
-            f"out: {place} holds other files ({', '.join(foreign[:3])}"
-            f"{', …' if len(foreign) > 3 else ''}); name a folder that is new or empty"
-        )
-
-
 def _lock(file: io.FileIO, place: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise InputError(
             f"out: another comparison writes to {place} now; wait for it, or name another folder"
-        ) from error
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole, over an earlier one.
-
-    Raises:
-        OSError: it cannot be written; the earlier one stays.
-    """
-    fresh = path.with_name(f".{path.name}.partial")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
-@contextmanager
-def _writing(place: Path, kind: type[GapruneError] = GapruneError) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise kind(
-            f"out: cannot write to {place} ({error.strerror or error}); "
-            "name a folder that you may write to, with space left"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,15 @@ from gaprune.export.format_registry import find_exporter
 from gaprune.export.model_card import CARD, card
 from gaprune.export.pruned_network import PrunedNetwork, pruned_of
 from gaprune.export.sparse_entries import ExportOptions
-from gaprune.io.atomic_folder import PARTIAL, hidden_name, sync
+from gaprune.io.atomic import (
+    check_output_folder,
+    make_folders,
+    remove_folders,
+    remove_partial,
+    replacing,
+    writing,
+)
 from gaprune.io.manifest import FACTS, SCHEMA, file_facts, read_facts
-from gaprune.io.run_files import writing
 from gaprune.io.serialization import to_json
 from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.result import Result
@@ -138,82 +143,29 @@ def _network(pruned: PrunedNetwork) -> dict[str, Any]:
     return {**named, "sparsity": pruned.record["sparsity"]["asked"]}
 
 
-def _check_free(place: Path, shown: str | Path, *, overwrite: bool) -> None:
-    with writing(shown, InputError):
-        if not place.exists():
-            return
-        if not place.is_dir():
-            raise InputError(f"out: {shown} is a file; name a folder that is new or empty")
-        held = {str(one.relative_to(place)) for one in place.rglob("*") if not one.is_dir()}
-    if not held:
-        return
-    facts = read_facts(place)
-    if facts is None or (foreign := sorted(held - {*facts["files"], FACTS, CARD})):
-        listed = ", ".join((sorted(held) if facts is None else foreign)[:3])
-        raise InputError(
-            f"out: {shown} holds other files ({listed}); name a folder that is new or empty"
-        )
-    if not overwrite:
+def _check_free(folder: Path, shown: str | Path, *, overwrite: bool) -> None:
+    facts = read_facts(folder)
+    allowed = set() if facts is None else {*facts["files"], FACTS, CARD}
+    if check_output_folder(shown, allowed, recursive=True) and not overwrite:
         raise InputError(
             f"out: {shown} holds an earlier export; name another folder, or add --overwrite"
         )
 
 
 @contextlib.contextmanager
-def _filling(place: Path, shown: str | Path) -> Iterator[Path]:
-    """Yield a hidden folder that takes the name of `place` once all in it is on the disk.
+def _filling(folder: Path, shown: str | Path) -> Iterator[Path]:
+    """Yield a hidden folder that becomes `folder` once everything in it is on the disk.
 
     Raises:
-        GapruneError: it cannot be written; `place` is as it was.
+        GapruneError: it cannot be written; `folder` is as it was.
     """
     with writing(shown, GapruneError):
-        made = [one for one in (place.parent, *place.parent.parents) if not one.exists()]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _clear(place)  # of one that was killed
-        fresh = hidden_name(place)
+        made = make_folders(folder.parent)
         try:
-            fresh.mkdir()
-            yield fresh
-            _settle(fresh, place)
+            remove_partial(folder.parent, folder.name)
+            with replacing(folder) as fresh:
+                fresh.mkdir()
+                yield fresh
         except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            if place.exists():
-                _clear(place)
-            for folder in made:  # innermost first
-                with contextlib.suppress(OSError):  # somebody else has put something there
-                    folder.rmdir()
+            remove_folders(made)
             raise
-
-
-def _clear(place: Path) -> None:
-    """Remove hidden folders of exports to a place."""
-    for rest in place.parent.glob(f".{place.name}.*{PARTIAL}"):
-        shutil.rmtree(rest, ignore_errors=True)
-
-
-def _settle(fresh: Path, place: Path) -> None:
-    """Sync a folder with all that is in it, and put it in the place of another one."""
-    mode = 0o666 & ~_umask_of(fresh)
-    for path in sorted(fresh.rglob("*"), reverse=True):
-        if path.is_file():
-            path.chmod(mode)  # safetensors lets nobody else read it
-        sync(path)
-    sync(fresh)
-    before = hidden_name(place)
-    try:
-        if place.exists():
-            place.rename(before)
-        fresh.rename(place)
-        sync(place.parent)
-    except BaseException:
-        if before.exists() and not place.exists():
-            before.rename(place)
-        raise
-    finally:
-        if place.exists():
-            shutil.rmtree(before, ignore_errors=True)
-
-
-def _umask_of(folder: Path) -> int:
-    """Return the bits that the process keeps from others, as a folder that it made shows them."""
-    return ~folder.stat().st_mode & 0o777

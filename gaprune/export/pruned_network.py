@@ -17,7 +17,7 @@ from gaprune.io.run_files import CONFIG, MASK, PRUNED, RECORD, REPAIRED
 from gaprune.io.weights import load_state
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
-from gaprune.runs.directory import load_masks, stated_inputs
+from gaprune.runs.directory import inputs_config, load_masks
 from gaprune.runs.job import JOB_KEYS, make_job
 from gaprune.runs.result import Result
 
@@ -117,7 +117,7 @@ def _of_result(result: Result, *, strict: bool) -> PrunedNetwork:
 def _config_of(result: Result) -> dict[str, Any]:
     used = {key: value for key, value in result.settings.items() if value is not None}
     origin = {} if result.target.zoo is None else {"target": result.target.zoo}
-    return origin | stated_inputs(result.target.inputs) | used
+    return origin | inputs_config(result.target.inputs) | used
 
 
 def _of_folder(

@@ -1,84 +1,143 @@
-"""The checkpoints of one search: numbered, the last two kept, the newest whole one read."""
+"""Checkpoints: plain data and tensors in a folder, written and read as a whole.
+
+::
+
+    facts.json           plain data; floats are read back bit for bit
+    tensors.safetensors  named tensors
+    SHA256SUMS           of both, in the format of `sha256sum -c`
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from gaprune.errors import GapruneError
-from gaprune.io.atomic_folder import (
-    Checkpoint,
-    DamagedError,
-    read_checkpoint,
-    remove_checkpoint,
-    remove_rests,
-    write_checkpoint,
-)
+from gaprune.io.atomic import hidden_name, remove, remove_partial, replacing
 
-KEPT = 2
-DIGITS = 6
+FACTS, TENSORS, SUMS = "facts.json", "tensors.safetensors", "SHA256SUMS"
+NUM_CHECKPOINTS = 2  # of one search; the older one is there in case the newer one is damaged
+
+
+class DamagedError(GapruneError):
+    """The files of a checkpoint are not those that were written."""
+
+
+class Checkpoint(NamedTuple):
+    """What was saved together.
+
+    Attributes:
+        facts: plain data.
+        tensors: on the CPU.
+    """
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint at `path`, in a folder that exists.
+
+    Raises:
+        OSError: no space, no right to write, or `path` exists; nothing is changed then.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = {FACTS: json.dumps(facts, ensure_ascii=False).encode(), TENSORS: save(stored)}
+    content[SUMS] = _sums(content).encode()
+    if path.exists():
+        raise FileExistsError(17, "there is a checkpoint of this name", str(path))
+    with replacing(path) as folder:
+        folder.mkdir()
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint whose files are, bit for bit, those that were written.
+
+    Raises:
+        DamagedError: they are not; the message says which.
+    """
+    try:
+        content = {name: (path / name).read_bytes() for name in (FACTS, TENSORS)}
+        if _sums(content) != (path / SUMS).read_text(encoding="utf-8"):
+            raise DamagedError(f"{path}: its files are not what was written (SHA-256)")
+        return Checkpoint(json.loads(content[FACTS]), load(content[TENSORS]))
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DamagedError(f"{path}: cannot be read ({reason})") from error
+
+
+def _sums(content: Mapping[str, bytes]) -> str:
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in content.items())
+    return "".join(lines)
 
 
 class CheckpointFolder:
-    """Numbered bundles in a folder, which may be missing as long as there are none.
+    """The checkpoints of one search, numbered; the last `NUM_CHECKPOINTS` are on the disk.
 
     Args:
-        folder: where they lie; other names in it are left alone.
+        path: the folder, which may be missing; other names in it are left alone.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def write(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Add a bundle; the oldest beyond `KEPT` is removed once the new one is on the disk.
+        """Add a checkpoint; then remove the oldest.
 
         Raises:
-            OSError: it cannot be written; those that are there stay.
+            OSError: it cannot be written; the earlier ones stay.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_rests(self.folder)
-        there = self._there()
-        number = int(there[-1].name) + 1 if there else 1
-        write_checkpoint(self.folder / f"{number:0{DIGITS}d}", facts, tensors)
-        for old in there[: 1 - KEPT]:
-            with contextlib.suppress(OSError):  # in the way of nobody
-                remove_checkpoint(old)
+        self.path.mkdir(parents=True, exist_ok=True)
+        remove_partial(self.path)
+        earlier = self._numbered()
+        number = int(earlier[-1].name) + 1 if earlier else 1
+        write_checkpoint(self.path / f"{number:06d}", facts, tensors)
+        for old in earlier[: 1 - NUM_CHECKPOINTS]:
+            hidden = hidden_name(old)  # renamed first: a part of it is never read
+            with contextlib.suppress(OSError):
+                old.rename(hidden)
+                remove(hidden)
 
     def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """Read the newest bundle that is whole; None where none was ever written.
+        """Read the newest undamaged checkpoint; None if none was ever written.
 
         Args:
-            warn: told of a damaged one; it is renamed and no longer counted.
+            warn: told of a damaged one, which is renamed and never read again.
 
         Raises:
-            GapruneError: there are some and all are damaged.
+            GapruneError: all of them are damaged.
         """
-        there = self._there()
-        reasons: list[str] = []
-        for place in reversed(there):
+        damaged: dict[Path, str] = {}
+        for path in reversed(self._numbered()):
             try:
-                found = read_checkpoint(place)
+                checkpoint = read_checkpoint(path)
             except DamagedError as error:
-                reasons.append(str(error))
+                damaged[path] = str(error)
                 continue
-            for reason, damaged in zip(reasons, reversed(there), strict=False):
+            for other, reason in damaged.items():
                 warn(f"checkpoint: {reason}; the one before is used")
                 with contextlib.suppress(OSError):
-                    damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
-            return found
-        if reasons:
+                    other.rename(other.with_name(f"{other.name}.damaged"))
+            return checkpoint
+        if damaged:
             raise GapruneError(
-                f"checkpoint: none of the {len(reasons)} kept can be used ({'; '.join(reasons)}); "
+                f"checkpoint: all {len(damaged)} are damaged ({'; '.join(damaged.values())}); "
                 "start the run again"
             )
         return None
 
-    def _there(self) -> list[Path]:
-        if not self.folder.is_dir():
+    def _numbered(self) -> list[Path]:
+        if not self.path.is_dir():
             return []
-        named = (place for place in self.folder.iterdir() if place.name.isdecimal())
-        return sorted((place for place in named if place.is_dir()), key=lambda one: int(one.name))
+        folders = (path for path in self.path.iterdir() if path.name.isdecimal() and path.is_dir())
+        return sorted(folders, key=lambda path: int(path.name))

@@ -1,4 +1,4 @@
-"""A lock on a folder: the system lets go of it when the process ends, however it ends."""
+"""A lock on a folder that the operating system releases when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import fcntl
 import os
 from pathlib import Path
 
-NOBODY = "another process"  # who has the lock, where that is not written down
+NO_CHECKPOINTS = "writes no checkpoints"  # note in the lock file of such a run
 
 
 class Lock:
-    """An exclusive lock on a file, which is made where it is missing.
+    """An exclusive lock on a file; its content is the number of the process, and a note.
 
     Args:
-        path: the file; its content is the process that has the lock, and what it remarks.
+        path: the file; it is made if it is missing.
 
     Raises:
-        BlockingIOError: another process has it, or this one through another `Lock`.
+        BlockingIOError: another process has the lock, or this one through another `Lock`.
         OSError: the file cannot be written.
     """
 
@@ -25,14 +25,14 @@ class Lock:
         self.path = path
         self._descriptor = _locked(path)
         os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, str(os.getpid()).encode())
+        self._write(str(os.getpid()))
 
-    def remark(self, text: str) -> None:
-        """Write a remark for whoever looks at the lock."""
-        os.write(self._descriptor, f" {text}".encode())
+    def add_note(self, note: str) -> None:
+        """Write a note for other processes (`lock_note`)."""
+        self._write(f" {note}")
 
     def release(self, *, remove: bool = False) -> None:
-        """Let go of it, and take the file away where that is asked for."""
+        """Release the lock; with `remove` delete its file before."""
         if self._descriptor < 0:
             return
         if remove:
@@ -40,9 +40,12 @@ class Lock:
         os.close(self._descriptor)
         self._descriptor = -1
 
+    def _write(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
 
-def in_use_by(path: Path) -> str | None:
-    """Return in words which process has the lock of a file; None where nobody has."""
+
+def lock_owner(path: Path) -> str | None:
+    """Return `process NUMBER` for the process that has the lock; None if no process has it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -51,7 +54,7 @@ def in_use_by(path: Path) -> str | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         number = os.pread(descriptor, 20, 0).decode(errors="replace").partition(" ")[0].strip()
-        return f"process {number}" if number.isdecimal() else NOBODY
+        return f"process {number}" if number.isdecimal() else "another process"
     except OSError:  # a file system without locks
         return None
     finally:
@@ -59,8 +62,8 @@ def in_use_by(path: Path) -> str | None:
     return None
 
 
-def remark_in(path: Path) -> str:
-    """Return what the owner of a lock remarks; empty where there is nothing, or no lock."""
+def lock_note(path: Path) -> str:
+    """Return the note in a lock file; empty if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").partition(" ")[2]
     except OSError:
@@ -68,6 +71,7 @@ def remark_in(path: Path) -> str:
 
 
 def _locked(path: Path) -> int:
+    """Open and lock a file, and return its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -75,9 +79,9 @@ def _locked(path: Path) -> int:
         except BlockingIOError:
             os.close(descriptor)
             raise
-        except OSError:  # a file system without locks: nothing can be promised there
+        except OSError:  # a file system without locks guarantees nothing
             return descriptor
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        os.close(descriptor)  # removed by its owner between the two calls: lock the new one
+        os.close(descriptor)  # its owner has removed it between the two calls: lock the new file

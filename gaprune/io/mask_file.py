@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.atomic import write_file
 from gaprune.io.serialization import from_stamp, to_stamp
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import pack, unpack
@@ -50,13 +50,8 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
             raise InputError(f"masks[{name!r}]: must be bool, got {mask.dtype}")
     stored = {name: mask.to(torch.uint8).cpu().contiguous() for name, mask in masks.items()}
     content = save(stored, to_stamp(format="gaprune mask", **about))
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_file(path, content)
     except OSError as error:
         raise GapruneError(
             f"path: cannot write {path} ({error.strerror or error}); name a place in a folder that "

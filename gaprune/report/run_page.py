@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gaprune.errors import GapruneError
 from gaprune.formatting import number, percent
-from gaprune.io.run_files import REPORT, writing
+from gaprune.io.atomic import write_file, writing
+from gaprune.io.run_files import REPORT
 from gaprune.report.classes import losses, pairs
 from gaprune.report.curves import (
     density_plot,
@@ -45,14 +44,8 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     place = Path(folder).expanduser().resolve()
     text = report_of(place, name=name)
     page = place / REPORT
-    fresh = page.with_name(f".{REPORT}.{secrets.token_hex(4)}.partial")
     with writing(folder, GapruneError):
-        try:
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(page)
-        finally:
-            with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
+        write_file(page, text)
     return page
 
 

@@ -26,8 +26,13 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.search_plan import SearchPlan
 from gaprune.evolution.snapshot import SearchState
-from gaprune.io.atomic_folder import Checkpoint, DamagedError, read_checkpoint, write_checkpoint
-from gaprune.io.checkpoints import CheckpointFolder
+from gaprune.io.checkpoints import (
+    Checkpoint,
+    CheckpointFolder,
+    DamagedError,
+    read_checkpoint,
+    write_checkpoint,
+)
 from gaprune.io.run_files import HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.masks.supermask import unpack

@@ -6,6 +6,7 @@ writes another reads.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,23 @@ class PruneJob:
         }
         listed = {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}
         return {key: value for key, value in listed.items() if value is not None}
+
+    def command(self) -> str:
+        """Return the command line that does this job, with every option that was stated."""
+        words = ["gaprune", "prune", self.target]
+        for name, value in self.as_config().items():
+            is_setting = name in Settings.model_fields
+            if name == "target" or (is_setting and name not in self.settings.model_fields_set):
+                continue
+            option = f"--{name.replace('_', '-')}"
+            if is_setting and isinstance(value, bool):
+                words.append(option if value else option.replace("--", "--no-", 1))
+            elif isinstance(value, bool):
+                words += [option, "yes" if value else "no"]
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+                words += [option, text]
+        return shlex.join(words)
 
 
 def _sparsity(value: object, name: str) -> float:

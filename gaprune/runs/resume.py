@@ -19,8 +19,9 @@ from gaprune.callbacks import Observer
 from gaprune.config import NEUTRAL, Settings, make_settings, read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.presets import find_preset
-from gaprune.io.atomic_folder import Checkpoint, DamagedError, read_checkpoint
-from gaprune.io.run_files import CONFIG, writing
+from gaprune.io.atomic import write_file, writing
+from gaprune.io.checkpoints import Checkpoint, DamagedError, read_checkpoint
+from gaprune.io.run_files import CONFIG
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.profiling import run_profiler
@@ -119,7 +120,7 @@ def go_on(
     _tell(settings, facts["settings"], observer)
     used = settings.model_dump(mode="json")
     with writing(run_directory.path, GapruneError):
-        run_directory.write_config(config_text(target, used, job))
+        write_file(run_directory.folder / CONFIG, config_text(target, used, job))
     checkpointer = FolderCheckpointer(
         run_directory, settings.checkpoint_every, observer, job, start
     )

@@ -140,7 +140,9 @@ class PruningRun:
             seeds = self.seeds() if kept is None else kept.seeds
         with (
             checkpointer.watch(),
-            open_workers(evaluator, WorkerOptions.from_settings(settings), self.observer.warning) as workers,
+            open_workers(
+                evaluator, WorkerOptions.from_settings(settings), self.observer.warning
+            ) as workers,
         ):
             validation_scores = (
                 self._judge_baselines(seeds, workers) if kept is None else kept.validation_scores

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import InputError
-from gaprune.io.lock import in_use_by, remark_in
-from gaprune.io.run_files import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD, UNWATCHED
+from gaprune.io.lock import NO_CHECKPOINTS, lock_note, lock_owner
+from gaprune.io.run_files import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD
 from gaprune.io.serialization import object_or_nothing, text_or_nothing
 from gaprune.records import Generation
 
@@ -57,14 +57,14 @@ def read_status(folder: str | Path) -> RunStatus:
     place = Path(folder).expanduser()
     if not place.is_dir():
         raise InputError(f"run: there is no folder {folder}; name the folder of a run")
-    owner = in_use_by(place / CHECKPOINT / LOCK)
+    owner = lock_owner(place / CHECKPOINT / LOCK)
     record = object_or_nothing(text_or_nothing(place / RECORD))
     config = _toml(text_or_nothing(place / CONFIG))
     if owner is None and not record and not config:
         raise InputError(f"run: {folder} holds no run; name the folder of a run")
     state = RUNNING if owner is not None else ENDED if record else STOPPED
     history = tuple(_generations(text_or_nothing(place / HISTORY)))
-    if state == RUNNING and remark_in(place / CHECKPOINT / LOCK) == UNWATCHED:
+    if state == RUNNING and lock_note(place / CHECKPOINT / LOCK) == NO_CHECKPOINTS:
         return RunStatus(state, owner=owner, silent=True)  # what lies there is an earlier run's
     return RunStatus(state, history, {} if state == RUNNING else record, config, owner)
 

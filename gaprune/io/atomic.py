@@ -1,0 +1,181 @@
+"""Write files and folders so that a reader finds all of them or nothing, and check output folders.
+
+Everything is written under a hidden name, synced to the disk and then renamed. Whenever the process
+or the machine stops, the real name stands for the old content or for the new one, never for a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gaprune.errors import GapruneError, InputError
+
+PARTIAL = ".partial"  # suffix of hidden names
+
+
+def hidden_name(path: Path) -> Path:
+    """Return a new hidden name beside `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder with everything in it is on the disk.
+
+    Files get the permissions that the umask allows: safetensors writes files that only their owner
+    can read.
+    """
+    mode = folder.stat().st_mode & 0o666  # mkdir has applied the umask
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file():
+            path.chmod(mode)
+        sync(path)
+    sync(folder)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden name; the file or folder written there becomes `path`.
+
+    What was at `path` stays if the block raises. A folder cannot be renamed onto another one, so
+    an old folder is renamed first and removed last.
+
+    Raises:
+        OSError: the disk is full, or the place cannot be written.
+    """
+    fresh, old = hidden_name(path), hidden_name(path)
+    try:
+        yield fresh
+        if fresh.is_dir():
+            sync_tree(fresh)
+            if path.exists():
+                path.rename(old)
+        else:
+            sync(fresh)
+        fresh.replace(path)
+        sync(path.parent)
+        remove(old)
+    except BaseException:  # also of an interrupt on the last line above
+        if old.exists() and not path.exists():
+            old.rename(path)
+        remove(fresh)
+        remove(old)
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file in place of an older one.
+
+    Raises:
+        OSError: it cannot be written; the older one stays.
+    """
+    with replacing(path) as fresh:
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it exists and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left half-written: of one name in a folder, or of all."""
+    for path in folder.glob(f".{name}.*{PARTIAL}"):
+        remove(path)
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder and its missing parents; return those that were made, outermost first.
+
+    Raises:
+        OSError: one cannot be made; none is left then.
+    """
+    made: list[Path] = []
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another process has just made it
+                folder.mkdir()
+                made.append(folder)
+        if not path.is_dir():
+            raise NotADirectoryError(20, "a file of this name exists", str(path))
+    except BaseException:
+        remove_folders(made)
+        raise
+    return made
+
+
+def remove_folders(folders: list[Path]) -> None:
+    """Remove folders that `make_folders` made, as far as they are empty."""
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):  # another process has put something there
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, error_type: type[GapruneError], remedy: str = "") -> Iterator[None]:
+    """Turn what the operating system refuses into one message.
+
+    Args:
+        path: where, as the user wrote it.
+        error_type: of the error.
+        remedy: what else can be done.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise error_type(
+            f"out: cannot write to {path} ({reason}); "
+            f"name a folder that you may write to, with space left{remedy}"
+        ) from error
+
+
+def check_output_folder(
+    path: str | Path, allowed: Container[str], *, recursive: bool = False
+) -> list[str]:
+    """Check that a folder is free for output, and return the names in it; nothing is written.
+
+    Args:
+        path: a folder that may be missing.
+        allowed: names of files that may be replaced there.
+        recursive: whether files in subfolders are looked at, by their relative paths.
+
+    Raises:
+        InputError: `path` is a file, cannot be read, or holds other files.
+    """
+    with writing(path, InputError):
+        folder = Path(path).expanduser().resolve()  # the target of a link is what is replaced
+        if not folder.exists():
+            return []
+        if not folder.is_dir():
+            raise InputError(f"out: {path} is a file; name a folder that is new or empty")
+        found = (entry for entry in folder.rglob("*") if not entry.is_dir())
+        entries = found if recursive else folder.iterdir()
+        names = sorted(str(entry.relative_to(folder)) for entry in entries)
+    names = [name for name in names if not name.endswith(PARTIAL)]  # of processes that were killed
+    if others := [name for name in names if name not in allowed]:
+        raise InputError(
+            f"out: {path} holds other files ({', '.join(others[:3])}"
+            f"{', …' if len(others) > 3 else ''}); name a folder that is new or empty"
+        )
+    return names
