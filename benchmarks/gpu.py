@@ -168,7 +168,7 @@ def actors(case: Case) -> Iterator[Row]:
 
 def wait_for_all(workers: RayWorkers, count: int) -> None:
     """Wait until every actor has loaded the evaluator: the first of them is enough to begin."""
-    while workers.idle < count:
+    while len(workers.idle) < count:
         some: Workers = workers
         some.run([_Nothing()])
 

@@ -63,30 +63,6 @@ class Faulty:
         return self.task.run(evaluator)
 
 
-@dataclass(frozen=True)
-class SlowOnce:
-    """The first try ends only after another one has ended.
-
-    Attributes:
-        folder: empty; tries leave files.
-        value: returned.
-    """
-
-    folder: str
-    value: int
-    kind: str = "Echo"
-
-    def run(self, evaluator: object) -> int:
-        """Return the value, sooner or later."""
-        first, second = Path(self.folder) / "first", Path(self.folder) / "second"
-        if first.exists():
-            second.touch()
-        first.touch()
-        while not second.exists():
-            time.sleep(0.05)
-        return self.value
-
-
 @dataclass(frozen=True, eq=False)
 class Heavy:
     """Genes of some size."""

@@ -43,7 +43,7 @@ def main() -> None:
     said: list[str] = []
     tasks = [Grow(seed, SIZE) for seed in range(12)]
     with RayWorkers("evaluator", WorkerOptions(3, address=cluster.address), said.append) as workers:
-        while workers.idle < 3:
+        while len(workers.idle) < 3:
             workers.run([Later(Grow(0), 0.1)])
         early = workers.run(tasks[:6])
         threading.Timer(1.5, cluster.remove_node, (second,), {"allow_graceful": False}).start()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from fault_tasks import FAULTS, Faulty, Grow, Locked, SlowOnce
+from fault_tasks import FAULTS, Faulty, Grow, Locked
 from search_cases import random_genes, run_to_bits, tiny_evaluator
 from worker_tasks import Echo, unreserved
 
@@ -19,7 +19,7 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
 from gaprune.workers import FailedTask, RayWorkers, RetryPolicy, SerialWorkers, WorkerOptions
-from gaprune.workers import retry_policy as tolerance
+from gaprune.workers.transport import RemoteGenome
 
 EVALUATOR = tiny_evaluator(gradient_share=0.5)
 QUICK = RetryPolicy(retries=2, timeout=3.0, first_wait=0.05, longest_wait=0.2)
@@ -52,7 +52,7 @@ def tasks() -> list[Task]:
 
 def wait_for_both(pool: RayWorkers) -> None:
     """Let whoever starts or is busy come back."""
-    while pool.idle < 2:
+    while len(pool.idle) < 2:
         pool.run([Echo(0, 0.05)])
 
 
@@ -93,36 +93,18 @@ def test_what_a_task_raises_is_not_tried_again(pool: RayWorkers, tmp_path: Path)
     assert pool.lost == lost
 
 
-def test_a_straggler_is_run_a_second_time(
-    pool: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first answer counts, and nobody waits for the other, now or later."""
-    monkeypatch.setattr(tolerance, "LATER_LEAST", 0.2)
-    wait_for_both(pool)
-    lost = pool.lost
-    slow = SlowOnce(str(tmp_path), 7)
-    assert pool.run([slow, *(Echo(value) for value in range(5))]) == [7, 0, 1, 2, 3, 4]
-    wait_for_both(pool)  # also for whoever was slow
-    assert pool.run([Echo(value, 0.01) for value in range(40)]) == list(range(40))
-    assert pool.lost == lost
-
-
-def test_genes_of_results_are_fetched_when_they_are_asked_for(pool: RayWorkers) -> None:
-    """Until then they stay where they were made; parents are sent once."""
-    before = pool.traffic.moved
+def test_genomes_stay_in_the_store_until_they_are_fetched(pool: RayWorkers) -> None:
+    """Results hold handles; fetched genomes are equal, and their children are bred from the store."""
     results = pool.run([Grow(seed) for seed in range(6)])
-    assert pool.traffic.moved - before < 6 * 1000
-    one, other = pool.fetch([results[4], results[1]])
-    assert [float(genes.numbers.sum()) for genes in (one, other)] == [
+    assert all(isinstance(result.genes, RemoteGenome) for result in results)
+    first, second = pool.fetch([results[4], results[1]])
+    assert [float(genome.numbers.sum()) for genome in (first, second)] == [
         results[4].sum,
         results[1].sum,
     ]
-    size = one.numbers.nbytes
-    assert 2 * size < pool.traffic.moved - before < 2 * size + 6 * 1000
-    stored = pool.traffic.stored
-    children = pool.run([Grow(seed, parents=(one,)) for seed in range(9, 13)])
-    assert pool.traffic.stored == stored  # they lie in the store since they were made
-    expected = [Grow(seed, parents=(one,)).run(None) for seed in range(9, 13)]
+    assert pool._stored[first] == results[4].genes.reference  # not sent again
+    children = pool.run([Grow(seed, parents=(first,)) for seed in range(9, 13)])
+    expected = [Grow(seed, parents=(first,)).run(None) for seed in range(9, 13)]
     assert [child.sum for child in children] == [child.sum for child in expected]
 
 
@@ -132,7 +114,7 @@ def test_genes_that_are_lost_are_made_again(pool: RayWorkers) -> None:
     gone = replace(result, genes=replace(result.genes, reference=lost_object()))
     (genes,) = pool.fetch([gone])
     assert torch.equal(genes.numbers, Grow(3).run(None).genes.numbers)
-    pool._references[genes] = gone.genes.reference
+    pool._stored[genes] = gone.genes.reference
     (child,) = pool.run([Grow(4, parents=(genes,))])
     assert child.sum == Grow(4, parents=(genes,)).run(None).sum
 
@@ -182,7 +164,7 @@ def test_a_evaluator_that_cannot_be_loaded_fails_at_once(tmp_path: Path) -> None
     started = time.monotonic()
     with (
         pytest.raises(GapruneError, match=r"none of 2 could start: OSError: lock is in the way"),
-        RayWorkers(Locked(tmp_path / "lock"), WorkerOptions(2), hire=unreserved),
+        RayWorkers(Locked(tmp_path / "lock"), WorkerOptions(2), create_actor=unreserved),
     ):
         pytest.fail("they started")
     assert time.monotonic() - started < 60
@@ -198,7 +180,7 @@ def test_a_evaluator_that_ends_its_process_is_tried_a_few_times(tmp_path: Path) 
         RayWorkers(
             Locked(tmp_path / "lock", ending=True),
             WorkerOptions(1, retry_policy=impatient),
-            hire=unreserved,
+            create_actor=unreserved,
         ),
     ):
         pytest.fail("they started")
@@ -210,7 +192,7 @@ def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> Non
     tries.mkdir()
     impatient = RetryPolicy(retries=9, starts=1, first_wait=0.01)
     worker_options = WorkerOptions(2, retry_policy=impatient)
-    with RayWorkers(Locked(tmp_path / "lock"), worker_options, hire=unreserved) as workers:
+    with RayWorkers(Locked(tmp_path / "lock"), worker_options, create_actor=unreserved) as workers:
         workers.run([Echo(0, 0.5), Echo(1, 0.5)])  # both are there
         (tmp_path / "lock").touch()
         poison = Faulty("exit", str(tries), 99, Echo(0))
@@ -219,7 +201,7 @@ def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("staff", "message"),
+    ("worker_options", "message"),
     [
         (WorkerOptions(5), r"workers: 5 asked.*has 2 CPUs and 0 GPUs on 1 node.*use --workers 2"),
         (WorkerOptions(2, threads=2), r"workers: 2 asked, each with 2 CPU.*use --workers 1"),

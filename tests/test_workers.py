@@ -159,7 +159,7 @@ def test_a_search_finds_the_same_masks_on_any_workers(workers: Workers, preset: 
 
 
 @pytest.mark.parametrize(
-    "staff",
+    "worker_options",
     [WorkerOptions(3), WorkerOptions(1, gpus=0.5), WorkerOptions(1, address="127.0.0.1:6379")],
     ids=str,
 )
@@ -219,7 +219,7 @@ def user_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 @pytest.fixture(scope="module")
 def actor(ray_session: None, user_evaluator: Evaluator) -> Iterator[Workers]:
     """One actor that holds `user_evaluator`; Ray ran before anybody had seen the user's files."""
-    with RayWorkers(user_evaluator, WorkerOptions(1), hire=unreserved) as workers:
+    with RayWorkers(user_evaluator, WorkerOptions(1), create_actor=unreserved) as workers:
         yield workers
     assert ray.is_initialized()  # it ran before, so it still runs
 

@@ -44,10 +44,10 @@ def measure_utilisation(crowd: Crowd = Crowd()) -> dict[str, float]:
     tasks = [Pause(SLEEP)] * (crowd.count * crowd.each)
     ideal, busy, bare, costs = SLEEP * crowd.each, [], [], []
     with own_ray(crowd.count):
-        hire = hire_shared(crowd.count)
-        with RayWorkers("evaluator", WorkerOptions(crowd.count), hire=hire) as workers:
+        create_actor = share_actors(crowd.count)
+        with RayWorkers("evaluator", WorkerOptions(crowd.count), create_actor=create_actor) as workers:
             wait_for_all(workers)
-            actors = [hire() for _ in range(crowd.count)]
+            actors = [create_actor() for _ in range(crowd.count)]
             for _ in range(crowd.rounds):
                 cpu, started = time.process_time(), time.perf_counter()
                 workers.run(tasks)
@@ -80,7 +80,7 @@ def call_bare(actors: Sequence[Any], count: int) -> float:
     return time.perf_counter() - started
 
 
-def hire_shared(count: int) -> Any:  # noqa: ANN401 - makes Ray's handles
+def share_actors(count: int) -> Any:  # noqa: ANN401 - makes Ray's handles
     """Return what hires: each process is many actors, as 64 would not fit on a small machine.
 
     The driver does for each what it does for one of its own process.

@@ -42,5 +42,5 @@ def own_ray(cpus: int) -> Iterator[None]:
 
 def wait_for_all(workers: RayWorkers) -> None:
     """Let everybody come, so that starting is not measured."""
-    while workers.idle < workers.count:
+    while len(workers.idle) < workers.count:
         workers.run([Pause(0.02)] * workers.count)

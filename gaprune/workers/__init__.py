@@ -1,10 +1,9 @@
-"""Where tasks run: in this process, or on Ray actors. One protocol, one contract."""
+"""Where tasks run: in this process or on Ray actors. Both pass the same contract tests."""
 
 from typing import TYPE_CHECKING, Any
 
+from gaprune.workers.base import FailedTask, RetryPolicy, Warn, WorkerOptions, Workers
 from gaprune.workers.device import choose_device, choose_driver_device, on_device
-from gaprune.workers.protocol import FailedTask, Warn, WorkerOptions, Workers
-from gaprune.workers.retry_policy import RetryPolicy
 from gaprune.workers.serial import SerialWorkers
 
 if TYPE_CHECKING:
@@ -20,31 +19,29 @@ __all__ = [
     "Workers",
     "choose_device",
     "choose_driver_device",
-    "open_workers",
     "on_device",
+    "open_workers",
 ]
 
 
 def open_workers(
     evaluator: object, worker_options: WorkerOptions, warn: Warn = lambda _: None
 ) -> Workers:
-    """Return workers that hold `evaluator`: this process for one, Ray actors for more.
-
-    One worker that reserves a GPU, or is to be on a cluster, is an actor too.
+    """Return workers that evaluate candidates with `evaluator`.
 
     Raises:
-        InputError: the device that is asked for is not there.
+        InputError: the requested device is not available.
     """
     device = choose_device(worker_options)
     if worker_options.in_process:
         return SerialWorkers(evaluator, worker_options.threads, device)
-    from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - as below
+    from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - see below
 
     return RayWorkers(evaluator, worker_options, warn)
 
 
 def __getattr__(name: str) -> Any:
-    """Import Ray when it is first wanted: that takes half a second and 36 MB in every command."""
+    """Import Ray on first use: it takes half a second and 36 MB, also in commands without it."""
     if name == "RayWorkers":
         from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415
 

@@ -1,97 +1,85 @@
-"""One worker: a process that holds its own copy of the evaluator and runs one task after the other."""
+"""One Ray actor: a process with its own copy of the evaluator that runs one task at a time."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
 import torch
 
 from gaprune.errors import GapruneError
-from gaprune.profiling import Timings, profiled, run_profiler
-from gaprune.workers.checksum import digest, frozen, tally
-from gaprune.workers.device import CPU, CUDA, behind, deterministic, move_evaluator
+from gaprune.models.forward import CPU, deterministic
+from gaprune.profiling import profiled, run_profiler
+from gaprune.workers.checksum import frozen_tensors, weights_digest, weights_sum
+from gaprune.workers.device import CUDA, move_evaluator, synchronizer
 from gaprune.workers.malloc import keep_heap
-from gaprune.workers.transport import Packed, pack_answer, pack_child, pack_error, unpack_task
+from gaprune.workers.transport import PackedGenome, pack_error, pack_result, unpack_task
 
 
 class ActorSetup(NamedTuple):
-    """What an actor needs beside the evaluator.
+    """What an actor needs beside the evaluator."""
 
-    Attributes:
-        digest: of the weights of the evaluator, as the driver has them.
-        threads: of torch.
-        gpu: whether it was given some of a GPU.
-        folders: where the driver imports from.
-        measured: whether answers tell what was spent on them.
-    """
-
-    digest: str
+    digest: str  # of the weights in the driver
     threads: int
-    gpu: bool
-    folders: list[str]
-    measured: bool = False
+    gpu: bool  # whether it reserves one
+    folders: list[str]  # import path of the driver
+    profile: bool = False  # whether results include timings
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class Actor:
-    """Holds a private copy of the evaluator (Ray's arrays are shared, read-only memory).
+    """Holds a private copy of the evaluator, since arrays from Ray are shared, read-only memory.
 
-    It is empty when it is made, so that what fails while it loads comes back as an error.
+    `__init__` does nothing: an exception in it would kill the actor, but one in `load` is returned.
     """
 
-    def load(self, evaluator: bytes, shipment: ActorSetup) -> str:
+    def load(self, evaluator: bytes, setup: ActorSetup) -> str:
         """Load the evaluator and return the id of the node.
 
         Raises:
-            GapruneError: the weights are not those that were sent, or there is no GPU.
+            GapruneError: the weights differ from those sent, or the actor sees no GPU.
         """
-        torch.set_num_threads(shipment.threads)
+        torch.set_num_threads(setup.threads)
         keep_heap()
-        # last, so they shadow nothing: what a user's file imports from beside it
-        sys.path.extend(folder for folder in shipment.folders if folder not in sys.path)
-        if shipment.gpu and not torch.cuda.is_available():
+        # a user's file may import from beside it; last in the path, so nothing is shadowed
+        sys.path.extend(folder for folder in setup.folders if folder not in sys.path)
+        if setup.gpu and not torch.cuda.is_available():
             raise GapruneError(
                 f"gpus_per_worker: torch {torch.__version__} of the workers sees no GPU; install "
                 "one that does on every node, or leave --gpus-per-worker out"
             )
-        device = CUDA if shipment.gpu else CPU  # of the GPUs, it sees those that Ray gave it
-        self._arithmetic = ExitStack()  # stays as long as the process
-        self._arithmetic.enter_context(deterministic(device))
+        device = CUDA if setup.gpu else CPU
+        self._determinism = ExitStack()  # never closed: it lasts as long as the process
+        self._determinism.enter_context(deterministic(device))
         self._evaluator = move_evaluator(ray.cloudpickle.loads(evaluator), device)
-        self._frozen = frozen(self._evaluator)
-        if digest(self._frozen) != shipment.digest:
-            raise GapruneError("workers: the weights that arrived are not those that were sent")
-        self._tally = tally(self._frozen)
-        self._measured, self._behind = shipment.measured, behind(device)
+        self._frozen = frozen_tensors(self._evaluator)
+        if weights_digest(self._frozen) != setup.digest:
+            raise GapruneError("workers: the weights that arrived differ from those sent")
+        self._sum = weights_sum(self._frozen)
+        self._profile, self._synchronize = setup.profile, synchronizer(device)
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, message: bytes) -> bytes:
-        """Run one task; returns its answer.
+        """Run one task and return the message of its `TaskResult`."""
+        return self._run(message, ())[0]
 
-        What the task raises is part of the answer: Ray would log it as well.
-        """
-        try:
-            result, sound, work = self._do(unpack_task(message))
-        except Exception as error:  # noqa: BLE001 - it is raised where the task comes from
-            return pack_error(error)
-        return pack_answer(result, sound=sound, work=work)
+    @ray.method(num_returns=2)  # a fifth slower than one return value, so not for every task
+    def breed(self, message: bytes, *parents: PackedGenome) -> tuple[bytes, PackedGenome | None]:
+        """Run one task with parents; the second value, its genome, stays in this node's store."""
+        return self._run(message, parents)
 
-    @ray.method(num_returns=2)  # a fifth dearer than one, so not for every task
-    def breed(self, message: bytes, *parents: Packed) -> tuple[bytes, Packed | None]:
-        """Run one task that breeds; returns its answer, and genes that stay in this node."""
+    def _run(
+        self, message: bytes, parents: tuple[PackedGenome, ...]
+    ) -> tuple[bytes, PackedGenome | None]:
         try:
-            result, sound, work = self._do(unpack_task(message, parents))
-        except Exception as error:  # noqa: BLE001 - it is raised where the task comes from
+            task = unpack_task(message, parents)
+            with run_profiler(enabled=self._profile, synchronize=self._synchronize) as profiler:
+                result = task.run(self._evaluator)
+                with profiled("check"):
+                    intact = weights_sum(self._frozen) == self._sum
+            timings = None if profiler is None else profiler.profile.driver
+            return pack_result(result, intact=intact, timings=timings)
+        except Exception as error:  # noqa: BLE001 - the driver raises it; Ray would log it as well
             return pack_error(error), None
-        return pack_child(result, sound=sound, work=work)
-
-    def _do(self, task: Any) -> tuple[Any, bool, Timings | None]:
-        """Return the result, whether the weights are still sound, and what was spent."""
-        with run_profiler(enabled=self._measured, synchronize=self._behind) as profiler:
-            result = task.run(self._evaluator)
-            with profiled("check"):
-                sound = tally(self._frozen) == self._tally
-        return result, sound, None if profiler is None else profiler.profile.driver

@@ -1,4 +1,4 @@
-"""Whether weights are still what they were: once bit for bit, then cheaply after every task."""
+"""Checksums of the frozen weights: a digest after sending, a cheap sum after every task."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from torch import Tensor
 
 from gaprune.evaluation.evaluator import Evaluator
 
-WORD = 8  # bytes that are added up at a time
+WORD = 8  # bytes that are summed at a time
 
 
-def frozen(evaluator: Any) -> list[Tensor]:
-    """Return what no task may change: the parameters of the network and its prunable weights.
+def frozen_tensors(evaluator: Any) -> list[Tensor]:
+    """Return what no task may change: all parameters and the prunable weights.
 
-    Buffers are left out: a network of the user's own may count in them. Whatever is no `Evaluator` has
-    nothing.
+    Buffers are left out: a user's network may count in them. Any other object has no tensors.
     """
     if not isinstance(evaluator, Evaluator):
         return []
-    return [one.detach() for one in (*evaluator.model.parameters(), *evaluator.weights.values())]
+    tensors = (*evaluator.model.parameters(), *evaluator.weights.values())
+    return [tensor.detach() for tensor in tensors]
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
-    """Return the BLAKE2b of the bytes of all tensors, in order: equal ones are bit-equal."""
+def weights_digest(tensors: Iterable[Tensor]) -> str:
+    """Return the BLAKE2b digest of the bytes of all tensors, in order."""
     total = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8).cpu()
-        total.update(flat.numpy().data)
+        total.update(_bytes(tensor).cpu().numpy().data)
     return total.hexdigest()
 
 
-def tally(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    """Return the sum of every tensor's 64-bit words, modulo 2^64.
+def weights_sum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """Return, for every tensor, the sum of its 64-bit words modulo 2^64.
 
-    A thousandth of the time of `digest`. It notices every change of a single word, and others but
-    for one in 2^64, not an exchange of words.
+    It takes a thousandth of the time of the digest. It detects every change of a single word and
+    all but one in 2^64 of other changes, but not an exchange of words.
     """
     return tuple(int(_words(tensor).sum()) for tensor in tensors)
 
 
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 def _words(tensor: Tensor) -> Tensor:
-    flat = tensor.contiguous().reshape(-1)
-    if flat.data_ptr() % WORD:
-        flat = flat.clone()
-    flat = flat.view(torch.uint8)
-    whole = len(flat) // WORD * WORD
-    words = flat[:whole].view(torch.int64)
-    if whole == len(flat):
-        return words
-    return torch.cat([words, flat[whole:].long()])
+    data = _bytes(tensor)
+    if data.data_ptr() % WORD:
+        data = data.clone()  # a view as int64 needs an aligned beginning
+    whole = len(data) // WORD * WORD
+    words = data[:whole].view(torch.int64)
+    return words if whole == len(data) else torch.cat([words, data[whole:].long()])

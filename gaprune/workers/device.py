@@ -1,4 +1,4 @@
-"""Where workers try candidates: on the CPU, or on a GPU that gives equal bits for equal tasks."""
+"""Where workers evaluate candidates: the CPU, or a GPU with deterministic kernels."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ import torch
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.models.forward import deterministic
+from gaprune.models.forward import CPU, deterministic
 from gaprune.profiling import START, active_profiler, profiled
-from gaprune.workers.protocol import WorkerOptions
+from gaprune.workers.base import WorkerOptions
 
-__all__ = [
-    "CPU",
-    "CUDA",
-    "behind",
-    "choose_device",
-    "choose_driver_device",
-    "move_evaluator",
-    "deterministic",
-    "on_device",
-]
-
-AUTO, CPU, CUDA = "auto", "cpu", "cuda"
+AUTO, CUDA = "auto", "cuda"
 
 
 def choose_device(worker_options: WorkerOptions, target: torch.device | None = None) -> str:
-    """Return where workers try candidates: `cpu`, `cuda` or `cuda:N`.
+    """Return where workers evaluate candidates: `cpu`, `cuda` or `cuda:N`.
 
-    Ray gives an actor the GPUs that it reserves, and these are all that it sees: actors with some
-    are on `cuda`, the others on `cpu`. In this process `auto` is a GPU where torch sees one.
+    A Ray actor sees exactly the GPUs that it reserves: actors that reserve some use `cuda`, the
+    others the CPU. In this process `auto` is a GPU where torch sees one.
 
     Args:
-        worker_options: who works, and what was asked.
-        target: where the dense network is, if that is known: `auto` is its GPU, if it is on one.
+        worker_options: number of workers, their reservations, and the requested device.
+        target: device of the dense network, if known: `auto` follows it to its GPU.
 
     Raises:
-        InputError: what is asked is not there, or contradicts what workers reserve.
+        InputError: the device is not available, or contradicts the reservations.
     """
-    asked = worker_options.device
+    requested = worker_options.device
     if worker_options.gpus:
-        return _of_actors_with_gpus(asked, worker_options.gpus)
-    if not worker_options.in_process:
-        if asked not in (AUTO, CPU):
+        if requested in (AUTO, CUDA):
+            return CUDA
+        if requested == CPU:
             raise InputError(
-                f"device: {asked!r} asked, but workers that are Ray actors have the GPUs that they "
-                "reserve, and these reserve none; add --gpus-per-worker 1, or 0.25 for four on one "
-                "GPU, or use one worker"
+                f"device: 'cpu' asked, but --gpus-per-worker {worker_options.gpus:g} reserves "
+                "GPUs; leave that out, or use --device cuda"
             )
-        return CPU
-    if asked == AUTO and target is not None and target.type == CUDA and target.index:
-        return str(target)  # not the first one, which `cuda` stands for
-    if asked == AUTO:
+        raise InputError(
+            f"device: {requested!r} asked, but Ray chooses the GPU of every worker that reserves "
+            "one; use --device cuda (CUDA_VISIBLE_DEVICES limits Ray's choice)"
+        )
+    if not worker_options.in_process:
+        if requested in (AUTO, CPU):
+            return CPU
+        raise InputError(
+            f"device: {requested!r} asked, but Ray workers see only the GPUs that they reserve, "
+            "and these reserve none; add --gpus-per-worker 1, or 0.25 for four workers on one "
+            "GPU, or use one worker"
+        )
+    if requested == AUTO:
+        if target is not None and target.type == CUDA and target.index:
+            return str(target)  # plain `cuda` would be the first GPU
         return CUDA if torch.cuda.is_available() else CPU
-    if asked != CPU:
-        _check_there(asked)
-    return asked
+    if requested != CPU:
+        _check_available(requested)
+    return requested
 
 
 def choose_driver_device(worker_options: WorkerOptions) -> str:
-    """Return where the dense network lives: with the search, where that is in this process.
+    """Return the device of the dense network in this process.
 
-    calibration inputs are then inverted and criteria computed on its GPU as well. Ray actors are sent the
-    network from the CPU, since what Ray gives them may lie on another machine.
+    It is the device of the search where tasks run in this process: inversion and criteria then use
+    its GPU as well. Ray workers are sent the network from the CPU, since their GPUs may be on
+    other machines.
 
     Raises:
         InputError: as `choose_device`.
@@ -75,59 +75,47 @@ def choose_driver_device(worker_options: WorkerOptions) -> str:
     return device if worker_options.in_process else CPU
 
 
-def _of_actors_with_gpus(asked: str, gpus: float) -> str:
-    if asked == CPU:
-        raise InputError(
-            f"device: 'cpu' asked, but --gpus-per-worker {gpus:g} reserves GPUs; leave that out, "
-            "or use --device cuda"
-        )
-    if asked not in (AUTO, CUDA):
-        raise InputError(
-            f"device: {asked!r} asked, but Ray chooses the GPU of every worker that reserves one; "
-            "use --device cuda (CUDA_VISIBLE_DEVICES says which Ray may choose from)"
-        )
-    return CUDA
-
-
-def _check_there(asked: str) -> None:
+def _check_available(requested: str) -> None:
     if not torch.cuda.is_available():
         raise InputError(
-            f"device: {asked!r} asked, but torch {torch.__version__} sees no CUDA GPU; use "
-            "--device cpu, or install a torch that sees one (gaprune doctor says what it sees)"
+            f"device: {requested!r} asked, but torch {torch.__version__} sees no CUDA GPU; use "
+            "--device cpu, or install a torch that sees one (gaprune doctor shows what it sees)"
         )
-    count, number = torch.cuda.device_count(), torch.device(asked).index or 0
-    if number >= count:
-        raise InputError(f"device: {asked!r} asked, but there are {count} GPU(s), counted from 0")
+    count, index = torch.cuda.device_count(), torch.device(requested).index or 0
+    if index >= count:
+        raise InputError(
+            f"device: {requested!r} asked, but there are {count} GPU(s), counted from 0"
+        )
 
 
 def move_evaluator(evaluator: Any, device: str) -> Any:
-    """Return the evaluator where candidates are tried, and how; what is no `Evaluator` stays as it is.
+    """Return the evaluator on a device; any other object as it is.
 
     Raises:
         InputError: the network does not run there.
     """
-    if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_cpu_float32):
+    if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_plain):
         return evaluator
     with profiled(START):
         moved = evaluator.to(device)
-        moved.check_forward()  # elsewhere, or otherwise, than the target was
+        moved.try_once()  # the target was checked on another device, or in another precision
     return moved
 
 
-def behind(device: str) -> Callable[[], object] | None:
-    """Return what waits for a device that is behind the program; None on the CPU."""
+def synchronizer(device: str) -> Callable[[], object] | None:
+    """Return a function that waits until a GPU has finished its work; None on the CPU."""
     return None if device == CPU else partial(torch.cuda.synchronize, device)
 
 
 @contextmanager
 def on_device(device: str) -> Iterator[None]:
-    """Work on a device: equal bits for equal work (`deterministic`), and a full memory is told of.
+    """Compute deterministically on a device inside the block, and explain a full GPU memory.
 
     Raises:
         GapruneError: the memory of the GPU is full.
     """
     if (profiler := active_profiler()) is not None:
-        profiler.synchronize = behind(device)
+        profiler.synchronize = synchronizer(device)
     with deterministic(device):
         try:
             yield

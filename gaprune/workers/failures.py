@@ -1,41 +1,40 @@
-"""What went wrong, told from what Ray raises: the task's own exception, its machine, or memory."""
+"""Which failures are the task's own, which are the machine's, and how to describe them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import ray
 import torch
 
-_DETAIL = re.compile(r"Worker exit type: (\w+)(?: Worker exit detail: ([^\n]*))?")
+_EXIT_DETAIL = re.compile(r"Worker exit type: (\w+)(?: Worker exit detail: ([^\n]*))?")
 _ALLOCATOR = "can't allocate memory"  # torch raises a plain RuntimeError where memory is short
-_SHOWN = 200  # characters of a message
+_LONGEST = 200  # characters of a description
 
 
 def cause_of(error: ray.exceptions.RayError) -> BaseException:
-    """Return what the code in the actor raised, or the error itself where Ray raised it."""
+    """Return what our code in the actor raised, or the error itself if Ray raised it."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BaseException) else error
 
 
 def origin_of(error: Exception) -> Exception:
-    """Return what the machine did beneath what was made of it, or else the error itself.
+    """Return the machine's failure beneath an exception, or else the exception itself.
 
-    A user's function that finds no memory is reported as a function that raised.
+    An example: a user's function that gets no memory is reported as a function that raised.
     """
-    one: BaseException | None = error
-    while one is not None:
-        if isinstance(one, Exception) and is_machines(one):
-            return one
-        one = one.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Exception) and is_machine_failure(cause):
+            return cause
+        cause = cause.__cause__
     return error
 
 
-def is_machines(error: BaseException) -> bool:
-    """Tell whether the machine is to blame: it is gone, or its memory is full.
+def is_machine_failure(error: BaseException) -> bool:
+    """Tell whether the machine failed: it is gone, or its memory is full.
 
-    Everything else is what the task itself raised, and would raise anywhere.
+    Everything else is raised by the task itself and would be raised anywhere.
     """
     if ends_worker(error) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
@@ -43,29 +42,23 @@ def is_machines(error: BaseException) -> bool:
 
 
 def ends_worker(error: BaseException) -> bool:
-    """Tell whether a worker can do nothing more: it is gone, or its GPU is in disorder."""
+    """Tell whether a worker is unusable: it is gone, or its GPU is in a bad state."""
     return isinstance(error, (ray.exceptions.RayError, torch.AcceleratorError))
 
 
-def is_arguments(error: BaseException) -> bool:
-    """Tell whether it was what the task needs that is gone, with the node that held it."""
+def is_lost_argument(error: BaseException) -> bool:
+    """Tell whether an argument of the task was lost with the node that held it."""
     return isinstance(error, (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError))
 
 
-def describe(error: BaseException) -> str:
-    """Return in a few words what happened."""
-    found = _DETAIL.search(str(error))
-    if isinstance(error, ray.exceptions.ActorDiedError) and found:
-        detail = (found[2] or found[1]).split(". ")[0]
-        return f"its process died: {detail[:_SHOWN]}"
+def describe_failure(error: BaseException) -> str:
+    """Return in a few words what happened, without what Ray adds."""
+    detail = _EXIT_DETAIL.search(str(error))
+    if isinstance(error, ray.exceptions.ActorDiedError) and detail:
+        return f"its process died: {(detail[2] or detail[1]).split('. ')[0][:_LONGEST]}"
     if isinstance(error, ray.exceptions.ActorUnavailableError):
         return "its process or its node cannot be reached"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if getattr(error, "actor_init_failed", False):  # its last line says what was raised
-        return f"its process could not begin: {lines[-1][:_SHOWN]}"
-    return f"{type(error).__name__}: {lines[0][:_SHOWN]}".removesuffix(": ")
-
-
-def tell(reasons: Iterable[str]) -> str:
-    """Return several reasons as one text, each once."""
-    return "; ".join(dict.fromkeys(reasons))
+        return f"its process failed to start: {lines[-1][:_LONGEST]}"
+    return f"{type(error).__name__}: {lines[0][:_LONGEST]}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""Memory that is freed and asked for again all the time stays with the process."""
+"""Keep freed memory in the process: evaluations allocate the same blocks again and again."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import ctypes
 import os
 from functools import cache
 
-BLOCK = 32 << 20  # bytes: glibc takes no more for blocks that come from the heap
-SPARE = 128 << 20  # bytes that the process keeps, free, at the end of its heap
+BLOCK = 32 << 20  # bytes: the largest block that glibc takes from the heap
+SPARE = 128 << 20  # bytes of free memory that the process keeps at the end of its heap
 VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt in glibc's malloc.h
 
 
 @cache
 def keep_heap() -> bool:
-    """Make glibc keep what evaluations free, from now on and once per process; tell if it does.
+    """Make glibc keep freed memory, once per process; return whether it does.
 
-    It would give activations back to the system after one forward pass and get them page by page,
-    filled with zeros, in the next: up to half of the time of small convolutional networks. For that
-    the process holds up to `SPARE` bytes more. Nothing is done where the user steers it by one of
-    `VARIABLES`, or where there is no glibc.
+    By default glibc returns activations to the system after each forward pass, and the next pass
+    gets them back page by page, filled with zeros: up to half of the time of small convolutional
+    networks. The price is up to `SPARE` bytes more per process. Nothing changes where the user has
+    set one of `VARIABLES`, or where there is no glibc.
     """
     if any(os.environ.get(name) for name in VARIABLES):
         return False
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018 - others have another mallopt, or none
+        libc.gnu_get_libc_version  # noqa: B018 - other C libraries have no mallopt like this one
         return bool(libc.mallopt(_MMAP_THRESHOLD, BLOCK) and libc.mallopt(_TRIM_THRESHOLD, SPARE))
     except (AttributeError, OSError, TypeError):
         return False

@@ -1,7 +1,8 @@
-"""Workers as Ray actors that may be lost: the evaluator is sent once, then only small messages travel.
+"""Workers as Ray actors that may fail: tasks of lost actors run again, lost actors are replaced.
 
-After RLlib's fault-tolerant actor manager: one call is in flight per actor, failures are counted
-per task, actors that die or hang are replaced.
+After RLlib's fault-tolerant actor manager: one call is in flight per actor, retries are counted per
+task, actors that die or hang are replaced. `ray.util.ActorPool` loses the failed item, and Ray's
+own restarts and retries let one bad task fail the calls of others: neither is used.
 """
 
 from __future__ import annotations
@@ -10,56 +11,63 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import ray
 
 from gaprune.errors import GapruneError
-from gaprune.profiling import START, TRANSPORT, WAITING, profiled
-from gaprune.workers.actor import Actor, ActorSetup
-from gaprune.workers.actor_pool import ActorPool, Worker
-from gaprune.workers.checksum import digest, frozen
-from gaprune.workers.cluster import check_resources, connect, is_gone, send_user_code_by_value
-from gaprune.workers.failures import cause_of, describe, ends_worker, is_arguments, is_machines
-from gaprune.workers.protocol import FailedTask, Warn, WorkerOptions
-from gaprune.workers.retry_policy import Durations
-from gaprune.workers.task_queue import Failure, Job, TaskQueue
-from gaprune.workers.time_accounting import TimeAccounting
-from gaprune.workers.transport import (
-    Remote,
-    Traffic,
-    pack,
-    pack_task,
-    unpack,
-    unpack_answer,
+from gaprune.profiling import (
+    LOST,
+    START,
+    TRANSPORT,
+    WAITING,
+    Profiler,
+    Timings,
+    active_profiler,
+    profiled,
 )
+from gaprune.workers import cluster, failures, transport
+from gaprune.workers.actor import Actor, ActorSetup
+from gaprune.workers.base import FailedTask, Warn, WorkerOptions
+from gaprune.workers.checksum import frozen_tensors, weights_digest
+from gaprune.workers.task_queue import FailedAttempt, PendingTask, TaskQueue
 
-FETCH = 120.0  # seconds after which genes are taken to be lost
+FETCH_TIMEOUT = 120.0  # seconds after which a genome counts as lost
+NEVER = float("inf")
+
+
+class Call(NamedTuple):
+    """A task that an actor is running, its queue, and the reference of its future genome."""
+
+    pending: PendingTask
+    task_queue: TaskQueue
+    genome: Any
 
 
 @dataclass(eq=False)
-class _Call:
-    worker: Worker
-    task_queue: TaskQueue
-    job: Job
-    genes: Any
-    started: float
-    ends: float
+class Slot:
+    """One of the workers: an actor, or the gap until the next one is started."""
+
+    actor: Any = None
+    node: str = ""  # id of the node that the actor is on
+    call: Call | None = None  # None while it loads the evaluator or is idle
+    since: float = 0.0  # when the call, or loading, began
+    failed_starts: int = 0  # in a row
+    retry_at: float = 0.0  # no start before this time
 
 
 class RayWorkers:
-    """Several workers, each an actor with its own copy of the evaluator and its share of threads.
+    """Several workers, each an actor with its own copy of the evaluator and its own torch threads.
 
-    A Ray that the caller has started is used and left running; otherwise one is started, or a
-    cluster is joined, and left at the end.
+    If Ray is already initialised, it is used and left running. Otherwise a local Ray is started, or
+    a cluster joined, and left at the end.
 
     Args:
-        evaluator: whatever tasks need; pickled once.
-        worker_options: how many workers, what each gets, where they are.
-        warn: told of workers that are lost.
-        hire: makes an actor; by default one that reserves what `worker_options` says.
+        evaluator: passed to every task; pickled once.
+        worker_options: how many workers, what each reserves, and where they are.
+        warn: called with a text when a worker is lost.
+        create_actor: by default, creates an actor that reserves what `worker_options` says.
     """
 
     def __init__(
@@ -67,242 +75,346 @@ class RayWorkers:
         evaluator: Any,
         worker_options: WorkerOptions,
         warn: Warn = lambda _: None,
-        hire: Callable[[], Any] | None = None,
+        create_actor: Callable[[], Any] | None = None,
     ) -> None:
         self.count = worker_options.count
-        self.traffic = Traffic()
-        self._evaluator, self._worker_options, self._warn = evaluator, worker_options, warn
-        self._hire = hire or partial(_hire, worker_options)
-        self._durations = Durations(worker_options.retry_policy.timeout)
-        self._references: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        self._calls: dict[Any, _Call] = {}
-        self._check_at = float("inf")  # when a call may have become a hang
-        self._joined_ray = False
-        self._hired: ActorPool | None = None
-        self._hours = TimeAccounting(self.count)
+        self.lost = 0  # actors lost so far
+        self._evaluator, self._options, self._warn = evaluator, worker_options, warn
+        self._policy = worker_options.retry_policy
+        self._create_actor = create_actor or self._create_reserving_actor
+        self._owns_ray = False
+        self._slots: list[Slot] = []
+        self.idle: list[Slot] = []
+        self._busy: dict[Any, Slot] = {}  # reference → slot that loads the evaluator or runs a task
+        self._check_at = NEVER  # time at which the earliest deadline of a busy slot may be over
+        self._ready_at = 0.0  # when an actor became ready last; 0 before the first
+        self._start_error: BaseException = GapruneError("no start was tried")
+        self._slowest: dict[str, float] = {}  # kind of task → seconds
+        self._stored: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # genome → reference
+        self._profiler: Profiler | None = None
+        self._timings, self._opened = Timings(), 0.0
 
     def __enter__(self) -> Self:
         with profiled(START):
-            return self._open()
-
-    def _open(self) -> Self:
-        self._joined_ray = connect(self._worker_options)
-        try:
-            check_resources(self._worker_options)
-            send_user_code_by_value()
-            packed = ray.cloudpickle.dumps(self._evaluator)
-            self.traffic.evaluator += len(packed)
-            self._hours = TimeAccounting(self.count)
-            shipment = ActorSetup(
-                digest(frozen(self._evaluator)),
-                self._worker_options.threads,
-                self._worker_options.gpus > 0,
-                sys.path,
-                self._hours.wanted,
-            )
-            self._hired = ActorPool(
-                self._hire, ray.put(packed), shipment, self._worker_options, self._warn
-            )
-            self._hired.start()
-        except BaseException:
-            self._close()
-            raise
+            self._owns_ray = cluster.connect(self._options)
+            try:
+                self._start()
+            except BaseException:
+                self._close()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
         with profiled(START):
             self._close()
 
-    def _close(self) -> None:
-        if self._hired is not None:
-            for call in self._calls.values():
-                self._hours.lost(call.started)
-            self._hours.close(*self._hired.starts())
-            self._hired.stop()
-            self._hired = None
-        self._calls.clear()
-        self._references.clear()
-        self._check_at = float("inf")
-        if self._joined_ray:
-            ray.shutdown()
-            self._joined_ray = False
-
-    @property
-    def lost(self) -> int:
-        """Workers that were lost so far."""
-        return self._actor_pool.lost
-
-    @property
-    def idle(self) -> int:
-        """Workers that are ready and have nothing to do."""
-        return len(self._actor_pool.idle)
-
-    @property
-    def _actor_pool(self) -> ActorPool:
-        assert self._hired is not None, "workers run tasks inside their with block"
-        return self._hired
-
     def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run the tasks, one in flight per actor, and return their results in order.
+        """Run the tasks and return their results in order.
 
-        A task that loses its worker (its process or node dies, it hangs, it finds no memory, it
-        changes the weights) is tried again elsewhere; `FailedTask` is the result of one that always does.
+        A task that loses its worker (its process or node dies, it hangs, it gets no memory, it
+        changes the weights) is tried again; after its retries its result is a `FailedTask`.
 
         Raises:
             GapruneError: all workers are lost and none can be started.
         """
-        task_queue = TaskQueue(tasks, self._worker_options.retry_policy, self._durations)
+        task_queue = TaskQueue(tasks, self._policy)
         with profiled(TRANSPORT):
-            while task_queue.is_open:
-                now = time.monotonic()
-                if now >= self._check_at:
-                    self._end_hangs(now)
-                self._actor_pool.tend()
-                self._hand_out(task_queue, now)
-                self._wait(task_queue)
+            while not task_queue.is_finished:
+                self._end_overdue()
+                self._start_actors()
+                self._send_tasks(task_queue)
+                for reference in self._wait(task_queue):
+                    self._receive(reference, task_queue)
         return task_queue.results
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
-        """Return the genes of results; those that were lost with a node are made again."""
-        found: list[Any] = [result.genes for result in results]
-        handles = {index: one for index, one in enumerate(found) if isinstance(one, Remote)}
+        """Return the genomes of results; those lost with their node are computed again.
+
+        Raises:
+            GapruneError: a lost genome cannot be computed again.
+        """
+        genomes = [result.genes for result in results]
+        remote = {i: g for i, g in enumerate(genomes) if isinstance(g, transport.RemoteGenome)}
         with profiled(TRANSPORT):
-            fetched = self._get(list(handles.values()))
-        for index, genes in zip(handles, fetched, strict=True):
-            found[index] = genes
-        missing = [index for index, genes in enumerate(found) if genes is None]
-        if missing:
-            again = self.run([handles[index].task for index in missing])
-            for one in again:
-                if isinstance(one, FailedTask):
-                    raise GapruneError(f"workers: a child cannot be made again: {one.why}")
-            for index, genes in zip(missing, self.fetch(again), strict=True):
-                found[index] = genes
-        return found
+            references = [handle.reference for handle in remote.values()]
+            if references:  # all of them travel at the same time
+                ray.wait(references, num_returns=len(references), timeout=FETCH_TIMEOUT)
+            for index, handle in remote.items():
+                genomes[index] = self._get(handle)
+        lost = [index for index, genome in enumerate(genomes) if genome is None]
+        if lost:
+            again = self.run([remote[index].task for index in lost])
+            for result in again:
+                if isinstance(result, FailedTask):
+                    raise GapruneError(f"workers: a child cannot be computed again: {result.why}")
+            for index, genome in zip(lost, self.fetch(again), strict=True):
+                genomes[index] = genome
+        return genomes
 
-    def _hand_out(self, task_queue: TaskQueue, now: float) -> None:
-        """Give tasks to those who are idle; what is lost meanwhile comes back by `ray.wait`."""
-        idle = self._actor_pool.idle
-        while idle and (job := task_queue.take(now, idle[-1].node)) is not None:
-            worker = idle.pop()
-            reference, genes = self._send(worker.actor, job.task)
-            ends = now + self._durations.limit(job.kind)
-            self._check_at = min(self._check_at, ends)
-            self._calls[reference] = _Call(worker, task_queue, job, genes, now, ends)
+    # ---- tasks: send, wait, receive, retry
 
-    def _send(self, actor: Any, task: Any) -> tuple[Any, Any]:
-        """Return references to the answer and, of a task that breeds, to the genes."""
-        message = pack_task(task)
-        self.traffic.sent += len(message)
-        parents = getattr(task, "parents", None)
-        if parents is None:
-            return actor.run.remote(message), None
-        answer, genes = actor.breed.remote(message, *map(self._reference, parents))
-        return answer, genes
-
-    def _wait(self, task_queue: TaskQueue) -> None:
-        """Wait for answers, or until there is something else to do."""
-        wakes = min(self._check_at, self._actor_pool.wakes())
-        if self._actor_pool.idle:
-            wakes = min(wakes, task_queue.wakes())
-        left = max(0.0, wakes - time.monotonic())
-        references = [*self._calls, *self._actor_pool.starting]
-        with profiled(WAITING):
-            if not references:
-                time.sleep(left)
-                return
-            ready, rest = ray.wait(references, timeout=min(left, FETCH))
-        if ready and rest:  # and whatever else has come meanwhile
-            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        for reference in ready:
-            if reference in self._actor_pool.starting:
-                self._actor_pool.handle_started(reference)
+    def _send_tasks(self, task_queue: TaskQueue) -> None:
+        """Give every idle actor one task: never more, since a lost actor loses all its calls."""
+        now = time.monotonic()
+        while self.idle and (pending := task_queue.take(now, self.idle[-1].node)) is not None:
+            slot, task = self.idle[-1], pending.task
+            message = transport.pack_task(task)
+            if hasattr(task, "parents"):
+                parents = map(self._store, task.parents)
+                reference, genome = slot.actor.breed.remote(message, *parents)
             else:
-                self._receive(reference, self._calls.pop(reference), task_queue)
+                reference, genome = slot.actor.run.remote(message), None
+            slot.call, slot.since = Call(pending, task_queue, genome), now
+            self._set_busy(self.idle.pop(), reference)
 
-    def _receive(self, reference: Any, call: _Call, task_queue: TaskQueue) -> None:
+    def _wait(self, task_queue: TaskQueue) -> list[Any]:
+        """Wait for results or for the next thing to do; return the references that are ready."""
+        wake_at = min([self._check_at, *(slot.retry_at for slot in self._startable())])
+        if self.idle:
+            wake_at = min(wake_at, task_queue.next_task_at())
+        left = max(0.0, wake_at - time.monotonic())
+        with profiled(WAITING):
+            if not self._busy:
+                time.sleep(left)
+                return []
+            ready, others = ray.wait(list(self._busy), timeout=min(left, FETCH_TIMEOUT))
+        if ready and others:  # and whatever else has arrived meanwhile
+            ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return list(ready)
+
+    def _receive(self, reference: Any, task_queue: TaskQueue) -> None:
+        slot = self._busy.pop(reference)
+        call, slot.call = slot.call, None
         try:
             message = ray.get(reference)
         except ray.exceptions.RayError as error:
-            self._take_error(call, cause_of(error), task_queue)
+            cause = failures.cause_of(error)
+            if call is None:
+                # what loading raises at the first start it would raise at every other one
+                raised_by_us = not isinstance(cause, ray.exceptions.RayError)
+                self._start_failed(slot, cause, hopeless=raised_by_us and not self._ready_at)
+            else:
+                self._call_failed(slot, call, cause, task_queue)
             return
-        answer = unpack_answer(message, call.genes, call.job.task)
-        self.traffic.answers += 1
-        self.traffic.returned += len(message)
+        if call is None:
+            self._add_time(slot, START)
+            slot.node, slot.failed_starts = message, 0
+            self._ready_at = time.monotonic()
+            self.idle.append(slot)
+            return
+        answer = transport.unpack_result(message, call.genome, call.pending.task)
         if answer.error is not None:
-            self._take_error(call, answer.error, task_queue)
-            return
-        if not answer.sound:
-            self._lose(call, "the weights that it held have changed")
-            return
-        self._hours.answered(call.started, answer.work)
-        self._actor_pool.idle.append(call.worker)
-        kind, limit = call.job.kind, self._durations.limit(call.job.kind)
-        self._durations.add(kind, time.monotonic() - call.started)
-        if self._durations.limit(kind) < limit:
-            self._check_at = 0.0  # others of the kind are waited for too long
-        call.task_queue.succeed(call.job, answer.result)
+            self._call_failed(slot, call, answer.error, task_queue)
+        elif not answer.intact:
+            self._replace(slot, call, "its copy of the weights has changed")
+        else:
+            self._add_time(slot, TRANSPORT, answer.timings)
+            self.idle.append(slot)
+            kind, seconds = call.pending.kind, time.monotonic() - slot.since
+            if kind not in self._slowest:
+                self._check_at = (
+                    0.0  # running tasks of the kind have a shorter deadline from now on
+                )
+            self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
+            call.task_queue.succeed(call.pending, answer.result)
 
-    def _take_error(self, call: _Call, error: BaseException, task_queue: TaskQueue) -> None:
-        """Raise what the task raised; try again what its machine is to blame for."""
-        if is_arguments(error):
-            for parent in getattr(call.job.task, "parents", ()):
-                self._references.pop(parent, None)
-        elif ends_worker(error):
-            self._lose(call, describe(error))
+    def _call_failed(
+        self, slot: Slot, call: Call, error: BaseException, task_queue: TaskQueue
+    ) -> None:
+        """Raise what the task raised; try it again if the machine is the cause."""
+        if failures.is_lost_argument(error):
+            for parent in getattr(call.pending.task, "parents", ()):
+                self._stored.pop(parent, None)
+        elif failures.ends_worker(error):
+            self._replace(slot, call, failures.describe_failure(error))
             return
-        self._hours.lost(call.started)
-        self._actor_pool.idle.append(call.worker)
-        if is_machines(error):
-            self._fail(call, describe(error))
-        elif call.task_queue is task_queue and not call.job.done:
+        self._add_time(slot, LOST)
+        self.idle.append(slot)
+        if failures.is_machine_failure(error):
+            self._retry(slot, call, failures.describe_failure(error))
+        elif call.task_queue is task_queue:  # else a task of an earlier run, which has raised
             raise error
 
-    def _end_hangs(self, now: float) -> None:
-        for reference, call in list(self._calls.items()):
-            call.ends = call.started + self._durations.limit(call.job.kind)
-            if now >= call.ends:
-                del self._calls[reference]
-                self._lose(call, f"no answer within {call.ends - call.started:.3g} s")
-        self._check_at = min((call.ends for call in self._calls.values()), default=float("inf"))
+    def _retry(self, slot: Slot, call: Call, why: str) -> None:
+        attempt = FailedAttempt(why, slot.node, counts=not cluster.is_node_lost(slot.node))
+        call.task_queue.fail(call.pending, time.monotonic(), attempt)
 
-    def _lose(self, call: _Call, why: str) -> None:
-        self._hours.lost(call.started)
-        self._actor_pool.lose(call.worker, why)
-        self._fail(call, why)
+    def _store(self, genome: Any) -> Any:
+        """Put a parent into the object store, once for all of its children."""
+        if genome not in self._stored:
+            self._stored[genome] = ray.put(transport.pack_genome(genome))
+        return self._stored[genome]
 
-    def _fail(self, call: _Call, why: str) -> None:
-        node = call.worker.node
-        failure = Failure(why, node, blamed=not is_gone(node))
-        call.task_queue.fail(call.job, call.started, time.monotonic(), failure)
+    def _get(self, handle: transport.RemoteGenome) -> Any:
+        """Return the genome behind a handle, or None if it is lost."""
+        try:
+            packed = ray.get(handle.reference, timeout=FETCH_TIMEOUT)
+        except ray.exceptions.RayError:
+            return None
+        genome = transport.unpack_genome(packed)
+        self._stored[genome] = handle.reference  # for its own children
+        return genome
 
-    def _reference(self, genes: Any) -> Any:
-        """Put genes into the object store once, however many children they have."""
-        if genes not in self._references:
-            packed = pack(genes)
-            self.traffic.stored += packed.size
-            self._references[genes] = ray.put(packed)
-        return self._references[genes]
+    # ---- actors: start, time out, replace, stop
 
-    def _get(self, handles: Sequence[Remote]) -> list[Any]:
-        """Return the genes behind handles; None where they are gone."""
-        references = [handle.reference for handle in handles]
-        if references:  # all on their way at once
-            ray.wait(references, num_returns=len(references), timeout=FETCH)
-        found: list[Any] = []
-        for handle in handles:
-            try:
-                genes = unpack(ray.get(handle.reference, timeout=FETCH))
-            except ray.exceptions.RayError:
-                found.append(None)
+    def _start(self) -> None:
+        """Start all actors and wait for the first that is ready; the others join later."""
+        cluster.check_resources(self._options)
+        cluster.send_user_code_by_value()
+        self._profiler = active_profiler()
+        self._timings, self._opened = Timings(), time.monotonic()
+        self._packed = ray.put(ray.cloudpickle.dumps(self._evaluator))
+        self._setup = ActorSetup(
+            weights_digest(frozen_tensors(self._evaluator)),
+            self._options.threads,
+            self._options.gpus > 0,
+            sys.path,
+            self._profiler is not None,
+        )
+        self._slots, self._ready_at = [Slot() for _ in range(self.count)], 0.0
+        no_tasks = TaskQueue([], self._policy)
+        while not self._ready_at:
+            self._end_overdue()
+            self._start_actors()
+            for reference in self._wait(no_tasks):
+                self._receive(reference, no_tasks)
+
+    def _create_reserving_actor(self) -> Any:
+        return Actor.options(  # type: ignore[attr-defined] # ray adds it
+            num_cpus=self._options.threads,
+            num_gpus=self._options.gpus,
+            scheduling_strategy="SPREAD",
+        ).remote()
+
+    def _startable(self) -> list[Slot]:
+        """Return the empty slots; those given up only while another worker works."""
+        most = self._policy.starts
+        return [
+            slot
+            for slot in self._slots
+            if slot.actor is None and (slot.failed_starts < most or self._working)
+        ]
+
+    @property
+    def _working(self) -> int:
+        """Number of actors that have loaded the evaluator."""
+        loading = sum(slot.call is None for slot in self._busy.values())
+        return sum(slot.actor is not None for slot in self._slots) - loading
+
+    def _start_actors(self) -> None:
+        """Start an actor in every empty slot whose back-off is over.
+
+        Raises:
+            GapruneError: no actor works and none can be started.
+        """
+        startable, now = self._startable(), time.monotonic()
+        for slot in startable:
+            if now >= slot.retry_at:
+                slot.actor, slot.since = self._create_actor(), now
+                self._set_busy(slot, slot.actor.load.remote(self._packed, self._setup))
+        if not startable and all(slot.actor is None for slot in self._slots):
+            failed = (
+                f"all {self.count} are lost and none could be started again"
+                if self._ready_at
+                else f"none of {self.count} could start"
+            )
+            raise GapruneError(f"workers: {failed}: {self._start_reason}") from self._start_error
+
+    def _start_failed(self, slot: Slot, error: BaseException, *, hopeless: bool) -> None:
+        """Schedule the next start of a slot; after a hopeless failure, give the slot up."""
+        self._add_time(slot, START)
+        self._kill(slot)
+        self._start_error = error
+        slot.failed_starts = max(slot.failed_starts + 1, self._policy.starts if hopeless else 0)
+        slot.retry_at = time.monotonic() + self._policy.wait(slot.failed_starts)
+        if self._working and slot.failed_starts == self._policy.starts:
+            self._warn(
+                f"a worker cannot be started ({self._start_reason}); {self._working} of "
+                f"{self.count} work, and it is tried again from time to time"
+            )
+
+    @property
+    def _start_reason(self) -> str:
+        error = self._start_error
+        return str(error) if isinstance(error, GapruneError) else failures.describe_failure(error)
+
+    def _set_busy(self, slot: Slot, reference: Any) -> None:
+        self._busy[reference] = slot
+        self._check_at = min(self._check_at, self._deadline(slot))
+
+    def _deadline(self, slot: Slot) -> float:
+        """Return the time at which a busy slot has timed out."""
+        if slot.call is not None:
+            slowest = self._slowest.get(slot.call.pending.kind)
+            return slot.since + self._policy.task_timeout(slowest)
+        # many actors start slowly: patience begins anew whenever one is ready
+        return max(slot.since, self._ready_at) + self._policy.start
+
+    def _end_overdue(self) -> None:
+        """Replace actors whose task hangs, and give up on starts that take too long."""
+        now = time.monotonic()
+        if now < self._check_at:
+            return
+        for reference, slot in list(self._busy.items()):
+            seconds = self._deadline(slot) - slot.since
+            if now < slot.since + seconds:
                 continue
-            self.traffic.fetched += handle.size
-            self._references[genes] = handle.reference  # where its own children find it
-            found.append(genes)
-        return found
+            del self._busy[reference]
+            call, slot.call = slot.call, None
+            if call is not None:
+                self._replace(slot, call, f"no answer within {seconds:.3g} s")
+                continue
+            cpus, gpus = cluster.free_resources()
+            error = GapruneError(
+                f"not ready within {self._policy.start:g} s; the cluster has {cpus:g} CPUs and "
+                f"{gpus:g} GPUs free: wait until others need less of it, or use fewer --workers"
+            )
+            no_room = cpus < self._options.threads or gpus < self._options.gpus
+            self._start_failed(slot, error, hopeless=no_room)
+        self._check_at = min(map(self._deadline, self._busy.values()), default=NEVER)
 
+    def _replace(self, slot: Slot, call: Call, why: str) -> None:
+        """Kill an actor that was running a task; the slot gets another one at once."""
+        self._add_time(slot, LOST)
+        self._kill(slot)
+        slot.retry_at = 0.0
+        self.lost += 1
+        if self.lost & (self.lost - 1) == 0:  # 1, 2, 4, 8, …: a line for each would be too many
+            total = f"; {self.lost} so far" if self.lost > 1 else ""
+            self._warn(f"a worker was lost ({why}) and is replaced{total}")
+        self._retry(slot, call, why)
 
-def _hire(worker_options: WorkerOptions) -> Any:
-    return Actor.options(  # type: ignore[attr-defined] # ray adds it
-        num_cpus=worker_options.threads, num_gpus=worker_options.gpus, scheduling_strategy="SPREAD"
-    ).remote()
+    def _kill(self, slot: Slot) -> None:
+        if slot.actor is not None:
+            ray.kill(slot.actor, no_restart=True)  # `ray.cancel` cannot stop a running method
+            slot.actor = None
+
+    def _close(self) -> None:
+        for slot in self._busy.values():
+            self._add_time(slot, START if slot.call is None else LOST)
+        if self._profiler is not None:
+            total = self.count * round(1e9 * (time.monotonic() - self._opened))
+            self._timings.add(WAITING, total - self._timings.total.nanoseconds)
+            profile = self._profiler.profile
+            profile.workers.merge(self._timings)
+            profile.worker_count = max(profile.worker_count, self.count)
+            self._profiler = None
+        for slot in self._slots:
+            self._kill(slot)
+        self._slots, self.idle, self._check_at = [], [], NEVER
+        self._busy.clear()
+        self._stored.clear()
+        if self._owns_ray:
+            ray.shutdown()
+            self._owns_ray = False
+
+    def _add_time(self, slot: Slot, part: str, timings: Timings | None = None) -> None:
+        """Add the time since the call of a slot began: what the actor measured, the rest to `part`.
+
+        Only the actor measures its work, so clocks of two machines are never compared.
+        """
+        nanoseconds = round(1e9 * (time.monotonic() - slot.since))
+        if timings is not None:
+            self._timings.merge(timings)
+            nanoseconds -= timings.total.nanoseconds
+        self._timings.add(part, nanoseconds, calls=1)

@@ -1,4 +1,4 @@
-"""The tasks of one `run`: which is next, how often each was tried, what became of it. No Ray."""
+"""The tasks of one `run`: which is next, how often each was tried, and its result. No Ray."""
 
 from __future__ import annotations
 
@@ -7,133 +7,80 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gaprune.workers.failures import tell
-from gaprune.workers.protocol import FailedTask
-from gaprune.workers.retry_policy import Durations, RetryPolicy
+from gaprune.workers.base import FailedTask, RetryPolicy
 
 
-class Failure(NamedTuple):
-    """How one call of a task came to nothing.
-
-    Attributes:
-        why: in a few words.
-        node: where.
-        blamed: whether the task may have done it; not where its whole node is gone.
-    """
+class FailedAttempt(NamedTuple):
+    """One failed call of a task."""
 
     why: str
     node: str = ""
-    blamed: bool = True
+    counts: bool = True  # as a try; the loss of a whole node is not the task's fault
 
 
 @dataclass(eq=False)
-class Job:
-    """One task on its way to a result.
+class PendingTask:
+    """One task on its way to a result."""
 
-    Attributes:
-        index: of the task among those of the run.
-        task: to be run.
-        kind: tasks of a kind take about as long as each other.
-        due: not to be tried before.
-        failures: what it came to so far.
-        started: of each call of it that is under way, the time.
-        done: whether it has its result.
-    """
-
-    index: int
+    index: int  # in the run
     task: Any
-    kind: str
-    due: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
-    started: list[float] = field(default_factory=list)
-    done: bool = False
+    kind: str  # tasks of one kind take about the same time
+    retry_at: float = 0.0  # not before this time
+    failures: list[FailedAttempt] = field(default_factory=list)
 
 
 class TaskQueue:
-    """Hands out tasks in their order, failed ones again after a while, late ones a second time.
+    """Hands out tasks in order, and failed ones again after a back-off.
 
-    Times are those of one clock, in seconds.
+    Times are seconds of one monotonic clock.
     """
 
-    def __init__(self, tasks: Sequence[Any], tolerance: RetryPolicy, durations: Durations) -> None:
-        self._tolerance, self._durations = tolerance, durations
-        jobs = [Job(index, task, kind_of(task)) for index, task in enumerate(tasks)]
-        self._new = deque(jobs)
-        self._again: list[Job] = []
-        self._running: dict[Job, None] = {}
-        self._open = len(jobs)
-        self.results: list[Any] = [None] * len(jobs)
+    def __init__(self, tasks: Sequence[Any], retry_policy: RetryPolicy) -> None:
+        self._policy = retry_policy
+        self._new = deque(
+            PendingTask(index, task, str(getattr(task, "kind", type(task).__name__)))
+            for index, task in enumerate(tasks)
+        )
+        self._retries: list[PendingTask] = []
+        self._unfinished = len(tasks)
+        self.results: list[Any] = [None] * len(tasks)
 
     @property
-    def is_open(self) -> bool:
-        """Whether a result is missing."""
-        return self._open > 0
+    def is_finished(self) -> bool:
+        """Whether every task has its result."""
+        return self._unfinished == 0
 
-    def take(self, now: float, node: str = "") -> Job | None:
-        """Return what a free worker on a node should run now, or None.
+    def take(self, now: float, node: str = "") -> PendingTask | None:
+        """Return the task that an idle worker on `node` runs next, or None.
 
-        First what has waited after a failure, on another node if there is a choice; then what is
-        new; at last a second copy of what takes much longer than others of its kind.
+        Retries come first, preferably on another node than where they failed.
         """
-        job = self._due(now, node)
-        if job is None and self._new:
-            job = self._new.popleft()
-        if job is None:
-            job = next((one for one in self._running if self._late(one) <= now), None)
-        if job is not None:
-            job.started.append(now)
-            self._running[job] = None
-        return job
+        due = [pending for pending in self._retries if pending.retry_at <= now]
+        if not due:
+            return self._new.popleft() if self._new else None
+        elsewhere = (p for p in due if all(node != failure.node for failure in p.failures))
+        pending = next(elsewhere, due[0])
+        self._retries.remove(pending)
+        return pending
 
-    def succeed(self, job: Job, result: Any) -> None:
-        """Note the result of a job; the first one counts."""
-        if not job.done:
-            self._close(job, result)
+    def succeed(self, pending: PendingTask, result: Any) -> None:
+        """Record the result of a task."""
+        self.results[pending.index] = result
+        self._unfinished -= 1
 
-    def fail(self, job: Job, started: float, now: float, failure: Failure) -> None:
-        """Note that the call of a job that was started then came to nothing."""
-        job.started.remove(started)
-        if job.done:
+    def fail(self, pending: PendingTask, now: float, failure: FailedAttempt) -> None:
+        """Record a failed call: try the task again later, or quarantine it."""
+        pending.failures.append(failure)
+        tries = sum(attempt.counts for attempt in pending.failures)
+        if tries > self._policy.retries:
+            reasons = dict.fromkeys(attempt.why for attempt in pending.failures)  # each once
+            self.succeed(pending, FailedTask(len(pending.failures), "; ".join(reasons)))
             return
-        job.failures.append(failure)
-        if job.started:  # its other copy may still do it
-            return
-        del self._running[job]
-        blamed = sum(one.blamed for one in job.failures)
-        if blamed > self._tolerance.retries:
-            self._close(job, FailedTask(len(job.failures), tell(one.why for one in job.failures)))
-            return
-        job.due = now + self._tolerance.wait(max(1, blamed))
-        self._again.append(job)
+        pending.retry_at = now + self._policy.wait(max(1, tries))
+        self._retries.append(pending)
 
-    def wakes(self) -> float:
-        """Return the time at which `take` has more to give to somebody who is free."""
+    def next_task_at(self) -> float:
+        """Return the time at which `take` has a task for an idle worker."""
         if self._new:
             return 0.0
-        due = [job.due for job in self._again]
-        return min([*due, *map(self._late, self._running)], default=float("inf"))
-
-    def _due(self, now: float, node: str) -> Job | None:
-        due = [job for job in self._again if job.due <= now]
-        if not due:
-            return None
-        job = next((one for one in due if all(node != f.node for f in one.failures)), due[0])
-        self._again.remove(job)
-        return job
-
-    def _late(self, job: Job) -> float:
-        """Return the time from which a running job is a straggler; one with a copy never is."""
-        if len(job.started) > 1:
-            return float("inf")
-        return job.started[0] + self._durations.late(job.kind)
-
-    def _close(self, job: Job, result: Any) -> None:
-        self.results[job.index] = result
-        job.done = True
-        self._running.pop(job, None)
-        self._open -= 1
-
-
-def kind_of(task: Any) -> str:
-    """Return the task's own word for how long it takes, or the name of its class."""
-    return str(getattr(task, "kind", type(task).__name__))
+        return min((pending.retry_at for pending in self._retries), default=float("inf"))
