@@ -36,7 +36,6 @@ CLAIMS = (
     Claim("speedup_2", 1.85, True, "evaluations per second of two actors over one"),
     Claim("driver_ms", 2.0, False, "ms of the driver per evaluation, default search, mnist-cnn"),
     Claim("black_box_driver_ms", NO_BOUND, False, "the same where it is a whole answer"),
-    Claim("bytes_per_evaluation", NO_BOUND, False, "bytes moved per evaluation"),
     Claim("utilisation_64", 0.9, True, "part of the time that 64 actors sleep 50 ms at a time"),
     Claim("memory_growth_mb", 16.0, False, "MB more after 200 generations than after 20"),
 )

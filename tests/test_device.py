@@ -46,7 +46,8 @@ from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Va
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
-from gaprune.workers.device import deterministic, move_evaluator
+from gaprune.models.forward import deterministic
+from gaprune.workers.device import move_evaluator
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"

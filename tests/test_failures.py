@@ -1,4 +1,4 @@
-"""What is the task's own failure, what is its machine's, and what is said of it."""
+"""Which failures are the task's own, which are the machine's, and how they are described."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, WorkerCrashed
 
 from gaprune.errors import InputError
 from gaprune.io.user_code import call_user
-from gaprune.workers.failures import (
-    describe,
-    ends_worker,
-    is_arguments,
-    is_machines,
-    origin_of,
-    tell,
-)
+from gaprune.workers import failures
 
 
 def too_much() -> RuntimeError:
@@ -26,7 +19,7 @@ def too_much() -> RuntimeError:
 
 
 @pytest.mark.parametrize(
-    ("error", "machines", "ends"),
+    ("error", "machine", "ends"),
     [
         (InputError("objective: cannot be"), False, False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
@@ -36,40 +29,38 @@ def too_much() -> RuntimeError:
         (torch.AcceleratorError("CUDA error: an illegal memory access"), True, True),
         (WorkerCrashedError(), True, True),
     ],
-    ids=lambda one: f"{one}"[-20:] or "memory",
+    ids=lambda error: f"{error}"[-20:] or "memory",
 )
-def test_machines_are_to_blame_for_their_memory_and_their_end(
-    error: Exception, machines: bool, ends: bool
+def test_full_memory_and_lost_processes_are_failures_of_the_machine(
+    error: Exception, machine: bool, ends: bool
 ) -> None:
     """Everything else would happen anywhere, and is raised."""
-    assert is_machines(error) == machines
-    assert ends_worker(error) == ends
+    assert failures.is_machine_failure(error) == machine
+    assert failures.ends_worker(error) == ends
 
 
 @pytest.mark.parametrize("error", [too_much(), MemoryError(), ValueError("negative")])
-def test_a_users_function_is_not_to_blame_for_the_memory_that_it_does_not_find(
-    error: Exception,
-) -> None:
-    """Whatever is made of what it raises; all else stays what was made of it."""
+def test_a_full_memory_is_found_beneath_the_error_of_a_users_function(error: Exception) -> None:
+    """All other exceptions stay what they were turned into."""
 
     def function() -> None:
         raise error
 
     with pytest.raises(InputError) as caught:
         call_user(function, where="objective: own.py:grade")
-    assert origin_of(caught.value) is (error if is_machines(error) else caught.value)
+    expected = error if failures.is_machine_failure(error) else caught.value
+    assert failures.origin_of(caught.value) is expected
 
 
-def test_what_a_task_needs_can_be_lost_without_its_worker() -> None:
-    """Genes that lay on a node that is gone."""
-    assert is_arguments(ObjectLostError("ab" * 28, None, "made here"))
-    assert not is_arguments(WorkerCrashedError())
+def test_arguments_can_be_lost_without_the_worker() -> None:
+    """Genomes on a node that is gone."""
+    assert failures.is_lost_argument(ObjectLostError("ab" * 28, None, "made here"))
+    assert not failures.is_lost_argument(WorkerCrashedError())
 
 
-def test_reasons_are_short_and_said_once() -> None:
-    """One line each, without what Ray adds."""
-    unreachable = describe(ActorUnavailableError("RpcError: Socket closed", None))
-    assert unreachable == "its process or its node cannot be reached"
-    assert describe(ValueError("first\nsecond")) == "ValueError: first"
-    assert describe(MemoryError()) == "MemoryError"
-    assert tell(["bang", "crash", "bang"]) == "bang; crash"
+def test_descriptions_are_one_short_line() -> None:
+    """Without what Ray adds."""
+    unreachable = ActorUnavailableError("RpcError: Socket closed", None)
+    assert "reached" in failures.describe_failure(unreachable)
+    assert failures.describe_failure(ValueError("first\nsecond")) == "ValueError: first"
+    assert failures.describe_failure(MemoryError()) == "MemoryError"

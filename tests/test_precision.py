@@ -25,7 +25,8 @@ from gaprune.evolution.gradient import Refinement, refine
 from gaprune.models.input_spec import InputOptions
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.resume import CHANGEABLE
-from gaprune.workers.device import deterministic, move_evaluator
+from gaprune.models.forward import deterministic
+from gaprune.workers.device import move_evaluator
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"

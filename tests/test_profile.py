@@ -29,7 +29,7 @@ from gaprune.profiling import (
     run_profiler,
 )
 from gaprune.workers import RayWorkers, RetryPolicy, WorkerOptions
-from gaprune.workers.device import behind
+from gaprune.workers.device import synchronizer
 
 TINY: dict[str, Any] = {
     "sparsity": 0.6, "generations": 2, "steps": 2, "batch": 8, "population": 3, "offspring": 3,
@@ -184,7 +184,7 @@ def test_what_a_gpu_still_does_belongs_to_the_part_that_told_it() -> None:
     big = torch.rand(8192, 8192, device="cuda")
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    with run_profiler(synchronize=behind("cuda")) as profiler:
+    with run_profiler(synchronize=synchronizer("cuda")) as profiler:
         assert profiler is not None
         with profiled("forward"):
             begin.record()

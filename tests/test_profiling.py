@@ -26,7 +26,6 @@ from gaprune.profiling import (
     profiled,
     run_profiler,
 )
-from gaprune.workers.time_accounting import TimeAccounting
 
 Tree = tuple[str, list[Any]]
 NAMES = st.sampled_from(["decode", "mask", "forward"])
@@ -154,37 +153,6 @@ def test_every_part_has_its_words_and_is_measured_somewhere() -> None:
                 known = isinstance(part, ast.Constant)
                 named.add(ast.literal_eval(part) if known else constants[ast.unparse(part)])
     assert named | {module.LOST} == set(PARTS)
-
-
-def test_the_hours_of_workers_add_up_to_places_times_time() -> None:
-    """Work as they measured it, the rest of a task's time away as transport, then waiting."""
-    with run_profiler() as profiler:
-        assert profiler is not None
-        opened = time.monotonic()
-        hours = TimeAccounting(3)
-        time.sleep(0.05)
-        hours.answered(time.monotonic() - 0.04, Timings(forward=Timing(30_000_000, 2)))
-        hours.lost(time.monotonic() - 0.02)
-        hours.close(0.01, 3)
-        closed = time.monotonic()
-    workers = profiler.profile.workers
-    assert profiler.profile.worker_count == 3
-    assert workers["forward"] == Timing(30_000_000, 2)
-    assert workers["start"] == Timing(10_000_000, 3)
-    assert workers["transport"].seconds == pytest.approx(0.01, abs=0.01)
-    assert workers["lost"].seconds == pytest.approx(0.02, abs=0.01)
-    assert 0.15 <= workers.total.seconds <= 3 * (closed - opened)
-    assert workers["waiting"].seconds >= 0.15 - 0.07 - 0.02
-
-
-def test_hours_cost_nothing_without_a_clock() -> None:
-    """Workers are told not to measure, and nothing is booked."""
-    hours = TimeAccounting(2)
-    hours.answered(0.0, None)
-    hours.lost(0.0)
-    hours.close(1.0, 1)
-    assert not hours.wanted
-    assert active_profiler() is None
 
 
 def test_the_record_of_a_profile_is_plain_and_dearest_first() -> None:

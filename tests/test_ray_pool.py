@@ -94,7 +94,7 @@ def test_what_a_task_raises_is_not_tried_again(pool: RayWorkers, tmp_path: Path)
 
 
 def test_genomes_stay_in_the_store_until_they_are_fetched(pool: RayWorkers) -> None:
-    """Results hold handles; fetched genomes are equal, and their children are bred from the store."""
+    """Results hold handles; fetched genomes are equal, and their children are bred there."""
     results = pool.run([Grow(seed) for seed in range(6)])
     assert all(isinstance(result.genes, RemoteGenome) for result in results)
     first, second = pool.fetch([results[4], results[1]])

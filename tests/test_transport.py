@@ -1,4 +1,4 @@
-"""What travels between processes arrives as it was, and what has changed on the way is noticed."""
+"""Messages between processes arrive unchanged, and changed weights are detected."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 from search_cases import random_genes, tiny_evaluator
 from torch import Tensor
 
-from gaprune.evolution.genome import Genes
-from gaprune.workers.checksum import digest, frozen, tally
+from gaprune.workers.checksum import frozen_tensors, weights_digest, weights_sum
 from gaprune.workers.transport import (
-    Remote,
-    pack,
-    pack_answer,
-    pack_child,
+    RemoteGenome,
+    TaskResult,
     pack_error,
+    pack_genome,
+    pack_result,
     pack_task,
-    unpack,
-    unpack_answer,
+    unpack_genome,
+    unpack_result,
     unpack_task,
 )
 
@@ -29,94 +28,81 @@ EVALUATOR = tiny_evaluator()
 
 
 def numbers(size: int, dtype: torch.dtype, offset: int = 0) -> Tensor:
-    """Return random numbers that need not begin where a word does."""
-    whole = torch.randn(size + offset, generator=torch.Generator().manual_seed(size)) * 50
-    return whole.to(dtype)[offset:]
+    """Return random numbers that need not begin at a multiple of 8 bytes."""
+    values = torch.randn(size + offset, generator=torch.Generator().manual_seed(size)) * 50
+    return values.to(dtype)[offset:]
 
 
 @given(st.data(), st.sampled_from(DTYPES), st.integers(1, 40), st.integers(0, 3))
-def test_a_flipped_bit_is_noticed(
+def test_both_checksums_detect_a_flipped_bit(
     data: st.DataObject, dtype: torch.dtype, size: int, offset: int
 ) -> None:
-    """In any tensor, at any place, by either sum; and nothing is where nothing has changed."""
+    """In any tensor at any position; and equal tensors have equal checksums."""
     tensors = [numbers(7, torch.float32), numbers(size, dtype, offset)]
-    sums = digest(tensors), tally(tensors)
-    assert sums == (digest([one.clone() for one in tensors]), tally(tensors))
-    held = tensors[1].view(torch.uint8)
-    held[data.draw(st.integers(0, len(held) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert digest(tensors) != sums[0]
-    assert tally(tensors) != sums[1]
+    before = weights_digest(tensors), weights_sum(tensors)
+    assert before == (weights_digest([t.clone() for t in tensors]), weights_sum(tensors))
+    view = tensors[1].view(torch.uint8)
+    view[data.draw(st.integers(0, len(view) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert weights_digest(tensors) != before[0]
+    assert weights_sum(tensors) != before[1]
 
 
-def test_what_tasks_may_not_change_is_what_the_network_computes_with() -> None:
-    """Prunable weights, and the parameters beside them."""
-    held = frozen(EVALUATOR)
-    sizes = [p.shape for p in EVALUATOR.model.parameters()] + [
-        w.shape for w in EVALUATOR.weights.values()
-    ]
-    assert [one.shape for one in held] == sizes
-    assert frozen("any other evaluator") == []
-    assert tally([]) == ()
+def test_the_checksum_covers_parameters_and_prunable_weights() -> None:
+    """Other objects have no weights."""
+    parameters, weights = EVALUATOR.model.parameters(), EVALUATOR.weights.values()
+    shapes = [tensor.shape for tensor in (*parameters, *weights)]
+    assert [tensor.shape for tensor in frozen_tensors(EVALUATOR)] == shapes
+    assert frozen_tensors("any other evaluator") == []
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global"])
-def test_genes_arrive_as_they_were(scope: str) -> None:
-    """Bit for bit, in memory of their own."""
-    genes = random_genes(EVALUATOR.layout, 60, 1, scope)
-    packed = pack(genes)
-    assert packed.size == genes.scores.nbytes
-    arrived = unpack(packed)
-    assert isinstance(arrived, Genes)
-    assert torch.equal(arrived.scores, genes.scores)
-    assert (arrived.counts, arrived.keep) == (genes.counts, genes.keep)
-    assert (arrived.fixed, arrived.absolute) == (genes.fixed, genes.absolute)
-    assert arrived.scores.data_ptr() != genes.scores.data_ptr()
+def test_a_genome_arrives_as_it_was(scope: str) -> None:
+    """Bit for bit, in memory of its own."""
+    genome = random_genes(EVALUATOR.layout, 60, 1, scope)
+    arrived = unpack_genome(pack_genome(genome))
+    assert type(arrived) is type(genome)
+    for name, value in vars(genome).items():
+        if isinstance(value, Tensor):
+            assert torch.equal(getattr(arrived, name), value)
+            assert getattr(arrived, name).data_ptr() != value.data_ptr()
+        else:
+            assert getattr(arrived, name) == value
 
 
-def test_a_message_holds_no_genes() -> None:
-    """Neither that of a task nor that of its answer; both are put together again."""
+def test_messages_hold_no_genomes() -> None:
+    """Neither that of a task nor that of its result; both are put together again."""
     parent = Heavy(torch.rand(50_000))
     task = Grow(3, parents=(parent,))
     message = pack_task(task)
-    found = unpack_task(message, (pack(parent),)).run(None)
-    assert torch.equal(found.genes.numbers, task.run(None).genes.numbers)
-    answer, genes = pack_child(found, sound=True)
+    result = unpack_task(message, (pack_genome(parent),)).run(None)
+    assert torch.equal(result.genes.numbers, task.run(None).genes.numbers)
+    answer, genome = pack_result(TaskResult(result=result), breeds=True)
     assert max(len(message), len(answer)) < 1000
-    assert genes is not None
-    result = unpack_answer(answer, "reference", task).result
-    assert result.sum == found.sum
-    assert isinstance(result.genes, Remote)
-    assert (result.genes.reference, result.genes.size) == ("reference", 200_000)
-    assert unpack_answer(pack_child(found, sound=False)[0], None, task).sound is False
-
-
-def test_genes_of_a_task_that_does_not_say_so_travel_in_the_answer() -> None:
-    """There is no handle to them then."""
-    found = Grow(3).run(None)
-    answer = unpack_answer(pack_answer(found, sound=True), None, None)
-    assert torch.equal(answer.result.genes.numbers, found.genes.numbers)
-    assert unpack_answer(pack_answer(found, sound=False), None, None).sound is False
+    assert genome is not None
+    arrived = unpack_result(answer, "reference", task)
+    assert arrived.intact
+    assert arrived.result.sum == result.sum
+    assert isinstance(arrived.result.genes, RemoteGenome)
+    assert arrived.result.genes.reference == "reference"
+    plain, nothing = pack_result(TaskResult(result=result), breeds=False)
+    assert nothing is None
+    assert torch.equal(unpack_result(plain, None, task).result.genes.numbers, result.genes.numbers)
 
 
 class StubbornError(Exception):
-    """Cannot be unpacked: it wants two arguments and keeps one."""
+    """Can be pickled but not unpickled: it takes two arguments and keeps one."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"{what} {why}")
 
 
-def fail(error: Exception) -> None:
-    """Raise it."""
-    raise error
-
-
 @pytest.mark.parametrize("error", [ValueError("plain"), StubbornError("does", "not travel")])
-def test_what_a_task_raises_arrives_with_its_traceback(error: Exception) -> None:
-    """Or, where it cannot be packed, at least its name and message."""
+def test_an_exception_arrives_with_its_traceback(error: Exception) -> None:
+    """Or, if it cannot be pickled, at least with its name and message."""
     try:
-        fail(error)
+        raise error
     except (ValueError, StubbornError) as raised:
-        arrived = unpack_answer(pack_error(raised), None, None).error
+        arrived = unpack_result(pack_error(raised), None, None).error
     assert arrived is not None
     assert str(error) in str(arrived)
     assert type(error).__name__ in f"{type(arrived).__name__}: {arrived}"

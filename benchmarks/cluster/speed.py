@@ -37,15 +37,11 @@ class Pass:
         seconds: it took.
         cpu: seconds of all threads of the driver.
         evaluations: candidates scored; every gradient step counts as one.
-        answers: calls of actors.
-        moved: bytes, without the evaluator.
     """
 
     seconds: float
     cpu: float
     evaluations: int
-    answers: int
-    moved: int
 
 
 def measure_speed(heavy: dict[str, Any] = HEAVY, rounds: int = ROUNDS) -> dict[str, Any]:
@@ -65,7 +61,6 @@ def measure_speed(heavy: dict[str, Any] = HEAVY, rounds: int = ROUNDS) -> dict[s
             watch(search, workers)  # once for what is made or loaded at first
         pairs = [_pair(search, one, two, turn) for turn in range(1, rounds + 1)]
     alone, both = (median(rate(p) for p in column) for column in zip(*pairs, strict=True))
-    last = pairs[-1][1]
     return {
         "speedup_2": median(rate(b) / rate(a) for a, b in pairs),
         "evaluations_per_second_1": alone,
@@ -74,9 +69,6 @@ def measure_speed(heavy: dict[str, Any] = HEAVY, rounds: int = ROUNDS) -> dict[s
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "driver_ms": 1e3 * median(b.cpu / b.evaluations for _, b in pairs),
-        "driver_ms_per_answer": 1e3 * median(b.cpu / b.answers for _, b in pairs),
-        "bytes_per_evaluation": last.moved / last.evaluations,
-        "bytes_per_answer": last.moved / last.answers,
     }
 
 
@@ -88,22 +80,17 @@ def measure_black_box(light: dict[str, Any] = BLACK_BOX) -> dict[str, float]:
         found = watch(search, workers)
     return {
         "black_box_driver_ms": 1e3 * found.cpu / found.evaluations,
-        "black_box_bytes_per_evaluation": found.moved / found.evaluations,
     }
 
 
 def watch(search: Search, workers: RayWorkers, turn: int = 0) -> Pass:
     """Run a search and measure it."""
-    traffic = workers.traffic
-    answers, moved, cpu = traffic.answers, traffic.moved, time.process_time()
-    started = time.perf_counter()
+    cpu, started = time.process_time(), time.perf_counter()
     outcome = search.run(workers, turn)
     return Pass(
         time.perf_counter() - started,
         time.process_time() - cpu,
         outcome.evaluations,
-        traffic.answers - answers,
-        traffic.moved - moved,
     )
 
 

@@ -15,7 +15,7 @@ from gaprune.profiling import profiled, run_profiler
 from gaprune.workers.checksum import frozen_tensors, weights_digest, weights_sum
 from gaprune.workers.device import CUDA, move_evaluator, synchronizer
 from gaprune.workers.malloc import keep_heap
-from gaprune.workers.transport import PackedGenome, pack_error, pack_result, unpack_task
+from gaprune.workers.transport import PackedGenome, TaskResult, pack_error, pack_result, unpack_task
 
 
 class ActorSetup(NamedTuple):
@@ -63,7 +63,7 @@ class Actor:
 
     def run(self, message: bytes) -> bytes:
         """Run one task and return the message of its `TaskResult`."""
-        return self._run(message, ())[0]
+        return self._run(message, None)[0]
 
     @ray.method(num_returns=2)  # a fifth slower than one return value, so not for every task
     def breed(self, message: bytes, *parents: PackedGenome) -> tuple[bytes, PackedGenome | None]:
@@ -71,15 +71,17 @@ class Actor:
         return self._run(message, parents)
 
     def _run(
-        self, message: bytes, parents: tuple[PackedGenome, ...]
+        self, message: bytes, parents: tuple[PackedGenome, ...] | None
     ) -> tuple[bytes, PackedGenome | None]:
         try:
-            task = unpack_task(message, parents)
+            task = unpack_task(message, parents or ())
             with run_profiler(enabled=self._profile, synchronize=self._synchronize) as profiler:
                 result = task.run(self._evaluator)
                 with profiled("check"):
                     intact = weights_sum(self._frozen) == self._sum
             timings = None if profiler is None else profiler.profile.driver
-            return pack_result(result, intact=intact, timings=timings)
+            return pack_result(
+                TaskResult(intact, result, timings=timings), breeds=parents is not None
+            )
         except Exception as error:  # noqa: BLE001 - the driver raises it; Ray would log it as well
             return pack_error(error), None

@@ -94,11 +94,11 @@ def move_evaluator(evaluator: Any, device: str) -> Any:
     Raises:
         InputError: the network does not run there.
     """
-    if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_plain):
+    if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_cpu_float32):
         return evaluator
     with profiled(START):
         moved = evaluator.to(device)
-        moved.try_once()  # the target was checked on another device, or in another precision
+        moved.check_forward()  # the target was checked on another device, or in another precision
     return moved
 
 

@@ -60,15 +60,12 @@ def unpack_task(message: bytes, parents: tuple[PackedGenome, ...] = ()) -> Any:
     return replace(task, parents=tuple(map(unpack_genome, parents))) if parents else task
 
 
-def pack_result(
-    result: Any, *, intact: bool, timings: Timings | None = None
-) -> tuple[bytes, PackedGenome | None]:
-    """Return the message of a result and, separately, its genome."""
+def pack_result(answer: TaskResult, *, breeds: bool) -> tuple[bytes, PackedGenome | None]:
+    """Return the message of a result and, separately, the genome of a task that breeds."""
     genome = None
-    if getattr(result, "genes", None) is not None:
-        genome = pack_genome(result.genes)
-        result = replace(result, genes=None)
-    answer = TaskResult(intact, result, genome is not None, timings=timings)
+    if breeds and answer.intact:
+        genome = pack_genome(answer.result.genes)
+        answer = answer._replace(result=replace(answer.result, genes=None), has_genome=True)
     return bytes(ray.cloudpickle.dumps(answer)), genome
 
 
