@@ -44,9 +44,9 @@ from gaprune.evolution.scoring import ScoreGroupTask
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
+from gaprune.models.forward import deterministic
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
-from gaprune.models.forward import deterministic
 from gaprune.workers.device import move_evaluator
 
 cuda = pytest.mark.skipif(

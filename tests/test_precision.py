@@ -22,10 +22,10 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evaluation.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
 from gaprune.evolution.gradient import Refinement, refine
+from gaprune.models.forward import deterministic
 from gaprune.models.input_spec import InputOptions
 from gaprune.runs.resolve_settings import check_settings
 from gaprune.runs.resume import CHANGEABLE
-from gaprune.models.forward import deterministic
 from gaprune.workers.device import move_evaluator
 
 cuda = pytest.mark.skipif(
