@@ -10,10 +10,10 @@ import ray
 import torch
 
 from gaprune.errors import GapruneError
-from gaprune.models.forward import CPU, deterministic
+from gaprune.models.forward import deterministic
 from gaprune.profiling import profiled, run_profiler
 from gaprune.workers.checksum import frozen_tensors, weights_digest, weights_sum
-from gaprune.workers.device import CUDA, move_evaluator, synchronizer
+from gaprune.workers.device import CPU, CUDA, move_evaluator, synchronizer
 from gaprune.workers.malloc import keep_heap
 from gaprune.workers.transport import PackedGenome, TaskResult, pack_error, pack_result, unpack_task
 

@@ -11,11 +11,11 @@ import torch
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.models.forward import CPU, deterministic
+from gaprune.models.forward import deterministic
 from gaprune.profiling import START, active_profiler, profiled
 from gaprune.workers.base import WorkerOptions
 
-AUTO, CUDA = "auto", "cuda"
+AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 
 
 def choose_device(worker_options: WorkerOptions, target: torch.device | None = None) -> str:

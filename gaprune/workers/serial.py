@@ -9,9 +9,8 @@ from typing import Any, Self
 
 import torch
 
-from gaprune.models.forward import CPU
 from gaprune.profiling import OTHER, profiled
-from gaprune.workers.device import move_evaluator, on_device
+from gaprune.workers.device import CPU, move_evaluator, on_device
 from gaprune.workers.malloc import keep_heap
 
 
