@@ -17,18 +17,18 @@ ONE_SHOT = (
 REPAIRED = ("magnitude", "lamp", "lamp-wanda", "correlation")
 SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
     {
-        "starts",
+        "initial_criteria",
         "population",
         "offspring",
         "steps",
-        "rate",
+        "learning_rate",
         "batch",
         "batch_cache",
         "clip",
         "density_search",
         "warmup",
         "statistics_loss",
-        "features",
+        "feature_loss",
         "generations",
         "evaluations",
         "seconds",

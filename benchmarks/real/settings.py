@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "generations": 2,
         "density_search": 0,  # the continuation comes first, and moves weights between layers
         "steps": 75,
-        "rate": 2.5,
+        "learning_rate": 2.5,
         "batch": 64,
     },
     "efficientnet-lite0": {
@@ -35,9 +35,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "generations": 1,
         "density_search": 0,
         "warmup": 100,
-        "features": 4.0,
+        "feature_loss": 4.0,
         "steps": 20,
-        "rate": 5.0,
+        "learning_rate": 5.0,
         "batch": 8,  # 16 take 3.9 GB
     },
     "crepe-tiny": {  # tones are near its domain
@@ -50,12 +50,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "warmup": 300,
         "statistics_loss": 2.0,
         "steps": 50,
-        "rate": 2.5,
+        "learning_rate": 2.5,
         "batch": 64,
     },
     "crepe-full": {  # 22 M weights, 1.4 G multiply-adds: a gradient step takes seconds
         "calibration": ["procedural"],
-        "starts": ["wanda"],
+        "initial_criteria": ["wanda"],
         "calibration_count": 128,
         "validation_count": 128,
         "population": 2,
@@ -63,12 +63,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "generations": 1,
         "density_search": 0,
         "steps": 60,
-        "rate": 2.5,
+        "learning_rate": 2.5,
         "batch": 16,
     },
     "minilm": {  # its outputs are embeddings; LayerNorm keeps no statistics to invert
         "calibration": ["topics"],
-        "starts": ["lamp-wanda-rows"],
+        "initial_criteria": ["lamp-wanda-rows"],
         "objective": "relative-error",
         "calibration_count": 256,
         "validation_count": 256,
@@ -77,13 +77,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "generations": 1,
         "density_search": 0,
         "steps": 20,
-        "rate": 4.0,  # more are nearer in cosine and worse in rank correlation
+        "learning_rate": 4.0,  # more are nearer in cosine and worse in rank correlation
         "batch": 32,
     },
 }
 OWN: dict[str, dict[str, dict[str, Any]]] = {  # where a method is best searched in another way
     "resnet20": {
-        "repair": {"population": 3, "offspring": 2, "density_search": 3, "rate": 1.2},
+        "repair": {"population": 3, "offspring": 2, "density_search": 3, "learning_rate": 1.2},
     },
     "efficientnet-lite0": {
         "repair": {"warmup": 0, "generations": 2, "steps": 40},
