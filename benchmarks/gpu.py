@@ -89,7 +89,7 @@ class Case:
         """Return the weights of largest magnitude."""
         layout = self.evaluator.layout
         keep = round((1 - SPARSITY) * layout.total)
-        return seed_genes(layout.flatten(self.evaluator.weights).abs(), layout, keep, "global")
+        return seed_genes(layout.flatten(self.evaluator.network.weights).abs(), layout, keep, "global")
 
     def held(self) -> Evaluator:
         """Return the evaluator on which gradient steps show the search calibration inputs again."""

@@ -18,7 +18,7 @@ from gaprune.evaluation.evaluator import Evaluator
 
 def spoil(evaluator: Evaluator) -> None:
     """Change one weight in one bit."""
-    weight = next(iter(evaluator.weights.values()))
+    weight = next(iter(evaluator.network.weights.values()))
     weight.view(torch.int32).reshape(-1)[3] ^= 1
 
 

@@ -17,7 +17,7 @@ from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import InputOptions, Target, target_from_module
-from gaprune.repair import survey
+from gaprune.repair import find_repair_sites
 
 torch.set_num_threads(1)
 
@@ -162,13 +162,12 @@ def loop_evaluator(
         shown(target, calibration_for(target, size, seed), labels=labels)
         for size, seed in ((count, 2), (40, 5), (32, 6))
     )
-    sites = survey(target.model, search.inputs, frozen=target.weights)
+    sites = find_repair_sites(target.model, search.inputs, frozen=target.weights)
     fresh = GeneratorMixture(
         InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype
     )
     return Evaluator(
-        model=target.model,
-        weights=target.weights,
+        network=target.network,
         layout=target.layout,
         objective=OBJECTIVES["kl"],
         search=search,

@@ -18,6 +18,7 @@ from gaprune.evolution.tasks import BreedResult
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
+from gaprune.models.network import DenseNetwork
 from gaprune.workers import SerialWorkers, Workers
 
 VECTOR = InputSpec((6,), "vector")
@@ -87,8 +88,7 @@ def tiny_evaluator(
     model = tiny_model()
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
     return Evaluator(
-        model=model,
-        weights=weights,
+        network=DenseNetwork(model, weights, Layout.of(weights), VECTOR),
         layout=Layout.of(weights),
         objective=OBJECTIVES[objective] if isinstance(objective, str) else objective,
         search=shown(model, 64, 1, labels=labels),
@@ -119,7 +119,7 @@ def seeds_of(
     evaluator: Evaluator, keep: int, count: int = 4, scope: str = "allocated"
 ) -> list[Individual]:
     """Return individuals of random genes and one of magnitude."""
-    flat = evaluator.layout.flatten(evaluator.weights).abs()
+    flat = evaluator.layout.flatten(evaluator.network.weights).abs()
     found = [
         Individual(seed_genes(flat, evaluator.layout, keep, scope), evaluator.layout, "magnitude")
     ]

@@ -192,7 +192,7 @@ def test_a_program_is_measured_as_it_is(tmp_path: Path) -> None:
     assert found.kind == "program"
     assert found.work is not None
     assert found.work.all < dense
-    assert set(found.timed.own) == {"torch"}
+    assert set(found.timed.pruned) == {"torch"}
     masked = export(result, "dense", tmp_path / "dense").file
     same = measure(masked, target=result.target, runtimes=["torch"], batches=[1])[0]
     assert (found.agreement, found.accuracy) == (same.agreement, same.accuracy)

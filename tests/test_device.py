@@ -238,14 +238,14 @@ def test_statistics_after_repair_are_measured_there_too() -> None:
 
 def test_the_evaluator_of_the_caller_stays_where_it_is(evaluator: Evaluator) -> None:
     """A copy is moved: the network, calibration inputs and labels here are as before, and are not shared."""
-    before = {name: value.clone() for name, value in evaluator.model.state_dict().items()}
+    before = {name: value.clone() for name, value in evaluator.network.model.state_dict().items()}
     with second_device() as device:
         moved = evaluator.to(device)
-        assert isinstance(next(moved.model.parameters()), Far)
+        assert isinstance(next(moved.network.model.parameters()), Far)
         with torch.no_grad():
-            for parameter in moved.model.parameters():
+            for parameter in moved.network.model.parameters():
                 parameter.zero_()
-    for name, value in evaluator.model.state_dict().items():
+    for name, value in evaluator.network.model.state_dict().items():
         assert type(value) is Tensor
         assert torch.equal(value, before[name])
     assert type(evaluator.search.inputs) is Tensor
@@ -256,11 +256,11 @@ def test_the_weights_of_a_moved_evaluator_are_those_of_its_network() -> None:
     evaluator = tiny_evaluator()
     with second_device() as device:
         moved = evaluator.to(device)
-        for name, weight in moved.weights.items():
-            assert torch.equal(weight.cpu(), evaluator.weights[name])
+        for name, weight in moved.network.weights.items():
+            assert torch.equal(weight.cpu(), evaluator.network.weights[name])
             assert not weight.requires_grad
-            moved.model.get_parameter(name).data.add_(1)
-            assert torch.equal(weight.cpu(), evaluator.weights[name] + 1)
+            moved.network.model.get_parameter(name).data.add_(1)
+            assert torch.equal(weight.cpu(), evaluator.network.weights[name] + 1)
 
 
 def test_on_the_cpu_nothing_is_moved() -> None:

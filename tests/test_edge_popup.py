@@ -44,12 +44,12 @@ def as_in_the_paper(
 ) -> Tensor:
     """Train one score tensor per layer with torch's SGD and cosine schedule; return the mask."""
     generator = seeded(seed)
-    scores = {name: torch.empty(weight.shape) for name, weight in evaluator.weights.items()}
+    scores = {name: torch.empty(weight.shape) for name, weight in evaluator.network.weights.items()}
     for name, tensor in scores.items():
         if how.initial == "kaiming":
             nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
         else:
-            weight = evaluator.weights[name]
+            weight = evaluator.network.weights[name]
             tensor.copy_(math.sqrt(6 / weight.shape[1]) * weight / weight.abs().max())
         tensor.requires_grad_()
     optimiser = torch.optim.SGD(
@@ -69,8 +69,10 @@ def as_in_the_paper(
     assert evaluator.objective.loss is not None
     for _ in range(how.steps):
         batch = evaluator.draw_batch(how.batch, generator)
-        kept = {name: evaluator.weights[name] * subnet for name, subnet in subnets().items()}
-        outputs = functional_call(evaluator.model, kept, (batch.inputs,))
+        kept = {
+            name: evaluator.network.weights[name] * subnet for name, subnet in subnets().items()
+        }
+        outputs = functional_call(evaluator.network.model, kept, (batch.inputs,))
         optimiser.zero_grad()
         evaluator.objective.loss(outputs, batch.teacher, batch.labels).backward()
         optimiser.step()
@@ -125,7 +127,7 @@ def test_scores_from_weights_start_as_magnitude_inside_layers() -> None:
     evaluator = tiny_evaluator()
     how = EdgePopupOptions(steps=0, scope="layer")
     mask = evaluator.layout.split(edge_popup(evaluator, 0.7, how, seeded()))
-    for name, weight in evaluator.weights.items():
+    for name, weight in evaluator.network.weights.items():
         smallest_kept = weight.abs()[mask[name]].min()
         assert smallest_kept > weight.abs()[~mask[name]].max()
 
@@ -133,22 +135,26 @@ def test_scores_from_weights_start_as_magnitude_inside_layers() -> None:
 def test_the_seed_decides_and_nothing_else_moves() -> None:
     """Same generator, same bits; the network and the global state stay."""
     evaluator, state = tiny_evaluator(), torch.get_rng_state()
-    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
     first, again, other = (edge_popup(evaluator, 0.5, FAST, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
+    assert all(
+        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
+    )
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
 
 
 def test_layers_of_zeros_and_vectors_have_finite_first_scores() -> None:
     """A dead layer and a prunable bias do not divide by zero."""
     evaluator = tiny_evaluator()
-    model = evaluator.model.requires_grad_(False)
+    model = evaluator.network.model.requires_grad_(False)
     model.get_parameter("2.weight").zero_()
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    evaluator = replace(evaluator, weights=weights, layout=type(evaluator.layout).of(weights))
+    layout = type(evaluator.layout).of(weights)
+    network = replace(evaluator.network, weights=weights, layout=layout)
+    evaluator = replace(evaluator, network=network, layout=layout)
     for initial in INITIAL_SCORES:
         scores = INITIAL_SCORES[initial](evaluator, seeded())
         assert scores.isfinite().all()

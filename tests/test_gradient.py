@@ -53,8 +53,8 @@ def steps_by_autograd(genes: Genes, evaluator: Evaluator, plan: Refinement, seed
         batch = evaluator.draw_batch(plan.batch, generator)
         leaf = scores.clone().requires_grad_()
         soft = layout.split(IdentityBackward.apply(leaf, mask))  # type: ignore[no-untyped-call]
-        kept = {name: weight * soft[name] for name, weight in evaluator.weights.items()}
-        outputs = functional_call(evaluator.model, kept, (batch.inputs,))
+        kept = {name: weight * soft[name] for name, weight in evaluator.network.weights.items()}
+        outputs = functional_call(evaluator.network.model, kept, (batch.inputs,))
         evaluator.objective.loss(outputs, batch.teacher, batch.labels).backward()
         assert leaf.grad is not None
         root = float(leaf.grad.square().mean().sqrt())
@@ -109,7 +109,7 @@ def test_refinement_keeps_budget_scope_weights_and_parent(scope: str) -> None:
     """Exactly as many weights stay, fixed counts stay per layer, and no bit moves elsewhere."""
     evaluator = tiny_evaluator(gradient_share=0.5)
     genes = random_genes(evaluator.layout, 60, 1, scope)
-    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
     scores = genes.scores.clone()
 
     refined = refine(genes, evaluator, Refinement(steps=10, learning_rate=1.0, batch=16), seeded())
@@ -123,9 +123,11 @@ def test_refinement_keeps_budget_scope_weights_and_parent(scope: str) -> None:
         found = None if scope == "global" else tuple(layer_counts(mask, evaluator.layout))
         assert refined.counts == found
     assert torch.equal(genes.scores, scores)
-    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
-    assert not evaluator.model.training
+    assert all(
+        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
+    )
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
+    assert not evaluator.network.model.training
 
 
 def test_counts_move_between_layers_unless_they_are_fixed() -> None:
@@ -207,7 +209,9 @@ def user_evaluator(*, detached: bool) -> Evaluator:
     """Return a evaluator around `OwnPath`; the unused layer is prunable."""
     model = OwnPath(detached=detached).requires_grad_(False)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
-    return replace(tiny_evaluator(), model=model, weights=weights, layout=Layout.of(weights))
+    layout, evaluator = Layout.of(weights), tiny_evaluator()
+    network = replace(evaluator.network, model=model, weights=weights, layout=layout)
+    return replace(evaluator, network=network, layout=layout)
 
 
 def test_a_layer_that_is_not_used_has_gradient_zero() -> None:
@@ -242,7 +246,11 @@ def test_float64_networks_are_refined_too() -> None:
     plan = Refinement(steps=3, learning_rate=0.5, batch=8)
     wide = refine(
         genes,
-        replace(evaluator, model=model, weights=weights, gradient_inputs=pool),
+        replace(
+            evaluator,
+            network=replace(evaluator.network, model=model, weights=weights),
+            gradient_inputs=pool,
+        ),
         plan,
         seeded(1),
     )

@@ -43,6 +43,7 @@ from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
+from gaprune.models.network import DenseNetwork
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 LAST = 2.0**-24  # the least float16 above 0
@@ -159,8 +160,7 @@ def large_evaluator() -> Evaluator:
     assert layout.total > LARGE
     first, second = (torch.rand(16, 8, generator=seeded(seed)) for seed in (1, 2))
     return Evaluator(
-        model=model,
-        weights=weights,
+        network=DenseNetwork(model, weights, layout, InputSpec((8,), "vector")),
         layout=layout,
         objective=OBJECTIVES["kl"],
         search=TeacherBatch(first, batched_forward(model, first), None),
@@ -176,7 +176,7 @@ def large_evaluator() -> Evaluator:
 def large_genes(seed: int, scope: str = "allocated") -> Genes:
     """Return genes at a tenth of the weights: magnitude with a little noise."""
     evaluator = large_evaluator()
-    sizes = evaluator.layout.flatten(evaluator.weights).abs()
+    sizes = evaluator.layout.flatten(evaluator.network.weights).abs()
     scores = sizes + 0.01 * torch.rand(len(sizes), generator=seeded(seed))
     counts = tuple(size // 10 for size in evaluator.layout.sizes)
     uniform = counts if scope == "layer" else None

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 
 from gaprune import Result, export, load_target, measure, save_run
 from gaprune.errors import InputError
-from gaprune.evaluation.latency import Timed, time_all
-from gaprune.evaluation.runtimes import CSR, EAGER, ONNX, RUNTIMES, Subject, UnavailableError, ready
+from gaprune.evaluation.latency import LatencyTable, time_runtimes
+from gaprune.evaluation.runtimes import (
+    CSR,
+    EAGER,
+    ONNX,
+    RUNTIMES,
+    RuntimeSubject,
+    UnavailableError,
+    ready,
+)
 from gaprune.export.measure.nonzero_macs import NonzeroMacs, work_of
 from gaprune.export.measure.read_file import FileContents, read_file
 from gaprune.export.measure.remarks import latency_remarks
@@ -126,7 +134,7 @@ def test_every_runtime_answers_as_the_network_does(name: str) -> None:
     """What is timed is the pruned network and nothing else."""
     target = target_from_module(dense_network(), inputs=InputOptions((1, 4, 4), range=(0, 1)))
     inputs = torch.rand(6, 1, 4, 4)
-    with ready(name, Subject(target.model, target), inputs) as run, torch.no_grad():
+    with ready(name, RuntimeSubject(target.model, target), inputs) as run, torch.no_grad():
         found = torch.as_tensor(run(inputs))
         assert torch.allclose(found, target.model(inputs), atol=1e-5)
 
@@ -136,17 +144,20 @@ def test_a_compiled_network_answers_as_it_does_uncompiled() -> None:
     """torch.compile, where there is a compiler."""
     target = target_from_module(dense_network(), inputs=InputOptions((1, 4, 4), range=(0, 1)))
     inputs = torch.rand(6, 1, 4, 4)
-    with ready("torch-compile", Subject(target.model, target), inputs) as run, torch.no_grad():
+    with (
+        ready("torch-compile", RuntimeSubject(target.model, target), inputs) as run,
+        torch.no_grad(),
+    ):
         assert torch.allclose(run(inputs), target.model(inputs), atol=1e-5)
 
 
 def test_latency_grows_with_the_work() -> None:
     """A pass of 64 inputs takes longer than one of one input; both networks are timed."""
     target = load_target("mnist-cnn")
-    subject = Subject(target.model, target)
-    timed = time_all(subject, subject, [EAGER], [1, 64])
-    assert timed.own[EAGER][64] > timed.own[EAGER][1] > 0
-    assert timed.dense.keys() == timed.own.keys()
+    subject = RuntimeSubject(target.model, target)
+    timed = time_runtimes(subject, subject, [EAGER], [1, 64])
+    assert timed.pruned[EAGER][64] > timed.pruned[EAGER][1] > 0
+    assert timed.dense.keys() == timed.pruned.keys()
     assert not timed.missing
 
 
@@ -154,12 +165,12 @@ def test_a_runtime_that_cannot_says_why() -> None:
     """CSR without linear layers; torch on an ONNX file."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
     target = target_from_module(model, inputs=InputOptions((1, 4, 4), range=(0, 1)))
-    timed = time_all(Subject(target.model, target), None, [CSR, EAGER], [1])
+    timed = time_runtimes(RuntimeSubject(target.model, target), None, [CSR, EAGER], [1])
     assert "no linear layer" in timed.missing[CSR]
-    assert list(timed.own) == [EAGER]
+    assert list(timed.pruned) == [EAGER]
     with (
         pytest.raises(UnavailableError, match="torch does not run"),
-        ready(EAGER, Subject(None, target), torch.rand(1, 1, 4, 4)),
+        ready(EAGER, RuntimeSubject(None, target), torch.rand(1, 1, 4, 4)),
     ):
         pass
 
@@ -212,7 +223,7 @@ def test_the_verdict_compares_the_fastest_of_both(
 ) -> None:
     """A file is faster only by less work, and if nothing runs the dense network as fast."""
     held = FileContents(Path("x"), "dense", 10, 2)
-    said = list(latency_remarks(held, Timed(own, dense, {}), work, 100))
+    said = list(latency_remarks(held, LatencyTable(own, dense, {}), work, 100))
     assert all(part in " ".join(said) for part in words), said
     assert any("not time" in line for line in said) == (work is SAME and "2.00" not in words[1])
 

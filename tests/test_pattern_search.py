@@ -170,7 +170,7 @@ def test_gradients_of_units_are_those_of_their_factor(pattern: str) -> None:
     units = evaluator.units
     assert units is not None
     mask = torch.rand(evaluator.layout.total, generator=seeded(2)) < 0.7
-    shown = evaluator.search.first(8)
+    shown = evaluator.search.select(slice(8))
     factors = mask.double().requires_grad_()
     flat = torch.ones(units.weights.total, dtype=torch.float64)
     for unit in range(evaluator.layout.total):  # a weight has the product of all units that drop it
@@ -179,7 +179,8 @@ def test_gradients_of_units_are_those_of_their_factor(pattern: str) -> None:
         own = ~units.weight_mask(alone)
         flat = torch.where(own, flat * factors[unit], flat)
     leaves = {
-        name: evaluator.weights[name].double() * part.view(evaluator.weights[name].shape)
+        name: evaluator.network.weights[name].double()
+        * part.view(evaluator.network.weights[name].shape)
         for name, part in zip(units.weights.names, flat.split(units.weights.sizes), strict=True)
     }
     model = built(Residual).double()

@@ -236,7 +236,7 @@ def test_a_network_that_does_not_run_in_fewer_bits_is_named() -> None:
     picky = loop_evaluator(target_of(lambda: Perceptron(norm=True), (6,), double=False))
     with torch.random.fork_rng():
         model = Picky().eval().requires_grad_(False)
-    evaluator = replace(picky, model=model, precision="bfloat16")
+    evaluator = replace(picky, network=replace(picky.network, model=model), precision="bfloat16")
     with pytest.raises(InputError, match="precision: the network does not run on cpu in bfloat16"):
         move_evaluator(evaluator, "cpu")
     assert move_evaluator(replace(evaluator, precision="float32"), "cpu").model is model
@@ -248,7 +248,9 @@ def test_a_network_that_overflows_only_there_is_named() -> None:
     huge = nn.Linear(6, 4).requires_grad_(False)
     nn.init.constant_(huge.bias, 3.4e38)  # float32 ends at 3.403e38, bfloat16 at 3.390e38
     assert huge(evaluator.search.inputs).isfinite().all()
-    evaluator = replace(evaluator, model=huge, precision="bfloat16")
+    evaluator = replace(
+        evaluator, network=replace(evaluator.network, model=huge), precision="bfloat16"
+    )
     with pytest.raises(InputError, match="precision: the network overflows on cpu in bfloat16; le"):
         move_evaluator(evaluator, "cpu")
 

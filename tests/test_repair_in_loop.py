@@ -301,13 +301,17 @@ def test_what_is_sent_to_workers_stays_small() -> None:
 def test_trying_masks_leaves_the_network_as_it_is(target: Target) -> None:
     """Weights, statistics, gradient switches and hooks."""
     evaluator, mask = loop_evaluator(target), flat_masks(target)
-    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
     evaluator.fitness(mask, 0)
     evaluator.validate(mask)
     evaluator.score_gradient(mask, evaluator.draw_batch(8, torch.Generator().manual_seed(1)))
-    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in evaluator.model.modules())
+    assert all(
+        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
+    )
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks for m in evaluator.network.model.modules()
+    )
 
 
 @pytest.fixture(scope="module")

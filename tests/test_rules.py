@@ -300,9 +300,9 @@ def test_every_criterion_removes_the_amount_and_the_same_again(
     """With calibration inputs for those that need some; the same generator gives the same masks."""
     calibration = torch.rand(16, 2, 4, 4, generator=seeded(1))
     rules = [
-        PruningRule(0.5, "fc1.weight", criterion, **how),
-        PruningRule(0.5, "fc1.weight", criterion, **how),
-    ]  # type: ignore[arg-type]
+        PruningRule(0.5, "fc1.weight", criterion, **how),  # type: ignore[arg-type]
+        PruningRule(0.5, "fc1.weight", criterion, **how),  # type: ignore[arg-type]
+    ]
     runs = [
         prune_by_rules(TARGET, rules, calibration=calibration, generator=seeded(2))
         for _ in range(2)

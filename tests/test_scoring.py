@@ -77,9 +77,9 @@ def test_several_really_pass_at_once(name: str) -> None:
     masks = torch.stack(masks_of(evaluator, 3))
     kept = {
         part: torch.stack([evaluator.layout.split(mask)[part] * weight for mask in masks])
-        for part, weight in evaluator.weights.items()
+        for part, weight in evaluator.network.weights.items()
     }
-    outputs = vmap_forward(evaluator.model, kept, evaluator.search.inputs)
+    outputs = vmap_forward(evaluator.network.model, kept, evaluator.search.inputs)
     for mask, answered in zip(masks, outputs, strict=True):
         expected = evaluator.outputs(mask, evaluator.search.inputs)
         assert torch.allclose(answered, expected, rtol=1e-4, atol=1e-5)
@@ -123,9 +123,11 @@ def test_a_network_that_cannot_do_that_has_its_masks_scored_alone(kind: str) -> 
     """A branch on values, numpy, a tensor changed in place: the bits of each alone."""
     evaluator = strict(lambda: Branching(kind), (6,))
     masks = masks_of(evaluator, 3)
-    kept = {name: torch.stack([weight, weight]) for name, weight in evaluator.weights.items()}
+    kept = {
+        name: torch.stack([weight, weight]) for name, weight in evaluator.network.weights.items()
+    }
     with pytest.raises((RuntimeError, ValueError, TypeError)):
-        vmap_forward(evaluator.model, kept, evaluator.search.inputs)
+        vmap_forward(evaluator.network.model, kept, evaluator.search.inputs)
     assert evaluator.fitness_many(masks) == [evaluator.fitness(mask) for mask in masks]
 
 
@@ -144,10 +146,12 @@ def test_one_that_overflows_does_not_spoil_the_others() -> None:
     full = torch.ones(evaluator.layout.total, dtype=torch.bool)
     first = full.clone()
     first[evaluator.layout.slices[-1]] = False
-    weights = dict(evaluator.weights)
+    weights = dict(evaluator.network.weights)
     name = evaluator.layout.names[-1]
     weights[name] = torch.full_like(weights[name], torch.inf)
-    found = replace(evaluator, weights=weights).fitness_many([first, full])
+    found = replace(evaluator, network=replace(evaluator.network, weights=weights)).fitness_many(
+        [first, full]
+    )
     assert found[0] > WORST
     assert found[1] == WORST
 

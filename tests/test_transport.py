@@ -49,7 +49,7 @@ def test_both_checksums_detect_a_flipped_bit(
 
 def test_the_checksum_covers_parameters_and_prunable_weights() -> None:
     """Other objects have no weights."""
-    parameters, weights = EVALUATOR.model.parameters(), EVALUATOR.weights.values()
+    parameters, weights = EVALUATOR.network.model.parameters(), EVALUATOR.network.weights.values()
     shapes = [tensor.shape for tensor in (*parameters, *weights)]
     assert [tensor.shape for tensor in frozen_tensors(EVALUATOR)] == shapes
     assert frozen_tensors("any other evaluator") == []

@@ -113,7 +113,7 @@ def test_the_callers_evaluator_and_genes_stay_as_they_are(workers: Workers) -> N
     """Running every kind of task moves no bit of the network, the calibration inputs or the parents."""
     tasks = every_task()
     held = [
-        *EVALUATOR.model.state_dict().values(),
+        *EVALUATOR.network.model.state_dict().values(),
         *(tensor for shown in (EVALUATOR.search, EVALUATOR.validation) for tensor in shown[:2]),
         *(
             parent.scores
@@ -206,8 +206,7 @@ def user_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     calibration = shown(target.model, 32, 1)
     return replace(
         tiny_evaluator(),
-        model=target.model,
-        weights=target.weights,
+        network=target.network,
         layout=target.layout,
         objective=find_objective(f"{folder}/own.py:closeness", calibration.teacher),
         search=calibration,
@@ -246,7 +245,7 @@ def test_actors_hold_copies_of_the_evaluator(
     actor: Workers, user_evaluator: Evaluator, tmp_path: Path
 ) -> None:
     """A task that changes weights reaches those of its own actor only, and no result."""
-    weights = user_evaluator.weights["hidden.weight"]
+    weights = user_evaluator.network.weights["hidden.weight"]
     before = weights.clone()
     (answer,) = actor.run([Faulty("weights", str(tmp_path), 1, Echo(5))])
     assert answer == 5

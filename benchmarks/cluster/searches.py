@@ -8,7 +8,6 @@ from typing import Any
 
 from gaprune.callbacks import Observer
 from gaprune.config import make_settings
-from gaprune.criteria import DenseNetwork
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
@@ -52,7 +51,7 @@ def make_search(target: str, **settings: Any) -> Search:
     run = PruningRun(load_target(target), make_settings(NOISE | settings), None, Observer())
     evaluator = run.evaluator
     found = baselines(
-        DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs),
+        evaluator.network,
         evaluator.statistics_inputs,
         run.settings.sparsity,
         run.settings.scope,

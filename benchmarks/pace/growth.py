@@ -14,7 +14,7 @@ from benchmarks.pace.clock import exponent, seconds_of
 from benchmarks.real.process import in_own_process, peak_mb
 from gaprune.callbacks import Observer
 from gaprune.config import make_settings
-from gaprune.criteria import DenseNetwork, score
+from gaprune.criteria import score
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, held, seed_genes
 from gaprune.masks.supermask import Layout
@@ -139,7 +139,7 @@ def _run(width: int, load: Load) -> PruningRun:
 
 def _genes(run: PruningRun) -> Genes:
     evaluator = run.evaluator
-    network = DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs)
+    network = evaluator.network
     scores = score("magnitude", network, None, torch.Generator())
     plan = make_plan(run.target, run.settings, run.preset)
     return seed_genes(scores, evaluator.layout, plan.keep, "allocated")

@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.networks.resnet20 import ResNet20
 from benchmarks.pace.clock import pairs_of, seconds_of
 from benchmarks.pace.efficientnet import EfficientNetLite0
-from gaprune.criteria import DenseNetwork, score
+from gaprune.criteria import score
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import AUTO, find_objective
@@ -80,7 +80,7 @@ def overhead_of(target: Target, calibration: int, pairs: int) -> dict[str, float
     strangers = iter([replace(evaluator) for _ in range(pairs + 1)])  # to each, no mask is known
 
     def dense() -> None:
-        batched_forward(evaluator.model, evaluator.search.inputs)
+        batched_forward(evaluator.network.model, evaluator.search.inputs)
 
     def evaluate() -> None:
         next(strangers).fitness(next(variants).express(evaluator.layout))
@@ -103,8 +103,7 @@ def evaluator_of(target: Target, calibration: int) -> Evaluator:
     noise = torch.rand((calibration, *target.inputs.shape), generator=generator)
     shown = TeacherBatch(noise, batched_forward(target.model, noise), None)
     return Evaluator(
-        model=target.model,
-        weights=target.weights,
+        network=target.network,
         layout=target.layout,
         objective=find_objective(AUTO, shown.teacher),
         search=shown,
@@ -119,7 +118,7 @@ def evaluator_of(target: Target, calibration: int) -> Evaluator:
 def _variants(evaluator: Evaluator, target: Target) -> list[Genes]:
     """Return genes around the magnitudes' with counts of their own, as a search has them."""
     generator = torch.Generator().manual_seed(0)
-    network = DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, target.inputs)
+    network = evaluator.network
     keep = keep_total(evaluator.layout, SPARSITY)
     base = seed_genes(
         score("magnitude", network, None, generator), evaluator.layout, keep, "allocated"

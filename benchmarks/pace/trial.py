@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.real.process import peak_mb
 from gaprune.callbacks import Observer
 from gaprune.config import make_settings
-from gaprune.criteria import DenseNetwork, score
+from gaprune.criteria import score
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import accuracy
 from gaprune.evolution.genome import rank
@@ -167,7 +167,7 @@ def scored(
 def lamp_ranks(run: PruningRun) -> Tensor:
     """Return the LAMP scores as ranks in [0, 1), so that one step length fits all; `[total]`."""
     evaluator = run.evaluator
-    network = DenseNetwork(evaluator.model, evaluator.weights, evaluator.layout, run.target.inputs)
+    network = evaluator.network
     return rank(score("lamp", network, None, torch.Generator(), density=None))
 
 

@@ -118,14 +118,14 @@ _ROWS: dict[str, Callable[[FileMeasurement], str]] = {
 
 
 def _show_latency(one: FileMeasurement, console: Console) -> None:
-    batches = list(dict.fromkeys(batch for by in one.timed.own.values() for batch in by))
+    batches = list(dict.fromkeys(batch for by in one.timed.pruned.values() for batch in by))
     if not batches:
         return
     threads = "1 thread" if one.threads == 1 else f"{one.threads} threads"
     title = f"{one.file}: milliseconds of one pass, median, {threads}"
     heads = (f"{who}batch {batch}" for batch in batches for who in ("", "dense, "))
     shown = table("runtime", *heads, title=title)
-    for name, own in one.timed.own.items():
+    for name, own in one.timed.pruned.items():
         dense = one.timed.dense.get(name, {})
         cells = (ms for batch in batches for ms in (own.get(batch), dense.get(batch)))
         add_row(shown, [name, *(MISSING if ms is None else f"{ms:.3f}" for ms in cells)])

@@ -1,1 +1,1 @@
-"""On what candidates are tried, and how they answer and are judged there."""
+"""How good a mask is: the evaluator, its objectives and forward modes, latency, held-out inputs."""

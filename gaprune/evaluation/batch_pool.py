@@ -1,7 +1,7 @@
-"""Batches of generated inputs that gradient steps see again and again, drawn when first wanted.
+"""A fixed set of generated batches that gradient steps reuse; each is drawn when first needed.
 
-Drawing a batch and asking the dense network about it can take longer than the step that it is for,
-and a search takes more steps than it needs different batches (benchmarks/README.md).
+Drawing a batch and running the dense network on it can take longer than the gradient step itself,
+and a search takes many more steps than it needs different batches (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.forward_modes import TeacherBatch
 
 BATCHES = 128
-LEAST = 32  # batches: of fewer, a search learns the inputs by heart
-BYTES = 1 << 27  # that all inputs may take, in every worker
+MIN_BATCHES = 32  # with fewer, a search overfits the inputs
+BYTES = 1 << 27  # limit on the inputs of all batches, in every worker
 
-Ask = Callable[[Tensor], TeacherBatch]
-"""Inputs `[N, …]` from the CPU → the same where the dense network is, with what it answers."""
+RunTeacher = Callable[[Tensor], TeacherBatch]
+"""Inputs `[N, …]` on the CPU → the same on the dense network's device, with its outputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPool:
-    """What gradient steps choose from. Every worker draws the same batches, each from its own seed.
+    """Batches for gradient steps. Every worker draws the same ones: each has its own seed.
 
     Attributes:
-        mixture: draws them.
-        batches: how many there are.
-        seed: of all of them.
+        mixture: generates the inputs.
+        batches: number of batches.
+        seed: base seed; batch i uses `seed + i`.
     """
 
     mixture: GeneratorMixture
@@ -41,38 +41,40 @@ class BatchPool:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def pick(self, count: int, generator: torch.Generator, ask: Ask, way: str) -> TeacherBatch:
-        """Return one of the batches, with `count` inputs.
+    def pick(
+        self, count: int, generator: torch.Generator, run: RunTeacher, precision: str
+    ) -> TeacherBatch:
+        """Return one of the batches, chosen at random.
 
         Args:
-            count: inputs.
-            generator: chooses.
-            ask: asks the dense network.
-            way: what the answers depend on beside the inputs: those of another way are others.
+            count: inputs per batch.
+            generator: chooses the batch.
+            run: runs the dense network on inputs.
+            precision: of the dense network; batches of another precision are separate.
         """
-        number = int(torch.randint(self.batches, (), generator=generator))
-        key = (number, count, way)
+        index = int(torch.randint(self.batches, (), generator=generator))
+        key = (index, count, precision)
         if key not in self._drawn:
-            own = torch.Generator().manual_seed(self.seed + number)
-            self._drawn[key] = ask(self.mixture.draw(count, own))
+            seeded = torch.Generator().manual_seed(self.seed + index)
+            self._drawn[key] = run(self.mixture.draw(count, seeded))
         return self._drawn[key]
 
-    def anew(self) -> BatchPool:
-        """Return the same stock with nothing drawn yet, for another device."""
+    def emptied(self) -> BatchPool:
+        """Return the same pool with nothing drawn yet, for another device."""
         return BatchPool(self.mixture, self.batches, self.seed)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the batches behind: every worker draws its own, the same ones."""
+        """Drop the batches when pickling: every worker draws the same ones itself."""
         return {**self.__dict__, "_drawn": {}}
 
 
-def batch_cache_size(bytes_per_input: int, batch: int, wanted: int = BATCHES) -> int:
-    """Return how many batches are held: `wanted`, or what `BYTES` allow; 0 below `LEAST`.
+def batch_cache_size(bytes_per_input: int, batch: int, limit: int = BATCHES) -> int:
+    """Return the number of batches that fit into `BYTES`, at most `limit`; 0 below `MIN_BATCHES`.
 
     Args:
-        bytes_per_input: of one input.
+        bytes_per_input: size of one input.
         batch: inputs per gradient step.
-        wanted: at most.
+        limit: the largest number of batches.
     """
-    fits = min(wanted, BYTES // max(1, bytes_per_input * batch))
-    return fits if fits >= min(LEAST, wanted) else 0
+    fits = min(limit, BYTES // max(1, bytes_per_input * batch))
+    return fits if fits >= min(MIN_BATCHES, limit) else 0

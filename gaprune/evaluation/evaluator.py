@@ -1,41 +1,49 @@
-"""The evaluator on which candidates are tried: network, calibration inputs and objective, held by every worker."""
+"""The evaluator scores masks: it holds the network, the inputs and the objective of a search."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.inversion.augment import augment
 from gaprune.errors import InputError
 from gaprune.evaluation.batch_pool import BatchPool
-from gaprune.evaluation.cache import Marks, MaskCache, marks_of
 from gaprune.evaluation.forward_modes import (
     STRICT_FORWARD,
     ForwardMode,
     GuidedForward,
     StrictForward,
     TeacherBatch,
+    join_batches,
 )
+from gaprune.evaluation.lru_cache import LRUCache
 from gaprune.evaluation.objectives import Objective, finite
 from gaprune.evaluation.precision import FULL, gradients, reduced
-from gaprune.masks.supermask import Layout, masked_weights
+from gaprune.masks.supermask import Layout, masked_weights, pack
 from gaprune.masks.units import Units
-from gaprune.models.forward import batched_forward, functional_forward, vmap_forward
+from gaprune.models.forward import (
+    batched_forward,
+    forward_batch_size,
+    functional_forward,
+    vmap_forward,
+)
 from gaprune.models.input_spec import InputSpec
+from gaprune.models.network import DenseNetwork
 from gaprune.profiling import profiled
 
-GROUP = 8  # masks of one forward pass, where several are scored at once
+GROUP = 8  # masks per forward pass, where several are scored together
+OUTPUT_CACHE = 64 << 20  # bytes of outputs kept per worker
 
 
 class ValidationScore(NamedTuple):
-    """How a candidate does on the validation inputs: agreement with the dense network, and its fitness."""
+    """The score of a mask on validation inputs: agreement with the dense network, and fitness."""
 
     agreement: float
     fitness: float
@@ -43,35 +51,31 @@ class ValidationScore(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """What a worker needs to breed, score and judge candidates; sent to it once.
+    """Everything a worker needs to vary, score and validate masks; sent to each worker once.
 
-    Masks, scores and random draws come from the CPU, whatever device the evaluator is on. Where a
-    pattern has units, masks and scores are theirs.
+    Masks, scores and random numbers are made on the CPU, whatever the device of the network. Under
+    a pattern of blocks or channels, masks and scores have one entry per unit.
 
     Attributes:
-        model: the dense network, frozen, in evaluation mode.
-        weights: its prunable weights.
-        layout: where they, or the units, lie in a flat vector.
-        units: of the pattern, or None: every weight has a score of its own.
-        objective: what is maximised.
-        search: the calibration inputs that select.
-        validation: the calibration inputs that judge.
+        network: the dense network: model, prunable weights and their layout.
+        layout: layout of what is searched: the weights, or the units of a pattern.
+        objective: what the search maximises.
+        search: calibration inputs that score candidates.
+        validation: validation inputs that choose the final candidate.
         mixture: generators of new inputs for gradient steps, or None.
-        batch_cache: batches of them that are drawn once, and take their place; or None.
-        gradient_inputs: held inputs for gradient steps with the teacher's outputs, or None.
-        gradient_share: the part of a gradient batch that comes from `gradient_inputs`.
-        augmentation: the form of the inputs of `gradient_inputs` where they are shifted and mirrored anew for every
-            batch, so that the search cannot learn them by heart; else None.
-        rungs: growing numbers of search calibration inputs; the last one is all of them.
-        forward_mode: how a candidate answers: as it is, after repair, or guided from one to the other.
-        domain_inputs: inputs nearer to the domain than those that select, or None.
-        precision: key of `PRECISIONS`, for selection and gradient steps; the judge has all bits.
-        known: what masks scored here. Every evaluator has its own, also one that is made of another,
-            and it does not travel.
+        gradient_inputs: stored inputs for gradient steps, or None.
+        gradient_share: fraction of a gradient batch that comes from `gradient_inputs`.
+        rungs: numbers of search inputs for successive halving, growing; the last is all of them.
+        augmentation: if given, inputs from `gradient_inputs` are shifted and mirrored for every
+            batch, so that the search cannot overfit them; their form.
+        forward_mode: how a candidate computes its outputs: strict, repaired or guided.
+        domain_inputs: inputs closer to the training data than `search`, or None.
+        precision: key of `PRECISIONS`, for search and gradient steps; validation is exact.
+        batch_cache: replaces `mixture` by a fixed number of batches that are drawn once; or None.
+        units: the units of the pattern, or None where every weight has its own score.
     """
 
-    model: nn.Module
-    weights: Mapping[str, Tensor]
+    network: DenseNetwork
     layout: Layout
     objective: Objective
     search: TeacherBatch
@@ -86,194 +90,200 @@ class Evaluator:
     precision: str = FULL
     batch_cache: BatchPool | None = None
     units: Units | None = None
-    known: MaskCache = field(default_factory=MaskCache, init=False, repr=False)
+    # Hash of a mask → its outputs on the first search inputs. A candidate that wins on the first
+    # rung then only runs the remaining inputs on the next one.
+    _outputs: LRUCache[bytes, Tensor] = field(
+        default_factory=lambda: LRUCache(OUTPUT_CACHE), init=False, repr=False
+    )
 
     @property
     def device(self) -> torch.device:
-        """Where candidates are tried."""
-        return next(iter(self.weights.values())).device
-
-    @property
-    def weight_layout(self) -> Layout:
-        """Where the prunable weights lie in a flat vector."""
-        return self.layout if self.units is None else self.units.weights
+        """The device on which candidates run."""
+        return self.network.device
 
     def weight_mask(self, mask: Tensor) -> Tensor:
-        """Return the flat mask of the weights of a flat mask of what has scores."""
+        """Return the flat mask of the weights for a flat mask of `layout`."""
         return mask if self.units is None else self.units.weight_mask(mask)
 
     def masks(self, mask: Tensor) -> dict[str, Tensor]:
         """Return the masks of the weights by name."""
-        return self.weight_layout.split(self.weight_mask(mask))
+        return self.network.layout.split(self.weight_mask(mask))
 
     @property
     def is_cpu_float32(self) -> bool:
-        """Whether candidates are tried on the CPU in the network's own arithmetic."""
+        """Whether candidates run on the CPU in the network's own precision."""
         return self.device.type == "cpu" and self.precision == FULL
 
     def to(self, device: str | torch.device) -> Evaluator:
-        """Return the evaluator on a device; on the CPU, where it is made, it is the same one."""
-        if torch.device(device).type == self.device.type == "cpu":
+        """Return the evaluator on a device, or itself if it is there already."""
+        network = self.network.to(device)
+        if network is self.network:
             return self
-        model = copy.deepcopy(self.model).to(device)
         return replace(
             self,
-            model=model,
-            weights={name: model.get_parameter(name).detach() for name in self.weights},
+            network=network,
             search=self.search.to(device),
             validation=self.validation.to(device),
-            gradient_inputs=None
-            if self.gradient_inputs is None
-            else self.gradient_inputs.to(device),
-            batch_cache=None if self.batch_cache is None else self.batch_cache.anew(),
+            batch_cache=self.batch_cache and self.batch_cache.emptied(),
             forward_mode=self.forward_mode.to(device),
+            gradient_inputs=self.gradient_inputs and self.gradient_inputs.to(device),
             domain_inputs=None if self.domain_inputs is None else self.domain_inputs.to(device),
         )
 
     def check_forward(self) -> None:
-        """Run the dense network on a few search calibration inputs, where and as candidates are run.
+        """Run the dense network on two inputs, on the device and in the precision of candidates.
 
         Raises:
-            InputError: it does not run there, or gives what is not finite.
+            InputError: it does not run there, or its outputs are not finite.
         """
-        inputs = self.search.inputs[:2]
-        where = f"on {self.device} in {self.precision}"
-        own = self.precision == FULL
-        argument = "device" if own else "precision"
-        remedy = "use --device cpu" if own else "leave --precision out"
+        setting = f"on {self.device} in {self.precision}"
+        full = self.precision == FULL
+        argument, remedy = (
+            ("device", "use --device cpu") if full else ("precision", "leave --precision out")
+        )
         try:
             with reduced(self.precision, self.device):
-                outputs = batched_forward(self.model, inputs)
+                outputs = batched_forward(self.network.model, self.search.inputs[:2])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise InputError(
-                f"{argument}: the network does not run {where} ({error}); hold its tensors as "
+                f"{argument}: the network does not run {setting} ({error}); hold its tensors as "
                 f"parameters or buffers (register_buffer), or {remedy}"
             ) from error
         if self.search.teacher[:2].isfinite().all() and not outputs.isfinite().all():
-            raise InputError(f"{argument}: the network overflows {where}; {remedy}")
+            raise InputError(f"{argument}: the network overflows {setting}; {remedy}")
 
     @property
     def statistics_inputs(self) -> Tensor:
-        """Inputs `[N, …]` on which statistics are measured, by criteria and by repair."""
+        """Inputs `[N, …]` on which criteria and repair measure statistics."""
         return self.search.inputs if self.domain_inputs is None else self.domain_inputs
 
     @property
     def strict(self) -> Evaluator:
-        """The same evaluator on which candidates answer as they are."""
+        """The same evaluator without repair."""
         return replace(self, forward_mode=STRICT_FORWARD)
 
     @cached_property
     def repaired(self) -> Evaluator:
-        """The evaluator of a guided search on which candidates answer as after repair."""
+        """The evaluator of a guided search that scores candidates after repair."""
         return replace(self, forward_mode=self._guided.repaired)
 
     def with_fade(self, fade: float) -> Evaluator:
-        """Return the evaluator of a guided search with another fade in gradient steps, 0 to 1."""
-        return replace(self, forward_mode=self._guided.with_fade(fade))
+        """Return the evaluator of a guided search with another fade of its corrections, 0 to 1."""
+        return replace(self, forward_mode=replace(self._guided, fade=fade))
 
     @property
     def _guided(self) -> GuidedForward:
-        assert isinstance(self.forward_mode, GuidedForward), (
-            "make_bench guides where a plan needs it"
-        )
+        assert isinstance(self.forward_mode, GuidedForward), "make_evaluator guides if needed"
         return self.forward_mode
 
     def fitness(self, mask: Tensor, rung: int = -1) -> float:
-        """Score a flat bool mask on the search calibration inputs of one rung; larger is better, finite.
+        """Score a flat bool mask on the search inputs of one rung.
 
-        What is known of the mask is not computed again; see `MaskCache`.
+        Returns:
+            A finite number; larger is better.
         """
-        shown = self.search.first(self.rungs[rung])
+        batch = self.search.select(slice(self.rungs[rung]))
+        count = len(batch.inputs)
         with profiled("cache"):
-            whole = self.weight_mask(mask)
-            marks = marks_of(whole, self.weight_layout)
-        asked = marks[-1], self.rungs[rung]
-        found = self.known.scores.get(asked)
-        if found is None:
-            found = self._score(self._selected(whole, shown.inputs, marks), shown)
-            self.known.scores.put(asked, found)
-        return found
+            mask = self.weight_mask(mask)
+            key = hashlib.blake2b(pack(mask).data, digest_size=16).digest()
+            cached = self._outputs.get(key)
+            done = 0 if cached is None else self._reusable(cached, batch.inputs)
+        parts = [] if cached is None else [cached[:done]]
+        if done < count:
+            with profiled("mask"):
+                weights = self._masked(mask)
+            with profiled("forward"), reduced(self.precision, self.device):
+                parts.append(
+                    self.forward_mode.search_outputs(
+                        self.network.model, weights, batch.inputs[done:]
+                    )
+                )
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(outputs) == count and (cached is None or count > len(cached)):
+            # A copy, because a user's objective may write into its arguments.
+            self._outputs.put(key, outputs.clone(), outputs.nbytes)
+        return self._score(outputs, batch)
 
-    def _selected(self, mask: Tensor, inputs: Tensor, marks: Marks) -> Tensor:
-        with profiled("mask"):
-            kept = self._kept(mask)
-        with profiled("forward"), reduced(self.precision, self.device):
-            if isinstance(self.forward_mode, StrictForward):
-                return self.known.answers(self.model, self.weights, kept, inputs, marks)
-            return self.forward_mode.select(self.model, kept, inputs)
+    def _reusable(self, cached: Tensor, inputs: Tensor) -> int:
+        """Return how many cached outputs have the bits that a new forward pass would give."""
+        if len(cached) == len(inputs):
+            return len(cached)
+        if not isinstance(self.forward_mode, StrictForward):
+            return 0  # repair depends on all inputs of a pass
+        done = min(len(cached), len(inputs))
+        # The rounding of an output may depend on the other inputs of its chunk.
+        return done - done % forward_batch_size(inputs)
 
     def fitness_many(self, masks: Sequence[Tensor], rung: int = -1) -> list[float]:
         """Score flat bool masks on one rung, `GROUP` of them per forward pass.
 
-        Rounding is another than that of `fitness`. It does not depend on what else is scored: a
-        group that is not full is filled up. Where torch cannot do that with this network (see
-        `vmap_forward`), or candidates answer after repair, they pass one by one.
+        Rounding differs from that of `fitness`, but does not depend on the other masks: the last
+        group is filled up to `GROUP`. Masks are scored one by one where torch cannot batch this
+        network (see `vmap_forward`), or candidates are repaired.
         """
         if not isinstance(self.forward_mode, StrictForward):
             return [self.fitness(mask, rung) for mask in masks]
-        found: list[float] = []
+        scores: list[float] = []
         for start in range(0, len(masks), GROUP):
-            group = masks[start : start + GROUP]
-            found += self._fitness_of_group(group, rung)
-        return found
+            scores += self._fitness_of_group(masks[start : start + GROUP], rung)
+        return scores
 
     def _fitness_of_group(self, group: Sequence[Tensor], rung: int) -> list[float]:
-        shown = self.search.first(self.rungs[rung])
-        whole, layout = [self.weight_mask(mask) for mask in group], self.weight_layout
-        full = torch.stack([*whole, *[whole[-1]] * (GROUP - len(whole))]).to(self.device)
-        masks = {
-            name: full[:, part].view(GROUP, *shape)
+        batch, layout = self.search.select(slice(self.rungs[rung])), self.network.layout
+        masks = [self.weight_mask(mask) for mask in group]
+        stacked = torch.stack([*masks, *[masks[-1]] * (GROUP - len(masks))]).to(self.device)
+        by_name = {
+            name: stacked[:, part].view(GROUP, *shape)
             for name, part, shape in zip(layout.names, layout.slices, layout.shapes, strict=True)
         }
         try:
             with profiled("mask"):
-                kept = masked_weights(self.weights, masks)
+                weights = masked_weights(self.network.weights, by_name)
             with profiled("forward"), reduced(self.precision, self.device):
-                outputs = vmap_forward(self.model, kept, shown.inputs)
+                outputs = vmap_forward(self.network.model, weights, batch.inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError):
             return [self.fitness(mask, rung) for mask in group]
-        return [self._score(one, shown) for one in outputs[: len(group)]]
+        return [self._score(candidate, batch) for candidate in outputs[: len(group)]]
 
-    def _score(self, outputs: Tensor, shown: TeacherBatch) -> float:
+    def _score(self, outputs: Tensor, batch: TeacherBatch) -> float:
         with profiled("objective"):
-            wide = outputs.to(shown.teacher.dtype)
-            return self.objective.score(wide, shown.teacher, shown.labels)
+            outputs = outputs.to(batch.teacher.dtype)
+            return self.objective.score(outputs, batch.teacher, batch.labels)
 
-    def validate(self, mask: Tensor, shown: TeacherBatch | None = None) -> ValidationScore:
-        """Judge a flat bool mask on the validation inputs, or on other inputs."""
-        shown = self.validation if shown is None else shown
-        outputs = self.validation_outputs(mask, shown.inputs)
-        agreement = finite(float(self.objective.agreement(outputs, shown.teacher, shown.labels)))
-        if self.objective.needs_labels and shown.labels is None:
+    def validate(self, mask: Tensor, batch: TeacherBatch | None = None) -> ValidationScore:
+        """Score a flat bool mask on the validation inputs, or on another batch."""
+        batch = self.validation if batch is None else batch
+        outputs = self.validation_outputs(mask, batch.inputs)
+        agreement = finite(float(self.objective.agreement(outputs, batch.teacher, batch.labels)))
+        if self.objective.needs_labels and batch.labels is None:
             return ValidationScore(agreement, agreement)
-        return ValidationScore(
-            agreement, self.objective.score(outputs, shown.teacher, shown.labels)
-        )
+        fitness = self.objective.score(outputs, batch.teacher, batch.labels)
+        return ValidationScore(agreement, fitness)
 
     def outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
-        """Return what the masked network answers as it is, `[N, …]`."""
-        return functional_forward(self.model, self._kept(self.weight_mask(mask)), inputs)
+        """Return the outputs `[N, …]` of the masked network without repair."""
+        return functional_forward(self.network.model, self._masked(self.weight_mask(mask)), inputs)
 
     def validation_outputs(self, mask: Tensor, inputs: Tensor) -> Tensor:
-        """Return what the masked network answers as it is judged, `[N, …]`."""
-        return self.forward_mode.validation_outputs(
-            self.model, self._kept(self.weight_mask(mask)), inputs
-        )
+        """Return the outputs `[N, …]` of the masked network as validation computes them."""
+        weights = self._masked(self.weight_mask(mask))
+        return self.forward_mode.validation_outputs(self.network.model, weights, inputs)
 
-    def score_gradient(self, mask: Tensor, shown: TeacherBatch) -> Tensor:
+    def score_gradient(self, mask: Tensor, batch: TeacherBatch) -> Tensor:
         """Return ∂loss/∂score of a flat bool mask, flat float32 `[total]`.
 
-        The straight-through estimator lets the gradient pass the top-k as if it were the identity
-        (Ramanujan et al. 2020, eq. 4 and 5): w · ∂loss/∂(w·m), also where the mask drops w. The
-        loss is the objective's, and what the way of answering adds to it. The score of a unit moves
-        all weights that it decides on.
+        The straight-through estimator treats top-k as the identity in the backward pass
+        (Ramanujan et al. 2020, eq. 4 and 5): the gradient is w · ∂loss/∂(w·m), also where the mask
+        drops w. The loss is the objective's, plus the penalty of the forward mode. The score of a
+        unit gets the gradients of all weights that it decides on.
 
         Raises:
-            InputError: the objective has no loss to differentiate, or the network has no gradients.
+            InputError: the objective has no loss, or the network's outputs have no gradient.
         """
         if self.objective.loss is None:
             raise InputError(
@@ -281,13 +291,15 @@ class Evaluator:
                 "use --preset black-box"
             )
         with profiled("mask"):
-            kept = self._kept(self.weight_mask(mask))
-            leaves = {name: weight.requires_grad_() for name, weight in kept.items()}
+            weights = self._masked(self.weight_mask(mask))
+            leaves = {name: weight.requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
             with reduced(self.precision, self.device):
-                outputs, penalty = self.forward_mode.step(self.model, leaves, shown)
-            wide = outputs.to(shown.teacher.dtype)
-            loss = self.objective.loss(wide, shown.teacher, shown.labels)
+                outputs, penalty = self.forward_mode.gradient_outputs(
+                    self.network.model, leaves, batch
+                )
+            outputs = outputs.to(batch.teacher.dtype)
+            loss = self.objective.loss(outputs, batch.teacher, batch.labels)
             if not loss.requires_grad:
                 raise InputError(
                     "model: its outputs carry no gradient (torch.no_grad, detach or numpy inside "
@@ -295,56 +307,57 @@ class Evaluator:
                 )
             if penalty is not None:
                 loss = loss + penalty
-            # a prunable layer that forward does not use has gradient 0
-            found = gradients(loss, list(leaves.values()), self.precision)
-        del kept, leaves, outputs, wide, loss, penalty  # large, where the network is
-        flat = torch.empty(self.weight_layout.total, device=self.device)
-        parts = self.weight_layout.split(flat).values()
-        for gradient, weight, part in zip(found, self.weights.values(), parts, strict=True):
+            # A prunable layer that forward does not use gets gradient 0.
+            by_layer = gradients(loss, list(leaves.values()), self.precision)
+        # Free the graph before the flat gradient is allocated: both are as large as the network.
+        del weights, leaves, outputs, loss, penalty
+        flat = torch.empty(self.network.layout.total, device=self.device)
+        parts = self.network.layout.split(flat).values()
+        for gradient, weight, part in zip(
+            by_layer, self.network.weights.values(), parts, strict=True
+        ):
             torch.mul(gradient, weight, out=part)
         return flat if self.units is None else self.units.unit_gradient(flat, mask.to(self.device))
 
     def draw_batch(self, count: int, generator: torch.Generator) -> TeacherBatch:
-        """Draw one batch for a gradient step: generated inputs, held ones, or some of both."""
-        held: list[TeacherBatch] = []
-        fresh: list[Tensor] = []
-        pooled = 0
+        """Draw `count` inputs for a gradient step: generated ones, stored ones, or some of both."""
+        stored: list[TeacherBatch] = []
+        new: list[Tensor] = []
+        num_stored = 0 if self.gradient_inputs is None else round(count * self.gradient_share)
         with reduced(self.precision, self.device):
-            if self.gradient_inputs is not None and (pooled := round(count * self.gradient_share)):
-                index = torch.randint(
-                    len(self.gradient_inputs.inputs), (pooled,), generator=generator
-                )
-                held.append(self.gradient_inputs.at(index))
-                count -= pooled
+            if self.gradient_inputs is not None and num_stored:
+                size = len(self.gradient_inputs.inputs)
+                index = torch.randint(size, (num_stored,), generator=generator)
+                stored.append(self.gradient_inputs.select(index))
+                count -= num_stored
             if self.batch_cache is not None and count > 0:
-                held.append(self.batch_cache.pick(count, generator, self._answered, self.precision))
+                run = self._teacher_batch
+                stored.append(self.batch_cache.pick(count, generator, run, self.precision))
             elif self.mixture is not None and count > 0:
-                fresh.append(self.mixture.draw(count, generator).to(self.device))
-            if pooled and self.augmentation is not None:  # the teacher has not seen them so
-                fresh.insert(0, augment(held.pop(0).inputs, self.augmentation, generator))
-            new = torch.cat(fresh) if fresh else None
-            batch = self.forward_mode.batch(self.model, _joined(held), new)
+                new.append(self.mixture.draw(count, generator).to(self.device))
+            if num_stored and self.augmentation is not None:
+                # Augmented inputs are new to the teacher, whose stored outputs do not fit them.
+                inputs = stored.pop(0).inputs
+                new.insert(0, augment(inputs, self.augmentation, generator))
+            batch = self.forward_mode.make_batch(
+                self.network.model,
+                join_batches(stored) if stored else None,
+                torch.cat(new) if new else None,
+            )
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))
 
-    def _answered(self, inputs: Tensor) -> TeacherBatch:
+    def _teacher_batch(self, inputs: Tensor) -> TeacherBatch:
         inputs = inputs.to(self.device)
-        return TeacherBatch(inputs, batched_forward(self.model, inputs), None)
+        return TeacherBatch(inputs, batched_forward(self.network.model, inputs), None)
+
+    def _masked(self, mask: Tensor) -> dict[str, Tensor]:
+        split = self.network.layout.split(mask.to(self.device))
+        return masked_weights(self.network.weights, split)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what is known: it is worth less than its way, and is no part of a evaluator."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        """Drop the cached outputs when pickling: computing them again is cheaper than sending."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Know nothing yet."""
-        self.__dict__.update(state, known=MaskCache())
-
-    def _kept(self, mask: Tensor) -> dict[str, Tensor]:
-        return masked_weights(self.weights, self.weight_layout.split(mask.to(self.device)))
-
-
-def _joined(parts: Sequence[TeacherBatch]) -> TeacherBatch | None:
-    """Return what is held of a batch as one; only a batch from one place has labels."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    inputs = torch.cat([part.inputs for part in parts])
-    return TeacherBatch(inputs, torch.cat([part.teacher for part in parts]), None)
+        """Start with an empty cache."""
+        self.__dict__.update(state, _outputs=LRUCache(OUTPUT_CACHE))

@@ -1,9 +1,9 @@
-"""Latency: the median of many passes, of the network and of the dense one in turn."""
+"""Latency: the median time of many passes, of several networks in turn."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
 from typing import NamedTuple
@@ -11,73 +11,90 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gaprune.evaluation.runtimes import CSR, EAGER, Run, Subject, UnavailableError, ready
+from gaprune.evaluation.runtimes import CSR, EAGER, Run, RuntimeSubject, UnavailableError, ready
 from gaprune.models.input_spec import sample_inputs
 
 BATCHES = (1, 64)
-SECONDS = 0.5  # that a runtime is timed for, dense network and file together
-LEAST, MOST = 7, 200  # passes
+SECONDS = 0.3  # of timing per network
+MIN_PASSES, MAX_PASSES = 9, 200
 
 Latencies = dict[str, dict[int, float]]
 
 
-class Timed(NamedTuple):
-    """Milliseconds of one pass, by runtime and batch.
+class LatencyTable(NamedTuple):
+    """Milliseconds of one pass, by runtime and batch size.
 
     Attributes:
-        own: of the file.
-        dense: of the dense network in the same runtime, timed in turn with it; empty for a runtime
-            in which dense weights make no sense, or without the dense network.
-        missing: runtime → why it is not there.
+        pruned: of the pruned network.
+        dense: of the dense network in the same runtime, timed in turn with the pruned one; empty
+            without the dense network.
+        missing: runtime → the reason why it cannot run the network.
     """
 
-    own: Latencies
+    pruned: Latencies
     dense: Latencies
     missing: dict[str, str]
 
 
-def time_all(
-    own: Subject, dense: Subject | None, names: Sequence[str], batches: Sequence[int] = BATCHES
-) -> Timed:
-    """Time a network in runtimes, beside the dense one: A, B, A, B, … so that both share the noise.
+def time_runtimes(
+    pruned: RuntimeSubject,
+    dense: RuntimeSubject | None,
+    names: Sequence[str],
+    batches: Sequence[int] = BATCHES,
+) -> LatencyTable:
+    """Time a network in several runtimes, in turn with the dense one.
 
     Args:
-        own: the network.
+        pruned: the network.
         dense: the dense network, or None.
         names: keys of `RUNTIMES`.
-        batches: inputs of one pass.
+        batches: inputs per pass.
     """
-    timed = Timed({}, {}, {})
+    table = LatencyTable({}, {}, {})
     for name in names:
+        # CSR stores sparse weights; the dense network runs without it.
+        subjects = [(name, pruned)]
+        if dense is not None:
+            subjects.append((EAGER if name == CSR else name, dense))
         for batch in batches:
-            inputs = sample_inputs(own.target.inputs, batch, own.target.dtype)
+            inputs = sample_inputs(pruned.target.inputs, batch, pruned.target.dtype)
             try:
-                with ExitStack() as stack:
-                    runs = {"own": stack.enter_context(ready(name, own, inputs))}
-                    if dense is not None:
-                        # CSR is for sparse weights: there the dense network runs as it is
-                        beside = EAGER if name == CSR else name
-                        runs["dense"] = stack.enter_context(ready(beside, dense, inputs))
-                    found = _alternate(runs, inputs)
+                times = time_in_turn(subjects, inputs)
             except UnavailableError as error:
-                timed.missing[name] = str(error)
+                table.missing[name] = str(error)
                 break
-            timed.own.setdefault(name, {})[batch] = found["own"]
-            if "dense" in found:
-                timed.dense.setdefault(name, {})[batch] = found["dense"]
-    return timed
+            for column, passes in zip((table.pruned, table.dense), times, strict=False):
+                column.setdefault(name, {})[batch] = median(passes)
+    return table
 
 
 @torch.no_grad()
-def _alternate(runs: Mapping[str, Run], inputs: Tensor) -> dict[str, float]:
-    """Return the median milliseconds of each; they take turns."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + SECONDS
-    passes = 0
-    while passes < LEAST or (passes < MOST and time.perf_counter() < end):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run(inputs)
-            taken[name].append(1e3 * (time.perf_counter() - begun))
-        passes += 1
-    return {name: median(times) for name, times in taken.items()}
+def time_in_turn(
+    subjects: Sequence[tuple[str, RuntimeSubject]], inputs: Tensor
+) -> list[list[float]]:
+    """Time networks in turn (A, B, A, B, …), so that all share the noise of the machine.
+
+    Args:
+        subjects: (key of `RUNTIMES`, network) pairs.
+        inputs: of one pass, `[N, …]`.
+
+    Returns:
+        For every network the milliseconds of its passes; passes of the same index are neighbours.
+
+    Raises:
+        UnavailableError: a runtime cannot run its network.
+    """
+    times: list[list[float]] = [[] for _ in subjects]
+    with ExitStack() as stack:
+        runs: list[Run] = [
+            stack.enter_context(ready(name, subject, inputs)) for name, subject in subjects
+        ]
+        end = time.perf_counter() + SECONDS * len(runs)
+        while len(times[0]) < MIN_PASSES or (
+            len(times[0]) < MAX_PASSES and time.perf_counter() < end
+        ):
+            for run, passes in zip(runs, times, strict=True):
+                start = time.perf_counter()
+                run(inputs)
+                passes.append(1e3 * (time.perf_counter() - start))
+    return times

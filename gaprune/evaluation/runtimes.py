@@ -21,7 +21,7 @@ EAGER, COMPILE, CSR, ONNX = "torch", "torch-compile", "torch-csr", "onnxruntime"
 Run = Callable[[Tensor], Any]
 
 
-class Subject:
+class RuntimeSubject:
     """A network to be timed.
 
     Args:
@@ -39,12 +39,12 @@ class UnavailableError(Exception):
 
 
 @contextmanager
-def _eager(subject: Subject) -> Iterator[Run]:
+def _eager(subject: RuntimeSubject) -> Iterator[Run]:
     yield _module(subject)
 
 
 @contextmanager
-def _compiled(subject: Subject) -> Iterator[Run]:
+def _compiled(subject: RuntimeSubject) -> Iterator[Run]:
     run = torch.compile(_module(subject), dynamic=False)
     try:
         yield run
@@ -53,7 +53,7 @@ def _compiled(subject: Subject) -> Iterator[Run]:
 
 
 @contextmanager
-def _csr(subject: Subject) -> Iterator[Run]:
+def _csr(subject: RuntimeSubject) -> Iterator[Run]:
     """Yield the network with the weights of its linear layers as torch's CSR tensors."""
     model = copy.deepcopy(_module(subject))
     layers = [one for one in model.modules() if type(one) is nn.Linear]
@@ -67,7 +67,7 @@ def _csr(subject: Subject) -> Iterator[Run]:
 
 
 @contextmanager
-def _onnx(subject: Subject) -> Iterator[Run]:
+def _onnx(subject: RuntimeSubject) -> Iterator[Run]:
     threads = torch.get_num_threads()
     if subject.onnx is not None:
         yield OnnxSession(subject.onnx, threads)
@@ -78,13 +78,13 @@ def _onnx(subject: Subject) -> Iterator[Run]:
         yield OnnxSession(path, threads)
 
 
-def _module(subject: Subject) -> nn.Module:
+def _module(subject: RuntimeSubject) -> nn.Module:
     if subject.model is None:
         raise UnavailableError("the file is an ONNX file, which torch does not run")
     return subject.model
 
 
-RUNTIMES: dict[str, Callable[[Subject], Any]] = {
+RUNTIMES: dict[str, Callable[[RuntimeSubject], Any]] = {
     EAGER: _eager,
     COMPILE: _compiled,
     CSR: _csr,
@@ -93,7 +93,7 @@ RUNTIMES: dict[str, Callable[[Subject], Any]] = {
 
 
 @contextmanager
-def ready(name: str, subject: Subject, inputs: Tensor) -> Iterator[Run]:
+def ready(name: str, subject: RuntimeSubject, inputs: Tensor) -> Iterator[Run]:
     """Yield a runtime that has answered once to these inputs.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gaprune.evaluation.cache import LRUCache
 from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.lru_cache import LRUCache
 from gaprune.evolution.tasks import ScoreTask
 from gaprune.evolution.toolbox import Contender
 from gaprune.masks.supermask import unpack

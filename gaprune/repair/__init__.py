@@ -1,31 +1,18 @@
-"""Repair after pruning: means and spreads put back on calibration inputs, every weight as it was."""
+"""Repair after pruning: corrects statistics, biases and norms; prunable weights keep their bits."""
 
-from gaprune.repair.anchors import Anchors, aligned, anchor, repaired_outputs
-from gaprune.repair.features import Feature, compared, noted
-from gaprune.repair.fold import Repaired, repair, repair_anchored, repaired_copy
-from gaprune.repair.moments import Moments, statistics_loss
-from gaprune.repair.points import BIAS, NORM, PARTS, STATISTICS
-from gaprune.repair.sites import Sites, default_parts, survey
+from gaprune.repair.repair_network import RepairResult, repair, repaired_copy
+from gaprune.repair.repair_rules import BIAS, NORM, PARTS, STATISTICS
+from gaprune.repair.repair_sites import RepairSites, default_parts, find_repair_sites
 
 __all__ = [
     "BIAS",
     "NORM",
     "PARTS",
     "STATISTICS",
-    "Anchors",
-    "Feature",
-    "Moments",
-    "Repaired",
-    "Sites",
-    "aligned",
-    "anchor",
-    "compared",
+    "RepairResult",
+    "RepairSites",
     "default_parts",
-    "noted",
+    "find_repair_sites",
     "repair",
-    "repair_anchored",
     "repaired_copy",
-    "repaired_outputs",
-    "statistics_loss",
-    "survey",
 ]

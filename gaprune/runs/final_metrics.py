@@ -79,7 +79,7 @@ class FinalMetrics:
         self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
         inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
         with profiled("test"), torch_threads(self.settings.threads_per_worker):
-            dense = batched_forward(evaluator.model, inputs)
+            dense = batched_forward(evaluator.network.model, inputs)
             pruned = evaluator.outputs(self.best.mask, inputs)
             rows = {"dense": float(accuracy(dense, dense, labels))}
             rows["pruned"] = float(accuracy(pruned, dense, labels))

@@ -6,21 +6,19 @@ setting of the run (`budget_macs`), so that the search itself, and resuming it, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError, unknown_name
-from gaprune.evaluation.runtimes import CSR, RUNTIMES, Subject, UnavailableError, ready
+from gaprune.evaluation.latency import time_in_turn
+from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject, UnavailableError
 from gaprune.masks.budget import uniform_counts
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.input_spec import sample_inputs
@@ -36,7 +34,6 @@ from gaprune.workers.serial import torch_threads
 
 TRIED = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)  # of the dense network's multiply-adds
 REFINED = 2  # times that the network of the budget found so far is measured too
-SECONDS, LEAST, MOST = 0.4, 9, 200  # of a measurement for each network; rounds
 
 
 @dataclass(frozen=True)
@@ -232,22 +229,14 @@ def in_turn(
         GapruneError: the runtime cannot run one.
     """
     inputs = sample_inputs(target.inputs, batch, target.dtype).to(target.device)
-    taken: list[list[float]] = [[] for _ in models]
-    with torch.no_grad(), torch_threads(threads), ExitStack() as stack:
-        try:
-            subjects = [Subject(one, target) for one in models]
-            runs = [stack.enter_context(ready(runtime, one, inputs)) for one in subjects]
-        except UnavailableError as error:
-            raise GapruneError(
-                f"latency_runtime: {runtime} cannot run the network ({error}); use another"
-            ) from error
-        end = time.perf_counter() + SECONDS * len(models)
-        while len(taken[0]) < LEAST or (len(taken[0]) < MOST and time.perf_counter() < end):
-            for run, times in zip(runs, taken, strict=True):
-                begun = time.perf_counter()
-                run(inputs)
-                times.append(1e3 * (time.perf_counter() - begun))
-    return taken
+    subjects = [(runtime, RuntimeSubject(model, target)) for model in models]
+    try:
+        with torch_threads(threads):
+            return time_in_turn(subjects, inputs)
+    except UnavailableError as error:
+        raise GapruneError(
+            f"latency_runtime: {runtime} cannot run the network ({error}); use another"
+        ) from error
 
 
 def _timed(target: Target, settings: Settings, models: Sequence[nn.Module]) -> list[list[float]]:

@@ -247,7 +247,7 @@ class _Tries:
             seeds = [one for one in seeds if one.origin == run.settings.method] or seeds
             while high > GRID * low:
                 density = math.sqrt(low * high)
-                shown = evaluator.validation.first(GLANCED)
+                shown = evaluator.validation.select(slice(GLANCED))
                 found = [
                     evaluator.validate(_cut(one, span, span.at(density)), shown).agreement
                     for one in seeds

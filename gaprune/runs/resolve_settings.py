@@ -20,7 +20,7 @@ from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout
 from gaprune.models.target import Target
-from gaprune.repair import Sites, survey
+from gaprune.repair import RepairSites, find_repair_sites
 from gaprune.workers import WorkerOptions, choose_device
 from gaprune.workers.serial import torch_threads
 
@@ -122,20 +122,20 @@ def resolve_settings(settings: Settings, preset: Preset, target: Target) -> Sett
     return resolved
 
 
-def repair_sites(target: Target, inputs: Tensor | None = None) -> Sites:
+def repair_sites(target: Target, inputs: Tensor | None = None) -> RepairSites:
     """Survey what repair can correct, as forward uses it on some inputs `[N, …]`.
 
     Raises:
         InputError: it is nothing, and repair is asked to be in the loop.
     """
     inputs = _examples(target) if inputs is None else inputs
-    sites = survey(target.model, inputs, frozen=target.weights)
-    if not sites.kinds:
+    sites = find_repair_sites(target.model, inputs, frozen=target.weights)
+    if not sites.rules:
         raise InputError(f"repair_in_loop: {_nothing(sites)}; leave --repair-in-loop out")
     return sites
 
 
-def _nothing(sites: Sites) -> str:
+def _nothing(sites: RepairSites) -> str:
     found = sites.skipped[0] if sites.skipped else "it has no BatchNorm, no norm and no bias"
     return f"nothing in this network can be repaired ({found})"
 
@@ -219,7 +219,7 @@ def _against(name: str, settings: Settings, preset: Preset, target: Target) -> s
         return f"preset {settings.preset!r} takes none"
     if settings.pareto and name == "warmup":
         return "--pareto searches many budgets at once, not one from which it could begin"
-    sites = survey(target.model, _examples(target), frozen=target.weights)
+    sites = find_repair_sites(target.model, _examples(target), frozen=target.weights)
     if name == "feature_loss":
         return None if sites.features else _NO_FEATURES
-    return None if sites.kinds else _nothing(sites)
+    return None if sites.rules else _nothing(sites)

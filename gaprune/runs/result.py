@@ -17,7 +17,7 @@ from gaprune.models.target import Target
 from gaprune.pattern_names import WEIGHTS
 from gaprune.profiling import Profile, Profiler
 from gaprune.records import BaselineScore, Generation, LayerCount, Provenance
-from gaprune.repair import Repaired, repaired_copy
+from gaprune.repair import RepairResult, repaired_copy
 
 SCHEMA = 2
 
@@ -39,7 +39,7 @@ class RepairedScore:
         in_loop: whether masks, baselines and front were judged after repair, not as they are.
     """
 
-    repair: Repaired
+    repair: RepairResult
     validation: float
     accuracy: float | None
     in_loop: bool = False

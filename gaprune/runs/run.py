@@ -13,7 +13,6 @@ from gaprune.calibration.calibration_set import CalibrationSet, make_calibration
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
-from gaprune.criteria import DenseNetwork
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.labelled import check_labelled
@@ -167,9 +166,7 @@ class PruningRun:
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         found = baselines(
-            DenseNetwork(
-                evaluator.model, evaluator.weights, evaluator.weight_layout, self.target.inputs
-            ),
+            evaluator.network,
             evaluator.statistics_inputs[:CRITERION_INPUTS],
             self.settings.sparsity,
             self.settings.scope,

@@ -29,7 +29,7 @@ from gaprune.masks.budget import keep_total
 from gaprune.models.forward import batched_forward
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
-from gaprune.repair import survey
+from gaprune.repair import find_repair_sites
 from gaprune.runs.resolve_settings import repair_sites
 
 T = TypeVar("T")
@@ -56,8 +56,7 @@ def make_evaluator(
     nearest = plan.domain_inputs.inputs.to(target.device)
     uses_pool = plan.gradient_inputs is not None and preset.gradient and settings.method == EVOLVED
     return Evaluator(
-        model=target.model,
-        weights=target.weights,
+        network=target.network,
         layout=searched_layout(target, settings),
         units=units_of(target, settings),
         objective=objective,
@@ -168,7 +167,7 @@ def _answering(target: Target, settings: Settings, nearest: Tensor) -> ForwardMo
     guides = settings.warmup or settings.statistics_loss or features
     if settings.method != EVOLVED or not guides:
         return STRICT_FORWARD
-    sites = survey(target.model, nearest, frozen=target.weights)
+    sites = find_repair_sites(target.model, nearest, frozen=target.weights)
     return GuidedForward(
         RepairedForward(sites, nearest, features), statistics_loss=settings.statistics_loss or 0.0
     )

@@ -21,7 +21,7 @@ def frozen_tensors(evaluator: Any) -> list[Tensor]:
     """
     if not isinstance(evaluator, Evaluator):
         return []
-    tensors = (*evaluator.model.parameters(), *evaluator.weights.values())
+    tensors = (*evaluator.network.model.parameters(), *evaluator.network.weights.values())
     return [tensor.detach() for tensor in tensors]
 
 

@@ -149,7 +149,7 @@ def _kaiming(evaluator: Evaluator, generator: torch.Generator) -> Tensor:
             evaluator.layout.sizes, (fan**-0.5 for fan in _fans_in(evaluator.layout)), strict=True
         )
     ]
-    return torch.cat(draws).to(next(iter(evaluator.weights.values())).device)
+    return torch.cat(draws).to(next(iter(evaluator.network.weights.values())).device)
 
 
 def _from_weights(evaluator: Evaluator, _generator: torch.Generator) -> Tensor:
@@ -157,10 +157,10 @@ def _from_weights(evaluator: Evaluator, _generator: torch.Generator) -> Tensor:
 
     The units of a pattern begin with the mean size of these.
     """
-    layout = evaluator.weight_layout
+    layout = evaluator.network.layout
     parts = [
         (fan / 6) ** -0.5 * weight.flatten().float() / weight.abs().max().float().clamp_min(1e-30)
-        for weight, fan in zip(evaluator.weights.values(), _fans_in(layout), strict=True)
+        for weight, fan in zip(evaluator.network.weights.values(), _fans_in(layout), strict=True)
     ]
     flat = torch.cat(parts)
     return flat if evaluator.units is None else evaluator.units.unit_mean(flat.abs())

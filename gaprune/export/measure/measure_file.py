@@ -17,8 +17,8 @@ from gaprune.callbacks import Observer
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.evaluation.labelled import zoo_test
-from gaprune.evaluation.latency import BATCHES, Latencies, Timed, time_all
-from gaprune.evaluation.runtimes import RUNTIMES, Subject
+from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_runtimes
+from gaprune.evaluation.runtimes import RUNTIMES, RuntimeSubject
 from gaprune.export.measure.dense_network import dense_of, network_of
 from gaprune.export.measure.nonzero_macs import NonzeroMacs, work_of
 from gaprune.export.measure.read_file import ONNX, FileContents, read_file
@@ -45,7 +45,7 @@ class FileMeasurement:
         parameters: numbers of floating types in the file; of masks, weights that they speak of.
         nonzeros: those that are not 0.
         work: multiply-adds for one input; None where nobody knows the network.
-        timed: see `Timed`.
+        timed: see `LatencyTable`.
         agreement: with the dense network, 1 is perfect; None as above.
         accuracy: on labelled inputs, where there are any.
         compared_on: the inputs of both, in words.
@@ -60,7 +60,7 @@ class FileMeasurement:
     parameters: int
     nonzeros: int
     work: NonzeroMacs | None
-    timed: Timed
+    timed: LatencyTable
     agreement: float | None
     accuracy: float | None
     compared_on: str | None
@@ -79,7 +79,7 @@ class FileMeasurement:
             "nonzeros": self.nonzeros,
             "macs": None if self.work is None else self.work.all,
             "nonzero_macs": None if self.work is None else self.work.nonzero,
-            "latency_ms": _plain(self.timed.own),
+            "latency_ms": _plain(self.timed.pruned),
             "dense_latency_ms": _plain(self.timed.dense),
             "unavailable": dict(self.timed.missing),
             "agreement": self.agreement,
@@ -137,13 +137,15 @@ def _measure_one(
 ) -> FileMeasurement:
     dense = dense_of(held.path, stated)
     model = None if dense is None else network_of(held, dense)
-    work, timed, score, source = None, Timed({}, {}, {}), None, None
+    work, timed, score, source = None, LatencyTable({}, {}, {}), None, None
     dense_macs = None if dense is None else macs_per_input(dense.model, dense.example())
     if dense is not None:
         onnx = held.path if held.kind == ONNX else None
         assert dense_macs is not None
         work = NonzeroMacs(dense_macs, None) if model is None else work_of(model, dense.example())
-        timed = time_all(Subject(model, dense, onnx), Subject(dense.model, dense), names, batches)
+        timed = time_runtimes(
+            RuntimeSubject(model, dense, onnx), RuntimeSubject(dense.model, dense), names, batches
+        )
         score, source, complaint = _score(model or _Onnx(held.path), dense)
         if complaint is not None:
             timed.missing["agreement"] = complaint

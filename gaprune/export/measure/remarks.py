@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gaprune.evaluation.latency import Latencies, Timed
+from gaprune.evaluation.latency import Latencies, LatencyTable
 from gaprune.evaluation.runtimes import CSR
 from gaprune.export.measure.nonzero_macs import NonzeroMacs
 from gaprune.export.measure.read_file import FileContents
@@ -16,7 +16,7 @@ Gains = dict[int, tuple[float, str]]
 
 
 def latency_remarks(
-    held: FileContents, timed: Timed, work: NonzeroMacs | None, dense_macs: int | None
+    held: FileContents, timed: LatencyTable, work: NonzeroMacs | None, dense_macs: int | None
 ) -> Iterator[str]:
     """Say whether a file is faster than the dense network, each in its fastest runtime.
 
@@ -42,7 +42,7 @@ def latency_remarks(
         yield f"speed-up over the dense network in its fastest runtime: {_listed(found)}"
     if slow := {batch: one for batch, one in gains.items() if batch not in found}:
         yield f"no speed-up: {_listed(slow)} as the dense network in its fastest runtime"
-    if not smaller and not found and timed.own:
+    if not smaller and not found and timed.pruned:
         yield (
             f"it does all {work.all:,} multiply-adds of the dense network, those by zero too, in "
             "every runtime but torch-csr: this sparsity saves bytes, not time"
@@ -51,7 +51,7 @@ def latency_remarks(
         yield "the file holds no zeros: nothing is pruned here"
 
 
-def gains_of(timed: Timed, runtimes: tuple[str, ...] | None = None) -> Gains:
+def gains_of(timed: LatencyTable, runtimes: tuple[str, ...] | None = None) -> Gains:
     """Return how many times as fast the file is, each in its fastest runtime.
 
     Args:
@@ -60,7 +60,7 @@ def gains_of(timed: Timed, runtimes: tuple[str, ...] | None = None) -> Gains:
     """
     own = {
         name: by_batch
-        for name, by_batch in timed.own.items()
+        for name, by_batch in timed.pruned.items()
         if runtimes is None or name in runtimes
     }
     found: Gains = {}

@@ -24,7 +24,7 @@ NAMES = sorted(OBJECTIVES)
 
 def baked(evaluator: Evaluator, mask: Tensor) -> nn.Module:
     """Return a copy of the network with zeros written where the mask drops."""
-    model = copy.deepcopy(evaluator.model)
+    model = copy.deepcopy(evaluator.network.model)
     layers = evaluator.layout.split(mask)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -64,7 +64,7 @@ def test_the_judge_looks_at_the_validation_or_at_given_inputs(name: str) -> None
     """Agreement and fitness of the baked network there."""
     evaluator, objective = tiny_evaluator(name, labels=True), OBJECTIVES[name]
     mask = random_mask(evaluator, 1)
-    other = shown(evaluator.model, 50, 9, labels=True)
+    other = shown(evaluator.network.model, 50, 9, labels=True)
     for where, validation_score in (
         (evaluator.validation, evaluator.validate(mask)),
         (other, evaluator.validate(mask, other)),
@@ -103,7 +103,9 @@ def test_large_sets_pass_in_chunks() -> None:
     expected = one_by_one(baked(evaluator, mask), inputs)
     assert torch.allclose(evaluator.outputs(mask, inputs), expected, atol=1e-5)
     assert torch.allclose(
-        batched_forward(evaluator.model, inputs), one_by_one(evaluator.model, inputs), atol=1e-5
+        batched_forward(evaluator.network.model, inputs),
+        one_by_one(evaluator.network.model, inputs),
+        atol=1e-5,
     )
 
 
@@ -119,12 +121,14 @@ def test_a_network_that_overflows_gets_the_worst_fitness() -> None:
 def test_trying_a_mask_leaves_the_network_as_it_is() -> None:
     """Weights, mode and gradient switches stay."""
     evaluator = tiny_evaluator()
-    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
     evaluator.fitness(random_mask(evaluator, 1))
     evaluator.validate(random_mask(evaluator, 1))
     evaluator.draw_batch(8, seeded())
-    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
+    assert all(
+        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
+    )
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
 
 
 def rows_of(pool: TeacherBatch, batch: Tensor) -> list[int]:
@@ -140,7 +144,9 @@ def test_a_batch_mixes_held_and_fresh_inputs(count: int, share: float | None, se
     evaluator = tiny_evaluator(gradient_share=share)
     batch = evaluator.draw_batch(count, seeded(seed))
     assert len(batch.inputs) == count
-    assert torch.allclose(batch.teacher, batched_forward(evaluator.model, batch.inputs), atol=1e-6)
+    assert torch.allclose(
+        batch.teacher, batched_forward(evaluator.network.model, batch.inputs), atol=1e-6
+    )
     held = 0 if share is None else round(count * share)
     rows = (
         [-1] * count
@@ -155,7 +161,9 @@ def test_labels_stay_with_held_inputs_only() -> None:
     evaluator = tiny_evaluator(gradient_share=1, labels=True)
     batch = evaluator.draw_batch(20, seeded())
     assert batch.labels is not None
-    assert torch.equal(batch.labels, batched_forward(evaluator.model, batch.inputs).argmax(1))
+    assert torch.equal(
+        batch.labels, batched_forward(evaluator.network.model, batch.inputs).argmax(1)
+    )
     assert tiny_evaluator(gradient_share=0.5, labels=True).draw_batch(20, seeded()).labels is None
     assert tiny_evaluator().draw_batch(20, seeded()).labels is None
 
@@ -171,12 +179,12 @@ def test_fresh_means_new_at_every_draw() -> None:
 def test_a_rung_is_the_beginning_of_the_set() -> None:
     """The first inputs with their answers and labels."""
     whole = shown(tiny_model(), 10, 1, labels=True)
-    part = whole.first(4)
+    part = whole.select(slice(4))
     assert torch.equal(part.inputs, whole.inputs[:4])
     assert torch.equal(part.teacher, whole.teacher[:4])
     assert part.labels is not None
     assert len(part.labels) == 4
-    assert shown(tiny_model(), 10, 1).first(4).labels is None
+    assert shown(tiny_model(), 10, 1).select(slice(4)).labels is None
 
 
 def test_the_cost_of_a_forward_pass_is_counted_layer_by_layer() -> None:

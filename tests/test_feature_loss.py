@@ -37,7 +37,12 @@ from gaprune import InputError, InputOptions, prune, prune_target, resume
 from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward, Step, TeacherBatch
+from gaprune.evaluation.forward_modes import (
+    GradientOutputs,
+    GuidedForward,
+    RepairedForward,
+    TeacherBatch,
+)
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.evolution.presets import find_preset
@@ -46,8 +51,9 @@ from gaprune.evolution.tasks import BreedTask, ValidateTask, Variation
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target, target_from_module
 from gaprune.records import Generation
-from gaprune.repair import Sites, compared, noted, repair, repaired_copy, survey
-from gaprune.repair.points import kind_of
+from gaprune.repair import RepairSites, find_repair_sites, repair, repaired_copy
+from gaprune.repair.dense_statistics import feature_errors, measure_dense
+from gaprune.repair.repair_rules import repair_rule
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
@@ -197,10 +203,10 @@ def kept_of(target: Target, mask: Tensor) -> dict[str, Tensor]:
     return masked_weights(target.weights, target.layout.split(mask))
 
 
-def stepped(evaluator: Evaluator, mask: Tensor, batch: TeacherBatch) -> Step:
+def stepped(evaluator: Evaluator, mask: Tensor, batch: TeacherBatch) -> GradientOutputs:
     """Return what a candidate answers in a step."""
-    kept = masked_weights(evaluator.weights, evaluator.layout.split(mask))
-    return evaluator.forward_mode.step(evaluator.model, kept, batch)
+    kept = masked_weights(evaluator.network.weights, evaluator.layout.split(mask))
+    return evaluator.forward_mode.gradient_outputs(evaluator.network.model, kept, batch)
 
 
 @pytest.mark.parametrize("weight", [0.5, 4.0])
@@ -263,7 +269,7 @@ def sites_of(build: Callable[[], nn.Module], shape: tuple[int, ...], *also: str)
     """Return the names of the norms that are compared."""
     target = target_of(build, shape, *also)
     inputs = calibration_for(target)
-    found = survey(target.model, inputs, frozen=target.weights).features
+    found = find_repair_sites(target.model, inputs, frozen=target.weights).features
     norms = outputs_of(
         target.model, inputs, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm
     )
@@ -323,11 +329,11 @@ def test_constants_have_no_unit() -> None:
     norm, mask = target.model.get_submodule("norm"), flat_mask(target)
     for evaluator in (in_loop(target, 1.0), strictly(target, 1.0)):
         assert evaluator.score_gradient(mask, evaluator.draw_batch(1, seeded())).isfinite().all()
-    kind = kind_of(norm)
+    kind = repair_rule(norm)
     assert kind is not None
-    with noted(norm, Sites({"": kind}, (), 0, ("",))) as found:
-        norm(torch.ones(4, 12))
-    with compared(norm, found) as apart:
+    sites = RepairSites({"": kind}, (), 0, ("",))
+    dense = measure_dense(norm, sites, torch.ones(4, 12), features=True)
+    with feature_errors(norm, dense.features) as apart:
         norm(torch.randn(4, 12, generator=seeded()))
     assert apart[""].item() == 0
 
@@ -343,8 +349,8 @@ def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
     counter.remove()
     corrected = 5 if way == "in the loop" else 0
     assert hooks == [1 + corrected]
-    assert (batch.anchors is None) == (way == "strict")
-    assert batch.anchors is None or not batch.anchors.features
+    assert (batch.dense is None) == (way == "strict")
+    assert batch.dense is None or not batch.dense.features
 
 
 def test_the_answers_are_those_without_features(target: Target, way: str) -> None:
@@ -376,11 +382,13 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
 def test_a_step_leaves_the_network_as_it_is(target: Target, way: str) -> None:
     """Weights, statistics, gradient switches and hooks."""
     evaluator = WAYS[way](target, 1.0)
-    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
     evaluator.score_gradient(flat_mask(target), evaluator.draw_batch(8, seeded()))
-    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
-    assert hook_count(evaluator.model) == 0
+    assert all(
+        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
+    )
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
+    assert hook_count(evaluator.network.model) == 0
 
 
 def test_steps_with_features_end_nearer_to_those_of_the_dense_network(

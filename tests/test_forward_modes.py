@@ -29,16 +29,16 @@ from torch.nn import functional
 
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import (
+    GradientOutputs,
     GuidedForward,
     RepairedForward,
-    Step,
     StrictForward,
     TeacherBatch,
 )
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target
-from gaprune.repair import Moments, statistics_loss
+from gaprune.repair.channel_statistics import ChannelStatistics, statistics_loss
 
 NETWORKS = {**REPAIRABLE, "layer norms": (Encoder, (5, 8))}
 
@@ -61,12 +61,14 @@ def flat_mask(target: Target, seed: int = 1) -> Tensor:
     return target.layout.flatten(random_masks(target, seed=seed)).bool()
 
 
-def stepped(evaluator: Evaluator, mask: Tensor, batch: TeacherBatch) -> tuple[Step, Tensor]:
+def stepped(
+    evaluator: Evaluator, mask: Tensor, batch: TeacherBatch
+) -> tuple[GradientOutputs, Tensor]:
     """Return what a candidate answers in a step, and the score gradient."""
-    kept = masked_weights(evaluator.weights, evaluator.layout.split(mask))
-    return evaluator.forward_mode.step(evaluator.model, kept, batch), evaluator.score_gradient(
-        mask, batch
-    )
+    kept = masked_weights(evaluator.network.weights, evaluator.layout.split(mask))
+    return evaluator.forward_mode.gradient_outputs(
+        evaluator.network.model, kept, batch
+    ), evaluator.score_gradient(mask, batch)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
@@ -160,10 +162,13 @@ def test_the_penalty_is_a_part_of_the_loss(target: Target) -> None:
 
 def test_constants_do_not_drift() -> None:
     """Where the dense network does not move there is no unit, and the penalty stays finite."""
-    still, moving = Moments(1, torch.ones(4), torch.zeros(4)), torch.ones(4, requires_grad=True)
-    assert statistics_loss(still, Moments(1, moving, moving)).item() == 0
-    partly = Moments(9, torch.ones(4), torch.tensor([0.0, 1.0, 2.0, 1.0]))
-    found = statistics_loss(partly, Moments(9, moving, torch.zeros(4)))
+    still, moving = (
+        ChannelStatistics(1, torch.ones(4), torch.zeros(4)),
+        torch.ones(4, requires_grad=True),
+    )
+    assert statistics_loss(still, ChannelStatistics(1, moving, moving)).item() == 0
+    partly = ChannelStatistics(9, torch.ones(4), torch.tensor([0.0, 1.0, 2.0, 1.0]))
+    found = statistics_loss(partly, ChannelStatistics(9, moving, torch.zeros(4)))
     found.backward()
     assert found.isfinite()
     assert moving.grad is not None
@@ -194,7 +199,7 @@ def test_a_strict_step_without_a_penalty_costs_what_it_did(target: Target) -> No
     """No statistics with the batch, no hook but the one that counts them."""
     evaluator, hooks = guided(target), list[int]()
     batch = evaluator.draw_batch(20, seeded())
-    assert batch.anchors is None
+    assert batch.dense is None
     for one in (evaluator, evaluator.with_fade(0.9)):
         hook = target.model.register_forward_pre_hook(
             lambda *_: hooks.append(hook_count(target.model))
@@ -231,11 +236,13 @@ def test_masks_are_selected_and_judged_as_they_are(target: Target) -> None:
 def test_a_step_leaves_the_network_as_it_is(target: Target) -> None:
     """Weights, statistics, gradient switches and hooks."""
     evaluator = guided(target, 1.0, 0.5)
-    before = {name: tensor.clone() for name, tensor in evaluator.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
     evaluator.score_gradient(flat_mask(target), evaluator.draw_batch(8, seeded()))
-    assert all(torch.equal(before[name], now) for name, now in evaluator.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.model.parameters())
-    assert hook_count(evaluator.model) == 0
+    assert all(
+        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
+    )
+    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
+    assert hook_count(evaluator.network.model) == 0
 
 
 def test_steps_with_a_penalty_end_nearer_to_the_dense_statistics() -> None:

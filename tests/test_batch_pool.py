@@ -12,7 +12,7 @@ from search_cases import seeded, tiny_evaluator
 from torch import Tensor
 
 from gaprune import InputOptions, prune
-from gaprune.evaluation.batch_pool import BATCHES, BYTES, LEAST, BatchPool, batch_cache_size
+from gaprune.evaluation.batch_pool import BATCHES, BYTES, MIN_BATCHES, BatchPool, batch_cache_size
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.models.forward import batched_forward
@@ -33,7 +33,7 @@ def test_a_step_sees_one_of_the_batches() -> None:
     assert len(different) == 3
     for batch in different.values():
         assert len(batch.inputs) == 7
-        assert torch.equal(batch.teacher, batched_forward(evaluator.model, batch.inputs))
+        assert torch.equal(batch.teacher, batched_forward(evaluator.network.model, batch.inputs))
 
 
 def test_the_dense_network_is_asked_once_a_batch() -> None:
@@ -71,7 +71,9 @@ def test_held_inputs_stand_beside_those_of_the_stock() -> None:
     evaluator = replace(evaluator, gradient_inputs=evaluator.search, gradient_share=0.5)
     batch = evaluator.draw_batch(8, seeded())
     assert len(batch.inputs) == 8
-    assert torch.allclose(batch.teacher, batched_forward(evaluator.model, batch.inputs), atol=1e-6)
+    assert torch.allclose(
+        batch.teacher, batched_forward(evaluator.network.model, batch.inputs), atol=1e-6
+    )
     own = {one.numpy().tobytes() for one in evaluator.search.inputs}
     assert [one.numpy().tobytes() in own for one in batch.inputs] == [True] * 4 + [False] * 4
 
@@ -81,8 +83,8 @@ def test_held_inputs_stand_beside_those_of_the_stock() -> None:
     [
         (4, 256, BATCHES),
         (BYTES // 100, 1, 100),
-        (BYTES // LEAST, 1, LEAST),
-        (BYTES // LEAST + 1, 1, 0),
+        (BYTES // MIN_BATCHES, 1, MIN_BATCHES),
+        (BYTES // MIN_BATCHES + 1, 1, 0),
         (BYTES, 64, 0),
     ],
 )
@@ -93,7 +95,7 @@ def test_it_fits_into_memory_or_is_not_held(each: int, batch: int, expected: int
 
 def test_a_search_says_how_many_it_held() -> None:
     """By default it holds some; 0 draws for every step."""
-    net, shown = tiny_evaluator().model, InputOptions(shape=(6,), range=(0, 1))
+    net, shown = tiny_evaluator().network.model, InputOptions(shape=(6,), range=(0, 1))
     small: dict[str, Any] = {
         "generations": 1,
         "steps": 5,

@@ -32,16 +32,19 @@ from gaprune.repair import (
     BIAS,
     NORM,
     STATISTICS,
-    aligned,
-    anchor,
     default_parts,
+    find_repair_sites,
     repair,
-    repair_anchored,
     repaired_copy,
-    repaired_outputs,
-    survey,
 )
-from gaprune.repair.moments import Moments, gain, measure, pool
+from gaprune.repair.channel_statistics import (
+    ChannelStatistics,
+    channel_statistics,
+    pool_statistics,
+    std_ratio,
+)
+from gaprune.repair.dense_statistics import correct_sites, measure_dense, repaired_outputs
+from gaprune.repair.repair_network import repair_candidate
 
 
 class Odd(nn.Module):
@@ -79,15 +82,17 @@ def test_what_cannot_be_repaired_is_named_with_its_reason() -> None:
     """Shared, unused and tied modules, norms without statistics or weights, missing biases."""
     target = target_of(Odd, (6,), "last.bias")
     parts = (STATISTICS, BIAS, NORM)
-    sites = survey(target.model, calibration_for(target), frozen=target.weights, parts=parts)
-    assert not sites.kinds
+    sites = find_repair_sites(
+        target.model, calibration_for(target), frozen=target.weights, parts=parts
+    )
+    assert not sites.rules
     reasons = dict(entry.split(": ", 1) for entry in sites.skipped)
     assert reasons == {
         "first": "shares its bias with another module",
-        "twice": "is used 2 times by one forward, and one correction cannot fit them all",
-        "batch": "keeps no running statistics: it goes by what comes in",
-        "plain": "has no weight and bias to write a scale and a shift into",
-        "bare": "has no bias to write a shift into, and no norm takes its output",
+        "twice": "is used 2 times by one forward pass; one correction cannot fit every use",
+        "batch": "keeps no running statistics; it normalises by the statistics of its input",
+        "plain": "has no weight and bias into which a scale and a shift could be written",
+        "bare": "has no bias into which a shift could be written, and no norm follows it",
         "tied": "shares its bias with another module",
         "last": "its bias is pruned, and pruned parameters keep their bits",
         "unused": "is not used by forward",
@@ -110,24 +115,22 @@ def test_sites_come_in_order_of_execution() -> None:
             return self.last(torch.tanh(self.first(inputs)))  # type: ignore[no-any-return]
 
     target = target_of(Backwards, (6,))
-    assert list(survey(target.model, calibration_for(target)).kinds) == ["first", "last"]
+    assert list(find_repair_sites(target.model, calibration_for(target)).rules) == ["first", "last"]
 
 
 def test_a_bias_in_front_of_a_batchnorm_is_left_to_it() -> None:
     """The BatchNorm takes every shift away; a layer norm does not."""
     target = target_of(lambda: Perceptron(norm=True), (6,))
-    sites = survey(target.model, calibration_for(target), parts=(STATISTICS, BIAS))
-    assert list(sites.kinds) == ["norm", "fc3"]
-    alone = survey(
+    sites = find_repair_sites(target.model, calibration_for(target), parts=(STATISTICS, BIAS))
+    assert list(sites.rules) == ["norm", "fc3"]
+    alone = find_repair_sites(
         target.model, calibration_for(target), parts=(BIAS,)
     )  # statistics stay as they are
-    assert list(alone.kinds) == ["fc1", "fc3"]
-    assert alone.skipped == (
-        "fc2: has no bias to write a shift into, and no norm takes its output",
-    )
+    assert list(alone.rules) == ["fc1", "fc3"]
+    assert [entry.split(": ")[0] for entry in alone.skipped] == ["fc2"]
     behind = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     target = target_of(lambda: behind, (6,))
-    assert list(survey(target.model, calibration_for(target)).kinds) == ["0", "1", "2"]
+    assert list(find_repair_sites(target.model, calibration_for(target)).rules) == ["0", "1", "2"]
 
 
 def test_the_parts_follow_from_the_norms() -> None:
@@ -147,7 +150,7 @@ def test_the_parts_follow_from_the_norms() -> None:
 def test_pooled_moments_are_those_of_all_values(sizes: list[int], seed: int, level: float) -> None:
     """Chunks of any sizes pool to the mean and variance of their concatenation."""
     values = torch.randn(sum(sizes), 3, 4, generator=seeded(seed), dtype=torch.float64) + level
-    pooled = pool([measure(part, (1,)) for part in values.split(sizes)])
+    pooled = pool_statistics([channel_statistics(part, (1,)) for part in values.split(sizes)])
     rows = values.movedim(1, 0).flatten(1)
     assert pooled.entries == 4 * sum(sizes)
     assert torch.allclose(pooled.mean.flatten(), rows.mean(1), rtol=1e-12)
@@ -158,7 +161,9 @@ def test_pooled_moments_are_those_of_all_values(sizes: list[int], seed: int, lev
 def test_the_gain_undoes_any_scale_and_shift(seed: int, scale: float, shift: float) -> None:
     """σd/σp of x and scale · x + shift is 1/scale, on every channel."""
     values = torch.randn(50, 3, generator=seeded(seed), dtype=torch.float64)
-    found = gain(measure(values, (1,)), measure(scale * values + shift, (1,)))
+    found = std_ratio(
+        channel_statistics(values, (1,)), channel_statistics(scale * values + shift, (1,))
+    )
     assert torch.allclose(found, torch.full_like(found, 1 / scale), rtol=1e-6)
 
 
@@ -187,10 +192,10 @@ def test_a_layer_on_one_vector_is_shifted_too() -> None:
 def test_rounding_is_no_spread() -> None:
     """A constant channel far from zero has a spread of rounding errors only: gain 1."""
     constant = torch.full((1, 1), 1000.0)
-    noise = Moments(100, constant, torch.full((1, 1), 1e-9))
-    sound = Moments(100, constant, torch.ones(1, 1))
-    assert gain(sound, noise) == gain(noise, sound) == gain(noise, noise) == 1
-    assert gain(sound, sound._replace(var=torch.full((1, 1), 4.0))) == 0.5
+    noise = ChannelStatistics(100, constant, torch.full((1, 1), 1e-9))
+    sound = ChannelStatistics(100, constant, torch.ones(1, 1))
+    assert std_ratio(sound, noise) == std_ratio(noise, sound) == std_ratio(noise, noise) == 1
+    assert std_ratio(sound, sound._replace(var=torch.full((1, 1), 4.0))) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -208,10 +213,10 @@ def test_repair_on_the_fly_answers_what_the_repaired_network_answers(
 ) -> None:
     """On one chunk both are the same function of the same inputs."""
     target, kept, calibration = case(build, *shape)
-    sites = survey(target.model, calibration, frozen=target.weights)
-    anchors = anchor(target.model, sites, calibration)
+    sites = find_repair_sites(target.model, calibration, frozen=target.weights)
+    anchors = measure_dense(target.model, sites, calibration)
     copied = repaired_copy(
-        target, random_masks(target), repair_anchored(target.model, kept, anchors)
+        target, random_masks(target), repair_candidate(target.model, kept, anchors)
     )
     assert torch.allclose(repaired_outputs(target.model, kept, anchors), copied(calibration))
     assert torch.equal(anchors.outputs, target.model(calibration))
@@ -223,7 +228,9 @@ def test_outputs_of_chunks_come_in_the_order_of_the_inputs(count: int, chunk: in
     """Under the dense weights every chunk is corrected by nothing, so outputs show their places."""
     target = target_of(Residual, (2, 6, 6))
     calibration = calibration_for(target, count)
-    anchors = anchor(target.model, survey(target.model, calibration), calibration, chunk)
+    anchors = measure_dense(
+        target.model, find_repair_sites(target.model, calibration), calibration, chunk
+    )
     assert len(anchors.chunks) == -(-count // chunk)
     assert torch.allclose(anchors.outputs, target.model(calibration))
     assert torch.allclose(repaired_outputs(target.model, {}, anchors), target.model(calibration))
@@ -256,7 +263,7 @@ def test_gradients_flow_through_the_statistics() -> None:
     """The numeric check of ∂outputs/∂weights, batch statistics included."""
     target, kept, _ = case(Convolutional, 2, 4, 3)
     calibration = calibration_for(target, 6)
-    anchors = anchor(target.model, survey(target.model, calibration), calibration)
+    anchors = measure_dense(target.model, find_repair_sites(target.model, calibration), calibration)
     names = list(kept)
     leaves = tuple(weight.requires_grad_() for weight in kept.values())
 
@@ -270,7 +277,7 @@ def test_gradients_flow_through_the_statistics() -> None:
 def test_a_common_factor_on_a_filter_has_no_gradient_behind_a_batchnorm() -> None:
     """Scaling a filter is undone by the statistics, so the gradient is orthogonal to the filter."""
     target, kept, calibration = case(Convolutional, 2, 6, 5)
-    anchors = anchor(target.model, survey(target.model, calibration), calibration)
+    anchors = measure_dense(target.model, find_repair_sites(target.model, calibration), calibration)
     weight = kept["conv1.weight"].requires_grad_()
     repaired_outputs(target.model, kept, anchors).square().sum().backward()
     assert weight.grad is not None
@@ -284,7 +291,7 @@ def test_gradients_are_finite_where_a_channel_is_dead() -> None:
     """A filter without weights has no spread, and no NaN comes of it."""
     target, kept, calibration = case(Convolutional, 2, 6, 5)
     kept["conv1.weight"][0] = 0
-    anchors = anchor(target.model, survey(target.model, calibration), calibration)
+    anchors = measure_dense(target.model, find_repair_sites(target.model, calibration), calibration)
     leaves = [weight.requires_grad_() for weight in kept.values()]
     loss = repaired_outputs(target.model, kept, anchors).square().sum()
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, leaves))
@@ -293,12 +300,12 @@ def test_gradients_are_finite_where_a_channel_is_dead() -> None:
 def test_pooled_statistics_serve_other_inputs() -> None:
     """A batch that the dense network never saw gets the moments it has on its calibration inputs."""
     target, kept, calibration = case(Residual, 2, 6, 6)
-    sites = survey(target.model, calibration)
-    anchors = anchor(target.model, sites, calibration, chunk=7)
+    sites = find_repair_sites(target.model, calibration)
+    anchors = measure_dense(target.model, sites, calibration, chunk=7)
     dense = outputs_of(target.model, calibration, nn.BatchNorm2d)
     fresh = calibration_for(target, 30, seed=60)
     kinds = (nn.BatchNorm2d,)
-    with aligned(target.model, sites, anchors.moments), watched(target.model, kinds) as seen:
+    with correct_sites(target.model, sites, anchors.pooled), watched(target.model, kinds) as seen:
         functional_call(target.model, kept, (fresh,))
     for name, wanted in dense.items():
         pairs = (values.movedim(1, 0).flatten(1) for values in (seen[name], wanted))
@@ -309,20 +316,20 @@ def test_pooled_statistics_serve_other_inputs() -> None:
 def test_hooks_go_even_when_the_forward_fails() -> None:
     """An error inside the network leaves nothing hanging on it."""
     target, kept, calibration = case(Convolutional, 2, 6, 5)
-    sites = survey(target.model, calibration)
-    anchors = anchor(target.model, sites, calibration)
+    sites = find_repair_sites(target.model, calibration)
+    anchors = measure_dense(target.model, sites, calibration)
     wrong = {**kept, "conv1.weight": kept["conv1.weight"][:, :1]}
     with pytest.raises(RuntimeError):
         repaired_outputs(target.model, wrong, anchors)
     with pytest.raises(RuntimeError):
-        survey(target.model, calibration[:, :1])
+        find_repair_sites(target.model, calibration[:, :1])
     assert hook_count(target.model) == 0
 
 
 def test_sites_and_anchors_travel_to_workers() -> None:
     """They hold names and tensors, no modules: pickled or copied they repair alike."""
     target, kept, calibration = case(Encoder, 5, 8)
-    anchors = anchor(target.model, survey(target.model, calibration), calibration)
+    anchors = measure_dense(target.model, find_repair_sites(target.model, calibration), calibration)
     wanted = repaired_outputs(target.model, kept, anchors)
     for travelled in (pickle.loads(pickle.dumps(anchors)), copy.deepcopy(anchors)):
         assert torch.equal(repaired_outputs(target.model, kept, travelled), wanted)

@@ -1,0 +1,144 @@
+"""Repair after pruning: corrects a network's statistics, biases and norms on calibration inputs.
+
+Pruning changes the mean and the spread of activations, and the change grows from layer to layer.
+Dense and pruned network see the same calibration inputs, so the difference of their statistics is
+the effect of pruning alone; whatever is unusual about the inputs cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.masks.supermask import check_masks, masked_weights
+from gaprune.models.target import Target
+from gaprune.repair.channel_statistics import ChannelStatistics
+from gaprune.repair.dense_statistics import (
+    DenseStatistics,
+    correct_sites,
+    measure_dense,
+    pool_chunks,
+)
+from gaprune.repair.repair_rules import RepairRule
+from gaprune.repair.repair_sites import find_repair_sites
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """The values that repair writes into a pruned network.
+
+    Attributes:
+        state: qualified name → new value, only of buffers and parameters that change; `repair`
+            returns CPU tensors.
+        changed: their names, in order of execution.
+        skipped: "name: reason", for modules that cannot be repaired.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    changed: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def repair(
+    target: Target,
+    masks: Mapping[str, Tensor],
+    calibration: Tensor,
+    *,
+    parts: Sequence[str] | None = None,
+    chunk: int | None = None,
+) -> RepairResult:
+    """Repair a pruned network on calibration inputs; prunable parameters keep their bits.
+
+    Each site is corrected while the data pass it, so later corrections are measured behind earlier
+    ones. One pass is exact where all calibration inputs fit into one chunk; otherwise each chunk is
+    compared to the dense statistics on the same chunk, and the measurements are pooled.
+
+    Args:
+        target: the dense network.
+        masks: bool masks of prunable parameters, by name.
+        calibration: inputs `[N, …]` as the network takes them.
+        parts: what may be changed, keys of `PARTS`; None takes `default_parts`.
+        chunk: most inputs per forward pass (see `measure_dense`).
+
+    Raises:
+        InputError: no inputs, an unknown part, or a mask of another name, shape or dtype.
+        GapruneError: the network overflows on these inputs.
+    """
+    if len(calibration) == 0:
+        raise InputError("calibration: repair needs inputs [N, …], got none")
+    check_masks(masks, target.weights)
+    calibration = calibration.to(target.device)
+    sites = find_repair_sites(target.model, calibration, frozen=target.weights, parts=parts)
+    dense = measure_dense(target.model, sites, calibration, chunk)
+    moved = {name: mask.to(target.device) for name, mask in masks.items()}
+    weights = masked_weights({name: target.weights[name] for name in masks}, moved)
+    result = repair_candidate(target.model, weights, dense)
+    return replace(result, state={name: value.cpu() for name, value in result.state.items()})
+
+
+@torch.no_grad()
+def repair_candidate(
+    model: nn.Module, weights: Mapping[str, Tensor], dense: DenseStatistics
+) -> RepairResult:
+    """Repair a candidate on the inputs of `dense`; see `repair`.
+
+    Args:
+        model: the dense network; it is not changed.
+        weights: masked parameters that replace its own, by qualified name (`masked_weights`).
+        dense: from `measure_dense` on the same network.
+
+    Raises:
+        GapruneError: the network overflows on these inputs.
+    """
+    chunks = []
+    for inputs, statistics in dense.by_chunk():
+        with correct_sites(model, dense.sites, statistics) as measured:
+            functional_call(model, dict(weights), (inputs,))
+        chunks.append(measured)
+    pruned, state = pool_chunks(chunks), dict[str, Tensor]()
+    for name, expected in dense.pooled.items():
+        if name in pruned:
+            rule = dense.sites.rules[name]
+            state |= _changed_leaves(model, name, rule, expected, pruned[name])
+    return RepairResult(state, tuple(state), dense.sites.skipped)
+
+
+def repaired_copy(target: Target, masks: Mapping[str, Tensor], repaired: RepairResult) -> nn.Module:
+    """Return a copy of the network with the masks applied and the repair written into it."""
+    model = target.masked_copy(masks)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in repaired.state.items():
+            tensors[name].copy_(value)
+    return model
+
+
+def _changed_leaves(
+    model: nn.Module,
+    name: str,
+    rule: RepairRule,
+    dense: ChannelStatistics,
+    pruned: ChannelStatistics,
+) -> dict[str, Tensor]:
+    """Return the new values of one module, by qualified name."""
+    module = model.get_submodule(name)
+    if not all(x.isfinite().all() for x in (dense.mean, dense.var, pruned.mean, pruned.var)):
+        raise GapruneError(
+            f"repair: means or variances at {name or 'the network'} are not finite, because the "
+            "network overflows on these calibration inputs; use other inputs or float32 weights"
+        )
+    # float64: the corrections are small differences and quotients of float32 statistics.
+    correction = (value.double() for value in rule.correct(module, dense, pruned))
+    state: dict[str, Tensor] = {}
+    for leaf, value in rule.fold(module, *correction).items():
+        old = attrgetter(leaf)(module)
+        new = value.to(old.dtype)
+        if not torch.equal(new, old):
+            state[f"{name}.{leaf}" if name else leaf] = new
+    return state

@@ -1,0 +1,207 @@
+"""Nothing is computed twice, and every bit is what computing it again would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ray import cloudpickle
+from repair_networks import Convolutional, Encoder, loop_evaluator, target_of
+from search_cases import run_to_bits, seeded, seeds_of, tiny_evaluator
+from torch import Tensor, nn
+
+from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward
+from gaprune.evaluation.lru_cache import LRUCache
+from gaprune.evaluation.objectives import OBJECTIVES, agreement
+from gaprune.evolution.scoring import Scores
+from gaprune.evolution.tasks import ScoreTask
+from gaprune.masks.supermask import Layout
+from gaprune.models.forward import CHUNK
+from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions
+
+
+def strict(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], *prune_also: str, count: int = 150
+) -> Evaluator:
+    """Return a evaluator in float32 on which candidates answer as they are."""
+    evaluator = loop_evaluator(target_of(build, shape, *prune_also, double=False), count=count)
+    return replace(evaluator, forward_mode=STRICT_FORWARD)
+
+
+EVALUATORS: dict[str, Callable[[], Evaluator]] = {
+    "linear": tiny_evaluator,
+    "convolutions": lambda: strict(Convolutional, (2, 6, 6)),
+    "attention": lambda: strict(Encoder, (5, 8)),
+    "repaired": lambda: loop_evaluator(target_of(Convolutional, (2, 6, 6))),
+    "bfloat16": lambda: replace(strict(Convolutional, (2, 6, 6)), precision="bfloat16"),
+}
+
+
+def masks_of(layout: Layout, count: int) -> list[Tensor]:
+    """Return random masks, each of them twice."""
+    masks = [torch.rand(layout.total, generator=seeded(seed)) < 0.6 for seed in range(count)]
+    return [*masks, *masks]
+
+
+def uncached(evaluator: Evaluator, mask: Tensor, rung: int) -> float:
+    """Return the fitness of a mask from an evaluator with an empty cache."""
+    return replace(evaluator).fitness(mask, rung)
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_cached_scores_have_the_bits_of_computed_ones(name: str) -> None:
+    """Masks that repeat, on both rungs in any order."""
+    evaluator, generator = EVALUATORS[name](), seeded(5)
+    for mask in masks_of(evaluator.layout, 8):
+        for rung in [(0, -1), (-1, 0), (0,), (-1,)][int(torch.randint(4, (), generator=generator))]:
+            assert evaluator.fitness(mask, rung) == uncached(evaluator, mask, rung)
+
+
+@contextmanager
+def rows_into(module: nn.Module) -> Iterator[list[int]]:
+    """Count the inputs of every pass through a module."""
+    seen: list[int] = []
+    hook = module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def test_a_mask_runs_once_per_rung() -> None:
+    """The second time nothing runs through the network."""
+    evaluator = tiny_evaluator()
+    mask = masks_of(evaluator.layout, 1)[0]
+    with rows_into(evaluator.network.model[0]) as rows:  # type: ignore[index]
+        scores = [evaluator.fitness(mask, rung) for rung in (0, 0, -1, 1, 0)]
+    assert sum(rows[:2]) == 16 + 64  # a rung below one chunk is computed again in the next one
+    assert scores[0] == scores[1]
+    assert scores[2] == scores[3]
+
+
+def test_who_has_raced_answers_to_the_other_calibration_alone() -> None:
+    """Whole chunks of the first rung are not passed again on the last one."""
+    evaluator = replace(strict(Convolutional, (2, 6, 6), count=200), rungs=(CHUNK + 3, 200))
+    mask = masks_of(evaluator.layout, 1)[0]
+    with rows_into(evaluator.network.model) as rows:
+        raced, whole = evaluator.fitness(mask, 0), evaluator.fitness(mask, 1)
+    assert rows == [CHUNK, 3, CHUNK, CHUNK, 200 - 3 * CHUNK]
+    assert (raced, whole) == (uncached(evaluator, mask, 0), uncached(evaluator, mask, 1))
+
+
+def test_what_is_known_does_not_travel() -> None:
+    """A evaluator is sent without it, and as small as a new one."""
+    evaluator = tiny_evaluator()
+    for mask in masks_of(evaluator.layout, 20):
+        evaluator.fitness(mask)
+    assert len(evaluator._outputs) > 1
+    sent = cloudpickle.dumps(evaluator)
+    assert len(sent) == len(cloudpickle.dumps(replace(evaluator)))
+    assert len(cloudpickle.loads(sent)._outputs) == 0
+
+
+def test_benches_of_other_settings_know_nothing_of_each_other() -> None:
+    """One mask, scored after repair and as it is, in turn."""
+    target = target_of(Convolutional, (2, 6, 6))
+    evaluator = loop_evaluator(target)
+    mask = masks_of(evaluator.layout, 1)[0]
+    expected = [uncached(evaluator, mask, 0), uncached(evaluator.strict, mask, 0)]
+    assert expected[0] != expected[1]
+    guided = replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert [guided.repaired.fitness(mask, 0), guided.fitness(mask, 0)] == expected
+        assert [evaluator.fitness(mask, 0), evaluator.strict.fitness(mask, 0)] == expected
+
+
+def test_objectives_may_write_into_what_they_are_given() -> None:
+    """What is held of the answers stays as it was."""
+
+    def careless(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
+        value = agreement(outputs, teacher, labels)
+        outputs.zero_()
+        return value
+
+    evaluator = replace(strict(Convolutional, (2, 6, 6), count=2 * CHUNK), rungs=(CHUNK, 2 * CHUNK))
+    evaluator = replace(evaluator, objective=replace(OBJECTIVES["agreement"], fitness=careless))
+    mask = masks_of(evaluator.layout, 1)[0]
+    evaluator.fitness(mask, 0)
+    assert evaluator.fitness(mask, 1) == uncached(evaluator, mask, 1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 5)), max_size=40))
+def test_memory_forgets_what_was_used_least_recently(calls: list[tuple[bool, int, int]]) -> None:
+    """Against a list in the order of use, the latest last."""
+    memory, order, room = LRUCache[int, int](10), list[tuple[int, int]](), 10
+    for writes, key, size in calls:
+        kept = [pair for pair in order if pair[0] == key]
+        if writes:
+            memory.put(key, size, size)
+            order = [pair for pair in order if pair[0] != key] + [(key, size)]
+            while sum(one for _, one in order) > room:
+                order.pop(0)
+        else:
+            assert memory.get(key) == (kept[0][1] if kept else None)
+            order = [pair for pair in order if pair[0] != key] + kept
+    assert memory.size == sum(size for _, size in order) <= room
+    assert len(memory) == len(order)
+
+
+def test_what_is_too_large_is_not_remembered_and_drives_out_nothing() -> None:
+    """Also where it takes the place of something small."""
+    memory = LRUCache[str, str](3)
+    memory.put("small", "a", 2)
+    memory.put("large", "b", 4)
+    assert (memory.get("small"), memory.get("large"), memory.size) == ("a", None, 2)
+    memory.put("small", "c", 5)
+    assert (memory.get("small"), memory.size) == (None, 0)
+
+
+def test_workers_are_asked_once_about_a_mask() -> None:
+    """Not again on the same rung, not twice at once; on another rung or after repair they are."""
+    evaluator = loop_evaluator(target_of(Convolutional, (2, 6, 6)))
+    people, asked = seeds_of(evaluator, 100, 3), list[int]()
+
+    def run(tasks: Sequence[Any]) -> list[Any]:
+        asked.append(len(tasks))
+        return [replace(task, repaired=False).run(evaluator) for task in tasks]
+
+    scores = Scores(run, 1)
+    twice = [*people, people[0]]
+    expected = [uncached(evaluator, one.mask, 0) for one in twice]
+    assert scores.of(twice, 0) == expected
+    assert scores.of(twice[::-1], 0) == expected[::-1]
+    scores.of(people, -1)
+    scores.of(people, 0, repaired=True)
+    assert asked == [3, 3, 3]
+
+
+def test_one_that_was_lost_is_tried_again() -> None:
+    """Only numbers are remembered."""
+    person, answers_ = seeds_of(tiny_evaluator(), 60, 1), [FailedTask(3, "its process died"), 0.5]
+    scores = Scores(lambda tasks: [answers_.pop(0) for _ in tasks], 1)
+    assert isinstance(scores.of(person, 0)[0], FailedTask)
+    assert scores.of(person, 0) == [0.5]
+    assert scores.of(person, 0) == [0.5]
+
+
+def test_actors_and_this_process_give_the_same_bits(ray_session: None) -> None:
+    """Whoever knows what: relatives, twice each, on both rungs."""
+    evaluator = EVALUATORS["convolutions"]()
+    tasks = [
+        ScoreTask.of(mask, rung) for mask in masks_of(evaluator.layout, 8) for rung in (0, -1, 0)
+    ]
+    here = run_to_bits(SerialWorkers(evaluator), tasks)
+    assert here == [
+        uncached(evaluator, mask, rung)
+        for mask in masks_of(evaluator.layout, 8)
+        for rung in (0, -1, 0)
+    ]
+    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
+        assert run_to_bits(actors, tasks) == here
