@@ -32,7 +32,7 @@ def test_every_kind_is_among_the_accepted_ones() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no axis": ({"shape": ()}, r"input shape: must be positive sizes .*1,28,28; got \(\)"),
+    "no axis": ({"shape": ()}, r"input shape: .*got \(\)"),
     "size 0": ({"shape": (1, 0, 4)}, r"input shape: .*got \(1, 0, 4\)"),
     "negative size": ({"shape": (-1, 28, 28)}, r"input shape: .*got \(-1, 28, 28\)"),
     "unknown kind": ({"kind": "picture"}, "input kind: unknown name 'picture'.*image, signal"),

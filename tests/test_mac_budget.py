@@ -22,7 +22,7 @@ from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
 from gaprune.models.channel_removal import remove_channels
-from gaprune.models.mac_price import kept_macs
+from gaprune.models.mac_cost import kept_macs
 from gaprune.models.macs import macs_by_weight, macs_per_input
 from gaprune.models.patterns import check_pattern, searched_layout, silent_channels, units_of
 from gaprune.models.target import Target, target_from_module

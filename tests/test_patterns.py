@@ -295,9 +295,9 @@ def test_what_is_no_pattern_is_refused(text: str, message: str) -> None:
     ("stated", "message"),
     [
         ({"sparsity": 0.9}, "sparsity: pattern '2:4' removes 0.5 of the weights, got 0.9; leave"),
-        ({"scope": "global"}, "scope: pattern '2:4' keeps the same part of every layer"),
-        ({"floor": 0.1}, "floor: pattern '2:4' removes 0.5 and nothing else; leave --floor out"),
-        ({"pareto": True}, "pareto: pattern '2:4' removes 0.5 and nothing else"),
+        ({"scope": "global"}, "scope: pattern .2:4"),
+        ({"floor": 0.1}, "floor: .*--floor"),
+        ({"pareto": True}, "pareto: pattern .2:4"),
         ({"max_drop": 0.1}, "leave --max-drop out"),
     ],
 )

@@ -22,7 +22,8 @@ from gaprune.comparison.methods.slimming import (
 from gaprune.comparison.methods.training import TrainingData, TrainingOptions, from_labels
 from gaprune.errors import InputError
 from gaprune.io.weights import sha256_of
-from gaprune.models.channel_removal import masked_equivalent, removable_groups
+from gaprune.models.channel_groups import ChannelGraph
+from gaprune.models.channel_removal import masked_equivalent
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.models.zoo.networks import LeNet
@@ -196,7 +197,8 @@ def test_channels_without_batch_norm_stay() -> None:
         return model
 
     model = built(build)
-    assert sum(len(group.channels) for group in removable_groups(model, images(1))) == 14 + 20
+    groups = ChannelGraph.trace(model, images(1)).groups
+    assert sum(len(group.channels) for group in groups) == 14 + 20
     assert rank_channels(model, images(1)).total == 14
 
 

@@ -356,15 +356,15 @@ WRONG: dict[str, tuple[InputOptions, str]] = {
     "mean per channel": (InputOptions(mean=(0.1, 0.2)), "mean: must have 1 value or one per"),
     "std zero": (InputOptions(std=(0.0,)), "std: must be above 0"),
     "kind": (InputOptions(kind="imge"), "unknown name 'imge'.*did you mean 'image'"),
-    "empty shape": (InputOptions(shape=()), "input shape: must be whole positive"),
-    "zero size": (InputOptions(shape=(1, 0, 3)), "input shape: must be whole positive"),
-    "fraction": (InputOptions(shape=(1, 2.5, 3)), "must be whole positive"),  # type: ignore[arg-type]
+    "empty shape": (InputOptions(shape=()), "input shape: .*got"),
+    "zero size": (InputOptions(shape=(1, 0, 3)), "input shape: .*got"),
+    "fraction": (InputOptions(shape=(1, 2.5, 3)), "input shape: .*got"),  # type: ignore[arg-type]
     "batch axis": (InputOptions(shape=(1, 3, 8, 8)), "kind 'image' is float.*got 1,3,8,8"),
     "no channel axis": (
         InputOptions(shape=(8, 8)),
         r"kind 'image' is .*\[channels, height, width\]",
     ),
-    "vocabulary": (InputOptions(shape=(3, 8, 8), vocabulary=1), "vocabulary: must be at least 2"),
+    "vocabulary": (InputOptions(shape=(8,), vocabulary=1), "vocabulary: .*got 1"),
     "vocabulary of an image": (
         InputOptions(shape=(3, 8, 8), kind="image", vocabulary=9),
         "vocabulary: is for token inputs only",

@@ -1,17 +1,23 @@
-"""Which channels go together, which have to stay, and what a smaller network computes."""
+"""Which channels of a network must be removed together, and which cannot be removed.
+
+The dependency graph is torch-pruning's (Fang et al. 2023, "DepGraph"): removing an output channel
+of a layer also removes that channel from norms and depthwise convolutions behind it and from
+layers whose outputs are added to it, and the matching input channels of the layers that read it.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.models.target import trainable_copy
 
 _OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters")
 _INPUTS = ("in_channels", "in_features")
@@ -26,12 +32,12 @@ class LayerChannel(NamedTuple):
 
 @dataclass(frozen=True)
 class CoupledChannels:
-    """What goes together when a channel goes.
+    """Channels that can only be removed together, in the order of the network's layers.
 
     Attributes:
-        outputs: output channels, in the order of the network's layers: of the layer that makes it, of
-            norms and depthwise convolutions behind it, of others that are added to it.
-        inputs: input channels of the layers that read it; behind a flattening several of one layer.
+        outputs: output channels: of the layer that computes them, of norms and depthwise
+            convolutions behind it, of other layers that are added to it.
+        inputs: input channels of the layers that read them; behind a flattening, several per layer.
     """
 
     outputs: tuple[LayerChannel, ...]
@@ -40,7 +46,7 @@ class CoupledChannels:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that the same layers make together.
+    """All coupled channels with outputs in the same layers.
 
     Attributes:
         layers: their names, in the order of the network.
@@ -51,29 +57,8 @@ class ChannelGroup:
     channels: tuple[CoupledChannels, ...] = field(repr=False)
 
 
-class Dependency(NamedTuple):
-    """A layer that the output channels of another one reach.
-
-    Attributes:
-        layer: its name.
-        makes: True where they are output channels there too, False where they are read.
-        pairs: (channel of the other one, channel of this one).
-    """
-
-    layer: str
-    makes: bool
-    pairs: tuple[tuple[int, int], ...]
-
-
-class Dependents(NamedTuple):
-    """How far a layer's output channels reach, and why they must stay, or None."""
-
-    touches: tuple[Dependency, ...]
-    obstacle: str | None
-
-
-class Removal(NamedTuple):
-    """Channels to remove by layer, ascending: output channels, and input channels."""
+class ChannelRemoval(NamedTuple):
+    """Channels to remove: layer → ascending output channels, and layer → input channels."""
 
     outputs: dict[str, list[int]]
     inputs: dict[str, list[int]]
@@ -81,12 +66,12 @@ class Removal(NamedTuple):
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """What can be removed from a network.
+    """The channels that can be removed from a network.
 
     Attributes:
         model: the network.
-        groups: the channels that can go.
-        fixed: layer → why its channels must stay.
+        groups: the removable channels.
+        fixed: layer → why its channels cannot be removed.
     """
 
     model: nn.Module
@@ -94,158 +79,219 @@ class ChannelGraph:
     fixed: dict[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, reaches: Mapping[str, Dependents]) -> ChannelGraph:
-        """Join what every layer's channels reach to groups."""
-        links = _DisjointSets()
-        for root, reach in reaches.items():
-            for layer, makes, pairs in reach.touches:
-                for mine, other in pairs:
-                    links.add(LayerChannel(root, mine), LayerChannel(layer, other), makes=makes)
-        order = {name: place for place, (name, _) in enumerate(model.named_modules())}
-        fixed = {name: reach.obstacle for name, reach in reaches.items() if reach.obstacle}
-        groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
-        for channel in links.channels(order):
-            layers = tuple(dict.fromkeys(place.layer for place in channel.outputs))
-            obstacle = next((fixed[layer] for layer in layers if layer in fixed), None)
-            if obstacle is None:
-                groups[layers].append(channel)
-            else:
-                fixed.update(dict.fromkeys(layers, obstacle))
-        found = tuple(ChannelGroup(layers, tuple(some)) for layers, some in groups.items())
-        return cls(model, found, fixed)
-
-    def plan(self, asked: Mapping[str, Sequence[int]]) -> Removal:
-        """Return all that goes with these output channels.
+    def trace(cls, model: nn.Module, example: Tensor) -> ChannelGraph:
+        """Trace a network on one input `[1, ...]`; the network stays unchanged.
 
         Raises:
-            InputError: no such layer or channel, one that must stay, nothing left of a layer.
+            InputError: the network cannot be traced.
+            GapruneError: torch-pruning is not installed.
         """
-        owners = {
-            place: channel
-            for group in self.groups
-            for channel in group.channels
-            for place in channel.outputs
-        }
-        chosen = []
-        for layer, channels in asked.items():
-            self._check_layer(layer, {place.layer for place in owners})
-            for channel in channels:
-                if LayerChannel(layer, channel) not in owners:
-                    raise InputError(
-                        f"channels: layer {layer!r} has channels 0 to "
-                        f"{num_outputs(self.model.get_submodule(layer)) - 1}, got {channel!r}"
+        coupling = _Coupling()
+        fixed: dict[str, str] = {}
+        for root, dependents, obstacle in _trace(model, example):
+            for layer, is_output, pairs in dependents:
+                for source, channel in pairs:
+                    coupling.add(
+                        LayerChannel(root, source), LayerChannel(layer, channel), output=is_output
                     )
-                chosen.append(owners[LayerChannel(layer, channel)])
-        made = _by_layer(place for channel in chosen for place in channel.outputs)
-        read = _by_layer(place for channel in chosen for place in channel.inputs)
-        for going, count in ((made, num_outputs), (read, num_inputs)):
-            for layer, gone in going.items():
-                if len(gone) >= count(self.model.get_submodule(layer)):
+            if obstacle:
+                fixed[root] = obstacle
+        order = {name: number for number, (name, _) in enumerate(model.named_modules())}
+        groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
+        for channels in coupling.sets(order):
+            layers = tuple(dict.fromkeys(channel.layer for channel in channels.outputs))
+            obstacle = next((fixed[layer] for layer in layers if layer in fixed), None)
+            if obstacle is None:
+                groups[layers].append(channels)
+            else:  # what is coupled to a fixed layer is fixed for the same reason
+                fixed.update(dict.fromkeys(layers, obstacle))
+        return cls(model, tuple(ChannelGroup(k, tuple(v)) for k, v in groups.items()), fixed)
+
+    def removal(self, channels: Mapping[str, Sequence[int]]) -> ChannelRemoval:
+        """Return everything that must be removed together with these output channels.
+
+        Args:
+            channels: layer → indices of its output channels.
+
+        Raises:
+            InputError: an unknown layer or channel, channels that cannot be removed, or a layer
+                that would be left without channels.
+        """
+        coupled = {
+            output: coupled
+            for group in self.groups
+            for coupled in group.channels
+            for output in coupled.outputs
+        }
+        removable = {output.layer for output in coupled}
+        removed = []
+        for layer, indices in channels.items():
+            self._check_layer(layer, removable)
+            for index in indices:
+                if LayerChannel(layer, index) not in coupled:
+                    last = num_outputs(self.model.get_submodule(layer)) - 1
+                    raise InputError(
+                        f"channels: layer {layer!r} has channels 0 to {last}, got {index!r}"
+                    )
+                removed.append(coupled[LayerChannel(layer, index)])
+        outputs = _by_layer(channel for coupled in removed for channel in coupled.outputs)
+        inputs = _by_layer(channel for coupled in removed for channel in coupled.inputs)
+        for indices_by_layer, count in ((outputs, num_outputs), (inputs, num_inputs)):
+            for layer, indices in indices_by_layer.items():
+                if len(indices) >= count(self.model.get_submodule(layer)):
                     raise InputError(
                         f"channels: nothing would be left of layer {layer!r}; keep at least one"
                     )
-        return Removal(made, read)
+        return ChannelRemoval(outputs, inputs)
 
-    def _check_layer(self, layer: str, known: set[str]) -> None:
+    def _check_layer(self, layer: str, removable: set[str]) -> None:
         if layer in self.fixed:
-            raise InputError(f"channels: those of layer {layer!r} must stay: {self.fixed[layer]}")
+            raise InputError(
+                f"channels: those of layer {layer!r} cannot be removed: {self.fixed[layer]}"
+            )
         modules = dict(self.model.named_modules())
         if layer not in modules:
-            raise unknown_name("channels", layer, known)
-        if layer not in known:
+            raise unknown_name("channels", layer, removable)
+        if layer not in removable:
             raise InputError(
                 f"channels: layer {layer!r} ({type(modules[layer]).__name__}) has none that can be "
-                f"removed; layers that have: {', '.join(sorted(known)) or 'none'}"
+                f"removed; layers that have: {', '.join(sorted(removable)) or 'none'}"
             )
 
 
-class _DisjointSets:
-    """Channels joined to those they must agree with (disjoint sets), and who reads them."""
+class _Coupling:
+    """Disjoint sets of output channels, and the input channels that read them."""
 
     def __init__(self) -> None:
         self.parent: dict[LayerChannel, LayerChannel] = {}
-        self.reads: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
+        self.readers: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
 
-    def add(self, place: LayerChannel, other: LayerChannel, *, makes: bool) -> None:
-        root = self._find(place)
-        if makes:
-            self.parent[root] = self._find(other)
+    def add(self, channel: LayerChannel, other: LayerChannel, *, output: bool) -> None:
+        root = self._root(channel)
+        if output:
+            self.parent[root] = self._root(other)
         else:
-            self.reads[place].add(other)
+            self.readers[channel].add(other)
 
-    def channels(self, order: Mapping[str, int]) -> list[CoupledChannels]:
-        """Return the disjoint sets, all in the order of the network's layers."""
+    def sets(self, order: Mapping[str, int]) -> list[CoupledChannels]:
+        """Return the disjoint sets, everything in the order of the network's layers."""
 
-        def rank(place: LayerChannel) -> tuple[int, int]:
-            return order[place.layer], place.channel
+        def position(channel: LayerChannel) -> tuple[int, int]:
+            return order[channel.layer], channel.channel
 
-        made: dict[LayerChannel, list[LayerChannel]] = defaultdict(list)
-        read: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
-        for place in sorted(self.parent, key=rank):
-            root = self._find(place)
-            made[root].append(place)
-            read[root] |= self.reads.get(place, set())
+        outputs: dict[LayerChannel, list[LayerChannel]] = defaultdict(list)
+        inputs: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
+        for channel in sorted(self.parent, key=position):
+            root = self._root(channel)
+            outputs[root].append(channel)
+            inputs[root] |= self.readers.get(channel, set())
         return [
-            CoupledChannels(tuple(places), tuple(sorted(read[root], key=rank)))
-            for root, places in made.items()
+            CoupledChannels(tuple(members), tuple(sorted(inputs[root], key=position)))
+            for root, members in outputs.items()
         ]
 
-    def _find(self, place: LayerChannel) -> LayerChannel:
+    def _root(self, channel: LayerChannel) -> LayerChannel:
         path = []
-        while (above := self.parent.setdefault(place, place)) != place:
-            path.append(place)
-            place = above
-        self.parent.update(dict.fromkeys(path, place))
-        return place
+        while (above := self.parent.setdefault(channel, channel)) != channel:
+            path.append(channel)
+            channel = above
+        self.parent.update(dict.fromkeys(path, channel))  # path compression
+        return channel
 
 
-def _by_layer(places: Iterable[LayerChannel]) -> dict[str, list[int]]:
-    found: dict[str, set[int]] = defaultdict(set)
-    for layer, channel in places:
-        found[layer].add(channel)
-    return {layer: sorted(channels) for layer, channels in found.items()}
+def _by_layer(channels: Iterable[LayerChannel]) -> dict[str, list[int]]:
+    by_layer: dict[str, set[int]] = defaultdict(set)
+    for layer, channel in channels:
+        by_layer[layer].add(channel)
+    return {layer: sorted(indices) for layer, indices in by_layer.items()}
 
 
 def num_outputs(layer: nn.Module) -> int:
-    """Return how many output channels a layer has (convolution, linear, norm, PReLU)."""
-    return _first_of(layer, _OUTPUTS)
+    """Return the number of output channels of a layer (convolution, linear, norm, PReLU)."""
+    return next(int(getattr(layer, name)) for name in _OUTPUTS if hasattr(layer, name))
 
 
 def num_inputs(layer: nn.Module) -> int:
-    """Return how many input channels a layer has (convolution, linear)."""
-    return _first_of(layer, _INPUTS)
+    """Return the number of input channels of a layer (convolution, linear)."""
+    return next(int(getattr(layer, name)) for name in _INPUTS if hasattr(layer, name))
 
 
-def has_channels(layer: nn.Module) -> bool:
-    """Tell whether a layer has weights for every channel; a PReLU of one weight has not."""
+def torch_pruning() -> ModuleType:
+    """Import torch-pruning.
+
+    Raises:
+        GapruneError: it is not installed.
+    """
+    try:
+        import torch_pruning as module  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise GapruneError(
+            "channels: needs torch-pruning; pip install 'gaprune[compare]'"
+        ) from error
+    package: ModuleType = module
+    return package
+
+
+# A layer that the output channels of another layer reach: its name, whether the channels are
+# outputs of it too (True) or inputs (False), and pairs (channel of the other layer, channel of it).
+_Dependent = tuple[str, bool, tuple[tuple[int, int], ...]]
+
+
+def _trace(model: nn.Module, example: Tensor) -> Iterator[tuple[str, list[_Dependent], str | None]]:
+    """Yield each convolution and linear layer, its dependents, and why its channels must stay."""
+    tp = torch_pruning()
+    private = trainable_copy(model)
+    with torch.enable_grad():
+        # torch-pruning follows autograd's graph, so the inputs must be part of it to be seen
+        inputs = example.clone().requires_grad_() * 1 if example.is_floating_point() else example
+        try:
+            graph = tp.DependencyGraph().build_dependency(private, (inputs,), verbose=False)
+        except Exception as error:  # the network's own code runs, and may raise anything
+            raise InputError(
+                f"model: torch-pruning cannot trace it ({type(error).__name__}: {error}); channels "
+                "can be removed from networks of plain layers that accept the example"
+            ) from error
+    types = tp.ops.OPTYPE
+    names = {module: name for name, module in private.named_modules()}
+    for module, name in names.items():
+        node = graph.module2node.get(module)
+        if node is None or node.type not in {types.CONV, types.DEPTHWISE_CONV, types.LINEAR}:
+            continue
+        prune = graph.get_pruner_of_module(module).prune_out_channels
+        items = graph.get_pruning_group(module, prune, list(range(num_outputs(module)))).items
+        dependents = [
+            (
+                names[item.dep.target.module],
+                graph.is_out_channel_pruning_fn(item.dep.handler),
+                tuple(zip(item.root_idxs, item.idxs, strict=True)),
+            )
+            for item in items
+            if item.dep.target.module in names and _has_channels(item.dep.target.module)
+        ]
+        obstacles = (_obstacle(graph, item.dep, inputs.grad_fn, types) for item in items)
+        yield name, dependents, next(filter(None, obstacles), None)
+
+
+def _has_channels(layer: nn.Module) -> bool:
+    # a PReLU with one weight shares it between all channels
     return getattr(layer, "num_parameters", 0) != 1 and any(
-        hasattr(layer, attribute) for attribute in _OUTPUTS
+        hasattr(layer, name) for name in _OUTPUTS
     )
 
 
-def _first_of(layer: nn.Module, attributes: Sequence[str]) -> int:
-    return next(int(getattr(layer, one)) for one in attributes if hasattr(layer, one))
-
-
-@torch.no_grad()
-def zeroed_copy(model: nn.Module, plan: Removal) -> nn.Module:
-    """Return a copy in which the channels of a plan are zero and are read as zero."""
-    found = copy.deepcopy(model)
-    for layer, gone in plan.outputs.items():
-        module = found.get_submodule(layer)
-        for name, parameter in module.named_parameters(recurse=False):
-            axis = int(name == "weight" and _transposed(module) and module.groups == 1)
-            parameter.index_fill_(axis, _index(gone, parameter), 0)
-    for layer, gone in plan.inputs.items():
-        module = found.get_submodule(layer)
-        weight = module.get_parameter("weight")
-        weight.index_fill_(int(not _transposed(module)), _index(gone, weight), 0)
-    return found
-
-
-def _transposed(layer: nn.Module) -> bool:
-    return bool(getattr(layer, "transposed", False))
-
-
-def _index(gone: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(gone, device=like.device)
+def _obstacle(graph: Any, dependency: Any, inputs: object, types: Any) -> str | None:  # noqa: ANN401 - torch-pruning is untyped
+    """Return why channels that reach the target of a dependency cannot be removed, or None."""
+    node = dependency.target
+    module = node.module
+    groups = getattr(module, "groups", 1)
+    if not node.outputs and graph.is_out_channel_pruning_fn(dependency.handler):
+        return "they are the network's outputs"
+    if inputs is not None and node.grad_fn is inputs:
+        return "they are added to the network's inputs"
+    if node.type in {types.LN, types.GN, types.IN, types.EMBED, types.MHA, types.LSTM}:
+        return f"they pass through a {type(module).__name__}"
+    if node.type in {types.PARAMETER, types.UNBIND, types.EXPAND, types.CUSTOMIZED}:
+        return "they meet a parameter of no layer, or are rearranged"
+    if groups > 1 and not groups == module.in_channels == module.out_channels:
+        return "they pass through a grouped convolution that is not depthwise"
+    return None

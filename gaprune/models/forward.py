@@ -1,4 +1,4 @@
-"""How inputs pass through a network: in chunks, with tensors replaced, several sets at once."""
+"""Run a network: in batches, with tensors replaced, with several weight sets, deterministically."""
 
 from __future__ import annotations
 
@@ -14,101 +14,101 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
-ENTRIES = 1 << 22  # values of the inputs of a forward pass, where single ones are large
-GPU_CHUNK = 512  # a small network takes as long to start as to run there
+ENTRIES = 1 << 22  # most input values per forward pass; reduces the batch of large inputs
+GPU_CHUNK = 512  # small networks are limited by kernel launches there
+
+
+@torch.no_grad()
+def batched_forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the network's outputs `[N, …]`, computed batch by batch."""
+    return torch.cat([model(batch) for batch in split_batches(inputs)])
 
 
 @torch.no_grad()
 def functional_forward(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the network's outputs `[N, …]` with some of its tensors replaced, in chunks."""
+    """Return the outputs `[N, …]` with some parameters or buffers replaced, batch by batch."""
     named = {f"model.{name}": tensor for name, tensor in replaced.items()}
-    outputs: Tensor = functional_call(_Chunked(model), named, (inputs,))
+    outputs: Tensor = functional_call(_Batched(model), named, (inputs,))
     return outputs
 
 
-class _Chunked(nn.Module):
-    """Passes inputs in chunks: a network's tensors are replaced once and not for each of them."""
+class _Batched(nn.Module):
+    """Splits inputs into batches inside one `functional_call`: tensors are replaced only once."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return all outputs `[N, …]`."""
         return batched_forward(self.model, inputs)
 
 
 @torch.no_grad()
 def vmap_forward(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs `[G, N, …]` of one network with G sets of tensors in place of its own.
+    """Return the outputs `[G, N, …]` of one network under G sets of replaced tensors.
 
     Args:
-        model: stays as it is.
-        replaced: qualified name → the G tensors that take its place one after the other, stacked.
-        inputs: `[N, …]`, the same for all.
+        model: stays unchanged.
+        replaced: qualified name → `[G, …]`, G tensors stacked along a new first axis.
+        inputs: `[N, …]`, the same for all sets.
 
     Raises:
-        RuntimeError: torch cannot compute this network for several sets at once (`torch.func.vmap`:
-            a tensor changed in place, a branch on values).
+        RuntimeError: `torch.func.vmap` cannot batch this network (a tensor is changed in place, or
+            a branch depends on values).
     """
 
-    def one(tensors: dict[str, Tensor], batch: Tensor) -> Tensor:
+    def call(tensors: dict[str, Tensor], batch: Tensor) -> Tensor:
         outputs: Tensor = functional_call(model, tensors, (batch,))
         return outputs
 
-    stacked = dict(replaced)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")  # one by one inside torch
-        parts = [vmap(one, in_dims=(0, None))(stacked, batch) for batch in split_batches(inputs)]
+        # torch warns about operations that it runs one by one; results are the same
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        batched = vmap(call, in_dims=(0, None))
+        parts = [batched(dict(replaced), batch) for batch in split_batches(inputs)]
     return torch.cat(parts, dim=1)
 
 
-@torch.no_grad()
-def batched_forward(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the dense network's outputs `[N, …]`, computed in chunks."""
-    return torch.cat([model(batch) for batch in split_batches(inputs)])
-
-
 def split_batches(inputs: Tensor) -> Sequence[Tensor]:
-    """Return inputs `[N, …]` as they pass: in views of `chunk_size` of them, and the rest."""
-    found: Sequence[Tensor] = inputs.split(forward_batch_size(inputs))
-    return found
+    """Split inputs `[N, …]` into views of `forward_batch_size` inputs; the last may be smaller."""
+    batches: Sequence[Tensor] = inputs.split(forward_batch_size(inputs))
+    return batches
 
 
 def forward_batch_size(inputs: Tensor) -> int:
-    """Return how many of such inputs pass at once."""
+    """Return how many inputs one forward pass takes; it depends on their size and device only."""
     most = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
     return max(1, min(most, ENTRIES // max(1, inputs[:1].numel())))
 
 
 @contextmanager
 def deterministic(device: str | torch.device) -> Iterator[None]:
-    """Let a GPU give equal bits for equal tasks inside the block, and float32 mean float32.
+    """Make a GPU compute the same bits every time inside the block; the CPU needs nothing.
 
-    Deterministic kernels are taken where torch has them (it warns where it has not), and none
-    rounds float32 to TF32; attention is computed plainly, since its fused kernels add in any order.
-    On the CPU nothing changes.
+    Uses torch's deterministic kernels (torch warns about operations that have none), full float32
+    instead of TF32, and unfused attention, whose fused kernels add in varying order.
     """
     if torch.device(device).type == "cpu":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch's notes ask for
-    backends: Any = torch.backends  # torch annotates none of these switches
+    # torch reads this once, before its first cuBLAS kernel (see its notes on reproducibility)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    backends: Any = torch.backends  # torch does not annotate these switches
     memory: Any = torch.utils.deterministic
     kernels = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
-    bits = [one.fp32_precision for one in kernels]
+    precisions = [kernel.fp32_precision for kernel in kernels]
     strict = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = memory.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = memory.fill_uninitialized_memory
     try:
-        for one in kernels:
-            one.fp32_precision = "ieee"
-        torch.use_deterministic_algorithms(True, warn_only=not strict or warns)
-        memory.fill_uninitialized_memory = False  # costs time, changes nothing
+        for kernel in kernels:
+            kernel.fp32_precision = "ieee"
+        torch.use_deterministic_algorithms(True, warn_only=not strict or warn_only)
+        memory.fill_uninitialized_memory = False  # costs time and changes no result
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        for one, before in zip(kernels, bits, strict=True):
-            one.fp32_precision = before
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-        memory.fill_uninitialized_memory = fills
+        for kernel, precision in zip(kernels, precisions, strict=True):
+            kernel.fp32_precision = precision
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        memory.fill_uninitialized_memory = fill

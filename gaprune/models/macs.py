@@ -1,4 +1,4 @@
-"""What a pass through a network costs, in work and memory, and the batch that suits it."""
+"""What a forward pass costs: multiply-adds, memory, and the batch size that suits the network."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 SMALLEST_BATCH, LARGEST_BATCH = 32, 256
-_LAST = "\U0010ffff"  # after all names
-STEP_WORK = 1e9  # multiply-adds of one forward pass in a gradient step: some 50 ms on one core
+STEP_MACS = 1e9  # most multiply-adds per forward pass of a gradient step: about 50 ms on one core
+_AFTER_ALL_NAMES = "\U0010ffff"
 
 
 @torch.no_grad()
 def macs_per_input(model: nn.Module, example: Tensor) -> int:
     """Count the multiply-adds of a forward pass on one input `[1, …]`."""
-    counter = _Operations()
+    counter = _FlopCounter({})
     with counter:
         model(example)
     return counter.flops // 2
@@ -32,9 +32,9 @@ def macs_per_input(model: nn.Module, example: Tensor) -> int:
 def macs_by_weight(
     model: nn.Module, example: Tensor, weights: Mapping[str, Tensor]
 ) -> tuple[int, dict[str, int]]:
-    """Count the multiply-adds of a forward pass on one input, and those of each weight among them.
+    """Count the multiply-adds of a forward pass on one input, in total and per weight.
 
-    A weight is known by its memory, so it is found however `forward` uses it.
+    A weight is recognised by its memory, so it is counted however `forward` uses it.
 
     Args:
         model: the network.
@@ -42,27 +42,31 @@ def macs_by_weight(
         weights: parameters of the model by name.
 
     Returns:
-        All, and name → its own; 0 for one that is not used.
+        The total, and name → multiply-adds with this weight (0 if it is not used).
     """
-    counter = _Operations(weights)
+    counter = _FlopCounter(weights)
     with counter:
         model(example)
-    return counter.flops // 2, {name: counter.own[name] // 2 for name in weights}
+    return counter.flops // 2, {name: counter.by_weight[name] // 2 for name in weights}
 
 
-class _Operations(TorchDispatchMode):
-    """Adds up torch's own formulas, as its `FlopCounterMode` does, which takes 1.6 s to begin."""
+class _FlopCounter(TorchDispatchMode):
+    """Sums up torch's own FLOP formulas. Its `FlopCounterMode` does too, but takes 1.6 s to start.
 
-    def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:
+    Args:
+        weights: parameters whose operations are also counted separately.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops: int = 0
-        self.own: Counter[str] = Counter()
-        self._starts = sorted((one.data_ptr(), name) for name, one in (weights or {}).items())
-        self._bytes = {name: one.nbytes for name, one in (weights or {}).items()}
+        self.by_weight: Counter[str] = Counter()
+        self._starts = sorted((weight.data_ptr(), name) for name, weight in weights.items())
+        self._bytes = {name: weight.nbytes for name, weight in weights.items()}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; to validation against it, torch would import its compiler."""
+        """Return False: nothing is compiled, and with True torch would import its compiler."""
         return False
 
     def __torch_dispatch__(
@@ -72,44 +76,42 @@ class _Operations(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        named, formula = kwargs or {}, _formula_of(operation)
-        if formula is None:  # what torch composes of others is counted in its parts
+        named = kwargs or {}
+        packet = operation._overloadpacket  # noqa: SLF001 # the key of torch's own registry
+        formula: Callable[..., int] | None = flop_registry.get(packet)
+        if formula is None:  # a composite operation is counted by its parts
             with self:
-                found = operation.decompose(*args, **named)
-            if found is not NotImplemented:
-                return found
+                result = operation.decompose(*args, **named)
+            if result is not NotImplemented:
+                return result
         output = operation(*args, **named)
         if formula is not None:
             flops = formula(*args, **named, out_val=output)
             self.flops += flops
             if self._starts:
-                self.own.update(dict.fromkeys(self._used(args), flops))
+                self.by_weight.update(dict.fromkeys(self._weights_among(args), flops))
         return output
 
-    def _used(self, args: Sequence[Any]) -> set[str]:
-        """Return the weights whose memory the arguments lie in."""
-        found = set()
-        for one in args:
-            if isinstance(one, Tensor) and one.layout == torch.strided:
-                place = bisect_right(self._starts, (one.data_ptr(), _LAST)) - 1
-                start, name = self._starts[place]
-                if place >= 0 and one.data_ptr() < start + self._bytes[name]:
-                    found.add(name)
-        return found
-
-
-def _formula_of(operation: Any) -> Callable[..., int] | None:  # noqa: ANN401
-    found: Callable[..., int] | None = flop_registry.get(operation._overloadpacket)  # noqa: SLF001
-    return found
+    def _weights_among(self, args: Sequence[Any]) -> set[str]:
+        """Return the names of the weights whose memory the arguments lie in."""
+        names = set()
+        for tensor in args:
+            if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                address = tensor.data_ptr()
+                index = bisect_right(self._starts, (address, _AFTER_ALL_NAMES)) - 1
+                start, name = self._starts[index]
+                if index >= 0 and address < start + self._bytes[name]:
+                    names.add(name)
+        return names
 
 
 def suitable_batch(macs: int) -> int:
-    """Return the power of two, from 32 to 256, whose forward pass costs at most `STEP_WORK`.
+    """Return the largest power of two from 32 to 256 whose forward pass costs at most `STEP_MACS`.
 
-    It depends on the network alone, not on the machine, so that a seed means the same everywhere.
+    It depends on the network alone, not on the machine, so a seed means the same everywhere.
     """
     batch = LARGEST_BATCH
-    while batch > SMALLEST_BATCH and batch * macs > STEP_WORK:
+    while batch > SMALLEST_BATCH and batch * macs > STEP_MACS:
         batch //= 2
     return batch
 
@@ -117,27 +119,28 @@ def suitable_batch(macs: int) -> int:
 def activation_bytes(
     model: nn.Module, example: Tensor, leaves: Mapping[str, Tensor] | None = None
 ) -> int:
-    """Return the memory that one input `[1, …]` takes between a forward and a backward pass.
+    """Return the memory that one input `[1, …]` needs between a forward and a backward pass.
 
     Args:
         model: the network.
-        example: one input; floating ones are differentiated.
-        leaves: parameters by name that are differentiated too, and take the model's own's place.
+        example: one input; it is differentiated if its dtype is floating.
+        leaves: name → tensor that replaces this parameter and is differentiated as well.
     """
-    taken = leaves or {}
-    state = model.state_dict(keep_vars=True)
-    own = {tensor.data_ptr() for tensor in (*state.values(), *taken.values())}
-    held: dict[int, int] = {}
+    replaced = dict(leaves or {})
+    state = (*model.state_dict(keep_vars=True).values(), *replaced.values())
+    own_memory = {tensor.data_ptr() for tensor in state}
+    saved: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            held[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    def record(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own_memory:
+            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    with saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
+    with saved_tensors_hooks(record, lambda tensor: tensor), torch.enable_grad():
         inputs = example.detach()
         if inputs.is_floating_point():
             inputs.requires_grad_()
-        output = functional_call(model, dict(taken), (inputs,))
-    del output  # until here nothing that is held can have given its address to another tensor
-    return max(1, sum(held.values()))
+        output = functional_call(model, replaced, (inputs,))
+    # Until here the graph was alive, so no two saved tensors can have had the same address.
+    del output
+    return max(1, sum(saved.values()))

@@ -1,4 +1,4 @@
-"""The dense network: what criteria score, what the evaluator compares masks with."""
+"""A network as it was loaded, and the dense network that criteria score and masks prune."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,22 @@ from gaprune.masks.supermask import Layout
 from gaprune.models.input_spec import InputSpec
 
 T = TypeVar("T")
+
+
+class LoadedNetwork(NamedTuple):
+    """A trained network from the zoo, a factory, timm or transformers, before it is checked.
+
+    Attributes:
+        model: takes one tensor; its parameters have the names of its checkpoint.
+        inputs: one input as the network was trained on it, or None if unknown.
+        origin: a description of where network and weights came from.
+        zoo: its name in the zoo, or None.
+    """
+
+    model: nn.Module
+    inputs: InputSpec | None
+    origin: str
+    zoo: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gaprune.masks.supermask import attach
-from gaprune.models.mac_price import MacCounts, kept_macs
+from gaprune.models.mac_cost import MacCounts, kept_macs
 from gaprune.models.target import Target
 from gaprune.pattern_names import WEIGHTS
 from gaprune.profiling import Profile, Profiler

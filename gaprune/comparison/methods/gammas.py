@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError
-from gaprune.models.channel_groups import CoupledChannels, num_inputs, num_outputs
-from gaprune.models.channel_removal import removable_groups
+from gaprune.models.channel_groups import ChannelGraph, CoupledChannels, num_inputs, num_outputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -35,12 +34,12 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     mean of their |γ|. Ties are in the order of the layers.
 
     Raises:
-        InputError: no BatchNorm whose channels can be removed, or `channels.removable_groups` objects.
+        InputError: no BatchNorm whose channels can be removed, or the network cannot be traced.
         GapruneError: torch-pruning is not installed.
     """
     scales = gammas(model)
     ranked = []
-    for group in removable_groups(model, example):
+    for group in ChannelGraph.trace(model, example).groups:
         for channel in group.channels:
             mine = [scales[layer][index] for layer, index in channel.outputs if layer in scales]
             if mine:

@@ -60,7 +60,7 @@ def slim(
         on_epoch: is told the epochs done so far, after each.
 
     Raises:
-        InputError: no BatchNorm whose channels can be removed, or what `channels.removable_groups` and
+        InputError: no BatchNorm whose channels can be removed, or what `ChannelGraph.trace` and
             `train` object to.
         GapruneError: torch-pruning is not installed, or training overflows.
     """

@@ -1,0 +1,128 @@
+"""What weights, blocks or channels of a network cost in multiply-adds, counted on one input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from gaprune.errors import InputError
+from gaprune.masks.blocks import BlockUnits
+from gaprune.masks.channels import ChannelIndices, ChannelUnits
+from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
+from gaprune.masks.units import Units
+from gaprune.models.macs import macs_by_weight
+from gaprune.models.target import Target
+
+
+@dataclass(frozen=True)
+class MacCounts:
+    """The multiply-adds of a dense network for one input.
+
+    Attributes:
+        total: all of them.
+        by_weight: those with each prunable weight, by name; 0 for a weight that is not used.
+    """
+
+    total: int
+    by_weight: dict[str, int]
+
+    @classmethod
+    def of(cls, target: Target) -> MacCounts:
+        """Count the multiply-adds of a target, once per target."""
+        if target not in _counts:
+            parameters = {name: target.model.get_parameter(name) for name in target.layout.names}
+            _counts[target] = cls(*macs_by_weight(target.model, target.example(), parameters))
+        return _counts[target]
+
+
+_counts: WeakKeyDictionary[Target, MacCounts] = WeakKeyDictionary()
+
+
+def kept_macs(target: Target, masks: Mapping[str, Tensor]) -> int:
+    """Return the multiply-adds that remain under masks, plus those without prunable weights.
+
+    If whole channels are dropped, this is what the smaller network costs.
+    """
+    counts = MacCounts.of(target)
+    dropped = sum(
+        counts.by_weight[name] * int((~mask).count_nonzero()) / mask.numel()
+        for name, mask in masks.items()
+    )
+    return round(counts.total - dropped)
+
+
+def mac_cost_of(
+    target: Target, units: Units | None, limit: int | None = None, step: int = 1
+) -> MacCost:
+    """Return the cost of the units of a pattern, or of single weights.
+
+    The cost is an upper bound: all elements of a weight count as often as the most used one, and
+    a smaller block at the edge of a layer counts as a whole block.
+
+    Args:
+        target: the network.
+        units: the units of the pattern; None: every weight is a unit.
+        limit: the budget in multiply-adds, if it does not follow from a sparsity.
+        step: the number of kept units per layer is a multiple of this, or all of them.
+
+    Raises:
+        InputError: torch counts no multiply-adds of prunable weights.
+    """
+    counts = MacCounts.of(target)
+    if not any(counts.by_weight.values()):
+        raise InputError(
+            f"budget: none of {target.name}'s prunable weights takes part in a matrix product or "
+            "convolution that torch counts; use --budget weights"
+        )
+    weights = target.layout
+    # how often each element of a weight is multiplied: once per position of the layer's output
+    uses = [
+        -(-counts.by_weight[name] // prod(shape))
+        for name, shape in zip(weights.names, weights.shapes, strict=True)
+    ]
+    if isinstance(units, ChannelUnits):
+        terms = [
+            _channel_term(units, indices, shape, count)
+            for count, shape, indices in zip(uses, weights.shapes, units.wirings, strict=True)
+        ]
+    else:
+        sizes = [1] * len(uses)
+        if isinstance(units, BlockUnits):
+            sizes = [min(r, units.rows) * min(c, units.columns) for r, c in units.matrices]
+        terms = [
+            MacTerm(count, Factor(0, ((layer, size),)))
+            for layer, (count, size) in enumerate(zip(uses, sizes, strict=True))
+        ]
+    fixed = counts.total - sum(counts.by_weight.values())
+    used_terms = tuple(term for term in terms if term.each)
+    layout = weights if units is None else units.layout
+    return MacCost(counts.total, fixed, used_terms, layout.sizes, limit, step)
+
+
+def _channel_term(
+    units: ChannelUnits, indices: ChannelIndices, shape: tuple[int, ...], uses: int
+) -> MacTerm:
+    """Return the cost of a weight as (kept output channels) × (kept input channels) × the rest."""
+    sizes = units.layout.sizes
+    layer_of_unit = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    factors, rest = [], prod(shape)
+    for axis, index in zip(indices.axes, indices.units, strict=True):
+        if axis >= len(shape):  # a vector has no input axis
+            factors.append(Factor(1))
+            continue
+        rest //= shape[axis]
+        if index is None:
+            factors.append(Factor(shape[axis]))
+            continue
+        removable = index < units.layout.total
+        per_layer = Counter(layer_of_unit[index[removable]].tolist())
+        # behind a flattening, one channel unit covers several input features
+        added = tuple((layer, per_layer[layer] // sizes[layer]) for layer in sorted(per_layer))
+        factors.append(Factor(int((~removable).count_nonzero()), added))
+    return MacTerm(uses * rest, *factors)
