@@ -123,10 +123,10 @@ class ChannelGraph:
             for coupled in group.channels
             for output in coupled.outputs
         }
-        removable = {output.layer for output in coupled}
+        removable_groups = {output.layer for output in coupled}
         removed = []
         for layer, indices in channels.items():
-            self._check_layer(layer, removable)
+            self._check_layer(layer, removable_groups)
             for index in indices:
                 if LayerChannel(layer, index) not in coupled:
                     last = num_outputs(self.model.get_submodule(layer)) - 1
@@ -144,18 +144,18 @@ class ChannelGraph:
                     )
         return ChannelRemoval(outputs, inputs)
 
-    def _check_layer(self, layer: str, removable: set[str]) -> None:
+    def _check_layer(self, layer: str, removable_groups: set[str]) -> None:
         if layer in self.fixed:
             raise InputError(
                 f"channels: those of layer {layer!r} cannot be removed: {self.fixed[layer]}"
             )
         modules = dict(self.model.named_modules())
         if layer not in modules:
-            raise unknown_name("channels", layer, removable)
-        if layer not in removable:
+            raise unknown_name("channels", layer, removable_groups)
+        if layer not in removable_groups:
             raise InputError(
                 f"channels: layer {layer!r} ({type(modules[layer]).__name__}) has none that can be "
-                f"removed; layers that have: {', '.join(sorted(removable)) or 'none'}"
+                f"removed; layers that have: {', '.join(sorted(removable_groups)) or 'none'}"
             )
 
 
