@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from gaprune.cli import COMMANDS, app, load
+from gaprune.cli import COMMANDS, app, load_command
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "<!-- commands -->"
@@ -41,7 +41,7 @@ def reference() -> str:
     """Return all commands as Markdown."""
     group: Any = get_command(app)
     general = [option for option in group.params if not getattr(option, "hidden", False)]
-    commands = (command(name, load(name)) for name in COMMANDS)
+    commands = (command(name, load_command(name)) for name in COMMANDS)
     return "\n\n".join([_table(OPTIONS, general), *commands])
 
 

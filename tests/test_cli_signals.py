@@ -17,7 +17,7 @@ from command_line import OWN, PRUNE, TINY, Ran, Run, fill, tree
 from started_commands import Command
 
 from gaprune.cli import main
-from gaprune.cli.signal_handling import SignalHandler
+from gaprune.cli.signals import SignalHandler
 from gaprune.io.run_files import CHECKPOINT, FILES
 from gaprune.runs.directory import load_masks
 

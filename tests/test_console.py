@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, prune_target
-from gaprune.cli.console import Monitor, show_result, stdout
+from gaprune.cli.console import Monitor, stdout
+from gaprune.cli.result_table import show_result
 from gaprune.config import make_settings
 from gaprune.formatting import percent, points
 from gaprune.models.target import target_from_module

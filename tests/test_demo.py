@@ -10,8 +10,7 @@ import pytest
 from command_line import Run
 
 from gaprune.callbacks import Observer
-from gaprune.cli.demo_command import show_demo
-from gaprune.cli.demo_run import SPARSITIES, Demo, compare_bits, run_demo
+from gaprune.cli.demo_command import SPARSITIES, Demo, compare_bits, run_demo, show_demo
 from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
 from gaprune.formatting import percent
@@ -55,7 +54,7 @@ def test_the_table_holds_what_was_measured(found: Demo, capsys: pytest.CaptureFi
     for result in found.results:
         assert percent(result.accuracy) in out
         assert percent(result.baselines["magnitude"].accuracy) in out
-    assert f"{found.compared:,} values that stay are bit-identical" in out
+    assert f"{found.num_compared:,} values that stay are bit-identical" in out
     assert "open runs/demo/report.html in a browser" in out
 
 
@@ -77,7 +76,7 @@ def test_the_sparsest_run_is_saved_with_its_report(
 def test_every_value_that_stays_is_compared(found: Demo) -> None:
     """Kept weights and biases, at both sparsities."""
     biases = 250 + 100 + 10
-    assert found.compared == sum(result.kept + biases for result in found.results)
+    assert found.num_compared == sum(result.kept + biases for result in found.results)
 
 
 def test_a_changed_bit_is_found(found: Demo) -> None:
@@ -97,4 +96,4 @@ def test_a_changed_bit_is_found(found: Demo) -> None:
 
 def test_the_dense_accuracy_is_the_checkpoint_s(found: Demo) -> None:
     """Measured again, not copied."""
-    assert found.dense_accuracy == pytest.approx(ZOO["mnist-mlp"].dense_accuracy, abs=2e-4)
+    assert found.results[0].dense_accuracy == pytest.approx(ZOO["mnist-mlp"].dense_accuracy, abs=2e-4)

@@ -21,7 +21,7 @@ from documents import PAGES, ROOT, anchors, blocks, commands, links
 from typer.main import get_command
 
 import gaprune
-from gaprune.cli import app, load
+from gaprune.cli import app, load_command
 from gaprune.comparison.comparison_job import make_request
 from gaprune.criteria import CRITERIA
 from gaprune.runs.job import make_job
@@ -61,7 +61,7 @@ OWN = (
 )
 """Options that a command keeps to itself: what is asked for does not depend on them."""
 COMMANDS: Any = get_command(app)
-COMMANDS.commands = {name: load(name) for name in COMMANDS.commands}
+COMMANDS.commands = {name: load_command(name) for name in COMMANDS.commands}
 Play = Callable[[str], dict[str, Any]]
 
 

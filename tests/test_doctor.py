@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gaprune.cli import main
-from gaprune.cli.checks import CHECKS, FAIL, OK, Check, check_files, check_ray, examine
+from gaprune.cli.doctor_command import CHECKS, FAIL, OK, Check, check_files, check_ray, run_checks
 from gaprune.models.zoo import ZOO, mnist
 
 
@@ -18,8 +18,8 @@ def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert main(["doctor", "--no-ray", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == [name for name in CHECKS if name != "ray"]
-    assert all(row["status"] != FAIL and row["found"] for row in rows)
-    found = {row["name"]: row["found"] for row in rows}
+    assert all(row["status"] != FAIL and row["finding"] for row in rows)
+    found = {row["name"]: row["finding"] for row in rows}
     assert all(name in found["zoo"] for name in ZOO)
 
 
@@ -42,7 +42,7 @@ def test_a_check_that_raises_has_failed() -> None:
     def broken() -> Check:
         raise OSError("no such device")
 
-    first, second = examine({"a": (broken, "buy one"), "b": (lambda: Check("b", OK, "fine"), "")})
+    first, second = run_checks({"a": (broken, "buy one"), "b": (lambda: Check("b", OK, "fine"), "")})
     assert first == Check("a", FAIL, "OSError: no such device", "buy one")
     assert second.status == OK
 
@@ -57,8 +57,8 @@ def test_a_damaged_file_is_found(tmp_path: Path) -> None:
     path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     check = check_files({path: digest})
     assert check.status == FAIL
-    assert "labels.gz" in check.found
-    assert check.way_out
+    assert "labels.gz" in check.finding
+    assert check.remedy
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -66,4 +66,4 @@ def test_a_task_runs_on_a_real_actor() -> None:
     """Ray starts it in another process and brings its answer back."""
     check = check_ray()
     assert check.status == OK, check
-    assert "ran a task" in check.found
+    assert "ran a task" in check.finding

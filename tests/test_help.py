@@ -16,7 +16,7 @@ import pytest
 from command_line import Run, run_here
 
 import gaprune
-from gaprune.cli import COMMANDS, load
+from gaprune.cli import COMMANDS, load_command
 from gaprune.criteria import CRITERIA
 from gaprune.export import EXPORTERS
 from gaprune.models.zoo import ZOO
@@ -68,7 +68,7 @@ def test_the_help_shows_all_that_is_written(
     shown = run(name, "--help").out
     assert max(map(len, shown.splitlines())) <= int(columns)
     words = set(re.sub(r"[│\s]+", " ", shown).split())
-    command: Any = load(name)
+    command: Any = load_command(name)
     assert set(command.help.split()) <= words
     for one in command.params:
         assert one.help

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import Run
 
-from gaprune.cli.set_option import read_pairs
+from gaprune.cli.common_options import read_pairs
 from gaprune.config import read_config
 from gaprune.errors import InputError
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import gaprune
 from gaprune import InputError, InputOptions, plugins
-from gaprune.cli import checks as doctor
+from gaprune.cli import doctor_command as doctor
 from gaprune.comparison import added_methods, find_methods
 from gaprune.evolution.operators import find_crossover, find_mutation
 
@@ -295,11 +295,11 @@ def test_doctor_names_every_broken_one(tiny: Path) -> None:
     check = doctor.check_plugins()
     assert check.status == doctor.WARN
     for name in ("torn", "gone", "number", "magnitude", "lost"):
-        assert f"plug-in '{name}'" in check.found
-    assert "'spread'" not in check.found
+        assert f"plug-in '{name}'" in check.finding
+    assert "'spread'" not in check.finding
     (tiny / "tiny-1.0.dist-info" / "entry_points.txt").write_text("[gaprune.magic]\na = tiny:b\n")
     plugins._installed.cache_clear()
-    assert "there is no group 'gaprune.magic'" in doctor.check_plugins().found
+    assert "there is no group 'gaprune.magic'" in doctor.check_plugins().finding
     (tiny / "tiny-1.0.dist-info" / "entry_points.txt").write_text("")
     plugins._installed.cache_clear()
     assert doctor.check_plugins() == doctor.Check("plug-ins", doctor.OK, "none installed")

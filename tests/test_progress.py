@@ -57,7 +57,7 @@ def test_a_pipe_gets_a_line_of_progress_only_now_and_then(
     with Monitor() as monitor, Monitor(quiet=True) as quiet:
         monitor.progress("imp-linear, epoch", 1, 13)
         assert capsys.readouterr().err == ""
-        monkeypatch.setattr("gaprune.cli.console.SELDOM", -1.0)
+        monkeypatch.setattr("gaprune.cli.console.LINE_INTERVAL", -1.0)
         monitor.progress("edge-popup 0.9", 0, None)
         monitor.progress("imp-linear, epoch", 2.5, 13)
         monitor.progress("evolved, generation", 7, None)

@@ -27,7 +27,8 @@ from torch.func import functional_call
 
 from gaprune import InputError, InputOptions, Result, prune, prune_target
 from gaprune.callbacks import Observer
-from gaprune.cli.console import show_result, stdout
+from gaprune.cli.console import stdout
+from gaprune.cli.result_table import show_result
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch

@@ -18,7 +18,7 @@ from torch import nn
 
 from gaprune import InputOptions, Result, prune
 from gaprune.callbacks import Callbacks, Observer, ObserverGroup
-from gaprune.cli.live import BARS, LAST, SearchProgress, generation_table, sparkline
+from gaprune.cli.console import BARS, LAST, SearchProgress, generation_table, sparkline
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError, InputError
 from gaprune.records import BaselineScore, Generation

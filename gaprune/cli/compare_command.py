@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from gaprune.cli import common_options as outputs
-from gaprune.cli.comparison_table import WIDEST, show_comparison
-from gaprune.cli.console import Monitor, add_row, stdout, table
+from gaprune.cli import common_options as common
+from gaprune.cli.comparison_table import show_comparison
+from gaprune.cli.console import WIDEST, Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
-from gaprune.cli.signal_handling import SignalHandler
+from gaprune.cli.signals import SignalHandler
 from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, methods
 from gaprune.comparison.comparison_job import COMPARISON_KEYS, make_request
 from gaprune.comparison.context import ComparisonObserver, part_name
@@ -25,110 +25,103 @@ from gaprune.config import read_config
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json, to_toml
 
-ROOMY = 120  # columns from which on sources have a place
-HEAD = "# gaprune compare --config THIS_FILE repeats this; paths are as they were given.\n"
+WIDE = 120  # columns of a terminal that has room for the sources of methods
+HEAD = "# gaprune compare --config THIS_FILE repeats this; relative paths are kept.\n"
 
 
 @with_options(keys=COMPARISON_KEYS, leave_out=UNUSED)
 def compare_command(
     *,
     list_methods: Annotated[
-        bool, typer.Option("--list-methods", help="list the methods and leave")
+        bool, typer.Option("--list-methods", help="list the methods and exit")
     ] = False,
     out: Annotated[
         str | None,
-        outputs.folder(
-            "folder for the rows (default: runs/compare-TARGET); it goes on with rows there"
-        ),
+        common.folder("folder for the rows (default: runs/compare-TARGET); rows there are reused"),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        outputs.overwrite("throw earlier rows away"),
-    ] = False,
-    config: Annotated[
-        Path | None,
-        outputs.config("a comparison's config.toml"),
-    ] = None,
-    as_json: Annotated[bool, outputs.ROWS] = False,
-    quiet: Annotated[bool, outputs.QUIET] = False,
+    overwrite: Annotated[bool, common.overwrite("delete earlier rows")] = False,
+    config: Annotated[Path | None, common.config("the config.toml of a comparison")] = None,
+    as_json: Annotated[bool, common.ROWS] = False,
+    quiet: Annotated[bool, common.QUIET] = False,
     **options: Any,
 ) -> None:
-    """Compare the evolved mask with every other method, tuned or not.
+    """Compare the evolved mask with every other method, fine-tuned or not.
 
-    All methods prune the same network to the same budgets and are measured on the same held-out
-    labels: those of --test, or of a zoo network's test set; without any, the agreement with the
-    dense network on the validation inputs calibration inputs. A method that needs what is not there says so in its row.
-    --floor holds for the masks that are searched for (evolved, edge-popup), the others are as they
-    were published. Under --pattern all of them obey it, and a method that has no place there says
-    so; sparsity then counts blocks or channels, and N:M says it itself.
+    All methods prune the same network to the same budgets and are measured on the same labels:
+    those of --test, or the test set of a bundled network; without labels, by agreement with the
+    dense network on the validation inputs. A method whose data is missing says so in its row.
+    --floor applies to searched masks (evolved, edge-popup); the other methods are as published.
+    With --pattern all methods obey the pattern, and sparsity counts blocks or channels; N:M has
+    its own sparsity.
 
-    Prints one line a method, one column a sparsity; the folder has the rows, report.html and plots.
-    The exit code is 1 where no method has a figure.
+    Prints one line per method and one column per sparsity; the folder holds the rows, report.html
+    and plots. The exit code is 1 if every method fails.
 
-    Every row is on the disk as soon as it is known: stop at any time, and the same command goes on.
+    Every row is saved as soon as it is known: after a stop, the same command continues.
 
     Example: gaprune compare mnist-mlp --sparsity 0.9,0.98 --methods magnitude,evolved,imp-linear
     """
     if list_methods:
         _list_methods(as_json=as_json)
         return
-    stated = {name: value for name, value in options.items() if value not in (None, [])}
-    request = make_request({**(read_config(config) if config else {}), **stated})
-    place = Path(out).expanduser() if out else RUNS / f"compare-{slug(request.job.target)}"
-    remark = f"the rows so far are in {place}; the same command without --overwrite goes on"
-    with redirect_stdout(sys.stderr):  # stdout is for results, whatever the user's network prints
+    from_file = read_config(config) if config else {}
+    request = make_request({**from_file, **common.stated(options)})
+    folder = Path(out).expanduser() if out else RUNS / f"compare-{slug(request.job.target)}"
+    remark = f"the rows so far are in {folder}; the same command without --overwrite continues"
+    with redirect_stdout(sys.stderr):  # networks of users may print, but stdout is for results
         target, train, test = request.load()
-        with SignalHandler(remark), _Teller(quiet=quiet) as teller:
-            teller.phase("compare", f"{target.name}, rows in {place}")
-            found = compare_target(
+        with SignalHandler(remark), RowMonitor(quiet=quiet) as monitor:
+            monitor.phase("compare", f"{target.name}, rows in {folder}")
+            comparison = compare_target(
                 target,
                 request.spec,
                 data=ComparisonData(train, test),
-                out=place,
+                out=folder,
                 overwrite=overwrite,
                 config=HEAD + to_toml(request.as_config()),
-                observer=teller,
+                observer=monitor,
             )
     if as_json:
-        typer.echo(to_json([row.record() for row in found.rows], indent=2))
+        typer.echo(to_json([row.record() for row in comparison.rows], indent=2))
     else:
-        show_comparison(found, place)
-    if all(row.error for row in found.rows):
+        show_comparison(comparison, folder)
+    if all(row.error for row in comparison.rows):
         raise typer.Exit(1)
 
 
-class _Teller(Monitor, ComparisonObserver):
-    """A monitor that writes a line for every row; of rows that fail alike, for the first one."""
+class RowMonitor(Monitor, ComparisonObserver):
+    """A monitor that prints a line for every row; of rows with the same error, for the first."""
 
     def __init__(self, *, quiet: bool) -> None:
         super().__init__(quiet=quiet)
         self._failed: set[tuple[str, str]] = set()
 
     def row(self, row: Row, done: int, total: int) -> None:
-        """Say what has come out."""
+        """Print the outcome of a row."""
         self.stop_bar()
-        if row.error is not None and (row.method, row.error) in self._failed:
-            return
         if row.error is not None:
+            if (row.method, row.error) in self._failed:
+                return
             self._failed.add((row.method, row.error))
-        figure = f"{percent(row.score)} in {duration(row.seconds)}"
-        what = row.error or row.note or figure
-        self.say(f"{done}/{total} {part_name(row.method, row.seed, row.sparsity)}: {what}")
+        outcome = row.error or row.note or f"{percent(row.score)} in {duration(row.seconds)}"
+        self.say(f"{done}/{total} {part_name(row.method, row.seed, row.sparsity)}: {outcome}")
 
 
 def _list_methods(*, as_json: bool) -> None:
     known = [*methods().values(), *added_methods().values()]
     if as_json:
-        stated = ("name", "description", "source", "needs", "seeded", "path")
-        typer.echo(to_json([{key: asdict(one)[key] for key in stated} for one in known], indent=2))
+        keys = ("name", "description", "source", "needs", "seeded", "path")
+        rows = [{key: asdict(method)[key] for key in keys} for method in known]
+        typer.echo(to_json(rows, indent=2))
         return
     console = stdout()
     if not console.is_terminal:
         console.width = WIDEST
-    head = ("method", "needs", "what it does", "source")[: None if console.width >= ROOMY else -1]
-    shown = table(*head, title="Methods of gaprune compare")
-    for column in shown.columns:
+    head = ("method", "needs", "what it does", "source")[: None if console.width >= WIDE else -1]
+    listing = table(*head, title="Methods of gaprune compare")
+    for column in listing.columns:
         column.justify = "left"
-    for one in known:
-        add_row(shown, [one.name, needs_text(one.needs), one.description, one.source][: len(head)])
-    console.print(shown)
+    for method in known:
+        cells = [method.name, needs_text(method.needs), method.description, method.source]
+        add_row(listing, cells[: len(head)])
+    console.print(listing)

@@ -1,4 +1,4 @@
-"""The table of a comparison on the screen, as wide as there is room."""
+"""The table of a comparison, as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -8,71 +8,67 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from gaprune.cli.console import add_row, stdout, table
+from gaprune.cli.console import WIDEST, add_row, stdout, table
 from gaprune.comparison import Comparison
 from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE
 from gaprune.comparison.tables import columns, line_cells, notes
 from gaprune.config import EVOLVED
 
-WIDEST = 1000  # of what is written to a file or a pipe
-DISPENSABLE = ("needs", "effort", "seconds")  # columns that go first where there is no room
-WRAPPED = "needs"  # the column of words
-SHORT = 24  # the longest method that is never broken; those of the user's own are paths
+DISPENSABLE = ("needs", "effort", "seconds")  # columns that are dropped, in this order
+TEXT_COLUMN = "needs"  # its cells are words and may wrap
+SHORT = 24  # names of methods up to this length are not wrapped; paths of users' own are longer
 
 
-def show_comparison(found: Comparison, place: Path) -> None:
-    """Print the table, what must be known about it, and where everything is."""
+def show_comparison(comparison: Comparison, folder: Path) -> None:
+    """Print the table, its notes, and where everything is saved."""
     console = stdout()
     if not console.is_terminal:
         console.width = WIDEST
-    missing = print_table(console, found)
-    if missing:
-        console.print(f"no room for {', '.join(missing)}: {place / TABLE} has all columns")
-    for note in notes(found.lines):
+    dropped = print_table(console, comparison)
+    if dropped:
+        console.print(f"no room for {', '.join(dropped)}: {folder / TABLE} has all columns")
+    for note in notes(comparison.lines):
         console.print(note, markup=False)
-    seeds = len({row.seed for row in found.rows})
+    seeds = len({row.seed for row in comparison.rows})
     spread = f"; median ± half the range of {seeds} seeds" if seeds > 1 else ""
-    console.print(f"measured on {found.measured_on}{spread}", markup=False)
-    made = [name for name in (REPORT, CSV, LIST, TABLE, *PLOTS) if (place / name).exists()]
-    console.print(f"saved in {place}: {', '.join(made)}", markup=False)
+    console.print(f"measured on {comparison.measured_on}{spread}", markup=False)
+    files = [name for name in (REPORT, CSV, LIST, TABLE, *PLOTS) if (folder / name).exists()]
+    console.print(f"saved in {folder}: {', '.join(files)}", markup=False)
 
 
-def print_table(console: Console, found: Comparison) -> list[str]:
-    """Print one line a method, one column a sparsity; return the columns that found no room."""
-    missing: list[str] = []
-    shown = _table(found, missing)
+def print_table(console: Console, comparison: Comparison) -> list[str]:
+    """Print one line per method, one column per sparsity; return the columns dropped."""
+    dropped: list[str] = []
+    rows = _table(comparison, dropped)
     for column in DISPENSABLE:
-        if _least_width(console, shown) <= console.width:
+        widest = console.options.update(max_width=WIDEST)
+        if Measurement.get(console, widest, rows).minimum <= console.width:  # no word is broken
             break
-        missing.append(column)
-        shown = _table(found, missing)
-    console.print(shown)
-    return missing
+        dropped.append(column)
+        rows = _table(comparison, dropped)
+    console.print(rows)
+    return dropped
 
 
-def _table(found: Comparison, missing: list[str]) -> Table:
-    sparsities = sorted({row.sparsity for row in found.rows})
+def _table(comparison: Comparison, dropped: list[str]) -> Table:
+    sparsities = sorted({row.sparsity for row in comparison.rows})
     head = columns(sparsities)
-    there = [index for index, column in enumerate(head) if column not in missing]
-    labelled = found.dense_accuracy is not None
+    present = [index for index, column in enumerate(head) if column not in dropped]
+    labelled = comparison.dense_accuracy is not None
     measure = "accuracy" if labelled else "agreement with the dense network"
-    heading = f"{found.target}: {measure} in %, by the part of the {found.removed} that is removed"
-    shown = table(*(head[index] for index in there), title=heading)
-    shown.padding = (0, 1, 0, 0)  # six sparsities have room in 120 columns
-    for column in shown.columns:
-        if column.header == WRAPPED:
+    title = f"{comparison.target}: {measure} in %, by fraction of {comparison.removed} removed"
+    rows = table(*(head[index] for index in present), title=title)
+    rows.padding = (0, 1, 0, 0)  # six sparsities fit in 120 columns
+    for column in rows.columns:
+        if column.header == TEXT_COLUMN:
             column.justify = "left"
         column.no_wrap = column.header in {"effort", "seconds"}
-    shown.columns[0].no_wrap = all(len(line.method) <= SHORT for line in found.lines)
-    lines = [(line_cells(line, sparsities), line.method == EVOLVED) for line in found.lines]
-    if found.dense_accuracy is not None:
-        full = [f"{100 * found.dense_accuracy:.2f}"] * len(sparsities)
-        lines.insert(0, (["dense network", "", *full, "", ""], False))
-    for cells, strong in lines:
-        add_row(shown, [cells[index] for index in there], strong=strong)
-    return shown
-
-
-def _least_width(console: Console, shown: Table) -> int:
-    """Return the width at which no word is broken."""
-    return Measurement.get(console, console.options.update(max_width=WIDEST), shown).minimum
+    rows.columns[0].no_wrap = all(len(line.method) <= SHORT for line in comparison.lines)
+    if comparison.dense_accuracy is not None:
+        cells = [f"{100 * comparison.dense_accuracy:.2f}"] * len(sparsities)
+        full = ["dense network", "", *cells, "", ""]
+        add_row(rows, [full[index] for index in present])
+    for line in comparison.lines:
+        full = line_cells(line, sparsities)
+        add_row(rows, [full[index] for index in present], strong=line.method == EVOLVED)
+    return rows

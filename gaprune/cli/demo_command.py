@@ -1,92 +1,191 @@
-"""`gaprune demo`: the table that the README opens with."""
+"""`gaprune demo`: prune a bundled network and print the table of the README."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
-from gaprune.cli import common_options as outputs
+from gaprune.callbacks import Observer
+from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, add_row, stdout, table
-from gaprune.cli.demo_run import FAST, SPARSITIES, TARGET, Demo, run_demo
 from gaprune.cli.prune_command import RUNS
-from gaprune.cli.signal_handling import SignalHandler
-from gaprune.config import EVOLVED
+from gaprune.cli.signals import SignalHandler
+from gaprune.config import EVOLVED, make_settings
+from gaprune.errors import GapruneError
+from gaprune.evaluation.labelled import zoo_test
 from gaprune.formatting import duration, percent
 from gaprune.io.run_files import REPORT
 from gaprune.io.serialization import to_json
+from gaprune.io.weights import load_state
+from gaprune.models.target import load_target
 from gaprune.models.zoo import ZOO
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_numbered_run
+from gaprune.runs.prune import prune_target
+from gaprune.runs.result import Result
+
+TARGET = "mnist-mlp"
+SPARSITIES = (0.95, 0.98)
+FAST = {"generations": 2}
+MOST_BASELINES = 4  # beside magnitude
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Results of the demo.
+
+    Attributes:
+        results: one per sparsity.
+        num_compared: weights and other values whose bits were compared with the checkpoint.
+    """
+
+    results: tuple[Result, ...]
+    num_compared: int
+
+    @property
+    def methods(self) -> list[str]:
+        """Magnitude, the best other baselines at the highest sparsity, then the evolved masks."""
+        scores = self.results[-1].baselines
+        others = sorted(
+            (name for name in scores if name != "magnitude"),
+            key=lambda name: scores[name].accuracy or 0.0,
+        )
+        return ["magnitude", *others[-MOST_BASELINES:], EVOLVED]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return every method at every sparsity as plain data."""
+        return [
+            {
+                "target": TARGET,
+                "sparsity": result.sparsity,
+                "method": method,
+                "seed": result.settings["seed"],
+                "accuracy": accuracy_of(result, method),
+                "agreement": result.validation_agreement
+                if method == EVOLVED
+                else result.baselines[method].agreement,
+            }
+            for result in self.results
+            for method in (*result.baselines, EVOLVED)
+        ]
+
+
+def accuracy_of(result: Result, method: str) -> float | None:
+    """Return the test accuracy of one method."""
+    return result.accuracy if method == EVOLVED else result.baselines[method].accuracy
 
 
 def demo_command(
     *,
     fast: Annotated[bool, typer.Option("--fast", help="fewer generations")] = False,
-    seed: Annotated[int, typer.Option(help="of every random choice", min=0, metavar="INT")] = 0,
-    no_save: Annotated[
-        bool, typer.Option("--no-save", help="write no folder", rich_help_panel=outputs.OUTPUT)
-    ] = False,
-    as_json: Annotated[bool, outputs.ROWS] = False,
-    quiet: Annotated[bool, outputs.QUIET] = False,
+    seed: Annotated[int, typer.Option(help="of all random choices", min=0, metavar="INT")] = 0,
+    no_save: Annotated[bool, common.NO_SAVE] = False,
+    as_json: Annotated[bool, common.ROWS] = False,
+    quiet: Annotated[bool, common.QUIET] = False,
 ) -> None:
     """Prune a real network to 2 % of its weights without data.
 
     Prints the accuracy of gaprune and of the usual methods. Takes one to two minutes. The run with
-    the most removed, and its report, go to a new folder in runs/.
+    the higher sparsity is saved with its report in a new folder in runs/.
 
     Example: gaprune demo
     """
     settings = {"seed": seed, **(FAST if fast else {})}
     with ExitStack() as stack:
-        run_directory = None if no_save else stack.enter_context(open_numbered_run(RUNS / "demo"))
+        directory = None if no_save else stack.enter_context(open_numbered_run(RUNS / "demo"))
         stack.enter_context(SignalHandler())
-        monitor = stack.enter_context(Monitor(quiet=quiet))
-        found = run_demo(monitor, settings)
-        if run_directory is not None:
+        demo = run_demo(stack.enter_context(Monitor(quiet=quiet)), settings)
+        if directory is not None:
             job = make_job({"target": TARGET, "sparsity": SPARSITIES[-1], **settings})
-            run_directory.save(found.results[-1], job)
+            directory.save(demo.results[-1], job)
     if as_json:
-        typer.echo(to_json(found.rows(), indent=2))
+        typer.echo(to_json(demo.rows(), indent=2))
     else:
-        show_demo(found, None if run_directory is None else run_directory.path / REPORT)
+        show_demo(demo, None if directory is None else directory.path / REPORT)
 
 
-def show_demo(found: Demo, report: Path | None) -> None:
-    """Print the table, what it shows, where its report is, and how to go on."""
-    console = stdout()
-    columns = (f"{percent(sparsity)} removed" for sparsity in SPARSITIES)
-    shown = table("test accuracy", *columns, title=f"{TARGET} ({ZOO[TARGET].description})")
-    add_row(shown, ["dense network", *[percent(found.dense_accuracy)] * len(SPARSITIES)])
-    for method in found.methods:
-        cells = [percent(found.accuracy(method, result)) for result in found.results]
+def run_demo(observer: Observer, settings: Mapping[str, Any]) -> Demo:
+    """Prune `TARGET` to each of `SPARSITIES` and compare the kept bits with the checkpoint.
+
+    Args:
+        observer: receives the progress.
+        settings: fields of `Settings` beside the sparsity.
+
+    Raises:
+        KeyboardInterrupt: a search was interrupted; half a table is of no use.
+    """
+    results, num_compared = [], 0
+    for sparsity in SPARSITIES:
+        observer.phase("demo", f"removing {sparsity:.0%} of the weights of {TARGET}")
+        target = load_target(TARGET)
+        result = prune_target(
+            target,
+            make_settings({**settings, "sparsity": sparsity}),
+            test=zoo_test(target),
+            observer=observer,
+        )
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt
+        num_compared += compare_bits(result)
+        results.append(result)
+    return Demo(tuple(results), num_compared)
+
+
+def compare_bits(result: Result) -> int:
+    """Compare a pruned zoo network with its checkpoint and return how many values were compared.
+
+    Every kept weight and every value that is not prunable must be equal bit for bit, and every
+    other weight must be 0.
+
+    Raises:
+        GapruneError: a value differs, which would be a defect of gaprune.
+    """
+    dense = load_state(ZOO[result.target.name].checkpoint)
+    num_compared = 0
+    for name, pruned in result.state_dict().items():
+        mask = result.masks.get(name, torch.ones_like(pruned, dtype=torch.bool))
+        before, after = dense[name][mask], pruned[mask]
+        same = torch.equal(before.view(torch.uint8), after.view(torch.uint8))
+        if not same or pruned[~mask].any():
+            raise GapruneError(f"{name}: the pruned network differs from the checkpoint")
+        num_compared += len(after)
+    return num_compared
+
+
+def show_demo(demo: Demo, report: Path | None) -> None:
+    """Print the table, what it means, where its report is, and what to try next."""
+    console, results = stdout(), demo.results
+    heads = (f"{percent(sparsity)} removed" for sparsity in SPARSITIES)
+    rows = table("test accuracy", *heads, title=f"{TARGET} ({ZOO[TARGET].description})")
+    add_row(rows, ["dense network", *[percent(results[0].dense_accuracy)] * len(SPARSITIES)])
+    for method in demo.methods:
+        cells = [percent(accuracy_of(result, method)) for result in results]
         name = "gaprune" if method == EVOLVED else method
-        add_row(shown, [name, *cells], strong=method == EVOLVED)
-    console.print(shown)
-    seconds = sum(result.seconds for result in found.results)
-    sources = "; ".join(found.results[0].provenance.sources)
-    command = _command()
+        add_row(rows, [name, *cells], strong=method == EVOLVED)
+    console.print(rows)
+    # after `make`, gaprune's environment is not on the path
+    command = "gaprune" if shutil.which("gaprune") else os.path.relpath(sys.argv[0])
+    seconds = duration(sum(result.seconds for result in results))
     lines = (
-        "No training image and no label was shown to the search, and no weight was changed:",
-        f"all {found.compared:,} values that stay are bit-identical to the checkpoint.",
-        f"Shown to the network: {sources}.",
-        f"The 10,000 test images were used for this table only. {duration(seconds)} in all.",
-        *([] if report is None else [f"See it: open {report} in a browser."]),
+        "The search used no training image and no label, and changed no weight:",
+        f"all {demo.num_compared:,} values that are kept are bit-identical to the checkpoint.",
+        f"Calibration inputs: {'; '.join(results[0].provenance.sources)}.",
+        f"The 10,000 test images were used for this table only. Time: {seconds}.",
+        *([] if report is None else [f"Report: open {report} in a browser."]),
         "",
-        "Go on with",
+        "Next:",
         f"  {command} prune {TARGET} --sparsity 0.98   saves the pruned network in runs/",
-        f"  {command} zoo                              lists the networks that come along",
-        f"  {command} prune --help                     tells how to prune your own network",
+        f"  {command} zoo                              lists the bundled networks",
+        f"  {command} prune --help                     explains how to prune your own network",
     )
     for line in lines:
         console.print(line, markup=False)
-
-
-def _command() -> str:
-    """Return what to type for gaprune here: after `make`, its environment is not on the path."""
-    return "gaprune" if shutil.which("gaprune") else os.path.relpath(sys.argv[0])

@@ -1,4 +1,4 @@
-"""`gaprune measure`: what files of weights cost and do."""
+"""`gaprune measure`: size, multiply-adds, latency and accuracy of weight files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gaprune.cli import common_options as outputs
-from gaprune.cli.comparison_table import WIDEST
-from gaprune.cli.completion import among
-from gaprune.cli.console import Monitor, add_row, stdout, table
-from gaprune.cli.signal_handling import SignalHandler
+from gaprune.cli import common_options as common
+from gaprune.cli.console import WIDEST, Monitor, add_row, stdout, table
+from gaprune.cli.signals import SignalHandler
 from gaprune.export.measure import RUNTIMES, FileMeasurement, measure
 from gaprune.formatting import MISSING, percent
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO
 from gaprune.runs.option_keys import names
 
-HOW = "How"
+MEASUREMENT = "Measurement"
 
 
 def measure_command(
@@ -30,7 +28,7 @@ def measure_command(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="safetensors (dense, sparse, masks, prune), ONNX, or a state dict as .pt",
+            help="safetensors (dense, sparse, masks, prune), ONNX, or a state dict in .pt",
             metavar="FILE...",
             show_default=False,
         ),
@@ -38,12 +36,12 @@ def measure_command(
     target: Annotated[
         str | None,
         typer.Option(
-            help="the dense network: a target's name or the folder of a run (default: what the "
-            "folder of the file says)",
+            help="the dense network: a target or the folder of a run (default: named in the folder "
+            "of the file)",
             metavar="TARGET",
-            autocompletion=among(ZOO),
+            autocompletion=common.completion(ZOO),
             show_default=False,
-            rich_help_panel=HOW,
+            rich_help_panel=MEASUREMENT,
         ),
     ] = None,
     runtimes: Annotated[
@@ -51,52 +49,51 @@ def measure_command(
         typer.Option(
             help=f"of {', '.join(RUNTIMES)}; repeatable, or joined by commas (default: all)",
             metavar="NAME",
-            autocompletion=among(RUNTIMES, joined=True),
+            autocompletion=common.completion(RUNTIMES, joined=True),
             show_default=False,
-            rich_help_panel=HOW,
+            rich_help_panel=MEASUREMENT,
         ),
     ] = None,
-    as_json: Annotated[bool, outputs.ROWS] = False,
-    quiet: Annotated[bool, outputs.QUIET] = False,
+    as_json: Annotated[bool, common.ROWS] = False,
+    quiet: Annotated[bool, common.QUIET] = False,
 ) -> None:
-    """Measure files of weights: bytes, work, latency, agreement.
+    """Measure weight files: bytes, multiply-adds, latency, agreement.
 
-    Prints a table of the files and one of their latencies, and what could not be measured.
+    Prints a table of the files, a table of their latencies, and what could not be measured.
 
-    Latency is the median of many passes at batch 1 and 64, in turn with the dense network in the
-    same runtime; of torch-csr, with the dense network in torch. A line says so where sparsity
-    gives no speed-up: runtimes that multiply by zeros do all the work, whatever the file saves.
+    Latency is the median of many passes at batch sizes 1 and 64, in turn with the dense network in
+    the same runtime (for torch-csr, in torch). Runtimes that multiply by zeros gain no speed from
+    sparsity, however small the file is: a line says so.
 
     Example: gaprune measure runs/mnist-cnn-0.98/pruned.safetensors
 
     Example: gaprune measure sparse/model.safetensors dense/model.safetensors --runtimes torch
     """
-    chosen = None if not runtimes else names(runtimes, "runtimes")
+    chosen = names(runtimes, "runtimes") if runtimes else None
     with SignalHandler("nothing was written"):
-        # a factory file may print
+        # networks of users may print, but stdout is for results
         with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
-            found = measure(*files, target=target, runtimes=chosen, observer=monitor)
+            measurements = measure(*files, target=target, runtimes=chosen, observer=monitor)
         if as_json:
-            typer.echo(to_json([one.record() for one in found], indent=2))
+            typer.echo(to_json([item.record() for item in measurements], indent=2))
         else:
-            _show(found)
+            _show(measurements)
 
 
-def _show(found: Sequence[FileMeasurement]) -> None:
+def _show(measurements: Sequence[FileMeasurement]) -> None:
     console = stdout()
     if not console.is_terminal:
-        console.width = WIDEST  # names of files are not cut apart
-    shown = table("", *(one.file for one in found))
+        console.width = WIDEST  # file names are not wrapped
+    rows = table("", *(item.file for item in measurements))
     for label, cell in _ROWS.items():
-        add_row(shown, [label, *(cell(one) for one in found)])
-    console.print(shown)
-    for one in found:
-        _show_latency(one, console)
-    for one in found:
-        for name, why in one.timed.missing.items():
-            console.print(Text(f"{one.file}: {name}: not measured ({why})"))
-        for line in one.said:
-            console.print(Text(f"{one.file}: {line}"))
+        add_row(rows, [label, *map(cell, measurements)])
+    console.print(rows)
+    for item in measurements:
+        _show_latency(item, console)
+    for item in measurements:
+        missing = [f"{name}: not measured ({why})" for name, why in item.timed.missing.items()]
+        for line in (*missing, *item.said):
+            console.print(Text(f"{item.file}: {line}"))
 
 
 def _count(value: int | None) -> str:
@@ -104,29 +101,29 @@ def _count(value: int | None) -> str:
 
 
 _ROWS: dict[str, Callable[[FileMeasurement], str]] = {
-    "kind": lambda one: one.kind,
-    "bytes": lambda one: _count(one.bytes),
-    "bytes after zstd": lambda one: _count(one.zstd_bytes),
-    "parameters": lambda one: _count(one.parameters),
-    "of them not 0": lambda one: _count(one.nonzeros),
-    "multiply-adds": lambda one: _count(one.work and one.work.all),
-    "of them not by 0": lambda one: _count(one.work and one.work.nonzero),
-    "agreement": lambda one: percent(one.agreement),
-    "accuracy": lambda one: percent(one.accuracy),
-    "measured on": lambda one: one.compared_on or MISSING,
+    "kind": lambda item: item.kind,
+    "bytes": lambda item: _count(item.bytes),
+    "bytes after zstd": lambda item: _count(item.zstd_bytes),
+    "parameters": lambda item: _count(item.parameters),
+    "nonzero parameters": lambda item: _count(item.nonzeros),
+    "multiply-adds": lambda item: _count(item.work and item.work.all),
+    "nonzero multiply-adds": lambda item: _count(item.work and item.work.nonzero),
+    "agreement": lambda item: percent(item.agreement),
+    "accuracy": lambda item: percent(item.accuracy),
+    "measured on": lambda item: item.compared_on or MISSING,
 }
 
 
-def _show_latency(one: FileMeasurement, console: Console) -> None:
-    batches = list(dict.fromkeys(batch for by in one.timed.pruned.values() for batch in by))
+def _show_latency(item: FileMeasurement, console: Console) -> None:
+    timed = item.timed
+    batches = list(dict.fromkeys(batch for times in timed.pruned.values() for batch in times))
     if not batches:
         return
-    threads = "1 thread" if one.threads == 1 else f"{one.threads} threads"
-    title = f"{one.file}: milliseconds of one pass, median, {threads}"
-    heads = (f"{who}batch {batch}" for batch in batches for who in ("", "dense, "))
-    shown = table("runtime", *heads, title=title)
-    for name, own in one.timed.pruned.items():
-        dense = one.timed.dense.get(name, {})
-        cells = (ms for batch in batches for ms in (own.get(batch), dense.get(batch)))
-        add_row(shown, [name, *(MISSING if ms is None else f"{ms:.3f}" for ms in cells)])
-    console.print(shown)
+    threads = "1 thread" if item.threads == 1 else f"{item.threads} threads"
+    heads = (f"{network}batch {batch}" for batch in batches for network in ("", "dense, "))
+    rows = table("runtime", *heads, title=f"{item.file}: median milliseconds per pass, {threads}")
+    for runtime, pruned in timed.pruned.items():
+        dense = timed.dense.get(runtime, {})
+        cells = (times.get(batch) for batch in batches for times in (pruned, dense))
+        add_row(rows, [runtime, *(MISSING if ms is None else f"{ms:.3f}" for ms in cells)])
+    console.print(rows)

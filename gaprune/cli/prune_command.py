@@ -1,87 +1,71 @@
-"""`gaprune prune`: from options to a job, from a job to a result on the screen and on the disk."""
+"""`gaprune prune`: options → run → result on stdout and in a run directory."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gaprune.callbacks import Observer
-from gaprune.cli import common_options as outputs
+from gaprune.callbacks import Observer, ObserverGroup
+from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, stdout
-from gaprune.cli.dry_run_table import show_dry_run
 from gaprune.cli.options import with_options
-from gaprune.cli.run_and_save import carry_out
-from gaprune.cli.set_option import read_pairs
-from gaprune.config import Settings, read_config
-from gaprune.errors import InputError
+from gaprune.cli.result_table import show_dry_run, show_profile, show_result
+from gaprune.cli.signals import SignalHandler
+from gaprune.cli.tensorboard import Events
+from gaprune.config import read_config
+from gaprune.errors import GapruneError, InputError
 from gaprune.io.serialization import to_json
-from gaprune.runs.dry_run import dry_run
+from gaprune.profiling import run_profiler
+from gaprune.runs.dry_run import dry_run as predict
 from gaprune.runs.job import PruneJob, make_job
-from gaprune.runs.open_directory import open_numbered_run, open_run
+from gaprune.runs.open_directory import OpenRun, open_numbered_run, open_run
 from gaprune.runs.prune import prune_target
 from gaprune.runs.result import Result
 
-RUNS = Path("runs")  # where results go when no folder is named
+RUNS = Path("runs")  # where results go without --out
 
 
 @with_options()
 def prune_command(  # noqa: PLR0913 # options, each by its own name
     *,
     out: Annotated[
-        str | None,
-        outputs.folder("folder for the results (default: a new one in runs/)"),
+        str | None, common.folder("folder for the results (default: a new one in runs/)")
     ] = None,
-    overwrite: Annotated[bool, outputs.overwrite("replace an earlier run")] = False,
-    no_save: Annotated[
-        bool, typer.Option("--no-save", help="write no folder", rich_help_panel=outputs.OUTPUT)
-    ] = False,
-    config: Annotated[
-        Path | None,
-        outputs.config("a run's config.toml"),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="print result.json to stdout", rich_help_panel=outputs.OUTPUT),
-    ] = False,
-    quiet: Annotated[bool, outputs.QUIET] = False,
-    profile: Annotated[bool, outputs.PROFILE] = False,
-    tensorboard: Annotated[str | None, outputs.TENSORBOARD] = None,
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="any key of config.toml: steps=50; may be repeated",
-            metavar="KEY=VALUE",
-            rich_help_panel=outputs.OUTPUT,
-        ),
-    ] = None,
+    overwrite: Annotated[bool, common.overwrite("replace an earlier run")] = False,
+    no_save: Annotated[bool, common.NO_SAVE] = False,
+    config: Annotated[Path | None, common.config("the config.toml of a run")] = None,
+    as_json: Annotated[bool, common.RESULT] = False,
+    quiet: Annotated[bool, common.QUIET] = False,
+    profile: Annotated[bool, common.PROFILE] = False,
+    tensorboard: Annotated[str | None, common.TENSORBOARD] = None,
+    pairs: Annotated[list[str] | None, common.SET] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="show layers, budget, time and memory, and prune nothing",
-            rich_help_panel=outputs.OUTPUT,
+            help="print layers, budget, predicted time and memory; prune nothing",
+            rich_help_panel=common.OUTPUT,
         ),
     ] = False,
     **options: Any,
 ) -> None:
     """Prune a pretrained network without its training data.
 
-    No weight changes: a mask says which of them stay.
+    The weights stay frozen: a mask selects those that are kept.
 
-    TARGET is a network of the zoo (see gaprune zoo), or path/to/file.py:factory with --weights
-    FILE. A factory file is code: it is imported and runs, so name only files that you trust.
-    Weight files never run code.
+    TARGET is a network of the zoo (see gaprune zoo), path/to/file.py:factory with --weights FILE,
+    timm:NAME or hf:NAME. A factory file is code that is imported and runs: name only files that
+    you trust. Weight files never run code.
 
-    The command line goes before --config, which goes before the defaults. Results go to stdout
-    and into a run folder, progress goes to stderr. Ctrl-C keeps the best so far, and gaprune
-    resume goes on after that or after any other end.
+    Options on the command line take precedence over --config, and --config over the defaults.
+    Results go to stdout and to a run directory, progress to stderr. Ctrl-C saves the best mask so
+    far; gaprune resume continues a run after that, and after a crash.
 
     Example: gaprune prune mnist-mlp --sparsity 0.95
 
@@ -91,31 +75,40 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
 
     Example: gaprune prune net.py:make --weights net.safetensors --sparsity 0.9 --range 0,1
     """
-    stated = {name: value for name, value in options.items() if value not in (None, [])}
-    filed = read_config(config) if config else {}
-    job = make_job({**filed, **read_pairs(pairs or (), stated), **stated})
+    given = common.stated(options)
+    from_file = read_config(config) if config else {}
+    job = make_job({**from_file, **common.read_pairs(pairs or (), given), **given})
     if out is not None and no_save:
         raise InputError("out: cannot be combined with --no-save; leave one of them out")
     if dry_run:
-        _foresee(job, as_json=as_json, quiet=quiet)
+        # networks of users may print, but stdout is for results
+        with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
+            monitor.progress("predicting time and memory", 0, None)
+            prediction = predict(job.load()[0], job.settings)
+        if as_json:
+            typer.echo(to_json(prediction.record(), indent=2))
+        else:
+            show_dry_run(prediction, stdout())
         return
 
-    def work(observer: Observer) -> tuple[Result, PruneJob]:
+    def prune(observer: Observer) -> tuple[Result, PruneJob]:
         target, test = job.load()
         result = prune_target(
             target, job.settings, test=test, observer=observer, run_directory=run_directory, job=job
         )
         return result, job
 
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         run_directory = None
         if out is not None:
             run_directory = stack.enter_context(open_run(out, overwrite=overwrite))
         elif not no_save:
-            stem = RUNS / f"{slug(job.target)}-{_asked(job.settings)}"
+            drop, sparsity = job.settings.max_drop, job.settings.sparsity
+            budget = f"{sparsity:g}" if drop is None else f"drop-{drop:g}"
+            stem = RUNS / f"{slug(job.target)}-{budget}"
             run_directory = stack.enter_context(open_numbered_run(stem))
-        code = carry_out(
-            work,
+        code = run_and_save(
+            prune,
             run_directory,
             as_json=as_json,
             quiet=quiet,
@@ -125,25 +118,72 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     raise typer.Exit(code)
 
 
-def _foresee(job: PruneJob, *, as_json: bool, quiet: bool) -> None:
-    # stdout is for results, whatever others print
-    with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
-        monitor.progress("trying what a search does", 0, None)
-        target, _ = job.load()
-        found = dry_run(target, job.settings)
-    if as_json:
-        typer.echo(to_json(found.record(), indent=2))
-    else:
-        show_dry_run(found, stdout())
-
-
-def _asked(settings: Settings) -> str:
-    """Return in a few characters what is asked for: `0.95`, or `drop-0.01`."""
-    if settings.max_drop is None:
-        return f"{settings.sparsity:g}"
-    return f"drop-{settings.max_drop:g}"
-
-
 def slug(target: str) -> str:
-    """Return what folders of a target are called: `path/to/net.py:make` → `net-make`."""
+    """Return the folder name of a target: `path/to/net.py:make` → `net-make`."""
     return re.sub(r"[^\w.]+", "-", re.sub(r"\.py:", "-", target.replace("\\", "/").split("/")[-1]))
+
+
+def run_and_save(
+    run: Callable[[Observer], tuple[Result, PruneJob | None]],
+    run_directory: OpenRun | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    profile: bool,
+    tensorboard: str | None = None,
+) -> int:
+    """Carry out a run, print and save its result, and return the exit code.
+
+    Args:
+        run: returns the result and the job that it belongs to.
+        run_directory: where the result is saved; None saves nothing.
+        as_json: print the record instead of tables.
+        quiet: show no progress.
+        profile: measure where the time goes, and print it on stderr.
+        tensorboard: folder for events; None writes none.
+
+    Raises:
+        GapruneError: the events cannot be written; nothing has been computed then.
+    """
+    with (
+        nullcontext() if tensorboard is None else Events(tensorboard) as events,
+        SignalHandler() as signals,
+        Monitor(quiet=quiet, on_phase=signals.phase) as monitor,
+    ):
+        observer: Observer = monitor if events is None else ObserverGroup(monitor, events)
+        try:
+            with redirect_stdout(sys.stderr), run_profiler(enabled=profile) as profiler:
+                result, job = run(observer)
+            result = result.timed(profiler)
+        except KeyboardInterrupt:
+            if run_directory is not None and run_directory.keep_files:
+                signals.remark = f"continue with {run_directory.command}"
+            raise
+        signals.saving = True
+        where = "not saved (--no-save)"
+        if run_directory is not None:
+            monitor.progress("saving, and drawing the report", 0, None)
+            try:
+                where = f"saved in {run_directory.save(result, job)}"
+            except GapruneError:
+                monitor.stop_bar()
+                _show(result, as_json=as_json)  # a full disk must not lose the search
+                raise
+            if result.stopped == "interrupted" and run_directory.resumable:
+                where += f"; continue with {run_directory.command}"
+        monitor.stop_bar()
+        _show(result, as_json=as_json)
+        if as_json:
+            monitor.say(where)
+        else:
+            stdout().print(where, markup=False)
+    return signals.exit_code
+
+
+def _show(result: Result, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(to_json(result.record(), indent=2))
+    else:
+        show_result(result, stdout())
+    if result.profile is not None:
+        show_profile(result.profile)

@@ -1,4 +1,4 @@
-"""`gaprune report`: the page of a run or a comparison, made anew."""
+"""`gaprune report`: create report.html of a run or a comparison again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gaprune.cli import common_options as outputs
+from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor
 from gaprune.comparison.comparison_report import make_report
 from gaprune.io.serialization import to_json
@@ -16,25 +16,19 @@ from gaprune.io.serialization import to_json
 def report_command(
     *,
     run: Annotated[
-        str,
-        typer.Argument(
-            help="folder of a run, or of a comparison", metavar="RUN", show_default=False
-        ),
+        str, typer.Argument(help="folder of a run or comparison", metavar="RUN", show_default=False)
     ],
     show: Annotated[
-        bool,
-        typer.Option("--open", help="open it in the browser", rich_help_panel=outputs.OUTPUT),
+        bool, typer.Option("--open", help="open it in the browser", rich_help_panel=common.OUTPUT)
     ] = False,
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="print where it is as JSON", rich_help_panel=outputs.OUTPUT),
+        bool, typer.Option("--json", help="print its path as JSON", rich_help_panel=common.OUTPUT)
     ] = False,
 ) -> None:
-    """Make report.html of a run or a comparison anew.
+    """Create report.html of a run or a comparison again.
 
-    Every run and comparison makes one at its end; this makes it anew, for example of a run by an
-    older gaprune: what that did not write down is left out. The page is one file that needs no
-    network: send it, print it, read it on a phone.
+    Every run and comparison creates one at its end. Use this command after an update of gaprune;
+    what an older version did not record is left out. The page is one file that needs no network.
 
     Example: gaprune report runs/mnist-mlp-0.95
 

@@ -1,4 +1,4 @@
-"""`gaprune resume`: a run that was stopped goes on."""
+"""`gaprune resume`: continue a run that was stopped."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from gaprune.cli import common_options as outputs
+from gaprune.cli import common_options as common
 from gaprune.cli.options import with_changes
-from gaprune.cli.run_and_save import carry_out
+from gaprune.cli.prune_command import run_and_save
 from gaprune.runs.open_directory import reopen_run
 from gaprune.runs.resume import CHANGEABLE, go_on
 
@@ -16,35 +16,29 @@ from gaprune.runs.resume import CHANGEABLE, go_on
 @with_changes(CHANGEABLE)
 def resume_command(
     *,
-    run: Annotated[
-        str, typer.Argument(help="folder of the run", metavar="RUN", show_default=False)
-    ],
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="print result.json to stdout", rich_help_panel=outputs.OUTPUT),
-    ] = False,
-    quiet: Annotated[bool, outputs.QUIET] = False,
-    profile: Annotated[bool, outputs.PROFILE] = False,
-    tensorboard: Annotated[str | None, outputs.TENSORBOARD] = None,
+    run: Annotated[str, common.RUN],
+    as_json: Annotated[bool, common.RESULT] = False,
+    quiet: Annotated[bool, common.QUIET] = False,
+    profile: Annotated[bool, common.PROFILE] = False,
+    tensorboard: Annotated[str | None, common.TENSORBOARD] = None,
     **options: Any,
 ) -> None:
-    """Go on with a run that was stopped: Ctrl-C, a crash, a power cut.
+    """Continue a run that was stopped by Ctrl-C, a crash or a power cut.
 
-    It goes on after the last generation that was kept (--checkpoint-every) and finds the masks
-    that the undisturbed run would have found, bit for bit, also with another number of workers.
-    Network, weights, settings and the versions of gaprune and torch must be those of the run.
-    Start it in the same folder: paths are as they were given.
+    It continues after the last checkpoint (--checkpoint-every) and finds the masks of the
+    undisturbed run bit for bit, also with another number of workers. Network, weights, settings
+    and the versions of gaprune and torch must be those of the run. Start it in the folder where
+    the run was started: relative paths are kept.
 
-    A run that had ended goes on as well where a limit leaves room: --generations 60.
+    A run that has ended continues as well if a limit is raised: --generations 60.
 
     Example: gaprune resume runs/mnist-mlp-0.95
 
     Example: gaprune resume runs/mnist-mlp-0.95 --workers 4
     """
-    changes = {name: value for name, value in options.items() if value is not None}
     with reopen_run(run) as run_directory:
-        code = carry_out(
-            lambda observer: go_on(run_directory, changes, observer),
+        code = run_and_save(
+            lambda observer: go_on(run_directory, common.stated(options), observer),
             run_directory,
             as_json=as_json,
             quiet=quiet,

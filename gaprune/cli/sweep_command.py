@@ -1,4 +1,4 @@
-"""`gaprune sweep`: thresholds or codebooks from mild to harsh, and how far one can go."""
+"""`gaprune sweep`: thresholds or codebook sizes from mild to harsh, and the strongest usable."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from gaprune.calibration.samples import Samples
-from gaprune.cli import common_options as outputs
-from gaprune.cli.completion import among
+from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
-from gaprune.cli.signal_handling import SignalHandler
+from gaprune.cli.signals import SignalHandler
 from gaprune.comparison.sweep_network import generated_validation
 from gaprune.comparison.sweeps import SWEEPS, SweepOptions, SweepResult, sweep
 from gaprune.config import Settings
@@ -26,50 +25,54 @@ from gaprune.runs.open_directory import free_name
 from gaprune.runs.option_keys import number, numbers
 
 PLOTS = ("sweep.svg", "sweep.png")
-UNUSED = tuple(Settings.model_fields)
-"""Settings of a search: a sweep has none."""
+FRACTIONS = ("sparsity", "accuracy", "agreement")  # columns that are printed in percent
 
 
-@with_options(leave_out=UNUSED)
+@with_options(leave_out=tuple(Settings.model_fields))  # a sweep does not search
 def sweep_command(  # noqa: PLR0913 # one per option
     *,
     by: Annotated[
         str,
         typer.Option(
-            help=f"what moves: {' or '.join(SWEEPS)}", metavar="KIND", autocompletion=among(SWEEPS)
+            help=f"what varies: {' or '.join(SWEEPS)}",
+            metavar="KIND",
+            autocompletion=common.completion(SWEEPS),
         ),
     ] = "threshold",
     max_drop: Annotated[
-        str, typer.Option(help="accuracy that may be lost: 0.01 is one point", metavar="NUMBER")
+        str,
+        typer.Option(
+            help="largest drop in accuracy: 0.01 is one percentage point", metavar="NUMBER"
+        ),
     ] = "0.01",
     values: Annotated[
         str | None,
         typer.Option(
             help="thresholds on |w|, or clusters per layer, joined by commas "
-            "(default: a range that fits)",
+            "(default: chosen by the network)",
             metavar="NUMBERS",
         ),
     ] = None,
-    biases: Annotated[bool, typer.Option("--biases", help="zero or cluster biases too")] = False,
+    biases: Annotated[bool, typer.Option("--biases", help="include biases")] = False,
     mask: Annotated[
         str | None,
-        typer.Option(help="cluster what the masks of this run leave", metavar="RUN"),
+        typer.Option(help="cluster the weights kept by the masks of this run", metavar="RUN"),
     ] = None,
     out: Annotated[
         str | None,
-        outputs.folder("folder for rows and plots (default: a new one in runs/)"),
+        common.folder("folder for rows and plots (default: a new one in runs/)"),
     ] = None,
-    as_json: Annotated[bool, outputs.ROWS] = False,
-    quiet: Annotated[bool, outputs.QUIET] = False,
+    as_json: Annotated[bool, common.ROWS] = False,
+    quiet: Annotated[bool, common.QUIET] = False,
     **options: Any,
 ) -> None:
-    """Move one number over a range and see where the network breaks.
+    """Vary one number over a range and see where the network breaks.
 
-    By threshold zeroes every weight whose magnitude is below a threshold; by clusters replaces the
-    weights of a layer by a few shared values (a k-means codebook). Every point is measured on the
-    labels of --test, or of a zoo network's test set; without any, by the agreement with the dense
-    network on generated inputs. Prints all points, and the furthest that loses no more than
-    --max-drop; the folder has them and a plot.
+    By threshold: removes every weight whose magnitude is below a threshold. By clusters: replaces
+    the weights of a layer by a few shared values (a k-means codebook). Every point is measured on
+    the labels of --test, or the test set of a bundled network; without labels, by agreement with
+    the dense network on generated inputs. Prints all points, and the strongest one whose drop is
+    at most --max-drop; the folder holds them and a plot.
 
     Example: gaprune sweep lenet --max-drop 0.02
 
@@ -77,83 +80,71 @@ def sweep_command(  # noqa: PLR0913 # one per option
     """
     if by not in SWEEPS:
         raise unknown_name("by", by, SWEEPS)
-    stated = {name: value for name, value in options.items() if value not in (None, [])}
-    job = make_job({**stated, "sparsity": 0.5})  # a job has one; nothing here uses it
-    over = SweepOptions(
+    job = make_job({**common.stated(options), "sparsity": 0.5})  # required, but not used here
+    sweep_options = SweepOptions(
         values=() if values is None else numbers(values, "values"),
         max_drop=number(max_drop, "max_drop"),
         biases=biases,
         masks=None if mask is None else load_masks(mask),
     )
-    place = free_name(RUNS / f"sweep-{slug(job.target)}") if out is None else Path(out)
-    check_new(place)
-    target, test = job.load("cpu")  # where its rows have been measured ever since
+    folder = free_name(RUNS / f"sweep-{slug(job.target)}") if out is None else Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"out: {folder} is not empty; name a folder that is new or empty")
+    target, test = job.load("cpu")  # sweeps are always on the CPU: figures stay comparable
     with SignalHandler(), Monitor(quiet=quiet) as monitor:
         monitor.phase("sweep", f"{target.name} by {by}")
         held_out = test or generated_validation(target)
-        found = sweep(by, target, held_out, over, monitor)
+        result = sweep(by, target, held_out, sweep_options, monitor)
         monitor.stop_bar()
-        saved = _save(found, place, monitor)
+        files = _save(result, folder, monitor)
     if as_json:
-        typer.echo(to_json(found.rows, indent=2))
+        typer.echo(to_json(result.rows, indent=2))
     else:
-        _show(found, held_out, over, saved)
+        _show(result, held_out, sweep_options.max_drop, files)
 
 
-def check_new(place: Path) -> None:
-    """Refuse a folder that holds something, before anything is computed."""
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise InputError(f"out: {place} is not empty; name a folder that is new or empty")
-
-
-def _save(found: SweepResult, place: Path, monitor: Monitor) -> list[str]:
-    """Write rows and plots; return the names of what is there."""
-    names = ["sweep.json"]
+def _save(result: SweepResult, folder: Path, monitor: Monitor) -> list[str]:
+    """Write rows and plots; return the paths of the files."""
+    rows = folder / "sweep.json"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        (place / names[0]).write_text(to_json(found.rows, indent=2) + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        rows.write_text(to_json(result.rows, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise GapruneError(f"out: cannot write to {place} ({error.strerror})") from error
+        raise GapruneError(f"out: cannot write to {folder} ({error.strerror})") from error
+    files = [str(rows)]
     try:
         for name in PLOTS:
-            found.plot(place / name)
-            names.append(name)
+            result.plot(folder / name)
+            files.append(str(folder / name))
     except GapruneError as error:
         monitor.warning(f"no plots: {error}")
-    return [str(place / name) for name in names]
+    return files
 
 
-def _show(found: SweepResult, held_out: Samples, over: SweepOptions, saved: list[str]) -> None:
+def _show(result: SweepResult, held_out: Samples, max_drop: float, files: list[str]) -> None:
     console = stdout()
-    names = [name for name, value in found.rows[0].items() if not isinstance(value, dict)]
-    shown = table(*(name.replace("_", " ") for name in names))
-    for row in found.rows:
-        add_row(shown, [_cell(name, row[name]) for name in names], strong=row == found.best)
-    console.print(shown)
-    lost = f"no more than {points(over.max_drop)[1:]} lost"
-    if found.best is None:
-        console.print(f"every point loses more than {points(over.max_drop)[1:]}")
+    names = [name for name, value in result.rows[0].items() if not isinstance(value, dict)]
+    heads = [name.replace("_", " ") for name in names]
+    rows = table(*heads)
+    for row in result.rows:
+        add_row(rows, [_cell(name, row[name]) for name in names], strong=row == result.best)
+    console.print(rows)
+    limit = points(max_drop).lstrip("+")
+    if result.best is None:
+        console.print(f"every point drops more than {limit}")
     else:
-        best = ", ".join(
-            f"{name.replace('_', ' ')} {_cell(name, found.best[name])}" for name in names
-        )
-        console.print(f"furthest with {lost}: {best}", markup=False)
+        cells = [_cell(name, result.best[name]) for name in names]
+        best = ", ".join(f"{head} {cell}" for head, cell in zip(heads, cells, strict=True))
+        console.print(f"strongest with a drop of at most {limit}: {best}", markup=False)
     console.print(f"measured on {held_out.source}", markup=False)
-    if found.dense_accuracy is not None:
-        console.print(f"dense network: {percent(found.dense_accuracy)}", markup=False)
-    console.print(f"saved {', '.join(saved)}", markup=False)
-
-
-_PARTS = ("sparsity", "accuracy", "agreement")  # shown in percent
+    if result.dense_accuracy is not None:
+        console.print(f"dense network: {percent(result.dense_accuracy)}", markup=False)
+    console.print(f"saved {', '.join(files)}", markup=False)
 
 
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return MISSING
-    return (
-        percent(value)
-        if name in _PARTS
-        else f"{value:,.4g}"
-        if isinstance(value, float)
-        else f"{value:,}"
-    )
+    if name in FRACTIONS:
+        return percent(value)
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"

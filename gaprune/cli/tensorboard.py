@@ -1,4 +1,4 @@
-"""A run as TensorBoard events: one point per generation, written while the search goes on."""
+"""TensorBoard events of a run: one point per generation, written during the search."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from gaprune.records import BaselineScore, Generation
 
 
 class Events(Observer):
-    """An observer that writes events; close it at the end, or use it in a `with` block.
+    """An observer that writes events; use it in a `with` block.
 
-    Scalars by generation: `validation/agreement`, `fitness/best`, `fitness/mean`, `search/evaluations`,
-    `search/seconds`, and the probability of every operator under `rates/`; the agreement of every
-    one-shot mask at step 0 under `baselines/`. Phases and warnings are texts.
+    Scalars by generation: `validation/agreement`, `fitness/best`, `fitness/mean`,
+    `search/evaluations`, `search/seconds`, and the probability of every operator under `rates/`;
+    the agreement of every one-shot mask at step 0 under `baselines/`. Phases and warnings are
+    texts.
 
     Args:
-        folder: of the events; made where it is missing.
+        folder: of the events; created if missing.
 
     Raises:
         InputError: the folder cannot be written.
@@ -31,7 +32,7 @@ class Events(Observer):
             from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise GapruneError(
-                "tensorboard: the events need the package tensorboard; "
+                "tensorboard: needs the package tensorboard; "
                 "pip install 'gaprune[tensorboard]', or leave --tensorboard out"
             ) from error
         try:
@@ -52,7 +53,7 @@ class Events(Observer):
         self._writer.add_scalar(f"baselines/{name}", score.agreement, 0)
 
     def generation(self, record: Generation, total: int | None) -> None:
-        """Write its figures, so that they can be seen at once."""
+        """Write its scores and flush, so that TensorBoard shows them at once."""
         del total
         self._step = record.generation
         figures = {
@@ -72,10 +73,6 @@ class Events(Observer):
         """Write it as text."""
         self._writer.add_text("warning", text, self._step)
 
-    def close(self) -> None:
-        """Write what is left."""
-        self._writer.close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -85,4 +82,4 @@ class Events(Observer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self._writer.close()

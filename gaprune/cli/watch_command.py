@@ -1,4 +1,4 @@
-"""`gaprune watch`: how far a run of another process is."""
+"""`gaprune watch`: show the progress of a run of another process."""
 
 from __future__ import annotations
 
@@ -10,76 +10,72 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from gaprune.cli import common_options as outputs
-from gaprune.cli.console import stdout
-from gaprune.cli.live import LAST, generation_table, sparkline
+from gaprune.cli import common_options as common
+from gaprune.cli.console import LAST, generation_table, sparkline, stdout
 from gaprune.errors import GapruneError
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json
 from gaprune.records import Generation, as_json
 from gaprune.runs.status import ENDED, RUNNING, STOPPED, RunStatus, read_status
 
-INTERRUPTED = 130  # as shells count Ctrl-C
+INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 SILENT = (
-    "it keeps nothing while it goes on (--checkpoint-every 0, or a method without a search): "
-    "what comes of it is shown at its end"
+    "this run records no progress (--checkpoint-every 0, or a one-shot method); its result appears "
+    "at its end"
 )
-TALLEST = 10_000  # generations that are shown where nothing is redrawn
+ALL = 10_000  # generations in the last table where nothing is redrawn
 
 
 def watch_command(
     *,
-    run: Annotated[
-        str, typer.Argument(help="folder of the run", metavar="RUN", show_default=False)
-    ],
+    run: Annotated[str, common.RUN],
     every: Annotated[
-        float,
-        typer.Option(help="seconds between two looks", min=0.05, metavar="SECONDS"),
+        float, typer.Option(help="seconds between updates", min=0.05, metavar="SECONDS")
     ] = 1.0,
     json_lines: Annotated[
         bool,
         typer.Option(
             "--json",
-            help="print every generation as a line of JSON, and the result as the last one",
-            rich_help_panel=outputs.OUTPUT,
+            help="print every generation as a line of JSON, and the result as the last line",
+            rich_help_panel=common.OUTPUT,
         ),
     ] = False,
 ) -> None:
-    """Show how far a run is, until it ends.
+    """Show the progress of a run until it ends.
 
-    It may be another process's, or have ended. The exit code is 1 where it was stopped before it
-    had a result.
+    The run may belong to another process, or have ended. The exit code is 1 if it was stopped
+    before it had a result.
 
-    The run is only read: watching changes nothing, and Ctrl-C ends the watching alone. A run that
-    keeps nothing while it goes on (--checkpoint-every 0, one-shot methods) shows its end only.
+    Watching only reads: Ctrl-C stops the watching, not the run. A run that records no progress
+    (--checkpoint-every 0, one-shot methods) shows its result only.
 
     Example: gaprune watch runs/mnist-mlp-0.95
 
     Example: gaprune watch runs/mnist-mlp-0.95 --json
     """
     try:
-        end = _stream(run, every) if json_lines else _show(run, every)
+        status = _print_json(run, every) if json_lines else _show(run, every)
     except KeyboardInterrupt:
-        typer.echo("gaprune: no longer watching; the run itself is not touched", err=True)
+        typer.echo("gaprune: stopped watching; the run itself continues", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if end.state == STOPPED:
+    if status.state == STOPPED:
         raise GapruneError(
-            f"run: {run} was stopped before it had a result; gaprune resume {run} goes on with it"
+            f"run: {run} was stopped before it had a result; continue it with gaprune resume {run}"
         )
 
 
-def _stream(run: str, every: float) -> RunStatus:
-    """Print what is new as lines of JSON, until the run ends."""
-    told: tuple[Generation, ...] = ()
-    said = False
+def _print_json(run: str, every: float) -> RunStatus:
+    """Print new generations as lines of JSON until the run ends."""
+    printed: tuple[Generation, ...] = ()
+    warned = False
     while True:
         status = read_status(run)
-        said = _say_silent(status, said=said)
-        if status.history[: len(told)] != told:
-            told = ()  # another search of the same run has begun
-        for one in status.history[len(told) :]:
-            typer.echo(to_json(as_json(one)))
-        told = status.history
+        warned = _warn_silent(status, warned=warned)
+        if status.history[: len(printed)] != printed:
+            printed = ()  # another search of the same run has begun
+        for record in status.history[len(printed) :]:
+            typer.echo(to_json(as_json(record)))
+        printed = status.history
         if status.state != RUNNING:
             if status.state == ENDED:
                 typer.echo(to_json({"result": status.record}))
@@ -88,7 +84,7 @@ def _stream(run: str, every: float) -> RunStatus:
 
 
 def _show(run: str, every: float) -> RunStatus:
-    """Redraw a table until the run ends; where nothing can be redrawn, print lines."""
+    """Redraw a table until the run ends; without a terminal, print lines."""
     console = stdout()
     status = read_status(run)
     if console.is_terminal:
@@ -98,62 +94,54 @@ def _show(run: str, every: float) -> RunStatus:
                 status = read_status(run)
                 live.update(_picture(run, status), refresh=True)
         return status
-    told, said = 0, False
+    printed, warned = 0, False
     while status.state == RUNNING:
-        said = _say_silent(status, said=said)
-        for one in status.history[told:]:
-            console.print(Text(_line(one, status.total)))
-        told = len(status.history)
+        warned = _warn_silent(status, warned=warned)
+        for record in status.history[printed:]:
+            total = f"/{status.total}" if status.total else ""
+            line = (
+                f"generation {record.generation}{total}  best {record.best:.4f}  "
+                f"mean {record.mean:.4f}  validation {percent(record.validation)}  "
+                f"{record.evaluations:,} evaluations  {duration(record.seconds)}"
+            )
+            console.print(Text(line))
+        printed = len(status.history)
         time.sleep(every)
         status = read_status(run)
-        told = min(told, len(status.history))
-    console.print(_picture(run, status, TALLEST))
+        printed = min(printed, len(status.history))
+    console.print(_picture(run, status, ALL))
     return status
 
 
-def _say_silent(status: RunStatus, *, said: bool) -> bool:
-    """Say once why nothing is shown; return whether it is said."""
-    if status.silent and not said:
+def _warn_silent(status: RunStatus, *, warned: bool) -> bool:
+    """Say once why no progress is shown; return whether it has been said."""
+    if status.silent and not warned:
         typer.echo(f"gaprune: {SILENT}", err=True)
-    return said or status.silent
-
-
-def _line(one: Generation, total: int | None) -> str:
-    of = f"/{total}" if total else ""
-    return (
-        f"generation {one.generation}{of}  best {one.best:.4f}  mean {one.mean:.4f}  "
-        f"validation {percent(one.validation)}  {one.evaluations:,} evaluations  {duration(one.seconds)}"
-    )
+    return warned or status.silent
 
 
 def _picture(run: str, status: RunStatus, last: int = LAST) -> RenderableType:
-    parts: list[RenderableType] = [Text(_heading(run, status), style="bold")]
+    target = (status.record or status.config).get("target", "a network in memory")
+    owner = f", {status.owner}" if status.owner else ""
+    heading = f"{target} in {run}: {status.state}{owner}"
+    parts: list[RenderableType] = [Text(heading, style="bold")]
     if status.history:
         parts += [generation_table(status.history, last), Text(_progress(status))]
     elif status.silent:
         parts.append(Text(SILENT))
     elif status.state == RUNNING:
-        parts.append(Text("no generation yet: calibration inputs and baselines are made first"))
+        parts.append(Text("no generation yet: calibration inputs and baselines come first"))
     if status.record:
         parts += [Text(line) for line in _result(status)]
     return Group(*parts)
 
 
-def _heading(run: str, status: RunStatus) -> str:
-    known = status.record or status.config
-    target = known.get("target", "a network in memory")
-    who = f", {status.owner}" if status.owner else ""
-    return f"{target} in {run}: {status.state}{who}"
-
-
 def _progress(status: RunStatus) -> str:
-    last = status.history[-1]
-    parts = [f"validation {sparkline([one.validation for one in status.history])}"]
+    first, last = status.history[0], status.history[-1]
+    parts = [f"validation {sparkline([record.validation for record in status.history])}"]
     if status.total and status.state == RUNNING:
         parts.append(f"generation {last.generation} of {status.total}")
-        first = status.history[0]
-        done = last.generation - first.generation
-        if done:
+        if done := last.generation - first.generation:
             left = (last.seconds - first.seconds) / done * (status.total - last.generation)
             parts.append(f"about {duration(left)} left")
     return "  ".join(parts)

@@ -1,4 +1,4 @@
-"""`gaprune zoo`: the reference networks that come with the package."""
+"""`gaprune zoo`: the bundled reference networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gaprune.cli import common_options as outputs
+from gaprune.cli import common_options as common
 from gaprune.cli.console import add_row, stdout, table
 from gaprune.formatting import percent
 from gaprune.io.serialization import to_json
@@ -14,36 +14,33 @@ from gaprune.models.target import load_target
 from gaprune.models.zoo import ZOO
 
 
-def zoo_command(
-    *,
-    as_json: Annotated[bool, outputs.ROWS] = False,
-) -> None:
-    """List the networks that come with gaprune.
+def zoo_command(*, as_json: Annotated[bool, common.ROWS] = False) -> None:
+    """List the bundled networks.
 
-    Prints their parameters, those that can be pruned, and the accuracy on the test set.
+    Prints the number of parameters and of prunable weights, and the accuracy on the test set.
 
     Example: gaprune zoo
     """
-    rows = [describe(name) for name in ZOO]
+    rows: list[dict[str, Any]] = []
+    for name, entry in ZOO.items():
+        target = load_target(name)
+        parameters = sum(parameter.numel() for parameter in target.model.parameters())
+        rows.append(
+            {
+                "name": name,
+                "parameters": parameters,
+                "prunable": target.layout.total,
+                "dense_accuracy": entry.dense_accuracy,
+                "description": entry.description,
+            }
+        )
     if as_json:
         typer.echo(to_json(rows, indent=2))
         return
-    shown = table("network", "parameters", "prunable", "accuracy", "description")
-    shown.columns[-1].justify = "left"
+    networks = table("network", "parameters", "prunable", "accuracy", "description")
+    networks.columns[-1].justify = "left"
     for row in rows:
         counts = [f"{row['parameters']:,}", f"{row['prunable']:,}"]
-        cells = [row["name"], *counts, percent(row["dense_accuracy"]), row["description"]]
-        add_row(shown, cells)
-    stdout().print(shown)
-
-
-def describe(name: str) -> dict[str, Any]:
-    """Return a network's row: name, parameters, prunable weights, dense accuracy, description."""
-    target, entry = load_target(name), ZOO[name]
-    return {
-        "name": name,
-        "parameters": sum(parameter.numel() for parameter in target.model.parameters()),
-        "prunable": target.layout.total,
-        "dense_accuracy": entry.dense_accuracy,
-        "description": entry.description,
-    }
+        accuracy = percent(row["dense_accuracy"])
+        add_row(networks, [row["name"], *counts, accuracy, row["description"]])
+    stdout().print(networks)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the search ends, what it has found is kept, the exit code says which."""
+"""Ctrl-C and SIGTERM: the search stops, its result is saved, the exit code tells the signal."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ENDING = "test"  # from this phase on a signal no longer stops the run: only measuring is left
-PATIENCE = 2  # as many signals stop it all the same
+LAST_PHASE = "test"  # from this phase on a signal does not stop the run: it ends soon anyway
 
 
 class SignalHandler:
-    """Inside the block the first signal raises KeyboardInterrupt, from where the search returns.
+    """Inside the block, the first signal raises KeyboardInterrupt, after which the search returns.
 
-    While results are measured and saved, it is noted instead. Either way a line on stderr answers
-    it, and the second one stops everything. A KeyboardInterrupt that leaves the block becomes the
-    exit code. Signal handlers exist in the main thread only: elsewhere the block does nothing.
+    While results are measured and saved, the first signal is only recorded. Either way a line on
+    stderr answers it, and the second signal stops everything. A KeyboardInterrupt that leaves the
+    block becomes the exit code. Python sets signal handlers in the main thread only: in other
+    threads the block does nothing.
 
     Args:
-        remark: what is said to have become of the work when the block is left by a signal.
+        remark: what the last line says of the work if a signal ends the block.
     """
 
     def __init__(self, remark: str = "nothing is saved") -> None:
         self.remark = remark
         self.received: int | None = None
-        self.ending = False
+        self.saving = False
         self._count = 0
         self._before: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:
-        """0, or 130 after Ctrl-C and 143 after SIGTERM, as shells count."""
+        """0, or 130 after Ctrl-C and 143 after SIGTERM, as in shells."""
         return 0 if self.received is None else 128 + self.received
 
     def phase(self, name: str) -> None:
-        """Note which part of the run begins."""
-        self.ending = self.ending or name == ENDING
+        """Record that a phase of the run begins."""
+        self.saving = self.saving or name == LAST_PHASE
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -62,7 +62,8 @@ class SignalHandler:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1
         self.received = self.received or number
-        if self._count < PATIENCE:  # past Python's streams, which must not be entered twice
-            os.write(2, b"gaprune: finishing what was found; once more stops at once\n")
-        if not self.ending or self._count >= PATIENCE:
+        if self._count == 1:
+            # os.write: a signal may arrive inside a write to Python's stderr, which cannot nest
+            os.write(2, b"gaprune: finishing and saving; press again to stop at once\n")
+        if not self.saving or self._count > 1:
             raise KeyboardInterrupt

@@ -1,0 +1,219 @@
+"""Tables of a run: its result, its time by part, and what `--dry-run` predicts."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gaprune.cli.console import add_row, table
+from gaprune.config import EVOLVED
+from gaprune.formatting import MISSING, duration, percent, points
+from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
+from gaprune.profiling import PARTS, Profile, Timings
+from gaprune.runs.dry_run import DryRun
+from gaprune.runs.result import Result
+
+MOST_LAYERS = 40  # rows; the other layers are summed in one row
+_ENDINGS = {
+    "generations": "the search reached its number of generations",
+    "evaluations": "the search reached its limit of evaluations",
+    "seconds": "the search reached its limit of seconds",
+    "stagnation": "the search stopped because nothing improved",
+    "validation": "the search stopped because agreement on the validation inputs fell",
+    "interrupted": "the search was interrupted; this is the best mask so far",
+    "one-shot": "one-shot method, no search",
+}
+
+
+def show_result(result: Result, console: Console) -> None:
+    """Print layers, methods at the same budget, and what the run used and cost."""
+    total = result.target.layout.total
+    console.print(
+        f"[bold]{percent(result.actual_sparsity)}[/] of the {total:,} weights removed, "
+        f"{result.kept:,} kept, all of them unchanged"
+    )
+    settings = result.settings
+    unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
+    if unit is not None:
+        console.print(f"requested: {percent(result.sparsity)} of the {unit} removed")
+    console.print(_layer_table(result))
+    console.print(_method_table(result))
+    if result.front:
+        names = list(result.front[0])
+        front = table(*(name.replace("_", " ") for name in names), title="Pareto front")
+        for point in result.front:
+            add_row(front, [percent(point[name]) for name in names])
+        console.print(front)
+    if result.trials:
+        console.print(_trial_table(result))
+    for line in _result_facts(result):
+        console.print(Text(line))
+
+
+def _layer_table(result: Result) -> Table:
+    rows = table("layer", "weights", "kept", "density", title=f"Layers of {result.target.name}")
+    shown, others = result.layers[:MOST_LAYERS], result.layers[MOST_LAYERS:]
+    counts = [(layer.name, layer.total, layer.kept) for layer in shown]
+    if others:
+        sums = sum(layer.total for layer in others), sum(layer.kept for layer in others)
+        counts.append((f"{len(others)} more", *sums))
+    for name, total, num_kept in counts:
+        add_row(rows, [name, f"{total:,}", f"{num_kept:,}", percent(num_kept / total)])
+    return rows
+
+
+def _method_table(result: Result) -> Table:
+    rows = table(
+        "method",
+        "agreement on the validation inputs",
+        "test accuracy",
+        title="Methods at the same budget",
+    )
+    add_row(rows, ["dense network", percent(1.0), percent(result.dense_accuracy)])
+    if result.method == EVOLVED or result.in_loop:
+        cells = [result.method, percent(result.validation_agreement), percent(result.accuracy)]
+        add_row(rows, cells, strong=True)
+    if result.repaired is not None:
+        scores = [percent(result.repaired.validation), percent(result.repaired.accuracy)]
+        add_row(rows, [f"{result.method}, repaired", *scores], strong=True)
+    for name, score in sorted(result.baselines.items(), key=lambda item: -item[1].agreement):
+        if result.in_loop and name == result.method:
+            continue  # the repaired row above is the same network
+        label = f"{name}, repaired" if result.in_loop else name
+        cells = [label, percent(score.agreement), percent(score.accuracy)]
+        add_row(rows, cells, strong=name == result.method)
+    return rows
+
+
+def _trial_table(result: Result) -> Table:
+    limit = points(result.settings["max_drop"]).lstrip("+")
+    heads = ("sparsity", "agreement on the validation inputs", f"drop at most {limit}")
+    rows = table(*heads, title="Sparsities tried")
+    for trial in sorted(result.trials, key=lambda trial: float(trial["sparsity"])):
+        within = "yes" if trial["within_limit"] else "no"
+        cells = [f"{trial['sparsity']:g}", percent(trial["validation"]), within]
+        add_row(rows, cells, strong=trial["sparsity"] == result.sparsity)
+    return rows
+
+
+def _result_facts(result: Result) -> list[str]:
+    provenance = result.provenance
+    sources = "; ".join(provenance.sources)
+    lines = [
+        f"calibration inputs ({provenance.level}): {sources} ({provenance.samples:,} inputs)",
+        f"validation inputs: {provenance.validation} ({provenance.validation_samples:,} inputs)",
+        *_budget_facts(result),
+    ]
+    if result.method == EVOLVED and result.best_baseline is not None:
+        both = ", both repaired," if result.in_loop else ""
+        lines.append(
+            f"gain over the best baseline ({result.best_baseline}){both} on the validation "
+            f"inputs: {points(result.gain)}"
+        )
+        if result.in_loop:
+            lines.append("masks were selected by their scores after repair (--repair-in-loop)")
+    if result.accuracy is not None and provenance.level != "labelled":
+        lines.append("test labels were used only for the test accuracy above")
+    lines.append(
+        f"{duration(result.seconds)}, {result.evaluations:,} evaluations, "
+        f"seed {result.settings['seed']}; {_ENDINGS[result.stopped]}"
+    )
+    return lines
+
+
+def _budget_facts(result: Result) -> list[str]:
+    """Return the result of a budget in multiply-adds or latency, in words."""
+    dense, left = result.macs["dense"], result.macs["kept"]
+    if result.settings.get("budget", WEIGHTS) == WEIGHTS or dense is None or left is None:
+        return []
+    lines = [f"multiply-adds for one input: {dense:,} to {left:,} ({percent(left / dense)})"]
+    latency = result.latency
+    if latency is not None:
+        parts = [f"{percent(latency['asked'])} requested"]
+        if latency["predicted"] is not None:
+            parts.append(f"{percent(latency['predicted'])} predicted")
+        measured = latency["measured"]
+        parts.append(
+            "no channel was removed" if measured is None else f"{percent(measured)} measured"
+        )
+        lines.append(
+            f"latency removed: {', '.join(parts)} ({latency['dense_ms']:.3g} ms to "
+            f"{latency['compact_ms']:.3g} ms in {latency['runtime']} at batch {latency['batch']}, "
+            f"{latency['threads']} thread(s); times vary between runs, "
+            f"--budget-macs {latency['budget_macs']} repeats this search)"
+        )
+    return lines
+
+
+def show_profile(profile: Profile) -> None:
+    """Print one line per part on stderr, slowest first: Ray workers, if any, then this process."""
+    heads = ("part", "share", "seconds", "calls", "ms/call", "what")
+    rows = table(*heads, title="Where the time went")
+    rows.columns[-1].justify, rows.padding = "left", (0, 1, 0, 0)  # fits in 80 columns
+    if profile.worker_count:
+        _add_timings(rows, f"{profile.worker_count} workers, sum", profile.workers)
+        rows.add_section()
+    _add_timings(rows, "this process", profile.driver)
+    Console(file=sys.stderr, highlight=False).print(rows)
+
+
+def _add_timings(rows: Table, title: str, timings: Timings) -> None:
+    total = timings.total
+    for part, timing in [(title, total), *timings.slowest_first()]:
+        share = timing.nanoseconds / max(1, total.nanoseconds)
+        calls = each = MISSING
+        if timing.calls:
+            milliseconds = 1e3 * timing.seconds / timing.calls
+            digits = next((n for n, least in enumerate((100, 10, 1)) if milliseconds >= least), 3)
+            calls, each = f"{timing.calls:,}", f"{milliseconds:,.{digits}f}"
+        name = part if timing is total else f"  {part}"
+        cells = [name, f"{100 * share:.1f} %", f"{timing.seconds:,.2f}", calls, each]
+        add_row(rows, [*cells, PARTS.get(part, "")], strong=timing is total)
+
+
+def show_dry_run(prediction: DryRun, console: Console) -> None:
+    """Print layers, budget, calibration inputs, and the predicted time and memory."""
+    rows = table("layer", "shape", "weights")
+    for name, shape, total in prediction.layers[:MOST_LAYERS]:
+        add_row(rows, [name, " x ".join(map(str, shape)), f"{total:,}"])
+    if others := prediction.layers[MOST_LAYERS:]:
+        add_row(rows, [f"{len(others)} more", "", f"{sum(total for *_, total in others):,}"])
+    console.print(rows)
+    for line in _dry_run_facts(prediction):
+        console.print(line, markup=False)
+
+
+def _dry_run_facts(prediction: DryRun) -> list[str]:
+    keep, units = prediction.keep, prediction.units
+    budget = f"found by search, of {units:,} {prediction.unit}"
+    if keep is not None:
+        budget = f"{keep:,} of {units:,} {prediction.unit} ({percent(1 - keep / units)} removed)"
+    why = f", chosen by auto: {prediction.why}" if prediction.why else ""
+    lines = [
+        f"prunable: {prediction.total:,} of {prediction.parameters:,} parameters",
+        f"kept: {budget}",
+        f"calibration inputs: {' and '.join(prediction.calibration)}{why}",
+    ]
+    for stage in prediction.stages:
+        steps = f" with {stage.steps} gradient steps" if stage.steps else ""
+        count = stage.generations
+        generations = "generations until a limit" if count is None else f"{count} generations"
+        lines.append(f"{stage.name}: {generations} of {stage.children} children{steps}")
+    if not prediction.stages:
+        lines.append("one-shot method, no search")
+    elif prediction.search_seconds is None:
+        each = sum(stage.seconds for stage in prediction.stages if stage.generations is None)
+        lines.append(f"time: about {duration(each)} per generation at the machine's current speed")
+    else:
+        several = prediction.settings.max_drop is not None
+        what = "each search (about five)" if several else "the search"
+        lines.append(f"time of {what}: about {duration(prediction.search_seconds)}")
+    lines.append(
+        f"memory: about {prediction.peak_mb:,.0f} MB per worker; not included: making "
+        "calibration inputs, and criteria"
+    )
+    lines.append("nothing was pruned (--dry-run)")
+    return lines
