@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 from search_cases import seeded, tiny_evaluator
-from torch import Tensor
 
 from gaprune import InputOptions, prune
 from gaprune.evaluation.batch_pool import BATCHES, BYTES, MIN_BATCHES, BatchPool, batch_cache_size
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.models.forward import batched_forward
 
 
@@ -36,21 +34,18 @@ def test_a_step_sees_one_of_the_batches() -> None:
         assert torch.equal(batch.teacher, batched_forward(evaluator.network.model, batch.inputs))
 
 
-def test_the_dense_network_is_asked_once_a_batch() -> None:
-    """However often a batch is picked."""
-    asked: list[Tensor] = []
-
-    def ask(inputs: Tensor) -> TeacherBatch:
-        asked.append(inputs)
-        return TeacherBatch(inputs, inputs, None)
-
-    batch_cache, generator = evaluator_of(4).batch_cache, seeded()
-    assert batch_cache is not None
+def test_the_dense_network_runs_once_per_batch() -> None:
+    """However often a batch is picked; batches of another precision are separate."""
+    evaluator, generator, runs = evaluator_of(4), seeded(), list[int]()
+    assert evaluator.batch_cache is not None
+    network = evaluator.network
+    hook = network.model.register_forward_hook(lambda *_: runs.append(1))
     for _ in range(50):
-        batch_cache.pick(5, generator, ask, "float32")
-    assert len(asked) == 4
-    batch_cache.pick(5, generator, ask, "bfloat16")  # whose answers are others
-    assert len(asked) == 5
+        evaluator.batch_cache.pick(5, generator, network, "float32")
+    assert len(runs) == 4
+    evaluator.batch_cache.pick(5, generator, network, "bfloat16")
+    hook.remove()
+    assert len(runs) == 5
 
 
 def test_every_worker_has_the_same_batches() -> None:

@@ -305,7 +305,7 @@ def test_a_run_of_a_gpu_goes_on_without_one_where_that_is_asked_for(place: Path,
     assert 'device = "cpu"' in stated
     config.write_text(stated.replace('device = "cpu"', 'device = "cuda"'))
     with pytest.raises(
-        InputError, match=r"device: 'cuda' asked, .* sees no CUDA GPU; use --device cpu"
+        InputError, match=r"^device: 'cuda'.*--device cpu"
     ):
         gaprune.resume(place / "run")
     resumed = gaprune.resume(place / "run", device="cpu", generations=2)
@@ -333,7 +333,7 @@ def test_auto_is_the_gpu_that_the_network_is_on() -> None:
 
 def test_a_full_memory_is_told_with_the_way_out_wherever_it_happens() -> None:
     """Also while calibration inputs are made or criteria computed, in this process."""
-    told = pytest.raises(GapruneError, match=r"device: the memory of cpu is full \(CUDA out of mem")
+    told = pytest.raises(GapruneError, match=r"^device: .*cpu")
     with told, on_device("cpu"):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -565,9 +565,9 @@ def test_a_stopped_search_goes_on_to_the_same_masks(way: str, tmp_path: Path) ->
 
 BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 IMPOSSIBLE: list[tuple[nn.Module, dict[str, Any], str]] = [
-    (BIASED, {}, "this network has nothing to compare: no BatchNorm with running statistics, and"),
-    (BIASED, {"repair_in_loop": True}, "this network has nothing to compare"),
-    (normed(), {"preset": "black-box"}, "preset 'black-box' takes none"),
+    (BIASED, {}, "BatchNorm"),
+    (BIASED, {"repair_in_loop": True}, "BatchNorm"),
+    (normed(), {"preset": "black-box"}, "'black-box'"),
 ]
 
 
@@ -581,9 +581,7 @@ def resolved(net: nn.Module, **stated: Any) -> float | None:
 @pytest.mark.parametrize(("net", "stated", "words"), IMPOSSIBLE)
 def test_what_cannot_be_is_refused(net: nn.Module, stated: dict[str, Any], words: str) -> None:
     """With the reason and the way out; 0 may be said, and is what holds by default."""
-    message = (
-        f"^features: 4.0 would guide the gradient steps, and {words}.*; leave --feature-loss out"
-    )
+    message = f"feature.*4.0 .*{words}.*--feature-loss"
     with pytest.raises(InputError, match=message):
         resolved(net, **stated, feature_loss=4)
     assert resolved(net, **stated) == resolved(net, **stated, feature_loss=0) == 0
@@ -594,7 +592,7 @@ def test_it_goes_with_every_way_of_searching() -> None:
     for stated in ({}, {"repair_in_loop": True}, {"pareto": True}, {"calibration": ("inversion",)}):
         assert resolved(normed(), **stated, feature_loss=4) == 4
         assert resolved(normed(), **stated) == 0
-    with pytest.raises(InputError, match=r"^features: .*greater than or equal to 0, got -1"):
+    with pytest.raises(InputError, match=r"^feature_loss: .* 0, got -1"):
         make_settings({"sparsity": 0.5, "feature_loss": -1})
 
 

@@ -56,7 +56,7 @@ def test_what_was_asked_predicted_and_measured_is_said(tmp_path: Path) -> None:
 def test_what_no_network_reaches_is_refused() -> None:
     """With what is possible."""
     stated = {**SMALL, **BROAD, "sparsity": 0.999}
-    with pytest.raises(InputError, match=r"sparsity: 0\.999 of the latency .* cannot be removed"):
+    with pytest.raises(InputError, match=r"^sparsity: 0\.999 "):
         prune(built(broad), inputs=IMAGES, **stated)
 
 

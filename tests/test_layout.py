@@ -50,7 +50,7 @@ def test_masks_belong_to_weights_by_name() -> None:
     check_masks({"a": torch.ones(3, 4, dtype=torch.bool)}, weights)
     with pytest.raises(InputError, match=r"masks: unknown name 'c'.*a, b"):
         check_masks({"c": torch.ones(3, 4, dtype=torch.bool)}, weights)
-    with pytest.raises(InputError, match=r"masks\['b'\]: must be bool of shape \(2, 2\)"):
+    with pytest.raises(InputError, match=r"masks\['b'\]: .*bool.*\(2, 2\)"):
         check_masks({"b": torch.ones(3, 4, dtype=torch.bool)}, weights)
 
 

@@ -99,5 +99,5 @@ def test_it_can_be_the_only_child_of_a_generation() -> None:
 @pytest.mark.parametrize("kind", [ScoreTask, ValidateTask])
 def test_without_any_candidate_the_search_fails(kind: type) -> None:
     """The message says what to do."""
-    with pytest.raises(GapruneError, match=r"no candidate is left.*--workers 1"):
+    with pytest.raises(GapruneError, match="--workers 1"):
         search(Losing(EVALUATOR, kind, lambda _: True))

@@ -239,9 +239,7 @@ def test_scores_that_are_not_numbers_have_no_rank() -> None:
 def test_too_small_a_budget_says_what_is_possible() -> None:
     """One channel of every layer costs something."""
     layout = layout_of(target_of())
-    with pytest.raises(
-        InputError, match=r"sparsity: 0\.999 leaves 3 of 3,384 .* takes 451; at most 0\.866725 is"
-    ):
+    with pytest.raises(InputError, match=r"sparsity: 0\.999 .* 3,384 .* 451; .* 0\.866725$"):
         keep_total(layout, 0.999)
     assert keep_total(layout, 0.866725) >= layout.min_cost
 
@@ -250,15 +248,15 @@ def test_too_small_a_budget_says_what_is_possible() -> None:
     ("stated", "message"),
     [
         ({"budget": "flops"}, "budget"),
-        ({"budget": "macs", "pattern": "2:4"}, "budget: pattern '2:4'"),
-        ({"budget": "latency"}, "budget: latency"),
-        ({"budget": "macs", "budget_macs": 9}, "budget_macs: belongs to --budget latency"),
-        ({"width_multiple": 8}, "width_multiple"),
+        ({"budget": "macs", "pattern": "2:4"}, "^budget: .*'2:4'"),
+        ({"budget": "latency"}, "^budget: latency"),
+        ({"budget": "macs", "budget_macs": 9}, "^budget_macs: .*--budget latency"),
+        ({"width_multiple": 8}, "^width_multiple: "),
         (
             {"budget": "latency", "pattern": "channel", "max_drop": 0.1},
-            "max_drop: tries many budgets",
+            "^max_drop: ",
         ),
-        ({"budget": "latency", "pattern": "channel", "pareto": True}, "pareto: tries many"),
+        ({"budget": "latency", "pattern": "channel", "pareto": True}, "^pareto: "),
     ],
 )
 def test_combinations_that_mean_nothing_are_refused(
@@ -281,5 +279,5 @@ def test_a_network_without_counted_work_is_refused() -> None:
             return (inputs[:, None] * self.layer.weight).sum(2)
 
     target = target_from_module(Scaled().eval(), inputs=InputOptions(range=(0, 1)))
-    with pytest.raises(InputError, match=r"budget: none of .* takes part in a matrix product"):
+    with pytest.raises(InputError, match="^budget: "):
         layout_of(target, "unstructured")

@@ -159,7 +159,7 @@ def test_an_unknown_objective_is_refused_with_the_valid_names() -> None:
 
 def test_accuracy_without_labels_is_refused() -> None:
     """It says where labels come from."""
-    with pytest.raises(InputError, match=r"needs labelled calibration inputs.*labelled:FILE"):
+    with pytest.raises(InputError, match="labelled:FILE"):
         OBJECTIVES["accuracy"].score(torch.zeros(4, 3), torch.zeros(4, 3), None)
 
 

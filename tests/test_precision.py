@@ -237,7 +237,7 @@ def test_a_network_that_does_not_run_in_fewer_bits_is_named() -> None:
     with torch.random.fork_rng():
         model = Picky().eval().requires_grad_(False)
     evaluator = replace(picky, network=replace(picky.network, model=model), precision="bfloat16")
-    with pytest.raises(InputError, match="precision: the network does not run on cpu in bfloat16"):
+    with pytest.raises(InputError, match="^precision: .*cpu in bfloat16"):
         move_evaluator(evaluator, "cpu")
     assert move_evaluator(replace(evaluator, precision="float32"), "cpu").model is model
 
@@ -251,7 +251,7 @@ def test_a_network_that_overflows_only_there_is_named() -> None:
     evaluator = replace(
         evaluator, network=replace(evaluator.network, model=huge), precision="bfloat16"
     )
-    with pytest.raises(InputError, match="precision: the network overflows on cpu in bfloat16; le"):
+    with pytest.raises(InputError, match="^precision: .*overflows.*bfloat16"):
         move_evaluator(evaluator, "cpu")
 
 
@@ -313,7 +313,7 @@ def test_a_run_goes_on_in_its_own_precision(tmp_path: Path) -> None:
     asked |= {"preset": "black-box", "steps": None}
     whole = gaprune.prune(net, sparsity=0.7, inputs=inputs, **asked, generations=3)
     gaprune.prune(net, sparsity=0.7, inputs=inputs, **asked, generations=1, out=tmp_path / "run")
-    with pytest.raises(InputError, match=r"precision: .* began with 'bfloat16', and 'float32'"):
+    with pytest.raises(InputError, match=r"^precision: .*'bfloat16'.*'float32'"):
         gaprune.resume(tmp_path / "run", model=net, precision="float32")
     resumed = gaprune.resume(tmp_path / "run", model=net, generations=3)
     assert resumed.settings["precision"] == "bfloat16"
@@ -333,7 +333,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path: Path) -> None:
     assert resumed.settings["device"] == device
     warned = [text for text in told.warnings if text.startswith("device: cuda instead of cpu")]
     assert len(warned) == (device == "cuda")
-    with pytest.raises(InputError, match=r"device: 'cpu' asked, but --gpus-per-worker 0.5 reserv"):
+    with pytest.raises(InputError, match=r"^device: 'cpu'.*--gpus-per-worker 0.5"):
         gaprune.resume(tmp_path / "run", model=net, gpus_per_worker=0.5, device="cpu")
     assert "device" in CHANGEABLE
 

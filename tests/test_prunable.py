@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 from gaprune.errors import InputError
-from gaprune.masks.supermask import masked_forward
+from gaprune.masks.supermask import masked_weights
 from gaprune.models.prunable import check_prunable, check_structure, find_prunable
 
 
@@ -144,7 +144,7 @@ def test_masking_the_first_name_masks_every_use() -> None:
     ids = torch.tensor([[0, 3], [5, 1]])
     (name,) = found = find_prunable(model)
     mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.5
-    masked = masked_forward(model, found, {name: mask}, ids)
+    masked = functional_call(model, masked_weights(found, {name: mask}), (ids,))
     table = model.embedding.weight.detach() * mask
     assert torch.equal(masked, table[ids].mean(1) @ table.T)
 
@@ -158,7 +158,9 @@ def test_a_module_used_twice_is_masked_at_both_places() -> None:
     inputs = torch.ones(1, 3)
     diagonal = layer.weight.detach() * mask
     expected = torch.tanh(inputs @ diagonal.T) @ diagonal.T
-    masked = masked_forward(model, find_prunable(model), {"0.weight": mask}, inputs)
+    masked = functional_call(
+        model, masked_weights(find_prunable(model), {"0.weight": mask}), (inputs,)
+    )
     torch.testing.assert_close(masked, expected)
 
 

@@ -290,8 +290,8 @@ def test_masks_of_some_layers_leave_the_others_dense() -> None:
     ("masks", "message"),
     [
         ({"conv9.weight": torch.ones(1, dtype=torch.bool)}, "did you mean 'conv2.weight'"),
-        ({"head.weight": torch.ones(3, 5)}, r"masks\['head.weight'\]: must be bool of shape"),
-        ({"head.weight": torch.ones(5, 3, dtype=torch.bool)}, r"of shape \(3, 5\), got"),
+        ({"head.weight": torch.ones(3, 5)}, r"masks\['head.weight'\]: .*bool"),
+        ({"head.weight": torch.ones(5, 3, dtype=torch.bool)}, r"\(3, 5\)"),
     ],
 )
 def test_masks_that_do_not_fit_are_named(masks: dict[str, Tensor], message: str) -> None:
@@ -305,11 +305,9 @@ def test_bad_calibration_and_parts_are_named() -> None:
     """No calibration inputs, a chunk of none, a part that repair does not know."""
     target = target_of(Convolutional, (2, 6, 5))
     masks, calibration = random_masks(target), calibration_for(target)
-    with pytest.raises(InputError, match="calibration inputs: repair shows inputs"):
+    with pytest.raises(InputError, match="^calibration: "):
         repair(target, masks, calibration[:0])
-    with pytest.raises(
-        InputError, match="chunks of at least 1, got 24 calibration inputs and a chunk of 0"
-    ):
+    with pytest.raises(InputError, match="^calibration: .*24 .*0$"):
         repair(target, masks, calibration, chunk=0)
     with pytest.raises(InputError, match=r"parts: unknown name 'biases' \(did you mean 'bias'"):
         repair(target, masks, calibration, parts=["biases"])
@@ -319,7 +317,7 @@ def test_an_overflowing_network_is_a_failure_that_names_the_module() -> None:
     """Infinite statistics are never written."""
     target = target_of(Convolutional, (2, 6, 5), double=False)
     calibration = calibration_for(target) * 1e30
-    with pytest.raises(GapruneError, match="means or variances at bn1 are not finite"):
+    with pytest.raises(GapruneError, match="^repair: .*bn1"):
         repair(target, random_masks(target), calibration)
     assert hook_count(target.model) == 0
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import prune
 
 from gaprune.errors import InputError
@@ -26,13 +27,12 @@ from gaprune.masks.supermask import (
     global_mask,
     layer_counts,
     layered_mask,
-    masked_forward,
     masked_weights,
     pack,
     top_k_mask,
     unpack,
 )
-from gaprune.masks.top_k import stride
+from gaprune.masks.top_k import sample_stride
 from gaprune.models.zoo.networks import LeNet, MobileStudent
 
 REAL_DTYPES = [
@@ -110,8 +110,8 @@ PATTERNS: dict[str, Callable[[int], NDArray[Any]]] = {
     "rising": np.arange,
     "falling": lambda n: -np.arange(n),
     "constant": np.zeros,
-    "a spike at every sampled place": lambda n: np.arange(n) % stride(n) == 0,
-    "a dip at every sampled place": lambda n: -(np.arange(n) % stride(n) == 0).astype(float),
+    "a spike at every sampled place": lambda n: np.arange(n) % sample_stride(n) == 0,
+    "a dip at every sampled place": lambda n: -(np.arange(n) % sample_stride(n) == 0).astype(float),
     "columns of their own sizes": lambda n: np.sin(np.arange(n)) + np.arange(n) % 144,
     "mostly zeros": lambda n: np.maximum(np.random.default_rng(0).standard_normal(n) - 1, 0),
     "infinite at both ends": lambda n: np.where(
@@ -138,8 +138,8 @@ def test_samples_come_from_all_columns_of_a_layer(columns: int) -> None:
     """A layer's margins are alike in all rows; a sample of some columns would mislead."""
     for rows in (1 << 14, 128 * 9, 1500):
         total = rows * columns
-        met = np.unique(np.arange(0, total, stride(total)) % columns)
-        assert len(met) == min(columns, -(-total // stride(total)))
+        met = np.unique(np.arange(0, total, sample_stride(total)) % columns)
+        assert len(met) == min(columns, -(-total // sample_stride(total)))
 
 
 def test_top_k_keeps_shape_and_scores() -> None:
@@ -155,7 +155,7 @@ def test_top_k_keeps_shape_and_scores() -> None:
 @pytest.mark.parametrize("keep", [-1, 5])
 def test_an_impossible_count_is_refused(keep: int) -> None:
     """More than there are, or fewer than none."""
-    with pytest.raises(InputError, match=f"keep: must be from 0 to the 4 scores, got {keep}"):
+    with pytest.raises(InputError, match=f"^keep: .* 4 .* {keep}$"):
         top_k_mask(torch.zeros(4), keep)
 
 
@@ -241,7 +241,7 @@ def test_a_global_mask_never_empties_a_layer(sizes: list[int], data: st.DataObje
 
 def test_a_global_budget_below_one_weight_a_layer_is_refused() -> None:
     """Three layers cannot share two weights."""
-    with pytest.raises(InputError, match="keep: must be at least 3, 1 in each of 3 layers, got 2"):
+    with pytest.raises(InputError, match="^keep: .* 3 .* 2$"):
         global_mask(torch.arange(9.0), layout_of([3, 3, 3]), 2)
 
 
@@ -325,7 +325,7 @@ def test_masked_attached_and_baked_networks_agree_bit_for_bit(name: str) -> None
         for key, mask in masks.items():
             zeroed.get_parameter(key)[~mask] = 0
         expected = bits(zeroed(inputs))
-        assert bits(masked_forward(model, weights, masks, inputs)) == expected
+        assert bits(functional_call(model, masked_weights(weights, masks), (inputs,))) == expected
         assert state_bits(model) == before  # the functional call touched nothing
         attach(model, masks)
         assert bits(model(inputs)) == expected
@@ -419,7 +419,7 @@ def test_a_tied_parameter_is_masked_in_all_its_places() -> None:
     model, ids = seeded_model(Tied), torch.arange(5)
     weights, dense = prunable(model), model(ids)
     masks = random_masks(weights)
-    expected = masked_forward(model, weights, masks, ids)
+    expected = functional_call(model, masked_weights(weights, masks), (ids,))
     assert not torch.equal(expected, dense)
     for finish, outputs in ((detach, dense), (bake, expected)):
         attach(model, masks)
@@ -451,12 +451,12 @@ def test_an_attached_mask_is_saved_with_the_model() -> None:
 
 
 BAD_MASKS = {
-    "unknown": ({"head.weight": torch.ones(3, 4, dtype=torch.bool)}, "'head.weight' is no param"),
+    "unknown": ({"head.weight": torch.ones(3, 4, dtype=torch.bool)}, "'head.weight'.*weight, bias"),
     "shape": (
         {"weight": torch.ones(4, 3, dtype=torch.bool)},
-        r"bool of shape \(3, 4\), got .*4, 3",
+        r"bool.*\(3, 4\).*4, 3",
     ),
-    "dtype": ({"weight": torch.ones(3, 4)}, r"bool of shape \(3, 4\), got torch.float32"),
+    "dtype": ({"weight": torch.ones(3, 4)}, r"bool.*\(3, 4\).*torch.float32"),
 }
 
 

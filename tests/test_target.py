@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import prune
 
 from gaprune.errors import InputError
 from gaprune.io.user_code import load_function
 from gaprune.io.weights import sha256_of
-from gaprune.masks.supermask import masked_forward
+from gaprune.masks.supermask import masked_weights
 from gaprune.models.input_spec import InputSpec, sample_inputs
 from gaprune.models.target import (
     InputOptions,
@@ -153,7 +154,9 @@ def test_parameters_over_one_memory_are_tied() -> None:
     target = target_from_module(model, inputs=InputOptions())
     assert target.layout.names == ("0.weight",)
     nothing = {"0.weight": torch.zeros(3, 3, dtype=torch.bool)}
-    outputs = masked_forward(target.model, target.weights, nothing, torch.ones(1, 3))
+    outputs = functional_call(
+        target.model, masked_weights(target.weights, nothing), (torch.ones(1, 3),)
+    )
     assert torch.equal(outputs, torch.zeros(1, 3))
     assert model[2].weight is not model[0].weight
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from gaprune.config import Settings
 from gaprune.masks.budget import keep_total, uniform_counts
-from gaprune.masks.channels import ChannelUnits
 from gaprune.masks.supermask import Layout, global_mask, layered_mask
-from gaprune.masks.units import Units
+from gaprune.masks.units import ChannelUnits, Units
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockPattern, NMPattern, parse_pattern
@@ -94,7 +93,7 @@ def norms_of_channels(channels: ChannelUnits, weights: Tensor, norm: float) -> T
     """
     sums = torch.zeros(channels.layout.total + 1, dtype=torch.float64)
     parts: Sequence[Tensor] = list(channels.weights.split(weights.double().cpu().abs()).values())
-    for one, wiring in zip(parts, channels.wirings, strict=True):
+    for one, wiring in zip(parts, channels.indices, strict=True):
         made, axis = wiring.units[0], wiring.axes[0]
         if made is not None:
             powers = one.movedim(axis, 0).flatten(1) if one.ndim > 1 else one.unsqueeze(1)

@@ -6,22 +6,19 @@ and a search takes many more steps than it needs different batches (benchmarks/R
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.forward_modes import TeacherBatch
+from gaprune.models.forward import batched_forward
+from gaprune.models.network import DenseNetwork
 
 BATCHES = 128
 MIN_BATCHES = 32  # with fewer, a search overfits the inputs
 BYTES = 1 << 27  # limit on the inputs of all batches, in every worker
-
-RunTeacher = Callable[[Tensor], TeacherBatch]
-"""Inputs `[N, …]` on the CPU → the same on the dense network's device, with its outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +39,23 @@ class BatchPool:
     )
 
     def pick(
-        self, count: int, generator: torch.Generator, run: RunTeacher, precision: str
+        self, count: int, generator: torch.Generator, network: DenseNetwork, precision: str
     ) -> TeacherBatch:
         """Return one of the batches, chosen at random.
 
         Args:
             count: inputs per batch.
             generator: chooses the batch.
-            run: runs the dense network on inputs.
-            precision: of the dense network; batches of another precision are separate.
+            network: the dense network, run on the inputs.
+            precision: in which it runs; batches of another precision are separate.
         """
         index = int(torch.randint(self.batches, (), generator=generator))
         key = (index, count, precision)
         if key not in self._drawn:
             seeded = torch.Generator().manual_seed(self.seed + index)
-            self._drawn[key] = run(self.mixture.draw(count, seeded))
+            inputs = self.mixture.draw(count, seeded).to(network.device)
+            teacher = batched_forward(network.model, inputs)
+            self._drawn[key] = TeacherBatch(inputs, teacher, None)
         return self._drawn[key]
 
     def emptied(self) -> BatchPool:

@@ -331,8 +331,8 @@ class Evaluator:
                 stored.append(self.gradient_inputs.select(index))
                 count -= num_stored
             if self.batch_cache is not None and count > 0:
-                run = self._teacher_batch
-                stored.append(self.batch_cache.pick(count, generator, run, self.precision))
+                cache, network = self.batch_cache, self.network
+                stored.append(cache.pick(count, generator, network, self.precision))
             elif self.mixture is not None and count > 0:
                 new.append(self.mixture.draw(count, generator).to(self.device))
             if num_stored and self.augmentation is not None:
@@ -345,10 +345,6 @@ class Evaluator:
                 torch.cat(new) if new else None,
             )
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))
-
-    def _teacher_batch(self, inputs: Tensor) -> TeacherBatch:
-        inputs = inputs.to(self.device)
-        return TeacherBatch(inputs, batched_forward(self.network.model, inputs), None)
 
     def _masked(self, mask: Tensor) -> dict[str, Tensor]:
         split = self.network.layout.split(mask.to(self.device))

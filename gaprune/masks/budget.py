@@ -1,4 +1,4 @@
-"""How many weights to keep: from a sparsity and a scope to exact counts."""
+"""Exact keep counts from a sparsity and a scope."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gaprune.masks.supermask import MIN_KEEP, Layout
 
 SCOPES = {
     "allocated": "each layer has its own keep count under one exact total; the counts evolve",
-    "global": "all layers are ranked together",
+    "global": "all layers share one ranking",
     "layer": "every layer keeps the same density",
 }
 
 
 def check_sparsity(sparsity: object) -> float:
-    """Return `sparsity` as a float strictly between 0 and 1, or say what is wrong with it."""
+    """Return `sparsity` as a float; raise `InputError` unless it is strictly between 0 and 1."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
         raise InputError(f"sparsity: must be a number between 0 and 1, got {sparsity!r}")
-    if not 0 < sparsity < 1:  # NaN fails too
+    if not 0 < sparsity < 1:  # also rejects NaN
         raise InputError(
             "sparsity: must lie strictly between 0 and 1 (the fraction of weights removed, "
             f"0.9 removes 90 %), got {sparsity!r}"
@@ -35,47 +35,46 @@ def check_sparsity(sparsity: object) -> float:
 def keep_total(layout: Layout, sparsity: float) -> int:
     """Return how many weights of the network stay: (1 − sparsity) · total, rounded half up.
 
-    Under a quota it alone says how many. Where the layout has a price, it is multiply-adds, rounded
-    down.
+    An N:M pattern determines the number by itself. If the layout has a `mac_cost`, the budget is in
+    multiply-adds and rounded down.
 
     Raises:
-        InputError: fewer than the layers keep at least (the message says what is possible).
+        InputError: fewer than the layers' minimum (the message names what is possible).
     """
     if layout.n_of_m is not None:
         return sum(layout.n_of_m.counts(layout.sizes))
     if layout.mac_cost is not None:
-        return _affordable(layout, layout.mac_cost, sparsity)
+        return _mac_total(layout, layout.mac_cost, sparsity)
     keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
     if keep < sum(layout.min_counts):
         raise _too_few(layout, sparsity, keep)
     return keep
 
 
-def _affordable(layout: Layout, price: MacCost, sparsity: float) -> int:
-    keep = price.limit
+def _mac_total(layout: Layout, cost: MacCost, sparsity: float) -> int:
+    keep = cost.limit
     if keep is None:
-        keep = math.floor(price.dense * _density(sparsity))
+        keep = math.floor(cost.dense * _density(sparsity))
     if keep >= layout.min_cost:
         return keep
-    most = math.floor(1e6 * (1 - layout.min_cost / price.dense)) / 1e6
-    if price.limit is not None:
-        asked = f"budget_macs: {keep:,} multiply-adds"
-        way_out = "state more"
+    if cost.limit is not None:
+        budget, remedy = f"budget_macs: {keep:,} multiply-adds", "allow more"
     else:
-        asked = f"sparsity: {sparsity} leaves {keep:,} of {price.dense:,} multiply-adds"
-        way_out = f"at most {most:g} is possible"
-    kept = "the least" if layout.floor == 0 else f"the floor {layout.floor}"
-    raise InputError(f"{asked}, and {kept} of every layer takes {layout.min_cost:,}; {way_out}")
+        highest = math.floor(1e6 * (1 - layout.min_cost / cost.dense)) / 1e6
+        budget = f"sparsity: {sparsity} leaves {keep:,} of {cost.dense:,} multiply-adds"
+        remedy = f"use at most {highest:g}"
+    minimum = "the minimum" if layout.floor == 0 else f"the floor {layout.floor}"
+    raise InputError(f"{budget}, but {minimum} of every layer needs {layout.min_cost:,}; {remedy}")
 
 
 def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
-    one_each = MIN_KEEP * len(layout.names)
-    if keep < one_each:
+    minimum = MIN_KEEP * len(layout.names)
+    if keep < minimum:
         return InputError(
             f"sparsity: {sparsity} keeps {keep} of {layout.total} weights, fewer than one for each "
-            f"of the {len(layout.names)} layers; at most {1 - one_each / layout.total:.9g} is "
-            "possible"
+            f"of the {len(layout.names)} layers; use at most {1 - minimum / layout.total:.9g}"
         )
+    # The highest floor, in thousandths, that this budget allows.
     needed = bisect.bisect(
         range(1000), keep, key=lambda n: sum(layout.with_floor(n / 1000).min_counts)
     )
@@ -108,7 +107,7 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
 
 
 def _density(sparsity: float) -> Fraction:
-    """Return 1 − sparsity as the decimal that was written: 1 − 0.9 is a tenth, not 0.0999…98."""
+    # Exactly the decimal that the user wrote: 1 − 0.9 is a tenth, not 0.0999…98.
     return 1 - Fraction(str(float(sparsity)))
 
 
@@ -116,23 +115,23 @@ def apportion(
     shares: Sequence[float] | np.ndarray,
     total: int,
     sizes: Sequence[int],
-    least: Sequence[int] | None = None,
+    min_counts: Sequence[int] | None = None,
 ) -> list[int]:
-    """Round `shares` to whole counts that add up to `total`, each from its least to its size.
+    """Round `shares` to whole counts that add up to `total`, each from its minimum to its size.
 
-    Largest remainders first, the lower index on ties (Hamilton's method); what a full layer cannot
-    take goes to the others in proportion.
+    Largest remainders first, the lower index on ties (Hamilton's method). What a full layer cannot
+    keep goes to the others in proportion.
 
     Args:
         shares: wanted counts, one per layer.
-        total: what the counts add up to.
-        sizes: the most that each layer can keep.
-        least: what each keeps at least; None is `MIN_KEEP`.
+        total: the sum of the counts.
+        sizes: the largest count of each layer.
+        min_counts: the smallest count of each layer; None is `MIN_KEEP`.
 
     Raises:
-        InputError: `total` is more than all sizes or less than all least; a share is NaN.
+        InputError: `total` is outside the sum of minimums and the sum of sizes; a share is NaN.
     """
-    low = np.full(len(sizes), MIN_KEEP) if least is None else np.asarray(least)
+    low = np.full(len(sizes), MIN_KEEP) if min_counts is None else np.asarray(min_counts)
     high = np.asarray(sizes)
     if not low.sum() <= total <= high.sum():
         raise InputError(
@@ -141,7 +140,8 @@ def apportion(
     if np.isnan(np.asarray(shares, dtype=np.float64)).any():
         raise InputError(f"shares: must be numbers, got {list(shares)}")
     wanted = np.clip(np.asarray(shares, dtype=np.float64), low, high)
-    for _ in range(64):  # scale the free layers until the clipped shares meet the total
+    # Scale the layers that are not at a bound until the clipped shares add up to the total.
+    for _ in range(64):
         gap = total - wanted.sum()
         free = (wanted < high) if gap > 0 else (wanted > low)
         if abs(gap) < 0.5 / max(len(sizes), 1) or not free.any():

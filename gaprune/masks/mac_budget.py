@@ -1,11 +1,11 @@
-"""What kept units cost in multiply-adds, and how many of every layer a budget of them buys.
+"""Budgets in multiply-adds (MACs): the cost of kept units, and how many units a budget allows.
 
-A weight is multiplied once for every position of its layer's output. Where units are channels, a
-layer's work is the product of the channels that it makes and of those that it reads, so what one
-channel costs depends on how many of the others stay.
+A weight is multiplied once for every position of its layer's output. Where units are channels, the
+MACs of a layer are proportional to the product of its output and input channels, so the cost of
+one channel depends on how many of the others stay.
 
-The law of everything here: what stays costs no more than the budget, and one more unit of any layer
-would pass it.
+Every count vector returned here costs no more than the budget, and one more unit of any layer would
+exceed it ("maximal").
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gaprune.errors import InputError
+from gaprune.masks.top_k import check_no_nan
 
-LARGEST = 1 << 53  # sums of whole numbers up to here are exact in float64, in any order
-HALVINGS = 64  # of an interval of shares: beyond the last place of float64
-SCARCE = 1e-6  # of the largest share is the least one
-_WHOLE: dict[torch.dtype, np.dtype[Any]] = {
+EXACT_LIMIT = 1 << 53  # sums of integers up to here are exact in float64, in any order
+BISECTIONS = 64  # of an interval of shares: more than the bits of a float64 fraction
+MIN_SHARE = 1e-6  # of the largest share; no layer's share is 0, so that all may grow
+_INTEGERS: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.int32),
     torch.float64: np.dtype(np.int64),
 }
@@ -36,11 +37,11 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Factor:
-    """What makes one factor of a layer's work.
+    """One factor of a layer's MACs.
 
     Attributes:
-        fixed: what stays whatever a mask says.
-        units: (layer of the searched layout, how much each of its units that stays adds).
+        fixed: the part that no mask changes.
+        units: (layer of the searched layout, what each of its kept units adds).
     """
 
     fixed: int
@@ -49,7 +50,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class MacTerm:
-    """The work of one weight: `each` for every pair of an output and an input that stay."""
+    """The MACs of one weight: `each` for every pair of a kept output and a kept input."""
 
     each: int
     outputs: Factor
@@ -58,15 +59,15 @@ class MacTerm:
 
 @dataclass(frozen=True)
 class MacCost:
-    """What the units of a layout cost; those of one layer all cost the same.
+    """The cost of the units of a layout; units of the same layer cost the same.
 
     Attributes:
-        dense: multiply-adds of the dense network for one input.
-        fixed: those of them that no mask changes.
-        terms: the others.
+        dense: MACs of the dense network for one input.
+        fixed: the part of them that no mask changes.
+        terms: the rest.
         sizes: units of every layer.
         limit: the budget, where it does not follow from a sparsity.
-        step: of every layer stay so many units, or a multiple, or all.
+        step: every layer keeps a multiple of `step` units, or all of them.
     """
 
     dense: int
@@ -77,199 +78,212 @@ class MacCost:
     step: int = 1
 
     def macs(self, counts: Sequence[int] | Counts) -> int:
-        """Return the multiply-adds of a network that keeps so many units of every layer."""
-        kept = np.asarray(counts, dtype=np.float64)
+        """Return the MACs of a network that keeps `counts[i]` units of layer i."""
+        units = np.asarray(counts, dtype=np.float64)
         each, outputs, inputs = self._arrays
-        return self.fixed + int(each @ ((outputs @ (*kept, 1)) * (inputs @ (*kept, 1))))
+        return self.fixed + int(each @ ((outputs @ (*units, 1)) * (inputs @ (*units, 1))))
 
     def min_macs(self, counts: Sequence[int]) -> int:
-        """Return what a network costs that keeps so many units of every layer, in whole steps."""
-        return self._cost(self._steps(counts))
+        """Return the MACs with `counts` rounded up to whole steps."""
+        return self._step_macs(self._steps(counts))
 
     def is_maximal(self, counts: Sequence[int], keep: int) -> bool:
-        """Tell whether counts cost at most `keep`, and one unit more of any layer would pass it."""
+        """Return whether counts cost at most `keep`, and no layer could keep one step more."""
         steps = self._steps(counts)
-        whole = _plain(self._counts(steps)) == list(counts)
-        return whole and self.macs(counts) <= keep and not self._open(steps, keep)
+        whole = self._units(steps).tolist() == list(counts)
+        return whole and self.macs(counts) <= keep and not self._affordable(steps, keep)
 
     def global_counts(
-        self, scores: Tensor, slices: Sequence[slice], least: Sequence[int], keep: int
+        self, scores: Tensor, slices: Sequence[slice], min_counts: Sequence[int], keep: int
     ) -> list[int]:
-        """Return how many of each layer stay when the best scores of all layers are bought first.
+        """Return how many units of each layer stay when units are bought by rank over all layers.
 
-        Units come in the order of their scores, ties in index order; one that passes the budget is
-        left out, with all that its layer has after it, and cheaper ones of other layers still come.
+        Units are bought in the order of their scores, ties in index order. A unit that exceeds the
+        budget is skipped, together with all lower ones of its layer; cheaper units of other layers
+        may follow.
 
         Args:
             scores: flat.
-            slices: where each layer lies in it.
-            least: units of each layer that are bought before all others.
-            keep: the multiply-adds that the network may cost.
+            slices: the position of each layer in it.
+            min_counts: units of each layer that are bought before all others.
+            keep: the budget in MACs.
 
         Raises:
-            InputError: the least cost more, or a score is NaN.
+            InputError: the minimum costs more than the budget, or a score is NaN.
         """
-        if nan := int(scores.isnan().count_nonzero()):
-            raise InputError(
-                f"scores: {nan} of {scores.numel()} are NaN, which has no rank; make them finite"
-            )
-        flat = _ordered(scores)
+        check_no_nan(scores)
+        flat = _sortable_integers(scores)
         keys = [flat[part] for part in slices]
-        found = self._checked(least, keep)
-        while len(still := self._open(found, keep)):
-            found = self._down_to(found, still, keys, keep)
-            heads = {
-                one: _ranked(keys[one], int(self._counts(found + 1)[one]))
-                for one in still
-                if found[one] < self._most[one]
+        steps = self._checked_minimum(min_counts, keep)
+        while len(layers := self._affordable(steps, keep)):
+            steps = self._buy_down_to_threshold(steps, layers, keys, keep)
+            next_keys = {
+                layer: _kth_largest(keys[layer], int(self._units(steps + 1)[layer]))
+                for layer in layers
+                if steps[layer] < self._max_steps[layer]
             }
-            for layer, head in heads.items():
-                if head == max(heads.values()):  # these tie for the next place, and not all fit
-                    upto = self._whole(layer, int(np.count_nonzero(keys[layer] >= head)))
-                    found[layer] += self._fitting(found, layer, max(0, upto - found[layer]), keep)
-        return _plain(self._counts(found))
+            for layer, key in next_keys.items():
+                if key == max(next_keys.values()):  # these tie for the next unit; not all may fit
+                    wanted = self._whole_steps(layer, int(np.count_nonzero(keys[layer] >= key)))
+                    more = max(0, wanted - steps[layer])
+                    steps[layer] += self._fitting_steps(steps, layer, more, keep)
+        return list(map(int, self._units(steps)))
 
-    def _down_to(
-        self, steps: Counts, still: Sequence[int], keys: Sequence[NDArray[Any]], keep: int
+    def _buy_down_to_threshold(
+        self, steps: Counts, layers: Sequence[int], keys: Sequence[NDArray[Any]], keep: int
     ) -> Counts:
-        """Buy of some layers all down to the lowest key at which they fit.
+        """Buy all units of `layers` above the lowest threshold that the budget allows.
 
-        Halves of the interval are looked at as in a quickselect: of what lies outside it, only the
-        number counts.
+        Bisection over keys, as in quickselect: of the keys outside the interval only the number
+        matters, so each round looks at fewer of them.
         """
-        low = min(int(keys[one].min()) for one in still)
-        high = max(int(keys[one].max()) for one in still) + 1
-        found, within, above = steps, {one: keys[one] for one in still}, dict.fromkeys(still, 0)
+        low = min(int(keys[layer].min()) for layer in layers)
+        high = max(int(keys[layer].max()) for layer in layers) + 1
+        best, inside, num_above = (
+            steps,
+            {layer: keys[layer] for layer in layers},
+            dict.fromkeys(layers, 0),
+        )
         while low < high:
             middle = (low + high) // 2
-            at_least = {one: some >= middle for one, some in within.items()}
-            more = {one: above[one] + int(np.count_nonzero(some)) for one, some in at_least.items()}
+            reached = {layer: layer_keys >= middle for layer, layer_keys in inside.items()}
+            num_reached = {
+                layer: num_above[layer] + int(np.count_nonzero(mask))
+                for layer, mask in reached.items()
+            }
             wanted = steps.copy()
-            wanted[still] = [max(int(steps[one]), self._whole(one, more[one])) for one in still]
-            if self._cost(wanted) <= keep:
-                high, above, found = middle, more, wanted
-                within = {one: some[~at_least[one]] for one, some in within.items()}
+            for layer in layers:
+                wanted[layer] = max(steps[layer], self._whole_steps(layer, num_reached[layer]))
+            if fits := self._step_macs(wanted) <= keep:
+                high, num_above, best = middle, num_reached, wanted
             else:
                 low = middle + 1
-                within = {one: some[at_least[one]] for one, some in within.items()}
-        return found
+            inside = {
+                layer: layer_keys[~reached[layer] if fits else reached[layer]]
+                for layer, layer_keys in inside.items()
+            }
+        return best
 
     def apportion(
-        self, shares: Sequence[float] | NDArray[Any], least: Sequence[int], keep: int
+        self, shares: Sequence[float] | NDArray[Any], min_counts: Sequence[int], keep: int
     ) -> list[int]:
-        """Return counts in proportion to shares, as far as the budget goes, none below its least.
+        """Return maximal counts in proportion to `shares`, none below its minimum.
 
         Raises:
-            InputError: the least cost more than `keep`; a share is NaN.
+            InputError: the minimum costs more than `keep`, or a share is NaN.
         """
         wanted = np.asarray(shares, dtype=np.float64)
         if np.isnan(wanted).any():
             raise InputError(f"shares: must be numbers, got {list(shares)}")
-        wanted = np.maximum(wanted, max(float(wanted.max()), 1.0) * SCARCE)  # all may grow
-        found = self._checked(least, keep)
-        top = 2 * float((self._sizes / wanted).max())
-        while len(still := self._open(found, keep)):
+        wanted = np.maximum(wanted, max(float(wanted.max()), 1.0) * MIN_SHARE)
+        steps = self._checked_minimum(min_counts, keep)
+        upper = 2 * float((self._sizes / wanted).max())
+        while len(layers := self._affordable(steps, keep)):
 
-            def grown(factor: float, now: Counts = found, still: Sequence[int] = still) -> Counts:
-                steps = now.copy()
-                scaled = np.minimum(factor * wanted, self._sizes)
-                steps[still] = [max(int(now[one]), self._whole(one, scaled[one])) for one in still]
-                return steps
+            def scaled(
+                factor: float, now: Counts = steps, layers: Sequence[int] = layers
+            ) -> Counts:
+                result = now.copy()
+                units = np.minimum(factor * wanted, self._sizes)
+                for layer in layers:
+                    result[layer] = max(now[layer], self._whole_steps(layer, units[layer]))
+                return result
 
-            below, above = 0.0, top
-            for _ in range(HALVINGS):
-                middle = (below + above) / 2
-                fits = self._cost(grown(middle)) <= keep
-                below, above = (middle, above) if fits else (below, middle)
-            found = grown(below)
-            rest = [one for one in self._open(found, keep) if one in still]
-            if rest:  # the next to come, so that every round ends nearer to the budget
-                after = self._counts(found + 1) / wanted
-                found[min(rest, key=lambda one: float(after[one]))] += 1
-        return _plain(self._counts(found))
+            low, high = 0.0, upper
+            for _ in range(BISECTIONS):
+                middle = (low + high) / 2
+                fits = self._step_macs(scaled(middle)) <= keep
+                low, high = (middle, high) if fits else (low, middle)
+            steps = scaled(low)
+            left = [layer for layer in self._affordable(steps, keep) if layer in layers]
+            if left:  # add the next unit of the scaled shares, so that every round gets closer
+                factors = self._units(steps + 1) / wanted
+                steps[min(left, key=factors.__getitem__)] += 1
+        return list(map(int, self._units(steps)))
 
     def transfer(
         self,
         counts: Sequence[int],
         move: tuple[int, int, int],
-        least: Sequence[int],
+        min_counts: Sequence[int],
         keep: int,
     ) -> list[int]:
-        """Return counts after one layer took units and another gave what pays for them.
+        """Return counts after one layer gained units and another lost what pays for them.
 
-        The taker takes fewer where it has no room, or where the giver cannot pay. What is left over
-        goes to all layers in proportion. Nothing changes where nothing can be paid.
+        The gaining layer gets fewer units where it is full, or where the other cannot pay. The
+        remaining budget goes to all layers in proportion. Counts are unchanged if nothing can be
+        paid.
 
         Args:
             counts: of every layer, within the budget.
-            move: the layer that gives, the one that takes, and how many units that wants.
-            least: units that a layer keeps at least.
-            keep: the multiply-adds that the network may cost.
+            move: (layer that loses, layer that gains, units to gain).
+            min_counts: the fewest units of each layer.
+            keep: the budget in MACs.
         """
-        giver, taker, wanted = move
-        now, lowest = self._steps(counts), self._steps(least)
-        most = int(now[giver] - lowest[giver])
-        more = min(-(-wanted // self.step), int(self._most[taker] - now[taker]))
+        loser, gainer, wanted = move
+        now, lowest = self._steps(counts), self._steps(min_counts)
+        most = int(now[loser] - lowest[loser])
+        more = min(-(-wanted // self.step), int(self._max_steps[gainer] - now[gainer]))
 
-        def given(number: int, taken: int) -> Counts:
-            found = now.copy()
-            found[giver] -= number
-            found[taker] += taken
-            return found
+        def moved(lost: int, gained: int) -> Counts:
+            steps = now.copy()
+            steps[loser] -= lost
+            steps[gainer] += gained
+            return steps
 
-        taken = self._fitting(given(most, 0), taker, more, keep)
-        if not taken:
+        gained = self._fitting_steps(moved(most, 0), gainer, more, keep)
+        if not gained:
             return list(counts)
-        paid = _least(lambda one: self._cost(given(one, taken)) <= keep, 0, most)
-        after = _plain(self._counts(given(paid, taken)))
+        lost = _first_true(lambda lost: self._step_macs(moved(lost, gained)) <= keep, 0, most)
+        after = list(map(int, self._units(moved(lost, gained))))
         return self.apportion(after, after, keep)
 
-    def _checked(self, least: Sequence[int], keep: int) -> Counts:
-        found = self._steps(least)
-        if (needed := self._cost(found)) > keep:
+    def _checked_minimum(self, min_counts: Sequence[int], keep: int) -> Counts:
+        steps = self._steps(min_counts)
+        if (needed := self._step_macs(steps)) > keep:
             raise InputError(
-                f"keep: the least of every layer costs {needed:,} multiply-adds, got {keep:,}"
+                f"keep: the minimum of every layer costs {needed:,} multiply-adds, got {keep:,}"
             )
-        return found
+        return steps
 
-    # within: steps of every layer, of which the last one may be short
+    # Inside, counts are in steps of every layer; the last step of a layer may be shorter.
 
     def _steps(self, counts: Sequence[int]) -> Counts:
-        """Return the steps that hold so many units, and at least these."""
         return -(-np.asarray(counts, dtype=np.int64) // self.step)
 
-    def _counts(self, steps: Counts) -> Counts:
+    def _units(self, steps: Counts) -> Counts:
         return np.minimum(steps * self.step, self._sizes)
 
-    def _whole(self, layer: int, number: float) -> int:
-        """Return how many whole steps so many units are."""
-        return int(self._most[layer] if number >= self.sizes[layer] else number // self.step)
+    def _whole_steps(self, layer: int, units: float) -> int:
+        """Return how many whole steps fit into a number of units."""
+        return int(self._max_steps[layer] if units >= self.sizes[layer] else units // self.step)
 
-    def _cost(self, steps: Counts) -> int:
-        return self.macs(self._counts(steps))
+    def _step_macs(self, steps: Counts) -> int:
+        return self.macs(self._units(steps))
 
-    def _open(self, steps: Counts, keep: int) -> list[int]:
-        """Return the layers of which one more step would fit."""
+    def _affordable(self, steps: Counts, keep: int) -> list[int]:
+        """Return the layers that could keep one step more within the budget."""
         each, outputs, inputs = self._arrays
-        now = self._counts(steps).astype(np.float64)
-        more = self._counts(steps + 1) - now
-        full = (*now, 1.0)
-        factors = ((side @ full)[:, None] + side[:, :-1] * more for side in (outputs, inputs))
+        now = self._units(steps).astype(np.float64)
+        more = self._units(steps + 1) - now
+        padded = (*now, 1.0)
+        factors = ((side @ padded)[:, None] + side[:, :-1] * more for side in (outputs, inputs))
         costs = self.fixed + each @ prod(factors)
-        return [int(one) for one in np.flatnonzero((costs <= keep) & (more > 0))]
+        layers: list[int] = np.flatnonzero((costs <= keep) & (more > 0)).tolist()
+        return layers
 
-    def _fitting(self, steps: Counts, layer: int, most: int, keep: int) -> int:
-        """Return how many steps more of a layer fit, `most` at most."""
+    def _fitting_steps(self, steps: Counts, layer: int, most: int, keep: int) -> int:
+        """Return how many further steps of a layer fit, at most `most`."""
 
-        def passes(number: int) -> bool:
+        def exceeds(number: int) -> bool:
             more = steps.copy()
             more[layer] += number
-            return self._cost(more) > keep
+            return self._step_macs(more) > keep
 
-        return max(0, _least(passes, 0, most + 1) - 1)
+        return max(0, _first_true(exceeds, 0, most + 1) - 1)
 
     @cached_property
-    def _most(self) -> Counts:
+    def _max_steps(self) -> Counts:
         return self._steps(self.sizes)
 
     @cached_property
@@ -278,40 +292,36 @@ class MacCost:
 
     @cached_property
     def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """What each pair costs, and both factors as matrices `[terms, layers + 1]`, fixed last."""
-        assert self.dense < LARGEST, "more multiply-adds than float64 counts exactly"
-        each = np.array([one.each for one in self.terms], dtype=np.float64)
-        found = np.zeros((2, len(self.terms), len(self.sizes) + 1))
+        """Cost per pair, and both factors as matrices `[terms, layers + 1]`, the fixed part last."""
+        assert self.dense < EXACT_LIMIT, "more multiply-adds than float64 counts exactly"
+        each = np.array([term.each for term in self.terms], dtype=np.float64)
+        factors = np.zeros((2, len(self.terms), len(self.sizes) + 1))
         for row, term in enumerate(self.terms):
-            for matrix, side in zip(found, (term.outputs, term.inputs), strict=True):
-                matrix[row, -1] = side.fixed
-                for layer, number in side.units:
-                    matrix[row, layer] += number
-        return each, found[0], found[1]
+            for matrix, factor in zip(factors, (term.outputs, term.inputs), strict=True):
+                matrix[row, -1] = factor.fixed
+                for layer, amount in factor.units:
+                    matrix[row, layer] += amount
+        return each, factors[0], factors[1]
 
 
-def _ordered(scores: Tensor) -> NDArray[Any]:
-    """Return whole numbers in the order of flat floating scores, so that all between are known."""
+def _sortable_integers(scores: Tensor) -> NDArray[Any]:
+    """Return integers in the same order as flat float scores, so that bisection ends."""
     wide = scores.detach().to("cpu")
-    wide = wide if wide.dtype in _WHOLE else wide.float()
-    bits = (wide.numpy() + 0).view(_WHOLE[wide.dtype])  # −0 becomes 0
-    found: NDArray[Any] = np.where(bits < 0, bits ^ np.iinfo(bits.dtype).max, bits)
-    return found
+    wide = wide if wide.dtype in _INTEGERS else wide.float()
+    bits = (wide.numpy() + 0).view(_INTEGERS[wide.dtype])  # + 0 turns −0 into 0
+    # The bits of negative floats grow with their magnitude: invert all but the sign.
+    keys: NDArray[Any] = np.where(bits < 0, bits ^ np.iinfo(bits.dtype).max, bits)
+    return keys
 
 
-def _plain(counts: Counts) -> list[int]:
-    return [int(one) for one in counts]
-
-
-def _least(true: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the least number from `low` for which a rising test is true; `high` where none is."""
+def _first_true(test: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the lowest number for which a monotone test is true, or `high` if there is none."""
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if true(middle) else (middle + 1, high)
+        low, high = (low, middle) if test(middle) else (middle + 1, high)
     return low
 
 
-def _ranked(keys: NDArray[Any], rank: int) -> int:
-    """Return the key of a rank, 1 for the largest."""
-    place = len(keys) - rank
-    return int(np.partition(keys, place)[place])
+def _kth_largest(keys: NDArray[Any], rank: int) -> int:
+    index = len(keys) - rank
+    return int(np.partition(keys, index)[index])

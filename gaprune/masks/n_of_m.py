@@ -1,4 +1,4 @@
-"""N of every M: so many weights stay in each group of neighbours along a layer's inputs."""
+"""N:M sparsity: N weights stay in every group of M neighbours along a layer's inputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from math import inf
 import torch
 from torch import Tensor
 
-from gaprune.errors import InputError
+from gaprune.masks.top_k import check_no_nan
 
-COMPARED = 32  # groups of so many are compared, larger ones sorted
+COMPARED_UP_TO = 32  # larger groups are sorted
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class NOfM:
     """How many weights stay in every group, and along which axis the groups lie.
 
     Attributes:
-        keep: N, those that stay.
-        of: M, those of a group.
-        axes: of each layer the axis of its inputs, of which M is a divisor; None where there are
-            no groups, and the whole layer stays.
+        keep: N, the weights that stay in a group.
+        of: M, the weights of a group.
+        axes: the input axis of each layer, a multiple of M long; None where a layer has no groups
+            and stays dense.
     """
 
     keep: int
@@ -40,9 +40,9 @@ class NOfM:
     def groups(
         self, flat: Tensor, slices: Sequence[slice], shapes: Sequence[tuple[int, ...]]
     ) -> Iterator[Tensor]:
-        """Yield every layer as a view `[groups before, M, positions behind]`; whole ones `[n]`.
+        """Yield every layer of a flat tensor as a view `[groups before, M, positions behind]`.
 
-        Neighbours in a group follow one another along the axis of the inputs.
+        A layer without groups is yielded as `[n]`.
         """
         for part, shape, axis in zip(slices, shapes, self.axes, strict=True):
             if axis is None:
@@ -59,24 +59,21 @@ class NOfM:
         Raises:
             InputError: a score is NaN.
         """
-        if nan := int(scores.isnan().count_nonzero()):
-            raise InputError(
-                f"scores: {nan} of {scores.numel()} are NaN, which has no rank; make them finite"
-            )
+        check_no_nan(scores)
         mask = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-        parts = (self.groups(one, slices, shapes) for one in (scores.detach(), mask))
-        for found, out in zip(*parts, strict=True):
-            if out.ndim > 1:
-                _mark(found, self.keep, out)
+        views = (self.groups(flat, slices, shapes) for flat in (scores.detach(), mask))
+        for score_groups, mask_groups in zip(*views, strict=True):
+            if mask_groups.ndim > 1:
+                _write_top_n(score_groups, self.keep, mask_groups)
         return mask
 
     def holds(
         self, mask: Tensor, slices: Sequence[slice], shapes: Sequence[tuple[int, ...]]
     ) -> bool:
-        """Tell whether a flat mask keeps exactly N of every group, and whole layers whole."""
+        """Return whether a flat mask keeps exactly N of every group, and whole dense layers."""
         return all(
-            bool(((one.sum(1) == self.keep) if one.ndim > 1 else one).all())
-            for one in self.groups(mask, slices, shapes)
+            bool(((group.sum(1) == self.keep) if group.ndim > 1 else group).all())
+            for group in self.groups(mask, slices, shapes)
         )
 
     def cuts(
@@ -86,34 +83,33 @@ class NOfM:
         slices: Sequence[slice],
         shapes: Sequence[tuple[int, ...]],
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, layer by layer, scores in groups and the cut of each: midway between both sides.
+        """Yield each layer's scores in groups, and the threshold of every group.
 
-        Where all of a layer stays, its cut is its least score.
+        A threshold lies midway between the lowest kept and the highest dropped score. In a layer
+        without groups it is the lowest score.
         """
-        parts = (self.groups(one, slices, shapes) for one in (scores, mask))
-        for found, stays in zip(*parts, strict=True):
-            if found.ndim == 1:
-                yield found, found.min()
+        views = (self.groups(flat, slices, shapes) for flat in (scores, mask))
+        for score_groups, keep_mask in zip(*views, strict=True):
+            if score_groups.ndim == 1:
+                yield score_groups, score_groups.min()
                 continue
-            low = found.masked_fill(~stays, inf).amin(1, keepdim=True)
-            high = found.masked_fill(stays, -inf).amax(1, keepdim=True)
-            yield found, (low + high) / 2
+            low = score_groups.masked_fill(~keep_mask, inf).amin(1, keepdim=True)
+            high = score_groups.masked_fill(keep_mask, -inf).amax(1, keepdim=True)
+            yield score_groups, (low + high) / 2
 
 
-def _mark(scores: Tensor, keep: int, out: Tensor) -> None:
-    """Write which `keep` of every group `[n, M, k]` are the largest; ties in index order.
-
-    Few are compared each with each, which is some five times faster than sorting.
-    """
-    if scores.shape[1] > COMPARED:
+def _write_top_n(scores: Tensor, keep: int, mask: Tensor) -> None:
+    """Write the `keep` largest of every group `[n, M, k]`; ties are kept in index order."""
+    if scores.shape[1] > COMPARED_UP_TO:
         order = scores.argsort(dim=1, descending=True, stable=True)
-        out.fill_(False).scatter_(1, order[:, :keep], True)
+        mask.fill_(False).scatter_(1, order[:, :keep], True)
         return
+    # Counting how many neighbours are larger is about five times faster than sorting.
     columns = scores.unbind(1)
-    better = [torch.zeros_like(one, dtype=torch.int8) for one in columns]
+    num_larger = [torch.zeros_like(column, dtype=torch.int8) for column in columns]
     for (i, first), (j, second) in combinations(enumerate(columns), 2):
-        leads = first >= second
-        better[j] += leads
-        better[i] += ~leads
-    for place, count in enumerate(better):
-        torch.lt(count, keep, out=out[:, place])
+        first_wins = first >= second
+        num_larger[j] += first_wins
+        num_larger[i] += ~first_wins
+    for index, count in enumerate(num_larger):
+        torch.lt(count, keep, out=mask[:, index])

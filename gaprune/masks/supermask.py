@@ -1,8 +1,8 @@
 """From scores to masks, and from masks to a masked network; the weights stay frozen.
 
-A *supermask* keeps the k best-scored weights (Zhou et al. 2019; Ramanujan et al. 2020, eq. 4).
-Scores and masks are held flat: one vector over all prunable weights, layer after layer in the
-order of `Layout.names`, so that a budget over the whole network is one partition.
+A *supermask* keeps the k weights with the highest scores (Zhou et al. 2019; Ramanujan et al. 2020,
+eq. 4). Scores and masks are flat: one vector over all prunable weights, layer after layer in the
+order of `Layout.names`, so that a global budget is a single partition.
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ from math import floor
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from gaprune.errors import InputError, unknown_name
 from gaprune.masks.mac_budget import MacCost
 from gaprune.masks.n_of_m import NOfM
-from gaprune.masks.top_k import mark
+from gaprune.masks.top_k import write_top_k
 
-MIN_KEEP = 1  # no layer is ever emptied: a layer without weights cuts the network in two
-_WHOLE = {
+MIN_KEEP = 1  # per layer: a layer without weights would cut the network in two
+_INTEGERS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
 }
-"""Float type → the whole numbers of as many bits."""
+"""Float type → the integer type of the same size."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each prunable parameter lies in a flat vector.
+    """The position of each prunable parameter in a flat vector, and rules for its masks.
 
     Attributes:
         names: qualified parameter names, in the order of the flat vector.
         shapes: the shape of each.
         floor: the fraction of every layer, in [0, 1), that every mask keeps.
-        n_of_m: how many weights of every group stay, or None: any may.
-        mac_cost: what they cost, where a budget is in multiply-adds; None counts them.
+        n_of_m: the N:M pattern of every mask, or None.
+        mac_cost: cost of units, where the budget is in multiply-adds; None counts entries.
     """
 
     names: tuple[str, ...]
@@ -59,14 +58,14 @@ class Layout:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Weights per layer."""
+        """Entries per layer."""
         return tuple(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes)
 
     @cached_property
     def min_counts(self) -> tuple[int, ...]:
-        """Weights that each layer keeps at least: its floor rounded down, or `MIN_KEEP`."""
-        part = Fraction(str(float(self.floor)))  # as it was written: 0.1 is a tenth
-        return tuple(max(MIN_KEEP, floor(size * part)) for size in self.sizes)
+        """The fewest weights of each layer: its floor rounded down, at least `MIN_KEEP`."""
+        fraction = Fraction(str(float(self.floor)))  # the decimal as written: 0.1 is a tenth
+        return tuple(max(MIN_KEEP, floor(size * fraction)) for size in self.sizes)
 
     def with_floor(self, fraction: float) -> Layout:
         """Return the same layers with another floor."""
@@ -74,17 +73,17 @@ class Layout:
 
     @property
     def total(self) -> int:
-        """All prunable weights."""
+        """Number of all entries."""
         return sum(self.sizes)
 
     @property
     def dense_cost(self) -> int:
-        """What everything is in the unit of budgets: weights, or multiply-adds."""
+        """The cost of keeping everything, in the unit of budgets: entries or multiply-adds."""
         return self.total if self.mac_cost is None else self.mac_cost.dense
 
     @property
     def min_cost(self) -> int:
-        """What the least of every layer is in that unit."""
+        """The cost of the smallest possible mask, in the same unit."""
         return (
             sum(self.min_counts)
             if self.mac_cost is None
@@ -93,23 +92,23 @@ class Layout:
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
-        """Where each layer lies in the flat vector."""
+        """The position of each layer in the flat vector."""
         ends = np.cumsum(self.sizes).tolist()
         return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
 
     def satisfies_pattern(self, mask: Tensor) -> bool:
-        """Tell whether a flat mask meets the quota, if there is one."""
+        """Return whether a flat mask follows the N:M pattern, if there is one."""
         return self.n_of_m is None or self.n_of_m.holds(mask, self.slices, self.shapes)
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views `[total]` → name → the layer's own shape; nothing is copied."""
+        """Return views of a flat tensor `[total]` by name, in the shape of each layer."""
         return {
             name: flat[part].view(shape)
             for name, part, shape in zip(self.names, self.slices, self.shapes, strict=True)
         }
 
     def flatten(self, layers: Mapping[str, Tensor]) -> Tensor:
-        """Name → tensor of the layer's shape, joined to one vector `[total]`."""
+        """Join tensors of the layers' shapes to one vector `[total]`."""
         return torch.cat([layers[name].reshape(-1) for name in self.names])
 
 
@@ -126,12 +125,12 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     Raises:
         InputError: `keep` is out of range, or a score is NaN.
 
-    A partition finds the threshold in linear time; all above it stay and the ties at it are filled
-    in index order, so the result is the same on every device and dtype (`torch.topk` picks tied
-    indices arbitrarily).
+    A partition finds the threshold in linear time. All scores above it stay, and ties at it are
+    kept in index order, so the result is the same on every device and dtype; `torch.topk` chooses
+    among ties arbitrarily.
     """
     mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
-    mark(scores.detach().reshape(-1), keep, mask.view(-1))
+    write_top_k(scores.detach().reshape(-1), keep, mask.view(-1))
     return mask
 
 
@@ -140,14 +139,14 @@ def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tenso
     flat = scores.detach()
     mask = torch.empty(layout.total, dtype=torch.bool, device=scores.device)
     for part, keep in zip(layout.slices, counts, strict=True):
-        mark(flat[part], keep, mask[part])
+        write_top_k(flat[part], keep, mask[part])
     return mask
 
 
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
     """Mark the `keep` best scores of the whole network, at least `layout.min_counts` in every layer.
 
-    Where the layout has a price, `keep` are multiply-adds, see `MacCost.ranked`.
+    If the layout has a `mac_cost`, `keep` is in multiply-adds; see `MacCost.global_counts`.
 
     Raises:
         InputError: `keep` is out of range or too small for the layers, or a score is NaN.
@@ -164,7 +163,8 @@ def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
         raise InputError(
             f"keep: must be at least {least}, {each} each of {len(layout.names)} layers, got {keep}"
         )
-    # Every layer's best, also where it had some: else it could lose them to a starved layer.
+    # Reserve the best of every layer, not only of starved ones: filling those up would otherwise
+    # take weights from layers that are just at their minimum.
     mask = layered_mask(scores, layout, layout.min_counts)
     rest = ~mask
     mask[rest] = top_k_mask(scores[rest], keep - least)
@@ -172,13 +172,13 @@ def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
 
 
 def layer_counts(mask: Tensor, layout: Layout) -> list[int]:
-    """Kept weights per layer of a flat mask `[total]`."""
-    bits = mask.cpu().numpy()  # numpy counts bools faster
+    """Return the number of kept weights per layer of a flat mask `[total]`."""
+    bits = mask.cpu().numpy()  # numpy counts bools faster than torch
     return [int(np.count_nonzero(bits[part])) for part in layout.slices]
 
 
 def pack(mask: Tensor) -> np.ndarray:
-    """Return a bool mask `[n]` as ⌈n/8⌉ bytes, for small messages and hashing."""
+    """Return a bool mask `[n]` as ⌈n/8⌉ bytes, for messages and hashes."""
     return np.packbits(mask.cpu().numpy())
 
 
@@ -188,11 +188,7 @@ def unpack(bits: np.ndarray, total: int) -> Tensor:
 
 
 def check_mask(argument: str, mask: Tensor, shape: torch.Size) -> None:
-    """Raise unless `mask` is bool and of this shape; the message begins with `argument`.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise `InputError` unless `mask` is bool and of this shape; `argument` starts the message."""
     if mask.dtype != torch.bool or mask.shape != shape:
         raise InputError(
             f"{argument}: must be bool of shape {tuple(shape)}, "
@@ -201,7 +197,7 @@ def check_mask(argument: str, mask: Tensor, shape: torch.Size) -> None:
 
 
 def check_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Raise unless every mask is one of a named weight.
+    """Check that every mask belongs to a named weight.
 
     Raises:
         InputError: an unknown name, or a mask of another shape or dtype.
@@ -213,34 +209,27 @@ def check_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> N
 
 
 def masked_weights(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zero the dropped weights; kept ones stay bit-identical."""
+    """Return the weights with dropped ones set to 0; kept ones are bit-identical."""
     return {name: _masked(weight, masks[name]) for name, weight in weights.items()}
 
 
 def _masked(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return 0 where the mask is false (inf · 0 would be NaN, so it is no product of floats)."""
-    whole = _WHOLE.get(weight.dtype)
-    alike = weight.stride() == mask.stride()[mask.ndim - weight.ndim :]
-    if whole is None or not alike or (weight.requires_grad and torch.is_grad_enabled()):
+    # Not a product of floats: inf · 0 would be NaN.
+    integer = _INTEGERS.get(weight.dtype)
+    same_strides = weight.stride() == mask.stride()[mask.ndim - weight.ndim :]
+    if integer is None or not same_strides or (weight.requires_grad and torch.is_grad_enabled()):
         return torch.where(mask, weight, weight.new_zeros(()))
-    # the same bits, five times faster: 1 · a whole number is itself, and 0 is the bits of +0
-    return torch.mul(mask, weight.detach().view(whole)).view(weight.dtype)
-
-
-def masked_forward(
-    model: nn.Module, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], inputs: Tensor
-) -> Tensor:
-    """Run `model` with only the kept weights, leaving the model itself untouched."""
-    outputs: Tensor = functional_call(model, masked_weights(weights, masks), (inputs,))
-    return outputs
+    # Five times faster with the same bits: 1 · n is n, and integer 0 has the bits of +0.
+    return torch.mul(mask, weight.detach().view(integer)).view(weight.dtype)
 
 
 class Supermask(nn.Module):
-    """A parametrization that shows its parameter through a fixed mask (`attach` registers it).
+    """A parametrization that masks its parameter (`attach` registers it).
 
     Attributes:
         mask: bool, of the parameter's shape.
-        order: the owner's parameter names before; torch appends a parameter that it puts back.
+        order: names of the module's parameters before, because torch moves a parameter to the end
+            when the parametrization is removed.
     """
 
     mask: Tensor
@@ -251,17 +240,17 @@ class Supermask(nn.Module):
         self.order = tuple(order)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Zero what the mask drops; kept weights pass bit for bit."""
+        """Set dropped weights to 0; kept weights are bit-identical."""
         return torch.where(self.mask, weight, weight.new_zeros(()))
 
 
 def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Put a supermask on live parameters, in place; `bake` or `detach` takes it off again.
+    """Mask parameters of a model in place; `bake` or `detach` removes the masks.
 
     Args:
-        model: any module; the named parameters keep their dense values underneath.
+        model: any module; the named parameters keep their dense values internally.
         masks: qualified parameter name → bool tensor of the parameter's shape. A tied parameter
-            has one mask, under its first name, and shows it in all places.
+            has one mask, under its first name, which applies to all its uses.
 
     Raises:
         InputError: a name that is no parameter, a mask of another shape or dtype.
@@ -270,30 +259,28 @@ def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     for name, mask in masks.items():
         if name not in parameters:
             raise InputError(
-                f"masks: {name!r} is no parameter of the model; it has {', '.join(parameters)}"
+                f"masks: {name!r} is not a parameter of the model; it has {', '.join(parameters)}"
             )
         check_mask(f"masks[{name!r}]", mask, parameters[name].shape)
-    masked = {
-        id(parameters[name]): mask.to(parameters[name].device) for name, mask in masks.items()
-    }
-    places = [
-        (module, leaf, masked[id(parameter)], tuple(module._parameters))
+    by_id = {id(parameters[name]): mask.to(parameters[name].device) for name, mask in masks.items()}
+    uses = [
+        (module, leaf, by_id[id(parameter)], tuple(module._parameters))
         for module in model.modules()
         for leaf, parameter in module._parameters.items()
-        if id(parameter) in masked
+        if id(parameter) in by_id
     ]
-    for module, leaf, mask, order in places:
+    for module, leaf, mask, order in uses:
         parametrize.register_parametrization(module, leaf, Supermask(mask, order))
     return model
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """Write every attached supermask into its parameter (dropped weights become 0), in place."""
+    """Make every attached mask permanent, in place: dropped weights become 0."""
     return _remove_supermasks(model, keep_masked=True)
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Take every attached supermask off; the dense parameters come back bit for bit, in place."""
+    """Remove every attached mask, in place; the dense parameters return bit for bit."""
     return _remove_supermasks(model, keep_masked=False)
 
 
@@ -310,7 +297,7 @@ def _remove_supermasks(model: nn.Module, *, keep_masked: bool) -> nn.Module:
 
 
 def _restore_order(module: nn.Module, order: Sequence[str]) -> None:
-    """Put the parameters back in order: optimizers tell them apart by their position."""
+    """Restore the order of parameters: optimizers identify them by position."""
     for name in order:
         if name in module._parameters:
             module._parameters[name] = module._parameters.pop(name)

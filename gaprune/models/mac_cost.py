@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from gaprune.errors import InputError
-from gaprune.masks.blocks import BlockUnits
-from gaprune.masks.channels import ChannelIndices, ChannelUnits
 from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
-from gaprune.masks.units import Units
+from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
 from gaprune.models.macs import macs_by_weight
 from gaprune.models.target import Target
 
@@ -89,7 +87,7 @@ def mac_cost_of(
     if isinstance(units, ChannelUnits):
         terms = [
             _channel_term(units, indices, shape, count)
-            for count, shape, indices in zip(uses, weights.shapes, units.wirings, strict=True)
+            for count, shape, indices in zip(uses, weights.shapes, units.indices, strict=True)
         ]
     else:
         sizes = [1] * len(uses)

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from gaprune.config import Settings
 from gaprune.errors import InputError, unknown_name
-from gaprune.masks.blocks import BlockUnits
-from gaprune.masks.channels import ChannelIndices, ChannelUnits
 from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
-from gaprune.masks.units import Units
+from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
 from gaprune.models.channel_groups import (
     ChannelGraph,
     ChannelGroup,

@@ -12,7 +12,7 @@ from gaprune.comparison.methods.threshold import percentile_mask
 from gaprune.comparison.ranking import norms_of_channels
 from gaprune.criteria import CRITERIA, Criterion, score_with
 from gaprune.export.clustering import cluster_weights
-from gaprune.masks.channels import ChannelUnits
+from gaprune.masks.units import ChannelUnits
 
 
 def by_criterion(criterion: Criterion) -> MethodFunction:
