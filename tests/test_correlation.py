@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from gaprune.criteria import layer_inputs, responses, score
 from gaprune.criteria.correlation import eliminate
-from gaprune.criteria.layer_inputs import Moments, Shape, unfold
-from gaprune.criteria.responses import respond
+from gaprune.criteria.layer_inputs import InputMoments, WeightShape, unfold
+from gaprune.criteria.responses import measure_responses
 from gaprune.models.input_spec import InputSpec
 
 
@@ -47,7 +47,7 @@ def test_elimination_removes_what_leaves_the_correlation_largest() -> None:
     """Orders and running maxima of increments are those of trying every removal, by definition."""
     weights = torch.randn(6, 9, generator=seeded()).double()
     covariance = spread(9, groups=2)
-    damage, order = eliminate(weights, covariance, Shape(3, 2, 9, 1, 9))
+    damage, order = eliminate(weights, covariance, WeightShape(3, 2, 9, 1, 9))
     for channel in range(6):
         removed, errors = one_by_one(weights[channel], covariance[channel // 3, 0])
         assert order[channel].argsort().tolist() == removed
@@ -59,8 +59,8 @@ def test_blocks_are_a_covariance_with_zeros_between_them() -> None:
     """A wide channel in blocks goes like the same one whose covariance is block-diagonal."""
     weights, blocks = torch.randn(4, 10, generator=seeded()).double(), spread(4, blocks=3)
     whole = torch.block_diag(*blocks[0])[:10, :10]
-    damage, order = eliminate(weights, blocks, Shape(1, 1, 10, 3, 4))
-    expected = eliminate(weights, whole[None, None], Shape(1, 1, 10, 1, 10))
+    damage, order = eliminate(weights, blocks, WeightShape(1, 1, 10, 3, 4))
+    expected = eliminate(weights, whole[None, None], WeightShape(1, 1, 10, 1, 10))
     torch.testing.assert_close(damage, expected[0])
     assert torch.equal(order, expected[1])
 
@@ -68,7 +68,7 @@ def test_blocks_are_a_covariance_with_zeros_between_them() -> None:
 def test_rounds_take_several_and_stay_near_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every weight goes exactly once, and the last half is nearly that of single removals."""
     weights, covariance = torch.randn(5, 600, generator=seeded()).double(), spread(600)
-    shape = Shape(1, 1, 600, 1, 600)
+    shape = WeightShape(1, 1, 600, 1, 600)
     damage, order = eliminate(weights, covariance, shape)
     assert torch.equal(order.sort(1).values, torch.arange(600.0).double().expand(5, -1))
     by_order = damage.gather(1, order.argsort(1))
@@ -100,7 +100,7 @@ def test_patches_times_weights_are_the_output(case: str) -> None:
     build, size = LAYERS[case]
     module, inputs = build(), torch.randn(size, generator=seeded())
     output: Tensor = module(inputs)
-    shape = Shape.of(module)
+    shape = WeightShape.of(module)
     patches = unfold(module, inputs, output)
     assert patches is not None
     columns = patches.reshape(*patches.shape[: -shape.axes], shape.groups, shape.size)
@@ -143,7 +143,7 @@ def test_moments_are_the_covariance(wide: bool, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(layer_inputs, "WIDE", 5)
         monkeypatch.setattr(layer_inputs, "BLOCK", 4)
     columns = 1000 + torch.randn(50, 7, generator=seeded())
-    moments = Moments(Shape.of(nn.Linear(7, 2)))
+    moments = InputMoments(WeightShape.of(nn.Linear(7, 2)))
     for part in columns.split(20):
         moments.add(part, torch.arange(len(part)))
     expected = columns.T.double().cov(correction=0)
@@ -159,7 +159,7 @@ def test_moments_are_the_covariance(wide: bool, monkeypatch: pytest.MonkeyPatch)
 def test_information_is_that_of_a_gaussian_around_the_outputs() -> None:
     """At the logits it is 1, in expectation over the answers drawn."""
     network, calibration = tiny(), tiny_calibration(4000)
-    layers = respond(network, calibration, seeded()).layers
+    layers = measure_responses(network, calibration, seeded()).layers
     found = layers["2.weight"].information
     torch.testing.assert_close(found, torch.ones_like(found), rtol=0.1, atol=0)
 
@@ -168,7 +168,7 @@ def test_information_adds_up_over_positions() -> None:
     """That of an output channel is one at every one of its positions."""
     network = network_of(lambda: nn.Conv1d(2, 3, 1), InputSpec((2, 5), "signal"))
     calibration = torch.randn(2000, 2, 5, generator=seeded())
-    found = respond(network, calibration, seeded()).layers["weight"].information
+    found = measure_responses(network, calibration, seeded()).layers["weight"].information
     torch.testing.assert_close(found, torch.full((3,), 5.0), rtol=0.1, atol=0)
 
 
@@ -184,7 +184,7 @@ def test_other_weights_get_their_own_information() -> None:
             return inputs @ self.table.T
 
     network, calibration = network_of(Functional, VECTOR), tiny_calibration(6000).float()
-    found = respond(network, calibration, seeded())
+    found = measure_responses(network, calibration, seeded())
     assert not found.layers
     expected = calibration.square().mean(0).expand(3, -1)
     torch.testing.assert_close(found.information["table"], expected, rtol=0.35, atol=0)
@@ -277,7 +277,7 @@ def test_a_layer_used_twice_counts_both() -> None:
             return hidden
 
     network, calibration = network_of(Twice, VECTOR), tiny_calibration(300).float()
-    found = respond(network, calibration, seeded()).layers["layer.weight"]
+    found = measure_responses(network, calibration, seeded()).layers["layer.weight"]
     columns = torch.cat([calibration, network.model.get_submodule("layer")(calibration)])
     torch.testing.assert_close(
         found.moments.covariance()[0, 0],

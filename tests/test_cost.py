@@ -11,9 +11,8 @@ from criterion_networks import CASES, network_of, seeded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaprune.criteria import network as networks
-from gaprune.criteria import score
-from gaprune.criteria.network import MAX_BATCH, MEMORY, fitting
+from gaprune.criteria import batching, score
+from gaprune.criteria.batching import MAX_BATCH, MEMORY, batch_size
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.macs import activation_bytes, macs_per_input
 from gaprune.models.target import load_target
@@ -39,10 +38,10 @@ def test_token_ids_are_not_differentiated() -> None:
 
 def test_batches_follow_memory() -> None:
     """As many calibration inputs as fit, at least one and at most `MAX_BATCH`."""
-    assert fitting(1) == MAX_BATCH
-    assert fitting(int(MEMORY / 10)) == 10
-    assert fitting(int(MEMORY / 10), passes=3) == 3
-    assert fitting(int(MEMORY * 10)) == 1
+    assert batch_size(1) == MAX_BATCH
+    assert batch_size(int(MEMORY / 10)) == 10
+    assert batch_size(int(MEMORY / 10), copies=3) == 3
+    assert batch_size(int(MEMORY * 10)) == 1
 
 
 @pytest.mark.parametrize("name", ["mnist-mlp", "mnist-cnn", "lenet"])
@@ -50,7 +49,7 @@ def test_the_zoo_fits_whole_batches(name: str) -> None:
     """So the figures of its networks do not depend on the bound."""
     model = load_zoo_network(name)
     leaves = {key: one.detach().requires_grad_() for key, one in model.named_parameters()}
-    assert fitting(activation_bytes(model, torch.zeros(1, 1, 28, 28), leaves), 3) == MAX_BATCH
+    assert batch_size(activation_bytes(model, torch.zeros(1, 1, 28, 28), leaves), 3) == MAX_BATCH
 
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "taylor"])
@@ -59,7 +58,7 @@ def test_small_batches_give_the_same_scores(name: str, monkeypatch: pytest.Monke
     network = network_of(lambda: nn.Linear(6, 3), InputSpec((6,), "vector"), torch.float64)
     calibration = torch.randn(40, 6, generator=seeded(), dtype=torch.float64)
     whole = score(name, network, calibration, seeded())
-    monkeypatch.setattr(networks, "MEMORY", 1.0)
+    monkeypatch.setattr(batching, "MEMORY", 1.0)
     torch.testing.assert_close(score(name, network, calibration, seeded()), whole)
 
 

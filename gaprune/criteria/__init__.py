@@ -1,8 +1,11 @@
-"""Criterion: how much each prunable weight matters, as one score per weight (higher means keep)."""
+"""One-shot criteria: one score per prunable weight of a dense network, higher means keep.
+
+A criterion only scores; `gaprune.masks` turns scores and a budget into masks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +18,6 @@ from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wan
 from gaprune.criteria.correlation import correlation
 from gaprune.criteria.flow import synflow
 from gaprune.criteria.gradients import grasp, snip, taylor
-from gaprune.criteria.network import ScoreFunction
 from gaprune.criteria.weights_only import erk, lamp, magnitude, random
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
@@ -23,6 +25,7 @@ from gaprune.models.network import DenseNetwork
 
 __all__ = [
     "CRITERIA",
+    "Criterion",
     "DenseNetwork",
     "ScoreFunction",
     "find_criterion",
@@ -31,22 +34,29 @@ __all__ = [
     "score_with",
 ]
 
+ScoreFunction = Callable[[DenseNetwork, Tensor | None, float | None, torch.Generator], Tensor]
+"""`(network, calibration, density, generator)` → scores `[total]`, float32; higher means keep.
+
+`calibration` are inputs `[N, ...]`, or None for criteria that need none; `density` is the fraction
+of weights that will stay, or None; `generator` is the only permitted source of random numbers.
+"""
+
 
 @dataclass(frozen=True)
 class Criterion:
-    """One criterion and where it comes from.
+    """A criterion and where it comes from.
 
     Attributes:
         name: its key in `CRITERIA`.
-        criterion: the function.
-        needs_inputs: whether it shows inputs to the network.
+        function: computes the scores.
+        needs_inputs: whether it runs the network on calibration inputs.
         takes_gradients: whether it differentiates the network.
         source: paper and equation.
         description: one line for people.
     """
 
     name: str
-    criterion: ScoreFunction
+    function: ScoreFunction
     needs_inputs: bool
     takes_gradients: bool
     source: str
@@ -54,97 +64,55 @@ class Criterion:
 
 
 CRITERIA: dict[str, Criterion] = {
-    criterion.name: criterion
-    for criterion in (
-        Criterion("random", random, False, False, "none: the control", "uniform random scores"),
-        Criterion("magnitude", magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
-        Criterion(
-            "lamp",
-            lamp,
-            False,
-            False,
-            "Lee et al. 2021, eq. 4",
+    name: Criterion(name, function, needs_inputs, takes_gradients, source, description)
+    for name, function, needs_inputs, takes_gradients, source, description in (
+        ("random", random, False, False, "none: the control", "uniform random scores"),
+        ("magnitude", magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
+        (
+            *("lamp", lamp, False, False, "Lee et al. 2021, eq. 4"),
             "w² over the squares of the layer's weights that are at least as large",
         ),
-        Criterion(
-            "erk",
-            erk,
-            False,
-            False,
-            "Evci et al. 2020, section 3",
+        (
+            *("erk", erk, False, False, "Evci et al. 2020, section 3"),
             "magnitude inside layers whose densities follow Erdős–Rényi-kernel",
         ),
-        Criterion(
-            "synflow",
-            synflow,
-            False,
-            True,
-            "Tanaka et al. 2020, algorithm 1",
+        (
+            *("synflow", synflow, False, True, "Tanaka et al. 2020, algorithm 1"),
             "synaptic flow through the absolute weights, pruned in 100 rounds",
         ),
-        Criterion(
-            "snip",
-            snip,
-            True,
-            True,
-            "Lee et al. 2019, eq. 5",
-            "|w · gradient|: how strongly a gate on the weight moves the loss",
+        (
+            *("snip", snip, True, True, "Lee et al. 2019, eq. 5"),
+            "|w · gradient|: how strongly a gate on the weight affects the loss",
         ),
-        Criterion(
-            "grasp",
-            grasp,
-            True,
-            True,
-            "Wang et al. 2020, eq. 8",
-            "w · Hessian · gradient: the weights that keep the gradient flowing",
+        (
+            *("grasp", grasp, True, True, "Wang et al. 2020, eq. 8"),
+            "w · Hessian · gradient: the weights that preserve the gradient flow",
         ),
-        Criterion(
-            "taylor",
-            taylor,
-            True,
-            True,
-            "Molchanov et al. 2019, eq. 8",
+        (
+            *("taylor", taylor, True, True, "Molchanov et al. 2019, eq. 8"),
             "(w · gradient)², averaged over mini-batches",
         ),
-        Criterion(
-            "wanda",
-            wanda,
-            True,
-            False,
-            "Sun et al. 2023, eq. 1",
+        (
+            *("wanda", wanda, True, False, "Sun et al. 2023, eq. 1"),
             "|w| · norm of the inputs it multiplies, layers balanced as in LAMP",
         ),
-        Criterion(
-            "wanda-rows",
-            wanda_rows,
-            True,
-            False,
-            "Sun et al. 2023, section 3",
-            "the same products ranked inside every output row, all of the same density",
+        (
+            *("wanda-rows", wanda_rows, True, False, "Sun et al. 2023, section 3"),
+            "the same products ranked inside every output row, all rows of the same density",
         ),
-        Criterion(
-            "lamp-wanda",
-            lamp_wanda,
-            True,
-            False,
-            "our own, of Lee et al. 2021, eq. 4 and Zhang et al. 2024, eq. 4",
-            "LAMP says how many weights a layer keeps, |w| · root of the inputs' norm which",
+        (
+            *("lamp-wanda", lamp_wanda, True, False),
+            "our own, after Lee et al. 2021, eq. 4 and Zhang et al. 2024, eq. 4",
+            "LAMP decides how many weights a layer keeps, |w| · root of the inputs' norm which",
         ),
-        Criterion(
-            "lamp-wanda-rows",
-            lamp_wanda_rows,
-            True,
-            False,
-            "our own, of Lee et al. 2021, eq. 4 and Sun et al. 2023, section 3",
-            "LAMP says how many weights a layer keeps, ranks inside every output row which",
+        (
+            *("lamp-wanda-rows", lamp_wanda_rows, True, False),
+            "our own, after Lee et al. 2021, eq. 4 and Sun et al. 2023, section 3",
+            "LAMP decides how many weights a layer keeps, ranks inside every output row which",
         ),
-        Criterion(
-            "correlation",
-            correlation,
-            True,
-            True,
-            "our own, after Hassibi and Stork 1993",
-            "what its removal costs the correlation of its channel's output with the dense one",
+        (
+            *("correlation", correlation, True, True, "our own, after Hassibi and Stork 1993"),
+            "what removal costs the correlation of its channel's output with the dense output",
         ),
     )
 }
@@ -153,40 +121,39 @@ CRITERIA: dict[str, Criterion] = {
 def find_criterion(
     name: str, argument: str = "criterion", beside: Collection[str] = ()
 ) -> Criterion:
-    """Return a criterion by name: our own, or a plug-in's.
+    """Return a criterion by name, from `CRITERIA` or a plug-in.
 
     Args:
-        name: a key of `CRITERIA`, or what an installed package adds.
-        argument: what the caller calls it, for the message.
-        beside: names that the caller knows as well.
+        name: a key of `CRITERIA`, or the name of a plug-in.
+        argument: the caller's name of this argument, for the message.
+        beside: other names that the caller accepts, for the message.
 
     Raises:
-        InputError: an unknown name, or a plug-in that is broken.
+        InputError: an unknown name, or a broken plug-in.
     """
     if name in CRITERIA:
         return CRITERIA[name]
-    found = plugins.find_plugin(plugins.CRITERIA, name, read_criterion)
-    if found is None:
+    criterion = plugins.find_plugin(plugins.CRITERIA, name, read_criterion)
+    if criterion is None:
         added = plugins.plugin_names(plugins.CRITERIA, CRITERIA)
         raise unknown_name(argument, name, [*beside, *CRITERIA, *added])
-    return found
+    return criterion
 
 
-def read_criterion(plugin: plugins.Plugin, held: Any) -> Criterion:  # noqa: ANN401 - whatever it is
-    """Return the criterion that a plug-in is: a `Criterion`, or a function with its signature.
+def read_criterion(plugin: plugins.Plugin, value: Any) -> Criterion:  # noqa: ANN401 - anything
+    """Return the criterion of a plug-in: a `Criterion`, or a function with its signature.
 
     Raises:
         InputError: it is neither.
     """
-    criterion: Criterion
-    if isinstance(held, Criterion):
-        criterion = held
+    if isinstance(value, Criterion):
+        criterion = value
     else:
-        text = (getattr(held, "__doc__", None) or plugin.title).strip().splitlines()[0]
-        function = plugins.require_function(plugin, held)
+        text = (getattr(value, "__doc__", None) or plugin.title).strip().splitlines()[0]
+        function = plugins.require_function(plugin, value)
         criterion = Criterion(plugin.name, function, True, True, plugin.package, text)
-    guarded = partial(call_user, criterion.criterion, where=plugin.title)
-    return replace(criterion, name=plugin.name, criterion=guarded)
+    safe_function = partial(call_user, criterion.function, where=plugin.title)
+    return replace(criterion, name=plugin.name, function=safe_function)
 
 
 def score(
@@ -196,22 +163,22 @@ def score(
     generator: torch.Generator,
     density: float | None = None,
 ) -> Tensor:
-    """Return the scores of one criterion.
+    """Return the scores of a criterion by name.
 
     Args:
-        name: a key of `CRITERIA`, or what a plug-in adds.
-        network: stays as it is, parameters, buffers, gradients and hooks.
-        calibration inputs: inputs `[N, ...]` for the criteria that need them; ignored by the others.
-        generator: the only source of randomness.
-        density: the fraction of weights that will stay, in (0, 1]; only SynFlow looks at it, and
-            ranks for a density of 0.01 without it.
+        name: a key of `CRITERIA`, or the name of a plug-in.
+        network: stays unchanged: parameters, buffers, gradients and hooks.
+        calibration: inputs `[N, ...]` for the criteria that need them; the others ignore them.
+        generator: the only source of random numbers.
+        density: the fraction of weights that will stay, in (0, 1]. Only SynFlow uses it; without
+            it SynFlow ranks for a density of 0.01.
 
     Returns:
         Finite float32 scores `[total]`, comparable inside a layer and between layers.
 
     Raises:
-        InputError: an unknown name, calibration inputs needed and not given, a density outside (0, 1].
-        GapruneError: the network gives scores that are not finite (it overflows on these calibration inputs).
+        InputError: an unknown name, missing calibration inputs, a density outside (0, 1].
+        GapruneError: scores are not finite: the network overflows on these calibration inputs.
     """
     return score_with(find_criterion(name), network, calibration, generator, density)
 
@@ -223,34 +190,34 @@ def score_with(
     generator: torch.Generator,
     density: float | None = None,
 ) -> Tensor:
-    """Return the scores of a criterion, also of one that is not in `CRITERIA`; see `score`.
+    """Return the scores of a criterion that need not be in `CRITERIA`; see `score`.
 
     Raises:
-        InputError: as `score`; or the criterion returns no tensor `[total]`.
+        InputError: as `score`; or the criterion does not return a tensor `[total]`.
     """
     name = criterion.name
     if criterion.needs_inputs and (calibration is None or len(calibration) == 0):
-        free = ", ".join(key for key, one in CRITERIA.items() if not one.needs_inputs)
+        free = ", ".join(key for key, other in CRITERIA.items() if not other.needs_inputs)
         raise InputError(
-            f"calibration inputs: criterion {name!r} shows inputs to the network and got none; "
-            f"pass a tensor [N, ...], or use a criterion that needs no calibration inputs: {free}"
+            f"calibration: criterion {name!r} runs the network on inputs and got none; pass a "
+            f"tensor [N, ...], or use a criterion that needs no inputs: {free}"
         )
     if density is not None and not 0 < density <= 1:
         raise InputError(
             f"density: must be above 0 and at most 1 (the fraction of weights kept), got {density}"
         )
-    scores: object = criterion.criterion(network, calibration, density, generator)
+    scores: object = criterion.function(network, calibration, density, generator)
     if not isinstance(scores, Tensor) or scores.shape != (network.layout.total,):
-        came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        actual = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
             f"criterion {name!r}: must return one score for each of the {network.layout.total} "
-            f"prunable weights, a tensor [{network.layout.total}], got {came}"
+            f"prunable weights, a tensor [{network.layout.total}], got {actual}"
         )
     for layer, values in network.layout.split(scores).items():
         bad = int((~values.isfinite()).count_nonzero())
         if bad:
             raise GapruneError(
                 f"criterion {name!r}: {bad} of {values.numel()} scores of layer {layer!r} are not "
-                f"finite, the network overflows; use other calibration inputs or another criterion"
+                "finite, the network overflows; use other calibration inputs or another criterion"
             )
     return scores.float()

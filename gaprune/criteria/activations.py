@@ -1,9 +1,10 @@
-"""Wanda: weights times the norm of the inputs that they multiply, and LAMP's counts with it."""
+"""Wanda: weights times the norm of the inputs that they multiply, alone and combined with LAMP."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,86 +12,66 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from gaprune.criteria.network import batches, checked, fitting
+from gaprune.criteria.batching import batch_size, batches
 from gaprune.criteria.weights_only import lamp_scores
 from gaprune.models.network import DenseNetwork
 
-LIVE = 6  # times the largest activation that measuring holds at once, squares in float64 among it
+COPIES = 6  # memory of the measurement, in sizes of the largest activation (float64 squares)
+ROOT = 0.5  # exponent of ‖x‖ for inputs that may be far from the network's domain
 
-ROOT = 0.5  # exponent of ‖x‖ where calibration inputs may be far from the network's domain
 
+def wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
+    """Score |w|·‖x‖₂, where x is all inputs that the weight multiplies (Sun et al. 2023, eq. 1).
 
-def wanda(
-    network: DenseNetwork,
-    calibration: Tensor | None,
-    _density: float | None,
-    _generator: torch.Generator,
-) -> Tensor:
-    """Score |w|·‖x‖₂, x being all inputs that the weight multiplies (Sun et al. 2023, eq. 1).
-
-    ‖x‖ itself cannot be compared between layers, since each has its own scale and number of
-    positions. So the products are balanced between layers as LAMP balances magnitudes
-    (`lamp_scores` of them): inside a layer the order is that of |w|·‖x‖₂, and no factor on a
-    layer's inputs changes anything. Weights whose inputs cannot be seen are scored by |w|. The
-    paper's own comparison groups are those of `wanda_rows`.
+    ‖x‖ cannot be compared between layers, since each has its own scale and number of positions.
+    So the products are balanced between layers as LAMP balances magnitudes (`lamp_scores` of the
+    products): inside a layer the order is that of |w|·‖x‖₂, and a constant factor on a layer's
+    inputs changes nothing. Weights whose inputs are not observed are scored by |w|. The paper's
+    own comparison groups are those of `wanda_rows`.
     """
     products = _products(network, calibration)
     scores = {name: lamp_scores(product) for name, product in products.items()}
     return network.layout.flatten(scores).float()
 
 
-def wanda_rows(
-    network: DenseNetwork,
-    calibration: Tensor | None,
-    _density: float | None,
-    _generator: torch.Generator,
-) -> Tensor:
-    """Rank |w|·‖x‖₂ inside each output row, as Sun et al. 2023, section 3, compare.
+def wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
+    """Rank |w|·‖x‖₂ inside each output row (Sun et al. 2023, section 3).
 
-    The score is rank over row length, (0, 1], so that one cut through all layers keeps the same
-    density in every row (the first axis of a weight; a vector is one row). Where rows are short,
-    as in depthwise kernels, a low density leaves nothing of many.
+    The score is rank over row length, in (0, 1], so one threshold for all layers keeps the same
+    density in every row (the first axis of a weight; a vector is one row). If rows are short, as in
+    depthwise kernels, a low density leaves many of them empty.
     """
-    scores = {name: _row_ranks(one) for name, one in _products(network, calibration).items()}
+    scores = {name: _row_ranks(p) for name, p in _products(network, calibration).items()}
     return network.layout.flatten(scores).float()
 
 
-def lamp_wanda(
-    network: DenseNetwork,
-    calibration: Tensor | None,
-    _density: float | None,
-    _generator: torch.Generator,
-) -> Tensor:
-    """LAMP decides how many weights each layer keeps, |w|·‖x‖₂^½ which (our own combination).
+def lamp_wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
+    """LAMP decides how many weights each layer keeps, |w|·‖x‖₂^½ decides which (our combination).
 
-    A layer's LAMP scores (Lee et al. 2021, eq. 4) are handed out in the order of the products, so
-    at every density the best k of the whole network have the counts of `lamp`. These look at
-    weights alone: they do not depend on how near the calibration inputs are to the network's domain, which
-    the sizes of activations do. For the same reason the norm goes in by its root, as in Zhang et
-    al. 2024 (RIA), eq. 4.
+    A layer's LAMP scores (Lee et al. 2021, eq. 4) are assigned in the order of the products, so at
+    every density the best k weights have the counts per layer of `lamp`. These depend on the
+    weights alone and not on how close the calibration inputs are to the network's domain, unlike
+    the sizes of activations. For the same reason the norm enters by its root, as in Zhang et al.
+    2024 (RIA), eq. 4.
     """
-    return _in_lamp_counts(network, _products(network, calibration, ROOT))
+    return _lamp_scores_in_order(network, _products(network, calibration, ROOT))
 
 
-def lamp_wanda_rows(
-    network: DenseNetwork,
-    calibration: Tensor | None,
-    _density: float | None,
-    _generator: torch.Generator,
-) -> Tensor:
-    """LAMP decides how many weights each layer keeps, the ranks of `wanda_rows` which."""
+def lamp_wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
+    """LAMP decides how many weights each layer keeps, the ranks of `wanda_rows` decide which."""
     products = _products(network, calibration)
-    return _in_lamp_counts(network, {name: _row_ranks(one) for name, one in products.items()})
+    return _lamp_scores_in_order(network, {name: _row_ranks(p) for name, p in products.items()})
 
 
-def _in_lamp_counts(network: DenseNetwork, orders: Mapping[str, Tensor]) -> Tensor:
-    """Hand out each layer's LAMP scores in the order of the sizes in `orders`, flat float32."""
+def _lamp_scores_in_order(network: DenseNetwork, orders: Mapping[str, Tensor]) -> Tensor:
+    """Assign each layer's LAMP scores by the magnitudes in `orders`; flat float32."""
     scores = {}
     for name, order in orders.items():
         values = lamp_scores(network.weights[name].detach()).flatten().sort(descending=True).values
-        places = order.flatten().abs().argsort(descending=True, stable=True)
-        given = torch.empty_like(values).scatter_(0, places, values).view_as(order)
-        scores[name] = torch.where(order.isfinite(), given, order)  # whoever asked is to see
+        ranking = order.flatten().abs().argsort(descending=True, stable=True)
+        assigned = torch.empty_like(values).scatter_(0, ranking, values).view_as(order)
+        # NaN and Inf stay visible: `score` reports them
+        scores[name] = torch.where(order.isfinite(), assigned, order)
     return network.layout.flatten(scores).float()
 
 
@@ -99,15 +80,15 @@ def _row_ranks(product: Tensor) -> Tensor:
     rows = product.abs().reshape(len(product) if product.ndim > 1 else 1, -1)
     ranks = rows.argsort(dim=1, stable=True).argsort(dim=1) + 1
     ranked = (ranks.double() / rows.shape[1]).view_as(product)
-    return torch.where(product.isfinite(), ranked, product)  # whoever asked is to see
+    return torch.where(product.isfinite(), ranked, product)
 
 
 def _products(
     network: DenseNetwork, calibration: Tensor | None, exponent: float = 1.0
 ) -> dict[str, Tensor]:
-    """Return w·‖x‖₂ to the exponent, float64; w where the inputs cannot be seen."""
-    shown = checked(calibration)
-    energies = network.once("energies", shown, lambda: input_energies(network, shown))
+    """Return w·‖x‖₂^exponent in float64; w if the inputs of a weight are not observed."""
+    inputs = torch.empty(0) if calibration is None else calibration  # refused by `batches`
+    energies = network.once("energies", inputs, lambda: input_energies(network, inputs))
     return {
         name: weight.detach().double()
         * energies.get(name, torch.ones_like(weight)).sqrt().pow(exponent)
@@ -116,35 +97,32 @@ def _products(
 
 
 def input_energies(network: DenseNetwork, calibration: Tensor | None) -> dict[str, Tensor]:
-    """Return Σ x² over calibration inputs and positions for every weight: name → its shape, float64.
+    """Return Σ x² over inputs and positions for every weight: name → its shape, float64.
 
-    Linear, convolution (transposed too), embedding and multi-head attention weights are found by
-    hooks; a weight shared by several modules adds up their inputs. Weights of other modules, and
-    of modules that were never called, are missing.
+    Forward hooks observe linear, convolution (transposed too), embedding and multi-head attention
+    layers. A weight shared by several modules adds up their inputs. Weights of other modules, and
+    of modules that are never called, are missing.
 
     Raises:
         InputError: there are no calibration inputs.
     """
+    energies: dict[str, Tensor] = {}
     with torch.no_grad():
-        size = fitting(_widest(network.model, next(batches(network, calibration, 1))), passes=LIVE)
-    recorder = _Recorder(network)
-    try:
-        with torch.no_grad():
-            for batch in batches(network, calibration, size):
+        largest = _largest_input(network.model, next(batches(network, calibration, 1)))
+        with _recording(network, energies):
+            for batch in batches(network, calibration, batch_size(largest, COPIES)):
                 network.model(batch)
-    finally:
-        recorder.remove()
-    return dict(recorder.energies)
+    return energies
 
 
-def _widest(model: nn.Module, example: Tensor) -> int:
+def _largest_input(model: nn.Module, example: Tensor) -> int:
     """Return the bytes of the largest tensor that a module takes, for one input `[1, …]`."""
     sizes = [1]
 
-    def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        sizes.extend(one.nbytes for one in args if isinstance(one, Tensor))
+    def record(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.extend(arg.nbytes for arg in args if isinstance(arg, Tensor))
 
-    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
+    handles = [module.register_forward_pre_hook(record) for module in model.modules()]
     try:
         model(example)
     finally:
@@ -153,48 +131,49 @@ def _widest(model: nn.Module, example: Tensor) -> int:
     return max(sizes)
 
 
-class _Recorder:
-    """Forward pre-hooks that add up squared inputs while the model runs."""
+@contextmanager
+def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[None]:
+    """Add up squared inputs by weight in `energies` while the network runs inside the block."""
+    names = {id(network.model.get_parameter(name)): name for name in network.weights}
+    measuring = False  # a rule runs its module once more, which calls the hook again
 
-    def __init__(self, network: DenseNetwork) -> None:
-        self.energies: dict[str, Tensor] = {}
-        self._names = {id(network.model.get_parameter(name)): name for name in network.weights}
-        self._busy = False  # measuring runs the module once more, and with it this hook
-        self._handles = [
-            module.register_forward_pre_hook(self._hook(rule), with_kwargs=True)
-            for module in network.model.modules()
-            for kind, rule in RULES.items()
-            if isinstance(module, kind)
-        ]
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(self, rule: Rule) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(rule: Rule) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._busy:
+            nonlocal measuring
+            if measuring:
                 return
-            self._busy = True
+            measuring = True
             try:
-                found = rule(module, args, kwargs)
+                by_parameter = rule(module, args, kwargs)
             finally:
-                self._busy = False
-            for leaf, energy in found.items():
-                name = self._names.get(id(module.get_parameter(leaf)))
+                measuring = False
+            for parameter, energy in by_parameter.items():
+                name = names.get(id(module.get_parameter(parameter)))
                 if name is not None:
-                    self.energies[name] = self.energies.get(name, 0) + energy.double()
+                    energies[name] = energies.get(name, 0) + energy.double()
 
         return record
+
+    handles = [
+        module.register_forward_pre_hook(hook(rule), with_kwargs=True)
+        for module in network.model.modules()
+        for kind, rule in RULES.items()
+        if isinstance(module, kind)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _affine_energy(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Energies of a module that is affine in its parameters, whatever its geometry.
+    """Return the energies of any module that is affine in its parameters.
 
-    The derivative of a summed output by a weight is the sum of the inputs that it multiplies; shown
-    x² instead of x, that is the sum of squares. A bias multiplies 1.
+    The derivative of the summed output by a weight is the sum of the inputs that it multiplies. On
+    x² instead of x this is the sum of squares. A bias multiplies 1.
     """
     inputs = args[0].float().square() if args[0].is_floating_point() else args[0]
     leaves = {name: p.detach().float().requires_grad_() for name, p in module.named_parameters()}
@@ -207,13 +186,13 @@ def _affine_energy(
 def _attention_energy(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Energies of the projections of multi-head attention, which it applies without submodules."""
+    """Return the energies of the projections that multi-head attention applies by itself."""
     assert isinstance(module, nn.MultiheadAttention)
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     columns = {part: _column_energy(bound[part]) for part in ("query", "key", "value")}
     size = module.embed_dim
     rows = {part: column.expand(size, -1) for part, column in columns.items()}
-    # with the identity as output projection the module returns what the projection multiplies
+    # With the identity as output projection, the module returns what the projection multiplies.
     identity = {"out_proj.weight": torch.eye(size).to(module.out_proj.weight)}
     if module.out_proj.bias is not None:
         identity["out_proj.bias"] = torch.zeros_like(module.out_proj.bias)
@@ -221,13 +200,13 @@ def _attention_energy(
     energies = {"out_proj.weight": _column_energy(heads).expand(size, -1)}
     if module.in_proj_weight is not None:
         return {**energies, "in_proj_weight": torch.cat(list(rows.values()))}
-    # torch annotates in_proj_weight as always there; it is None where key and value sizes differ
-    split = {  # type: ignore[unreachable]
+    # torch annotates in_proj_weight as never None; it is None if key and value sizes differ
+    separate = {  # type: ignore[unreachable]
         "query": "q_proj_weight",
         "key": "k_proj_weight",
         "value": "v_proj_weight",
     }
-    return {**energies, **{split[part]: row for part, row in rows.items()}}
+    return {**energies, **{separate[part]: row for part, row in rows.items()}}
 
 
 def _column_energy(inputs: Tensor) -> Tensor:

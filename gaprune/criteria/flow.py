@@ -16,10 +16,10 @@ from gaprune.models.network import DenseNetwork
 
 ROUNDS = 100  # as in the experiments of Tanaka et al. 2020
 FEWEST_ROUNDS = 30
-WORK = 1e10  # multiply-adds of all forward passes; what goes beyond takes fewer rounds
-DEFAULT_DENSITY = 0.01  # where the rounds end if nobody says how many weights will stay
+TOTAL_MACS = 1e10  # multiply-adds of all rounds together; larger networks get fewer rounds
+DEFAULT_DENSITY = 0.01  # final density if the caller does not know how many weights will stay
 MAX_SEQUENCES = 64
-SEQUENCE_WORK = 1e9  # multiply-adds of one forward pass on sequences
+SEQUENCE_MACS = 1e9  # multiply-adds of one forward pass on token sequences
 
 
 def synflow(
@@ -30,26 +30,27 @@ def synflow(
 ) -> Tensor:
     """Rank weights by iterative synaptic flow (Tanaka et al. 2020, algorithm 1), in float64.
 
-    In round k of n the total·ρ^(k/n) weights with the largest flow stay, ρ being `density`; n is
-    100, or less (at least 30) where a forward pass takes more than 10⁸ multiply-adds.
-    The result is a total ranking: the later a weight was dropped the higher it stands, weights
-    dropped together by their flow in that round, equal flows in index order. So the best total·ρ
-    are the paper's mask, and larger budgets add what fell last. The scores are the ranks over the
-    total, in (0, 1]: flows of deep networks leave the range of float32.
+    In round k of n the total·ρ^(k/n) weights with the largest flow stay, where ρ is `density`. n
+    is 100, or fewer (at least 30) if a forward pass takes more than 10⁸ multiply-adds. The result
+    is a total ranking: the later a weight is dropped the higher its score; weights dropped in the
+    same round are ordered by their flow, equal flows by index. So the best total·ρ weights are the
+    paper's mask, and larger budgets add what was dropped last. Scores are ranks over the total, in
+    (0, 1], because flows of deep networks leave the range of float32.
 
     Raises:
         GapruneError: the flow leaves the range of float64 too.
     """
-    inputs = _ones(network, generator)
-    state = linearised(network.model)
+    macs = max(1, _macs(network))
+    inputs = _ones(network, generator, macs)
+    state = absolute_state(network.model)
     weights = network.flat.double().abs()
     total = network.layout.total
     alive = torch.arange(total, device=weights.device)
-    fallen: list[Tensor] = []  # indices, worst first
-    rounds = _rounds(network)
+    dropped: list[Tensor] = []  # indices, worst first
+    rounds = min(ROUNDS, max(FEWEST_ROUNDS, int(TOTAL_MACS // macs)))
     for k in range(1, rounds + 1):
-        kept = torch.zeros_like(weights).index_copy_(0, alive, weights[alive])
-        flow = synaptic_flow(network, state, kept, inputs)[alive]
+        remaining = torch.zeros_like(weights).index_copy_(0, alive, weights[alive])
+        flow = synaptic_flow(network, state, remaining, inputs)[alive]
         if not flow.isfinite().all():
             raise GapruneError(
                 "criterion 'synflow': the flow through the absolute weights overflows float64; "
@@ -57,20 +58,20 @@ def synflow(
             )
         keep = math.floor(total * (density or DEFAULT_DENSITY) ** (k / rounds) + 0.5)
         stay = top_k_mask(flow, keep)
-        fallen.append(_worst_first(alive[~stay], flow[~stay]))
+        dropped.append(_worst_first(alive[~stay], flow[~stay]))
         alive, flow = alive[stay], flow[stay]
-    order = torch.cat([*fallen, _worst_first(alive, flow)])
+    order = torch.cat([*dropped, _worst_first(alive, flow)])
     scores = torch.empty_like(weights)
     scores[order] = torch.arange(1, total + 1, device=weights.device).double() / total
     return scores.float()
 
 
-def linearised(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state that makes the network positive: |θ| of every float tensor, in float64.
+def absolute_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return |θ| of every float parameter and buffer, in float64: the network becomes positive.
 
-    As in the authors' code, biases and normalisation weights included. Running means become 0
-    (which is what they are at initialisation, where the paper applies the criterion): subtracting
-    a mean of |θ| would let ReLU cut the flow that the criterion measures.
+    As in the authors' code this includes biases and normalisation weights. Running means become 0,
+    their value at initialisation, where the paper applies the criterion: subtracting a mean of |θ|
+    would let ReLU cut the flow that the criterion measures.
     """
     means = {
         f"{path}.running_mean".lstrip(".")
@@ -88,15 +89,15 @@ def linearised(model: nn.Module) -> dict[str, Tensor]:
 def synaptic_flow(
     network: DenseNetwork, state: dict[str, Tensor], weights: Tensor, inputs: Tensor
 ) -> Tensor:
-    """Return ∂R/∂θ ⊙ θ (eq. 1), flat `[total]`, for R the sum of all outputs (eq. 2).
+    """Return ∂R/∂θ ⊙ θ (eq. 1), flat `[total]`, where R is the sum of all outputs (eq. 2).
 
     Args:
-        network: whose architecture and layout are used.
-        state: from `linearised`.
-        weights: `[total]`, float64, the absolute prunable weights with dropped ones at 0.
-        inputs: a batch for the model, ones in float64.
+        network: provides architecture and layout.
+        state: from `absolute_state`.
+        weights: `[total]`, float64, the absolute prunable weights, 0 where dropped.
+        inputs: a batch of ones in float64, or token ids.
     """
-    # one leaf a layer: the backward pass of a slice fills a vector of `total` for each of them
+    # One leaf per layer: the gradient of a slice would fill a vector of `total` for each layer.
     leaves = {
         name: layer.detach().requires_grad_()
         for name, layer in network.layout.split(weights).items()
@@ -108,18 +109,17 @@ def synaptic_flow(
     return (gradient * weights).abs()
 
 
-def _ones(network: DenseNetwork, generator: torch.Generator) -> Tensor:
+def _ones(network: DenseNetwork, generator: torch.Generator, macs: int) -> Tensor:
     """Return the all-ones input of the paper `[1, ...]`; for tokens, sequences of shuffled ids.
 
-    Ids cannot be all ones: instead every id of the vocabulary appears once (as many as fit into
-    64 sequences, or into those that cost 10⁹ multiply-adds), and the flow starts at the absolute
-    embedding.
+    Ids cannot be all ones. Instead every id of the vocabulary appears once, as far as they fit into
+    64 sequences and 10⁹ multiply-adds, and the flow starts at the absolute embedding.
     """
-    spec, device = network.inputs, next(iter(network.weights.values())).device
+    spec, device = network.inputs, network.device
     if spec.kind != "tokens":
         return torch.ones(1, *spec.shape, dtype=torch.float64, device=device)
     length = math.prod(spec.shape)
-    affordable = max(1, int(SEQUENCE_WORK // max(1, _macs(network))))
+    affordable = max(1, int(SEQUENCE_MACS // macs))
     sequences = min(math.ceil(spec.vocabulary / length), MAX_SEQUENCES, affordable)
     ids = torch.randperm(spec.vocabulary, generator=generator, device=generator.device)
     repeated = ids.repeat(math.ceil(sequences * length / spec.vocabulary))
@@ -127,20 +127,11 @@ def _ones(network: DenseNetwork, generator: torch.Generator) -> Tensor:
 
 
 def _worst_first(indices: Tensor, flow: Tensor) -> Tensor:
-    order = torch.argsort(flow.flip(0), stable=True)  # reversed: of equals the later index falls
+    order = torch.argsort(flow.flip(0), stable=True)  # of equal flows the later index drops first
     return indices.flip(0)[order]
 
 
-def _rounds(network: DenseNetwork) -> int:
-    return min(ROUNDS, max(FEWEST_ROUNDS, int(WORK // max(1, _macs(network)))))
-
-
 def _macs(network: DenseNetwork) -> int:
-    """Return the multiply-adds of a forward pass on one input."""
-    weight, spec = next(iter(network.weights.values())), network.inputs
-    if spec.kind == "tokens":
-        return macs_per_input(
-            network.model, torch.zeros(1, *spec.shape, dtype=torch.int64, device=weight.device)
-        )
-    blank = torch.zeros(1, *spec.shape, dtype=weight.dtype, device=weight.device)
-    return macs_per_input(network.model, blank)
+    dtype = torch.int64 if network.inputs.kind == "tokens" else network.dtype
+    example = torch.zeros(1, *network.inputs.shape, dtype=dtype, device=network.device)
+    return macs_per_input(network.model, example)

@@ -1,4 +1,4 @@
-"""What a layer multiplies its weights with: sampled columns of its inputs, patches unfolded."""
+"""The columns that a layer multiplies its weight with, unfolded from its inputs, and moments."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-WIDE = 2048  # inputs of a channel: above, covariances between blocks of inputs are taken as 0
-BLOCK = 1024  # inputs in a block of a wide layer
+WIDE = 2048  # inputs per channel; above, covariances between blocks of inputs are taken as 0
+BLOCK = 1024  # inputs per block of a wide layer
 TABLE = 2**25  # most entries of a layer's covariance: 134 MB
 CHUNK = 2**22  # entries of columns gathered at once: 17 MB
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A layer's weight as matrices: `groups` of them, `size` inputs per channel.
+class WeightShape:
+    """A layer's weight as matrices.
 
-    The inputs of a channel lie in `blocks` of `width` (the last filled up with zeros), and over
-    `axes` of a patch: its channels and the kernel.
+    Attributes:
+        axes: axes of one patch: channels and kernel.
+        groups: number of matrices.
+        size: inputs per output channel.
+        blocks, width: these inputs lie in `blocks` of `width`, the last padded with zeros.
     """
 
     axes: int
@@ -32,8 +35,8 @@ class Shape:
     width: int
 
     @classmethod
-    def of(cls, module: nn.Module) -> Shape:
-        """Return the shape of a linear layer or convolution; see `is_layer`."""
+    def of(cls, module: nn.Module) -> WeightShape:
+        """Return the shape of a linear layer or convolution; see `can_unfold`."""
         weight = module.get_parameter("weight")
         groups = module.groups if isinstance(module, _ConvNd) else 1
         size = weight[0].numel()
@@ -43,41 +46,37 @@ class Shape:
         return cls(weight.ndim - 1, groups, size, math.ceil(size / width), width)
 
 
-def is_layer(module: nn.Module) -> bool:
-    """Whether its inputs can be unfolded: a linear layer, or a convolution, not transposed."""
+def can_unfold(module: nn.Module) -> bool:
+    """Tell whether inputs can be unfolded: a linear layer, or a convolution, not transposed."""
     return isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and not module.transposed)
 
 
-class Moments:
+class InputMoments:
     """Σ x and Σ x·xᵀ of the columns that one weight multiplies, in float32.
 
-    Columns are shifted by the mean of the first ones, so that inputs far from 0 keep their digits.
+    Columns are shifted by the mean of the first batch: inputs far from 0 keep their precision.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: WeightShape) -> None:
         self.shape = shape
         self.count = 0
         self._shift: Tensor | None = None
         self._sums: Tensor
         self._products: Tensor
 
-    def add(self, patches: Tensor, picked: Tensor) -> None:
-        """Add some positions of `patches`; see `unfold`.
+    def add(self, patches: Tensor, positions: Tensor) -> None:
+        """Add the columns at some positions.
 
         Args:
-            patches: `[*positions, channels, *kernel]`.
-            picked: positions by their flat index, int64 `[columns]`.
+            patches: `[*positions, channels, *kernel]`, see `unfold`.
+            positions: their flat indices, int64 `[columns]`.
         """
         shape = self.shape
         step = max(1, CHUNK // (shape.groups * shape.size))
-        for part in picked.split(step):
-            columns = (
-                patches[_unravelled(part, patches.shape[: -shape.axes])]
-                .float()
-                .reshape(len(part), shape.groups, shape.size)
-            )
-            self._add(columns)
-        self.count += len(picked)
+        for part in positions.split(step):
+            columns = patches[_unravel(part, patches.shape[: -shape.axes])].float()
+            self._add(columns.reshape(len(part), shape.groups, shape.size))
+        self.count += len(positions)
 
     def covariance(self) -> Tensor:
         """Return the centred covariance `[groups, blocks, width, width]`, float64."""
@@ -92,9 +91,9 @@ class Moments:
             self._shift = columns.mean(0)
             self._sums = columns.new_zeros(shape.groups, shape.blocks, shape.width)
             self._products = columns.new_zeros(shape.groups, shape.blocks, shape.width, shape.width)
-        columns -= self._shift  # picked, so nobody else's
-        if (spare := shape.blocks * shape.width - shape.size) > 0:
-            columns = functional.pad(columns, (0, spare))
+        columns -= self._shift  # in place: indexing has made a copy
+        if (padding := shape.blocks * shape.width - shape.size) > 0:
+            columns = functional.pad(columns, (0, padding))
         blocks = columns.view(len(columns), shape.groups * shape.blocks, shape.width)
         self._sums += blocks.sum(0).view_as(self._sums)
         cells = blocks.transpose(0, 1).contiguous()
@@ -102,25 +101,26 @@ class Moments:
         self._products += products.view_as(self._products)
 
 
-def _unravelled(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """Return indices into `shape` of flat ones; torch's own imports sympy for it, and 20 MB."""
-    found: list[Tensor] = []
+def _unravel(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return indices into `shape`; torch.unravel_index would import sympy, 20 MB."""
+    indices: list[Tensor] = []
     for size in reversed(shape):
-        found.insert(0, flat % size)
+        indices.insert(0, flat % size)
         flat = flat // size
-    return tuple(found)
+    return tuple(indices)
 
 
 def unfold(module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
-    """Return what the weight multiplies at every position, as a view where that is possible.
+    """Return what the weight multiplies at every position, as a view if possible.
 
     Args:
-        module: a layer (`is_layer`).
-        inputs: what it was called on.
-        output: what came; some convolutions pad by themselves, so that only it tells how much.
+        module: a layer for which `can_unfold` is true.
+        inputs: what it was called with.
+        output: what it returned. Some convolutions pad by themselves: only the output tells how
+            much.
 
     Returns:
-        `[*positions, channels, *kernel]`, or None where the inputs do not fit the layer.
+        `[*positions, channels, *kernel]`, or None if the inputs do not fit the layer.
     """
     if not isinstance(module, _ConvNd):
         weight = module.get_parameter("weight")
@@ -128,26 +128,27 @@ def unfold(module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
     axes = len(module.kernel_size)
     if inputs.ndim == axes + 1:
         inputs, output = inputs[None], output[None]
-    reach = [1 + d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    patches = _padded(module, inputs, output.shape[2:], reach)
-    for axis, (long, stride) in enumerate(zip(reach, module.stride, strict=True)):
-        if patches.shape[2 + axis] < long:
+    extents = [1 + d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    patches = _padded(module, inputs, output.shape[2:], extents)
+    for axis, (extent, stride) in enumerate(zip(extents, module.stride, strict=True)):
+        if patches.shape[2 + axis] < extent:
             return None
-        patches = patches.unfold(2 + axis, long, stride)
+        patches = patches.unfold(2 + axis, extent, stride)
     for axis, dilation in enumerate(module.dilation):
         patches = patches.movedim(2 + axes + axis, 0)[::dilation].movedim(0, 2 + axes + axis)
     spatial, kernel = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
     return patches.permute(0, *spatial, 1, *kernel)
 
 
-def _padded(module: _ConvNd, inputs: Tensor, wanted: torch.Size, reach: list[int]) -> Tensor:
+def _padded(module: _ConvNd, inputs: Tensor, sizes: torch.Size, extents: list[int]) -> Tensor:
+    """Pad inputs as the module states, then by what is missing for outputs of these sizes."""
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    declared = list(module._reversed_padding_repeated_twice)  # noqa: SLF001 # resolves "same" too
-    padded = functional.pad(inputs, declared, mode)
+    stated = list(module._reversed_padding_repeated_twice)  # noqa: SLF001 # resolves "same" too
+    padded = functional.pad(inputs, stated, mode)
     missing = [
-        max(0, (count - 1) * stride + long - size)
-        for count, stride, long, size in zip(
-            wanted, module.stride, reach, padded.shape[2:], strict=True
+        max(0, (count - 1) * stride + extent - size)
+        for count, stride, extent, size in zip(
+            sizes, module.stride, extents, padded.shape[2:], strict=True
         )
     ]
     sides = [side for lack in reversed(missing) for side in (lack // 2, lack - lack // 2)]

@@ -1,149 +1,138 @@
-"""How a network responds: the inputs of its layers, and how strongly their outputs move it."""
+"""How a network responds: the inputs of its layers, and how strongly their outputs affect it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gaprune.criteria.layer_inputs import Moments, Shape, is_layer, unfold
-from gaprune.criteria.network import batches, fitting
+from gaprune.criteria.batching import batch_size, batches
+from gaprune.criteria.layer_inputs import InputMoments, WeightShape, can_unfold, unfold
 from gaprune.models.macs import activation_bytes
 from gaprune.models.network import DenseNetwork
 
-COLUMNS_PER_INPUT = 64  # of a layer, that the covariance of a channel's inputs is taken from
+COLUMNS_PER_INPUT = 64  # columns of a layer per input of a channel, for its covariance
 FEWEST_COLUMNS, MOST_COLUMNS = 2**13, 2**15
 FEWEST_INPUTS = 64
-SHOWN = 8e9  # bytes of activations of all calibration inputs; what goes beyond is not shown
-UNSEEN_BATCH = (
-    16  # calibration inputs behind one squared gradient of a weight: more squares, less chance
-)
+ACTIVATIONS = 8e9  # most bytes of activations of all inputs together; further inputs are not used
+FISHER_BATCH = 16  # inputs per squared gradient of a weight: more squares, less variance
 
 
 @dataclass
-class Response:
-    """What one layer's weight multiplies, and how much each of its channels matters.
+class LayerResponse:
+    """What one layer's weight multiplies, and how much each of its output channels matters.
 
     Attributes:
-        moments: of its inputs.
-        information: mean over calibration inputs of Σ (∂ log p(y|x)/∂z)² over positions, `[channels]`.
+        moments: moments of its inputs.
+        information: Fisher information of the outputs, `[channels]`: the mean over inputs of
+            Σ (∂ log p(y|x)/∂z)² over positions.
     """
 
-    moments: Moments
+    moments: InputMoments
     information: Tensor
 
 
 @dataclass
 class Responses:
-    """The layers by the name of their weight; the Fisher information of all other weights."""
+    """Layers by the name of their weight; the Fisher information of all other weights."""
 
-    layers: dict[str, Response] = field(default_factory=dict)
-    information: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, LayerResponse]
+    information: dict[str, Tensor]
 
 
-def respond(
+def measure_responses(
     network: DenseNetwork, calibration: Tensor | None, generator: torch.Generator
 ) -> Responses:
-    """Show the calibration inputs to the network once, and measure.
+    """Run the network on the calibration inputs once and measure how it responds.
 
-    y is drawn from a Gaussian of unit variance around the outputs (a common scale would change no
-    ranking), also where these are logits: a softmax that is sure of its answer says that a thousand
-    logits hardly matter. Parameters, buffers and hooks of the network stay as they are.
+    y is drawn from a Gaussian of unit variance around the outputs (another scale would not change
+    any ranking), even if these are logits: for a saturated softmax a thousand logits hardly matter.
+    Parameters, buffers and hooks of the network stay unchanged.
 
     Args:
         network: the dense network.
-        calibration inputs: `[N, ...]`; the first ones of a network whose activations are large.
-        generator: draws positions and answers.
+        calibration: inputs `[N, ...]`; only the first ones are used if activations are large.
+        generator: draws positions and y.
 
     Raises:
         InputError: there are no calibration inputs.
     """
     example = next(batches(network, calibration, 1))
-    called = _called(network, example)
+    shapes = _unfoldable(network, example)
     leaves = {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
-    per_input = activation_bytes(network.model, example, leaves)
-    size = fitting(per_input, passes=2)
-    unseen = {name: leaf for name, leaf in leaves.items() if name not in called}
-    if unseen:
-        size = min(size, UNSEEN_BATCH)
-    shown = (
-        None if calibration is None else calibration[: max(FEWEST_INPUTS, int(SHOWN // per_input))]
-    )
-    count = 0 if shown is None else len(shown)
-    watch = _Watch(called, example.device, generator)
-    found = {name: torch.zeros_like(weight) for name, weight in unseen.items()}
-    sources = [*unseen.values(), watch.origin]
-    with _hooked(network, watch.note), torch.enable_grad():
-        for batch in batches(network, shown, size):
-            watch.share = len(batch) / count
-            outputs = functional_call(network.model, unseen, (batch,))
-            loss = _surprise(outputs, generator)
+    bytes_per_input = activation_bytes(network.model, example, leaves)
+    size = batch_size(bytes_per_input, copies=2)
+    others = {name: leaf for name, leaf in leaves.items() if name not in shapes}
+    if others:
+        size = min(size, FISHER_BATCH)
+    assert calibration is not None  # `batches` has checked it
+    inputs = calibration[: max(FEWEST_INPUTS, int(ACTIVATIONS // bytes_per_input))]
+    recorder = _Recorder(shapes, example.device, generator)
+    information = {name: torch.zeros_like(weight) for name, weight in others.items()}
+    sources = [*others.values(), recorder.origin]
+    with _layer_hooks(network, recorder.record), torch.enable_grad():
+        for batch in batches(network, inputs, size):
+            recorder.share = len(batch) / len(inputs)
+            outputs = functional_call(network.model, others, (batch,))
+            # −log p(y|x) up to a constant has the gradient (outputs − y) = noise
+            noise = torch.randn(outputs.shape, generator=generator, device=generator.device)
+            loss = (outputs * noise.to(outputs)).sum()
             if loss.requires_grad:
                 *gradients, _ = torch.autograd.grad(loss, sources, materialize_grads=True)
-                for name, gradient in zip(unseen, gradients, strict=True):
-                    found[name] += gradient.square() / count
-    layers = {
-        name: Response(
-            watch.moments[name],
-            # an output that moves nothing has no gradient at all
-            watch.information.get(name, network.weights[name].new_zeros(len(network.weights[name])))
-            / count,
-        )
-        for name in called
-    }
-    return Responses(layers, found)
+                for name, gradient in zip(others, gradients, strict=True):
+                    information[name] += gradient.square() / len(inputs)
+    layers = {}
+    for name in shapes:
+        weight = network.weights[name]
+        # an output that does not affect the network's outputs has no gradient at all
+        fisher = recorder.information.get(name, weight.new_zeros(len(weight)))
+        layers[name] = LayerResponse(recorder.moments[name], fisher / len(inputs))
+    return Responses(layers, information)
 
 
-def _surprise(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Return −log p(y|x) up to a constant, summed over the batch, y drawn from a Gaussian there."""
-    noise = torch.randn(outputs.shape, generator=generator, device=generator.device)
-    return (outputs * noise.to(outputs)).sum()
+def _unfoldable(network: DenseNetwork, example: Tensor) -> dict[str, WeightShape]:
+    """Return name → shape of the weights whose inputs can be unfolded in all their uses."""
+    shapes: dict[str, set[WeightShape | None]] = {}
 
-
-def _called(network: DenseNetwork, example: Tensor) -> dict[str, Shape]:
-    """Return the weights whose inputs can be unfolded wherever they are used, by name."""
-    shapes: dict[str, set[Shape | None]] = {}
-
-    def note(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        known = (
+    def record(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        unfolds = (
             isinstance(output, Tensor)
             and len(args) == 1
             and unfold(module, args[0], output) is not None
         )
-        shapes.setdefault(name, set()).add(Shape.of(module) if known else None)
+        shapes.setdefault(name, set()).add(WeightShape.of(module) if unfolds else None)
 
-    with _hooked(network, note), torch.no_grad():
+    with _layer_hooks(network, record), torch.no_grad():
         network.model(example)
     return {
         name: shape
-        for name, found in shapes.items()
-        for shape in found
-        if len(found) == 1 and shape is not None
+        for name, uses in shapes.items()
+        for shape in uses
+        if len(uses) == 1 and shape is not None
     }
 
 
-Note = Callable[[str, nn.Module, tuple[Any, ...], Any], Any]
-
-
 @contextmanager
-def _hooked(network: DenseNetwork, note: Note) -> Iterator[None]:
-    """Let `note` see every call of a layer with a prunable weight, under that weight's name."""
+def _layer_hooks(
+    network: DenseNetwork, record: Callable[[str, nn.Module, tuple[Any, ...], Any], Any]
+) -> Iterator[None]:
+    """Call `record(weight name, module, inputs, output)` for every call of an unfoldable layer."""
     names = {id(network.model.get_parameter(name)): name for name in network.weights}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-        return lambda module, args, output: note(name, module, args, output)
+        return lambda module, args, output: record(name, module, args, output)
 
     handles = []
     for module in network.model.modules():
-        # a computed weight (as by a parametrization) is no parameter, and not found here
+        # a computed weight (of a parametrisation) is no parameter and is not looked up here
         weight = dict(module.named_parameters(recurse=False)).get("weight")
-        if is_layer(module) and id(weight) in names:
+        if can_unfold(module) and id(weight) in names:
             handles.append(module.register_forward_hook(hook(names[id(weight)])))
     try:
         yield
@@ -152,51 +141,51 @@ def _hooked(network: DenseNetwork, note: Note) -> Iterator[None]:
             handle.remove()
 
 
-class _Watch:
-    """Gathers moments and gradients of the layers' outputs while the network runs.
+class _Recorder:
+    """Records moments of layers' inputs and gradients of their outputs while the network runs.
 
     Args:
-        called: the layers, by the name of their weight.
+        shapes: the layers, by the name of their weight.
         device: of the network.
         generator: draws positions.
     """
 
     def __init__(
-        self, called: dict[str, Shape], device: torch.device, generator: torch.Generator
+        self, shapes: dict[str, WeightShape], device: torch.device, generator: torch.Generator
     ) -> None:
-        self.moments = {name: Moments(shape) for name, shape in called.items()}
+        self.moments = {name: InputMoments(shape) for name, shape in shapes.items()}
         self.information: dict[str, Tensor] = {}
-        self.share = 1.0  # of the calibration inputs, in this batch
+        self.share = 1.0  # this batch's fraction of all inputs
         self.origin = torch.zeros((), device=device, requires_grad=True)
         self._generator = generator
 
-    def note(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Gather from one call; the output is made to depend on `origin`, a zero."""
+    def record(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Record one call. The output is made to depend on `origin`, a zero with a gradient."""
         if name not in self.moments:
             return output
         moments, inputs = self.moments[name], args[0].detach()
         patches = unfold(module, inputs, output)
-        assert patches is not None  # as in the first call
-        moments.add(patches, self._pick(moments.shape, patches))
+        assert patches is not None  # as in `_unfoldable`
+        moments.add(patches, self._draw_positions(moments.shape, patches))
         if not output.requires_grad:
             output = output + self.origin.to(output.dtype)
         channel = output.ndim - moments.shape.axes
         output.register_hook(lambda gradient: self._add(name, gradient, channel))
         return output
 
-    def _pick(self, shape: Shape, patches: Tensor) -> Tensor:
-        """Draw the positions to look at, without replacement."""
+    def _draw_positions(self, shape: WeightShape, patches: Tensor) -> Tensor:
+        """Draw positions without replacement, in ascending order."""
         positions = math.prod(patches.shape[: -shape.axes])
-        wanted = min(max(FEWEST_COLUMNS, COLUMNS_PER_INPUT * shape.size), MOST_COLUMNS)
-        quota = math.ceil(wanted * self.share)
-        if quota >= positions:
+        columns = min(max(FEWEST_COLUMNS, COLUMNS_PER_INPUT * shape.size), MOST_COLUMNS)
+        count = math.ceil(columns * self.share)
+        if count >= positions:
             return torch.arange(positions, device=patches.device)
         device = self._generator.device
-        picked = torch.randperm(positions, generator=self._generator, device=device)[:quota]
-        return picked.sort().values.to(patches.device)
+        drawn = torch.randperm(positions, generator=self._generator, device=device)[:count]
+        return drawn.sort().values.to(patches.device)
 
     def _add(self, name: str, gradient: Tensor, channel: int) -> None:
         others = [axis for axis in range(gradient.ndim) if axis != channel]
         squares = gradient.float().square()
-        found = squares.sum(others) if others else squares
-        self.information[name] = self.information.get(name, 0) + found
+        sums = squares.sum(others) if others else squares
+        self.information[name] = self.information.get(name, 0) + sums

@@ -1,4 +1,4 @@
-"""Criteria that look at the weights alone: random, magnitude, LAMP and ERK."""
+"""Criteria that need the weights alone: random, magnitude, LAMP and ERK."""
 
 from __future__ import annotations
 
@@ -17,63 +17,51 @@ def random(
     _density: float | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Score every weight uniformly in [0, 1): the baseline any criterion must beat."""
+    """Score every weight uniformly in [0, 1): the baseline that any criterion must beat."""
     scores = torch.rand(network.layout.total, generator=generator, device=generator.device)
-    return scores.to(network.flat.device)
+    return scores.to(network.device)
 
 
-def magnitude(
-    network: DenseNetwork,
-    _calibration: Tensor | None,
-    _density: float | None,
-    _generator: torch.Generator,
-) -> Tensor:
+def magnitude(network: DenseNetwork, *_: object) -> Tensor:
     """Score |w| (Han et al. 2015, section 3)."""
     return network.flat.abs().float()
 
 
-def lamp(
-    network: DenseNetwork,
-    _calibration: Tensor | None,
-    _density: float | None,
-    _generator: torch.Generator,
-) -> Tensor:
-    """Layer-adaptive magnitude (Lee et al. 2021, eq. 4), see `lamp_scores`."""
+def lamp(network: DenseNetwork, *_: object) -> Tensor:
+    """Layer-adaptive magnitude (Lee et al. 2021, eq. 4); see `lamp_scores`."""
     return _by_layer(network, lamp_scores)
 
 
-def erk(
-    network: DenseNetwork,
-    _calibration: Tensor | None,
-    _density: float | None,
-    _generator: torch.Generator,
-) -> Tensor:
+def erk(network: DenseNetwork, *_: object) -> Tensor:
     """Magnitude inside a layer, Erdős–Rényi-kernel densities between layers.
 
     Evci et al. 2020, section 3: layer l keeps the density ε·r_l, at most 1, where
-    r_l = (Σ dimensions) / (Π dimensions) of its weight, kernel included. With q in (0, 1] the rank
-    of a weight from the top of its layer over the layer's size, the score −q / r_l is at least −ε
-    exactly when q ≤ ε·r_l, so the best k of the whole network have those densities at any k.
+    r_l = (Σ dimensions) / (Π dimensions) of its weight, kernel included. Let q in (0, 1] be the
+    rank of a weight by magnitude, from the top of its layer, over the layer's size. The score
+    −q / r_l is at least −ε exactly if q ≤ ε·r_l, so the best k weights of the whole network have
+    these densities for any k.
     """
     return _by_layer(network, _erk_scores)
 
 
 def erk_factor(shape: tuple[int, ...]) -> float:
-    """Return r_l of a weight's shape; a vector or scalar gets 1, as a row of one weight each."""
+    """Return r_l for a weight's shape; 1 for a vector or scalar, as for rows of one weight each."""
     return sum(shape) / math.prod(shape) if len(shape) > 1 else 1.0
 
 
 def lamp_scores(weight: Tensor) -> Tensor:
-    """Score w² over the sum of squares of all weights of the layer at least as large, float64.
+    """Score w² / Σ v² over all weights v of the layer with |v| ≥ |w| (Lee et al. 2021, eq. 4).
 
-    Lee et al. 2021, eq. 4. Of equal magnitudes the earlier index counts as the larger. The largest
-    weight of any layer scores 1, so the best k of the whole network never empty a layer; a layer
-    of zeros scores 0.
+    Of equal magnitudes the earlier index counts as the larger. The largest weight of any layer
+    scores 1, so the best k weights of the network never empty a layer. A layer of zeros scores 0.
+
+    Returns:
+        Float64, in the shape of the weight.
     """
     magnitudes, order = torch.sort(weight.flatten().double().abs(), descending=True, stable=True)
     squares = magnitudes.square()
     scores = torch.empty_like(squares)
-    sums = squares.cpu().cumsum(0).to(squares.device)  # a GPU adds in any order
+    sums = squares.cpu().cumsum(0).to(squares.device)  # a GPU would add in varying order
     scores[order] = squares / sums.clamp_min(torch.finfo(torch.float64).tiny)
     return scores.view(weight.shape)
 

@@ -1,0 +1,37 @@
+"""How calibration inputs pass through the network: in batches that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from gaprune.errors import InputError
+from gaprune.models.network import DenseNetwork
+
+MAX_BATCH = 256  # inputs per forward pass
+MEMORY = 4e8  # bytes that the activations of one batch may take
+
+
+def batches(
+    network: DenseNetwork, calibration: Tensor | None, size: int = MAX_BATCH
+) -> Iterator[Tensor]:
+    """Yield the calibration inputs `[N, ...]` in order, at most `size` at once, on the device.
+
+    Raises:
+        InputError: there are no calibration inputs.
+    """
+    if calibration is None or len(calibration) == 0:
+        raise InputError("calibration: this criterion needs inputs [N, ...] and got none")
+    for start in range(0, len(calibration), size):
+        yield calibration[start : start + size].to(network.device)
+
+
+def batch_size(bytes_per_input: int, copies: int = 1) -> int:
+    """Return how many calibration inputs fit into `MEMORY`, from 1 to `MAX_BATCH`.
+
+    Args:
+        bytes_per_input: memory of one input between forward and backward (`activation_bytes`).
+        copies: how many times this memory the criterion needs at once.
+    """
+    return max(1, min(MAX_BATCH, int(MEMORY // (bytes_per_input * copies))))
