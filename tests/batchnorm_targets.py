@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.procedural import procedural
+from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.callbacks import Observer
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -69,7 +69,7 @@ def vector_target(near: bool) -> Target:
     net = vector_net()
     generator = torch.Generator().manual_seed(5)
     target = target_from_module(net, inputs=InputOptions(range=(0, 1)))
-    shown = procedural(target.inputs, 2000, generator, ["uniform"])
+    shown = GENERATORS["vector"]["uniform"](target.inputs, 2000, generator)
     if not near:
         centre = torch.tensor([0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
         shown = centre + 0.01 * torch.randn(2000, 6, generator=generator)

@@ -10,7 +10,7 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.calibration.inversion.impressions import Recipe, impressions, soft_targets
+from gaprune.calibration.inversion.impressions import ImpressionOptions, impressions, soft_targets
 from gaprune.errors import InputError
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
@@ -42,7 +42,7 @@ def test_impressions_move_the_teacher_towards_their_targets() -> None:
     model, spec = tiny_model(), InputSpec((6,), "vector", low=-2, high=2)
     starts = torch.rand(64, 6, generator=seeded(1))
     before = starts.clone()
-    made = impressions(model, spec, starts, seeded(5), Recipe(batch=64))
+    made = impressions(model, spec, starts, seeded(5), ImpressionOptions(batch=64))
     targets = soft_targets(64, 4, seeded(5))
 
     def miss(unit: Tensor) -> float:
@@ -62,7 +62,7 @@ def test_impressions_of_a_regressor_match_its_answers_on_other_inputs() -> None:
     model = nn.Sequential(tiny_model(), nn.Linear(4, 1)).requires_grad_(False)
     starts = torch.rand(64, 6, generator=seeded(1))
     spec = InputSpec((6,), "vector")
-    made = impressions(model, spec, starts, seeded(5), Recipe(smoothness=0.0, batch=64))
+    made = impressions(model, spec, starts, seeded(5), ImpressionOptions(smoothness=0.0, batch=64))
     outputs = batched_forward(model, starts)
     targets = outputs[torch.randperm(64, generator=seeded(5))]
     error = (batched_forward(model, made) - targets).square().mean()
@@ -75,7 +75,9 @@ def test_smooth_impressions_are_smoother() -> None:
     for spec in (InputSpec((1, 8, 8), "image"), InputSpec((64,), "signal")):
         starts = torch.rand(16, *spec.shape, generator=seeded(1))
         rough, smooth = (
-            impressions(model, spec, starts, seeded(5), Recipe(steps=20, smoothness=weight))
+            impressions(
+                model, spec, starts, seeded(5), ImpressionOptions(steps=20, smoothness=weight)
+            )
             for weight in (0.0, 0.5)
         )
         assert smooth.diff(dim=-1).abs().mean() < 0.7 * rough.diff(dim=-1).abs().mean()

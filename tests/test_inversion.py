@@ -13,9 +13,9 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.calibration.generators.draws import to_network
-from gaprune.calibration.inversion.batchnorm import Inversion, invert
-from gaprune.calibration.inversion.batchnorm_statistics import Watch
+from gaprune.calibration.generators.random_draws import to_network
+from gaprune.calibration.inversion.batchnorm import InversionOptions, invert
+from gaprune.calibration.inversion.batchnorm_statistics import BatchNormRecorder
 from gaprune.calibration.inversion.impressions import soft_targets
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
@@ -24,7 +24,7 @@ from gaprune.models.macs import activation_bytes
 IMAGE = InputSpec((2, 8, 8), "image", mean=(0.4, 0.6), std=(0.25, 0.5))
 SIGNAL = InputSpec((1, 32), "signal", low=-1, high=1)
 VECTOR = InputSpec((6,), "vector", low=-2, high=4)
-QUICK = Inversion(steps=40, learning_rate=0.05)
+QUICK = InversionOptions(steps=40, learning_rate=0.05)
 
 
 def remembering(model: nn.Module, data: Tensor) -> nn.Module:
@@ -95,10 +95,10 @@ def starts(spec: InputSpec, count: int = 96, seed: int = 1) -> Tensor:
 @torch.no_grad()
 def mismatch(model: nn.Module, inputs: Tensor) -> float:
     """Return how far a batch, as the network takes it, is from what is remembered."""
-    with Watch(model) as watch:
+    with BatchNormRecorder(model) as watch:
         model(inputs)
         moments, remembered = watch.take()
-    return float(remembered.mismatch(moments))
+    return float(remembered.divergence(moments))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -119,7 +119,9 @@ def test_inverted_inputs_have_the_statistics_of_the_data(case: str) -> None:
 def test_values_stay_in_the_range(case: str) -> None:
     """Also where steps are far too long."""
     build, spec = CASES[case]
-    made = invert(build(), spec, starts(spec, 8), seeded(5), Inversion(steps=3, learning_rate=2.0))
+    made = invert(
+        build(), spec, starts(spec, 8), seeded(5), InversionOptions(steps=3, learning_rate=2.0)
+    )
     ends = to_network(spec, torch.stack([torch.zeros(spec.shape), torch.ones(spec.shape)]))
     assert (made >= ends[0] - 1e-6).all()
     assert (made <= ends[1] + 1e-6).all()
@@ -130,7 +132,7 @@ def test_the_seed_decides() -> None:
     """The same seed gives the same bits, another one other inputs; the starts stay."""
     model, noise = image_net(), starts(IMAGE, 16)
     before = noise.clone()
-    how = Inversion(steps=4)
+    how = InversionOptions(steps=4)
     first, second, third = (invert(model, IMAGE, noise, seeded(s), how) for s in (5, 5, 6))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -156,9 +158,9 @@ def test_nothing_is_left_on_the_model() -> None:
 
     broken = Broken()
     broken.inner = model
-    invert(model, IMAGE, starts(IMAGE, 8), seeded(5), Inversion(steps=2))
+    invert(model, IMAGE, starts(IMAGE, 8), seeded(5), InversionOptions(steps=2))
     with pytest.raises(RuntimeError, match="broken"):
-        invert(broken, IMAGE, starts(IMAGE, 8), seeded(5), Inversion(steps=9))
+        invert(broken, IMAGE, starts(IMAGE, 8), seeded(5), InversionOptions(steps=9))
     assert broken.calls == 5
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
@@ -169,7 +171,7 @@ def test_a_batch_in_parts_is_the_whole_batch() -> None:
     """Cut for memory, the parts step as the whole does; later they see each other a step late."""
     model, noise = image_net(), starts(IMAGE)
     memory = 20.0 * activation_bytes(model, to_network(IMAGE, noise[:1]))
-    exact, step = image_net().double(), Inversion(steps=1, jitter=0.0, mirror=False)
+    exact, step = image_net().double(), InversionOptions(steps=1, jitter=0.0, mirror=False)
     one, cut = (
         invert(exact, IMAGE, noise.double(), seeded(5), replace(step, memory=bytes_))
         for bytes_ in (1e9, memory)
@@ -226,7 +228,7 @@ def test_a_time_limit_ends_the_work_between_batches_and_within_the_first() -> No
     """Too little for one batch: fewer steps on it, none on others; the limit holds."""
     model = Slow(0.02)
     began = time.monotonic()
-    how = Inversion(steps=1000, batch=8, seconds=0.5)
+    how = InversionOptions(steps=1000, batch=8, seconds=0.5)
     made = invert(model, IMAGE, starts(IMAGE, 64), seeded(5), how)
     assert time.monotonic() - began < 5
     assert len(made) == 8
@@ -236,7 +238,7 @@ def test_a_time_limit_ends_the_work_between_batches_and_within_the_first() -> No
 def test_a_time_limit_allows_what_fits() -> None:
     """Several batches are made, none of them hurried, and the last does not begin."""
     model = Slow(0.01)
-    how = Inversion(steps=10, batch=4, seconds=1.0)
+    how = InversionOptions(steps=10, batch=4, seconds=1.0)
     made = invert(model, IMAGE, starts(IMAGE, 400), seeded(5), how)
     assert 4 < len(made) < 400
     assert len(made) % 4 == 0
@@ -245,7 +247,7 @@ def test_a_time_limit_allows_what_fits() -> None:
 def test_no_time_at_all_still_makes_a_batch() -> None:
     """One step on the first batch."""
     made = invert(
-        image_net(), IMAGE, starts(IMAGE, 64), seeded(5), Inversion(batch=16, seconds=1e-9)
+        image_net(), IMAGE, starts(IMAGE, 64), seeded(5), InversionOptions(batch=16, seconds=1e-9)
     )
     assert len(made) == 16
     assert not torch.equal(made, to_network(IMAGE, starts(IMAGE, 64))[:16])
@@ -254,7 +256,7 @@ def test_no_time_at_all_still_makes_a_batch() -> None:
 def test_progress_is_told_to_the_end() -> None:
     """Steps over all batches, never backwards."""
     told: list[tuple[int, int]] = []
-    how = Inversion(steps=3, batch=4)
+    how = InversionOptions(steps=3, batch=4)
     invert(image_net(), IMAGE, starts(IMAGE, 8), seeded(5), how, lambda *pair: told.append(pair))
     assert told[-1] == (6, 6)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -289,7 +291,7 @@ def test_large_pictures_begin_small() -> None:
     """Two thirds of the steps at half the resolution, the rest at the network's own."""
     head = nn.Sequential(nn.Flatten(2), Mean(), nn.Linear(4, 3))
     model = Sizes(large_net(head))
-    made = invert(model, LARGE, starts(LARGE, 8), seeded(5), Inversion(steps=30))
+    made = invert(model, LARGE, starts(LARGE, 8), seeded(5), InversionOptions(steps=30))
     assert made.shape == (8, 1, 96, 96)
     assert 20 <= model.seen.count(48) <= 24
     assert 10 <= model.seen.count(96) <= 14
@@ -300,7 +302,7 @@ def test_a_network_of_one_size_is_only_shown_that() -> None:
     """A linear layer behind the picture takes no other."""
     head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 23 * 23, 3))
     model = Sizes(large_net(head))
-    made = invert(model, LARGE, starts(LARGE, 8), seeded(5), Inversion(steps=5))
+    made = invert(model, LARGE, starts(LARGE, 8), seeded(5), InversionOptions(steps=5))
     assert made.shape == (8, 1, 96, 96)
     assert model.seen.count(48) == 1  # the try
 
@@ -321,19 +323,19 @@ class Detached(nn.BatchNorm1d):
             InputSpec((6,), "vector"),
             r"running statistics.*--calibration impressions",
         ),
-        (Attention(), InputSpec((5,), "tokens", vocabulary=11), "token ids cannot"),
+        (Attention(), InputSpec((5,), "tokens", vocabulary=11), "token ids"),
         (Detached(6), InputSpec((6,), "vector"), r"passes gradients.*--calibration procedural"),
     ],
 )
 def test_what_cannot_be_inverted(model: nn.Module, spec: InputSpec, message: str) -> None:
     """The message says what to use."""
     with pytest.raises(InputError, match=message):
-        invert(model.eval(), spec, torch.rand(4, *spec.shape), seeded(), Inversion(steps=1))
+        invert(model.eval(), spec, torch.rand(4, *spec.shape), seeded(), InversionOptions(steps=1))
 
 
 def test_double_precision_passes_through() -> None:
     """The result has the dtype of the starts."""
     made = invert(
-        image_net().double(), IMAGE, starts(IMAGE, 8).double(), seeded(5), Inversion(steps=2)
+        image_net().double(), IMAGE, starts(IMAGE, 8).double(), seeded(5), InversionOptions(steps=2)
     )
     assert made.dtype == torch.float64

@@ -31,9 +31,16 @@ def test_inverted_inputs_are_held_and_on_the_provenance(tmp_path: Path) -> None:
     """They are searched on, in the range of the network; some of them judge; the rung says so."""
     plan = make_calibration_set(conv_target(), settings_of("inversion"), seeded())
     assert plan.gradient_inputs is not None
-    assert len(plan.gradient_inputs.inputs) == 4 * 52  # a fifth of 64 judges; the others and 3 moved copies
+    assert (
+        len(plan.gradient_inputs.inputs) == 4 * 52
+    )  # a fifth of 64 judges; the others and 3 moved copies
     assert plan.mixture is None
-    assert 0 <= float(plan.gradient_inputs.inputs.min()) <= float(plan.gradient_inputs.inputs.max()) <= 1
+    assert (
+        0
+        <= float(plan.gradient_inputs.inputs.min())
+        <= float(plan.gradient_inputs.inputs.max())
+        <= 1
+    )
     assert plan.provenance.level == "inversion"
     assert "inverted from BatchNorm" in plan.provenance.sources[0]
     assert "held-out part of 64 inputs inverted" in plan.provenance.validation

@@ -22,7 +22,7 @@ from benchmarks.real.proxies import (
     sentences,
     tokens_of,
 )
-from gaprune.calibration.inversion.fitting import fit_inputs
+from gaprune.calibration.files import fit_inputs
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 

@@ -21,7 +21,8 @@ from repair_networks import (
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaprune.calibration import procedural, to_network
+from gaprune.calibration.generators.procedural import procedural
+from gaprune.calibration.generators.random_draws import to_network
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import global_mask

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from gaprune.calibration.generators.token_sequences import zipf_bursts
 from gaprune.calibration.inversion.token_search import (
     SPREADS,
-    TokenSearch,
+    TokenSearchOptions,
     decorrelation,
     diversify,
     information,
+    is_causal_language_model,
+    sample_sequences,
     spread_of,
-    writes,
-    written,
 )
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
@@ -67,7 +67,7 @@ def test_a_search_spreads_the_answers(spread: str, most: float) -> None:
     """Of what three outputs can spread, at least a third of the rest is gained; ids stay ids."""
     model, ids = classifier(), starts()
     before = ids.clone()
-    how = TokenSearch(rounds=20, shortlist=3, spread=spread)
+    how = TokenSearchOptions(rounds=20, shortlist=3, spread=spread)
     found = diversify(model, TOKENS, ids, seeded(3), how)
     old, new = (spread_of(model(rows), SPREADS[spread]) for rows in (ids, found))
     assert most - new < 2 / 3 * (most - old)
@@ -83,7 +83,7 @@ def test_a_search_spreads_the_answers(spread: str, most: float) -> None:
 def test_the_spread_of_no_batch_falls(seed: int, batch: int, spread: str) -> None:
     """Every batch of the result has at least the spread that it started with."""
     model, ids = classifier(), starts(9, seed)
-    how = TokenSearch(rounds=3, batch=batch, spread=spread)
+    how = TokenSearchOptions(rounds=3, batch=batch, spread=spread)
     found = diversify(model, TOKENS, ids, seeded(seed), how)
     for old, new in zip(ids.split(batch), found.split(batch), strict=True):
         value, least = (spread_of(model(rows), SPREADS[spread]) for rows in (new, old))
@@ -95,7 +95,8 @@ def test_gradients_find_more_than_chance() -> None:
     model, ids = classifier(), starts(48)
     guided, blind = (
         spread_of(
-            model(diversify(model, TOKENS, ids, seeded(3), TokenSearch(6, shortlist))), information
+            model(diversify(model, TOKENS, ids, seeded(3), TokenSearchOptions(6, shortlist))),
+            information,
         )
         for shortlist in (2, TOKENS.vocabulary)
     )
@@ -145,7 +146,11 @@ def test_what_cannot_be_searched(
     """The message says why, and nothing stays on the network."""
     with pytest.raises(InputError, match=message):
         diversify(
-            model.eval(), spec, torch.zeros(3, 5, dtype=torch.int64), seeded(), TokenSearch(**how)
+            model.eval(),
+            spec,
+            torch.zeros(3, 5, dtype=torch.int64),
+            seeded(),
+            TokenSearchOptions(**how),
         )
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -171,13 +176,13 @@ LETTERS = InputSpec((12,), "tokens", vocabulary=7)
 def test_a_language_model_writes_what_it_would_read() -> None:
     """Every step is one that the chain allows, in the proportions that it says."""
     ids = torch.randint(7, (300, 12), generator=seeded(1))
-    found = written(Chain(), LETTERS, ids, seeded(2))
+    found = sample_sequences(Chain(), LETTERS, ids, seeded(2))
     steps = found.diff(dim=1) % 7
     assert torch.equal(found[:, 0], ids[:, 0])
     assert set(steps.unique().tolist()) == {1, 2}
     likely = torch.sigmoid(torch.tensor(0.5)).item()
     assert (steps == 1).double().mean().item() == pytest.approx(likely, abs=0.03)
-    assert torch.equal(found, written(Chain(), LETTERS, ids, seeded(2)))
+    assert torch.equal(found, sample_sequences(Chain(), LETTERS, ids, seeded(2)))
 
 
 @pytest.mark.parametrize("model", [Looker(), Attention()])
@@ -185,6 +190,6 @@ def test_other_networks_do_not_write(model: nn.Module) -> None:
     """Networks that see the whole sequence, or answer something else, say so."""
     spec = LETTERS if isinstance(model, Looker) else TOKENS
     ids = torch.randint(7, (3, *spec.shape), generator=seeded(1))
-    assert not writes(model.eval(), spec, ids)
+    assert not is_causal_language_model(model.eval(), spec, ids)
     with pytest.raises(InputError, match="only a causal language model"):
-        written(model, spec, ids, seeded())
+        sample_sequences(model, spec, ids, seeded())

@@ -7,13 +7,15 @@ import torch
 from batchnorm_targets import vector_target
 from search_cases import seeded
 
-from gaprune.calibration import GENERATORS
-from gaprune.calibration.affinity import affinities
-from gaprune.calibration.auto import survey_of
-from gaprune.calibration.blend import Survey
-from gaprune.calibration.generators.mixture import mix_generators
+from gaprune.calibration.auto import mixture_fitter
+from gaprune.calibration.generator_choice import (
+    GeneratorChoice,
+    choose_generators,
+    mutual_information,
+    shares_by_name,
+)
+from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.parse import parse_calibration
-from gaprune.calibration.weigh import Weights, weigh
 from gaprune.models.target import Target
 
 TABLE = GENERATORS["vector"]
@@ -31,21 +33,21 @@ def near() -> Target:
     return vector_target(near=True)
 
 
-def weights_of(target: Target, *calibration: str, validation: str = "auto") -> Weights:
+def weights_of(target: Target, *calibration: str, validation: str = "auto") -> GeneratorChoice:
     """Return how the generators of a request are weighed."""
     request = parse_calibration(calibration, target.inputs)
-    return weigh(target, request, validation, seeded(), held_out=False)
+    return choose_generators(target, request, validation, seeded(), held_out=False)
 
 
 def test_beside_inverted_inputs_stands_the_blend(far: Target) -> None:
     """The nearest blend's shares; the best generator outside of it judges."""
     for calibration in (("inversion",), ("inversion", "procedural")):
         found = weights_of(far, *calibration)
-        whole = Survey(far.model, far.inputs, TABLE, seeded()).blend()
+        whole = mixture_fitter(far).fit()
         outside = [name for name in TABLE if name not in whole.shares]
         assert outside
         assert found.shares == pytest.approx(whole.shares)
-        assert found.judge == min(outside, key=lambda name: whole.alone[name])
+        assert found.validation == min(outside, key=lambda name: whole.single_divergence[name])
         assert not found.mutual_information
 
 
@@ -56,18 +58,18 @@ def test_a_blend_of_all_gives_its_smallest_part_to_the_validation(
     other = vector_target(near=True)
     table = dict.fromkeys(("one", "two", "three"), TABLE["uniform"])
     monkeypatch.setitem(GENERATORS, "vector", table)
-    whole = survey_of(other).blend().shares
+    whole = mixture_fitter(other).fit().shares
     assert len(whole) == 3
     found = weights_of(other, "inversion")
-    assert found.judge == min(whole, key=lambda name: whole[name])
-    assert set(found.shares) == set(whole) - {found.judge}
+    assert found.validation == min(whole, key=lambda name: whole[name])
+    assert set(found.shares) == set(whole) - {found.validation}
     assert sum(found.shares.values()) == pytest.approx(1)
 
 
 def test_a_named_validation_is_left_out_of_the_blend(near: Target) -> None:
     """Even where it is nearest."""
     found = weights_of(near, "inversion", "procedural", validation="uniform")
-    assert found.judge == "uniform"
+    assert found.validation == "uniform"
     assert "uniform" not in found.shares
     assert sum(found.shares.values()) == pytest.approx(1)
 
@@ -76,34 +78,36 @@ def test_named_generators_stay_as_named(far: Target) -> None:
     """Beside inverted inputs too; where all are named, the nearest judges with another seed."""
     found = weights_of(far, "inversion", "sparse", "noise")
     assert found.shares == {"sparse": 0.5, "noise": 0.5}
-    assert found.judge not in found.shares
+    assert found.validation not in found.shares
     found = weights_of(far, "inversion", *TABLE)
     assert found.shares == pytest.approx(dict.fromkeys(TABLE, 1 / len(TABLE)))
-    alone = survey_of(far).blend().alone
-    assert found.judge == min(alone, key=lambda name: alone[name])
+    alone = mixture_fitter(far).fit().single_divergence
+    assert found.validation == min(alone, key=lambda name: alone[name])
 
 
 def test_statistics_draw_nothing_from_the_run(far: Target) -> None:
     """The generator of the run is as before; the same target is surveyed once."""
     generator = seeded(3)
     request = parse_calibration(("inversion",), far.inputs)
-    weigh(far, request, "auto", generator, held_out=False)
+    choose_generators(far, request, "auto", generator, held_out=False)
     assert torch.equal(generator.get_state(), seeded(3).get_state())
-    assert survey_of(far) is survey_of(far)
+    assert mixture_fitter(far) is mixture_fitter(far)
 
 
 def test_without_inversion_the_teacher_weighs(far: Target) -> None:
     """By mutual information, with BatchNorm or without; the runner-up judges."""
     found = weights_of(far, "procedural")
-    wanted = affinities(far.model, far.inputs, TABLE, seeded())
+    wanted = mutual_information(far.model, far.inputs, TABLE, seeded())
     assert found.mutual_information == wanted
-    assert found.judge == list(wanted)[1]
-    assert found.shares == mix_generators(["procedural"], wanted, found.judge)
+    assert found.validation == list(wanted)[1]
+    assert found.shares == shares_by_name(["procedural"], wanted, found.validation)
 
 
 def test_a_file_that_judges_needs_no_weights(far: Target) -> None:
     """Nothing is shown where only files are used."""
     generator = seeded(3)
     request = parse_calibration(("a.npz",), far.inputs)
-    assert weigh(far, request, "auto", generator, held_out=True) == Weights({}, None, {})
+    assert choose_generators(far, request, "auto", generator, held_out=True) == GeneratorChoice(
+        {}, None, {}
+    )
     assert torch.equal(generator.get_state(), seeded(3).get_state())

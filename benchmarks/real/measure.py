@@ -16,7 +16,7 @@ from benchmarks.networks.record import RealNetwork
 from benchmarks.real.methods import METHODS, SEARCH_ONLY
 from benchmarks.real.process import peak_mb
 from benchmarks.real.rows import Key, Row
-from gaprune.calibration.inversion.inverted_samples import INVERTING
+from gaprune.calibration.inversion.synthesis import INVERTING
 from gaprune.cli.console import Monitor
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError

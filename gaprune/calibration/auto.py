@@ -1,9 +1,10 @@
-"""Which calibration inputs suit a network: what `--calibration auto` stands for, and what replaces the impossible.
+"""What `--calibration auto` stands for, and what replaces an inversion that is impossible.
 
-Procedural calibration inputs are enough where they look to the network like its training data. A network with
-BatchNorm can be asked (`gaprune.calibration.blend`): if even the best blend of generators stays far from
-the statistics that it remembers, inputs are inverted from them. The answer depends on the network
-alone, not on the seed of a run, so that `auto` in a saved configuration means the same again.
+Procedural inputs are good enough if their statistics resemble those of the training data. A
+network with BatchNorm stores the statistics of its training data, so `mixture_fit` measures the
+distance. If even the best mixture of generators is far away, inputs are inverted from BatchNorm.
+The choice depends on the network alone, not on the seed of a run: `auto` in a saved configuration
+always means the same.
 """
 
 from __future__ import annotations
@@ -17,175 +18,182 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from gaprune.calibration.blend import SAMPLE, Keep, Survey
 from gaprune.calibration.disk_cache import cache_key, cached
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.inversion.batchnorm_statistics import (
-    Watch,
-    forgetful,
-    has_batchnorm,
+    BatchNormRecorder,
+    batchnorms,
     has_seen_data,
+    untracked_batchnorms,
 )
-from gaprune.calibration.parse import AUTO, INVERSION, PROCEDURAL, Request, parse_calibration
+from gaprune.calibration.inversion.mixture_fit import SAMPLE, MixtureFitter, measure_moments
+from gaprune.calibration.parse import (
+    AUTO,
+    INVERSION,
+    PROCEDURAL,
+    CalibrationRequest,
+    parse_calibration,
+)
 from gaprune.callbacks import Observer
 from gaprune.errors import InputError
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target
 
-FAR = (
-    0.03  # nats per channel: digits are 0.02 from pen drawings, photographs further from any blend
-)
-LARGE = 1 << 15  # values of one input, and
-COSTLY = 1 << 28  # multiply-adds for one, from which what generators look like is kept on disk
-_SEED = 0  # of the inputs shown to choose; a run's own generator is left alone
+# Strokes are 0.02 nats per channel from a network trained on digits; no mixture comes as close to
+# a network trained on photographs.
+MAX_DIVERGENCE = 0.03
+# Moments of the generators are cached on disk for inputs of so many values, or networks of so many
+# multiply-adds per input: measuring them takes minutes.
+LARGE_INPUT, LARGE_MACS = 1 << 15, 1 << 28
+_SEED = 0  # fixed, so that the choice does not depend on the run's generator
 
-_surveys: WeakKeyDictionary[Target, Survey] = WeakKeyDictionary()
+_fitters: WeakKeyDictionary[Target, MixtureFitter] = WeakKeyDictionary()
 
 
-class Choice(NamedTuple):
-    """What `auto` stands for, as words behind `--calibration`, and why, as a clause."""
+class AutoChoice(NamedTuple):
+    """The words that `auto` stands for, and the reason as a clause."""
 
     calibration: tuple[str, ...]
     reason: str
 
     @property
     def sentence(self) -> str:
-        """The choice in words."""
+        """The choice and its reason, for people."""
         return f"auto chose {' and '.join(self.calibration)}: {self.reason}"
 
 
-class Decision(NamedTuple):
+class ResolvedCalibration(NamedTuple):
     """What is going to be made.
 
     Attributes:
-        request: the calibration inputs asked for, without what this network cannot have.
-        choice: what `auto` stood for, or None where nobody wrote it.
-        replaced: why impressions are made instead of inverted inputs; None where they are not.
+        request: the calibration inputs asked for, without those that this network cannot have.
+        choice: what `auto` stands for; None if `--calibration` does not contain it.
+        fallback: a sentence why impressions replace inverted inputs, or None.
     """
 
-    request: Request
-    choice: Choice | None
-    replaced: str | None
+    request: CalibrationRequest
+    choice: AutoChoice | None
+    fallback: str | None
 
-    def tell(self, observer: Observer) -> None:
-        """Say what was decided, where it could have been otherwise."""
+    def report(self, observer: Observer) -> None:
+        """Report a choice other than `procedural`, and a fallback as a warning."""
         if self.choice is not None and self.choice.calibration != (PROCEDURAL,):
             observer.phase("calibration", self.choice.sentence)
-        if self.replaced is not None:
-            observer.warning(self.replaced)
+        if self.fallback is not None:
+            observer.warning(self.fallback)
 
 
-def resolve_calibration(calibration: Sequence[str], target: Target) -> Decision:
-    """Sort what `--calibration` lists, with `auto` and what is impossible replaced.
+def resolve_calibration(calibration: Sequence[str], target: Target) -> ResolvedCalibration:
+    """Parse `--calibration`, expand `auto`, and replace an impossible inversion.
 
     Raises:
-        InputError: an empty list, or a name that is no generator and no path.
+        InputError: an empty list, or a word that is neither a generator nor a path.
     """
-    request, choice = (
-        parse_calibration(calibration, target.inputs),
-        None,
-    )  # refused before anything is shown
+    # Parsing comes first: a wrong word is refused before the network is run to choose.
+    request, choice = parse_calibration(calibration, target.inputs), None
     if AUTO in calibration:
-        choice = choose(target)
-        request = parse_calibration(_spelt_out(calibration, choice), target.inputs)
-    obstacle = _obstacle(target) if request.inversion else None
+        choice = choose_auto(target)
+        request = parse_calibration(expand_auto(calibration, target), target.inputs)
+    obstacle = _inversion_obstacle(target) if request.inversion else None
     if obstacle is None:
-        return Decision(request, choice, None)
-    replaced = f"calibration inputs: the network cannot be inverted: {obstacle}; impressions are made instead"
-    return Decision(replace(request, inversion=False, impressions=True), choice, replaced)
+        return ResolvedCalibration(request, choice, None)
+    fallback = f"calibration inputs: cannot invert the network ({obstacle}); using impressions"
+    return ResolvedCalibration(
+        replace(request, inversion=False, impressions=True), choice, fallback
+    )
 
 
 def expand_auto(calibration: Sequence[str], target: Target) -> tuple[str, ...]:
-    """Return the list with what `auto` stands for in its place, each word once."""
-    return _spelt_out(calibration, choose(target)) if AUTO in calibration else tuple(calibration)
+    """Return the words of `--calibration` with `auto` replaced by what it stands for."""
+    if AUTO not in calibration:
+        return tuple(calibration)
+    chosen = choose_auto(target).calibration
+    words = (new for word in calibration for new in (chosen if word == AUTO else (word,)))
+    return tuple(dict.fromkeys(words))  # each word once, in order
 
 
-def _spelt_out(calibration: Sequence[str], choice: Choice) -> tuple[str, ...]:
-    words = (
-        new for word in calibration for new in (choice.calibration if word == AUTO else (word,))
-    )
-    return tuple(dict.fromkeys(words))
-
-
-def choose(target: Target) -> Choice:
-    """Return what `auto` stands for: inverted inputs where no generator comes near the domain."""
-    obstacle = _obstacle(target) or _doubt(target)
+def choose_auto(target: Target) -> AutoChoice:
+    """Choose inverted inputs if no mixture of generators resembles the training data."""
+    obstacle = _inversion_obstacle(target)
+    if obstacle is None and not has_seen_data(target.model):
+        obstacle = "its BatchNorms have never seen data"
+    if obstacle is None and not _outputs_with_gradient(target).requires_grad:
+        obstacle = "it passes no gradients to its inputs"
     if obstacle is not None:
-        return Choice((PROCEDURAL,), obstacle)
-    distance = survey_of(target).blend().mismatch
-    near = "the nearest blend of generators differs from what its BatchNorms remember by"
-    reason = f"{near} {distance:.3f} nats per channel, limit {FAR}"
-    return Choice((INVERSION, PROCEDURAL) if distance > FAR else (PROCEDURAL,), reason)
+        return AutoChoice((PROCEDURAL,), obstacle)
+    divergence = mixture_fitter(target).fit().divergence
+    reason = (
+        "the nearest mixture of generators differs from the BatchNorm statistics by "
+        f"{divergence:.3f} nats per channel, limit {MAX_DIVERGENCE}"
+    )
+    far = divergence > MAX_DIVERGENCE
+    return AutoChoice((INVERSION, PROCEDURAL) if far else (PROCEDURAL,), reason)
 
 
-def survey_of(target: Target) -> Survey:
-    """Return what a target with BatchNorm sees of all generators; made once for each.
-
-    That takes minutes where inputs or the network are large, and always gives the same, so there it
-    is kept.
+def mixture_fitter(target: Target) -> MixtureFitter:
+    """Return the fitter of generator mixtures for a target with BatchNorm, built once per target.
 
     Raises:
-        InputError: no BatchNorm with running statistics takes part in its forward pass.
+        InputError: no BatchNorm with running statistics takes part in the forward pass.
     """
-    if target not in _surveys:
-        own = torch.Generator().manual_seed(_SEED)
-        spec, table = target.inputs, GENERATORS[target.inputs.kind]
-        _surveys[target] = Survey(target.model, spec, table, own, target.dtype, _keep(target))
-    return _surveys[target]
+    if target in _fitters:
+        return _fitters[target]
+    spec, table = target.inputs, GENERATORS[target.inputs.kind]
+
+    def measure() -> Tensor:
+        generator = torch.Generator().manual_seed(_SEED)
+        return measure_moments(target.model, spec, table, generator, target.dtype)
+
+    large_input = math.prod(spec.shape) >= LARGE_INPUT
+    if large_input or macs_per_input(target.model, target.example()) >= LARGE_MACS:
+        facts = {
+            "what": "moments of generators",
+            "network": repr(target.model),
+            "inputs": spec.facts(),
+            "device": str(target.device),
+            "generators": list(table),
+            "sample": SAMPLE,
+            "seed": _SEED,
+        }
+        key = cache_key(target.weights_sha256, facts)
+        # No warning about an unusable cache: the result is the same without it.
+        moments = cached(key, measure, lambda _: None)
+    else:
+        moments = measure()
+    with torch.no_grad(), BatchNormRecorder(target.model) as recorder:
+        target.model(target.example())
+        statistics = recorder.take()[1].double()
+    names = list(table)
+    _fitters[target] = MixtureFitter(names, moments.to(target.device), statistics)
+    return _fitters[target]
 
 
-def _keep(target: Target) -> Keep:
-    small = math.prod(target.inputs.shape) < LARGE
-    if small and macs_per_input(target.model, target.example()) < COSTLY:
-        return lambda make: make()
-    facts = {
-        "what": "moments of generators",
-        "network": repr(target.model),
-        "inputs": target.inputs.facts(),
-        "device": str(target.device),
-        "generators": list(GENERATORS[target.inputs.kind]),
-        "sample": SAMPLE,
-        "seed": _SEED,
-    }
-    key = cache_key(target.weights_sha256, facts)
-    return lambda make: cached(key, make, lambda _: None)  # it only takes longer without
-
-
-def _obstacle(target: Target) -> str | None:
-    """Say why a network cannot be inverted, as a clause; None where it can."""
+def _inversion_obstacle(target: Target) -> str | None:
+    """Return why a network cannot be inverted, as a clause; None if it can."""
     if target.inputs.kind == "tokens":
-        return "token ids cannot be moved a little"
-    if not has_batchnorm(target.model):
-        if names := forgetful(target.model):
+        return "token ids are discrete"
+    if not batchnorms(target.model):
+        if names := untracked_batchnorms(target.model):
             return (
                 f"its BatchNorm {names[0]!r} keeps no running statistics; build it with "
                 "track_running_stats=True and load a checkpoint that holds them"
             )
         return "it has no BatchNorm"
     try:
-        _first_pass(target)
+        _outputs_with_gradient(target)
     except InputError:
         return "none of its BatchNorms with running statistics takes part in its forward pass"
     return None
 
 
-def _doubt(target: Target) -> str | None:
-    """Say why inversion is not worth trying on a network that has what it takes."""
-    if not has_seen_data(target.model):
-        return "its BatchNorms have never seen data"
-    if not _first_pass(target).requires_grad:
-        return "it passes no gradients to its inputs"
-    return None
-
-
-def _first_pass(target: Target) -> Tensor:
-    """Return the answer to one input that asks for gradients.
+def _outputs_with_gradient(target: Target) -> Tensor:
+    """Return the outputs for one input that requires a gradient.
 
     Raises:
-        InputError: no BatchNorm with running statistics took part.
+        InputError: no BatchNorm with running statistics takes part.
     """
     example = target.example().requires_grad_()
-    with torch.enable_grad(), Watch(target.model) as watch:
+    with torch.enable_grad(), BatchNormRecorder(target.model) as recorder:
         outputs: Tensor = target.model(example)
-        watch.take()
+        recorder.take()
     return outputs

@@ -1,57 +1,59 @@
-"""Which calibration inputs a run uses: what selects, what steers gradient steps, what judges."""
+"""Which inputs a run uses: for scoring candidates, for gradient steps, for validation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gaprune.calibration.auto import resolve_calibration
-from gaprune.calibration.generators.draws import to_network
+from gaprune.calibration.generator_choice import choose_generators
 from gaprune.calibration.generators.mixture import GeneratorMixture
-from gaprune.calibration.generators.sequences import sequence_samples
-from gaprune.calibration.inversion.augment import with_variants
-from gaprune.calibration.inversion.batchnorm import Inversion
-from gaprune.calibration.inversion.impressions import impressions, moving_axes
-from gaprune.calibration.inversion.inverted_samples import inverted_samples
+from gaprune.calibration.inversion.augment import moving_axes, with_copies
+from gaprune.calibration.inversion.batchnorm import InversionOptions
+from gaprune.calibration.inversion.synthesis import impression_samples, inverted_samples
 from gaprune.calibration.parse import (
     AUTO,
     INVERSION,
     NOISY,
     PROCEDURAL,
-    Request,
+    CalibrationRequest,
     available_generators,
-    parse_file,
+    parse_validation,
 )
 from gaprune.calibration.provenance import make_provenance
 from gaprune.calibration.samples import Samples, concatenate
-from gaprune.calibration.validation import mix_validation, split_validation
-from gaprune.calibration.weigh import weigh
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
+from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.records import Provenance
 
+VALIDATION_FRACTION = 0.2  # of a file or of inverted inputs, held out for validation
+
+_SAMPLES = ("search", "validation", "gradient_inputs", "domain_inputs")  # in checkpoints
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Everything that is shown to the network.
+    """All inputs of a run.
 
     Attributes:
-        search: candidates are selected on these.
-        validation: the candidates that led the search are judged on these, which never steer it.
-        mixture: new inputs for gradient steps, or None.
+        search: the inputs on which candidates are scored.
+        validation: the inputs on which the final candidate is chosen; never used by the search.
+        mixture: draws new inputs for gradient steps, or None.
         gradient_inputs: stored inputs for gradient steps, or None.
-        gradient_share: the part of a gradient batch that comes from `gradient_inputs`.
-        augment: whether `gradient_inputs` are shifted and mirrored anew for every batch.
-        domain_inputs: what comes nearest to the domain: files or inverted inputs without the generated
-            ones beside them, or else `search`.
-            Statistics are measured on them: those that criteria look at, and those of repair.
-        provenance: all of it in words and hashes.
-        mutual_information: mutual information of each procedural generator in nats, best first; empty where
-            only files are shown, or BatchNorm statistics weigh the generators.
+        gradient_share: fraction of a gradient batch that comes from `gradient_inputs`.
+        augment: whether `gradient_inputs` are shifted and mirrored at random in every batch.
+        domain_inputs: the inputs nearest to the training data: files or inverted inputs without
+            generated ones, else `search`. Criteria and repair measure layer statistics on them.
+        provenance: where all inputs come from.
+        mutual_information: of each procedural generator in nats, best first; empty if only files
+            are used or BatchNorm statistics decide.
     """
 
     search: Samples
@@ -71,135 +73,256 @@ def make_calibration_set(
     generator: torch.Generator,
     observer: Observer | None = None,
 ) -> CalibrationSet:
-    """Make the calibration inputs that the settings ask for.
+    """Make the calibration and validation inputs that the settings ask for.
 
-    `procedural` means: the teacher weighs the generators of its kind (`weigh`); one is set aside as
-    validation, the others share the batch. A file is split: a part is held out as validation. Beside inverted
-    inputs the validation inputs holds some of them as well (`mix_validation`).
+    A file is split, and a part of it is held out for validation. Otherwise one generator makes the
+    validation inputs and the others the search inputs; with inversion, half of the validation
+    inputs are inverted ones.
 
     Raises:
-        InputError: an unknown calibration input or validation, or a file that does not fit the network.
+        InputError: an unknown word in `calibration` or `validation`, or a file that does not fit
+            the network.
     """
-    spec, listener = target.inputs, observer or Observer()
-    decision = resolve_calibration(settings.calibration, target)
-    decision.tell(listener)
-    request = decision.request
-    held = [(file.level, file.read(spec).to(target.dtype)) for file in request.files]
-    from_file = bool(held) and settings.validation == AUTO
-    weights = weigh(target, request, settings.validation, generator, held_out=from_file)
-    mixture = GeneratorMixture(spec, weights.shares, target.dtype)
-    fresh = mixture if request.names else None
-    validation, held = split_validation(
-        weights.judge, settings.validation_count, held, target, generator
-    )
+    # The order of the calls below fixes the order of the random draws, hence the masks of a seed.
+    spec, observer = target.inputs, observer or Observer()
+    resolved = resolve_calibration(settings.calibration, target)
+    resolved.report(observer)
+    request = resolved.request
+    stored = [file.read(spec).to(target.dtype) for file in request.files]
+    held_out = bool(stored) and settings.validation == AUTO
+    choice = choose_generators(target, request, settings.validation, generator, held_out=held_out)
+    mixture = GeneratorMixture(spec, choice.shares, target.dtype)
+    if choice.validation is None:
+        validation, stored[0] = _split_file(stored[0], settings.validation_count, generator)
+    else:
+        validation = _make_validation(
+            choice.validation, settings.validation_count, target, generator
+        )
     if request.impressions:
-        made = _synthesise(target, mixture, settings, generator, listener)
-        held.append((INVERSION, made))
+        count, seconds = settings.impressions, settings.calibration_seconds
+        stored.append(impression_samples(target, mixture, count, generator, seconds, observer))
     if request.inversion:
-        how, count = Inversion(seconds=settings.calibration_seconds), settings.inversions
-        made = inverted_samples(target, mixture, count, generator, how, listener)
-        if settings.validation == AUTO and not from_file:
-            validation, made = mix_validation(made, validation, generator)
-        held.append((INVERSION, with_variants(made, spec, generator)))
+        options = InversionOptions(seconds=settings.calibration_seconds)
+        inverted = inverted_samples(
+            target, mixture, settings.inversions, generator, options, observer
+        )
+        if settings.validation == AUTO and not held_out:
+            validation, inverted = mix_validation(inverted, validation, generator)
+        stored.append(with_copies(inverted, spec, generator))
 
-    pool = concatenate([samples for _, samples in held])
-    if pool is not None:
-        pool = pool.take(pool.random_order(generator)[: settings.gradient_count])
-    share = 0.0 if pool is None else 1.0 if fresh is None else 0.5
-    search = _search_set(settings.calibration_count, fresh, pool, share, generator)
-    reference = search
-    if fresh is not None and pool is not None and not request.impressions:
-        reference = pool.take(torch.arange(min(len(pool.inputs), settings.calibration_count)))
-    sources = [samples.source for _, samples in held]
+    fresh = mixture if request.names else None
+    gradient_inputs = None
+    if stored:
+        joined = concatenate(stored)
+        gradient_inputs = joined.take(joined.random_order(generator)[: settings.gradient_count])
+    share = 0.0 if gradient_inputs is None else 1.0 if fresh is None else 0.5
+    search = _search_samples(settings.calibration_count, fresh, gradient_inputs, share, generator)
+    domain_inputs = search
+    if fresh is not None and gradient_inputs is not None and not request.impressions:
+        count = min(len(gradient_inputs.inputs), settings.calibration_count)
+        domain_inputs = gradient_inputs.take(torch.arange(count))
+    sources = [samples.source for samples in stored]
     if fresh is not None:
         sources.append(f"generated for gradient steps: {fresh.description}")
-    if decision.choice is not None:
-        sources.append(decision.choice.sentence)
-    provenance = make_provenance(
-        _levels(request, settings.validation, spec),
-        sources,
-        pool or search,
-        validation,
-        fresh=fresh is not None,
-    )
-    augment_pool = request.inversion and not request.files and bool(moving_axes(spec))
+    if resolved.choice is not None:
+        sources.append(resolved.choice.sentence)
     return CalibrationSet(
-        search,
-        validation,
-        fresh,
-        pool,
-        share,
-        augment_pool,
-        reference,
-        provenance,
-        weights.mutual_information,
+        search=search,
+        validation=validation,
+        mixture=fresh,
+        gradient_inputs=gradient_inputs,
+        gradient_share=share,
+        augment=request.inversion and not request.files and bool(moving_axes(spec)),
+        domain_inputs=domain_inputs,
+        provenance=make_provenance(
+            _data_levels(request, settings.validation, spec),
+            sources,
+            gradient_inputs or search,
+            validation,
+            fresh=fresh is not None,
+        ),
+        mutual_information=choice.mutual_information,
     )
 
 
 def requested_data_levels(settings: Settings, target: Target) -> list[str]:
-    """Return every level that the settings ask for; no file is read.
-
-    With `auto`, a network with BatchNorm is shown generated inputs to decide.
+    """Return every data level that the settings ask for, without reading a file.
 
     Raises:
-        InputError: an unknown calibration input or validation.
+        InputError: an unknown word in `calibration` or `validation`.
     """
-    return _levels(
-        resolve_calibration(settings.calibration, target).request,
-        settings.validation,
-        target.inputs,
-    )
+    request = resolve_calibration(settings.calibration, target).request
+    return _data_levels(request, settings.validation, target.inputs)
 
 
-def _levels(request: Request, validation: str, spec: InputSpec) -> list[str]:
-    return [
-        *(file.level for file in request.files),
-        *([INVERSION] if request.impressions or request.inversion else []),
-        *(NOISY if name == NOISY else PROCEDURAL for name in request.names),
-        *([] if validation == AUTO else [_validation_level(validation, spec)]),
-    ]
+def _data_levels(request: CalibrationRequest, validation: str, spec: InputSpec) -> list[str]:
+    levels = [file.level for file in request.files]
+    if request.impressions or request.inversion:
+        levels.append(INVERSION)
+    names = list(request.names)
+    # Stated validation inputs choose the final candidate, so their level counts as well.
+    if file := parse_validation(validation, spec):
+        levels.append(file.level)
+    elif validation != AUTO:
+        names.append(validation)
+    return levels + [NOISY if name == NOISY else PROCEDURAL for name in names]
 
 
-def _validation_level(validation: str, spec: InputSpec) -> str:
-    """Return the level of a stated validation: it chooses the final candidate, so it counts."""
-    known = available_generators(spec)
-    if validation in known:
-        return NOISY if validation == NOISY else PROCEDURAL
-    return parse_file("validation", validation, [AUTO, *known]).level
-
-
-def _synthesise(
-    target: Target,
-    mixture: GeneratorMixture,
-    settings: Settings,
-    generator: torch.Generator,
-    observer: Observer,
-) -> Samples:
-    """Make class impressions, or what token ids have in their place."""
-    count = settings.impressions
-    if target.inputs.kind == "tokens":
-        seconds = settings.calibration_seconds
-        return sequence_samples(target, mixture, count, generator, seconds, observer)
-    starts = mixture.draw_unit(count, generator).to(target.device, target.dtype)
-    made = impressions(target.model, target.inputs, starts, generator).cpu()
-    source = f"{count} class impressions, started from {mixture.description}"
-    return Samples(to_network(target.inputs, made, target.dtype), None, source)
-
-
-def _search_set(
+def _search_samples(
     count: int,
-    fresh: GeneratorMixture | None,
-    pool: Samples | None,
+    mixture: GeneratorMixture | None,
+    stored: Samples | None,
     share: float,
     generator: torch.Generator,
 ) -> Samples:
-    """Draw the inputs that select, in random order, so that every level is a fair sample."""
+    """Draw the inputs that score candidates, from stored inputs, generators, or both."""
     parts: list[Samples] = []
-    if pool is not None:
-        parts.append(pool.take(pool.random_order(generator)[: max(1, round(count * share))]))
-    if fresh is not None:
+    if stored is not None:
+        parts.append(stored.take(stored.random_order(generator)[: max(1, round(count * share))]))
+    if mixture is not None:
         rest = max(1, count - sum(len(part.inputs) for part in parts))
-        parts.append(Samples(fresh.draw(rest, generator), None, fresh.description))
+        parts.append(Samples(mixture.draw(rest, generator), None, mixture.description))
     joined = concatenate(parts)
-    assert joined is not None  # a request names at least one source
+    # Successive halving uses the first inputs only; in random order they are a fair sample.
     return joined.take(joined.random_order(generator))
+
+
+def _make_validation(
+    validation: str, count: int, target: Target, generator: torch.Generator
+) -> Samples:
+    """Draw validation inputs from a generator, or read at most `count` of them from a file."""
+    spec = target.inputs
+    if validation in available_generators(spec):
+        inputs = GeneratorMixture(spec, {validation: 1.0}, target.dtype).draw(count, generator)
+        return Samples(inputs, None, f"generated: {validation}, from another seed")
+    file = parse_validation(validation, spec)
+    assert file is not None  # every other word is the name of a generator
+    samples = file.read(spec).to(target.dtype)
+    return samples.take(samples.random_order(generator)[:count])
+
+
+def _split_file(
+    samples: Samples, count: int, generator: torch.Generator
+) -> tuple[Samples, Samples]:
+    """Split a file into validation inputs and the rest.
+
+    Raises:
+        InputError: the file holds one input only.
+    """
+    if len(samples.inputs) < 2:
+        raise InputError(
+            f"calibration inputs: {samples.source} must hold at least 2 inputs, one for the search "
+            f"and one for validation; got {len(samples.inputs)}"
+        )
+    return _hold_out(samples, count, generator)
+
+
+def mix_validation(
+    inverted: Samples, validation: Samples, generator: torch.Generator
+) -> tuple[Samples, Samples]:
+    """Validate on inverted and on generated inputs, half of each.
+
+    Inputs of one inversion share its flaws. Validation on held-out ones alone would not notice a
+    search that overfits these flaws.
+
+    Args:
+        inverted: a fifth of them, at most half of the validation inputs, is held out.
+        validation: generated inputs; as many as were held out stay.
+        generator: chooses the held-out inputs.
+
+    Returns:
+        The validation inputs and the rest of `inverted`; both unchanged if one is too small.
+    """
+    if min(len(inverted.inputs), len(validation.inputs)) < 2:
+        return validation, inverted
+    held_out, rest = _hold_out(inverted, len(validation.inputs) // 2, generator)
+    generated = validation.take(torch.arange(len(held_out.inputs)))
+    source = f"{held_out.source}, and as many {validation.source}"
+    return concatenate([held_out, generated])._replace(source=source), rest
+
+
+def _hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[Samples, Samples]:
+    """Return a random fifth of the samples, at most `count` of them, and the rest."""
+    order = samples.random_order(generator)
+    size = min(count, max(1, int(VALIDATION_FRACTION * len(order))))
+    held_out = samples.take(order[:size])._replace(source=f"held-out part of {samples.source}")
+    return held_out, samples.take(order[size:])
+
+
+def to_record(calibration: CalibrationSet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a calibration set as plain data and tensors, so that a run resumes on equal inputs.
+
+    The inputs themselves are stored: files may be gone by then, and inputs made under a time limit
+    would come out differently. Fresh inputs need only their generators and shares.
+    """
+    facts: dict[str, Any] = {
+        "mixture": None
+        if calibration.mixture is None
+        else list(calibration.mixture.shares.items()),
+        "gradient_share": calibration.gradient_share,
+        "augment": calibration.augment,
+        "provenance": asdict(calibration.provenance),
+        "mutual_information": list(calibration.mutual_information.items()),
+    }
+    tensors: dict[str, Tensor] = {}
+    for name in _SAMPLES:
+        samples: Samples | None = getattr(calibration, name)
+        if name == "domain_inputs" and (prefix := _prefix_of(calibration)) is not None:
+            facts[name] = prefix
+        elif samples is not None:
+            facts[name] = {"source": samples.source}
+            tensors[f"{name}/inputs"] = samples.inputs
+            if samples.labels is not None:
+                tensors[f"{name}/labels"] = samples.labels
+    return facts, tensors
+
+
+def from_record(
+    facts: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Target
+) -> CalibrationSet:
+    """Return the calibration set that `to_record` stored, for the same network."""
+    samples: dict[str, Samples] = {}
+    for name in _SAMPLES:
+        if name not in facts:
+            continue
+        fact = facts[name]
+        if "first" in fact:
+            samples[name] = _first(samples[fact["of"]], fact["first"])
+        else:
+            labels = tensors.get(f"{name}/labels")
+            samples[name] = Samples(tensors[f"{name}/inputs"], labels, fact["source"])
+    provenance, shares = facts["provenance"], facts["mixture"]
+    return CalibrationSet(
+        search=samples["search"],
+        validation=samples["validation"],
+        mixture=None
+        if shares is None
+        else GeneratorMixture(target.inputs, dict(shares), target.dtype),
+        gradient_inputs=samples.get("gradient_inputs"),
+        gradient_share=facts["gradient_share"],
+        augment=facts["augment"],
+        domain_inputs=samples["domain_inputs"],
+        provenance=Provenance(**{**provenance, "sources": tuple(provenance["sources"])}),
+        mutual_information=dict(facts["mutual_information"]),
+    )
+
+
+def _prefix_of(calibration: CalibrationSet) -> dict[str, Any] | None:
+    """Return of which other inputs the domain inputs are the first ones, to store them once."""
+    domain = calibration.domain_inputs
+    for name in ("search", "gradient_inputs"):
+        samples: Samples | None = getattr(calibration, name)
+        if samples is not None:
+            first = _first(samples, len(domain.inputs))
+            if torch.equal(first.inputs, domain.inputs):
+                return {"of": name, "first": len(domain.inputs)}
+    return None
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    # The very same object if nothing is cut: the run then knows that both sets are one.
+    return (
+        samples
+        if count == len(samples.inputs)
+        else samples.take(torch.arange(len(samples.inputs))[:count])
+    )

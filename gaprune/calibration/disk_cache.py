@@ -1,7 +1,7 @@
-"""Made inputs kept on disk: inverting a large network takes minutes and always gives the same.
+"""A disk cache of generated inputs: inverting a large network takes minutes.
 
-A file holds one batch under a key of everything that it depends on. What is found damaged is made
-anew, and a place that cannot be written only costs the time.
+A file holds one tensor under a key of everything that the tensor depends on. A damaged file is
+computed again, and a folder that is not writable only costs time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from gaprune.io.atomic import write_file
 from gaprune.io.serialization import from_stamp, to_stamp
 from gaprune.io.weights import sha256_of
 
-PLACE = "GAPRUNE_CACHE"  # the environment variable that names the folder
-FORMAT = 1  # raise it when the same settings come to give other inputs
-LIMIT = 2 * 2**30  # bytes; the files that were not used for longest make room
-SHELF = "calibration"  # a folder of its own: nothing else is ever removed
+CACHE_VARIABLE = "GAPRUNE_CACHE"  # environment variable that names the folder
+FORMAT = 1  # increase it when the same settings give other inputs
+MAX_BYTES = 2 * 2**30  # of all files; the least recently used ones are deleted
+SUBFOLDER = "calibration"  # a separate folder, so that no other file is ever deleted
 SUFFIX = ".safetensors"
 _INPUTS = "inputs"
 
@@ -34,9 +34,9 @@ _INPUTS = "inputs"
 def cache_folder() -> Path | None:
     """Return `$GAPRUNE_CACHE`, else `$XDG_CACHE_HOME/gaprune`, else `~/.cache/gaprune`.
 
-    None where there is no home either. The folder may not exist yet.
+    None if there is no home folder. The folder may not exist yet.
     """
-    if stated := os.environ.get(PLACE):
+    if stated := os.environ.get(CACHE_VARIABLE):
         return Path(stated)
     if general := os.environ.get("XDG_CACHE_HOME"):
         return Path(general) / "gaprune"
@@ -47,15 +47,16 @@ def cache_folder() -> Path | None:
 
 
 def cache_key(weights_sha256: str, settings: Mapping[str, Any]) -> str:
-    """Return the hash of what a batch depends on, 64 hexadecimal digits.
+    """Return the SHA-256 (hex) of everything that a tensor depends on.
 
     Args:
-        weights_sha256: of the network's state (`Target.weights_sha256`).
-        settings: everything else, as plain data: recipe, input description, seed, count.
+        weights_sha256: of the network (`Target.weights_sha256`).
+        settings: everything else as plain data: options, input description, seed, count.
 
     Raises:
-        TypeError: a setting that is not plain data.
+        TypeError: a setting is not plain data.
     """
+    # The thread count decides the order of floating-point sums.
     facts = [FORMAT, torch.__version__, torch.get_num_threads(), weights_sha256, dict(settings)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -66,30 +67,29 @@ def cached(
     warn: Callable[[str], None],
     folder: Path | None = None,
 ) -> Tensor:
-    """Return the batch of a key from disk, or make it and keep it there.
+    """Return the tensor of a key from disk, or compute and store it.
 
     Args:
         key: see `cache_key`.
-        make: makes the batch, any shape and dtype, on the CPU.
-        warn: told in a sentence of a damaged file, or of a folder that cannot be used.
-        folder: where files lie; None means `cache_folder()`.
+        make: computes the tensor on the CPU.
+        warn: receives a sentence about a damaged file or an unusable folder.
+        folder: the cache folder; None means `cache_folder()`.
     """
     folder = folder or cache_folder()
     if folder is None:
-        warn("there is no home folder to keep made inputs in; name one with $" + PLACE)
+        warn(f"no home folder for the cache of generated inputs; set ${CACHE_VARIABLE}")
         return make()
-    path = folder / SHELF / f"{key}{SUFFIX}"
-    found = _read(path, key, warn)
-    if found is not None:
-        return found
-    made = make()
+    path = folder / SUBFOLDER / f"{key}{SUFFIX}"
+    if (stored := _read(path, key, warn)) is not None:
+        return stored
+    inputs = make()
     try:
-        _write(path, key, made)
-        _make_room(path)
+        _write(path, key, inputs)
+        _delete_least_recent(path)
     except OSError as error:
         reason = error.strerror or error
-        warn(f"made inputs cannot be kept in {folder} ({reason}); name a folder with ${PLACE}")
-    return made
+        warn(f"cannot cache generated inputs in {folder} ({reason}); set ${CACHE_VARIABLE}")
+    return inputs
 
 
 def _read(path: Path, key: str, warn: Callable[[str], None]) -> Tensor | None:
@@ -100,27 +100,27 @@ def _read(path: Path, key: str, warn: Callable[[str], None]) -> Tensor | None:
             facts = from_stamp(file.metadata())
             inputs: Tensor = file.get_tensor(_INPUTS)
         if facts == {"key": key, "sha256": sha256_of({_INPUTS: inputs})}:
-            with contextlib.suppress(OSError):  # a folder that is only read from
-                os.utime(path)  # used: not the next to make room
+            with contextlib.suppress(OSError):  # the folder may be read-only
+                os.utime(path)  # marks the file as recently used
             return inputs
-        reason = "its content is not what was written"
+        reason = "its hash does not match"
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error)
-    warn(f"the kept inputs {path} are not used ({reason}); they are made anew")
+    warn(f"cached inputs {path} are ignored ({reason}) and computed again")
     return None
 
 
 def _write(path: Path, key: str, inputs: Tensor) -> None:
-    """Write a file that takes its name once it is complete."""
+    """Write under a temporary name and rename, so that readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {_INPUTS: inputs.contiguous()}
     write_file(path, save(stored, to_stamp(key=key, sha256=sha256_of(stored))))
 
 
-def _make_room(newest: Path) -> None:
+def _delete_least_recent(newest: Path) -> None:
     files = [(p.stat(), p) for p in newest.parent.glob(f"*{SUFFIX}") if p != newest]
-    room = LIMIT - newest.stat().st_size
+    remaining = MAX_BYTES - newest.stat().st_size
     for stat, path in sorted(files, key=lambda file: -file[0].st_mtime_ns):
-        room -= stat.st_size
-        if room < 0:
+        remaining -= stat.st_size
+        if remaining < 0:
             path.unlink(missing_ok=True)

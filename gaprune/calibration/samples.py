@@ -1,4 +1,4 @@
-"""A set of inputs with what is known about it: taken apart, joined, put in random order."""
+"""A set of inputs with labels, if any, and a description of its source."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """Inputs held in memory.
+    """Inputs in memory.
 
     Attributes:
         inputs: `[N, *spec.shape]` as the network takes them (normalised), or int64 token ids.
-        labels: int64 `[N]`, or None where there are none.
-        source: where they came from, in words.
+        labels: int64 `[N]`, or None.
+        source: where the inputs come from, for people.
     """
 
     inputs: Tensor
@@ -33,14 +33,13 @@ class Samples(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Samples:
         """Return the samples with inputs of a floating dtype; token ids stay int64."""
-        floating = self.inputs.is_floating_point()
-        return self._replace(inputs=self.inputs.to(dtype)) if floating else self
+        if not self.inputs.is_floating_point():
+            return self
+        return self._replace(inputs=self.inputs.to(dtype))
 
 
-def concatenate(parts: Sequence[Samples]) -> Samples | None:
-    """Concatenate samples; labels survive only if every part has them. None for an empty list."""
-    if not parts:
-        return None
+def concatenate(parts: Sequence[Samples]) -> Samples:
+    """Concatenate one or more sets; labels survive only if every part has them."""
     labels = [part.labels for part in parts if part.labels is not None]
     return Samples(
         torch.cat([part.inputs for part in parts]),

@@ -11,13 +11,7 @@ from typing import Any
 import torch
 
 from gaprune.calibration.auto import expand_auto
-from gaprune.calibration.parse import (
-    AUTO,
-    CalibrationFile,
-    available_generators,
-    parse_calibration,
-    parse_file,
-)
+from gaprune.calibration.parse import CalibrationFile, parse_calibration, parse_validation
 from gaprune.calibration.provenance import samples_sha256
 from gaprune.comparison.context import ComparisonContext
 from gaprune.comparison.spec import ComparisonData
@@ -58,7 +52,7 @@ At it they are left out, so that older folders of the same comparison still go o
 def identity_of(context: ComparisonContext, data: ComparisonData) -> dict[str, Any]:
     """Return what must be equal where rows stand in one table.
 
-    Files count by their content: networks, objectives and calibration inputs that the user writes or edits.
+    Files count by their content: networks, objectives and calibration inputs of the user.
     """
     stated = context.settings
     settings = resolve_settings(stated, check_settings(stated), context.target)
@@ -95,9 +89,8 @@ def requested_files(settings: Settings, spec: InputSpec) -> list[CalibrationFile
         InputError: an unknown calibration input or validation.
     """
     files = list(parse_calibration(settings.calibration, spec).files)
-    known = [AUTO, *available_generators(spec)]
-    if settings.validation not in known:
-        files.append(parse_file("validation", settings.validation, known))
+    if file := parse_validation(settings.validation, spec):
+        files.append(file)
     return files
 
 

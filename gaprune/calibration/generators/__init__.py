@@ -1,1 +1,1 @@
-"""Input generators: one file per kind of input, and how their outputs are mixed."""
+"""Generators of random inputs, one file per kind of input, and mixtures of them."""

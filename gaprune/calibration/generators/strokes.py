@@ -1,8 +1,11 @@
-"""Pen drawings that depict nothing known, all drawn with the same soft nib.
+"""Pen drawings that depict no known object.
 
-Strokes: a pen walks with slowly varying curvature, sometimes turns a corner and lifts off once or
+Strokes: a pen moves with slowly varying curvature, sometimes turns a corner, and lifts off up to
 twice. Outlines: loops and polygons, some left open. Glyphs: lines and arcs between the points of a
-grid. By far the best procedural calibration inputs for networks that read characters.
+grid. All are drawn with the same soft nib. These are by far the best procedural calibration inputs
+for networks that read characters.
+
+Every function returns float32 `[count, channels, height, width]` in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,27 +15,27 @@ import math
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.drawing import REFERENCE, Canvas, tint
-from gaprune.calibration.generators.draws import chance, normal, uniform
+from gaprune.calibration.generators.canvas import REFERENCE, Canvas, tint
+from gaprune.calibration.generators.random_draws import draw_bool, draw_normal, draw_uniform
 
-POINTS = 96  # places the pen visits in one picture
+POINTS = 96  # of the pen's path in one image
 MOST_STROKES = 3
 MOST_ARCS = 4
-CORNERS = 1.5  # expected sharp corners in one picture
-LIFT = 10.0  # how far the pen moves in the air, in steps on paper
+CORNERS = 1.5  # expected number of sharp corners in one image
+LIFT = 10.0  # distance the lifted pen moves, in steps on paper
 
 
 def strokes(canvas: Canvas, generator: torch.Generator) -> Tensor:
-    """Draw one to three pen strokes in each picture."""
+    """Draw one to three pen strokes per image."""
     return _draw(*_pen_path(canvas.count, generator), canvas, generator)
 
 
 def outlines(canvas: Canvas, generator: torch.Generator) -> Tensor:
-    """Draw the outline of one or two shapes in each picture, each a loop or a polygon."""
+    """Draw the outlines of one or two shapes per image, each a loop or a polygon."""
     half = POINTS // 2
     first, second = (_shape(canvas.count, half, generator) for _ in range(2))
-    offset = 0.9 * normal(generator, canvas.count, 1, 2)
-    alone = chance(generator, 0.5, canvas.count, 1, 1)
+    offset = 0.9 * draw_normal(generator, canvas.count, 1, 2)
+    alone = draw_bool(generator, 0.5, canvas.count, 1, 1)
     path = torch.cat([first, torch.where(alone, first, second + offset)], dim=1)
     lifted = torch.zeros(canvas.count, POINTS, dtype=torch.bool)
     lifted[:, half] = True
@@ -40,109 +43,121 @@ def outlines(canvas: Canvas, generator: torch.Generator) -> Tensor:
 
 
 def glyphs(canvas: Canvas, generator: torch.Generator) -> Tensor:
-    """Draw one to four lines or arcs between the points of a jittered 3×4 grid."""
+    """Draw one to four lines or arcs per image between the points of a jittered 3×4 grid."""
     points = POINTS // MOST_ARCS
     ends = torch.rand(canvas.count, MOST_ARCS, 12, generator=generator).topk(2).indices
-    joined = chance(generator, 0.6, canvas.count, MOST_ARCS, 1)
+    # With probability 0.6 an arc continues where the previous one ended.
+    joined = draw_bool(generator, 0.6, canvas.count, MOST_ARCS, 1)
     start = ends[..., :1]
     start[:, 1:] = torch.where(joined[:, 1:], ends[:, :-1, 1:], start[:, 1:])
     grid = torch.cartesian_prod(torch.arange(3) / 3, torch.arange(4) / 3)
-    anchors = grid + 0.06 * normal(generator, canvas.count, 12, 2)
-    a, b = (_take(anchors, end.squeeze(-1)) for end in (start, ends[..., 1:]))
-    bulge = normal(generator, canvas.count, MOST_ARCS, 1)
-    bulge *= 0.8 * chance(generator, 0.5, canvas.count, MOST_ARCS, 1)
+    anchors = grid + 0.06 * draw_normal(generator, canvas.count, 12, 2)
+    a, b = (_gather(anchors, end.squeeze(-1)) for end in (start, ends[..., 1:]))
+    bulge = draw_normal(generator, canvas.count, MOST_ARCS, 1)
+    bulge *= 0.8 * draw_bool(generator, 0.5, canvas.count, MOST_ARCS, 1)
     middle = (a + b) / 2 + bulge * torch.stack([a[..., 1] - b[..., 1], b[..., 0] - a[..., 0]], -1)
     time = (torch.arange(points) / (points - 1)).view(1, 1, -1, 1)
     a, b, middle = a.unsqueeze(2), b.unsqueeze(2), middle.unsqueeze(2)
     arcs = (1 - time) ** 2 * a + 2 * time * (1 - time) * middle + time**2 * b  # quadratic Bézier
-    many = torch.randint(1, MOST_ARCS + 1, (canvas.count, 1), generator=generator)
-    spare = (torch.arange(MOST_ARCS) >= many).view(canvas.count, MOST_ARCS, 1, 1)
-    path = torch.where(spare, arcs[:, :1], arcs).flatten(1, 2)
+    number = torch.randint(1, MOST_ARCS + 1, (canvas.count, 1), generator=generator)
+    unused = (torch.arange(MOST_ARCS) >= number).view(canvas.count, MOST_ARCS, 1, 1)
+    # An unused arc repeats the first one, which adds no ink.
+    path = torch.where(unused, arcs[:, :1], arcs).flatten(1, 2)
     lifted = torch.zeros(canvas.count, POINTS, dtype=torch.bool)
     lifted[:, ::points] = True
     return _draw(path, lifted, canvas, generator)
 
 
-def _take(places: Tensor, index: Tensor) -> Tensor:
-    """Pick rows: places `[count, n, 2]`, index `[count, m]` → `[count, m, 2]`."""
-    return places.gather(1, index.unsqueeze(-1).expand(-1, -1, 2))
+def _gather(points: Tensor, index: Tensor) -> Tensor:
+    """Pick points `[count, n, 2]` by index `[count, m]` → `[count, m, 2]`."""
+    return points.gather(1, index.unsqueeze(-1).expand(-1, -1, 2))
 
 
 def _draw(path: Tensor, lifted: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
-    ink = _soften(_deposit(_place(path, generator), lifted, canvas), canvas, generator)
-    gain = uniform(generator, canvas.count, 1, 1, low=1.2, high=2.4)
-    dark = ((ink - 0.08) * gain).clamp_(0, 1).unsqueeze(1)
-    return tint(dark, canvas, generator)
+    ink = _blur(_deposit_ink(_scale(path, generator), lifted, canvas), canvas, generator)
+    gain = draw_uniform(generator, canvas.count, 1, 1, low=1.2, high=2.4)
+    darkness = ((ink - 0.08) * gain).clamp_(0, 1).unsqueeze(1)
+    return tint(darkness, canvas, generator)
 
 
 def _pen_path(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Places the pen visits, `[count, POINTS, 2]` in steps, and where it came through the air."""
+    """Return paths `[count, POINTS, 2]` and bool `[count, POINTS]`: the pen arrives lifted."""
     time = torch.arange(POINTS) / POINTS
     stroke = (time * torch.randint(1, MOST_STROKES + 1, (count, 1), generator=generator)).floor()
     lifted = torch.zeros(count, POINTS, dtype=torch.bool)
     lifted[:, 1:] = stroke[:, 1:] != stroke[:, :-1]
 
     wave = torch.sin(
-        2 * math.pi * (time * uniform(generator, count, 1, high=2.0) + uniform(generator, count, 1))
+        2
+        * math.pi
+        * (time * draw_uniform(generator, count, 1, high=2.0) + draw_uniform(generator, count, 1))
     )
-    loops = 2 * normal(generator, count, 1) + 2 * normal(generator, count, 1) * wave
-    corners = normal(generator, count, POINTS) * chance(generator, CORNERS / POINTS, count, POINTS)
-    tremble = normal(generator, count, POINTS)
+    loops = 2 * draw_normal(generator, count, 1) + 2 * draw_normal(generator, count, 1) * wave
+    corners = draw_normal(generator, count, POINTS) * draw_bool(
+        generator, CORNERS / POINTS, count, POINTS
+    )
+    tremble = draw_normal(generator, count, POINTS)
     turn = 0.35 * 2 * math.pi / POINTS * loops + 1.8 * corners + 0.054 * tremble
-    turn += lifted * uniform(generator, count, POINTS, high=2 * math.pi)
-    heading = uniform(generator, count, 1, high=2 * math.pi) + turn.cumsum(1)
+    turn += lifted * draw_uniform(generator, count, POINTS, high=2 * math.pi)
+    # Summing turns gives directions, summing unit steps gives positions.
+    heading = draw_uniform(generator, count, 1, high=2 * math.pi) + turn.cumsum(1)
 
     step = torch.stack([heading.cos(), heading.sin()], dim=-1)
-    flight = LIFT * normal(generator, count, POINTS, 2)
+    flight = LIFT * draw_normal(generator, count, POINTS, 2)
     return torch.where(lifted.unsqueeze(-1), flight, step).cumsum(1), lifted
 
 
 def _shape(count: int, points: int, generator: torch.Generator) -> Tensor:
-    """Walk along a wavy loop (a few Fourier terms) or a polygon, whole or in part.
+    """Return the outline of a loop (three Fourier terms) or polygon, whole or in part.
 
-    Returns `[count, points, 2]`, around the origin, of size about 1.
+    The points `[count, points, 2]` surround the origin at a distance of about 1.
     """
-    part = uniform(generator, count, 1, low=0.5)
-    time = part * torch.arange(points) / (points - 1) + uniform(generator, count, 1)
+    part = draw_uniform(generator, count, 1, low=0.5)
+    time = part * torch.arange(points) / (points - 1) + draw_uniform(generator, count, 1)
     angle = 2 * math.pi * time
     order = torch.arange(1, 4).view(1, -1, 1)
-    phases = uniform(generator, count, 3, 1, high=2 * math.pi)
+    phases = draw_uniform(generator, count, 3, 1, high=2 * math.pi)
     waves = (
-        0.5 * normal(generator, count, 3, 1) / order * torch.cos(order * angle[:, None] + phases)
+        0.5
+        * draw_normal(generator, count, 3, 1)
+        / order
+        * torch.cos(order * angle[:, None] + phases)
     )
     radius = 1 + waves.sum(1)
     loop = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
     corners = torch.randint(2, 6, (count, 1), generator=generator)
-    places = normal(generator, count, 5, 2)
+    vertices = draw_normal(generator, count, 5, 2)
     along = time * corners
     before = along.floor().long() % corners
     after = (before + 1) % corners
-    ends = _take(places, before), _take(places, after)
+    ends = _gather(vertices, before), _gather(vertices, after)
     polygon = torch.lerp(*ends, along.frac().unsqueeze(-1))
 
-    shape = torch.where(chance(generator, 0.5, count, 1, 1), loop, polygon)
-    turn = uniform(generator, count, 1, high=2 * math.pi)
-    stretch = uniform(generator, count, 1, low=0.4)
+    shape = torch.where(draw_bool(generator, 0.5, count, 1, 1), loop, polygon)
+    turn = draw_uniform(generator, count, 1, high=2 * math.pi)
+    stretch = draw_uniform(generator, count, 1, low=0.4)
     x, y = shape.unbind(-1)
     y = y * stretch
     return torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], dim=-1)
 
 
-def _place(path: Tensor, generator: torch.Generator) -> Tensor:
-    """Scale each path to 45 to 80 % of the picture, squeeze some, centre it with a jitter."""
+def _scale(path: Tensor, generator: torch.Generator) -> Tensor:
+    """Scale each path to 45 to 80 % of the image, squeeze some, and centre it with a jitter."""
     count = len(path)
     low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
-    size = uniform(generator, count, 1, 1, low=0.45, high=0.8) / (high - low).amax(2, keepdim=True)
-    narrow = 0.6 * uniform(generator, count, 1) * chance(generator, 0.5, count, 1)
-    flat = 0.4 * uniform(generator, count, 1) * chance(generator, 0.2, count, 1)
+    size = draw_uniform(generator, count, 1, 1, low=0.45, high=0.8) / (high - low).amax(
+        2, keepdim=True
+    )
+    narrow = 0.6 * draw_uniform(generator, count, 1) * draw_bool(generator, 0.5, count, 1)
+    flat = 0.4 * draw_uniform(generator, count, 1) * draw_bool(generator, 0.2, count, 1)
     squeeze = 1 - torch.stack([narrow, flat], dim=-1)
-    centre = 0.5 + normal(generator, count, 1, 2) / REFERENCE
+    centre = 0.5 + draw_normal(generator, count, 1, 2) / REFERENCE
     return (path - (low + high) / 2) * size * squeeze + centre
 
 
-def _deposit(path: Tensor, lifted: Tensor, canvas: Canvas) -> Tensor:
-    """Drop ink along paths in [0, 1]², shared among the four nearest pixels, at most 1 a pixel."""
+def _deposit_ink(path: Tensor, lifted: Tensor, canvas: Canvas) -> Tensor:
+    """Drop ink along paths in [0, 1]², `[count, height, width]` with at most 1 per pixel."""
     finer = max(2, round(2 * max(canvas.height, canvas.width) / REFERENCE))
     along = torch.arange(finer).view(1, 1, -1, 1) / finer
     dots = torch.lerp(path[:, :-1, None], path[:, 1:, None], along)
@@ -157,6 +172,7 @@ def _deposit(path: Tensor, lifted: Tensor, canvas: Canvas) -> Tensor:
     right = wet.flatten(1) * right
     x, y = corner.long().unbind(-1)
     first = y * canvas.width + x
+    # Bilinear: every drop is shared by the four nearest pixels.
     ink = torch.zeros(canvas.count, canvas.height * canvas.width)
     for offset, share in (
         (0, left * up),
@@ -168,17 +184,18 @@ def _deposit(path: Tensor, lifted: Tensor, canvas: Canvas) -> Tensor:
     return ink.clamp_(max=1).view(canvas.count, canvas.height, canvas.width)
 
 
-def _soften(ink: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
-    """Blur with a Gaussian nib of random width; the middle of a long line stays near 1.
-
-    The blur is separable and differs from picture to picture, so each axis is one product with a
-    matrix of Gaussian rows.
-    """
-    width = uniform(generator, canvas.count, 1, 1, low=0.55, high=1.05) * max(canvas.scale, 0.75)
+def _blur(ink: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
+    """Blur each image with a Gaussian nib of random width."""
+    # The blur is separable, and its width differs between images, so that each axis takes one
+    # product with a matrix of Gaussian rows.
+    width = draw_uniform(generator, canvas.count, 1, 1, low=0.55, high=1.05) * max(
+        canvas.scale, 0.75
+    )
 
     def nib(side: int) -> Tensor:
-        place = torch.arange(side, dtype=torch.float32)
-        return torch.exp(-((place - place.unsqueeze(1)) ** 2) / (2 * width**2))
+        position = torch.arange(side, dtype=torch.float32)
+        return torch.exp(-((position - position.unsqueeze(1)) ** 2) / (2 * width**2))
 
+    # Normalised along one axis only: the middle of a long line stays near 1.
     across = nib(canvas.width) / (width * math.sqrt(2 * math.pi))
     return nib(canvas.height) @ ink @ across

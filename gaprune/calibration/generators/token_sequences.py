@@ -3,121 +3,70 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.draws import InputGenerator, chance
-from gaprune.calibration.generators.neighbours import neighbours
-from gaprune.models.input_spec import InputSpec
+from gaprune.calibration.generators.random_draws import InputGenerator, draw_bool
+from gaprune.models.input_spec import InputSpec, TokenIds
 
 LONGEST_NGRAM = 8
-ENTER, STAY = 0.1, 0.85  # of the two-state chain that switches copying on and off
-TOPICS = 2  # of a sequence
+# Transition probabilities of the Markov chain that switches copying on and keeps it on.
+P_ENTER, P_STAY = 0.1, 0.85
+TOPICS = 2  # per sequence
 NEIGHBOURS = 32  # ids that belong to a topic
-ABOUT = 0.5  # of a sequence's tokens belong to its topics
-RARE = 0.7  # of the topics are drawn evenly, the others as common tokens are
+P_ON_TOPIC = 0.5  # that a token belongs to a topic of its sequence
+P_RARE = 0.7  # that a topic is drawn uniformly, not as a common token is
+CHUNK = 256  # ids compared with the whole vocabulary at a time
 
 
 def uniform_ids(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
-    """Draw int64 ids `[count, *spec.shape]`, uniform below the vocabulary."""
+    """Draw int64 ids `[count, *spec.shape]`, uniform below the vocabulary size."""
     return torch.randint(spec.vocabulary, (count, *spec.shape), generator=generator)
 
 
 def zipf_bursts(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
     """Draw int64 ids `[count, *spec.shape]` with the statistics of running text.
 
-    Fresh tokens follow the Zipf–Mandelbrot law p(rank) ∝ 1/(rank + 2.7). Ranks are those of
-    `spec.token_ids`, and a text stands between its marks of start and end; where nobody knows them,
-    ranks are given to ids anew on every call, and there are no marks. A two-state Markov chain
-    switches copying on and off; while it is on, a row repeats what stood n places before (n fixed
-    per row, up to 8), so n-grams come in bursts.
+    New tokens follow the Zipf–Mandelbrot law p(rank) ∝ 1/(rank + 2.7). `spec.token_ids` gives the
+    ranks of the ids, and the ids that begin and end a text; without it, ranks are permuted at
+    random in every call, and nothing frames the text. A Markov chain with two states switches copying on and
+    off. While it is on, a row repeats the token n positions before (n is fixed per row, up to 8),
+    so that n-grams come in bursts.
     """
-    length = _places(spec)
-    ids = _running(spec, count, length, generator)[0]
-    copying = _switch(count, length, generator)
+    length = _text_length(spec)
+    ids = _zipf_ids(spec, count, length, generator)[0]
+    copying = _markov_switch(count, length, generator)
     lags = torch.randint(1, LONGEST_NGRAM + 1, (count, 1), generator=generator)
-    for place in range(1, length):
-        source = place - lags
+    for position in range(1, length):
+        source = position - lags
         repeated = ids.gather(1, source.clamp(min=0))
-        copied = copying[:, place : place + 1] & (source >= 0)
-        ids[:, place : place + 1] = torch.where(copied, repeated, ids[:, place : place + 1])
+        copied = copying[:, position : position + 1] & (source >= 0)
+        present = ids[:, position : position + 1]
+        ids[:, position : position + 1] = torch.where(copied, repeated, present)
     return _framed(spec, ids)
 
 
 def topics(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
-    """Draw int64 ids `[count, *spec.shape]`: texts that are about something.
+    """Draw int64 ids `[count, *spec.shape]`: texts about two topics each.
 
-    As of `zipf_bursts`, tokens follow the Zipf–Mandelbrot law between marks of start and end. Half
-    of them are replaced by neighbours of two topic tokens: the 32 ids of the most similar
-    embeddings, the topic's own among them, each equally likely. Embeddings of a trained network put
-    words of a kind together (Mikolov et al. 2013, section 4), so that a sequence has a subject as a
-    sentence has, and sequences differ in more than chance. Seven topics of ten are drawn evenly
-    from all ordinary ids, the others as tokens are. Where the embedding is not known, the
-    neighbours of a topic are drawn at random.
+    As in `zipf_bursts`, tokens follow the Zipf–Mandelbrot law between the ids that frame a text.
+    Then half of them are replaced by neighbours of two topic tokens: the 32 ids with the most
+    similar embeddings, including the topic itself, each equally likely. Embeddings of a trained
+    network put related words together (Mikolov et al. 2013, section 4), so a sequence has a
+    subject, as a sentence has. Seven of ten topics are uniform over all ordinary ids, the others
+    are drawn as common tokens are. Without an embedding, the neighbours are random ids.
     """
-    length = _places(spec)
-    ids, ordered = _running(spec, count, length, generator)
-    common = ordered[_ranks(len(ordered), count * TOPICS, generator)]
-    even = ordered[torch.randint(len(ordered), (count * TOPICS,), generator=generator)]
-    topic = torch.where(chance(generator, RARE, count * TOPICS), even, common)
-    kin = neighbours(spec, topic, ordered, NEIGHBOURS, generator).view(count, -1)
-    about = kin.gather(1, torch.randint(kin.shape[1], ids.shape, generator=generator))
-    return _framed(spec, torch.where(chance(generator, ABOUT, *ids.shape), about, ids))
-
-
-def _running(
-    spec: InputSpec, count: int, length: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw ids `[count, length]` by the law; return also all ids that it knows, in its order."""
-    known = (
-        None
-        if spec.token_ids is None
-        else torch.tensor(spec.token_ids.by_frequency, dtype=torch.int64)
-    )
-    if known is not None and len(known):
-        return known[_ranks(len(known), count * length, generator)].view(count, length), known
-    ranks = _ranks(spec.vocabulary, count * length, generator)
-    ordered = torch.randperm(spec.vocabulary, generator=generator)
-    return ordered[ranks].view(count, length), ordered
-
-
-def _ranks(entries: int, draws: int, generator: torch.Generator) -> Tensor:
-    law = 1 / (torch.arange(1, entries + 1, dtype=torch.float64) + 2.7)
-    steps = law.cumsum(0)
-    points = torch.rand(draws, generator=generator, dtype=torch.float64) * steps[-1]
-    return torch.searchsorted(steps, points, right=True).clamp_(max=entries - 1)
-
-
-def _marks(spec: InputSpec) -> tuple[list[int], list[int]]:
-    """Return what stands before and after a text; nothing where no place would be left for it."""
-    token_ids = spec.token_ids
-    if token_ids is None:
-        return [], []
-    before, after = ([] if mark is None else [mark] for mark in (token_ids.start, token_ids.end))
-    room = math.prod(spec.shape) > len(before) + len(after)
-    return (before, after) if room else ([], [])
-
-
-def _places(spec: InputSpec) -> int:
-    """Return how many tokens stand between the marks."""
-    return math.prod(spec.shape) - sum(map(len, _marks(spec)))
-
-
-def _framed(spec: InputSpec, ids: Tensor) -> Tensor:
-    before, after = (
-        torch.tensor(marks, dtype=torch.int64).expand(len(ids), -1) for marks in _marks(spec)
-    )
-    return torch.cat([before, ids, after], dim=1).view(len(ids), *spec.shape)
-
-
-def _switch(count: int, length: int, generator: torch.Generator) -> Tensor:
-    enter = chance(generator, ENTER, count, length)
-    stay = chance(generator, STAY, count, length)
-    on = torch.zeros(count, length, dtype=torch.bool)
-    for place in range(1, length):
-        on[:, place] = torch.where(on[:, place - 1], stay[:, place], enter[:, place])
-    return on
+    length = _text_length(spec)
+    ids, ordered = _zipf_ids(spec, count, length, generator)
+    common = ordered[_zipf_ranks(len(ordered), count * TOPICS, generator)]
+    uniform = ordered[torch.randint(len(ordered), (count * TOPICS,), generator=generator)]
+    topic = torch.where(draw_bool(generator, P_RARE, count * TOPICS), uniform, common)
+    related = embedding_neighbours(spec, topic, ordered, NEIGHBOURS, generator).view(count, -1)
+    about = related.gather(1, torch.randint(related.shape[1], ids.shape, generator=generator))
+    return _framed(spec, torch.where(draw_bool(generator, P_ON_TOPIC, *ids.shape), about, ids))
 
 
 TOKENS: dict[str, InputGenerator] = {
@@ -126,11 +75,120 @@ TOKENS: dict[str, InputGenerator] = {
     "topics": topics,
 }
 
-
-LIKE_TEXT = ("topics", "zipf-bursts")  # with ranks known, best first
-UNRANKED = ("uniform", "zipf-bursts")  # with ranks at random, topics select worse masks than these
+LIKE_TEXT = ("topics", "zipf-bursts")  # for vocabularies with known ranks, best first
+UNRANKED = ("uniform", "zipf-bursts")  # with random ranks, `topics` leads to worse masks
 
 
 def is_ranked(spec: InputSpec) -> bool:
-    """Say whether it is known which token ids are common."""
+    """Return whether it is known which token ids are common."""
     return spec.token_ids is not None and bool(spec.token_ids.by_frequency)
+
+
+def _zipf_ids(
+    spec: InputSpec, count: int, length: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw ids `[count, length]` by the law; also return all possible ids, most common first."""
+    if spec.token_ids is not None and is_ranked(spec):
+        ordered = torch.tensor(spec.token_ids.by_frequency, dtype=torch.int64)
+        ranks = _zipf_ranks(len(ordered), count * length, generator)
+    else:
+        ranks = _zipf_ranks(spec.vocabulary, count * length, generator)
+        ordered = torch.randperm(spec.vocabulary, generator=generator)
+    return ordered[ranks].view(count, length), ordered
+
+
+def _zipf_ranks(size: int, draws: int, generator: torch.Generator) -> Tensor:
+    """Draw ranks `[draws]` below `size` by inverting the cumulative distribution."""
+    cumulative = (1 / (torch.arange(1, size + 1, dtype=torch.float64) + 2.7)).cumsum(0)
+    points = torch.rand(draws, generator=generator, dtype=torch.float64) * cumulative[-1]
+    return torch.searchsorted(cumulative, points, right=True).clamp_(max=size - 1)
+
+
+def _frame(spec: InputSpec) -> tuple[list[int], list[int]]:
+    """Return the ids before and after a text; none if they would leave no position for it."""
+    if spec.token_ids is None:
+        return [], []
+    frame = spec.token_ids.start, spec.token_ids.end
+    before, after = ([] if id_ is None else [id_] for id_ in frame)
+    fits = math.prod(spec.shape) > len(before) + len(after)
+    return (before, after) if fits else ([], [])
+
+
+def _text_length(spec: InputSpec) -> int:
+    return math.prod(spec.shape) - sum(map(len, _frame(spec)))
+
+
+def _framed(spec: InputSpec, ids: Tensor) -> Tensor:
+    before, after = (
+        torch.tensor(frame, dtype=torch.int64).expand(len(ids), -1) for frame in _frame(spec)
+    )
+    return torch.cat([before, ids, after], dim=1).view(len(ids), *spec.shape)
+
+
+def _markov_switch(count: int, length: int, generator: torch.Generator) -> Tensor:
+    enter = draw_bool(generator, P_ENTER, count, length)
+    stay = draw_bool(generator, P_STAY, count, length)
+    on = torch.zeros(count, length, dtype=torch.bool)
+    for position in range(1, length):
+        on[:, position] = torch.where(on[:, position - 1], stay[:, position], enter[:, position])
+    return on
+
+
+class _EmbeddingGeometry(NamedTuple):
+    """Mean `[d]` of the ordinary rows of an embedding, distance of every row from it, other rows.
+
+    The centred rows are not stored: they would need as much memory as the table.
+    """
+
+    mean: Tensor
+    distance: Tensor
+    is_special: Tensor
+
+
+_geometries: WeakKeyDictionary[TokenIds, _EmbeddingGeometry] = WeakKeyDictionary()
+
+
+def embedding_neighbours(
+    spec: InputSpec, ids: Tensor, ordinary: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """Return for each id the ordinary ids with the most similar embeddings, including itself.
+
+    Similarity is the cosine of rows around the mean of the ordinary rows. Without an embedding,
+    the other ids are drawn at random.
+
+    Args:
+        spec: with the embedding in `token_ids.embedding`.
+        ids: int64 `[N]`, ordinary ids.
+        ordinary: int64 `[M]`; those in `token_ids.by_frequency` if it is known, else all ids.
+        count: number of neighbours, at most M.
+        generator: used only if there is no embedding.
+
+    Returns:
+        int64 `[N, count]` on the CPU.
+    """
+    token_ids, count = spec.token_ids, min(count, len(ordinary))
+    if token_ids is None or token_ids.embedding is None:
+        drawn = torch.randint(len(ordinary), (len(ids), count - 1), generator=generator)
+        return torch.cat([ids.unsqueeze(1), ordinary[drawn]], dim=1)
+    table: Tensor = token_ids.embedding.weight.detach().float()
+    mean, distance, is_special = _geometry_of(token_ids, table)
+    neighbours = []
+    for chunk in ids.split(CHUNK):
+        rows = table[chunk.to(table.device)] - mean
+        # (a − m)·(b − m) = (a − m)·b − (a − m)·m needs no centred copy of the table.
+        cosine = (rows @ table.T - (rows @ mean).unsqueeze(1)) / distance
+        cosine.masked_fill_(is_special, -torch.inf)
+        neighbours.append(cosine.topk(count, dim=1).indices.cpu())
+    return torch.cat(neighbours)
+
+
+def _geometry_of(token_ids: TokenIds, table: Tensor) -> _EmbeddingGeometry:
+    if token_ids not in _geometries:  # computed once: the network is frozen
+        is_special = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        if token_ids.by_frequency:
+            is_special[:] = True
+            is_special[torch.tensor(token_ids.by_frequency, device=table.device)] = False
+        mean = table[~is_special].mean(0)
+        distance = torch.cat([(chunk - mean).norm(dim=1) for chunk in table.split(CHUNK)])
+        _geometries[token_ids] = _EmbeddingGeometry(mean, distance.clamp_min(1e-12), is_special)
+    return _geometries[token_ids]

@@ -1,58 +1,63 @@
-"""More of a few made inputs: shifted and mirrored copies."""
+"""Random shifts and reflections of images and signals."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gaprune.calibration.inversion.impressions import moving_axes
 from gaprune.calibration.samples import Samples
 from gaprune.models.input_spec import InputSpec
 
-COPIES = 3  # beside the inputs themselves
-SHIFT = 1 / 8  # of an axis, at most
-GROUP = 8  # inputs that are shifted alike
+COPIES = 3  # in addition to the inputs themselves
+MAX_SHIFT = 1 / 8  # of an axis
+GROUP = 8  # inputs that are shifted alike: one copy per input would be slow
 
 
-def with_variants(made: Samples, spec: InputSpec, generator: torch.Generator) -> Samples:
-    """Return made inputs `[N, …]`, then `COPIES` times as many moved ones.
+def moving_axes(spec: InputSpec) -> tuple[int, ...]:
+    """Return the axes along which an input may be shifted, counted from the last."""
+    return {"image": (-1, -2), "signal": (-1,)}.get(spec.kind, ())
 
-    Inverted inputs are optimised under shifts and reflections, so that moved ones look to the
-    network as much like its domain, and the search cannot learn single pixels by heart. Inputs
-    that cannot be moved come back as they are.
+
+def with_copies(samples: Samples, spec: InputSpec, generator: torch.Generator) -> Samples:
+    """Append `COPIES` shifted and mirrored copies of all inputs `[N, …]`.
+
+    Inverted inputs are optimised under shifts and reflections, so the copies are as near to the
+    training data as the originals, and the search cannot overfit single pixels. Inputs without a
+    spatial or time axis are returned unchanged.
     """
     if not moving_axes(spec):
-        return made
-    batches = [made.inputs, *(augment(made.inputs, spec, generator) for _ in range(COPIES))]
-    source = f"{made.source}, with {COPIES} moved copies of each"
-    return Samples(torch.cat(batches), None, source)
+        return samples
+    copies = [augment(samples.inputs, spec, generator) for _ in range(COPIES)]
+    source = f"{samples.source}, with {COPIES} moved copies of each"
+    return Samples(torch.cat([samples.inputs, *copies]), None, source)
 
 
 def augment(inputs: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
-    """Shift and mirror inputs `[N, …]`, every `GROUP` of them in a way of their own."""
-    return torch.cat([moved(group, spec, SHIFT, generator) for group in inputs.split(GROUP)])
+    """Shift and mirror inputs `[N, …]` at random, `GROUP` of them alike."""
+    groups = inputs.split(GROUP)
+    return torch.cat([shift_and_mirror(group, spec, MAX_SHIFT, generator) for group in groups])
 
 
-def moved(
+def shift_and_mirror(
     inputs: Tensor,
     spec: InputSpec,
-    shift: float,
+    max_shift: float,
     generator: torch.Generator,
     *,
     mirror: bool = True,
 ) -> Tensor:
-    """Shift a batch at random along every axis that allows it, and mirror images half the time.
+    """Shift a batch along all its spatial or time axes, and mirror images with probability ½.
 
     Args:
-        inputs: `[N, *spec.shape]`; what leaves on one side comes in on the other.
-        spec: images move along height and width, signals in time.
-        shift: at most so much of an axis.
-        generator: draws shifts and reflections, one for the whole batch.
+        inputs: `[N, *spec.shape]`; shifts are cyclic.
+        spec: images are shifted along height and width, signals in time.
+        max_shift: as a fraction of the axis.
+        generator: draws one shift and one reflection for the whole batch.
         mirror: whether images may be mirrored left to right.
     """
     for axis in moving_axes(spec):
-        most = round(shift * inputs.shape[axis])
-        inputs = inputs.roll(int(torch.randint(-most, most + 1, (), generator=generator)), axis)
+        limit = round(max_shift * inputs.shape[axis])
+        inputs = inputs.roll(int(torch.randint(-limit, limit + 1, (), generator=generator)), axis)
     if mirror and spec.kind == "image" and torch.rand((), generator=generator) < 0.5:
         inputs = inputs.flip(-1)
     return inputs

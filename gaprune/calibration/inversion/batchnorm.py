@@ -1,9 +1,9 @@
-"""BatchNorm inversion: inputs optimised until they look, to the network, like its training data.
+"""BatchNorm inversion: inputs optimised until their statistics are those of the training data.
 
-At every BatchNorm the mean and variance of a batch are moved to those that the network remembers
-(DeepInversion, Yin et al. 2020, eq. 4; ZeroQ, Cai et al. 2020), the answers to soft class targets,
-and neighbouring values towards each other. Inputs are shifted at random at every step, and large
-pictures are optimised at half their resolution first (as DeepInversion does on ImageNet).
+The loss has three terms: the divergence of the batch from the statistics stored in every BatchNorm
+(DeepInversion, Yin et al. 2020, eq. 4; ZeroQ, Cai et al. 2020), the distance of the outputs from
+soft targets, and the total variation. Inputs are shifted at random in every step, and large images
+are optimised at half the resolution first (as DeepInversion does on ImageNet).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -20,46 +19,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.calibration.generators.draws import to_network
-from gaprune.calibration.inversion.augment import moved
-from gaprune.calibration.inversion.batchnorm_statistics import Pool, Watch, has_batchnorm
+from gaprune.calibration.generators.random_draws import to_network
+from gaprune.calibration.inversion.augment import shift_and_mirror
+from gaprune.calibration.inversion.batchnorm_statistics import (
+    BatchNormRecorder,
+    ChunkedMoments,
+    batchnorms,
+)
 from gaprune.calibration.inversion.impressions import (
+    check_continuous,
     check_differentiable,
-    check_movable,
     draw_targets,
-    miss,
-    variation,
+    target_loss,
+    total_variation,
 )
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.macs import activation_bytes
 
-INVERSION = "inverted inputs"  # in messages
-LARGE = 96  # pixels: from this height and width on, pictures begin at half the resolution
-LAST_RATE = 0.05  # of the first
-SMALL_PART = 2 / 3  # of the steps, at half the resolution
+METHOD = "inverted inputs"  # in messages
+LARGE_SIDE = 96  # pixels: images of this height and width begin at half the resolution
+LAST_RATE = 0.05  # of the first learning rate
+SMALL_STEPS = 2 / 3  # of the steps are taken at half the resolution
 
 Progress = Callable[[int, int], None]
-"""(steps done, steps in all), over all batches."""
+"""(steps done, total steps), over all batches."""
 
 
 @dataclass(frozen=True)
-class Inversion:
-    """How inputs are made.
+class InversionOptions:
+    """Lengths and weights of the optimisation.
 
     Attributes:
         steps: Adam steps on every batch.
-        learning_rate: first step length, as a fraction of the unit range; it falls to a twentieth of
-            that along a cosine.
-        batch: inputs that have the remembered statistics together; 64 or more make sense.
-        statistics: weight of the mismatch in nats per channel (`Remembered.mismatch`).
+        learning_rate: of the first step, as a fraction of the unit range; it falls to a twentieth
+            of that along a cosine.
+        batch: inputs whose common statistics are matched; use 64 or more.
+        statistics: weight of the divergence in nats per channel.
         classes: weight of the cross-entropy to the targets, in nats per input.
-        smoothness: weight of the mean absolute difference between neighbours.
-        jitter: largest shift at a step, as a fraction of the axis; what leaves comes in opposite.
-        mirror: whether images are mirrored, half the steps, as most are in training.
-        seconds: begin no further batch that would end later, and take fewer steps on the first
-            where it must; None is no limit. With a limit the result depends on the machine's speed.
-        memory: bytes that the activations of one pass may take; a batch goes through in parts.
+        smoothness: weight of the mean absolute difference of neighbours.
+        jitter: largest shift in a step, as a fraction of the axis; shifts are cyclic.
+        mirror: whether images are mirrored in half of the steps, as is usual in training.
+        seconds: time limit: no batch begins that would end later, and the first batch takes fewer
+            steps if necessary. With a limit the result depends on the speed of the machine.
+        memory: bytes that the activations of one pass may take; larger batches pass in chunks.
     """
 
     steps: int = 150
@@ -79,47 +82,55 @@ def invert(
     spec: InputSpec,
     starts: Tensor,
     generator: torch.Generator,
-    how: Inversion | None = None,
+    options: InversionOptions | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Optimise inputs towards the statistics that a network remembers, and soft targets.
+    """Optimise inputs towards the statistics that a network stores, and towards soft targets.
 
     Args:
-        model: the dense network in evaluation mode, parameters frozen; it is not changed.
+        model: the dense network in evaluation mode, its parameters frozen; it is not changed.
         spec: kind and range of the inputs; token ids cannot be optimised.
-        starts: where the optimisation begins, `[N, *spec.shape]` in the unit range, floating.
-        generator: draws targets and shifts.
-        how: lengths and weights of the optimisation.
-        progress: told after every step.
+        starts: where the optimisation begins, floating `[N, *spec.shape]` in the unit range.
+        generator: draws targets, shifts and reflections.
+        options: lengths and weights of the optimisation.
+        progress: called after every step.
 
     Returns:
-        `[N', *spec.shape]` as the network takes them, detached. N' is N, or fewer whole batches
-        where `how.seconds` ended the work; the first batch is always made.
+        `[N', *spec.shape]` as the network takes them, detached. N' is N, or a smaller number of
+        whole batches if `options.seconds` runs out; the first batch is always made.
 
     Raises:
-        InputError: token inputs, a network without BatchNorm statistics or without gradients.
+        InputError: token inputs, a network without BatchNorm statistics, or one that passes no
+            gradients to its inputs.
     """
-    check_movable(spec, INVERSION)
-    if not has_batchnorm(model):
+    check_continuous(spec, METHOD)
+    if not batchnorms(model):
         raise InputError(
-            "calibration inputs: only a network with BatchNorm (with running statistics) can be inverted; "
-            "use --calibration impressions"
+            "calibration inputs: only a network with BatchNorm (with running statistics) can be "
+            "inverted; use --calibration impressions"
         )
-    how = how or Inversion()
-    work = _Work(model, spec, how, generator, _stages(model, spec, how.steps))
-    batches = starts.tensor_split(math.ceil(len(starts) / how.batch))
-    made: list[Tensor] = []
-    began, longest, total = time.monotonic(), 0.0, how.steps * len(batches)
-    for batch in batches:
+    options = options or InversionOptions()
+    optimiser = _BatchOptimiser(
+        model, spec, options, generator, _plan_stages(model, spec, options.steps)
+    )
+    batches = starts.tensor_split(math.ceil(len(starts) / options.batch))
+    inverted: list[Tensor] = []
+    begin, longest, total = time.monotonic(), 0.0, options.steps * len(batches)
+    for number, batch in enumerate(batches):
         start = time.monotonic()
-        left = None if how.seconds is None else how.seconds - (start - began)
-        if made and left is not None and left < longest:
+        seconds = None if options.seconds is None else options.seconds - (start - begin)
+        if inverted and seconds is not None and seconds < longest:
             break
-        report = partial(_tell, progress, len(made) * how.steps, total, how.steps)
-        made.append(work.descend(batch, left, report))
+
+        def report(fraction: float, done: int = number * options.steps) -> None:
+            if progress is not None:
+                progress(done + int(fraction * options.steps), total)
+
+        inverted.append(optimiser.optimise(batch, seconds, report))
         longest = max(longest, time.monotonic() - start)
-    _tell(progress, total, total, 0, 1.0)
-    return to_network(spec, torch.cat(made))
+    if progress is not None:
+        progress(total, total)
+    return to_network(spec, torch.cat(inverted))
 
 
 class _Stage(NamedTuple):
@@ -127,139 +138,118 @@ class _Stage(NamedTuple):
 
     size: tuple[int, int] | None
     steps: int
-    cost: int  # of one step; only ratios matter
+    cost: int  # of a step, relative to the other stages
 
 
-@dataclass
-class _Pace:
-    """How much of the work on a batch is behind: by steps, or by time where that runs out first."""
+def _plan_stages(model: nn.Module, spec: InputSpec, steps: int) -> list[_Stage]:
+    """Plan half the resolution first, for large images if the network accepts them."""
+    height, width = spec.shape[-2:] if spec.kind == "image" else (0, 0)
+    size = height // 2, width // 2
+    if steps < 2 or min(height, width) < LARGE_SIDE or not _accepts(model, spec, size):
+        return [_Stage(None, steps, 1)]
+    small = round(SMALL_STEPS * steps)
+    # A pass at the full resolution has four times as many pixels.
+    return [_Stage(size, small, 1), _Stage(None, steps - small, 4)]
 
-    total: int
-    seconds: float | None
-    done: int = 0
-    began: float = field(default_factory=time.monotonic)
 
-    def fraction(self) -> float:
-        """Return it, from 0 to 1."""
-        timed = 0.0
-        if self.seconds is not None:
-            timed = (time.monotonic() - self.began) / max(self.seconds, 1e-9)
-        return min(1.0, max(self.done / self.total, timed))
+@torch.no_grad()
+def _accepts(model: nn.Module, spec: InputSpec, size: tuple[int, int]) -> bool:
+    """Return whether a network has outputs of the same shape for images of another size."""
+    weight = next(model.parameters())
+    grey = torch.full((1, *spec.shape), 0.5, dtype=weight.dtype, device=weight.device)
+    expected = model(to_network(spec, grey)).shape
+    try:
+        actual = model(to_network(spec, functional.interpolate(grey, size))).shape
+    except Exception:  # noqa: BLE001 - the network's code may raise anything on another size
+        return False
+    return bool(actual == expected)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What all batches have in common, and the work on one."""
+class _BatchOptimiser:
+    """Optimises one batch after another."""
 
     model: nn.Module
     spec: InputSpec
-    how: Inversion
+    options: InversionOptions
     generator: torch.Generator
     stages: Sequence[_Stage]
 
-    def descend(
+    def optimise(
         self, starts: Tensor, seconds: float | None, report: Callable[[float], None]
     ) -> Tensor:
-        """Optimise one batch, from `[n, *shape]` in the unit range to the same."""
+        """Optimise one batch `[n, *shape]` in the unit range."""
         ends = list(accumulate(stage.steps * stage.cost for stage in self.stages))
-        pace = _Pace(ends[-1], seconds)
+        done, begin = 0, time.monotonic()
+
+        def fraction() -> float:
+            """Return the finished fraction: by steps, or by time if that runs out first."""
+            elapsed = 0.0 if seconds is None else (time.monotonic() - begin) / max(seconds, 1e-9)
+            return min(1.0, max(done / ends[-1], elapsed))
+
         inputs, targets = starts, None
         for stage, end in zip(self.stages, ends, strict=True):
             if stage.size is not None:
                 inputs = functional.interpolate(inputs, stage.size, mode="area")
             elif inputs.shape != starts.shape:
                 inputs = functional.interpolate(inputs, starts.shape[-2:], mode="bilinear")
-            parts = self._parts(inputs)
+            chunks = self._split(inputs)
             if targets is None:
-                targets = draw_targets(self._answers(parts), self.generator)
-            adam = torch.optim.Adam(parts, self.how.learning_rate)
-            with Watch(self.model) as watch:
-                pool = self._survey(parts, watch)
-                while True:  # a step at least, however little time there is
-                    adam.param_groups[0]["lr"] = self.how.learning_rate * _cooled(pace.fraction())
-                    self._gradients(parts, targets, watch, pool)
+                with torch.no_grad():
+                    outputs = [self.model(to_network(self.spec, chunk)) for chunk in chunks]
+                targets = draw_targets(torch.cat(outputs), self.generator)
+            adam = torch.optim.Adam(chunks, self.options.learning_rate)
+            with BatchNormRecorder(self.model) as recorder:
+                moments = self._measure(chunks, recorder)
+                while True:  # at least one step, even if the time is over
+                    decay = max(LAST_RATE, (1 + math.cos(math.pi * fraction())) / 2)
+                    adam.param_groups[0]["lr"] = self.options.learning_rate * decay
+                    self._set_gradients(chunks, targets, recorder, moments)
                     adam.step()
-                    _clip(parts)
-                    pace.done += stage.cost
-                    report(pace.fraction())
-                    if pace.fraction() >= end / pace.total:
+                    with torch.no_grad():
+                        for chunk in chunks:
+                            chunk.clamp_(0, 1)
+                    done += stage.cost
+                    report(fraction())
+                    if fraction() >= end / ends[-1]:
                         break
-            inputs = torch.cat([part.detach() for part in parts])
+            inputs = torch.cat([chunk.detach() for chunk in chunks])
         return inputs
 
-    def _parts(self, inputs: Tensor) -> list[Tensor]:
-        """Cut a batch so that one part at a time fits into memory."""
-        need = len(inputs) * activation_bytes(self.model, to_network(self.spec, inputs[:1]))
-        parts = inputs.tensor_split(min(len(inputs), math.ceil(need / self.how.memory)))
-        return [part.clone().requires_grad_() for part in parts]
+    def _split(self, inputs: Tensor) -> list[Tensor]:
+        """Split a batch into chunks whose activations fit into memory."""
+        needed = len(inputs) * activation_bytes(self.model, to_network(self.spec, inputs[:1]))
+        chunks = inputs.tensor_split(min(len(inputs), math.ceil(needed / self.options.memory)))
+        return [chunk.clone().requires_grad_() for chunk in chunks]
 
     @torch.no_grad()
-    def _answers(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([self.model(to_network(self.spec, part)) for part in parts])
+    def _measure(self, chunks: Sequence[Tensor], recorder: BatchNormRecorder) -> ChunkedMoments:
+        """Measure all chunks, so that the first step knows the moments of the whole batch."""
+        moments = ChunkedMoments([len(chunk) for chunk in chunks])
+        for number, chunk in enumerate(chunks if len(chunks) > 1 else ()):
+            self.model(to_network(self.spec, chunk))
+            moments.update(number, recorder.take()[0])
+        return moments
 
-    @torch.no_grad()
-    def _survey(self, parts: Sequence[Tensor], watch: Watch) -> Pool:
-        """Take the moments of all parts, so that each can be seen as a part of the whole."""
-        pool = Pool([len(part) for part in parts])
-        for number, part in enumerate(parts if len(parts) > 1 else ()):
-            self.model(to_network(self.spec, part))
-            pool.join(number, watch.take()[0])
-        return pool
-
-    def _gradients(
-        self, parts: Sequence[Tensor], targets: Tensor, watch: Watch, pool: Pool
+    def _set_gradients(
+        self,
+        chunks: Sequence[Tensor],
+        targets: Tensor,
+        recorder: BatchNormRecorder,
+        batch_moments: ChunkedMoments,
     ) -> None:
-        """Fill the gradients of all parts with those of the loss of the whole batch."""
-        how, count = self.how, len(targets)
-        values = count * parts[0][0].numel()
-        for number, (part, wanted) in enumerate(
-            zip(parts, targets.split([len(part) for part in parts]), strict=True)
-        ):
-            outputs = self.model(to_network(self.spec, self._moved(part)))
-            check_differentiable(outputs, INVERSION)
-            moments, remembered = watch.take()
-            loss = how.statistics * remembered.mismatch(pool.join(number, moments))
-            loss = loss + how.classes / count * miss(outputs, wanted)
-            loss = loss + how.smoothness / values * variation(part, self.spec)
-            (part.grad,) = torch.autograd.grad(loss, part)
-
-    def _moved(self, inputs: Tensor) -> Tensor:
-        how = self.how
-        return moved(inputs, self.spec, how.jitter, self.generator, mirror=how.mirror)
-
-
-def _stages(model: nn.Module, spec: InputSpec, steps: int) -> list[_Stage]:
-    """Plan the resolutions: half of it first, for large pictures that the network takes so."""
-    height, width = spec.shape[-2:] if spec.kind == "image" else (0, 0)
-    size = height // 2, width // 2
-    if steps < 2 or min(height, width) < LARGE or not _takes(model, spec, size):
-        return [_Stage(None, steps, 1)]
-    small = round(SMALL_PART * steps)
-    return [_Stage(size, small, 1), _Stage(None, steps - small, 4)]
-
-
-@torch.no_grad()
-def _takes(model: nn.Module, spec: InputSpec, size: tuple[int, int]) -> bool:
-    weight = next(model.parameters())
-    blank = torch.full((1, *spec.shape), 0.5, dtype=weight.dtype, device=weight.device)
-    wanted = model(to_network(spec, blank)).shape
-    try:
-        found = model(to_network(spec, functional.interpolate(blank, size))).shape
-    except Exception:  # noqa: BLE001 - a network raises anything at all on another size
-        return False
-    return bool(found == wanted)
-
-
-def _cooled(fraction: float) -> float:
-    return max(LAST_RATE, (1 + math.cos(math.pi * fraction)) / 2)
-
-
-@torch.no_grad()
-def _clip(parts: Sequence[Tensor]) -> None:
-    for part in parts:
-        part.clamp_(0, 1)
-
-
-def _tell(progress: Progress | None, before: int, total: int, steps: int, part: float) -> None:
-    if progress is not None:
-        progress(before + int(part * steps), total)
+        """Set the gradients of all chunks to those of the loss of the whole batch."""
+        options, count = self.options, len(targets)
+        values = count * chunks[0][0].numel()
+        chunk_targets = targets.split([len(chunk) for chunk in chunks])
+        for number, (chunk, wanted) in enumerate(zip(chunks, chunk_targets, strict=True)):
+            jittered = shift_and_mirror(
+                chunk, self.spec, options.jitter, self.generator, mirror=options.mirror
+            )
+            outputs = self.model(to_network(self.spec, jittered))
+            check_differentiable(outputs, METHOD)
+            moments, statistics = recorder.take()
+            loss = options.statistics * statistics.divergence(batch_moments.update(number, moments))
+            loss = loss + options.classes / count * target_loss(outputs, wanted)
+            loss = loss + options.smoothness / values * total_variation(chunk, self.spec)
+            (chunk.grad,) = torch.autograd.grad(loss, chunk)

@@ -1,13 +1,12 @@
-"""What a network with BatchNorm remembers of its training data, and how far a batch is from it.
+"""The statistics of the training data that BatchNorms store, and the distance of a batch from them.
 
-Every BatchNorm holds the mean and variance of what entered it in training. DeepInversion (Yin et
+Every BatchNorm holds the running mean and variance of its inputs in training. DeepInversion (Yin et
 al. 2020, section 3.2) and ZeroQ (Cai et al. 2020, section 3.1) make inputs that reproduce them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -18,100 +17,105 @@ from gaprune.errors import InputError
 _TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class Remembered(NamedTuple):
-    """Running statistics of all BatchNorms that a forward pass met, channels joined.
+class TrainingStatistics(NamedTuple):
+    """Running statistics of all BatchNorms in a forward pass, with their channels concatenated.
 
     Attributes:
-        mean, variance: float `[channels]`; the norm's epsilon is part of the variance.
+        mean, variance: float `[channels]`; the variance includes the norm's epsilon.
         epsilon: of each channel's norm, `[channels]`.
-        share: weight of each channel, `[channels]`: every norm counts alike; they add up to 1.
+        weight: of each channel, `[channels]`; every norm counts alike, and the sum is 1.
     """
 
     mean: Tensor
     variance: Tensor
     epsilon: Tensor
-    share: Tensor
+    weight: Tensor
 
-    def mismatch(self, moments: Tensor) -> Tensor:
-        """Return KL(batch ‖ remembered) between Gaussians in nats, mean over norms and channels.
+    def double(self) -> TrainingStatistics:
+        """Return the statistics in float64."""
+        return TrainingStatistics(*(values.double() for values in self))
+
+    def divergence(self, moments: Tensor) -> Tensor:
+        """Return KL(batch ‖ training) between Gaussians in nats per channel.
+
+        KL = ½ (σ²/σ₀² + (μ − μ₀)²/σ₀² − 1 − ln σ²/σ₀²), averaged over norms and channels.
 
         Args:
             moments: means and mean squares of a batch `[2, channels]`, differentiable.
         """
         mean, square = moments
-        # rounding can leave a constant channel just below 0
+        # Rounding can make the variance of a constant channel slightly negative.
         variance = (square - mean.square()).clamp_min(0) + self.epsilon
         ratio = variance / self.variance
-        off_centre = (mean - self.mean).square() / self.variance
-        divergence: Tensor = 0.5 * (self.share * (ratio + off_centre - 1 - ratio.log())).sum()
+        offset = (mean - self.mean).square() / self.variance
+        divergence: Tensor = 0.5 * (self.weight * (ratio + offset - 1 - ratio.log())).sum()
         return divergence
 
 
-class Watch:
-    """Sees what enters the BatchNorms of a network while the context is open; leaves no trace.
+class BatchNormRecorder:
+    """Records the moments of the inputs of all BatchNorms while the context is open.
 
     Args:
-        model: the network, in evaluation mode.
+        model: the network in evaluation mode; its hooks are removed at the end.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._norms = batchnorms(model)
-        self._seen: list[tuple[nn.Module, Tensor]] = []
+        self._records: list[tuple[nn.Module, Tensor]] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        self._hooks = [norm.register_forward_pre_hook(self._see) for norm in self._norms]
+        self._hooks = [norm.register_forward_pre_hook(self._record) for norm in self._norms]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._seen.clear()
+        self._records.clear()
 
-    def _see(self, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self._seen.append((norm, _moments(arguments[0])))
+    def _record(self, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._records.append((norm, _moments(arguments[0])))
 
-    def take(self) -> tuple[Tensor, Remembered]:
-        """Return the moments `[2, channels]` of the last forward pass and what they should be.
+    def take(self) -> tuple[Tensor, TrainingStatistics]:
+        """Return the moments `[2, channels]` of the last forward pass and the stored statistics.
+
+        Both list the norms in the order of the forward pass; a norm that runs twice counts twice.
 
         Raises:
-            InputError: the pass met no BatchNorm.
+            InputError: no BatchNorm took part in the pass.
         """
-        seen, self._seen = self._seen, []
-        if not seen:
+        records, self._records = self._records, []
+        if not records:
             raise InputError(
-                "calibration inputs: no BatchNorm with running statistics takes part in the forward pass of "
-                "this network; use --calibration impressions"
+                "calibration inputs: no BatchNorm with running statistics takes part in the "
+                "forward pass of this network; use --calibration impressions"
             )
-        return torch.cat([moments for _, moments in seen], 1), _remembered([n for n, _ in seen])
+        moments = torch.cat([moments for _, moments in records], 1)
+        return moments, _training_statistics([norm for norm, _ in records])
 
 
-class Pool:
-    """Moments of a batch that goes through the network in parts.
+class ChunkedMoments:
+    """Moments of a batch that passes through the network in chunks.
 
-    Those of the present part are fresh, those of the others the last known: a step old at most.
+    The moments of the current chunk are differentiable. Those of the others are constants from
+    their last pass, at most one step old: the whole batch would not fit into memory.
 
     Args:
-        sizes: inputs in each part.
+        sizes: number of inputs in each chunk.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._shares = [size / sum(sizes) for size in sizes]
         self._known: dict[int, Tensor] = {}
 
-    def join(self, part: int, moments: Tensor) -> Tensor:
-        """Return the moments `[2, channels]` of the batch, differentiable in those of one part."""
-        self._known[part] = moments.detach()
-        joined = self._shares[part] * moments
+    def update(self, chunk: int, moments: Tensor) -> Tensor:
+        """Return the moments `[2, channels]` of the batch after a pass of one chunk."""
+        self._known[chunk] = moments.detach()
+        total = self._shares[chunk] * moments
         for other, known in self._known.items():
-            if other != part:
-                joined = joined + self._shares[other] * known
-        return joined
+            if other != chunk:
+                total = total + self._shares[other] * known
+        return total
 
 
 def batchnorms(model: nn.Module) -> list[nn.Module]:
@@ -123,12 +127,7 @@ def batchnorms(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def has_batchnorm(model: nn.Module) -> bool:
-    """Say whether a network holds statistics of its training data."""
-    return bool(batchnorms(model))
-
-
-def forgetful(model: nn.Module) -> list[str]:
+def untracked_batchnorms(model: nn.Module) -> list[str]:
     """Return the names of the BatchNorms that hold no running statistics."""
     return [
         name
@@ -138,32 +137,30 @@ def forgetful(model: nn.Module) -> list[str]:
 
 
 def has_seen_data(model: nn.Module) -> bool:
-    """Say whether any running statistic differs from that of a new network, mean 0, variance 1."""
-    norms = batchnorms(model)
+    """Return whether any running statistic differs from the initial mean 0 and variance 1."""
     return not all(
         torch.all(norm.get_buffer("running_mean") == 0)
         and torch.all(norm.get_buffer("running_var") == 1)
-        for norm in norms
+        for norm in batchnorms(model)
     )
 
 
 def _moments(inputs: Tensor) -> Tensor:
     """Return mean and mean square per channel `[2, C]` of `[N, C, …]`, over all other axes."""
-    exact = torch.promote_types(inputs.dtype, torch.float32)
-    places = inputs.to(exact).reshape(*inputs.shape[:2], -1)
-    # a dot product costs a quarter of what var_mean does
-    squares = torch.linalg.vecdot(places, places) / places.shape[2]
-    return torch.stack([places.mean(2), squares]).mean(1)
+    wide = torch.promote_types(inputs.dtype, torch.float32)
+    values = inputs.to(wide).reshape(*inputs.shape[:2], -1)
+    # vecdot takes a quarter of the time of var_mean.
+    squares = torch.linalg.vecdot(values, values) / values.shape[2]
+    return torch.stack([values.mean(2), squares]).mean(1)
 
 
-def _remembered(norms: list[nn.Module]) -> Remembered:
-    parts: list[Tensor] = []
+def _training_statistics(norms: Sequence[Any]) -> TrainingStatistics:
+    columns: list[Tensor] = []
     for norm in norms:
-        assert isinstance(norm, _TYPES)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        one = torch.ones_like(norm.running_var)
-        epsilon = norm.eps * one
-        share = one / (len(one) * len(norms))
-        parts.append(torch.stack([norm.running_mean, norm.running_var + epsilon, epsilon, share]))
-    return Remembered(*torch.cat(parts, 1))
+        ones = torch.ones_like(norm.running_var)
+        epsilon = norm.eps * ones
+        weight = ones / (len(ones) * len(norms))
+        columns.append(
+            torch.stack([norm.running_mean, norm.running_var + epsilon, epsilon, weight])
+        )
+    return TrainingStatistics(*torch.cat(columns, 1))

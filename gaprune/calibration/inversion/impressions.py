@@ -1,8 +1,8 @@
-"""Class impressions: inputs optimised until the teacher answers with wanted soft targets.
+"""Class impressions: inputs optimised until the teacher predicts given soft targets.
 
-Zero-shot knowledge distillation (Nayak et al. 2019, section 3.2): targets come from Dirichlet
-distributions, here of many concentrations, and every input starts from a procedural picture. For
-networks without class outputs the target is the teacher's own answer on other inputs.
+Zero-shot knowledge distillation (Nayak et al. 2019, section 3.2) draws the targets from Dirichlet
+distributions. Here their concentrations vary, and every input starts from a procedural one. For
+networks without class outputs the target is the teacher's output for another input.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.calibration.generators.draws import log_uniform, to_network
+from gaprune.calibration.generators.random_draws import draw_log_uniform, to_network
+from gaprune.calibration.inversion.augment import moving_axes
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 
-IMPRESSIONS = "impressions"  # in messages
-SHARING_CLASSES = 10
-LOWEST_CONCENTRATION, HIGHEST_CONCENTRATION = 0.02, 2.0  # nearly one-hot … nearly uniform
+MIN_CONCENTRATION, MAX_CONCENTRATION = 0.02, 2.0  # nearly one-hot … nearly uniform
+SHARING_CLASSES = 10  # with more classes, the concentration falls: as few of them share the weight
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How impressions are made.
+class ImpressionOptions:
+    """Lengths and weights of the optimisation.
 
     Attributes:
         steps: Adam steps on the inputs.
-        rate: step length, as a fraction of the unit range.
-        smoothness: weight of the total-variation prior, per neighbouring pair.
+        learning_rate: of Adam, as a fraction of the unit range.
+        smoothness: weight of the total variation, per pair of neighbours.
         batch: inputs optimised together.
     """
 
     steps: int = 60
-    rate: float = 0.05
+    learning_rate: float = 0.05
     smoothness: float = 0.005
     batch: int = 256
 
@@ -45,122 +45,109 @@ def impressions(
     spec: InputSpec,
     starts: Tensor,
     generator: torch.Generator,
-    recipe: Recipe | None = None,
+    options: ImpressionOptions | None = None,
 ) -> Tensor:
     """Optimise inputs towards soft targets.
 
     Args:
-        model: the dense network in evaluation mode, parameters frozen.
+        model: the dense network in evaluation mode, its parameters frozen.
         spec: kind and range of the inputs; token ids cannot be optimised.
         starts: where the optimisation begins, `[N, *spec.shape]` in the unit range.
         generator: draws the targets.
-        recipe: lengths and weights of the optimisation.
+        options: lengths and weights of the optimisation.
 
     Returns:
         `[N, *spec.shape]` in the unit range, detached.
 
     Raises:
-        InputError: token inputs, or a network without gradients.
+        InputError: token inputs, or a network that passes no gradients to its inputs.
     """
-    check_movable(spec, IMPRESSIONS)
-    recipe = recipe or Recipe()
-    batches = starts.split(recipe.batch)
-    return torch.cat([_optimise(model, spec, batch, generator, recipe) for batch in batches])
+    check_continuous(spec, "impressions")
+    options = options or ImpressionOptions()
+    batches = []
+    for batch in starts.split(options.batch):
+        inputs = batch.clone().requires_grad_()
+        with torch.no_grad():
+            targets = draw_targets(model(to_network(spec, batch)), generator)
+        adam = torch.optim.Adam([inputs], options.learning_rate)
+        for _ in range(options.steps):
+            outputs = model(to_network(spec, inputs))
+            check_differentiable(outputs, "impressions")
+            loss = target_loss(outputs, targets)
+            loss = loss + options.smoothness * total_variation(inputs, spec)
+            (inputs.grad,) = torch.autograd.grad(loss, inputs)
+            adam.step()
+            with torch.no_grad():
+                inputs.clamp_(0, 1)
+        batches.append(inputs.detach())
+    return torch.cat(batches)
 
 
 def soft_targets(count: int, classes: int, generator: torch.Generator) -> Tensor:
-    """Draw distributions over classes `[count, classes]`, each of its own concentration.
-
-    The concentrations are those of ten classes at most: of a thousand, as few share the weight.
-    """
-    concentration = log_uniform(
-        generator, count, 1, low=LOWEST_CONCENTRATION, high=HIGHEST_CONCENTRATION
+    """Draw class distributions of random concentration, float32 `[count, classes]`."""
+    concentration = draw_log_uniform(
+        generator, count, 1, low=MIN_CONCENTRATION, high=MAX_CONCENTRATION
     )
     concentration *= min(1.0, SHARING_CLASSES / classes)
+    # A normalised row of gamma draws is a Dirichlet draw. torch cannot draw gammas from a
+    # generator, NumPy can.
     seed = int(torch.randint(2**62, (), generator=generator))
     gammas = np.random.default_rng(seed).standard_gamma(concentration.expand(count, classes))
-    shares = torch.from_numpy(gammas).clamp_min(torch.finfo(torch.float32).tiny)
-    return (shares / shares.sum(1, keepdim=True)).float()
+    weights = torch.from_numpy(gammas).clamp_min(torch.finfo(torch.float32).tiny)
+    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def draw_targets(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw what the teacher should answer: soft targets, or its own outputs dealt anew.
-
-    Args:
-        outputs: its answers at the start, `[N, …]`.
-        generator: decides.
-    """
-    if _by_class(outputs):
+    """Draw soft targets for logits, a permutation of the rows for other outputs `[N, …]`."""
+    if _are_logits(outputs):
         return soft_targets(len(outputs), outputs.shape[1], generator).to(outputs)
     return outputs[torch.randperm(len(outputs), generator=generator)]
 
 
-def miss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return how far answers are from their targets, summed over inputs.
+def target_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the distance of outputs from their targets, summed over inputs.
 
-    Cross-entropy in nats for logits `[N, classes]`, else squared error in units of the variance.
+    Cross-entropy in nats for logits `[N, classes]`, else the squared error divided by the variance
+    of the targets.
     """
-    if _by_class(outputs):
+    if _are_logits(outputs):
         return -(targets * functional.log_softmax(outputs, dim=1)).sum()
     return (outputs - targets).square().sum() / targets.var().clamp_min(1e-12)
 
 
-def variation(inputs: Tensor, spec: InputSpec) -> Tensor:
-    """Sum of absolute differences between neighbours along the spatial or time axes."""
+def total_variation(inputs: Tensor, spec: InputSpec) -> Tensor:
+    """Return the sum of absolute differences of neighbours along the spatial or time axes."""
     total = inputs.new_zeros(())
     for axis in moving_axes(spec):
         total = total + inputs.diff(dim=axis).abs().sum()
     return total
 
 
-def moving_axes(spec: InputSpec) -> tuple[int, ...]:
-    """Return the axes along which an input may be shifted, counted from the last."""
-    return {"image": (-1, -2), "signal": (-1,)}.get(spec.kind, ())
-
-
-def check_movable(spec: InputSpec, what: str) -> None:
-    """Refuse inputs that cannot be optimised.
+def check_continuous(spec: InputSpec, method: str) -> None:
+    """Refuse inputs that gradients cannot optimise.
 
     Raises:
         InputError: token ids.
     """
     if spec.kind == "tokens":
         raise InputError(
-            f"calibration inputs: {what} need inputs that can be moved a little, token ids cannot; "
+            f"calibration inputs: {method} need continuous inputs, but token ids are discrete; "
             "use --calibration procedural"
         )
 
 
-def check_differentiable(outputs: Tensor, what: str) -> None:
-    """Refuse a network that passes no gradients to its inputs, which ask for some here.
+def check_differentiable(outputs: Tensor, method: str) -> None:
+    """Refuse a network that passes no gradients to its inputs.
 
     Raises:
         InputError: `outputs` carry no gradient.
     """
     if not outputs.requires_grad:
         raise InputError(
-            f"calibration inputs: {what} need a network that passes gradients to its inputs, and this one does "
-            "not; use --calibration procedural"
+            f"calibration inputs: {method} need a network that passes gradients to its inputs, and "
+            "this one does not; use --calibration procedural"
         )
 
 
-def _by_class(outputs: Tensor) -> bool:
+def _are_logits(outputs: Tensor) -> bool:
     return outputs.ndim == 2 and outputs.shape[1] >= 2
-
-
-def _optimise(
-    model: nn.Module, spec: InputSpec, starts: Tensor, generator: torch.Generator, recipe: Recipe
-) -> Tensor:
-    inputs = starts.clone().requires_grad_()
-    with torch.no_grad():
-        targets = draw_targets(model(to_network(spec, starts)), generator)
-    adam = torch.optim.Adam([inputs], recipe.rate)
-    for _ in range(recipe.steps):
-        outputs = model(to_network(spec, inputs))
-        check_differentiable(outputs, IMPRESSIONS)
-        loss = miss(outputs, targets) + recipe.smoothness * variation(inputs, spec)
-        (inputs.grad,) = torch.autograd.grad(loss, inputs)
-        adam.step()
-        with torch.no_grad():
-            inputs.clamp_(0, 1)
-    return inputs.detach()

@@ -1,9 +1,9 @@
-"""Token sequences on which a network's answers differ: ids cannot be moved a little, only replaced.
+"""Token sequences for which the outputs of a network differ.
 
-Sequences of random ids look alike to most networks. Single tokens are replaced where the gradient
-promises more spread of the answers (first-order substitutions, Ebrahimi et al. 2018, HotFlip,
-section 3), and a round counts only if the spread has really grown. A causal language model needs no
-search: it writes sequences of its own (LLM-QAT, Liu et al. 2023, section 2.1).
+Token ids are discrete, so gradients cannot optimise them directly. Single tokens are replaced where
+the gradient promises the largest increase of the spread of the outputs (first-order substitution,
+HotFlip, Ebrahimi et al. 2018, section 3); a round is kept only if the spread really grows. A causal
+language model needs no search: it writes sequences itself (LLM-QAT, Liu et al. 2023, section 2.1).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,21 +22,21 @@ from gaprune.models.input_spec import InputSpec, vocabulary_embeddings
 
 Spread = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
-"""(rounds done, rounds in all), over all batches."""
+"""(rounds done, total rounds), over all batches."""
 
 
 @dataclass(frozen=True)
-class TokenSearch:
-    """How sequences are improved.
+class TokenSearchOptions:
+    """Lengths of the search.
 
     Attributes:
         rounds: substitutions tried per sequence.
-        shortlist: the substitute is drawn from so many best of the vocabulary.
-        batch: sequences whose answers are spread together.
+        shortlist: the substitute is drawn from this many best ids of the vocabulary.
+        batch: sequences whose outputs are compared with each other.
         spread: a key of `SPREADS`, or `auto`: `information` for outputs `[N, classes]`, else
             `decorrelation`.
-        seconds: for all sequences; the search of a batch ends when its share is over, so the result
-            depends on the machine's speed. None is no limit.
+        seconds: time limit for all sequences, or None. With a limit the result depends on the
+            speed of the machine.
     """
 
     rounds: int = 30
@@ -52,103 +51,110 @@ def diversify(
     spec: InputSpec,
     starts: Tensor,
     generator: torch.Generator,
-    how: TokenSearch | None = None,
+    options: TokenSearchOptions | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Replace tokens so that the answers to the sequences of a batch differ more.
+    """Replace tokens so that the outputs for the sequences of a batch differ more.
 
     Args:
-        model: the dense network in evaluation mode, parameters frozen.
+        model: the dense network in evaluation mode, its parameters frozen.
         spec: kind `tokens`, with the vocabulary.
-        starts: int64 ids `[N, *spec.shape]`, for example `tokens.zipf_bursts`.
-        generator: draws places and substitutes.
-        how: lengths of the search.
-        progress: told after every round.
+        starts: int64 ids `[N, *spec.shape]`.
+        generator: draws positions and substitutes.
+        options: lengths of the search.
+        progress: called after every round.
 
     Returns:
-        int64 ids `[N, *spec.shape]`; the spread of no batch is smaller than that of its start.
+        int64 ids `[N, *spec.shape]`; the spread of a batch is never smaller than at its start.
 
     Raises:
         InputError: other inputs, an unknown spread, no embedding of the ids, or a network that
             passes no gradients to it.
     """
-    how = how or TokenSearch()
+    options = options or TokenSearchOptions()
     if spec.kind != "tokens":
         raise InputError(
             f"calibration inputs: a token search needs inputs of kind tokens, got {spec.kind}"
         )
     with torch.no_grad():
         example = model(starts[:2])
-    name = how.spread
+    name = options.spread
     if name == "auto":
         name = "information" if example.ndim == 2 and example.shape[1] > 1 else "decorrelation"
     if name not in SPREADS:
         raise unknown_name("spread", name, [*SPREADS, "auto"])
-    search = _Search(model, spec, SPREADS[name], how, generator)
-    batches, began, made = starts.split(how.batch), time.monotonic(), []
-    total = how.rounds * len(batches)
+    search = _Search(model, spec, SPREADS[name], options, generator)
+    batches, begin, improved = starts.split(options.batch), time.monotonic(), []
+    total = options.rounds * len(batches)
     for number, batch in enumerate(batches):
-        left = None
-        if how.seconds is not None:
-            left = (how.seconds - (time.monotonic() - began)) / (len(batches) - number)
-        made.append(search.improve(batch, left, partial(_tell, progress, number, how, total)))
-    _tell(progress, len(batches), how, total, 0)
-    return torch.cat(made)
+        seconds = None
+        if options.seconds is not None:  # the remaining batches share the remaining time
+            remaining = options.seconds - (time.monotonic() - begin)
+            seconds = remaining / (len(batches) - number)
+
+        def report(rounds: int, done: int = number * options.rounds) -> None:
+            if progress is not None:
+                progress(done + rounds, total)
+
+        improved.append(search.improve(batch, seconds, report))
+    if progress is not None:
+        progress(total, total)
+    return torch.cat(improved)
 
 
 @torch.no_grad()
-def written(
+def sample_sequences(
     model: nn.Module, spec: InputSpec, starts: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Let a causal language model write: each token is drawn from its own prediction.
+    """Sample sequences from a causal language model, one token after another.
 
     Args:
-        model: answers ids `[N, L]` with logits `[N, L, vocabulary]` of the next token.
+        model: ids `[N, L]` → logits `[N, L, vocabulary]` of the next token.
         spec: kind `tokens`, with the vocabulary.
-        starts: int64 ids `[N, L]`, L at least 2; the first of each row is kept.
+        starts: int64 ids `[N, L]`, L at least 2; only the first of each row is kept.
         generator: draws the tokens.
 
     Returns:
         int64 ids `[N, L]`.
 
     Raises:
-        InputError: the network does not predict the next token from those before it.
+        InputError: the network does not predict the next token from the previous ones.
     """
-    if not writes(model, spec, starts[:1]):
+    if not is_causal_language_model(model, spec, starts[:1]):
         raise InputError(
-            "calibration inputs: only a causal language model, with logits [N, length, vocabulary], writes "
-            "sequences of its own; use --calibration procedural"
+            "calibration inputs: only a causal language model, with logits [N, length, "
+            "vocabulary], can write sequences; use --calibration procedural"
         )
     ids = starts.clone()
-    for place in range(1, ids.shape[1]):
-        chances = model(ids)[:, place - 1].float().softmax(1).cpu()
-        drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)
-        ids[:, place] = drawn.to(ids.device)
+    for position in range(1, ids.shape[1]):
+        probabilities = model(ids)[:, position - 1].float().softmax(1).cpu()
+        tokens = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        ids[:, position] = tokens.to(ids.device)
     return ids
 
 
 @torch.no_grad()
-def writes(model: nn.Module, spec: InputSpec, ids: Tensor) -> bool:
-    """Say whether outputs `[N, L, vocabulary]` depend on the ids `[N, L]` up to their place only.
+def is_causal_language_model(model: nn.Module, spec: InputSpec, ids: Tensor) -> bool:
+    """Return whether outputs `[N, L, vocabulary]` depend on previous and present ids only.
 
-    It is tried on the last id, so L must be at least 2.
+    The test changes the last of the ids `[N, L]`, so L must be at least 2.
     """
     if spec.kind != "tokens" or ids.ndim != 2 or ids.shape[1] < 2:
         return False
     outputs = model(ids)
     if outputs.shape != (*ids.shape, spec.vocabulary):
         return False
-    other = ids.clone()
-    other[:, -1] = (other[:, -1] + 1) % spec.vocabulary
-    changed = model(other)
-    same = torch.isclose(changed, outputs, rtol=1e-4, atol=1e-5)  # -inf forbids a token
+    changed_ids = ids.clone()
+    changed_ids[:, -1] = (changed_ids[:, -1] + 1) % spec.vocabulary
+    # isclose takes equal infinities as close: -inf forbids a token.
+    same = torch.isclose(model(changed_ids), outputs, rtol=1e-4, atol=1e-5)
     return bool(same[:, :-1].all() and not same[:, -1].all())
 
 
 def information(outputs: Tensor, others: Tensor) -> Tensor:
-    """KL(p ‖ mean of the others' p) in nats for each row of logits `[N, C]`: sure, and different.
+    """Return KL(p ‖ mean p of the others) in nats for each row of logits `[N, C]`.
 
-    Its mean over a batch with itself is the mutual information of input and class.
+    The mean over a batch with itself is the mutual information of input and class.
     """
     log_p = functional.log_softmax(outputs.flatten(1), dim=1)
     log_mean = functional.log_softmax(others.flatten(1), dim=1).logsumexp(0)
@@ -157,27 +163,20 @@ def information(outputs: Tensor, others: Tensor) -> Tensor:
 
 
 def decorrelation(outputs: Tensor, others: Tensor) -> Tensor:
-    """1 − mean squared cosine of each row of `[N, …]` to the others, around their common mean."""
+    """Return 1 − mean squared cosine of each row of `[N, …]` to the others, around their mean."""
     mean = others.flatten(1).mean(0)
-    ours = functional.normalize(outputs.flatten(1) - mean, dim=1)
-    theirs = functional.normalize(others.flatten(1) - mean, dim=1)
-    return 1 - (ours @ theirs.T).square().mean(1)
+    rows = functional.normalize(outputs.flatten(1) - mean, dim=1)
+    other_rows = functional.normalize(others.flatten(1) - mean, dim=1)
+    return 1 - (rows @ other_rows.T).square().mean(1)
 
 
 SPREADS: dict[str, Spread] = {"information": information, "decorrelation": decorrelation}
-"""Name → how far each output is from a set of others; larger is better."""
+"""Name → function of outputs and other outputs: the distance of each output from the others."""
 
 
 def spread_of(outputs: Tensor, spread: Spread) -> float:
-    """Return the mean spread of outputs `[N, …]` among themselves."""
+    """Return the mean spread of the outputs `[N, …]` of a batch."""
     return float(spread(outputs, outputs).mean())
-
-
-def _tell(
-    progress: Progress | None, batches: int, how: TokenSearch, total: int, rounds: int
-) -> None:
-    if progress is not None:
-        progress(batches * how.rounds + rounds, total)
 
 
 @dataclass(frozen=True)
@@ -185,61 +184,63 @@ class _Search:
     model: nn.Module
     spec: InputSpec
     spread: Spread
-    how: TokenSearch
+    options: TokenSearchOptions
     generator: torch.Generator
 
     def improve(self, ids: Tensor, seconds: float | None, report: Callable[[int], None]) -> Tensor:
-        """Try `rounds` substitutions in every sequence; keep the rounds that spread the batch."""
+        """Try `rounds` substitutions in every sequence; keep those that increase the spread."""
         end = None if seconds is None else time.monotonic() + seconds
-        outputs = self._answers(ids)
+        outputs = self._outputs(ids)
         best = spread_of(outputs, self.spread)
-        for done in range(self.how.rounds):
+        for done in range(self.options.rounds):
             if end is not None and time.monotonic() >= end:
                 break
-            tried = self._substituted(ids)
-            answers = self._answers(tried)
-            gained = self.spread(answers, outputs) > self.spread(outputs, outputs)
-            mixed = torch.where(gained.view(-1, *[1] * (outputs.ndim - 1)), answers, outputs)
+            new_ids = self._substitute(ids)
+            new_outputs = self._outputs(new_ids)
+            better = self.spread(new_outputs, outputs) > self.spread(outputs, outputs)
+            mixed = torch.where(_like(better, outputs), new_outputs, outputs)
             value = spread_of(mixed, self.spread)
-            if value > best:  # gains against the old batch need not add up
+            # Each gain is measured against the old batch; together they may be a loss.
+            if value > best:
                 best, outputs = value, mixed
-                ids = torch.where(gained.view(-1, *[1] * (ids.ndim - 1)), tried, ids)
+                ids = torch.where(_like(better, ids), new_ids, ids)
             report(done + 1)
         return ids
 
     @torch.no_grad()
-    def _answers(self, ids: Tensor) -> Tensor:
+    def _outputs(self, ids: Tensor) -> Tensor:
         outputs: Tensor = self.model(ids)
         return outputs
 
-    def _substituted(self, ids: Tensor) -> Tensor:
+    def _substitute(self, ids: Tensor) -> Tensor:
         """Replace one token of every sequence by one of the most promising."""
         table, gradient = self._embedding_gradient(ids)
-        flat, slope = ids.flatten(1), gradient.flatten(1, -2)
+        flat, slopes = ids.flatten(1), gradient.flatten(1, -2)
         rows = torch.arange(len(flat))
-        place = torch.randint(flat.shape[1], (len(flat),), generator=self.generator)
-        promise = slope[rows, place] @ table.T  # that of the present token is a constant
-        promise[rows, flat[rows, place]] = -torch.inf
-        best = promise.topk(min(self.how.shortlist, promise.shape[1] - 1), dim=1).indices
+        positions = torch.randint(flat.shape[1], (len(flat),), generator=self.generator)
+        # First-order gain of id v: gradient · (table[v] − table[present]); the last is a constant.
+        gains = slopes[rows, positions] @ table.T
+        gains[rows, flat[rows, positions]] = -torch.inf
+        best = gains.topk(min(self.options.shortlist, gains.shape[1] - 1), dim=1).indices
         drawn = torch.randint(best.shape[1], (len(flat),), generator=self.generator)
         changed = flat.clone()
-        changed[rows, place] = best[rows, drawn]
+        changed[rows, positions] = best[rows, drawn]
         return changed.view_as(ids)
 
     def _embedding_gradient(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embedding `[vocabulary, d]` and ∂spread/∂embedded `[*ids.shape, d]`."""
-        seen: list[tuple[Tensor, Tensor]] = []
+        recorded: list[tuple[Tensor, Tensor]] = []
 
-        def listen(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def record(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
             assert isinstance(layer, nn.Embedding)
-            if seen or output.shape[:-1] != ids.shape:
-                return None
+            if recorded or output.shape[:-1] != ids.shape:
+                return None  # positions and segments have embeddings of their own
             leaf = output.detach().requires_grad_()
-            seen.append((layer.weight.detach(), leaf))
-            return leaf
+            recorded.append((layer.weight.detach(), leaf))
+            return leaf  # replaces the layer's output, so that the gradient reaches the leaf
 
         hooks = [
-            layer.register_forward_hook(listen)
+            layer.register_forward_hook(record)
             for layer in vocabulary_embeddings(self.model, self.spec.vocabulary)
         ]
         try:
@@ -249,11 +250,16 @@ class _Search:
         finally:
             for hook in hooks:
                 hook.remove()
-        if not seen or not value.requires_grad:
+        if not recorded or not value.requires_grad:
             raise InputError(
-                "calibration inputs: a token search needs an nn.Embedding of the whole vocabulary with "
-                "gradients from the outputs to it; use --calibration procedural"
+                "calibration inputs: a token search needs an nn.Embedding of the whole vocabulary "
+                "with gradients from the outputs to it; use --calibration procedural"
             )
-        table, leaf = seen[0]
+        table, leaf = recorded[0]
         (gradient,) = torch.autograd.grad(value, leaf)
         return table, gradient
+
+
+def _like(rows: Tensor, other: Tensor) -> Tensor:
+    """Return values per row `[N]` as a view that broadcasts against `[N, …]`."""
+    return rows.view(-1, *[1] * (other.ndim - 1))

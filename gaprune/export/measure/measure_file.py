@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.calibration.generators.draws import to_network
+from gaprune.calibration.generators.random_draws import to_network
 from gaprune.calibration.generators.procedural import procedural
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer

@@ -1,4 +1,4 @@
-"""From a file of arrays to tensors as stored; nothing in a file is ever executed."""
+"""Load arrays from .npz, .npy, .pt, .safetensors and IDX files without executing any code."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ INPUT_KEYS = ("x", "inputs", "images")
 LABEL_KEYS = ("y", "labels")
 
 
-class Stored(NamedTuple):
-    """What a file holds, before it is checked against the network: inputs, labels if any."""
+class StoredArrays(NamedTuple):
+    """Inputs, and labels if the file has any, in the dtype and shape they are stored in."""
 
     inputs: Tensor
     labels: Tensor | None = None
 
 
-def load_arrays(path: Path) -> Stored:
-    """Read inputs, and labels if the file has them, in the dtype and shape they are stored in.
+def load_arrays(path: Path) -> StoredArrays:
+    """Load inputs, and labels if the file has any.
 
     Raises:
         InputError: unknown suffix, damaged or unreadable file, pickled objects, missing keys.
@@ -39,86 +39,87 @@ def load_arrays(path: Path) -> Stored:
         return reader(path)
     except GapruneError:
         raise
-    except Exception as error:  # decoders of foreign bytes raise almost anything
+    except Exception as error:  # damaged bytes make decoders raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"calibration inputs: {path} cannot be read ({reason}); is it damaged, or of another format than "
-            "its suffix says?"
+            f"calibration inputs: {path} cannot be read ({reason}); is it damaged, or "
+            "is its suffix wrong?"
         ) from error
 
 
 def file_format(path: Path) -> str:
-    """Return a key of the readers for the file's name.
+    """Return the format of a file by its name, a key of `_READERS`.
 
     Raises:
         InputError: the suffix is unknown.
     """
     name = path.name.lower()
-    if re.search(r"[.-]idx\d?(-\w+)?(\.gz)?$", name):  # also the names MNIST came with
+    if re.search(r"[.-]idx\d?(-\w+)?(\.gz)?$", name):  # as in train-images-idx3-ubyte.gz
         return "idx"
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in _READERS:
         valid = ", ".join(f".{key}" for key in sorted(_READERS))
         raise InputError(
-            f"calibration inputs: {path} has the unknown suffix {path.suffix!r}; known are {valid}, "
-            ".idx.gz, and a folder of pictures"
+            f"calibration inputs: {path} has the unknown suffix {path.suffix!r}; known are "
+            f"{valid}, .idx.gz, and a folder of images"
         )
     return suffix
 
 
-def _read_npz(path: Path) -> Stored:
-    with path.open("rb") as file:  # numpy itself leaves a damaged file open
+def _read_npz(path: Path) -> StoredArrays:
+    with path.open("rb") as file:  # numpy leaves damaged files open
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise InputError(
-                f"calibration inputs: {path} is no .npz archive but a single array; name it .npy"
+                f"calibration inputs: {path} is a single array, not an archive; rename it to .npy"
             )
         inputs, labels = _pick_keys(archive.files, path)
-        return Stored(
+        return StoredArrays(
             _tensor(archive[inputs], path),
             None if labels is None else _tensor(archive[labels], path),
         )
 
 
-def _read_npy(path: Path) -> Stored:
+def _read_npy(path: Path) -> StoredArrays:
     with path.open("rb") as file:
         array = np.load(file, allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise InputError(
-                f"calibration inputs: {path} is no single array but an archive; name it .npz"
+                f"calibration inputs: {path} is an archive, not a single array; rename it to .npz"
             )
-        return Stored(_tensor(array, path))
+        return StoredArrays(_tensor(array, path))
 
 
-def _read_torch(path: Path) -> Stored:
+def _read_torch(path: Path) -> StoredArrays:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with the file is told once, below
-            # weights_only is stated because an environment variable can switch the default off
+            warnings.simplefilter("ignore")  # the error below tells what is wrong
+            # Stated, because an environment variable can switch the default off.
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own message advises to allow everything
+    except pickle.UnpicklingError as error:  # torch advises to allow code
         raise InputError(
-            f"calibration inputs: {path} is damaged or holds other objects than tensors, which are never "
-            "unpickled since that runs code; store the tensors as .safetensors or .npz"
+            f"calibration inputs: {path} is damaged, or holds objects other than tensors, which "
+            "are not unpickled because that runs code; store the tensors as .safetensors or .npz"
         ) from error
     if isinstance(content, Tensor):
-        return Stored(_dense(content, path))
+        return StoredArrays(_dense(content, path))
     if isinstance(content, Mapping):
         return _from_mapping(content, path)
     raise InputError(
-        f"calibration inputs: {path} must hold a tensor or a dictionary of them, got {type(content).__name__}"
+        f"calibration inputs: {path} must hold a tensor or a dictionary of tensors, "
+        f"got {type(content).__name__}"
     )
 
 
-def _read_safetensors(path: Path) -> Stored:
+def _read_safetensors(path: Path) -> StoredArrays:
     return _from_mapping(load_file(path), path)
 
 
-def _read_idx(path: Path) -> Stored:
-    return Stored(_tensor(read_idx(path), path))
+def _read_idx(path: Path) -> StoredArrays:
+    return StoredArrays(_tensor(read_idx(path), path))
 
 
-_READERS: dict[str, Callable[[Path], Stored]] = {
+_READERS: dict[str, Callable[[Path], StoredArrays]] = {
     "idx": _read_idx,
     "npy": _read_npy,
     "npz": _read_npz,
@@ -128,30 +129,31 @@ _READERS: dict[str, Callable[[Path], Stored]] = {
 }
 
 
-def _from_mapping(content: Mapping[Any, Any], path: Path) -> Stored:
+def _from_mapping(content: Mapping[Any, Any], path: Path) -> StoredArrays:
     inputs, labels = _pick_keys(content, path)
-    return Stored(
+    return StoredArrays(
         _dense(content[inputs], path), None if labels is None else _dense(content[labels], path)
     )
 
 
 def _pick_keys(keys: Iterable[Any], path: Path) -> tuple[str, str | None]:
-    held = [str(key) for key in keys]
-    inputs = [key for key in INPUT_KEYS if key in held]
-    labels = [key for key in LABEL_KEYS if key in held]
+    names = [str(key) for key in keys]
+    inputs = [key for key in INPUT_KEYS if key in names]
+    labels = [key for key in LABEL_KEYS if key in names]
     if len(inputs) != 1 or len(labels) > 1:
         raise InputError(
-            f"calibration inputs: {path} must hold its inputs under one of {', '.join(INPUT_KEYS)} and may "
-            f"hold labels under one of {', '.join(LABEL_KEYS)}; got {', '.join(held) or 'no keys'}"
+            f"calibration inputs: {path} must hold inputs under one key of {', '.join(INPUT_KEYS)} "
+            f"and may hold labels under one key of {', '.join(LABEL_KEYS)}; "
+            f"got {', '.join(names) or 'no keys'}"
         )
     return inputs[0], labels[0] if labels else None
 
 
 def _dense(content: object, path: Path) -> Tensor:
     if not isinstance(content, Tensor) or content.layout != torch.strided or content.is_quantized:
-        came = getattr(content, "layout", type(content).__name__)
+        actual = getattr(content, "layout", type(content).__name__)
         raise InputError(
-            f"calibration inputs: {path} must hold dense, unquantised tensors, got {came}"
+            f"calibration inputs: {path} must hold dense, unquantised tensors, got {actual}"
         )
     return content.detach()
 

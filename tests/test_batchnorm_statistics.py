@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from gaprune.calibration.inversion.batchnorm_statistics import (
-    Pool,
-    Watch,
+    BatchNormRecorder,
+    ChunkedMoments,
     batchnorms,
-    has_batchnorm,
 )
 from gaprune.errors import InputError
 
@@ -29,10 +28,10 @@ def norm_of(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], channels: int, seed: in
 
 def seen(model: nn.Module, inputs: Tensor) -> float:
     """Return the mismatch of a batch."""
-    with Watch(model) as watch:
+    with BatchNormRecorder(model) as watch:
         model(inputs)
         moments, remembered = watch.take()
-    return float(remembered.mismatch(moments))
+    return float(remembered.divergence(moments))
 
 
 @given(st.integers(1, 5), st.integers(2, 9), st.integers(0, 999))
@@ -85,10 +84,10 @@ def test_constant_and_dead_channels_stay_finite() -> None:
     norm = nn.BatchNorm1d(2).eval()
     norm.get_buffer("running_var").copy_(torch.tensor([0.0, 1.0]))
     inputs = torch.tensor([[0.0, 1e4], [0.0, 1e4]], requires_grad=True)
-    with Watch(norm) as watch:
+    with BatchNormRecorder(norm) as watch:
         norm(inputs)
         moments, remembered = watch.take()
-    value = remembered.mismatch(moments)
+    value = remembered.divergence(moments)
     (gradient,) = torch.autograd.grad(value, inputs)
     assert value.isfinite()
     assert gradient.isfinite().all()
@@ -100,12 +99,12 @@ def test_pooled_parts_are_the_whole(sizes: list[int], seed: int) -> None:
     """Once every part is known, joining any gives the moments of the joined batch."""
     norm = norm_of(nn.BatchNorm1d, 3, 1)
     inputs = torch.randn(sum(sizes), 3, generator=seeded(seed), dtype=torch.float64)
-    pool = Pool(sizes)
-    with Watch(norm) as watch:
+    pool = ChunkedMoments(sizes)
+    with BatchNormRecorder(norm) as watch:
         for _ in range(2):
             for number, part in enumerate(inputs.split(sizes)):
                 norm(part)
-                joined = pool.join(number, watch.take()[0])
+                joined = pool.update(number, watch.take()[0])
     whole = torch.stack([inputs.mean(0), inputs.square().mean(0)])
     assert torch.allclose(joined, whole, rtol=1e-9, atol=1e-12)
 
@@ -118,18 +117,21 @@ def test_norms_without_running_statistics_are_left_out() -> None:
 
     plain = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
     mine = Mine(2)
-    assert not has_batchnorm(plain)
-    assert not has_batchnorm(nn.Sequential(nn.LayerNorm(2), nn.GroupNorm(1, 2)))
+    assert not batchnorms(plain)
+    assert not batchnorms(nn.Sequential(nn.LayerNorm(2), nn.GroupNorm(1, 2)))
     assert batchnorms(nn.Sequential(plain, mine)) == [mine]
 
 
 def test_a_watch_leaves_no_trace() -> None:
     """Its hooks go, also after an error; outside of it nothing is seen."""
     norm = norm_of(nn.BatchNorm1d, 2, 1)
-    with pytest.raises(RuntimeError, match="mine"), Watch(norm):
+    with pytest.raises(RuntimeError, match="mine"), BatchNormRecorder(norm):
         raise RuntimeError("mine")
     assert not norm._forward_pre_hooks
-    with Watch(norm) as watch, pytest.raises(InputError, match=r"no BatchNorm.*takes part"):
+    with (
+        BatchNormRecorder(norm) as watch,
+        pytest.raises(InputError, match=r"no BatchNorm.*takes part"),
+    ):
         watch.take()
 
 
@@ -137,7 +139,7 @@ def test_half_precision_is_summed_in_single() -> None:
     """Mean squares of bfloat16 inputs are as exact as the inputs."""
     norm = norm_of(nn.BatchNorm1d, 2, 1).to(torch.bfloat16)
     inputs = (100 + torch.randn(4096, 2, generator=seeded())).to(torch.bfloat16)
-    with Watch(norm) as watch:
+    with BatchNormRecorder(norm) as watch:
         norm(inputs)
         moments, _ = watch.take()
     exact = torch.stack([inputs.double().mean(0), inputs.double().square().mean(0)])

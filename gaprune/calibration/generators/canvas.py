@@ -1,4 +1,4 @@
-"""Where procedural pictures are drawn: a canvas of moderate size, its grid, its colours."""
+"""The canvas on which procedural images are drawn: its size, its grid, its colours."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gaprune.calibration.generators.draws import InputGenerator, uniform
+from gaprune.calibration.generators.random_draws import InputGenerator, draw_uniform
 from gaprune.models.input_spec import InputSpec
 
-SMALLEST = 8  # a shape needs some pixels; smaller pictures are shrunk from this
-REFERENCE = 28  # pen widths and jitters are stated in pixels of a picture of this size
+SMALLEST = 8  # pixels per side; smaller images are drawn at this size and shrunk
+REFERENCE = 28  # pixels: pen widths and jitters are given for images of this size
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """How many pictures to draw and at what size."""
+    """Number and size of the images to draw."""
 
     count: int
     channels: int
@@ -32,11 +32,11 @@ class Canvas:
 
     @property
     def scale(self) -> float:
-        """Pixels of this canvas per pixel of a 28-pixel picture, along the shorter side."""
+        """Pixels of this canvas per pixel of a 28-pixel image, along the shorter side."""
         return min(self.height, self.width) / REFERENCE
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        """Pixel centres from 0 to 1: y `[height, 1]` and x `[width]`."""
+        """Return the pixel centres from 0 to 1: y `[height, 1]` and x `[width]`."""
         rows = (torch.arange(self.height) + 0.5) / self.height
         columns = (torch.arange(self.width) + 0.5) / self.width
         return rows.unsqueeze(1), columns
@@ -45,13 +45,13 @@ class Canvas:
 Draw = Callable[[Canvas, torch.Generator], Tensor]  # → [count, channels, height, width] in [0, 1]
 
 
-def picture(draw: Draw, largest: int | None = None) -> InputGenerator:
-    """Make a calibration input generator of a drawing function.
+def image_generator(draw: Draw, largest: int | None = None) -> InputGenerator:
+    """Make an input generator from a drawing function.
 
     Args:
         draw: draws on a canvas.
-        largest: longest side that is drawn; bigger pictures are drawn at this size and enlarged,
-            which bounds the cost and leaves soft shapes as they are. None: any size.
+        largest: longest side in pixels; larger images are drawn at this size and enlarged, which
+            bounds the cost and does not change soft shapes. None is no limit.
     """
 
     def generate(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
@@ -70,11 +70,11 @@ def picture(draw: Draw, largest: int | None = None) -> InputGenerator:
 
 
 def tint(ink: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
-    """Colour an ink map `[count, 1, height, width]`: ink on paper, both of random colour.
+    """Colour an ink map `[count, 1, height, width]` with random colours of ink and paper.
 
-    With one channel the map itself comes back: bright ink on dark ground.
+    With one channel the map itself is returned: bright ink on a dark background.
     """
     if canvas.channels == 1:
         return ink
-    paper, pen = uniform(generator, 2, canvas.count, canvas.channels, 1, 1)
+    paper, pen = draw_uniform(generator, 2, canvas.count, canvas.channels, 1, 1)
     return torch.lerp(paper, pen, ink)

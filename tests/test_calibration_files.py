@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gaprune.calibration import read_samples
+from gaprune.calibration.files import read_samples
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 
@@ -187,17 +187,17 @@ BAD_ARRAYS = {
     "no batch axis": (values(1, (3, 4, 6))[0], COLOUR, r"got \(3, 4, 6\)"),
     "a single number": (np.float32(0.5), InputSpec((1,), "vector"), "single number"),
     "no sample": (values(0), GREY, r"is empty \(shape \(0, 1, 4, 6\)\)"),
-    "bool": (values() > 0.5, GREY, "real numbers, got torch.bool"),
-    "complex": (values().astype(complex), GREY, "real numbers, got torch.complex128"),
-    "text": (np.array([["a"] * 24]), GREY, "must hold numbers, got dtype <U1"),
-    "NaN": (broken(np.nan), GREY, "finite, got 1 values of NaN or Inf"),
-    "infinity": (broken(-np.inf), GREY, "finite, got 1 values"),
-    "too high": (broken(255), GREY, r"stated range 0 to 1.*to 255; .*uint8"),
+    "bool": (values() > 0.5, GREY, "got torch.bool"),
+    "complex": (values().astype(complex), GREY, "got torch.complex128"),
+    "text": (np.array([["a"] * 24]), GREY, "got dtype <U1"),
+    "NaN": (broken(np.nan), GREY, "got 1 values"),
+    "infinity": (broken(-np.inf), GREY, "got 1 values"),
+    "too high": (broken(255), GREY, r"stated.*0 to 1.*to 255.*uint8"),
     "too low": (broken(-0.5), GREY, "got -0.5 to"),
     "assumed range": (broken(2), InputSpec((1, 4, 6), "image", assumed=True), "assumed range"),
-    "fractional ids": (np.zeros((3, 5)), TOKENS, "whole token ids, got torch.float64"),
-    "id too high": (np.full((3, 5), 10), TOKENS, "ids from 0 to 9, got 10 to 10"),
-    "negative id": (np.full((3, 5), -1), TOKENS, "ids from 0 to 9, got -1 to -1"),
+    "fractional ids": (np.zeros((3, 5)), TOKENS, "got torch.float64"),
+    "id too high": (np.full((3, 5), 10), TOKENS, "0 to 9, got 10 to 10"),
+    "negative id": (np.full((3, 5), -1), TOKENS, "0 to 9, got -1 to -1"),
 }
 
 
@@ -219,8 +219,8 @@ def test_rounding_at_the_ends_of_the_range_is_forgiven(tmp_path: Path) -> None:
 BAD_LABELS = {
     "too few": (np.arange(6), r"shape \(7,\), got \(6,\)"),
     "one-hot": (np.eye(7, dtype=np.int64), r"shape \(7,\), got \(7, 7\)"),
-    "fractions": (np.linspace(0, 1, 7), "whole numbers, got torch.float64"),
-    "bool": (np.ones(7, bool), "whole numbers, got torch.bool"),
+    "fractions": (np.linspace(0, 1, 7), "got torch.float64"),
+    "bool": (np.ones(7, bool), "got torch.bool"),
     "negative": (np.arange(7) - 1, "0 or above, got -1"),
 }
 
@@ -258,14 +258,14 @@ def npz_named_npy(path: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "unknown suffix": ("a.csv", lambda p: p.write_text("1,2"), "unknown suffix '.csv'.*npz"),
+    "unknown suffix": ("a.csv", lambda p: p.write_text("1,2"), "'.csv'.*npz"),
     "no suffix": ("a", lambda p: p.write_text("1,2"), "unknown suffix ''"),
     "empty npy": ("a.npy", lambda p: p.write_bytes(b""), "cannot be read"),
     "empty npz": ("a.npz", lambda p: p.write_bytes(b""), "cannot be read"),
     "empty idx": ("a.idx", lambda p: p.write_bytes(b""), "00 00"),
     "empty pt": ("a.pt", lambda p: p.write_bytes(b""), "cannot be read"),
     "rubbish npz": ("a.npz", lambda p: p.write_bytes(b"PK\x03\x04" + b"?" * 99), "cannot be read"),
-    "rubbish pt": ("a.pt", lambda p: p.write_bytes(b"?" * 99), "other objects than tensors"),
+    "rubbish pt": ("a.pt", lambda p: p.write_bytes(b"?" * 99), "a.pt.*tensors"),
     "rubbish safetensors": ("a.safetensors", lambda p: p.write_bytes(b"?" * 99), "cannot be read"),
     "cut safetensors": ("a.safetensors", truncated_safetensors, "cannot be read"),
     "cut gzip": ("a.idx.gz", lambda p: p.write_bytes(gzip.compress(b"0" * 99)[:20]), "damaged"),
@@ -273,11 +273,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "npz of two inputs": (
         "a.npz",
         lambda p: np.savez(p, x=values(), images=values()),
-        "one of x, inputs, images.*got x, images",
+        "x, inputs, images.*got x, images",
     ),
-    "an array named npz": ("a.npz", npy_named_npz, "name it .npy"),
-    "an archive named npy": ("a.npy", npz_named_npy, "name it .npz"),
-    "a list in pt": ("a.pt", lambda p: torch.save([1, 2], p), "tensor or a dictionary.*got list"),
+    "an array named npz": ("a.npz", npy_named_npz, "single array.*npy"),
+    "an archive named npy": ("a.npy", npz_named_npy, "archive.*npz"),
+    "a list in pt": ("a.pt", lambda p: torch.save([1, 2], p), "got list"),
     "a number in pt": ("a.pt", lambda p: torch.save({"x": 3}, p), "dense.*got int"),
     "a sparse tensor": ("a.pt", sparse_tensor, "dense.*sparse_coo"),
 }
@@ -362,7 +362,7 @@ def test_formats_with_labels_inside_are_not_joined(tmp_path: Path) -> None:
     """A plus between .npz files is refused: they hold their labels themselves."""
     for name in ("a.npz", "b.npz"):
         save_npz(tmp_path / name, values(), np.arange(7))
-    with pytest.raises(InputError, match=r"only \.npy and IDX files are joined"):
+    with pytest.raises(InputError, match=r"\.npy and IDX"):
         read_samples(f"{tmp_path / 'a.npz'}+{tmp_path / 'b.npz'}", GREY)
 
 
@@ -425,17 +425,17 @@ def test_modes_are_converted_to_the_channels_of_the_network(tmp_path: Path) -> N
 
 def test_folders_without_usable_pictures_are_refused(tmp_path: Path) -> None:
     """Nothing inside, both layouts at once, a broken picture, an input that is no image."""
-    with pytest.raises(InputError, match=r"holds no picture; looked for .*\.png"):
+    with pytest.raises(InputError, match=r"no image.*\.png"):
         read_samples(str(tmp_path), GREY)
     save_picture(tmp_path / "a.png", pixels(1, (4, 6))[0])
-    with pytest.raises(InputError, match=r"fits image inputs of 1, 3 or 4 channels.*vector"):
+    with pytest.raises(InputError, match=r"1, 3 or 4 channels.*vector"):
         read_samples(str(tmp_path), InputSpec((24,), "vector"))
     save_picture(tmp_path / "cat" / "b.png", pixels(1, (4, 6))[0])
-    with pytest.raises(InputError, match="1 pictures beside sub-folders with 1"):
+    with pytest.raises(InputError, match="1 images.* 1;"):
         read_samples(str(tmp_path), GREY)
     (tmp_path / "cat" / "b.png").unlink()
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8\xff rubbish")
-    with pytest.raises(InputError, match=r"b\.jpg cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"b\.jpg"):
         read_samples(str(tmp_path), GREY)
 
 
@@ -445,5 +445,5 @@ def test_a_folder_without_pillow_names_the_extra(
     """Pillow is optional; where it is missing the message says how to get it."""
     (tmp_path / "a.png").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(InputError, match=r"pip install 'gaprune\[images\]'"):
+    with pytest.raises(InputError, match=r"gaprune\[images\]"):
         read_samples(str(tmp_path), GREY)

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.generators.mixture import GeneratorMixture
-from gaprune.calibration.generators.neighbours import neighbours
-from gaprune.calibration.generators.token_sequences import TOKENS
+from gaprune.calibration.generators.token_sequences import TOKENS, embedding_neighbours
 from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.errors import InputError
@@ -133,7 +132,7 @@ def test_neighbours_are_those_of_the_largest_cosine(ranked: tuple[int, ...]) -> 
     spec = spec_of(by_frequency=ranked, embedding=rows)
     ids = ordinary[torch.randint(len(ordinary), (600,), generator=seeded(2))]
     generator = seeded()
-    found = neighbours(spec, ids, ordinary, 7, generator)
+    found = embedding_neighbours(spec, ids, ordinary, 7, generator)
     wide = rows.weight.double()
     centred = wide - wide[ordinary].mean(0)
     cosine = nn.functional.cosine_similarity(
@@ -149,11 +148,13 @@ def test_neighbours_of_an_unknown_embedding_are_drawn() -> None:
     """Ordinary ones; no more than there are."""
     ordinary = torch.tensor(ORDINARY)
     ids = ordinary[:50]
-    found = neighbours(spec_of(), ids, ordinary, 32, seeded())
+    found = embedding_neighbours(spec_of(), ids, ordinary, 32, seeded())
     assert found.shape == (50, 32)
     assert torch.equal(found[:, 0], ids)
     assert set(found.flatten().tolist()) <= set(ORDINARY)
-    assert neighbours(spec_of(by_frequency=(10, 11)), ids[:2], ids[:2], 32, seeded()).shape == (
+    assert embedding_neighbours(
+        spec_of(by_frequency=(10, 11)), ids[:2], ids[:2], 32, seeded()
+    ).shape == (
         2,
         2,
     )

@@ -12,12 +12,12 @@ from torch import nn
 
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
-from gaprune.calibration.inversion.batchnorm import Inversion
-from gaprune.calibration.inversion.inverted_samples import inverted_samples
+from gaprune.calibration.inversion.batchnorm import InversionOptions
+from gaprune.calibration.inversion.synthesis import inverted_samples
 from gaprune.callbacks import Observer
 from gaprune.models.target import InputOptions, Target, target_from_module
 
-HOW = Inversion(steps=2, batch=8)
+HOW = InversionOptions(steps=2, batch=8)
 
 
 class Listener(Observer):
@@ -73,7 +73,7 @@ def test_the_second_time_they_are_read(tmp_path: Path) -> None:
 
 
 def test_whatever_changes_the_inputs_makes_new_ones(tmp_path: Path) -> None:
-    """Weights, seed, number, starts and settings each have a file of their own."""
+    """GeneratorChoice, seed, number, starts and settings each have a file of their own."""
     target, how = target_of(), HOW
     cases = [
         (target, {"noise": 1.0}, 16, 1, how),

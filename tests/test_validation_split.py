@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from search_cases import seeded
 from torch import Tensor
 
-from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
+from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set, mix_validation
 from gaprune.calibration.samples import Samples
-from gaprune.calibration.validation import mix_validation
 from gaprune.config import make_settings
 
 
@@ -68,7 +67,9 @@ def test_no_inverted_input_both_searches_and_judges() -> None:
     assert plan.gradient_inputs is not None
     assert plan.mixture is not None
     assert (len(plan.gradient_inputs.inputs), len(plan.validation.inputs)) == (24, 12)
-    assert not rows(plan.validation.inputs) & (rows(plan.gradient_inputs.inputs) | rows(plan.search.inputs))
+    assert not rows(plan.validation.inputs) & (
+        rows(plan.gradient_inputs.inputs) | rows(plan.search.inputs)
+    )
     judge = plan.validation.source.partition("generated: ")[2].partition(",")[0]
     assert judge
     assert judge not in plan.mixture.shares

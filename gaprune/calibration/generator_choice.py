@@ -1,0 +1,190 @@
+"""Which generators make the calibration inputs, in which shares, and which one the validation.
+
+Without BatchNorm the outputs of the teacher decide. A network separates inputs like those it was
+trained on: it is confident about each, and its predictions differ between them. The mutual
+information of input and class, H(mean p) − mean H(p) in nats (the logarithm of the inception score,
+Salimans et al. 2016, section 4), measures both. On the reference networks it orders the generators
+as the accuracy of masks searched with them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.calibration.auto import mixture_fitter
+from gaprune.calibration.generators.mixture import MIN_SHARE
+from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.generators.random_draws import InputGenerator, to_network
+from gaprune.calibration.generators.token_sequences import LIKE_TEXT, UNRANKED, is_ranked
+from gaprune.calibration.parse import AUTO, PROCEDURAL, CalibrationRequest
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import Target
+
+SAMPLE_INPUTS = 1024  # per generator
+BATCH = 256  # inputs per forward pass
+TEMPERATURE = 0.15  # nats: a generator this far behind the best gets 1/e of its share
+
+
+class GeneratorChoice(NamedTuple):
+    """The generators of a run.
+
+    Attributes:
+        shares: generator → share of the search inputs; they add up to 1. Empty if none is used.
+        validation: the generator or file of the validation inputs; None holds out a part of a file.
+        mutual_information: of each generator in nats, best first; empty if it is not measured.
+    """
+
+    shares: dict[str, float]
+    validation: str | None
+    mutual_information: dict[str, float]
+
+
+def choose_generators(
+    target: Target,
+    request: CalibrationRequest,
+    validation: str,
+    generator: torch.Generator,
+    *,
+    held_out: bool,
+) -> GeneratorChoice:
+    """Choose shares for the generators, and the generator of the validation inputs.
+
+    With inversion, the mixture that comes nearest to the stored BatchNorm statistics is used: as
+    starting points, and beside the inverted inputs. Otherwise the mutual information decides.
+    Exception: if the rank order of a vocabulary is known, `topics` are used for the search and
+    `zipf-bursts` for validation, because token networks often output embeddings, not classes.
+
+    Args:
+        target: the network.
+        request: the calibration inputs asked for.
+        validation: the value of `--validation`.
+        generator: draws the inputs on which the mutual information is measured.
+        held_out: whether the validation inputs are a part of a file.
+    """
+    if request.inversion:
+        return _by_statistics(target, request, validation, held_out=held_out)
+    information: dict[str, float] = {}
+    candidates: Mapping[str, float] = {}
+    if is_ranked(target.inputs):
+        candidates = dict.fromkeys(LIKE_TEXT, 0.0)
+    elif request.names or request.impressions or not held_out:
+        table = GENERATORS[target.inputs.kind]
+        if target.inputs.kind == "tokens":
+            table = {name: table[name] for name in UNRANKED}
+        candidates = information = mutual_information(
+            target.model, target.inputs, table, generator, target.dtype
+        )
+    judge = None if held_out else _validation_generator(validation, candidates, request)
+    return GeneratorChoice(shares_by_name(request.names, candidates, judge), judge, information)
+
+
+def _by_statistics(
+    target: Target, request: CalibrationRequest, validation: str, *, held_out: bool
+) -> GeneratorChoice:
+    """Take the shares of the fitted mixture, and validate on the nearest generator outside it."""
+    fitter, table = mixture_fitter(target), GENERATORS[target.inputs.kind]
+    free = [name for name in table if name != validation] or list(table)
+    fit = fitter.fit(free)
+    shares = equal_parts(request.names, fit.shares)
+    if held_out or validation != AUTO:
+        return GeneratorChoice(shares, None if held_out else validation, {})
+    nearest = sorted(fit.single_divergence, key=lambda name: fit.single_divergence[name])
+    judge = next((name for name in nearest if name not in shares), None)
+    if judge is None and len(free) > 1 and not set(free) <= set(request.names):
+        # All generators are in the mixture: take out the smallest one for validation.
+        smallest = min(fit.shares, key=lambda name: fit.shares[name])
+        rest = [name for name in free if name != smallest]
+        shares = equal_parts(request.names, fitter.fit(rest).shares)
+        judge = next((name for name in nearest if name not in shares), None)
+    # If the user named all generators, the nearest one validates with other random numbers.
+    return GeneratorChoice(shares, judge or nearest[0], {})
+
+
+def _validation_generator(
+    validation: str, ranked: Mapping[str, float], request: CalibrationRequest
+) -> str:
+    """Return the best generator that the search leaves free, or the one the user named."""
+    if validation != AUTO:
+        return validation
+    free = [name for name in ranked if name not in request.names]
+    if not free:
+        return next(iter(ranked))  # the user named all generators: other random numbers must do
+    # `procedural` searches on the best generator, so the runner-up validates.
+    shared = PROCEDURAL in request.names or not request.names
+    return free[1] if len(free) > 1 and shared else free[0]
+
+
+@torch.no_grad()
+def mutual_information(
+    model: nn.Module,
+    spec: InputSpec,
+    generators: Mapping[str, InputGenerator],
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, float]:
+    """Return the mutual information of input and class for every generator in nats, best first.
+
+    Networks whose outputs are not logits `[N, classes]` get 0 for all, in the given order.
+    """
+    device = next(model.parameters(), torch.empty(0)).device
+    values = {}
+    for name, draw in generators.items():
+        inputs = to_network(spec, draw(spec, SAMPLE_INPUTS, generator), dtype).to(device)
+        outputs = torch.cat([model(batch) for batch in inputs.split(BATCH)])
+        values[name] = 0.0
+        if outputs.ndim == 2 and outputs.shape[1] > 1:
+            p = outputs.double().softmax(1)
+            values[name] = float((_entropy(p.mean(0)) - _entropy(p).mean()).nan_to_num())
+    return dict(sorted(values.items(), key=lambda item: -item[1]))
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return -torch.xlogy(probabilities, probabilities).sum(-1)
+
+
+def softmax_shares(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each generator by its mutual information; the shares add up to 1."""
+    logits = torch.tensor(list(values.values()), dtype=torch.float64) / TEMPERATURE
+    return dict(zip(values, torch.softmax(logits, dim=0).tolist(), strict=True))
+
+
+def shares_by_name(
+    names: Sequence[str], information: Mapping[str, float], validation: str | None
+) -> dict[str, float]:
+    """Return the share of each generator for the names that the user gave.
+
+    `procedural` stands for all generators except that of the validation inputs, weighted by mutual
+    information; every other name gets an equal part beside it.
+
+    Args:
+        names: what the user asked for; an empty list means `procedural`.
+        information: mutual information of every procedural generator, in nats.
+        validation: the generator of the validation inputs.
+    """
+    likely: dict[str, float] = {}
+    if PROCEDURAL in names or not names:
+        free = {name: value for name, value in information.items() if name != validation}
+        shares = softmax_shares(free)
+        likely = {name: share for name, share in shares.items() if share >= MIN_SHARE}
+    return equal_parts(names, likely)
+
+
+def equal_parts(names: Sequence[str], procedural: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each generator if every name gets an equal part.
+
+    Args:
+        names: what the user asked for; an empty list means `procedural`.
+        procedural: the generators and weights that `procedural` stands for.
+    """
+    names = list(dict.fromkeys(names)) or [PROCEDURAL]
+    shares: dict[str, float] = {}
+    for name in names:
+        parts = procedural if name == PROCEDURAL else {name: 1.0}
+        total = sum(parts.values())
+        for key, part in parts.items():
+            shares[key] = shares.get(key, 0.0) + part / total / len(names)
+    return shares
