@@ -28,8 +28,7 @@ from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.scoring import ScoreGroupTask
-from gaprune.evolution.tasks import BreedTask, ScoreTask, Variation
+from gaprune.evolution.tasks import BreedTask, ScoreGroupTask, ScoreTask, Variation
 from gaprune.masks.supermask import pack
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun
@@ -89,7 +88,9 @@ class Case:
         """Return the weights of largest magnitude."""
         layout = self.evaluator.layout
         keep = round((1 - SPARSITY) * layout.total)
-        return seed_genes(layout.flatten(self.evaluator.network.weights).abs(), layout, keep, "global")
+        return seed_genes(
+            layout.flatten(self.evaluator.network.weights).abs(), layout, keep, "global"
+        )
 
     def held(self) -> Evaluator:
         """Return the evaluator on which gradient steps show the search calibration inputs again."""
@@ -115,7 +116,7 @@ def rate(run: Callable[[], object], evaluations: int, seconds: float) -> float:
 
 def devices(case: Case) -> Iterator[Row]:
     """Score masks and take gradient steps on every device in every precision."""
-    bits = pack(case.genes().express(case.evaluator.layout))
+    bits = pack(case.genes().decode(case.evaluator.layout))
     for device in case.devices:
         for precision in PRECISIONS[device]:
             row = partial(Row, "devices", case.network, device, precision)
@@ -132,7 +133,7 @@ def devices(case: Case) -> Iterator[Row]:
 
 def together(case: Case) -> Iterator[Row]:
     """Score as many masks as a group holds, one by one and at once."""
-    bits = pack(case.genes().express(case.evaluator.layout))
+    bits = pack(case.genes().decode(case.evaluator.layout))
     for device in case.devices:
         row = partial(Row, "together", case.network, device, "float32")
         with SerialWorkers(case.evaluator, 1, device) as workers:

@@ -121,11 +121,13 @@ def seeds_of(
     """Return individuals of random genes and one of magnitude."""
     flat = evaluator.layout.flatten(evaluator.network.weights).abs()
     found = [
-        Individual(seed_genes(flat, evaluator.layout, keep, scope), evaluator.layout, "magnitude")
+        Individual.from_genes(
+            seed_genes(flat, evaluator.layout, keep, scope), evaluator.layout, "magnitude"
+        )
     ]
     for seed in range(1, count):
         genes = random_genes(evaluator.layout, keep, seed, scope)
-        found.append(Individual(genes, evaluator.layout, f"random{seed}"))
+        found.append(Individual.from_genes(genes, evaluator.layout, f"random{seed}"))
     return found
 
 

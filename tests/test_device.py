@@ -40,9 +40,15 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.scoring import ScoreGroupTask
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
-from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
+from gaprune.evolution.tasks import (
+    BreedTask,
+    ScoreGroupTask,
+    ScoreTask,
+    Task,
+    ValidateTask,
+    Variation,
+)
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.models.forward import deterministic
 from gaprune.runs.resolve_settings import check_settings
@@ -198,9 +204,13 @@ def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroupTask]:
     for scope in ("global", "layer"):
         genes = random_genes(evaluator.layout, keep, 3, scope)
         tasks.append(BreedTask((genes,), Variation(refinement=STEPS), 9, -1))
-    masks = [parent.express(evaluator.layout) for parent in parents]
-    tasks += [ScoreTask.of(mask, rung) for mask in masks for rung in (0, -1)]
-    return [*tasks, *map(ValidateTask.of, masks), ScoreGroupTask(tuple(map(pack, masks)), -1)]
+    masks = [parent.decode(evaluator.layout) for parent in parents]
+    tasks += [ScoreTask(pack(mask), rung) for mask in masks for rung in (0, -1)]
+    return [
+        *tasks,
+        *(ValidateTask(pack(mask)) for mask in masks),
+        ScoreGroupTask(tuple(map(pack, masks)), -1),
+    ]
 
 
 @pytest.fixture
@@ -228,8 +238,8 @@ def test_everything_happens_on_the_device_of_the_evaluator(evaluator: Evaluator)
 def test_statistics_after_repair_are_measured_there_too() -> None:
     """The continuation scores its parents as they answer after repair."""
     evaluator = EVALUATORS["guided, residual"]()
-    masks = [random_genes(evaluator.layout, 100, seed).express(evaluator.layout) for seed in (1, 2)]
-    tasks = [ScoreTask.of(mask, -1, repaired=True) for mask in masks]
+    masks = [random_genes(evaluator.layout, 100, seed).decode(evaluator.layout) for seed in (1, 2)]
+    tasks = [ScoreTask(pack(mask), -1, repaired=True) for mask in masks]
     expected = [task.run(evaluator) for task in tasks]
     with second_device() as device:
         moved = evaluator.to(device)
@@ -376,7 +386,7 @@ def test_a_gpu_scores_as_the_cpu_does(name: str) -> None:
     """Up to rounding: fitness, verdicts, gradients; masks are exact."""
     evaluator = EVALUATORS[name]()
     moved = move_evaluator(evaluator, "cuda")
-    mask = random_genes(evaluator.layout, evaluator.layout.total // 2).express(evaluator.layout)
+    mask = random_genes(evaluator.layout, evaluator.layout.total // 2).decode(evaluator.layout)
     with deterministic("cuda"):
         assert moved.fitness(mask) == pytest.approx(evaluator.fitness(mask), rel=1e-3, abs=1e-4)
         assert moved.validate(mask) == pytest.approx(evaluator.validate(mask), rel=1e-3, abs=1e-4)
@@ -384,7 +394,7 @@ def test_a_gpu_scores_as_the_cpu_does(name: str) -> None:
         there = moved.score_gradient(mask, moved.draw_batch(16, seeded())).cpu()
     assert torch.nn.functional.cosine_similarity(here, there, dim=0) > 0.999
     for child in SerialWorkers(evaluator, 1, "cuda").run(all_tasks(evaluator)[:2]):
-        assert int(child.genes.express(evaluator.layout).count_nonzero()) == child.keep
+        assert int(child.genes.decode(evaluator.layout).count_nonzero()) == child.keep
         assert child.genes.scores.device.type == "cpu"
 
 

@@ -51,7 +51,7 @@ def plan_of(preset: str = "black-box", **changes: Any) -> SearchPlan:
 
 def judged(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, ValidationScore]:
     """Return how seeds do on the validation inputs."""
-    return {one.key: ValidateTask.of(one.mask).run(evaluator) for one in seeds}
+    return {one.key: ValidateTask(one.bits).run(evaluator) for one in seeds}
 
 
 def search(
@@ -59,8 +59,7 @@ def search(
 ) -> SearchResult:
     """Search from the same seeds."""
     start = seeds_of(evaluator, plan.keep) if seeds is None else seeds
-    adopted = [plan.adopt(one) for one in start]
-    return Evolution(plan, SerialWorkers(evaluator)).run(adopted, judged(adopted, evaluator))
+    return Evolution(plan, SerialWorkers(evaluator)).run(start, judged(start, evaluator))
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
@@ -77,7 +76,7 @@ def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -
             validation_score.agreement for validation_score in judged(seeds, EVALUATOR).values()
         )
         assert outcome.validation_score.agreement >= best_seed
-        assert outcome.validation_score == ValidateTask.of(outcome.best.mask).run(EVALUATOR)
+        assert outcome.validation_score == ValidateTask(outcome.best.bits).run(EVALUATOR)
         assert int(outcome.best.mask.count_nonzero()) == plan.keep
 
 
@@ -91,8 +90,8 @@ def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
     outcome = search(
         plan_of(limits=SearchLimits(generations=8)), evaluator, seeds_of(EVALUATOR, KEEP)
     )
-    leader = max(outcome.population, key=lambda one: one.quality)
-    assert outcome.judged[leader.key].agreement < wanted  # it was misled
+    leader = max(outcome.population, key=lambda one: one.search_fitness)
+    assert outcome.validation_scores[leader.key].agreement < wanted  # it was misled
     assert outcome.validation_score.agreement >= wanted
 
 
@@ -104,20 +103,20 @@ def test_the_best_fitness_never_falls(preset: str) -> None:
     assert best == sorted(best)
     assert best[-1] > best[0]
     assert [record.generation for record in outcome.history] == list(range(9))
-    final = [one.quality for one in outcome.population]
+    final = [one.search_fitness for one in outcome.population]
     assert outcome.history[-1].best == max(final)
     assert outcome.history[-1].mean == pytest.approx(sum(final) / len(final))
-    assert all(EVALUATOR.fitness(one.mask) == one.quality for one in outcome.population)
+    assert all(EVALUATOR.fitness(one.mask) == one.search_fitness for one in outcome.population)
     assert len({one.key for one in outcome.population}) == len(outcome.population)
-    top = max(outcome.hall_of_fame, key=lambda one: one.quality)
-    assert top.quality == max(best)
+    top = max(outcome.hall_of_fame, key=lambda one: one.search_fitness)
+    assert top.search_fitness == max(best)
 
 
 def test_the_validation_column_is_that_of_the_generations_leader() -> None:
     """What history reports is the agreement of the fittest mask on the validation inputs."""
     outcome = search(plan_of())
-    leader = max(outcome.population, key=lambda one: one.quality)
-    assert outcome.history[-1].validation == ValidateTask.of(leader.mask).run(EVALUATOR).agreement
+    leader = max(outcome.population, key=lambda one: one.search_fitness)
+    assert outcome.history[-1].validation == ValidateTask(leader.bits).run(EVALUATOR).agreement
 
 
 def test_every_evaluation_is_counted() -> None:
@@ -160,7 +159,7 @@ def fingerprint(outcome: SearchResult) -> tuple[object, ...]:
         outcome.best.key,
         [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population],
         [(one.best, one.mean, one.validation, one.evaluations) for one in outcome.history],
-        list(outcome.judged.items()),
+        list(outcome.validation_scores.items()),
     )
 
 
@@ -221,7 +220,7 @@ def test_an_interrupt_ends_the_search_with_the_best_so_far(at: int) -> None:
         validation_score.agreement for validation_score in known.values()
     )
     assert int(outcome.best.mask.count_nonzero()) == KEEP
-    assert outcome.best.key in outcome.judged
+    assert outcome.best.key in outcome.validation_scores
 
 
 def test_an_interrupt_before_anything_is_known_is_passed_on() -> None:
@@ -237,7 +236,9 @@ def test_classic_is_the_original_idea() -> None:
     genes = list(kaiming_population(layout, sparsity, "layer", 12, seeded(4)))
     plan = plan_of("classic", population=12, offspring=12, keep=keep_total(layout, sparsity))
     workers = Recording(LABELLED)
-    outcome = Evolution(plan, workers).run([Individual(one, layout, "kaiming") for one in genes])
+    outcome = Evolution(plan, workers).run(
+        [Individual.from_genes(one, layout, "kaiming") for one in genes]
+    )
 
     bounds = [shape[1] ** -0.5 for shape in layout.shapes]  # Kaiming-uniform with a = √5
     for one in genes:
@@ -249,7 +250,7 @@ def test_classic_is_the_original_idea() -> None:
         assert one.fixed
         assert one.absolute
         assert one.scores.abs().max().item() <= 1
-        kept = one.express(layout)
+        kept = one.decode(layout)
         for part, count in zip(layout.slices, counts, strict=True):
             expected = one.scores[part].abs().argsort(descending=True, stable=True)[:count]
             assert set(kept[part].nonzero().flatten().tolist()) == set(expected.tolist())
@@ -272,7 +273,7 @@ def test_a_pareto_search_returns_a_front(preset: str) -> None:
     plan = replace(plan, preset=as_pareto(plan.preset), keep=least, most=most)
     seeds = seeds_of(EVALUATOR, least, scope="global")
     outcome = search(plan, seeds=seeds)
-    values = {one.key: (one.quality, -one.genes.keep) for one in outcome.population}
+    values = {one.key: (one.search_fitness, -one.genes.keep) for one in outcome.population}
     undominated = {
         key for key, own in values.items() if not any(dominates(v, own) for v in values.values())
     }
@@ -281,7 +282,7 @@ def test_a_pareto_search_returns_a_front(preset: str) -> None:
     assert kept == sorted(kept) == [one.genes.keep for one in outcome.front]
     assert least <= min(kept) <= max(kept) <= most
     assert len(set(kept)) > 1
-    assert all(one.key in outcome.judged for one in outcome.front)
+    assert all(one.key in outcome.validation_scores for one in outcome.front)
     assert outcome.best.genes.keep == least
     best_seed = max(
         validation_score.agreement for validation_score in judged(seeds, EVALUATOR).values()

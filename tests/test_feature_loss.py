@@ -400,9 +400,9 @@ def test_steps_with_features_end_nearer_to_those_of_the_dense_network(
     ends = []
     for weight in (0.0, 4.0):
         refined = refine(genes, WAYS[way](target, weight), plan, seeded())
-        kept = kept_of(target, refined.express(target.layout))
+        kept = kept_of(target, refined.decode(target.layout))
         ends.append(distance_by_hand(target, kept, held, left=LEFT[way]).item())
-    start = distance_by_hand(target, kept_of(target, genes.express(target.layout)), held)
+    start = distance_by_hand(target, kept_of(target, genes.decode(target.layout)), held)
     assert ends[1] < 0.8 * ends[0]
     assert ends[1] < 0.8 * start.item()
 
@@ -507,10 +507,10 @@ def test_a_search_with_features_breeds_what_is_nearer(target: Target, way: str) 
         seeds = seeds_of(evaluator, plan.keep)
         workers = Recording(evaluator)
         Evolution(plan, workers).run(
-            seeds, {one.key: ValidateTask.of(one.mask).run(evaluator) for one in seeds}
+            seeds, {one.key: ValidateTask(one.bits).run(evaluator) for one in seeds}
         )
         inputs, left = evaluator.search.inputs, LEFT[way]
-        masks = [genes.express(target.layout) for genes in workers.bred]
+        masks = [genes.decode(target.layout) for genes in workers.bred]
         kept = [kept_of(target, mask) for mask in masks]
         ends.append([distance_by_hand(target, one, inputs, left=left).item() for one in kept])
     assert len(ends[0]) == len(ends[1]) >= 6

@@ -165,9 +165,9 @@ def test_every_operator_holds_the_floor(name: str, case: tuple[Layout, Genes, Ge
     generator = seeded(seed)
     for _ in range(2):
         for one in (a, b):
-            kept = layer_counts(one.express(layout), layout)
+            kept = layer_counts(one.decode(layout), layout)
             assert_held(kept, layout, one.keep)
-            assert layer_counts(align(one, layout).express(layout), layout) == kept
+            assert layer_counts(align(one, layout).decode(layout), layout) == kept
         if name in MUTATIONS:
             a, b = (MUTATIONS[name](one, layout, generator) for one in (a, b))
         else:
@@ -189,7 +189,7 @@ def test_gradient_steps_hold_the_floor(scope: str) -> None:
         evaluator = evaluator_with_floor(floor)
         magnitude = seeds_of(evaluator, KEEP, 1, scope)[0].genes
         genes = refine(magnitude, evaluator, steps, seeded(4))
-        kept[floor] = layer_counts(genes.express(evaluator.layout), evaluator.layout)
+        kept[floor] = layer_counts(genes.decode(evaluator.layout), evaluator.layout)
         assert_held(kept[floor], evaluator.layout, KEEP)
     assert any(n < lowest(size, 0.28) for n, size in zip(kept[0.0], (72, 96, 32), strict=True))
 
@@ -226,12 +226,12 @@ def test_a_whole_search_holds_the_floor(preset: str, scope: str) -> None:
     seeds = seeds_of(evaluator, KEEP, scope=scope)
     if preset == "classic":
         found = kaiming_population(layout, 1 - KEEP / layout.total, scope, 4, seeded(2))
-        seeds = [Individual(genes, layout, "kaiming") for genes in found]
+        seeds = [Individual.from_genes(genes, layout, "kaiming") for genes in found]
     with Recording(evaluator) as workers:
         outcome = Evolution(plan, workers).run(seeds)
     assert len(workers.bred) == 2 * 16 + 3 * 8
     for genes in (*workers.bred, outcome.best.genes):
-        assert_held(layer_counts(genes.express(layout), layout), layout, KEEP)
+        assert_held(layer_counts(genes.decode(layout), layout), layout, KEEP)
 
 
 SMALL: dict[str, Any] = {

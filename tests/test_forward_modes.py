@@ -253,7 +253,7 @@ def test_steps_with_a_penalty_end_nearer_to_the_dense_statistics() -> None:
     ends = []
     for weight in (0.0, 3.0):
         refined = refine(genes, guided(target, weight), plan, seeded())
-        ends.append(mean_statistics_loss(target, refined.express(target.layout), held))
-    start = mean_statistics_loss(target, genes.express(target.layout), held)
+        ends.append(mean_statistics_loss(target, refined.decode(target.layout), held))
+    start = mean_statistics_loss(target, genes.decode(target.layout), held)
     assert ends[1] < 0.8 * ends[0]
     assert ends[1] < 0.8 * start

@@ -64,7 +64,7 @@ def steps_by_autograd(genes: Genes, evaluator: Evaluator, plan: Refinement, seed
         part = step / plan.steps
         scores = scores - ((1 - part) * plan.learning_rate + part * last) * velocity
         path.append(scores)
-    weights = [plan.memory ** (len(path) - 1 - i) for i in range(len(path))]
+    weights = [plan.averaging ** (len(path) - 1 - i) for i in range(len(path))]
     return torch.stack([w * s for w, s in zip(weights, path, strict=True)]).sum(0) / sum(weights)
 
 
@@ -94,7 +94,7 @@ def test_refinement_lowers_the_loss_on_its_calibration(scope: str, objective: st
     def loss(one: Genes) -> float:
         assert evaluator.gradient_inputs is not None
         assert evaluator.objective.loss is not None
-        outputs = evaluator.outputs(one.express(evaluator.layout), evaluator.gradient_inputs.inputs)
+        outputs = evaluator.outputs(one.decode(evaluator.layout), evaluator.gradient_inputs.inputs)
         return float(
             evaluator.objective.loss(
                 outputs, evaluator.gradient_inputs.teacher, evaluator.gradient_inputs.labels
@@ -114,7 +114,7 @@ def test_refinement_keeps_budget_scope_weights_and_parent(scope: str) -> None:
 
     refined = refine(genes, evaluator, Refinement(steps=10, learning_rate=1.0, batch=16), seeded())
 
-    mask = refined.express(evaluator.layout)
+    mask = refined.decode(evaluator.layout)
     assert int(mask.count_nonzero()) == refined.keep == genes.keep
     assert refined.fixed == genes.fixed
     if scope == "layer":
@@ -181,7 +181,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     genes = random_genes(evaluator.layout, 60, 1)
     refined = refine(genes, evaluator, Refinement(steps=3, learning_rate=0.5, batch=8), seeded(1))
     assert refined.scores.isfinite().all()
-    assert torch.equal(refined.express(evaluator.layout), genes.express(evaluator.layout))
+    assert torch.equal(refined.decode(evaluator.layout), genes.decode(evaluator.layout))
 
 
 def test_a_black_box_is_refused() -> None:

@@ -20,24 +20,23 @@ from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES
-from gaprune.evolution.archive import as_mask
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import (
     LARGE,
     Genes,
     Individual,
-    halved,
-    held,
-    kind_of,
     rank,
+    score_dtype,
     seed_genes,
+    to_float16,
+    to_storage,
 )
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
+from gaprune.evolution.search_state import SearchState
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.evolution.snapshot import SearchState
 from gaprune.evolution.tasks import BreedTask, Variation
 from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
 from gaprune.masks.supermask import Layout
@@ -67,12 +66,12 @@ def genes_of_any_kind(draw: st.DrawFn) -> tuple[Layout, Genes]:
 def test_half_precision_expresses_the_same_mask(case: tuple[Layout, Genes]) -> None:
     """To the bit: kept scores are above 0, dropped ones are not, also seen by the operators."""
     layout, genes = case
-    mask, before = genes.express(layout), genes.scores.clone()
-    small = halved(genes, layout)
+    mask, before = genes.decode(layout), genes.scores.clone()
+    small = to_float16(genes, layout)
     assert small.scores.dtype == torch.float16
     assert torch.equal(small.scores > 0, mask)
-    assert torch.equal(small.express(layout), mask)
-    assert torch.equal(small.wide().express(layout), mask)
+    assert torch.equal(small.decode(layout), mask)
+    assert torch.equal(small.as_float32().decode(layout), mask)
     assert replace(small, scores=before, absolute=genes.absolute).__dict__ == {
         **genes.__dict__,
         "scores": before,
@@ -86,15 +85,15 @@ def test_half_precision_has_one_meaning_under_any_budget(
 ) -> None:
     """With other counts, or another total, it expresses what its float32 values express."""
     layout, genes = case
-    small = halved(genes, layout)
+    small = to_float16(genes, layout)
     counts = tuple(
         data.draw(st.integers(low, size))
         for low, size in zip(layout.min_counts, layout.sizes, strict=True)
     )
     shared = data.draw(st.sampled_from([None, counts]))
     other = replace(small, counts=shared, keep=sum(counts))
-    assert torch.equal(other.express(layout), other.wide().express(layout))
-    assert int(other.express(layout).count_nonzero()) == sum(counts)
+    assert torch.equal(other.decode(layout), other.as_float32().decode(layout))
+    assert int(other.decode(layout).count_nonzero()) == sum(counts)
 
 
 @FEW
@@ -105,7 +104,7 @@ def test_the_distance_from_the_cut_is_rounded_and_nothing_else(seed: int, scope:
     scores = rank(torch.rand(layout.total, generator=seeded(seed)))
     shared = None if scope == "global" else (40, 10, 50)
     genes = Genes(scores, shared, 100, scope == "layer")
-    small = halved(genes, layout).scores.double()
+    small = to_float16(genes, layout).scores.double()
     shifts = []
     for part in layout.slices:
         shift = scores[part].double() - small[part]  # the cut, but for rounding
@@ -119,16 +118,16 @@ def test_the_distance_from_the_cut_is_rounded_and_nothing_else(seed: int, scope:
 def test_only_large_networks_are_held_in_half_precision() -> None:
     """Up to the threshold, and where the size of a score counts, genes stay the very same."""
     small, large = layout_of([LARGE]), layout_of([LARGE, 20])
-    assert kind_of(small) == torch.float32
-    assert kind_of(large) == torch.float16
+    assert score_dtype(small) == torch.float32
+    assert score_dtype(large) == torch.float16
     genes = Genes(torch.linspace(-1, 1, LARGE), (100,), 100)
-    assert held(genes, small) is genes
+    assert to_storage(genes, small) is genes
     one = next(kaiming_population(large, 0.9, "layer", 1, seeded()))
     assert one.scores.dtype == torch.float32
-    assert held(one, large) is one
-    found = held(replace(one, absolute=False), large)
+    assert to_storage(one, large) is one
+    found = to_storage(replace(one, absolute=False), large)
     assert found.scores.dtype == torch.float16
-    assert held(found, large) is found
+    assert to_storage(found, large) is found
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
@@ -139,13 +138,12 @@ def test_seeds_of_large_networks_are_halves_of_the_same_mask(scope: str) -> None
     uniform = (LARGE // 10, 100, 2) if scope == "layer" else None
     keep = LARGE // 10 + 102
     found = seed_genes(scores, layout, keep, scope, uniform)
-    plain = Genes(scores, uniform, keep).express(layout)
+    plain = Genes(scores, uniform, keep).decode(layout)
     assert found.scores.dtype == torch.float16
-    assert torch.equal(found.express(layout), plain)
-    again = as_mask(plain, layout, "made")
-    assert again.genes.scores.dtype == torch.float16
-    assert torch.equal(again.genes.express(layout), plain)
-    assert torch.equal(again.mask, plain)
+    assert torch.equal(found.decode(layout), plain)
+    individual = Individual.from_genes(found, layout, "made").without_genes()
+    assert individual.genes is None
+    assert torch.equal(individual.mask, plain)
 
 
 @cache
@@ -185,7 +183,10 @@ def large_genes(seed: int, scope: str = "allocated") -> Genes:
 
 def large_seeds() -> list[Individual]:
     """Return two individuals."""
-    return [Individual(large_genes(seed), large_evaluator().layout, "made") for seed in (1, 2)]
+    return [
+        Individual.from_genes(large_genes(seed), large_evaluator().layout, "made")
+        for seed in (1, 2)
+    ]
 
 
 def plan_of(preset: str, generations: int = 2) -> SearchPlan:
@@ -206,7 +207,7 @@ def plan_of(preset: str, generations: int = 2) -> SearchPlan:
 def bits_of(people: Sequence[Individual]) -> list[tuple[Any, ...]]:
     """Return individuals to the bit."""
     return [
-        (one.genes.scores.numpy().tobytes(), one.genes.counts, one.key, one.quality)
+        (one.genes.scores.numpy().tobytes(), one.genes.counts, one.key, one.search_fitness)
         for one in people
     ]
 
@@ -215,16 +216,16 @@ def bits_of(people: Sequence[Individual]) -> list[tuple[Any, ...]]:
 def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path: Path) -> None:
     """Half-precision genes come back to the bit, and so does everything after them."""
     evaluator, plan, states = large_evaluator(), plan_of(preset), list[SearchState]()
-    whole = Evolution(plan, SerialWorkers(evaluator), lambda _: states.append(whole.snapshot()))
+    whole = Evolution(plan, SerialWorkers(evaluator), lambda _: states.append(whole.state()))
     outcome = whole.run(large_seeds())
     assert {one.genes.scores.dtype for one in outcome.population} == {torch.float16}
-    assert all(torch.equal(o.genes.express(evaluator.layout), o.mask) for o in outcome.population)
+    assert all(torch.equal(o.genes.decode(evaluator.layout), o.mask) for o in outcome.population)
     assert {one.key for one in outcome.population} - {one.key for one in large_seeds()}
 
-    write_checkpoint(tmp_path / "state", *states[1].taken_apart())
+    write_checkpoint(tmp_path / "state", *states[1].to_record())
     facts, tensors = read_checkpoint(tmp_path / "state")
     again = Evolution(plan, SerialWorkers(evaluator))
-    again.restore(SearchState.put_together(facts, tensors, plan))
+    again.restore(SearchState.from_record(facts, tensors, plan))
     rest = again.run([])
     assert bits_of(rest.population) == bits_of(outcome.population)
     assert rest.evaluations == outcome.evaluations
@@ -256,7 +257,7 @@ def test_children_whose_scores_stay_share_them_with_their_parent(scope: str) -> 
     for mutation in (None, *MUTATIONS):
         child = BreedTask((parent,), Variation(mutation=mutation), 1, 0).run(evaluator)
         assert child.genes.scores.dtype == torch.float16
-        assert int(child.genes.express(evaluator.layout).count_nonzero()) == parent.keep
+        assert int(child.genes.decode(evaluator.layout).count_nonzero()) == parent.keep
         moves = mutation in ("budget-shift", "reallocate")  # those of scope `layer` never do
         stays = mutation is None or (moves and scope != "global")
         same = child.genes.scores.data_ptr() == parent.scores.data_ptr()

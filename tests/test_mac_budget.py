@@ -16,7 +16,7 @@ from torch import nn
 from gaprune import InputOptions
 from gaprune.config import make_settings
 from gaprune.errors import InputError
-from gaprune.evolution.genome import Genes, halved, rank, seed_genes
+from gaprune.evolution.genome import Genes, rank, seed_genes, to_float16
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
@@ -212,7 +212,7 @@ def test_operators_keep_the_budget(pattern: str, scope: str) -> None:
         else:
             parents[0] = MUTATIONS[name](parents[0], layout, generator)
         for one in parents:
-            counts = layer_counts(one.express(layout), layout)
+            counts = layer_counts(one.decode(layout), layout)
             assert spent(layout, counts, keep), name
             assert one.counts is None or list(one.counts) == counts
         assert operator is not None
@@ -226,7 +226,7 @@ def test_half_precision_keeps_masks_of_a_price(counted: bool) -> None:
     ranked = rank(torch.rand(layout.total, generator=torch.Generator().manual_seed(5)))
     counts = tuple(layer_counts(global_mask(ranked, layout, keep), layout)) if counted else None
     genes = Genes(ranked, counts, keep)
-    assert torch.equal(halved(genes, layout).express(layout), genes.express(layout))
+    assert torch.equal(to_float16(genes, layout).decode(layout), genes.decode(layout))
 
 
 def test_scores_that_are_not_numbers_have_no_rank() -> None:

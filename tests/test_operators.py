@@ -55,7 +55,7 @@ def assert_same(one: Genes, other: Genes) -> None:
 
 def assert_in_budget(child: Genes, parent: Genes, layout: Layout) -> None:
     """Check the exact total, bounds of every layer, and what scope and ranking promise."""
-    mask = child.express(layout)
+    mask = child.decode(layout)
     kept = layer_counts(mask, layout)
     assert child.keep == parent.keep == sum(kept)
     assert all(1 <= count <= size for count, size in zip(kept, layout.sizes, strict=True))
@@ -259,17 +259,17 @@ def test_threshold_swap_exchanges_weights_near_the_cut_of_one_layer(kind: str) -
     """As many leave as enter, from the nearest quarter on both sides; the scores are the same."""
     scope = "allocated" if kind == "absolute" else kind
     parent = random_genes(WIDE, 200, 3, scope, absolute=kind == "absolute")
-    before = parent.express(WIDE)
+    before = parent.decode(WIDE)
     touched = set()
     for seed in range(20):
         child = threshold_swap(parent, WIDE, seeded(seed), rate=0.1, reach=0.25)
-        mask = child.express(WIDE)
+        mask = child.decode(WIDE)
         assert torch.equal(child.scores.sort().values, parent.scores.sort().values)
         layers = [i for i, part in enumerate(WIDE.slices) if (mask != before)[part].any()]
         assert len(layers) == 1
         touched.add(layers[0])
         part = WIDE.slices[layers[0]]
-        strength, kept = parent.strength[part], before[part]
+        strength, kept = parent.ranking[part], before[part]
         count = int(kept.count_nonzero())
         window = min(max(1, round(count / 4)), len(kept) - count)
         left, entered = kept & ~mask[part], mask[part] & ~kept
@@ -294,8 +294,8 @@ def test_budget_shift_moves_counts_between_two_layers(
     """What one layer gives another takes, up to the rate; all others keep the same weights."""
     layout, parent, _, seed = case
     assume(not parent.fixed)
-    before = parent.express(layout)
-    after = budget_shift(parent, layout, seeded(seed), rate=rate).express(layout)
+    before = parent.decode(layout)
+    after = budget_shift(parent, layout, seeded(seed), rate=rate).decode(layout)
     old, new = layer_counts(before, layout), layer_counts(after, layout)
     changes = [b - a for a, b in zip(old, new, strict=True) if a != b]
     assert sum(changes) == 0
@@ -313,11 +313,11 @@ def test_budget_shift_moves_counts_between_two_layers(
 def test_budget_shift_reaches_every_pair_of_layers(scope: str) -> None:
     """Over many draws each layer gives and each takes."""
     parent = random_genes(WIDE, 200, 3, scope)
-    old = torch.tensor(layer_counts(parent.express(WIDE), WIDE))
+    old = torch.tensor(layer_counts(parent.decode(WIDE), WIDE))
     moves = set()
     for seed in range(40):
         child = budget_shift(parent, WIDE, seeded(seed), rate=0.2)
-        change = torch.tensor(layer_counts(child.express(WIDE), WIDE)) - old
+        change = torch.tensor(layer_counts(child.decode(WIDE), WIDE)) - old
         moves.add(tuple(change.sign().tolist()))
     assert len(moves - {(0, 0, 0)}) == 6
 

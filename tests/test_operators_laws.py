@@ -120,7 +120,7 @@ def test_a_swap_of_the_nearest_exchanges_the_weakest_with_the_strongest() -> Non
         changed = (child.scores != genes.scores).nonzero().flatten().tolist()
         assert sorted(changed) == sorted([last, first])
         assert child.scores[last] == genes.scores[first]
-        assert bool(child.express(layout)[first])
+        assert bool(child.decode(layout)[first])
 
 
 def test_swaps_reach_a_quarter_of_the_kept_by_default() -> None:
@@ -153,8 +153,8 @@ def test_a_swap_under_a_quota_stays_in_its_groups(rate: float, groups: int) -> N
     ranked = genes.scores.view(-1, 4).argsort(1, descending=True)
     for seed in SEEDS:
         child = threshold_swap(genes, layout, seeded(seed), rate=rate, reach=1.0)
-        assert layout.satisfies_pattern(child.express(layout))
-        changed = (genes.express(layout) != child.express(layout)).view(-1, 4)
+        assert layout.satisfies_pattern(child.decode(layout))
+        changed = (genes.decode(layout) != child.decode(layout)).view(-1, 4)
         chosen = changed.any(1)
         assert int(chosen.sum()) == groups
         cut = torch.zeros_like(changed).scatter_(1, ranked[:, 1:3], value=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,18 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 from repair_networks import Convolutional, Encoder, loop_evaluator, target_of
-from search_cases import run_to_bits, seeded, seeds_of, tiny_evaluator
+from search_cases import run_to_bits, seeded, tiny_evaluator
 from torch import Tensor, nn
 
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward
 from gaprune.evaluation.lru_cache import LRUCache
 from gaprune.evaluation.objectives import OBJECTIVES, agreement
-from gaprune.evolution.scoring import Scores
 from gaprune.evolution.tasks import ScoreTask
-from gaprune.masks.supermask import Layout
+from gaprune.masks.supermask import Layout, pack
 from gaprune.models.forward import CHUNK
-from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 
 def strict(
@@ -163,39 +161,11 @@ def test_what_is_too_large_is_not_remembered_and_drives_out_nothing() -> None:
     assert (memory.get("small"), memory.size) == (None, 0)
 
 
-def test_workers_are_asked_once_about_a_mask() -> None:
-    """Not again on the same rung, not twice at once; on another rung or after repair they are."""
-    evaluator = loop_evaluator(target_of(Convolutional, (2, 6, 6)))
-    people, asked = seeds_of(evaluator, 100, 3), list[int]()
-
-    def run(tasks: Sequence[Any]) -> list[Any]:
-        asked.append(len(tasks))
-        return [replace(task, repaired=False).run(evaluator) for task in tasks]
-
-    scores = Scores(run, 1)
-    twice = [*people, people[0]]
-    expected = [uncached(evaluator, one.mask, 0) for one in twice]
-    assert scores.of(twice, 0) == expected
-    assert scores.of(twice[::-1], 0) == expected[::-1]
-    scores.of(people, -1)
-    scores.of(people, 0, repaired=True)
-    assert asked == [3, 3, 3]
-
-
-def test_one_that_was_lost_is_tried_again() -> None:
-    """Only numbers are remembered."""
-    person, answers_ = seeds_of(tiny_evaluator(), 60, 1), [FailedTask(3, "its process died"), 0.5]
-    scores = Scores(lambda tasks: [answers_.pop(0) for _ in tasks], 1)
-    assert isinstance(scores.of(person, 0)[0], FailedTask)
-    assert scores.of(person, 0) == [0.5]
-    assert scores.of(person, 0) == [0.5]
-
-
 def test_actors_and_this_process_give_the_same_bits(ray_session: None) -> None:
     """Whoever knows what: relatives, twice each, on both rungs."""
     evaluator = EVALUATORS["convolutions"]()
     tasks = [
-        ScoreTask.of(mask, rung) for mask in masks_of(evaluator.layout, 8) for rung in (0, -1, 0)
+        ScoreTask(pack(mask), rung) for mask in masks_of(evaluator.layout, 8) for rung in (0, -1, 0)
     ]
     here = run_to_bits(SerialWorkers(evaluator), tasks)
     assert here == [

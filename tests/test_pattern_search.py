@@ -212,7 +212,7 @@ def test_gradient_steps_bring_the_loss_down(pattern: str) -> None:
         moved = refine(
             genes, evaluator, Refinement(steps=30, learning_rate=0.5, batch=24), seeded(6)
         )
-        before, after = (evaluator.fitness(one.express(layout)) for one in (genes, moved))
+        before, after = (evaluator.fitness(one.decode(layout)) for one in (genes, moved))
         better += after > before
     assert better >= 4
 
@@ -240,8 +240,8 @@ def test_any_workers_breed_the_same_children(ray_session: None) -> None:
             expected = run_to_bits(serial, tasks)
             assert run_to_bits(actors, tasks) == expected, pattern
             for child in serial.fetch(serial.run(tasks)):
-                assert layer_counts(child.express(evaluator.layout), evaluator.layout)
-                assert evaluator.layout.satisfies_pattern(child.express(evaluator.layout))
+                assert layer_counts(child.decode(evaluator.layout), evaluator.layout)
+                assert evaluator.layout.satisfies_pattern(child.decode(evaluator.layout))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gaprune import InputOptions
 from gaprune.config import make_settings
 from gaprune.errors import InputError
-from gaprune.evolution.genome import Genes, halved
+from gaprune.evolution.genome import Genes, to_float16
 from gaprune.evolution.operators import MUTATIONS, threshold_swap
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
@@ -97,14 +97,14 @@ def test_a_quota_keeps_the_best_of_every_group(seed: int, pattern: str, few: boo
     scores = (scores * 4).floor() if few else scores
     counts = tuple(layer_counts(oracle(scores, pattern), layout))
     genes = Genes(scores, counts, sum(counts), fixed=True)
-    mask = genes.express(layout)
+    mask = genes.decode(layout)
     assert torch.equal(mask, oracle(scores, pattern))
     assert keep_total(layout, 0.123) == sum(counts)
-    small = halved(genes, layout)
+    small = to_float16(genes, layout)
     assert small.scores.dtype == torch.float16
     assert torch.equal(small.scores > 0, mask)
-    assert torch.equal(small.express(layout), mask)
-    assert torch.equal(small.wide().express(layout), mask)
+    assert torch.equal(small.decode(layout), mask)
+    assert torch.equal(small.as_float32().decode(layout), mask)
 
 
 @FEW
@@ -116,7 +116,7 @@ def test_no_mutation_breaks_a_quota(seed: int, pattern: str, name: str) -> None:
     scores = torch.rand(layout.total, generator=seeded(seed))
     genes = Genes(scores, counts, sum(counts), fixed=True)
     child = MUTATIONS[name](genes, layout, seeded(seed + 1))
-    for layer, mask in layout.split(child.express(layout)).items():
+    for layer, mask in layout.split(child.decode(layout)).items():
         if mask.shape[0 if layer == "wide.weight" else 1] % of == 0:
             assert (groups_of(mask, layer, of).sum(1) == keep).all()
         else:
@@ -128,11 +128,11 @@ def test_a_swap_exchanges_within_groups() -> None:
     layout = quota_layout("2:4")
     counts = layout.n_of_m.counts(layout.sizes) if layout.n_of_m else ()
     genes = Genes(torch.rand(layout.total, generator=seeded(3)), counts, sum(counts), fixed=True)
-    before, changed = genes.express(layout), 0
+    before, changed = genes.decode(layout), 0
     for seed in range(20):
         child = threshold_swap(genes, layout, seeded(seed))
         assert torch.equal(child.scores.sort().values, genes.scores.sort().values)
-        changed += int((child.express(layout) != before).sum())
+        changed += int((child.decode(layout) != before).sum())
     assert changed > 20
 
 
@@ -147,7 +147,7 @@ def test_scores_that_are_not_numbers_are_refused() -> None:
             None,
             1,
             fixed=True,
-        ).express(layout)
+        ).decode(layout)
 
 
 BLOCKS = ("4x1", "16x1", "1x4", "3x5", "2x2")

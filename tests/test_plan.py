@@ -14,7 +14,13 @@ from search_cases import seeded, seeds_of, tiny_evaluator
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import PARTED, SearchLimits, SearchPlan, SearchResult, parted_for
+from gaprune.evolution.search_plan import (
+    OVERFIT_DROP,
+    SearchLimits,
+    SearchPlan,
+    SearchResult,
+    overfit_generations,
+)
 from gaprune.evolution.tasks import ValidateTask
 from gaprune.workers import SerialWorkers
 
@@ -24,17 +30,17 @@ KEEP = 60
 @given(st.lists(st.integers(0, 100).map(lambda percent: percent / 100), max_size=12))
 def test_generations_apart_are_counted_from_the_end(validation: list[float]) -> None:
     """As many as trail the best before them; one that does not starts the count anew."""
-    apart = [max(validation[: n + 1]) - value >= PARTED for n, value in enumerate(validation)]
+    apart = [max(validation[: n + 1]) - value >= OVERFIT_DROP for n, value in enumerate(validation)]
     expected = next((n for n, one in enumerate(reversed(apart)) if not one), len(apart))
-    assert parted_for(validation) == expected
+    assert overfit_generations(validation) == expected
 
 
 def test_the_limit_of_patience_is_called_validation() -> None:
     """It is met by as many generations apart, and by none where it is not set."""
-    now: dict[str, Any] = {"generation": 3, "evaluations": 9, "seconds": 1.0, "idle": 0}
-    assert SearchLimits(patience=2).reached(**now, parted=1) is None
-    assert SearchLimits(patience=2).reached(**now, parted=2) == "validation"
-    assert SearchLimits().reached(**now, parted=99) is None
+    now: dict[str, Any] = {"generation": 3, "evaluations": 9, "seconds": 1.0, "stagnant": 0}
+    assert SearchLimits(patience=2).reached(**now, overfit=1) is None
+    assert SearchLimits(patience=2).reached(**now, overfit=2) == "validation"
+    assert SearchLimits().reached(**now, overfit=99) is None
 
 
 def misled() -> Evaluator:
@@ -57,8 +63,8 @@ def search(evaluator: Evaluator, patience: int | None) -> SearchResult:
         limits=SearchLimits(generations=30, patience=patience),
         keep=KEEP,
     )
-    seeds = [plan.adopt(one) for one in seeds_of(evaluator, KEEP)]
-    known = {one.key: ValidateTask.of(one.mask).run(evaluator) for one in seeds}
+    seeds = seeds_of(evaluator, KEEP)
+    known = {one.key: ValidateTask(one.bits).run(evaluator) for one in seeds}
     return Evolution(plan, SerialWorkers(evaluator)).run(seeds, known)
 
 
@@ -70,7 +76,9 @@ def test_a_misled_search_stops_when_patience_ends(patience: int) -> None:
     assert free.stopped == "generations"
     assert stopped.stopped == "validation"
     validation = [record.validation for record in free.history]
-    first = next(n for n in range(len(validation)) if parted_for(validation[: n + 1]) >= patience)
+    first = next(
+        n for n in range(len(validation)) if overfit_generations(validation[: n + 1]) >= patience
+    )
     assert [record.validation for record in stopped.history] == validation[: first + 1]
 
 

@@ -68,8 +68,7 @@ def masks_of(evaluator: Evaluator, count: int = 4) -> list[Tensor]:
     """Return random masks that keep half of the weights."""
     keep = evaluator.layout.total // 2
     return [
-        random_genes(evaluator.layout, keep, seed).express(evaluator.layout)
-        for seed in range(count)
+        random_genes(evaluator.layout, keep, seed).decode(evaluator.layout) for seed in range(count)
     ]
 
 
@@ -118,7 +117,7 @@ def test_refined_masks_are_exact(evaluator: Evaluator, scope: str) -> None:
     first, second = (refine(genes, half(evaluator), plan, seeded(2)) for _ in range(2))
     assert first.scores.dtype == torch.float32
     assert torch.equal(first.scores, second.scores)
-    assert int(first.express(evaluator.layout).count_nonzero()) == genes.keep
+    assert int(first.decode(evaluator.layout).count_nonzero()) == genes.keep
     assert not torch.equal(first.scores, refine(genes, evaluator, plan, seeded(2)).scores)
 
 
@@ -345,7 +344,7 @@ def test_a_gpu_takes_fewer_bits(evaluator: Evaluator, precision: str) -> None:
     wide = move_evaluator(evaluator, "cuda")
     narrow = move_evaluator(replace(evaluator, precision=precision), "cuda")
     genes = random_genes(evaluator.layout, evaluator.layout.total // 2)
-    mask = genes.express(evaluator.layout)
+    mask = genes.decode(evaluator.layout)
     with deterministic("cuda"):
         assert narrow.fitness(mask) == pytest.approx(wide.fitness(mask), rel=0.05, abs=0.02)
         assert narrow.validate(mask) == wide.validate(mask)
@@ -354,4 +353,4 @@ def test_a_gpu_takes_fewer_bits(evaluator: Evaluator, precision: str) -> None:
         )
         assert functional.cosine_similarity(here, there, dim=0) > 0.98
         refined = refine(genes, narrow, Refinement(4, 1.0, 16), seeded())
-    assert int(refined.express(evaluator.layout).count_nonzero()) == genes.keep
+    assert int(refined.decode(evaluator.layout).count_nonzero()) == genes.keep

@@ -18,6 +18,7 @@ from worker_tasks import Echo, unreserved
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
+from gaprune.masks.supermask import pack
 from gaprune.workers import FailedTask, RayWorkers, RetryPolicy, SerialWorkers, WorkerOptions
 from gaprune.workers.transport import RemoteGenome
 
@@ -43,11 +44,11 @@ def pool(ray_session: None, said: list[str]) -> Iterator[RayWorkers]:
 def tasks() -> list[Task]:
     """Return one task of each kind."""
     parent = random_genes(EVALUATOR.layout, 60, 1)
-    mask = parent.express(EVALUATOR.layout)
+    mask = parent.decode(EVALUATOR.layout)
     recipe = Variation(
         mutation="gaussian", refinement=Refinement(steps=3, learning_rate=0.5, batch=16)
     )
-    return [BreedTask((parent,), recipe, 5, 0), ScoreTask.of(mask, -1), ValidateTask.of(mask)]
+    return [BreedTask((parent,), recipe, 5, 0), ScoreTask(pack(mask), -1), ValidateTask(pack(mask))]
 
 
 def wait_for_both(pool: RayWorkers) -> None:

@@ -38,7 +38,7 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import BreedTask, ScoreTask, ValidateTask, Variation
-from gaprune.masks.supermask import masked_weights
+from gaprune.masks.supermask import masked_weights, pack
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.repair import repair, repaired_copy
@@ -245,10 +245,10 @@ def test_a_candidate_that_overflows_loses_and_the_search_goes_on() -> None:
 def tasks_for(evaluator: Evaluator) -> list[BreedTask | ScoreTask | ValidateTask]:
     """Return tasks of all kinds on both rungs."""
     genes = random_genes(evaluator.layout, 60, 1)
-    mask = genes.express(evaluator.layout)
+    mask = genes.decode(evaluator.layout)
     recipe = Variation(refinement=Refinement(steps=3, learning_rate=0.5, batch=16))
     bred = [BreedTask((genes,), recipe, seed, seed) for seed in (0, 1)]
-    return [*bred, ScoreTask.of(mask, 0), ScoreTask.of(mask, -1), ValidateTask.of(mask)]
+    return [*bred, ScoreTask(pack(mask), 0), ScoreTask(pack(mask), -1), ValidateTask(pack(mask))]
 
 
 def search_on(workers: Workers, evaluator: Evaluator) -> tuple[object, ...]:

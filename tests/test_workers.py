@@ -22,6 +22,7 @@ from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
+from gaprune.masks.supermask import pack
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import load_target
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers, open_workers
@@ -57,11 +58,11 @@ def every_task() -> list[Task]:
         BreedTask(parents if recipe.crossover else parents[:1], recipe, seed, seed % 2)
         for seed, recipe in enumerate(recipes)
     ]
-    masks = [parent.express(EVALUATOR.layout) for parent in parents]
+    masks = [parent.decode(EVALUATOR.layout) for parent in parents]
     return [
         *tasks,
-        *(ScoreTask.of(m, rung) for m in masks for rung in (0, -1)),
-        *map(ValidateTask.of, masks),
+        *(ScoreTask(pack(m), rung) for m in masks for rung in (0, -1)),
+        *(ValidateTask(pack(mask)) for mask in masks),
     ]
 
 
@@ -153,7 +154,7 @@ def test_a_search_finds_the_same_masks_on_any_workers(workers: Workers, preset: 
         outcome = Evolution(plan, on).run(seeds_of(EVALUATOR, 60))
         found = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
         told = [replace(one, seconds=0.0) for one in outcome.history]
-        return found, told, outcome.best.key, list(outcome.judged), outcome.evaluations
+        return found, told, outcome.best.key, list(outcome.validation_scores), outcome.evaluations
 
     assert search(workers) == search(SerialWorkers(EVALUATOR))
 
@@ -226,7 +227,7 @@ def actor(ray_session: None, user_evaluator: Evaluator) -> Iterator[Workers]:
 def test_the_users_own_code_works_in_actors(actor: Workers, user_evaluator: Evaluator) -> None:
     """A network and an objective from a file, with a module beside it, score as they do here."""
     genes = [random_genes(user_evaluator.layout, 20, seed) for seed in (1, 2)]
-    tasks = [ScoreTask.of(one.express(user_evaluator.layout), -1) for one in genes]
+    tasks = [ScoreTask(pack(one.decode(user_evaluator.layout)), -1) for one in genes]
     expected = [task.run(user_evaluator) for task in tasks]
     assert actor.run(tasks) == expected
     assert len(set(expected)) == 2
@@ -236,7 +237,7 @@ def test_an_error_in_the_users_code_comes_out_of_an_actor(
     actor: Workers, user_evaluator: Evaluator
 ) -> None:
     """The message names file, function and error, as without Ray."""
-    dense = ScoreTask.of(torch.ones(user_evaluator.layout.total, dtype=torch.bool), -1)
+    dense = ScoreTask(pack(torch.ones(user_evaluator.layout.total, dtype=torch.bool)), -1)
     with pytest.raises(InputError, match=r"own\.py:closeness raised ArithmeticError: too good"):
         actor.run([dense])
 

@@ -60,5 +60,5 @@ def make_search(target: str, **settings: Any) -> Search:
         only={"magnitude", "random"},
         warn=print,
     )
-    seeds = [Individual(one.genes, evaluator.layout, one.name) for one in found]
+    seeds = [Individual.from_genes(one.genes, evaluator.layout, one.name) for one in found]
     return Search(evaluator, make_plan(run.target, run.settings, run.preset), seeds)

@@ -32,7 +32,7 @@ def cma_counts(match: Match) -> Score:
     def loss(change: NDArray[np.float64]) -> float:
         shares = np.asarray(genes.counts) * np.exp(change)
         counts = apportion(shares, genes.keep, layout.sizes, layout.min_counts)
-        return -trial.mask_fitness(replace(genes, counts=tuple(counts)).express(layout))
+        return -trial.mask_fitness(replace(genes, counts=tuple(counts)).decode(layout))
 
     options = {"CMA_diagonal": True, "seed": match.seed + 1, "verbose": -9}  # 0 is the time
     search = cma.CMAEvolutionStrategy(np.zeros(len(layout.sizes)), STEP, options)
@@ -47,7 +47,7 @@ def evolved_counts(match: Match) -> Score:
     """The allocation phase of gaprune alone, with LAMP as its only seed."""
     run = match.run(density_search=FOR_EVER, generations=0, seconds=match.seconds)
     evaluator = run.evaluator
-    seed = Individual(_genes(run), evaluator.layout, "lamp")
+    seed = Individual.from_genes(_genes(run), evaluator.layout, "lamp")
     before = peak_mb()
     plan = make_plan(run.target, run.settings, run.preset)
     outcome = Evolution(plan, SerialWorkers(evaluator)).run([seed])

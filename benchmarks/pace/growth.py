@@ -16,7 +16,7 @@ from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.criteria import score
 from gaprune.evolution.engine import Evolution
-from gaprune.evolution.genome import Genes, Individual, held, seed_genes
+from gaprune.evolution.genome import Genes, Individual, seed_genes, to_storage
 from gaprune.masks.supermask import Layout
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
@@ -99,12 +99,12 @@ def grow(width: int, load: Load) -> Grown:
     def evaluate(seed: int) -> float:
         """Return the seconds of a mask that was never scored: a known one is only looked up."""
         candidate = _changed(genes, evaluator.layout, -seed)
-        return seconds_of(lambda: evaluator.fitness(candidate.express(evaluator.layout)))
+        return seconds_of(lambda: evaluator.fitness(candidate.decode(evaluator.layout)))
 
     each = [evaluate(1 + index) for index in range(1 + load.evaluations)][1:]
     middle = peak_mb()
     changed = (_changed(genes, evaluator.layout, index) for index in range(load.population))
-    people = [Individual(one, evaluator.layout, "magnitude") for one in changed]
+    people = [Individual.from_genes(one, evaluator.layout, "magnitude") for one in changed]
     evolution = Evolution(make_plan(run.target, run.settings, run.preset), SerialWorkers(evaluator))
     evolution.run(people)
     del people
@@ -149,4 +149,4 @@ def _changed(genes: Genes, layout: Layout, seed: int) -> Genes:
     """Return genes with scores that are a little different, as a search would hold them."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(layout.total, generator=generator)
-    return held(genes.with_scores(noise.mul_(CHANGE).add_(genes.scores)), layout)
+    return to_storage(genes.with_scores(noise.mul_(CHANGE).add_(genes.scores)), layout)

@@ -83,11 +83,11 @@ def overhead_of(target: Target, calibration: int, pairs: int) -> dict[str, float
         batched_forward(evaluator.network.model, evaluator.search.inputs)
 
     def evaluate() -> None:
-        next(strangers).fitness(next(variants).express(evaluator.layout))
+        next(strangers).fitness(next(variants).decode(evaluator.layout))
 
     found = pairs_of(dense, evaluate, most=pairs)
     express = [
-        seconds_of(lambda: next(variants).express(evaluator.layout)) for _ in range(len(found))
+        seconds_of(lambda: next(variants).decode(evaluator.layout)) for _ in range(len(found))
     ]
     return {
         "ratio": median(evaluated / passed for passed, evaluated in found),

@@ -24,6 +24,7 @@ from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import accuracy
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
+from gaprune.evolution.search_plan import SearchLimits
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target, load_target
@@ -160,7 +161,7 @@ def _kaiming(search: Search) -> Search:
     generator = torch.Generator().manual_seed(0)
     layout, count = search.evaluator.layout, search.plan.population
     drawn = kaiming_population(layout, SPARSITY, "layer", count, generator)
-    return replace(search, seeds=[Individual(one, layout, "kaiming") for one in drawn])
+    return replace(search, seeds=[Individual.from_genes(one, layout, "kaiming") for one in drawn])
 
 
 def _generation(search: Search, count: int | None) -> Turn:
@@ -169,9 +170,11 @@ def _generation(search: Search, count: int | None) -> Turn:
     evolution.run(search.seeds)
 
     def turn() -> int:
-        before = evolution.snapshot().evaluations
-        evolution.step()
-        return evolution.snapshot().evaluations - before if count is None else count
+        before = evolution.evaluations
+        limits = SearchLimits(generations=evolution.generation + 1)
+        evolution.plan = replace(search.plan, limits=limits)
+        evolution.run([])
+        return evolution.evaluations - before if count is None else count
 
     return turn
 
@@ -235,7 +238,7 @@ class _Watch(Checkpointer, SearchCheckpointer):
         del seeds, validation_scores, seconds
         now = time.monotonic()
         self.seconds = now - self._started - self._looked
-        best = max(evolution.population, key=lambda one: one.quality)
+        best = max(evolution.population, key=lambda one: one.search_fitness)
         model = self._target.masked_copy(evolution.plan.layout.split(best.mask))
         images, labels = mnist.test_set()
         outputs = batched_forward(model, images)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gaprune.callbacks import Observer
-from gaprune.evolution.phases import SEARCH
+from gaprune.evolution.search_plan import SEARCH
 from gaprune.formatting import duration, percent
 from gaprune.records import BaselineScore, Generation
 

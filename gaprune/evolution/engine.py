@@ -1,58 +1,61 @@
-"""The search: breed, race, select, judge, generation after generation, over a DEAP toolbox."""
+"""The search: initial population → vary → race → select → validate → record, until a limit.
+
+Every generation makes children from selected parents (vary). All children are scored on a few
+calibration inputs, the better half of them on all (race, successive halving). The best individuals
+survive (select), and the new leader is scored on the validation inputs, which decide at the end
+which leader is returned.
+"""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil, inf
 
 import torch
 from deap import tools
 
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import ValidationScore
-from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import LARGE, Individual
-from gaprune.evolution.offspring import Newborn
-from gaprune.evolution.phases import WARMUP, SearchPhase
-from gaprune.evolution.race import faster_half
-from gaprune.evolution.scoring import Scores
-from gaprune.evolution.search_plan import SearchPlan, SearchResult, parted_for
-from gaprune.evolution.snapshot import SearchState
-from gaprune.evolution.tasks import BreedResult, BreedTask, ValidateTask, derive_seed
-from gaprune.evolution.toolbox import C, Contender, distinct, make_toolbox, python_random, same
+from gaprune.evolution.search_plan import (
+    WARMUP,
+    SearchPhase,
+    SearchPlan,
+    SearchResult,
+    overfit_generations,
+)
+from gaprune.evolution.search_state import SearchState
+from gaprune.evolution.tasks import BreedTask, ScoreGroupTask, ScoreTask, ValidateTask, derive_seed
+from gaprune.evolution.toolbox import make_toolbox, python_random, unique
 from gaprune.evolution.variation import VariationSampler
 from gaprune.profiling import profiled
 from gaprune.records import Generation
 from gaprune.workers import FailedTask, Warn, Workers
 
 HALL_OF_FAME = 8
-FIRST_RUNG, LAST_RUNG = 0, -1
-
-UNSCORED = -float("inf")  # fitness of a candidate that cannot be scored; every other is finite
-
-
-@dataclass
-class _State:
-    generation: int = 0
-    evaluations: int = 0
-    gained: int = 0  # the last generation that improved the best fitness
-    best: float = -float("inf")
-    leaders: dict[str, tuple[Individual | Remembered, ValidationScore]] = field(
-        default_factory=dict
-    )
+FIRST_RUNG, LAST_RUNG = 0, -1  # of the race: a few calibration inputs, and all of them
 
 
 class Evolution:
-    """One search. `run` does it all; `step` does one generation.
+    """One search; `run` does all of it.
 
     Args:
         plan: how to search.
-        workers: where children are bred and scored.
-        report: called with every generation's record.
-        warn: told of candidates that are left out because they take down their workers.
+        workers: where children are made and scored.
+        report: called with the record of every generation.
+        warn: called with a warning for every candidate that is skipped because it crashes its
+            workers.
+
+    Attributes:
+        generation: number of the current generation; 0 is the initial population.
+        evaluations: candidates scored so far; every gradient step counts as one.
+        population: the current individuals, with genes.
+        leaders: mask key → individual and its validation score, for every individual that was the
+            best of a generation (or on the front). Seeds with a known score are leaders too.
+        hall_of_fame: the individuals of the highest fitness ever, without genes.
+        history: one record per generation.
     """
 
     def __init__(
@@ -63,291 +66,320 @@ class Evolution:
         warn: Warn = lambda _: None,
     ) -> None:
         self.plan = plan
-        self._report, self._warn = report, warn
-        self._state = _State()
-        self._random = random.Random(derive_seed(plan.seed, "selection"))
-        self._recipes = {phase.name: VariationSampler(plan, phase) for phase in plan.phases}
-        self._started = time.monotonic()
-        self.population: list[Individual] = []
-        self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=same)
-        self.logbook = tools.Logbook()
-        self.history: list[Generation] = []
         self.toolbox = make_toolbox(plan.preset, workers)
-        self._scores = Scores(self.toolbox.map, plan.group)
-        self._one_by_one = workers.count == 1 and plan.layout.total > LARGE
+        self.generation = 0
+        self.evaluations = 0
+        self.population: list[Individual] = []
+        self.leaders: dict[str, tuple[Individual, ValidationScore]] = {}
+        self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=lambda a, b: a.key == b.key)
+        self.history: list[Generation] = []
+        self._report, self._warn = report, warn
+        self._best_fitness, self._best_generation = -inf, 0  # the last improvement
+        self._random = random.Random(derive_seed(plan.seed, "selection"))
+        self._samplers = {phase.name: VariationSampler(plan, phase) for phase in plan.phases}
+        self._started = time.monotonic()
+        # With one worker and large genomes, children are made one at a time, so that the genes of
+        # those that lose the race are freed at once.
+        self._batch = 1 if workers.count == 1 and plan.layout.total > LARGE else None
 
     def run(
         self,
         seeds: Sequence[Individual],
         validation_scores: Mapping[str, ValidationScore] | None = None,
     ) -> SearchResult:
-        """Search from seeds until a limit of the plan is met.
+        """Search until a limit of the plan is reached.
 
         Args:
-            seeds: the first population is drawn from the best of them.
-            validation_scores: mask key → how it does on the validation inputs, where that is known.
+            seeds: individuals of the initial population. A restored search ignores them.
+            validation_scores: mask key → validation score of the seeds, where it is known.
 
-        An interrupt (Ctrl-C) ends the search; what was found until then is returned. A search that
-        was restored goes on from there; of the seeds, only the verdicts count then.
+        An interrupt (Ctrl-C) ends the search and the result so far is returned.
+
+        Raises:
+            GapruneError: every candidate crashes its workers.
         """
+        known = validation_scores or {}
+        races, elitist = self.plan.preset.races, self.plan.preset.elitist
         try:
             if not self.history:
                 self._started = time.monotonic()
                 with profiled("select"):
-                    self._begin(seeds, validation_scores or {})
-            while (stopped := self._limit()) is None:
+                    initial = self.plan.initial_individuals(seeds)
+                    self.leaders = {i.key: (i, known[i.key]) for i in initial if i.key in known}
+                    initial = self._set_fitness(initial, self._evaluate(initial))
+                    # Parents and children are compared on the first rung, too, see `_breed`.
+                    race = self._evaluate(initial, FIRST_RUNG) if races else None
+                    for index, individual in enumerate(initial):
+                        individual.race_fitness = race[index] if race else individual.search_fitness
+                    self._select(initial)
+                    del initial  # frees the genes of seeds that were not selected
+                    self._validate_leaders()
+                    self._record()
+            while (stopped := self._reached_limit()) is None:
                 with profiled("select"):
-                    self.step()
+                    self.generation += 1
+                    children = self._breed()
+                    if races:
+                        children = self._set_fitness(children, self._evaluate(children))
+                    self._select([*self.population, *children] if elitist else children)
+                    del children  # frees the genes of those that were not selected
+                    self._validate_leaders()
                     self._record()
         except KeyboardInterrupt:
-            if not self._state.leaders:
+            if not self.leaders:
                 raise
             stopped = "interrupted"
-        best, validation_score = self._choose(validation_scores or {})
+        best, validation = self._choose_best(known)
         return SearchResult(
             best=best,
-            validation_score=validation_score,
+            validation_score=validation,
             population=self.population,
             hall_of_fame=list(self.hall_of_fame),
-            front=[one for one in self._front() if one.key in self._state.leaders],
-            judged={
-                key: validation_score for key, (_, validation_score) in self._state.leaders.items()
-            },
+            front=[individual for individual in self._front() if individual.key in self.leaders],
+            validation_scores={key: score for key, (_, score) in self.leaders.items()},
             history=self.history,
             stopped=stopped,
-            evaluations=self._state.evaluations,
+            evaluations=self.evaluations,
             seconds=time.monotonic() - self._started,
         )
 
-    def snapshot(self) -> SearchState:
-        """Return all that the next generation depends on; call it between two generations."""
-        state = self._state
+    def state(self) -> SearchState:
+        """Return everything that the next generation depends on; call it between generations."""
         return SearchState(
-            generation=state.generation,
-            evaluations=state.evaluations,
-            gained=state.gained,
-            best=state.best,
+            generation=self.generation,
+            evaluations=self.evaluations,
+            best_fitness=self._best_fitness,
+            best_generation=self._best_generation,
             seconds=time.monotonic() - self._started,
             random=self._random.getstate(),
-            rates={name: book.memory for name, book in self._recipes.items()},
+            operator_success={name: sampler.success for name, sampler in self._samplers.items()},
             history=tuple(self.history),
             population=tuple(self.population),
             hall_of_fame=tuple(self.hall_of_fame),
-            leaders=tuple(state.leaders.values()),
+            leaders=tuple(self.leaders.values()),
         )
 
-    def restore(self, one: SearchState) -> None:
-        """Go on from a snapshot of a search under the same plan, instead of from seeds."""
-        leaders = {pair[0].key: pair for pair in one.leaders}
-        self._state = _State(one.generation, one.evaluations, one.gained, one.best, leaders)
-        self._started = time.monotonic() - one.seconds
-        self._random.setstate(one.random)
-        for name, memory in one.rates.items():
-            self._recipes[name].recall(memory)
-        self.population, self.history = list(one.population), list(one.history)
-        for record in self.history:
-            self.logbook.record(**vars(record))
-        for famous in reversed(one.hall_of_fame):  # of equals, DEAP puts the last one first
-            self.hall_of_fame.insert(famous)
+    def restore(self, state: SearchState) -> None:
+        """Continue from a state of a search under the same plan, instead of from seeds."""
+        self.generation, self.evaluations = state.generation, state.evaluations
+        self._best_fitness, self._best_generation = state.best_fitness, state.best_generation
+        self._started = time.monotonic() - state.seconds
+        self._random.setstate(state.random)
+        for name, success in state.operator_success.items():
+            self._samplers[name].restore(success)
+        self.leaders = {leader.key: (leader, score) for leader, score in state.leaders}
+        self.population, self.history = list(state.population), list(state.history)
+        for individual in reversed(
+            state.hall_of_fame
+        ):  # among equals, DEAP puts the last one first
+            self.hall_of_fame.insert(individual)
 
-    def step(self) -> None:
-        """Run one generation: breed, race, survive, judge."""
-        self._state.generation += 1
-        preset = self.plan.preset
-        children = self._raced() if preset.races else list(self._breed())
-        self._survive([*self.population, *children] if preset.elitist else children)
-        self._judge_leaders()
-
-    def _begin(
-        self, seeds: Sequence[Individual], validation_scores: Mapping[str, ValidationScore]
-    ) -> None:
-        seeds = self.plan.starts(seeds)
-        for one in seeds:
-            if one.key in validation_scores:
-                self._state.leaders[one.key] = (one, validation_scores[one.key])
-        seeds = self._score(seeds)
-        first = self._evaluate(seeds, FIRST_RUNG) if self.plan.preset.races else None
-        for index, one in enumerate(seeds):
-            one.sprint = first[index] if first else one.quality
-        self._survive(seeds)
-        self._judge_leaders()
-        self._record()
-
-    def _survive(self, contenders: Sequence[Contender]) -> None:
-        """Select the next population; only now the genes of its children are fetched."""
-        if not contenders:
-            raise GapruneError(
-                "search: no candidate is left, each took down its workers; look for what the "
-                "warnings say, and try --workers 1 to see it happen here"
-            )
-        chosen = self.toolbox.survive(distinct(contenders), self.plan.population)
-        children = [one for one in chosen if isinstance(one, Newborn)]
-        genes = dict(zip(children, self.toolbox.fetch([c.child for c in children]), strict=True))
-        layout = self.plan.layout
-        self.population = [
-            one.grown(genes[one], layout) if isinstance(one, Newborn) else one for one in chosen
-        ]
-
-    def _raced(self) -> list[Newborn]:
-        most = self.plan.phase(self._state.generation).offspring
-        return self._score(faster_half(self._breed(), most))
-
-    def _breed(self) -> Iterator[Newborn]:
-        """Yield the children as they come: one by one, where one worker breeds large ones."""
-        plan, number = self.plan, self._state.generation
-        phase = plan.phase(number)
-        recipes = self._recipes[phase.name]
-        generator = torch.Generator().manual_seed(derive_seed(plan.seed, "vary", number))
-        parents = self._parents(phase)
+    def _breed(self) -> list[Individual]:
+        """Make the children of a generation; in a race, return the better half, best first."""
+        plan, generation = self.plan, self.generation
+        phase = plan.phase(generation)
+        sampler = self._samplers[phase.name]
+        generator = torch.Generator().manual_seed(derive_seed(plan.seed, "vary", generation))
+        parents = self._select_parents(phase)
         pairs = list(zip(parents[::2], parents[1::2], strict=True))
-        drawn = [recipes.draw(pair, number, generator) for pair in pairs]
+        # All variations are drawn before any child is scored: then they depend neither on the
+        # number of workers nor on the order in which they finish.
+        drawn = [sampler.draw(pair, generation, generator) for pair in pairs]
+        races = plan.preset.races
         tasks = [
             BreedTask(
-                (a.genes,) if recipe.crossover is None else (a.genes, b.genes),
-                recipe,
-                derive_seed(plan.seed, "child", number, index),
-                FIRST_RUNG if plan.preset.races else LAST_RUNG,
+                (a.genes,) if variation.crossover is None else (a.genes, b.genes),
+                variation,
+                derive_seed(plan.seed, "child", generation, index),
+                FIRST_RUNG if races else LAST_RUNG,
             )
-            for index, ((a, b), (recipe, _)) in enumerate(zip(pairs, drawn, strict=True))
+            for index, ((a, b), (variation, _)) in enumerate(zip(pairs, drawn, strict=True))
         ]
-        lots = [[task] for task in tasks] if self._one_by_one else [tasks]
-        bred: Iterator[BreedResult | FailedTask] = chain.from_iterable(map(self.toolbox.map, lots))
-        for pair, (recipe, rate), child in zip(pairs, drawn, bred, strict=True):
-            steps = recipe.refinement.steps if recipe.refinement else 0
-            self._state.evaluations += 1 + steps
-            origin = "+".join(recipe.operators) or "copy"
-            if isinstance(child, FailedTask):
-                recipes.learn(recipe, improved=False)
-                self._leave_out(f"a child made by {origin}", child)
-                continue
-            recipes.learn(recipe, improved=child.fitness > max(one.sprint for one in pair))
-            newborn = Newborn(child, origin, rate, plan.fitness)
-            self._value(newborn, child.fitness)
-            yield newborn
+        children: list[Individual] = []
+        num_children, size = 0, self._batch or len(tasks)
+        for start in range(0, len(tasks), size):
+            results = self.toolbox.map(tasks[start : start + size])
+            for index, result in enumerate(results, start):
+                pair, (variation, step_scale) = pairs[index], drawn[index]
+                self.evaluations += 1 + variation.steps
+                if isinstance(result, FailedTask):
+                    sampler.learn(variation, improved=False)
+                    self._warn_skipped(f"a child made by {variation.origin}", result)
+                    continue
+                better_parent = max(parent.race_fitness for parent in pair)
+                sampler.learn(variation, improved=result.fitness > better_parent)
+                child = Individual(
+                    bits=result.bits,
+                    total=plan.layout.total,
+                    keep=result.keep,
+                    origin=variation.origin,
+                    step_scale=step_scale,
+                    genes=result.genes,
+                    fitness=plan.new_fitness(),
+                    race_fitness=result.fitness,
+                )
+                children += self._set_fitness([child], [result.fitness])
+                num_children += 1
+            if races:  # a child outside the best half of all planned cannot win: free its genes
+                children.sort(key=lambda child: -child.race_fitness)  # stable: earlier ones first
+                del children[ceil(len(tasks) / 2) :]
+        return children[: ceil(num_children / 2)] if races else children
 
-    def _parents(self, phase: SearchPhase) -> list[Individual]:
-        """Select two parents per child; the continuation has one, the best known after repair."""
+    def _select_parents(self, phase: SearchPhase) -> list[Individual]:
+        """Select two parents per child; in the warm-up all are the best individual after repair."""
         if phase.name == WARMUP:
-            leaders = [
-                one for one, _ in self._state.leaders.values() if isinstance(one, Individual)
-            ]
-            known = distinct([*leaders, *self.population])
-            fitness = self._evaluate(known, LAST_RUNG, repaired=True)
+            leaders = [leader for leader, _ in self.leaders.values() if leader.genes is not None]
+            known = unique([*leaders, *self.population])
+            fitness = self._evaluate(known, repaired=True)
             best = known[max(range(len(known)), key=fitness.__getitem__)]
             return [best] * (2 * phase.offspring)
         with python_random(self._random):
             return list(self.toolbox.select(self.population, 2 * phase.offspring))
 
     def _evaluate(
-        self, contenders: Sequence[Contender], rung: int, *, repaired: bool = False
+        self, individuals: Sequence[Individual], rung: int = LAST_RUNG, *, repaired: bool = False
     ) -> list[float]:
-        """Score on a rung; those that take down their workers are infinitely bad."""
-        self._state.evaluations += len(contenders)
-        scores = self._scores.of(contenders, rung, repaired=repaired)
-        return [
-            self._leave_out(one.origin, found) if isinstance(found, FailedTask) else found
-            for one, found in zip(contenders, scores, strict=True)
-        ]
+        """Return the fitness of individuals on a rung; −∞ for those that crash their workers."""
+        self.evaluations += len(individuals)
+        masks = {individual.key: individual.bits for individual in individuals}
+        bits, size = list(masks.values()), self.plan.group
+        if size == 1 or repaired:
+            scores = self.toolbox.map([ScoreTask(mask, rung, repaired) for mask in bits])
+        else:
+            groups = [tuple(bits[start : start + size]) for start in range(0, len(bits), size)]
+            results = self.toolbox.map([ScoreGroupTask(group, rung) for group in groups])
+            scores = []
+            for group, result in zip(groups, results, strict=True):
+                if not isinstance(result, FailedTask):
+                    scores += result
+                    continue
+                # One mask must not take the others of its group with it: retry each alone. Still as
+                # a `ScoreGroupTask`, because `ScoreTask` rounds differently.
+                retries = self.toolbox.map([ScoreGroupTask((mask,), rung) for mask in group])
+                scores += [r if isinstance(r, FailedTask) else r[0] for r in retries]
+        by_key = dict(zip(masks, scores, strict=True))
+        fitness = []
+        for individual in individuals:
+            score = by_key[individual.key]
+            if isinstance(score, FailedTask):
+                self._warn_skipped(individual.origin, score)
+                score = -inf
+            fitness.append(score)
+        return fitness
 
-    def _score(self, contenders: Sequence[C]) -> list[C]:
-        """Set the fitness of all and return those that have one."""
+    def _set_fitness(
+        self, individuals: Sequence[Individual], fitness: Sequence[float]
+    ) -> list[Individual]:
+        """Set the DEAP fitness and return the individuals that could be scored.
+
+        In a Pareto search, sparsity is the second value.
+        """
         scored = []
-        for one, fitness in zip(contenders, self._evaluate(contenders, LAST_RUNG), strict=True):
-            if fitness > UNSCORED:
-                self._value(one, fitness)
-                scored.append(one)
+        for individual, value in zip(individuals, fitness, strict=True):
+            if value > -inf:
+                sparsity = 1 - individual.keep / self.plan.layout.dense_cost
+                pareto = self.plan.most is not None
+                individual.fitness.values = (value, sparsity) if pareto else (value,)
+                scored.append(individual)
         return scored
 
-    def _leave_out(self, what: str, lost: FailedTask) -> float:
-        """Say that a candidate is left out, and return its fitness."""
-        self._warn(
-            f"generation {self._state.generation}: {what} is left out, it took down its worker "
-            f"{lost.attempts} times ({lost.why})"
-        )
-        return UNSCORED
+    def _select(self, candidates: Sequence[Individual]) -> None:
+        """Select the next population; only now the genes of surviving children are fetched."""
+        if not candidates:
+            raise GapruneError(
+                "workers: every candidate crashes its workers, see the warnings; run with "
+                "--workers 1 to see the error"
+            )
+        self.population = self.toolbox.survive(unique(candidates), self.plan.population)
+        genes = self.toolbox.fetch(self.population)
+        for individual, fetched in zip(self.population, genes, strict=True):
+            individual.genes = fetched
 
-    def _value(self, one: Contender, fitness: float) -> None:
-        """Set the DEAP fitness: the objective, and in a Pareto search the sparsity beside it."""
-        sparsity = 1 - one.keep / self.plan.layout.dense_cost
-        one.fitness.values = (fitness,) if self.plan.most is None else (fitness, sparsity)
+    def _validate_leaders(self) -> None:
+        """Score the best individual, or the front, on the validation inputs.
 
-    def _judge_leaders(self) -> None:
-        """Judge the best, or the front, on the validation inputs; whoever cannot be judged leaves."""
-        leaders = self._state.leaders
-        while new := [one for one in distinct(self._best()) if one.key not in leaders]:
-            validation_scores = self.toolbox.map([ValidateTask(one.bits) for one in new])
-            for one, validation_score in zip(new, validation_scores, strict=True):
-                if isinstance(validation_score, FailedTask):
-                    self._leave_out(one.origin, validation_score)
-                    self._survive([other for other in self.population if other is not one])
+        An individual that cannot be scored there leaves the population, and the next one leads.
+        """
+        while new := [i for i in unique(self._best()) if i.key not in self.leaders]:
+            scores = self.toolbox.map([ValidateTask(individual.bits) for individual in new])
+            for individual, score in zip(new, scores, strict=True):
+                if isinstance(score, FailedTask):
+                    self._warn_skipped(individual.origin, score)
+                    self._select([other for other in self.population if other is not individual])
                 else:
-                    leaders[one.key] = (one, validation_score)
+                    self.leaders[individual.key] = (individual, score)
 
     def _best(self) -> list[Individual]:
         return self._front() or list(tools.selBest(self.population, 1))
-
-    def _record(self) -> None:
-        state = self._state
-        phase = self.plan.phase(state.generation).name
-        self.hall_of_fame.update([Remembered.of(one) for one in self.population])
-        numbers = self.toolbox.describe(self.population)
-        leader = tools.selBest(self.population, 1)[0]
-        if numbers["best"] > state.best:
-            state.best, state.gained = numbers["best"], state.generation
-        record = Generation(
-            generation=state.generation,
-            evaluations=state.evaluations,
-            seconds=time.monotonic() - self._started,
-            best=numbers["best"],
-            mean=numbers["mean"],
-            validation=state.leaders[leader.key][1].agreement,
-            operator_rates=self._recipes[phase].rates,
-            phase=phase,
-        )
-        self.logbook.record(**vars(record))
-        self.history.append(record)
-        self._forget()
-        if self._report is not None:
-            self._report(record)
-
-    def _forget(self) -> None:
-        """Keep the mask alone of leaders that will have no more children: there are ever more."""
-        state = self._state
-        if self.plan.phase(state.generation + 1).name == WARMUP:
-            return
-        alive = {id(one) for one in self.population}
-        for key, (one, validation_score) in state.leaders.items():
-            if isinstance(one, Individual) and id(one) not in alive:
-                state.leaders[key] = Remembered.of(one), validation_score
 
     def _front(self) -> list[Individual]:
         if self.plan.most is None:
             return []
         front = tools.sortLogNondominated(self.population, len(self.population), True)
-        return sorted(front, key=lambda one: one.genes.keep)
+        return sorted(front, key=lambda individual: individual.keep)
 
-    def _choose(self, known: Mapping[str, ValidationScore]) -> tuple[Individual, ValidationScore]:
-        """Pick the fittest on the validation inputs among those that agree there at least like the baselines.
-
-        Fitness tells candidates apart that agree on the same number of inputs, so it decides; the
-        best baseline's agreement is the bar, which it meets itself.
-        """
-        leaders = list(self._state.leaders.values())
-        judged = [pair for pair in leaders if pair[0].keep == self.plan.keep] or leaders
-        bar = max((known[one.key].agreement for one, _ in judged if one.key in known), default=0.0)
-        eligible = [pair for pair in judged if pair[1].agreement >= bar]
-        best, validation_score = max(eligible, key=lambda pair: pair[1].fitness)
-        return best if isinstance(best, Individual) else best.grown(
-            self.plan.layout
-        ), validation_score
-
-    def _limit(self) -> str | None:
-        state = self._state
-        parted = parted_for(record.validation for record in self.history)
-        return self.plan.limits.reached(
-            generation=state.generation,
-            evaluations=state.evaluations,
+    def _record(self) -> None:
+        phase = self.plan.phase(self.generation).name
+        self.hall_of_fame.update([individual.without_genes() for individual in self.population])
+        statistics = self.toolbox.describe(self.population)
+        leader = tools.selBest(self.population, 1)[0]
+        if statistics["best"] > self._best_fitness:
+            self._best_fitness, self._best_generation = statistics["best"], self.generation
+        record = Generation(
+            generation=self.generation,
+            evaluations=self.evaluations,
             seconds=time.monotonic() - self._started,
-            idle=state.generation - max(state.gained, self.plan.before),
-            parted=min(parted, state.generation - self.plan.before),  # it hands on its leader
+            best=statistics["best"],
+            mean=statistics["mean"],
+            validation=self.leaders[leader.key][1].agreement,
+            operator_rates=self._samplers[phase].rates,
+            phase=phase,
+        )
+        self.history.append(record)
+        self._drop_genes()
+        if self._report is not None:
+            self._report(record)
+
+    def _drop_genes(self) -> None:
+        """Drop the genes of former leaders: their number grows, and they have no more children."""
+        if self.plan.phase(self.generation + 1).name == WARMUP:
+            return  # its parent is chosen among all leaders
+        alive = {id(individual) for individual in self.population}
+        for key, (leader, score) in self.leaders.items():
+            if leader.genes is not None and id(leader) not in alive:
+                self.leaders[key] = leader.without_genes(), score
+
+    def _choose_best(
+        self, known: Mapping[str, ValidationScore]
+    ) -> tuple[Individual, ValidationScore]:
+        """Return the leader of the highest validation fitness that is never worse than a seed.
+
+        Agreement is what users are promised, but many leaders agree on the same number of inputs.
+        So leaders need at least the agreement of the best seed, and fitness decides among them.
+        """
+        leaders = list(self.leaders.values())
+        exact = [pair for pair in leaders if pair[0].keep == self.plan.keep] or leaders
+        bar = max(
+            (known[leader.key].agreement for leader, _ in exact if leader.key in known), default=0.0
+        )
+        return max(
+            (pair for pair in exact if pair[1].agreement >= bar), key=lambda pair: pair[1].fitness
+        )
+
+    def _reached_limit(self) -> str | None:
+        main_start = self.plan.phases[-1].start
+        overfit = overfit_generations([record.validation for record in self.history])
+        return self.plan.limits.reached(
+            generation=self.generation,
+            evaluations=self.evaluations,
+            seconds=time.monotonic() - self._started,
+            stagnant=self.generation - max(self._best_generation, main_start),
+            # the main phase starts with the leader of the earlier ones, so those do not count
+            overfit=min(overfit, self.generation - main_start),
+        )
+
+    def _warn_skipped(self, what: str, failed: FailedTask) -> None:
+        self._warn(
+            f"generation {self.generation}: {what} is skipped: it crashed its worker "
+            f"{failed.attempts} times ({failed.why})"
         )

@@ -1,14 +1,15 @@
-"""An individual of the search: per-layer score tensors, keep counts, and the mask they express.
+"""Genes and individuals: per-layer scores, keep counts, and the mask that they decode to.
 
-Genes of large networks are held in half precision, see `held`; operators work on float32.
+Scores of large networks are stored in float16, see `to_storage`; operators work on float32.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +19,25 @@ from torch import Tensor
 
 from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask, pack, unpack
 
-EXACT = 1 << 24  # so many ranks and no more are all different in float32
-LARGE = 1 << 22  # weights of a network above which scores are held in half precision
-PIECE = 1 << 20  # scores that are worked on at once: what is in between stays in the cache
-_HALF = torch.float16
-_BOUNDS = {  # dtype → the least score above the cut, the largest one
+EXACT_FLOAT32 = 1 << 24  # up to this many ranks are distinct in float32
+LARGE = 1 << 22  # weights of a network above which scores are stored in float16
+PIECE = 1 << 20  # scores per step of a loop: its intermediate results fit the CPU cache
+_BOUNDS = {  # dtype → the least score above the threshold, the largest score
     torch.float32: (torch.finfo(torch.float32).tiny, inf),
-    _HALF: (2.0**-24, torch.finfo(_HALF).max),
+    torch.float16: (2.0**-24, torch.finfo(torch.float16).max),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Genes:
-    """What is inherited, and all that travels between workers.
+    """What operators change and what travels between workers.
 
     Attributes:
-        scores: float32 `[layout.total]`, larger is kept first; float16 where they are `held` so.
-        counts: keep count of each layer, or None where all layers are ranked together
-            (scope `global`).
-        keep: kept weights of the whole network; where the layout has a price, multiply-adds.
-        fixed: the counts never change (scope `layer`).
-        absolute: the size of a score counts, not its sign (the original idea).
+        scores: float32 `[layout.total]`, larger is kept first; float16 in storage.
+        counts: keep count of each layer, or None if all layers share one ranking (scope `global`).
+        keep: budget of the whole network: kept weights, or MACs if the layout has a MAC cost.
+        fixed: whether the counts never change (scope `layer`).
+        absolute: whether weights are ranked by |score| (preset `classic`).
     """
 
     scores: Tensor
@@ -48,33 +47,39 @@ class Genes:
     absolute: bool = False
 
     @property
-    def strength(self) -> Tensor:
-        """What is ranked: the scores, or their sizes."""
+    def ranking(self) -> Tensor:
+        """The values that are ranked: the scores, or their absolute values."""
         return self.scores.abs() if self.absolute else self.scores
 
-    def express(self, layout: Layout) -> Tensor:
-        """Return the flat bool mask `[layout.total]` of which exactly `keep` is the budget."""
-        if self.scores.dtype == _HALF:
+    def decode(self, layout: Layout) -> Tensor:
+        """Return the flat bool mask `[layout.total]` that spends exactly the budget `keep`."""
+        if self.scores.dtype == torch.float16:
+            # stored scores have their threshold at 0, which spares the top-k, see `to_float16`
             mask = self.scores > 0
-            if self._fits(layer_counts(mask, layout), layout) and layout.satisfies_pattern(mask):
+            if self._has_budget(layer_counts(mask, layout), layout) and layout.satisfies_pattern(
+                mask
+            ):
                 return mask
-        strength = self.wide().strength
+        ranking = self.as_float32().ranking
         if layout.n_of_m is not None:
-            return layout.n_of_m.mask(strength, layout.slices, layout.shapes)
+            return layout.n_of_m.mask(ranking, layout.slices, layout.shapes)
         if self.counts is None:
-            return global_mask(strength, layout, self.keep)
-        return layered_mask(strength, layout, self.counts)
+            return global_mask(ranking, layout, self.keep)
+        return layered_mask(ranking, layout, self.counts)
 
     def signed(self) -> Genes:
-        """Return the same mask and budget with scores that are ranked as they stand."""
-        return replace(self, scores=self.strength, absolute=False)
+        """Return genes of the same mask whose scores are ranked without taking absolute values."""
+        return replace(self, scores=self.ranking, absolute=False)
 
-    def wide(self) -> Genes:
-        """Return the same genes for operators: halves as float32, which changes no value."""
-        return self.with_scores(self.scores.float()) if self.scores.dtype == _HALF else self
+    def as_float32(self) -> Genes:
+        """Return the same genes for operators; the conversion from float16 is exact."""
+        return self.with_scores(self.scores.float()) if self.scores.dtype == torch.float16 else self
 
-    def _fits(self, counts: Sequence[int], layout: Layout) -> bool:
-        """Tell whether a mask of so many weights in each layer, all above the others, is theirs."""
+    def with_scores(self, scores: Tensor) -> Genes:
+        """Return other scores under the same budget."""
+        return replace(self, scores=scores)
+
+    def _has_budget(self, counts: Sequence[int], layout: Layout) -> bool:
         if self.counts is not None:
             return tuple(counts) == self.counts
         enough = all(n >= least for n, least in zip(counts, layout.min_counts, strict=True))
@@ -82,202 +87,189 @@ class Genes:
             return enough and layout.mac_cost.is_maximal(counts, self.keep)
         return enough and sum(counts) == self.keep
 
-    def with_scores(self, scores: Tensor) -> Genes:
-        """Return the same budget with other scores."""
-        return replace(self, scores=scores)
 
-
-def mask_key(mask: Tensor) -> str:
-    """Return a hash of a flat mask: equal keys are equal phenotypes, evaluated once."""
-    return bits_key(pack(mask))
-
-
-def bits_key(bits: NDArray[np.uint8]) -> str:
-    """Return the hash of a mask that is packed."""
+def mask_key(bits: NDArray[np.uint8]) -> str:
+    """Return a hash of a packed mask: equal keys mean equal masks."""
     return hashlib.blake2b(bits.tobytes(), digest_size=16).hexdigest()
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]  # deap carries no type hints
-    """One number, larger is better."""
+    """One objective value to maximise."""
 
     weights = (1.0,)
 
 
 class ParetoFitness(base.Fitness):  # type: ignore[misc]  # deap carries no type hints
-    """Quality, then sparsity, both larger is better."""
+    """The objective value and the sparsity, both to maximise."""
 
     weights = (1.0, 1.0)
 
 
-class Individual(list[Tensor]):
-    """A DEAP individual: the list of its per-layer score tensors, with a fitness.
+@dataclass(eq=False)
+class Individual:
+    """A candidate for DEAP: its mask, its fitness and, while it may have children, its genes.
 
-    The tensors are views of `genes.scores`, so the list and the flat vector are one.
+    The genes take 16 to 32 times the memory of the packed mask. So children that do not survive
+    never send theirs, and individuals that only wait to be chosen have none.
 
     Attributes:
-        genes: scores, counts and budget.
-        fitness: the DEAP fitness; invalid until evaluated on all search calibration inputs.
-        bits: the packed mask, expressed once; whoever knows it passes it on.
-        key: hash of the mask.
-        learning_rate: this individual's own step length for gradient-informed mutation.
-        origin: the baseline it was seeded from, or the operators that made it.
-        sprint: fitness on the first rung of the race.
+        bits: packed mask.
+        total: length of the unpacked mask.
+        keep: the budget that the mask spends, see `Genes`.
+        origin: the criterion that it was seeded from, or the operators that made it.
+        step_scale: its own factor on the length of gradient steps, inherited and mutated.
+        genes: `Genes`, a handle to genes on another worker (see `Workers.fetch`), or None.
+        fitness: DEAP fitness on all calibration inputs; invalid until it is scored.
+        race_fitness: fitness on the first rung of the race.
+        key: hash of the mask, computed unless it is given.
     """
 
-    def __init__(
-        self,
-        genes: Genes,
-        layout: Layout,
-        origin: str,
-        learning_rate: float = 1.0,
-        fitness: type[base.Fitness] = Fitness,
-        bits: NDArray[np.uint8] | None = None,
-    ) -> None:
-        super().__init__(layout.split(genes.scores).values())
-        self.genes = genes
-        self.bits = pack(genes.express(layout)) if bits is None else bits
-        self.key = bits_key(self.bits)
-        self.origin = origin
-        self.learning_rate = learning_rate
-        self.fitness = fitness()
-        self.sprint = -float("inf")
+    bits: NDArray[np.uint8] = field(repr=False)
+    total: int
+    keep: int
+    origin: str
+    step_scale: float = 1.0
+    genes: Any = field(default=None, repr=False)
+    fitness: base.Fitness = field(default_factory=Fitness)
+    race_fitness: float = -inf
+    key: str = ""
 
-    def at_budget(self, keep: int, layout: Layout) -> Individual:
-        """Return the same scores with another number of kept weights, all layers together."""
-        genes = replace(self.genes, keep=keep, counts=None)
-        return Individual(genes, layout, self.origin, self.learning_rate)
+    def __post_init__(self) -> None:
+        self.key = self.key or mask_key(self.bits)
+
+    @classmethod
+    def from_genes(cls, genes: Genes, layout: Layout, origin: str) -> Individual:
+        """Decode genes into an individual without fitness."""
+        return cls(pack(genes.decode(layout)), layout.total, genes.keep, origin, genes=genes)
 
     @property
     def mask(self) -> Tensor:
-        """Flat bool mask, eight times as large as its bits, so unpacked when it is asked for."""
-        return unpack(self.bits, self.genes.scores.numel())
+        """The flat bool mask, unpacked at every access: it takes eight times the memory."""
+        return unpack(self.bits, self.total)
 
     @property
-    def keep(self) -> int:
-        """Kept weights of the whole network."""
-        return self.genes.keep
-
-    @property
-    def quality(self) -> float:
-        """Fitness on the search calibration inputs, the first DEAP fitness value."""
+    def search_fitness(self) -> float:
+        """Fitness on the calibration inputs: the first value of the DEAP fitness."""
         return float(self.fitness.values[0])
+
+    def without_genes(self) -> Individual:
+        """Return the individual as it is stored when it will have no more children."""
+        return replace(self, genes=None)
 
 
 def seed_genes(
     scores: Tensor, layout: Layout, keep: int, scope: str, uniform: Sequence[int] | None = None
 ) -> Genes:
-    """Turn a criterion into genes at a budget.
+    """Turn the scores of a criterion into genes at a budget.
 
     Args:
-        scores: flat criterion `[layout.total]`, comparable across layers unless `uniform` is given.
+        scores: flat scores `[layout.total]`, comparable across layers unless `uniform` is given.
         layout: the network's prunable layers.
         keep: kept weights of the whole network.
         scope: `allocated`, `global` or `layer`.
-        uniform: keep counts of every layer at equal density (required by scope `layer`); without
-            them the counts are those of the global ranking.
+        uniform: keep count of every layer at equal density (required by scope `layer`). By
+            default the counts are those of one ranking over all layers.
     """
     ranked = rank(scores)
     counts = uniform or layer_counts(global_mask(ranked, layout, keep), layout)
     genes = Genes(ranked, tuple(counts), keep, fixed=scope == "layer")
-    if kind_of(layout) == _HALF:
-        genes = held(genes, layout)
+    if score_dtype(layout) == torch.float16:
+        genes = to_storage(genes, layout)
     elif not genes.fixed:
         genes = align(genes, layout)
     return replace(genes, counts=None) if scope == "global" else genes
 
 
 def rank(scores: Tensor) -> Tensor:
-    """Map scores to their rank in [0, 1), ties in reverse index order; of the same shape, CPU.
+    """Map scores to their ranks in [0, 1) on the CPU, in the shape of `scores`.
 
-    Ranks give every criterion the same scale, so one step length suits them all. Equal scores get
-    the lower index the higher rank, as `top_k_mask` keeps them. They are float32, or float64 where
-    there are more than `EXACT`; `held` cuts these before it rounds them.
+    Ranks give every criterion the same scale, so one step length suits all of them. Among equal
+    scores the lowest index gets the highest rank, as in `top_k_mask`. Ranks are float32, or float64
+    above `EXACT_FLOAT32` scores; `to_storage` shifts these before it rounds them.
     """
     flat, total = scores.reshape(-1).cpu(), scores.numel()
-    kind = torch.float32 if total <= EXACT else torch.float64
+    dtype = torch.float32 if total <= EXACT_FLOAT32 else torch.float64
     order = flat.flip(0).argsort(stable=True).neg_().add_(total - 1)
-    ranks = torch.empty(total, dtype=kind)
-    for start, places in zip(range(0, total, PIECE), order.split(PIECE), strict=True):
-        ranks[places] = torch.arange(start, start + len(places), dtype=kind) / total
+    ranks = torch.empty(total, dtype=dtype)
+    for start, indices in zip(range(0, total, PIECE), order.split(PIECE), strict=True):
+        ranks[indices] = torch.arange(start, start + len(indices), dtype=dtype) / total
     return ranks.view(scores.shape)
 
 
-def kind_of(layout: Layout) -> torch.dtype:
-    """Return in which precision the scores of a network are held."""
-    return _HALF if layout.total > LARGE else torch.float32
+def score_dtype(layout: Layout) -> torch.dtype:
+    """Return the dtype in which the scores of a network are stored."""
+    return torch.float16 if layout.total > LARGE else torch.float32
 
 
-def held(genes: Genes, layout: Layout) -> Genes:
-    """Return genes as they are kept between tasks, to be called where new ones are made.
+def to_storage(genes: Genes, layout: Layout) -> Genes:
+    """Return genes as they are stored between tasks; every new child passes through here once.
 
-    Those of large networks are `halved`. Rounded once, at birth, a child is the same wherever it is
-    scored, sent or kept. Genes ranked by size stay float32: there the sign is a gene too.
+    Large networks store float16 (`to_float16`). A child is rounded once, where it is made, so it
+    is the same wherever it is scored or sent. Genes ranked by |score| stay float32: their sign
+    would be lost.
     """
-    keeps = genes.absolute or genes.scores.dtype == kind_of(layout) or layout.total <= LARGE
-    return genes if keeps else halved(genes, layout)
+    keeps = genes.absolute or genes.scores.dtype == score_dtype(layout) or layout.total <= LARGE
+    return genes if keeps else to_float16(genes, layout)
 
 
-def halved(genes: Genes, layout: Layout) -> Genes:
-    """Return the same mask, to the bit, of float16 scores that are cut at 0 in every layer.
+def to_float16(genes: Genes, layout: Layout) -> Genes:
+    """Return float16 genes of the same mask, bit for bit, with the threshold of every layer at 0.
 
-    What is rounded is the distance from the cut, by at most 2⁻¹¹ of it or 2⁻²⁵, whichever is more
-    (and the last place above 0). So how far a weight has to go to be exchanged is known to 0.05 %,
-    or to one place in 2²⁴ of the ranking; the gradient of a batch, which moves it, is known to
-    much less. Scores beyond 65,504, where ranks lie in [0, 1), end there.
+    Only the distance from the threshold is rounded: by at most 2⁻¹¹ of it or 2⁻²⁵, whichever is
+    more. So the distance that a score must move to change the mask is known to 0.05 %, far better
+    than the gradient that moves it. Scores beyond 65,504 are clamped; ranks lie in [0, 1).
     """
-    return _cut_at_zero(genes, layout, _HALF)
+    return _threshold_at_zero(genes, layout, torch.float16)
 
 
 def align(genes: Genes, layout: Layout) -> Genes:
-    """Shift each layer's scores so that its cut lies at 0: kept above, dropped at most 0; float32.
+    """Shift the scores of each layer so that its threshold is 0: kept above, dropped at most 0.
 
-    Then one threshold serves all layers: a global top-k of aligned scores gives the same mask, and
-    gradient-informed mutation can trade weights between layers. Genes without counts have one
-    threshold already and come back as they are.
+    Then one threshold serves all layers: a global top-k of aligned float32 scores gives the same
+    mask, and gradient steps can move weights between layers. Genes without counts have one
+    threshold already and are returned unchanged.
     """
-    return genes if genes.counts is None else _cut_at_zero(genes, layout, torch.float32)
+    return genes if genes.counts is None else _threshold_at_zero(genes, layout, torch.float32)
 
 
-def _cut_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
+def _threshold_at_zero(genes: Genes, layout: Layout, dtype: torch.dtype) -> Genes:
+    mask, ranking = genes.decode(layout), genes.as_float32().ranking
+    shifted = torch.empty(layout.total, dtype=dtype)
     if layout.n_of_m is not None:
-        return _groups_at_zero(genes, layout, kind)
-    kept, strength = genes.express(layout), genes.wide().strength
-    spans = [_span(strength[part], kept[part]) for part in layout.slices]
-    # where units have prices, cheap ones stay that rank below others
+        # under an N:M pattern every group of M weights has a threshold of its own
+        dims = layout.slices, layout.shapes
+        thresholds = layout.n_of_m.cuts(ranking, mask, *dims)
+        parts = (layout.n_of_m.groups(flat, *dims) for flat in (mask, shifted))
+        for (scores, threshold), keep_mask, out in zip(thresholds, *parts, strict=True):
+            _shift(scores, threshold, keep_mask, out)
+        return replace(genes, scores=shifted, absolute=False)
+    gaps = [_gap(ranking[part], mask[part]) for part in layout.slices]
+    # with MAC costs, cheap units are kept below better ones, so there is no common threshold
     common = genes.counts is None and layout.mac_cost is None
-    cuts = _common(spans) if common else [_middle(*span) for span in spans]
-    least, most = _BOUNDS[kind]
-    found = torch.empty(layout.total, dtype=kind)
-    for part, cut in zip(layout.slices, cuts, strict=True):
-        pieces = (one[part].split(PIECE) for one in (strength, kept, found))
-        for scores, stays, out in zip(*pieces, strict=True):
-            shifted = (scores - cut).float()
-            # Equal scores, or rounding, can put both sides of a cut at 0; the index would decide.
-            out.copy_(torch.where(stays, shifted.clamp(least, most), shifted.clamp(-most, 0)))
-    return replace(genes, scores=found, absolute=False)
+    layer_thresholds = _common_thresholds(gaps) if common else [_middle(*gap) for gap in gaps]
+    for part, threshold in zip(layout.slices, layer_thresholds, strict=True):
+        pieces = (flat[part].split(PIECE) for flat in (ranking, mask, shifted))
+        for scores, keep_mask, out in zip(*pieces, strict=True):
+            _shift(scores, threshold, keep_mask, out)
+    return replace(genes, scores=shifted, absolute=False)
 
 
-def _groups_at_zero(genes: Genes, layout: Layout, kind: torch.dtype) -> Genes:
-    """Shift every group of a quota so that its own cut lies at 0; nothing else decides there."""
-    assert layout.n_of_m is not None
-    kept, strength = genes.express(layout), genes.wide().strength
-    least, most = _BOUNDS[kind]
-    found = torch.empty(layout.total, dtype=kind)
-    where = layout.slices, layout.shapes
-    cuts = layout.n_of_m.cuts(strength, kept, *where)
-    parts = (layout.n_of_m.groups(one, *where) for one in (kept, found))
-    for (scores, cut), stays, out in zip(cuts, *parts, strict=True):
-        shifted = (scores - cut).float()
-        out.copy_(torch.where(stays, shifted.clamp(least, most), shifted.clamp(-most, 0)))
-    return replace(genes, scores=found, absolute=False)
+def _shift(scores: Tensor, threshold: Tensor | float, keep_mask: Tensor, out: Tensor) -> None:
+    """Write `scores - threshold` to `out`, clamped to above 0 for kept weights and to 0 for others.
+
+    Ties and rounding could put both sides at 0; then the index, not the mask, would decide.
+    """
+    least, most = _BOUNDS[out.dtype]
+    shifted = (scores - threshold).float()
+    out.copy_(torch.where(keep_mask, shifted.clamp(least, most), shifted.clamp(-most, 0)))
 
 
-def _span(scores: Tensor, kept: Tensor) -> tuple[float, float]:
-    """Return the lowest kept score and the highest dropped one, −∞ where all are kept."""
-    pieces = list(zip(scores.split(PIECE), kept.split(PIECE), strict=True))
+def _gap(scores: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Return the lowest kept score and the highest dropped one, −∞ if all are kept."""
+    pieces = list(zip(scores.split(PIECE), mask.split(PIECE), strict=True))
     return (
-        min(float(one.masked_fill(~stays, inf).min()) for one, stays in pieces),
-        max(float(one.masked_fill(stays, -inf).max()) for one, stays in pieces),
+        min(float(part.masked_fill(~keep_mask, inf).min()) for part, keep_mask in pieces),
+        max(float(part.masked_fill(keep_mask, -inf).max()) for part, keep_mask in pieces),
     )
 
 
@@ -285,12 +277,12 @@ def _middle(lowest: float, highest: float) -> float:
     return lowest if highest == -inf else (lowest + highest) / 2
 
 
-def _common(spans: Sequence[tuple[float, float]]) -> list[float]:
-    """Return the cut of one ranking, in each layer: shifted as far as a floor holds weights there.
+def _common_thresholds(gaps: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the threshold of one ranking for each layer, moved where the floor keeps more weights.
 
     Args:
-        spans: of every layer, its lowest kept score and its highest dropped one.
+        gaps: lowest kept and highest dropped score of every layer.
     """
-    highest = max(high for _, high in spans)
-    cut = _middle(min(low for low, _ in spans if low >= highest), highest)
-    return [min(max(cut, high), low) for low, high in spans]
+    highest = max(high for _, high in gaps)
+    threshold = _middle(min(low for low, _ in gaps if low >= highest), highest)
+    return [min(max(threshold, high), low) for low, high in gaps]

@@ -70,12 +70,12 @@ def threshold_swap(
     if layout.n_of_m is not None:
         return _swapped_in_groups(genes, layout, index, generator, rate, reach)
     part, size = layout.slices[index], layout.sizes[index]
-    kept = genes.express(layout)[part]
+    kept = genes.decode(layout)[part]
     count = int(kept.count_nonzero())
     window = min(max(1, round(count * reach)), count, size - count)
     if window == 0:
         return genes
-    strength = genes.strength[part]
+    strength = genes.ranking[part]
     lowest, highest = _best(-strength, kept, window), _best(strength, ~kept, window)
     swaps = max(1, min(window, round(count * rate)))
     leaving = lowest[torch.randperm(window, generator=generator)[:swaps]]
@@ -91,7 +91,7 @@ def _swapped_in_groups(
 ) -> Genes:
     """Exchange the last kept and the first dropped weight of groups in which they are near."""
     assert layout.n_of_m is not None
-    parts = (genes.strength, genes.express(layout), torch.arange(layout.total))
+    parts = (genes.ranking, genes.decode(layout), torch.arange(layout.total))
     where = layout.slices, layout.shapes
     strength, kept, places = (
         list(layout.n_of_m.groups(one, *where))[index] for one in parts
@@ -200,7 +200,7 @@ def _draw_layers(layout: Layout, number: int, generator: Generator) -> list[int]
 
 
 def _counts(genes: Genes, layout: Layout) -> list[int]:
-    return list(genes.counts or layer_counts(genes.express(layout), layout))
+    return list(genes.counts or layer_counts(genes.decode(layout), layout))
 
 
 def _moved(

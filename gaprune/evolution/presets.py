@@ -103,7 +103,9 @@ def find_preset(name: str) -> Preset:
     """Return a preset by name, our own or a plug-in's, or say which there are."""
     found = PRESETS.get(name) or plugins.find_plugin(plugins.PRESETS, name, read_preset)
     if found is None:
-        raise unknown_name("preset", name, [*PRESETS, *plugins.plugin_names(plugins.PRESETS, PRESETS)])
+        raise unknown_name(
+            "preset", name, [*PRESETS, *plugins.plugin_names(plugins.PRESETS, PRESETS)]
+        )
     return found
 
 

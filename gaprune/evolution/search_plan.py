@@ -1,23 +1,22 @@
-"""What a search is told before it starts, when it stops, and what it returns."""
+"""What a search is given, when it stops, and what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gaprune.evaluation.evaluator import ValidationScore
-from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Fitness, Individual, ParetoFitness
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH, WARMUP, SearchPhase
 from gaprune.evolution.presets import Preset, as_density_search, as_warmup
 from gaprune.masks.supermask import Layout
 from gaprune.records import Generation
 
-ALLOCATORS = 16  # children per generation of the allocation phase, at least
-FRONT_SEEDS = 5  # budgets at which every baseline starts a Pareto search
-PARTED = 0.02  # agreement on the validation inputs lost between the best there and the leader of the search
+WARMUP, DENSITY_SEARCH, SEARCH = "warmup", "density_search", "search"
+MIN_DENSITY_OFFSPRING = 16  # children per generation of the density search, at least
+FRONT_BUDGETS = 5  # budgets at which every seed starts a Pareto search
+OVERFIT_DROP = 0.02  # validation agreement that the leader loses when a search overfits
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,14 @@ class SearchLimits:
     """When to stop; None is no limit.
 
     Attributes:
-        generations: so many after the seeded one.
+        generations: after the initial population.
         evaluations: candidates scored; every gradient step counts as one.
-        seconds: of the search. How far a search comes then depends on the machine, so this is the
-            one limit under which a seed does not fix the masks.
+        seconds: duration of the search. The number of generations then depends on the machine,
+            so this is the one limit under which a seed does not determine the masks.
         stagnation: generations without a better fitness.
-        patience: generations in a row whose leader agrees on the validation inputs at least `PARTED` less than
-            an earlier one: the search then learns its own calibration inputs. Like those of stagnation, they
-            are counted from where the search phase begins.
+        patience: consecutive generations whose leader is at least `OVERFIT_DROP` below an earlier
+            leader in validation agreement: the search overfits its calibration inputs. Like
+            `stagnation`, it counts from the start of the main phase.
     """
 
     generations: int | None = None
@@ -42,50 +41,84 @@ class SearchLimits:
     patience: int | None = None
 
     def reached(
-        self, generation: int, evaluations: int, seconds: float, idle: int, parted: int
+        self, generation: int, evaluations: int, seconds: float, stagnant: int, overfit: int
     ) -> str | None:
-        """Return the name of the first limit that is met (`validation` for patience), or None."""
-        now = {
+        """Return the name of the first limit reached (`validation` for patience), or None."""
+        pairs = {
             "generations": (generation, self.generations),
             "evaluations": (evaluations, self.evaluations),
             "seconds": (seconds, self.seconds),
-            "stagnation": (idle, self.stagnation),
-            "validation": (parted, self.patience),
+            "stagnation": (stagnant, self.stagnation),
+            "validation": (overfit, self.patience),
         }
-        met = (name for name, (value, limit) in now.items() if limit is not None and value >= limit)
-        return next(met, None)
+        return next(
+            (
+                name
+                for name, (value, limit) in pairs.items()
+                if limit is not None and value >= limit
+            ),
+            None,
+        )
 
 
-def parted_for(validation: Iterable[float]) -> int:
-    """Count the last generations whose leader agrees `PARTED` less than an earlier leader.
+def overfit_generations(agreements: Sequence[float]) -> int:
+    """Count the last generations whose leader is `OVERFIT_DROP` below an earlier leader.
 
     Args:
-        validation: agreement of every generation's leader on the validation inputs.
+        agreements: validation agreement of the leader of every generation.
     """
-    best, parted = 0.0, 0
-    for agreement in validation:
+    best, count = 0.0, 0
+    for agreement in agreements:
         best = max(best, agreement)
-        parted = parted + 1 if best - agreement >= PARTED else 0
-    return parted
+        count = count + 1 if best - agreement >= OVERFIT_DROP else 0
+    return count
+
+
+@dataclass(frozen=True)
+class SearchPhase:
+    """Consecutive generations whose children are made in the same way.
+
+    Attributes:
+        name: `warmup` (gradient steps from the repaired to the strict network), `density_search`
+            (keep counts of the layers only) or `search` (all operators).
+        preset: operators and their options.
+        offspring: children per generation.
+        refinement: gradient steps of every child, or None.
+        start: generations before the phase.
+        length: its generations, or None: until a limit is reached.
+    """
+
+    name: str
+    preset: Preset
+    offspring: int
+    refinement: Refinement | None
+    start: int
+    length: int | None
+
+    def progress(self, generation: int) -> float:
+        """Return the fraction of the phase that is over after a generation; 0 without a length."""
+        if not self.length:
+            return 0.0
+        return min(1.0, (generation - self.start) / self.length)
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Everything that the engine needs to know beside the genes.
+    """Everything that the search needs besides seeds and workers.
 
     Attributes:
-        preset: operators and survival.
-        layout: the network's prunable layers.
+        preset: operators, selection and survival.
+        layout: the prunable layers of the network.
         seed: of every random choice.
         population, offspring: survivors and children per generation.
-        refinement: length of gradient steps, or None.
+        refinement: gradient steps of the main phase, or None.
         limits: when to stop.
-        keep: the asked number of kept weights.
-        most: with a Pareto search, children keep from `keep` to `most` weights; else None.
-        density_search: of the generations, those before the search that change keep counts alone.
-        warmup: the steps of one generation before all others, or None: from what the best
-            seed after repair answers then to what it answers without. It needs a guided evaluator.
-        group: masks that are scored in one forward pass; 1 scores each alone.
+        keep: requested budget, see `Genes`.
+        most: in a Pareto search, budgets range from `keep` to `most`; else None.
+        density_search: generations that change keep counts only, before the main phase.
+        warmup: gradient steps of the one generation of the warm-up, or None. It requires an
+            evaluator with `GuidedForward`.
+        group: masks scored in one forward pass; 1 scores each by itself.
     """
 
     preset: Preset
@@ -103,74 +136,75 @@ class SearchPlan:
 
     @cached_property
     def phases(self) -> tuple[SearchPhase, ...]:
-        """How the generations are divided: out of repair, keep counts, then everything."""
-        found: list[SearchPhase] = []
+        """The phases in order: warm-up and density search if planned, then the main search."""
+        phases: list[SearchPhase] = []
         if self.warmup is not None:
             preset = as_warmup(self.preset)
-            found.append(SearchPhase(WARMUP, preset, self.offspring, self.warmup, 0, 1))
-        before, total = len(found) + self.density_search, self.limits.generations
+            phases.append(SearchPhase(WARMUP, preset, self.offspring, self.warmup, 0, 1))
+        start, total = len(phases) + self.density_search, self.limits.generations
         if self.density_search:
-            preset, children = as_density_search(self.preset), max(ALLOCATORS, self.offspring)
-            found.append(
-                SearchPhase(DENSITY_SEARCH, preset, children, None, len(found), self.density_search)
+            preset = as_density_search(self.preset)
+            offspring = max(MIN_DENSITY_OFFSPRING, self.offspring)
+            phases.append(
+                SearchPhase(
+                    DENSITY_SEARCH, preset, offspring, None, len(phases), self.density_search
+                )
             )
-        rest = None if total is None else max(0, total - before)
-        search = SearchPhase(SEARCH, self.preset, self.offspring, self.refinement, before, rest)
-        return *found, search
-
-    @property
-    def before(self) -> int:
-        """The generations before the search phase."""
-        return self.phases[-1].start
+        length = None if total is None else max(0, total - start)
+        main = SearchPhase(SEARCH, self.preset, self.offspring, self.refinement, start, length)
+        return *phases, main
 
     def phase(self, generation: int) -> SearchPhase:
-        """Return the phase of a generation; the seeded one, 0, counts to the first."""
-        return next((one for one in self.phases if one.holds(generation)), self.phases[-1])
+        """Return the phase of a generation; the initial population counts to the first phase."""
+        for phase in self.phases[:-1]:
+            if phase.length is not None and generation <= phase.start + phase.length:
+                return phase
+        return self.phases[-1]
 
-    def starts(self, seeds: Sequence[Individual]) -> list[Individual]:
-        """Return the seeds; in a Pareto search at several budgets, evenly spaced in logarithm."""
+    def new_fitness(self) -> Fitness | ParetoFitness:
+        """Return an unset DEAP fitness of the kind that this search compares."""
+        return Fitness() if self.most is None else ParetoFitness()
+
+    def initial_individuals(self, seeds: Sequence[Individual]) -> list[Individual]:
+        """Return the seeds; in a Pareto search at several budgets, evenly spaced on a log scale."""
         if self.most is None:
             return list(seeds)
-        ratio = (self.most / self.keep) ** (1 / (FRONT_SEEDS - 1))
-        budgets = [round(self.keep * ratio**step) for step in range(FRONT_SEEDS)]
-        return [self.adopt(one.at_budget(n, self.layout)) for n in budgets for one in seeds]
-
-    @property
-    def fitness(self) -> type[Fitness | ParetoFitness]:
-        """The kind of DEAP fitness that this search compares."""
-        return Fitness if self.most is None else ParetoFitness
-
-    def adopt(self, individual: Individual) -> Individual:
-        """Return a seed with the kind of DEAP fitness that this search compares."""
-        one = individual
-        return Individual(
-            one.genes, self.layout, one.origin, one.learning_rate, self.fitness, one.bits
-        )
+        ratio = (self.most / self.keep) ** (1 / (FRONT_BUDGETS - 1))
+        budgets = [round(self.keep * ratio**step) for step in range(FRONT_BUDGETS)]
+        individuals = []
+        for keep in budgets:
+            for seed in seeds:
+                genes = replace(seed.genes, keep=keep, counts=None)
+                individual = Individual.from_genes(genes, self.layout, seed.origin)
+                individual.fitness = self.new_fitness()
+                individuals.append(individual)
+        return individuals
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        best: the candidate that does best on the validation inputs among those that led the search.
-        validation_score: how it does there.
-        population: the last one.
-        hall_of_fame: the best ever on the search calibration inputs.
-        front: non-dominated individuals, sparsest first (Pareto only).
-        judged: mask key → how it did on the validation inputs, for all that led the search and the seeds.
+        best: the candidate that scores best on the validation inputs among all leaders.
+        validation_score: its score there.
+        population: the last population.
+        hall_of_fame: the individuals of the highest fitness ever, without genes.
+        front: non-dominated individuals, sparsest first (Pareto search only).
+        validation_scores: mask key → validation score of every leader and every seed.
         history: one record per generation.
-        stopped: `generations`, `evaluations`, `seconds`, `stagnation`, `validation` or `interrupted`.
+        stopped: `generations`, `evaluations`, `seconds`, `stagnation`, `validation` or
+            `interrupted`.
         evaluations: candidates scored; every gradient step counts as one.
-        seconds: of the search alone.
+        seconds: duration of the search.
     """
 
     best: Individual
     validation_score: ValidationScore
     population: list[Individual]
-    hall_of_fame: list[Remembered]
+    hall_of_fame: list[Individual]
     front: list[Individual]
-    judged: dict[str, ValidationScore]
+    validation_scores: dict[str, ValidationScore]
     history: list[Generation]
     stopped: str
     evaluations: int

@@ -1,7 +1,7 @@
-"""The tasks that workers run: breed a child, score a mask, judge a mask. All are pure.
+"""The tasks that workers run: breed a child, score masks, validate a mask.
 
-A task carries everything that varies and its own seed, so its result depends neither on the worker
-nor on the order; that is what makes one worker and many give the same masks, bit for bit.
+A task is a pure function of its fields, with a seed of its own. So its result depends neither on
+the worker nor on the order, and any number of workers gives the same masks, bit for bit.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
-from gaprune.evolution.genome import Genes, held
-from gaprune.evolution.gradient import Refinement, refine
+from gaprune.evolution.genome import Genes, to_storage
+from gaprune.evolution.gradient import refine
 from gaprune.evolution.operators import find_crossover, find_mutation
-from gaprune.masks.supermask import pack, unpack
+from gaprune.evolution.variation import Variation
+from gaprune.masks.supermask import Layout, pack, unpack
 from gaprune.profiling import profiled
+
+Bits = NDArray[np.uint8]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -30,114 +32,80 @@ def derive_seed(*parts: int | str) -> int:
 
 
 @dataclass(frozen=True)
-class Variation:
-    """How a child is made.
-
-    Attributes:
-        crossover: key of `CROSSOVERS`, or None: a copy of the first parent.
-        mutation: key of `MUTATIONS`, or None.
-        options: keyword arguments of the mutation.
-        refinement: gradient steps after that, or None.
-        keep: another budget for the child, under one ranking over all layers; None inherits.
-    """
-
-    crossover: str | None = None
-    mutation: str | None = None
-    options: tuple[tuple[str, Any], ...] = ()
-    refinement: Refinement | None = None
-    keep: int | None = None
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        """Names of the operators used, for statistics and adaptive rates."""
-        names = (self.crossover, self.mutation, "gradient" if self.refinement else None)
-        return tuple(name for name in names if name)
-
-
-@dataclass(frozen=True)
 class BreedResult:
-    """What comes back from breeding.
+    """The message that a worker returns for a `BreedTask`.
 
     Attributes:
-        genes: from workers elsewhere a handle, until they are fetched.
-        fitness: on the asked rung.
-        bits: the packed mask that the genes express.
-        keep: kept weights of the whole network.
+        genes: of the child; from a remote worker, a handle until they are fetched.
+        fitness: on the rung of the task.
+        bits: packed mask.
+        keep: the budget that the mask spends.
     """
 
     genes: Genes
     fitness: float
-    bits: NDArray[np.uint8]
+    bits: Bits
     keep: int
 
 
 @dataclass(frozen=True)
 class BreedTask:
-    """Make one child of one or two parents and score it."""
+    """Make one child of one or two parents and score it on a rung."""
 
     parents: tuple[Genes, ...]
-    recipe: Variation
+    variation: Variation
     seed: int
     rung: int
 
     @property
     def kind(self) -> str:
-        """Children of as many gradient steps on the same rung take about as long."""
-        steps = self.recipe.refinement.steps if self.recipe.refinement else 0
-        return f"Breed, {steps} steps, rung {self.rung}"
+        """Tasks of one kind take about the same time, from which workers predict timeouts."""
+        return f"Breed, {self.variation.steps} steps, rung {self.rung}"
 
     def run(self, evaluator: Evaluator) -> BreedResult:
-        """Vary, express, score."""
+        """Vary, refine, decode, score."""
         generator = torch.Generator().manual_seed(self.seed)
+        layout, refinement = evaluator.layout, self.variation.refinement
         with profiled("vary"):
-            genes = self._refined(evaluator, generator)
+            if refinement is None:
+                genes = self._vary(layout, generator)
+            else:
+                # No variable here refers to the genes before refinement: they are large, and
+                # `refine` frees them as soon as it has its own copy.
+                genes = refine(self._vary(layout, generator), evaluator, refinement, generator)
+            genes = to_storage(genes, layout)
         with profiled("decode"):
-            mask = genes.express(evaluator.layout)
+            mask = genes.decode(layout)
         return BreedResult(genes, evaluator.fitness(mask, self.rung), pack(mask), genes.keep)
 
-    def _refined(self, evaluator: Evaluator, generator: torch.Generator) -> Genes:
-        """Return the child as it is held between tasks."""
-        plan = self.recipe.refinement
-        if plan is None:
-            return held(self._varied(evaluator, generator), evaluator.layout)
-        # nothing here holds what is refined: it is large
-        return held(
-            refine(self._varied(evaluator, generator), evaluator, plan, generator), evaluator.layout
-        )
-
-    def _varied(self, evaluator: Evaluator, generator: torch.Generator) -> Genes:
-        """Return the child before its gradient steps; scores that stay are the parent's own."""
-        parents = tuple(one.wide() for one in self.parents)
-        genes = parents[0]
-        if self.recipe.crossover is not None:
-            cross = find_crossover(self.recipe.crossover)
-            genes = cross(parents[0], parents[1], evaluator.layout, generator)[0]
-        if self.recipe.mutation is not None:
-            mutate = partial(find_mutation(self.recipe.mutation), **dict(self.recipe.options))
-            genes = mutate(genes, evaluator.layout, generator)
-        if self.recipe.keep is not None:
-            genes = replace(genes, keep=self.recipe.keep, counts=None)
-        if genes.scores is parents[0].scores:
+    def _vary(self, layout: Layout, generator: torch.Generator) -> Genes:
+        """Return the child before its gradient steps."""
+        parents = tuple(genes.as_float32() for genes in self.parents)
+        genes, variation = parents[0], self.variation
+        if variation.crossover is not None:
+            cross = find_crossover(variation.crossover)
+            genes = cross(parents[0], parents[1], layout, generator)[0]
+        if variation.mutation is not None:
+            mutate = partial(find_mutation(variation.mutation), **dict(variation.options))
+            genes = mutate(genes, layout, generator)
+        if variation.keep is not None:
+            genes = replace(genes, keep=variation.keep, counts=None)
+        if genes.scores is parents[0].scores:  # unchanged: share the parent's memory
             return genes.with_scores(self.parents[0].scores)
         return genes
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Score a packed mask on one rung of the search calibration inputs, as it is judged or after repair."""
+    """Score a packed mask on the calibration inputs of a rung, optionally after repair."""
 
-    bits: NDArray[np.uint8]
+    bits: Bits
     rung: int
     repaired: bool = False
 
-    @classmethod
-    def of(cls, mask: torch.Tensor, rung: int, *, repaired: bool = False) -> ScoreTask:
-        """Pack a flat bool mask into a small message."""
-        return cls(pack(mask), rung, repaired)
-
     @property
     def kind(self) -> str:
-        """Every rung takes its time."""
+        """Each rung takes its own time."""
         return f"Score, rung {self.rung}{', repaired' if self.repaired else ''}"
 
     def run(self, evaluator: Evaluator) -> float:
@@ -147,15 +115,31 @@ class ScoreTask:
 
 
 @dataclass(frozen=True)
+class ScoreGroupTask:
+    """Score several packed masks in one forward pass where torch can do that.
+
+    The score of a mask does not depend on the others; see `Evaluator.fitness_many`.
+    """
+
+    bits: tuple[Bits, ...]
+    rung: int
+
+    @property
+    def kind(self) -> str:
+        """Each rung takes its own time, whether the group is full or not."""
+        return f"ScoreGroup, rung {self.rung}"
+
+    def run(self, evaluator: Evaluator) -> list[float]:
+        """Return the fitness of each mask."""
+        masks = [unpack(bits, evaluator.layout.total) for bits in self.bits]
+        return evaluator.fitness_many(masks, self.rung)
+
+
+@dataclass(frozen=True)
 class ValidateTask:
-    """Judge a packed mask on the validation inputs."""
+    """Score a packed mask on the validation inputs."""
 
-    bits: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, mask: torch.Tensor) -> ValidateTask:
-        """Pack a flat bool mask into a small message."""
-        return cls(pack(mask))
+    bits: Bits
 
     def run(self, evaluator: Evaluator) -> ValidationScore:
         """Return agreement and fitness on the validation inputs."""
@@ -163,4 +147,4 @@ class ValidateTask:
             return evaluator.validate(unpack(self.bits, evaluator.layout.total))
 
 
-Task = BreedTask | ScoreTask | ValidateTask
+Task = BreedTask | ScoreTask | ScoreGroupTask | ValidateTask

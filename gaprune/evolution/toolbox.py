@@ -6,31 +6,27 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from deap import base, tools
 
-from gaprune.evolution.archive import Remembered
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.offspring import Newborn
 from gaprune.evolution.presets import Preset
 from gaprune.workers import Workers
 
-Contender = Individual | Newborn
-C = TypeVar("C", bound=Contender)
-
 
 def roulette(individuals: Sequence[Individual], k: int) -> list[Individual]:
-    """Draw `k` with chances in proportion to fitness, by DEAP.
+    """Draw `k` individuals with probability proportional to fitness.
 
-    DEAP's wheel needs fitness above 0; otherwise the chances are the heights above the worst.
+    DEAP's roulette needs positive fitness. Otherwise the distance from the worst is used.
     """
-    worst = min(one.quality for one in individuals)
+    worst = min(individual.search_fitness for individual in individuals)
     if worst > 0:
         return list(tools.selRoulette(individuals, k))
-    heights = [one.quality - worst + sys.float_info.epsilon for one in individuals]
-    return random.choices(individuals, heights, k=k)
+    # epsilon: if all are equal, all weights would be 0
+    weights = [i.search_fitness - worst + sys.float_info.epsilon for i in individuals]
+    return random.choices(individuals, weights, k=k)
 
 
 SELECTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -45,41 +41,36 @@ SURVIVALS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 
 def make_toolbox(preset: Preset, workers: Workers) -> base.Toolbox:
-    """Return what the search calls by name: select, survive, map, fetch, describe."""
+    """Return a toolbox with `select`, `survive`, `map`, `fetch` and `describe`."""
     toolbox = base.Toolbox()
     select, options = SELECTIONS[preset.selection]
-    survive, rules = SURVIVALS[preset.survival]
     toolbox.register("select", select, **options)
-    toolbox.register("survive", survive, **rules)
+    survive, options = SURVIVALS[preset.survival]
+    toolbox.register("survive", survive, **options)
     toolbox.register("map", workers.run)
     toolbox.register("fetch", workers.fetch)
-    statistics = tools.Statistics(lambda individual: individual.quality)
+    statistics = tools.Statistics(lambda individual: individual.search_fitness)
     statistics.register("best", max)
     statistics.register("mean", lambda values: float(np.mean(values)))
     toolbox.register("describe", statistics.compile)
     return toolbox
 
 
-def same(a: Remembered, b: Remembered) -> bool:
-    """Tell whether two express the same mask."""
-    return a.key == b.key
-
-
-def distinct(individuals: Sequence[C]) -> list[C]:
-    """Drop individuals that express the same mask as an earlier one."""
-    first: dict[str, C] = {}
-    for one in individuals:
-        first.setdefault(one.key, one)
+def unique(individuals: Sequence[Individual]) -> list[Individual]:
+    """Drop individuals that have the same mask as an earlier one."""
+    first: dict[str, Individual] = {}
+    for individual in individuals:
+        first.setdefault(individual.key, individual)
     return list(first.values())
 
 
 @contextmanager
-def python_random(own: random.Random) -> Iterator[None]:
-    """Let DEAP, which draws from Python's global generator, draw from `own` instead."""
+def python_random(source: random.Random) -> Iterator[None]:
+    """Make DEAP, which uses Python's global generator, draw from `source`."""
     outside = random.getstate()
-    random.setstate(own.getstate())
+    random.setstate(source.getstate())
     try:
         yield
     finally:
-        own.setstate(random.getstate())
+        source.setstate(random.getstate())
         random.setstate(outside)

@@ -1,100 +1,174 @@
-"""How the next child is made: operators drawn by their rates, step lengths, budgets."""
+"""How children are made: operators are drawn by adaptive rates, with step lengths and budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import cos, exp, pi
+from typing import Any
 
 import torch
 
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.operator_rates import OperatorRates
-from gaprune.evolution.phases import SearchPhase
+from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import NONE
-from gaprune.evolution.search_plan import SearchPlan
-from gaprune.evolution.tasks import Variation
+from gaprune.evolution.search_plan import SearchPhase, SearchPlan
 
-Pair = tuple[Individual, Individual]
+MIN_RATE = 0.02  # no operator dies out: it may become useful later in the search
+SUCCESS_DECAY = 0.9  # of the running success rate, per child
+EXACT_BUDGET = 0.25  # fraction of children in a Pareto search with exactly the requested budget
+RANDOM_BUDGET = 0.25  # fraction whose budget is drawn log-uniformly from the whole front
+MIN_ANNEALING = 0.1  # factor on the gradient step length after the last generation of a phase
+MIN_SCALE, MAX_SCALE = 0.25, 4.0  # bounds of an individual's own factor on the step length
 
-ASKED = 0.25  # part of the children of a Pareto search that keep exactly the asked number
-ANYWHERE = 0.25  # part whose budget is drawn log-uniformly over the whole front
-LEAST_RATE = 0.1  # of the first gradient step length, reached in the phase's last generation
-SLOWEST, FASTEST = 0.25, 4.0  # bounds of an individual's own factor on the step length
+
+@dataclass(frozen=True)
+class Variation:
+    """The recipe of one child.
+
+    Attributes:
+        crossover: key of `CROSSOVERS`, or None: a copy of the first parent.
+        mutation: key of `MUTATIONS`, or None.
+        options: keyword arguments of the mutation.
+        refinement: gradient steps after the mutation, or None.
+        keep: new budget, under one ranking over all layers; None inherits the parent's.
+    """
+
+    crossover: str | None = None
+    mutation: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    refinement: Refinement | None = None
+    keep: int | None = None
+
+    @property
+    def origin(self) -> str:
+        """The operators, joined by `+`: the origin of the child."""
+        names = (self.crossover, self.mutation, "gradient" if self.refinement else None)
+        return "+".join(filter(None, names)) or "copy"
+
+    @property
+    def steps(self) -> int:
+        """Number of gradient steps."""
+        return self.refinement.steps if self.refinement else 0
+
+
+class OperatorRates:
+    """Adaptive operator selection by probability matching (Goldberg 1990).
+
+    Args:
+        initial: operator → initial probability; they sum to 1.
+        adaptive: False keeps the initial probabilities.
+
+    Attributes:
+        success: operator → running rate of children that beat their better parent.
+    """
+
+    def __init__(self, initial: Mapping[str, float], *, adaptive: bool) -> None:
+        self._initial = dict(initial)
+        self.success = dict.fromkeys(initial, 0.5)
+        self._adaptive = adaptive
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Operator → current probability, at least `MIN_RATE` if they adapt."""
+        if not self._adaptive:
+            return dict(self._initial)
+        credit = {name: rate * self.success[name] for name, rate in self._initial.items()}
+        total = sum(credit.values())
+        least = min(MIN_RATE, 1 / len(credit))
+        free = 1 - least * len(credit)
+        return {name: least + free * share / total for name, share in credit.items()}
+
+    def draw(self, generator: torch.Generator) -> str:
+        """Draw an operator."""
+        table = self.probabilities
+        weights = torch.tensor(list(table.values()), dtype=torch.float64)
+        return list(table)[int(torch.multinomial(weights, 1, generator=generator))]
+
+    def credit(self, name: str, *, improved: bool) -> None:
+        """Record whether a child of this operator beat its better parent."""
+        if name in self.success:
+            rate = SUCCESS_DECAY * self.success[name] + (1 - SUCCESS_DECAY) * float(improved)
+            self.success[name] = max(0.01, rate)
 
 
 class VariationSampler:
-    """Draws the recipes of a phase and learns from how the children turn out."""
+    """Draws the variations of one phase and learns from the fitness of the children."""
 
     def __init__(self, plan: SearchPlan, phase: SearchPhase) -> None:
         self._plan, self._phase = plan, phase
-        adaptive = phase.preset.adaptive
-        self._crossovers = OperatorRates(phase.preset.crossovers, adaptive=adaptive)
-        self._mutations = OperatorRates(phase.preset.mutations, adaptive=adaptive)
+        preset = phase.preset
+        self.crossovers = OperatorRates(preset.crossovers, adaptive=preset.adaptive)
+        self.mutations = OperatorRates(preset.mutations, adaptive=preset.adaptive)
 
     @property
     def rates(self) -> dict[str, dict[str, float]]:
-        """Current probabilities of crossovers and mutations."""
+        """Current probabilities of the crossovers and mutations."""
         return {
-            "crossover": self._crossovers.probabilities,
-            "mutation": self._mutations.probabilities,
+            "crossover": self.crossovers.probabilities,
+            "mutation": self.mutations.probabilities,
         }
 
     @property
-    def memory(self) -> dict[str, dict[str, float]]:
-        """What was learnt, to be recalled by the book of an equal phase."""
+    def success(self) -> dict[str, dict[str, float]]:
+        """Success rates of the crossovers and mutations, to be saved in a checkpoint."""
         return {
-            "crossover": dict(self._crossovers.success),
-            "mutation": dict(self._mutations.success),
+            "crossover": dict(self.crossovers.success),
+            "mutation": dict(self.mutations.success),
         }
 
-    def recall(self, memory: Mapping[str, Mapping[str, float]]) -> None:
-        """Know what another book had learnt."""
-        self._crossovers.success.update(memory["crossover"])
-        self._mutations.success.update(memory["mutation"])
+    def restore(self, success: Mapping[str, Mapping[str, float]]) -> None:
+        """Continue with saved success rates."""
+        self.crossovers.success.update(success["crossover"])
+        self.mutations.success.update(success["mutation"])
 
     def draw(
-        self, pair: Pair, generation: int, generator: torch.Generator
+        self, pair: tuple[Individual, Individual], generation: int, generator: torch.Generator
     ) -> tuple[Variation, float]:
-        """Return the recipe of a child of `pair`, and the step-length factor that it inherits."""
-        crossover, mutation = self._crossovers.draw(generator), self._mutations.draw(generator)
+        """Return the variation for a child of `pair`, and the step scale that the child inherits."""
+        crossover, mutation = self.crossovers.draw(generator), self.mutations.draw(generator)
+        # log-normal mutation of the step scale: self-adaptation as in evolution strategies. Drawn
+        # even where it is not used, so that every child takes the same number of random draws.
         change = exp(0.3 * float(torch.randn((), generator=generator)))
-        refinement, factor = self._phase.refinement, pair[0].learning_rate
-        # without steps, nothing would select among factors; some say themselves where they end
+        refinement, scale = self._phase.refinement, pair[0].step_scale
+        # Without gradient steps nothing selects among scales. A refinement with a `last_rate`
+        # (warm-up) has a schedule of its own.
         if refinement is not None and refinement.last_rate is None:
-            factor = (pair[0].learning_rate * pair[1].learning_rate) ** 0.5 * change
-            factor = min(max(factor, SLOWEST), FASTEST)
-            most = refinement.learning_rate * factor
-            first, last = most * self._annealing(generation - 1), most * self._annealing(generation)
+            scale = (pair[0].step_scale * pair[1].step_scale) ** 0.5 * change
+            scale = min(max(scale, MIN_SCALE), MAX_SCALE)
+            rate = refinement.learning_rate * scale
+            first, last = rate * self._annealing(generation - 1), rate * self._annealing(generation)
             refinement = replace(refinement, learning_rate=first, last_rate=last)
-        recipe = Variation(
+        variation = Variation(
             crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
             mutation=None if mutation == NONE else mutation,
             options=tuple(self._phase.preset.options.get(mutation, {}).items()),
             refinement=refinement,
-            keep=self._budget(pair, generator),
+            keep=self._draw_budget(pair, generator),
         )
-        return recipe, factor
+        return variation, scale
 
-    def learn(self, recipe: Variation, *, improved: bool) -> None:
-        """Record whether the child of a recipe beat its better parent."""
-        self._crossovers.credit(recipe.crossover or NONE, improved=improved)
-        self._mutations.credit(recipe.mutation or NONE, improved=improved)
+    def learn(self, variation: Variation, *, improved: bool) -> None:
+        """Record whether the child of a variation beat its better parent."""
+        self.crossovers.credit(variation.crossover or NONE, improved=improved)
+        self.mutations.credit(variation.mutation or NONE, improved=improved)
 
     def _annealing(self, generation: int) -> float:
-        """Shorten gradient steps along a cosine, from 1 to `LEAST_RATE` after the last one."""
+        """Return the factor on the step length: a cosine from 1 to `MIN_ANNEALING` over the phase."""
         progress = self._phase.progress(generation)
-        return LEAST_RATE + (1 - LEAST_RATE) * (1 + cos(pi * progress)) / 2
+        return MIN_ANNEALING + (1 - MIN_ANNEALING) * (1 + cos(pi * progress)) / 2
 
-    def _budget(self, pair: Pair, generator: torch.Generator) -> int | None:
-        """Draw a child's keep count in a Pareto search: the asked, any, or near its parents'."""
+    def _draw_budget(
+        self, pair: tuple[Individual, Individual], generator: torch.Generator
+    ) -> int | None:
+        """Draw the budget of a child in a Pareto search: exact, random, or near its parents'."""
         plan = self._plan
         if plan.most is None:
             return None
-        kind, place, change = (float(draw) for draw in torch.rand(3, generator=generator))
-        if kind < ASKED:
+        kind, position, change = (float(draw) for draw in torch.rand(3, generator=generator))
+        if kind < EXACT_BUDGET:
             return plan.keep
-        if kind < ASKED + ANYWHERE:
-            return int(plan.keep * (plan.most / plan.keep) ** place)
-        mean = (pair[0].genes.keep * pair[1].genes.keep) ** 0.5
+        if kind < EXACT_BUDGET + RANDOM_BUDGET:
+            return int(plan.keep * (plan.most / plan.keep) ** position)
+        mean = (pair[0].keep * pair[1].keep) ** 0.5
         return min(max(int(mean * 2 ** (change - 0.5)), plan.keep), plan.most)

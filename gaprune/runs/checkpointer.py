@@ -21,11 +21,10 @@ from gaprune.callbacks import Observer
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import ValidationScore
-from gaprune.evolution.archive import as_mask
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.search_plan import SearchPlan
-from gaprune.evolution.snapshot import SearchState
+from gaprune.evolution.search_state import SearchState
 from gaprune.io.checkpoints import (
     Checkpoint,
     CheckpointFolder,
@@ -35,7 +34,6 @@ from gaprune.io.checkpoints import (
 )
 from gaprune.io.run_files import HISTORY
 from gaprune.io.serialization import to_json
-from gaprune.masks.supermask import unpack
 from gaprune.models.target import Target
 from gaprune.profiling import profiled
 from gaprune.records import Generation, as_json
@@ -98,10 +96,10 @@ class SearchCheckpointer:
         facts, tensors = found
         seeds, validation_scores = [], {}
         for number, one in enumerate(facts["seeds"]):
-            mask = unpack(tensors[f"seed/{number}"].numpy(), plan.layout.total)
-            seeds.append(plan.adopt(as_mask(mask, plan.layout, one["origin"], plan.keep)))
+            bits = tensors[f"seed/{number}"].numpy()
+            seeds.append(Individual(bits, plan.layout.total, plan.keep, one["origin"]))
             validation_scores[seeds[-1].key] = ValidationScore(one["agreement"], one["fitness"])
-        search = SearchState.put_together(facts["search"], tensors, plan)
+        search = SearchState.from_record(facts["search"], tensors, plan)
         return SavedSearch(search, seeds, validation_scores, facts["seconds"])
 
     def note(
@@ -115,7 +113,7 @@ class SearchCheckpointer:
         if self._shelf is None or not self._every:
             return
         with profiled("checkpoint"):
-            self._waiting = SavedSearch(evolution.snapshot(), seeds, validation_scores, seconds)
+            self._waiting = SavedSearch(evolution.state(), seeds, validation_scores, seconds)
             self._stream(self._waiting.search.history)
             if self._waiting.search.generation % self._every == 0:
                 self.flush()
@@ -128,7 +126,7 @@ class SearchCheckpointer:
             self._write(self._waiting, self._shelf, self._own)
 
     def _write(self, waiting: SavedSearch, shelf: CheckpointFolder, run_directory: OpenRun) -> None:
-        search, tensors = waiting.search.taken_apart()
+        search, tensors = waiting.search.to_record()
         validation_scores = waiting.validation_scores
         seeds = [{"origin": s.origin, **validation_scores[s.key]._asdict()} for s in waiting.seeds]
         # copied: a seed may be a leader as well, and tensors in a file share no memory

@@ -18,10 +18,9 @@ from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
 from gaprune.evaluation.batch_pool import BatchPool
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.genome import Genes, kind_of, seed_genes
+from gaprune.evolution.genome import Genes, score_dtype, seed_genes
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.phases import SearchPhase
-from gaprune.evolution.search_plan import SearchPlan
+from gaprune.evolution.search_plan import SearchPhase, SearchPlan
 from gaprune.masks.budget import keep_total
 from gaprune.models.patterns import units_of
 from gaprune.models.target import Target
@@ -165,7 +164,7 @@ def _timed(evaluator: Evaluator, plan: SearchPlan, settings: Settings) -> dict[s
         scores = torch.rand(plan.layout.total, generator=generator)
         genes = seed_genes(scores, plan.layout, plan.keep, settings.scope)
         began = time.perf_counter()
-        evaluator.fitness(genes.express(plan.layout))
+        evaluator.fitness(genes.decode(plan.layout))
         now = {0: time.perf_counter() - began}
         if plan.refinement is not None:
             now |= {n: _child(genes, evaluator, plan.refinement, n) for n in (1, 1 + STEPS)}
@@ -207,7 +206,9 @@ def _at_most(limit: float | None, stages: Sequence[DryRunPhase]) -> float | None
 def _peak_mb(plan: SearchPlan, evaluator: Evaluator, settings: Settings) -> float:
     """Return what this process needed until here, and what a search holds beside that."""
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
-    genomes = (plan.population + plan.offspring) * plan.layout.total * kind_of(plan.layout).itemsize
+    genomes = (
+        (plan.population + plan.offspring) * plan.layout.total * score_dtype(plan.layout).itemsize
+    )
     batches = (
         (settings.batch_cache or 0) * (settings.batch or 0) * evaluator.search.inputs[0].nbytes
     )

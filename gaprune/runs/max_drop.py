@@ -264,7 +264,7 @@ def _cut(seed: Individual, span: Span, sparsity: float) -> Tensor:
     """Return the flat mask of the same scores at another sparsity."""
     counts = tuple(uniform_counts(span.layout, sparsity)) if seed.genes.fixed else None
     genes = replace(seed.genes, keep=span.kept(sparsity), counts=counts)
-    return genes.express(span.layout)
+    return genes.decode(span.layout)
 
 
 def _best(seeds: Sequence[Individual], agreements: Sequence[float]) -> list[Individual]:

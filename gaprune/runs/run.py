@@ -176,14 +176,14 @@ class PruningRun:
             ranked=evaluator,
             warn=self.observer.warning,
         )
-        return [Individual(one.genes, evaluator.layout, one.name) for one in found]
+        return [Individual.from_genes(one.genes, evaluator.layout, one.name) for one in found]
 
     def _judge_baselines(
         self, seeds: list[Individual], workers: Workers
     ) -> dict[str, ValidationScore]:
         """Judge the seeds on the validation inputs; those that take down their workers are left out."""
         found: list[ValidationScore | FailedTask] = workers.run(
-            [ValidateTask.of(seed.mask) for seed in seeds]
+            [ValidateTask(seed.bits) for seed in seeds]
         )
         validation_scores = {}
         for seed, validation_score in zip(seeds, found, strict=True):
@@ -243,7 +243,7 @@ class PruningRun:
         genes = kaiming_population(
             plan.layout, settings.sparsity, settings.scope, plan.population, self.generator
         )
-        return evolution.run([Individual(one, plan.layout, "kaiming") for one in genes])
+        return evolution.run([Individual.from_genes(one, plan.layout, "kaiming") for one in genes])
 
     def _warn_if_parted(self, outcome: SearchResult) -> None:
         """Say when the search still gains while the validation inputs loses: it has learnt its own calibration inputs."""
@@ -299,8 +299,8 @@ class PruningRun:
             repaired=repaired,
             front=[
                 {
-                    "sparsity": 1 - one.genes.keep / evaluator.layout.dense_cost,
-                    "validation": outcome.judged[one.key].agreement,
+                    "sparsity": 1 - one.keep / evaluator.layout.dense_cost,
+                    "validation": outcome.validation_scores[one.key].agreement,
                 }
                 for one in outcome.front
             ]

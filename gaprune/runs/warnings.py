@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
-from gaprune.evolution.search_plan import PARTED, SearchResult
+from gaprune.evolution.search_plan import OVERFIT_DROP, SearchResult
 
 SHOWN = 5  # layers in a message
 ONE_CLASS = 0.99  # of the validation inputs's inputs in one class: agreement on them tells nothing
@@ -75,15 +75,20 @@ def advise(
     Returns:
         The advice, or None where they agree, or too little is known.
     """
-    known = [one for one in outcome.population if one.key in outcome.judged]
+    known = [one for one in outcome.population if one.key in outcome.validation_scores]
     if not known or front:  # interrupted before the first population was complete
         return None
-    leader = max(known, key=lambda one: one.quality)
-    reached, returned = outcome.judged[leader.key].agreement, outcome.validation_score.agreement
-    if outcome.stopped != "validation" and returned - reached <= PARTED:
+    leader = max(known, key=lambda one: one.search_fitness)
+    reached, returned = (
+        outcome.validation_scores[leader.key].agreement,
+        outcome.validation_score.agreement,
+    )
+    if outcome.stopped != "validation" and returned - reached <= OVERFIT_DROP:
         agreed.append(sparsity)
         return None
-    best = max(validation_score.agreement for validation_score in outcome.judged.values())
+    best = max(
+        validation_score.agreement for validation_score in outcome.validation_scores.values()
+    )
     held = max((one for one in agreed if one < sparsity), default=None)
     ending = (
         "which is returned"

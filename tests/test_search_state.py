@@ -10,23 +10,20 @@ from typing import Any
 import pytest
 import torch
 from search_cases import random_genes, seeds_of, tiny_evaluator
-from torch import Tensor
 
-from gaprune.evaluation.evaluator import ValidationScore
-from gaprune.evolution.archive import Remembered, as_mask
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import as_pareto, find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
-from gaprune.evolution.snapshot import SearchState
+from gaprune.evolution.search_state import SearchState
 from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
 from gaprune.workers import SerialWorkers
 
 EVALUATOR = tiny_evaluator()
 KEEP = 60
 SEEDS = seeds_of(EVALUATOR, KEEP)
-VERDICTS = {one.key: EVALUATOR.validate(one.mask) for one in SEEDS}
+SCORES = {one.key: EVALUATOR.validate(one.mask) for one in SEEDS}
 
 
 def plan_of(preset: str, *, front: bool, generations: int = 6) -> SearchPlan:
@@ -52,18 +49,18 @@ def search(
     """Search from the seeds, or go on; return every state on the way."""
     states: list[SearchState] = []
     evolution = Evolution(
-        plan, SerialWorkers(EVALUATOR), lambda _: states.append(evolution.snapshot())
+        plan, SerialWorkers(EVALUATOR), lambda _: states.append(evolution.state())
     )
     if start is not None:
         evolution.restore(start)
-    return evolution.run(SEEDS if start is None else [], VERDICTS), states
+    return evolution.run(SEEDS if start is None else [], SCORES), states
 
 
 def through_disk(one: SearchState, plan: SearchPlan, place: Path) -> SearchState:
     """Return what a reader finds that knows the plan only."""
-    write_checkpoint(place, *one.taken_apart())
+    write_checkpoint(place, *one.to_record())
     facts, tensors = read_checkpoint(place)
-    return SearchState.put_together(facts, tensors, plan)
+    return SearchState.from_record(facts, tensors, plan)
 
 
 def genes_of(one: Individual) -> tuple[Any, ...]:
@@ -71,7 +68,15 @@ def genes_of(one: Individual) -> tuple[Any, ...]:
     genes = one.genes
     scores = genes.scores.numpy().tobytes()
     rest = (genes.counts, genes.keep, genes.fixed, genes.absolute)
-    return (scores, rest, one.key, one.origin, one.learning_rate, one.sprint, one.fitness.values)
+    return (
+        scores,
+        rest,
+        one.key,
+        one.origin,
+        one.step_scale,
+        one.race_fitness,
+        one.fitness.values,
+    )
 
 
 def all_of(outcome: SearchResult) -> dict[str, Any]:
@@ -81,7 +86,7 @@ def all_of(outcome: SearchResult) -> dict[str, Any]:
         "population": [genes_of(one) for one in outcome.population],
         "fame": [(one.key, one.origin, one.fitness.values) for one in outcome.hall_of_fame],
         "front": [one.key for one in outcome.front],
-        "judged": list(outcome.judged.items()),
+        "judged": list(outcome.validation_scores.items()),
         "history": [replace(record, seconds=0.0) for record in outcome.history],
         "ending": (outcome.stopped, outcome.evaluations),
     }
@@ -120,13 +125,13 @@ def test_a_snapshot_stays_as_it_is(tmp_path: Path) -> None:
 
     def report(_: object) -> None:
         if not first:
-            state = evolution.snapshot()
-            first.append((state, json.dumps(state.taken_apart()[0])))
+            state = evolution.state()
+            first.append((state, json.dumps(state.to_record()[0])))
 
     evolution._report = report
-    evolution.run(SEEDS, VERDICTS)
+    evolution.run(SEEDS, SCORES)
     (state, before) = first[0]
-    assert json.dumps(state.taken_apart()[0]) == before
+    assert json.dumps(state.to_record()[0]) == before
 
 
 def test_scores_of_any_kind_are_kept_to_the_bit(tmp_path: Path) -> None:
@@ -140,45 +145,29 @@ def test_scores_of_any_kind_are_kept_to_the_bit(tmp_path: Path) -> None:
         Genes(odd, None, KEEP + 1, absolute=True),
         Genes(odd.flip(0), counts, KEEP, fixed=True),
     ]
-    population = [plan.adopt(Individual(genes, EVALUATOR.layout, "made", 0.7)) for genes in kinds]
+    population = [Individual.from_genes(genes, EVALUATOR.layout, "made") for genes in kinds]
     for number, one in enumerate(population):
-        one.fitness.values, one.sprint = (number / 3,), -float("inf")
+        one.fitness.values, one.race_fitness, one.step_scale = (number / 3,), -float("inf"), 0.7
     state = replace(search(plan)[1][0], population=tuple(population), leaders=(), hall_of_fame=())
-    assert len([name for name in state.taken_apart()[1] if name.startswith("scores")]) == 2
+    assert len([name for name in state.to_record()[1] if name.startswith("scores")]) == 2
     found = through_disk(state, plan, tmp_path / "state")
     assert [genes_of(one) for one in found.population] == [genes_of(one) for one in population]
 
 
-def test_a_mask_comes_back_as_genes_that_express_it() -> None:
-    """With the same key, also where a layer keeps nothing but one weight or all of them."""
-    mask: Tensor = torch.zeros(EVALUATOR.layout.total, dtype=torch.bool)
-    mask[EVALUATOR.layout.slices[0]] = True
-    for part in EVALUATOR.layout.slices[1:]:
-        mask[part.stop - 1] = True
-    found = as_mask(mask, EVALUATOR.layout, "made")
-    assert torch.equal(found.mask, mask)
-    assert found.genes.keep == int(mask.count_nonzero())
-
-
 def test_leaders_that_may_have_children_keep_their_genes(tmp_path: Path) -> None:
-    """Of others there are the masks alone; the verdicts of all are as they were."""
+    """Former leaders and the hall of fame have masks only; all validation scores are the same."""
     plan = plan_of("black-box", front=False)
     state = search(plan)[1][-1]
-    alive = {id(one) for one in state.population}
-    forgotten = [isinstance(one, Remembered) for one, _ in state.leaders if id(one) not in alive]
-    assert all(forgotten)
-    assert forgotten
-    breeding = tuple((one, VERDICTS[one.key]) for one in SEEDS)
-    for leaders in (state.leaders, breeding):
-        kept = replace(state, leaders=leaders)
-        found = through_disk(kept, plan, tmp_path / str(len(leaders)))
-        for (one, validation_score), (before, known) in zip(found.leaders, leaders, strict=True):
-            assert (one.key, one.keep, validation_score) == (
-                before.key,
-                before.keep,
-                ValidationScore(*known),
-            )
-            assert isinstance(one, Remembered) == isinstance(before, Remembered)
-            if isinstance(one, Individual):
-                assert isinstance(before, Individual)
-                assert torch.equal(one.genes.scores, before.genes.scores)
+    alive = {id(individual) for individual in state.population}
+    former = [leader for leader, _ in state.leaders if id(leader) not in alive]
+    assert former
+    assert all(individual.genes is None for individual in (*former, *state.hall_of_fame))
+    with_genes = tuple((seed, SCORES[seed.key]) for seed in SEEDS)
+    for leaders in (state.leaders, with_genes):
+        saved = replace(state, leaders=leaders)
+        restored = through_disk(saved, plan, tmp_path / str(len(leaders)))
+        for (one, score), (before, known) in zip(restored.leaders, leaders, strict=True):
+            assert (one.key, one.keep, score) == (before.key, before.keep, known)
+            assert torch.equal(one.mask, before.mask)
+            assert (one.genes is None) == (before.genes is None)
+            assert one.genes is None or torch.equal(one.genes.scores, before.genes.scores)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import seeded
 
-from gaprune.evolution.operator_rates import FLOOR, OperatorRates
+from gaprune.evolution.variation import MIN_RATE, OperatorRates
 
 START = {"a": 0.5, "b": 0.3, "c": 0.2}
 successes = st.lists(st.tuples(st.sampled_from([*START, "unknown"]), st.booleans()), max_size=60)
@@ -23,7 +23,7 @@ def test_probabilities_add_up_and_no_operator_dies_out(history: list[tuple[str, 
     for name, improved in history:
         rates.credit(name, improved=improved)
     assert sum(rates.probabilities.values()) == pytest.approx(1.0)
-    assert min(rates.probabilities.values()) >= FLOOR
+    assert min(rates.probabilities.values()) >= MIN_RATE
     assert list(rates.probabilities) == list(START)
 
 
@@ -86,6 +86,6 @@ def test_an_operator_that_always_fails_keeps_its_floor() -> None:
         rates.credit("c", improved=False)
         rates.credit("a", improved=True)
         rates.credit("b", improved=True)
-    assert rates.probabilities["c"] == pytest.approx(FLOOR, abs=0.005)
-    assert rates.probabilities["c"] >= FLOOR
+    assert rates.probabilities["c"] == pytest.approx(MIN_RATE, abs=0.005)
+    assert rates.probabilities["c"] >= MIN_RATE
     assert "c" in {rates.draw(generator) for _ in range(500)}

@@ -19,10 +19,8 @@ from gaprune.evaluation.objectives import WORST, find_objective
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.scoring import ScoreGroupTask, score_masks
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
-from gaprune.evolution.tasks import ScoreTask
-from gaprune.masks.supermask import pack
+from gaprune.evolution.tasks import ScoreGroupTask
 from gaprune.models.forward import vmap_forward
 from gaprune.models.target import load_target
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
@@ -38,8 +36,7 @@ def masks_of(evaluator: Evaluator, count: int) -> list[Tensor]:
     """Return different masks that keep half of the weights."""
     keep = evaluator.layout.total // 2
     return [
-        random_genes(evaluator.layout, keep, seed).express(evaluator.layout)
-        for seed in range(count)
+        random_genes(evaluator.layout, keep, seed).decode(evaluator.layout) for seed in range(count)
     ]
 
 
@@ -209,43 +206,37 @@ def test_groups_give_the_same_bits_on_actors(ray_session: None) -> None:
         assert searched(evaluator, GROUP, actors) == here
 
 
-def test_one_mask_that_takes_down_its_worker_takes_no_others_with_it() -> None:
-    """A group that is lost is tried mask by mask, and scores what the group would have."""
-    evaluator = tiny_evaluator()
-    bits = [pack(mask) for mask in masks_of(evaluator, 5)]
-    poison, ran = bits[2].tobytes(), []
+class Crashing(SerialWorkers):
+    """Workers that crash on one mask, and record the size of every group."""
 
-    def run(tasks: Sequence[Any]) -> list[Any]:
-        """Run tasks as workers would that die of one of the masks."""
-        ran.append([len(task.bits) for task in tasks])
-        deadly = [any(one.tobytes() == poison for one in task.bits) for task in tasks]
-        lost = FailedTask(3, "its process died")
-        return [
-            lost if dies else task.run(evaluator) for task, dies in zip(tasks, deadly, strict=True)
-        ]
+    def __init__(self, evaluator: Evaluator, poison: bytes) -> None:
+        super().__init__(evaluator)
+        self.poison, self.sizes = poison, list[list[int]]()
 
-    found = score_masks(run, bits, -1, group=4)
-    assert ran == [[4, 1], [1, 1, 1, 1]]
-    assert isinstance(found[2], FailedTask)
-    expected = evaluator.fitness_many(masks_of(evaluator, 5))
-    assert [*found[:2], *found[3:]] == [*expected[:2], *expected[3:]]
+    def run(self, tasks: Sequence[Any]) -> list[Any]:
+        """Return a `FailedTask` for every group that holds the mask."""
+        groups = [task.bits if isinstance(task, ScoreGroupTask) else () for task in tasks]
+        self.sizes.append([len(group) for group in groups])
+        deadly = [any(bits.tobytes() == self.poison for bits in group) for group in groups]
+        results = super().run([task for task, dies in zip(tasks, deadly, strict=True) if not dies])
+        return [FailedTask(3, "died") if dies else results.pop(0) for dies in deadly]
 
 
-def test_without_groups_every_mask_has_a_task_of_its_own() -> None:
-    """Nor are there any after repair."""
-    bits = [pack(mask) for mask in masks_of(tiny_evaluator(), 3)]
-    seen: list[Any] = []
-
-    def run(tasks: Sequence[Any]) -> list[Any]:
-        seen.extend(tasks)
-        return [0.0 for _ in tasks]
-
-    score_masks(run, bits, 0)
-    score_masks(run, bits, 0, repaired=True, group=4)
-    assert [(type(task), task.repaired) for task in seen] == [(ScoreTask, False)] * 3 + [
-        (ScoreTask, True)
-    ] * 3
-    assert ScoreGroupTask(tuple(bits), 0).kind != ScoreTask(bits[0], 0).kind
+def test_a_mask_that_crashes_its_worker_takes_no_others_with_it() -> None:
+    """Its group is retried mask by mask; the others score what they score in a group."""
+    evaluator, warnings = tiny_evaluator(), list[str]()
+    seeds = seeds_of(evaluator, 60, count=5)
+    workers = Crashing(evaluator, seeds[2].bits.tobytes())
+    plan = replace(
+        plan_of(evaluator, 4), limits=SearchLimits(generations=0), density_search=0, population=5
+    )
+    result = Evolution(plan, workers, warn=warnings.append).run(seeds)
+    assert workers.sizes[:2] == [[4, 1], [1, 1, 1, 1]]
+    assert {i.key for i in result.population} == {i.key for i in seeds} - {seeds[2].key}
+    scores = evaluator.fitness_many([individual.mask for individual in result.population])
+    assert [individual.search_fitness for individual in result.population] == scores
+    assert len(warnings) == 1
+    assert "random2" in warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,17 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import reallocate
-from gaprune.evolution.phases import DENSITY_SEARCH, SEARCH
 from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import ALLOCATORS, SearchLimits, SearchPlan, SearchResult
+from gaprune.evolution.search_plan import (
+    DENSITY_SEARCH,
+    MIN_DENSITY_OFFSPRING,
+    SEARCH,
+    SearchLimits,
+    SearchPlan,
+    SearchResult,
+)
 from gaprune.evolution.tasks import BreedResult
-from gaprune.evolution.variation import LEAST_RATE, VariationSampler
+from gaprune.evolution.variation import MIN_ANNEALING, VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -108,7 +114,7 @@ def test_the_phase_changes_keep_counts_alone(preset: str, scope: str) -> None:
     started = {tuple(layer_counts(seed.mask, EVALUATOR.layout)) for seed in seeds}
     found = set()
     for child in (child for brood in broods[:3] for child in brood):
-        counts = layer_counts(child.genes.express(EVALUATOR.layout), EVALUATOR.layout)
+        counts = layer_counts(child.genes.decode(EVALUATOR.layout), EVALUATOR.layout)
         assert sum(counts) == KEEP
         assert min(counts) >= 1
         assert ranking(child.genes.scores) in ranked
@@ -121,9 +127,19 @@ def test_the_phase_changes_keep_counts_alone(preset: str, scope: str) -> None:
 def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
     """Each child costs one evaluation, the faster half one more; rates and names are told."""
     outcome, broods = search(plan_of(2), seeds_of(EVALUATOR, KEEP))
-    assert [len(brood) for brood in broods] == [ALLOCATORS, ALLOCATORS, 8, 8, 8, 8]
+    assert [len(brood) for brood in broods] == [
+        MIN_DENSITY_OFFSPRING,
+        MIN_DENSITY_OFFSPRING,
+        8,
+        8,
+        8,
+        8,
+    ]
     counted = [record.evaluations for record in outcome.history]
-    allocated, searched = ALLOCATORS + ALLOCATORS // 2, 8 * (1 + STEPS.steps) + 4
+    allocated, searched = (
+        MIN_DENSITY_OFFSPRING + MIN_DENSITY_OFFSPRING // 2,
+        8 * (1 + STEPS.steps) + 4,
+    )
     assert counted == [8, *(8 + n * allocated for n in (1, 2))] + [
         8 + 2 * allocated + n * searched for n in (1, 2, 3, 4)
     ]
@@ -171,7 +187,7 @@ def test_progress_counts_the_generations_of_both_phases() -> None:
 def test_the_phase_never_breeds_fewer_than_the_search() -> None:
     """A preset of many children keeps them."""
     plan = plan_of(1, "black-box")
-    assert [phase.offspring for phase in plan.phases] == [ALLOCATORS, 8]
+    assert [phase.offspring for phase in plan.phases] == [MIN_DENSITY_OFFSPRING, 8]
     wide = replace(plan, offspring=40)
     assert [phase.offspring for phase in wide.phases] == [40, 40]
 
@@ -179,14 +195,13 @@ def test_the_phase_never_breeds_fewer_than_the_search() -> None:
 def test_steps_are_annealed_over_the_search_alone() -> None:
     """Its first step takes the full length, its last the least; before, there are none."""
     plan = plan_of(3, generations=8)
-    one = Individual(
-        random_genes(EVALUATOR.layout, KEEP), EVALUATOR.layout, "test", learning_rate=2.0
-    )
+    one = Individual.from_genes(random_genes(EVALUATOR.layout, KEEP), EVALUATOR.layout, "test")
+    one.step_scale = 2.0
     density_search, searching = (VariationSampler(plan, phase) for phase in plan.phases)
     for number in range(1, 4):
         recipe, factor = density_search.draw((one, one), number, seeded(number))
         assert recipe.refinement is None
-        assert recipe.operators == ("reallocate",)
+        assert recipe.origin == "reallocate"
         assert factor == 2.0  # the parent's: nothing tells here whether another is better
     lengths: list[float] = []
     for number in range(4, 9):
@@ -201,7 +216,7 @@ def test_steps_are_annealed_over_the_search_alone() -> None:
         assert not lengths or first == pytest.approx(lengths[-1])  # it goes on where it was
         lengths += [first, last]
     assert lengths[0] == pytest.approx(1)
-    assert lengths[-1] == pytest.approx(LEAST_RATE)
+    assert lengths[-1] == pytest.approx(MIN_ANNEALING)
     assert lengths[::2] == sorted(lengths[::2], reverse=True)
 
 
@@ -229,10 +244,10 @@ def test_several_moves_change_more_than_two_layers() -> None:
     """One to three pairs, drawn anew."""
     layout = layout_of([100] * 8)
     genes = random_genes(layout, 400)
-    before = torch.tensor(layer_counts(genes.express(layout), layout))
+    before = torch.tensor(layer_counts(genes.decode(layout), layout))
     touched = set()
     for seed in range(60):
-        after = layer_counts(reallocate(genes, layout, seeded(seed)).express(layout), layout)
+        after = layer_counts(reallocate(genes, layout, seeded(seed)).decode(layout), layout)
         touched.add(int((torch.tensor(after) != before).count_nonzero()))
     assert {2, 4, 6} <= touched <= set(range(7))
 
