@@ -28,15 +28,7 @@ from torch.func import functional_call
 
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target
-from gaprune.repair import (
-    BIAS,
-    NORM,
-    STATISTICS,
-    default_parts,
-    find_repair_sites,
-    repair,
-    repaired_copy,
-)
+from gaprune.repair import find_repair_sites, repair, repaired_copy
 from gaprune.repair.channel_statistics import (
     ChannelStatistics,
     channel_statistics,
@@ -45,17 +37,21 @@ from gaprune.repair.channel_statistics import (
 )
 from gaprune.repair.dense_statistics import correct_sites, measure_dense, repaired_outputs
 from gaprune.repair.repair_network import repair_candidate
+from gaprune.repair.repair_rules import BIAS, NORM, STATISTICS
 
 
 class Odd(nn.Module):
-    """A network whose modules are shared, unused, tied or without anything to write into."""
+    """A network whose modules are shared, unused, tied or without anything to change.
 
-    def __init__(self) -> None:
+    Args:
+        norm: BatchNorm or LayerNorm.
+    """
+
+    def __init__(self, norm: type[nn.Module]) -> None:
         super().__init__()
         self.first = nn.Linear(6, 6)
-        self.twice = nn.BatchNorm1d(6)
+        self.twice, self.unused = norm(6), norm(6)
         self.batch = nn.BatchNorm1d(3, track_running_stats=False)
-        self.unused = nn.BatchNorm1d(6)
         self.plain = nn.LayerNorm(6, elementwise_affine=False)
         self.bare = nn.Linear(6, 6, bias=False)
         self.tied = nn.Linear(6, 6)
@@ -78,26 +74,22 @@ def case(build: Callable[[], nn.Module], *shape: int) -> tuple[Target, dict[str,
     return target, kept, calibration_for(target)
 
 
-def test_what_cannot_be_repaired_is_named_with_its_reason() -> None:
+@pytest.mark.parametrize(
+    ("norm", "names"),
+    [
+        (nn.BatchNorm1d, {"twice", "unused", "batch"}),
+        (nn.LayerNorm, {"first", "twice", "unused", "plain", "bare", "tied", "last"}),
+    ],
+)
+def test_what_cannot_be_repaired_is_skipped(norm: type[nn.Module], names: set[str]) -> None:
     """Shared, unused and tied modules, norms without statistics or weights, missing biases."""
-    target = target_of(Odd, (6,), "last.bias")
-    parts = (STATISTICS, BIAS, NORM)
-    sites = find_repair_sites(
-        target.model, calibration_for(target), frozen=target.weights, parts=parts
-    )
+    target = target_of(lambda: Odd(norm), (6,), "last.bias")
+    sites = find_repair_sites(target.model, calibration_for(target), target.weights)
     assert not sites.rules
     reasons = dict(entry.split(": ", 1) for entry in sites.skipped)
-    assert reasons == {
-        "first": "shares its bias with another module",
-        "twice": "is used 2 times by one forward pass; one correction cannot fit every use",
-        "batch": "keeps no running statistics; it normalises by the statistics of its input",
-        "plain": "has no weight and bias into which a scale and a shift could be written",
-        "bare": "has no bias into which a shift could be written, and no norm follows it",
-        "tied": "shares its bias with another module",
-        "last": "its bias is pruned, and pruned parameters keep their bits",
-        "unused": "is not used by forward",
-    }
-    repaired = repair(target, random_masks(target), calibration_for(target), parts=parts)
+    assert set(reasons) == names
+    assert "2 times" in reasons["twice"]
+    repaired = repair(target, random_masks(target), calibration_for(target))
     assert repaired.state == {}
     assert repaired.skipped == sites.skipped
 
@@ -118,28 +110,28 @@ def test_sites_come_in_order_of_execution() -> None:
     assert list(find_repair_sites(target.model, calibration_for(target)).rules) == ["first", "last"]
 
 
-def test_a_bias_in_front_of_a_batchnorm_is_left_to_it() -> None:
-    """The BatchNorm takes every shift away; a layer norm does not."""
-    target = target_of(lambda: Perceptron(norm=True), (6,))
-    sites = find_repair_sites(target.model, calibration_for(target), parts=(STATISTICS, BIAS))
-    assert list(sites.rules) == ["norm", "fc3"]
-    alone = find_repair_sites(
-        target.model, calibration_for(target), parts=(BIAS,)
-    )  # statistics stay as they are
-    assert list(alone.rules) == ["fc1", "fc3"]
-    assert [entry.split(": ")[0] for entry in alone.skipped] == ["fc2"]
+def test_a_bias_before_a_batchnorm_is_left_to_it() -> None:
+    """The BatchNorm removes every shift; a layer norm does not."""
+    norm = nn.BatchNorm1d(3, track_running_stats=False)
+    batch = nn.Sequential(nn.Linear(4, 2), norm, nn.Flatten(), nn.Linear(6, 3))
+    target = target_of(lambda: batch, (3, 4))
+    assert list(find_repair_sites(target.model, calibration_for(target)).rules) == ["3"]
     behind = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     target = target_of(lambda: behind, (6,))
     assert list(find_repair_sites(target.model, calibration_for(target)).rules) == ["0", "1", "2"]
 
 
-def test_the_parts_follow_from_the_norms() -> None:
+@pytest.mark.parametrize(
+    ("build", "shape", "parts"),
+    [(Convolutional, (2, 6, 5), {STATISTICS}), (Encoder, (5, 8), {BIAS, NORM})],
+)
+def test_the_parts_follow_from_the_norms(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], parts: set[str]
+) -> None:
     """Running statistics alone where there are any, else biases and the weights of norms."""
-    assert default_parts(target_of(Convolutional, (2, 6, 5)).model) == (STATISTICS,)
-    assert default_parts(target_of(Encoder, (5, 8)).model) == (BIAS, NORM)
-    assert default_parts(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))) != (
-        STATISTICS,
-    )
+    target = target_of(build, shape)
+    sites = find_repair_sites(target.model, calibration_for(target))
+    assert {rule.part for rule in sites.rules.values()} == parts
 
 
 @given(
@@ -236,27 +228,25 @@ def test_outputs_of_chunks_come_in_the_order_of_the_inputs(count: int, chunk: in
     assert torch.allclose(repaired_outputs(target.model, {}, anchors), target.model(calibration))
 
 
-def test_chunks_of_the_same_inputs_are_as_exact_as_one() -> None:
-    """Where every chunk has the statistics of the whole, chunking changes nothing."""
-    target = target_of(Residual, (2, 6, 6))
-    masks, calibration = random_masks(target), calibration_for(target, 12)
-    doubled = calibration.repeat_interleave(2, dim=0)  # every second one: the same set twice
-    whole = repair(target, masks, doubled)
-    halves = repair(target, masks, doubled, chunk=12)
-    assert whole.changed == halves.changed
-    for name in whole.changed:
-        assert torch.allclose(whole.state[name], halves.state[name], rtol=1e-9)
+def chunked_state(target: Target, calibration: Tensor, chunk: int | None) -> dict[str, Tensor]:
+    """Return what repair in chunks writes into a network with random masks."""
+    weights = masked_weights(target.weights, random_masks(target, 0.7))
+    sites = find_repair_sites(target.model, calibration, target.weights)
+    dense = measure_dense(target.model, sites, calibration, chunk)
+    return repair_candidate(target.model, weights, dense).state
 
 
-def test_chunks_come_close_to_one_pass() -> None:
-    """Matched to the dense statistics of its own inputs, a small chunk misleads little."""
+def test_chunks_are_close_to_one_pass() -> None:
+    """Exact where every chunk has the statistics of the whole, close for small chunks."""
     target = target_of(Residual, (2, 6, 6))
-    masks, calibration = random_masks(target, 0.7), calibration_for(target, 240)
-    whole = repair(target, masks, calibration).state
-    chunked = repair(target, masks, calibration, chunk=20).state
+    doubled = calibration_for(target, 12).repeat_interleave(2, dim=0)
+    whole, halves = (chunked_state(target, doubled, chunk) for chunk in (None, 12))
+    assert all(torch.allclose(value, halves[name], rtol=1e-9) for name, value in whole.items())
+    calibration = calibration_for(target, 240)
+    whole, small = (chunked_state(target, calibration, chunk) for chunk in (None, 20))
     for name, value in whole.items():
         if name.endswith("var"):
-            assert torch.allclose(chunked[name] + 1e-5, value + 1e-5, rtol=0.1)
+            assert torch.allclose(small[name] + 1e-5, value + 1e-5, rtol=0.1)
 
 
 def test_gradients_flow_through_the_statistics() -> None:
@@ -365,5 +355,4 @@ def test_a_site_that_some_inputs_go_around_is_left_out() -> None:
 
     target = target_of(Branching, (6,))
     masks = random_masks(target)
-    repaired = repair(target, masks, calibration_for(target), parts=(STATISTICS, BIAS))
-    assert repaired.changed == ("fc2.bias",)
+    assert repair(target, masks, calibration_for(target)).changed == ()

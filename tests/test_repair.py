@@ -28,7 +28,7 @@ from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import global_mask
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import mnist
-from gaprune.repair import BIAS, NORM, STATISTICS, repair, repaired_copy
+from gaprune.repair import repair, repaired_copy
 
 CONVOLUTIONAL: dict[str, Callable[[], Target]] = {
     "1-D": lambda: target_of(lambda: Convolutional(1), (2, 9)),
@@ -111,7 +111,7 @@ def test_nothing_but_what_is_named_changes_a_bit(case: str) -> None:
     make = CONVOLUTIONAL.get(case, lambda: target_of(Encoder, (5, 8)))
     target, untouched = make(), make()
     masks = random_masks(target)
-    repaired = repair(target, masks, calibration_for(target), parts=(STATISTICS, BIAS, NORM))
+    repaired = repair(target, masks, calibration_for(target))
     state = repaired_copy(target, masks, repaired).state_dict()
     plain = target.masked_copy(masks).state_dict()
     differing = {name for name, value in state.items() if not torch.equal(value, plain[name])}
@@ -251,7 +251,7 @@ def test_the_same_calibration_give_the_same_bits() -> None:
     """Repair draws nothing."""
     target = target_of(Residual, (2, 6, 6), double=False)
     masks, calibration = random_masks(target), calibration_for(target, 40)
-    first, again = (repair(target, masks, calibration, chunk=16) for _ in range(2))
+    first, again = (repair(target, masks, calibration) for _ in range(2))
     assert first.changed == again.changed != ()
     assert all(torch.equal(first.state[name], again.state[name]) for name in first.changed)
 
@@ -302,16 +302,12 @@ def test_masks_that_do_not_fit_are_named(masks: dict[str, Tensor], message: str)
         repair(target, masks, calibration_for(target))
 
 
-def test_bad_calibration_and_parts_are_named() -> None:
-    """No calibration inputs, a chunk of none, a part that repair does not know."""
+def test_missing_calibration_inputs_are_refused() -> None:
+    """Repair needs at least one input."""
     target = target_of(Convolutional, (2, 6, 5))
     masks, calibration = random_masks(target), calibration_for(target)
     with pytest.raises(InputError, match="^calibration: "):
         repair(target, masks, calibration[:0])
-    with pytest.raises(InputError, match="^calibration: .*24 .*0$"):
-        repair(target, masks, calibration, chunk=0)
-    with pytest.raises(InputError, match=r"parts: unknown name 'biases' \(did you mean 'bias'"):
-        repair(target, masks, calibration, parts=["biases"])
 
 
 def test_an_overflowing_network_is_a_failure_that_names_the_module() -> None:

@@ -1,59 +1,57 @@
-"""Held-out inputs: what every network of a comparison or a sweep is measured on."""
+"""Held-out inputs, on which every network of a comparison or a sweep is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.evaluation.labelled import check_inputs, check_labelled
 from gaprune.evaluation.objectives import AUTO, Metric, accuracy, find_objective, finite
-from gaprune.models.forward import CHUNK, batched_forward
+from gaprune.models.forward import batched_forward, functional_forward
 from gaprune.models.target import Target
 
-ROUNDING = 1e-9  # accuracies are counts over N: 0.98 − 0.97 is more than 0.01 in binary
+ROUNDING = 1e-9  # accuracies are counts over N; in binary, 0.98 − 0.97 is more than 0.01
 
 
 class HeldOutScore(NamedTuple):
-    """How a network does on held-out inputs.
+    """The score of a network on held-out inputs.
 
     Attributes:
-        accuracy: on their labels, or None without.
-        agreement: with the dense network, 1 is perfect.
+        accuracy: on their labels, or None without labels.
+        agreement: with the dense network; 1 is perfect.
     """
 
     accuracy: float | None
     agreement: float
 
     def loses(self, dense: HeldOutScore) -> float:
-        """Return the accuracy lost since `dense`, or the agreement where there are no labels."""
+        """Return the loss of accuracy since `dense`, or of agreement without labels."""
         if self.accuracy is None or dense.accuracy is None:
             return dense.agreement - self.agreement
         return dense.accuracy - self.accuracy
 
     def within(self, dense: HeldOutScore, max_drop: float) -> bool:
-        """Tell whether it loses no more than `max_drop`, a part of 1."""
+        """Return whether the loss since `dense` is at most `max_drop`, a fraction of 1."""
         return self.loses(dense) <= max_drop + ROUNDING
 
 
 class HeldOut:
-    """Inputs with what the dense network answers, computed once.
+    """Held-out inputs with the outputs of the dense network, computed once.
 
     Args:
         target: the dense network.
-        samples: inputs `[N, …]`, with labels `[N]` where there are any.
+        samples: inputs `[N, …]`, with labels `[N]` or without.
 
     Attributes:
-        source: where the inputs came from, in words.
-        dense: how the dense network does.
+        source: where the inputs come from, in words.
+        dense: the score of the dense network.
 
     Raises:
-        InputError: inputs or labels that do not fit the target.
+        InputError: the inputs or labels do not fit the target.
     """
 
     def __init__(self, target: Target, samples: Samples) -> None:
@@ -76,28 +74,24 @@ class HeldOut:
         self.dense = self._score(self._teacher)
 
     def measure(self, model: nn.Module) -> HeldOutScore:
-        """Measure a network, which may have other layers than the target."""
+        """Score a network, which may have other layers than the target."""
         return self._score(batched_forward(model, self._inputs))
 
-    @torch.no_grad()
     def measure_with(self, weights: Mapping[str, Tensor]) -> HeldOutScore:
-        """Measure the target with some of its parameters replaced, by name."""
-        replaced, batches = dict(weights), self._inputs.split(CHUNK)
-        outputs = [functional_call(self._target.model, replaced, (batch,)) for batch in batches]
-        return self._score(torch.cat(outputs))
+        """Score the target with some of its parameters replaced, by name."""
+        return self._score(functional_forward(self._target.model, weights, self._inputs))
 
     def _score(self, outputs: Tensor) -> HeldOutScore:
-        labelled = self._labels is not None
         return HeldOutScore(
-            self._part(accuracy, outputs) if labelled else None,
-            self._part(self._agreement, outputs),
+            None if self._labels is None else self._mean(accuracy, outputs),
+            self._mean(self._agreement, outputs),
         )
 
-    def _part(self, measure: Metric, outputs: Tensor) -> float:
-        """Take a mean over the inputs, of which those without finite outputs count as wrong."""
-        sound = outputs.flatten(1).isfinite().all(dim=1)
-        if not sound.any():
+    def _mean(self, metric: Metric, outputs: Tensor) -> float:
+        """Average a metric over all inputs; those without finite outputs count as wrong."""
+        valid = outputs.flatten(1).isfinite().all(dim=1)
+        if not valid.any():
             return 0.0
-        labels = None if self._labels is None else self._labels[sound]
-        value = finite(float(measure(outputs[sound], self._teacher[sound], labels)))
-        return max(0.0, value) * float(sound.double().mean())
+        labels = None if self._labels is None else self._labels[valid]
+        value = finite(float(metric(outputs[valid], self._teacher[valid], labels)))
+        return max(0.0, value) * float(valid.double().mean())

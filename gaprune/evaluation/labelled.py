@@ -1,4 +1,4 @@
-"""Inputs with labels: what accuracy is measured on, and what fine-tuning is taught with."""
+"""Labelled inputs, for measuring accuracy and for fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def read_labelled(argument: str, text: str, target: Target) -> Samples:
     """Read a labelled file for a target.
 
     Args:
-        argument: what the user calls it (`test`, `train`); messages begin with it.
+        argument: the user's name for it (`test`, `train`); messages begin with it.
         text: the file, see `read_samples`.
-        target: what the inputs must fit.
+        target: the network that the inputs must fit.
 
     Raises:
-        InputError: no such file, content that does not fit the network, or no labels.
+        InputError: the file does not exist, does not fit the network, or has no labels.
     """
     try:
         samples = read_samples(text, target.inputs)
@@ -28,27 +28,27 @@ def read_labelled(argument: str, text: str, target: Target) -> Samples:
         raise InputError(f"{argument}: {str(error).removeprefix('calibration: ')}") from error
     if samples.labels is None:
         raise InputError(
-            f"{argument}: {text} holds no labels; give a file with both inputs and labels "
-            "(npz keys x and y, or IMAGES+LABELS)"
+            f"{argument}: {text} has no labels; give a file with inputs and labels (npz keys x and "
+            "y, or IMAGES+LABELS)"
         )
     return check_labelled(argument, samples, target)
 
 
 def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
-    """Return labelled samples as the target takes them, or refuse them before any work.
+    """Return labelled samples in the form that the target takes.
 
     Returns:
-        Inputs in the dtype of the network (tokens as they are), int64 labels.
+        Inputs in the dtype of the network (token ids are not converted), int64 labels.
 
     Raises:
-        InputError: no labels, labels that are no integers, other shapes, or nothing at all.
+        InputError: missing or non-integer labels, wrong shapes, or no inputs.
     """
     labels = samples.labels
     if labels is None or labels.shape != samples.inputs.shape[:1] or labels.is_floating_point():
-        came = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+        given = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise InputError(
             f"{argument}: needs one integer label for each of the {len(samples.inputs)} inputs, "
-            f"got {came}"
+            f"got {given}"
         )
     check_inputs(argument, samples, target)
     floating = target.inputs.kind != "tokens"
@@ -57,11 +57,7 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
 
 
 def check_inputs(argument: str, samples: Samples, target: Target) -> None:
-    """Refuse inputs of another shape than the target takes, and none at all.
-
-    Raises:
-        InputError: they do not fit.
-    """
+    """Raise `InputError` if there are no inputs, or their shape is not the target's."""
     if tuple(samples.inputs.shape[1:]) != target.inputs.shape or not len(samples.inputs):
         raise InputError(
             f"{argument}: needs inputs of shape [N, {', '.join(map(str, target.inputs.shape))}], "
@@ -70,16 +66,16 @@ def check_inputs(argument: str, samples: Samples, target: Target) -> None:
 
 
 def zoo_test(target: Target) -> Samples | None:
-    """Return the carried test set of a zoo network, or None for any other."""
-    return _zoo_data(target, mnist.test_set, "the MNIST test set")
+    """Return the bundled test set of a zoo network, or None for other networks."""
+    return _zoo_samples(target, mnist.test_set, "the MNIST test set")
 
 
 def zoo_train(target: Target) -> Samples | None:
-    """Return the carried training set of a zoo network, or None for any other."""
-    return _zoo_data(target, mnist.train_set, "the MNIST training set")
+    """Return the bundled training set of a zoo network, or None for other networks."""
+    return _zoo_samples(target, mnist.train_set, "the MNIST training set")
 
 
-def _zoo_data(
+def _zoo_samples(
     target: Target, load: Callable[[], mnist.LabelledImages], source: str
 ) -> Samples | None:
     if target.zoo is None:

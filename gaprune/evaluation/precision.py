@@ -1,8 +1,8 @@
-"""Arithmetic of fewer bits where candidates are selected and steered; judging has all bits.
+"""Reduced precision for scoring and gradient steps; validation always has full precision.
 
-A network in float32 runs under `torch.autocast`: its matrix products and convolutions are computed
-in a narrow type, what would suffer (norms, softmax, losses) is not, and gradients of float32 scores
-are float32 (Micikevicius et al. 2018).
+A float32 network runs under `torch.autocast`: matrix products and convolutions use a 16-bit type,
+sensitive operations (norms, softmax, losses) stay in float32, and so do the gradients of float32
+scores (mixed precision, Micikevicius et al. 2018).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""Name → what autocast computes in; None is no autocast: as the network is."""
+"""Name → the type for autocast; None turns autocast off."""
 SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
-"""Factors on a loss in float16, tried in turn until no gradient overflows."""
+"""Loss scales for float16, tried in turn until no gradient overflows."""
 
 
 def check_precision(asked: str, device: str) -> None:
-    """Refuse what cannot be computed on a device (`cpu`, `cuda` or `cuda:N`).
+    """Check a precision for a device (`cpu`, `cuda` or `cuda:N`).
 
     Raises:
-        InputError: an unknown name; float16 on the CPU, where it is slow and has no purpose.
+        InputError: an unknown name; or float16 on the CPU, where it is slower than float32.
     """
     if asked not in (*PRECISIONS, AUTO):
         raise unknown_name("precision", asked, [*PRECISIONS, AUTO])
     if asked == "float16" and device == "cpu":
         raise InputError(
-            "precision: float16 needs a GPU, and candidates are tried on the CPU; use "
+            "precision: float16 needs a GPU, and candidates run on the CPU; use "
             "--precision bfloat16, or --device cuda"
         )
 
@@ -45,27 +45,25 @@ def choose_precision(asked: str, device: str, dtype: torch.dtype) -> str:
     """Return a key of `PRECISIONS` for a network of this dtype.
 
     Raises:
-        InputError: as `check_precision`; or the network computes in another type than float32.
+        InputError: see `check_precision`; or the network is not in float32.
     """
     check_precision(asked, device)
     if asked == AUTO:
-        wide = device == "cpu" or dtype != torch.float32 or not _is_native()
-        return FULL if wide else "bfloat16"
+        # Without a GPU here, the GPUs of the workers are assumed to support bfloat16.
+        native = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        return "bfloat16" if native and device != "cpu" and dtype == torch.float32 else FULL
     if asked != FULL and dtype != torch.float32:
         raise InputError(
-            f"precision: {asked} takes bits from float32, and this network computes in "
+            f"precision: {asked} replaces float32, and this network computes in "
             f"{str(dtype).removeprefix('torch.')}; leave --precision out"
         )
     return asked
 
 
-def _is_native() -> bool:
-    """Tell whether the GPU here computes in bfloat16; one that only the workers have, is new."""
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def reduced(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which forwards are computed in a precision; float16 on GPUs alone."""
+    """Return a context for forward passes in a precision; float16 only has an effect on GPUs."""
     dtype = PRECISIONS[precision]
     if dtype is None or (dtype == torch.float16 and device.type == "cpu"):
         return nullcontext()
@@ -73,12 +71,11 @@ def reduced(precision: str, device: torch.device) -> AbstractContextManager[obje
 
 
 def gradients(loss: Tensor, leaves: Sequence[Tensor], precision: str) -> tuple[Tensor, ...]:
-    """Return ∂loss/∂leaf of every leaf; 0 of one that the loss does not depend on.
+    """Return ∂loss/∂leaf of every leaf; 0 where the loss does not depend on it.
 
-    In float16 small gradients would be lost on their way back, so the loss is multiplied by a large
-    number and the gradients are divided by it (loss scaling, Micikevicius et al. 2018, section
-    3.2). The largest of `SCALES` under which all are finite is found anew at every call: no state,
-    so that equal calls give equal bits.
+    Small gradients underflow in float16. Loss scaling (Micikevicius et al. 2018, section 3.2)
+    multiplies the loss by a large factor and divides the gradients by it. Every call searches for
+    the largest of `SCALES` with finite gradients: without state, equal calls give equal bits.
     """
     if precision != "float16":
         return torch.autograd.grad(loss, leaves, materialize_grads=True)
@@ -86,6 +83,6 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor], precision: str) -> tuple[T
         scaled = torch.autograd.grad(
             loss * scale, leaves, materialize_grads=True, retain_graph=scale != SCALES[-1]
         )
-        if scale == SCALES[-1] or all(bool(one.isfinite().all()) for one in scaled):
+        if scale == SCALES[-1] or all(bool(gradient.isfinite().all()) for gradient in scaled):
             break
-    return tuple(one / scale for one in scaled)
+    return tuple(gradient / scale for gradient in scaled)

@@ -1,4 +1,4 @@
-"""What runs a network: each makes a function of it that is timed, or says why it cannot."""
+"""Runtimes whose latency is measured: each turns a network into a function from inputs to outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,22 @@ EAGER, COMPILE, CSR, ONNX = "torch", "torch-compile", "torch-csr", "onnxruntime"
 Run = Callable[[Tensor], Any]
 
 
-class RuntimeSubject:
+class RuntimeSubject(NamedTuple):
     """A network to be timed.
 
-    Args:
-        model: the network, or None where only an ONNX file is there.
-        target: what it takes.
-        onnx: the ONNX file, where there is one already.
+    Attributes:
+        model: the network, or None if there is only an ONNX file.
+        target: describes its inputs.
+        onnx: an existing ONNX file, or None.
     """
 
-    def __init__(self, model: nn.Module | None, target: Target, onnx: Path | None = None) -> None:
-        self.model, self.target, self.onnx = model, target, onnx
+    model: nn.Module | None
+    target: Target
+    onnx: Path | None = None
 
 
 class UnavailableError(Exception):
-    """A runtime that cannot run this network here; the message says why."""
+    """A runtime cannot run this network here; the message gives the reason."""
 
 
 @contextmanager
@@ -49,18 +50,20 @@ def _compiled(subject: RuntimeSubject) -> Iterator[Run]:
     try:
         yield run
     finally:
-        torch._dynamo.reset()  # noqa: SLF001 - torch's own way to forget what it compiled
+        torch._dynamo.reset()  # noqa: SLF001 - torch has no public way to free compiled code
 
 
 @contextmanager
 def _csr(subject: RuntimeSubject) -> Iterator[Run]:
-    """Yield the network with the weights of its linear layers as torch's CSR tensors."""
+    """Yield the network with the weights of linear layers as CSR tensors."""
     model = copy.deepcopy(_module(subject))
-    layers = [one for one in model.modules() if type(one) is nn.Linear]
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
     if not layers:
-        raise UnavailableError("the network has no linear layer, and torch's CSR serves no other")
+        raise UnavailableError(
+            "the network has no linear layer, the only kind that torch can run in CSR"
+        )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its CSR support a beta
+        warnings.simplefilter("ignore")  # torch warns that CSR support is in beta
         for layer in layers:
             layer.weight = nn.Parameter(layer.weight.to_sparse_csr(), requires_grad=False)
         yield model
@@ -80,7 +83,7 @@ def _onnx(subject: RuntimeSubject) -> Iterator[Run]:
 
 def _module(subject: RuntimeSubject) -> nn.Module:
     if subject.model is None:
-        raise UnavailableError("the file is an ONNX file, which torch does not run")
+        raise UnavailableError("torch does not run ONNX files")
     return subject.model
 
 
@@ -94,14 +97,14 @@ RUNTIMES: dict[str, Callable[[RuntimeSubject], Any]] = {
 
 @contextmanager
 def ready(name: str, subject: RuntimeSubject, inputs: Tensor) -> Iterator[Run]:
-    """Yield a runtime that has answered once to these inputs.
+    """Yield a runtime after a first pass on these inputs, which includes compilation.
 
     Raises:
-        UnavailableError: it cannot run the network.
+        UnavailableError: the runtime cannot run the network.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of compilers, about what they could do better
+            warnings.simplefilter("ignore")  # hints of compilers
             with RUNTIMES[name](subject) as run:
                 with torch.no_grad():
                     run(inputs)
@@ -110,6 +113,6 @@ def ready(name: str, subject: RuntimeSubject, inputs: Tensor) -> Iterator[Run]:
         raise
     except GapruneError as error:
         raise UnavailableError(str(error)) from error
-    except Exception as error:  # compilers and runtimes raise any type
+    except Exception as error:  # compilers and runtimes raise exceptions of any type
         first = (str(error).strip().splitlines() or [""])[0]
         raise UnavailableError(f"{type(error).__name__}: {first}") from error

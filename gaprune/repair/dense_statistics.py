@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gaprune.errors import InputError
 from gaprune.repair.channel_statistics import (
     ChannelStatistics,
     channel_statistics,
@@ -31,7 +30,7 @@ MIN_CHUNK = 16  # inputs: fewer give a poor estimate of the variance
 
 StatisticsByName = Mapping[str, ChannelStatistics]
 Visit = Callable[[str, nn.Module, Tensor], Tensor | None]
-"""(module name, module, the tensor that its rule corrects) → its replacement, or None to keep it."""
+"""(module name, module, the tensor that its rule corrects) → replacement; None keeps it."""
 
 
 class DenseFeature(NamedTuple):
@@ -94,15 +93,7 @@ def measure_dense(
         chunk: most inputs per forward pass; None takes as many as `MEMORY` allows, at least
             `MIN_CHUNK`. Statistics are exact over one chunk.
         features: also record the outputs at `sites.features`; needs a single chunk.
-
-    Raises:
-        InputError: no inputs, or a chunk below 1.
     """
-    if len(inputs) == 0 or (chunk is not None and chunk < 1):
-        raise InputError(
-            f"calibration: repair needs at least 1 input and chunks of at least 1, got "
-            f"{len(inputs)} inputs" + ("" if chunk is None else f" and a chunk of {chunk}")
-        )
     size = max(MIN_CHUNK, MEMORY // max(1, sites.width)) if chunk is None else chunk
     outputs, chunks, recorded = [], [], dict[str, DenseFeature]()
     for part in _strided(inputs, -(-len(inputs) // size)):

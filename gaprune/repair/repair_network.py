@@ -7,7 +7,7 @@ the effect of pruning alone; whatever is unusual about the inputs cancels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
@@ -45,14 +45,7 @@ class RepairResult:
     skipped: tuple[str, ...]
 
 
-def repair(
-    target: Target,
-    masks: Mapping[str, Tensor],
-    calibration: Tensor,
-    *,
-    parts: Sequence[str] | None = None,
-    chunk: int | None = None,
-) -> RepairResult:
+def repair(target: Target, masks: Mapping[str, Tensor], calibration: Tensor) -> RepairResult:
     """Repair a pruned network on calibration inputs; prunable parameters keep their bits.
 
     Each site is corrected while the data pass it, so later corrections are measured behind earlier
@@ -63,19 +56,17 @@ def repair(
         target: the dense network.
         masks: bool masks of prunable parameters, by name.
         calibration: inputs `[N, …]` as the network takes them.
-        parts: what may be changed, keys of `PARTS`; None takes `default_parts`.
-        chunk: most inputs per forward pass (see `measure_dense`).
 
     Raises:
-        InputError: no inputs, an unknown part, or a mask of another name, shape or dtype.
+        InputError: no inputs, or a mask of another name, shape or dtype.
         GapruneError: the network overflows on these inputs.
     """
     if len(calibration) == 0:
         raise InputError("calibration: repair needs inputs [N, …], got none")
     check_masks(masks, target.weights)
     calibration = calibration.to(target.device)
-    sites = find_repair_sites(target.model, calibration, frozen=target.weights, parts=parts)
-    dense = measure_dense(target.model, sites, calibration, chunk)
+    sites = find_repair_sites(target.model, calibration, frozen=target.weights)
+    dense = measure_dense(target.model, sites, calibration)
     moved = {name: mask.to(target.device) for name, mask in masks.items()}
     weights = masked_weights({name: target.weights[name] for name in masks}, moved)
     result = repair_candidate(target.model, weights, dense)

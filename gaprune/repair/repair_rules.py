@@ -15,13 +15,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from gaprune.repair.channel_statistics import ChannelStatistics, std_ratio
 
-STATISTICS, BIAS, NORM = "statistics", "bias", "norm"
-PARTS = {
-    STATISTICS: "running mean and variance of BatchNorms: inputs get the dense mean and variance",
-    BIAS: "bias of linear, convolution and attention layers: the dense ratio of mean to spread",
-    NORM: "weight and bias of layer and group norms: outputs get the dense mean and variance",
-}
-"""The parts of a network that repair may change → what changes and why."""
+STATISTICS = "statistics"  # BatchNorm running statistics: inputs get the dense mean and variance
+BIAS = "bias"  # of linear, convolution and attention layers: the dense ratio of mean to spread
+NORM = "norm"  # weight and bias of layer and group norms: outputs get the dense statistics
 
 Correction = tuple[Tensor, Tensor]
 """Factor and shift per channel: x → factor · x + shift, broadcast against the corrected tensor."""
@@ -32,7 +28,7 @@ class RepairRule:
     """How one type of module is repaired.
 
     Attributes:
-        part: a key of `PARTS`.
+        part: `STATISTICS`, `BIAS` or `NORM`.
         leaves: the module's parameters and buffers that repair changes.
         missing: the reason to report for a module that lacks them.
         at_input: whether the module's first input is corrected, or its output.

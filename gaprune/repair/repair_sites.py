@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from gaprune.errors import unknown_name
-from gaprune.repair.repair_rules import BIAS, NORM, PARTS, STATISTICS, RepairRule, repair_rule
+from gaprune.repair.repair_rules import BIAS, NORM, STATISTICS, RepairRule, repair_rule
 
 EXAMPLES = 2  # a norm without running statistics rejects a single vector
 
@@ -26,7 +25,7 @@ class RepairSites:
 
     Attributes:
         rules: qualified module name → how it is repaired, in order of execution.
-        skipped: "name: reason", for modules of the requested parts that cannot be repaired.
+        skipped: "name: reason", for modules that cannot be repaired.
         width: bytes of the largest activation, per input.
         features: the norms among `rules` whose outputs are compared in feature matching.
     """
@@ -41,9 +40,7 @@ class RepairSites:
 def find_repair_sites(
     model: nn.Module,
     inputs: Tensor,
-    *,
     frozen: Collection[str] = (),
-    parts: Sequence[str] | None = None,
 ) -> RepairSites:
     """Run the network on its first two inputs and list what can be repaired.
 
@@ -51,15 +48,11 @@ def find_repair_sites(
         model: in evaluation mode; it is not changed.
         inputs: `[N, …]`, at least one.
         frozen: qualified names of parameters that keep their bits: the prunable ones.
-        parts: keys of `PARTS`; None takes `default_parts`.
-
-    Raises:
-        InputError: an unknown part.
     """
-    parts = default_parts(model) if parts is None else parts
-    for part in parts:
-        if part not in PARTS:
-            raise unknown_name("parts", part, PARTS)
+    # Running statistics alone suffice where there are any; else biases and norms are corrected.
+    batch_norms = (module for module in model.modules() if isinstance(module, _NormBase))
+    has_statistics = any(norm.running_mean is not None for norm in batch_norms)
+    parts = (STATISTICS,) if has_statistics else (BIAS, NORM)
     trace = _trace(model, inputs[:EXAMPLES])
     frozen_ids = {id(model.get_parameter(name)) for name in frozen}
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -82,14 +75,6 @@ def find_repair_sites(
     return RepairSites(
         rules, skipped, max(trace.sizes.values(), default=0), _features(rules, trace)
     )
-
-
-def default_parts(model: nn.Module) -> tuple[str, ...]:
-    """Return the running statistics alone where the network has any, else biases and norms."""
-    norms = (module for module in model.modules() if isinstance(module, _NormBase))
-    if any(norm.running_mean is not None for norm in norms):
-        return (STATISTICS,)
-    return (BIAS, NORM)
 
 
 @dataclass
@@ -142,16 +127,15 @@ def _corrected_by_norms(
 ) -> Iterator[str]:
     """Yield the layers whose bias needs no repair, because a norm behind them corrects the shift.
 
-    A BatchNorm removes any shift, by statistics of its input or by repaired ones; a layer or group
-    norm corrects layers that have no bias.
+    A BatchNorm that normalises by its input removes any shift; a layer or group norm corrects
+    layers that have no bias.
     """
     for name, norm_name in trace.norm_after.items():
         layer, norm = model.get_submodule(name), model.get_submodule(norm_name)
         rule = repair_rule(layer)
         if rule is None or rule.part != BIAS:
             continue
-        removes = isinstance(norm, _NormBase) and (norm_name in rules or norm.running_mean is None)
-        if removes or (norm_name in rules and None in _leaves(layer, rule)):
+        if isinstance(norm, _NormBase) or (norm_name in rules and None in _leaves(layer, rule)):
             yield name
 
 
