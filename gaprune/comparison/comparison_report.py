@@ -1,19 +1,42 @@
-"""A comparison as its report takes it, and the report of one that lies on the disk."""
+"""What a comparison returns, the files that show it, and the report of a folder on the disk."""
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gaprune.comparison.methods.method_registry import find_methods
-from gaprune.comparison.rows import MethodSummary, Row, summarise
-from gaprune.comparison.store import CONFIG, IDENTITY, REPORT, ROWS, TABLE, read_rows
-from gaprune.comparison.tables import effort_text, needs_text, notes
+from gaprune.comparison.plots.comparison_plot import plot_comparison
+from gaprune.comparison.rows import (
+    MethodSummary,
+    Row,
+    effort_text,
+    markdown,
+    needs_text,
+    notes,
+    summarise,
+)
+from gaprune.comparison.store import (
+    CONFIG,
+    CSV,
+    IDENTITY,
+    LIST,
+    PLOTS,
+    REPORT,
+    ROWS,
+    TABLE,
+    Store,
+    as_csv,
+    read_rows,
+    replace_file,
+)
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.atomic import write_file, writing
+from gaprune.io.run_files import writing
+from gaprune.io.serialization import to_json
 from gaprune.pattern_names import UNSTRUCTURED, unit_name
 from gaprune.report import (
     ComparisonPage,
@@ -24,68 +47,77 @@ from gaprune.report import (
 )
 
 _FACTS = (
-    "target",
-    "weights_sha256",
-    "train",
-    "test",
-    "preset",
-    "scope",
-    "objective",
-    "calibration",
+    *("target", "weights_sha256", "train", "test", "preset", "scope", "objective"),
+    *("calibration", "schedule", "gaprune", "torch"),
 )
-_VERSIONS = ("gaprune", "torch")
 
 
-def page_of(rows: Sequence[Row], caption: str, folder: Path, removed: str = "weights") -> str:
-    """Return the report of some rows.
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison.
+
+    Attributes:
+        target: name of the pruned network.
+        rows: in the requested order.
+        dense_accuracy: of the dense network on the test labels, or None.
+        measured_on: the held-out inputs, in words.
+        pattern: what is removed together.
+    """
+
+    target: str
+    rows: tuple[Row, ...]
+    dense_accuracy: float | None
+    measured_on: str
+    pattern: str = UNSTRUCTURED
+
+    @property
+    def removed(self) -> str:
+        """What the sparsities count, in words: weights, blocks or channels."""
+        return unit_name(self.pattern)
+
+    @property
+    def summaries(self) -> list[MethodSummary]:
+        """One summary per method: medians and spread over seeds."""
+        return summarise(self.rows)
+
+    @property
+    def caption(self) -> str:
+        """What the figures are, in a sentence."""
+        measure = "Agreement with the dense network" if self.dense_accuracy is None else "Accuracy"
+        seeds = len({row.seed for row in self.rows})
+        spread = f", median ± half the range of {seeds} seeds" if seeds > 1 else ""
+        return (
+            f"{self.target}: {measure} in % on {self.measured_on}{spread}, by the fraction of "
+            f"prunable {self.removed} removed."
+        )
+
+
+def publish(comparison: Comparison, store: Store, warn: Callable[[str], None]) -> None:
+    """Write the list, the table, the report and the plots into the folder of the rows.
 
     Args:
-        rows: of one target.
-        caption: what their figures are, in a sentence.
-        folder: that they lie in, with `comparison.json` and `config.toml` where there is one.
-        removed: what their sparsities are parts of, in words.
-    """
-    dense = next((row.dense_accuracy for row in rows if row.dense_accuracy is not None), None)
-    lines = summarise(rows)
-    labelled = any(row.accuracy is not None for row in rows)
-    return comparison_page(
-        ComparisonPage(
-            target=rows[0].target,
-            measure="accuracy" if labelled else "agreement with the dense network",
-            caption=caption,
-            dense=dense,
-            methods=[_method_scores(line) for line in lines],
-            notes=notes(lines),
-            config=_text(folder / CONFIG),
-            facts=_facts(folder),
-            folder=folder.name,
-            removed=removed,
-        )
-    )
-
-
-def write_page(folder: str | Path) -> Path:
-    """Make the report of a comparison anew, of all rows that its last command asked for.
+        comparison: the result.
+        store: the open folder.
+        warn: called if the plots cannot be made; all other files are written.
 
     Raises:
-        InputError: the folder holds no comparison, or none with rows.
-        GapruneError: it cannot be written.
+        GapruneError: the folder cannot be written.
     """
-    place = Path(folder).expanduser().resolve()
-    config = _config(place)
-    rows = _asked(read_rows(place), config)
-    if not rows:
-        raise InputError(f"comparison: {folder} holds no rows yet; gaprune compare makes them")
-    pattern = str(config.get("pattern", UNSTRUCTURED))
-    caption = _text(place / TABLE).partition("\n")[0] or f"{rows[0].target}, in %."
-    caption += _stopped(rows, config, pattern)
-    with writing(folder, GapruneError):
-        write_file(place / REPORT, page_of(rows, caption, place, unit_name(pattern)))
-    return place / REPORT
+    records = [row.record() for row in comparison.rows]
+    dense, caption = comparison.dense_accuracy, comparison.caption
+    store.write(LIST, to_json(records, indent=2) + "\n")
+    store.write(CSV, as_csv(comparison.rows))
+    store.write(TABLE, markdown(comparison.summaries, dense, caption))
+    store.write(REPORT, _page(comparison.rows, caption, store.folder, comparison.removed))
+    try:
+        for name in PLOTS:
+            plot_comparison(records, store.folder / name, dense=dense, title=comparison.target)
+    except GapruneError as error:
+        warn(f"no plots: {error}")
 
 
 def make_report(folder: str | Path) -> Path:
-    """Make `report.html` of a run that has ended or of a comparison anew, from its other files.
+    """Write `report.html` of a finished run or of a comparison again, from its other files.
 
     Returns:
         The absolute path of the page.
@@ -94,82 +126,106 @@ def make_report(folder: str | Path) -> Path:
         InputError: the folder holds neither.
         GapruneError: it cannot be written, or a file of the run is damaged.
     """
-    comparison = (Path(folder).expanduser() / ROWS).is_file()
-    return (write_page if comparison else write_report)(folder)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Return what was asked for last; empty where nobody wrote it down."""
+    path = Path(folder).expanduser().resolve()
+    if not (path / ROWS).is_file():
+        return write_report(folder)
     try:
-        return tomllib.loads(_text(folder / CONFIG))
+        config = tomllib.loads(_text(path / CONFIG))
     except ValueError:
-        return {}
+        config = {}
+    rows = read_rows(path)
+    for name, attribute in (("sparsity", "sparsity"), ("seeds", "seed")):
+        requested = config.get(name)
+        if isinstance(requested, list):  # earlier commands may have left other rows
+            rows = [row for row in rows if getattr(row, attribute) in requested]
+    if not rows:
+        raise InputError(f"comparison: {folder} holds no rows yet; gaprune compare makes them")
+    pattern = str(config.get("pattern", UNSTRUCTURED))
+    caption = _text(path / TABLE).partition("\n")[0] or f"{rows[0].target}, in %."
+    caption += _missing_rows(rows, config, pattern)
+    with writing(folder, GapruneError):
+        replace_file(path / REPORT, _page(rows, caption, path, unit_name(pattern)))
+    return path / REPORT
 
 
-def _stopped(rows: Sequence[Row], config: Mapping[str, Any], pattern: str) -> str:
-    """Return which rows a comparison that was stopped has not made, as a sentence."""
+def _page(rows: Sequence[Row], caption: str, folder: Path, removed: str) -> str:
+    dense = next((row.dense_accuracy for row in rows if row.dense_accuracy is not None), None)
+    summaries = summarise(rows)
+    labelled = any(row.accuracy is not None for row in rows)
+    return comparison_page(
+        ComparisonPage(
+            target=rows[0].target,
+            measure="accuracy" if labelled else "agreement with the dense network",
+            caption=caption,
+            dense=dense,
+            methods=[_method_scores(summary) for summary in summaries],
+            notes=notes(summaries),
+            config=_text(folder / CONFIG),
+            facts=_facts(folder),
+            folder=folder.name,
+            removed=removed,
+        )
+    )
+
+
+def _method_scores(summary: MethodSummary) -> MethodScores:
+    return MethodScores(
+        name=summary.method,
+        needs=needs_text(summary.needs),
+        trains=summary.needs.training,
+        scores={
+            sparsity: SparsityScore(cell.score, cell.low, cell.high, cell.seeds)
+            for sparsity, cell in summary.cells.items()
+        },
+        effort=effort_text(summary) if summary.cells else "",
+        seconds=summary.seconds,
+        error=summary.error,
+    )
+
+
+def _missing_rows(rows: Sequence[Row], config: Mapping[str, Any], pattern: str) -> str:
+    """Name the rows that a stopped comparison lacks, as a sentence; empty if none."""
     names, sparsities, seeds = (config.get(key) for key in ("methods", "sparsity", "seeds"))
     if not (isinstance(names, list) and isinstance(sparsities, list) and isinstance(seeds, list)):
         return ""
     try:
         chosen = find_methods(names, pattern)
-    except GapruneError:  # a file of the user's that is there no more
+    except GapruneError:  # the user's criterion file is gone
         return ""
-    there = {(row.method, row.seed, row.sparsity) for row in rows}
+    present = {(row.method, row.seed, row.sparsity) for row in rows}
     missing: dict[str, int] = {}
     for method in chosen:
-        own = seeds if method.seeded else seeds[:1]
-        asked = {(method.name, seed, sparsity) for seed in own for sparsity in sparsities}
-        if lacking := len(asked - there):
-            missing[method.name] = lacking
+        requested = {
+            (method.name, seed, sparsity)
+            for seed in (seeds if method.seeded else seeds[:1])
+            for sparsity in sparsities
+        }
+        if count := len(requested - present):
+            missing[method.name] = count
     if not missing:
         return ""
-    listed = ", ".join(f"{name} ({count})" for name, count in missing.items())
+    names_and_counts = ", ".join(f"{name} ({count})" for name, count in missing.items())
     return (
-        f" It was stopped before its end; {sum(missing.values())} rows are missing: {listed}. The "
-        "same command goes on."
-    )
-
-
-def _asked(rows: list[Row], config: Mapping[str, Any]) -> list[Row]:
-    """Return the rows at the sparsities and seeds that were asked for last, if that is known."""
-    for name, field in (("sparsity", "sparsity"), ("seeds", "seed")):
-        wanted = config.get(name)
-        if isinstance(wanted, list):
-            rows = [row for row in rows if getattr(row, field) in wanted]
-    return rows
-
-
-def _method_scores(line: MethodSummary) -> MethodScores:
-    return MethodScores(
-        name=line.method,
-        needs=needs_text(line.needs),
-        trains=line.needs.training,
-        scores={
-            sparsity: SparsityScore(cell.score, cell.low, cell.high, cell.seeds)
-            for sparsity, cell in line.cells.items()
-        },
-        effort=effort_text(line) if line.cells else "",
-        seconds=line.seconds,
-        error=line.error,
+        f" It was stopped before its end; {sum(missing.values())} rows are missing: "
+        f"{names_and_counts}. The same command goes on."
     )
 
 
 def _facts(folder: Path) -> list[tuple[str, str]]:
     try:
-        known: Any = json.loads(_text(folder / IDENTITY))
+        identity: Any = json.loads(_text(folder / IDENTITY))
     except ValueError:
         return []
-    if not isinstance(known, Mapping):
+    if not isinstance(identity, Mapping):
         return []
-    return [(name, _words(known[name])) for name in (*_FACTS, *_VERSIONS) if known.get(name)]
-
-
-def _words(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    facts = [(name, identity[name]) for name in _FACTS if identity.get(name)]
+    return [
+        (name, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for name, v in facts
+    ]
 
 
 def _text(path: Path) -> str:
+    """Return the text of a file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What all methods of a comparison share: the network, the data, the settings."""
+"""What all methods of a comparison share: the network, the data, the settings, the pattern."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from torch import Tensor, nn
 from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
-from gaprune.comparison.methods.schedule import PruningStep
-from gaprune.comparison.methods.training import TrainingOptions
-from gaprune.comparison.ranking import RankedUnits, kind_of
 from gaprune.comparison.rows import Row
+from gaprune.comparison.spec import ComparisonSpec
 from gaprune.config import Settings, make_settings
-from gaprune.criteria import DenseNetwork
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.tasks import derive_seed
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.supermask import Layout, global_mask, layered_mask
+from gaprune.masks.units import Units
+from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
+from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockPattern, NMPattern, parse_pattern
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.run import CRITERION_INPUTS
 from gaprune.runs.setup import make_evaluator
+
+WEIGHTS, N_OF_M, BLOCK, CHANNELS = "weights", "N:M", "blocks", "channels"  # kinds of patterns
+UNIT_KINDS = (BLOCK, CHANNELS)  # patterns that keep or remove groups of weights as a whole
+_KINDS = {NMPattern: N_OF_M, BlockPattern: BLOCK}
+_NAMED_KINDS = {UNSTRUCTURED: WEIGHTS, CHANNEL: CHANNELS}
 
 
 class ComparisonObserver(Observer):
@@ -37,85 +44,124 @@ class ComparisonObserver(Observer):
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method hands in: a network to be measured, and what making it took.
+    """A pruned network, and its cost.
 
     Attributes:
-        sparsity: fraction of prunable weights asked to be removed.
+        sparsity: requested fraction of prunable weights to remove.
         model: in evaluation mode, on the target's device.
-        kept: prunable weights that are left (not zeroed, not removed).
+        keep_count: prunable weights that are left (not zeroed, not removed).
         evaluations: candidates scored so far.
         epochs: of training so far.
     """
 
     sparsity: float
     model: nn.Module
-    kept: int
+    keep_count: int
     evaluations: int = 0
     epochs: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
+class RankedUnits:
+    """What methods rank under a pattern: weights, or blocks or channels.
+
+    `Settings.floor` does not apply: criteria are compared as they were published.
+
+    Attributes:
+        layout: of the weights, with N:M if the pattern says so; or of the units.
+        units: None if every weight is ranked by its own score.
+    """
+
+    layout: Layout
+    units: Units | None
+
+    @classmethod
+    def of(cls, target: Target, settings: Settings) -> RankedUnits:
+        """Return what is ranked in a target.
+
+        Raises:
+            InputError: the pattern does not fit this network.
+            GapruneError: torch-pruning is not installed.
+        """
+        layout = searched_layout(target, settings).with_floor(0.0)
+        return cls(layout, units_of(target, settings))
+
+    def best(self, scores: Tensor, sparsity: float) -> Tensor:
+        """Keep the best scores (or unit means) of all layers together; flat masks `[total]`."""
+        scores = self._per_unit(scores)
+        if self.layout.n_of_m is not None:
+            return self._n_of_m_mask(scores)
+        keep = keep_total(self.layout, sparsity)
+        return self._per_weight(global_mask(scores, self.layout, keep))
+
+    def best_in_layers(self, scores: Tensor, sparsity: float) -> Tensor:
+        """Keep the best scores (or unit means) of each layer, the same fraction of every layer."""
+        return self.best_units_in_layers(self._per_unit(scores), sparsity)
+
+    def best_units_in_layers(self, scores: Tensor, sparsity: float) -> Tensor:
+        """Do the same with one score for each unit."""
+        if self.layout.n_of_m is not None:
+            return self._n_of_m_mask(scores)
+        counts = uniform_counts(self.layout, sparsity)
+        return self._per_weight(layered_mask(scores, self.layout, counts))
+
+    def _per_unit(self, scores: Tensor) -> Tensor:
+        return scores if self.units is None else self.units.unit_mean(scores)
+
+    def _per_weight(self, mask: Tensor) -> Tensor:
+        return mask if self.units is None else self.units.weight_mask(mask)
+
+    def _n_of_m_mask(self, scores: Tensor) -> Tensor:
+        n_of_m, layout = self.layout.n_of_m, self.layout
+        assert n_of_m is not None
+        return n_of_m.mask(scores, layout.slices, layout.shapes)
+
+
+@dataclass(frozen=True, eq=False)
 class ComparisonContext:
-    """Everything a method may use; it changes none of it.
+    """Everything that a method may use; no method changes it.
 
     Attributes:
         target: the dense network.
-        settings: of the search and the calibration inputs; a method fills in sparsity and seed.
+        spec: what is compared.
         train: labelled training data, or None.
-        training: how networks are trained.
-        epochs: of training at one step of a schedule.
-        schedule: the user's own steps, or none.
-        clusters: values of a layer's codebook, for `clustered`.
-        observer: told of progress.
-        said: warnings of its searches, so that none is given for every sparsity and seed.
+        observer: receives progress.
+        warned: warnings of its searches, so that none is repeated for every sparsity and seed.
     """
 
     target: Target
-    settings: Settings
+    spec: ComparisonSpec
     train: Samples | None
-    training: TrainingOptions
-    epochs: float
-    schedule: Sequence[PruningStep]
-    clusters: int
     observer: ComparisonObserver
-    said: set[str] = field(default_factory=set, repr=False)
+    warned: set[str] = field(default_factory=set, repr=False)
     _prepared: dict[int, tuple[Evaluator, CalibrationSet]] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def ground(self) -> RankedUnits:
+    def ranked_units(self) -> RankedUnits:
         """What is ranked: weights, or the units of the pattern."""
-        return RankedUnits.of(self.target, self.settings)
-
-    @property
-    def kind(self) -> str:
-        """The kind of the pattern, see `gaprune.comparison.ranking`."""
-        return kind_of(self.settings.pattern)
+        return RankedUnits.of(self.target, self.spec.settings)
 
     def generator(self, *parts: str | int) -> torch.Generator:
-        """Return a generator that depends on `parts` alone, so that rows do not on each other."""
+        """Return a generator seeded by `parts` alone, so that rows are independent."""
         return torch.Generator().manual_seed(derive_seed(*parts))
 
     def settings_for(self, sparsity: float, seed: int) -> Settings:
         """Return the settings of one pruning run."""
-        stated = self.settings.model_dump(exclude_unset=True)  # a preset fills in the rest
-        return make_settings({**stated, "sparsity": sparsity, "seed": seed})
+        # unset fields stay unset, so that the preset can fill them in
+        explicit = self.spec.settings.model_dump(exclude_unset=True)
+        return make_settings({**explicit, "sparsity": sparsity, "seed": seed})
 
     def evaluator(self, seed: int) -> Evaluator:
-        """Return calibration inputs and teacher of one seed, the same as `gaprune prune` shows with it."""
+        """Return the evaluator of one seed, with the calibration inputs of `gaprune prune`."""
         return self._prepare(seed)[0]
 
-    def plan(self, seed: int) -> CalibrationSet:
+    def calibration(self, seed: int) -> CalibrationSet:
         """Return the calibration inputs of one seed."""
         return self._prepare(seed)[1]
 
     def criterion_inputs(self, seed: int) -> Tensor:
-        """Return the inputs shown to criteria, `[N, …]`."""
+        """Return the inputs of criteria, `[N, …]`."""
         return self.evaluator(seed).statistics_inputs[:CRITERION_INPUTS]
-
-    def network(self) -> DenseNetwork:
-        """Return the dense network as criteria see it."""
-        target = self.target
-        return DenseNetwork(target.model, target.weights, target.layout, target.inputs)
 
     def training_samples(self) -> Samples:
         """Return the training data.
@@ -132,29 +178,37 @@ class ComparisonContext:
     def masked(
         self, sparsity: float, masks: Mapping[str, Tensor] | Tensor, **cost: Any
     ) -> MethodResult:
-        """Return the target with masks (flat, or by name) written into its weights."""
+        """Return the target with masks (flat, or by name) applied to its weights."""
         by_name = self.target.layout.split(masks) if isinstance(masks, Tensor) else dict(masks)
-        kept = sum(int(by_name[name].count_nonzero()) for name in self.target.layout.names)
-        return MethodResult(sparsity, self.target.masked_copy(by_name), kept, **cost)
+        count = sum(int(by_name[name].count_nonzero()) for name in self.target.layout.names)
+        return MethodResult(sparsity, self.target.masked_copy(by_name), count, **cost)
 
     def _prepare(self, seed: int) -> tuple[Evaluator, CalibrationSet]:
         if seed not in self._prepared:
-            preset = check_settings(self.settings)
-            stated = self.settings_for(self.settings.sparsity, seed)
-            settings = resolve_settings(stated, preset, self.target)
-            plan = make_calibration_set(
+            preset = check_settings(self.spec.settings)
+            settings = resolve_settings(
+                self.settings_for(self.spec.settings.sparsity, seed), preset, self.target
+            )
+            calibration = make_calibration_set(
                 self.target, settings, self.generator(seed, "run"), self.observer
             )
-            self._prepared.clear()  # one seed at a time is in use
-            self._prepared[seed] = make_evaluator(self.target, settings, preset, plan), plan
+            self._prepared.clear()  # methods use one seed after the other: save memory
+            evaluator = make_evaluator(self.target, settings, preset, calibration)
+            self._prepared[seed] = evaluator, calibration
         return self._prepared[seed]
 
 
+def kind_of(pattern: str) -> str:
+    """Return the kind of a pattern: `weights`, `N:M`, `blocks` or `channels`."""
+    parsed = parse_pattern(pattern)
+    return _NAMED_KINDS[parsed] if isinstance(parsed, str) else _KINDS[type(parsed)]
+
+
 def part_name(method: str, seed: int, sparsity: float | None = None) -> str:
-    """Name a part of a comparison for people; seed 0, which most have only, goes without saying."""
-    of = "" if sparsity is None else f" {sparsity:g}"
-    return f"{method}{of}, seed {seed}" if seed else f"{method}{of}"
+    """Name a part of a comparison for people; seed 0, the default, is not mentioned."""
+    name = method if sparsity is None else f"{method} {sparsity:g}"
+    return f"{name}, seed {seed}" if seed else name
 
 
 MethodFunction = Callable[[ComparisonContext, Sequence[float], int], Iterator[MethodResult]]
-"""A method: from a contest, sparsities and a seed to networks."""
+"""`(context, sparsities, seed)` → pruned networks."""

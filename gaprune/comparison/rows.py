@@ -1,4 +1,4 @@
-"""The rows of a comparison: one measurement each, and what many of them say together."""
+"""Rows of a comparison, their summary over seeds, and both as a table of text."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from gaprune.formatting import MISSING, percent
+
 RowKey = tuple[str, float, int]
-"""What tells a row from the others of a comparison: method, sparsity, seed."""
+"""Method, sparsity, seed: no two rows of a comparison share them."""
+
+TOLERANCE = 5e-4  # a sparsity that differs from the requested one by less needs no note
+_DATA_NAMES = {"none": "weights", "procedural": "calibration", "labelled": "labels"}
 
 
 @dataclass(frozen=True)
 class MethodRequirements:
-    """What a method had to be given.
+    """What a method needs.
 
     Attributes:
-        data: the data level (`gaprune.calibration.provenance.DATA_LEVELS`): `none` looks at the
-            weights alone, `labelled` at the training set.
-        labels: whether labels of the training set were used.
-        gradients: whether the network was differentiated.
-        training: whether weights were changed.
+        data: a level of `gaprune.calibration.provenance.DATA_LEVELS`: `none` uses the weights
+            alone, `labelled` the training set.
+        labels: whether it uses labels of the training set.
+        gradients: whether it differentiates the network.
+        training: whether it changes weights.
     """
 
     data: str = "none"
@@ -34,24 +39,24 @@ class Row:
     """One method at one sparsity with one seed.
 
     Attributes:
-        target: what was pruned.
-        sparsity: fraction of prunable weights asked to be removed.
+        target: name of the pruned network.
+        sparsity: requested fraction of prunable weights to remove.
         method: its name.
         seed: of every random choice.
-        needs: what the method had to be given.
-        accuracy: on the held-out labels; None without labels.
-        agreement: with the dense network on the same held-out inputs, in [0, 1].
+        needs: what the method needs.
+        accuracy: on the test labels; None without labels.
+        agreement: with the dense network on the same inputs, in [0, 1].
         evaluations: candidates scored by a search; a gradient step on scores counts as one.
         epochs: of training, from the dense network to this row.
-        seconds: it took, from the dense network to this row, without measuring it.
-        actual: the fraction that was removed; None where nothing could be made.
-        dense_accuracy: of the dense network on the held-out labels.
-        steps: sparsity, accuracy, agreement and epochs after every step on the way here, for
+        seconds: from the dense network to this row, without measuring it.
+        actual: the fraction of weights that was removed; None if the method failed.
+        dense_accuracy: of the dense network on the test labels.
+        path: the sparsities of the run, if each is reached from the one before.
+        steps: sparsity, accuracy, agreement and epochs after every step up to this row, for
             methods that train.
-        path: the sparsities that the run passed through, where one is reached from another.
-        code: hash of the user's own file that ranked the weights, or empty.
-        error: why there is no figure where there should be one, or None.
-        note: why there can be none: the method has no place under the pattern; or None.
+        code: hash of the user's criterion file, or empty.
+        error: why the method failed, or None.
+        note: why the method doesn't apply under the pattern, or None.
     """
 
     target: str
@@ -74,12 +79,12 @@ class Row:
 
     @property
     def key(self) -> RowKey:
-        """What tells it from the other rows of a comparison."""
+        """What identifies the row in its comparison."""
         return self.method, self.sparsity, self.seed
 
     @property
     def score(self) -> float | None:
-        """Accuracy, or agreement where nobody has labels; None where nothing could be made."""
+        """Accuracy, or agreement without labels; None if the method failed."""
         return self.agreement if self.accuracy is None else self.accuracy
 
     def record(self) -> dict[str, Any]:
@@ -88,25 +93,21 @@ class Row:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Row:
-        """Return the row that `record` wrote.
+        """Return the row that `record` was made from.
 
         Raises:
             TypeError: missing or unknown keys.
         """
         lists = {name: tuple(record[name]) for name in ("path", "steps") if name in record}
-        return cls(**{**record, "needs": MethodRequirements(**record["needs"]), **lists})
+        needs = MethodRequirements(**record["needs"])
+        return cls(**{**record, "needs": needs, **lists})
 
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """The rows of one method at one sparsity, over seeds.
+    """The rows of one method at one sparsity: median, smallest and largest score over `seeds` rows.
 
-    Attributes:
-        score: median accuracy (or agreement, without labels).
-        low: the smallest.
-        high: the largest.
-        seeds: how many rows.
-        actual: median fraction that was removed.
+    `actual` is the median fraction of weights that was removed.
     """
 
     score: float
@@ -122,13 +123,11 @@ class MethodSummary:
 
     Attributes:
         method: its name.
-        needs: what it had to be given.
-        cells: sparsity → median and spread; a sparsity without any figure is missing.
-        evaluations: median over the rows at the highest sparsity reached.
-        epochs: the same.
-        seconds: the same.
-        error: why a figure is missing, or None where all are there.
-        note: why there can be none, or None.
+        needs: what it needs.
+        cells: sparsity → summary over seeds; a sparsity without any score is missing.
+        evaluations, epochs, seconds: medians at the highest sparsity that has a score.
+        error: why a score is missing, or None.
+        note: why the method doesn't apply, or None.
     """
 
     method: str
@@ -142,38 +141,124 @@ class MethodSummary:
 
 
 def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
-    """Return one line a method: without training first, what reaches furthest, then the best."""
+    """Summarise every method over its seeds.
+
+    Methods without training come first; among them those that reach the highest sparsity, then
+    those with the best score there.
+    """
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
-    lines = [_line(method, own) for method, own in by_method.items()]
-    return sorted(lines, key=_rank)
+    summaries = [_summary(method, of_method) for method, of_method in by_method.items()]
+
+    def rank(summary: MethodSummary) -> tuple[bool, float, float]:
+        last = max(summary.cells, default=0.0)
+        score = summary.cells[last].score if summary.cells else 0.0
+        return summary.needs.training, -last, -score
+
+    return sorted(summaries, key=rank)
 
 
-def _rank(line: MethodSummary) -> tuple[bool, float, float]:
-    last = max(line.cells, default=0.0)
-    return line.needs.training, -last, -line.cells[last].score if line.cells else 0.0
-
-
-def _line(method: str, rows: Sequence[Row]) -> MethodSummary:
-    scores: dict[float, list[float]] = {}
-    removed: dict[float, list[float]] = {}
+def _summary(method: str, rows: Sequence[Row]) -> MethodSummary:
+    scores: dict[float, list[tuple[float, float]]] = {}
     for row in rows:
         if row.score is not None:
-            scores.setdefault(row.sparsity, []).append(row.score)
-            removed.setdefault(row.sparsity, []).append(row.actual or 0.0)
-    cells = {
-        sparsity: SeedSummary(median(own), min(own), max(own), len(own), median(removed[sparsity]))
-        for sparsity, own in sorted(scores.items())
-    }
-    dearest = [row for row in rows if row.sparsity == max(cells, default=None)] or rows
+            scores.setdefault(row.sparsity, []).append((row.score, row.actual or 0.0))
+    cells = {}
+    for sparsity, pairs in sorted(scores.items()):
+        values = [score for score, _ in pairs]
+        actual = median(removed for _, removed in pairs)
+        cells[sparsity] = SeedSummary(median(values), min(values), max(values), len(pairs), actual)
+    # the highest sparsity costs most: its effort stands for the method
+    last = [row for row in rows if row.sparsity == max(cells, default=None)] or rows
     return MethodSummary(
         method=method,
         needs=rows[0].needs,
         cells=cells,
-        evaluations=median(row.evaluations for row in dearest),
-        epochs=median(row.epochs for row in dearest),
-        seconds=median(row.seconds for row in dearest),
+        evaluations=median(row.evaluations for row in last),
+        epochs=median(row.epochs for row in last),
+        seconds=median(row.seconds for row in last),
         error=next((row.error for row in rows if row.error), None),
         note=next((row.note for row in rows if row.note), None),
     )
+
+
+def needs_text(needs: MethodRequirements) -> str:
+    """Name what a method needs in a few words: `calibration, gradients`.
+
+    `labels` means the labelled training set; `training` includes gradients.
+    """
+    data = _DATA_NAMES.get(needs.data, needs.data)
+    effort = "training" if needs.training else "gradients" if needs.gradients else None
+    if effort is None:
+        return "weights only" if needs.data == "none" else data
+    return f"{data}, {effort}"
+
+
+def effort_text(summary: MethodSummary) -> str:
+    """Name the cost of the highest sparsity: epochs, evaluated masks, or `one shot`."""
+    if summary.epochs:
+        return f"{summary.epochs:g} epochs"
+    return f"{summary.evaluations:,.0f} masks" if summary.evaluations else "one shot"
+
+
+def table_header(sparsities: Iterable[float]) -> list[str]:
+    """Return the column headings of the table."""
+    return ["method", "needs", *(f"{s:g}" for s in sparsities), "effort", "seconds"]
+
+
+def table_cells(summary: MethodSummary, sparsities: Sequence[float]) -> list[str]:
+    """Return the cells of one method under `table_header`.
+
+    Scores are medians in percent, with half the range over seeds if there are several.
+    """
+    scores = []
+    for sparsity in sparsities:
+        cell = summary.cells.get(sparsity)
+        spread = f" ±{50 * (cell.high - cell.low):.2f}" if cell and cell.seeds > 1 else ""
+        scores.append(f"{100 * cell.score:.2f}{spread}" if cell else MISSING)
+    effort, seconds = MISSING, MISSING
+    if summary.cells:
+        effort = effort_text(summary)
+        seconds = f"{summary.seconds:,.0f}" if summary.seconds >= 10 else f"{summary.seconds:.1f}"
+    return [summary.method, needs_text(summary.needs), *scores, effort, seconds]
+
+
+def notes(summaries: Sequence[MethodSummary]) -> list[str]:
+    """Return the notes below the table: sparsities that differ, and why scores are missing.
+
+    Methods with the same note share a line.
+    """
+    removed: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
+    for summary in summaries:
+        differing = [
+            f"{percent(cell.actual, 1)} at {sparsity:g}"
+            for sparsity, cell in summary.cells.items()
+            if abs(cell.actual - sparsity) > TOLERANCE
+        ]
+        if differing:
+            removed.setdefault(", ".join(differing), []).append(summary.method)
+        for reason in filter(None, (summary.error, summary.note)):
+            reasons.setdefault(reason, []).append(summary.method)
+    return [
+        *(
+            f"{', '.join(names)} {'removes' if len(names) == 1 else 'remove'} {amounts}"
+            for amounts, names in removed.items()
+        ),
+        *(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()),
+    ]
+
+
+def markdown(summaries: Sequence[MethodSummary], dense: float | None, caption: str) -> str:
+    """Return the table in Markdown, with its caption above and its notes below."""
+    sparsities = sorted({sparsity for summary in summaries for sparsity in summary.cells})
+    header = table_header(sparsities)
+    rows = [table_cells(summary, sparsities) for summary in summaries]
+    if dense is not None:
+        full = [f"{100 * dense:.2f}"] * len(sparsities)
+        rows.insert(0, ["*dense network*", "", *full, "", ""])
+    table = [header, ["---"] * len(header), *rows]
+    text = [caption, "", *(f"| {' | '.join(cells)} |" for cells in table)]
+    text += [f"\n{note}" for note in notes(summaries)]
+    return "\n".join(text) + "\n"

@@ -1,9 +1,11 @@
-"""Run methods on one network and measure what each hands in, row by row."""
+"""Run methods on one network, measure what each makes, and collect the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
+from gaprune.comparison.comparison_report import Comparison, publish
 from gaprune.comparison.context import (
     ComparisonContext,
     ComparisonObserver,
+    MethodResult,
+    part_name,
 )
-from gaprune.comparison.fingerprint import identity_of, requested_files
-from gaprune.comparison.measure_rows import MethodRun, held_out
 from gaprune.comparison.methods.method_registry import Method, find_methods
-from gaprune.comparison.publish import Comparison, publish
 from gaprune.comparison.rows import Row, RowKey
-from gaprune.comparison.spec import NOTHING, UNUSED, ComparisonData, ComparisonSpec
-from gaprune.comparison.store import CONFIG, Store, open_store
+from gaprune.comparison.spec import UNUSED, ComparisonData, ComparisonSpec
+from gaprune.comparison.store import CONFIG, Store, identity_of, open_store, requested_files
 from gaprune.config import make_settings
-from gaprune.errors import InputError
+from gaprune.errors import GapruneError, InputError
+from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evaluation.objectives import find_objective
 from gaprune.masks.budget import keep_total
-from gaprune.models.forward import batched_forward
-from gaprune.models.input_spec import InputOptions
+from gaprune.models.forward import answers
+from gaprune.models.input_options import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
@@ -36,10 +39,11 @@ from gaprune.runs.resolve_settings import check_settings
 from gaprune.workers import WorkerOptions, choose_driver_device, on_device
 from gaprune.workers.serial import torch_threads
 
-_QUESTION = ("training", "epochs", "schedule", "clusters")
+_SPEC_FIELDS = ("training", "epochs", "schedule", "clusters")
+_STEP_FIELDS = ("sparsity", "accuracy", "agreement", "epochs")  # recorded for every step of a path
 
 
-@torch.inference_mode(mode=False)  # whatever the caller has switched off
+@torch.inference_mode(mode=False)  # methods need gradients, whatever the caller has switched off
 @torch.enable_grad()
 def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     model: nn.Module,
@@ -56,26 +60,26 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     observer: ComparisonObserver | None = None,
     **options: Any,
 ) -> Comparison:
-    """Compare methods on a live network, which stays as it is; see `gaprune compare --help`.
+    """Compare methods on a live network, which stays unchanged; see `gaprune compare --help`.
 
     Args:
         model: any trained network that takes one tensor and returns one.
         sparsity: one or several fractions of weights (under `pattern`, of blocks or channels) to
-            remove; an N:M pattern says it itself.
+            remove; an N:M pattern implies it.
         methods: one or several names as `gaprune.comparison.find_methods` takes them.
-        seeds: one or several; a method without chance runs with the first one only.
+        seeds: one or several; methods without randomness run for the first one only.
         inputs: shape, range, normalisation of one input.
-        train: inputs `[N, …]` and labels `[N]` for the methods that train; without them these
-            say so in their rows.
-        test: held-out inputs and labels that all are measured on; without them the agreement with
-            the dense network is measured on the validation inputs calibration inputs.
+        train: inputs `[N, …]` and labels `[N]` for the methods that train; without them the rows
+            of those methods hold an error.
+        test: held-out inputs and labels that all methods are measured on; without them the
+            agreement with the dense network is measured on the validation inputs.
         prune_also: further parameters to prune, by qualified name.
-        out: folder that keeps every row as soon as it is known; the next call goes on there.
-        overwrite: whether rows that are there are thrown away.
-        observer: told of progress and rows.
+        out: folder that keeps every row as soon as it is known; the next call continues there.
+        overwrite: whether to delete rows that are there.
+        observer: receives progress and rows.
         options: further fields of `ComparisonSpec` (training, epochs, schedule, clusters), and of
-            `Settings` (preset, calibration inputs, pattern, generations, workers, …); `floor` holds for the
-            masks that are searched for (evolved, edge-popup).
+            `Settings` (preset, calibration, pattern, generations, workers, …); `floor` applies to
+            the methods that search (evolved, edge-popup).
 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.
@@ -85,9 +89,9 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         >>> from gaprune import InputOptions, compare
         >>> linear = torch.nn.Linear
         >>> net = torch.nn.Sequential(linear(8, 16), torch.nn.ReLU(), linear(16, 3))
-        >>> shown = InputOptions(range=(0, 1))
-        >>> found = compare(net, sparsity=(0.5, 0.9), methods=("magnitude", "lamp"), inputs=shown)
-        >>> [(row.method, row.sparsity) for row in found.rows]
+        >>> inputs = InputOptions(range=(0, 1))
+        >>> result = compare(net, sparsity=(0.5, 0.9), methods=("magnitude", "lamp"), inputs=inputs)
+        >>> [(row.method, row.sparsity) for row in result.rows]
         [('magnitude', 0.5), ('magnitude', 0.9), ('lamp', 0.5), ('lamp', 0.9)]
     """
     for name in options:
@@ -99,14 +103,13 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         raise InputError(
             "sparsity: none given; name one or several fractions of weights to remove, such as 0.9"
         )
-    sparsities = (sparsity,) if isinstance(sparsity, (int, float)) else tuple(sparsity)
-    own = {name: options.pop(name) for name in _QUESTION if name in options}
+    fields = {name: options.pop(name) for name in _SPEC_FIELDS if name in options}
     spec = ComparisonSpec(
-        sparsities,
+        (sparsity,) if isinstance(sparsity, (int, float)) else tuple(sparsity),
         methods=(methods,) if isinstance(methods, str) else tuple(methods),
         seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds),
         settings=make_settings({"sparsity": implied or 0.5, **options}),
-        **own,
+        **fields,
     )
     target = target_from_module(
         model,
@@ -121,11 +124,11 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     return compare_target(target, spec, data=data, out=out, overwrite=overwrite, observer=observer)
 
 
-def compare_target(  # noqa: PLR0913 # data and place beside the question, each by its own name
+def compare_target(  # noqa: PLR0913 # data and folder besides the spec, each by its own name
     target: Target,
     spec: ComparisonSpec,
     *,
-    data: ComparisonData = NOTHING,
+    data: ComparisonData = ComparisonData(),  # noqa: B008 # immutable
     out: str | Path | None = None,
     overwrite: bool = False,
     config: str | None = None,
@@ -136,55 +139,46 @@ def compare_target(  # noqa: PLR0913 # data and place beside the question, each 
     Args:
         target: the dense network.
         spec: what is compared.
-        data: what is trained with and measured on.
+        data: what networks are trained and measured on.
         out: folder of the rows, see `gaprune.comparison.store`; None keeps them in memory.
-        overwrite: whether rows that are there are thrown away.
-        config: what is written into the folder as its `config.toml`.
-        observer: told of progress and rows.
+        overwrite: whether to delete rows that are there.
+        config: content of the folder's `config.toml`.
+        observer: receives progress and rows.
 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.
     """
-    listener = observer or ComparisonObserver()
-    chosen = find_methods(spec.methods, spec.settings.pattern)
+    observer = observer or ComparisonObserver()
+    chosen = find_methods(spec.methods, spec.settings.pattern, spec.schedule)
     data = _checked(target, spec, data)
-    if target.inputs.assumed:  # said once, not by every run of a search
-        listener.warning(
+    if target.inputs.assumed:  # warn once, not in every run of a search
+        observer.warning(
             "the value range of the inputs is not stated; 0 to 1 is assumed "
             "(--range LOW,HIGH or --mean and --std say it)"
         )
         inputs = replace(target.inputs, assumed=False)
         target = replace(target, network=replace(target.network, inputs=inputs))
-    context = ComparisonContext(
-        target=target,
-        settings=spec.settings,
-        train=data.train,
-        training=spec.training,
-        epochs=spec.epochs,
-        schedule=spec.schedule,
-        clusters=spec.clusters,
-        observer=listener,
-    )
+    context = ComparisonContext(target, spec, data.train, observer)
     with torch_threads(spec.settings.threads_per_worker), on_device(str(target.device)):
         if out is None:
-            return _run(context, spec, chosen, data.test, None)
-        with open_store(out, identity_of(context, data), overwrite=overwrite) as store:
+            return _run(context, chosen, data.test, None)
+        with open_store(out, identity_of(target, spec, data), overwrite=overwrite) as store:
             if config is not None:
                 store.write(CONFIG, config)
-            found = _run(context, spec, chosen, data.test, store)
-            publish(found, store, listener.warning)
-            return found
+            comparison = _run(context, chosen, data.test, store)
+            publish(comparison, store, observer.warning)
+            return comparison
 
 
 def _checked(target: Target, spec: ComparisonSpec, data: ComparisonData) -> ComparisonData:
-    """Return data as the network takes it, once everything that can be checked at once is right."""
+    """Check everything that can be checked before any work; return the data converted."""
     settings = spec.settings
     check_settings(settings)
     for sparsity in spec.sparsities:
         keep_total(searched_layout(target, settings), sparsity)
     for file in requested_files(settings, target.inputs):
         file.read(target.inputs)
-    find_objective(settings.objective, batched_forward(target.model, target.example()))
+    find_objective(settings.objective, answers(target.model, target.example()))
     return ComparisonData(
         *(
             None if samples is None else check_labelled(name, samples, target)
@@ -194,40 +188,141 @@ def _checked(target: Target, spec: ComparisonSpec, data: ComparisonData) -> Comp
 
 
 def _run(
-    context: ComparisonContext,
-    spec: ComparisonSpec,
-    chosen: Sequence[Method],
-    test: Samples | None,
-    store: Store | None,
+    context: ComparisonContext, chosen: Sequence[Method], test: Samples | None, store: Store | None
 ) -> Comparison:
-    judge = held_out(context, test)
-    sparsities = sorted(set(spec.sparsities))
-    seeds = list(dict.fromkeys(spec.seeds))
-    entries = [
-        MethodRun(context, method, seed, tuple(sparsities))
+    if test is None:  # agreement on the validation inputs of seed 0
+        test = context.calibration(0).validation._replace(labels=None)
+    held_out = HeldOut(context.target, test)
+    sparsities = tuple(sorted(set(context.spec.sparsities)))
+    seeds = list(dict.fromkeys(context.spec.seeds))
+    runs = [
+        MethodRun(context, method, seed, sparsities, held_out)
         for seed in seeds
         for method in chosen
         if method.seeded or seed == seeds[0]
     ]
     stored = {} if store is None else store.rows
     rows: dict[RowKey, Row] = {
-        row.key: row for entry in entries for row in stored.values() if entry.made(row)
+        row.key: row for run in runs for row in stored.values() if run.is_valid(row)
     }
-    total = len(entries) * len(sparsities)
+    total = len(runs) * len(sparsities)
     if rows:
         context.observer.phase("rows", f"{len(rows)} of {total} are there already")
-    for entry in entries:
-        missing = {one for one in sparsities if entry.key(one) not in rows}
-        for row in entry.rows(missing, judge):
+    for run in runs:
+        for row in run.rows({sparsity for sparsity in sparsities if run.key(sparsity) not in rows}):
             if store is not None:
                 store.add(row)
             rows[row.key] = row
             context.observer.row(row, len(rows), total)
-    ordered = tuple(rows[entry.key(one)] for entry in entries for one in sparsities)
     return Comparison(
         context.target.name,
-        ordered,
-        judge.dense.accuracy,
-        judge.source,
-        spec.settings.pattern,
+        tuple(rows[run.key(sparsity)] for run in runs for sparsity in sparsities),
+        held_out.dense.accuracy,
+        held_out.source,
+        context.spec.settings.pattern,
     )
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """One method with one seed.
+
+    Attributes:
+        context: what all methods share.
+        method: the method.
+        seed: of its random choices.
+        sparsities: all requested ones, rising; a path passes through each of them.
+        held_out: what networks are measured on.
+    """
+
+    context: ComparisonContext
+    method: Method
+    seed: int
+    sparsities: tuple[float, ...]
+    held_out: HeldOut
+
+    @property
+    def _path(self) -> tuple[float, ...]:
+        return self.sparsities if self.method.path else ()
+
+    def key(self, sparsity: float) -> RowKey:
+        """Return the key of its row at one sparsity."""
+        return self.method.name, sparsity, self.seed
+
+    def is_valid(self, row: Row) -> bool:
+        """Tell whether a stored row belongs to this run, is up to date and holds no error."""
+        return (
+            row.sparsity in self.sparsities
+            and row.key == self.key(row.sparsity)
+            and (row.path, row.code) == (self._path, self.method.code)
+            and row.error is None
+        )
+
+    def rows(self, missing: AbstractSet[float]) -> Iterator[Row]:
+        """Yield the row of every missing sparsity, with an error or a note if there is no score."""
+        note = self.method.exclusion(self.context.spec.settings.pattern)
+        if note is not None:
+            for sparsity in self.sparsities:
+                if sparsity in missing:
+                    yield self._row(sparsity=sparsity, note=note)
+            return
+        parts = [self.sparsities] if self.method.path else [(s,) for s in self.sparsities]
+        for part in parts:
+            left = [sparsity for sparsity in part if sparsity in missing]
+            if not left:
+                continue
+            error_text = "the method returned no network for this sparsity"
+            steps: list[dict[str, float | None]] = []
+            try:
+                for result, seconds in self._results(part):
+                    row = self._measured(result, seconds)
+                    if self.method.needs.training:
+                        steps.append({name: getattr(row, name) for name in _STEP_FIELDS})
+                        row = replace(row, steps=tuple(steps))
+                    if result.sparsity in left:
+                        left.remove(result.sparsity)
+                        yield row
+                    if not left:
+                        break
+            except Exception as error:  # noqa: BLE001 # user code may raise anything; others go on
+                error_text = " ".join(str(error).split())
+                if not isinstance(error, GapruneError):
+                    error_text = f"{type(error).__name__}: {error_text}"
+            for sparsity in left:
+                yield self._row(sparsity=sparsity, error=error_text)
+
+    def _results(self, part: Sequence[float]) -> Iterator[tuple[MethodResult, float]]:
+        """Run the method; yield its networks, and the seconds of its own work so far."""
+        name = part_name(self.method.name, self.seed, None if self.method.path else part[0])
+        self.context.observer.progress(name, 0, None)
+        if self.method.uses_calibration:
+            self.context.evaluator(self.seed)  # shared by all methods, so not timed
+        seconds, since = 0.0, time.monotonic()
+        for result in self.method.run(self.context, part, self.seed):
+            seconds += time.monotonic() - since
+            yield result, seconds
+            since = time.monotonic()
+
+    def _measured(self, result: MethodResult, seconds: float) -> Row:
+        accuracy, agreement = self.held_out.measure(result.model)
+        return self._row(
+            sparsity=result.sparsity,
+            actual=1 - result.keep_count / self.context.target.layout.total,
+            accuracy=accuracy,
+            agreement=agreement,
+            evaluations=result.evaluations,
+            epochs=round(result.epochs, 6),
+            seconds=round(seconds, 3),
+        )
+
+    def _row(self, **fields: Any) -> Row:
+        return Row(
+            target=self.context.target.name,
+            method=self.method.name,
+            seed=self.seed,
+            needs=self.method.needs_in(self.context),
+            dense_accuracy=self.held_out.dense.accuracy,
+            path=self._path,
+            code=self.method.code,
+            **fields,
+        )

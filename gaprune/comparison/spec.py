@@ -1,4 +1,4 @@
-"""What is compared, and what networks are trained with and measured on."""
+"""What is compared, and the data that networks are trained and measured on."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.method_registry import ALL, SCHEDULED
-from gaprune.comparison.methods.schedule import PruningStep, check_steps
+from gaprune.comparison.methods.iterative import SCHEDULES, PruningStep, check_steps
 from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.config import EVOLVED, Settings, make_settings
-from gaprune.errors import InputError
+from gaprune.errors import InputError, unknown_name
 from gaprune.masks.budget import check_sparsity
 from gaprune.models.patterns import check_pattern
 
+ALL, IMP = "all", "imp"  # every method; iterative magnitude pruning
+LINEAR = "linear"  # the default schedule
 UNUSED = (
     *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
     *("checkpoint_every", "budget", "budget_macs", "width_multiple"),
     *("latency_batch", "latency_runtime"),
 )
-"""Settings that rows state, or that fit no row: all are measured as they are, at one sparsity."""
+"""Settings that a comparison does not take: rows state them, or they fit no row."""
 DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)
 
 
@@ -31,13 +32,13 @@ class ComparisonSpec:
     Attributes:
         sparsities: fractions of prunable weights to remove, in any order.
         methods: names as `find_methods` takes them.
-        seeds: a method without chance runs with the first one only.
-        settings: of the search and the calibration inputs, with the pattern that all obey; sparsity and seed in
-            it are not used.
-        training: how networks are trained where they are.
+        seeds: methods without randomness run for the first one only.
+        settings: of the search and the calibration inputs, with the pattern that all methods obey;
+            its sparsity and seed are not used.
+        training: how networks are trained.
         epochs: of training at one step of a schedule; may be a fraction.
-        schedule: steps of the user's own, for the method `imp-schedule`.
-        clusters: values of a layer's codebook.
+        schedule: of the method `imp`: a key of `SCHEDULES`, or steps of the user's own.
+        clusters: values per codebook, for the method `clustered`.
 
     Raises:
         InputError: a value that breaks its rule.
@@ -49,7 +50,7 @@ class ComparisonSpec:
     settings: Settings = field(default_factory=lambda: make_settings({"sparsity": 0.5}))
     training: TrainingOptions = field(default_factory=TrainingOptions)
     epochs: float = 1.0
-    schedule: Sequence[PruningStep] = ()
+    schedule: str | Sequence[PruningStep] = LINEAR
     clusters: int = 16
 
     def __post_init__(self) -> None:
@@ -66,44 +67,37 @@ class ComparisonSpec:
             raise InputError(f"epochs: must be above 0 and finite, got {self.epochs}")
         if self.clusters < 1:
             raise InputError(f"clusters: must be at least 1, got {self.clusters}")
-        stated = self.settings
-        further = stated.pareto or stated.repair or stated.max_drop is not None
-        if stated.method != EVOLVED or further:
+        settings = self.settings
+        other = settings.pareto or settings.repair or settings.max_drop is not None
+        if settings.method != EVOLVED or other:
             raise InputError(
-                "settings: the search is one of the methods, at stated sparsities and without "
+                "settings: the search is one of the methods, at given sparsities and without "
                 "repair; leave method, pareto, max_drop, repair and repair_in_loop out"
             )
         for sparsity in self.sparsities:
-            check_pattern(stated.replace(sparsity=sparsity))
-        if SCHEDULED in self.methods:
-            self._check_schedule()
-
-    def _check_schedule(self) -> None:
-        if not self.schedule:
-            raise InputError(
-                f"schedule: the method {SCHEDULED!r} needs one; give pairs of sparsity and epochs, "
-                "such as --schedule 0.5:1,0.9:3"
-            )
-        passed = {step.sparsity for step in check_steps(self.schedule)}
-        beside = sorted(set(self.sparsities) - passed)
-        if beside:
-            raise InputError(
-                "schedule: must pass through every sparsity that is compared, and leaves out "
-                f"{', '.join(map(str, beside))}; add them, such as {beside[0]}:1, or name other "
-                "sparsities"
-            )
+            check_pattern(settings.replace(sparsity=sparsity))
+        if isinstance(self.schedule, str):
+            if self.schedule not in SCHEDULES:
+                raise unknown_name("schedule", self.schedule, SCHEDULES)
+        elif {ALL, IMP} & set(self.methods):
+            reached = {step.sparsity for step in check_steps(self.schedule)}
+            missing = sorted(set(self.sparsities) - reached)
+            if missing:
+                raise InputError(
+                    "schedule: must reach every sparsity that is compared, and leaves out "
+                    f"{', '.join(map(str, missing))}; add them, such as {missing[0]}:1, or compare "
+                    "other sparsities"
+                )
 
 
 class ComparisonData(NamedTuple):
-    """What networks are trained with and measured on.
+    """The data that networks are trained and measured on.
 
     Attributes:
-        train: labelled inputs for the methods that train; without them these say so.
-        test: held-out labelled inputs; without them agreement is measured on the validation inputs calibration inputs.
+        train: labelled inputs for the methods that train; without them those methods fail.
+        test: held-out labelled inputs; without them the agreement with the dense network is
+            measured on the validation inputs.
     """
 
     train: Samples | None = None
     test: Samples | None = None
-
-
-NOTHING = ComparisonData()

@@ -1,15 +1,15 @@
-"""A folder of rows: each is on the disk as soon as it is known, and a stopped comparison goes on.
+"""A folder of rows: each is written as soon as it is known, so a stopped comparison can go on.
 
 ::
 
-    comparison.json    what is compared: everything that a row depends on beside its key
-    rows.jsonl         one row a line, appended and synced
-    rows.json          those of the comparison that ended last, as one list
+    comparison.json    identity: everything that the rows depend on besides their keys
+    rows.jsonl         one row per line, appended and synced
+    rows.json          rows of the last finished comparison, as one list
     rows.csv           the same as a table
     table.md           medians and spread
     accuracy.svg       accuracy against sparsity; also as .png
-    report.html        all of it to be read
-    config.toml        what was asked for last
+    report.html        everything for reading
+    config.toml        the last command's options
 """
 
 from __future__ import annotations
@@ -21,28 +21,49 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gaprune.comparison.rows import Row, RowKey
-from gaprune.errors import GapruneError, InputError
-from gaprune.io.atomic import check_output_folder, write_file, writing
-from gaprune.io.serialization import to_json
+import torch
 
+from gaprune.calibration.auto import expand_auto
+from gaprune.calibration.parse import (
+    AUTO,
+    CalibrationFile,
+    available_generators,
+    parse_calibration,
+    parse_file,
+)
+from gaprune.calibration.provenance import samples_sha256
+from gaprune.comparison.rows import Row, RowKey
+from gaprune.comparison.spec import ComparisonData, ComparisonSpec
+from gaprune.config import NEUTRAL, Settings
+from gaprune.errors import GapruneError, InputError
+from gaprune.io.file_hash import content_of
+from gaprune.io.run_files import writing
+from gaprune.io.serialization import to_json
+from gaprune.models.input_spec import InputSpec
+from gaprune.models.target import Target
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+
+SCHEMA = 2
 IDENTITY, ROWS, LIST, CSV = "comparison.json", "rows.jsonl", "rows.json", "rows.csv"
 TABLE, CONFIG = "table.md", "config.toml"
 PLOTS = ("accuracy.svg", "accuracy.png")
 REPORT = "report.html"
-_OF_ROWS = (LIST, CSV, TABLE, CONFIG, REPORT, *PLOTS)  # made again from rows
-_MAY_HOLD = {IDENTITY, ROWS, *_OF_ROWS}
+_DERIVED = (LIST, CSV, TABLE, CONFIG, REPORT, *PLOTS)  # can be made again from rows
+_MAY_HOLD = {IDENTITY, ROWS, *_DERIVED}
+_IN_KEYS = ("sparsity", "seed", "method")  # settings that belong to a row
 
 
 class Store:
     """An open folder of rows, locked against a second comparison; made by `open_store`.
 
     Attributes:
-        folder: where it is.
-        rows: those that are there, also where they say why there is no figure.
+        folder: its path.
+        rows: those that are there, including rows with an error.
     """
 
     def __init__(self, folder: Path, file: io.FileIO, rows: Iterable[Row]) -> None:
@@ -51,12 +72,12 @@ class Store:
         self.rows: dict[RowKey, Row] = {row.key: row for row in rows}
 
     def add(self, row: Row) -> None:
-        """Append a row, unless it is there word for word; it is on the disk when this returns.
+        """Append a row and sync it to the disk, unless an equal one is there.
 
         Raises:
-            GapruneError: the disk is full, or refuses.
+            GapruneError: the disk is full, or not writable.
         """
-        if self.rows.get(row.key) == row:  # what fails the same way is told once
+        if self.rows.get(row.key) == row:  # an error that occurs again is stored once
             return
         with writing(self.folder, GapruneError):
             left = f"{to_json(row.record())}\n".encode()
@@ -66,47 +87,47 @@ class Store:
         self.rows[row.key] = row
 
     def write(self, name: str, text: str) -> None:
-        """Write one of the other files whole, over an earlier one."""
+        """Write one of the other files, replacing an earlier one."""
         with writing(self.folder, GapruneError):
-            write_file(self.folder / name, text)
+            replace_file(self.folder / name, text)
 
 
 @contextmanager
 def open_store(
     folder: str | Path, identity: Mapping[str, Any], *, overwrite: bool = False
 ) -> Iterator[Store]:
-    """Open a folder to go on with its rows, or make it.
+    """Open a folder to continue its rows, or create it.
 
     Args:
-        folder: new, empty, or one of an earlier comparison of the same things.
-        identity: what all rows depend on; plain data.
-        overwrite: whether rows that are there are thrown away, with what was made of them.
+        folder: new, empty, or one of an earlier comparison with the same identity.
+        identity: everything that the rows depend on; plain data.
+        overwrite: whether to delete rows that are there, and the files made from them.
 
     Raises:
-        InputError: the folder holds something else, or rows of another comparison (the message
-            says what differs), or another comparison writes there now.
+        InputError: the folder holds other files, or rows of another comparison (the message says
+            what differs), or another comparison is writing to it.
         GapruneError: the folder cannot be written.
     """
-    place = Path(folder).expanduser().resolve()
-    plain = json.loads(to_json(dict(identity)))
-    with writing(place, InputError):
-        check_output_folder(place, _MAY_HOLD)
-        place.mkdir(parents=True, exist_ok=True)
-        file = (place / ROWS).open("a+b", buffering=0)  # nothing is left to be written at the end
+    path = Path(folder).expanduser().resolve()
+    plain = json.loads(to_json(dict(identity)))  # as it will be read: tuples become lists
+    with writing(path, InputError):
+        _check_content(path)
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ROWS).open("a+b", buffering=0)  # unbuffered: nothing to flush on close
     with file:
-        with writing(place, GapruneError):
-            _lock(file, place)
+        with writing(path, GapruneError):
+            _lock(file, path)
             if overwrite:
                 file.truncate(0)
-                for name in _OF_ROWS:
-                    (place / name).unlink(missing_ok=True)
-            holds_rows = _mended(file)
-        if holds_rows:
-            _check_same(place, _identity(place), plain)
-        rows = read_rows(place)
-        with writing(place, GapruneError):
-            write_file(place / IDENTITY, to_json(plain, indent=2) + "\n")
-        yield Store(place, file, rows)
+                for name in _DERIVED:
+                    (path / name).unlink(missing_ok=True)
+            has_rows = _repair_last_line(file)
+        if has_rows:
+            _check_same(path, plain)
+        rows = read_rows(path)
+        with writing(path, GapruneError):
+            replace_file(path / IDENTITY, to_json(plain, indent=2) + "\n")
+        yield Store(path, file, rows)
 
 
 def read_rows(folder: str | Path) -> list[Row]:
@@ -117,7 +138,7 @@ def read_rows(folder: str | Path) -> list[Row]:
     """
     path = Path(folder) / ROWS
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # what no line break follows is torn
+        lines = path.read_bytes().split(b"\n")[:-1]  # a last line without a break is incomplete
     except OSError as error:
         raise InputError(f"comparison: cannot read {path} ({error.strerror})") from error
     rows: dict[RowKey, Row] = {}
@@ -127,53 +148,63 @@ def read_rows(folder: str | Path) -> list[Row]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 f"comparison: line {number} of {path} is no row ({error}); "
-                "take the line out, or name another folder"
+                "remove the line, or name another folder"
             ) from error
         rows[row.key] = row
     return list(rows.values())
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """Return rows as CSV, one a line: `needs` spread over columns, `path` joined by spaces."""
-    flat = []
+    """Return rows as CSV, one per line: `needs` as columns, `path` joined by spaces."""
+    records = []
     for row in rows:
         record = row.record()
         needs, path = record.pop("needs"), record.pop("path")
-        del record["steps"]  # a list in a list: rows.json has them
-        spread = {f"needs_{name}": value for name, value in needs.items()}
-        flat.append({**record, "path": " ".join(map(str, path)), **spread})
-    if not flat:
+        del record["steps"]  # nested lists don't fit; rows.json has them
+        columns = {f"needs_{name}": value for name, value in needs.items()}
+        records.append({**record, "path": " ".join(map(str, path)), **columns})
+    if not records:
         return ""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(records)
     return text.getvalue()
 
 
-def _mended(file: io.FileIO) -> bool:
-    """Cut off a torn last line (the machine went down); return whether any row is left."""
+def replace_file(path: Path, text: str) -> None:
+    """Write a file under a temporary name, sync it and rename it.
+
+    Raises:
+        OSError: it cannot be written; an earlier file stays.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _repair_last_line(file: io.FileIO) -> bool:
+    """Remove an incomplete last line (after a crash); return whether any row is left."""
     file.seek(0)
     content = file.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        file.truncate(len(whole))
-    return bool(whole)
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        file.truncate(len(complete))
+    return bool(complete)
 
 
-def _identity(place: Path) -> dict[str, Any]:
-    path = place / IDENTITY
+def _check_same(path: Path, now: Mapping[str, Any]) -> None:
+    file = path / IDENTITY
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return dict(found)
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"out: {path} is missing or damaged, so nobody knows what its rows compare; name "
+            f"out: {file} is missing or damaged, so nobody knows what its rows compare; name "
             "another folder with --out, or throw those rows away with --overwrite"
         ) from error
-
-
-def _check_same(place: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = [
         f"{name} ({_short(before.get(name))} there, {_short(now.get(name))} now)"
         for name in {**before, **now}
@@ -181,7 +212,7 @@ def _check_same(place: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
     ]
     if differing:
         raise InputError(
-            f"out: {place} holds rows of another comparison, which differs in "
+            f"out: {path} holds rows of another comparison, which differs in "
             f"{', '.join(differing)}; name another folder with --out, or throw those rows away "
             "with --overwrite"
         )
@@ -192,10 +223,86 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _lock(file: io.FileIO, place: Path) -> None:
+def _check_content(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"out: {path} is a file; name a folder")
+    names = [child.name for child in path.iterdir()] if path.exists() else []
+    partial = {f".{name}.partial" for name in _MAY_HOLD}  # of a comparison that was killed
+    foreign = sorted(set(names) - _MAY_HOLD - partial)
+    if foreign:
+        raise InputError(
+            f"out: {path} holds other files ({', '.join(foreign[:3])}"
+            f"{', …' if len(foreign) > 3 else ''}); name a folder that is new or empty"
+        )
+
+
+def _lock(file: io.FileIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise InputError(
-            f"out: another comparison writes to {place} now; wait for it, or name another folder"
+            f"out: another comparison writes to {path} now; wait for it, or name another folder"
         ) from error
+
+
+def identity_of(target: Target, spec: ComparisonSpec, data: ComparisonData) -> dict[str, Any]:
+    """Return what must be equal for rows to be in one table, as plain data.
+
+    The user's files (networks, objectives, calibration inputs) count by their content.
+    """
+    settings = resolve_settings(spec.settings, check_settings(spec.settings), target)
+    schedule = spec.schedule
+    if not isinstance(schedule, str):
+        schedule = ",".join(f"{step.sparsity}:{step.epochs}" for step in schedule)
+    return {
+        "schema": SCHEMA,
+        "target": target.name,
+        "weights_sha256": target.weights_sha256,
+        "inputs": target.inputs.facts(),
+        "pruned": list(target.layout.names),
+        **{
+            name: None if samples is None else samples_sha256(samples)
+            for name, samples in data._asdict().items()
+        },
+        **{
+            name: value
+            for name, value in settings.model_dump(mode="json").items()
+            if name not in (*_IN_KEYS, *NEUTRAL)
+        },
+        "calibration": list(expand_auto(settings.calibration, target)),
+        **{f"training_{name}": value for name, value in asdict(spec.training).items()},
+        "epochs": spec.epochs,
+        "schedule": schedule,
+        "clusters": spec.clusters,
+        **{f"file {path}": content_of(path) for path in sorted(set(_files(target, spec.settings)))},
+        "gaprune": metadata.version("gaprune"),
+        "torch": torch.__version__,
+    }
+
+
+def requested_files(settings: Settings, spec: InputSpec) -> list[CalibrationFile]:
+    """Return the files that calibration and validation inputs name; none of them is read.
+
+    Raises:
+        InputError: an unknown name of calibration or validation inputs.
+    """
+    files = list(parse_calibration(settings.calibration, spec).files)
+    known = [AUTO, *available_generators(spec)]
+    if settings.validation not in known:
+        files.append(parse_file("validation", settings.validation, known))
+    return files
+
+
+def _files(target: Target, settings: Settings) -> Iterator[str]:
+    """Yield the paths of files that the user gave."""
+    for code in (target.name, settings.objective):
+        yield from _existing(code.rpartition(":")[0])
+    for request in requested_files(settings, target.inputs):
+        # inputs+labels are two paths, unless the plus belongs to one
+        yield from _existing(request.path) or [
+            path for part in request.path.split("+") for path in _existing(part)
+        ]
+
+
+def _existing(path: str) -> list[str]:
+    return [path] if path and Path(path).expanduser().exists() else []

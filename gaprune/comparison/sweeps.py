@@ -1,4 +1,4 @@
-"""Sweeps: one number moved over a range, to see where a network breaks."""
+"""Sweeps: one number moves over a range, to find where a network breaks."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from gaprune.calibration.calibration_set import make_calibration_set
+from gaprune.calibration.parse import PROCEDURAL
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.comparison.methods.threshold import sweep_thresholds
-from gaprune.comparison.plots.cluster_plot import plot_clusters
-from gaprune.comparison.plots.threshold_plot import plot_thresholds
+from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
+from gaprune.config import make_settings
 from gaprune.errors import InputError, unknown_name
+from gaprune.evolution.tasks import derive_seed
 from gaprune.export.clustering import sweep_clusters
-from gaprune.models.target import Target
+from gaprune.models.input_options import InputOptions
+from gaprune.models.target import Target, target_from_module
+from gaprune.runs.directory import load_masks
 
 CLUSTERS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What is swept over, and how.
+    """The range of a sweep.
 
     Attributes:
         values: thresholds, or numbers of clusters; empty takes a range that fits.
-        max_drop: accuracy (or agreement, without labels) that may be lost, a part of 1.
+        max_drop: accuracy (or agreement, without labels) that may be lost, a fraction.
         biases: whether biases are zeroed, or clustered, too.
-        masks: of an earlier pruning; clusters are then made of the weights that stay.
+        masks: of an earlier pruning; clusters are made from the weights that it keeps.
 
     Raises:
         InputError: a drop outside [0, 1].
@@ -44,20 +50,20 @@ class SweepOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
             raise InputError(
-                "max_drop: must be from 0 to 1 (0.01 allows one point of accuracy to be lost), "
-                f"got {self.max_drop}"
+                "max_drop: must be from 0 to 1 (0.01 allows one percentage point of accuracy to "
+                f"be lost), got {self.max_drop}"
             )
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found, ready to be shown.
+    """The points of a sweep.
 
     Attributes:
         kind: key of `SWEEPS`.
-        rows: plain data, one a point.
-        best: the row of the furthest point that loses no more than was allowed, or None.
-        dense_accuracy: before anything was changed, or None without labels.
+        rows: plain data, one per point.
+        best: the row of the furthest point that loses no more than `max_drop`, or None.
+        dense_accuracy: of the unchanged network, or None without labels.
         plot: writes the picture to a .svg or .png.
     """
 
@@ -68,21 +74,71 @@ class SweepResult:
     plot: Callable[[Path], None]
 
 
-def sweep(
-    kind: str,
-    target: Target,
-    held_out: Samples,
-    over: SweepOptions,
+def sweep(  # noqa: PLR0913 # options, each by its own name
+    model: nn.Module,
+    by: str = "threshold",
+    *,
+    values: Sequence[float] = (),
+    max_drop: float = 0.01,
+    biases: bool = False,
+    masks: Mapping[str, Tensor] | str | Path | None = None,
+    inputs: InputOptions | None = None,
+    test: tuple[Tensor, Tensor] | None = None,
+    prune_also: Sequence[str] = (),
     observer: Observer | None = None,
 ) -> SweepResult:
-    """Run one kind of sweep.
+    """Move one number over a range and see where a network breaks.
+
+    Args:
+        model: any trained network that takes one tensor and returns one; stays unchanged.
+        by: `threshold` zeroes weights whose magnitude is below a threshold; `clusters` replaces
+            the weights of a layer by a few shared values.
+        values: thresholds, or numbers of clusters; empty takes a range that fits.
+        max_drop: accuracy (or agreement, without labels) that may be lost, a fraction.
+        biases: whether biases are zeroed, or clustered, too.
+        masks: of an earlier pruning, or the folder of a run: only kept weights are clustered.
+        inputs: shape, range, normalisation of one input.
+        test: held-out inputs and labels that every point is measured on; without them the
+            agreement with the dense network is measured on generated inputs.
+        prune_also: further parameters, by qualified name.
+        observer: receives progress.
+
+    Returns:
+        Its points as `rows`, the furthest within `max_drop` as `best`, and `plot(path)`.
+
+    Raises:
+        InputError: something breaks a rule; nothing has been computed then.
+        GapruneError: an optional package is missing.
+
+    Examples:
+        >>> from gaprune import InputOptions, sweep
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> result = sweep(net, values=(0.0, 0.1), inputs=InputOptions(range=(0, 1)))
+        >>> [row["threshold"] for row in result.rows]
+        [0.0, 0.1]
+    """
+    loaded = load_masks(masks) if isinstance(masks, (str, Path)) else masks
+    options = SweepOptions(values, max_drop, biases=biases, masks=loaded)
+    target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
+    held_out = None if test is None else Samples(*test, "test data given by the caller")
+    return sweep_target(by, target, held_out, options, observer)
+
+
+def sweep_target(
+    kind: str,
+    target: Target,
+    held_out: Samples | None,
+    options: SweepOptions,
+    observer: Observer | None = None,
+) -> SweepResult:
+    """Run one kind of sweep on a loaded target; see `sweep`.
 
     Args:
         kind: key of `SWEEPS`.
-        target: the dense network; stays as it is.
-        held_out: what every point is measured on; labels may be missing.
-        over: the range.
-        observer: told of progress.
+        target: the dense network; stays unchanged.
+        held_out: what every point is measured on, with or without labels; None generates inputs.
+        options: the range.
+        observer: receives progress.
 
     Raises:
         InputError: an unknown kind, or a range that it does not take.
@@ -90,63 +146,66 @@ def sweep(
     """
     if kind not in SWEEPS:
         raise unknown_name("by", kind, SWEEPS)
-    return SWEEPS[kind](target, held_out, over, observer or Observer())
+    held_out = held_out or generated_validation(target)
+    return SWEEPS[kind](target, held_out, options, observer or Observer())
+
+
+def generated_validation(target: Target) -> Samples:
+    """Return generated inputs to measure on: the validation inputs of a procedural run, seed 0."""
+    generator = torch.Generator().manual_seed(derive_seed(0, "run"))
+    settings = make_settings({"sparsity": 0.5, "calibration": (PROCEDURAL,)})
+    return make_calibration_set(target, settings, generator).validation
 
 
 def _thresholds(
-    target: Target, held_out: Samples, over: SweepOptions, observer: Observer
+    target: Target, held_out: Samples, options: SweepOptions, observer: Observer
 ) -> SweepResult:
-    """Zero the weights below a threshold that rises."""
-    if over.masks is not None:
+    if options.masks is not None:
         raise InputError("mask: a sweep of thresholds starts from the dense network; leave it out")
-    found = sweep_thresholds(
+    result = sweep_thresholds(
         target,
-        over.values or None,
+        options.values or None,
         held_out,
-        biases=over.biases,
+        biases=options.biases,
         on_point=lambda point: observer.progress(
-            "threshold, part removed", round(point.report.sparsity, 3), 1.0
+            "threshold, fraction removed", round(point.report.sparsity, 3), 1.0
         ),
     )
-    best = found.largest_within(over.max_drop)
+    best = result.largest_within(options.max_drop)
     return SweepResult(
         "threshold",
-        found.rows(),
+        result.rows(),
         None if best is None else best.row(),
-        found.dense_accuracy,
-        lambda path: plot_thresholds(found, path, max_drop=over.max_drop, title=target.name),
+        result.dense_accuracy,
+        lambda path: plot_thresholds(result, path, max_drop=options.max_drop, title=target.name),
     )
 
 
 def _clusters(
-    target: Target, held_out: Samples, over: SweepOptions, observer: Observer
+    target: Target, held_out: Samples, options: SweepOptions, observer: Observer
 ) -> SweepResult:
-    """Replace weights by ever fewer shared values a layer."""
-    counts = _whole(over.values) or list(CLUSTERS)
+    if not all(float(value).is_integer() for value in options.values):
+        raise InputError(
+            f"values: clusters are counted, got {list(options.values)}; such as 64,16,4"
+        )
+    counts = [int(value) for value in options.values] or list(CLUSTERS)
     done = count(1)
-    found = sweep_clusters(
+    result = sweep_clusters(
         target,
         counts,
         held_out,
-        over.masks,
+        options.masks,
         lambda _point: observer.progress("clusters", next(done), len(counts)),
-        biases=over.biases,
+        biases=options.biases,
     )
-    best = found.smallest_within(over.max_drop)
-    rows = found.rows()
+    best, rows = result.smallest_within(options.max_drop), result.rows()
     return SweepResult(
         "clusters",
         rows,
-        None if best is None else rows[found.points.index(best)],
-        found.dense_accuracy,
-        lambda path: plot_clusters(rows, path, dense=found.dense_accuracy, title=target.name),
+        None if best is None else rows[result.points.index(best)],
+        result.dense_accuracy,
+        lambda path: plot_clusters(rows, path, dense=result.dense_accuracy, title=target.name),
     )
-
-
-def _whole(values: Sequence[float]) -> list[int]:
-    if not all(float(value).is_integer() for value in values):
-        raise InputError(f"values: clusters are counted, got {list(values)}; such as 64,16,4")
-    return [int(value) for value in values]
 
 
 SWEEPS: dict[str, Callable[[Target, Samples, SweepOptions, Observer], SweepResult]] = {

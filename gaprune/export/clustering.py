@@ -2,36 +2,128 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut, HeldOutScore
-from gaprune.export.codebooks import Codebook, Codebooks
 from gaprune.masks.supermask import check_masks
 from gaprune.models.target import Target
 
-__all__ = [
-    "ClusterPoint",
-    "ClusterSweep",
-    "Codebook",
-    "Codebooks",
-    "cluster_weights",
-    "shared_values",
-    "sweep_clusters",
-]
-
-SUMMARY = 1 << 13  # bins of equal width, and as many of equal count, that k-means sees at most
+FLOAT_BITS = 32  # of a weight in the dense network, and of a centroid
+BINS = 1 << 13  # of equal width, and as many of equal count: what k-means gets at most
 MAX_STEPS = 300  # of Lloyd's algorithm
 
 Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """The shared values of one layer, and which weight takes which.
+
+    Attributes:
+        name: of the layer's weight parameter.
+        parts: the parameters that share the codebook: the weight, and its bias if requested.
+        size: number of values in all of them, kept or not.
+        centroids: `[k]` in the weights' dtype, ascending, all different.
+        assignment: int64 `[n]`: the centroid of each of the n kept values, in order of the parts.
+        keep_mask: bool `[size]`: all other values are exactly 0 and take no part in clustering.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    size: int
+    centroids: Tensor = field(repr=False)
+    assignment: Tensor = field(repr=False)
+    keep_mask: Tensor = field(repr=False)
+
+    @property
+    def bits(self) -> int:
+        """Bits of indices and codebook, n · ⌈log₂ k⌉ + 32 · k; without the mask.
+
+        A layer whose kept values all differ stores them unchanged, 32 bits each.
+        """
+        count, shared = len(self.assignment), len(self.centroids)
+        if count == shared:
+            return count * FLOAT_BITS
+        index_bits = max(0, shared - 1).bit_length()  # ⌈log₂ k⌉
+        return count * index_bits + shared * FLOAT_BITS
+
+    def values(self) -> Tensor:
+        """Return all values of the layer, `[size]`: centroids where kept, else 0."""
+        flat = self.centroids.new_zeros(self.size)
+        flat[self.keep_mask] = self.centroids[self.assignment]
+        return flat
+
+
+@dataclass(frozen=True, eq=False)
+class Codebooks:
+    """A network whose weights are shared values, layer by layer.
+
+    Attributes:
+        layers: one codebook per layer, by the name of its weight.
+        shapes: of every clustered parameter.
+        masked: whether masks were given, which must then be stored, too.
+    """
+
+    layers: Mapping[str, Codebook]
+    shapes: Mapping[str, torch.Size]
+    masked: bool
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the clustered parameters by name; pruned weights are exactly 0."""
+        state = {}
+        for book in self.layers.values():
+            sizes = [self.shapes[name].numel() for name in book.parts]
+            for name, values in zip(book.parts, book.values().split(sizes), strict=True):
+                state[name] = values.view(self.shapes[name])
+        return state
+
+    def model(self, target: Target) -> nn.Module:
+        """Return a frozen copy of the target's network with the clustered parameters."""
+        model = copy.deepcopy(target.model)
+        for name, values in self.state().items():
+            model.get_parameter(name).copy_(values)  # in place, so that tied parameters follow
+        return model
+
+    @property
+    def distinct(self) -> int:
+        """Number of different values other than 0 among the clustered parameters."""
+        shared = [book.centroids for book in self.layers.values()]
+        return int(torch.cat(shared).unique().count_nonzero())
+
+    @property
+    def keep_count(self) -> int:
+        """Number of clustered values that the masks keep."""
+        return sum(len(book.assignment) for book in self.layers.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of indices and codebooks per kept weight, without the mask."""
+        return sum(book.bits for book in self.layers.values()) / max(1, self.keep_count)
+
+    @property
+    def compression(self) -> float:
+        """Bits of the dense clustered layers at 32 each, over what is stored now.
+
+        Without masks it is n · b / (n · ⌈log₂ k⌉ + k · b), summed over layers in numerator and
+        denominator (Han et al. 2015, eq. 1). With masks, only kept weights have indices, and the
+        mask itself counts 1 bit per weight. Parameters that are not clustered (biases, norms) do
+        not count.
+        """
+        size = sum(book.size for book in self.layers.values())
+        stored = sum(book.bits for book in self.layers.values())
+        if self.masked:
+            stored += sum(self.shapes[name].numel() for name in self.layers)
+        return size * FLOAT_BITS / stored
 
 
 def cluster_weights(
@@ -44,27 +136,27 @@ def cluster_weights(
     """Replace the kept weights of each layer by the centroids of a k-means of their values.
 
     Centroids start evenly spaced from the smallest to the largest kept weight of the layer (Han et
-    al. 2015, section 3.2, linear initialisation); nothing is drawn at random, and they are not
-    trained afterwards (section 3.3), which would take data. A layer with no more different values
-    than clusters keeps its own. What the masks drop becomes 0 and takes no place in a codebook; a
-    network that is pruned already needs its masks (`weight != 0`) to stay so.
+    al. 2015, section 3.2, linear initialisation), so nothing is random. They are not trained
+    afterwards (section 3.3), which would need data. A layer with no more different values than
+    clusters keeps its own. Pruned weights become 0 and take no part; a network that is already
+    pruned needs its masks (`weight != 0`) to stay pruned.
 
     Args:
-        target: the dense network; stays as it is.
+        target: the dense network; stays unchanged.
         masks: parameter name → bool, True where kept; a layer without one is kept whole.
         clusters: centroids per layer, at least 1; for all layers, or by the name of its weight.
-        biases: let the bias of a layer share the layer's codebook; else biases stay as they are.
+        biases: whether the bias of a layer shares the layer's codebook.
 
     Raises:
         InputError: a name or a mask that does not fit, a number below 1, a layer left out.
         GapruneError: scikit-learn is not installed.
     """
-    wanted = _cluster_counts(target, clusters)
+    counts = _cluster_counts(target, clusters)
     layers, shapes = {}, {}
-    for layer in _values_by_layer(target, masks or {}, biases=biases):
-        centroids, assignment = shared_values(layer.values[layer.kept], wanted[layer.name])
+    for layer in _layer_values(target, masks or {}, biases=biases):
+        centroids, assignment = shared_values(layer.values[layer.keep_mask], counts[layer.name])
         size = len(layer.values)
-        book = Codebook(layer.name, layer.parts, size, centroids, assignment, layer.kept)
+        book = Codebook(layer.name, layer.parts, size, centroids, assignment, layer.keep_mask)
         layers[layer.name] = book
         shapes.update({part: target.model.get_parameter(part).shape for part in layer.parts})
     return Codebooks(layers, shapes, masked=bool(masks))
@@ -72,15 +164,13 @@ def cluster_weights(
 
 @dataclass(frozen=True)
 class ClusterPoint:
-    """What a number of clusters per layer costs and keeps.
+    """Cost and quality of a number of clusters per layer.
 
     Attributes:
-        clusters: asked per layer.
+        clusters: requested per layer.
         accuracy: on the held-out labels, or None without labels.
-        agreement: with the dense network on the same inputs (see `Objective.judge`).
-        bits_per_weight: see `Codebooks`.
-        distinct: values other than 0 in the network.
-        compression: see `Codebooks`.
+        agreement: with the dense network on the same inputs.
+        bits_per_weight, distinct, compression: see `Codebooks`.
     """
 
     clusters: int
@@ -93,12 +183,12 @@ class ClusterPoint:
 
 @dataclass(frozen=True)
 class ClusterSweep:
-    """Clustering from many to few clusters per layer.
+    """Points from many to few clusters per layer.
 
     Attributes:
-        points: from many clusters to few.
-        dense_accuracy: of the whole network on the same inputs; None without labels.
-        dense_distinct: different values other than 0 before clustering, of those that are kept.
+        points: by falling number of clusters.
+        dense_accuracy: of the dense network on the same inputs; None without labels.
+        dense_distinct: different kept values other than 0 before clustering.
     """
 
     points: tuple[ClusterPoint, ...]
@@ -135,98 +225,92 @@ def sweep_clusters(
     """Cluster the same weights with different numbers of clusters per layer.
 
     Args:
-        target: the dense network; stays as it is.
-        counts: clusters per layer, in any order; repeated ones are tried once.
+        target: the dense network; stays unchanged.
+        counts: clusters per layer, in any order, each tried once.
         held_out: what accuracy and agreement are measured on.
-        masks: see `cluster_weights`.
-        on_point: is told each point as soon as it is there.
-        biases: see `cluster_weights`.
+        masks, biases: see `cluster_weights`.
+        on_point: receives each point as soon as it is measured.
 
     Raises:
-        InputError: nothing to try or to measure on, or `cluster_weights` objects.
+        InputError: no counts, no inputs, or `cluster_weights` objects.
         GapruneError: scikit-learn is not installed.
     """
     if not counts:
         raise InputError("counts: name at least one number of clusters, such as 16")
-    judge = HeldOut(target, held_out)
+    test = HeldOut(target, held_out)
     points = []
     for count in sorted(set(counts), reverse=True):
         books = cluster_weights(target, masks, count, biases=biases)
-        score = judge.measure(books.model(target))
-        point = ClusterPoint(
-            clusters=count,
-            accuracy=score.accuracy,
-            agreement=score.agreement,
-            bits_per_weight=books.bits_per_weight,
-            distinct=books.distinct,
-            compression=books.compression,
-        )
-        points.append(point)
+        score = test.measure(books.model(target))
+        costs = books.bits_per_weight, books.distinct, books.compression
+        points.append(ClusterPoint(count, score.accuracy, score.agreement, *costs))
         if on_point is not None:
-            on_point(point)
-    layers = _values_by_layer(target, masks or {}, biases=biases)
-    distinct = torch.cat([layer.values[layer.kept] for layer in layers]).unique()
-    return ClusterSweep(tuple(points), judge.dense.accuracy, int(distinct.count_nonzero()))
+            on_point(points[-1])
+    layers = _layer_values(target, masks or {}, biases=biases)
+    distinct = torch.cat([layer.values[layer.keep_mask] for layer in layers]).unique()
+    return ClusterSweep(tuple(points), test.dense.accuracy, int(distinct.count_nonzero()))
 
 
-class _Layer(NamedTuple):
+class _LayerValues(NamedTuple):
     name: str
     parts: tuple[str, ...]
     values: Tensor
-    kept: Tensor
+    keep_mask: Tensor
 
 
-def _values_by_layer(
+def _layer_values(
     target: Target, masks: Mapping[str, Tensor], *, biases: bool
-) -> Iterator[_Layer]:
+) -> Iterator[_LayerValues]:
     """Yield the values that share a codebook, flat, and which of them are kept."""
     check_masks(masks, target.weights)
     parameters = dict(target.model.named_parameters())
     for name in target.layout.names:
         bias = f"{name.removesuffix('weight')}bias"
-        joins = biases and name.endswith("weight") and bias in parameters
-        parts = (name, bias) if joins and bias not in target.weights else (name,)
+        shares = biases and name.endswith("weight") and bias in parameters
+        # a bias that is prunable itself has a codebook of its own
+        parts = (name, bias) if shares and bias not in target.weights else (name,)
         values = torch.cat([parameters[part].detach().reshape(-1) for part in parts])
-        kept = torch.ones_like(values, dtype=torch.bool)
+        keep_mask = torch.ones_like(values, dtype=torch.bool)
         if name in masks:
-            kept[: masks[name].numel()] = masks[name].reshape(-1)
-        yield _Layer(name, parts, values, kept)
+            keep_mask[: masks[name].numel()] = masks[name].reshape(-1)
+        yield _LayerValues(name, parts, values, keep_mask)
 
 
 def _cluster_counts(target: Target, clusters: int | Mapping[str, int]) -> Mapping[str, int]:
     names = target.layout.names
-    wanted = dict.fromkeys(names, clusters) if isinstance(clusters, int) else dict(clusters)
-    for name, count in wanted.items():
+    counts = dict.fromkeys(names, clusters) if isinstance(clusters, int) else dict(clusters)
+    for name, count in counts.items():
         if name not in names:
             raise unknown_name("clusters", name, names)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"clusters: must be whole numbers from 1, got {count!r} for {name!r}")
-    if missing := [name for name in names if name not in wanted]:
+    if missing := [name for name in names if name not in counts]:
         raise InputError(
             f"clusters: every layer needs a number, and {', '.join(missing)} has none; "
             "give one number for all, or one for each"
         )
-    return wanted
+    return counts
 
 
-def shared_values(kept: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+def shared_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """Return the centroids `[k]` of values `[n]`, ascending, and each value's centroid `[n]`.
 
     Raises:
         GapruneError: scikit-learn is not installed.
     """
-    own = kept.unique()
-    if len(own) <= clusters:
-        return own, torch.searchsorted(own, kept)
-    values = kept.double().cpu().numpy()
-    centroids = _k_means(values, clusters)
-    nearest = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)
+    distinct = values.unique()
+    if len(distinct) <= clusters:
+        return distinct, torch.searchsorted(distinct, values)
+    points = values.double().cpu().numpy()
+    centroids = _k_means(points, clusters)
+    # k-means saw a summary: assign every value, and take the mean of its actual members
+    nearest = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, points)
     counts = np.bincount(nearest, minlength=clusters)
-    sums = np.bincount(nearest, values, minlength=clusters)
-    means = torch.from_numpy((sums / np.maximum(counts, 1))[counts > 0]).to(kept)
-    shared, place = means.unique(return_inverse=True)  # halves may round two means to one
+    sums = np.bincount(nearest, points, minlength=clusters)
+    means = torch.from_numpy((sums / np.maximum(counts, 1))[counts > 0]).to(values)
+    shared, position = means.unique(return_inverse=True)  # float16 may round two means to one
     used = torch.from_numpy(np.cumsum(counts > 0) - 1)[torch.from_numpy(nearest)]
-    return shared, place[used.to(kept.device)]
+    return shared, position[used.to(values.device)]
 
 
 def _k_means(values: Values, clusters: int) -> Values:
@@ -243,22 +327,22 @@ def _k_means(values: Values, clusters: int) -> Values:
     points, weights = _summary(np.sort(values))
     start = np.linspace(values.min(), values.max(), clusters)[:, None]
     fit = KMeans(clusters, init=start, n_init=1, max_iter=MAX_STEPS, tol=0, random_state=0)
-    with threadpool_limits(limits=1):  # threads add up in any order, and sums round differently
+    with threadpool_limits(limits=1):  # with more threads the order of additions is not fixed
         fit.fit(points[:, None], sample_weight=weights)
-    found: Values = np.sort(fit.cluster_centers_.astype(np.float64).ravel())
-    return found
+    centroids: Values = np.sort(fit.cluster_centers_.astype(np.float64).ravel())
+    return centroids
 
 
 def _summary(ordered: Values) -> tuple[Values, Values]:
-    """Return points that stand for ascending values, and how many each stands for.
+    """Return points that stand for ascending values, and how many values each stands for.
 
-    Few values stand for themselves. Of many, neighbours share a bin that stands for them by their
-    mean: bins of equal width resolve the tails, bins of equal count what outliers crowd together.
+    Up to `BINS` values are returned unchanged. Of more, neighbours share a bin with their mean:
+    bins of equal width resolve the tails, bins of equal count resolve dense regions.
     """
-    if len(ordered) <= SUMMARY:
+    if len(ordered) <= BINS:
         return ordered, np.ones(len(ordered))
-    edges = np.linspace(ordered[0], ordered[-1], SUMMARY)[1:-1]
-    even = np.linspace(0, len(ordered), SUMMARY, endpoint=False).astype(np.int64)
+    edges = np.linspace(ordered[0], ordered[-1], BINS)[1:-1]
+    even = np.linspace(0, len(ordered), BINS, endpoint=False).astype(np.int64)
     starts = np.union1d(np.searchsorted(ordered, edges), even)
     starts = starts[starts < len(ordered)]
     counts = np.diff(np.append(starts, len(ordered))).astype(np.float64)

@@ -1,28 +1,149 @@
-"""Iterative pruning with fine-tuning: prune a little, train what is left, prune again.
+"""Iterative magnitude pruning (IMP): prune a little, train what is left, prune again.
 
-Han et al. 2015, section 3 (magnitude), Zhu and Gupta 2017 (many small steps), Frankle et al. 2019
-and Renda et al. 2020 (kept weights rewound before training). The lessons decide what it costs:
-labelled images, or generated calibration inputs with the dense network's answers.
+Han et al. 2015, section 3 (magnitude), Zhu and Gupta 2017 (gradual schedule), Frankle et al. 2019
+and Renda et al. 2020 (weights rewound before training). The training data is labelled, or generated
+calibration inputs with the dense network's outputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.comparison.methods.schedule import PruningStep, check_steps
 from gaprune.comparison.methods.training import TrainingData, TrainingOptions, train
 from gaprune.criteria import CRITERIA, DenseNetwork, score
-from gaprune.errors import unknown_name
-from gaprune.masks.budget import apportion, keep_total, uniform_counts
+from gaprune.errors import InputError, unknown_name
+from gaprune.masks.budget import apportion, check_sparsity, keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask
 from gaprune.models.target import Target, private_copy, trainable_copy
 
-SCORED = 1024  # lessons that a criterion looks at, where it looks at inputs
+SCORED = 1024  # training inputs for a criterion that uses inputs
+CUBIC_STEPS = 10
+_TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
+_FINE_STEPS = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99)
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """Prune to a sparsity, then train.
+
+    Attributes:
+        sparsity: fraction of all prunable weights removed so far, strictly between 0 and 1.
+        epochs: passes over the training data after pruning, 0 or more; may be a fraction.
+
+    Raises:
+        InputError: a number outside its range.
+    """
+
+    sparsity: float
+    epochs: float
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if not 0 <= self.epochs < math.inf:
+            raise InputError(f"epochs: must be 0 or more and finite, got {self.epochs}")
+
+
+def linear(goals: Sequence[float], epochs: float) -> list[PruningStep]:
+    """Return steps of 10 % of all weights: 0.1, 0.2, …, with the goals between them."""
+    return [PruningStep(sparsity, epochs) for sparsity in _merged(_TENTHS, goals)]
+
+
+def long(goals: Sequence[float], epochs: float) -> list[PruningStep]:
+    """Return steps of 10 % to 0.9 with twice the epochs, then finer ones with three times."""
+    return [
+        PruningStep(sparsity, (2 if sparsity <= _TENTHS[-1] else 3) * epochs)
+        for sparsity in _merged((*_TENTHS, *_FINE_STEPS), goals)
+    ]
+
+
+def cubic(goals: Sequence[float], epochs: float) -> list[PruningStep]:
+    """Return `CUBIC_STEPS` steps on Zhu and Gupta 2017, eq. 1, from 0 to the largest goal.
+
+    After t of n steps the sparsity is s·(1 − (1 − t/n)³): most weights are removed early.
+    Smaller goals become additional steps.
+    """
+    largest = max(goals, default=0.0)
+    grid = [largest * (1 - (1 - step / CUBIC_STEPS) ** 3) for step in range(1, CUBIC_STEPS)]
+    return [PruningStep(sparsity, epochs) for sparsity in _merged(grid, goals)]
+
+
+def direct(goals: Sequence[float], epochs: float) -> list[PruningStep]:
+    """Return one step for each goal."""
+    return [PruningStep(sparsity, epochs) for sparsity in _merged((), goals)]
+
+
+REWIND = "rewind"
+SCHEDULES: dict[str, Callable[[Sequence[float], float], list[PruningStep]]] = {
+    "linear": linear,
+    "long": long,
+    "cubic": cubic,
+    "direct": direct,
+    REWIND: linear,  # the same steps; kept weights are rewound before each training
+}
+"""Name → `(goals, epochs per step)` → steps that hold every goal and none above the largest."""
+
+
+def parse_schedule(text: str) -> str | tuple[PruningStep, ...]:
+    """Parse a schedule: a key of `SCHEDULES`, or steps such as `0.5:1,0.9:3.5`.
+
+    Raises:
+        InputError: an unknown name, a part that is no pair of numbers in their ranges, or
+            sparsities that don't increase.
+    """
+    if ":" in text:
+        return tuple(check_steps([_parse_step(part) for part in text.split(",")]))
+    if text not in SCHEDULES:
+        raise unknown_name("schedule", text, [*SCHEDULES, "SPARSITY:EPOCHS,…"])
+    return text
+
+
+def check_steps(steps: Sequence[PruningStep]) -> list[PruningStep]:
+    """Return the steps if there are any and their sparsities increase.
+
+    Raises:
+        InputError: there are none, or one does not remove more than the one before.
+    """
+    if not steps:
+        raise InputError("schedule: must have at least one step, such as 0.5:1, got none")
+    for before, after in pairwise(steps):
+        if after.sparsity <= before.sparsity:
+            raise InputError(
+                "schedule: sparsities must grow from step to step, "
+                f"got {after.sparsity:g} after {before.sparsity:g}"
+            )
+    return list(steps)
+
+
+def _parse_step(part: str) -> PruningStep:
+    try:
+        sparsity, epochs = map(float, part.split(":"))
+    except ValueError:
+        raise InputError(
+            f"schedule: each step must be SPARSITY:EPOCHS, such as 0.5:1, got {part!r}"
+        ) from None
+    try:
+        return PruningStep(sparsity, epochs)
+    except InputError as error:
+        raise InputError(f"schedule: step {part!r}: {error}") from None
+
+
+def _merged(grid: Sequence[float], goals: Sequence[float]) -> list[float]:
+    """Return the goals and the grid below the largest, sorted; a goal replaces a point near it."""
+    targets = sorted({check_sparsity(goal) for goal in goals})
+    if not targets:
+        raise InputError("goals: must hold at least one sparsity, got none")
+    between = [
+        point
+        for point in grid
+        if point < targets[-1] and not any(math.isclose(point, goal) for goal in targets)
+    ]
+    return sorted([*targets, *between])
 
 
 @dataclass(frozen=True)
@@ -30,11 +151,11 @@ class IterativePruningOptions:
     """How to prune and train in turns.
 
     Attributes:
-        training: how to train in each step, with an optimiser of its own.
+        training: how to train in each step, with a new optimiser.
         criterion: a key of `CRITERIA`, computed on the current weights.
-        scope: a key of `RANKINGS`.
-        rewind: whether all parameters and buffers go back to the original's before each training,
-            so that only the mask remembers the steps before.
+        scope: a key of `SCOPES`.
+        rewind: whether all parameters and buffers are reset to the original's before each
+            training, so that only the mask carries over.
 
     Raises:
         InputError: an unknown name.
@@ -48,8 +169,8 @@ class IterativePruningOptions:
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
             raise unknown_name("criterion", self.criterion, CRITERIA)
-        if self.scope not in RANKINGS:
-            raise unknown_name("scope", self.scope, RANKINGS)
+        if self.scope not in SCOPES:
+            raise unknown_name("scope", self.scope, SCOPES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,79 +178,76 @@ class PruningStage:
     """The network after one step.
 
     Attributes:
-        sparsity: what the step asked for.
+        sparsity: requested by the step.
         masks: parameter name → bool of its shape, True where the weight is kept; each stage keeps
-            a part of what the one before kept.
-        model: a copy of its own, frozen, in evaluation mode; dropped weights are 0.
-        epochs: trained so far, all steps together.
-        steps: taken so far, this one included.
+            a subset of what the one before kept.
+        model: a frozen copy in evaluation mode; pruned weights are 0.
+        epochs: of training so far, all steps together.
     """
 
     sparsity: float
     masks: dict[str, Tensor]
     model: nn.Module = field(repr=False)
     epochs: float
-    steps: int
 
 
 def prune_iteratively(
     target: Target,
     data: TrainingData,
     steps: Sequence[PruningStep],
-    how: IterativePruningOptions,
+    options: IterativePruningOptions,
     generator: torch.Generator,
     on_epoch: Callable[[float], None] = lambda _epochs: None,
 ) -> Iterator[PruningStage]:
-    """Return the network after each step; a stage is computed when it is asked for.
+    """Yield the network after each step; a stage is computed when it is requested.
 
-    At each step the current weights are scored, the best of those that are left stay (exactly as
-    many as the sparsity says, at least one a layer), and all that is left is trained.
+    Each step scores the current weights, keeps the best of the remaining ones (exactly as many as
+    the sparsity says, at least one per layer), and trains them.
 
     Args:
-        target: the dense network; it stays as it is.
-        data: what is trained on, and shown to a criterion that looks at inputs.
-        steps: sparsities that grow, with their epochs (see `schedule`).
-        how: criterion, scope, rewinding and training.
+        target: the dense network; stays unchanged.
+        data: training data, also for a criterion that uses inputs.
+        steps: increasing sparsities, with their epochs.
+        options: criterion, scope, rewinding and training.
         generator: the only source of randomness.
-        on_epoch: is told the epochs done so far, all steps together.
+        on_epoch: receives the epochs done so far, all steps together.
 
     Raises:
-        InputError: steps that do not grow, or a sparsity that empties a layer; before any work.
+        InputError: sparsities that don't increase, or one that empties a layer; before any work.
         GapruneError: (from the iterator) training or scoring gives numbers that are not finite.
     """
     steps = check_steps(steps)
     everything = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
-    RANKINGS[how.scope](everything.float(), everything, target.layout, steps[-1].sparsity)
-    return _stages(target, data, steps, how, generator, on_epoch)
+    SCOPES[options.scope](everything.float(), everything, target.layout, steps[-1].sparsity)
+    return _stages(target, data, steps, options, generator, on_epoch)
 
 
 def _stages(
     target: Target,
     data: TrainingData,
     steps: Sequence[PruningStep],
-    how: IterativePruningOptions,
+    options: IterativePruningOptions,
     generator: torch.Generator,
     on_epoch: Callable[[float], None],
 ) -> Iterator[PruningStage]:
     model = trainable_copy(target.model)
-    left = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
+    remaining = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
     epochs = 0.0
-    for count, step in enumerate(steps, start=1):
+    for step in steps:
         current = private_copy(model, target.device)
-        scores = _score(target, current, data, how.criterion, 1 - step.sparsity, generator)
-        scores = scores.masked_fill(~left, -torch.inf)  # what is gone stays gone
-        left = RANKINGS[how.scope](scores, left, target.layout, step.sparsity)
-        masks = target.layout.split(left)
-        if how.rewind:
+        scores = _score(target, current, data, options.criterion, 1 - step.sparsity, generator)
+        scores = scores.masked_fill(~remaining, -torch.inf)  # pruned weights never come back
+        remaining = SCOPES[options.scope](scores, remaining, target.layout, step.sparsity)
+        masks = target.layout.split(remaining)
+        if options.rewind:
             model = trainable_copy(target.model)
-        told = partial(_forward, on_epoch, epochs)
-        train(model, data, how.training, step.epochs, generator, masks=masks, on_epoch=told)
+
+        def report(done: float, before: float = epochs) -> None:
+            on_epoch(before + done)
+
+        train(model, data, options.training, step.epochs, generator, masks=masks, on_epoch=report)
         epochs += step.epochs
-        yield PruningStage(step.sparsity, masks, private_copy(model, target.device), epochs, count)
-
-
-def _forward(on_epoch: Callable[[float], None], before: float, epochs: float) -> None:
-    on_epoch(before + epochs)
+        yield PruningStage(step.sparsity, masks, private_copy(model, target.device), epochs)
 
 
 def _score(
@@ -145,26 +263,25 @@ def _score(
     if CRITERIA[criterion].needs_inputs:
         index = torch.randperm(len(data.inputs), generator=generator)[:SCORED]
         calibration = data.inputs[index.to(data.inputs.device)].to(target.device)
-        calibration = (
-            calibration.to(target.dtype) if calibration.is_floating_point() else calibration
-        )
+        if calibration.is_floating_point():
+            calibration = calibration.to(target.dtype)
     network = DenseNetwork(model, weights, target.layout, target.inputs)
     return score(criterion, network, calibration, generator, density)
 
 
-def _over_all(scores: Tensor, left: Tensor, layout: Layout, sparsity: float) -> Tensor:
+def _rank_globally(scores: Tensor, remaining: Tensor, layout: Layout, sparsity: float) -> Tensor:
     return global_mask(scores, layout, keep_total(layout, sparsity))
 
 
-def _by_layer(scores: Tensor, left: Tensor, layout: Layout, sparsity: float) -> Tensor:
+def _rank_in_layers(scores: Tensor, remaining: Tensor, layout: Layout, sparsity: float) -> Tensor:
     # rounding may give a layer one weight more than the step before left it
     counts = uniform_counts(layout, sparsity)
-    counts = apportion(counts, sum(counts), layer_counts(left, layout))
+    counts = apportion(counts, sum(counts), layer_counts(remaining, layout))
     return layered_mask(scores, layout, counts)
 
 
-RANKINGS: dict[str, Callable[[Tensor, Tensor, Layout, float], Tensor]] = {
-    "global": _over_all,
-    "layer": _by_layer,
+SCOPES: dict[str, Callable[[Tensor, Tensor, Layout, float], Tensor]] = {
+    "global": _rank_globally,
+    "layer": _rank_in_layers,
 }
-"""Scope → `(scores, what is left, layout, sparsity)` → what stays, flat bool `[total]`."""
+"""Scope → `(scores, remaining, layout, sparsity)` → the flat bool mask `[total]`."""

@@ -1,146 +1,215 @@
-"""Network slimming: channels whose BatchNorm scales are small go, for good (Liu et al. 2017)."""
+"""Network slimming: remove the channels with the smallest BatchNorm scales (Liu et al. 2017).
+
+The ranking is that of `torch_pruning.importance.BNScaleImportance(normalizer=None)`: mean |γ| of the
+BatchNorms that scale a channel. It is computed here because that class takes torch-pruning's own
+groups, which do not know which channels must stay and may empty a layer; `removable` does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.gammas import ChannelRanking, gamma_penalty, rank_channels
-from gaprune.comparison.methods.slimming_rounds import (
-    NetworkSize,
-    Slimmer,
-    SlimmingOptions,
-    SlimmingRound,
-    penalty_of,
-)
-from gaprune.comparison.methods.training import TrainingData, train
+from gaprune.comparison.methods.training import TrainingData, TrainingOptions, train
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.masks.budget import check_sparsity, keep_total
+from gaprune.models.channel_groups import Channel, inputs_of, outputs_of
+from gaprune.models.channel_removal import masked_equivalent, removable, remove_channels
+from gaprune.models.forward import answers
+from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target, trainable_copy
 
-__all__ = [
-    "NetworkSize",
-    "SlimmingOptions",
-    "SlimmingRound",
-    "gamma_penalty",
-    "hold_out",
-    "slim",
-    "slim_to",
-    "train_sparse",
-]
+COMPARED = 256  # training inputs on which compact and masked network are compared
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def slim(
+@dataclass(frozen=True)
+class SlimmingOptions:
+    """How a network is slimmed.
+
+    Attributes:
+        rounds: of removing channels and fine-tuning.
+        width: fraction of the channels that a round keeps, unless a sparsity is requested.
+        epochs: of fine-tuning per round; may be a fraction.
+        penalty: λ of the L1 penalty on γ during training (Liu et al. 2017, eq. 1); 0 for none.
+        sparse_epochs: of training with the penalty before the first round.
+        training: optimiser, learning rate and batch; by default the rate falls to 0 in every
+            round, which keeps more of the accuracy than a constant one.
+
+    Raises:
+        InputError: a number outside its range.
+    """
+
+    rounds: int = 5
+    width: float = 0.95
+    epochs: float = 1.0
+    penalty: float = 1e-4
+    sparse_epochs: float = 0.0
+    training: TrainingOptions = field(default_factory=lambda: TrainingOptions(decay="cosine"))
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InputError(f"rounds: must be at least 1, got {self.rounds}")
+        if not 0 < self.width < 1:
+            raise InputError(
+                f"width: must be above 0 and below 1 (the fraction to keep), got {self.width}"
+            )
+        for name in ("epochs", "penalty", "sparse_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name}: must be 0 or more and finite, got {getattr(self, name)}")
+
+
+class ChannelRanking(NamedTuple):
+    """The channels of a network, ranked by the scales of their BatchNorms.
+
+    Attributes:
+        order: channels that can be removed one after the other, smallest |γ| first; removing all
+            of them empties no layer.
+        total: number of ranked channels.
+    """
+
+    order: tuple[Channel, ...]
+    total: int
+
+    def removed(self, count: int) -> dict[str, list[int]]:
+        """Return layer → ascending output channels of the first `count`, by their first layer."""
+        layers = defaultdict(list)
+        for channel in self.order[:count]:
+            layers[channel.made[0].layer].append(channel.made[0].channel)
+        return {layer: sorted(channels) for layer, channels in layers.items()}
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Counts of a network.
+
+    Attributes:
+        parameters: all of them.
+        prunable: weights that the target counts as prunable.
+        macs: multiply-adds for one input.
+        channels: that can be removed and have a BatchNorm.
+    """
+
+    parameters: int
+    prunable: int
+    macs: int
+    channels: int
+
+
+@dataclass(frozen=True, eq=False)
+class SlimmingRound:
+    """One round of slimming.
+
+    Attributes:
+        number: from 1.
+        before, after: sizes of the network before and after the round.
+        removed: layer → output channels, as the network before the round counts them.
+        compact: the smaller network before fine-tuning, frozen.
+        model: the smaller network after it, frozen: its best epoch on the held-out data.
+        error: largest absolute difference between the outputs of `compact` and those of the large
+            network with the same channels masked, on up to `COMPARED` training inputs.
+        score_before, score_after: of `compact` and `model` on the held-out data; None without it.
+        epochs: of training so far, including `sparse_epochs`.
+    """
+
+    number: int
+    before: NetworkSize
+    after: NetworkSize
+    removed: dict[str, list[int]] = field(repr=False)
+    compact: nn.Module = field(repr=False)
+    model: nn.Module = field(repr=False)
+    error: float
+    score_before: float | None
+    score_after: float | None
+    epochs: float
+
+    def row(self) -> dict[str, float | None]:
+        """Return the figures as plain data; sizes are those after the round."""
+        return {
+            "round": self.number,
+            **asdict(self.after),
+            "error": self.error,
+            "score_before": self.score_before,
+            "score_after": self.score_after,
+            "epochs": self.epochs,
+        }
+
+
+def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
     target: Target,
     data: TrainingData,
-    how: SlimmingOptions,
+    options: SlimmingOptions,
     generator: torch.Generator,
     *,
+    sparsity: float | None = None,
     held_out: Samples | None = None,
     on_epoch: Callable[[float], None] | None = None,
 ) -> Iterator[SlimmingRound]:
-    """Keep `how.width` of the channels in every round, those of largest γ in the whole network.
+    """Remove channels and fine-tune, in rounds.
 
-    Channels of all layers are ranked together by |γ| (Liu et al. 2017, section 3). Where several
+    Channels of all layers are ranked together by |γ| (Liu et al. 2017, section 3). If several
     BatchNorms scale the same channel (depthwise blocks, residual sums), it is the mean of their
     |γ|. No layer loses its last channel; channels without BatchNorm stay.
 
     Args:
-        target: the dense network; stays as it is.
+        target: the dense network; stays unchanged.
         data: what the smaller networks are trained on.
-        how: rounds, width, epochs, penalty, training.
-        generator: decides the order of the lessons, and what dropout drops.
-        held_out: a part of the training data that is no part of the lessons (`hold_out`), never
-            the test data. Each round keeps the epoch that does best on it, by accuracy, without
-            labels by agreement with the dense network. Without it a round keeps its last epoch.
-        on_epoch: is told the epochs done so far, after each.
+        options: rounds, width, epochs, penalty, training.
+        generator: decides the order of the data, and what dropout drops.
+        sparsity: fraction of the prunable weights to remove. Every round then removes about the
+            same fraction of the remaining weights, the last one as few channels as reach the goal.
+            None: every round keeps `options.width` of the channels.
+        held_out: split off the training data (`hold_out`), never the test data. Each round keeps
+            the epoch that scores best on it, by accuracy, or without labels by agreement with the
+            dense network. Without it a round keeps its last epoch.
+        on_epoch: receives the epochs done so far, after each.
 
     Raises:
-        InputError: no BatchNorm whose channels can be removed, or what `ChannelGraph.trace` and
-            `train` object to.
+        InputError: no BatchNorm whose channels can be removed, a sparsity that removing channels
+            cannot reach, or what `channels.removable` and `train` object to.
         GapruneError: torch-pruning is not installed, or training overflows.
     """
-    judge = None if held_out is None else HeldOut(target, held_out)
-    slimmer = Slimmer(target, data, how, generator, judge, on_epoch)
+    test = None if held_out is None else HeldOut(target, held_out)
+    slimmer = Slimmer(target, data, options, generator, test, on_epoch)
+    goal = 0 if sparsity is None else keep_total(target.layout, check_sparsity(sparsity))
 
     def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
-        return max(1, round(ranking.total * (1 - how.width)))
+        if sparsity is None:
+            return max(1, round(ranking.total * (1 - options.width)))
+        left = round(target.layout.total * (1 - sparsity) ** (number / options.rounds))
+        return slimmer.fewest(ranking, model, goal if number == options.rounds else max(goal, left))
 
-    yield from slimmer.rounds(_start(slimmer), count)
-
-
-def slim_to(  # noqa: PLR0913 # what slimming depends on, each by its own name
-    target: Target,
-    sparsity: float,
-    data: TrainingData,
-    how: SlimmingOptions,
-    generator: torch.Generator,
-    *,
-    held_out: Samples | None = None,
-    on_epoch: Callable[[float], None] | None = None,
-) -> Iterator[SlimmingRound]:
-    """Remove channels until at most (1 − sparsity) of the prunable weights are left.
-
-    Every round removes about the same fraction of the weights that it finds, the last one as few
-    channels as reach the goal; `how.width` is not looked at. All else is as in `slim`.
-
-    Args:
-        target: the dense network; stays as it is.
-        sparsity: fraction of the prunable weights to remove, strictly between 0 and 1.
-        data: what the smaller networks are trained on.
-        how: rounds, epochs, penalty, training.
-        generator: see `slim`.
-        held_out: see `slim`.
-        on_epoch: see `slim`.
-
-    Raises:
-        InputError: as in `slim`, or the smallest network that can be made has too many weights.
-        GapruneError: as in `slim`.
-    """
-    goal = keep_total(target.layout, check_sparsity(sparsity))
-    judge = None if held_out is None else HeldOut(target, held_out)
-    slimmer = Slimmer(target, data, how, generator, judge, on_epoch)
-
-    def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
-        left = round(target.layout.total * (1 - sparsity) ** (number / how.rounds))
-        return slimmer.fewest(ranking, model, goal if number == how.rounds else max(goal, left))
-
-    yield from slimmer.rounds(_start(slimmer), count)
+    rank_channels(target.model, target.example())  # raises before any training
+    yield from slimmer.rounds(train_sparse(target, data, options, generator, on_epoch), count)
 
 
 def train_sparse(
     target: Target,
     data: TrainingData,
-    how: SlimmingOptions,
+    options: SlimmingOptions,
     generator: torch.Generator,
     on_epoch: Callable[[float], None] | None = None,
 ) -> nn.Module:
-    """Return a copy of the whole network trained `how.sparse_epochs` under the penalty on γ.
+    """Return a copy of the network trained for `options.sparse_epochs` with the penalty on γ.
 
-    Args:
-        target: the dense network; stays as it is.
-        data: what it is trained on.
-        how: epochs, penalty, training.
-        generator: see `slim`.
-        on_epoch: see `slim`.
-
-    Raises:
-        InputError: a penalty above 0 and no BatchNorm, or what `train` objects to.
-        GapruneError: training overflows.
+    Arguments and errors are those of `slim`; a penalty above 0 needs a BatchNorm.
     """
     model = trainable_copy(target.model)
-    penalty = penalty_of(model, how)
-    epochs = how.sparse_epochs
-    train(model, data, how.training, epochs, generator, penalty=penalty, on_epoch=on_epoch)
+    penalty = gamma_penalty(model, options.penalty)
+    epochs = options.sparse_epochs
+    train(model, data, options.training, epochs, generator, penalty=penalty, on_epoch=on_epoch)
     return model.requires_grad_(False)
 
 
 def hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[Samples, Samples]:
-    """Split samples at random into what is learned from and `count` that judge the epochs.
+    """Split samples at random into training samples and `count` held-out ones.
 
     Raises:
         InputError: one of the two would be empty.
@@ -150,7 +219,7 @@ def hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[
             f"held out: must be from 1 to fewer than the {len(samples.inputs)} samples, got {count}"
         )
     order = torch.randperm(len(samples.inputs), generator=generator)
-    judged, learned = (
+    held_out, train_samples = (
         Samples(
             samples.inputs[index],
             None if samples.labels is None else samples.labels[index],
@@ -158,11 +227,187 @@ def hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[
         )
         for index in (order[:count], order[count:])
     )
-    return learned, judged
+    return train_samples, held_out
 
 
-def _start(slimmer: Slimmer) -> nn.Module:
-    rank_channels(slimmer.target.model, slimmer.target.example())  # or it objects before training
-    return train_sparse(
-        slimmer.target, slimmer.data, slimmer.how, slimmer.generator, slimmer.on_epoch
-    )
+@dataclass(frozen=True, eq=False)
+class Slimmer:
+    """Runs the rounds of slimming; the fields are the arguments of `slim`."""
+
+    target: Target
+    data: TrainingData
+    options: SlimmingOptions
+    generator: torch.Generator
+    held_out: HeldOut | None
+    on_epoch: Callable[[float], None] | None
+
+    def rounds(
+        self, model: nn.Module, count: Callable[[ChannelRanking, nn.Module, int], int]
+    ) -> Iterator[SlimmingRound]:
+        """Yield the rounds.
+
+        Args:
+            model: the network before the first round, trained for `options.sparse_epochs`.
+            count: (ranking, network, number of the round) → how many channels to remove.
+        """
+        example = self.target.example()
+        done = self.options.sparse_epochs
+        for number in range(1, self.options.rounds + 1):
+            ranking = rank_channels(model, example)
+            removed = ranking.removed(count(ranking, model, number))
+            compact = remove_channels(model, example, removed)
+            tuned = self._tune(compact, done)
+            done += self.options.epochs
+            yield SlimmingRound(
+                number=number,
+                before=self._size(model),
+                after=self._size(tuned),
+                removed=removed,
+                compact=compact,
+                model=tuned,
+                error=self._error(compact, masked_equivalent(model, example, removed)),
+                score_before=self._score(compact),
+                score_after=self._score(tuned),
+                epochs=done,
+            )
+            model = tuned
+
+    def fewest(self, ranking: ChannelRanking, model: nn.Module, goal: int) -> int:
+        """Return the smallest number of channels to remove so that `goal` weights are left."""
+
+        def left(count: int) -> int:
+            removed = ranking.removed(count)
+            return self._prunable(remove_channels(model, self.target.example(), removed))
+
+        low, high = 0, len(ranking.order)
+        if left(high) > goal:
+            raise InputError(
+                f"sparsity: removing channels leaves at least {left(high)} of "
+                f"{self.target.layout.total} weights, and {goal} are asked; use a lower sparsity"
+            )
+        while low < high:  # bisection: more removed channels never leave more weights
+            middle = (low + high) // 2
+            low, high = (low, middle) if left(middle) <= goal else (middle + 1, high)
+        return low
+
+    def _tune(self, compact: nn.Module, done: float) -> nn.Module:
+        """Fine-tune a copy; return its best epoch on the held-out data, or its last."""
+        model = trainable_copy(compact)
+        # the network before training is no candidate: it may have memorised the held-out data
+        best_score, best_state = None, _state(model)
+
+        def after_epoch(epochs: float) -> None:
+            nonlocal best_score, best_state
+            score = self._score(model)
+            if score is None or best_score is None or score >= best_score:
+                best_score, best_state = score, _state(model)
+            model.train()  # scoring has set evaluation mode
+            if self.on_epoch is not None:
+                self.on_epoch(done + epochs)
+
+        train(
+            model,
+            self.data,
+            self.options.training,
+            self.options.epochs,
+            self.generator,
+            penalty=gamma_penalty(model, self.options.penalty),
+            on_epoch=after_epoch,
+        )
+        model.load_state_dict(best_state)
+        return model.requires_grad_(False)
+
+    def _score(self, model: nn.Module) -> float | None:
+        if self.held_out is None:
+            return None
+        score = self.held_out.measure(model.eval())
+        return score.agreement if score.accuracy is None else score.accuracy
+
+    def _error(self, compact: nn.Module, masked: nn.Module) -> float:
+        inputs = self.data.inputs[:COMPARED]
+        dtype = self.target.dtype if inputs.is_floating_point() else inputs.dtype
+        inputs = inputs.to(self.target.device, dtype)
+        return float((answers(compact, inputs) - answers(masked, inputs)).abs().max())
+
+    def _prunable(self, model: nn.Module) -> int:
+        return sum(model.get_parameter(name).numel() for name in self.target.layout.names)
+
+    def _size(self, model: nn.Module) -> NetworkSize:
+        return NetworkSize(
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            prunable=self._prunable(model),
+            macs=macs_per_input(model, self.target.example()),
+            channels=rank_channels(model, self.target.example()).total,
+        )
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
+    """Rank the channels of all layers together by mean |γ| (Liu et al. 2017, section 3).
+
+    Ties are in the order of the layers.
+
+    Raises:
+        InputError: no BatchNorm whose channels can be removed, or `channels.removable` objects.
+        GapruneError: torch-pruning is not installed.
+    """
+    scales = _gammas(model)
+    ranked = []
+    for group in removable(model, example):
+        for channel in group.channels:
+            gammas = [scales[layer][index] for layer, index in channel.made if layer in scales]
+            if gammas:
+                ranked.append((float(torch.stack(gammas).detach().abs().mean()), channel))
+    if not ranked:
+        raise InputError(
+            "model: network slimming ranks channels by the scales of BatchNorm layers, and this "
+            "network has none whose channels can be removed; use a network with BatchNorm"
+        )
+    ranked.sort(key=lambda pair: pair[0])
+    return ChannelRanking(tuple(_never_empty(model, [c for _, c in ranked])), len(ranked))
+
+
+def gamma_penalty(model: nn.Module, strength: float) -> Callable[[nn.Module], Tensor] | None:
+    """Return λ · Σ|γ| over all BatchNorms as a function (Liu et al. 2017, eq. 1); None for λ = 0.
+
+    Raises:
+        InputError: the network has no BatchNorm.
+    """
+    if not strength:
+        return None
+    if not _gammas(model):
+        raise InputError("penalty: the network has no BatchNorm to penalise; set it to 0")
+
+    def penalty(network: nn.Module) -> Tensor:
+        return strength * torch.stack([g.abs().sum() for g in _gammas(network).values()]).sum()
+
+    return penalty
+
+
+def _gammas(model: nn.Module) -> dict[str, Tensor]:
+    """Return layer name → scale of every BatchNorm that has one."""
+    return {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, NORMS) and module.affine
+    }
+
+
+def _never_empty(model: nn.Module, channels: Sequence[Channel]) -> Iterator[Channel]:
+    """Yield channels in their order, without those that would empty a layer."""
+    left = {}
+    for channel in channels:
+        for name in {part.layer for part in channel.made}:
+            left[name, "made"] = outputs_of(model.get_submodule(name))
+        for name in {part.layer for part in channel.read}:
+            left[name, "read"] = inputs_of(model.get_submodule(name))
+    for channel in channels:
+        needed = Counter((part.layer, "made") for part in channel.made)
+        needed.update((part.layer, "read") for part in channel.read)
+        if all(count < left[side] for side, count in needed.items()):
+            yield channel
+            for side, count in needed.items():
+                left[side] -= count

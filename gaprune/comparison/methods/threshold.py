@@ -1,9 +1,9 @@
-"""Pruning by one threshold on |w|: at a percentile, or moved over a range to see what breaks."""
+"""Pruning by one threshold on |w|: at a percentile, or for a range of thresholds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,35 +12,72 @@ import numpy as np
 from torch import Tensor
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.sparsity_report import SparsityReport, report_of_masks
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.masks.budget import check_sparsity
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target
+from gaprune.records import LayerCount
 
 POINTS = 25  # of the default range
-TOP = 0.995  # the quantile of |w| where it ends: beyond it next to nothing is left
+LAST_QUANTILE = 0.995  # of |w|, where the default range ends: nearly everything is zero there
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """How many weights every layer keeps, in the order of the masks."""
+
+    layers: tuple[LayerCount, ...]
+
+    @classmethod
+    def of(cls, masks: Mapping[str, Tensor]) -> SparsityReport:
+        """Count bool masks, parameter name → True where the weight is kept."""
+        return cls(
+            tuple(LayerCount(name, m.numel(), int(m.count_nonzero())) for name, m in masks.items())
+        )
+
+    @property
+    def total(self) -> int:
+        """All weights."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def kept(self) -> int:
+        """Weights that are kept."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all weights that is removed; 0 without any weight."""
+        return _removed(self.total, self.kept)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return `name`, `total`, `kept` and `sparsity` of every layer as plain data."""
+        return [{**vars(c), "sparsity": _removed(c.total, c.kept)} for c in self.layers]
+
+
+def _removed(total: int, kept: int) -> float:
+    return 1 - kept / total if total else 0.0
 
 
 def percentile_mask(target: Target, sparsity: float) -> Tensor:
-    """Keep the weights whose magnitude lies strictly above a percentile of all.
+    """Keep the weights whose magnitude is strictly above a percentile of all.
 
     The percentile 100·sparsity of all |w| is numpy's default one, interpolated between neighbours,
-    so the count may differ by one from `keep_total`. Where magnitudes are equal, fewer may stay:
-    ties at the percentile go together, all weights where all are equal. Layers may be emptied.
+    so the count may differ by one from `keep_total`. Equal magnitudes at the percentile are all
+    removed, so fewer weights may be kept; none if all are equal. Layers may be emptied.
 
     Args:
-        target: the dense network; stays as it is.
+        target: the dense network; stays unchanged.
         sparsity: in (0, 1).
 
     Returns:
         A flat bool mask `[total]`.
     """
-    part = Fraction(str(check_sparsity(sparsity)))  # as it was written, 0.9 is nine tenths
+    fraction = Fraction(str(check_sparsity(sparsity)))  # exactly nine tenths for 0.9
     flat = target.layout.flatten(target.weights).abs()
-    # the values above the percentile are those above its lower neighbour
-    rank = math.floor((len(flat) - 1) * part)
+    # values above the interpolated percentile are those above its lower neighbour
+    rank = math.floor((len(flat) - 1) * fraction)
     return flat > float(np.partition(flat.double().cpu().numpy(), rank)[rank])
 
 
@@ -51,7 +88,7 @@ class ThresholdPoint:
     Attributes:
         threshold: on |w|.
         report: what is left, layer by layer.
-        agreement: with the dense network on the held-out inputs, 1 is perfect.
+        agreement: with the dense network on the held-out inputs, in [0, 1].
         accuracy: on the held-out labels, or None without.
     """
 
@@ -61,7 +98,7 @@ class ThresholdPoint:
     accuracy: float | None
 
     def row(self) -> dict[str, Any]:
-        """Return it as plain data; `zeroed` is the fraction gone of every parameter."""
+        """Return it as plain data; `zeroed` is parameter → fraction zeroed."""
         return {
             "threshold": self.threshold,
             "sparsity": self.report.sparsity,
@@ -73,12 +110,7 @@ class ThresholdPoint:
 
 @dataclass(frozen=True)
 class ThresholdSweep:
-    """A threshold moved over a range.
-
-    Attributes:
-        points: by growing threshold.
-        dense_accuracy: on the held-out labels before anything is zeroed, or None without.
-    """
+    """Points by increasing threshold, and the accuracy of the dense network (None: no labels)."""
 
     points: tuple[ThresholdPoint, ...]
     dense_accuracy: float | None
@@ -86,15 +118,15 @@ class ThresholdSweep:
     def largest_within(self, max_drop: float) -> ThresholdPoint | None:
         """Return the last point before the first that loses more than `max_drop`.
 
-        The loss is that of accuracy, or of agreement without labels; None where already the
-        smallest threshold loses more.
+        The loss is that of accuracy, or of agreement without labels; None if the smallest
+        threshold already loses more.
         """
-        within, dense = None, HeldOutScore(self.dense_accuracy, 1.0)
+        best, dense = None, HeldOutScore(self.dense_accuracy, 1.0)
         for point in self.points:
             if not HeldOutScore(point.accuracy, point.agreement).within(dense, max_drop):
                 break
-            within = point
-        return within
+            best = point
+        return best
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the points as plain data."""
@@ -111,64 +143,53 @@ def sweep_thresholds(
 ) -> ThresholdSweep:
     """Zero every prunable weight below a threshold, for thresholds of a range.
 
-    This is what a single threshold does to a network: layers of smaller weights go first, and may
-    go as a whole. Inputs on which the network's output is then not finite count as wrong.
+    Layers of smaller weights lose more, and may become empty. Inputs on which the network's output
+    is then not finite count as wrong.
 
     Args:
-        target: the dense network; stays as it is.
-        thresholds: on |w|, from 0; swept from small to large, each once. None sweeps 25 in even
-            steps from 0 to the 99.5th percentile of all |w|.
-        held_out: inputs to judge by, with labels where there are any.
+        target: the dense network; stays unchanged.
+        thresholds: on |w|, from 0; sorted, each tried once. None tries 25 in even steps from 0 to
+            the 99.5th percentile of all |w|.
+        held_out: inputs to measure on, with labels if there are any.
         biases: whether the biases of the prunable layers are zeroed by the same threshold.
-        on_point: told of each point when it is measured.
+        on_point: receives each point when it is measured.
 
     Raises:
         InputError: no thresholds, or a negative or infinite one; inputs that do not fit, labels
-            for a network that names no classes.
+            for a network without classes.
     """
     parameters = {**target.weights, **(_biases(target) if biases else {})}
-    steps = _range(parameters) if thresholds is None else _checked(thresholds)
-    judge = HeldOut(target, held_out)
+    if thresholds is None:
+        values = np.concatenate([p.abs().double().flatten().cpu().numpy() for p in
+                                 parameters.values()])  # fmt: skip
+        steps = np.linspace(0, np.quantile(values, LAST_QUANTILE), POINTS).tolist()
+    else:
+        steps = [float(threshold) for threshold in thresholds]
+        if not steps or not all(math.isfinite(step) and step >= 0 for step in steps):
+            raise InputError(
+                "thresholds: must be one or more finite magnitudes from 0, got "
+                f"{', '.join(map(str, thresholds)) or 'none'}; leave them out for a range that fits"
+            )
+    test = HeldOut(target, held_out)
     points = []
-    for threshold in steps:
+    for threshold in sorted(set(steps)):  # a single one if the quantile is 0
         masks = {name: p.abs().double() >= threshold for name, p in parameters.items()}
-        score = judge.measure_with(masked_weights(parameters, masks))
-        report = report_of_masks(masks)
+        score = test.measure_with(masked_weights(parameters, masks))
+        report = SparsityReport.of(masks)
         point = ThresholdPoint(threshold, report, score.agreement, score.accuracy)
         points.append(point)
         if on_point is not None:
             on_point(point)
-    return ThresholdSweep(tuple(points), judge.dense.accuracy)
+    return ThresholdSweep(tuple(points), test.dense.accuracy)
 
 
 def _biases(target: Target) -> dict[str, Tensor]:
-    """Return the biases of the layers that own a prunable weight, those not prunable already."""
-    owners = {name.rpartition(".")[0] for name in target.weights}
+    """Return the biases of layers with a prunable weight, unless they are prunable themselves."""
+    layers = {name.rpartition(".")[0] for name in target.weights}
     return {
         name: parameter.detach()
         for name, parameter in target.model.named_parameters()
         if name.endswith("bias")
-        and name.rpartition(".")[0] in owners
+        and name.rpartition(".")[0] in layers
         and name not in target.weights
     }
-
-
-def _range(parameters: Mapping[str, Tensor]) -> Sequence[float]:
-    values = np.concatenate(list(_magnitudes(parameters)))
-    steps: list[float] = np.linspace(0, np.quantile(values, TOP), POINTS).tolist()
-    return sorted(set(steps))  # one where the percentile is 0
-
-
-def _magnitudes(parameters: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
-    for parameter in parameters.values():
-        yield parameter.abs().double().flatten().cpu().numpy()
-
-
-def _checked(thresholds: Sequence[float]) -> Sequence[float]:
-    steps = sorted({float(threshold) for threshold in thresholds})
-    if not steps or not all(math.isfinite(step) and step >= 0 for step in steps):
-        raise InputError(
-            "thresholds: must be one or more finite magnitudes from 0, got "
-            f"{', '.join(map(str, thresholds)) or 'none'}; leave them out for a range that fits"
-        )
-    return steps

@@ -1,4 +1,4 @@
-"""Training a network on inputs with answers, dropped weights held at exactly zero."""
+"""Train a network on labels or on the dense network's outputs; pruned weights stay exactly zero."""
 
 from __future__ import annotations
 
@@ -6,30 +6,25 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import SGD, Adam, Optimizer
 
-from gaprune.comparison.methods.training_data import TrainingData, from_labels, from_teacher
+from gaprune.calibration.samples import Samples
 from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.masks.supermask import check_mask
-
-__all__ = [
-    "DECAYS",
-    "OPTIMISERS",
-    "TrainingData",
-    "TrainingOptions",
-    "from_labels",
-    "from_teacher",
-    "train",
-]
+from gaprune.models.forward import answers
+from gaprune.models.target import Target
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "constant": lambda _done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
 }
-"""Part of a call's steps that are done → factor on the rate (Loshchilov and Hutter 2017, eq. 5)."""
+"""Fraction of the steps done → factor of the learning rate (Loshchilov and Hutter 2017, eq. 5)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +33,11 @@ class TrainingOptions:
 
     Attributes:
         optimiser: a key of `OPTIMISERS`.
-        learning_rate: step size at the start of a call.
+        learning_rate: step size at the start.
         batch: inputs per step.
-        weight_decay: factor of the squared weights' gradient (L2).
+        weight_decay: factor of the L2 penalty's gradient.
         momentum: of `sgd`; `adam` has its own.
-        decay: a key of `DECAYS`: how the rate falls over one call.
+        decay: a key of `DECAYS`: how the learning rate falls during training.
 
     Raises:
         InputError: an unknown name, or a number outside its range.
@@ -60,22 +55,31 @@ class TrainingOptions:
             raise unknown_name("optimiser", self.optimiser, OPTIMISERS)
         if self.decay not in DECAYS:
             raise unknown_name("decay", self.decay, DECAYS)
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"rate: must be above 0 and finite, got {self.learning_rate}")
         if self.batch < 1:
             raise InputError(f"batch: must be at least 1, got {self.batch}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay: must be 0 or more, got {self.weight_decay}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum: must be 0 or more and below 1, got {self.momentum}")
+        check_descent(self.learning_rate, self.momentum, self.weight_decay)
 
 
-def _adam(weights: Sequence[nn.Parameter], how: TrainingOptions) -> Optimizer:
-    return Adam(weights, how.learning_rate, weight_decay=how.weight_decay, fused=_can_fuse(weights))
+def check_descent(learning_rate: float, momentum: float, weight_decay: float) -> None:
+    """Raise an `InputError` unless all three are in their ranges."""
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"learning_rate: must be above 0 and finite, got {learning_rate}")
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay: must be 0 or more, got {weight_decay}")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum: must be 0 or more and below 1, got {momentum}")
 
 
-def _sgd(weights: Sequence[nn.Parameter], how: TrainingOptions) -> Optimizer:
-    return SGD(weights, how.learning_rate, how.momentum, weight_decay=how.weight_decay)
+def _adam(weights: Sequence[nn.Parameter], options: TrainingOptions) -> Optimizer:
+    # one fused kernel for all parameters: three times faster on the CPU
+    fused = all(weight.device.type in {"cpu", "cuda"} for weight in weights)
+    rate, decay = options.learning_rate, options.weight_decay
+    return Adam(weights, rate, weight_decay=decay, fused=fused)
+
+
+def _sgd(weights: Sequence[nn.Parameter], options: TrainingOptions) -> Optimizer:
+    rate, decay = options.learning_rate, options.weight_decay
+    return SGD(weights, rate, options.momentum, weight_decay=decay)
 
 
 OPTIMISERS: dict[str, Callable[[Sequence[nn.Parameter], TrainingOptions], Optimizer]] = {
@@ -84,15 +88,105 @@ OPTIMISERS: dict[str, Callable[[Sequence[nn.Parameter], TrainingOptions], Optimi
 }
 
 
-def _can_fuse(weights: Sequence[nn.Parameter]) -> bool:
-    """Tell whether Adam can update all in one kernel: on the CPU three times faster than apart."""
-    return all(weight.device.type in {"cpu", "cuda"} for weight in weights)
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a network is trained on.
+
+    Attributes:
+        inputs: `[N, ...]` as the network takes them.
+        answers: int64 labels `[N]`, or the teacher's outputs `[N, ...]`.
+        loss: `(outputs, answers)` of a batch → a scalar to minimise.
+
+    Raises:
+        InputError: no inputs, or a different number of answers.
+    """
+
+    inputs: Tensor
+    answers: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        inputs, answers = len(self.inputs), len(self.answers)
+        if inputs != answers or not inputs:
+            raise InputError(
+                "training data: needs at least one input and one answer for each, got "
+                f"{inputs} and {answers}"
+            )
+
+
+def from_labels(samples: Samples) -> TrainingData:
+    """Return training data whose loss is the cross-entropy with the labels.
+
+    Raises:
+        InputError: there are no inputs, or they have no labels.
+    """
+    if samples.labels is None:
+        raise InputError(
+            f"training data: needs labelled inputs, and {samples.source} has none; "
+            "give labelled:FILE, or train on the dense network's outputs instead"
+        )
+    return TrainingData(samples.inputs, samples.labels, label_loss)
+
+
+def from_teacher(target: Target, inputs: Tensor) -> TrainingData:
+    """Return training data whose loss is the distance from the dense network's outputs.
+
+    For logits `[N, classes]` it is KL(teacher ‖ network) of the softmax predictions, at
+    temperature 1 (Hinton et al. 2015, section 2). For other outputs it is the mean squared error
+    over the teacher's variance, as in `objectives.relative_error`.
+
+    Args:
+        target: the dense network.
+        inputs: `[N, ...]` as it takes them.
+
+    Raises:
+        InputError: there are no inputs.
+    """
+    if len(inputs) == 0:
+        raise InputError("training data: needs inputs and got none; give some")
+    inputs = inputs.to(target.device)
+    teacher = answers(target.model, inputs)
+    if find_objective(AUTO, teacher).name == "kl":
+        return TrainingData(inputs, teacher, teacher_loss)
+    # the variance over all inputs: that of one batch could be zero
+    variance = float((teacher - teacher.mean(0, keepdim=True)).square().mean())
+    return TrainingData(inputs, teacher, partial(relative_loss, variance=variance or 1.0))
+
+
+def label_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats, mean over the batch.
+
+    Raises:
+        InputError: a label outside the network's classes (on the CPU; CUDA reports its own error).
+    """
+    try:
+        return functional.cross_entropy(outputs, labels)
+    except IndexError as error:
+        raise InputError(
+            f"training data: labels must be classes of the network, whose outputs have shape "
+            f"{list(outputs.shape)}; got {int(labels.min())} to {int(labels.max())}"
+        ) from error
+
+
+def teacher_loss(outputs: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ outputs) of softmax predictions in nats, mean over the batch."""
+    return functional.kl_div(
+        functional.log_softmax(outputs, dim=1),
+        functional.log_softmax(teacher, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def relative_loss(outputs: Tensor, teacher: Tensor, *, variance: float) -> Tensor:
+    """Mean squared error over the teacher's variance."""
+    return functional.mse_loss(outputs, teacher) / variance
 
 
 def train(  # noqa: PLR0913 # what training depends on, each by its own name
     model: nn.Module,
     data: TrainingData,
-    how: TrainingOptions,
+    options: TrainingOptions,
     epochs: float,
     generator: torch.Generator,
     *,
@@ -100,88 +194,71 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
     penalty: Callable[[nn.Module], Tensor] | None = None,
     on_epoch: Callable[[float], None] | None = None,
 ) -> None:
-    """Train `model` in place with an optimiser of its own; it ends in evaluation mode.
+    """Train `model` in place with a new optimiser; it ends in evaluation mode.
 
     Args:
-        model: its parameters take gradients (`trainable_copy`).
-        data: shown in a new random order every epoch. The last short batch of an epoch is
-            left out, unless it is the only one.
-        how: optimiser, rate and batch.
-        epochs: passes over the lessons, 0 or more; 0.2 is a fifth of the batches,
-            and at least one of them.
-        generator: decides the order, and what dropout drops; nothing global is used or moved.
-        masks: parameter name → bool, False where the weight is dropped: dropped weights are set to
+        model: its parameters require gradients (`trainable_copy`).
+        data: shuffled every epoch. The last short batch of an epoch is dropped, unless it is the
+            only one.
+        options: optimiser, learning rate and batch size.
+        epochs: passes over the data, 0 or more; 0.2 is a fifth of the batches, at least one.
+        generator: decides the order and what dropout drops; no global state is used or changed.
+        masks: parameter name → bool, False where the weight is pruned. Pruned weights are set to
             0 (never −0) at the start and after every step.
         penalty: is added to the loss.
-        on_epoch: is told the epochs done, after each and at the end.
+        on_epoch: receives the epochs done, after each and at the end.
 
     Raises:
         InputError: a parameter or an argument that does not fit (the message says which).
-        GapruneError: the loss is not finite.
+        GapruneError: the loss or a parameter is not finite.
     """
     if not 0 <= epochs < math.inf:
         raise InputError(f"epochs: must be 0 or more and finite, got {epochs}")
-    dropped = _dropped(model, masks or {})
+    pruned = _pruned_positions(model, masks or {})
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not weights:
-        raise InputError("model: no parameter takes gradients; train a trainable_copy of it")
-    optimiser = OPTIMISERS[how.optimiser](weights, how)
-    order = _Order(data, how.batch, generator)
-    steps = max(round(epochs * order.per_epoch), int(epochs > 0))
-    _zero(dropped)
+        raise InputError("model: no parameter requires gradients; train a trainable_copy of it")
+    optimiser = OPTIMISERS[options.optimiser](weights, options)
+    batch = min(options.batch, len(data.inputs))
+    per_epoch = len(data.inputs) // batch
+    steps = max(round(epochs * per_epoch), int(epochs > 0))
+    order = torch.empty(0, dtype=torch.int64)
+    _zero(pruned)
     model.train()
     try:
-        with _own_chance(weights[0].device, generator):
+        with _seeded_globals(weights[0].device, generator):
             for step in range(steps):
-                _set_rate(optimiser, how.learning_rate * DECAYS[how.decay](step / steps))
-                inputs, wanted = order.batch_of(step, weights[0])
+                for group in optimiser.param_groups:
+                    group["lr"] = options.learning_rate * DECAYS[options.decay](step / steps)
+                start = step % per_epoch * batch
+                if start == 0:
+                    order = torch.randperm(len(data.inputs), generator=generator)
+                inputs, expected = _batch(data, order[start : start + batch], weights[0])
                 optimiser.zero_grad()
-                loss = data.loss(_outputs(model, inputs), wanted)
+                loss = data.loss(_outputs(model, inputs), expected)
                 if penalty is not None:
                     loss = loss + penalty(model)
-                _check_finite("loss", loss.detach(), how, step)
+                _check_finite("loss", loss.detach(), options, step)
                 loss.backward()
                 optimiser.step()
-                _zero(dropped)
-                if on_epoch is not None and order.ends_epoch(step, steps):
-                    on_epoch((step + 1) / order.per_epoch)
+                _zero(pruned)  # momentum and weight decay move pruned weights, too
+                last = (step + 1) % per_epoch == 0 or step + 1 == steps
+                if on_epoch is not None and last:
+                    on_epoch((step + 1) / per_epoch)
     finally:
         optimiser.zero_grad()
         model.eval()
     for name, parameter in model.named_parameters():
-        _check_finite(f"parameter {name!r}", parameter.detach(), how, steps)
+        _check_finite(f"parameter {name!r}", parameter.detach(), options, steps)
 
 
-def _set_rate(optimiser: Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-class _Order:
-    """Batches of lessons, in a new order every epoch."""
-
-    def __init__(self, data: TrainingData, batch: int, generator: torch.Generator) -> None:
-        self.data = data
-        self.batch = min(batch, len(data.inputs))
-        self.per_epoch = len(data.inputs) // self.batch
-        self.generator = generator
-        self.order = torch.empty(0, dtype=torch.int64)
-
-    def ends_epoch(self, step: int, steps: int) -> bool:
-        """Tell whether an epoch, or the whole call of so many steps, ends with this step."""
-        return (step + 1) % self.per_epoch == 0 or step + 1 == steps
-
-    def batch_of(self, step: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs and answers of a step, on the device and in the dtype of `like`."""
-        place = step % self.per_epoch
-        if place == 0:
-            self.order = torch.randperm(len(self.data.inputs), generator=self.generator)
-        index = self.order[place * self.batch : (place + 1) * self.batch]
-        inputs, wanted = (
-            values.index_select(0, index.to(values.device)).to(like.device)
-            for values in (self.data.inputs, self.data.answers)
-        )
-        return inputs.to(like.dtype) if inputs.is_floating_point() else inputs, wanted
+def _batch(data: TrainingData, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return inputs and answers on the device of `like`; floating inputs in its dtype."""
+    inputs, expected = (
+        values.index_select(0, index.to(values.device)).to(like.device)
+        for values in (data.inputs, data.answers)
+    )
+    return inputs.to(like.dtype) if inputs.is_floating_point() else inputs, expected
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -194,40 +271,46 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def _check_finite(what: str, values: Tensor, how: TrainingOptions, step: int) -> None:
+def _check_finite(what: str, values: Tensor, options: TrainingOptions, step: int) -> None:
     if not values.isfinite().all():
         raise GapruneError(
-            f"training: {what} is not finite after {step} steps of {how.optimiser} at rate "
-            f"{how.learning_rate:g}; use a lower rate, or check the inputs for NaN"
+            f"training: {what} is not finite after {step} steps of {options.optimiser} at "
+            f"learning rate {options.learning_rate:g}; use a lower rate, or check the inputs for "
+            "NaN"
         )
 
 
-def _dropped(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return each masked parameter's values, detached, and where they are dropped."""
+def _pruned_positions(
+    model: nn.Module, masks: Mapping[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return each masked parameter's values, detached, and where they are pruned."""
     parameters = dict(model.named_parameters())
-    found = []
+    positions = []
     for name, mask in masks.items():
         if name not in parameters:
             raise InputError(f"masks: {name!r} is no parameter of the model")
         weight = parameters[name].detach()
         check_mask(f"masks[{name!r}]", mask, weight.shape)
-        found.append((weight, ~mask.to(weight.device)))
-    return found
+        positions.append((weight, ~mask.to(weight.device)))
+    return positions
 
 
-def _zero(dropped: Sequence[tuple[Tensor, Tensor]]) -> None:
-    for weight, gone in dropped:
-        weight.masked_fill_(gone, 0)
+def _zero(pruned: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for weight, positions in pruned:
+        weight.masked_fill_(positions, 0)
 
 
 @contextmanager
-def _own_chance(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """Let layers that draw from torch's global generators (dropout) follow `generator` instead."""
+def _seeded_globals(device: torch.device, generator: torch.Generator) -> Iterator[None]:
+    """Seed torch's global generators from `generator`, and restore them at the end.
+
+    Dropout draws from the global generators, so its draws must depend on the run's seed, too.
+    """
     cuda = [device] if device.type == "cuda" else []
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
-        for place in cuda:
-            with torch.cuda.device(place):
+        for cuda_device in cuda:
+            with torch.cuda.device(cuda_device):
                 torch.cuda.manual_seed(seed)
         yield

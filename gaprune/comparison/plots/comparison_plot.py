@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = Mapping[str, Any]
 MEASURES = {"accuracy": "accuracy", "agreement": "agreement with the dense network"}
-BOLD = "evolved"  # what methods begin with that are drawn black and bold
+BOLD = "evolved"  # methods whose name begins so are drawn black and bold
 GROUPS: tuple[tuple[str, Any], ...] = (  # what methods need, and the style of their lines
     ("needs the weights alone", "-"),
     ("needs calibration inputs or gradients", (0, (5, 2))),
     ("needs training of weights", (0, (1, 1.4))),
 )
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
-SMALLEST = 1e-4  # part of the weights or the answers that is still told from none
+SMALLEST = 1e-4  # smallest fraction kept, or of errors, that the axes distinguish from none
 
 
 def plot_comparison(
-    rows: Iterable[Row],
+    rows: Iterable[Mapping[str, Any]],
     path: str | Path,
     *,
     dense: float | None = None,
@@ -38,11 +37,11 @@ def plot_comparison(
 ) -> None:
     """Draw accuracy against sparsity: medians over seeds, bars from the worst seed to the best.
 
-    Both axes are in percent and logarithmic, in the weights kept and in the errors made: 90, 95,
-    98 and 99 % stand apart on either. Lines are solid for methods that look at the weights alone,
-    dashed for those that need calibration inputs or gradients, dotted for those that train weights; evolved
-    masks are black and bold. The legend lists the methods of each kind as they stand at the highest
-    sparsity. Without any accuracy, agreement with the dense network is drawn.
+    Both axes are logarithmic, in the weights kept and in the errors made, so that 90, 95, 98 and
+    99 % are well separated. Lines are solid for methods that use the weights alone, dashed for
+    those that need calibration inputs or gradients, dotted for those that train weights. The
+    legend lists the methods of each kind, the best at the highest sparsity first. Without any
+    accuracy, agreement with the dense network is drawn.
 
     Args:
         rows: `gaprune.comparison` rows of one target as plain data: dicts with `target`,
@@ -50,17 +49,17 @@ def plot_comparison(
             `agreement` in [0, 1] or None.
         path: .svg or .png.
         dense: accuracy of the dense network in [0, 1], drawn as a line.
-        title: above the plot; the target's name without.
+        title: above the plot; default: the target's name.
 
     Raises:
-        InputError: no rows, rows of several targets, no figure in any row, another suffix.
-        GapruneError: matplotlib is missing, or the place cannot be written.
+        InputError: no rows, rows of several targets, no score in any row, another suffix.
+        GapruneError: matplotlib is missing, or the file cannot be written.
     """
     rows = list(rows)
     targets = sorted({row["target"] for row in rows})
     if len(targets) != 1:
-        came = ", ".join(targets) or "no rows"
-        raise InputError(f"rows: must be of one target, got {came}; draw one plot for each")
+        names = ", ".join(targets) or "no rows"
+        raise InputError(f"rows: must be of one target, got {names}; draw one plot for each")
     measure = next((m for m in MEASURES if any(row[m] is not None for row in rows)), None)
     if measure is None:
         raise InputError("rows: none of them has a figure to draw; their errors say why")
@@ -78,11 +77,11 @@ def plot_comparison(
 
 @dataclass(frozen=True)
 class _Line:
-    """The figures of one method: sparsity → one for each seed, in [0, 1]."""
+    """The scores of one method: sparsity → one for each seed, in [0, 1]."""
 
     method: str
     group: int
-    figures: Mapping[float, Sequence[float]]
+    scores: Mapping[float, Sequence[float]]
 
     @property
     def bold(self) -> bool:
@@ -90,45 +89,42 @@ class _Line:
 
     @property
     def label(self) -> str:
-        return self.method if self.figures else f"{self.method}: no figure"
+        return self.method if self.scores else f"{self.method}: no figure"
 
     @property
     def rank(self) -> tuple[int, float, float]:
-        """Sorts by group, then what reaches furthest first, of those the best first."""
-        last = max(self.figures, default=0.0)
-        return self.group, -last, -median(self.figures[last]) if self.figures else 0.0
+        """Sort by group, then by the highest sparsity, then by the score there."""
+        last = max(self.scores, default=0.0)
+        return self.group, -last, -median(self.scores[last]) if self.scores else 0.0
 
 
-def _lines(rows: Sequence[Row], measure: str) -> list[_Line]:
-    found: dict[str, dict[float, list[float]]] = {}
+def _lines(rows: Sequence[Mapping[str, Any]], measure: str) -> list[_Line]:
+    scores: dict[str, dict[float, list[float]]] = {}
     groups = {row["method"]: _group(row["needs"]) for row in rows}
     for row in rows:
-        figures = found.setdefault(row["method"], {})
+        of_method = scores.setdefault(row["method"], {})
         if row[measure] is not None:
-            figures.setdefault(row["sparsity"], []).append(row[measure])
-    return [
-        _Line(method, groups[method], dict(sorted(figures.items())))
-        for method, figures in found.items()
-    ]
+            of_method.setdefault(row["sparsity"], []).append(row[measure])
+    return [_Line(name, groups[name], dict(sorted(s.items()))) for name, s in scores.items()]
 
 
 def _group(needs: Mapping[str, Any]) -> int:
     return 2 if needs["training"] else int(needs["gradients"] or needs["data"] != "none")
 
 
-def _decades(part: float) -> float:
-    """Return where a part in [0, 1] stands on an axis: how many tenfold cuts of the rest it is."""
-    return -math.log10(max(1 - part, SMALLEST))
+def _decades(fraction: float) -> float:
+    """Return −log₁₀(1 − fraction), the position on an axis: 0.9 is at 1, 0.99 at 2."""
+    return -math.log10(max(1 - fraction, SMALLEST))
 
 
 def _draw(axes: Axes, lines: Sequence[_Line]) -> None:
     for index, line in enumerate(lines):
-        shift = 0.03 * (index / max(len(lines) - 1, 1) - 0.5)  # bars stand beside each other
-        middles = [_decades(median(seeds)) for seeds in line.figures.values()]
-        lows = [_decades(min(seeds)) for seeds in line.figures.values()]
-        highs = [_decades(max(seeds)) for seeds in line.figures.values()]
+        shift = 0.03 * (index / max(len(lines) - 1, 1) - 0.5)  # keeps bars from overlapping
+        middles = [_decades(median(seeds)) for seeds in line.scores.values()]
+        lows = [_decades(min(seeds)) for seeds in line.scores.values()]
+        highs = [_decades(max(seeds)) for seeds in line.scores.values()]
         axes.errorbar(
-            [_decades(sparsity) + shift for sparsity in line.figures],
+            [_decades(sparsity) + shift for sparsity in line.scores],
             middles,
             [
                 [middle - low for middle, low in zip(middles, lows, strict=True)],
@@ -153,21 +149,20 @@ def _scale(axes: Axes, sparsities: Sequence[float], measure: str) -> None:
     axes.set_xlabel("weights removed (log scale of those kept)")
     low, high = axes.get_ylim()
     ticks = [tick for tick in TICKS if low <= _decades(tick) <= high]
-    axes.set_yticks(
-        [_decades(tick) for tick in ticks], [percent(tick, digits=None) for tick in ticks]
-    )
+    axes.set_yticks([_decades(t) for t in ticks], [percent(t, digits=None) for t in ticks])
     axes.set_ylabel(f"{measure} (log scale of errors)")
     axes.set_ylim(low, high)
 
 
 def _legend(figure: Figure, axes: Axes, lines: Sequence[_Line]) -> None:
-    """List the methods beside the plot, under what they need."""
+    """List the methods beside the plot, grouped by what they need."""
     drawn = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     blank = axes.plot([], [], linestyle="none")[0]
     entries: dict[str, Any] = {}
     for number, (heading, _) in enumerate(GROUPS):
-        own = [line.label for line in lines if line.group == number]
-        entries |= {heading: blank, **{label: drawn.pop(label) for label in own}} if own else {}
+        labels = [line.label for line in lines if line.group == number]
+        if labels:
+            entries |= {heading: blank, **{label: drawn.pop(label) for label in labels}}
     entries |= drawn  # the dense network
     legend = figure.legend(
         list(entries.values()),

@@ -13,7 +13,7 @@ from gaprune.errors import GapruneError, InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS: dict[str, dict[str, Any]] = {  # suffix → what savefig is told: no date, no version
+FORMATS: dict[str, dict[str, Any]] = {  # suffix → arguments of savefig: no date, no version
     ".svg": {"format": "svg", "metadata": {"Date": None, "Creator": None}},
     ".png": {"format": "png", "metadata": {"Software": None}, "dpi": 160},
 }
@@ -32,24 +32,23 @@ STYLE: Any = {  # matplotlib types every key on its own
     "legend.frameon": False,
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's colours, which every kind of colour vision tells apart, without their yellow."""
+"""Okabe and Ito's colours, which all kinds of colour vision can tell apart, without yellow."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """One more than colours: counted together, their pairs repeat only after 42."""
-MUTED = "0.45"  # of what is not data: reference lines and their labels
+MUTED = "0.45"  # reference lines and their labels
 
 
 @contextmanager
 def drawing(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure, and write it when the block ends; nothing global is left changed.
+    """Yield an empty figure, and write it when the block ends; no global style is changed.
 
     Args:
-        path: the suffix says the format, .svg or .png; the folder exists.
-        width: in inches.
-        height: in inches.
+        path: .svg or .png, in an existing folder.
+        width, height: in inches.
 
     Raises:
         InputError: another suffix.
-        GapruneError: matplotlib is missing, or the place cannot be written.
+        GapruneError: matplotlib is missing, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -61,7 +60,7 @@ def drawing(path: str | Path, width: float, height: float) -> Iterator[Figure]:
         raise GapruneError("plot: needs matplotlib; pip install 'gaprune[compare]'") from error
     content = io.BytesIO()
     with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the user's own style says
+        mpl.rcdefaults()  # ignore the user's own style
         mpl.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
@@ -70,14 +69,6 @@ def drawing(path: str | Path, width: float, height: float) -> Iterator[Figure]:
         path.write_bytes(content.getvalue())
     except OSError as error:
         raise GapruneError(
-            f"path: cannot write {path} ({error.strerror or error}); name a place in a folder that "
-            "exists and that you may write to"
+            f"path: cannot write {path} ({error.strerror or error}); name a file in an existing "
+            "folder that you may write to"
         ) from error
-
-
-def shades(count: int) -> list[tuple[float, ...]]:
-    """Return `count` colours in an order that is seen as one, dark to light (viridis)."""
-    from matplotlib import colormaps  # noqa: PLC0415 - optional, so imported where it is used
-
-    last = max(count - 1, 1)
-    return [tuple(colormaps["viridis"](0.9 * i / last)) for i in range(count)]

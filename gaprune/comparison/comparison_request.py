@@ -1,0 +1,137 @@
+"""A comparison as flat keys, such as a command line or a TOML file states them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gaprune.calibration.samples import Samples
+from gaprune.comparison.methods.iterative import SCHEDULES, PruningStep, parse_schedule
+from gaprune.comparison.methods.method_registry import find_methods
+from gaprune.comparison.methods.training import DECAYS, OPTIMISERS, TrainingOptions
+from gaprune.comparison.spec import ALL, DEFAULT_SPARSITIES, IMP, LINEAR, UNUSED, ComparisonSpec
+from gaprune.config import Settings
+from gaprune.errors import unknown_name
+from gaprune.evaluation.labelled import read_labelled, zoo_train
+from gaprune.models.target import Target
+from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
+from gaprune.runs.job import JOB_KEYS, PruneJob, make_job
+from gaprune.runs.option_keys import Key, count, names, number, numbers, sizes, text
+
+
+def _schedule(value: object, name: str) -> str | tuple[PruningStep, ...]:
+    return parse_schedule(text(value, name))
+
+
+_SPEC_KEYS = (
+    Key("sparsity", numbers, "fractions of prunable weights to remove, joined by commas "
+        f"(default: {','.join(map(str, DEFAULT_SPARSITIES))})", metavar="NUMBERS"),
+    Key("methods", names, "names, FILE.py:FUNCTION for a criterion of your own, or "
+        f"{ALL} (the default); --list-methods shows them"),
+    Key("seeds", sizes, "one row per seed for every method with randomness (default: 0)",
+        metavar="NUMBERS"),
+    Key("epochs", number, "of training at one step of a schedule; may be a fraction (default: 1)",
+        metavar="NUMBER"),
+    Key("schedule", _schedule, f"of the method {IMP}: {', '.join(SCHEDULES)} (default: {LINEAR}), "
+        f"or pairs of sparsity and epochs: 0.5:1,0.9:3; {IMP}:NAME is a method of its own"),
+    Key("clusters", count, "values per codebook, for the method clustered (default: 16)",
+        metavar="INTEGER"),
+)  # fmt: skip
+_TRAINING_KEYS: dict[str, Key] = {  # field of `TrainingOptions` → key
+    "optimiser": Key("optimiser", text, f"{', '.join(OPTIMISERS)} (default: adam)"),
+    "learning_rate": Key("train_learning_rate", number,
+                         "step size of the optimiser (default: 0.001)", metavar="NUMBER"),
+    "batch": Key("train_batch", count, "inputs per step (default: 128)", metavar="INTEGER"),
+    "weight_decay": Key("weight_decay", number, "L2 penalty (default: 0)", metavar="NUMBER"),
+    "decay": Key("decay", text,
+                 f"of the learning rate: {', '.join(DECAYS)} (default: constant)"),
+}  # fmt: skip
+_TRAIN = Key("train", text, "labelled training data; a zoo network brings its own", metavar="FILE")
+COMPARISON_KEYS = (*_SPEC_KEYS, _TRAIN, *_TRAINING_KEYS.values())
+"""Every key of a comparison besides those of a job."""
+
+
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """What one `gaprune compare` does.
+
+    Attributes:
+        job: the target and its input options, the test data and the settings.
+        spec: what is compared.
+        train: labelled training data; None: that of the zoo, for a zoo network.
+    """
+
+    job: PruneJob
+    spec: ComparisonSpec
+    train: str | None = None
+
+    def load(self) -> tuple[Target, Samples | None, Samples | None]:
+        """Load the target, the training data and the test data.
+
+        Raises:
+            InputError: one of them is wrong; the message says what.
+        """
+        target, test = self.job.load()
+        if self.train is None:
+            return target, zoo_train(target), test
+        return target, read_labelled("train", self.train, target), test
+
+    def as_config(self) -> dict[str, Any]:
+        """Return everything as flat plain data; `make_request` makes an equal request from it."""
+        spec = self.spec
+        training = asdict(spec.training)
+        steps = spec.schedule
+        if not isinstance(steps, str):
+            steps = ",".join(f"{step.sparsity}:{step.epochs}" for step in steps)
+        values = {
+            **{key: value for key, value in self.job.as_config().items() if key not in UNUSED},
+            **{key.name: getattr(spec, key.name, None) for key in _SPEC_KEYS},
+            "sparsity": spec.sparsities,
+            # a schedule adds the method `imp`, so the default is left out
+            "schedule": None if steps == LINEAR else steps,
+            "train": self.train,
+            **{key.name: training[field] for field, key in _TRAINING_KEYS.items()},
+        }
+        lists = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        return {key: value for key, value in lists.items() if value is not None}
+
+
+def make_request(values: Mapping[str, Any]) -> ComparisonRequest:
+    """Make a request from flat keys.
+
+    Args:
+        values: keys of `COMPARISON_KEYS`, of `JOB_KEYS`, and fields of `Settings` except `UNUSED`;
+            numbers may be text. A field of `UNUSED` at its default is ignored.
+
+    Raises:
+        InputError: an unknown key, or a value that breaks its rule; before anything is loaded.
+    """
+    keys = {key.name: key for key in COMPARISON_KEYS}
+    values = {
+        name: value
+        for name, value in values.items()
+        if name in keys or name not in UNUSED or value != Settings.model_fields[name].default
+    }
+    settings = [name for name in Settings.model_fields if name not in UNUSED]
+    known = [*keys, *(key.name for key in JOB_KEYS), *settings]
+    for name in values:
+        if name not in known:
+            raise unknown_name("config key", name, known)
+    parsed = {name: keys[name].parse(value, name) for name, value in values.items() if name in keys}
+    implied = pattern_sparsity(values.get("pattern", UNSTRUCTURED))
+    default = DEFAULT_SPARSITIES if implied is None else (implied,)
+    sparsities = tuple(parsed.get("sparsity", default))
+    of_job = {name: value for name, value in values.items() if name not in keys}
+    job = make_job({**of_job, "sparsity": max(sparsities, default=0.5)})
+    training = {
+        field: parsed[key.name] for field, key in _TRAINING_KEYS.items() if key.name in parsed
+    }
+    fields = {key.name: parsed[key.name] for key in _SPEC_KEYS[1:] if key.name in parsed}
+    if "schedule" in fields and not {ALL, IMP} & set(fields.get("methods", (ALL,))):
+        fields["methods"] = (*fields["methods"], IMP)
+    spec = ComparisonSpec(
+        sparsities, settings=job.settings, training=TrainingOptions(**training), **fields
+    )
+    find_methods(spec.methods, spec.settings.pattern, spec.schedule)
+    return ComparisonRequest(job, spec, parsed.get("train"))

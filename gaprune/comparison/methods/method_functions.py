@@ -1,0 +1,228 @@
+"""The methods as functions: from a context, sparsities and a seed to pruned networks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from gaprune.callbacks import SubrunObserver
+from gaprune.comparison.context import ComparisonContext, MethodFunction, MethodResult, part_name
+from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
+from gaprune.comparison.methods.iterative import (
+    REWIND,
+    SCHEDULES,
+    IterativePruningOptions,
+    PruningStep,
+    prune_iteratively,
+)
+from gaprune.comparison.methods.slimming import SlimmingOptions, slim
+from gaprune.comparison.methods.threshold import percentile_mask
+from gaprune.comparison.methods.torch_rules import structured_masks
+from gaprune.comparison.methods.training import TrainingData, from_labels, from_teacher
+from gaprune.config import EVOLVED
+from gaprune.criteria import CRITERIA, Criterion, score_with
+from gaprune.export.clustering import cluster_weights
+from gaprune.masks.channels import ChannelUnits
+from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.runs.prune import prune_target
+
+GENERATED_COUNT = 32768  # generated inputs that replace a training set
+MAX_VALUES = 2**28  # of all generated inputs together: 1 GiB of float32
+
+
+def by_criterion(criterion: Criterion, *, in_layers: bool = False) -> MethodFunction:
+    """Rank all layers together by a criterion, or each layer on its own at the same density."""
+
+    def run(
+        context: ComparisonContext, sparsities: Sequence[float], seed: int
+    ) -> Iterator[MethodResult]:
+        units = context.ranked_units
+        to_mask = units.best_in_layers if in_layers else units.best
+        for sparsity in sparsities:
+            scores = _scores(context, criterion, sparsity, seed)
+            yield context.masked(sparsity, to_mask(scores, sparsity))
+
+    return run
+
+
+def _scores(context: ComparisonContext, criterion: Criterion, sparsity: float, seed: int) -> Tensor:
+    calibration = context.criterion_inputs(seed) if criterion.needs_inputs else None
+    generator = context.generator("comparison", criterion.name, seed)
+    network = context.target.network
+    return score_with(criterion, network, calibration, generator, density=1 - sparsity)
+
+
+def by_percentile(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Keep the weights above a percentile of all |w|."""
+    for sparsity in sparsities:
+        yield context.masked(sparsity, percentile_mask(context.target, sparsity))
+
+
+def whole_channels(norm: float) -> MethodFunction:
+    """Remove output channels and neurons by the norm of their weights.
+
+    Under the pattern `channel` the weights that read a channel are removed as well, and the
+    sparsity counts channels.
+    """
+
+    def run(
+        context: ComparisonContext, sparsities: Sequence[float], seed: int
+    ) -> Iterator[MethodResult]:
+        target, ranked = context.target, context.ranked_units
+        for sparsity in sparsities:
+            if isinstance(ranked.units, ChannelUnits):
+                norms = channel_norms(ranked.units, target.network.flat, norm)
+                yield context.masked(sparsity, ranked.best_units_in_layers(norms, sparsity))
+            else:
+                yield context.masked(sparsity, structured_masks(target, sparsity, norm))
+
+    return run
+
+
+def channel_norms(channels: ChannelUnits, weights: Tensor, norm: float) -> Tensor:
+    """Return the norm of all weights that make a channel, one per unit (Li et al. 2017).
+
+    Args:
+        channels: the units.
+        weights: flat, `[total]`.
+        norm: 1 or 2.
+    """
+    # float64 on the CPU: the order of the additions must not matter
+    sums = torch.zeros(channels.layout.total + 1, dtype=torch.float64)
+    layers = channels.weights.split(weights.double().cpu().abs()).values()
+    for layer, wiring in zip(layers, channels.wirings, strict=True):
+        unit, axis = wiring.units[0], wiring.axes[0]
+        if unit is not None:
+            rows = layer.movedim(axis, 0).flatten(1) if layer.ndim > 1 else layer.unsqueeze(1)
+            sums.index_add_(0, unit.cpu(), (rows**norm).sum(1))
+    return (sums[:-1] ** (1 / norm)).float().to(weights.device)
+
+
+def clustered(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Global magnitude, then one codebook per layer for the kept weights (Han et al. 2015)."""
+    for sparsity in sparsities:
+        scores = _scores(context, CRITERIA["magnitude"], sparsity, seed)
+        mask = context.ranked_units.best(scores, sparsity)
+        masks = context.target.layout.split(mask)
+        books = cluster_weights(context.target, masks, context.spec.clusters)
+        yield MethodResult(sparsity, books.model(context.target), int(mask.count_nonzero()))
+
+
+def evolved(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Run `gaprune prune` with the same settings."""
+    for sparsity in sparsities:
+        settings = context.settings_for(sparsity, seed)
+        name = part_name(EVOLVED, seed, sparsity)
+        observer = SubrunObserver(context.observer, name, context.warned)
+        result = prune_target(context.target, settings, observer=observer)
+        if result.stopped == "interrupted":
+            raise KeyboardInterrupt  # an unfinished search gives no row
+        yield context.masked(sparsity, result.masks, evaluations=result.evaluations)
+
+
+def scores_by_gradient(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Train scores on calibration inputs by straight-through gradients (Ramanujan et al. 2020)."""
+    target = context.target
+    options = EdgePopupOptions(batch=suitable_batch(macs_per_input(target.model, target.example())))
+    for sparsity in sparsities:
+        generator = context.generator("comparison", "edge-popup", seed, repr(sparsity))
+        name = f"{part_name('edge-popup', seed, sparsity)}, step"
+        report = partial(context.observer.progress, name, total=options.steps)
+        evaluator = context.evaluator(seed)
+        masks = evaluator.masks(edge_popup(evaluator, sparsity, options, generator, report))
+        yield context.masked(sparsity, masks, evaluations=options.steps)
+
+
+def iterative(name: str, schedule: str | Sequence[PruningStep]) -> MethodFunction:
+    """Prune iteratively by magnitude and fine-tune on the training set.
+
+    Args:
+        name: of the method, for progress.
+        schedule: a key of `SCHEDULES`, or steps that contain every sparsity.
+    """
+
+    def run(
+        context: ComparisonContext, sparsities: Sequence[float], seed: int
+    ) -> Iterator[MethodResult]:
+        data = from_labels(context.training_samples())
+        generator = context.generator("comparison", "finetuned", seed)
+        steps = schedule
+        if isinstance(steps, str):
+            steps = SCHEDULES[steps](sparsities, context.spec.epochs)
+        rewind = schedule == REWIND
+        yield from _fine_tune(
+            context, data, steps, generator, part_name(name, seed), rewind=rewind
+        )
+
+    return run
+
+
+def distilled(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Prune iteratively and fine-tune on calibration inputs towards the dense network's outputs."""
+    calibration = context.calibration(seed)
+    generator = context.generator("comparison", "distilled", seed)
+    if calibration.mixture is not None:
+        most = max(1, MAX_VALUES // prod(context.target.inputs.shape))
+        inputs = calibration.mixture.draw(min(GENERATED_COUNT, most), generator)
+    elif calibration.gradient_inputs is not None:  # a calibration set has one or the other
+        inputs = calibration.gradient_inputs.inputs
+    data = from_teacher(context.target, inputs)
+    steps = SCHEDULES["linear"](sparsities, context.spec.epochs)
+    yield from _fine_tune(context, data, steps, generator, part_name("distilled", seed))
+
+
+def _fine_tune(
+    context: ComparisonContext,
+    data: TrainingData,
+    steps: Sequence[PruningStep],
+    generator: torch.Generator,
+    name: str,
+    *,
+    rewind: bool = False,
+) -> Iterator[MethodResult]:
+    """Yield the network of every step; the caller uses those at the requested sparsities."""
+    total = sum(step.epochs for step in steps)
+    stages = prune_iteratively(
+        context.target,
+        data,
+        steps,
+        IterativePruningOptions(context.spec.training, rewind=rewind),
+        generator,
+        on_epoch=lambda done: context.observer.progress(f"{name}, epoch", done, total),
+    )
+    for stage in stages:
+        count = sum(int(stage.masks[n].count_nonzero()) for n in context.target.layout.names)
+        yield MethodResult(stage.sparsity, stage.model, count, epochs=stage.epochs)
+
+
+def slimmed(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Remove channels of small γ until the sparsity is reached, and fine-tune in between."""
+    data = from_labels(context.training_samples())
+    options = SlimmingOptions(epochs=context.spec.epochs, training=context.spec.training)
+    for sparsity in sparsities:
+        generator = context.generator("comparison", "slimming", seed)
+        name = f"{part_name('slimming', seed, sparsity)}, epoch"
+        total = options.rounds * options.epochs
+        report = partial(context.observer.progress, name, total=total)
+        rounds = slim(
+            context.target, data, options, generator, sparsity=sparsity, on_epoch=report
+        )
+        last = deque(rounds, maxlen=1)[0]
+        yield MethodResult(sparsity, last.model, last.after.prunable, epochs=last.epochs)
