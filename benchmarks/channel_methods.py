@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.comparison.methods.gammas import ChannelRanking, by_first_layer, rank_channels
-from gaprune.comparison.methods.slimming_rounds import Slimmer, SlimmingOptions
-from gaprune.comparison.methods.structured import output_dim, slice_norms
-from gaprune.comparison.methods.training import TrainingOptions
-from gaprune.comparison.methods.training_data import from_labels
+from gaprune.comparison.methods.slimming import (
+    ChannelRanking,
+    Slimmer,
+    SlimmingOptions,
+    rank_channels,
+)
+from gaprune.comparison.methods.torch_rules import output_dim, slice_norms
+from gaprune.comparison.methods.training import TrainingOptions, from_labels
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
 from gaprune.evaluation.labelled import zoo_train
@@ -122,7 +125,7 @@ def _slimming(target: Target, case: Case, seed: int) -> Made:
         low, high = 0, len(ranking.order)
         while low < high:
             middle = (low + high) // 2
-            gone = by_first_layer(ranking.order[:middle])
+            gone = ranking.removed(middle)
             fits = macs_per_input(remove_channels(model, target.example(), gone), target.example())
             low, high = (low, middle) if fits <= wanted else (middle + 1, high)
         return low

@@ -23,9 +23,10 @@ import torch
 
 from gaprune.comparison import ComparisonData, ComparisonSpec, Row, compare_target
 from gaprune.comparison.context import ComparisonObserver
+from gaprune.comparison.methods.iterative import SCHEDULES
 from gaprune.comparison.methods.slimming import SlimmingOptions, hold_out, slim
 from gaprune.comparison.methods.training import TrainingOptions, from_labels
-from gaprune.comparison.tables import markdown
+from gaprune.comparison.rows import markdown
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test, zoo_train
 from gaprune.export.clustering import sweep_clusters
@@ -53,7 +54,7 @@ class Case:
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
 
-TRAINED = ("imp-direct", "imp-linear", "imp-long", "imp-cubic", "imp-rewind", "distilled")
+TRAINED = (*(f"imp:{schedule}" for schedule in SCHEDULES), "distilled")
 SGD = TrainingOptions("sgd", 0.1, decay="cosine")  # the best of those tried for long training
 CASES = (
     Case("mnist-mlp", "mnist-mlp"),
@@ -99,7 +100,7 @@ def compared(case: Case, seeds: Sequence[int], place: Path) -> Part:
     )
     caption = f"{found.caption} Epochs per training step: {case.epochs:g}, {how}."
     rows = [row.record() for row in found.rows]
-    return Part(rows, markdown(found.lines, found.dense_accuracy, caption))
+    return Part(rows, markdown(found.summaries, found.dense_accuracy, caption))
 
 
 def slimmed(seeds: Sequence[int]) -> Part:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gaprune.comparison import Comparison, ComparisonSpec, compare, compare_target
     from gaprune.comparison.comparison_report import make_report
-    from gaprune.comparison.sweep_network import sweep
+    from gaprune.comparison.sweeps import sweep
     from gaprune.errors import GapruneError, InputError
     from gaprune.export import export, load_sparse
     from gaprune.export.measure import measure
@@ -52,7 +52,7 @@ __all__ = [
 _HOMES = {
     "comparison": ("Comparison", "ComparisonSpec", "compare", "compare_target"),
     "comparison.comparison_report": ("make_report",),
-    "comparison.sweep_network": ("sweep",),
+    "comparison.sweeps": ("sweep",),
     "errors": ("GapruneError", "InputError"),
     "export": ("export", "load_sparse"),
     "io.mask_file": ("save_masks",),

@@ -14,7 +14,7 @@ import gaprune
 from gaprune.models.zoo.mnist import test_set, train_set
 
 TARGET, SPARSITIES = "mnist-mlp", (0.9, 0.98)
-METHODS = ("evolved", "magnitude", "lamp", "imp-linear")
+METHODS = ("evolved", "magnitude", "lamp", "imp")
 INPUTS = gaprune.InputOptions((1, 28, 28), kind="image", range=(0, 1))
 
 

@@ -55,16 +55,16 @@ def test_a_pipe_gets_a_line_of_progress_only_now_and_then(
 ) -> None:
     """None just after another line, one after a while; quiet none at all."""
     with Monitor() as monitor, Monitor(quiet=True) as quiet:
-        monitor.progress("imp-linear, epoch", 1, 13)
+        monitor.progress("imp:linear, epoch", 1, 13)
         assert capsys.readouterr().err == ""
         monkeypatch.setattr("gaprune.cli.console.LINE_INTERVAL", -1.0)
         monitor.progress("edge-popup 0.9", 0, None)
-        monitor.progress("imp-linear, epoch", 2.5, 13)
+        monitor.progress("imp:linear, epoch", 2.5, 13)
         monitor.progress("evolved, generation", 7, None)
-        quiet.progress("imp-linear, epoch", 3, 13)
+        quiet.progress("imp:linear, epoch", 3, 13)
     assert capsys.readouterr().err.splitlines() == [
         "edge-popup 0.9: begins",
-        "imp-linear, epoch: 2.5 of 13",
+        "imp:linear, epoch: 2.5 of 13",
         "evolved, generation: 7",
     ]
 
@@ -77,13 +77,13 @@ def test_a_terminal_has_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) ->
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     with Monitor() as monitor:
-        monitor.progress("imp-linear, epoch", 3, 13)
-        monitor.progress("imp-linear, epoch", 13, 13)
+        monitor.progress("imp:linear, epoch", 3, 13)
+        monitor.progress("imp:linear, epoch", 13, 13)
         monitor.stop_bar()
-        monitor.say("1/4 imp-linear")
+        monitor.say("1/4 imp:linear")
     shown = stream.getvalue()
-    assert "imp-linear, epoch" in shown
+    assert "imp:linear, epoch" in shown
     assert "3 of 13" in shown
-    last_bar, result = shown.rindex("13 of 13"), shown.rindex("1/4 imp-linear")
+    last_bar, result = shown.rindex("13 of 13"), shown.rindex("1/4 imp:linear")
     assert "\x1b[2K" in shown[last_bar:result]  # the line of the bar is erased in between
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")  # the cursor is back

@@ -18,18 +18,18 @@ import pytest
 from command_line import OWN, TINY, Run, tree
 
 import gaprune
-from gaprune.comparison import find_methods, methods, read_rows
+from gaprune.comparison import find_methods, known_methods, read_rows
 
 DATA = ("--test", "labelled.npz", "--train", "labelled.npz")
 SMALL = (*TINY, "--epochs", "1", "--train-batch", "10")
-FAST = ("--sparsity", "0.5,0.75", "--methods", "magnitude,lamp,imp-direct")
+FAST = ("--sparsity", "0.5,0.75", "--methods", "magnitude,lamp,imp:direct")
 COMPARE = ("compare", *OWN, *DATA, *SMALL)
 FIELDS = {
     *("target", "sparsity", "method", "seed", "needs", "accuracy", "agreement", "evaluations"),
     *("epochs", "seconds", "actual", "dense_accuracy", "path", "steps", "code", "error", "note"),
 }
 EXAMPLE = """
-def score(network, calibration inputs, density, generator):
+def score(network, inputs, density, generator):
     return network.flat.abs()
 """
 
@@ -45,7 +45,7 @@ def test_json_is_a_list_of_rows_and_nothing_else(run: Run, place: Path) -> None:
     assert ran.code == 0
     rows = json.loads(ran.out)
     assert [(row["method"], row["sparsity"]) for row in rows] == [
-        (name, sparsity) for name in ("magnitude", "lamp", "imp-direct") for sparsity in (0.5, 0.75)
+        (name, sparsity) for name in ("magnitude", "lamp", "imp:direct") for sparsity in (0.5, 0.75)
     ]
     for row in rows:
         assert set(row) == FIELDS
@@ -55,7 +55,7 @@ def test_json_is_a_list_of_rows_and_nothing_else(run: Run, place: Path) -> None:
         assert row["error"] is None
     assert rows == json.loads(Path("rows/rows.json").read_text())
     assert "a factory file may print" in ran.err
-    assert re.search(r"^6/6 imp-direct 0\.75: [\d.]+ % in ", ran.err, re.MULTILINE)
+    assert re.search(r"^6/6 imp:direct 0\.75: [\d.]+ % in ", ran.err, re.MULTILINE)
 
 
 def test_a_network_that_prints_does_not_disturb_the_rows(run: Run, place: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_table_shows_every_method_and_where_the_files_are(run: Run, place: P
     assert lines[0] == ("net.py:make: accuracy in %, by the part of the weights that is removed")
     head = next(line for line in lines if "method" in line)
     assert head.split() == ["method", "needs", "0.5", "0.75", "effort", "seconds"]
-    (shown,) = (line for line in lines if line.split()[:1] == ["imp-direct"])
+    (shown,) = (line for line in lines if line.split()[:1] == ["imp:direct"])
     assert re.search(r"labels, training +[\d.]+ ±[\d.]+ +[\d.]+ ±[\d.]+ +2 epochs", shown)
     assert any(line.startswith("slimming: model: ") and "BatchNorm" in line for line in lines)
     assert lines[-2].startswith("measured on labelled.npz (40 inputs, labelled); median ± half")
@@ -114,15 +114,15 @@ def test_the_configuration_repeats_the_comparison(run: Run, place: Path) -> None
     assert first.code == 0, first.err
     rows = json.loads(first.out)
     assert [row["error"] for row in rows] == [None] * len(rows)
-    assert {row["method"] for row in rows} == {"own.py:score", "random", "imp-schedule"}
-    epochs = [row["epochs"] for row in rows if row["method"] == "imp-schedule"]
+    assert {row["method"] for row in rows} == {"own.py:score", "random", "imp"}
+    epochs = [row["epochs"] for row in rows if row["method"] == "imp"]
     assert epochs == [1.5, 3.5, 1.5, 3.5]  # of two seeds
     again = run("compare", "--config", "a/config.toml", "--out", "b", "--json")
     assert plain(json.loads(again.out)) == plain(rows)
     for name in ("config.toml", "comparison.json"):
         assert Path("a", name).read_text() == Path("b", name).read_text()
     less = run("compare", "--config", "a/config.toml", "--methods", "lamp", "--out", "c", "--json")
-    assert {row["method"] for row in json.loads(less.out)} == {"lamp", "imp-schedule"}
+    assert {row["method"] for row in json.loads(less.out)} == {"lamp", "imp"}
 
 
 def test_csv_has_one_line_for_each_row(run: Run, place: Path) -> None:
@@ -145,13 +145,13 @@ def test_all_methods_run_and_those_without_data_say_so(run: Run, place: Path) ->
     rows = {row["method"]: row for row in json.loads(ran.out)}
     assert set(rows) == {method.name for method in find_methods(("all",))}
     for name, row in rows.items():
-        if methods()[name].needs.labels:
+        if known_methods()[name].needs.labels:
             assert row["error"].startswith("train: this method needs labelled training data")
             assert row["accuracy"] is row["actual"] is None
         else:
             assert row["error"] is None, name
             assert row["accuracy"] is not None
-    assert ran.err.count("train: this method needs labelled training data") == 6
+    assert ran.err.count("train: this method needs labelled training data") == 2
 
 
 def test_without_labels_the_validation_judges(run: Run, place: Path) -> None:
@@ -169,9 +169,9 @@ def test_without_labels_the_validation_judges(run: Run, place: Path) -> None:
     [
         (("--methods", "lmap"), r"methods: unknown name 'lmap' \(did you mean 'lamp'.*slimming"),
         (("--methods", ""), "methods: must be text that is not empty"),
-        (("--methods", "none.py:score"), "methods: no file 'none.py'"),
+        (("--methods", "none.py:score"), "methods: .*none.py"),
         (("--methods", "net.py:score"), "methods: net.py has no function 'score'"),
-        (("--methods", "imp-schedule"), "schedule: the method 'imp-schedule' needs one; .*0.5:1"),
+        (("--methods", "imp"), "schedule"),
         (("--sparsity", "0.5,1"), "sparsity: must lie strictly between 0 and 1 .*got 1.0"),
         (("--sparsity", "0.5,nan"), "sparsity: must lie strictly between 0 and 1 .*got nan"),
         (("--sparsity", "0,0.5"), "sparsity: must lie strictly between 0 and 1 .*got 0.0"),
@@ -188,7 +188,7 @@ def test_without_labels_the_validation_judges(run: Run, place: Path) -> None:
         (("--schedule", "0.9:1,0.5:1"), "schedule: sparsities must grow"),
         (("--schedule", "0.6:1"), "schedule: must pass through .*leaves out 0.5; add .*0.5:1"),
         (("--optimiser", "adma"), "optimiser: unknown name 'adma'.*adam, sgd"),
-        (("--learning-rate", "0"), "rate: must be above 0"),
+        (("--learning-rate", "0"), "learning_rate: .*0"),
         (("--decay", "linear"), "decay: unknown name 'linear'.*constant, cosine"),
         (("--train", "plain.npz"), "train: plain.npz holds no labels"),
         (("--train", "none.npz"), "train: there is no file"),
@@ -263,10 +263,10 @@ def test_the_list_of_methods_needs_no_target(run: Run, place: Path) -> None:
     """For people and for programs."""
     ran = run("compare", "--list-methods")
     assert ran.code == 0
-    for name in methods():
+    for name in known_methods():
         assert re.search(rf"^ *{re.escape(name)} ", ran.out, re.MULTILINE)
     listed = json.loads(run("compare", "--list-methods", "--json").out)
-    assert [one["name"] for one in listed] == list(methods())
+    assert [one["name"] for one in listed] == list(known_methods())
     assert all(one["description"] and one["source"] for one in listed)
 
 

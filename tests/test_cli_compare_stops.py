@@ -18,7 +18,7 @@ COMPARE = (
     *("compare", *OWN, "--test", "labelled.npz", "--train", "labelled.npz", *TINY),
     *("--sparsity", "0.5,0.75", "--train-batch", "10", "--out", "rows"),
 )
-LONG = (*COMPARE, "--methods", "magnitude,imp-linear", "--epochs", "100000")  # hours
+LONG = (*COMPARE, "--methods", "magnitude,imp:linear", "--epochs", "100000")  # hours
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -66,7 +66,7 @@ def test_a_killed_process_leaves_whole_rows(
     start: Callable[..., Command], run: Run, place: Path
 ) -> None:
     """No signal handler helps there; the next run goes on and ends with the rows of a whole one."""
-    names = ("--methods", "magnitude,synflow,imp-direct,random", "--seeds", "0,1")
+    names = ("--methods", "magnitude,synflow,imp:direct,random", "--seeds", "0,1")
     command = start(*COMPARE, *names)
     command.wait_for("3/12 ")
     command.process.kill()

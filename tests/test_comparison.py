@@ -10,7 +10,6 @@ import torch
 from comparison_cases import (
     EPOCHS,
     SPARSITIES,
-    TAUGHT,
     ConvNet,
     Heard,
     ask,
@@ -28,23 +27,36 @@ from torch.nn.utils import prune as torch_prune
 
 import gaprune
 from gaprune import InputOptions, prune_target
-from gaprune.comparison import Comparison, ComparisonData, compare, compare_target, methods
+from gaprune.comparison import (
+    Comparison,
+    ComparisonData,
+    compare,
+    compare_target,
+    find_methods,
+    methods,
+)
 from gaprune.comparison.context import ComparisonContext, ComparisonObserver
+from gaprune.comparison.methods.iterative import SCHEDULES
 from gaprune.config import make_settings
 from gaprune.models.target import target_from_module
 
+IMP = tuple(f"imp:{schedule}" for schedule in SCHEDULES)
 MASKS = (  # methods that hit the budget exactly
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),
     *("wanda-rows", "correlation"),
-    *("magnitude-layer", "clustered", "evolved", "imp-direct", "imp-linear"),
-    *("imp-long", "imp-cubic", "imp-rewind", "threshold"),
+    *("magnitude-layer", "clustered", "evolved", *IMP, "threshold"),
 )
 TOTAL = 200  # prunable weights of the tiny network
 
 
+def seeded(name: str) -> bool:
+    """Tell whether a method's result depends on the seed."""
+    return find_methods((name,))[0].seeded
+
+
 @pytest.fixture(scope="module")
 def together() -> Comparison:
-    """All methods but those that take thousands of calibration inputs, two sparsities, two seeds."""
+    """All methods except those that use thousands of inputs, two sparsities, two seeds."""
     return ask((*MASKS, "structured-l1", "structured-l2"), seeds=(0, 1))
 
 
@@ -54,7 +66,7 @@ def test_there_is_one_row_for_each_method_sparsity_and_seed(together: Comparison
         (name, sparsity, seed)
         for name in (*MASKS, "structured-l1", "structured-l2")
         for sparsity in SPARSITIES
-        for seed in ((0, 1) if methods()[name].seeded else (0,))
+        for seed in ((0, 1) if seeded(name) else (0,))
     }
     assert {row.key for row in together.rows} == expected
     assert len(together.rows) == len(expected)
@@ -98,7 +110,7 @@ def test_accuracy_and_agreement_are_those_of_the_masked_network(together: Compar
 
 def test_a_row_does_not_depend_on_the_methods_beside_it(together: Comparison) -> None:
     """Each method alone gives what it gives among the others, but for the seconds."""
-    for name in ("random", "snip", "grasp", "evolved", "imp-linear", "imp-cubic"):
+    for name in ("random", "snip", "grasp", "evolved", "imp:linear", "imp:cubic"):
         alone = ask((name,), seeds=(0, 1))
         assert timeless(alone.rows) == timeless(r for r in together.rows if r.method == name)
 
@@ -107,21 +119,21 @@ def test_a_row_does_not_depend_on_the_order(together: Comparison) -> None:
     """Methods, sparsities and seeds in another order give the same rows."""
     names = tuple(reversed((*MASKS, "structured-l1", "structured-l2")))
     turned = ask(names, sparsities=SPARSITIES[::-1], seeds=(1, 0))
-    chance = {name for name, method in methods().items() if method.seeded}
+    chance = {name for name in names if seeded(name)}
     first = {r.key: r for r in timeless(together.rows) if r.method in chance}
     assert {r.key: r for r in timeless(turned.rows) if r.method in chance} == first
 
 
 def test_a_row_does_not_depend_on_other_sparsities_where_none_is_on_its_way() -> None:
     """Gradual pruning makes a run of its own for each, so one alone is the same."""
-    names = ("evolved", "imp-cubic", "random", "synflow")
+    names = ("evolved", "imp:cubic", "random", "synflow")
     several = [row for row in ask(names).rows if row.sparsity == 0.75]
     assert timeless(ask(names, sparsities=(0.75,)).rows) == timeless(several)
 
 
 def test_seeds_matter_where_there_is_chance(together: Comparison) -> None:
     """Two seeds of a method with chance are not the same row twice."""
-    for name in ("random", "imp-direct", "imp-linear"):
+    for name in ("random", "imp:direct", "imp:linear"):
         by_seed = {
             seed: [r.accuracy for r in together.rows if r.method == name and r.seed == seed]
             for seed in (0, 1)
@@ -133,11 +145,11 @@ def test_effort_adds_up(together: Comparison) -> None:
     """Epochs as the schedules say, evaluations of a search, seconds that grow along a path."""
     rows = {row.key: row for row in together.rows}
     assert rows["magnitude", 0.5, 0].epochs == rows["magnitude", 0.5, 0].evaluations == 0
-    assert rows["imp-direct", 0.5, 0].epochs == pytest.approx(EPOCHS)
-    assert rows["imp-direct", 0.75, 0].epochs == pytest.approx(2 * EPOCHS)
-    assert rows["imp-linear", 0.75, 0].epochs == pytest.approx(8 * EPOCHS)  # .1 to .7, and .75
-    assert rows["imp-long", 0.75, 0].epochs == pytest.approx(16 * EPOCHS)
-    assert rows["imp-cubic", 0.5, 0].epochs == pytest.approx(10 * EPOCHS)
+    assert rows["imp:direct", 0.5, 0].epochs == pytest.approx(EPOCHS)
+    assert rows["imp:direct", 0.75, 0].epochs == pytest.approx(2 * EPOCHS)
+    assert rows["imp:linear", 0.75, 0].epochs == pytest.approx(8 * EPOCHS)  # .1 to .7, and .75
+    assert rows["imp:long", 0.75, 0].epochs == pytest.approx(16 * EPOCHS)
+    assert rows["imp:cubic", 0.5, 0].epochs == pytest.approx(10 * EPOCHS)
     assert rows["evolved", 0.5, 0].evaluations > 0
     for row in together.rows:
         if row.path:
@@ -157,9 +169,7 @@ def test_evolved_is_what_a_pruning_run_finds(preset: str, tmp_path: Path) -> Non
         "generations": 2,
     }
     asked = spec(("evolved",), settings=stated)
-    context = ComparisonContext(
-        tiny_target(), asked.settings, None, TAUGHT, 1.0, (), 16, ComparisonObserver()
-    )
+    context = ComparisonContext(tiny_target(), asked, None, ComparisonObserver())
     (found,) = methods()["evolved"].run(context, (0.75,), 3)
     limits = asked.settings.model_dump(exclude_unset=True)
     pruned = prune_target(tiny_target(), make_settings({**limits, "sparsity": 0.75, "seed": 3}))
@@ -239,7 +249,7 @@ def test_the_network_stays_as_it_is() -> None:
     compare(
         network,
         sparsity=0.5,
-        methods=("magnitude", "imp-direct", "slimming", "clustered"),
+        methods=("magnitude", "imp:direct", "slimming", "clustered"),
         inputs=InputOptions(shape=(1, 8, 8), range=(0, 1)),
         train=(train.inputs, train.labels),
         test=(test.inputs, test.labels),
@@ -283,7 +293,7 @@ def test_further_parameters_are_pruned_where_asked() -> None:
 def test_progress_is_told_and_never_goes_back() -> None:
     """Each part begins, and moves forward; rows are counted to the end."""
     heard = Heard()
-    found = ask(("magnitude", "evolved", "imp-linear"), observer=heard, seeds=(0, 1), epochs=1)
+    found = ask(("magnitude", "evolved", "imp:linear"), observer=heard, seeds=(0, 1), epochs=1)
     assert tuple(heard.rows) == found.rows
     assert heard.counts == [(number, 10) for number in range(1, 11)]
     last: dict[str, float] = {}
@@ -291,7 +301,7 @@ def test_progress_is_told_and_never_goes_back() -> None:
         assert done >= last.get(what, 0.0)
         assert total is None or done <= total
         last[what] = done
-    assert last["imp-linear, epoch"] == last["imp-linear, seed 1, epoch"] == 8
+    assert last["imp:linear, epoch"] == last["imp:linear, seed 1, epoch"] == 8
     assert last["evolved 0.5, generation"] == 1
     assert last["evolved 0.75, seed 1, generation"] == 1
     assert last["magnitude 0.5"] == 0
@@ -310,7 +320,7 @@ def test_an_assumed_range_is_said_once() -> None:
 def test_methods_that_train_note_every_step(together: Comparison) -> None:
     """Linear steps of 10 % lead to the row, each with its accuracy; the last is the row itself."""
     for row in together.rows:
-        if row.method == "imp-linear":
+        if row.method == "imp:linear":
             passed = [step["sparsity"] for step in row.steps]
             tenths = [tenth / 10 for tenth in range(1, 10) if tenth / 10 < row.sparsity]
             assert passed == sorted({*tenths, *(s for s in SPARSITIES if s <= row.sparsity)})

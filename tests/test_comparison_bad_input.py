@@ -11,8 +11,8 @@ from search_cases import tiny_model
 
 from gaprune import InputOptions
 from gaprune.comparison import compare
-from gaprune.comparison.comparison_job import make_request
-from gaprune.comparison.methods.schedule import PruningStep
+from gaprune.comparison.comparison_request import make_request
+from gaprune.comparison.methods.iterative import PruningStep
 from gaprune.errors import InputError
 
 
@@ -25,8 +25,8 @@ from gaprune.errors import InputError
         ({"sparsity": (0.5, -0.5)}, "sparsity: must lie strictly .*got -0.5"),
         ({"sparsity": (0.5, 0.999)}, "sparsity: 0.999 keeps 0 of 200 weights.*at most 0.985"),
         ({"methods": ()}, "methods: name at least one of all, random, magnitude"),
-        ({"methods": "lmap"}, r"methods: unknown name 'lmap' \(did you mean 'lamp'.*imp-schedule"),
-        ({"methods": "none.py:score"}, "methods: no file 'none.py'"),
+        ({"methods": "lmap"}, r"methods: unknown name 'lmap' \(did you mean 'lamp'.*imp"),
+        ({"methods": "none.py:score"}, "methods: .*none.py"),
         ({"seeds": -1}, "seeds: must be .*got -1"),
         ({"seeds": (0, 2**32)}, "seeds: must be .*got 0, 4294967296"),
         ({"seeds": ()}, "seeds: must be .*got none"),
@@ -34,7 +34,10 @@ from gaprune.errors import InputError
         ({"epochs": -1.0}, "epochs: must be above 0 and finite, got -1.0"),
         ({"epochs": float("nan")}, "epochs: must be above 0"),
         ({"clusters": 0}, "clusters: must be at least 1, got 0"),
-        ({"methods": "imp-schedule"}, "schedule: the method 'imp-schedule' needs one"),
+        ({"methods": "imp-cubic"}, "methods: .*imp:cubic"),
+        ({"methods": "imp-schedule"}, "methods: .*--schedule"),
+        ({"methods": "imp:cubik"}, "methods: .*'cubic'"),
+        ({"schedule": "cubik"}, "schedule: .*'cubic'"),
         ({"seed": 3}, "seed: is no option of a comparison; see sparsity, methods, seeds"),
         ({"method": "lamp"}, "method: is no option of a comparison"),
         ({"pareto": True}, "pareto: is no option of a comparison"),
@@ -43,10 +46,10 @@ from gaprune.errors import InputError
         ({"sparsity": (0.5, 0.9), "floor": 0.2}, "floor: 0.2 of every layer is .*--floor 0.1"),
         ({"sede": 3}, "setting: unknown name 'sede'"),
         ({"preset": "fast"}, "preset: unknown name 'fast'"),
-        ({"calibration": ("nois",)}, "calibration inputs: unknown name 'nois'"),
-        ({"calibration": ("none.npz",)}, "calibration inputs: there is no file"),
+        ({"calibration": ("nois",)}, "calibration.*'nois'"),
+        ({"calibration": ("none.npz",)}, ".*none.npz"),
         ({"validation": "nois"}, "validation: unknown name 'nois'"),
-        ({"validation": "none.npz"}, "calibration inputs: there is no file"),
+        ({"validation": "none.npz"}, ".*none.npz"),
         ({"objective": "klo"}, "objective: unknown name 'klo'"),
         ({"train": (torch.rand(4, 5), torch.zeros(4).long())}, "train: needs inputs of shape"),
         ({"test": (torch.rand(4, 6), torch.zeros(4))}, "test: needs one integer label"),
@@ -65,11 +68,11 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_an_own_schedule_must_pass_through_what_is_compared() -> None:
     """The message says what is missing."""
     steps = [PruningStep(0.5, EPOCHS), PruningStep(0.75, EPOCHS)]
-    rows = ask(("imp-schedule",), schedule=steps).rows
+    rows = ask(("imp",), schedule=steps).rows
     assert [row.epochs for row in rows] == [pytest.approx(EPOCHS), pytest.approx(2 * EPOCHS)]
     assert [row.actual for row in rows] == [0.5, 0.75]
     with pytest.raises(InputError, match=r"leaves out 0.75, 0.9; add them, such as 0.75:1"):
-        ask(("imp-schedule",), sparsities=(0.9, 0.75), schedule=steps[:1])
+        ask(("imp",), sparsities=(0.9, 0.75), schedule=steps[:1])
 
 
 def test_a_configuration_may_state_that_nothing_is_asked() -> None:

@@ -19,15 +19,15 @@ from gaprune.models.target import target_from_module
 def test_without_training_data_a_row_says_so_and_the_others_go_on() -> None:
     """Every method that needs labels names the way out."""
     found = ask(
-        ("imp-linear", "magnitude", "slimming"), data=ComparisonData(None, tiny_data().test)
+        ("imp:linear", "magnitude", "slimming"), data=ComparisonData(None, tiny_data().test)
     )
     errors = {row.method: row.error for row in found.rows}
     assert errors["magnitude"] is None
-    for name in ("imp-linear", "slimming"):
+    for name in ("imp:linear", "slimming"):
         assert errors[name] is not None
         assert "train: this method needs labelled training data" in str(errors[name])
     assert [row.method for row in found.rows] == [
-        name for name in ("imp-linear", "magnitude", "slimming") for _ in SPARSITIES
+        name for name in ("imp:linear", "magnitude", "slimming") for _ in SPARSITIES
     ]
 
 
@@ -61,11 +61,11 @@ class Fragile(nn.Module):
 def test_whatever_the_network_raises_ends_one_row_only() -> None:
     """In one line, with its type."""
     target = target_from_module(Fragile(), inputs=InputOptions(range=(0, 1)))
-    found = compare_target(target, spec(("imp-direct", "imp-cubic", "lamp")), data=tiny_data())
+    found = compare_target(target, spec(("imp:direct", "imp:cubic", "lamp")), data=tiny_data())
     errors = {row.method: row.error for row in found.rows}
     assert errors == {
-        "imp-direct": r"KeyError: 'two\nlines'",
-        "imp-cubic": r"KeyError: 'two\nlines'",
+        "imp:direct": r"KeyError: 'two\nlines'",
+        "imp:cubic": r"KeyError: 'two\nlines'",
         "lamp": None,
     }
 
@@ -90,35 +90,35 @@ def test_a_network_that_cannot_be_measured_has_a_row_all_the_same() -> None:
 CRITERIA = """
 import torch
 
-def size(network, calibration inputs, density, generator):
+def size(network, inputs, density, generator):
     return network.flat.abs()
 
-def chance(network, calibration inputs, density, generator):
+def chance(network, inputs, density, generator):
     return torch.rand(network.layout.total, generator=generator)
 
-def shown(network, calibration inputs, density, generator):
-    assert calibration inputs.shape == (32, 6) and 0 < density < 1
+def shown(network, inputs, density, generator):
+    assert inputs.shape == (32, 6) and 0 < density < 1
     return network.flat.double().square()
 
-def vandal(network, calibration inputs, density, generator):
-    calibration inputs.zero_()
+def vandal(network, inputs, density, generator):
+    inputs.zero_()
     for weight in network.weights.values():
         weight.zero_()
     return torch.arange(network.layout.total)
 
-def raises(network, calibration inputs, density, generator):
+def raises(network, inputs, density, generator):
     raise ValueError("not today")
 
-def few(network, calibration inputs, density, generator):
+def few(network, inputs, density, generator):
     return torch.ones(3)
 
-def nothing(network, calibration inputs, density, generator):
+def nothing(network, inputs, density, generator):
     return None
 
-def holes(network, calibration inputs, density, generator):
+def holes(network, inputs, density, generator):
     return network.flat * float("nan")
 
-def leaves(network, calibration inputs, density, generator):
+def leaves(network, inputs, density, generator):
     raise SystemExit(3)
 
 number = 3
@@ -153,7 +153,7 @@ def test_an_own_criterion_draws_from_the_seed(own: str) -> None:
 
 def test_an_own_criterion_spoils_nothing_for_the_others(own: str) -> None:
     """It may overwrite weights and calibration inputs: it has its own."""
-    others = ("magnitude", "snip", "imp-direct")
+    others = ("magnitude", "snip", "imp:direct")
     found = ask((f"{own}:vandal", *others))
     assert timeless(r for r in found.rows if r.method in others) == timeless(ask(others).rows)
     assert all(row.error is None for row in found.rows)

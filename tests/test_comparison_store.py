@@ -26,10 +26,10 @@ from gaprune.comparison import (
 )
 from gaprune.comparison.methods.training import TrainingOptions
 from gaprune.comparison.store import CSV, IDENTITY, LIST, ROWS, TABLE
-from gaprune.config import Settings
+from gaprune.config import NEUTRAL, Settings
 from gaprune.errors import GapruneError, InputError
 
-METHODS = ("magnitude", "random", "imp-linear", "evolved")
+METHODS = ("magnitude", "random", "imp:linear", "evolved")
 BROKEN = ("{}", "[]", "null", "7", "{torn", '{"target": 1}', "\x00" * 9, "")
 ROW = Row("net", 0.5, "größe", 0, MethodRequirements(), 0.25, 0.5, actual=0.5)
 
@@ -65,23 +65,12 @@ def test_a_stopped_comparison_goes_on_and_ends_with_the_same_rows(
     assert heard.counts[0] == (stop_after + 1, len(whole.rows))
 
 
-def test_settings_that_came_later_leave_older_folders_readable(tmp_path: Path) -> None:
-    """At the value that does what was done before they are not among what is compared."""
+def test_the_identity_holds_every_setting_that_rows_depend_on(tmp_path: Path) -> None:
+    """All but those that rows state themselves, and those that change no result."""
     ask(("magnitude",), out=tmp_path)
-    found = json.loads((tmp_path / IDENTITY).read_text())
-    later = {"density_search", "clip", "warmup", "statistics_loss", "floor", "max_drop", "patience"}
-    later |= {"feature_loss", "device", "gpus_per_worker", "pattern", "precision", "repair_in_loop"}
-    later |= {"budget", "budget_macs", "latency_batch", "initial_criteria"}
-    assert not later & set(found)
-    assert found["batch_cache"] > 0  # older folders drew anew for every step
-    assert set(Settings.model_fields) - later - set(found) == {
-        *("sparsity", "method", "seed"),
-        *("workers", "ray_address", "task_timeout", "retries", "checkpoint_every"),
-        "threads_per_worker",  # there under its older name
-    }
-    assert found["threads"] == 1
-    ask(("magnitude",), out=tmp_path, settings={"floor": 0.0, "density_search": 0})
-    with pytest.raises(InputError, match=r"differs in floor \(null there, 0.05 now\); name"):
+    identity = json.loads((tmp_path / IDENTITY).read_text())
+    assert set(Settings.model_fields) - set(identity) == {"sparsity", "method", "seed", *NEUTRAL}
+    with pytest.raises(InputError, match=r"floor \(0.0 there, 0.05 now\)"):
         ask(("magnitude",), out=tmp_path, settings={"floor": 0.05})
 
 
@@ -123,22 +112,22 @@ def test_more_methods_and_seeds_are_added_to_what_is_there(tmp_path: Path) -> No
 
 def test_another_set_of_sparsities_makes_paths_anew_and_nothing_else(tmp_path: Path) -> None:
     """On a path each sparsity is reached from the one before, so its rows depend on all."""
-    names = ("imp-linear", "imp-cubic", "magnitude")
+    names = ("imp:linear", "imp:cubic", "magnitude")
     ask(names, out=tmp_path, sparsities=(0.5, 0.75))
     heard = Heard()
     found = ask(names, out=tmp_path, sparsities=(0.5, 0.6, 0.75), observer=heard)
     made = {(row.method, row.sparsity) for row in heard.rows}
-    paths = {("imp-linear", sparsity) for sparsity in (0.5, 0.6, 0.75)}
-    assert made == paths | {("imp-cubic", 0.6), ("magnitude", 0.6)}
+    paths = {("imp:linear", sparsity) for sparsity in (0.5, 0.6, 0.75)}
+    assert made == paths | {("imp:cubic", 0.6), ("magnitude", 0.6)}
     assert timeless(found.rows) == timeless(ask(names, sparsities=(0.5, 0.6, 0.75)).rows)
-    assert all(row.path == (0.5, 0.6, 0.75) for row in found.rows if row.method == "imp-linear")
+    assert all(row.path == (0.5, 0.6, 0.75) for row in found.rows if row.method == "imp:linear")
 
 
 def test_what_failed_is_tried_again_and_told_once(tmp_path: Path) -> None:
     """The same failure adds no second line."""
     data = ComparisonData(None, tiny_data().test)
     for _ in range(3):
-        found = ask(("imp-direct", "lamp"), data=data, out=tmp_path)
+        found = ask(("imp:direct", "lamp"), data=data, out=tmp_path)
         assert [row.error is None for row in found.rows] == [False, False, True, True]
         assert len(lines(tmp_path)) == 4
 
@@ -146,13 +135,13 @@ def test_what_failed_is_tried_again_and_told_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"settings": {"calibration_count": 16}}, "probe_count (32 there, 16 now)"),
+        ({"settings": {"calibration_count": 16}}, "calibration_count (32 there, 16 now)"),
         ({"settings": {"preset": "black-box"}}, 'preset ("default" there, "black-box" now)'),
         ({"epochs": 1.0}, "epochs (0.5 there, 1.0 now)"),
         ({"clusters": 8}, "clusters (16 there, 8 now)"),
         (
             {"training": TrainingOptions(batch=8)},
-            "training_rate (0.02 there, 0.001 now), training_batch",
+            "training_learning_rate (0.02 there, 0.001 now), training_batch",
         ),
         ({"data": ComparisonData(None, tiny_data().test)}, "train ("),
         ({"data": ComparisonData(tiny_data().train, None)}, "test ("),
@@ -323,7 +312,7 @@ print([row.agreement for row in found.rows])
 
 def test_an_edited_criterion_is_computed_again(tmp_path: Path) -> None:
     """Its rows are those of the file as it is now; other rows stay."""
-    code = "def score(network, calibration inputs, density, generator):\n    return {}network.flat.abs()\n"
+    code = "def score(network, inputs, density, generator):\n    return {}network.flat.abs()\n"
     command = [sys.executable, "-c", EDIT, str(tmp_path / "own.py"), str(tmp_path / "rows")]
     printed = []
     for sign in ("", "-"):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gaprune.cli.comparison_table import print_table
-from gaprune.comparison import Comparison, MethodRequirements, Row, methods
+from gaprune.comparison import Comparison, MethodRequirements, Row, known_methods
+from gaprune.comparison.rows import markdown, needs_text, notes
 from gaprune.comparison.store import as_csv
-from gaprune.comparison.tables import markdown, needs_text, notes
 
 BASE = Row("net", 0.5, "a", 0, MethodRequirements(), 0.5, 0.6, actual=0.5, dense_accuracy=0.9)
 TRAINED = MethodRequirements("labelled", labels=True, gradients=True, training=True)
@@ -36,7 +36,7 @@ def compared(*rows: Row) -> Comparison:
 def test_lines_have_the_median_and_the_ends_over_seeds() -> None:
     """Of those that have a figure."""
     seeds = {0: 0.2, 1: 0.9, 2: 0.6, 3: None}
-    (line,) = compared(*(row("a", 0.5, score, seed) for seed, score in seeds.items())).lines
+    (line,) = compared(*(row("a", 0.5, score, seed) for seed, score in seeds.items())).summaries
     cell = line.cells[0.5]
     assert (cell.score, cell.low, cell.high, cell.seeds) == (0.6, 0.2, 0.9, 3)
     assert line.error == "a cannot"
@@ -52,7 +52,7 @@ def test_what_trains_comes_last_and_the_furthest_first() -> None:
         row("worse", 0.9, 0.3),
         row("better", 0.9, 0.4),
         row("untrained", 0.5, None, needs=TRAINED),
-    ).lines
+    ).summaries
     names = ["better", "worse", "dense-only", "failed", "trained", "untrained"]
     assert [line.method for line in lines] == names
 
@@ -60,7 +60,7 @@ def test_what_trains_comes_last_and_the_furthest_first() -> None:
 def test_effort_is_that_of_the_highest_sparsity() -> None:
     """The median over its seeds."""
     rows = [row("a", 0.9, 0.5, seed, epochs=seed, seconds=10.0 * seed) for seed in (1, 2, 6)]
-    (line,) = compared(row("a", 0.5, 0.5, epochs=99, seconds=99), *rows).lines
+    (line,) = compared(row("a", 0.5, 0.5, epochs=99, seconds=99), *rows).summaries
     assert (line.epochs, line.seconds) == (2, 20)
 
 
@@ -72,7 +72,7 @@ def test_notes_name_other_budgets_and_join_equal_reasons() -> None:
         row("one", 0.5, None, error="train: none"),
         row("two", 0.5, None, error="train: none"),
         row("three", 0.5, None, error="other"),
-    ).lines
+    ).summaries
     assert notes(lines) == [
         "channels removes 53.1 % at 0.5",
         "one, two: train: none",
@@ -88,7 +88,7 @@ def test_needs_are_named_in_a_few_words() -> None:
     assert needs_text(MethodRequirements("unlabelled", gradients=True)) == "unlabelled, gradients"
     assert (
         needs_text(MethodRequirements("procedural", gradients=True, training=True))
-        == "calibration inputs, training"
+        == "calibration, training"
     )
     assert needs_text(TRAINED) == "labels, training"
 
@@ -102,7 +102,7 @@ def test_markdown_has_a_line_for_each_method_and_the_dense_network() -> None:
         "net: Accuracy in % on the test set, median ± half the range of 2 seeds, by the fraction "
         "of prunable weights removed."
     )
-    assert markdown(found.lines, found.dense_accuracy, found.caption).splitlines() == [
+    assert markdown(found.summaries, found.dense_accuracy, found.caption).splitlines() == [
         found.caption,
         "",
         "| method | needs | 0.5 | effort | seconds |",
@@ -121,7 +121,7 @@ def everything(sparsities: tuple[float, ...], seeds: int) -> Comparison:
     return compared(
         *(
             row(name, sparsity, 0.25 + 0.6 * seed / seeds, seed, needs=method.needs, epochs=13)
-            for name, method in methods().items()
+            for name, method in known_methods().items()
             for sparsity in sparsities
             for seed in range(seeds)
         )
@@ -148,11 +148,11 @@ def test_no_word_of_the_table_is_broken_on_the_screen(
     shown = screen.file.getvalue()
     assert max(map(len, shown.splitlines())) <= width
     words = shown.split()
-    for name in methods():
+    for name in known_methods():
         assert name in words
     figure = "25.00" if seeds == 1 else "45.00"
-    assert words.count(figure) == len(methods()) * len(sparsities)
-    assert words.count("±20.00") == (len(methods()) * len(sparsities) if seeds > 1 else 0)
+    assert words.count(figure) == len(known_methods()) * len(sparsities)
+    assert words.count("±20.00") == (len(known_methods()) * len(sparsities) if seeds > 1 else 0)
     assert words.count("90.00") == len(sparsities)  # of the dense network
 
 

@@ -209,7 +209,7 @@ def _seen(target: Target) -> DenseNetwork:
 
 def test_a_comparison_gives_the_same_rows() -> None:
     """Methods that search, score, train or share weights (channels are cut by another package)."""
-    methods = ("evolved", "magnitude", "structured-l2", "clustered", "imp-linear")
+    methods = ("evolved", "magnitude", "structured-l2", "clustered", "imp:linear")
     shown = {"device": "cpu", "calibration": ("procedural",), "preset": "black-box", "steps": None}
     asked = spec(methods, (0.5,), settings={**shown, "batch": None}, clusters=2)
     asked = replace(asked, training=replace(asked.training, optimiser="sgd"))  # no fused kernels

@@ -22,7 +22,7 @@ from typer.main import get_command
 
 import gaprune
 from gaprune.cli import app, load_command
-from gaprune.comparison.comparison_job import make_request
+from gaprune.comparison.comparison_request import make_request
 from gaprune.criteria import CRITERIA
 from gaprune.runs.job import make_job
 

@@ -186,13 +186,13 @@ def test_a_black_box_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scope": "allocated"}, "scope: unknown name 'allocated'"),
-        ({"initial": "weight"}, "did you mean 'weights'"),
-        ({"steps": -1}, "steps: must be at least 0"),
-        ({"batch": 0}, "batch: must be at least 1"),
-        ({"rate": 0}, "rate: must be above 0"),
-        ({"momentum": 1}, "momentum: must be 0 or more and below 1"),
-        ({"weight_decay": math.nan}, "weight_decay: must be 0 or more"),
+        ({"scope": "allocated"}, "scope: .*'allocated'"),
+        ({"initial": "weight"}, "'weights'"),
+        ({"steps": -1}, "steps: .*-1"),
+        ({"batch": 0}, "batch: .*0"),
+        ({"learning_rate": 0}, "learning_rate: .*0"),
+        ({"momentum": 1}, "momentum: .*1"),
+        ({"weight_decay": math.nan}, "weight_decay: .*nan"),
     ],
 )
 def test_settings_outside_their_range_are_refused(change: dict[str, Any], message: str) -> None:

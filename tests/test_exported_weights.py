@@ -112,10 +112,14 @@ def test_the_command_line_prunes_and_compares_from_a_sparse_file(
     assert ran.code == 0, ran.err
 
 
-@pytest.mark.parametrize("how", [ExportOptions(), ExportOptions(compress=False), ExportOptions(codebook=2)])
+@pytest.mark.parametrize(
+    "how", [ExportOptions(), ExportOptions(compress=False), ExportOptions(codebook=2)]
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_damaged_sparse_weights_are_refused(how: ExportOptions, data: st.DataObject, tmp_path: Path) -> None:
+def test_damaged_sparse_weights_are_refused(
+    how: ExportOptions, data: st.DataObject, tmp_path: Path
+) -> None:
     """Cut off or with a flipped bit: an error that begins with the option, or the same values."""
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     mask = top_k_mask(weight.abs(), 30)

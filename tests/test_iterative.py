@@ -1,22 +1,30 @@
-"""Pruning and training in turns: against torch's own pruning; masks exact and nested."""
+"""Iterative pruning: schedules, and masks and weights against torch's own pruning."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.iterative import (
+    CUBIC_STEPS,
+    SCHEDULES,
     IterativePruningOptions,
     PruningStage,
+    PruningStep,
+    check_steps,
+    parse_schedule,
     prune_iteratively,
 )
-from gaprune.comparison.methods.schedule import PruningStep, make_schedule
 from gaprune.comparison.methods.training import (
     TrainingData,
     TrainingOptions,
@@ -117,11 +125,7 @@ def test_masks_are_exact_and_nested_for_every_criterion(
 def test_stages_say_where_they_are() -> None:
     """Sparsity, epochs and steps so far; the model is frozen and evaluates."""
     found = stages(IterativePruningOptions(FAST))
-    assert [(s.sparsity, s.epochs, s.steps) for s in found] == [
-        (0.3, 1, 1),
-        (0.5, 1.5, 2),
-        (0.8, 3.5, 3),
-    ]
+    assert [(s.sparsity, s.epochs) for s in found] == [(0.3, 1), (0.5, 1.5), (0.8, 3.5)]
     for stage in found:
         assert not any(module.training for module in stage.model.modules())
         assert not any(parameter.requires_grad for parameter in stage.model.parameters())
@@ -192,7 +196,7 @@ def test_the_teacher_can_give_the_lessons() -> None:
     """Fine-tuning on calibration inputs alone brings answers closer to the dense network's."""
     target = tiny_target()
     calibration = from_teacher(target, torch.rand(512, 6, generator=seeded(4)))
-    steps = make_schedule("linear", [0.5], 4)
+    steps = SCHEDULES["linear"]([0.5], 4)
 
     def loss(epochs: float) -> float:
         one = [PruningStep(step.sparsity, epochs) for step in steps]
@@ -263,3 +267,129 @@ def test_training_that_diverges_is_an_error() -> None:
     how = IterativePruningOptions(TrainingOptions("sgd", learning_rate=1e38, batch=16))
     with pytest.raises(GapruneError, match="lower rate"):
         list(prune_iteratively(tiny_target(), data(), STEPS, how, seeded()))
+
+
+GOALS = st.lists(st.floats(0.001, 0.999), min_size=1, max_size=5)
+
+
+def pairs(steps: Sequence[PruningStep]) -> list[tuple[float, float]]:
+    """Return steps as plain numbers."""
+    return [(step.sparsity, step.epochs) for step in steps]
+
+
+@given(name=st.sampled_from(sorted(SCHEDULES)), goals=GOALS, epochs=st.floats(0, 10))
+def test_every_goal_is_a_step_and_none_goes_beyond(
+    name: str, goals: list[float], epochs: float
+) -> None:
+    """Sparsities grow strictly, hold each goal exactly and end at the largest."""
+    steps = SCHEDULES[name](goals, epochs)
+    found = [step.sparsity for step in steps]
+    assert all(before < after for before, after in pairwise(found))
+    assert set(goals) <= set(found)
+    assert found[-1] == max(goals)
+    assert {step.epochs for step in steps} <= {epochs, 2 * epochs, 3 * epochs}
+
+
+def test_linear_goes_in_tenths() -> None:
+    """Goals between the tenths are steps too."""
+    assert pairs(SCHEDULES["linear"]([0.45, 0.25], 1)) == [
+        (0.1, 1),
+        (0.2, 1),
+        (0.25, 1),
+        (0.3, 1),
+        (0.4, 1),
+        (0.45, 1),
+    ]
+
+
+def test_long_takes_more_time_and_finer_steps_at_the_end() -> None:
+    """Twice the epochs to 0.9, three times after."""
+    steps = pairs(SCHEDULES["long"]([0.99, 0.5], 0.5))
+    assert steps[:9] == [(tenth / 10, 1.0) for tenth in range(1, 10)]
+    tail = [0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99]
+    assert steps[9:] == [(sparsity, 1.5) for sparsity in tail]
+
+
+def test_cubic_follows_its_equation() -> None:
+    """s_t = s_f + (0 − s_f)(1 − t/n)³ with the smaller goal between."""
+    found = [step.sparsity for step in SCHEDULES["cubic"]([0.9, 0.5], 1)]
+    n = CUBIC_STEPS
+    expected = sorted([0.5, *(0.9 + (0 - 0.9) * (1 - t / n) ** 3 for t in range(1, n + 1))])
+    assert found == pytest.approx(expected)
+
+
+def test_direct_has_one_step_a_goal() -> None:
+    """Doubled goals count once."""
+    assert pairs(SCHEDULES["direct"]([0.9, 0.5, 0.9], 2.5)) == [(0.5, 2.5), (0.9, 2.5)]
+
+
+def test_a_goal_replaces_a_point_that_differs_by_rounding() -> None:
+    """0.1 + 0.2 is not a step beside 0.3."""
+    found = [step.sparsity for step in SCHEDULES["linear"]([0.1 + 0.2], 1)]
+    assert found == [0.1, 0.2, 0.1 + 0.2]
+
+
+def test_schedules_are_parsed() -> None:
+    """Spaces are allowed, epochs may be fractions or 0; names stay names."""
+    steps = parse_schedule("0.5:1, 0.9:3.5,0.99:0")
+    assert not isinstance(steps, str)
+    assert pairs(steps) == [(0.5, 1), (0.9, 3.5), (0.99, 0)]
+    assert parse_schedule("rewind") == "rewind"
+
+
+@given(
+    st.lists(st.floats(0.001, 0.999), min_size=1, max_size=6, unique=True),
+    st.lists(st.floats(0, 100), min_size=6, max_size=6),
+)
+def test_what_is_written_is_read(sparsities: list[float], epochs: list[float]) -> None:
+    """Numbers survive the text."""
+    steps = [PruningStep(s, e) for s, e in zip(sorted(sparsities), epochs, strict=False)]
+    text = ",".join(f"{step.sparsity!r}:{step.epochs!r}" for step in steps)
+    assert parse_schedule(text) == tuple(steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("liner", "schedule: .*'linear'"),
+        ("0.5", "schedule: .*SPARSITY:EPOCHS"),
+        ("0.5:1,", "SPARSITY:EPOCHS.*''"),
+        ("0.5:1:2", "SPARSITY:EPOCHS"),
+        ("half:1", "SPARSITY:EPOCHS"),
+        ("1:1", "'1:1': sparsity"),
+        ("nan:1", "'nan:1': sparsity"),
+        ("0.5:-1", "'0.5:-1': epochs"),
+        ("0.5:inf", "epochs: .*inf"),
+        ("0.5:nan", "epochs: .*nan"),
+        ("0.5:1,0.5:1", "0.5 after 0.5"),
+        ("0.9:1,0.5:1", "0.5 after 0.9"),
+    ],
+)
+def test_bad_schedules_are_refused(text: str, message: str) -> None:
+    """The message shows the part, the rule and how it is written."""
+    with pytest.raises(InputError, match=message):
+        parse_schedule(text)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    ("goals", "epochs", "message"),
+    [
+        ([], 1, "goals: "),
+        ([0.5, 1.0], 1, "1.0"),
+        ([0.5], -1, "epochs: "),
+        ([0.5], math.nan, "epochs: .*nan"),
+    ],
+)
+def test_bad_goals_are_refused(name: str, goals: list[float], epochs: float, message: str) -> None:
+    """No schedule is made of what cannot be a goal."""
+    with pytest.raises(InputError, match=message):
+        SCHEDULES[name](goals, epochs)
+
+
+def test_steps_that_do_not_grow_are_refused() -> None:
+    """Also where no text was parsed."""
+    with pytest.raises(InputError, match="at least one step"):
+        check_steps([])
+    with pytest.raises(InputError, match="must grow"):
+        check_steps([PruningStep(0.9, 1), PruningStep(0.8, 1)])

@@ -14,11 +14,9 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from gaprune.comparison.methods.sparsity_report import SparsityReport
-from gaprune.comparison.methods.threshold import ThresholdPoint, ThresholdSweep
-from gaprune.comparison.plots.cluster_plot import plot_clusters
+from gaprune.comparison.methods.threshold import SparsityReport, ThresholdPoint, ThresholdSweep
 from gaprune.comparison.plots.comparison_plot import plot_comparison
-from gaprune.comparison.plots.threshold_plot import plot_thresholds
+from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
 from gaprune.errors import GapruneError, InputError
 from gaprune.records import LayerCount
 

@@ -330,7 +330,7 @@ def test_a_comparison_has_a_report(tmp_path: Path) -> None:
     found = compare(
         made(Pictures),
         sparsity=(0.5, 0.8),
-        methods=("magnitude", "lamp", "random", "evolved", "imp-linear"),
+        methods=("magnitude", "lamp", "random", "evolved", "imp:linear"),
         seeds=(0, 1),
         inputs=InputOptions((2, 8, 8), kind="image", range=(0, 1)),
         test=labelled(2, 8, 8),
@@ -346,7 +346,7 @@ def test_a_comparison_has_a_report(tmp_path: Path) -> None:
         for cell in line.cells.values():
             assert f"{100 * cell.score:.1f}" in words
     assert "over 2 seeds" in " ".join(page.labels)
-    assert "needs labelled training data" in words  # why imp-linear has no figure
+    assert "needs labelled training data" in words  # why imp:linear has no figure
     assert found.caption in page.words
     assert not [one for one in page.addresses if not one.startswith(("#", "data:"))]
     assert write_page(tmp_path / "rows").read_text() == text

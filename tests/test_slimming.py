@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.gammas import by_first_layer, gamma_penalty, rank_channels
 from gaprune.comparison.methods.slimming import (
     SlimmingOptions,
+    gamma_penalty,
     hold_out,
+    rank_channels,
     slim,
-    slim_to,
     train_sparse,
 )
 from gaprune.comparison.methods.training import TrainingData, TrainingOptions, from_labels
@@ -71,7 +71,7 @@ def test_channels_go_in_the_order_of_their_scales(order: list[int], gone: int) -
     model = with_scales(ranks[:6] + shift, shift - ranks[:6], ranks[6:] * signs)
     # the means are the ranks: (r + s + |s − r|) / 2 = r
     ranking = rank_channels(model, images(1))
-    found = by_first_layer(ranking.order[:gone])
+    found = ranking.removed(gone)
     worst = ranks.argsort().tolist()
     expected = {
         "stem": sorted(one for one in worst[:gone] if one < 6),
@@ -140,13 +140,13 @@ def test_no_layer_is_emptied() -> None:
 def test_slim_to_removes_no_more_than_it_must(sparsity: float, seed: int) -> None:
     """The goal is met, and with the last channel of the ranking put back it would not be."""
     target = target_of(built(Separable, seed))
-    (only,) = slim_to(target, sparsity, data(), UNTRAINED, seeded())
+    (only,) = slim(target, data(), UNTRAINED, seeded(), sparsity=sparsity)
     goal = Separable.prunable(6, 8) * (1 - sparsity)
     assert only.after.prunable <= goal + 0.5
     ranking = rank_channels(target.model, target.example())
     gone = sum(len(channels) for channels in only.removed.values())
-    assert only.removed == by_first_layer(ranking.order[:gone])
-    fewer = by_first_layer(ranking.order[: gone - 1])
+    assert only.removed == ranking.removed(gone)
+    fewer = ranking.removed(gone - 1)
     widths = 6 - len(fewer.get("stem", [])), 8 - len(fewer.get("point", []))
     assert Separable.prunable(*widths) > goal - 0.5
 
@@ -156,7 +156,7 @@ def test_slim_to_goes_there_in_rounds() -> None:
     target = target_of(built(lambda: Separable(24, 32)))
     total = target.layout.total
     how = SlimmingOptions(rounds=4, epochs=0)
-    left = [one.after.prunable for one in slim_to(target, 0.8, data(), how, seeded())]
+    left = [one.after.prunable for one in slim(target, data(), how, seeded(), sparsity=0.8)]
     goals = [total * 0.2 ** (number / 4) for number in (1, 2, 3, 4)]
     widest = 9 * 3 + 32 + 24  # the most weights that one channel has
     assert all(goal - widest < now <= goal + 0.5 for now, goal in zip(left, goals, strict=True))
@@ -166,11 +166,11 @@ def test_slim_to_says_what_is_possible() -> None:
     """A goal below one channel per layer is refused with the number of weights that must stay."""
     least = Separable.prunable(1, 1)
     with pytest.raises(
-        InputError, match=f"removing channels leaves at least {least} of 234 weights"
+        InputError, match=f"{least} of 234"
     ):
-        list(slim_to(target_of(built(Separable)), 0.9, data(), UNTRAINED, seeded()))
+        list(slim(target_of(built(Separable)), data(), UNTRAINED, seeded(), sparsity=0.9))
     with pytest.raises(InputError, match="sparsity: must lie strictly between 0 and 1"):
-        list(slim_to(target_of(built(Separable)), 1.0, data(), UNTRAINED, seeded()))
+        list(slim(target_of(built(Separable)), data(), UNTRAINED, seeded(), sparsity=1.0))
 
 
 def test_networks_without_batch_norm_are_refused_before_training() -> None:
@@ -182,9 +182,9 @@ def test_networks_without_batch_norm_are_refused_before_training() -> None:
     def never(_: float) -> None:
         pytest.fail("trained first")
 
-    with pytest.raises(InputError, match="has none whose channels can be removed; use a network w"):
+    with pytest.raises(InputError, match="model: .*BatchNorm"):
         next(slim(target, shown, how, seeded(), on_epoch=never))
-    with pytest.raises(InputError, match="penalty: there is no BatchNorm"):
+    with pytest.raises(InputError, match="penalty: .*BatchNorm"):
         train_sparse(target, shown, how, seeded())
 
 
@@ -237,7 +237,7 @@ def test_without_labels_agreement_judges() -> None:
 def test_the_penalty_makes_scales_small() -> None:
     """λ · Σ|γ| has the gradient λ · sign γ, and training under it shrinks Σ|γ|."""
     model = with_scales(torch.ones(6), -torch.ones(6), torch.full((8,), 0.5)).requires_grad_()
-    penalty = gamma_penalty(0.25)(model)
+    penalty = gamma_penalty(model, 0.25)(model)
     penalty.backward()
     assert penalty.item() == pytest.approx(0.25 * (6 + 6 + 4))
     assert model.get_parameter("deep_norm.weight").grad.tolist() == [-0.25] * 6  # type: ignore[union-attr]
@@ -250,7 +250,7 @@ def test_the_penalty_makes_scales_small() -> None:
             training=TrainingOptions(learning_rate=0.01, batch=16),
         )
         trained = train_sparse(target_of(built(Separable)), data(), how, seeded())
-        totals.append(gamma_penalty(1)(trained).item())
+        totals.append(gamma_penalty(trained, 1)(trained).item())
         assert not any(parameter.requires_grad for parameter in trained.parameters())
     assert totals[1] < 0.9 * totals[0]
 
@@ -264,7 +264,7 @@ def test_sparse_training_comes_first_and_progress_is_told() -> None:
     assert told == [1, 2, 2.5, 3.5, 4]
     assert [one.epochs for one in rounds] == [2.5, 4]
     start = train_sparse(target, data(), how, seeded())
-    assert rounds[0].removed == by_first_layer(rank_channels(start, target.example()).order[:1])
+    assert rounds[0].removed == rank_channels(start, target.example()).removed(1)
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

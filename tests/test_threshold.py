@@ -15,8 +15,8 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.sparsity_report import SparsityReport
 from gaprune.comparison.methods.threshold import (
+    SparsityReport,
     ThresholdPoint,
     ThresholdSweep,
     percentile_mask,
@@ -224,3 +224,16 @@ def test_the_target_stays_as_it_is() -> None:
     before = TARGET.layout.flatten(TARGET.weights)
     sweep_thresholds(TARGET, [99], UNLABELLED, biases=True)
     assert torch.equal(before, TARGET.layout.flatten(TARGET.weights))
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=9), max_size=4))
+def test_a_sparsity_report_counts_masks_by_layer(layers: list[list[bool]]) -> None:
+    """Totals, kept weights and the removed fraction; 0 where there are no weights."""
+    masks = {f"layer{i}": torch.tensor(layer, dtype=torch.bool) for i, layer in enumerate(layers)}
+    report = SparsityReport.of(masks)
+    every = [entry for layer in layers for entry in layer]
+    assert (report.total, report.kept) == (len(every), sum(every))
+    assert report.sparsity == pytest.approx(1 - sum(every) / len(every) if every else 0)
+    for row, (name, layer) in zip(report.rows(), zip(masks, layers, strict=True), strict=True):
+        assert (row["name"], row["total"], row["kept"]) == (name, len(layer), sum(layer))
+        assert row["sparsity"] == pytest.approx(layer.count(False) / max(1, len(layer)))

@@ -123,6 +123,4 @@ def _evotorch(part: str | None = None) -> Any:  # noqa: ANN401 - a module
         )  # it compiles functions as torch once did
         package = import_extra("evotorch", "bench", "equal-time")
         logging.getLogger("evotorch").setLevel(logging.WARNING)
-        return (
-            package if part is None else import_extra(f"evotorch.{part}", "bench", "equal-time")
-        )
+        return package if part is None else import_extra(f"evotorch.{part}", "bench", "equal-time")

@@ -16,11 +16,11 @@ from gaprune.cli.console import WIDEST, Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signals import SignalHandler
-from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, methods
-from gaprune.comparison.comparison_job import COMPARISON_KEYS, make_request
+from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, known_methods
+from gaprune.comparison.comparison_request import COMPARISON_KEYS, make_request
 from gaprune.comparison.context import ComparisonObserver, part_name
 from gaprune.comparison.spec import UNUSED
-from gaprune.comparison.tables import needs_text
+from gaprune.comparison.rows import needs_text
 from gaprune.config import read_config
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json, to_toml
@@ -59,7 +59,7 @@ def compare_command(
 
     Every row is saved as soon as it is known: after a stop, the same command continues.
 
-    Example: gaprune compare mnist-mlp --sparsity 0.9,0.98 --methods magnitude,evolved,imp-linear
+    Example: gaprune compare mnist-mlp --sparsity 0.9,0.98 --methods magnitude,evolved,imp
     """
     if list_methods:
         _list_methods(as_json=as_json)
@@ -108,7 +108,7 @@ class RowMonitor(Monitor, ComparisonObserver):
 
 
 def _list_methods(*, as_json: bool) -> None:
-    known = [*methods().values(), *added_methods().values()]
+    known = [*known_methods().values(), *added_methods().values()]
     if as_json:
         keys = ("name", "description", "source", "needs", "seeded", "path")
         rows = [{key: asdict(method)[key] for key in keys} for method in known]

@@ -11,7 +11,7 @@ from rich.table import Table
 from gaprune.cli.console import WIDEST, add_row, stdout, table
 from gaprune.comparison import Comparison
 from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE
-from gaprune.comparison.tables import columns, line_cells, notes
+from gaprune.comparison.rows import notes, table_cells, table_header
 from gaprune.config import EVOLVED
 
 DISPENSABLE = ("needs", "effort", "seconds")  # columns that are dropped, in this order
@@ -27,7 +27,7 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
     dropped = print_table(console, comparison)
     if dropped:
         console.print(f"no room for {', '.join(dropped)}: {folder / TABLE} has all columns")
-    for note in notes(comparison.lines):
+    for note in notes(comparison.summaries):
         console.print(note, markup=False)
     seeds = len({row.seed for row in comparison.rows})
     spread = f"; median ± half the range of {seeds} seeds" if seeds > 1 else ""
@@ -52,7 +52,7 @@ def print_table(console: Console, comparison: Comparison) -> list[str]:
 
 def _table(comparison: Comparison, dropped: list[str]) -> Table:
     sparsities = sorted({row.sparsity for row in comparison.rows})
-    head = columns(sparsities)
+    head = table_header(sparsities)
     present = [index for index, column in enumerate(head) if column not in dropped]
     labelled = comparison.dense_accuracy is not None
     measure = "accuracy" if labelled else "agreement with the dense network"
@@ -63,12 +63,12 @@ def _table(comparison: Comparison, dropped: list[str]) -> Table:
         if column.header == TEXT_COLUMN:
             column.justify = "left"
         column.no_wrap = column.header in {"effort", "seconds"}
-    rows.columns[0].no_wrap = all(len(line.method) <= SHORT for line in comparison.lines)
+    rows.columns[0].no_wrap = all(len(line.method) <= SHORT for line in comparison.summaries)
     if comparison.dense_accuracy is not None:
         cells = [f"{100 * comparison.dense_accuracy:.2f}"] * len(sparsities)
         full = ["dense network", "", *cells, "", ""]
         add_row(rows, [full[index] for index in present])
-    for line in comparison.lines:
-        full = line_cells(line, sparsities)
+    for line in comparison.summaries:
+        full = table_cells(line, sparsities)
         add_row(rows, [full[index] for index in present], strong=line.method == EVOLVED)
     return rows

@@ -12,7 +12,7 @@ from gaprune.calibration.files import ALIASES
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.parse import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, available_generators
 from gaprune.cli.common_options import completion
-from gaprune.comparison.methods.method_registry import ALL, methods
+from gaprune.comparison.methods.method_registry import ALL, known_methods
 from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
 from gaprune.config import EVOLVED, Settings
 from gaprune.criteria import CRITERIA
@@ -80,7 +80,7 @@ _DEFAULT_HELP = {
 _VALUES: dict[str, Iterable[str]] = {
     "target": ZOO,
     "method": (EVOLVED, *CRITERIA),
-    "methods": (ALL, *methods()),
+    "methods": (ALL, *known_methods()),
     "initial_criteria": CRITERIA,
     "preset": PRESETS,
     "scope": SCOPES,

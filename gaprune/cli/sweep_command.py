@@ -13,8 +13,13 @@ from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.signals import SignalHandler
-from gaprune.comparison.sweep_network import generated_validation
-from gaprune.comparison.sweeps import SWEEPS, SweepOptions, SweepResult, sweep
+from gaprune.comparison.sweeps import (
+    SWEEPS,
+    SweepOptions,
+    SweepResult,
+    generated_validation,
+    sweep_target,
+)
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.formatting import MISSING, percent, points
@@ -94,7 +99,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
     with SignalHandler(), Monitor(quiet=quiet) as monitor:
         monitor.phase("sweep", f"{target.name} by {by}")
         held_out = test or generated_validation(target)
-        result = sweep(by, target, held_out, sweep_options, monitor)
+        result = sweep_target(by, target, held_out, sweep_options, monitor)
         monitor.stop_bar()
         files = _save(result, folder, monitor)
     if as_json:

@@ -219,9 +219,7 @@ def _facts(folder: Path) -> list[tuple[str, str]]:
     if not isinstance(identity, Mapping):
         return []
     facts = [(name, identity[name]) for name in _FACTS if identity.get(name)]
-    return [
-        (name, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for name, v in facts
-    ]
+    return [(name, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for name, v in facts]
 
 
 def _text(path: Path) -> str:

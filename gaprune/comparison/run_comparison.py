@@ -14,12 +14,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.comparison_report import Comparison, publish
-from gaprune.comparison.context import (
-    ComparisonContext,
-    ComparisonObserver,
-    MethodResult,
-    part_name,
-)
+from gaprune.comparison.context import ComparisonContext, ComparisonObserver, part_name
 from gaprune.comparison.methods.method_registry import Method, find_methods
 from gaprune.comparison.rows import Row, RowKey
 from gaprune.comparison.spec import UNUSED, ComparisonData, ComparisonSpec
@@ -30,8 +25,8 @@ from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evaluation.objectives import find_objective
 from gaprune.masks.budget import keep_total
-from gaprune.models.forward import answers
-from gaprune.models.input_options import InputOptions
+from gaprune.models.forward import batched_forward
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
@@ -178,7 +173,7 @@ def _checked(target: Target, spec: ComparisonSpec, data: ComparisonData) -> Comp
         keep_total(searched_layout(target, settings), sparsity)
     for file in requested_files(settings, target.inputs):
         file.read(target.inputs)
-    find_objective(settings.objective, answers(target.model, target.example()))
+    find_objective(settings.objective, batched_forward(target.model, target.example()))
     return ComparisonData(
         *(
             None if samples is None else check_labelled(name, samples, target)
@@ -262,58 +257,50 @@ class MethodRun:
         """Yield the row of every missing sparsity, with an error or a note if there is no score."""
         note = self.method.exclusion(self.context.spec.settings.pattern)
         if note is not None:
-            for sparsity in self.sparsities:
-                if sparsity in missing:
-                    yield self._row(sparsity=sparsity, note=note)
+            yield from (self._row(sparsity=s, note=note) for s in self.sparsities if s in missing)
             return
         parts = [self.sparsities] if self.method.path else [(s,) for s in self.sparsities]
         for part in parts:
             left = [sparsity for sparsity in part if sparsity in missing]
-            if not left:
-                continue
-            error_text = "the method returned no network for this sparsity"
-            steps: list[dict[str, float | None]] = []
+            text = "the method returned no network for this sparsity"
             try:
-                for result, seconds in self._results(part):
-                    row = self._measured(result, seconds)
-                    if self.method.needs.training:
-                        steps.append({name: getattr(row, name) for name in _STEP_FIELDS})
-                        row = replace(row, steps=tuple(steps))
-                    if result.sparsity in left:
-                        left.remove(result.sparsity)
+                for row in self._measured(part) if left else ():
+                    if row.sparsity in left:
+                        left.remove(row.sparsity)
                         yield row
                     if not left:
                         break
             except Exception as error:  # noqa: BLE001 # user code may raise anything; others go on
-                error_text = " ".join(str(error).split())
+                text = " ".join(str(error).split())
                 if not isinstance(error, GapruneError):
-                    error_text = f"{type(error).__name__}: {error_text}"
-            for sparsity in left:
-                yield self._row(sparsity=sparsity, error=error_text)
+                    text = f"{type(error).__name__}: {text}"
+            yield from (self._row(sparsity=sparsity, error=text) for sparsity in left)
 
-    def _results(self, part: Sequence[float]) -> Iterator[tuple[MethodResult, float]]:
-        """Run the method; yield its networks, and the seconds of its own work so far."""
+    def _measured(self, part: Sequence[float]) -> Iterator[Row]:
+        """Run the method; measure its networks, and the seconds of its own work so far."""
         name = part_name(self.method.name, self.seed, None if self.method.path else part[0])
         self.context.observer.progress(name, 0, None)
         if self.method.uses_calibration:
             self.context.evaluator(self.seed)  # shared by all methods, so not timed
+        steps: list[dict[str, float | None]] = []
         seconds, since = 0.0, time.monotonic()
         for result in self.method.run(self.context, part, self.seed):
             seconds += time.monotonic() - since
-            yield result, seconds
+            accuracy, agreement = self.held_out.measure(result.model)
+            row = self._row(
+                sparsity=result.sparsity,
+                actual=1 - result.keep_count / self.context.target.layout.total,
+                accuracy=accuracy,
+                agreement=agreement,
+                evaluations=result.evaluations,
+                epochs=round(result.epochs, 6),
+                seconds=round(seconds, 3),
+            )
+            if self.method.needs.training:
+                steps.append({name: getattr(row, name) for name in _STEP_FIELDS})
+                row = replace(row, steps=tuple(steps))
+            yield row
             since = time.monotonic()
-
-    def _measured(self, result: MethodResult, seconds: float) -> Row:
-        accuracy, agreement = self.held_out.measure(result.model)
-        return self._row(
-            sparsity=result.sparsity,
-            actual=1 - result.keep_count / self.context.target.layout.total,
-            accuracy=accuracy,
-            agreement=agreement,
-            evaluations=result.evaluations,
-            epochs=round(result.epochs, 6),
-            seconds=round(seconds, 3),
-        )
 
     def _row(self, **fields: Any) -> Row:
         return Row(

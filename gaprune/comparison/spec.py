@@ -67,27 +67,32 @@ class ComparisonSpec:
             raise InputError(f"epochs: must be above 0 and finite, got {self.epochs}")
         if self.clusters < 1:
             raise InputError(f"clusters: must be at least 1, got {self.clusters}")
-        settings = self.settings
-        other = settings.pareto or settings.repair or settings.max_drop is not None
-        if settings.method != EVOLVED or other:
-            raise InputError(
-                "settings: the search is one of the methods, at given sparsities and without "
-                "repair; leave method, pareto, max_drop, repair and repair_in_loop out"
-            )
+        _check_settings(self.settings)
         for sparsity in self.sparsities:
-            check_pattern(settings.replace(sparsity=sparsity))
+            check_pattern(self.settings.replace(sparsity=sparsity))
         if isinstance(self.schedule, str):
             if self.schedule not in SCHEDULES:
                 raise unknown_name("schedule", self.schedule, SCHEDULES)
         elif {ALL, IMP} & set(self.methods):
-            reached = {step.sparsity for step in check_steps(self.schedule)}
-            missing = sorted(set(self.sparsities) - reached)
-            if missing:
-                raise InputError(
-                    "schedule: must reach every sparsity that is compared, and leaves out "
-                    f"{', '.join(map(str, missing))}; add them, such as {missing[0]}:1, or compare "
-                    "other sparsities"
-                )
+            self._check_reached(check_steps(self.schedule))
+
+    def _check_reached(self, steps: Sequence[PruningStep]) -> None:
+        missing = sorted(set(self.sparsities) - {step.sparsity for step in steps})
+        if missing:
+            raise InputError(
+                "schedule: must reach every sparsity that is compared, and leaves out "
+                f"{', '.join(map(str, missing))}; add them, such as {missing[0]}:1, or compare "
+                "other sparsities"
+            )
+
+
+def _check_settings(settings: Settings) -> None:
+    other = settings.pareto or settings.repair or settings.max_drop is not None
+    if settings.method != EVOLVED or other:
+        raise InputError(
+            "settings: the search is one of the methods, at given sparsities and without "
+            "repair; leave method, pareto, max_drop, repair and repair_in_loop out"
+        )
 
 
 class ComparisonData(NamedTuple):

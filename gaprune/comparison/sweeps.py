@@ -21,7 +21,7 @@ from gaprune.config import make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.evolution.tasks import derive_seed
 from gaprune.export.clustering import sweep_clusters
-from gaprune.models.input_options import InputOptions
+from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks
 

@@ -228,8 +228,9 @@ def sweep_clusters(
         target: the dense network; stays unchanged.
         counts: clusters per layer, in any order, each tried once.
         held_out: what accuracy and agreement are measured on.
-        masks, biases: see `cluster_weights`.
+        masks: see `cluster_weights`.
         on_point: receives each point as soon as it is measured.
+        biases: see `cluster_weights`.
 
     Raises:
         InputError: no counts, no inputs, or `cluster_weights` objects.

@@ -163,9 +163,7 @@ def iterative(name: str, schedule: str | Sequence[PruningStep]) -> MethodFunctio
         if isinstance(steps, str):
             steps = SCHEDULES[steps](sparsities, context.spec.epochs)
         rewind = schedule == REWIND
-        yield from _fine_tune(
-            context, data, steps, generator, part_name(name, seed), rewind=rewind
-        )
+        yield from _fine_tune(context, data, steps, generator, part_name(name, seed), rewind=rewind)
 
     return run
 
@@ -221,8 +219,6 @@ def slimmed(
         name = f"{part_name('slimming', seed, sparsity)}, epoch"
         total = options.rounds * options.epochs
         report = partial(context.observer.progress, name, total=total)
-        rounds = slim(
-            context.target, data, options, generator, sparsity=sparsity, on_epoch=report
-        )
+        rounds = slim(context.target, data, options, generator, sparsity=sparsity, on_epoch=report)
         last = deque(rounds, maxlen=1)[0]
         yield MethodResult(sparsity, last.model, last.after.prunable, epochs=last.epochs)

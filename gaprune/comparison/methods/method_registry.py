@@ -211,7 +211,7 @@ _OTHERS = (
 )
 
 
-def methods() -> dict[str, Method]:
+def known_methods() -> dict[str, Method]:
     """Return every method by name: the criteria of `CRITERIA`, the others, then layer-wise ones."""
     others = {method.name: method for method in _OTHERS}
     layerwise = (_layerwise(criterion) for criterion in CRITERIA.values())
@@ -230,7 +230,7 @@ def find_methods(
     """Return methods by name, each once.
 
     Args:
-        names: keys of `methods()`; `all` for every one of them (criteria inside layers only under
+        names: keys of `known_methods()`; `all` for every one of them (criteria inside layers only under
             patterns of units); `imp:SCHEDULE` for iterative pruning along a key of `SCHEDULES`;
             the name of a plug-in's criterion; or `path/to/file.py:function` for a criterion with
             the signature of `gaprune.criteria.ScoreFunction`.
@@ -240,7 +240,7 @@ def find_methods(
     Raises:
         InputError: an unknown name (all are listed), an empty list, or a file that is none.
     """
-    known = {**methods(), IMP: _imp(IMP, schedule)}
+    known = {**known_methods(), IMP: _imp(IMP, schedule)}
     chosen: dict[str, Method] = {}
     for name in names:
         if name == ALL:
@@ -279,7 +279,7 @@ def added_methods() -> dict[str, Method]:
     Warns:
         UserWarning: for each that is broken; it is left out.
     """
-    criteria = plugins.load_plugins(plugins.CRITERIA, methods(), read_criterion)
+    criteria = plugins.load_plugins(plugins.CRITERIA, known_methods(), read_criterion)
     return {name: _of_criterion(criterion) for name, criterion in criteria.items()}
 
 

@@ -2,7 +2,7 @@
 
 The ranking is that of `torch_pruning.importance.BNScaleImportance(normalizer=None)`: mean |γ| of the
 BatchNorms that scale a channel. It is computed here because that class takes torch-pruning's own
-groups, which do not know which channels must stay and may empty a layer; `removable` does.
+groups, which do not know which channels must stay and may empty a layer; `removable_groups` does.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gaprune.comparison.methods.training import TrainingData, TrainingOptions, t
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.masks.budget import check_sparsity, keep_total
-from gaprune.models.channel_groups import Channel, inputs_of, outputs_of
-from gaprune.models.channel_removal import masked_equivalent, removable, remove_channels
-from gaprune.models.forward import answers
+from gaprune.models.channel_groups import CoupledChannels, num_inputs, num_outputs
+from gaprune.models.channel_removal import masked_equivalent, removable_groups, remove_channels
+from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target, trainable_copy
 
@@ -75,14 +75,14 @@ class ChannelRanking(NamedTuple):
         total: number of ranked channels.
     """
 
-    order: tuple[Channel, ...]
+    order: tuple[CoupledChannels, ...]
     total: int
 
     def removed(self, count: int) -> dict[str, list[int]]:
         """Return layer → ascending output channels of the first `count`, by their first layer."""
         layers = defaultdict(list)
         for channel in self.order[:count]:
-            layers[channel.made[0].layer].append(channel.made[0].channel)
+            layers[channel.outputs[0].layer].append(channel.outputs[0].channel)
         return {layer: sorted(channels) for layer, channels in layers.items()}
 
 
@@ -173,7 +173,7 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
 
     Raises:
         InputError: no BatchNorm whose channels can be removed, a sparsity that removing channels
-            cannot reach, or what `channels.removable` and `train` object to.
+            cannot reach, or what `removable_groups` and `train` object to.
         GapruneError: torch-pruning is not installed, or training overflows.
     """
     test = None if held_out is None else HeldOut(target, held_out)
@@ -327,7 +327,9 @@ class Slimmer:
         inputs = self.data.inputs[:COMPARED]
         dtype = self.target.dtype if inputs.is_floating_point() else inputs.dtype
         inputs = inputs.to(self.target.device, dtype)
-        return float((answers(compact, inputs) - answers(masked, inputs)).abs().max())
+        return float(
+            (batched_forward(compact, inputs) - batched_forward(masked, inputs)).abs().max()
+        )
 
     def _prunable(self, model: nn.Module) -> int:
         return sum(model.get_parameter(name).numel() for name in self.target.layout.names)
@@ -351,14 +353,14 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     Ties are in the order of the layers.
 
     Raises:
-        InputError: no BatchNorm whose channels can be removed, or `channels.removable` objects.
+        InputError: no BatchNorm whose channels can be removed, or a network that cannot be traced.
         GapruneError: torch-pruning is not installed.
     """
     scales = _gammas(model)
     ranked = []
-    for group in removable(model, example):
+    for group in removable_groups(model, example):
         for channel in group.channels:
-            gammas = [scales[layer][index] for layer, index in channel.made if layer in scales]
+            gammas = [scales[layer][index] for layer, index in channel.outputs if layer in scales]
             if gammas:
                 ranked.append((float(torch.stack(gammas).detach().abs().mean()), channel))
     if not ranked:
@@ -396,17 +398,19 @@ def _gammas(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _never_empty(model: nn.Module, channels: Sequence[Channel]) -> Iterator[Channel]:
+def _never_empty(
+    model: nn.Module, channels: Sequence[CoupledChannels]
+) -> Iterator[CoupledChannels]:
     """Yield channels in their order, without those that would empty a layer."""
     left = {}
     for channel in channels:
-        for name in {part.layer for part in channel.made}:
-            left[name, "made"] = outputs_of(model.get_submodule(name))
-        for name in {part.layer for part in channel.read}:
-            left[name, "read"] = inputs_of(model.get_submodule(name))
+        for name in {part.layer for part in channel.outputs}:
+            left[name, "made"] = num_outputs(model.get_submodule(name))
+        for name in {part.layer for part in channel.inputs}:
+            left[name, "read"] = num_inputs(model.get_submodule(name))
     for channel in channels:
-        needed = Counter((part.layer, "made") for part in channel.made)
-        needed.update((part.layer, "read") for part in channel.read)
+        needed = Counter((part.layer, "made") for part in channel.outputs)
+        needed.update((part.layer, "read") for part in channel.inputs)
         if all(count < left[side] for side, count in needed.items()):
             yield channel
             for side, count in needed.items():

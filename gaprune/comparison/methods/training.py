@@ -17,7 +17,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.masks.supermask import check_mask
-from gaprune.models.forward import answers
+from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target
 
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -145,7 +145,7 @@ def from_teacher(target: Target, inputs: Tensor) -> TrainingData:
     if len(inputs) == 0:
         raise InputError("training data: needs inputs and got none; give some")
     inputs = inputs.to(target.device)
-    teacher = answers(target.model, inputs)
+    teacher = batched_forward(target.model, inputs)
     if find_objective(AUTO, teacher).name == "kl":
         return TrainingData(inputs, teacher, teacher_loss)
     # the variance over all inputs: that of one batch could be zero
@@ -280,9 +280,7 @@ def _check_finite(what: str, values: Tensor, options: TrainingOptions, step: int
         )
 
 
-def _pruned_positions(
-    model: nn.Module, masks: Mapping[str, Tensor]
-) -> list[tuple[Tensor, Tensor]]:
+def _pruned_positions(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return each masked parameter's values, detached, and where they are pruned."""
     parameters = dict(model.named_parameters())
     positions = []

@@ -44,7 +44,8 @@ def drawing(path: str | Path, width: float, height: float) -> Iterator[Figure]:
 
     Args:
         path: .svg or .png, in an existing folder.
-        width, height: in inches.
+        width: in inches.
+        height: in inches.
 
     Raises:
         InputError: another suffix.
