@@ -96,4 +96,6 @@ def test_a_changed_bit_is_found(found: Demo) -> None:
 
 def test_the_dense_accuracy_is_the_checkpoint_s(found: Demo) -> None:
     """Measured again, not copied."""
-    assert found.results[0].dense_accuracy == pytest.approx(ZOO["mnist-mlp"].dense_accuracy, abs=2e-4)
+    assert found.results[0].dense_accuracy == pytest.approx(
+        ZOO["mnist-mlp"].dense_accuracy, abs=2e-4
+    )

@@ -42,7 +42,9 @@ def test_a_check_that_raises_has_failed() -> None:
     def broken() -> Check:
         raise OSError("no such device")
 
-    first, second = run_checks({"a": (broken, "buy one"), "b": (lambda: Check("b", OK, "fine"), "")})
+    first, second = run_checks(
+        {"a": (broken, "buy one"), "b": (lambda: Check("b", OK, "fine"), "")}
+    )
     assert first == Check("a", FAIL, "OSError: no such device", "buy one")
     assert second.status == OK
 

@@ -422,9 +422,7 @@ def test_a_network_that_cannot_be_repaired_is_refused_at_once() -> None:
     """The message names the reason, the option and the way out, before any calibration input is made."""
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
     heard = Phases()
-    with pytest.raises(
-        InputError, match=r"^repair_in_loop: .*0: has no bias.*--repair-in-loop"
-    ):
+    with pytest.raises(InputError, match=r"^repair_in_loop: .*0: has no bias.*--repair-in-loop"):
         prune(net, inputs=InputOptions(range=(0, 1)), observer=heard, **SMALL, repair_in_loop=True)
     assert heard.names == []
 

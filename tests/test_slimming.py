@@ -165,9 +165,7 @@ def test_slim_to_goes_there_in_rounds() -> None:
 def test_slim_to_says_what_is_possible() -> None:
     """A goal below one channel per layer is refused with the number of weights that must stay."""
     least = Separable.prunable(1, 1)
-    with pytest.raises(
-        InputError, match=f"{least} of 234"
-    ):
+    with pytest.raises(InputError, match=f"{least} of 234"):
         list(slim(target_of(built(Separable)), data(), UNTRAINED, seeded(), sparsity=0.9))
     with pytest.raises(InputError, match="sparsity: must lie strictly between 0 and 1"):
         list(slim(target_of(built(Separable)), data(), UNTRAINED, seeded(), sparsity=1.0))

@@ -45,7 +45,9 @@ def measure_utilisation(crowd: Crowd = Crowd()) -> dict[str, float]:
     ideal, busy, bare, costs = SLEEP * crowd.each, [], [], []
     with own_ray(crowd.count):
         create_actor = share_actors(crowd.count)
-        with RayWorkers("evaluator", WorkerOptions(crowd.count), create_actor=create_actor) as workers:
+        with RayWorkers(
+            "evaluator", WorkerOptions(crowd.count), create_actor=create_actor
+        ) as workers:
             wait_for_all(workers)
             actors = [create_actor() for _ in range(crowd.count)]
             for _ in range(crowd.rounds):

@@ -19,8 +19,8 @@ from gaprune.cli.signals import SignalHandler
 from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, known_methods
 from gaprune.comparison.comparison_request import COMPARISON_KEYS, make_request
 from gaprune.comparison.context import ComparisonObserver, part_name
-from gaprune.comparison.spec import UNUSED
 from gaprune.comparison.rows import needs_text
+from gaprune.comparison.spec import UNUSED
 from gaprune.config import read_config
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json, to_toml

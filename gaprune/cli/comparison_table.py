@@ -10,8 +10,8 @@ from rich.table import Table
 
 from gaprune.cli.console import WIDEST, add_row, stdout, table
 from gaprune.comparison import Comparison
-from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE
 from gaprune.comparison.rows import notes, table_cells, table_header
+from gaprune.comparison.store import CSV, LIST, PLOTS, REPORT, TABLE
 from gaprune.config import EVOLVED
 
 DISPENSABLE = ("needs", "effort", "seconds")  # columns that are dropped, in this order

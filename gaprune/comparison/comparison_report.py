@@ -32,10 +32,9 @@ from gaprune.comparison.store import (
     Store,
     as_csv,
     read_rows,
-    replace_file,
 )
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.run_files import writing
+from gaprune.io.atomic import write_file, writing
 from gaprune.io.serialization import to_json
 from gaprune.pattern_names import UNSTRUCTURED, unit_name
 from gaprune.report import (
@@ -144,7 +143,7 @@ def make_report(folder: str | Path) -> Path:
     caption = _text(path / TABLE).partition("\n")[0] or f"{rows[0].target}, in %."
     caption += _missing_rows(rows, config, pattern)
     with writing(folder, GapruneError):
-        replace_file(path / REPORT, _page(rows, caption, path, unit_name(pattern)))
+        write_file(path / REPORT, _page(rows, caption, path, unit_name(pattern)))
     return path / REPORT
 
 

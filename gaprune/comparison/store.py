@@ -41,8 +41,8 @@ from gaprune.comparison.rows import Row, RowKey
 from gaprune.comparison.spec import ComparisonData, ComparisonSpec
 from gaprune.config import NEUTRAL, Settings
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.atomic import check_output_folder, write_file, writing
 from gaprune.io.file_hash import content_of
-from gaprune.io.run_files import writing
 from gaprune.io.serialization import to_json
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
@@ -89,7 +89,7 @@ class Store:
     def write(self, name: str, text: str) -> None:
         """Write one of the other files, replacing an earlier one."""
         with writing(self.folder, GapruneError):
-            replace_file(self.folder / name, text)
+            write_file(self.folder / name, text)
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def open_store(
     path = Path(folder).expanduser().resolve()
     plain = json.loads(to_json(dict(identity)))  # as it will be read: tuples become lists
     with writing(path, InputError):
-        _check_content(path)
+        check_output_folder(path, _MAY_HOLD)
         path.mkdir(parents=True, exist_ok=True)
         file = (path / ROWS).open("a+b", buffering=0)  # unbuffered: nothing to flush on close
     with file:
@@ -126,7 +126,7 @@ def open_store(
             _check_same(path, plain)
         rows = read_rows(path)
         with writing(path, GapruneError):
-            replace_file(path / IDENTITY, to_json(plain, indent=2) + "\n")
+            write_file(path / IDENTITY, to_json(plain, indent=2) + "\n")
         yield Store(path, file, rows)
 
 
@@ -172,20 +172,6 @@ def as_csv(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file under a temporary name, sync it and rename it.
-
-    Raises:
-        OSError: it cannot be written; an earlier file stays.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _repair_last_line(file: io.FileIO) -> bool:
     """Remove an incomplete last line (after a crash); return whether any row is left."""
     file.seek(0)
@@ -221,19 +207,6 @@ def _check_same(path: Path, now: Mapping[str, Any]) -> None:
 def _short(value: object) -> str:
     text = to_json(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _check_content(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise InputError(f"out: {path} is a file; name a folder")
-    names = [child.name for child in path.iterdir()] if path.exists() else []
-    partial = {f".{name}.partial" for name in _MAY_HOLD}  # of a comparison that was killed
-    foreign = sorted(set(names) - _MAY_HOLD - partial)
-    if foreign:
-        raise InputError(
-            f"out: {path} holds other files ({', '.join(foreign[:3])}"
-            f"{', …' if len(foreign) > 3 else ''}); name a folder that is new or empty"
-        )
 
 
 def _lock(file: io.FileIO, path: Path) -> None:

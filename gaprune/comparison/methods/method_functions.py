@@ -27,7 +27,7 @@ from gaprune.comparison.methods.training import TrainingData, from_labels, from_
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA, Criterion, score_with
 from gaprune.export.clustering import cluster_weights
-from gaprune.masks.channels import ChannelUnits
+from gaprune.masks.units import ChannelUnits
 from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.runs.prune import prune_target
 
@@ -97,7 +97,7 @@ def channel_norms(channels: ChannelUnits, weights: Tensor, norm: float) -> Tenso
     # float64 on the CPU: the order of the additions must not matter
     sums = torch.zeros(channels.layout.total + 1, dtype=torch.float64)
     layers = channels.weights.split(weights.double().cpu().abs()).values()
-    for layer, wiring in zip(layers, channels.wirings, strict=True):
+    for layer, wiring in zip(layers, channels.indices, strict=True):
         unit, axis = wiring.units[0], wiring.axes[0]
         if unit is not None:
             rows = layer.movedim(axis, 0).flatten(1) if layer.ndim > 1 else layer.unsqueeze(1)

@@ -230,8 +230,8 @@ def find_methods(
     """Return methods by name, each once.
 
     Args:
-        names: keys of `known_methods()`; `all` for every one of them (criteria inside layers only under
-            patterns of units); `imp:SCHEDULE` for iterative pruning along a key of `SCHEDULES`;
+        names: keys of `known_methods()`; `all` for every one of them (criteria inside layers only
+            under patterns of units); `imp:SCHEDULE` for iterative pruning along a key of `SCHEDULES`;
             the name of a plug-in's criterion; or `path/to/file.py:function` for a criterion with
             the signature of `gaprune.criteria.ScoreFunction`.
         pattern: of the comparison.

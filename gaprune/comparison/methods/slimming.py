@@ -1,8 +1,8 @@
 """Network slimming: remove the channels with the smallest BatchNorm scales (Liu et al. 2017).
 
-The ranking is that of `torch_pruning.importance.BNScaleImportance(normalizer=None)`: mean |γ| of the
+The ranking equals `torch_pruning.importance.BNScaleImportance(normalizer=None)`: mean |γ| of the
 BatchNorms that scale a channel. It is computed here because that class takes torch-pruning's own
-groups, which do not know which channels must stay and may empty a layer; `removable_groups` does.
+groups, which do not know which channels must stay (`ChannelGraph`) and may empty a layer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gaprune.comparison.methods.training import TrainingData, TrainingOptions, t
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.masks.budget import check_sparsity, keep_total
-from gaprune.models.channel_groups import CoupledChannels, num_inputs, num_outputs
-from gaprune.models.channel_removal import masked_equivalent, removable_groups, remove_channels
+from gaprune.models.channel_groups import ChannelGraph, CoupledChannels, num_inputs, num_outputs
+from gaprune.models.channel_removal import masked_equivalent, remove_channels
 from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target, trainable_copy
@@ -173,7 +173,7 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
 
     Raises:
         InputError: no BatchNorm whose channels can be removed, a sparsity that removing channels
-            cannot reach, or what `removable_groups` and `train` object to.
+            cannot reach, or what `ChannelGraph.trace` and `train` object to.
         GapruneError: torch-pruning is not installed, or training overflows.
     """
     test = None if held_out is None else HeldOut(target, held_out)
@@ -358,7 +358,7 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     """
     scales = _gammas(model)
     ranked = []
-    for group in removable_groups(model, example):
+    for group in ChannelGraph.trace(model, example).groups:
         for channel in group.channels:
             gammas = [scales[layer][index] for layer, index in channel.outputs if layer in scales]
             if gammas:
