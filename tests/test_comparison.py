@@ -33,7 +33,6 @@ from gaprune.comparison import (
     compare,
     compare_target,
     find_methods,
-    methods,
 )
 from gaprune.comparison.context import ComparisonContext, ComparisonObserver
 from gaprune.comparison.methods.iterative import SCHEDULES
@@ -170,7 +169,7 @@ def test_evolved_is_what_a_pruning_run_finds(preset: str, tmp_path: Path) -> Non
     }
     asked = spec(("evolved",), settings=stated)
     context = ComparisonContext(tiny_target(), asked, None, ComparisonObserver())
-    (found,) = methods()["evolved"].run(context, (0.75,), 3)
+    (found,) = find_methods(("evolved",))[0].run(context, (0.75,), 3)
     limits = asked.settings.model_dump(exclude_unset=True)
     pruned = prune_target(tiny_target(), make_settings({**limits, "sparsity": 0.75, "seed": 3}))
     assert found.evaluations == pruned.evaluations

@@ -15,7 +15,7 @@ from report_runs import NAUGHTY, TINY, Ids, Pictures, labelled, made, named, pic
 from torch import nn
 
 from gaprune import InputOptions, compare, prune, resume
-from gaprune.comparison.comparison_report import write_page
+from gaprune.comparison.comparison_report import make_report
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import FILES, REPORT, REPORT_DATA
 from gaprune.report import report_of, write_report
@@ -341,7 +341,7 @@ def test_a_comparison_has_a_report(tmp_path: Path) -> None:
     page = Page(text)
     assert {"sparsity", "table", "again"} <= set(page.ids)
     words = page.words.replace("\u00a0", " ")
-    for line in found.lines:
+    for line in found.summaries:
         assert line.method in page.words
         for cell in line.cells.values():
             assert f"{100 * cell.score:.1f}" in words
@@ -349,7 +349,7 @@ def test_a_comparison_has_a_report(tmp_path: Path) -> None:
     assert "needs labelled training data" in words  # why imp:linear has no figure
     assert found.caption in page.words
     assert not [one for one in page.addresses if not one.startswith(("#", "data:"))]
-    assert write_page(tmp_path / "rows").read_text() == text
+    assert make_report(tmp_path / "rows").read_text() == text
 
 
 def test_the_command_makes_reports_of_both_kinds(folder: Path, tmp_path: Path, run: Run) -> None:

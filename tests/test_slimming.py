@@ -52,6 +52,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def penalty_of(model: nn.Module, strength: float) -> Tensor:
+    """Return the penalty on γ."""
+    penalty = gamma_penalty(model, strength)
+    assert penalty is not None
+    return penalty(model)
+
+
 def with_scales(stem: Tensor, deep: Tensor, point: Tensor) -> nn.Module:
     """Return a depthwise-separable network with these γ."""
     model = built(Separable)
@@ -235,7 +242,7 @@ def test_without_labels_agreement_judges() -> None:
 def test_the_penalty_makes_scales_small() -> None:
     """λ · Σ|γ| has the gradient λ · sign γ, and training under it shrinks Σ|γ|."""
     model = with_scales(torch.ones(6), -torch.ones(6), torch.full((8,), 0.5)).requires_grad_()
-    penalty = gamma_penalty(model, 0.25)(model)
+    penalty = penalty_of(model, 0.25)
     penalty.backward()
     assert penalty.item() == pytest.approx(0.25 * (6 + 6 + 4))
     assert model.get_parameter("deep_norm.weight").grad.tolist() == [-0.25] * 6  # type: ignore[union-attr]
@@ -248,7 +255,7 @@ def test_the_penalty_makes_scales_small() -> None:
             training=TrainingOptions(learning_rate=0.01, batch=16),
         )
         trained = train_sparse(target_of(built(Separable)), data(), how, seeded())
-        totals.append(gamma_penalty(trained, 1)(trained).item())
+        totals.append(penalty_of(trained, 1).item())
         assert not any(parameter.requires_grad for parameter in trained.parameters())
     assert totals[1] < 0.9 * totals[0]
 

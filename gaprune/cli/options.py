@@ -12,8 +12,9 @@ from gaprune.calibration.files import ALIASES
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.parse import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, available_generators
 from gaprune.cli.common_options import completion
-from gaprune.comparison.methods.method_registry import ALL, known_methods
+from gaprune.comparison.methods.method_registry import known_methods
 from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
+from gaprune.comparison.spec import ALL
 from gaprune.config import EVOLVED, Settings
 from gaprune.criteria import CRITERIA
 from gaprune.evaluation.batch_pool import BATCHES, BYTES

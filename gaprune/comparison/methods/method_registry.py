@@ -132,10 +132,7 @@ def _imp(name: str, schedule: str | Sequence[PruningStep]) -> Method:
 _WITH_CALIBRATION = MethodRequirements(CALIBRATION, gradients=True)
 _WITH_LABELS = MethodRequirements(TRAIN, labels=True, gradients=True, training=True)
 _TRAINS = dict.fromkeys((N_OF_M, *UNIT_KINDS), "it trains along masks of single weights")
-_NORMS = {
-    "source": "Li et al. 2017, section 3.1",
-    "excluded": dict.fromkeys((N_OF_M, BLOCK), "it removes whole channels"),
-}
+_CHANNELS = dict.fromkeys((N_OF_M, BLOCK), "it removes whole channels")
 _OTHERS = (
     Method(
         "magnitude-layer",
@@ -155,13 +152,15 @@ _OTHERS = (
         "structured-l1",
         whole_channels(1),
         "whole channels and neurons by L1 norm, the same fraction of every layer",
-        **_NORMS,
+        "Li et al. 2017, section 3.1",
+        excluded=_CHANNELS,
     ),
     Method(
         "structured-l2",
         whole_channels(2),
         "whole channels and neurons by L2 norm, the same fraction of every layer",
-        **_NORMS,
+        "Li et al. 2017, section 3.1",
+        excluded=_CHANNELS,
     ),
     Method(
         "clustered",

@@ -294,7 +294,8 @@ class Slimmer:
         """Fine-tune a copy; return its best epoch on the held-out data, or its last."""
         model = trainable_copy(compact)
         # the network before training is no candidate: it may have memorised the held-out data
-        best_score, best_state = None, _state(model)
+        best_score: float | None = None
+        best_state = _state(model)
 
         def after_epoch(epochs: float) -> None:
             nonlocal best_score, best_state
