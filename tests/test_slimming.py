@@ -187,9 +187,9 @@ def test_networks_without_batch_norm_are_refused_before_training() -> None:
     def never(_: float) -> None:
         pytest.fail("trained first")
 
-    with pytest.raises(InputError, match="model: .*BatchNorm"):
+    with pytest.raises(InputError, match=r"model: .*BatchNorm"):
         next(slim(target, shown, how, seeded(), on_epoch=never))
-    with pytest.raises(InputError, match="penalty: .*BatchNorm"):
+    with pytest.raises(InputError, match=r"penalty: .*BatchNorm"):
         train_sparse(target, shown, how, seeded())
 
 

@@ -29,13 +29,7 @@ from typing import Any
 import torch
 
 from gaprune.calibration.auto import expand_auto
-from gaprune.calibration.parse import (
-    AUTO,
-    CalibrationFile,
-    available_generators,
-    parse_calibration,
-    parse_file,
-)
+from gaprune.calibration.parse import CalibrationFile, parse_calibration, parse_validation
 from gaprune.calibration.provenance import samples_sha256
 from gaprune.comparison.rows import Row, RowKey
 from gaprune.comparison.spec import ComparisonData, ComparisonSpec
@@ -260,9 +254,8 @@ def requested_files(settings: Settings, spec: InputSpec) -> list[CalibrationFile
         InputError: an unknown name of calibration or validation inputs.
     """
     files = list(parse_calibration(settings.calibration, spec).files)
-    known = [AUTO, *available_generators(spec)]
-    if settings.validation not in known:
-        files.append(parse_file("validation", settings.validation, known))
+    if file := parse_validation(settings.validation, spec):
+        files.append(file)
     return files
 
 
