@@ -94,7 +94,7 @@ class Grow:
 
 
 class Locked:
-    """A evaluator that cannot be loaded while a file is there.
+    """An evaluator that cannot be loaded while a file is there.
 
     Args:
         file: which.

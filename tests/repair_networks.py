@@ -157,7 +157,7 @@ def calibration_for(target: Target, count: int = 24, seed: int = 2) -> Tensor:
 def loop_evaluator(
     target: Target, *, count: int = 48, gradient_share: float = 1.0, labels: bool = False
 ) -> Evaluator:
-    """Return a evaluator with repair in the loop; a batch comes from a pool of 32, or part of it."""
+    """Return an evaluator with repair in the loop; a batch comes from a pool of 32, or part of it."""
     search, validation, pool = (
         shown(target, calibration_for(target, size, seed), labels=labels)
         for size, seed in ((count, 2), (40, 5), (32, 6))

@@ -77,7 +77,7 @@ def tiny_evaluator(
     labels: bool = False,
     rungs: Sequence[int] = (16, 64),
 ) -> Evaluator:
-    """Return a evaluator around `tiny_model`: 64 search calibration inputs, 64 on validation, fresh or held ones.
+    """Return an evaluator around `tiny_model`: 64 search calibration inputs, 64 on validation, fresh or held ones.
 
     Args:
         objective: one of `OBJECTIVES`, or one of the test's own.

@@ -181,7 +181,7 @@ EVALUATORS: dict[str, Callable[[], Evaluator]] = {
 
 @pytest.fixture(params=EVALUATORS)
 def evaluator(request: pytest.FixtureRequest) -> Evaluator:
-    """A evaluator of every way to answer, with every kind of calibration inputs."""
+    """An evaluator of every way to answer, with every kind of calibration inputs."""
     return EVALUATORS[request.param]()
 
 

@@ -6,15 +6,12 @@ place, as real ones do.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import OWN, TINY, Run
 from repair_networks import (
     Convolutional,
     Encoder,
@@ -28,13 +25,11 @@ from repair_networks import (
     seeded,
     target_of,
 )
-from search_cases import Recording, random_genes, run_to_bits, seeds_of
-from second_device import FAR, second_device
+from search_cases import random_genes
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune import InputError, InputOptions, prune, prune_target, resume
-from gaprune.callbacks import Observer
+from gaprune import InputError, InputOptions, prune_target
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import (
@@ -43,19 +38,13 @@ from gaprune.evaluation.forward_modes import (
     RepairedForward,
     TeacherBatch,
 )
-from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import SearchLimits, SearchPlan
-from gaprune.evolution.tasks import BreedTask, ValidateTask, Variation
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target, target_from_module
-from gaprune.records import Generation
 from gaprune.repair import RepairSites, find_repair_sites, repair, repaired_copy
 from gaprune.repair.dense_statistics import feature_errors, measure_dense
 from gaprune.repair.repair_rules import repair_rule
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 torch.set_num_threads(1)
 
@@ -155,7 +144,7 @@ def distance_by_hand(target: Target, kept: Weights, inputs: Tensor, *, left: flo
 
 
 def in_loop(target: Target, weight: float, share: float = 1.0) -> Evaluator:
-    """Return a evaluator with repair in the loop; a batch comes from a pool, or part of it."""
+    """Return an evaluator with repair in the loop; a batch comes from a pool, or part of it."""
     evaluator = loop_evaluator(target, gradient_share=share)
     assert isinstance(evaluator.forward_mode, RepairedForward)
     return replace(evaluator, forward_mode=replace(evaluator.forward_mode, features=weight))
@@ -255,14 +244,6 @@ def test_gradients_flow_through_the_features(target: Target, way: str) -> None:
     assert expected.norm() > 1e-2 * none.norm()
     added = (thrice - none).double()
     assert torch.allclose(added, 3 * expected.double(), atol=1e-5 * float(expected.norm()))
-
-
-def test_nothing_removed_is_nowhere_apart(target: Target, way: str) -> None:
-    """The penalty is 0, but for rounding."""
-    full, evaluator = torch.ones(target.layout.total, dtype=torch.bool), WAYS[way](target, 2.0)
-    penalty = stepped(evaluator, full, evaluator.draw_batch(20, seeded())).penalty
-    assert penalty is not None
-    assert penalty.item() == pytest.approx(0, abs=1e-20)
 
 
 def sites_of(build: Callable[[], nn.Module], shape: tuple[int, ...], *also: str) -> tuple[str, ...]:
@@ -379,18 +360,6 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
     assert torch.equal(evaluator.score_gradient(mask, bare), found)
 
 
-def test_a_step_leaves_the_network_as_it_is(target: Target, way: str) -> None:
-    """Weights, statistics, gradient switches and hooks."""
-    evaluator = WAYS[way](target, 1.0)
-    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
-    evaluator.score_gradient(flat_mask(target), evaluator.draw_batch(8, seeded()))
-    assert all(
-        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
-    )
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
-    assert hook_count(evaluator.network.model) == 0
-
-
 def test_steps_with_features_end_nearer_to_those_of_the_dense_network(
     target: Target, way: str
 ) -> None:
@@ -423,53 +392,6 @@ def test_fewer_bits_point_the_same_way(way: str) -> None:
     assert penalty.dtype == torch.float32
 
 
-def tasks_of(evaluator: Evaluator) -> list[BreedTask]:
-    """Return gradient steps in two scopes; of a guided evaluator also while repair fades."""
-    steps = Refinement(steps=3, learning_rate=0.5, batch=16)
-    fading = (
-        replace(steps, fade=(0.0, 0.9))
-        if isinstance(evaluator.forward_mode, GuidedForward)
-        else steps
-    )
-    keep = evaluator.layout.total // 2
-    return [
-        BreedTask(
-            (random_genes(evaluator.layout, keep, 1, scope),), Variation(refinement=plan), 2, -1
-        )
-        for scope in ("allocated", "layer")
-        for plan in (steps, fading)
-    ]
-
-
-def test_everything_happens_on_the_device_of_the_evaluator(way: str) -> None:
-    """The CPU's results, bit for bit."""
-    evaluator = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
-    expected = run_to_bits(SerialWorkers(evaluator), tasks_of(evaluator))
-    with second_device(), SerialWorkers(evaluator, 1, str(FAR)) as workers:
-        assert run_to_bits(workers, tasks_of(evaluator)) == expected
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_gpu_points_the_same_way(way: str, precision: str) -> None:
-    """In every precision, and the same bits every time."""
-    evaluator = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 4.0)
-    mask = flat_mask(target_of(Bottlenecks, SHAPE))
-    here = evaluator.score_gradient(mask, evaluator.draw_batch(24, seeded()))
-    there = replace(evaluator.to("cuda"), precision=precision)
-    found = [there.score_gradient(mask, there.draw_batch(24, seeded())).cpu() for _ in range(2)]
-    assert torch.equal(*found)
-    assert functional.cosine_similarity(found[0], here, dim=0) > 0.97
-
-
-def test_any_workers_find_the_same(way: str, ray_session: None) -> None:
-    """Features travel with the evaluator, those of batches do not."""
-    evaluator = WAYS[way](target_of(Bottlenecks, SHAPE, double=False), 2.0, 0.5)
-    expected = run_to_bits(SerialWorkers(evaluator), tasks_of(evaluator))
-    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
-        assert run_to_bits(actors, tasks_of(evaluator)) == expected
-
-
 SMALL: dict[str, Any] = {
     "sparsity": 0.6,
     "calibration": ("procedural",),
@@ -489,35 +411,6 @@ LOOPS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_search_with_features_breeds_what_is_nearer(target: Target, way: str) -> None:
-    """Its children are, on the calibration inputs that select, and the best of them is."""
-    ends = []
-    for weight in (0.0, 4.0):
-        evaluator = WAYS[way](target, weight)
-        plan = SearchPlan(
-            preset=find_preset("default"),
-            layout=evaluator.layout,
-            seed=1,
-            population=2,
-            offspring=3,
-            refinement=Refinement(steps=25, learning_rate=0.3, batch=16),
-            limits=SearchLimits(generations=2),
-            keep=evaluator.layout.total // 2,
-        )
-        seeds = seeds_of(evaluator, plan.keep)
-        workers = Recording(evaluator)
-        Evolution(plan, workers).run(
-            seeds, {one.key: ValidateTask(one.bits).run(evaluator) for one in seeds}
-        )
-        inputs, left = evaluator.search.inputs, LEFT[way]
-        masks = [genes.decode(target.layout) for genes in workers.bred]
-        kept = [kept_of(target, mask) for mask in masks]
-        ends.append([distance_by_hand(target, one, inputs, left=left).item() for one in kept])
-    assert len(ends[0]) == len(ends[1]) >= 6
-    assert sum(ends[1]) < 0.9 * sum(ends[0])
-    assert min(ends[1]) < min(ends[0])
-
-
 def test_no_weight_changes_nothing(way: str) -> None:
     """Stating 0 is stating nothing, bit for bit; another weight is another search."""
     target = target_of(Bottlenecks, SHAPE, double=False)
@@ -530,37 +423,6 @@ def test_no_weight_changes_nothing(way: str) -> None:
     told = [[(one.best, one.mean) for one in result.history] for result in results]
     assert torch.equal(masks[0], masks[1])
     assert told[0] == told[1] != told[2]
-
-
-class Copying(Observer):
-    """Copies the run directory after every generation: what a power cut there would leave."""
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.copies: list[Path] = []
-
-    def generation(self, record: Generation, total: int | None) -> None:
-        """Copy it."""
-        self.copies.append(self.run.with_name(f"run-{len(self.copies)}"))
-        shutil.copytree(self.run, self.copies[-1])
-
-
-def test_a_stopped_search_goes_on_to_the_same_masks(way: str, tmp_path: Path) -> None:
-    """Whatever generation it was stopped after."""
-    model = target_of(Bottlenecks, SHAPE, double=False).model
-    copying = Copying(tmp_path / "run")
-    stated = {
-        **SMALL,
-        **LOOPS[way],
-        "feature_loss": 2.0,
-        "inputs": InputOptions(shape=SHAPE, kind="vector"),
-    }
-    whole = prune(model, out=copying.run, observer=copying, **stated)
-    assert len(copying.copies) == len(whole.history) > 2
-    for copy in copying.copies:
-        again = resume(copy, model=model)
-        assert all(torch.equal(again.masks[name], mask) for name, mask in whole.masks.items())
-        assert [one.best for one in again.history] == [one.best for one in whole.history]
 
 
 BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -605,13 +467,3 @@ def test_a_one_shot_method_does_not_look() -> None:
     )
     assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
     assert plain.validation_agreement == stated.validation_agreement
-
-
-def test_the_command_takes_it(run: Run, place: Path) -> None:
-    """As an option, kept in the configuration; a network without norms is refused in one line."""
-    asked = ("--sparsity", "0.5", *TINY)
-    assert run("prune", *OWN, *asked, "--feature-loss", "0", "--out", "r").code == 0
-    assert "features = 0.0" in (place / "r" / "config.toml").read_text()
-    refused = run("prune", *OWN, *asked, "--feature-loss", "4", "--out", "s")
-    assert refused.code == 2
-    assert "leave --feature-loss out" in " ".join(refused.err.split())

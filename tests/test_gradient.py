@@ -206,7 +206,7 @@ class OwnPath(nn.Module):
 
 
 def user_evaluator(*, detached: bool) -> Evaluator:
-    """Return a evaluator around `OwnPath`; the unused layer is prunable."""
+    """Return an evaluator around `OwnPath`; the unused layer is prunable."""
     model = OwnPath(detached=detached).requires_grad_(False)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.ndim > 1}
     layout, evaluator = Layout.of(weights), tiny_evaluator()

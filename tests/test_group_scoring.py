@@ -41,7 +41,7 @@ def masks_of(evaluator: Evaluator, count: int) -> list[Tensor]:
 
 
 def strict(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Evaluator:
-    """Return a evaluator on which candidates answer as they are."""
+    """Return an evaluator on which candidates answer as they are."""
     return replace(loop_evaluator(target_of(build, shape)), forward_mode=STRICT_FORWARD)
 
 

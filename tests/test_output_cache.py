@@ -28,7 +28,7 @@ from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 def strict(
     build: Callable[[], nn.Module], shape: tuple[int, ...], *prune_also: str, count: int = 150
 ) -> Evaluator:
-    """Return a evaluator in float32 on which candidates answer as they are."""
+    """Return an evaluator in float32 on which candidates answer as they are."""
     evaluator = loop_evaluator(target_of(build, shape, *prune_also, double=False), count=count)
     return replace(evaluator, forward_mode=STRICT_FORWARD)
 
@@ -95,7 +95,7 @@ def test_who_has_raced_answers_to_the_other_calibration_alone() -> None:
 
 
 def test_what_is_known_does_not_travel() -> None:
-    """A evaluator is sent without it, and as small as a new one."""
+    """An evaluator is sent without it, and as small as a new one."""
     evaluator = tiny_evaluator()
     for mask in masks_of(evaluator.layout, 20):
         evaluator.fitness(mask)

@@ -44,7 +44,7 @@ def test_the_limit_of_patience_is_called_validation() -> None:
 
 
 def misled() -> Evaluator:
-    """Return a evaluator whose search calibration inputs know another teacher than the validation inputs."""
+    """Return an evaluator whose search calibration inputs know another teacher than the validation inputs."""
     evaluator = tiny_evaluator()
     order = torch.randperm(4, generator=seeded(1))
     teacher = evaluator.search.teacher[:, order].roll(1, 1)

@@ -34,7 +34,7 @@ cuda = pytest.mark.skipif(
 
 
 def strict() -> Evaluator:
-    """Return a evaluator of linear layers with fresh and held calibration inputs."""
+    """Return an evaluator of linear layers with fresh and held calibration inputs."""
     return tiny_evaluator("logits", gradient_share=0.5)
 
 
@@ -54,7 +54,7 @@ def guided() -> Evaluator:
 
 @pytest.fixture(params=[strict, repaired, guided])
 def evaluator(request: pytest.FixtureRequest) -> Evaluator:
-    """A evaluator of every way to answer."""
+    """An evaluator of every way to answer."""
     make: Callable[[], Evaluator] = request.param
     return make()
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from command_line import OWN, TINY, Run
 from comparison_cases import conv_target, images
-from ray import cloudpickle
 from repair_networks import (
     REPAIRABLE,
     Convolutional,
@@ -21,7 +20,7 @@ from repair_networks import (
     random_masks,
     target_of,
 )
-from search_cases import random_genes, run_to_bits, seeded, seeds_of
+from search_cases import seeded
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,19 +29,11 @@ from gaprune.callbacks import Observer
 from gaprune.cli.console import stdout
 from gaprune.cli.result_table import show_result
 from gaprune.config import make_settings
-from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
-from gaprune.evolution.engine import Evolution
-from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.presets import find_preset
-from gaprune.evolution.search_plan import SearchLimits, SearchPlan
-from gaprune.evolution.tasks import BreedTask, ScoreTask, ValidateTask, Variation
-from gaprune.masks.supermask import masked_weights, pack
+from gaprune.masks.supermask import masked_weights
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.repair import repair, repaired_copy
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
 
 SMALL: dict[str, Any] = {
     "sparsity": 0.7,
@@ -162,21 +153,6 @@ def test_gradients_also_pass_through_the_statistics_of_the_batch() -> None:
     assert not torch.allclose(found, strict, rtol=1e-1, atol=1e-3)
 
 
-@pytest.mark.parametrize("gradient_share", [0.0, 0.5, 1.0])
-def test_a_step_shows_each_input_to_the_dense_network_once(gradient_share: float) -> None:
-    """Its answers and its statistics come from one forward; the candidate's is the second."""
-    target = target_of(normed, (6,))
-    evaluator, sizes = loop_evaluator(target, gradient_share=gradient_share), []
-    hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = evaluator.draw_batch(20, torch.Generator().manual_seed(1))
-    found = evaluator.score_gradient(flat_masks(target), batch)
-    hook.remove()
-    assert sizes == [20, 20]
-    assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
-    bare = TeacherBatch(batch.inputs, batch.teacher, None)
-    assert torch.equal(evaluator.score_gradient(flat_masks(target), bare), found)
-
-
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("gradient_share", [0.5, 1.0])
 def test_held_inputs_are_moved_anew_for_every_batch(gradient_share: float, strict: bool) -> None:
@@ -205,21 +181,6 @@ def test_held_inputs_are_moved_anew_for_every_batch(gradient_share: float, stric
     assert not torch.equal(*batches)
 
 
-def test_the_same_inputs_are_drawn_as_without_repair() -> None:
-    """Held and fresh ones, in the same order; labels stay with held ones."""
-    evaluator = loop_evaluator(target_of(normed, (6,)), gradient_share=0.5, labels=True)
-    for one in (evaluator, replace(evaluator, mixture=None, gradient_share=1.0)):
-        batches = [b.draw_batch(16, torch.Generator().manual_seed(4)) for b in (one, one.strict)]
-        assert torch.equal(batches[0].inputs, batches[1].inputs)
-        labels = [batch.labels for batch in batches]
-        if one.mixture is None:
-            assert labels[0] is not None
-            assert labels[1] is not None
-            assert torch.equal(labels[0], labels[1])
-        else:
-            assert labels == [None, None]
-
-
 class Steep(nn.Module):
     """A network that overflows where its first weight is missing."""
 
@@ -240,79 +201,6 @@ def test_a_candidate_that_overflows_loses_and_the_search_goes_on() -> None:
     mask[0] = False
     assert evaluator.fitness(mask) == evaluator.validate(mask).fitness == WORST
     assert evaluator.validate(~mask | mask).fitness > WORST
-
-
-def tasks_for(evaluator: Evaluator) -> list[BreedTask | ScoreTask | ValidateTask]:
-    """Return tasks of all kinds on both rungs."""
-    genes = random_genes(evaluator.layout, 60, 1)
-    mask = genes.decode(evaluator.layout)
-    recipe = Variation(refinement=Refinement(steps=3, learning_rate=0.5, batch=16))
-    bred = [BreedTask((genes,), recipe, seed, seed) for seed in (0, 1)]
-    return [*bred, ScoreTask(pack(mask), 0), ScoreTask(pack(mask), -1), ValidateTask(pack(mask))]
-
-
-def search_on(workers: Workers, evaluator: Evaluator) -> tuple[object, ...]:
-    """Return everything about a small search but its time."""
-    plan = SearchPlan(
-        preset=find_preset("default"),
-        layout=evaluator.layout,
-        seed=3,
-        population=3,
-        offspring=4,
-        refinement=Refinement(2, 0.5, 16),
-        limits=SearchLimits(generations=2),
-        keep=60,
-    )
-    outcome = Evolution(plan, workers).run(seeds_of(evaluator, 60))
-    scores = [(one.key, one.genes.scores.numpy().tobytes()) for one in outcome.population]
-    return (
-        scores,
-        [(one.best, one.mean, one.validation) for one in outcome.history],
-        outcome.best.key,
-    )
-
-
-def test_any_workers_give_the_same_bits(ray_session: None) -> None:
-    """Statistics that one process has measured are measured again, alike, in another."""
-    evaluator = loop_evaluator(
-        target_of(Convolutional, (2, 6, 6), double=False), gradient_share=0.5
-    )
-    with SerialWorkers(evaluator) as serial:
-        expected = run_to_bits(serial, tasks_for(evaluator))
-        searched = search_on(serial, evaluator)
-    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
-        assert run_to_bits(actors, tasks_for(evaluator)) == expected
-        assert search_on(actors, evaluator) == searched
-
-
-def test_what_is_sent_to_workers_stays_small() -> None:
-    """Calibration inputs are sent once, and statistics that were measured here not at all."""
-    target = target_of(Convolutional, (2, 6, 6))
-    evaluator = loop_evaluator(target, count=400)
-    strict, fresh = (len(cloudpickle.dumps(one)) for one in (evaluator.strict, evaluator))
-    for seed in (1, 2):
-        evaluator.fitness(flat_masks(target, seed))
-        evaluator.validate(flat_masks(target, seed))
-    assert fresh < strict + 10_000
-    assert (
-        abs(len(cloudpickle.dumps(evaluator)) - fresh) < 500
-    )  # what the layout remembers of itself
-
-
-def test_trying_masks_leaves_the_network_as_it_is(target: Target) -> None:
-    """Weights, statistics, gradient switches and hooks."""
-    evaluator, mask = loop_evaluator(target), flat_masks(target)
-    before = {name: tensor.clone() for name, tensor in evaluator.network.model.state_dict().items()}
-    evaluator.fitness(mask, 0)
-    evaluator.validate(mask)
-    evaluator.score_gradient(mask, evaluator.draw_batch(8, torch.Generator().manual_seed(1)))
-    assert all(
-        torch.equal(before[name], now) for name, now in evaluator.network.model.state_dict().items()
-    )
-    assert all(p.grad is None and not p.requires_grad for p in evaluator.network.model.parameters())
-    assert not any(
-        m._forward_hooks or m._forward_pre_hooks for m in evaluator.network.model.modules()
-    )
 
 
 @pytest.fixture(scope="module")

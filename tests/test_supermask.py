@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -190,20 +189,6 @@ def test_global_mask_is_global_unstructured() -> None:
     prune.global_unstructured(pruned, prune.L1Unstructured, amount=layout.total - 20_000)
     expected = torch.cat([layer.get_buffer("weight_mask").flatten() for layer, _ in pruned])
     assert torch.equal(mask, expected.bool())
-
-
-def test_masking_is_far_faster_than_sorting() -> None:
-    """1.2 M float32 scores: 2 to 5 ms on one core, where a sort takes some 90."""
-    scores = torch.randn(1_199_648, generator=torch.Generator().manual_seed(0))
-    sorting = min(duration(scores.sort) for _ in range(3))
-    assert min(duration(lambda: top_k_mask(scores, 24_000)) for _ in range(20)) < sorting / 4
-
-
-def duration(action: Callable[[], object]) -> float:
-    """Return how many seconds an action takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 # --- layers -------------------------------------------------------------------------------------

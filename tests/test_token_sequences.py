@@ -281,7 +281,7 @@ def test_the_embedding_travels_once() -> None:
 
 
 def wide() -> nn.Module:
-    """Return a network whose embedding, of 5,000 ids, outweighs all that a evaluator holds beside."""
+    """Return a network whose embedding, of 5,000 ids, outweighs all that an evaluator holds beside."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return nn.Sequential(nn.Embedding(5000, 16), nn.Flatten(), nn.Linear(144, 3))

@@ -198,7 +198,7 @@ def closeness(outputs, teacher, labels):
 
 @pytest.fixture(scope="module")
 def user_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
-    """Return a evaluator whose network, objective and a module beside them are a user's own files."""
+    """Return an evaluator whose network, objective and a module beside them are a user's own files."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "beside_own.py").write_text("def squash(x):\n    return x.tanh()\n")
     (folder / "own.py").write_text(FACTORY)

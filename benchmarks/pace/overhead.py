@@ -98,7 +98,7 @@ def overhead_of(target: Target, calibration: int, pairs: int) -> dict[str, float
 
 
 def evaluator_of(target: Target, calibration: int) -> Evaluator:
-    """Return a evaluator that shows noise, on one rung; speed does not depend on what is shown."""
+    """Return an evaluator that shows noise, on one rung; speed does not depend on what is shown."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((calibration, *target.inputs.shape), generator=generator)
     shown = TeacherBatch(noise, batched_forward(target.model, noise), None)
