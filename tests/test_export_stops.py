@@ -20,7 +20,7 @@ from torch import nn
 import gaprune
 from benchmarks.cluster.kills import CALLS
 from gaprune import InputOptions, export, prune, save_run
-from gaprune.export import EXPORTERS
+from gaprune.export import EXPORTERS, export_run
 from gaprune.export.model_card import CARD
 from gaprune.io.manifest import FACTS, check_exported, read_facts
 from gaprune.models.sources.optional_packages import import_extra
@@ -227,7 +227,7 @@ def test_ctrl_c_after_a_traced_format_has_written(
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("gaprune.export.export_run.card", stop)
+        monkeypatch.setattr(export_run, "model_card", stop)
         with pytest.raises(KeyboardInterrupt):
             export(run, form, tmp_path / "new" / form)
         assert tree(tmp_path) == {}

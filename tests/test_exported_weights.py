@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from gaprune import InputOptions, Result, export, load_masks, prune
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.measure.read_file import read_file
-from gaprune.export.sparse_entries import ExportOptions
+from gaprune.export.measure.file_contents import read_contents
+from gaprune.export.pruned_network import ExportOptions
 from gaprune.export.sparse_writer import sparse_bytes
 from gaprune.io.semi_structured_packing import packed, unpacked
 from gaprune.io.weights import load_state
@@ -74,7 +74,7 @@ def test_weights_packed_2_4_are_whole_again(tmp_path: Path) -> None:
     state = load_state(written.file)
     assert same_bits(state, found.state_dict())
     assert list(state) == sorted(found.state_dict())
-    assert read_file(written.file).kind == "semi-structured"
+    assert read_contents(written.file).kind == "semi-structured"
     other = {"w.packed": torch.ones(3), "w.meta": torch.ones(3)}
     assert unpacked(other) == other  # somebody's own names
 
@@ -150,7 +150,7 @@ def test_a_flipped_bit_of_any_export_is_noticed(form: str, result: Result, tmp_p
     content[-3] ^= 4
     file.write_bytes(content)
     with pytest.raises(GapruneError, match=r"(damaged|not what was written).*SHA-256"):
-        read_file(file)
+        read_contents(file)
     with pytest.raises(GapruneError, match=r"(damaged|not what was written).*SHA-256"):
         load_state(file)
 

@@ -24,9 +24,8 @@ from gaprune.evaluation.runtimes import (
     UnavailableError,
     ready,
 )
-from gaprune.export.measure.nonzero_macs import NonzeroMacs, work_of
-from gaprune.export.measure.read_file import FileContents, read_file
-from gaprune.export.measure.remarks import latency_remarks
+from gaprune.export.measure.file_contents import FileContents, read_contents
+from gaprune.export.measure.measure_file import NonzeroMacs, count_macs, remarks
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
 
@@ -78,9 +77,9 @@ def test_onnx_is_counted_and_judged_as_the_network_is(
     assert onnx.parameters >= sum(value.numel() for value in result.state_dict().values())
     assert onnx.agreement == pytest.approx(dense.agreement, abs=0.002)
     assert list(onnx.record()["latency_ms"]) == ["onnxruntime"]
-    assert onnx.work is not None
-    assert dense.work is not None
-    assert onnx.work.all == dense.work.all
+    assert onnx.macs is not None
+    assert dense.macs is not None
+    assert onnx.macs.total == dense.macs.total
 
 
 def test_agreement_and_accuracy_are_those_of_the_pruned_network(
@@ -107,8 +106,8 @@ def test_multiply_adds_are_those_counted_by_hand() -> None:
             parameter.fill_(1.0)
         conv.weight[0] = 0.0  # half of them
         head.weight[:, :6] = 0.0  # three quarters
-    work = work_of(model, torch.rand(1, 1, 4, 4))
-    assert work.all == 2 * 9 * 4 + 8 * 5
+    work = count_macs(model, torch.rand(1, 1, 4, 4))
+    assert work.total == 2 * 9 * 4 + 8 * 5
     assert work.nonzero == 9 * 4 + 2 * 5
 
 
@@ -126,7 +125,7 @@ def test_a_layer_that_runs_twice_counts_twice() -> None:
             out: Tensor = self.layer(self.layer(inputs))
             return out
 
-    assert work_of(Twice(), torch.rand(1, 4)) == (32, 24)
+    assert count_macs(Twice(), torch.rand(1, 4)) == (32, 24)
 
 
 @pytest.mark.parametrize("name", [EAGER, CSR, ONNX])
@@ -223,7 +222,7 @@ def test_the_verdict_compares_the_fastest_of_both(
 ) -> None:
     """A file is faster only by less work, and if nothing runs the dense network as fast."""
     held = FileContents(Path("x"), "dense", 10, 2)
-    said = list(latency_remarks(held, LatencyTable(own, dense, {}), work, 100))
+    said = list(remarks(held, LatencyTable(own, dense, {}), work, 100))
     assert all(part in " ".join(said) for part in words), said
     assert any("not time" in line for line in said) == (work is SAME and "2.00" not in words[1])
 
@@ -260,7 +259,7 @@ def test_the_dense_network_itself_agrees_with_itself(tmp_path: Path) -> None:
     save_file(target.model.state_dict(), path)
     (found,) = measure(path, target="lenet", runtimes=[EAGER], batches=[1])
     assert found.agreement == 1.0
-    assert any("nothing is pruned" in line for line in found.said)
+    assert any("nothing is pruned" in line for line in found.remarks)
 
 
 def test_wrong_files_are_refused_before_anything_is_measured(
@@ -297,9 +296,9 @@ def test_the_kind_is_told_by_the_content(exported: dict[str, Path], tmp_path: Pa
     """A sparse file under any name, and a state dict of torch.save."""
     other = tmp_path / "any.safetensors"
     other.write_bytes(exported["sparse"].read_bytes())
-    assert read_file(other).kind == "sparse"
+    assert read_contents(other).kind == "sparse"
     torch.save(load_file(exported["dense"]), tmp_path / "x.pt")
-    assert read_file(tmp_path / "x.pt").kind == "dense"
+    assert read_contents(tmp_path / "x.pt").kind == "dense"
 
 
 def test_the_command_prints_one_record_per_file(place: Path, run: Run) -> None:

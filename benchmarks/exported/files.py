@@ -21,7 +21,6 @@ from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.export.pruned_network import find_target
 from gaprune.io.run_files import CONFIG
-from gaprune.io.sparse import load_sparse_into
 from gaprune.io.weights import sha256_of
 from gaprune.models.target import Target
 
@@ -97,7 +96,7 @@ def in_turns(run: Path, dense: Path, small: Path) -> dict[str, list[float]]:
     model = dense_network(run).masked_copy({})
     loaders: dict[str, Callable[[], object]] = {
         "dense": lambda: model.load_state_dict(load_file(dense)),
-        "own": lambda: load_sparse_into(model, small),
+        "own": lambda: model.load_state_dict(load_sparse(small)),
     }
     taken: dict[str, list[float]] = {name: [] for name in loaders}
     for number in range(ROUNDS + 1):

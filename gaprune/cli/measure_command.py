@@ -92,7 +92,7 @@ def _show(measurements: Sequence[FileMeasurement]) -> None:
         _show_latency(item, console)
     for item in measurements:
         missing = [f"{name}: not measured ({why})" for name, why in item.timed.missing.items()]
-        for line in (*missing, *item.said):
+        for line in (*missing, *item.remarks):
             console.print(Text(f"{item.file}: {line}"))
 
 
@@ -106,8 +106,8 @@ _ROWS: dict[str, Callable[[FileMeasurement], str]] = {
     "bytes after zstd": lambda item: _count(item.zstd_bytes),
     "parameters": lambda item: _count(item.parameters),
     "nonzero parameters": lambda item: _count(item.nonzeros),
-    "multiply-adds": lambda item: _count(item.work and item.work.all),
-    "nonzero multiply-adds": lambda item: _count(item.work and item.work.nonzero),
+    "multiply-adds": lambda item: _count(item.macs and item.macs.total),
+    "nonzero multiply-adds": lambda item: _count(item.macs and item.macs.nonzero),
     "agreement": lambda item: percent(item.agreement),
     "accuracy": lambda item: percent(item.accuracy),
     "measured on": lambda item: item.compared_on or MISSING,

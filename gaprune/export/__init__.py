@@ -5,14 +5,12 @@
 
 from gaprune.export.export_run import ExportResult, export
 from gaprune.export.format_registry import EXPORTERS, Exporter
-from gaprune.io.sparse import SparseFile, load_sparse, load_sparse_into
+from gaprune.io.sparse import load_sparse
 
 __all__ = [
     "EXPORTERS",
     "ExportResult",
     "Exporter",
-    "SparseFile",
     "export",
     "load_sparse",
-    "load_sparse_into",
 ]

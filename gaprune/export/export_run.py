@@ -1,9 +1,8 @@
-"""One export from a run to a folder: written under another name, read back, synced, renamed."""
+"""Export a run: write the files of a format into a new folder, and read them back."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from safetensors.torch import save
 from torch import nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.format_registry import find_exporter
-from gaprune.export.model_card import CARD, card
-from gaprune.export.pruned_network import PrunedNetwork, pruned_of
-from gaprune.export.sparse_entries import ExportOptions
+from gaprune.export.format_registry import check_options, find_exporter
+from gaprune.export.model_card import CARD, model_card
+from gaprune.export.pruned_network import ExportOptions, read_pruned
 from gaprune.io.atomic import (
     check_output_folder,
     make_folders,
@@ -36,28 +34,28 @@ class ExportResult:
 
     Attributes:
         path: the folder.
-        form: the format.
-        file: the network in it.
+        format: its name.
+        file: the network in the folder.
         files: file → bytes, without the card and `export.json`.
         dense_bytes: of the same state dict in safetensors, zeros included.
     """
 
     path: Path
-    form: str
+    format: str
     file: Path
     files: Mapping[str, int]
     dense_bytes: int
 
     @property
     def bytes(self) -> int:
-        """Of all its files."""
+        """Bytes of all files."""
         return sum(self.files.values())
 
     def record(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return plain data."""
         return {
             "schema": SCHEMA,
-            "format": self.form,
+            "format": self.format,
             "path": str(self.path),
             "file": str(self.file),
             "files": dict(self.files),
@@ -68,7 +66,7 @@ class ExportResult:
 
 def export(  # noqa: PLR0913 # options, each by its own name
     run: Result | str | Path,
-    form: str,
+    format: str,  # noqa: A002 - the word of the command line
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -78,94 +76,78 @@ def export(  # noqa: PLR0913 # options, each by its own name
     compress: bool = True,
     model: nn.Module | None = None,
 ) -> ExportResult:
-    """Write a pruned network in a format that others read, with a card.
+    """Write a pruned network in a format that other tools read, with a model card.
 
     Args:
-        run: what `gaprune.prune` returned, or a run folder.
-        form: `dense`, `masks`, `prune`, `sparse`, `onnx`, `compact`, `semi-structured` or `hf`;
-            see `gaprune.export.format_registry`.
+        run: what `gaprune.prune` returned, or a run directory.
+        format: `dense`, `masks`, `prune`, `sparse`, `onnx`, `compact`, `semi-structured`, `hf`, or
+            the name of a plug-in's.
         out: the folder for the files, new or empty.
-        overwrite: whether an earlier export there is replaced; other files never are.
-        strict: the network without repair, where the run repaired it.
-        half: of `sparse`: round the kept weights to float16; of `semi-structured`: all of them.
-        codebook: of `sparse`: so many shared values per layer (k-means) for the kept weights.
-        compress: of `sparse`: with Zstandard where that is smaller.
-        model: the dense network, where the run folder is of a network in memory and the format
-            needs it (`onnx`, `compact`).
+        overwrite: whether to replace an earlier export there; other files are never replaced.
+        strict: write the network without repair, where the run repaired it.
+        half: `sparse`: round the kept weights to float16; `semi-structured`: round all weights.
+        codebook: `sparse`: the number of values that the kept weights of each layer share
+            (k-means).
+        compress: `sparse`: with Zstandard where that is smaller.
+        model: the dense network, where the run pruned a network in memory and the format traces it
+            (`onnx`, `compact`).
 
     Returns:
         What was written. Every file has been read back and compared.
 
     Raises:
-        InputError: no run, an unknown format, an option that does not fit, a place that is taken.
-        GapruneError: an optional package is missing, the run is damaged, or writing failed; there
-            is nothing at `out` then, or what was there before.
+        InputError: no run, an unknown format, an option that doesn't fit, or an output folder that
+            isn't free.
+        GapruneError: an optional package is missing, the run is damaged, or writing failed; `out`
+            is as it was before.
     """
-    how = ExportOptions(half=half, codebook=codebook, compress=compress)
-    exporter = find_exporter(form, how)
-    place = Path(out).expanduser().resolve()
-    _check_free(place, out, overwrite=overwrite)
-    pruned = pruned_of(run, strict=strict, model=model)
+    options = ExportOptions(half=half, codebook=codebook, compress=compress)
+    check_options(format, options)
+    exporter = find_exporter(format)
+    path = Path(out).expanduser().resolve()
+    _check_free(path, out, overwrite=overwrite)
+    pruned = read_pruned(run, strict=strict, model=model)
     dense_bytes = len(save({name: value.clone() for name, value in pruned.state.items()}))
-    with _filling(place, out) as fresh:
-        exporter.write(pruned, fresh, how)
-        files = {
-            str(path.relative_to(fresh)): path.stat().st_size
-            for path in sorted(fresh.rglob("*"))
-            if path.is_file()
-        }
-        facts = _facts(pruned, form, how, fresh, files)
-        (fresh / FACTS).write_text(to_json(facts, indent=2) + "\n", encoding="utf-8")
-        text = card(pruned, form, how, files, dense_bytes)
-        (fresh / CARD).write_text(text, encoding="utf-8")
-    return ExportResult(place, form, place / exporter.file, files, dense_bytes)
-
-
-def _facts(
-    pruned: PrunedNetwork, form: str, how: ExportOptions, folder: Path, files: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return what a program needs to know about an export."""
-    return {
-        "schema": SCHEMA,
-        "format": form,
-        "options": {**vars(how)},
-        "repaired": pruned.repaired,
-        "target": pruned.name,
-        "weights_sha256": pruned.record["weights_sha256"],
-        "files": {name: file_facts(folder / name) for name in files},
-        "config": _network(pruned),
-    }
-
-
-def _network(pruned: PrunedNetwork) -> dict[str, Any]:
-    """Return what names the dense network, and nothing else of what was asked for."""
-    named = {key.name: pruned.config[key.name] for key in JOB_KEYS if key.name in pruned.config}
-    return {**named, "sparsity": pruned.record["sparsity"]["asked"]}
-
-
-def _check_free(folder: Path, shown: str | Path, *, overwrite: bool) -> None:
-    facts = read_facts(folder)
-    allowed = set() if facts is None else {*facts["files"], FACTS, CARD}
-    if check_output_folder(shown, allowed, recursive=True) and not overwrite:
-        raise InputError(
-            f"out: {shown} holds an earlier export; name another folder, or add --overwrite"
-        )
-
-
-@contextlib.contextmanager
-def _filling(folder: Path, shown: str | Path) -> Iterator[Path]:
-    """Yield a hidden folder that becomes `folder` once everything in it is on the disk.
-
-    Raises:
-        GapruneError: it cannot be written; `folder` is as it was.
-    """
-    with writing(shown, GapruneError):
-        made = make_folders(folder.parent)
+    with writing(out, GapruneError):
+        parents = make_folders(path.parent)
         try:
-            remove_partial(folder.parent, folder.name)
-            with replacing(folder) as fresh:
-                fresh.mkdir()
-                yield fresh
+            remove_partial(path.parent, path.name)  # what a killed export left
+            with replacing(path) as folder:
+                folder.mkdir()
+                exporter.write(pruned, folder, options)
+                files = {
+                    str(file.relative_to(folder)): file.stat().st_size
+                    for file in sorted(folder.rglob("*"))
+                    if file.is_file()
+                }
+                config = {
+                    key.name: pruned.config[key.name]
+                    for key in JOB_KEYS
+                    if key.name in pruned.config
+                }
+                manifest = {
+                    "schema": SCHEMA,
+                    "format": format,
+                    "options": {**vars(options)},
+                    "repaired": pruned.repaired,
+                    "target": pruned.name,
+                    "weights_sha256": pruned.record["weights_sha256"],
+                    "files": {name: file_facts(folder / name) for name in files},
+                    "config": {**config, "sparsity": pruned.record["sparsity"]["asked"]},
+                }
+                (folder / FACTS).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
+                card = model_card(pruned, format, options, files, dense_bytes)
+                (folder / CARD).write_text(card, encoding="utf-8")
         except BaseException:
-            remove_folders(made)
+            remove_folders(parents)
             raise
+    return ExportResult(path, format, path / exporter.file, files, dense_bytes)
+
+
+def _check_free(path: Path, out: str | Path, *, overwrite: bool) -> None:
+    manifest = read_facts(path)
+    exported = () if manifest is None else (*manifest["files"], FACTS, CARD)
+    if check_output_folder(out, exported, recursive=True) and not overwrite:
+        raise InputError(
+            f"out: {out} holds an earlier export; name another folder, or add --overwrite"
+        )

@@ -1,4 +1,4 @@
-"""The formats by name: what each writes, and how it is loaded."""
+"""The export formats by name: what each writes, and the code that loads it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from pathlib import Path
 
 from gaprune import plugins
 from gaprune.errors import InputError, unknown_name
-from gaprune.export import compact, hf_folder, onnx_writer
+from gaprune.export import compact, writers
 from gaprune.export import semi_structured_writer as semi_structured
-from gaprune.export import state_dicts as states
-from gaprune.export.pruned_network import PrunedNetwork
-from gaprune.export.sparse_entries import ExportOptions
+from gaprune.export.pruned_network import ExportOptions, PrunedNetwork
 from gaprune.models import onnx
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """One format.
+    """An export format.
 
     Attributes:
         description: one line for people.
         write: writes its files into an empty folder, and reads them back.
-        file: the file that is the network.
-        loading: Python code that loads it, from within the folder.
-        library: the library that loads it, as model hubs call it.
-        takes: the fields of `ExportOptions` that it heeds.
+        file: the file that holds the network.
+        loading: Python code that loads the file, run in its folder.
+        library: the library that loads the file, as model hubs call it.
+        options: the fields of `ExportOptions` that the format uses.
     """
 
     description: str
@@ -34,39 +32,39 @@ class Exporter:
     file: str
     loading: str
     library: str
-    takes: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()
 
 
 EXPORTERS: dict[str, Exporter] = {
     "dense": Exporter(
         "the whole state dict with zeros, for the original class",
-        states.write_dense,
-        states.MODEL,
+        writers.write_dense,
+        writers.MODEL,
         f"""from safetensors.torch import load_file
 
 model = ...  # the original class
-model.load_state_dict(load_file("{states.MODEL}"))""",
+model.load_state_dict(load_file("{writers.MODEL}"))""",
         "pytorch",
     ),
     "masks": Exporter(
-        "one bit per prunable weight, for whoever has the dense network",
-        states.write_masks,
-        states.MASKS,
+        "one bit per prunable weight, for users of the dense network",
+        writers.write_masks,
+        writers.MASKS,
         f"""import gaprune
 
 model = ...  # the dense network with its weights
-gaprune.bake(gaprune.attach(model, gaprune.load_masks("{states.MASKS}")))""",
+gaprune.bake(gaprune.attach(model, gaprune.load_masks("{writers.MASKS}")))""",
         "gaprune",
     ),
     "prune": Exporter(
         "weight_orig and weight_mask, for a network under torch.nn.utils.prune",
-        states.write_prune,
-        states.MODEL,
+        writers.write_prune,
+        writers.MODEL,
         f"""from safetensors.torch import load_file
 from torch.nn.utils import prune
 
 model = ...  # the original class
-state = load_file("{states.MODEL}")
+state = load_file("{writers.MODEL}")
 for key in state:
     if key.endswith("_mask"):
         path, _, name = key.removesuffix("_mask").rpartition(".")
@@ -75,19 +73,19 @@ model.load_state_dict(state)""",
         "pytorch",
     ),
     "sparse": Exporter(
-        "the kept weights and their places, the smallest file",
-        states.write_sparse,
-        states.SPARSE,
+        "the kept weights and their positions, the smallest file",
+        writers.write_sparse,
+        writers.SPARSE,
         f"""import gaprune
 
 model = ...  # the original class
-model.load_state_dict(gaprune.load_sparse("{states.SPARSE}"))""",
+model.load_state_dict(gaprune.load_sparse("{writers.SPARSE}"))""",
         "gaprune",
         frozenset({"half", "codebook", "compress"}),
     ),
     "onnx": Exporter(
         "an ONNX file, compared with torch in ONNX Runtime",
-        onnx_writer.write_onnx,
+        writers.write_onnx,
         onnx.FILE,
         f"""import onnxruntime
 
@@ -96,19 +94,19 @@ outputs = session.run(None, {{"{onnx.INPUT}": inputs}})[0]  # inputs: [N, …]""
         "onnx",
     ),
     "compact": Exporter(
-        "a smaller network without the channels that nobody reads, as a program of torch.export",
+        "a smaller network without unused channels, as a program of torch.export",
         compact.write_compact,
         compact.PROGRAM,
         f"""import torch
 
 model = torch.export.load("{compact.PROGRAM}").module()  # gaprune is not needed
-outputs = model(inputs)  # inputs: [N, …]; {states.MODEL} is its state dict""",
+outputs = model(inputs)  # inputs: [N, …]; {writers.MODEL} is its state dict""",
         "pytorch",
     ),
     "semi-structured": Exporter(
         "2:4 checked in every group, for to_sparse_semi_structured on CUDA; packed in 16 bits",
         semi_structured.write_semi_structured,
-        states.MODEL,
+        writers.MODEL,
         f"""import json
 import torch
 from torch.sparse import to_sparse_semi_structured
@@ -117,7 +115,7 @@ from gaprune.export.semi_structured_writer import load_semi_structured
 model = ...  # the original class
 model.load_state_dict(load_semi_structured("."))
 model = model.half().cuda()
-with open("{semi_structured.PROVENANCE}") as file:
+with open("{semi_structured.LAYERS}") as file:
     layers = json.load(file)["layers"]
 for name, facts in layers.items():
     if facts["sizes_fit_cuda"]:
@@ -128,8 +126,8 @@ for name, facts in layers.items():
     ),
     "hf": Exporter(
         "a folder that transformers opens; for networks of hf:NAME",
-        hf_folder.write_hf,
-        states.MODEL,
+        writers.write_hf,
+        writers.MODEL,
         """from transformers import AutoModel  # or the class in config.json
 
 model = AutoModel.from_pretrained(".")""",
@@ -138,32 +136,31 @@ model = AutoModel.from_pretrained(".")""",
 }
 
 
-def find_exporter(form: str, how: ExportOptions) -> Exporter:
-    """Return a format by name, once it is sure that it heeds what is asked.
-
-    Raises:
-        InputError: an unknown name, or an option that this format has no use for.
-    """
-    exporter = exporter_of(form)
-    how.check()
-    for name, value in vars(how).items():
-        if value != getattr(ExportOptions(), name) and name not in exporter.takes:
-            users = ", ".join(key for key, one in EXPORTERS.items() if name in one.takes)
-            raise InputError(f"{name}: {form} has no use for it, only {users}; leave it out")
-    return exporter
-
-
-def exporter_of(form: str) -> Exporter:
-    """Return a format by name: our own, or a plug-in's.
+def find_exporter(name: str) -> Exporter:
+    """Return a built-in format, or one of a plug-in.
 
     Raises:
         InputError: an unknown name, or a plug-in that is broken.
     """
-    found = EXPORTERS.get(form)
-    if found is None:
-        found = plugins.find_plugin(plugins.EXPORTERS, form, plugins.require_type(Exporter))
-    if found is None:
+    exporter = EXPORTERS.get(name) or plugins.find_plugin(
+        plugins.EXPORTERS, name, plugins.require_type(Exporter)
+    )
+    if exporter is None:
         raise unknown_name(
-            "format", form, [*EXPORTERS, *plugins.plugin_names(plugins.EXPORTERS, EXPORTERS)]
+            "format", name, [*EXPORTERS, *plugins.plugin_names(plugins.EXPORTERS, EXPORTERS)]
         )
-    return found
+    return exporter
+
+
+def check_options(name: str, options: ExportOptions) -> None:
+    """Raise unless a format uses the options that aren't at their default.
+
+    Raises:
+        InputError: it doesn't, or the options don't fit each other.
+    """
+    options.check()
+    exporter = find_exporter(name)
+    for option, value in vars(options).items():
+        if value != getattr(ExportOptions(), option) and option not in exporter.options:
+            users = ", ".join(key for key, other in EXPORTERS.items() if option in other.options)
+            raise InputError(f"{option}: {name} does not use it, only {users}; leave it out")

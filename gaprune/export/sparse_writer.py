@@ -1,4 +1,4 @@
-"""The sparse file, written: see `docs/sparse-format.md`, and `gaprune.io.sparse` that reads it."""
+"""Writes the sparse file of `docs/sparse-format.md`, which `gaprune.io.sparse` reads."""
 
 from __future__ import annotations
 
@@ -12,66 +12,128 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gaprune.errors import InputError, unknown_name
-from gaprune.export.sparse_entries import ExportOptions, write_entry
+from gaprune.errors import InputError
+from gaprune.export.clustering import shared_values
+from gaprune.export.pruned_network import ExportOptions, to_half
+from gaprune.io import sparse
 from gaprune.io.serialization import to_stamp
-from gaprune.io.sparse import FORMAT, TABLE, VERSION
-from gaprune.io.sparse.compression import squeeze
-from gaprune.io.sparse.file import stamp_sha256
-from gaprune.masks.supermask import check_mask
+from gaprune.io.sparse import DTYPES, SKIP
+from gaprune.masks.supermask import check_masks
+
+LEVEL = 19  # of 22 levels of Zstandard: the highest that needs no more memory for reading
 
 
 def sparse_bytes(
-    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], how: ExportOptions, **about: str
+    state: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    options: ExportOptions,
+    **metadata: str,
 ) -> bytes:
-    """Return the content of a sparse file.
+    """Return the content of a sparse file; equal networks give equal bytes.
 
     Args:
-        state: the network's state dict; what the masks drop is 0.
-        masks: parameter name → bool of its shape. Tensors without a mask are stored whole or by
-            what is not 0, whichever is smaller, and never rounded.
-        how: of the kept weights.
-        about: facts for the metadata.
+        state: the state dict of the pruned network, 0 where a mask removes a weight.
+        masks: parameter name → bool of its shape. Tensors without a mask are stored whole and
+            never rounded.
+        options: how kept weights are stored.
+        metadata: facts about the run.
 
     Raises:
-        InputError: a mask without a tensor, or over values that are not 0; `ExportOptions.check`.
-        GapruneError: an optional package is not installed.
+        InputError: a mask without a tensor or over weights that aren't 0, a dtype that the format
+            lacks, or weights that float16 can't hold.
+        GapruneError: an optional package isn't installed.
     """
-    how.check()
-    _check(state, masks)
+    check_masks(masks, state)
     table: dict[str, Any] = {}
-    stored: dict[str, Tensor] = {}
-    first: dict[tuple[str, str], str] = {}
-    for name in sorted(state, key=lambda one: one not in masks):  # tied ones after the masked one
-        tensor = state[name]
-        twin = first.setdefault(_identity(tensor, name), name)
-        if twin != name and name not in masks:
-            table[name] = {"same_as": twin}
-            continue
-        table[name], data = write_entry(tensor, masks.get(name), how)
-        stored[name] = torch.from_numpy(data.copy())
+    data: dict[str, bytes] = {}
+    first: dict[str, str] = {}
+    # Tied parameters have equal content: the one with the mask is stored, the others refer to it.
+    for name in sorted(state, key=lambda name: name not in masks):
+        identity = _identity(state[name], name)
+        if first.setdefault(identity, name) != name and name not in masks:
+            table[name] = {"same_as": first[identity]}
+        else:
+            table[name], data[name] = _encode(name, state[name], masks.get(name), options)
     plain = json.dumps({name: table[name] for name in state}, separators=(",", ":")).encode()
-    small = squeeze(np.frombuffer(plain, np.uint8)).tobytes() if how.compress else plain
-    size = str(len(plain)) if how.compress else ""
-    facts = {"format": FORMAT, "version": VERSION, "table": size, **about}
-    stored[TABLE] = torch.frombuffer(bytearray(small), dtype=torch.uint8)
-    return save(stored, to_stamp(**facts, sha256=stamp_sha256(facts, small)))
+    stored = _compress(plain) if options.compress else plain
+    size = str(len(plain)) if options.compress else ""
+    facts = {"format": sparse.FORMAT, "version": sparse.VERSION, "table": size, **metadata}
+    content = b"".join(data[name] for name in state if name in data)
+    tensors = {
+        name: torch.from_numpy(np.frombuffer(part, np.uint8).copy())
+        for name, part in ((sparse.DATA, content), (sparse.TABLE, stored))
+    }
+    return save(tensors, to_stamp(**facts, sha256=sparse.table_sha256(facts, stored)))
 
 
-def _check(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    for name, mask in masks.items():
-        if name not in state:
-            raise unknown_name("masks", name, state)
-        check_mask(f"masks[{name!r}]", mask, state[name].shape)
-        if state[name][~mask.to(state[name].device)].count_nonzero():
-            raise InputError(
-                f"state[{name!r}]: has weights that its mask drops; give the pruned network's state"
-            )
-
-
-def _identity(tensor: Tensor, name: str) -> tuple[str, str]:
-    """Tell tensors of the same bits from others; counters and empty ones are never shared."""
+def _identity(tensor: Tensor, name: str) -> str:
+    """Return a text that only tensors of equal bits share; single numbers are never shared."""
     if tensor.numel() < 2:
-        return name, ""
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return f"{tensor.dtype} {list(tensor.shape)}", hashlib.sha256(data).hexdigest()
+        return name
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(content.data).hexdigest()}"
+
+
+def _encode(
+    name: str, tensor: Tensor, mask: Tensor | None, options: ExportOptions
+) -> tuple[dict[str, Any], bytes]:
+    """Return the table entry of a tensor, and its bytes."""
+    if tensor.dtype not in DTYPES.values():
+        raise InputError(f"state[{name!r}]: must be of {', '.join(DTYPES)}, got {tensor.dtype}")
+    values = tensor.detach().cpu().reshape(-1)
+    facts: dict[str, Any] = {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+    }
+    data = b""
+    if mask is not None:
+        keep = mask.cpu().reshape(-1)
+        if values[~keep].count_nonzero():
+            raise InputError(
+                f"state[{name!r}]: has weights that its mask removes; give the state of the pruned "
+                "network"
+            )
+        values = values[keep]
+        facts["kept"] = len(values)
+        data = _distances(np.flatnonzero(keep.numpy()))
+    # Only weights under a mask are rounded, and only those of a wider type.
+    codes = None
+    if mask is not None and len(values) and tensor.dtype in (torch.float32, torch.float64):
+        if options.half:
+            facts["stored_as"], values = "float16", to_half(name, values)
+        elif options.codebook is not None:
+            book, codes = shared_values(values, options.codebook)
+            # A codebook that hardly any weights share would take more room than the weights.
+            if 2 * len(book) <= len(values):
+                facts["codebook"], values = len(book), book
+            else:
+                codes = None
+    data += _planes(values)
+    if codes is not None:
+        data += _planes(codes.to(sparse.code_dtype(len(values))))
+    smaller = _compress(data) if options.compress and data else data
+    stored = min(data, smaller, key=len)
+    facts["bytes"] = [len(stored), len(data)] if len(stored) < len(data) else [len(data)]
+    facts["sha256"] = sparse.entry_sha256(np.frombuffer(stored, np.uint8))
+    return facts, stored
+
+
+def _distances(positions: np.ndarray) -> bytes:
+    """Encode ascending positions in one byte each: skip b positions, keep the next one."""
+    skipped = np.diff(positions, prepend=-1) - 1
+    ends = np.cumsum(skipped // SKIP + 1)  # a byte for every 255 skipped, and one that keeps
+    distances = np.full(ends[-1] if len(ends) else 0, SKIP, dtype=np.uint8)
+    distances[ends - 1] = skipped % SKIP
+    return distances.tobytes()
+
+
+def _planes(values: Tensor) -> bytes:
+    """Return the bytes of values: all bytes of lowest significance first, then the next ones."""
+    if not len(values):
+        return b""
+    return values.contiguous().view(torch.uint8).numpy().reshape(len(values), -1).T.tobytes()
+
+
+def _compress(data: bytes) -> bytes:
+    compressed: bytes = sparse.zstandard("compress").ZstdCompressor(level=LEVEL).compress(data)
+    return compressed

@@ -1,4 +1,4 @@
-"""What a file costs and does, measured on the file: bytes, work, latency, agreement."""
+"""Measure a file of weights: bytes, multiply-adds, latency, agreement."""
 
 from gaprune.evaluation.runtimes import RUNTIMES
 from gaprune.export.measure.measure_file import FileMeasurement, measure

@@ -1,14 +1,15 @@
-"""One file, measured: what it holds, how large it is, what it answers, how long that takes."""
+"""Measure files of weights: size, multiply-adds, latency, agreement with the dense network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gaprune.calibration.generators.random_draws import to_network
 from gaprune.calibration.generators.procedural import procedural
@@ -18,39 +19,52 @@ from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_runtimes
-from gaprune.evaluation.runtimes import RUNTIMES, RuntimeSubject
-from gaprune.export.measure.dense_network import dense_of, network_of
-from gaprune.export.measure.nonzero_macs import NonzeroMacs, work_of
-from gaprune.export.measure.read_file import ONNX, FileContents, read_file
-from gaprune.export.measure.remarks import latency_remarks
-from gaprune.io.sparse.compression import zstd_size
+from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject
+from gaprune.export.measure.file_contents import ONNX, FileContents, find_dense, read_contents
+from gaprune.io.sparse import zstandard
 from gaprune.models.macs import macs_per_input
 from gaprune.models.onnx import OnnxSession
+from gaprune.models.prunable import PRUNABLE_LAYERS
 from gaprune.models.target import Target
 
 SCHEMA = 1
-SHOWN_TEST, SHOWN_MADE = 1000, 256  # inputs on which networks are compared
+TEST_INPUTS, GENERATED_INPUTS = 1000, 256  # on which a file is compared with the dense network
 SEED = 0
+ZSTD_LEVEL = 3  # the default of the command zstd
+NOTICEABLE = 1.1  # speed-ups below this are noise of the machine
+
+
+class NonzeroMacs(NamedTuple):
+    """Multiply-adds for one input.
+
+    Attributes:
+        total: what a dense runtime computes.
+        nonzero: those with a weight that isn't 0, which a runtime that skips zeros would compute;
+            None where the layers aren't known.
+    """
+
+    total: int
+    nonzero: int | None
 
 
 @dataclass(frozen=True)
 class FileMeasurement:
-    """A file, measured.
+    """The measurements of one file.
 
     Attributes:
         file: as the user named it.
         kind: `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`.
         bytes: on the disk.
-        zstd_bytes: after Zstandard, as its command compresses; None without the package.
-        parameters: numbers of floating types in the file; of masks, weights that they speak of.
-        nonzeros: those that are not 0.
-        work: multiply-adds for one input; None where nobody knows the network.
-        timed: see `LatencyTable`.
-        agreement: with the dense network, 1 is perfect; None as above.
+        zstd_bytes: compressed as the command zstd does by default; None without the package.
+        parameters: floating-point numbers in the file; of masks, the weights that they cover.
+        nonzeros: those that aren't 0.
+        macs: multiply-adds for one input; None where the dense network isn't known.
+        timed: latencies of file and dense network.
+        agreement: with the dense network, in [0, 1]; None as above.
         accuracy: on labelled inputs, where there are any.
-        compared_on: the inputs of both, in words.
-        threads: that every runtime had.
-        said: what the figures mean, in sentences.
+        compared_on: the inputs of agreement and accuracy.
+        threads: of every runtime.
+        remarks: what the figures mean, in sentences.
     """
 
     file: str
@@ -59,16 +73,16 @@ class FileMeasurement:
     zstd_bytes: int | None
     parameters: int
     nonzeros: int
-    work: NonzeroMacs | None
+    macs: NonzeroMacs | None
     timed: LatencyTable
     agreement: float | None
     accuracy: float | None
     compared_on: str | None
     threads: int
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return plain data."""
         return {
             "schema": SCHEMA,
             "file": self.file,
@@ -77,8 +91,8 @@ class FileMeasurement:
             "zstd_bytes": self.zstd_bytes,
             "parameters": self.parameters,
             "nonzeros": self.nonzeros,
-            "macs": None if self.work is None else self.work.all,
-            "nonzero_macs": None if self.work is None else self.work.nonzero,
+            "macs": None if self.macs is None else self.macs.total,
+            "nonzero_macs": None if self.macs is None else self.macs.nonzero,
             "latency_ms": _plain(self.timed.pruned),
             "dense_latency_ms": _plain(self.timed.dense),
             "unavailable": dict(self.timed.missing),
@@ -86,7 +100,7 @@ class FileMeasurement:
             "accuracy": self.accuracy,
             "compared_on": self.compared_on,
             "threads": self.threads,
-            "remarks": list(self.said),
+            "remarks": list(self.remarks),
         }
 
 
@@ -102,11 +116,11 @@ def measure(
     Args:
         files: safetensors (dense, sparse, masks, or as `torch.nn.utils.prune` names them), ONNX,
             a program of `torch.export` (.pt2), or a state dict of `torch.save`.
-        target: the dense network: a target's name, the folder of a run, or a `Target`. None looks
-            beside each file: an export and a run say which it is.
+        target: the dense network: a target's name, a run directory, or a `Target`. None looks
+            beside each file: an export or a run names it.
         runtimes: keys of `RUNTIMES`; None takes all.
-        batches: inputs of one pass.
-        observer: told of progress.
+        batches: batch sizes.
+        observer: is told of progress.
 
     Raises:
         InputError: no such file, damaged, of no known kind, of another network; an unknown runtime.
@@ -120,89 +134,163 @@ def measure(
             raise unknown_name("runtimes", name, RUNTIMES)
     if not batches or any(batch < 1 for batch in batches):
         raise InputError(f"batches: must be whole numbers from 1, got {list(batches)}")
-    held = [read_file(Path(file).expanduser()) for file in files]  # all, before any takes long
-    told, found = observer or Observer(), list[FileMeasurement]()
-    for file, one in zip(files, held, strict=True):
-        told.progress(f"measure {file}", len(found), len(files))
-        found.append(_measure_one(str(file), one, target, names, batches))
-    return found
+    # Read all files first: a damaged one is refused before minutes are spent on the others.
+    contents = [read_contents(Path(file).expanduser()) for file in files]
+    observer = observer or Observer()
+    measurements: list[FileMeasurement] = []
+    for file, content in zip(files, contents, strict=True):
+        observer.progress(f"measure {file}", len(measurements), len(files))
+        measurements.append(_measure(str(file), content, target, names, batches))
+    return measurements
 
 
-def _measure_one(
-    shown: str,
-    held: FileContents,
-    stated: str | Target | None,
-    names: list[str],
+def _measure(
+    file: str,
+    content: FileContents,
+    target: str | Target | None,
+    runtimes: list[str],
     batches: Sequence[int],
 ) -> FileMeasurement:
-    dense = dense_of(held.path, stated)
-    model = None if dense is None else network_of(held, dense)
-    work, timed, score, source = None, LatencyTable({}, {}, {}), None, None
-    dense_macs = None if dense is None else macs_per_input(dense.model, dense.example())
+    dense = find_dense(content.path, target)
+    macs, timed, score, source, dense_macs = None, LatencyTable({}, {}, {}), None, None, None
     if dense is not None:
-        onnx = held.path if held.kind == ONNX else None
-        assert dense_macs is not None
-        work = NonzeroMacs(dense_macs, None) if model is None else work_of(model, dense.example())
+        model = content.load_into(dense)
+        example = dense.example()
+        dense_macs = macs_per_input(dense.model, example)
+        macs = NonzeroMacs(dense_macs, None) if model is None else count_macs(model, example)
+        onnx = content.path if content.kind == ONNX else None
         timed = time_runtimes(
-            RuntimeSubject(model, dense, onnx), RuntimeSubject(dense.model, dense), names, batches
+            RuntimeSubject(model, dense, onnx),
+            RuntimeSubject(dense.model, dense),
+            runtimes,
+            batches,
         )
-        score, source, complaint = _score(model or _Onnx(held.path), dense)
-        if complaint is not None:
-            timed.missing["agreement"] = complaint
+        score, source, problem = _score(model or _OnnxModule(content.path), dense)
+        if problem is not None:
+            timed.missing["agreement"] = problem
     return FileMeasurement(
-        file=shown,
-        kind=held.kind,
-        bytes=held.path.stat().st_size,
-        zstd_bytes=_zstd(held.path),
-        parameters=held.parameters,
-        nonzeros=held.nonzeros,
-        work=work,
+        file=file,
+        kind=content.kind,
+        bytes=content.path.stat().st_size,
+        zstd_bytes=_zstd_size(content.path),
+        parameters=content.parameters,
+        nonzeros=content.nonzeros,
+        macs=macs,
         timed=timed,
         agreement=None if score is None else score.agreement,
         accuracy=None if score is None else score.accuracy,
         compared_on=source,
         threads=torch.get_num_threads(),
-        said=tuple(latency_remarks(held, timed, work, dense_macs)),
+        remarks=tuple(remarks(content, timed, macs, dense_macs)),
     )
 
 
-class _Onnx(nn.Module):
-    """An ONNX file, called like a network."""
+@torch.no_grad()
+def count_macs(model: nn.Module, example: Tensor) -> NonzeroMacs:
+    """Count multiply-adds for one input `[1, …]`.
+
+    Zeros are skipped in linear layers and convolutions; all other layers count whole.
+    """
+    total = macs_per_input(model, example)
+    with FlopCounterMode(display=False) as counter:
+        model(example)
+    by_layer = {
+        name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()
+    }
+    root = type(model).__name__
+    skipped = 0
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, tuple(PRUNABLE_LAYERS)) and isinstance(weight, Tensor):
+            macs = by_layer.get(f"{root}.{name}" if name else root, 0)
+            skipped += macs - round(macs * int(weight.count_nonzero()) / max(1, weight.numel()))
+    return NonzeroMacs(total, total - skipped)
+
+
+class _OnnxModule(nn.Module):
+    """An ONNX file that is called like a network."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._session = OnnxSession(path, torch.get_num_threads())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return what ONNX Runtime answers."""
         return torch.from_numpy(self._session(inputs))
 
 
 def _score(model: nn.Module, dense: Target) -> tuple[HeldOutScore | None, str | None, str | None]:
-    """Return agreement and accuracy, on which inputs, and why there are none."""
+    """Return agreement and accuracy, a description of the inputs, and why there is no score."""
     samples = zoo_test(dense)
     if samples is None:
         generator = torch.Generator().manual_seed(SEED)
-        unit = procedural(dense.inputs, SHOWN_MADE, generator)
+        unit = procedural(dense.inputs, GENERATED_INPUTS, generator)
         inputs = to_network(dense.inputs, unit, dense.dtype)
         samples = Samples(inputs, None, "procedural inputs")
     elif samples.labels is not None:
-        first = slice(SHOWN_TEST)
+        first = slice(TEST_INPUTS)
         samples = Samples(samples.inputs[first], samples.labels[first], samples.source)
     source = f"{len(samples.inputs):,} inputs: {samples.source}"
     try:
         return HeldOut(dense, samples).measure(model), source, None
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001 - of ONNX Runtime, on files of other exporters
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime, on files of other exporters
         return None, None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
-def _zstd(path: Path) -> int | None:
+def remarks(
+    content: FileContents, timed: LatencyTable, macs: NonzeroMacs | None, dense_macs: int | None
+) -> Iterator[str]:
+    """Say whether a file is faster than the dense network, each in its fastest runtime.
+
+    A network of the same shapes takes the same multiply-adds in every runtime that doesn't skip
+    zeros. Only torch-csr, which does, can be faster there; other differences are noise.
+
+    Args:
+        content: of the file.
+        timed: its latencies.
+        macs: its multiply-adds; None where the dense network isn't known.
+        dense_macs: multiply-adds of the dense network; None as above.
+    """
+    if macs is None or dense_macs is None:
+        yield (
+            "nothing was run, as the dense network is unknown: name it with --target, or measure "
+            "the file in the folder of its run or export"
+        )
+        return
+    smaller = macs.total < dense_macs
+    own = timed.pruned if smaller else {CSR: timed.pruned.get(CSR, {})}
+    faster: list[str] = []
+    slower: list[str] = []
+    for batch in {batch: None for times in own.values() for batch in times}:
+        milliseconds, runtime = _fastest(own, batch)
+        if any(batch in times for times in timed.dense.values()):
+            speedup = _fastest(timed.dense, batch)[0] / milliseconds
+            text = f"{speedup:.2f} times as fast at batch {batch} ({runtime})"
+            (faster if speedup >= NOTICEABLE else slower).append(text)
+    if faster:
+        yield f"speed-up over the dense network in its fastest runtime: {', '.join(faster)}"
+    if slower:
+        yield f"no speed-up: {', '.join(slower)} as the dense network in its fastest runtime"
+    if not smaller and not faster and timed.pruned:
+        yield (
+            f"it takes all {macs.total:,} multiply-adds of the dense network, also those by zero, "
+            "in every runtime but torch-csr: this sparsity saves bytes, not time"
+        )
+    if content.nonzeros == content.parameters and not smaller:
+        yield "the file holds no zeros: nothing is pruned here"
+
+
+def _fastest(latencies: Latencies, batch: int) -> tuple[float, str]:
+    return min((times[batch], name) for name, times in latencies.items() if batch in times)
+
+
+def _zstd_size(path: Path) -> int | None:
     try:
-        return zstd_size(path.read_bytes())
+        compressor = zstandard("measure").ZstdCompressor(level=ZSTD_LEVEL)
     except GapruneError:
         return None
+    return len(compressor.compress(path.read_bytes()))
 
 
 def _plain(latencies: Latencies) -> dict[str, Mapping[str, float]]:

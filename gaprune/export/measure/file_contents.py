@@ -1,0 +1,226 @@
+"""Read a file of weights of any kind, and find the dense network that it belongs to."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from gaprune.config import read_config
+from gaprune.errors import GapruneError, InputError
+from gaprune.export.compact import load_program
+from gaprune.export.pruned_network import find_target
+from gaprune.export.writers import MASK_SUFFIX, ORIG_SUFFIX, without_prune
+from gaprune.io.manifest import check_exported, read_facts
+from gaprune.io.mask_file import PACKED
+from gaprune.io.run_files import CONFIG, RECORD
+from gaprune.io.semi_structured_packing import META, VALUES
+from gaprune.io.serialization import from_stamp
+from gaprune.io.sparse import is_sparse, load_sparse
+from gaprune.io.weights import SUFFIXES, apply_state, load_state
+from gaprune.models.onnx import EXTRA
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.target import Target, load_target
+from gaprune.runs.directory import load_masks
+
+DENSE, SPARSE, MASKS, PRUNE, ONNX = "dense", "sparse", "masks", "prune", "onnx"
+PROGRAM, TWO_FOUR = "program", "semi-structured"
+_KINDS_BY_SUFFIX = {".onnx": ONNX, ".pt2": PROGRAM}
+_NAME_PAIRS = {PRUNE: (MASK_SUFFIX, ORIG_SUFFIX), TWO_FOUR: (VALUES, META)}  # they tell a kind
+_MASK_FORMATS = ("gaprune mask", PACKED)
+
+
+@dataclass(frozen=True, eq=False)
+class FileContents:
+    """The content of a file of weights.
+
+    Attributes:
+        path: the file.
+        kind: `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`.
+        parameters: floating-point numbers in it; of masks, the weights that they cover.
+        nonzeros: those that aren't 0; of masks, the weights that are kept.
+        state: the state dict; None for masks, ONNX and programs.
+        masks: the masks; None for other kinds.
+        network: the network of a program of `torch.export`, else None.
+    """
+
+    path: Path
+    kind: str
+    parameters: int
+    nonzeros: int
+    state: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    masks: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    network: nn.Module | None = field(default=None, repr=False)
+
+    @torch.no_grad()
+    def load_into(self, dense: Target) -> nn.Module | None:
+        """Return a copy of the dense network with these weights; None for ONNX.
+
+        A program is returned as it is.
+
+        Raises:
+            InputError: names or shapes don't fit.
+        """
+        if self.network is not None:
+            return self.network
+        if self.masks is not None:
+            for name, mask in self.masks.items():
+                if name not in dense.weights or dense.weights[name].shape != mask.shape:
+                    raise InputError(
+                        f"{self.path}: its mask {name!r} fits no weight of {dense.name}"
+                    )
+            return dense.masked_copy(self.masks)
+        if self.state is None:
+            return None
+        model = copy.deepcopy(dense.model)
+        try:
+            apply_state(model, self.state)
+        except InputError as error:
+            raise InputError(f"{self.path}: {str(error).removeprefix('weights: ')}") from error
+        return model
+
+
+def read_contents(path: Path) -> FileContents:
+    """Read a file of weights.
+
+    Raises:
+        InputError: no such file, damaged, or of an unknown kind.
+        GapruneError: an optional package is missing.
+    """
+    kind = _kind(path)
+    check_exported(path)
+    return _READERS[kind](path, kind)
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        raise InputError(f"file: {path} is a folder; name the file inside it")
+    if not path.is_file():
+        raise InputError(f"file: there is no file {path}; name one that gaprune export writes")
+    suffix = path.suffix.lower()
+    if suffix not in (*SUFFIXES, *_KINDS_BY_SUFFIX):
+        known = ", ".join((*SUFFIXES, *_KINDS_BY_SUFFIX))
+        raise InputError(f"file: {path} must end in one of {known}, got {path.suffix!r}")
+    if suffix != ".safetensors":
+        return _KINDS_BY_SUFFIX.get(suffix, DENSE)
+    try:
+        with safe_open(path, "numpy") as file:
+            sparse = is_sparse(file)
+            stated = from_stamp(file.metadata()).get("format")
+            names = set(file.keys())
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise InputError(
+            f"file: {path} is damaged or not a safetensors file ({error}); fetch it again"
+        ) from error
+    if sparse or stated in _MASK_FORMATS:
+        return SPARSE if sparse else MASKS
+    for kind, (suffix, other) in _NAME_PAIRS.items():
+        stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
+        if any(stem + other in names for stem in stems):
+            return kind
+    return DENSE
+
+
+def _counts(tensors: Iterable[Tensor]) -> tuple[int, int]:
+    """Return how many elements tensors have, and how many of them aren't 0."""
+    listed = list(tensors)
+    return (
+        sum(tensor.numel() for tensor in listed),
+        sum(int(tensor.count_nonzero()) for tensor in listed),
+    )
+
+
+def _from_state(path: Path, kind: str, state: Mapping[str, Tensor]) -> FileContents:
+    counts = _counts(value for value in state.values() if value.is_floating_point())
+    return FileContents(path, kind, *counts, state=state)
+
+
+def _read_masks(path: Path, kind: str) -> FileContents:
+    masks = load_masks(path)
+    return FileContents(path, kind, *_counts(masks.values()), masks=masks)
+
+
+def _read_program(path: Path, kind: str) -> FileContents:
+    network = load_program(path)
+    state = network.state_dict().values()
+    counts = _counts(value for value in state if value.is_floating_point())
+    return FileContents(path, kind, *counts, network=network)
+
+
+def _read_onnx(path: Path, kind: str) -> FileContents:
+    onnx = import_extra("onnx", EXTRA, "onnx")
+    numpy_helper = import_extra("onnx.numpy_helper", EXTRA, "onnx")
+    try:
+        arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+    except (GapruneError, OSError):
+        raise
+    except Exception as error:  # compiled code raises any type on a damaged file
+        raise InputError(
+            f"file: {path} is damaged or not an ONNX file ({type(error).__name__}); export it again"
+        ) from error
+    numbers = [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
+    nonzeros = sum(int(np.count_nonzero(array)) for array in numbers)
+    return FileContents(path, kind, sum(array.size for array in numbers), nonzeros)
+
+
+_READERS: dict[str, Callable[[Path, str], FileContents]] = {
+    DENSE: lambda path, kind: _from_state(path, kind, load_state(path)),
+    TWO_FOUR: lambda path, kind: _from_state(path, kind, load_state(path)),
+    SPARSE: lambda path, kind: _from_state(path, kind, load_sparse(path)),
+    PRUNE: lambda path, kind: _from_state(path, kind, without_prune(load_state(path))),
+    MASKS: _read_masks,
+    ONNX: _read_onnx,
+    PROGRAM: _read_program,
+}
+
+
+def find_dense(path: Path, stated: str | Target | None) -> Target | None:
+    """Return the dense network of a file; None where nothing names it.
+
+    Args:
+        path: the file.
+        stated: a target's name, a run directory, or the target itself; None looks for an export
+            or a run in the folder of the file.
+
+    Raises:
+        InputError: what is named can't be loaded, or its weights have changed since pruning.
+    """
+    if isinstance(stated, Target):
+        return stated
+    if stated is not None:
+        config_path = Path(stated).expanduser() / CONFIG
+        if config_path.is_file():
+            return find_target(read_config(config_path), f"the run in {stated}")
+        return load_target(stated)
+    config, sha256 = _config_beside(path.resolve().parent)
+    if "target" not in config:
+        return None
+    target = find_target(config, str(path))
+    if sha256 not in (None, target.weights_sha256):
+        raise InputError(
+            f"target: the weights of {target.name} are no longer those that {path} was pruned from "
+            "(SHA-256); name the dense network with --target"
+        )
+    return target
+
+
+def _config_beside(folder: Path) -> tuple[Mapping[str, Any], str | None]:
+    """Return the settings of the export or run in a folder, and the hash of its dense weights."""
+    manifest = read_facts(folder)
+    if manifest is not None and isinstance(manifest.get("config"), dict):
+        return manifest["config"], manifest.get("weights_sha256")
+    if not (folder / CONFIG).is_file():
+        return {}, None
+    try:
+        sha256 = json.loads((folder / RECORD).read_text(encoding="utf-8"))["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # a run that hasn't ended
+        sha256 = None
+    return read_config(folder / CONFIG), sha256

@@ -1,0 +1,182 @@
+"""Writers of the formats that keep every layer: state dicts, masks, ONNX, transformers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gaprune.errors import GapruneError, InputError
+from gaprune.export.pruned_network import ExportOptions, PrunedNetwork, check_written
+from gaprune.export.sparse_writer import sparse_bytes
+from gaprune.io.mask_file import packed_bytes
+from gaprune.io.sparse import load_sparse
+from gaprune.io.weights import sha256_of
+from gaprune.models.onnx import FILE, compare_with_torch, save_onnx
+from gaprune.models.sources.optional_packages import import_extra
+from gaprune.runs.directory import load_masks
+
+MODEL, MASKS, SPARSE = "model.safetensors", "masks.safetensors", "model.sparse.safetensors"
+ORIG_SUFFIX, MASK_SUFFIX = "_orig", "_mask"  # torch.nn.utils.prune appends them to parameter names
+HF_PREFIX = "hf:"
+_HF_CONFIG = "config.json"
+_HF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
+_HF_SKIPPED = (".md", ".py")  # our card replaces theirs; code is never copied
+
+
+def write_dense(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
+    """Write the whole state dict, zeros included, for the original class."""
+    save_file(_contiguous(pruned.state), folder / MODEL, {"format": "pt"})
+    check_written(load_file(folder / MODEL), pruned.state)
+
+
+def write_masks(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
+    """Write one bit per prunable weight, and no weights."""
+    metadata = {"target": pruned.name, "weights_sha256": str(pruned.record["weights_sha256"])}
+    (folder / MASKS).write_bytes(packed_bytes(pruned.masks, **metadata))
+    check_written(load_masks(folder / MASKS), pruned.masks)
+
+
+def write_prune(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
+    """Write the state dict of a network under `torch.nn.utils.prune`.
+
+    `_orig` holds the pruned weights, as a run doesn't store the removed ones. Every name of a
+    tied parameter has its mask.
+    """
+    masks = masks_by_name(pruned.state, pruned.masks)
+    state: dict[str, Tensor] = {}
+    for name, value in pruned.state.items():
+        if name in masks:
+            state[name + ORIG_SUFFIX] = value
+            state[name + MASK_SUFFIX] = masks[name].to(value.dtype)
+        else:
+            state[name] = value
+    save_file(_contiguous(state), folder / MODEL, {"format": "pt"})
+    check_written(without_prune(load_file(folder / MODEL)), pruned.state)
+
+
+def write_sparse(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
+    """Write a sparse file (`docs/sparse-format.md`)."""
+    metadata = {
+        "target": pruned.name,
+        "weights_sha256": str(pruned.record["weights_sha256"]),
+        "sparsity": str(pruned.record["sparsity"]["actual"]),
+    }
+    content = sparse_bytes(pruned.state, pruned.masks, options, **metadata)
+    (folder / SPARSE).write_bytes(content)
+    state = load_sparse(folder / SPARSE)
+    # Half precision and codebooks round the masked weights; everything else must be unchanged.
+    rounds = options.half or options.codebook is not None
+    skipped = masks_by_name(pruned.state, pruned.masks) if rounds else {}
+    exact = [name for name in pruned.state if name not in skipped]
+    check_written(
+        {name: state[name] for name in exact}, {name: pruned.state[name] for name in exact}
+    )
+
+
+def write_onnx(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
+    """Write an ONNX file that takes any batch size, and compare it with torch in ONNX Runtime.
+
+    Raises:
+        GapruneError: an optional package is missing, torch can't export the network, or the
+            outputs differ.
+    """
+    target = pruned.target()
+    if target.dtype == torch.bfloat16:
+        raise GapruneError(
+            f"onnx: {target.name} computes in bfloat16, which ONNX Runtime doesn't take as input; "
+            "export it as dense or sparse, or prune it in float32"
+        )
+    model = pruned.network(target)
+    save_onnx(model, target, folder / FILE)
+    compare_with_torch(model, target, folder / FILE)
+
+
+def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
+    """Write a folder that `from_pretrained` of transformers opens.
+
+    Configuration and tokenizer are copied from the source, as are the weights of layers that the
+    pruned network doesn't use, such as a pooler.
+
+    Raises:
+        InputError: the network isn't one of `hf:NAME`.
+        GapruneError: transformers isn't installed, or the source is gone or has changed.
+    """
+    name = str(pruned.config.get("target", pruned.name))
+    if not name.startswith(HF_PREFIX):
+        raise InputError(
+            f"format: hf writes networks that came from hf:NAME, and this one is {name}; export it "
+            "as dense, sparse or onnx"
+        )
+    transformers = import_extra("transformers", "hf", "hf")
+    source = _hf_source(transformers, name.removeprefix(HF_PREFIX))
+    model_class: Any = type(pruned.target().model)
+    loading = {"local_files_only": True, "use_safetensors": True, "dtype": "auto"}
+    model = model_class.from_pretrained(source, **loading)
+    state = model.state_dict()
+    if unknown := [name for name in pruned.state if name not in state]:
+        raise GapruneError(
+            f"hf: {model_class.__name__} has no {unknown[0]}, which the run holds; its source has "
+            "changed since"
+        )
+    model.load_state_dict({**state, **pruned.state})
+    model.save_pretrained(folder)
+    for file in sorted(source.rglob("*")):
+        path = file.relative_to(source)
+        hidden = any(part.startswith(".") for part in path.parts)
+        if file.is_file() and not hidden and not file.name.endswith((*_HF_WEIGHTS, *_HF_SKIPPED)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / path)
+    check_written(model_class.from_pretrained(folder, **loading).state_dict(), model.state_dict())
+
+
+def _hf_source(transformers: Any, name: str) -> Path:  # noqa: ANN401 - a module
+    """Return the local folder with the files of a network of transformers."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        config = transformers.utils.cached_file(name, _HF_CONFIG, local_files_only=True)
+    except OSError as error:
+        raise GapruneError(
+            f"hf: the files of {name} are no longer on this machine; fetch them again (gaprune "
+            "prune … --allow-download yes)"
+        ) from error
+    return Path(config).parent
+
+
+def masks_by_name(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the masks under every name that a tied parameter has in a state dict."""
+    by_content = {sha256_of({"": state[name]}): mask for name, mask in masks.items()}
+    shapes = {mask.shape for mask in masks.values()}
+    named = dict(masks)
+    for name, value in state.items():
+        if name not in named and value.shape in shapes:
+            mask = by_content.get(sha256_of({"": value}))
+            if mask is not None:
+                named[name] = mask
+    return named
+
+
+def without_prune(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict in which `…_orig` times `…_mask` are the parameters again."""
+    plain: dict[str, Tensor] = {}
+    for name, value in state.items():
+        parameter = name.removesuffix(ORIG_SUFFIX)
+        if parameter != name and parameter + MASK_SUFFIX in state:
+            plain[parameter] = value * state[parameter + MASK_SUFFIX]
+        elif not (
+            name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) + ORIG_SUFFIX in state
+        ):
+            plain[name] = value
+    return plain
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share memory, such as tied parameters.
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
