@@ -28,7 +28,8 @@ from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.tasks import BreedTask, ScoreGroupTask, ScoreTask, Variation
+from gaprune.evolution.tasks import BreedTask, ScoreGroupTask, ScoreTask
+from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun

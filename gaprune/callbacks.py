@@ -23,7 +23,7 @@ class Observer:
         """A generation ended; `total` is the planned number, or None without a limit."""
 
     def progress(self, what: str, done: float, total: float | None) -> None:
-        """A long task, described by `what`, has finished `done` of `total` units (None: unknown)."""
+        """A long task `what` has finished `done` of `total` units (None: unknown)."""
 
     def warning(self, text: str) -> None:
         """Something the user should know, as a sentence."""

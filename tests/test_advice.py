@@ -40,7 +40,7 @@ def outcome_of(
         population=population,
         hall_of_fame=[],
         front=[],
-        judged=judged,
+        validation_scores=judged,
         history=[],
         stopped=stopped,
         evaluations=0,

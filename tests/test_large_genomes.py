@@ -37,7 +37,8 @@ from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.search_state import SearchState
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.evolution.tasks import BreedTask, Variation
+from gaprune.evolution.tasks import BreedTask
+from gaprune.evolution.variation import Variation
 from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import batched_forward

@@ -24,7 +24,8 @@ from gaprune.criteria import CRITERIA
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, rank
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.tasks import BreedTask, Variation
+from gaprune.evolution.tasks import BreedTask
+from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.runs.run import PruningRun

@@ -17,7 +17,8 @@ from worker_tasks import Echo, unreserved
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
+from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask
+from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack
 from gaprune.workers import FailedTask, RayWorkers, RetryPolicy, SerialWorkers, WorkerOptions
 from gaprune.workers.transport import RemoteGenome

@@ -21,7 +21,8 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
-from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask, Variation
+from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask
+from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import load_target

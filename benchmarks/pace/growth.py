@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from gaprune.config import make_settings
 from gaprune.criteria import score
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, seed_genes, to_storage
+from gaprune.evolution.search_plan import SearchLimits
 from gaprune.masks.supermask import Layout
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
@@ -108,7 +109,9 @@ def grow(width: int, load: Load) -> Grown:
     evolution = Evolution(make_plan(run.target, run.settings, run.preset), SerialWorkers(evaluator))
     evolution.run(people)
     del people
-    generation = seconds_of(evolution.step)
+    limits = SearchLimits(generations=evolution.generation + 1)
+    evolution.plan = replace(evolution.plan, limits=limits)
+    generation = seconds_of(lambda: evolution.run([]))
     return Grown(evaluator.layout.total, median(each), generation, first, middle, peak_mb())
 
 

@@ -1,1 +1,1 @@
-"""The search: genes, operators, breeding, survival."""
+"""The evolutionary search: genes, operators and the engine on DEAP."""

@@ -1,4 +1,4 @@
-"""Named ways to search: which operators, how many, who survives. Plain data over one engine."""
+"""Presets: named combinations of operators, selection and default settings, as plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gaprune import plugins
 from gaprune.errors import InputError, unknown_name
 from gaprune.evolution.operators import find_crossover, find_mutation
 
-FRONT = {"population": 24, "offspring": 12, "steps": 20, "generations": 12}  # many budgets at once
+FRONT = {"population": 24, "offspring": 12, "steps": 20, "generations": 12}  # for a Pareto search
 NONE = "none"  # stands for "no crossover" and "no mutation" among the operators
 
 
@@ -19,19 +19,20 @@ class Preset:
     """A way to search.
 
     Attributes:
-        description: one line for people.
-        crossovers: name → first probability; `NONE` copies the first parent.
-        mutations: the same for mutations.
+        description: one line for users.
+        crossovers: name → initial probability; `NONE` copies the first parent.
+        mutations: name → initial probability; `NONE` changes nothing.
         options: mutation → keyword arguments.
         gradient: whether every child is refined by straight-through gradient steps.
-        seeding: `baselines` (every data-free baseline at the same budget) or `kaiming`.
-        selection: who breeds: `tournament`, `roulette` or `random`.
-        survival: who stays: `best`, or `nsga2` over fitness and sparsity.
-        elitist: whether parents compete with their children; otherwise children replace them.
-        races: whether children are first scored on few calibration inputs and only the better half on all.
+        seeding: `baselines` (every data-free one-shot mask at the budget) or `kaiming`.
+        selection: of parents: `tournament`, `roulette` or `random`.
+        survival: `best`, or `nsga2` over fitness and sparsity.
+        elitist: whether parents compete with their children; else children replace them.
+        races: whether children are scored on a few calibration inputs first, and only the better
+            half on all of them.
         adaptive: whether operators that make better children are used more often.
-        defaults: settings that the user may override (`Settings` names).
-        scope, objective: what is used where the user names none; None leaves the settings alone.
+        defaults: default values of settings (`Settings` names).
+        scope, objective: default values of these settings; None keeps the general default.
     """
 
     description: str
@@ -52,7 +53,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "default": Preset(
-        description="memetic: crossover and mutation, then gradient steps on fresh calibration inputs",
+        description="memetic: crossover and mutation, then gradient steps on fresh inputs",
         crossovers={NONE: 0.35, "averaging": 0.45, "uniform": 0.1, "whole-layer": 0.1},
         mutations={NONE: 0.85, "threshold-swap": 0.05, "budget-shift": 0.05, "gaussian": 0.05},
         gradient=True,
@@ -100,22 +101,26 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Return a preset by name, our own or a plug-in's, or say which there are."""
-    found = PRESETS.get(name) or plugins.find_plugin(plugins.PRESETS, name, read_preset)
-    if found is None:
+    """Return a built-in preset or that of a plug-in.
+
+    Raises:
+        InputError: the name is unknown; the message lists the valid ones.
+    """
+    preset = PRESETS.get(name) or plugins.find_plugin(plugins.PRESETS, name, read_preset)
+    if preset is None:
         raise unknown_name(
             "preset", name, [*PRESETS, *plugins.plugin_names(plugins.PRESETS, PRESETS)]
         )
-    return found
+    return preset
 
 
-def read_preset(plugin: plugins.Plugin, held: Any) -> Preset:  # noqa: ANN401 - whatever it is
-    """Return the preset that a plug-in is.
+def read_preset(plugin: plugins.Plugin, value: Any) -> Preset:  # noqa: ANN401 - from a plug-in
+    """Return the preset that a plug-in provides.
 
     Raises:
-        InputError: it is none, or names an operator that there is not.
+        InputError: it is not a `Preset`, or names an unknown operator.
     """
-    preset = plugins.require_type(Preset)(plugin, held)
+    preset = plugins.require_type(Preset)(plugin, value)
     for names, find in ((preset.mutations, find_mutation), (preset.crossovers, find_crossover)):
         for name in set(names) - {NONE}:
             try:
@@ -126,7 +131,7 @@ def read_preset(plugin: plugins.Plugin, held: Any) -> Preset:  # noqa: ANN401 - 
 
 
 def as_pareto(preset: Preset) -> Preset:
-    """Return the preset as a search for a front: NSGA-II survival (Deb et al. 2002), no race."""
+    """Return the preset as a Pareto search: NSGA-II survival (Deb et al. 2002), no race."""
     return replace(
         preset,
         selection="random",
@@ -138,12 +143,12 @@ def as_pareto(preset: Preset) -> Preset:
 
 
 def as_warmup(preset: Preset) -> Preset:
-    """Return the preset with children that differ from their parent by gradient steps alone."""
+    """Return the preset without operators: children differ from their parent by gradient steps."""
     return replace(preset, crossovers={NONE: 1.0}, mutations={NONE: 1.0}, options={})
 
 
 def as_density_search(preset: Preset) -> Preset:
-    """Return the preset with children whose keep counts alone differ from their parent's."""
+    """Return the preset with one operator, which changes the keep counts of layers only."""
     return replace(
         preset,
         crossovers={NONE: 1.0},

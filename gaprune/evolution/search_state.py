@@ -1,8 +1,8 @@
 """The state of a search between two generations, and its form in a checkpoint.
 
-The genes of the population are saved bit for bit; of other individuals only the mask is. The random
-draws of a generation follow from the seed and its number, so DEAP's generator is the only one with a
-state.
+The genes of the population are saved bit for bit; of other individuals only the mask is. The
+random draws of a generation follow from the seed and its number, so DEAP's generator is the only
+one with a state.
 """
 
 from __future__ import annotations

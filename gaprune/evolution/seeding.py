@@ -1,45 +1,32 @@
-"""The first population: every data-free baseline at the same budget, or the original's noise."""
+"""The initial population: every data-free one-shot mask, or random scores (preset `classic`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gaprune.criteria import CRITERIA, DenseNetwork, find_criterion, score
 from gaprune.errors import GapruneError, InputError
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
-from gaprune.masks.units import Units
 
-LAYERWISE = "-layer"  # marks a criterion ranked inside layers of equal density
+LAYERWISE = "-layer"  # suffix of a criterion whose layers all have the same density
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A one-shot mask at the budget: its name and its genes."""
+    """The genes of a one-shot mask at the budget, and its name."""
 
     name: str
     genes: Genes
 
 
-class Ranked(Protocol):
-    """What is ranked: weights, or the units of a pattern."""
-
-    @property
-    def layout(self) -> Layout:
-        """Of what has scores."""
-
-    @property
-    def units(self) -> Units | None:
-        """None where every weight has a score of its own."""
-
-
-def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its own name
+def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     network: DenseNetwork,
     calibration: Tensor,
     sparsity: float,
@@ -48,37 +35,46 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
     *,
     gradients: bool = True,
     only: Collection[str] | None = None,
-    ranked: Ranked | None = None,
+    ranked: Evaluator | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[Baseline]:
-    """Yield every data-free baseline at a budget, one at a time.
+    """Yield the one-shot masks at a budget, one at a time.
 
-    Each criterion is ranked over all layers; magnitude also inside layers of equal density. Where
-    scope is `layer`, all of them are. The units of a pattern are ranked in both ways by all: means
-    over units of many weights and of few are hardly comparable.
+    Every criterion ranks all layers together, magnitude also every layer by itself at equal
+    density. With scope `layer`, all rank layers by themselves. With units, all do both: means over
+    large and small units are hardly comparable between layers.
 
     Args:
         network: the dense network.
-        calibration inputs: for the criteria that look at inputs, `[N, …]`.
+        calibration: inputs `[N, …]` for the criteria that need some.
         sparsity: fraction of weights to remove.
         scope: `allocated`, `global` or `layer`.
         generator: for the random criterion.
-        gradients: False leaves out the criteria that differentiate the network.
-        only: the criteria that are wanted, also those of plug-ins; None is all of our own.
-        ranked: units that are ranked by the mean over their weights; None ranks weights.
-        warn: told of a criterion that cannot be computed on this network.
+        gradients: False skips the criteria that differentiate the network.
+        only: names of criteria, also of plug-ins; None means all built-in ones.
+        ranked: an evaluator whose units are ranked by the mean score of their weights, if it has
+            any; None ranks weights.
+        warn: called with a warning for a criterion that fails on this network.
+
+    Raises:
+        InputError: an unknown criterion, or a layer that scope `layer` would empty.
     """
     layout = network.layout if ranked is None else ranked.layout
     units = None if ranked is None else ranked.units
     keep = keep_total(layout, sparsity)
-    chosen = CRITERIA if only is None else {name: find_criterion(name) for name in _ordered(only)}
-    for name, criterion in chosen.items():
+    if only is None:
+        criteria = CRITERIA
+    else:  # built-in ones in their own order: it decides the random draws
+        names = [name for name in CRITERIA if name in only]
+        names += sorted(set(only) - set(names))
+        criteria = {name: find_criterion(name) for name in names}
+    for name, criterion in criteria.items():
         if criterion.takes_gradients and not gradients:
             continue
         try:
             scores = score(name, network, calibration, generator, density=1 - sparsity)
         except (GapruneError, RuntimeError) as error:
-            warn(f"baseline {name} is left out: {error}")
+            warn(f"baseline {name} is skipped: {error}")
             continue
         scores = scores if units is None else units.unit_mean(scores)
         if scope != "layer":
@@ -89,21 +85,15 @@ def baselines(  # noqa: PLR0913 # what a criterion may depend on, each by its ow
             except InputError:
                 if scope == "layer":
                     raise
-                continue  # a tiny layer would be emptied; the other baselines remain
+                continue  # equal density would empty a small layer; the other masks remain
             genes = seed_genes(scores, layout, keep, scope, uniform)
             yield Baseline(name if scope == "layer" else name + LAYERWISE, genes)
-
-
-def _ordered(names: Collection[str]) -> list[str]:
-    """Return our own criteria in their order, then those of plug-ins."""
-    own = [name for name in CRITERIA if name in names]
-    return [*own, *sorted(set(names) - set(own))]
 
 
 def kaiming_population(
     layout: Layout, sparsity: float, scope: str, count: int, generator: torch.Generator
 ) -> Iterator[Genes]:
-    """Yield genes of random scores, ranked by size: Kaiming-uniform per layer, as first written."""
+    """Yield genes of random scores, Kaiming-uniform per layer, ranked by absolute value."""
     counts = tuple(uniform_counts(layout, sparsity)) if scope == "layer" else None
     keep = keep_total(layout, sparsity)
     for _ in range(count):

@@ -125,7 +125,7 @@ class VariationSampler:
     def draw(
         self, pair: tuple[Individual, Individual], generation: int, generator: torch.Generator
     ) -> tuple[Variation, float]:
-        """Return the variation for a child of `pair`, and the step scale that the child inherits."""
+        """Return the variation for a child of `pair`, and the step scale of the child."""
         crossover, mutation = self.crossovers.draw(generator), self.mutations.draw(generator)
         # log-normal mutation of the step scale: self-adaptation as in evolution strategies. Drawn
         # even where it is not used, so that every child takes the same number of random draws.
@@ -154,7 +154,7 @@ class VariationSampler:
         self.mutations.credit(variation.mutation or NONE, improved=improved)
 
     def _annealing(self, generation: int) -> float:
-        """Return the factor on the step length: a cosine from 1 to `MIN_ANNEALING` over the phase."""
+        """Return the factor on step lengths: a cosine from 1 to `MIN_ANNEALING` over the phase."""
         progress = self._phase.progress(generation)
         return MIN_ANNEALING + (1 - MIN_ANNEALING) * (1 + cos(pi * progress)) / 2
 

@@ -21,7 +21,7 @@ from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.genome import Individual
+from gaprune.evolution.genome import Genes, Individual
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
 from gaprune.profiling import profiled
@@ -263,7 +263,7 @@ class _Tries:
 def _cut(seed: Individual, span: Span, sparsity: float) -> Tensor:
     """Return the flat mask of the same scores at another sparsity."""
     counts = tuple(uniform_counts(span.layout, sparsity)) if seed.genes.fixed else None
-    genes = replace(seed.genes, keep=span.kept(sparsity), counts=counts)
+    genes: Genes = replace(seed.genes, keep=span.kept(sparsity), counts=counts)
     return genes.decode(span.layout)
 
 
