@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from gaprune.io.serialization import to_stamp
+from gaprune.io.serialization import to_metadata
 from gaprune.models.zoo import mnist, networks
 
 CHECKPOINTS = Path(mnist.__file__).parent / "checkpoints"
@@ -99,7 +99,7 @@ def main() -> None:
         model = train(recipe, train_data, arguments.seed)
         score = accuracy(model, test_data)
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        metadata = to_stamp(
+        metadata = to_metadata(
             network=name,
             test_accuracy=f"{score:.4f}",
             seed=str(arguments.seed),

@@ -22,7 +22,7 @@ from benchmarks.cluster.kills import CALLS
 from gaprune import InputOptions, export, prune, save_run
 from gaprune.export import EXPORTERS, export_run
 from gaprune.export.model_card import CARD
-from gaprune.io.manifest import FACTS, check_exported, read_facts
+from gaprune.io.manifest import MANIFEST, check_exported, read_manifest
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_run
@@ -93,12 +93,12 @@ _RUNS: dict[str, Callable[[Path, Path], Path]] = {
 
 def is_whole(place: Path) -> bool:
     """Tell whether a folder is a complete export, every file as it was written."""
-    facts = read_facts(place)
+    facts = read_manifest(place)
     assert facts is not None
     names = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
     for name in facts["files"]:
         check_exported(place / name)
-    return names == {*facts["files"], FACTS, CARD}
+    return names == {*facts["files"], MANIFEST, CARD}
 
 
 def stopped(form: str, run: Path, folder: Path, *steps: int) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.mask_file import save_masks
-from gaprune.io.serialization import from_stamp
+from gaprune.io.serialization import from_metadata
 from gaprune.masks.supermask import Layout
 from gaprune.runs.directory import load_masks
 
@@ -45,7 +45,7 @@ def test_the_file_says_what_it_is_and_equal_masks_are_equal_files(tmp_path: Path
     one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     with safe_open(one, "pt") as file:
-        assert from_stamp(file.metadata()) == {"format": "gaprune mask", "target": "lenet"}
+        assert from_metadata(file.metadata()) == {"format": "gaprune mask", "target": "lenet"}
         assert file.get_tensor("b.weight").dtype == torch.uint8
 
 

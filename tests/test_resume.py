@@ -21,9 +21,8 @@ from torch import nn
 
 import gaprune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune, resume
-from gaprune.calibration.calibration_set import CalibrationSet
+from gaprune.calibration.calibration_set import CalibrationSet, from_record, to_record
 from gaprune.calibration.samples import Samples, concatenate
-from gaprune.calibration.calibration_set import from_record, to_record
 from gaprune.callbacks import Observer
 from gaprune.cli import main
 from gaprune.config import NEUTRAL, Settings

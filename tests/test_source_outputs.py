@@ -17,8 +17,12 @@ from torch.func import functional_call
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.prunable import find_prunable
-from gaprune.models.sources import check_one_input, choose_output, describe_outputs
-from gaprune.models.sources.outputs import select_output
+from gaprune.models.sources.outputs import (
+    check_one_input,
+    choose_output,
+    describe_outputs,
+    select_output,
+)
 from gaprune.models.target import target_from_module
 
 

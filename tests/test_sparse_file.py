@@ -23,7 +23,7 @@ from torch import Tensor
 from gaprune.errors import GapruneError, InputError
 from gaprune.export.pruned_network import ExportOptions
 from gaprune.export.sparse_writer import sparse_bytes
-from gaprune.io.serialization import to_stamp
+from gaprune.io.serialization import to_metadata
 from gaprune.io.sparse import DTYPES, TABLE, VERSION, decode, entry_sha256, load_sparse
 from gaprune.masks.supermask import top_k_mask
 from gaprune.models.zoo import ZOO, load_zoo_network
@@ -262,7 +262,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_sparse(tmp_path / "missing.safetensors")
     for version, remedy in (("1", r"version 1 .*0\.2.*export"), ("3", "version 3 .*later gaprune")):
-        stamp = to_stamp(format="gaprune sparse", version=version, table="", sha256="0")
+        stamp = to_metadata(format="gaprune sparse", version=version, table="", sha256="0")
         save_file({TABLE: torch.zeros(2, dtype=torch.uint8)}, dense, stamp)
         with pytest.raises(InputError, match=remedy):
             load_sparse(dense)

@@ -110,7 +110,7 @@ def test_nothing_is_downloaded_unasked() -> None:
 
 def test_a_download_that_fails_is_an_input_error() -> None:
     """Allowed, it is tried; here the network refuses."""
-    with pytest.raises(InputError, match=r"could not be fetched.*--weights FILE"):
+    with pytest.raises(InputError, match=r"could not be downloaded.*--weights FILE"):
         load_source(f"timm:{SMALL}", allow_download=True)
 
 

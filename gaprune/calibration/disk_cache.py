@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.io.atomic import write_file
-from gaprune.io.serialization import from_stamp, to_stamp
+from gaprune.io.serialization import from_metadata, to_metadata
 from gaprune.io.weights import sha256_of
 
 CACHE_VARIABLE = "GAPRUNE_CACHE"  # environment variable that names the folder
@@ -97,7 +97,7 @@ def _read(path: Path, key: str, warn: Callable[[str], None]) -> Tensor | None:
         if not path.is_file():
             return None
         with safe_open(path, "pt") as file:
-            facts = from_stamp(file.metadata())
+            facts = from_metadata(file.metadata())
             inputs: Tensor = file.get_tensor(_INPUTS)
         if facts == {"key": key, "sha256": sha256_of({_INPUTS: inputs})}:
             with contextlib.suppress(OSError):  # the folder may be read-only
@@ -114,7 +114,7 @@ def _write(path: Path, key: str, inputs: Tensor) -> None:
     """Write under a temporary name and rename, so that readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {_INPUTS: inputs.contiguous()}
-    write_file(path, save(stored, to_stamp(key=key, sha256=sha256_of(stored))))
+    write_file(path, save(stored, to_metadata(key=key, sha256=sha256_of(stored))))
 
 
 def _delete_least_recent(newest: Path) -> None:

@@ -22,7 +22,7 @@ from gaprune.io.atomic import (
     replacing,
     writing,
 )
-from gaprune.io.manifest import FACTS, SCHEMA, file_facts, read_facts
+from gaprune.io.manifest import MANIFEST, SCHEMA, manifest_entry, read_manifest
 from gaprune.io.serialization import to_json
 from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.result import Result
@@ -132,10 +132,10 @@ def export(  # noqa: PLR0913 # options, each by its own name
                     "repaired": pruned.repaired,
                     "target": pruned.name,
                     "weights_sha256": pruned.record["weights_sha256"],
-                    "files": {name: file_facts(folder / name) for name in files},
+                    "files": {name: manifest_entry(folder / name) for name in files},
                     "config": {**config, "sparsity": pruned.record["sparsity"]["asked"]},
                 }
-                (folder / FACTS).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
+                (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
                 card = model_card(pruned, format, options, files, dense_bytes)
                 (folder / CARD).write_text(card, encoding="utf-8")
         except BaseException:
@@ -145,8 +145,8 @@ def export(  # noqa: PLR0913 # options, each by its own name
 
 
 def _check_free(path: Path, out: str | Path, *, overwrite: bool) -> None:
-    manifest = read_facts(path)
-    exported = () if manifest is None else (*manifest["files"], FACTS, CARD)
+    manifest = read_manifest(path)
+    exported = () if manifest is None else (*manifest["files"], MANIFEST, CARD)
     if check_output_folder(out, exported, recursive=True) and not overwrite:
         raise InputError(
             f"out: {out} holds an earlier export; name another folder, or add --overwrite"

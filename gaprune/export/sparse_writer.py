@@ -16,7 +16,7 @@ from gaprune.errors import InputError
 from gaprune.export.clustering import shared_values
 from gaprune.export.pruned_network import ExportOptions, to_half
 from gaprune.io import sparse
-from gaprune.io.serialization import to_stamp
+from gaprune.io.serialization import to_metadata
 from gaprune.io.sparse import DTYPES, SKIP
 from gaprune.masks.supermask import check_masks
 
@@ -63,7 +63,7 @@ def sparse_bytes(
         name: torch.from_numpy(np.frombuffer(part, np.uint8).copy())
         for name, part in ((sparse.DATA, content), (sparse.TABLE, stored))
     }
-    return save(tensors, to_stamp(**facts, sha256=sparse.table_sha256(facts, stored)))
+    return save(tensors, to_metadata(**facts, sha256=sparse.table_sha256(facts, stored)))
 
 
 def _identity(tensor: Tensor, name: str) -> str:

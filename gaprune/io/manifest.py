@@ -1,4 +1,4 @@
-"""What an export says about its files in `export.json`, and whether they still are those files."""
+"""`export.json` beside exported files: their sizes and hashes, and whether they still match."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 
 from gaprune.errors import InputError
 
-FACTS = "export.json"
+MANIFEST = "export.json"
 SCHEMA = 1
 
 
-def read_facts(folder: Path) -> dict[str, Any] | None:
-    """Return the content of `export.json`, or None where there is none."""
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the content of `export.json`, or None if there is none."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and isinstance(facts.get("files"), dict) else None
+    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Return what is noted of one file."""
+def manifest_entry(path: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file."""
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def check_exported(path: Path) -> None:
-    """Raise where the folder of a file says that the file was another one when it was exported.
+    """Raise if the `export.json` beside a file lists another hash for it.
 
-    Formats of others do not notice a flipped bit. A file without `export.json` beside it passes.
+    Formats of other tools do not notice a flipped bit. A file without `export.json` passes.
 
     Raises:
-        InputError: another file.
+        InputError: the file was changed since the export.
     """
-    facts = read_facts(path.parent)
-    noted = None if facts is None else facts["files"].get(path.name)
-    if isinstance(noted, dict) and path.is_file() and noted.get("sha256") != _sha256(path):
+    manifest = read_manifest(path.parent)
+    entry = None if manifest is None else manifest["files"].get(path.name)
+    if isinstance(entry, dict) and path.is_file() and entry.get("sha256") != _sha256(path):
         raise InputError(
-            f"weights: {path} is damaged or was changed: it is not what {FACTS} beside it says was "
-            "exported (SHA-256); export or fetch it again, or take it out of that folder"
+            f"weights: {path} is damaged or was changed: its SHA-256 is not the one in {MANIFEST} "
+            "beside it; export or fetch it again, or move it out of that folder"
         )
 
 

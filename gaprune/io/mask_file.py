@@ -1,9 +1,10 @@
-"""Write masks to a file that `gaprune.load_masks` and every other tool reads."""
+"""Write and read mask files: uint8 masks that other tools read, and one bit per weight."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -14,8 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.atomic import write_file
-from gaprune.io.serialization import from_stamp, to_stamp
+from gaprune.io.serialization import from_metadata, to_metadata
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import pack, unpack
 
@@ -26,7 +26,7 @@ PACKED = "gaprune packed masks"
 def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> Path:
     """Write masks as uint8 tensors of 0 and 1, the format of a run's `mask.safetensors`.
 
-    The file takes its name once it is complete; a file of that name is replaced.
+    The file appears under its name only when it is complete, and replaces an existing one.
 
     Args:
         masks: parameter name → bool tensor of the parameter's shape, true where the weight stays.
@@ -37,8 +37,8 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
         The path.
 
     Raises:
-        InputError: no masks, one that is not bool, another suffix.
-        GapruneError: the place cannot be written.
+        InputError: no masks, a mask that is not bool, another suffix.
+        GapruneError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
@@ -49,13 +49,18 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
         if mask.dtype != torch.bool:
             raise InputError(f"masks[{name!r}]: must be bool, got {mask.dtype}")
     stored = {name: mask.to(torch.uint8).cpu().contiguous() for name, mask in masks.items()}
-    content = save(stored, to_stamp(format="gaprune mask", **about))
+    content = save(stored, to_metadata(format="gaprune mask", **about))
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        write_file(path, content)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise GapruneError(
-            f"path: cannot write {path} ({error.strerror or error}); name a place in a folder that "
-            "exists and that you may write to"
+            f"path: cannot write {path} ({error.strerror or error}); name a file in an existing "
+            "folder that you may write to"
         ) from error
     return path
 
@@ -63,32 +68,37 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
 def packed_bytes(masks: Mapping[str, Tensor], **about: str) -> bytes:
     """Return the content of a file with one bit per weight, which `gaprune.load_masks` reads.
 
-    Parameter name → uint8 `[⌈n/8⌉]`, the first weight in the highest bit; the shapes are in the
-    metadata, and a SHA-256 of both, for any bits are masks.
+    Each parameter is uint8 `[⌈n/8⌉]`, the first weight in the highest bit. The metadata holds the
+    shapes and a SHA-256 of bits and shapes, because any bits are valid masks.
     """
     bits = {name: torch.from_numpy(pack(mask.reshape(-1))) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
-    return save(bits, to_stamp(format=PACKED, shapes=shapes, sha256=_sha256(bits, shapes), **about))
+    metadata = to_metadata(format=PACKED, shapes=shapes, sha256=_sha256(bits, shapes), **about)
+    return save(bits, metadata)
 
 
 def packed_shapes(path: Path) -> dict[str, list[int]] | None:
-    """Return the shapes in the metadata of a file with packed masks; None: it is another file."""
+    """Return the shapes of a file with packed masks, or None for any other file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if path.suffix.lower() != SUFFIX:
         return None
     try:
         with safe_open(path, "pt") as file:
-            facts = from_stamp(file.metadata())
+            facts = from_metadata(file.metadata())
             if facts.get("format") != PACKED:
                 return None
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        found = _sha256(stored, facts["shapes"])
+        sha256 = _sha256(stored, facts["shapes"])
         shapes = dict(json.loads(facts["shapes"]))
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"mask: {path} is damaged ({error}); export or fetch it again") from error
-    if facts.get("sha256", found) != found:  # older files say none
+    if facts.get("sha256", sha256) != sha256:  # files of older versions have none
         raise InputError(
-            f"mask: {path} is damaged (its bits are not those that were written: SHA-256); export "
-            "or fetch it again"
+            f"mask: {path} is damaged (its SHA-256 is not the one in its metadata); export or "
+            "fetch it again"
         )
     return shapes
 
@@ -101,8 +111,8 @@ def unpack_masks(
     Raises:
         InputError: the bits do not fit the shapes.
     """
-    fitting = {name: -(-prod(shape) // 8) for name, shape in shapes.items()}
-    if {name: bits.numel() for name, bits in stored.items()} != fitting or any(
+    sizes = {name: -(-prod(shape) // 8) for name, shape in shapes.items()}
+    if {name: bits.numel() for name, bits in stored.items()} != sizes or any(
         bits.dtype != torch.uint8 for bits in stored.values()
     ):
         raise InputError(

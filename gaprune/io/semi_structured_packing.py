@@ -1,4 +1,4 @@
-"""Weights that hold 2:4, packed as torch packs them for CUDA: half of the values, and which."""
+"""2:4 sparse weights as torch packs them for CUDA: half of the values, and their positions."""
 
 from __future__ import annotations
 
@@ -12,32 +12,25 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 VALUES, META = ".packed", ".meta"
-HALVES = (torch.float16, torch.bfloat16)  # what torch packs
+HALVES = (torch.float16, torch.bfloat16)  # the dtypes that torch packs
 
 
 def packed(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """Return a matrix of 16-bit floats as the two tensors that stand for it in a file."""
-    values, places = sparse_semi_structured_from_dense_cutlass(weight)
-    return {name + VALUES: values.contiguous(), name + META: places.contiguous()}
-
-
-def packed_names(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the weights that are packed in a state dict."""
-    stems = (name.removesuffix(VALUES) for name in state if name.endswith(VALUES))
-    return tuple(stem for stem in stems if _is_packed(stem, state))
+    """Return the two tensors that replace a matrix of 16-bit floats in a file."""
+    values, positions = sparse_semi_structured_from_dense_cutlass(weight)
+    return {name + VALUES: values.contiguous(), name + META: positions.contiguous()}
 
 
 def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in which packed weights are whole again, each in its place.
+    """Return a state dict in which packed weights are dense again, in their order.
 
     Raises:
-        RuntimeError: the parts do not fit each other.
+        RuntimeError: values and positions do not fit.
     """
-    names = packed_names(state)
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
         stem = name.removesuffix(VALUES).removesuffix(META)
-        if stem not in names or name == stem:
+        if name == stem or not _is_packed(stem, state):
             plain[name] = value
         elif name.endswith(VALUES):
             plain[stem] = sparse_semi_structured_to_dense_cutlass(value, state[stem + META])
@@ -45,5 +38,7 @@ def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_packed(stem: str, state: Mapping[str, Tensor]) -> bool:
-    values, places = state[stem + VALUES], state.get(stem + META)
-    return places is not None and values.dtype in HALVES and places.dtype == torch.int16
+    values, positions = state.get(stem + VALUES), state.get(stem + META)
+    if values is None or positions is None:
+        return False
+    return values.dtype in HALVES and positions.dtype == torch.int16

@@ -1,4 +1,4 @@
-"""Plain data as text that every reader takes: TOML to be edited, strict JSON to be parsed."""
+"""Plain data as text: TOML for people, strict JSON for programs, metadata of safetensors files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-STAMP = "about"  # the metadata key of our safetensors files
+METADATA_KEY = "about"
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
@@ -21,44 +21,44 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def to_json(record: Any, indent: int | None = None) -> str:  # noqa: ANN401 - any plain data
-    """Return strict JSON: what is not a finite number becomes null."""
+    """Return strict JSON: NaN and infinity become null."""
     return json.dumps(_finite(record), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def to_stamp(**facts: str) -> dict[str, str]:
+def to_metadata(**facts: str) -> dict[str, str]:
     """Return metadata for a safetensors file: all facts as JSON under one key.
 
-    The header holds several keys in random order, so only one keeps equal files equal by byte.
+    safetensors writes several keys in random order; one key keeps equal files equal byte by byte.
     """
-    return {STAMP: json.dumps(facts, ensure_ascii=False)}
+    return {METADATA_KEY: json.dumps(facts, ensure_ascii=False)}
 
 
-def from_stamp(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the facts that `to_stamp` wrote."""
-    return dict(json.loads((metadata or {}).get(STAMP, "{}")))
+def from_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the facts that `to_metadata` wrote."""
+    return dict(json.loads((metadata or {}).get(METADATA_KEY, "{}")))
 
 
-def text_or_nothing(path: Path) -> str:
-    """Return what a file holds, and nothing where it cannot be read."""
+def text_or_empty(path: Path) -> str:
+    """Return the content of a file, or "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
 
 
-def object_or_nothing(text: str) -> dict[str, Any]:
-    """Return the object that JSON holds, and an empty one where it holds none."""
+def object_or_empty(text: str) -> dict[str, Any]:
+    """Return the object in a JSON text, or {} if there is none."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _toml(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, (bool, str)):  # JSON escapes what TOML wants escaped, all but DEL
+    if isinstance(value, (bool, str)):  # JSON escapes everything that TOML requires, except DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (int, float)):
         return repr(value)

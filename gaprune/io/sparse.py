@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.serialization import from_stamp
+from gaprune.io.serialization import from_metadata
 
 FORMAT, VERSION = "gaprune sparse", "2"
 TABLE, DATA = "gaprune/table", "gaprune/data"
@@ -41,7 +41,7 @@ def is_sparse(file: Any) -> bool:  # noqa: ANN401 - safetensors has no type for 
     Raises:
         ValueError, TypeError: its metadata is damaged.
     """
-    return TABLE in file.keys() or from_stamp(file.metadata()).get("format") == FORMAT  # noqa: SIM118
+    return TABLE in file.keys() or from_metadata(file.metadata()).get("format") == FORMAT  # noqa: SIM118
 
 
 def load_sparse(path: str | Path) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
     subject = "the file"
     try:
         with safe_open(path, "numpy") as file:
-            metadata = from_stamp(file.metadata())
+            metadata = from_metadata(file.metadata())
             _check_version(metadata, path)
             stored, data = file.get_tensor(TABLE), file.get_tensor(DATA)
         table = _read_table(metadata, stored, len(data))

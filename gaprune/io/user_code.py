@@ -1,4 +1,4 @@
-"""Functions that the user names as `path/to/file.py:function`; the file is code, and it runs."""
+"""Functions that the user names as `path/to/file.py:function`. The file is code and is run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from gaprune.errors import InputError
 
-PREFIX = "_gaprune_user_"  # of the names under which user files are in `sys.modules`
+PREFIX = "_gaprune_user_"  # of the names of user files in `sys.modules`
 
 
 def load_function(spec: str, argument: str) -> Callable[..., Any]:
@@ -21,10 +21,10 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
 
     Args:
         spec: the path, a colon, the name.
-        argument: what the caller calls this input; error messages begin with it.
+        argument: the caller's name of this input; error messages begin with it.
 
     Raises:
-        InputError: not of that form, no such file or function, or the file raises.
+        InputError: not of this form, no such file or function, or the file raises.
     """
     file, _, name = spec.rpartition(":")
     if not file or not name.isidentifier():
@@ -32,19 +32,25 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
     module = import_file(Path(file), argument)
     function = getattr(module, name, None)
     if not callable(function):
+        public = {
+            key: value
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        }
+        defined = [key for key, value in public.items() if value.__module__ == module.__name__]
         raise InputError(
             f"{argument}: {file} has no function {name!r}; "
-            f"it has {', '.join(_callables(module)) or 'none'}"
+            f"it has {', '.join(defined or public) or 'none'}"
         )
     return function  # type: ignore[no-any-return]
 
 
 def import_file(path: Path, argument: str) -> ModuleType:
-    """Import a Python file once per process, under a name that depends on its full path only.
+    """Import a Python file once per process, under a name that depends only on its full path.
 
     The stable name lets another process that has imported the same file unpickle its classes. The
-    file's folder is appended to `sys.path` (last, so it shadows nothing) for its own imports. What
-    it prints goes to stderr.
+    file's folder is appended to `sys.path` (last, so that it shadows nothing) for its own imports.
+    What it prints goes to stderr.
 
     Raises:
         InputError: the file is missing, is not a `.py` file, or raises.
@@ -63,7 +69,7 @@ def import_file(path: Path, argument: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None  # always so for a .py file
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look up their module
     try:
         call_user(spec.loader.exec_module, module, where=f"{argument}: importing {path}")
     except BaseException:  # Ctrl-C too: half a module must not be found next time
@@ -73,25 +79,15 @@ def import_file(path: Path, argument: str) -> ModuleType:
 
 
 def call_user(function: Callable[..., Any], *arguments: Any, where: str) -> Any:  # noqa: ANN401
-    """Call the user's code; what it prints goes to stderr, what it raises becomes an `InputError`.
+    """Call the user's code. What it prints goes to stderr, what it raises becomes an `InputError`.
 
     Args:
         function: the code.
-        *arguments: what it is called with.
-        where: what was going on, the beginning of the message.
+        *arguments: passed to it.
+        where: the beginning of the error message.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             return function(*arguments)
     except (Exception, SystemExit) as error:
         raise InputError(f"{where} raised {type(error).__name__}: {error}") from error
-
-
-def _callables(module: ModuleType) -> list[str]:
-    public = {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value) and not name.startswith("_")
-    }
-    own = [name for name, value in public.items() if value.__module__ == module.__name__]
-    return own or list(public)

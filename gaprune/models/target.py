@@ -1,4 +1,4 @@
-"""The network to prune: loaded safely, copied, frozen, and tried once. It is also the teacher."""
+"""Load the network to prune: safely, as a private frozen copy that has run once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +16,10 @@ from gaprune.io.weights import apply_state, load_state, sha256_of
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.forward import deterministic
 from gaprune.models.input_spec import InputOptions, InputSpec, resolve_inputs, sample_inputs
-from gaprune.models.network import DenseNetwork
+from gaprune.models.network import DenseNetwork, LoadedNetwork
 from gaprune.models.prunable import check_structure, find_prunable
-from gaprune.models.sources import (
-    SOURCES,
-    check_one_input,
-    choose_output,
-    describe_outputs,
-    is_sourced,
-    load_source,
-)
+from gaprune.models.sources import SOURCES, is_sourced, load_source
+from gaprune.models.sources.outputs import check_one_input, choose_output, describe_outputs
 from gaprune.models.zoo import ZOO
 
 __all__ = [
@@ -41,14 +34,14 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A pretrained network ready to be pruned, and the dense teacher of its candidates.
+    """A trained network to prune. The dense network is also the teacher of its candidates.
 
     Attributes:
-        name: what the user calls it.
+        name: the user's name for it.
         network: a private copy of the network, with its prunable weights.
-        weights_sha256: hash of all its parameters and buffers.
-        zoo: its name in the zoo, or None; set also where other weights were loaded into it.
-        origin: where the network and its weights came from, in words.
+        weights_sha256: hash of all parameters and buffers.
+        zoo: its name in the zoo, or None; set even if other weights were loaded into it.
+        origin: a description of where network and weights came from.
     """
 
     name: str
@@ -59,7 +52,7 @@ class Target:
 
     @property
     def model(self) -> nn.Module:
-        """The network itself."""
+        """The network itself, in evaluation mode."""
         return self.network.model
 
     @property
@@ -84,7 +77,7 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """The device that the network is on."""
+        """The device of the network."""
         return self.network.device
 
     def to(self, device: str | torch.device) -> Target:
@@ -93,23 +86,27 @@ class Target:
         return self if network is self.network else replace(self, network=network)
 
     def example(self) -> Tensor:
-        """Return one random input `[1, *inputs.shape]` that the network takes."""
+        """Return one random input `[1, *inputs.shape]`."""
         return sample_inputs(self.inputs, 1, self.dtype).to(self.device)
 
     def masked_state(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state dict under masks of the prunable weights, by name, on the CPU.
+        """Return the state dict under masks of prunable weights, by name, on the CPU.
 
-        Dropped weights are 0, all other bits as they were; every tensor is contiguous and shares
-        memory with none.
+        Dropped weights are 0, all other bits are unchanged. Tensors are contiguous and share no
+        memory.
         """
-        there = {name: mask.to(self.device) for name, mask in masks.items()}
-        kept = masked_weights({name: self.weights[name] for name in masks}, there)
-        by_memory = {
-            (self.weights[name].data_ptr(), weight.shape): weight for name, weight in kept.items()
-        }  # a tied parameter has several names and one memory
+        masks = {name: mask.to(self.device) for name, mask in masks.items()}
+        masked = masked_weights({name: self.weights[name] for name in masks}, masks)
+        # a tied parameter has several names in the state dict, but one address
+        by_address = {
+            (self.weights[name].data_ptr(), weight.shape): weight for name, weight in masked.items()
+        }
         return {
-            key: _apart(by_memory.get((value.data_ptr(), value.shape), value))
-            for key, value in self.model.state_dict().items()
+            name: by_address.get((value.data_ptr(), value.shape), value)
+            .detach()
+            .to("cpu", copy=True)
+            .contiguous()
+            for name, value in self.model.state_dict().items()
         }
 
     def masked_copy(self, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -119,7 +116,7 @@ class Target:
         return model
 
 
-def load_target(  # noqa: PLR0913 # what is known about a network, each by its own name
+def load_target(  # noqa: PLR0913 # every argument is an option of the command line
     spec: str,
     *,
     weights: Path | None = None,
@@ -134,35 +131,36 @@ def load_target(  # noqa: PLR0913 # what is known about a network, each by its o
     Args:
         spec: a zoo name, `timm:NAME` or `hf:NAME` (see `gaprune.models.sources`), or
             `path/to/file.py:factory`, a function without arguments that returns the network. The
-            file is code and runs.
-        weights: its checkpoint (see `load_state`). A zoo network has its own, which this replaces;
-            without it a factory must return a trained network by itself.
-        inputs: what is known about the input (see `resolve_inputs`).
+            file is code and is run.
+        weights: a checkpoint (see `load_state`). It replaces the weights of a zoo network; without
+            it a factory must return a trained network.
+        inputs: what the user states about the input (see `resolve_inputs`).
         prune_also: further parameters to prune, by qualified name.
-        device: where to run it.
-        output: which output is compared, by name or place, where the network has several (see
-            `gaprune.models.sources.choose_output`).
-        allow_download: whether pretrained weights of `timm:` or `hf:` may be fetched.
+        device: where to run the network.
+        output: which output to compare, by name or index, if the network has several (see
+            `gaprune.models.sources.outputs.choose_output`).
+        allow_download: whether pretrained weights of `timm:` or `hf:` may be downloaded.
 
     Raises:
-        InputError: any of these is wrong, or the network cannot be pruned; the message says which.
+        InputError: an argument is wrong, or the network cannot be pruned.
     """
     if is_sourced(spec):
-        found = load_source(spec, weights=weights, output=output, allow_download=allow_download)
-        source = _Source(found.model, spec, None, found.origin, found.inputs)
-        return _make_target(source, inputs or InputOptions(), prune_also, device)
-    entry = ZOO.get(spec)
-    model = entry.factory() if entry else _from_factory(spec)
-    checkpoint = weights or (entry.checkpoint if entry else None)
-    if checkpoint is not None:
-        apply_state(model, load_state(checkpoint))
-    if output is not None:
-        choose_output(model, output)
-    origin = f"zoo network {spec}" if entry else f"factory {spec}"
-    if weights is not None:
-        origin += f", weights from {weights}"
-    source = _Source(model, spec, spec if entry else None, origin, entry.inputs if entry else None)
-    return _make_target(source, inputs or InputOptions(), prune_also, device)
+        loaded = load_source(spec, weights=weights, output=output, allow_download=allow_download)
+    else:
+        entry = ZOO.get(spec)
+        model = entry.factory() if entry else _from_factory(spec)
+        checkpoint = weights or (entry.checkpoint if entry else None)
+        if checkpoint is not None:
+            apply_state(model, load_state(checkpoint))
+        if output is not None:
+            choose_output(model, output)
+        origin = f"zoo network {spec}" if entry else f"factory {spec}"
+        if weights is not None:
+            origin += f", weights from {weights}"
+        loaded = LoadedNetwork(
+            model, entry.inputs if entry else None, origin, spec if entry else None
+        )
+    return _make_target(loaded, spec, inputs or InputOptions(), prune_also, device)
 
 
 def target_from_module(
@@ -173,15 +171,15 @@ def target_from_module(
     prune_also: Sequence[str] = (),
     device: str | torch.device = "cpu",
 ) -> Target:
-    """Make a target of a live network, which stays as it is: the target holds a deep copy.
+    """Make a target of a live network. The target holds a deep copy; the network stays unchanged.
 
-    A network wrapped by `torch.compile`, `DataParallel` or `DistributedDataParallel` is unwrapped,
-    so parameters have the names of the network inside.
+    A network wrapped by `torch.compile`, `DataParallel` or `DistributedDataParallel` is unwrapped:
+    parameters have the names of the inner network.
 
     Args:
         model: the trained network.
         inputs: what is known about its input (see `resolve_inputs`).
-        name: what to call it in reports.
+        name: its name in reports.
         prune_also: further parameters to prune, by qualified name.
         device: where to run the copy.
 
@@ -190,59 +188,44 @@ def target_from_module(
     """
     model = _unwrapped(model)
     origin = f"module {type(model).__module__}.{type(model).__qualname__}"
-    return _make_target(_Source(model, name, None, origin, None), inputs, prune_also, device)
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """Return a contiguous copy on the CPU."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-class _Source(NamedTuple):
-    model: nn.Module
-    name: str
-    zoo: str | None
-    origin: str
-    default: InputSpec | None
+    return _make_target(LoadedNetwork(model, None, origin), name, inputs, prune_also, device)
 
 
 def _make_target(
-    source: _Source, inputs: InputOptions, prune_also: Sequence[str], device: str | torch.device
+    loaded: LoadedNetwork,
+    name: str,
+    options: InputOptions,
+    prune_also: Sequence[str],
+    device: str | torch.device,
 ) -> Target:
-    check_structure(source.model)  # before copying: pruned and normed layers cannot be copied
-    private = private_copy(source.model, device)
-    weights = {key: value.detach() for key, value in find_prunable(private, prune_also).items()}
-    check_one_input(private)
-    state = {k: v for k, v in private.state_dict().items() if isinstance(v, Tensor)}
-    with deterministic(device):  # from its first kernel on: torch looks once how cuBLAS is set
-        specification = resolve_inputs(private, inputs, source.default)
-        target = Target(
-            name=source.name,
-            network=DenseNetwork(private, weights, Layout.of(weights), specification),
-            weights_sha256=sha256_of(state),
-            zoo=source.zoo,
-            origin=source.origin,
-        )
-        _try_once(target)
+    check_structure(loaded.model)  # before copying: a pruned layer cannot be copied
+    model = private_copy(loaded.model, device)
+    weights = {key: value.detach() for key, value in find_prunable(model, prune_also).items()}
+    check_one_input(model)
+    state = {key: v for key, v in model.state_dict().items() if isinstance(v, Tensor)}
+    with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
+        inputs = resolve_inputs(model, options, loaded.inputs)
+        network = DenseNetwork(model, weights, Layout.of(weights), inputs)
+        target = Target(name, network, sha256_of(state), loaded.zoo, loaded.origin)
+        _check_forward(target)
     return target
 
 
 def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
     """Return a deep copy on `device`, in evaluation mode, without gradients.
 
-    Parameters that are distinct objects over the same memory are tied in the copy as they are in
-    the original, under the first name.
+    Distinct parameters over the same memory become one tied parameter, under the first name.
 
     Raises:
-        InputError: the network cannot be deep-copied, or the device is not there.
+        InputError: the network cannot be deep-copied, or there is no such device.
     """
     try:
         private = copy.deepcopy(model)
-    except Exception as error:  # a module may hold anything, and its __deepcopy__ raise anything
+    except Exception as error:  # a __deepcopy__ may raise anything
         raise InputError(
             f"model: {type(model).__name__} cannot be deep-copied "
-            f"({type(error).__name__}: {error}); keep locks, files and tensors with gradient "
-            "history out of its attributes, or give it a __deepcopy__"
+            f"({type(error).__name__}: {error}); remove locks, files and tensors with gradient "
+            "history from its attributes, or give it a __deepcopy__"
         ) from error
     _tie_shared_memory(model, private)
     for parameter in private.parameters():
@@ -256,7 +239,7 @@ def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Mod
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy whose parameters all take gradients; the original stays as it is.
+    """Return a deep copy whose parameters all take gradients.
 
     Raises:
         InputError: the network cannot be deep-copied.
@@ -270,8 +253,8 @@ def _tie_shared_memory(original: nn.Module, private: nn.Module) -> None:
     for name, tensor in original.named_parameters(remove_duplicate=False):
         if not tensor.numel():
             continue  # empty tensors all have the same address
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        owner = owners.setdefault(place, name)
+        memory = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        owner = owners.setdefault(memory, name)
         if owner != name:
             path, _, leaf = name.rpartition(".")
             setattr(private.get_submodule(path), leaf, private.get_parameter(owner))
@@ -286,11 +269,11 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _from_factory(spec: str) -> nn.Module:
     file, colon, _ = spec.partition(":")
     if not colon or (file and not Path(file).suffix and not Path(file).exists()):
-        known = str(unknown_name("target", file, [*ZOO, *SOURCES] if colon else ZOO))
+        problem = str(unknown_name("target", file, [*ZOO, *SOURCES] if colon else ZOO))
         if not colon and file.endswith(".py"):
-            known = f"target: {file} names no factory, as {file}:make would; {', '.join(ZOO)}"
+            problem = f"target: {file} names no factory, as {file}:make would; {', '.join(ZOO)}"
         raise InputError(
-            f"{known}; or path/to/file.py:factory, {', '.join(s + ':NAME' for s in SOURCES)}"
+            f"{problem}; or path/to/file.py:factory, {', '.join(s + ':NAME' for s in SOURCES)}"
         )
     factory = load_function(spec, "target")
     model = call_user(factory, where=f"target: factory {spec}")
@@ -299,40 +282,40 @@ def _from_factory(spec: str) -> nn.Module:
             f"target: factory {spec} must return a torch.nn.Module, got {type(model).__name__}"
         )
     model = _unwrapped(model)
-    check_structure(model)  # a lazy or pruned network would refuse its weights less clearly
+    check_structure(model)  # before weights are loaded: its message is clearer
     return model
-
-
-def _try_once(target: Target) -> None:
-    """Run the network on two random inputs and check that its output can be compared."""
-    spec = target.inputs
-    shown = ",".join(map(str, spec.shape))
-    batch = sample_inputs(spec, 2, target.dtype).to(target.device)
-    try:
-        with torch.no_grad():
-            output = target.model(batch)
-    except InputError:  # of a chosen output that is not there
-        raise
-    except Exception as error:  # user code and torch raise any type for a wrong shape
-        raise InputError(
-            f"input shape: the network does not take {shown} (kind {spec.kind}; tried a batch "
-            f"{list(batch.shape)} of {batch.dtype}): {type(error).__name__}: {error}; state the "
-            "shape of one input without the batch axis with --input-shape, its kind with "
-            "--input-kind"
-        ) from error
-    if complaint := _output_complaint(output):
-        raise InputError(f"model: for inputs of shape {shown} its output {complaint}")
-    for name, module in target.model.named_modules():
-        if isinstance(module, _BATCHNORMS) and module.running_mean is None:
-            _try_one(target, name)
-            return
 
 
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def _try_one(target: Target, norm: str) -> None:
-    """Check that a network that goes by the batch takes a single input: costs are counted on it."""
+def _check_forward(target: Target) -> None:
+    """Run the network on two random inputs and check that its output can be compared."""
+    spec = target.inputs
+    shape = ",".join(map(str, spec.shape))
+    batch = sample_inputs(spec, 2, target.dtype).to(target.device)
+    try:
+        with torch.no_grad():
+            output = target.model(batch)
+    except InputError:  # the chosen output does not exist
+        raise
+    except Exception as error:  # user code and torch raise any type for a wrong shape
+        raise InputError(
+            f"input shape: the network does not accept {shape} (kind {spec.kind}; tried a batch "
+            f"{list(batch.shape)} of {batch.dtype}): {type(error).__name__}: {error}; state the "
+            "shape of one input without the batch axis with --input-shape, its kind with "
+            "--input-kind"
+        ) from error
+    if problem := _output_problem(output):
+        raise InputError(f"model: for inputs of shape {shape} its output {problem}")
+    for name, module in target.model.named_modules():
+        if isinstance(module, _BATCHNORMS) and module.running_mean is None:
+            _check_single_input(target, name)
+            return
+
+
+def _check_single_input(target: Target, norm: str) -> None:
+    """Check that a network with batch statistics accepts one input: MACs are counted on one."""
     try:
         with torch.no_grad():
             target.model(target.example())
@@ -344,12 +327,12 @@ def _try_one(target: Target, norm: str) -> None:
         ) from error
 
 
-def _output_complaint(output: object) -> str | None:
+def _output_problem(output: object) -> str | None:
     if not isinstance(output, Tensor):
         return (
-            f"must be one tensor; {describe_outputs(output)}; choose one with --output NAME, or NAME.NAME "
-            "inside another one, or wrap the network so that forward returns the logits or the "
-            "embedding alone"
+            f"must be one tensor; {describe_outputs(output)}; choose one with --output NAME, or "
+            "NAME.NAME inside another one, or wrap the network so that forward returns the logits "
+            "or the embedding alone"
         )
     if output.ndim == 0 or output.shape[0] != 2:
         return (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gaprune.errors import InputError
 from gaprune.io.run_files import CONFIG, HISTORY, PRUNED, RECORD, REPORT_DATA
-from gaprune.io.serialization import object_or_nothing, text_or_nothing
+from gaprune.io.serialization import object_or_empty, text_or_empty
 
 _NEEDED = ("target", "layers", "sparsity", "agreement", "baselines", "provenance", "method")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
@@ -87,12 +87,12 @@ def read_run(folder: Path) -> RunFiles:
         folder=folder,
         record=record,
         history=tuple(_lines(folder / HISTORY)),
-        config=text_or_nothing(folder / CONFIG),
-        report_data=object_or_nothing(text_or_nothing(folder / REPORT_DATA)),
+        config=text_or_empty(folder / CONFIG),
+        report_data=object_or_empty(text_or_empty(folder / REPORT_DATA)),
     )
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in text_or_nothing(path).splitlines():
-        if found := object_or_nothing(line):
+    for line in text_or_empty(path).splitlines():
+        if found := object_or_empty(line):
             yield found

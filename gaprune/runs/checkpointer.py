@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gaprune.calibration.calibration_set import CalibrationSet
-from gaprune.calibration.calibration_set import from_record, to_record
+from gaprune.calibration.calibration_set import CalibrationSet, from_record, to_record
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
 from gaprune.errors import GapruneError, InputError

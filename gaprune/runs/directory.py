@@ -38,7 +38,7 @@ from gaprune.io.run_files import (
     REPAIRED,
     REPORT_DATA,
 )
-from gaprune.io.serialization import to_json, to_stamp, to_toml
+from gaprune.io.serialization import to_json, to_metadata, to_toml
 from gaprune.io.weights import load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
@@ -119,7 +119,7 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
     for name, (masks, kind) in mask_files.items():
         if masks:
             stored = {key: mask.to("cpu", torch.uint8).contiguous() for key, mask in masks.items()}
-            save_file(stored, folder / name, to_stamp(format=kind, **about))
+            save_file(stored, folder / name, to_metadata(format=kind, **about))
 
 
 def config_text(target: Target, settings: Mapping[str, Any], job: PruneJob | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from gaprune.errors import InputError
 from gaprune.io.lock import NO_CHECKPOINTS, lock_note, lock_owner
 from gaprune.io.run_files import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD
-from gaprune.io.serialization import object_or_nothing, text_or_nothing
+from gaprune.io.serialization import object_or_empty, text_or_empty
 from gaprune.records import Generation
 
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
@@ -58,12 +58,12 @@ def read_status(folder: str | Path) -> RunStatus:
     if not place.is_dir():
         raise InputError(f"run: there is no folder {folder}; name the folder of a run")
     owner = lock_owner(place / CHECKPOINT / LOCK)
-    record = object_or_nothing(text_or_nothing(place / RECORD))
-    config = _toml(text_or_nothing(place / CONFIG))
+    record = object_or_empty(text_or_empty(place / RECORD))
+    config = _toml(text_or_empty(place / CONFIG))
     if owner is None and not record and not config:
         raise InputError(f"run: {folder} holds no run; name the folder of a run")
     state = RUNNING if owner is not None else ENDED if record else STOPPED
-    history = tuple(_generations(text_or_nothing(place / HISTORY)))
+    history = tuple(_generations(text_or_empty(place / HISTORY)))
     if state == RUNNING and lock_note(place / CHECKPOINT / LOCK) == NO_CHECKPOINTS:
         return RunStatus(state, owner=owner, silent=True)  # what lies there is an earlier run's
     return RunStatus(state, history, {} if state == RUNNING else record, config, owner)
@@ -71,7 +71,7 @@ def read_status(folder: str | Path) -> RunStatus:
 
 def _generations(text: str) -> Iterator[Generation]:
     for line in text.split("\n")[:-1]:  # what no line break follows is being written
-        found = object_or_nothing(line)
+        found = object_or_empty(line)
         try:
             yield Generation(**{name: one for name, one in found.items() if name in _FIELDS})
         except TypeError:

@@ -19,11 +19,11 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.export.compact import load_program
 from gaprune.export.pruned_network import find_target
 from gaprune.export.writers import MASK_SUFFIX, ORIG_SUFFIX, without_prune
-from gaprune.io.manifest import check_exported, read_facts
+from gaprune.io.manifest import check_exported, read_manifest
 from gaprune.io.mask_file import PACKED
 from gaprune.io.run_files import CONFIG, RECORD
 from gaprune.io.semi_structured_packing import META, VALUES
-from gaprune.io.serialization import from_stamp
+from gaprune.io.serialization import from_metadata
 from gaprune.io.sparse import is_sparse, load_sparse
 from gaprune.io.weights import SUFFIXES, apply_state, load_state
 from gaprune.models.onnx import EXTRA
@@ -114,7 +114,7 @@ def _kind(path: Path) -> str:
     try:
         with safe_open(path, "numpy") as file:
             sparse = is_sparse(file)
-            stated = from_stamp(file.metadata()).get("format")
+            stated = from_metadata(file.metadata()).get("format")
             names = set(file.keys())
     except (SafetensorError, ValueError, TypeError) as error:
         raise InputError(
@@ -214,7 +214,7 @@ def find_dense(path: Path, stated: str | Target | None) -> Target | None:
 
 def _config_beside(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     """Return the settings of the export or run in a folder, and the hash of its dense weights."""
-    manifest = read_facts(folder)
+    manifest = read_manifest(folder)
     if manifest is not None and isinstance(manifest.get("config"), dict):
         return manifest["config"], manifest.get("weights_sha256")
     if not (folder / CONFIG).is_file():

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gaprune.calibration.generators.random_draws import to_network
 from gaprune.calibration.generators.procedural import procedural
+from gaprune.calibration.generators.random_draws import to_network
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.errors import GapruneError, InputError, unknown_name

@@ -1,4 +1,4 @@
-"""Optional packages, imported when they are needed."""
+"""Import optional packages when they are needed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import torch
 from gaprune.errors import GapruneError
 
 _USE_TORCHVISION = ("timm", "transformers")
-# Registering what torchvision does without tensors fails for operators of its compiled part that
-# are not there, and with it the whole import. One signature fits all that have shown up.
 _MISSING_OPERATOR = re.compile(r"operator (torchvision::\w+) does not exist")
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
@@ -24,7 +22,7 @@ def import_extra(package: str, extra: str, what: str) -> Any:  # noqa: ANN401 - 
     Args:
         package: its name.
         extra: the extra of gaprune that installs it.
-        what: what needs it; the error message begins with it.
+        what: the feature that needs it; the error message begins with it.
 
     Raises:
         GapruneError: it is not installed, or cannot be imported.
@@ -35,20 +33,21 @@ def import_extra(package: str, extra: str, what: str) -> Any:  # noqa: ANN401 - 
         if package in _USE_TORCHVISION:
             mend_torchvision()
         return importlib.import_module(package)
-    except (ImportError, RuntimeError) as error:  # a package whose compiled part does not fit torch
+    except (ImportError, RuntimeError) as error:  # a compiled part does not fit torch
         raise GapruneError(
             f"{what}: {package} is installed but cannot be imported ({error}); "
-            f"pip install --force-reinstall 'gaprune[{extra}]', with the builds of torch and "
-            "torchvision that belong to each other"
+            f"pip install --force-reinstall 'gaprune[{extra}]', with matching builds of torch and "
+            "torchvision"
         ) from error
 
 
 def mend_torchvision() -> None:
-    """Let torchvision be imported where its compiled part does not fit this torch.
+    """Make torchvision importable even if its compiled part does not fit this torch.
 
-    That is so for the usual wheel of torchvision beside a torch without CUDA. timm and transformers
-    import it, but call none of its compiled operators for the networks that gaprune loads; those
-    stay without an implementation, and raise where they are called.
+    This is so for the usual torchvision wheel beside a torch without CUDA: registering fake kernels
+    for missing compiled operators fails, and with it the import. timm and transformers import
+    torchvision but call none of these operators for the networks that gaprune loads. So the
+    operators are declared without an implementation; calling one raises.
 
     Raises:
         RuntimeError: torchvision fails for another reason.
@@ -63,6 +62,7 @@ def mend_torchvision() -> None:
             missing = _MISSING_OPERATOR.search(str(error))
             if missing is None or missing[1] in declared:
                 raise
+            # one signature has been enough for all operators seen so far
             torch.library.define(missing[1], _SIGNATURE)
             declared.add(missing[1])
         else:

@@ -1,4 +1,4 @@
-"""Networks with several outputs or inputs: one tensor goes in, one comes out."""
+"""Networks with several outputs or inputs: choose one output, check that one input is enough."""
 
 from __future__ import annotations
 
@@ -12,54 +12,53 @@ from gaprune.errors import InputError
 
 
 def choose_output(model: nn.Module, output: str | int) -> nn.Module:
-    """Let a network return one of its outputs, in place.
+    """Make a network return one of its outputs, in place.
 
-    For networks that return a tuple, a list, a dict, a dataclass or a `ModelOutput`. The choice is
-    a forward hook, not a module around the network: parameters keep the names of the checkpoint, so
-    masks and pruned weights fit the network that the user knows. Copies and pickles of the network
-    take it along. Chosen twice, the second choice is made inside the first:
-    `choose_output(choose_output(model, "boxes"), 0)`.
+    For networks that return a tuple, list, dict, dataclass or `ModelOutput`. The choice is a
+    forward hook, not a wrapper module: parameters keep the names of the checkpoint, so masks and
+    pruned weights fit the user's network. Copies and pickles keep the hook. A second choice
+    applies inside the first: `choose_output(choose_output(model, "boxes"), 0)`.
 
     Args:
-        model: the network; it is returned too.
-        output: a key or attribute such as `logits`, or a place from 0 (negative: from the end);
-            with dots, one inside another: `heads.0`. Text that is a whole number is a place, as it
-            comes from a command line.
+        model: the network; it is also returned.
+        output: a key or attribute such as `logits`, or an index (negative: from the end); with
+            dots, nested: `heads.0`. Text that is a whole number is an index, as on the command
+            line.
 
-    Once chosen, running the network raises `InputError` where there is no such output; the message
-    lists what there is.
+    Afterwards, running the network raises `InputError` if there is no such output; the message
+    lists the outputs.
     """
-    model.register_forward_hook(partial(_chosen, _as_place(output)))
+    model.register_forward_hook(partial(_output_hook, _parse_index(output)))
     return model
 
 
-def _chosen(output: str | int, model: nn.Module, inputs: object, outputs: object) -> object:
-    """Return the chosen one of `outputs`: a forward hook, once `output` is bound."""
+def _output_hook(output: str | int, model: nn.Module, inputs: object, outputs: object) -> object:
+    # module level and bound with `partial`, so that the network can still be pickled
     return select_output(outputs, output)
 
 
-def _as_place(output: str | int) -> str | int:
+def _parse_index(output: str | int) -> str | int:
     if isinstance(output, str) and output.removeprefix("-").isdecimal():
         return int(output)
     return output
 
 
 def select_output(outputs: object, output: str | int) -> object:
-    """Return one of a network's outputs; `heads.0` is the first of what `heads` holds.
+    """Return one of a network's outputs; `heads.0` is the first item of `heads`.
 
     Raises:
-        InputError: there is no such output; the message lists what there is.
+        InputError: there is no such output; the message lists the outputs.
     """
     try:
-        return _pick(outputs, output)
+        return _select(outputs, output)
     except (KeyError, IndexError, AttributeError, TypeError):
         outer, dot, inner = str(output).partition(".")
         if dot:
-            return select_output(select_output(outputs, _as_place(outer)), _as_place(inner))
+            return select_output(select_output(outputs, _parse_index(outer)), _parse_index(inner))
         raise InputError(f"output: there is no {output!r}; {describe_outputs(outputs)}") from None
 
 
-def _pick(outputs: object, output: str | int) -> object:
+def _select(outputs: object, output: str | int) -> object:
     if isinstance(output, int):
         if isinstance(outputs, Mapping):
             return list(outputs.values())[output]
@@ -68,29 +67,28 @@ def _pick(outputs: object, output: str | int) -> object:
         raise TypeError
     if isinstance(outputs, Mapping):
         return outputs[output]
-    if isinstance(outputs, Tensor):  # has attributes, but they are no outputs
+    if isinstance(outputs, Tensor):  # its attributes are not outputs
         raise TypeError
     return getattr(outputs, output)
 
 
 def describe_outputs(outputs: object) -> str:
-    """Say in words what a network returned: every output with its shape."""
+    """Describe what a network returned: every output with its shape."""
     if isinstance(outputs, Tensor):
         return f"the network returns one tensor {list(outputs.shape)}; leave --output out"
-    if isinstance(outputs, Mapping):
-        held = [f"{key!r}: {_one(value)}" for key, value in outputs.items()]
-    elif hasattr(outputs, "_asdict"):  # a named tuple
-        held = [f"{key!r}: {_one(value)}" for key, value in outputs._asdict().items()]
+    if hasattr(outputs, "_asdict"):  # a named tuple
+        outputs_by_name = outputs._asdict()
+    elif isinstance(outputs, Mapping):
+        outputs_by_name = outputs
     elif isinstance(outputs, Sequence) and not isinstance(outputs, str):
-        held = [f"{place}: {_one(value)}" for place, value in enumerate(outputs)]
-    elif hasattr(outputs, "__dict__"):
-        held = [f"{key!r}: {_one(value)}" for key, value in vars(outputs).items()]
+        outputs_by_name = dict(enumerate(outputs))
     else:
-        held = []
-    return f"the network returns a {type(outputs).__name__} of {', '.join(held) or 'nothing'}"
+        outputs_by_name = getattr(outputs, "__dict__", {})
+    listed = [f"{key!r}: {_describe_value(value)}" for key, value in outputs_by_name.items()]
+    return f"the network returns a {type(outputs).__name__} of {', '.join(listed) or 'nothing'}"
 
 
-def _one(value: object) -> str:
+def _describe_value(value: object) -> str:
     if isinstance(value, Tensor):
         return f"tensor {list(value.shape)}"
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
@@ -99,7 +97,7 @@ def _one(value: object) -> str:
 
 
 def check_one_input(model: nn.Module) -> None:
-    """Raise unless `model` can be called with one tensor, as far as its signature tells.
+    """Raise unless `model` can be called with one tensor, judging by its signature.
 
     Raises:
         InputError: its forward needs several inputs (the message names them), or none.
@@ -109,23 +107,22 @@ def check_one_input(model: nn.Module) -> None:
     except (TypeError, ValueError):  # compiled code has no signature
         return
     needed = [
-        one.name
-        for one in parameters
-        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    positional = [
-        one.name
-        for one in parameters
-        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD, one.VAR_POSITIONAL)
-    ]
+    by_position = any(
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters
+    )
     kind = type(model).__name__
     if len(needed) > 1:
         raise InputError(
-            f"model: forward of {kind} needs {len(needed)} inputs ({', '.join(needed)}), but one "
-            "tensor is shown to it; write a factory that returns a module whose forward takes one "
-            "tensor and makes the others of it (a mask, a length) or holds them fixed"
+            f"model: forward of {kind} needs {len(needed)} inputs ({', '.join(needed)}), but "
+            "gaprune passes one tensor; write a factory that returns a module whose forward takes "
+            "one tensor and derives the others from it (a mask, a length) or holds them fixed"
         )
-    if not positional:
+    if not by_position:
         raise InputError(
             f"model: forward of {kind} takes no input by position; write a factory that "
             "returns a module whose forward takes one tensor"

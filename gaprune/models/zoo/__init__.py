@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from gaprune.errors import unknown_name
-from gaprune.io.serialization import from_stamp
+from gaprune.io.serialization import from_metadata
 from gaprune.io.weights import apply_state, load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.zoo.networks import FourLayer, LeNet, MnistCnn, MnistMlp, MobileStudent
@@ -44,7 +44,7 @@ class ZooEntry:
     def metadata(self) -> dict[str, str]:
         """How the checkpoint was trained, as its file says."""
         with safe_open(self.checkpoint, "pt") as file:
-            return from_stamp(file.metadata())
+            return from_metadata(file.metadata())
 
     @property
     def dense_accuracy(self) -> float:
