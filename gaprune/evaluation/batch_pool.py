@@ -49,6 +49,8 @@ class BatchPool:
             network: the dense network, run on the inputs.
             precision: in which it runs; batches of another precision are separate.
         """
+        # The task's generator chooses the batch, whose own seed draws it: every worker that picks
+        # batch i gets the same inputs.
         index = int(torch.randint(self.batches, (), generator=generator))
         key = (index, count, precision)
         if key not in self._drawn:
@@ -75,5 +77,6 @@ def batch_cache_size(bytes_per_input: int, batch: int, limit: int = BATCHES) -> 
         batch: inputs per gradient step.
         limit: the largest number of batches.
     """
+    # Rather no cache than a small one: too few different inputs are overfitted.
     fits = min(limit, BYTES // max(1, bytes_per_input * batch))
     return fits if fits >= min(MIN_BATCHES, limit) else 0

@@ -116,6 +116,7 @@ class Evaluator:
 
     def to(self, device: str | torch.device) -> Evaluator:
         """Return the evaluator on a device, or itself if it is there already."""
+        # Cached batches and dense statistics are not moved but computed again on the device.
         network = self.network.to(device)
         if network is self.network:
             return self
@@ -142,6 +143,7 @@ class Evaluator:
             ("device", "use --device cpu") if full else ("precision", "leave --precision out")
         )
         try:
+            # Two inputs, because a norm without running statistics rejects a single one.
             with reduced(self.precision, self.device):
                 outputs = batched_forward(self.network.model, self.search.inputs[:2])
         except torch.OutOfMemoryError:
@@ -187,6 +189,7 @@ class Evaluator:
         batch = self.search.select(slice(self.rungs[rung]))
         count = len(batch.inputs)
         with profiled("cache"):
+            # The key is the mask of the weights: different masks of units can give the same one.
             mask = self.weight_mask(mask)
             key = hashlib.blake2b(pack(mask).data, digest_size=16).digest()
             cached = self._outputs.get(key)
@@ -233,6 +236,8 @@ class Evaluator:
 
     def _fitness_of_group(self, group: Sequence[Tensor], rung: int) -> list[float]:
         batch, layout = self.search.select(slice(self.rungs[rung])), self.network.layout
+        # vmap rounds by the size of the batch, so a group always has `GROUP` masks: the last one is
+        # repeated.
         masks = [self.weight_mask(mask) for mask in group]
         stacked = torch.stack([*masks, *[masks[-1]] * (GROUP - len(masks))]).to(self.device)
         by_name = {
@@ -246,12 +251,14 @@ class Evaluator:
                 outputs = vmap_forward(self.network.model, weights, batch.inputs)
         except torch.OutOfMemoryError:
             raise
+        # torch raises these where vmap does not support an operation of the network.
         except (RuntimeError, TypeError, ValueError):
             return [self.fitness(mask, rung) for mask in group]
         return [self._score(candidate, batch) for candidate in outputs[: len(group)]]
 
     def _score(self, outputs: Tensor, batch: TeacherBatch) -> float:
         with profiled("objective"):
+            # In reduced precision outputs have 16 bits; the teacher's outputs are exact.
             outputs = outputs.to(batch.teacher.dtype)
             return self.objective.score(outputs, batch.teacher, batch.labels)
 
@@ -260,6 +267,7 @@ class Evaluator:
         batch = self.validation if batch is None else batch
         outputs = self.validation_outputs(mask, batch.inputs)
         agreement = finite(float(self.objective.agreement(outputs, batch.teacher, batch.labels)))
+        # Validation inputs may be generated and unlabelled even where the objective needs labels.
         if self.objective.needs_labels and batch.labels is None:
             return ValidationScore(agreement, agreement)
         fitness = self.objective.score(outputs, batch.teacher, batch.labels)
@@ -316,6 +324,7 @@ class Evaluator:
         for gradient, weight, part in zip(
             by_layer, self.network.weights.values(), parts, strict=True
         ):
+            # ∂loss/∂score = w · ∂loss/∂(w·m) with the identity in place of top-k.
             torch.mul(gradient, weight, out=part)
         return flat if self.units is None else self.units.unit_gradient(flat, mask.to(self.device))
 
@@ -323,6 +332,7 @@ class Evaluator:
         """Draw `count` inputs for a gradient step: generated ones, stored ones, or some of both."""
         stored: list[TeacherBatch] = []
         new: list[Tensor] = []
+        # The order of the random draws below is part of the result: same seed, same masks.
         num_stored = 0 if self.gradient_inputs is None else round(count * self.gradient_share)
         with reduced(self.precision, self.device):
             if self.gradient_inputs is not None and num_stored:
@@ -344,9 +354,11 @@ class Evaluator:
                 join_batches(stored) if stored else None,
                 torch.cat(new) if new else None,
             )
+        # Autocast may return 16-bit outputs; the loss compares them in the network's own type.
         return batch._replace(teacher=batch.teacher.to(self.search.teacher.dtype))
 
     def _masked(self, mask: Tensor) -> dict[str, Tensor]:
+        # Masks are made on the CPU, so that they do not depend on the device.
         split = self.network.layout.split(mask.to(self.device))
         return masked_weights(self.network.weights, split)
 

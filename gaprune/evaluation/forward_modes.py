@@ -78,6 +78,7 @@ class StrictForward:
         self, model: nn.Module, weights: Mapping[str, Tensor], batch: TeacherBatch
     ) -> GradientOutputs:
         """Run the whole batch in one differentiable pass."""
+        # Not split into chunks: the gradient needs the whole graph anyway.
         return GradientOutputs(functional_call(model, dict(weights), (batch.inputs,)))
 
     def make_batch(
@@ -123,6 +124,7 @@ class RepairedForward:
         self, model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor
     ) -> Tensor:
         """Repair every chunk by its own statistics and return the outputs `[N, …]`."""
+        # Chunks of `CHUNK` inputs give stable statistics and bounded memory.
         with torch.no_grad():
             return repaired_outputs(model, weights, self._measured(model, inputs, CHUNK))
 
@@ -158,6 +160,7 @@ class RepairedForward:
         """Run the dense network once on everything, for its outputs and its statistics."""
         parts = [] if stored is None else [stored.inputs]
         dense = self._measure(model, torch.cat(parts if inputs is None else [*parts, inputs]))
+        # New inputs have no labels, so a mixed batch has none.
         labels = stored.labels if stored is not None and inputs is None else None
         return TeacherBatch(dense.inputs, dense.outputs, labels, dense)
 
@@ -214,8 +217,10 @@ class GuidedForward(StrictForward):
         if not self._uses_statistics and self.repaired.features == 0:
             return super().gradient_outputs(model, weights, batch)
         measured = self.repaired.statistics_of(model, batch)
+        # Without entries in `dense`, `correct_sites` neither measures nor corrects.
         dense = measured.pooled if self._uses_statistics else {}
         with (
+            # Hooks run in the order of registration: features are compared after the correction.
             correct_sites(model, measured.sites, dense, 1 - self.fade) as pruned,
             feature_errors(model, measured.features) as errors,
         ):
@@ -229,6 +234,7 @@ class GuidedForward(StrictForward):
             _weighted_mean(self.statistics_loss, losses),
             _weighted_mean(self.repaired.features, errors),
         )
+        # Start from the first term, not from 0, so that a single term keeps its bits.
         terms = [penalty for penalty in penalties if penalty is not None]
         return GradientOutputs(outputs, sum(terms[1:], terms[0]) if terms else None)
 

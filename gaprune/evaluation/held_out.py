@@ -64,6 +64,7 @@ class HeldOut:
         self._inputs = samples.inputs.to(target.device)
         self._labels = None if samples.labels is None else samples.labels.to(target.device)
         self._teacher = batched_forward(target.model, self._inputs)
+        # Classes are compared by agreement, everything else by explained variance.
         objective = find_objective(AUTO, self._teacher)
         self._agreement = objective.agreement
         if self._labels is not None and objective.name != "kl":
@@ -89,6 +90,7 @@ class HeldOut:
 
     def _mean(self, metric: Metric, outputs: Tensor) -> float:
         """Average a metric over all inputs; those without finite outputs count as wrong."""
+        # An input with NaN or infinite outputs must not make the whole mean NaN.
         valid = outputs.flatten(1).isfinite().all(dim=1)
         if not valid.any():
             return 0.0

@@ -25,6 +25,7 @@ def read_labelled(argument: str, text: str, target: Target) -> Samples:
     try:
         samples = read_samples(text, target.inputs)
     except InputError as error:
+        # read_samples calls every file "calibration"; the user knows it by another name.
         raise InputError(f"{argument}: {str(error).removeprefix('calibration: ')}") from error
     if samples.labels is None:
         raise InputError(
@@ -51,6 +52,7 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
             f"got {given}"
         )
     check_inputs(argument, samples, target)
+    # Token ids index an embedding and must stay integers.
     floating = target.inputs.kind != "tokens"
     inputs = samples.inputs.to(target.dtype) if floating else samples.inputs
     return Samples(inputs, labels.long(), samples.source)

@@ -60,6 +60,7 @@ def time_runtimes(
             inputs = sample_inputs(pruned.target.inputs, batch, pruned.target.dtype)
             try:
                 times = time_in_turn(subjects, inputs)
+            # A runtime that fails for one batch size is reported once, without figures.
             except UnavailableError as error:
                 table.missing[name] = str(error)
                 break
@@ -84,6 +85,8 @@ def time_in_turn(
     Raises:
         UnavailableError: a runtime cannot run its network.
     """
+    # Each round runs every network once. A slow phase of the machine then slows all of them, and
+    # the ratio of paired passes stays meaningful.
     times: list[list[float]] = [[] for _ in subjects]
     with ExitStack() as stack:
         runs: list[Run] = [
@@ -94,6 +97,7 @@ def time_in_turn(
             len(times[0]) < MAX_PASSES and time.perf_counter() < end
         ):
             for run, passes in zip(runs, times, strict=True):
+                # perf_counter: wall time with the finest resolution, which never goes backwards.
                 start = time.perf_counter()
                 run(inputs)
                 passes.append(1e3 * (time.perf_counter() - start))

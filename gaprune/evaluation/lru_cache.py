@@ -33,11 +33,13 @@ class LRUCache(Generic[K, V]):
 
     def put(self, key: K, value: V, size: int = 1) -> None:
         """Store a value; one that is larger than the cache is not stored and displaces nothing."""
+        # Remove an older value of the same key first: its size may differ.
         self.size -= self._entries.pop(key, (None, 0))[1]
         if size > self._capacity:
             return
         self._entries[key] = value, size
         self.size += size
+        # popitem(last=False) removes the least recently used entry.
         while self.size > self._capacity:
             self.size -= self._entries.popitem(last=False)[1][1]
 

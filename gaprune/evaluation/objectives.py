@@ -53,7 +53,9 @@ def finite(value: float) -> float:
 
 
 def kl_divergence(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return KL(teacher ‖ outputs) of sharpened predictions in nats, mean over N; classes on axis 1."""
+    """Return KL(teacher ‖ outputs) of sharpened predictions in nats; classes on axis 1."""
+    # Both sides are sharpened by the same factor, like a temperature of 1/SHARPNESS
+    # (Hinton et al. 2015).
     log_teacher = functional.log_softmax(SHARPNESS * teacher, dim=1)
     log_outputs = functional.log_softmax(SHARPNESS * outputs, dim=1)
     return (log_teacher.exp() * (log_teacher - log_outputs)).sum(dim=1).mean()
@@ -61,6 +63,7 @@ def kl_divergence(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None
 
 def agreement(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return the fraction of inputs with the same predicted class; classes on axis 1."""
+    # float64: a mean of many 0s and 1s is then exact enough to compare with a threshold.
     return (outputs.argmax(1) == teacher.argmax(1)).double().mean()
 
 
@@ -76,6 +79,7 @@ def cross_entropy(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None
 
 def relative_error(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return ‖outputs − teacher‖² ÷ ‖teacher − its mean‖²: 0 is perfect, 1 equals the mean."""
+    # clamp_min below: a constant teacher would give 0 ÷ 0.
     spread = (teacher - teacher.mean(0, keepdim=True)).square().sum()
     return (outputs - teacher).square().sum() / spread.clamp_min(torch.finfo(spread.dtype).tiny)
 
@@ -128,6 +132,7 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
     classes = teacher.ndim >= 2 and teacher.shape[1] >= 2
     if name == AUTO:
         return OBJECTIVES["kl" if classes and teacher.ndim == 2 else "relative-error"]
+    # Agreement is independent of the objective, so that results are comparable.
     agreement_of = OBJECTIVES["kl" if classes else "relative-error"].agreement
     if ":" in name:
         return black_box(name, load_function(name, "objective"), agreement_of)
@@ -170,6 +175,7 @@ def black_box(spec: str, function: Callable[..., Any], agreement_of: Metric) -> 
     def fitness(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         arguments = (None if x is None else x.cpu() for x in (outputs, teacher, labels))
         value = call_user(function, *arguments, where=f"objective: {spec}")
+        # Not float32: a user's count of many inputs may need more than 24 bits.
         try:
             return torch.tensor(float(value), dtype=torch.float64)
         except (

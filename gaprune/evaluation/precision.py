@@ -54,6 +54,7 @@ def choose_precision(asked: str, device: str, dtype: torch.dtype) -> str:
             including_emulation=False
         )
         return "bfloat16" if native and device != "cpu" and dtype == torch.float32 else FULL
+    # Autocast only converts float32; a float64 network would keep its type.
     if asked != FULL and dtype != torch.float32:
         raise InputError(
             f"precision: {asked} replaces float32, and this network computes in "
@@ -64,6 +65,7 @@ def choose_precision(asked: str, device: str, dtype: torch.dtype) -> str:
 
 def reduced(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return a context for forward passes in a precision; float16 only has an effect on GPUs."""
+    # Autocast to float16 does not exist on the CPU; there the network runs unchanged.
     dtype = PRECISIONS[precision]
     if dtype is None or (dtype == torch.float16 and device.type == "cpu"):
         return nullcontext()
@@ -78,6 +80,7 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor], precision: str) -> tuple[T
     the largest of `SCALES` with finite gradients: without state, equal calls give equal bits.
     """
     if precision != "float16":
+        # bfloat16 has the exponent range of float32, so nothing underflows and no scale is needed.
         return torch.autograd.grad(loss, leaves, materialize_grads=True)
     for scale in SCALES:
         scaled = torch.autograd.grad(

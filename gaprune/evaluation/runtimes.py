@@ -1,4 +1,4 @@
-"""Runtimes whose latency is measured: each turns a network into a function from inputs to outputs."""
+"""Runtimes whose latency is measured: each makes a function of a network."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def _eager(subject: RuntimeSubject) -> Iterator[Run]:
 
 @contextmanager
 def _compiled(subject: RuntimeSubject) -> Iterator[Run]:
+    # Static shapes: the fastest code, compiled for every batch size.
     run = torch.compile(_module(subject), dynamic=False)
     try:
         yield run
@@ -56,6 +57,7 @@ def _compiled(subject: RuntimeSubject) -> Iterator[Run]:
 @contextmanager
 def _csr(subject: RuntimeSubject) -> Iterator[Run]:
     """Yield the network with the weights of linear layers as CSR tensors."""
+    # A copy, because the weights are replaced.
     model = copy.deepcopy(_module(subject))
     layers = [module for module in model.modules() if type(module) is nn.Linear]
     if not layers:
@@ -114,5 +116,6 @@ def ready(name: str, subject: RuntimeSubject, inputs: Tensor) -> Iterator[Run]:
     except GapruneError as error:
         raise UnavailableError(str(error)) from error
     except Exception as error:  # compilers and runtimes raise exceptions of any type
+        # Compiler errors have many lines; the first one names the cause.
         first = (str(error).strip().splitlines() or [""])[0]
         raise UnavailableError(f"{type(error).__name__}: {first}") from error

@@ -45,6 +45,7 @@ def keep_total(layout: Layout, sparsity: float) -> int:
         return sum(layout.n_of_m.counts(layout.sizes))
     if layout.mac_cost is not None:
         return _mac_total(layout, layout.mac_cost, sparsity)
+    # Fractions: 0.9 of 15 weights is exactly 13.5, which floats miss.
     keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
     if keep < sum(layout.min_counts):
         raise _too_few(layout, sparsity, keep)
@@ -102,6 +103,7 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
                 f"sparsity: {sparsity} keeps nothing of layer {name!r} ({size} weights) when every "
                 f"layer keeps the same density; use a lower sparsity or --scope allocated"
             )
+    # Equal densities rarely give whole counts; the remainders are apportioned.
     exact = [float(size * _density(sparsity)) for size in layout.sizes]
     return apportion(exact, keep_total(layout, sparsity), layout.sizes, layout.min_counts)
 
@@ -148,6 +150,7 @@ def apportion(
             break
         weight = np.where(free, wanted, 0.0)
         wanted = np.clip(wanted + gap * weight / weight.sum(), low, high)
+    # Hamilton's method: floors first, then one more for the largest remainders.
     counts = np.floor(wanted).astype(np.int64)
     remainders = wanted - counts
     while (gap := int(total - counts.sum())) != 0:

@@ -177,6 +177,7 @@ class MacCost:
             raise InputError(f"shares: must be numbers, got {list(shares)}")
         wanted = np.maximum(wanted, max(float(wanted.max()), 1.0) * MIN_SHARE)
         steps = self._checked_minimum(min_counts, keep)
+        # At this factor every layer is full, so the solution lies below it.
         upper = 2 * float((self._sizes / wanted).max())
         while len(layers := self._affordable(steps, keep)):
 
@@ -189,6 +190,7 @@ class MacCost:
                     result[layer] = max(now[layer], self._whole_steps(layer, units[layer]))
                 return result
 
+            # The MACs grow with the factor, so bisection finds the largest that fits.
             low, high = 0.0, upper
             for _ in range(BISECTIONS):
                 middle = (low + high) / 2
@@ -231,6 +233,7 @@ class MacCost:
             steps[gainer] += gained
             return steps
 
+        # Gain as much as the loser could pay at most, then take only what is needed.
         gained = self._fitting_steps(moved(most, 0), gainer, more, keep)
         if not gained:
             return list(counts)
@@ -292,7 +295,7 @@ class MacCost:
 
     @cached_property
     def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Cost per pair, and both factors as matrices `[terms, layers + 1]`, the fixed part last."""
+        """Cost per pair, and both factors as matrices `[terms, layers + 1]`; fixed part last."""
         assert self.dense < EXACT_LIMIT, "more multiply-adds than float64 counts exactly"
         each = np.array([term.each for term in self.terms], dtype=np.float64)
         factors = np.zeros((2, len(self.terms), len(self.sizes) + 1))

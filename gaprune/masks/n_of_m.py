@@ -61,6 +61,7 @@ class NOfM:
         """
         check_no_nan(scores)
         mask = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
+        # Views of the flat mask: writing into a group writes into the result.
         views = (self.groups(flat, slices, shapes) for flat in (scores.detach(), mask))
         for score_groups, mask_groups in zip(*views, strict=True):
             if mask_groups.ndim > 1:

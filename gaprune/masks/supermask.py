@@ -93,6 +93,7 @@ class Layout:
     @cached_property
     def slices(self) -> tuple[slice, ...]:
         """The position of each layer in the flat vector."""
+        # Slices are views: splitting a flat vector copies nothing.
         ends = np.cumsum(self.sizes).tolist()
         return tuple(slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True))
 
@@ -144,7 +145,7 @@ def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tenso
 
 
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
-    """Mark the `keep` best scores of the whole network, at least `layout.min_counts` in every layer.
+    """Mark the `keep` best scores of the network, at least `layout.min_counts` in every layer.
 
     If the layout has a `mac_cost`, `keep` is in multiply-adds; see `MacCost.global_counts`.
 
@@ -166,6 +167,7 @@ def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
     # Reserve the best of every layer, not only of starved ones: filling those up would otherwise
     # take weights from layers that are just at their minimum.
     mask = layered_mask(scores, layout, layout.min_counts)
+    # The remaining budget goes to the best of all others, whatever their layer.
     rest = ~mask
     mask[rest] = top_k_mask(scores[rest], keep - least)
     return mask

@@ -46,6 +46,7 @@ class ChannelUnits:
 
     def weight_mask(self, mask: Tensor) -> Tensor:
         """Return the flat mask of the weights for a flat mask of the units, on its device."""
+        # A weight stays if its output channel and its input channel do.
         alive = self._padded(mask)
         flat = torch.ones(self.weights.total, dtype=torch.bool, device=mask.device)
         for weight, indices in zip(self.weights.split(flat).values(), self.indices, strict=True):
@@ -100,6 +101,7 @@ class ChannelUnits:
                 if units is None:
                     continue
                 counted = weight.double()
+                # A weight whose other channel is dropped is 0 whatever this unit does.
                 if others is not None:
                     stays = alive[others.to(alive.device)]
                     counted = counted * _along(stays, weight.ndim, other_axis)
@@ -164,6 +166,7 @@ class BlockUnits:
         for weight, axis in zip(self.weights.split(values).values(), self.axes, strict=True):
             matrix = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight.unsqueeze(1)
             rows, columns = matrix.shape
+            # Zeros complete the blocks at the edges and do not change sums.
             padded = functional.pad(matrix, (0, -columns % self.columns, 0, -rows % self.rows))
             tiles = padded.unflatten(1, (-1, self.columns)).unflatten(0, (-1, self.rows))
             sums.append(tiles.sum((1, 3)).flatten())

@@ -48,6 +48,7 @@ def pool_statistics(parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
     dtype = parts[0].mean.dtype
     shares = torch.tensor([part.entries / total for part in parts], dtype=torch.float64)
     shares = shares.to(parts[0].mean.device)
+    # float64: the variance of the means is a small difference of large numbers.
     means = torch.stack([part.mean for part in parts], dim=-1).double()
     variances = torch.stack([part.var for part in parts], dim=-1).double()
     mean = means @ shares
@@ -70,6 +71,7 @@ def std_ratio(
         pruned: statistics of the same tensor in the pruned network.
         limit: the largest factor `[channels]`, or None for no limit.
     """
+    # torch.where on both sides of the quotient, so that no 0 ÷ 0 enters the gradient.
     both_vary = _varies(dense) & _varies(pruned)
     ones = torch.ones_like(pruned.var)
     squared = torch.where(both_vary, dense.var, ones) / torch.where(both_vary, pruned.var, ones)
@@ -83,6 +85,7 @@ def statistics_loss(dense: ChannelStatistics, pruned: ChannelStatistics) -> Tens
     ½ (σp²/σd² − 1 − ln σp²/σd² + (μp − μd)²/σd²). Differentiable in `pruned`. The loss is 0 where
     the dense values are constant: then there is no scale in which to measure a difference.
     """
+    # One unit for the whole layer; a single channel may be constant.
     spread = dense.var.mean()
     if not spread > 0:
         return torch.zeros_like(spread)

@@ -94,6 +94,7 @@ def measure_dense(
             `MIN_CHUNK`. Statistics are exact over one chunk.
         features: also record the outputs at `sites.features`; needs a single chunk.
     """
+    # Statistics are exact over one chunk, so chunks are as large as memory allows.
     size = max(MIN_CHUNK, MEMORY // max(1, sites.width)) if chunk is None else chunk
     outputs, chunks, recorded = [], [], dict[str, DenseFeature]()
     for part in _strided(inputs, -(-len(inputs) // size)):
@@ -163,6 +164,7 @@ def correct_sites(
         _record_statistics(sites, measured, name, module, values)
         if strength == 0:
             return None
+        # The site is corrected before later sites are measured, as in the repaired network.
         factor, shift = sites.rules[name].correct(module, dense[name], measured[name])
         corrected = (values * factor + shift).to(values.dtype)
         return corrected if strength == 1 else torch.lerp(values, corrected, strength)
@@ -225,6 +227,7 @@ def _record_feature(
 ) -> None:
     values = values.detach()
     spread = channel_statistics(values, sites.rules[name].channels(module, values.ndim)).var.mean()
+    # `tiny` is the smallest normal number: 1 ÷ spread stays finite.
     varies = spread > torch.finfo(spread.dtype).tiny
     scale = torch.where(varies, 1 / spread, torch.zeros_like(spread))
     # A copy: an in-place ReLU or sum that follows may overwrite the output.
@@ -275,6 +278,7 @@ def _removed_at_end() -> Iterator[list[Any]]:
 def _on_input(
     visit: Visit, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # The input may be passed by keyword; forward receives everything by position.
     values, *rest = [*args, *kwargs.values()]
     changed = visit(name, module, values)
     return (values if changed is None else changed, *rest), {}
@@ -287,6 +291,7 @@ def _on_output(
     _args: tuple[Any, ...],
     output: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401 - attention returns its weights beside the tensor
+    # Attention returns (outputs, attention weights); only the outputs are corrected.
     values, *rest = output if isinstance(output, tuple) else (output,)
     changed = visit(name, module, values)
     changed = values if changed is None else changed

@@ -67,6 +67,7 @@ def repair(target: Target, masks: Mapping[str, Tensor], calibration: Tensor) -> 
     calibration = calibration.to(target.device)
     sites = find_repair_sites(target.model, calibration, frozen=target.weights)
     dense = measure_dense(target.model, sites, calibration)
+    # Masks come from the CPU, whatever the device of the network.
     moved = {name: mask.to(target.device) for name, mask in masks.items()}
     weights = masked_weights({name: target.weights[name] for name in masks}, moved)
     result = repair_candidate(target.model, weights, dense)
@@ -94,6 +95,7 @@ def repair_candidate(
         chunks.append(measured)
     pruned, state = pool_chunks(chunks), dict[str, Tensor]()
     for name, expected in dense.pooled.items():
+        # A site that the pruned network does not reach keeps its values.
         if name in pruned:
             rule = dense.sites.rules[name]
             state |= _changed_leaves(model, name, rule, expected, pruned[name])
@@ -130,6 +132,7 @@ def _changed_leaves(
     for leaf, value in rule.fold(module, *correction).items():
         old = attrgetter(leaf)(module)
         new = value.to(old.dtype)
+        # Only real changes are reported and stored.
         if not torch.equal(new, old):
             state[f"{name}.{leaf}" if name else leaf] = new
     return state

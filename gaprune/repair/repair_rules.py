@@ -75,6 +75,7 @@ def _fold_statistics(norm: _NormBase, factor: Tensor, shift: Tensor) -> dict[str
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    # BatchNorm computes (x − mean) ÷ √(var + ε): the correction of its input is folded into both.
     ratio, mean, var = 1 / factor.view(-1), norm.running_mean.double(), norm.running_var.double()
     return {
         "running_mean": (mean - shift.view(-1)) * ratio,
@@ -107,6 +108,7 @@ def _match_output(
 
 def _fold_affine(norm: nn.Module, factor: Tensor, shift: Tensor) -> dict[str, Tensor]:
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+    # factor · (weight · x + bias) + shift, as one affine map.
     factor, shift = factor.view_as(bias), shift.view_as(bias)
     return {"weight": factor * weight, "bias": factor * bias + shift}
 

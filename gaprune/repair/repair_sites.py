@@ -55,6 +55,7 @@ def find_repair_sites(
     parts = (STATISTICS,) if has_statistics else (BIAS, NORM)
     trace = _trace(model, inputs[:EXAMPLES])
     frozen_ids = {id(model.get_parameter(name)) for name in frozen}
+    # A parameter that several modules share cannot fit the correction of each.
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     rules, reasons = dict[str, RepairRule](), dict[str, str]()
     # Modules by their first call; those that are never called come last.
@@ -106,6 +107,7 @@ def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
         trace.calls[name] += 1
         if isinstance(output, Tensor):
             outputs[name] = weakref.ref(output)
+            # Used for the chunk size and to find the norms at the ends of blocks.
             size = output.numel() * output.element_size() // len(inputs)
             trace.sizes[name] = max(trace.sizes.get(name, 0), size)
 
