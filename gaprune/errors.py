@@ -1,27 +1,27 @@
-"""What can go wrong, as types: the command line turns each into its exit code."""
+"""The exception types; the command line maps each to an exit code."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
 
-_SHOWN = 5  # names listed of a long list
+_MOST_NAMES = 5  # listed of a long list
 
 
 class GapruneError(Exception):
-    """A run failed for a reason that the message explains (exit code 1)."""
+    """A run failed, for a reason that the message explains (exit code 1)."""
 
 
 class InputError(GapruneError, ValueError):
-    """The input breaks a rule; the message names it, what came and the way out (exit code 2)."""
+    """An input is invalid; the message names rule, value and remedy (exit code 2)."""
 
 
 def nearest(name: str, known: Sequence[str], of: str) -> str:
-    """Return the names of a long list that come nearest, in words; `of` says what list it is."""
+    """Return a text with the nearest names of a long list; `of` says which list it is."""
     if not known:
         return f"there are no names {of}"
-    near = difflib.get_close_matches(name, known, n=_SHOWN, cutoff=0.5)
-    return f"nearest of the {len(known)} names {of}: {', '.join(near or known[:_SHOWN])}"
+    near = difflib.get_close_matches(name, known, n=_MOST_NAMES, cutoff=0.5)
+    return f"nearest of the {len(known)} names {of}: {', '.join(near or known[:_MOST_NAMES])}"
 
 
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> InputError:

@@ -1,7 +1,7 @@
-"""Parts that other packages add: Python's entry points, by group and name.
+"""Plug-ins: extensions in other packages, declared as Python entry points by group and name.
 
-A plug-in is looked up when its name is asked for and imported then: what is only installed changes
-nothing. Names of gaprune's own are found first, so no plug-in can take one.
+A plug-in is looked up and imported when its name is requested: a package that is only installed
+changes nothing. Built-in names take precedence, so a plug-in cannot replace one.
 """
 
 from __future__ import annotations
@@ -19,128 +19,125 @@ T = TypeVar("T")
 
 CRITERIA = "gaprune.criteria"
 OBJECTIVES = "gaprune.objectives"
-GENERATORS = "gaprune.generators."  # and the kind of input
+GENERATORS = "gaprune.generators."  # followed by the kind of input, such as `vector`
 MUTATIONS = "gaprune.mutations"
 CROSSOVERS = "gaprune.crossovers"
 PRESETS = "gaprune.presets"
 EXPORTERS = "gaprune.exporters"
-_ALL = "gaprune."
 
 
 class Plugin(NamedTuple):
-    """An entry point as it is installed; nothing of it has been imported.
+    """An installed entry point that has not been imported.
 
     Attributes:
-        group: what it adds to, such as `gaprune.criteria`.
-        name: what the user calls it.
-        place: `module:attribute`.
-        package: that it comes from, with its version, or empty.
+        group: what it extends, such as `gaprune.criteria`.
+        name: as users write it.
+        location: `module:attribute`.
+        package: its package with the version, or empty.
     """
 
     group: str
     name: str
-    place: str
+    location: str
     package: str
 
     @property
     def title(self) -> str:
-        """Its name and where it is from, in words."""
-        return f"plug-in {self.name!r} ({self.package or 'no package'}: {self.place})"
+        """Name and origin, for messages."""
+        return f"plug-in {self.name!r} ({self.package or 'no package'}: {self.location})"
 
 
 def installed_plugins(group: str = "") -> list[Plugin]:
-    """Return what is installed in a group, or in all groups of gaprune, in order of names.
+    """Return the plug-ins of a group, or of all groups of gaprune, sorted by name.
 
-    Of several of one name the first in the order of places counts, on every machine.
+    Of several plug-ins with one name the first by location counts, so the order of installation
+    does not matter.
     """
     return list(_installed(group, tuple(sys.path)))
 
 
-@lru_cache(
-    maxsize=64
-)  # every batch of calibration inputs asks; reading what is installed takes milliseconds
-def _installed(group: str, _: tuple[str, ...]) -> tuple[Plugin, ...]:
-    groups = [group] if group else sorted(metadata.entry_points().groups)
-    found = [
-        Plugin(one.group, one.name, one.value, _package(one))
-        for known in groups
-        if known.startswith(_ALL)
-        for one in metadata.entry_points(group=known)
-    ]
+@lru_cache(maxsize=64)  # every batch of calibration inputs asks, and reading takes milliseconds
+def _installed(group: str, _path: tuple[str, ...]) -> tuple[Plugin, ...]:
     first: dict[tuple[str, str], Plugin] = {}
-    for one in sorted(found):
-        first.setdefault((one.group, one.name), one)
-    return tuple(first.values())
+    for name in [group] if group else metadata.entry_points().groups:
+        if not name.startswith("gaprune."):
+            continue
+        for point in sorted(metadata.entry_points(group=name), key=lambda point: point.value):
+            # an entry point that was created by hand has no distribution
+            package = f"{point.dist.name} {point.dist.version}" if point.dist else ""
+            plugin = Plugin(point.group, point.name, point.value, package)
+            first.setdefault((point.group, point.name), plugin)
+    return tuple(sorted(first.values()))
 
 
-def plugin_names(group: str, own: Collection[str]) -> list[str]:
-    """Return the names that plug-ins add to a list of gaprune's own, which they cannot take."""
-    return [one.name for one in installed_plugins(group) if one.name not in own]
+def plugin_names(group: str, builtin: Collection[str]) -> list[str]:
+    """Return the names that plug-ins add to the built-in ones."""
+    return [plugin.name for plugin in installed_plugins(group) if plugin.name not in builtin]
 
 
 def find_plugin(group: str, name: str, read: Callable[[Plugin, Any], T]) -> T | None:
-    """Return a plug-in by name, or None where there is none.
+    """Return a plug-in by name, or None if there is none.
 
     Args:
-        group: to look in.
-        name: that the user gave, once it is no name of gaprune's own.
-        read: makes of what the entry point holds what the group needs, or raises `InputError`.
+        group: where to look.
+        name: from the user, and not built in.
+        read: turns the object of the entry point into what the group needs.
 
     Raises:
-        InputError: it is there, and its import or `read` fails: the user asked for it.
+        InputError: importing it fails, or `read` refuses it.
     """
-    for one in installed_plugins(group):
-        if one.name == name:
-            return read(one, load_plugin(one))
+    for plugin in installed_plugins(group):
+        if plugin.name == name:
+            return read(plugin, load_plugin(plugin))
     return None
 
 
-def load_plugin(plugin: Plugin) -> Any:  # noqa: ANN401 - whatever an entry point holds
-    """Import a plug-in and return what its entry point holds.
+def load_plugin(plugin: Plugin) -> Any:  # noqa: ANN401 - entry points hold any object
+    """Import a plug-in and return its object.
 
     Raises:
-        InputError: importing it raises, or the attribute is not there.
+        InputError: the import raises, or the attribute does not exist.
     """
-    point = metadata.EntryPoint(plugin.name, plugin.place, plugin.group)
+    point = metadata.EntryPoint(plugin.name, plugin.location, plugin.group)
     try:
         return point.load()
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{plugin.title}: importing it raised {type(error).__name__}: {error}; mend it, or "
-            "uninstall it"
+            f"{plugin.title}: its import raised {type(error).__name__}: {error}; fix the package, "
+            "or uninstall it"
         ) from error
 
 
 def load_plugins(
-    group: str, own: Collection[str], read: Callable[[Plugin, Any], T]
+    group: str, builtin: Collection[str], read: Callable[[Plugin, Any], T]
 ) -> dict[str, T]:
-    """Return all plug-ins of a group by name; one that is broken or shadows is left out.
+    """Return all valid plug-ins of a group by name.
 
     Warns:
-        UserWarning: of each that is left out, and why.
+        UserWarning: for each invalid one.
     """
-    found: dict[str, T] = {}
-    for one in installed_plugins(group):
+    valid: dict[str, T] = {}
+    for plugin in installed_plugins(group):
         try:
-            check_name(one, own)
-            found[one.name] = read(one, load_plugin(one))
+            check_name(plugin, builtin)
+            valid[plugin.name] = read(plugin, load_plugin(plugin))
         except InputError as error:
-            warnings.warn(f"{error}; it is left out", stacklevel=2)
-    return found
+            warnings.warn(f"{error}; it is ignored", stacklevel=2)
+    return valid
 
 
-def check_name(plugin: Plugin, own: Collection[str]) -> None:
-    """Raise where a plug-in has a name of gaprune's own.
+def check_name(plugin: Plugin, builtin: Collection[str]) -> None:
+    """Check that a plug-in does not use a built-in name.
 
     Raises:
-        InputError: that name is taken.
+        InputError: it does.
     """
-    if plugin.name in own:
-        raise InputError(f"{plugin.title}: {plugin.name!r} is gaprune's own in {plugin.group}")
+    if plugin.name in builtin:
+        raise InputError(f"{plugin.title}: {plugin.name!r} is built in, in {plugin.group}")
 
 
 def require_type(kind: type[T]) -> Callable[[Plugin, object], T]:
-    """Return a reader that accepts objects of type `kind` only."""
+    """Return a reader, for `find_plugin`, that accepts objects of type `kind` only."""
 
     def read(plugin: Plugin, value: object) -> T:
         if not isinstance(value, kind):
@@ -151,17 +148,12 @@ def require_type(kind: type[T]) -> Callable[[Plugin, object], T]:
     return read
 
 
-def require_function(plugin: Plugin, held: object) -> Callable[..., Any]:
-    """Return what an entry point holds, which must be a function.
+def require_function(plugin: Plugin, value: object) -> Callable[..., Any]:
+    """Return the object of a plug-in, which must be a function.
 
     Raises:
-        InputError: it can't be called.
+        InputError: it cannot be called.
     """
-    if not callable(held):
-        raise InputError(f"{plugin.title}: must be a function, got {type(held).__name__}")
-    return held
-
-
-def _package(point: metadata.EntryPoint) -> str:
-    # an entry point that was made by hand has no distribution
-    return "" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+    if not callable(value):
+        raise InputError(f"{plugin.title}: must be a function, got {type(value).__name__}")
+    return value
