@@ -37,7 +37,7 @@ from gaprune.io.serialization import to_json
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target
 from gaprune.runs.job import make_job
-from gaprune.runs.latency_budget import in_turn, part_of_first
+from gaprune.runs.latency_budget import paired_ratio, time_models
 
 PLACE = Path("runs/channels")
 RUNTIMES = (EAGER, ONNX)
@@ -91,11 +91,11 @@ def make_row(target: Target, row: Mapping[str, Any], case: Case, test: Samples) 
 
 def _speed(target: Target, compact: nn.Module, runtime: str, batch: int) -> dict[str, float]:
     """Return medians of one pass on one thread, and of paired ratios."""
-    taken = in_turn(target, [target.model, compact], runtime, batch)
+    taken = time_models(target, [target.model, compact], runtime, batch)
     return {
         "dense_ms": round(median(taken[0]), 4),
         "compact_ms": round(median(taken[1]), 4),
-        "speed_up": round(1 / part_of_first(taken, 1), 3),
+        "speed_up": round(1 / paired_ratio(taken, 1), 3),
     }
 
 

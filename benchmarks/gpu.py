@@ -23,7 +23,6 @@ from functools import partial
 
 import torch
 
-from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evolution.genome import Genes, seed_genes
@@ -33,6 +32,7 @@ from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import check_settings, resolve_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
 from gaprune.workers.serial import torch_threads
 
@@ -194,7 +194,8 @@ def make_case(network: str, wanted: argparse.Namespace) -> Case:
     target = load_target(network)
     settings = {"sparsity": SPARSITY, "calibration": ("procedural",), "device": CPU}
     settings |= {"calibration_count": wanted.calibration, "validation_count": wanted.calibration}
-    run = PruningRun(target, make_settings(settings), None, Observer())
+    checked = check_settings(make_settings(settings))
+    run = PruningRun(target, resolve_settings(checked, target))
     shown = (CPU,) if wanted.device == CPU else (CPU, CUDA)
     batch = run.settings.batch or 1
     return Case(network, run.evaluator, shown, wanted.actors, batch, wanted.seconds)

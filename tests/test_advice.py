@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from search_cases import seeds_of, tiny_evaluator, tiny_model
 from torch import nn
 
@@ -17,7 +18,6 @@ from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.search_plan import SearchResult
 from gaprune.models.target import target_from_module
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.warnings import advise, doubt
 
 EVALUATOR = tiny_evaluator()

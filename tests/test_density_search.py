@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_evaluator, tiny_model
@@ -36,7 +37,6 @@ from gaprune.masks.supermask import layer_counts
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.records import Generation
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.setup import make_plan
 from gaprune.workers import SerialWorkers
 

@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+<<<<<<< HEAD
+=======
+from command_line import OWN, TINY, Run
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+>>>>>>> fed98cf (Parse settings once: CheckedSettings and ResolvedSettings; prune, prune_target and resume share prepare_run; old names refused)
 from repair_networks import (
     Convolutional,
     Encoder,
@@ -44,7 +49,11 @@ from gaprune.models.target import Target, target_from_module
 from gaprune.repair import RepairSites, find_repair_sites, repair, repaired_copy
 from gaprune.repair.dense_statistics import feature_errors, measure_dense
 from gaprune.repair.repair_rules import repair_rule
+<<<<<<< HEAD
 from gaprune.runs.resolve_settings import check_settings, resolve_settings
+=======
+from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
+>>>>>>> fed98cf (Parse settings once: CheckedSettings and ResolvedSettings; prune, prune_target and resume share prepare_run; old names refused)
 
 torch.set_num_threads(1)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from repair_networks import Convolutional, Encoder, Residual, loop_evaluator, target_of
 from search_cases import random_genes, seeds_of, tiny_evaluator
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import ScoreGroupTask
 from gaprune.models.forward import vmap_forward
 from gaprune.models.target import load_target
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.setup import make_plan
 from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions, Workers
 

@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 from channel_networks import IMAGE, Joined, Residual, Separable, built, images
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import seeded
@@ -24,7 +25,6 @@ from gaprune.models.channel_removal import remove_channels
 from gaprune.models.patterns import channel_groups, channels_of, searched_layout, units_of
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import parse_pattern
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 
 FEW = settings(max_examples=30)
 QUOTAS = ("1:2", "2:4", "3:4", "4:8", "2:40")

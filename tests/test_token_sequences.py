@@ -15,6 +15,7 @@ import ray
 import torch
 from command_line import Run
 from criterion_networks import Attention, seeded
+from gaprune.runs.resolve_settings import resolve_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -33,7 +34,6 @@ from gaprune.records import Generation
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_run
 from gaprune.runs.prune import prune_target
-from gaprune.runs.resolve_settings import resolve_settings
 from gaprune.runs.resume import resume
 from gaprune.runs.setup import make_evaluator
 

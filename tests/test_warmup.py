@@ -11,6 +11,7 @@ import pytest
 import torch
 from command_line import OWN, TINY, Run
 from comparison_cases import conv_target
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from repair_networks import Convolutional, loop_evaluator, seeded, target_of
@@ -40,7 +41,6 @@ from gaprune.evolution.variation import VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.records import Generation
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from gaprune.runs.setup import make_plan
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
@@ -15,7 +14,7 @@ from gaprune.evolution.search_plan import SearchPlan, SearchResult
 from gaprune.evolution.seeding import baselines
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun
-from gaprune.runs.setup import make_plan
+from gaprune.runs.setup import check_settings, resolve_settings
 from gaprune.workers import Workers
 
 NOISE: dict[str, Any] = {
@@ -48,7 +47,9 @@ class Search:
 
 def make_search(target: str, **settings: Any) -> Search:
     """Prepare a search of a network of the zoo."""
-    run = PruningRun(load_target(target), make_settings(NOISE | settings), None, Observer())
+    network = load_target(target)
+    checked = check_settings(make_settings(NOISE | settings))
+    run = PruningRun(network, resolve_settings(checked, network))
     evaluator = run.evaluator
     found = baselines(
         evaluator.network,
@@ -61,4 +62,4 @@ def make_search(target: str, **settings: Any) -> Search:
         warn=print,
     )
     seeds = [Individual.from_genes(one.genes, evaluator.layout, one.name) for one in found]
-    return Search(evaluator, make_plan(run.target, run.settings, run.preset), seeds)
+    return Search(evaluator, run.plan, seeds)

@@ -12,7 +12,7 @@ from gaprune.cli.console import Monitor
 from gaprune.io.run_files import CONFIG, PRUNED, RECORD
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_run
-from gaprune.runs.prune import prune_target
+from gaprune.runs.prune import prepare_run
 from gaprune.runs.resume import resume
 
 Figures = Mapping[str, float]
@@ -72,13 +72,13 @@ def run_at(place: Path, config: Mapping[str, Any]) -> Path:
         job = make_job(config)
         with open_run(place) as run_directory:
             target, test = job.load()
-            result = prune_target(
+            run = prepare_run(
                 target,
-                job.settings,
+                job.checked,
                 test=test,
                 observer=monitor,
                 run_directory=run_directory,
                 job=job,
             )
-            run_directory.save(result, job)
+            run_directory.save(run.run(), job)
     return place

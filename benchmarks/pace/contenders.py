@@ -40,7 +40,7 @@ def gaprune(preset: str) -> Callable[[Match], Score]:
         run = match.run(bell, preset=preset, seconds=match.seconds)
         before = peak_mb()
         bell.start()
-        result = run.result()
+        result = run.run()
         memory = peak_mb(), before
         mask = run.evaluator.layout.flatten(dict(result.masks))
         return scored(run.evaluator, mask, result.evaluations, bell.seconds, memory)

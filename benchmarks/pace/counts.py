@@ -15,7 +15,6 @@ from gaprune.evolution.genome import Genes, Individual, seed_genes
 from gaprune.masks.budget import apportion
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.runs.run import PruningRun
-from gaprune.runs.setup import make_plan
 from gaprune.workers import SerialWorkers
 
 STEP = 0.3  # first standard deviation of the logarithm of a keep count
@@ -49,7 +48,7 @@ def evolved_counts(match: Match) -> Score:
     evaluator = run.evaluator
     seed = Individual.from_genes(_genes(run), evaluator.layout, "lamp")
     before = peak_mb()
-    plan = make_plan(run.target, run.settings, run.preset)
+    plan = run.plan
     outcome = Evolution(plan, SerialWorkers(evaluator)).run([seed])
     memory = peak_mb(), before
     return scored(evaluator, outcome.best.mask, outcome.evaluations, outcome.seconds, memory)

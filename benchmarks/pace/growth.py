@@ -12,7 +12,6 @@ from torch import nn
 
 from benchmarks.pace.clock import exponent, seconds_of
 from benchmarks.real.process import in_own_process, peak_mb
-from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.criteria import score
 from gaprune.evolution.engine import Evolution
@@ -22,7 +21,7 @@ from gaprune.masks.supermask import Layout
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
 from gaprune.runs.run import PruningRun
-from gaprune.runs.setup import make_plan
+from gaprune.runs.setup import check_settings, resolve_settings
 from gaprune.workers import SerialWorkers
 
 INPUTS, CLASSES = 784, 10
@@ -106,7 +105,7 @@ def grow(width: int, load: Load) -> Grown:
     middle = peak_mb()
     changed = (_changed(genes, evaluator.layout, index) for index in range(load.population))
     people = [Individual.from_genes(one, evaluator.layout, "magnitude") for one in changed]
-    evolution = Evolution(make_plan(run.target, run.settings, run.preset), SerialWorkers(evaluator))
+    evolution = Evolution(run.plan, SerialWorkers(evaluator))
     evolution.run(people)
     del people
     limits = SearchLimits(generations=evolution.generation + 1)
@@ -137,14 +136,15 @@ def _run(width: int, load: Load) -> PruningRun:
         "evaluations": 1,  # stops when the first population is scored; the generation is our own
     }
     target = target_from_module(model, inputs=options)
-    return PruningRun(target, make_settings(settings), None, Observer())
+    checked = check_settings(make_settings(settings))
+    return PruningRun(target, resolve_settings(checked, target))
 
 
 def _genes(run: PruningRun) -> Genes:
     evaluator = run.evaluator
     network = evaluator.network
     scores = score("magnitude", network, None, torch.Generator())
-    plan = make_plan(run.target, run.settings, run.preset)
+    plan = run.plan
     return seed_genes(scores, evaluator.layout, plan.keep, "allocated")
 
 

@@ -21,6 +21,7 @@ from gaprune.masks.supermask import Layout, global_mask
 from gaprune.models.target import load_target
 from gaprune.models.zoo import mnist
 from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import check_settings, resolve_settings
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class Match:
             "validation_count": self.validation,
         }
         chosen = make_settings({**given, **settings})
-        run = PruningRun(load_target(self.target), chosen, None, observer or Observer())
-        assert run.shown  # made here, where the clock does not run yet
+        target = load_target(self.target)
+        resolved = resolve_settings(check_settings(chosen), target)
+        run = PruningRun(target, resolved, observer=observer)
+        assert run.evaluator is not None  # made here, before the clock starts
         return run
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from benchmarks.cluster.searches import Search, make_search
 from benchmarks.pace.original import Original, OriginalCnn
-from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import accuracy
@@ -31,6 +30,7 @@ from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import load_zoo_network, mnist
 from gaprune.runs.checkpointer import Checkpointer, SearchCheckpointer
 from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import check_settings, resolve_settings
 from gaprune.workers import SerialWorkers
 
 NETWORK, SPARSITY, DENSITY = "mnist-cnn", 0.7, 0.3
@@ -191,7 +191,8 @@ def time_to_goal(settings: Mapping[str, Any]) -> tuple[float | None, float]:
     watch = _Watch(target, started)
     chosen = make_settings({"sparsity": SPARSITY, **settings})
     try:
-        PruningRun(target, chosen, None, Observer(), watch).result()
+        resolved = resolve_settings(check_settings(chosen), target)
+        PruningRun(target, resolved, checkpointer=_WatchedRun(watch)).run()
     except _ReachedError:
         return watch.seconds, watch.accuracy
     return None, watch.accuracy
@@ -201,7 +202,20 @@ class _ReachedError(Exception):
     """Ends the run: it has what was waited for."""
 
 
-class _Watch(Checkpointer, SearchCheckpointer):
+class _WatchedRun(Checkpointer):
+    """Writes no checkpoints; the one search of the run is watched."""
+
+    def __init__(self, watch: SearchCheckpointer) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def search(self, sparsity: float | None = None) -> SearchCheckpointer:
+        """Return the watch."""
+        del sparsity
+        return self._watch
+
+
+class _Watch(SearchCheckpointer):
     """Looks at the best mask of every generation instead of keeping it; steers only the end.
 
     Args:
@@ -218,12 +232,7 @@ class _Watch(Checkpointer, SearchCheckpointer):
         self._target, self._started, self._looked = target, started, 0.0
         self.accuracy, self.seconds = 0.0, 0.0
 
-    def search(self, sparsity: float | None = None) -> SearchCheckpointer:
-        """Return itself."""
-        del sparsity
-        return self
-
-    def note(
+    def record_generation(
         self,
         evolution: Evolution,
         seeds: list[Individual],

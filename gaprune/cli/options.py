@@ -26,7 +26,7 @@ from gaprune.models.zoo import MNIST_INPUT, ZOO
 from gaprune.pattern_names import BUDGETS, CHANNEL, UNSTRUCTURED
 from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.option_keys import Key
-from gaprune.runs.resolve_settings import STATISTICS_LOSS, WARMUP
+from gaprune.runs.setup import STATISTICS_LOSS, WARMUP
 
 SEARCH, LIMITS = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ from gaprune.profiling import run_profiler
 from gaprune.runs.dry_run import dry_run as predict
 from gaprune.runs.job import PruneJob, make_job
 from gaprune.runs.open_directory import OpenRun, open_numbered_run, open_run
-from gaprune.runs.prune import prune_target
+from gaprune.runs.prune import prepare_run
 from gaprune.runs.result import Result
 
 RUNS = Path("runs")  # where results go without --out
@@ -84,7 +84,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
         # networks of users may print, but stdout is for results
         with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
             monitor.progress("predicting time and memory", 0, None)
-            prediction = predict(job.load()[0], job.settings)
+            prediction = predict(job.load()[0], job.checked)
         if as_json:
             typer.echo(to_json(prediction.record(), indent=2))
         else:
@@ -93,10 +93,10 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
 
     def prune(observer: Observer) -> tuple[Result, PruneJob]:
         target, test = job.load()
-        result = prune_target(
-            target, job.settings, test=test, observer=observer, run_directory=run_directory, job=job
+        prepared = prepare_run(
+            target, job.checked, test=test, observer=observer, run_directory=run_directory, job=job
         )
-        return result, job
+        return prepared.run(), job
 
     with ExitStack() as stack:
         run_directory = None

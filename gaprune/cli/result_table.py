@@ -197,15 +197,15 @@ def _dry_run_facts(prediction: DryRun) -> list[str]:
         f"kept: {budget}",
         f"calibration inputs: {' and '.join(prediction.calibration)}{why}",
     ]
-    for stage in prediction.stages:
-        steps = f" with {stage.steps} gradient steps" if stage.steps else ""
-        count = stage.generations
+    for phase in prediction.phases:
+        steps = f" with {phase.steps} gradient steps" if phase.steps else ""
+        count = phase.generations
         generations = "generations until a limit" if count is None else f"{count} generations"
-        lines.append(f"{stage.name}: {generations} of {stage.children} children{steps}")
-    if not prediction.stages:
+        lines.append(f"{phase.name}: {generations} of {phase.children} children{steps}")
+    if not prediction.phases:
         lines.append("one-shot method, no search")
     elif prediction.search_seconds is None:
-        each = sum(stage.seconds for stage in prediction.stages if stage.generations is None)
+        each = sum(phase.seconds for phase in prediction.phases if phase.generations is None)
         lines.append(f"time: about {duration(each)} per generation at the machine's current speed")
     else:
         several = prediction.settings.max_drop is not None

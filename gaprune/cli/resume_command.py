@@ -10,7 +10,7 @@ from gaprune.cli import common_options as common
 from gaprune.cli.options import with_changes
 from gaprune.cli.prune_command import run_and_save
 from gaprune.runs.open_directory import reopen_run
-from gaprune.runs.resume import CHANGEABLE, go_on
+from gaprune.runs.resume import CHANGEABLE, resume_run
 
 
 @with_changes(CHANGEABLE)
@@ -38,7 +38,7 @@ def resume_command(
     """
     with reopen_run(run) as run_directory:
         code = run_and_save(
-            lambda observer: go_on(run_directory, common.stated(options), observer),
+            lambda observer: resume_run(run_directory, common.stated(options), observer),
             run_directory,
             as_json=as_json,
             quiet=quiet,

@@ -30,7 +30,7 @@ from gaprune.models.input_spec import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
-from gaprune.runs.resolve_settings import check_settings
+from gaprune.runs.setup import check_settings
 from gaprune.workers import WorkerOptions, choose_driver_device, on_device
 from gaprune.workers.serial import torch_threads
 

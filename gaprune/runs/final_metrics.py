@@ -1,4 +1,4 @@
-"""Final figures of what a run found: after repair, and on labelled inputs."""
+"""Final metrics of the best mask: after repair, and on labelled inputs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from gaprune.workers.serial import torch_threads
 
 @dataclass(frozen=True, eq=False)
 class FinalMetrics:
-    """What is measured once the best mask is known; nothing of it goes back into the search.
+    """Measures the best mask of a run; none of it returns to the search.
 
     Attributes:
         target: the dense network.
         settings: of the run.
         test: labelled inputs for the accuracy, or None.
         observer: told of progress.
-        evaluator: the calibration inputs with the dense network's answers.
-        best: what the run found.
+        evaluator: the calibration inputs with the dense network's outputs.
+        best: the best mask.
     """
 
     target: Target
@@ -42,36 +42,38 @@ class FinalMetrics:
     best: Individual
 
     def repaired(self, strict: float) -> RepairedScore:
-        """Match the pruned network's activations to the dense network's on the calibration inputs.
+        """Repair the pruned network on the calibration inputs, and score it.
 
-        `strict` is the agreement on the validation inputs as it is.
+        Args:
+            strict: its agreement on the validation inputs without repair.
         """
         evaluator, validation = self.evaluator, self.evaluator.validation
-        self.observer.phase("repair", "matching its activations to the dense network's")
+        self.observer.phase("repair", "matching activations to those of the dense network")
         with profiled("repair"), torch_threads(self.settings.threads_per_worker):
             masks = evaluator.masks(self.best.mask)
-            done = repair(self.target, masks, evaluator.statistics_inputs)
-            model = repaired_copy(self.target, masks, done)
+            result = repair(self.target, masks, evaluator.statistics_inputs)
+            model = repaired_copy(self.target, masks, result)
             outputs = batched_forward(model, validation.inputs)
-            found = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)
-            agreement = finite(float(found))
-            held_out = None if self.test is None else HeldOut(self.target, self.test)
-            tested = None if held_out is None else held_out.measure(model).accuracy
-        for reason in done.skipped:
+            value = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)
+            agreement = finite(float(value))
+            tested = None
+            if self.test is not None:
+                tested = HeldOut(self.target, self.test).measure(model).accuracy
+        for reason in result.skipped:
             self.observer.warning(f"not repaired: {reason}")
         if agreement < strict:
             self.observer.warning(
                 f"repair lowers the agreement on the validation inputs from {strict:.1%} to "
-                f"{agreement:.1%}: use the strict network, unless inputs of your own say otherwise"
+                f"{agreement:.1%}: use the strict network, unless your own inputs say otherwise"
             )
-        return RepairedScore(done, agreement, tested, self.settings.repair_in_loop)
+        return RepairedScore(result, agreement, tested, self.settings.repair_in_loop)
 
-    def tested(self, seeds: list[Individual]) -> tuple[dict[str, float], dict[str, Any] | None]:
-        """Measure accuracy on labelled test data, after everything is decided.
+    def accuracies(self, seeds: list[Individual]) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """Measure the accuracy on labelled test data, after all choices are made.
 
         Returns:
-            "dense", "pruned" or a seed's origin → accuracy, 0 to 1; and what `confusion_of` says.
-            Without test data nothing and None.
+            `dense`, `pruned` or the origin of a seed → accuracy in [0, 1], and the confusion matrix
+            (`confusion_of`); nothing and None without test data.
         """
         test, evaluator = self.test, self.evaluator
         if test is None or test.labels is None:

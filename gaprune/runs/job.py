@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.calibration.samples import Samples
-from gaprune.config import Settings, make_settings
-from gaprune.errors import InputError, unknown_name
+from gaprune.config import Settings, make_settings, unknown_setting
+from gaprune.errors import InputError
 from gaprune.evaluation.labelled import read_labelled, zoo_test
 from gaprune.masks.budget import check_sparsity
 from gaprune.models.input_spec import InputOptions
@@ -22,8 +22,7 @@ from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import ZOO
 from gaprune.profiling import profiled
 from gaprune.runs.option_keys import Key, count, names, numbers, sizes, text, yes_or_no
-from gaprune.runs.resolve_settings import check_settings
-from gaprune.workers import WorkerOptions, choose_driver_device
+from gaprune.runs.setup import CheckedSettings, check_settings
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class PruneJob:
 
     Attributes:
         target: a zoo name, or `path/to/file.py:factory`.
-        settings: how to prune it.
+        checked: the settings.
         weights: its checkpoint, or None for the zoo's own.
         inputs: what is known about one input.
         prune_also: further parameters to prune, by qualified name.
@@ -42,13 +41,18 @@ class PruneJob:
     """
 
     target: str
-    settings: Settings
+    checked: CheckedSettings
     weights: str | None = None
     inputs: InputOptions = field(default_factory=InputOptions)
     prune_also: tuple[str, ...] = ()
     test: str | None = None
     output: str | None = None
     allow_download: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        """How to prune it."""
+        return self.checked.settings
 
     def load(self, device: str | None = None) -> tuple[Target, Samples | None]:
         """Load the target and the test data; a zoo network brings its own.
@@ -66,7 +70,7 @@ class PruneJob:
                 weights=None if self.weights is None else Path(self.weights),
                 inputs=self.inputs,
                 prune_also=self.prune_also,
-                device=device or choose_driver_device(WorkerOptions.from_settings(self.settings)),
+                device=device or self.checked.driver_device,
                 output=self.output,
                 allow_download=self.allow_download,
             )
@@ -198,7 +202,7 @@ def make_job(values: Mapping[str, Any]) -> PruneJob:
     keys = {key.name: key for key in JOB_KEYS}
     for name in values:
         if name not in keys and name not in Settings.model_fields:
-            raise unknown_name("config key", name, [*keys, *Settings.model_fields])
+            raise unknown_setting("config key", name, [*keys, *Settings.model_fields])
     if "target" not in values:
         raise InputError(
             f"target: none given; name a network of the zoo ({', '.join(ZOO)}), or "
@@ -212,10 +216,9 @@ def make_job(values: Mapping[str, Any]) -> PruneJob:
             if name not in keys
         }
     )
-    check_settings(settings)
     return PruneJob(
         target=stated["target"],
-        settings=settings,
+        checked=check_settings(settings),
         weights=stated.get("weights"),
         inputs=InputOptions(**{key.field: stated.get(key.name) for key in JOB_KEYS if key.field}),
         prune_also=stated.get("prune_also", ()),

@@ -1,7 +1,7 @@
-"""A budget in measured time: which multiply-adds are fast enough, and how fast what came is.
+"""A budget in latency: the multiply-adds that are fast enough, and the latency of the result.
 
-Time is what a clock says: two calibrations may differ. The multiply-adds that one found are a
-setting of the run (`budget_macs`), so that the search itself, and resuming it, is bit-identical.
+Latency is measured, so two measurements may differ. The multiply-adds that the first one gives
+are a setting of the run (`budget_macs`): the search, and resuming it, is deterministic.
 """
 
 from __future__ import annotations
@@ -22,32 +22,28 @@ from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject, Unavailab
 from gaprune.masks.budget import uniform_counts
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.input_spec import sample_inputs
-from gaprune.models.patterns import (
-    channel_groups,
-    check_pattern,
-    searched_layout,
-    silent_channels,
-)
+from gaprune.models.patterns import channel_groups, searched_layout, silent_channels
 from gaprune.models.target import Target
 from gaprune.pattern_names import LATENCY
+from gaprune.runs.setup import CheckedSettings, ResolvedSettings
 from gaprune.workers.serial import torch_threads
 
-TRIED = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)  # of the dense network's multiply-adds
-REFINED = 2  # times that the network of the budget found so far is measured too
+FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)  # of the dense network's MACs, timed
+NUM_REFINEMENTS = 2  # times that the network at the estimated budget is timed as well
 
 
 @dataclass(frozen=True)
 class Latency:
-    """What a compact network's time was to be, and is; parts are of the dense network's.
+    """The latency of the compact network; fractions are of the dense network's.
 
     Attributes:
-        asked: the part to be removed.
-        predicted: the part that was predicted, by networks that are equally narrow everywhere;
-            None where the multiply-adds were stated, or are those of the run that goes on.
-        measured: the part that the network that was found has less, median of paired passes; None
-            where no channel went.
-        dense_ms, compact_ms: medians of one pass.
-        runtime, batch, threads: where.
+        asked: the fraction to remove.
+        predicted: the fraction removed by networks of the same width everywhere at this budget;
+            None if the multiply-adds were stated, or the run was resumed.
+        measured: the fraction that the result removes, median of paired passes; None if no channel
+            was removed.
+        dense_ms, compact_ms: median milliseconds of one pass.
+        runtime, batch, threads: of the measurement.
         budget_macs: the multiply-adds that were allowed.
     """
 
@@ -66,164 +62,156 @@ class Latency:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """Settings with a budget in multiply-adds, and the part of time that it was predicted to save.
+def find_budget_macs(
+    target: Target, checked: CheckedSettings, observer: Observer
+) -> CheckedSettings:
+    """Return settings with the multiply-adds that take the asked fraction of the latency.
 
-    `predicted` is None where nothing was measured.
-    """
-
-    settings: Settings
-    predicted: float | None = None
-
-
-def calibrate(target: Target, settings: Settings, observer: Observer) -> Calibrated:
-    """Return settings that state the multiply-adds which take the asked part of time.
-
-    Networks that are equally narrow everywhere are timed at several budgets in turn with the dense
-    one, and a rising curve is fitted through what they take.
+    Networks of the same width everywhere are timed at several budgets, in turn with the dense one;
+    a rising curve is fitted to their latencies. Without a latency budget nothing is done.
 
     Raises:
-        InputError: settings that exclude each other, an unknown runtime, or no network is fast
-            enough.
+        InputError: an unknown runtime, or no network is fast enough.
         GapruneError: the runtime cannot run the network.
     """
-    check_pattern(settings)
+    settings = checked.settings
     if settings.budget != LATENCY or settings.budget_macs is not None:
-        return Calibrated(settings)
+        return checked
     names = [name for name in RUNTIMES if name != CSR]
     if settings.latency_runtime not in names:
         raise unknown_name("latency_runtime", settings.latency_runtime, names)
-    observer.phase("latency", f"timing compact networks {_where(settings)}")
-    trial = _Trials(target, settings)
-    for part in TRIED:
-        trial.add(int(part * trial.dense))
-    trial.measure()
-    for _ in range(REFINED):
-        trial.add(trial.budget(1 - settings.sparsity))
-        trial.measure()
-    keep = trial.budget(1 - settings.sparsity)
-    predicted = 1 - float(np.interp(keep, *trial.curve()))
+    observer.phase("latency", f"timing compact networks {_conditions(settings)}")
+    curve = _LatencyCurve(target, settings)
+    for fraction in FRACTIONS:
+        curve.add(int(fraction * curve.dense_macs))
+    curve.measure()
+    for _ in range(NUM_REFINEMENTS):
+        curve.add(curve.budget(1 - settings.sparsity))
+        curve.measure()
+    macs = curve.budget(1 - settings.sparsity)
+    predicted = 1 - float(np.interp(macs, *curve.points()))
     observer.phase(
-        "latency", f"{keep:,} multiply-adds, {keep / trial.dense:.1%} of them, are fast enough"
+        "latency", f"{macs:,} multiply-adds, {macs / curve.dense_macs:.1%} of all, are fast enough"
     )
-    return Calibrated(settings.replace(budget_macs=keep), predicted)
+    settings = settings.replace(budget_macs=macs)
+    return replace(checked, settings=settings, predicted_speedup=predicted)
 
 
-def measure_latency(target: Target, masks: Mapping[str, Tensor], given: Calibrated) -> Latency:
+def measure_latency(
+    target: Target, masks: Mapping[str, Tensor], resolved: ResolvedSettings
+) -> Latency:
     """Time the compact network of masks in turn with the dense one.
 
     Raises:
         GapruneError: the runtime cannot run one of them.
     """
-    settings = given.settings
-    assert settings.budget_macs is not None, "calibrate fills it"
-    gone = silent_channels(target, masks)
-    dense = target.model
-    compact = remove_channels(target.masked_copy(masks), target.example(), gone) if gone else dense
-    taken = _timed(target, settings, [dense, compact])
+    settings, predicted = resolved.settings, resolved.predicted_speedup
+    removed = silent_channels(target, masks)
+    compact = target.model
+    if removed:
+        compact = remove_channels(target.masked_copy(masks), target.example(), removed)
+    runtime, batch = settings.latency_runtime, settings.latency_batch
+    threads = settings.threads_per_worker
+    times = time_models(target, [target.model, compact], runtime, batch, threads)
     return Latency(
         asked=settings.sparsity,
-        predicted=None if given.predicted is None else round(given.predicted, 4),
-        measured=round(1 - part_of_first(taken, 1), 4) if gone else None,
-        dense_ms=round(median(taken[0]), 4),
-        compact_ms=round(median(taken[1]), 4),
-        runtime=settings.latency_runtime,
-        batch=settings.latency_batch,
-        threads=settings.threads_per_worker,
-        budget_macs=settings.budget_macs,
+        predicted=None if predicted is None else round(predicted, 4),
+        measured=round(1 - paired_ratio(times, 1), 4) if removed else None,
+        dense_ms=round(median(times[0]), 4),
+        compact_ms=round(median(times[1]), 4),
+        runtime=runtime,
+        batch=batch,
+        threads=threads,
+        budget_macs=settings.budget_macs or 0,
     )
 
 
-class _Trials:
-    """Networks that are equally narrow everywhere, and what part of the dense one's time they take.
+class _LatencyCurve:
+    """Latencies of networks that have the same width everywhere, as fractions of the dense one's.
 
     Attributes:
-        dense: multiply-adds of the dense network.
+        dense_macs: multiply-adds of the dense network.
     """
 
     def __init__(self, target: Target, settings: Settings) -> None:
         self._target, self._settings = target, settings
         layout = searched_layout(target, settings)
-        assert layout.mac_cost is not None, "latency has a price"
-        self._layout, self._price = layout, layout.mac_cost
-        self.dense, self._least = layout.dense_cost, layout.min_cost
+        assert layout.mac_cost is not None, "a latency budget counts multiply-adds"
+        self._layout, self._cost = layout, layout.mac_cost
+        self.dense_macs = layout.dense_cost
         self._networks: dict[int, nn.Module] = {}
-        self._parts: dict[int, float] = {}
+        self._fractions: dict[int, float] = {}
 
     def add(self, macs: int) -> None:
-        """Make the network of a budget, if there is one."""
-        if macs < self._least:
+        """Make the network of a budget, if it exists and has not been timed."""
+        if macs < self._layout.min_cost:
             return
-        budget = replace(self._price, limit=macs)
-        counts = uniform_counts(replace(self._layout, mac_cost=budget), self._settings.sparsity)
-        cost = budget.macs(counts)
-        if cost in self._parts or cost in self._networks or cost >= self.dense:
+        cost = replace(self._cost, limit=macs)
+        counts = uniform_counts(replace(self._layout, mac_cost=cost), self._settings.sparsity)
+        used = cost.macs(counts)
+        if used in self._fractions or used in self._networks or used >= self.dense_macs:
             return
-        gone: dict[str, list[int]] = {}
         groups = channel_groups(self._target, alike=True)
-        channels = [one for group in groups for one in group.channels]
-        for one in _dropped(channels, self._layout.sizes, counts):
-            gone.setdefault(one.layer, []).append(one.channel)
-        self._networks[cost] = remove_channels(self._target.model, self._target.example(), gone)
+        channels = [channel for group in groups for channel in group.channels]
+        removed: dict[str, list[int]] = {}
+        start = 0
+        for size, count in zip(self._layout.sizes, counts, strict=True):
+            for channel in channels[start + count : start + size]:
+                output = channel.outputs[0]
+                removed.setdefault(output.layer, []).append(output.channel)
+            start += size
+        target = self._target
+        self._networks[used] = remove_channels(target.model, target.example(), removed)
 
     def measure(self) -> None:
-        """Time all that are new, in turn with the dense network."""
+        """Time the new networks, in turn with the dense one."""
         if not self._networks:
             return
-        costs = list(self._networks)
-        taken = _timed(self._target, self._settings, [self._target.model, *self._networks.values()])
-        for place, cost in enumerate(costs, 1):
-            self._parts[cost] = part_of_first(taken, place)
+        models, settings = [self._target.model, *self._networks.values()], self._settings
+        runtime, batch = settings.latency_runtime, settings.latency_batch
+        times = time_models(self._target, models, runtime, batch, settings.threads_per_worker)
+        for index, macs in enumerate(self._networks, 1):
+            self._fractions[macs] = paired_ratio(times, index)
         self._networks.clear()
 
-    def curve(self) -> tuple[list[int], list[float]]:
-        """Return multiply-adds and the part of time, both rising (Ayer et al. 1955)."""
-        places = [*sorted(self._parts), self.dense]
+    def points(self) -> tuple[list[int], list[float]]:
+        """Return multiply-adds and latencies, both rising (isotonic regression, Ayer et al. 1955)."""
+        macs = [*sorted(self._fractions), self.dense_macs]
         pools: list[tuple[float, int]] = []
-        for cost in places:
-            pools.append((1.0 if cost == self.dense else self._parts[cost], 1))
+        for cost in macs:
+            pools.append((1.0 if cost == self.dense_macs else self._fractions[cost], 1))
             while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
                 (after, m), (before, n) = pools.pop(), pools.pop()
                 pools.append(((before * n + after * m) / (m + n), m + n))
-        return places, [part for part, number in pools for _ in range(number)]
+        return macs, [fraction for fraction, size in pools for _ in range(size)]
 
-    def budget(self, part: float) -> int:
-        """Return the most multiply-adds that take at most a part of the dense network's time.
+    def budget(self, fraction: float) -> int:
+        """Return the most multiply-adds that take at most a fraction of the dense latency.
 
         Raises:
             InputError: none do.
         """
-        places, parts = self.curve()
+        macs, fractions = self.points()
         settings = self._settings
-        if parts[0] > part:
+        if fractions[0] > fraction:
             raise InputError(
-                f"sparsity: {settings.sparsity:g} of the latency {_where(settings)} cannot be "
-                f"removed: with {places[0] / self.dense:.1%} of the multiply-adds a compact "
-                f"network still takes {parts[0]:.1%} of the dense one's time; ask for "
-                f"{max(0.0, 1 - parts[0]):.2f} at most, a larger --latency-batch or another "
+                f"sparsity: {settings.sparsity:g} of the latency {_conditions(settings)} cannot be "
+                f"removed: with {macs[0] / self.dense_macs:.1%} of the multiply-adds a compact "
+                f"network still takes {fractions[0]:.1%} of the dense one's time; ask for at most "
+                f"{max(0.0, 1 - fractions[0]):.2f}, a larger --latency-batch or another "
                 "--latency-runtime, or use --budget macs"
             )
-        last = max(place for place, one in enumerate(parts) if one <= part)
-        if last + 1 == len(places):
-            return places[last]
-        (low, high), (fast, slow) = places[last : last + 2], parts[last : last + 2]
-        return int(low + (high - low) * (part - fast) / (slow - fast))
+        last = max(index for index, value in enumerate(fractions) if value <= fraction)
+        if last + 1 == len(macs):
+            return macs[last]
+        (low, high), (fast, slow) = macs[last : last + 2], fractions[last : last + 2]
+        return int(low + (high - low) * (fraction - fast) / (slow - fast))
 
 
-def _dropped(channels: Sequence[Any], sizes: Sequence[int], counts: Sequence[int]) -> list[Any]:
-    """Return the places of all channels but the first so many of every layer."""
-    found, start = [], 0
-    for size, count in zip(sizes, counts, strict=True):
-        found += [one.outputs[0] for one in channels[start + count : start + size]]
-        start += size
-    return found
-
-
-def in_turn(
+def time_models(
     target: Target, models: Sequence[nn.Module], runtime: str, batch: int, threads: int = 1
 ) -> list[list[float]]:
-    """Return the milliseconds of passes of each network; they take turns, so share the noise.
+    """Return the milliseconds of the passes of each network, which are timed in turn.
 
     Raises:
         GapruneError: the runtime cannot run one.
@@ -239,19 +227,14 @@ def in_turn(
         ) from error
 
 
-def _timed(target: Target, settings: Settings, models: Sequence[nn.Module]) -> list[list[float]]:
-    runtime, batch = settings.latency_runtime, settings.latency_batch
-    return in_turn(target, models, runtime, batch, settings.threads_per_worker)
+def paired_ratio(times: Sequence[Sequence[float]], index: int) -> float:
+    """Return the median ratio of paired passes of one network and the first."""
+    return median(this / dense for this, dense in zip(times[index], times[0], strict=True))
 
 
-def part_of_first(taken: Sequence[Sequence[float]], place: int) -> float:
-    """Return the median of paired ratios of one network's passes to the first one's."""
-    return median(own / dense for own, dense in zip(taken[place], taken[0], strict=True))
-
-
-def _where(settings: Settings) -> str:
+def _conditions(settings: Settings) -> str:
     threads = settings.threads_per_worker
-    plural = "s" if threads > 1 else ""
     return (
-        f"in {settings.latency_runtime} at batch {settings.latency_batch}, {threads} thread{plural}"
+        f"in {settings.latency_runtime} at batch {settings.latency_batch}, "
+        f"{threads} thread{'s' if threads > 1 else ''}"
     )

@@ -1,10 +1,10 @@
-"""One run from start to end: calibration inputs, baselines, search, repair, what came of it."""
+"""One pruning run: calibration inputs, one-shot masks, search, final metrics."""
 
 from __future__ import annotations
 
-import copy
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,311 +12,315 @@ import torch
 from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
-from gaprune.config import EVOLVED, Settings
+from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.search_plan import SearchResult
+from gaprune.evolution.search_plan import SearchPlan, SearchResult
 from gaprune.evolution.seeding import baselines, kaiming_population
 from gaprune.evolution.tasks import ValidateTask, derive_seed
 from gaprune.models.target import Target
+from gaprune.pattern_names import LATENCY
 from gaprune.profiling import profiled
 from gaprune.records import BaselineScore, Generation
 from gaprune.report.data import report_data_of
 from gaprune.runs.checkpointer import Checkpointer, SavedSearch, SearchCheckpointer
 from gaprune.runs.final_metrics import FinalMetrics
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.latency_budget import measure_latency
 from gaprune.runs.result import Result
-from gaprune.runs.setup import make_evaluator, make_plan
-from gaprune.runs.warnings import advise, doubts
-from gaprune.workers import FailedTask, WorkerOptions, Workers, open_workers
+from gaprune.runs.setup import ResolvedSettings, make_evaluator, make_plan
+from gaprune.runs.warnings import overfitting_warning, validation_warnings
+from gaprune.workers import FailedTask, Workers, on_device, open_workers
 from gaprune.workers.serial import torch_threads
 
-Judged = tuple[list[Individual], dict[str, ValidationScore]]
-"""The one-shot masks, and mask key → how each does on the validation inputs."""
+NUM_CRITERION_INPUTS = 256  # calibration inputs for the criteria that need some
 
-CRITERION_INPUTS = 256  # inputs shown to the criteria that need some
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a run found: one-shot masks, their scores by mask key, and the search, if there was one."""
+
+    seeds: list[Individual]
+    scores: dict[str, ValidationScore]
+    search: SearchResult | None
 
 
 class PruningRun:
-    """One network, its settings, and what comes of them; the methods follow the flow of the data.
+    """One network and the settings to prune it; `run` does it.
 
     Args:
         target: the dense network.
-        settings: how to prune it.
+        resolved: the settings.
         test: labelled inputs for the final accuracy, or None.
         observer: told of progress.
-        checkpointer: keeps what the run needs to go on in another process; where it goes on, the settings
-            are those that it kept.
+        checkpointer: writes the checkpoints, and has those of a run that is resumed.
+        base: the run whose calibration inputs this one shares, at another sparsity.
 
     Raises:
-        InputError: a setting does not fit the target; nothing has been computed then.
+        InputError: the test data does not fit the target.
     """
 
     def __init__(
         self,
         target: Target,
-        settings: Settings,
-        test: Samples | None,
-        observer: Observer,
+        resolved: ResolvedSettings,
+        test: Samples | None = None,
+        observer: Observer | None = None,
         checkpointer: Checkpointer | None = None,
+        base: PruningRun | None = None,
     ) -> None:
-        self.started = time.monotonic()
+        self.target, self.resolved, self.settings = target, resolved, resolved.settings
+        self.observer = observer or Observer()
         self.checkpointer = checkpointer or Checkpointer()
-        self.preset = check_settings(settings)
-        if not self.checkpointer.resumed:
-            with profiled("settings"):
-                settings = resolve_settings(settings, self.preset, target)
-        self.settings = settings
-        self.target, self.observer = target, observer
         self.test = None if test is None else check_labelled("test", test, target)
-        self.generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
-        self.agreed: list[float] = []  # where search and validation did not part, shared by `at`
-        self.earlier = 0.0  # seconds, in other processes
-        self.level: float | None = None  # the sparsity, where it is one of several
+        self.earlier_seconds = 0.0  # in processes that this one continues
+        self._started = time.monotonic()
+        self._outcome: _Outcome | None = None
+        self._shared_inputs: tuple[CalibrationSet, Evaluator] | None = None
+        if base is None:
+            self.generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, "run"))
+            self._agreed: list[float] = []  # sparsities without overfitting, of all runs of a base
+        else:
+            self._shared_inputs = base.inputs  # made before the state of the generator is copied
+            self.generator, self._agreed = base.generator.clone_state(), base._agreed
 
     @cached_property
-    def shown(self) -> tuple[CalibrationSet, Evaluator]:
-        """Make the calibration inputs and let the dense network answer; once for all sparsities."""
-        settings, target = self.settings, self.target
+    def inputs(self) -> tuple[CalibrationSet, Evaluator]:
+        """Calibration inputs, and the evaluator with the dense network's outputs on them."""
+        if self._shared_inputs is not None:
+            return self._shared_inputs
+        target, settings, observer = self.target, self.settings, self.observer
         if target.inputs.assumed:
-            self.observer.warning(
+            observer.warning(
                 "the value range of the inputs is not stated; 0 to 1 is assumed "
-                "(--range LOW,HIGH or --mean and --std say it)"
+                "(--range LOW,HIGH or --mean and --std state it)"
             )
         with profiled("calibration"), torch_threads(settings.threads_per_worker):
-            plan = self.checkpointer.calibration(target, self.generator)
-            if plan is None:
-                self.observer.phase(
-                    "calibration", "making the inputs that are shown to the network"
+            calibration_set = self.checkpointer.load_calibration(target, self.generator)
+            if calibration_set is None:
+                observer.phase("calibration", "making the calibration inputs")
+                calibration_set = make_calibration_set(target, settings, self.generator, observer)
+                self.checkpointer.save_calibration(
+                    target, settings, calibration_set, self.generator
                 )
-                plan = make_calibration_set(target, settings, self.generator, self.observer)
-                self.checkpointer.save_calibration(target, settings, plan, self.generator)
-            evaluator = make_evaluator(target, settings, self.preset, plan)
-        for said in doubts(evaluator):
-            self.observer.warning(said)
-        return plan, evaluator
+            evaluator = make_evaluator(target, self.resolved, calibration_set)
+        for text in validation_warnings(evaluator):
+            observer.warning(text)
+        return calibration_set, evaluator
 
-    @property
-    def seconds(self) -> float:
-        """How long the run has taken until now."""
-        return self.earlier + time.monotonic() - self.started
+    @cached_property
+    def plan(self) -> SearchPlan:
+        """The plan of the search."""
+        return make_plan(self.target, self.resolved)
 
     @property
     def evaluator(self) -> Evaluator:
-        """The calibration inputs with the dense network's answers."""
-        return self.shown[1]
+        """The calibration inputs with the dense network's outputs."""
+        return self.inputs[1]
 
     def at(self, sparsity: float) -> PruningRun:
-        """Return a run at another sparsity, on the same calibration inputs: what `prune` does there.
+        """Return the run at another sparsity, with the same calibration inputs and no test data."""
+        settings = self.settings.model_copy(update={"sparsity": sparsity, "max_drop": None})
+        resolved = replace(self.resolved, settings=settings)
+        return PruningRun(self.target, resolved, None, self.observer, self.checkpointer, base=self)
 
-        It has no test data; see `tested`.
-        """
-        assert self.shown  # made before the generator is copied, so that no copy makes them
-        one = copy.copy(self)
-        one.started, one.earlier, one.test, one.level = time.monotonic(), 0.0, None, sparsity
-        one.settings = self.settings.replace(sparsity=sparsity, max_drop=None)
-        one.generator = self.generator.clone_state()
-        return one
-
-    def tested(self, test: Samples, *, interrupted: bool) -> Result:
-        """Return the result of a run that has ended once more, measured on labelled inputs."""
-        self.test = test
-        seeds, validation_scores, outcome = self._found
-        if interrupted and outcome is not None:
-            outcome = replace(outcome, stopped="interrupted")
-        return self._result(self.evaluator, self.shown[0], seeds, validation_scores, outcome)
-
-    def result(self) -> Result:
-        """Do it all, or what is left of it."""
-        plan, evaluator = self.shown
+    def run(self) -> Result:
+        """Do the run, or what is left of it."""
         settings = self.settings
-        checkpointer = self.checkpointer.search(self.level)
-        kept = self._kept(checkpointer)
-        with profiled("baselines"), torch_threads(settings.threads_per_worker):
-            seeds = self.seeds() if kept is None else kept.seeds
-        with (
-            checkpointer.watch(),
-            open_workers(
-                evaluator, WorkerOptions.from_settings(settings), self.observer.warning
-            ) as workers,
-        ):
-            validation_scores = (
-                self._judge_baselines(seeds, workers) if kept is None else kept.validation_scores
-            )
-            seeds = [seed for seed in seeds if seed.key in validation_scores]
-            outcome = self._search(workers, checkpointer, kept, (seeds, validation_scores))
-        if outcome is not None:
-            self._warn_if_parted(outcome)
-        self._found = seeds, validation_scores, outcome
-        return self._result(evaluator, plan, seeds, validation_scores, outcome)
+        with on_device(str(self.target.device)):
+            evaluator = self.evaluator
+            sparsity = None if self._shared_inputs is None else settings.sparsity
+            checkpointer = self.checkpointer.search(sparsity)
+            saved = self._load(checkpointer)
+            with profiled("baselines"), torch_threads(settings.threads_per_worker):
+                seeds = self.seeds() if saved is None else saved.seeds
+            options, warn = self.resolved.worker_options, self.observer.warning
+            with (
+                checkpointer.saving_at_exit(),
+                open_workers(evaluator, options, warn) as workers,
+            ):
+                scores = (
+                    self._validate(seeds, workers) if saved is None else saved.validation_scores
+                )
+                seeds = [seed for seed in seeds if seed.key in scores]
+                search = None
+                if settings.method == EVOLVED:
+                    evolution = self._make_evolution(workers, checkpointer, seeds, scores)
+                    if saved is not None:
+                        evolution.restore(saved.state)
+                    if self.resolved.preset.seeding == "baselines":
+                        search = evolution.run(seeds, scores)
+                    else:
+                        search = evolution.run(self._random_population())
+            if search is not None:
+                self._warn_if_overfitting(search)
+            self._outcome = _Outcome(seeds, scores, search)
+            result = self.make_result(self.test)
+        if settings.budget == LATENCY:
+            latency = measure_latency(self.target, result.masks, self.resolved)
+            result = replace(result, latency=latency.record())
+        return result
 
     def seeds(self) -> list[Individual]:
-        """Make every baseline at this budget; they seed the search and are what it must beat.
+        """Make every one-shot mask at this sparsity: the first population, and what it must beat.
 
-        Where starts are stated: these. Where a criterion is asked for and nothing is searched: that
-        one, and magnitude beside it.
+        With `initial_criteria` these alone; with a one-shot method that one, and magnitude.
         """
-        evaluator, method = self.evaluator, self.settings.method
-        stated = self.settings.initial_criteria if method == EVOLVED else (method, "magnitude")
+        settings, evaluator = self.settings, self.evaluator
+        evolved = settings.method == EVOLVED
+        stated = settings.initial_criteria if evolved else (settings.method, "magnitude")
         only = None if stated is None else dict.fromkeys(stated)
-        after = ", to be judged after repair" if self.settings.repair_in_loop else ""
+        after = ", to be validated after repair" if settings.repair_in_loop else ""
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
-        found = baselines(
+        masks = baselines(
             evaluator.network,
-            evaluator.statistics_inputs[:CRITERION_INPUTS],
-            self.settings.sparsity,
-            self.settings.scope,
+            evaluator.statistics_inputs[:NUM_CRITERION_INPUTS],
+            settings.sparsity,
+            settings.scope,
             self.generator,
-            gradients=self.preset.gradient or only is not None,
+            gradients=self.resolved.preset.gradient or only is not None,
             only=only,
             ranked=evaluator,
             warn=self.observer.warning,
         )
-        return [Individual.from_genes(one.genes, evaluator.layout, one.name) for one in found]
+        return [Individual.from_genes(mask.genes, evaluator.layout, mask.name) for mask in masks]
 
-    def _judge_baselines(
-        self, seeds: list[Individual], workers: Workers
-    ) -> dict[str, ValidationScore]:
-        """Judge the seeds on the validation inputs; those that take down their workers are left out."""
-        found: list[ValidationScore | FailedTask] = workers.run(
-            [ValidateTask(seed.bits) for seed in seeds]
-        )
-        validation_scores = {}
-        for seed, validation_score in zip(seeds, found, strict=True):
-            if isinstance(validation_score, FailedTask):
-                self.observer.warning(
-                    f"{seed.origin} is left out, its mask took down the worker that judged it "
-                    f"{validation_score.attempts} times ({validation_score.why})"
-                )
-                continue
-            self.observer.baseline(seed.origin, BaselineScore(validation_score.agreement))
-            validation_scores[seed.key] = validation_score
-        if not validation_scores:
-            raise GapruneError(
-                "workers: every mask takes down the worker that judges it, as the warnings say; "
-                "try --workers 1 to see it happen here"
-            )
-        return validation_scores
-
-    def _kept(self, checkpointer: SearchCheckpointer) -> SavedSearch | None:
-        """Return what an earlier process kept of this search, and say from where it goes on."""
+    def _load(self, checkpointer: SearchCheckpointer) -> SavedSearch | None:
         if self.settings.method != EVOLVED:
             return None
-        kept = checkpointer.last(make_plan(self.target, self.settings, self.preset))
-        if kept is None:
+        saved = checkpointer.load(self.plan)
+        if saved is None:
             return None
-        self.earlier = kept.seconds
-        for seed in kept.seeds:
-            score = BaselineScore(kept.validation_scores[seed.key].agreement)
-            self.observer.baseline(seed.origin, score)
-        self.observer.phase("resume", f"generation {kept.search.generation} was kept")
-        return kept
+        self.earlier_seconds = saved.seconds
+        for seed in saved.seeds:
+            score = saved.validation_scores[seed.key]
+            self.observer.baseline(seed.origin, BaselineScore(score.agreement))
+        self.observer.phase("resume", f"from the checkpoint of generation {saved.state.generation}")
+        return saved
 
-    def _search(
+    def _validate(self, seeds: list[Individual], workers: Workers) -> dict[str, ValidationScore]:
+        """Score the one-shot masks on the validation inputs, except those that end their workers."""
+        scores = {}
+        results = workers.run([ValidateTask(seed.bits) for seed in seeds])
+        for seed, score in zip(seeds, results, strict=True):
+            if isinstance(score, FailedTask):
+                self.observer.warning(
+                    f"{seed.origin} is left out: its mask ended the worker that scored it "
+                    f"{score.attempts} times ({score.why})"
+                )
+                continue
+            self.observer.baseline(seed.origin, BaselineScore(score.agreement))
+            scores[seed.key] = score
+        if not scores:
+            raise GapruneError(
+                "workers: every mask ends the worker that scores it, see the warnings; "
+                "try --workers 1 to see it happen in this process"
+            )
+        return scores
+
+    def _make_evolution(
         self,
         workers: Workers,
         checkpointer: SearchCheckpointer,
-        kept: SavedSearch | None,
-        judged: Judged,
-    ) -> SearchResult | None:
-        """Evolve, or return None where a one-shot method was asked for."""
-        settings, preset = self.settings, self.preset
-        if settings.method != EVOLVED:
-            return None
-        self.observer.phase("search", preset.description)
-        plan = make_plan(self.target, settings, preset)
-        seeds, validation_scores = judged
+        seeds: list[Individual],
+        scores: dict[str, ValidationScore],
+    ) -> Evolution:
+        self.observer.phase("search", self.resolved.preset.description)
 
         def report(record: Generation) -> None:
-            checkpointer.note(evolution, seeds, validation_scores, self.seconds)
-            self.observer.generation(record, plan.limits.generations)
+            seconds = self.earlier_seconds + time.monotonic() - self._started
+            checkpointer.record_generation(evolution, seeds, scores, seconds)
+            self.observer.generation(record, self.plan.limits.generations)
 
-        evolution = Evolution(plan, workers, report, self.observer.warning)
-        if kept is not None:
-            evolution.restore(kept.search)
-        if preset.seeding == "baselines":
-            return evolution.run(seeds, validation_scores)
+        evolution = Evolution(self.plan, workers, report, self.observer.warning)
+        return evolution
+
+    def _random_population(self) -> list[Individual]:
+        plan, settings = self.plan, self.settings
         genes = kaiming_population(
             plan.layout, settings.sparsity, settings.scope, plan.population, self.generator
         )
-        return evolution.run([Individual.from_genes(one, plan.layout, "kaiming") for one in genes])
+        return [Individual.from_genes(random, plan.layout, "kaiming") for random in genes]
 
-    def _warn_if_parted(self, outcome: SearchResult) -> None:
-        """Say when the search still gains while the validation inputs loses: it has learnt its own calibration inputs."""
+    def _warn_if_overfitting(self, search: SearchResult) -> None:
         settings = self.settings
         with profiled("validate"), torch_threads(settings.threads_per_worker):
-            advice = advise(
-                outcome, self.evaluator, settings.sparsity, self.agreed, front=settings.pareto
+            text = overfitting_warning(
+                search, self.evaluator, settings.sparsity, self._agreed, front=settings.pareto
             )
-        if advice is not None:
-            self.observer.warning(advice)
+        if text is not None:
+            self.observer.warning(text)
 
-    def _result(
-        self,
-        evaluator: Evaluator,
-        plan: CalibrationSet,
-        seeds: list[Individual],
-        validation_scores: dict[str, ValidationScore],
-        outcome: SearchResult | None,
-    ) -> Result:
-        settings = self.settings
-        best = outcome.best if outcome else self._asked(seeds)
-        strict = evaluator.strict
+    def make_result(self, test: Samples | None, *, interrupted: bool = False) -> Result:
+        """Return the result of a run that has ended.
+
+        Args:
+            test: labelled inputs for the accuracy, or None.
+            interrupted: whether the user ended a search of several.
+        """
+        settings, (calibration_set, evaluator) = self.settings, self.inputs
+        assert self._outcome is not None, "run() comes first"
+        seeds, scores, search = self._outcome.seeds, self._outcome.scores, self._outcome.search
+        if search is not None and interrupted:
+            search = replace(search, stopped="interrupted")
+        best = search.best if search else self._requested(seeds)
         with profiled("validate"), torch_threads(settings.threads_per_worker):
-            search = strict.validate(best.mask, evaluator.search).agreement
-            validation = strict.validate(best.mask, evaluator.validation).agreement
-        interrupted = outcome is not None and outcome.stopped == "interrupted"
-        figures = FinalMetrics(self.target, settings, self.test, self.observer, evaluator, best)
-        tested, confusion = figures.tested([] if interrupted else seeds)
-        repaired = figures.repaired(validation) if settings.repair else None
+            calibration = evaluator.strict.validate(best.mask, evaluator.search).agreement
+            validation = evaluator.strict.validate(best.mask, evaluator.validation).agreement
+        metrics = FinalMetrics(self.target, settings, test, self.observer, evaluator, best)
+        stopped = search.stopped if search else "one-shot"
+        accuracy, confusion = metrics.accuracies([] if stopped == "interrupted" else seeds)
+        front = search.front if search else []
+        repaired = metrics.repaired(validation) if settings.repair else None
+        seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
-            target=self.target,
+            target=self.target.to("cpu"),
             masks=evaluator.masks(best.mask),
             method=settings.method,
-            preset=settings.preset if outcome else None,
+            preset=settings.preset if search else None,
             origin=best.origin,
             sparsity=settings.sparsity,
-            calibration_agreement=search,
+            calibration_agreement=calibration,
             validation_agreement=validation,
-            accuracy=tested.get("pruned"),
-            dense_accuracy=tested.get("dense"),
+            accuracy=accuracy.get("pruned"),
+            dense_accuracy=accuracy.get("dense"),
             baselines={
-                seed.origin: BaselineScore(
-                    validation_scores[seed.key].agreement, tested.get(seed.origin)
-                )
+                seed.origin: BaselineScore(scores[seed.key].agreement, accuracy.get(seed.origin))
                 for seed in seeds
             },
-            provenance=plan.provenance,
-            history=outcome.history if outcome else (),
-            stopped=outcome.stopped if outcome else "one-shot",
-            evaluations=outcome.evaluations if outcome else 0,
-            seconds=self.seconds,
+            provenance=calibration_set.provenance,
+            history=search.history if search else (),
+            stopped=stopped,
+            evaluations=search.evaluations if search else 0,
             settings=settings.model_dump(mode="json"),
             repaired=repaired,
-            front=[
-                {
-                    "sparsity": 1 - one.keep / evaluator.layout.dense_cost,
-                    "validation": outcome.validation_scores[one.key].agreement,
-                }
-                for one in outcome.front
-            ]
-            if outcome
+            seconds=seconds,
+            front=[_front_point(individual, evaluator, search.validation_scores) for individual in front]
+            if search
             else (),
-            front_masks=[evaluator.masks(one.mask) for one in outcome.front] if outcome else (),
+            front_masks=[evaluator.masks(individual.mask) for individual in front],
             report_data=report_data_of(
-                evaluator, self.target.inputs, seeds, validation_scores, best, confusion
+                evaluator, self.target.inputs, seeds, scores, best, confusion
             ),
         )
 
-    def _asked(self, seeds: list[Individual]) -> Individual:
+    def _requested(self, seeds: list[Individual]) -> Individual:
         for seed in seeds:
             if seed.origin == self.settings.method:
                 return seed
         raise GapruneError(
-            f"method: {self.settings.method!r} cannot be computed on this network (the warning "
-            f"says why); these can: {', '.join(seed.origin for seed in seeds)}"
+            f"method: {self.settings.method!r} cannot be computed on this network (see the warning); "
+            f"these can: {', '.join(seed.origin for seed in seeds)}"
         )
+
+
+def _front_point(
+    individual: Individual, evaluator: Evaluator, scores: Mapping[str, ValidationScore]
+) -> dict[str, float]:
+    return {
+        "sparsity": 1 - individual.keep / evaluator.layout.dense_cost,
+        "validation": scores[individual.key].agreement,
+    }

@@ -1,17 +1,24 @@
-"""From full settings and a target to what a search needs: the evaluator and the plan."""
+"""From settings and a target to what a run needs: settings with every gap filled, evaluator, plan.
+
+`check_settings` runs before the network is loaded, `resolve_settings` after. What they return holds
+everything parsed; nothing below parses or checks a setting again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.calibration_set import CalibrationSet
 from gaprune.calibration.samples import Samples
 from gaprune.config import EVOLVED, Settings
-from gaprune.errors import InputError
-from gaprune.evaluation.batch_pool import BatchPool
+from gaprune.criteria import find_criterion
+from gaprune.errors import InputError, unknown_name
+from gaprune.evaluation.batch_pool import BatchPool, batch_cache_size
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evaluation.forward_modes import (
     STRICT_FORWARD,
@@ -20,160 +27,393 @@ from gaprune.evaluation.forward_modes import (
     RepairedForward,
     TeacherBatch,
 )
-from gaprune.evaluation.objectives import Objective, find_objective
+from gaprune.evaluation.objectives import AUTO, Objective, find_objective
+from gaprune.evaluation.precision import check_precision, choose_precision
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.presets import Preset
+from gaprune.evolution.presets import Preset, as_pareto, find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import derive_seed
-from gaprune.masks.budget import keep_total
+from gaprune.masks.budget import SCOPES, keep_total
+from gaprune.masks.supermask import Layout
+from gaprune.masks.units import Units
 from gaprune.models.forward import batched_forward
-from gaprune.models.patterns import searched_layout, units_of
+from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout, units_of
 from gaprune.models.target import Target
-from gaprune.repair import find_repair_sites
-from gaprune.runs.resolve_settings import repair_sites
+from gaprune.repair import RepairSites, find_repair_sites
+from gaprune.workers import WorkerOptions, choose_device
+from gaprune.workers.serial import torch_threads
 
-T = TypeVar("T")
+PATIENCE = (
+    2  # with optimised calibration inputs: generations that may lose on the validation inputs
+)
+MANY_LAYERS = 8  # from here on, densities are searched first and gradients are clipped
+CLIP = 3.0  # root mean squares
+WARMUP, STATISTICS_LOSS = 300, 2.0  # with inverted calibration inputs
+FIRST_RUNG = 4  # the first rung of the race has a quarter of the calibration inputs
+LAST_RATE = 1 / 20  # learning rate at the end of the warm-up, as a fraction of the first
+FADE = (0.0, 0.95)  # fractions of the warm-up steps between which repair is faded out
+LEAST_SPARSE = 0.5  # the dense end of a Pareto front, as a fraction of the asked sparsity
+MAX_GROUPED = 1 << 22  # prunable weights of a network whose masks are scored in groups
 
-RUNG_FRACTION = 4  # the first rung of the race has one in so many search calibration inputs
-LAST_RATE = 1 / 20  # of the first step length, at the end of the continuation
-FADE = (0.0, 0.95)  # parts of its steps between which repair is faded out
-LEAST_SPARSE = 0.5  # the dense end of a Pareto front removes this part of the asked sparsity
-GROUPED = 1 << 22  # prunable weights of a network that has its masks scored in groups, at most
+_GUIDES = ("warmup", "statistics_loss", "feature_loss")
+_NO_FEATURES = (
+    "this network has nothing to compare: no BatchNorm with running statistics, and no layer or "
+    "group norm with weight and bias, that forward uses once"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSettings:
+    """Settings whose names and combinations are valid.
+
+    Attributes:
+        settings: as the user stated them.
+        preset: the kind of search.
+        worker_options: the workers, their device chosen.
+        predicted_speedup: with budget `latency`, the fraction of the time that `budget_macs` is
+            predicted to save; None if nothing was measured.
+    """
+
+    settings: Settings
+    preset: Preset
+    worker_options: WorkerOptions
+    predicted_speedup: float | None = None
+
+    @property
+    def driver_device(self) -> str:
+        """The device of the dense network: Ray actors are sent a copy from the CPU."""
+        return self.worker_options.device if self.worker_options.in_process else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(CheckedSettings):
+    """Settings for one network, with every gap filled.
+
+    Attributes:
+        units: units of the pattern, or None if every weight has its own score.
+        layout: the flat vector of scores and masks: of weights, or of units.
+    """
+
+    units: Units | None
+    layout: Layout
+
+
+def check_settings(settings: Settings, device: torch.device | None = None) -> CheckedSettings:
+    """Check everything that does not depend on the network.
+
+    Args:
+        settings: as the user stated them.
+        device: where the network is, if it is loaded: `auto` is its GPU.
+
+    Raises:
+        InputError: an unknown name, settings that exclude each other, or a missing device.
+    """
+    preset = find_preset(settings.preset)
+    if settings.scope not in SCOPES:
+        raise unknown_name("scope", settings.scope, SCOPES)
+    if settings.method != EVOLVED:
+        find_criterion(settings.method, "method", [EVOLVED])
+    _check_initial_criteria(settings, preset)
+    if settings.pareto and settings.max_drop is not None:
+        raise InputError(
+            "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
+        )
+    check_pattern(settings)
+    options = WorkerOptions.from_settings(settings)
+    options = replace(options, device=choose_device(options, device))
+    check_precision(settings.precision, options.device)
+    preset = as_pareto(preset) if settings.pareto else preset
+    return CheckedSettings(settings=settings, preset=preset, worker_options=options)
+
+
+def _check_initial_criteria(settings: Settings, preset: Preset) -> None:
+    for name in settings.initial_criteria or ():
+        find_criterion(name, "initial_criteria")
+    if settings.initial_criteria is None:
+        return
+    if settings.method != EVOLVED:
+        raise InputError(
+            f"initial_criteria: method {settings.method!r} does not search; leave one of them out"
+        )
+    if preset.seeding != "baselines":
+        raise InputError(
+            f"initial_criteria: preset {settings.preset!r} starts from random scores; use another "
+            "preset"
+        )
+
+
+def resolve_settings(checked: CheckedSettings, target: Target) -> ResolvedSettings:
+    """Fill what the user left open by the preset and the network.
+
+    Raises:
+        InputError: a setting does not fit the network.
+    """
+    settings, preset = checked.settings, checked.preset
+    num_layers = len(target.layout.names)
+    changes: dict[str, Any] = {
+        name: value for name, value in preset.defaults.items() if getattr(settings, name) is None
+    }
+    if preset.gradient and settings.batch is None:
+        changes["batch"] = suitable_batch(macs_per_input(target.model, target.example()))
+    if preset.gradient and settings.batch_cache is None:
+        # One slot of the cache holds a batch of inputs and the teacher's outputs on it.
+        example = target.example()
+        size = example.nbytes + batched_forward(target.model, example).nbytes
+        batch = changes.get("batch") or settings.batch or 1
+        changes["batch_cache"] = batch_cache_size(size, batch)
+    if preset.gradient and settings.clip is None and num_layers >= MANY_LAYERS:
+        changes["clip"] = CLIP
+    changes |= _calibration_changes(settings, target)
+    device = checked.worker_options.device
+    changes |= {
+        "device": device,
+        "precision": choose_precision(settings.precision, device, target.dtype),
+    }
+    # Children of a Pareto search have different budgets, so they cannot share counts per layer.
+    preset_scope = "global" if settings.pareto else preset.scope
+    for name, value in (("scope", preset_scope), ("objective", preset.objective)):
+        if value and name not in settings.model_fields_set:
+            changes[name] = value
+    if (scope := fixed_scope(settings)) is not None:
+        changes["scope"] = scope
+    draft = settings.model_copy(update=changes)
+    if draft.pareto and draft.scope != "global":
+        raise InputError(
+            f"scope: a Pareto search ranks all layers together, got {draft.scope!r}; "
+            "leave --scope out or use --scope global"
+        )
+    changes |= _density_search(draft, settings.density_search, num_layers)
+    changes |= _guides(draft, settings, preset, target)
+    resolved = add_layout(replace(checked, settings=settings.replace(**changes)), target)
+    if settings.max_drop is None:  # else the sparsity is only the largest one tried
+        keep_total(resolved.layout, settings.sparsity)
+    if settings.repair_in_loop:  # before calibration inputs are made, which takes minutes
+        repair_sites(target)
+    return resolved
+
+
+def add_layout(checked: CheckedSettings, target: Target) -> ResolvedSettings:
+    """Add units and layout to settings that have no gaps."""
+    settings = checked.settings
+    return ResolvedSettings(
+        **vars(checked),
+        units=units_of(target, settings),
+        layout=searched_layout(target, settings),
+    )
+
+
+def repair_sites(target: Target, inputs: Tensor | None = None) -> RepairSites:
+    """Find what repair can correct.
+
+    Args:
+        target: the network.
+        inputs: `[N, …]` that it is run on; None uses an example.
+
+    Raises:
+        InputError: nothing can be corrected.
+    """
+    sites = find_repair_sites(
+        target.model, _two_examples(target) if inputs is None else inputs, frozen=target.weights
+    )
+    if not sites.rules:
+        raise InputError(f"repair_in_loop: {_nothing(sites)}; leave --repair-in-loop out")
+    return sites
+
+
+def _nothing(sites: RepairSites) -> str:
+    reason = sites.skipped[0] if sites.skipped else "it has no BatchNorm, no norm and no bias"
+    return f"nothing in this network can be repaired ({reason})"
+
+
+def _two_examples(target: Target) -> Tensor:
+    return torch.cat([target.example(), target.example()])
+
+
+def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
+    """Return what follows from the calibration inputs: a search overfits optimised ones."""
+    with torch_threads(settings.threads_per_worker):
+        request = resolve_calibration(settings.calibration, target).request
+        changes: dict[str, Any] = {}
+        # Inverted inputs lie between classes, where no decision is clear: compare all logits.
+        if settings.objective == AUTO and request.inversion:
+            outputs = batched_forward(target.model, target.example())
+            if find_objective(AUTO, outputs).name == "kl":
+                changes["objective"] = "logits"
+    if settings.method != EVOLVED or settings.pareto:
+        return changes
+    if settings.patience is None and (request.inversion or request.impressions):
+        changes["patience"] = PATIENCE
+    if request.inversion and len(target.layout.names) >= MANY_LAYERS:
+        defaults = {"warmup": WARMUP, "statistics_loss": STATISTICS_LOSS}
+        changes |= {name: v for name, v in defaults.items() if getattr(settings, name) is None}
+    return changes
+
+
+def _density_search(draft: Settings, stated: int | None, num_layers: int) -> dict[str, Any]:
+    """Leave the layer-wise density search out where it cannot help, unless the user asked for it."""
+    possible = draft.scope != "layer" and not draft.pareto
+    if stated and not possible:
+        why = "--pareto has none" if draft.pareto else "scope 'layer' fixes them"
+        raise InputError(
+            f"density_search: {stated} generations would change the layers' keep counts, and {why}; "
+            "leave --density-search out"
+        )
+    useful = possible and num_layers >= MANY_LAYERS and draft.generations != 0
+    return {} if stated is not None or useful else {"density_search": 0}
+
+
+def _guides(draft: Settings, stated: Settings, preset: Preset, target: Target) -> dict[str, Any]:
+    """Choose what guides gradient steps; a default is dropped where it is impossible.
+
+    Raises:
+        InputError: the user stated one that is impossible.
+    """
+    changes: dict[str, Any] = {}
+    for name in _GUIDES:
+        is_stated = getattr(stated, name) is not None
+        value = getattr(draft, name) or 0
+        if not is_stated and draft.generations == 0:
+            value = 0
+        why = _why_impossible(name, draft, preset, target) if value else None
+        if why and is_stated:
+            option = name.replace("_", "-")
+            raise InputError(
+                f"{name}: {value} would guide the gradient steps, and {why}; leave --{option} out"
+            )
+        changes[name] = 0 if why else value
+    return changes
+
+
+def _why_impossible(name: str, draft: Settings, preset: Preset, target: Target) -> str | None:
+    if draft.repair_in_loop and name != "feature_loss":
+        return "with --repair-in-loop candidates are scored after repair"
+    if not preset.gradient:
+        return f"preset {draft.preset!r} takes no gradient steps"
+    if draft.pareto and name == "warmup":
+        return "--pareto searches many budgets at once, and a warm-up starts from one"
+    sites = find_repair_sites(target.model, _two_examples(target), frozen=target.weights)
+    if name == "feature_loss":
+        return None if sites.features else _NO_FEATURES
+    return None if sites.rules else _nothing(sites)
 
 
 def make_evaluator(
-    target: Target, settings: Settings, preset: Preset, plan: CalibrationSet
+    target: Target, resolved: ResolvedSettings, calibration_set: CalibrationSet
 ) -> Evaluator:
-    """Compute the dense network's answers on all calibration inputs and put everything on the evaluator.
+    """Run the dense network on all calibration inputs and return the evaluator of candidates.
 
     Raises:
-        InputError: the objective does not fit the outputs, the labels or the preset; or repair
-            is to be in the loop and the network has nothing that can be repaired.
+        InputError: the objective does not fit the outputs, the labels or the preset; or the network
+            has nothing that can be repaired in the loop.
     """
-    search = _shown(target, plan.search)
+    settings, evolved = resolved.settings, resolved.settings.method == EVOLVED
+    search = _teacher_batch(target, calibration_set.search)
     objective = find_objective(settings.objective, search.teacher)
-    _check_objective(objective, search, preset, evolved=settings.method == EVOLVED)
-    nearest = plan.domain_inputs.inputs.to(target.device)
-    uses_pool = plan.gradient_inputs is not None and preset.gradient and settings.method == EVOLVED
+    _check_objective(objective, search, needs_loss=resolved.preset.gradient and evolved)
+    domain_inputs = calibration_set.domain_inputs.inputs.to(target.device)
+    mixture, gradient_inputs = calibration_set.mixture, calibration_set.gradient_inputs
+    batch_cache = None
+    if mixture is not None and settings.batch_cache:
+        # The text is part of the seed: another text gives other batches, hence other masks.
+        batch_cache = BatchPool(mixture, settings.batch_cache, derive_seed(settings.seed, "stock"))
+    # Moved inputs make a search after repair worse: ResNet-20 at 0.9 had 61.9 instead of 67.2 %.
+    augmented = calibration_set.augment and not settings.repair_in_loop
     return Evaluator(
         network=target.network,
-        layout=searched_layout(target, settings),
-        units=units_of(target, settings),
+        layout=resolved.layout,
+        units=resolved.units,
         objective=objective,
         search=search,
-        validation=_shown(target, plan.validation),
-        mixture=plan.mixture,
-        gradient_inputs=_shown(target, plan.gradient_inputs)
-        if uses_pool and plan.gradient_inputs is not None
+        validation=_teacher_batch(target, calibration_set.validation),
+        mixture=mixture,
+        gradient_inputs=_teacher_batch(target, gradient_inputs)
+        if gradient_inputs is not None and resolved.preset.gradient and evolved
         else None,
-        gradient_share=plan.gradient_share,
-        # after repair moved inputs lost: ResNet-20 at 0.9 had 61.9 instead of 67.2 %
-        augmentation=target.inputs if plan.augment and not settings.repair_in_loop else None,
-        rungs=(max(1, len(search.inputs) // RUNG_FRACTION), len(search.inputs)),
-        forward_mode=_answering(target, settings, nearest),
-        domain_inputs=None if plan.domain_inputs is plan.search else nearest,
+        gradient_share=calibration_set.gradient_share,
+        augmentation=target.inputs if augmented else None,
+        rungs=(max(1, len(search.inputs) // FIRST_RUNG), len(search.inputs)),
+        forward_mode=_forward_mode(target, settings, domain_inputs),
+        domain_inputs=None
+        if calibration_set.domain_inputs is calibration_set.search
+        else domain_inputs,
         precision=settings.precision,
-        batch_cache=_batch_cache(settings, plan),
+        batch_cache=batch_cache,
     )
 
 
-def _batch_cache(settings: Settings, plan: CalibrationSet) -> BatchPool | None:
-    """Return what gradient steps draw generated inputs from, or None: new ones for every step."""
-    if plan.mixture is None or not settings.batch_cache:
-        return None
-    # the text is part of the seed: another text gives other batches, hence other masks
-    return BatchPool(plan.mixture, settings.batch_cache, derive_seed(settings.seed, "stock"))
-
-
-def make_plan(target: Target, settings: Settings, preset: Preset) -> SearchPlan:
-    """Translate resolved settings into the engine's plan."""
-    refinement = None
-    if preset.gradient:
-        refinement = Refinement(
-            steps=_filled(settings.steps),
-            learning_rate=_filled(settings.learning_rate),
-            batch=_filled(settings.batch),
-            clip=settings.clip,
-        )
-    layout = searched_layout(target, settings)
-    density_search, generations = settings.density_search or 0, settings.generations
-    warmup = _warmup(refinement, settings.warmup)
-    before = density_search + (warmup is not None)
-    return SearchPlan(
-        preset=preset,
-        layout=layout,
-        seed=settings.seed,
-        population=_filled(settings.population),
-        offspring=_filled(settings.offspring),
-        refinement=refinement,
-        limits=SearchLimits(
-            None if generations is None else before + generations,
-            settings.evaluations,
-            settings.seconds,
-            settings.stagnation,
-            settings.patience,
-        ),
-        keep=keep_total(layout, settings.sparsity),
-        most=keep_total(layout, LEAST_SPARSE * settings.sparsity) if settings.pareto else None,
-        density_search=density_search,
-        warmup=warmup,
-        group=_group(target, settings),
-    )
-
-
-def _group(target: Target, settings: Settings) -> int:
-    """Return how many masks pass at once: several of a small network of matrices on a GPU.
-
-    Starting its kernels takes longer there than running them. Rounding follows from this number,
-    so that it depends on network and device, not on a clock. On the CPU groups are no faster, and
-    convolutions become grouped ones, which are slower than each alone.
-    """
-    matrices = all(weight.ndim == 2 for weight in target.weights.values())
-    small = matrices and target.layout.total <= GROUPED
-    return GROUP if settings.device != "cpu" and small else 1
-
-
-def _warmup(refinement: Refinement | None, steps: int | None) -> Refinement | None:
-    if refinement is None or not steps:
-        return None
-    last = LAST_RATE * refinement.learning_rate
-    return replace(refinement, steps=steps, last_rate=last, cosine=True, fade=FADE)
-
-
-def _filled(value: T | None) -> T:
-    assert value is not None, "resolve_settings fills every setting that the preset uses"
-    return value
-
-
-def _check_objective(
-    objective: Objective, search: TeacherBatch, preset: Preset, *, evolved: bool
-) -> None:
+def _check_objective(objective: Objective, search: TeacherBatch, *, needs_loss: bool) -> None:
     if objective.needs_labels and search.labels is None:
         raise InputError(
-            f"objective: {objective.name!r} needs labelled calibration inputs and these have no labels; "
-            "give --calibration labelled:FILE, or use the objective 'kl'"
+            f"objective: {objective.name!r} needs labelled calibration inputs, and these have no "
+            "labels; give --calibration labelled:FILE, or use the objective 'kl'"
         )
-    if preset.gradient and objective.loss is None and evolved:
+    if needs_loss and objective.loss is None:
         raise InputError(
             f"objective: {objective.name!r} is a black box without gradients; "
             "use it with --preset black-box"
         )
 
 
-def _answering(target: Target, settings: Settings, nearest: Tensor) -> ForwardMode:
-    features = settings.feature_loss or 0.0
+def _forward_mode(target: Target, settings: Settings, domain_inputs: Tensor) -> ForwardMode:
+    features, statistics = settings.feature_loss or 0.0, settings.statistics_loss or 0.0
     if settings.repair_in_loop:
-        return RepairedForward(repair_sites(target, nearest), nearest, features)
-    guides = settings.warmup or settings.statistics_loss or features
-    if settings.method != EVOLVED or not guides:
+        return RepairedForward(repair_sites(target, domain_inputs), domain_inputs, features)
+    if settings.method != EVOLVED or not (settings.warmup or statistics or features):
         return STRICT_FORWARD
-    sites = find_repair_sites(target.model, nearest, frozen=target.weights)
-    return GuidedForward(
-        RepairedForward(sites, nearest, features), statistics_loss=settings.statistics_loss or 0.0
-    )
+    sites = find_repair_sites(target.model, domain_inputs, frozen=target.weights)
+    repaired = RepairedForward(sites, domain_inputs, features)
+    return GuidedForward(repaired, statistics_loss=statistics)
 
 
-def _shown(target: Target, samples: Samples) -> TeacherBatch:
+def _teacher_batch(target: Target, samples: Samples) -> TeacherBatch:
     inputs = samples.inputs.to(target.device)
     labels = None if samples.labels is None else samples.labels.to(target.device)
     return TeacherBatch(inputs, batched_forward(target.model, inputs), labels)
+
+
+def make_plan(target: Target, resolved: ResolvedSettings) -> SearchPlan:
+    """Translate resolved settings into the plan of the search."""
+    settings, preset, layout = resolved.settings, resolved.preset, resolved.layout
+    refinement = warmup = None
+    if preset.gradient:
+        refinement = Refinement(
+            steps=settings.steps or 0,
+            learning_rate=settings.learning_rate or 0.0,
+            batch=settings.batch or 0,
+            clip=settings.clip,
+        )
+        if settings.warmup:
+            last_rate = LAST_RATE * refinement.learning_rate
+            warmup = replace(
+                refinement, steps=settings.warmup, last_rate=last_rate, cosine=True, fade=FADE
+            )
+    density_search, generations = settings.density_search or 0, settings.generations
+    if generations is not None:
+        generations += density_search + (warmup is not None)
+    sparsest = LEAST_SPARSE * settings.sparsity
+    # A small network of matrices on a GPU scores several masks in one pass: starting its kernels
+    # takes longer than running them. On the CPU groups are no faster, and grouped convolutions are
+    # slower. Rounding depends on this number, so it is not measured by a clock.
+    matrices = all(weight.ndim == 2 for weight in target.weights.values())
+    grouped = settings.device != "cpu" and matrices and target.layout.total <= MAX_GROUPED
+    return SearchPlan(
+        preset=preset,
+        layout=layout,
+        seed=settings.seed,
+        population=settings.population or 0,
+        offspring=settings.offspring or 0,
+        refinement=refinement,
+        limits=SearchLimits(
+            generations,
+            settings.evaluations,
+            settings.seconds,
+            settings.stagnation,
+            settings.patience,
+        ),
+        keep=keep_total(layout, settings.sparsity),
+        most=keep_total(layout, sparsest) if settings.pareto else None,
+        density_search=density_search,
+        warmup=warmup,
+        group=GROUP if grouped else 1,
+    )
