@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_evaluator, tiny_model
@@ -37,7 +36,7 @@ from gaprune.masks.supermask import layer_counts
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.records import Generation
-from gaprune.runs.setup import make_plan
+from gaprune.runs.setup import check_settings, make_plan, resolve_settings
 from gaprune.workers import SerialWorkers
 
 EVALUATOR = tiny_evaluator()
@@ -260,9 +259,8 @@ def target_of(model: nn.Module) -> Target:
 def resolved(model: nn.Module, **stated: Any) -> tuple[int | None, SearchPlan]:
     """Return what becomes of the setting, and the plan."""
     target, settings = target_of(model), make_settings({"sparsity": 0.5, **stated})
-    preset = check_settings(settings)
-    settings = resolve_settings(settings, preset, target)
-    return settings.density_search, make_plan(target, settings, preset)
+    resolved = resolve_settings(check_settings(settings), target)
+    return resolved.settings.density_search, make_plan(target, resolved)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from command_line import Run
-from gaprune.runs.resolve_settings import check_settings
 from repair_networks import (
     Convolutional,
     Encoder,
@@ -52,6 +51,7 @@ from gaprune.evolution.tasks import (
 )
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.models.forward import deterministic
+from gaprune.runs.setup import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
 from gaprune.workers.device import move_evaluator
 

@@ -26,7 +26,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gaprune
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer
 from gaprune.comparison import ComparisonData, compare_target
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA, DenseNetwork, score
@@ -36,9 +35,9 @@ from gaprune.io.checkpoints import read_checkpoint
 from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import repair
-from gaprune.runs.checkpointer import START, FolderCheckpointer
+from gaprune.runs.checkpointer import START
 from gaprune.runs.open_directory import open_run, reopen_run
-from gaprune.runs.prune import prune_target, run_pruning
+from gaprune.runs.prune import prepare_run, prune_target
 from gaprune.runs.result import Result
 from gaprune.workers import WorkerOptions, choose_device, choose_driver_device, on_device
 
@@ -259,7 +258,7 @@ def test_what_comes_out_lies_on_the_cpu(tmp_path: Path) -> None:
     assert bits_of(fixed) == bits_of(repair(target, masks, calibration_for(target)).state)
     settings = make_settings({**TINY_RUN, "method": "magnitude", "repair": True})
     with second_device() as device, open_run(tmp_path / "run") as run_directory:
-        result = prune_target(normed().to(device), settings, run_directory=run_directory)
+        result = prepare_run(normed().to(device), settings, run_directory=run_directory).run()
         run_directory.save(result)
     assert bits_of(load_file(tmp_path / "run" / "pruned.safetensors")) == bits_of(
         prune_target(normed(), settings).state_dict()
@@ -286,12 +285,12 @@ def test_a_run_goes_on_on_another_device(tmp_path: Path, first: str) -> None:
         far = target.to(device)
         one, other = (far, target) if first == "far" else (target, far)
         with open_run(tmp_path / "run") as run_directory:
-            prune_target(one, make_settings(RESUMED), run_directory=run_directory)
+            prepare_run(one, make_settings(RESUMED), run_directory=run_directory).run()
         with reopen_run(tmp_path / "run") as run_directory:
             start = read_checkpoint(run_directory.checkpoint / START)
-            checkpointer = FolderCheckpointer(run_directory, 1, Observer(), None, start)
             settings = make_settings({**start.facts["settings"], "generations": 3})
-            result = run_pruning(other, settings, None, Observer(), checkpointer)
+            run = prepare_run(other, settings, run_directory=run_directory, start=start)
+            result = run.run()
     assert found_by(result) == found_by(whole)
 
 

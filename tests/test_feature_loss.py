@@ -12,11 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-<<<<<<< HEAD
-=======
-from command_line import OWN, TINY, Run
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
->>>>>>> fed98cf (Parse settings once: CheckedSettings and ResolvedSettings; prune, prune_target and resume share prepare_run; old names refused)
 from repair_networks import (
     Convolutional,
     Encoder,
@@ -49,11 +44,7 @@ from gaprune.models.target import Target, target_from_module
 from gaprune.repair import RepairSites, find_repair_sites, repair, repaired_copy
 from gaprune.repair.dense_statistics import feature_errors, measure_dense
 from gaprune.repair.repair_rules import repair_rule
-<<<<<<< HEAD
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
-=======
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
->>>>>>> fed98cf (Parse settings once: CheckedSettings and ResolvedSettings; prune, prune_target and resume share prepare_run; old names refused)
+from gaprune.runs.setup import check_settings, resolve_settings
 
 torch.set_num_threads(1)
 
@@ -446,7 +437,7 @@ def resolved(net: nn.Module, **stated: Any) -> float | None:
     """Return what becomes of the setting."""
     target = target_from_module(net, inputs=InputOptions(shape=(6,), range=(0, 1)))
     settings = make_settings({"sparsity": 0.5, **stated})
-    return resolve_settings(settings, check_settings(settings), target).feature_loss
+    return resolve_settings(check_settings(settings), target).settings.feature_loss
 
 
 @pytest.mark.parametrize(("net", "stated", "words"), IMPOSSIBLE)

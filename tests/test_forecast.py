@@ -12,6 +12,7 @@ from gaprune.config import make_settings
 from gaprune.models.target import Target, load_target
 from gaprune.runs.dry_run import DryRun, dry_run
 from gaprune.runs.prune import prune_target
+from gaprune.runs.setup import check_settings
 
 QUICK = {"generations": 2, "steps": 3, "offspring": 4, "population": 4, "calibration_count": 64}
 
@@ -24,7 +25,7 @@ def target() -> Target:
 
 def foreseen(target: Target, **changes: object) -> DryRun:
     """Return the forecast at sparsity 0.9 with few steps."""
-    return dry_run(target, make_settings({"sparsity": 0.9, **QUICK, **changes}))
+    return dry_run(target, check_settings(make_settings({"sparsity": 0.9, **QUICK, **changes})))
 
 
 def test_it_keeps_what_the_run_keeps(target: Target) -> None:
@@ -39,11 +40,11 @@ def test_it_keeps_what_the_run_keeps(target: Target) -> None:
 
 def test_work_adds_up(target: Target) -> None:
     """Twice the generations take twice as long; more workers, less."""
-    once, twice = foreseen(target).stages[-1], foreseen(target, generations=4).stages[-1]
+    once, twice = foreseen(target).phases[-1], foreseen(target, generations=4).phases[-1]
     assert (once.generations, once.children, once.steps) == (2, 4, 3)
     assert twice.generations == 4
     found = foreseen(target)
-    assert found.search_seconds == pytest.approx(sum(one.seconds for one in found.stages))
+    assert found.search_seconds == pytest.approx(sum(one.seconds for one in found.phases))
     assert found.search_seconds is not None
     assert found.search_seconds >= 2 * 4 * 3 * found.seconds_per["step"]
 
@@ -57,7 +58,7 @@ def test_a_limit_in_seconds_bounds_the_search(target: Target) -> None:
 def test_one_criterion_is_no_search(target: Target) -> None:
     """Nothing is timed that will not run."""
     found = foreseen(target, method="magnitude")
-    assert (found.stages, dict(found.seconds_per), found.search_seconds) == ((), {}, None)
+    assert (found.phases, dict(found.seconds_per), found.search_seconds) == ((), {}, None)
 
 
 def test_units_are_counted_where_a_pattern_has_them(target: Target) -> None:

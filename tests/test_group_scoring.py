@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from repair_networks import Convolutional, Encoder, Residual, loop_evaluator, target_of
 from search_cases import random_genes, seeds_of, tiny_evaluator
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import ScoreGroupTask
 from gaprune.models.forward import vmap_forward
 from gaprune.models.target import load_target
-from gaprune.runs.setup import make_plan
+from gaprune.runs.setup import check_settings, make_plan, resolve_settings
 from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions, Workers
 
 cuda = pytest.mark.skipif(
@@ -249,9 +248,9 @@ def test_groups_are_for_small_networks_of_matrices_on_gpus(
     """It follows from network and device, not from a clock: equal seeds, equal masks."""
     target = load_target(name)
     settings = make_settings({"sparsity": 0.9, "device": "cpu", "calibration": ("procedural",)})
-    preset = check_settings(settings)
-    resolved = resolve_settings(settings, preset, target)
-    plan = make_plan(target, resolved.replace(device=device), preset)
+    resolved = resolve_settings(check_settings(settings), target)
+    on_device = resolved.settings.replace(device=device)
+    plan = make_plan(target, replace(resolved, settings=on_device))
     assert plan.group == expected
 
 

@@ -10,10 +10,10 @@ from comparison_cases import conv_target
 from search_cases import seeded
 
 from gaprune.calibration.calibration_set import make_calibration_set
-from gaprune.callbacks import Observer
 from gaprune.config import Settings, make_settings
 from gaprune.runs.prune import prune_target
 from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import check_settings, resolve_settings
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_inverted_inputs_move_unless_candidates_answer_after_repair(loop: bool) 
     for calibration, moving in (("inversion", not loop), ("noise", False)):
         asked = settings_of(calibration).replace(method="evolved", repair_in_loop=loop)
         assert (
-            PruningRun(target, asked, None, Observer()).evaluator.augmentation is not None
+            PruningRun(target, resolve_settings(check_settings(asked), target)).evaluator.augmentation is not None
         ) == moving
 
 

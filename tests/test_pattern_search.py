@@ -18,7 +18,6 @@ from test_resume import Copying, found, saved
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, resume
-from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA
 from gaprune.evaluation.evaluator import Evaluator
@@ -29,6 +28,7 @@ from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.runs.run import PruningRun
+from gaprune.runs.setup import check_settings, resolve_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 SMALL: dict[str, Any] = {
@@ -71,7 +71,7 @@ def run_of(pattern: str, kind: Callable[[], nn.Module] = Separable, /, **stated:
     """Return a run that has not begun."""
     target = target_from_module(built(kind), inputs=IMAGES)
     settings = make_settings({**SMALL, **PATTERNS.get(pattern, {}), **stated})
-    return PruningRun(target, settings, None, Observer())
+    return PruningRun(target, resolve_settings(check_settings(settings), target))
 
 
 def holds(result: Result, pattern: str) -> bool:
@@ -346,11 +346,6 @@ def test_without_a_pattern_nothing_changes() -> None:
     plain = searched(sparsity=0.5)
     stated = searched(sparsity=0.5, pattern="unstructured")
     assert found(plain) == found(stated)
-    run = PruningRun(
-        target_from_module(built(Separable), inputs=IMAGES),
-        make_settings({**SMALL, "sparsity": 0.5}),
-        None,
-        Observer(),
-    )
+    run = run_of("unstructured", sparsity=0.5)
     assert run.evaluator.units is None
     assert run.evaluator.layout == run.target.layout

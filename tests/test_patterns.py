@@ -7,7 +7,6 @@ from itertools import combinations
 import pytest
 import torch
 from channel_networks import IMAGE, Joined, Residual, Separable, built, images
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import seeded
@@ -25,6 +24,7 @@ from gaprune.models.channel_removal import remove_channels
 from gaprune.models.patterns import channel_groups, channels_of, searched_layout, units_of
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import parse_pattern
+from gaprune.runs.setup import check_settings, resolve_settings
 
 FEW = settings(max_examples=30)
 QUOTAS = ("1:2", "2:4", "3:4", "4:8", "2:40")
@@ -313,10 +313,8 @@ def test_a_quota_says_the_sparsity_and_the_scope() -> None:
     assert make_settings({"pattern": "1:3", "sparsity": 0.667}).sparsity == 0.667
     check_settings(make_settings({"pattern": "1:3", "sparsity": 0.667}))
     resolved = resolve_settings(
-        make_settings({"pattern": "2:4", "calibration": ("noise",)}),
-        check_settings(stated),
-        MIXED,
-    )
+        check_settings(make_settings({"pattern": "2:4", "calibration": ("noise",)})), MIXED
+    ).settings
     assert resolved.scope == "layer"
     assert resolved.density_search == 0
 

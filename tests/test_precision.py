@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from gaprune.runs.resolve_settings import check_settings
 from repair_networks import Convolutional, Encoder, Perceptron, loop_evaluator, target_of
 from search_cases import random_genes, seeded, tiny_evaluator
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from gaprune.evolution.gradient import Refinement, refine
 from gaprune.models.forward import deterministic
 from gaprune.models.input_spec import InputOptions
 from gaprune.runs.resume import CHANGEABLE
+from gaprune.runs.setup import check_settings
 from gaprune.workers.device import move_evaluator
 
 cuda = pytest.mark.skipif(

@@ -23,6 +23,7 @@ from gaprune.io.run_files import FILES
 from gaprune.io.serialization import to_json
 from gaprune.runs.job import PruneJob, make_job
 from gaprune.runs.open_directory import free_name, open_numbered_run, open_run
+from gaprune.runs.setup import check_settings
 
 TINY: dict[str, Any] = {
     "generations": 1,
@@ -126,7 +127,7 @@ def test_the_config_of_a_job_makes_the_same_job(result: Result, tmp_path: Path) 
     """Everything stated comes back, and what the preset chose is written out."""
     job = PruneJob(
         target='odd "name".py:make',
-        settings=make_settings({"sparsity": 0.5, **TINY}),
+        checked=check_settings(make_settings({"sparsity": 0.5, **TINY})),
         weights="a\\b.safetensors",
         inputs=InputOptions(shape=(6,), kind="vector", mean=(0.5,), std=(0.25,)),
         prune_also=("norm.weight",),
@@ -134,7 +135,7 @@ def test_the_config_of_a_job_makes_the_same_job(result: Result, tmp_path: Path) 
     )
     place = save_run(result, tmp_path / "run", job=job)
     again = make_job(tomllib.loads((place / "config.toml").read_text()))
-    assert again == replace(job, settings=make_settings(dict(result.settings)))
+    assert again == replace(job, checked=check_settings(make_settings(dict(result.settings))))
     assert again.settings.learning_rate is not None
 
 

@@ -15,7 +15,6 @@ import ray
 import torch
 from command_line import Run
 from criterion_networks import Attention, seeded
-from gaprune.runs.resolve_settings import resolve_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -26,16 +25,15 @@ from gaprune.calibration.generators.token_sequences import TOKENS, embedding_nei
 from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.errors import InputError
-from gaprune.evolution.presets import find_preset
 from gaprune.models.input_spec import InputOptions, InputSpec, TokenIds, vocabulary_embeddings
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target, target_from_module
 from gaprune.records import Generation
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_run
-from gaprune.runs.prune import prune_target
+from gaprune.runs.prune import prepare_run, prune_target
 from gaprune.runs.resume import resume
-from gaprune.runs.setup import make_evaluator
+from gaprune.runs.setup import check_settings, make_evaluator, resolve_settings
 
 LIKE_TEXT = ("topics", "zipf-bursts")
 ORDINARY = tuple(range(10, 200))
@@ -265,9 +263,9 @@ def test_the_embedding_travels_once() -> None:
     target = replace(
         target, network=replace(target.network, inputs=replace(target.inputs, token_ids=token_ids))
     )
-    chosen = resolve_settings(make_settings(TINY), find_preset("default"), target)
-    plan = make_calibration_set(target, chosen, seeded())
-    evaluator = make_evaluator(target, chosen, find_preset("default"), plan)
+    resolved = resolve_settings(check_settings(make_settings(TINY)), target)
+    plan = make_calibration_set(target, resolved.settings, seeded())
+    evaluator = make_evaluator(target, resolved, plan)
     packed = ray.cloudpickle.dumps(evaluator)
     assert evaluator.mixture is not None
     bare = replace(evaluator.mixture, spec=replace(target.inputs, token_ids=None))
@@ -372,9 +370,10 @@ def test_a_stopped_run_draws_the_same_topics_or_is_refused(folder: Path, tmp_pat
     copying = Copying(place)
     with open_run(str(place)) as run_directory:
         target, _ = job.load()
-        whole = prune_target(
-            target, job.settings, observer=copying, run_directory=run_directory, job=job
+        run = prepare_run(
+            target, job.checked, observer=copying, run_directory=run_directory, job=job
         )
+        whole = run.run()
     assert copying.copies
     again = resume(copying.copies[0])
     assert all(torch.equal(again.masks[name], mask) for name, mask in whole.masks.items())

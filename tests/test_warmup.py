@@ -11,7 +11,6 @@ import pytest
 import torch
 from command_line import OWN, TINY, Run
 from comparison_cases import conv_target
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from repair_networks import Convolutional, loop_evaluator, seeded, target_of
@@ -41,7 +40,7 @@ from gaprune.evolution.variation import VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.records import Generation
-from gaprune.runs.setup import make_plan
+from gaprune.runs.setup import check_settings, make_plan, resolve_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
 
 TARGET = target_of(Convolutional, (2, 6, 6), double=False)
@@ -322,9 +321,9 @@ def resolved(net: nn.Module, **stated: Any) -> tuple[int | None, float | None, S
     """Return what becomes of both settings, and the plan."""
     target = target_from_module(net, inputs=InputOptions(range=(0, 1)))
     settings = make_settings({"sparsity": 0.5, **stated})
-    preset = check_settings(settings)
-    settings = resolve_settings(settings, preset, target)
-    return settings.warmup, settings.statistics_loss, make_plan(target, settings, preset)
+    resolved = resolve_settings(check_settings(settings), target)
+    settings = resolved.settings
+    return settings.warmup, settings.statistics_loss, make_plan(target, resolved)
 
 
 BARE = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
@@ -385,7 +384,7 @@ def test_deep_networks_on_inverted_inputs_are_guided_by_default(
     shown = InputOptions(shape=(1, 8, 8), range=(0, 1))
     settings = make_settings({"sparsity": 0.5, "calibration": ["inversion"], **stated})
     target = target_from_module(net, inputs=shown)
-    found = resolve_settings(settings, check_settings(settings), target)
+    found = resolve_settings(check_settings(settings), target).settings
     assert (found.warmup, found.statistics_loss) == expected
 
 

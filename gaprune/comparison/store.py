@@ -40,7 +40,7 @@ from gaprune.io.file_hash import content_of
 from gaprune.io.serialization import to_json
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.setup import check_settings, resolve_settings
 
 SCHEMA = 2
 IDENTITY, ROWS, LIST, CSV = "comparison.json", "rows.jsonl", "rows.json", "rows.csv"
@@ -217,7 +217,7 @@ def identity_of(target: Target, spec: ComparisonSpec, data: ComparisonData) -> d
 
     The user's files (networks, objectives, calibration inputs) count by their content.
     """
-    settings = resolve_settings(spec.settings, check_settings(spec.settings), target)
+    settings = resolve_settings(check_settings(spec.settings, target.device), target).settings
     schedule = spec.schedule
     if not isinstance(schedule, str):
         schedule = ",".join(f"{step.sparsity}:{step.epochs}" for step in schedule)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
-from gaprune.evolution.genome import Individual
+from gaprune.evolution.genome import Genes, Individual
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
 from gaprune.profiling import profiled
@@ -225,6 +225,5 @@ class MaxDropSearch:
 def _cut(seed: Individual, sparsities: SparsityRange, sparsity: float) -> Tensor:
     """Return the flat mask of the same scores at another sparsity."""
     counts = tuple(uniform_counts(sparsities.layout, sparsity)) if seed.genes.fixed else None
-    genes = replace(seed.genes, keep=sparsities.keep_count(sparsity), counts=counts)
-    mask: Tensor = genes.decode(sparsities.layout)
-    return mask
+    genes: Genes = replace(seed.genes, keep=sparsities.keep_count(sparsity), counts=counts)
+    return genes.decode(sparsities.layout)

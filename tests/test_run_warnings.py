@@ -1,0 +1,136 @@
+"""Warnings of a run: a search that overfits, and validation inputs that say little."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from search_cases import seeds_of, tiny_evaluator, tiny_model
+from torch import nn
+
+from gaprune import InputOptions, prune
+from gaprune.callbacks import Callbacks
+from gaprune.config import make_settings
+from gaprune.evaluation.evaluator import ValidationScore
+from gaprune.evaluation.objectives import OBJECTIVES
+from gaprune.evolution.search_plan import SearchResult
+from gaprune.models.target import target_from_module
+from gaprune.runs.setup import check_settings, resolve_settings
+from gaprune.runs.warnings import overfitting_warning, validation_warnings
+
+EVALUATOR = tiny_evaluator()
+
+
+def search_of(validation: list[float], returned: int, stopped: str = "generations") -> SearchResult:
+    """Return a search of individuals with these agreements on the validation inputs.
+
+    The last one is best on the calibration inputs.
+    """
+    population = seeds_of(EVALUATOR, 60, count=len(validation))
+    for index, individual in enumerate(population):
+        individual.fitness.values = (float(index),)
+    scores = {
+        individual.key: ValidationScore(agreement, agreement)
+        for individual, agreement in zip(population, validation, strict=True)
+    }
+    return SearchResult(
+        best=population[returned],
+        validation_score=scores[population[returned].key],
+        population=population,
+        hall_of_fame=[],
+        front=[],
+        validation_scores=scores,
+        history=[],
+        stopped=stopped,
+        evaluations=0,
+        seconds=0.0,
+    )
+
+
+def test_a_search_without_overfitting_gives_no_warning() -> None:
+    """Its sparsity is remembered."""
+    agreed: list[float] = []
+    search = search_of([0.91, 0.9], 0)
+    assert overfitting_warning(search, EVALUATOR, 0.5, agreed, front=False) is None
+    assert agreed == [0.5]
+
+
+def test_the_overfitting_warning_has_all_figures() -> None:
+    """Agreement on both kinds of inputs, the best earlier one, and a sparsity that was fine."""
+    search, agreed = search_of([0.91, 0.8], 0), [0.7, 0.5, 0.95]
+    warning = overfitting_warning(search, EVALUATOR, 0.9, agreed, front=False)
+    leader = EVALUATOR.validate(search.population[1].mask, EVALUATOR.search).agreement
+    assert warning is not None
+    for figure in ("0.9", "0.7", f"{leader:.1%}", "80.0%", "91.0%"):
+        assert figure in warning
+    assert agreed == [0.7, 0.5, 0.95]
+
+
+def test_a_search_that_patience_stopped_always_gives_the_warning() -> None:
+    """Also if the returned mask has the better fitness, not the better agreement."""
+    search = search_of([0.91, 0.9, 0.89], 1, stopped="validation")
+    warning = overfitting_warning(search, EVALUATOR, 0.9, [], front=False)
+    assert warning is not None
+    assert "91.0%" in warning
+    assert "90.0%" in warning
+
+
+def test_a_front_and_an_early_interrupt_give_no_warning() -> None:
+    """The best of many budgets cannot be compared; without a population nothing is known."""
+    search = search_of([0.9, 0.5], 0)
+    assert overfitting_warning(search, EVALUATOR, 0.5, [], front=True) is None
+    empty = replace(search, population=[])
+    assert overfitting_warning(empty, EVALUATOR, 0.5, [], front=False) is None
+
+
+@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"max_drop": 0.1, "sparsity": 0.6}], ids=str)
+def test_a_network_that_predicts_one_class_gives_one_warning(asked: dict[str, Any]) -> None:
+    """On its validation inputs every mask agrees, and is within any `max_drop`."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_parameter("4.bias")[0] += 1e4
+    warnings: list[str] = []
+    observer = Callbacks(on_warning=warnings.append)
+    inputs = InputOptions(range=(0, 1))
+    prune(model, inputs=inputs, observer=observer, method="magnitude", **asked)
+    (warning,) = warnings
+    assert "(0) on 100.0%" in warning
+    assert "--validation" in warning
+
+
+def test_one_class_counts_from_99_percent_on() -> None:
+    """Below that there is no warning, nor for outputs that are no classes."""
+    teacher = nn.functional.one_hot(torch.tensor([3] * 99 + [1]), 4).float()
+    validation = EVALUATOR.validation._replace(teacher=teacher)
+    (warning,) = validation_warnings(replace(EVALUATOR, validation=validation))
+    assert "(3) on 99.0%" in warning
+    fewer = validation._replace(teacher=teacher[1:])
+    assert not [*validation_warnings(replace(EVALUATOR, validation=fewer))]
+    objective = OBJECTIVES["relative-error"]
+    numbers = replace(EVALUATOR, validation=validation, objective=objective)
+    assert not [*validation_warnings(numbers)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "patience"),
+    [
+        ({}, None),
+        ({"calibration": ("noise",)}, None),
+        ({"calibration": ("inversion",), "method": "lamp"}, None),
+        ({"calibration": ("procedural", "impressions")}, 2),
+        ({"calibration": ("inversion",)}, 2),
+        ({"calibration": ("inversion",), "patience": 7}, 7),
+        ({"calibration": ("inversion",), "pareto": True}, None),
+        ({"patience": 3}, 3),
+    ],
+    ids=str,
+)
+def test_patience_is_two_with_optimised_calibration_inputs(
+    changes: dict[str, Any], patience: int | None
+) -> None:
+    """There is none otherwise; a stated one takes precedence."""
+    settings = make_settings({"sparsity": 0.5, **changes})
+    target = target_from_module(tiny_model(), inputs=InputOptions(range=(0, 1)))
+    assert resolve_settings(check_settings(settings), target).settings.patience == patience
