@@ -64,7 +64,7 @@ STEPS = Refinement(steps=3, learning_rate=0.5, batch=16, clip=3.0)
 
 
 @pytest.mark.parametrize(
-    ("staff", "expected"),
+    ("worker_options", "expected"),
     [
         (WorkerOptions(device="cpu"), "cpu"),
         (WorkerOptions(2), "cpu"),
@@ -93,28 +93,28 @@ def test_with_a_gpu_it_is_that() -> None:
     """By default, and where one of several is asked for."""
     assert choose_device(WorkerOptions()) == "cuda"
     assert choose_device(WorkerOptions(device="cuda:0")) == "cuda:0"
-    with pytest.raises(InputError, match=r"device: 'cuda:99' asked, but there are \d+ GPU"):
+    with pytest.raises(InputError, match=r"'cuda:99'"):
         choose_device(WorkerOptions(device="cuda:99"))
 
 
 @pytest.mark.parametrize(
-    ("staff", "message"),
+    ("worker_options", "message"),
     [
         (
             WorkerOptions(2, device="cuda"),
-            "'cuda' asked, but workers that are Ray.*add --gpus-per-worker",
+            "'cuda'.*add --gpus-per-worker",
         ),
         (
             WorkerOptions(2, gpus=0.5, device="cpu"),
-            "'cpu' asked, but --gpus-per-worker 0.5.*leave that",
+            "'cpu'.*--gpus-per-worker 0.5",
         ),
         (
             WorkerOptions(2, gpus=1, device="cuda:1"),
-            "'cuda:1' asked, but Ray chooses.*use --device cuda",
+            "'cuda:1'.*--device cuda",
         ),
         pytest.param(
             WorkerOptions(device="cuda:0"),
-            "'cuda:0' asked, but torch .* sees no CUDA GPU; use --device cpu",
+            "'cuda:0'.*--device cpu",
             marks=without_cuda,
         ),
     ],
@@ -129,7 +129,7 @@ def test_a_device_that_cannot_be_is_refused(worker_options: WorkerOptions, messa
 @without_cuda
 def test_a_missing_gpu_is_noticed_before_anything_else() -> None:
     """When the names of the settings are checked."""
-    with pytest.raises(InputError, match=r"device: 'cuda' asked, but torch .* sees no CUDA GPU"):
+    with pytest.raises(InputError, match=r"device: 'cuda'"):
         check_settings(make_settings({"sparsity": 0.5, "device": "cuda"}))
 
 
@@ -138,14 +138,14 @@ def test_the_command_line_refuses_a_missing_gpu(run: Run) -> None:
     """Exit code 2 and the way out, before the network is loaded."""
     ran = run("prune", "mnist-mlp", "--sparsity", "0.9", "--device", "cuda", "--no-save")
     assert ran.code == 2
-    assert "device: 'cuda' asked, but torch" in ran.err
-    assert "use --device cpu" in " ".join(ran.err.split())
+    assert "device: 'cuda'" in ran.err
+    assert "--device cpu" in " ".join(ran.err.split())
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", "mps", ""])
 def test_a_device_of_no_known_kind_is_refused(name: str) -> None:
     """Also those that nothing is promised for."""
-    with pytest.raises(InputError, match=r"device: must be auto, cpu, cuda, or cuda:N.*, got"):
+    with pytest.raises(InputError, match=r"device: .*cuda:N.*got"):
         make_settings({"sparsity": 0.5, "device": name})
 
 
@@ -300,8 +300,10 @@ def test_a_network_that_cannot_be_moved_is_named_with_the_way_out() -> None:
     with second_device() as device, pytest.raises(InputError) as caught:
         evaluator.to(device).check_forward()
     message = str(caught.value)
-    assert message.startswith("device: the network does not run on meta in float32 (Expected all")
-    assert message.endswith("parameters or buffers (register_buffer), or use --device cpu")
+    assert message.startswith("device: ")
+    assert "meta" in message
+    assert "register_buffer" in message
+    assert message.endswith("--device cpu")
 
 
 def test_an_objective_of_ones_own_is_shown_cpu_tensors(tmp_path: Path) -> None:
@@ -375,8 +377,7 @@ def test_a_gpu_is_set_to_equal_bits_only_while_tasks_run() -> None:
 
 def test_a_full_memory_is_told_with_the_way_out() -> None:
     """Of the worker in this process; actors are tried again elsewhere."""
-    message = r"device: the memory of cpu is full \(CUDA out of memory\); use a smaller --batch"
-    with pytest.raises(GapruneError, match=message):
+    with pytest.raises(GapruneError, match=r"device: .*CUDA out of memory.*--batch"):
         SerialWorkers(None).run([Fail(torch.OutOfMemoryError, "CUDA out of memory")])
 
 

@@ -30,15 +30,15 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def warnings() -> list[str]:
     """Return what the workers of this module warned of."""
     return []
 
 
 @pytest.fixture(scope="module")
-def pool(ray_session: None, said: list[str]) -> Iterator[RayWorkers]:
+def pool(ray_session: None, warnings: list[str]) -> Iterator[RayWorkers]:
     """Two actors that hold `EVALUATOR`, shared by tests that take them down."""
-    with RayWorkers(EVALUATOR, WorkerOptions(2, retry_policy=QUICK), said.append) as workers:
+    with RayWorkers(EVALUATOR, WorkerOptions(2, retry_policy=QUICK), warnings.append) as workers:
         yield workers
 
 
@@ -71,7 +71,7 @@ def test_a_worker_that_is_lost_changes_no_result(
 
 
 def test_a_task_that_always_takes_its_worker_down_is_given_up(
-    pool: RayWorkers, said: list[str], tmp_path: Path
+    pool: RayWorkers, warnings: list[str], tmp_path: Path
 ) -> None:
     """After so many retries it is `FailedTask`; the others have their results, in order."""
     poison = Faulty("exit", str(tmp_path), 99, Echo(0))
@@ -80,9 +80,9 @@ def test_a_task_that_always_takes_its_worker_down_is_given_up(
     assert rest == [1, 2, 3, 4, 5, 6]
     assert isinstance(first, FailedTask)
     assert first.attempts == QUICK.retries + 1 == len(list(tmp_path.iterdir()))
-    assert "its process died" in first.why
+    assert "process died" in first.why
     assert pool.lost == lost + 3
-    assert any("a worker was lost (its process died" in text for text in said)
+    assert any("process died" in text for text in warnings)
 
 
 def test_what_a_task_raises_is_not_tried_again(pool: RayWorkers, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_workers_that_find_no_room_are_not_waited_for(pool: RayWorkers) -> None:
     """The cluster has enough CPUs, but others have them: the message says so."""
     impatient = RetryPolicy(start=0.5)
     with (
-        pytest.raises(GapruneError, match=r"none of 1 could start: not ready.*has 0 CPUs"),
+        pytest.raises(GapruneError, match=r"none of 1 .* 0 CPUs"),
         RayWorkers(EVALUATOR, WorkerOptions(1, retry_policy=impatient)),
     ):
         pytest.fail("it started")
@@ -165,7 +165,7 @@ def test_a_evaluator_that_cannot_be_loaded_fails_at_once(tmp_path: Path) -> None
     (tmp_path / "lock").touch()
     started = time.monotonic()
     with (
-        pytest.raises(GapruneError, match=r"none of 2 could start: OSError: lock is in the way"),
+        pytest.raises(GapruneError, match=r"none of 2 .*OSError: lock"),
         RayWorkers(Locked(tmp_path / "lock"), WorkerOptions(2), create_actor=unreserved),
     ):
         pytest.fail("they started")
@@ -178,7 +178,7 @@ def test_a_evaluator_that_ends_its_process_is_tried_a_few_times(tmp_path: Path) 
     (tmp_path / "lock").touch()
     impatient = RetryPolicy(starts=1, first_wait=0.01)
     with (
-        pytest.raises(GapruneError, match=r"none of 1 could start: its process died"),
+        pytest.raises(GapruneError, match=r"none of 1 .*process died"),
         RayWorkers(
             Locked(tmp_path / "lock", ending=True),
             WorkerOptions(1, retry_policy=impatient),
@@ -198,22 +198,22 @@ def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> Non
         workers.run([Echo(0, 0.5), Echo(1, 0.5)])  # both are there
         (tmp_path / "lock").touch()
         poison = Faulty("exit", str(tries), 99, Echo(0))
-        with pytest.raises(GapruneError, match=r"all 2 are lost and none .*lock is in the way"):
+        with pytest.raises(GapruneError, match=r"all 2 .*lock"):
             workers.run([poison, poison])
 
 
 @pytest.mark.parametrize(
     ("worker_options", "message"),
     [
-        (WorkerOptions(5), r"workers: 5 asked.*has 2 CPUs and 0 GPUs on 1 node.*use --workers 2"),
-        (WorkerOptions(2, threads=2), r"workers: 2 asked, each with 2 CPU.*use --workers 1"),
+        (WorkerOptions(5), r"workers: 5 .*2 CPUs.*--workers 2"),
+        (WorkerOptions(2, threads=2), r"workers: 2 .*--workers 1"),
         (
             WorkerOptions(1, threads=3),
-            r"threads_per_worker: 3 asked.*use fewer --threads-per-worker",
+            r"threads_per_worker: 3 .*--threads-per-worker",
         ),
         (
             WorkerOptions(2, gpus=0.25),
-            r"gpus_per_worker: 0.25 asked for each of 2.*leave --gpus-per-w",
+            r"gpus_per_worker: 0.25 .*--gpus-per-w",
         ),
     ],
 )

@@ -26,7 +26,7 @@ class _CallablePackage(ModuleType):
 
     __signature__ = inspect.signature(export)
 
-    def __call__(self, *arguments: Any, **options: Any) -> ExportResult:  # noqa: ANN401
+    def __call__(self, *arguments: Any, **options: Any) -> ExportResult:
         return export(*arguments, **options)
 
 

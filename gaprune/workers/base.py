@@ -18,24 +18,15 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """What happens after failures of tasks and workers; all times in seconds.
+    """What happens after failures of tasks and workers; all times in seconds."""
 
-    Attributes:
-        retries: how often a task is tried again after it has lost its worker.
-        timeout: seconds before a task is considered hung; None derives them from finished tasks.
-        first_wait: before the first retry of a task or of starting a worker.
-        longest_wait: bound of the exponential back-off. Ray notices the loss of a node after some
-            17 s: with shorter waits all retries would be spent by then.
-        start: seconds before a worker that is not ready has failed to start.
-        starts: failed starts in a row after which a worker is given up if no other one works.
-    """
-
-    retries: int = 2
-    timeout: float | None = None
-    first_wait: float = 1.0
+    retries: int = 2  # of a task that has lost its worker
+    timeout: float | None = None  # of a task; None derives it from finished tasks
+    first_wait: float = 1.0  # before the first retry of a task, or of starting a worker
+    # Ray notices the loss of a node after some 17 s: with short waits all retries would be spent
     longest_wait: float = 30.0
-    start: float = 120.0
-    starts: int = 3
+    start: float = 120.0  # until a worker must be ready
+    starts: int = 3  # failed ones in a row, until a worker is given up if no other one works
 
     def task_timeout(self, slowest: float | None) -> float:
         """Return the seconds before a task hangs; `slowest` of its kind took so many, if known."""

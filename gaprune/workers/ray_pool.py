@@ -212,9 +212,7 @@ class RayWorkers:
             self.idle.append(slot)
             kind, seconds = call.pending.kind, time.monotonic() - slot.since
             if kind not in self._slowest:
-                self._check_at = (
-                    0.0  # running tasks of the kind have a shorter deadline from now on
-                )
+                self._check_at = 0.0  # the deadline of others of this kind is earlier now
             self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
             call.task_queue.succeed(call.pending, answer.result)
 
@@ -313,11 +311,9 @@ class RayWorkers:
                 slot.actor, slot.since = self._create_actor(), now
                 self._set_busy(slot, slot.actor.load.remote(self._packed, self._setup))
         if not startable and all(slot.actor is None for slot in self._slots):
-            failed = (
-                f"all {self.count} are lost and none could be started again"
-                if self._ready_at
-                else f"none of {self.count} could start"
-            )
+            failed = f"none of {self.count} could start"
+            if self._ready_at:
+                failed = f"all {self.count} are lost and none could be started again"
             raise GapruneError(f"workers: {failed}: {self._start_reason}") from self._start_error
 
     def _start_failed(self, slot: Slot, error: BaseException, *, hopeless: bool) -> None:
