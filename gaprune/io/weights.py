@@ -1,4 +1,4 @@
-"""Read a checkpoint without running any code from it, and put it into a network."""
+"""Read a checkpoint without running code from it, and load it into a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gaprune.io.sparse import is_sparse, load_sparse
 NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 # Components that torch's wrappers (DataParallel, torch.compile) put in front of parameter names.
 _WRAPPERS = ("module", "_orig_mod")
-_SHOWN = 5  # names listed in a message
+_MAX_LISTED = 5  # names listed in a message
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -31,13 +31,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
     Args:
         path: `.safetensors`, also a sparse file or one with weights packed 2:4 of `gaprune export`;
             or a state dict saved by `torch.save` as `.pt`, `.pth` or `.bin`, plain or nested under
-            one of `NESTED_UNDER`. A pickle that asks for anything but tensors and plain containers
-            is refused before any of it runs, whatever the environment variables of torch say.
+            one of `NESTED_UNDER`. A pickle that contains anything but tensors and plain containers
+            is refused before any of it runs, whatever torch's environment variables say.
 
     Raises:
-        InputError: missing, empty, a directory, another suffix, damaged, holding code, not what
-            the export beside it says, or anything that is not a mapping of names to tensors.
-        GapruneError: a compressed sparse file, and Zstandard is not installed.
+        InputError: the file is missing, empty, a directory, of another suffix, damaged, holds code,
+            differs from the `export.json` beside it, or is no mapping of names to tensors.
+        GapruneError: a compressed sparse file needs Zstandard, which is not installed.
     """
     path = Path(path)
     if path.suffix.lower() not in _READERS:
@@ -57,11 +57,11 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a state dict into `model`, in place; every name, shape and kind of number must fit.
+    """Copy a state dict into `model`, in place; every name, shape and number type must fit.
 
-    Wrapper prefixes (`module.`, `_orig_mod.`, stacked or on a compiled submodule) are mended, and a
-    tied parameter may come under one of its names only. Floating types are converted to the
-    network's own.
+    Wrapper prefixes (`module.`, `_orig_mod.`, nested or on a compiled submodule) are removed, and a
+    tied parameter may be present under one of its names only. Floating types are converted to those
+    of the network.
 
     Raises:
         InputError: missing or unexpected names, other shapes, integers where the network has
@@ -70,11 +70,11 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             have been copied.
     """
     # keep_vars: the parameters themselves, so that tied ones are the same object
-    own = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
-    _check_plain(state, own)
-    state = _mended(state, own)
-    state |= _implied(state, own)
-    _check_fits(state, own)
+    expected = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    _check_plain(state, expected)
+    state = _without_wrappers(state, expected)
+    state |= _implied(state, expected)
+    _check_fits(state, expected)
     try:
         # torch compares the names after the network's own renaming hooks have run
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -93,15 +93,15 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def sha256_of(model_state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors: names, dtypes, shapes and bytes, whatever their order.
+    """Return the SHA-256 of named tensors: names, dtypes, shapes and bytes, in any order.
 
-    The device and the memory layout don't matter; every bit of every value does.
+    Device and memory layout do not matter; every bit of every value does.
     """
     digest = hashlib.sha256()
     for name in sorted(model_state):
         tensor = model_state[name].detach().cpu().contiguous()
         header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
-        digest.update(header.encode() + b"\n")  # JSON escapes line ends: the framing is unambiguous
+        digest.update(header.encode() + b"\n")  # JSON escapes line ends: no ambiguity
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -128,15 +128,15 @@ def _read_sparse(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     try:
-        # written out: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 overrides the default, not the argument
+        # explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 overrides the default, not the argument
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise any type at all
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise InputError(
                 f"weights: {path} holds more than tensors: it asks to run or build "
-                f"{found[1].rstrip('.')!r}, which is refused; save the weights alone with "
+                f"{code[1].rstrip('.')!r}, which is refused; save the weights alone with "
                 "torch.save(model.state_dict(), path) or as safetensors"
             ) from error
         raise InputError(
@@ -195,28 +195,28 @@ def _check_plain(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
             )
 
 
-def _mended(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+def _without_wrappers(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
     """Rename keys that differ from an expected one only by what torch's wrappers add."""
-    own = {_unwrapped(name): name for name in expected}
-    mended = {own.get(_unwrapped(name), name): value for name, value in state.items()}
-    return mended if len(mended) == len(state) else dict(state)  # never merge two into one
+    by_plain = {_plain_name(name): name for name in expected}
+    renamed = {by_plain.get(_plain_name(name), name): value for name, value in state.items()}
+    return renamed if len(renamed) == len(state) else dict(state)  # never merge two into one
 
 
-def _unwrapped(name: str) -> str:
+def _plain_name(name: str) -> str:
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while parts and parts[0] in _WRAPPERS:
         parts.pop(0)
     return ".".join(parts)
 
 
-def _implied(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what the state leaves out and need not say: other names of tied tensors, counters.
+def _implied(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return entries that a state may leave out: other names of tied tensors, and counters.
 
-    `safetensors.torch.save_model` writes a tied tensor once; BatchNorm's `num_batches_tracked`,
-    which older checkpoints lack, has no part in a frozen network.
+    `safetensors.torch.save_model` writes a tied tensor once. Older checkpoints lack
+    BatchNorm's `num_batches_tracked`, which a frozen network does not use.
     """
     given: dict[int, str] = {}
-    for name, tensor in own.items():
+    for name, tensor in expected.items():
         if name in state:
             first = given.setdefault(id(tensor), name)
             if sha256_of({"": state[first]}) != sha256_of({"": state[name]}):  # NaN equals NaN here
@@ -225,7 +225,7 @@ def _implied(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
                     "the checkpoint holds different values for them; untie them in the factory"
                 )
     implied = {}
-    for name, tensor in own.items():
+    for name, tensor in expected.items():
         if name not in state and id(tensor) in given:
             implied[name] = state[given[id(tensor)]]
         elif name not in state and name.split(".")[-1] == "num_batches_tracked":
@@ -264,5 +264,5 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 
 def _some(items: Iterable[str]) -> str:
     listed = list(items)
-    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + more
+    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
+    return ", ".join(listed[:_MAX_LISTED]) + more

@@ -1,4 +1,4 @@
-"""ONNX: written by torch's exporter, compared with torch in ONNX Runtime before it is kept."""
+"""ONNX files: write with torch's exporter, run in ONNX Runtime, compare with torch."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from gaprune.models.target import Target
 
 FILE, EXTRA = "model.onnx", "export"
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
-TRACED = 2  # inputs of the example: torch takes a batch of one for a fixed size
-TRIED = (1, 7)  # batches that are compared
-TOLERANCE = 1e-4  # of the largest output, at least of 1
+EXAMPLE_BATCH = 2  # torch treats a batch of one as a fixed size
+COMPARED_BATCHES = (1, 7)
+TOLERANCE = 1e-4  # relative to the largest output, at least 1
 SEED = 0
 
 
 def save_onnx(model: nn.Module, target: Target, path: Path) -> None:
-    """Write a network that takes what `target` takes.
+    """Write a network with the inputs of `target` to an ONNX file, with a free batch size.
 
     Raises:
         GapruneError: an optional package is missing, or torch cannot export the network.
     """
     for package in ("onnx", "onnxscript"):
         import_extra(package, EXTRA, "onnx")
-    example = sample_inputs(target.inputs, TRACED, target.dtype).to(target.device)
+    example = sample_inputs(target.inputs, EXAMPLE_BATCH, target.dtype).to(target.device)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -48,7 +48,7 @@ def save_onnx(model: nn.Module, target: Target, path: Path) -> None:
             )
             assert program is not None
             program.save(path, external_data=False)
-    except Exception as error:  # the exporter runs the user's code, and raises any type
+    except Exception as error:  # the exporter runs the user's code, which may raise anything
         first = (str(error).strip().splitlines() or [""])[0]
         raise GapruneError(
             f"onnx: torch cannot export {target.name} ({type(error).__name__}: {first}); export "
@@ -58,24 +58,24 @@ def save_onnx(model: nn.Module, target: Target, path: Path) -> None:
 
 @torch.no_grad()
 def compare_with_torch(model: nn.Module, target: Target, path: Path) -> float:
-    """Return the largest difference between ONNX Runtime and torch, part of the largest output.
+    """Return the largest difference between ONNX Runtime and torch, relative to the largest output.
 
     Raises:
-        GapruneError: it is more than `TOLERANCE`.
+        GapruneError: it exceeds `TOLERANCE`, or shapes differ.
     """
     run = OnnxSession(path)
     worst = 0.0
-    for count in TRIED:
+    for count in COMPARED_BATCHES:
         inputs = sample_inputs(target.inputs, count, target.dtype).to(target.device)
         expected = model(inputs).cpu()
-        found = torch.from_numpy(run(inputs))
-        if found.shape != expected.shape:
+        outputs = torch.from_numpy(run(inputs))
+        if outputs.shape != expected.shape:
             raise GapruneError(
-                f"onnx: the file answers {list(found.shape)} to {count} inputs where torch answers "
+                f"onnx: the file returns {list(outputs.shape)} for {count} inputs and torch "
                 f"{list(expected.shape)}; export {target.name} as dense or sparse"
             )
         scale = max(1.0, float(expected.abs().max()))
-        worst = max(worst, float((found - expected).abs().max()) / scale)
+        worst = max(worst, float((outputs - expected).abs().max()) / scale)
     if not worst <= TOLERANCE:
         raise GapruneError(
             f"onnx: ONNX Runtime differs from torch by {worst:.1e} of the largest output, more "
@@ -85,11 +85,11 @@ def compare_with_torch(model: nn.Module, target: Target, path: Path) -> float:
 
 
 class OnnxSession:
-    """A file loaded by ONNX Runtime; called with inputs `[N, …]`, it gives outputs as an array.
+    """An ONNX file in ONNX Runtime; called with inputs `[N, …]`, it returns outputs as an array.
 
     Args:
         path: the file.
-        threads: that ONNX Runtime may use.
+        threads: number of threads of ONNX Runtime.
 
     Raises:
         GapruneError: an optional package is missing, or the file cannot be loaded.
@@ -100,12 +100,12 @@ class OnnxSession:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; they are raised as well
+        options.log_severity_level = 3  # errors only; they are raised as exceptions too
         try:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # of compiled code; it has types of its own for each mistake
+        except Exception as error:  # compiled code with its own exception types
             raise GapruneError(
                 f"onnx: ONNX Runtime cannot load {path} ({str(error).splitlines()[0]}); "
                 "export or fetch it again"
@@ -119,15 +119,15 @@ class OnnxSession:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings and reports off the terminal; what fails is raised."""
+    """Keep the exporter's warnings and reports off the terminal; errors are raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""The reference networks by name, with their checkpoints and what they take."""
+"""The bundled reference networks by name, with their checkpoints and inputs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ZooEntry:
     Attributes:
         name: its name on the command line.
         factory: builds it with random weights.
-        description: one line in words.
-        inputs: what it takes.
+        description: one line for people.
+        inputs: shape, kind and value range of one input.
     """
 
     name: str
@@ -42,13 +42,13 @@ class ZooEntry:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """How the checkpoint was trained, as its file says."""
+        """How the checkpoint was trained, from the metadata of its file."""
         with safe_open(self.checkpoint, "pt") as file:
             return from_metadata(file.metadata())
 
     @property
     def dense_accuracy(self) -> float:
-        """Accuracy on the 10,000 MNIST test images before pruning, as measured after training."""
+        """Accuracy on the 10,000 MNIST test images before pruning, measured after training."""
         return float(self.metadata["test_accuracy"])
 
 

@@ -20,7 +20,7 @@ def read_idx(path: Path) -> NDArray[np.generic]:
     """Return the array that an IDX file holds (`.gz` is unpacked), in native byte order.
 
     Raises:
-        InputError: the file is not IDX, is cut off, or holds more than it declares.
+        InputError: the file is not IDX, is truncated, or holds more than it declares.
     """
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":

@@ -1,4 +1,4 @@
-"""The four MNIST files carried with the package (see `data/LICENSE.md`), as tensors."""
+"""The four bundled MNIST files (see `data/LICENSE.md`), as tensors."""
 
 from __future__ import annotations
 

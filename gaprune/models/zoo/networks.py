@@ -1,4 +1,4 @@
-"""The reference networks: what they are, layer by layer. Weights live in `checkpoints/`."""
+"""The reference networks, layer by layer. Their weights are in `checkpoints/`."""
 
 from __future__ import annotations
 
