@@ -47,8 +47,8 @@ from gaprune.evolution.tasks import (
     ScoreTask,
     Task,
     ValidateTask,
-    Variation,
 )
+from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.models.forward import deterministic
 from gaprune.runs.setup import check_settings
