@@ -216,7 +216,7 @@ def test_a_quota_says_the_sparsity_itself() -> None:
         compare(tiny_model(), sparsity=(0.5, 0.9), pattern="2:4", **shown)
     with pytest.raises(InputError, match="sparsity: none given"):
         compare(tiny_model(), **shown)
-    with pytest.raises(InputError, match="no layer's number of inputs is a multiple"):
+    with pytest.raises(InputError, match="multiple"):
         compare(tiny_model(), pattern="5:7", **shown)
     assert ComparisonData() == ComparisonData(None, None)
 

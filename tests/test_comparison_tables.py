@@ -74,7 +74,7 @@ def test_notes_name_other_budgets_and_join_equal_reasons() -> None:
         row("three", 0.5, None, error="other"),
     ).summaries
     assert notes(lines) == [
-        "channels removes 53.1 % at 0.5",
+        "channels: removed 53.1 % at 0.5",
         "one, two: train: none",
         "three: other",
     ]

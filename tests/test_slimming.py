@@ -174,7 +174,7 @@ def test_slim_to_says_what_is_possible() -> None:
     least = Separable.prunable(1, 1)
     with pytest.raises(InputError, match=f"{least} of 234"):
         list(slim(target_of(built(Separable)), data(), UNTRAINED, seeded(), sparsity=0.9))
-    with pytest.raises(InputError, match="sparsity: must lie strictly between 0 and 1"):
+    with pytest.raises(InputError, match=r"sparsity: .*0.*1"):
         list(slim(target_of(built(Separable)), data(), UNTRAINED, seeded(), sparsity=1.0))
 
 
@@ -305,14 +305,14 @@ def test_hold_out_splits(total: int, data: st.DataObject) -> None:
 def test_numbers_outside_their_range() -> None:
     """Settings that make no sense are refused with the rule."""
     for bad, message in (
-        ({"rounds": 0}, "rounds: must be at least 1, got 0"),
-        ({"width": 1.0}, "width: must be above 0 and below 1"),
-        ({"epochs": -1.0}, "epochs: must be 0 or more and finite"),
-        ({"penalty": float("nan")}, "penalty: must be 0 or more and finite"),
-        ({"sparse_epochs": float("inf")}, "sparse_epochs: must be 0 or more"),
+        ({"rounds": 0}, "rounds: .*1.*0"),
+        ({"width": 1.0}, "width: .*0.*1"),
+        ({"epochs": -1.0}, "epochs: .*0"),
+        ({"penalty": float("nan")}, "penalty: .*0"),
+        ({"sparse_epochs": float("inf")}, "sparse_epochs: .*0"),
     ):
         with pytest.raises(InputError, match=message):
             SlimmingOptions(**bad)
     for count in (0, 64):
-        with pytest.raises(InputError, match="held out: must be from 1 to fewer than the 64"):
+        with pytest.raises(InputError, match=r"held out: .*1.*64"):
             hold_out(samples(), count, seeded())

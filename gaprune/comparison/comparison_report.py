@@ -94,13 +94,7 @@ class Comparison:
 def publish(comparison: Comparison, store: Store, warn: Callable[[str], None]) -> None:
     """Write the list, the table, the report and the plots into the folder of the rows.
 
-    Args:
-        comparison: the result.
-        store: the open folder.
-        warn: called if the plots cannot be made; all other files are written.
-
-    Raises:
-        GapruneError: the folder cannot be written.
+    `warn` is called if the plots cannot be made; all other files are written.
     """
     records = [row.record() for row in comparison.rows]
     dense, caption = comparison.dense_accuracy, comparison.caption
@@ -203,11 +197,9 @@ def _missing_rows(rows: Sequence[Row], config: Mapping[str, Any], pattern: str) 
             missing[method.name] = count
     if not missing:
         return ""
-    names_and_counts = ", ".join(f"{name} ({count})" for name, count in missing.items())
-    return (
-        f" It was stopped before its end; {sum(missing.values())} rows are missing: "
-        f"{names_and_counts}. The same command goes on."
-    )
+    counts = ", ".join(f"{name} ({count})" for name, count in missing.items())
+    total = sum(missing.values())
+    return f" It was stopped: {total} rows are missing: {counts}. The same command goes on."
 
 
 def _facts(folder: Path) -> list[tuple[str, str]]:

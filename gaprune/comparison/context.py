@@ -74,17 +74,6 @@ class RankedUnits:
     layout: Layout
     units: Units | None
 
-    @classmethod
-    def of(cls, target: Target, settings: Settings) -> RankedUnits:
-        """Return what is ranked in a target.
-
-        Raises:
-            InputError: the pattern does not fit this network.
-            GapruneError: torch-pruning is not installed.
-        """
-        layout = searched_layout(target, settings).with_floor(0.0)
-        return cls(layout, units_of(target, settings))
-
     def best(self, scores: Tensor, sparsity: float) -> Tensor:
         """Keep the best scores (or unit means) of all layers together; flat masks `[total]`."""
         scores = self._per_unit(scores)
@@ -138,7 +127,9 @@ class ComparisonContext:
     @cached_property
     def ranked_units(self) -> RankedUnits:
         """What is ranked: weights, or the units of the pattern."""
-        return RankedUnits.of(self.target, self.spec.settings)
+        settings = self.spec.settings
+        layout = searched_layout(self.target, settings).with_floor(0.0)
+        return RankedUnits(layout, units_of(self.target, settings))
 
     def generator(self, *parts: str | int) -> torch.Generator:
         """Return a generator seeded by `parts` alone, so that rows are independent."""
@@ -163,11 +154,7 @@ class ComparisonContext:
         return self.evaluator(seed).statistics_inputs[:NUM_CRITERION_INPUTS]
 
     def training_samples(self) -> Samples:
-        """Return the training data.
-
-        Raises:
-            InputError: there are none.
-        """
+        """Return the training data, or raise an `InputError` if there is none."""
         if self.train is None:
             raise InputError(
                 "train: this method needs labelled training data and has none; give --train FILE"

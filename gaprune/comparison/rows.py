@@ -93,11 +93,7 @@ class Row:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Row:
-        """Return the row that `record` was made from.
-
-        Raises:
-            TypeError: missing or unknown keys.
-        """
+        """Return the row that `record` was made from; raise `TypeError` for other keys."""
         lists = {name: tuple(record[name]) for name in ("path", "steps") if name in record}
         needs = MethodRequirements(**record["needs"])
         return cls(**{**record, "needs": needs, **lists})
@@ -119,15 +115,9 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method over all sparsities.
+    """One method over all sparsities; the costs are medians at the highest one with a score.
 
-    Attributes:
-        method: its name.
-        needs: what it needs.
-        cells: sparsity → summary over seeds; a sparsity without any score is missing.
-        evaluations, epochs, seconds: medians at the highest sparsity that has a score.
-        error: why a score is missing, or None.
-        note: why the method doesn't apply, or None.
+    `cells` maps a sparsity to the summary over seeds; a sparsity without any score is missing.
     """
 
     method: str
@@ -184,10 +174,7 @@ def _summary(method: str, rows: Sequence[Row]) -> MethodSummary:
 
 
 def needs_text(needs: MethodRequirements) -> str:
-    """Name what a method needs in a few words: `calibration, gradients`.
-
-    `labels` means the labelled training set; `training` includes gradients.
-    """
+    """Name what a method needs: `calibration, gradients`; `training` includes gradients."""
     data = _DATA_NAMES.get(needs.data, needs.data)
     effort = "training" if needs.training else "gradients" if needs.gradients else None
     if effort is None:
@@ -225,10 +212,7 @@ def table_cells(summary: MethodSummary, sparsities: Sequence[float]) -> list[str
 
 
 def notes(summaries: Sequence[MethodSummary]) -> list[str]:
-    """Return the notes below the table: sparsities that differ, and why scores are missing.
-
-    Methods with the same note share a line.
-    """
+    """Return the notes below the table: differing sparsities, and why scores are missing."""
     removed: dict[str, list[str]] = {}
     reasons: dict[str, list[str]] = {}
     for summary in summaries:
@@ -242,10 +226,7 @@ def notes(summaries: Sequence[MethodSummary]) -> list[str]:
         for reason in filter(None, (summary.error, summary.note)):
             reasons.setdefault(reason, []).append(summary.method)
     return [
-        *(
-            f"{', '.join(names)} {'removes' if len(names) == 1 else 'remove'} {amounts}"
-            for amounts, names in removed.items()
-        ),
+        *(f"{', '.join(names)}: removed {amounts}" for amounts, names in removed.items()),
         *(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()),
     ]
 

@@ -220,15 +220,7 @@ def _run(
 
 @dataclass(frozen=True)
 class MethodRun:
-    """One method with one seed.
-
-    Attributes:
-        context: what all methods share.
-        method: the method.
-        seed: of its random choices.
-        sparsities: all requested ones, rising; a path passes through each of them.
-        held_out: what networks are measured on.
-    """
+    """One method with one seed at all requested sparsities, which rise, measured on `held_out`."""
 
     context: ComparisonContext
     method: Method

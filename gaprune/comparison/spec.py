@@ -30,7 +30,7 @@ class ComparisonSpec:
     """What is compared.
 
     Attributes:
-        sparsities: fractions of prunable weights to remove, in any order.
+        sparsities: fractions of prunable weights to remove.
         methods: names as `find_methods` takes them.
         seeds: methods without randomness run for the first one only.
         settings: of the search and the calibration inputs, with the pattern that all methods obey;

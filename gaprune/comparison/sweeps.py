@@ -131,14 +131,7 @@ def sweep_target(
     options: SweepOptions,
     observer: Observer | None = None,
 ) -> SweepResult:
-    """Run one kind of sweep on a loaded target; see `sweep`.
-
-    Args:
-        kind: key of `SWEEPS`.
-        target: the dense network; stays unchanged.
-        held_out: what every point is measured on, with or without labels; None generates inputs.
-        options: the range.
-        observer: receives progress.
+    """Run one of `SWEEPS` on a loaded target; see `sweep`.
 
     Raises:
         InputError: an unknown kind, or a range that it does not take.

@@ -231,8 +231,8 @@ def find_methods(
     Args:
         names: keys of `known_methods()`; `all` for every one of them (criteria inside layers only
             under patterns of units); `imp:SCHEDULE` for iterative pruning along one of
-            `SCHEDULES`; the name of a plug-in's criterion; or `path/to/file.py:function` for a criterion with
-            the signature of `gaprune.criteria.ScoreFunction`.
+            `SCHEDULES`; the name of a plug-in's criterion; or `path/to/file.py:function` for a
+            criterion with the signature of `gaprune.criteria.ScoreFunction`.
         pattern: of the comparison.
         schedule: of the method `imp`: a key of `SCHEDULES`, or steps.
 

@@ -88,19 +88,12 @@ class ChannelRanking(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Counts of a network.
-
-    Attributes:
-        parameters: all of them.
-        prunable: weights that the target counts as prunable.
-        macs: multiply-adds for one input.
-        channels: that can be removed and have a BatchNorm.
-    """
+    """Counts of a network."""
 
     parameters: int
-    prunable: int
-    macs: int
-    channels: int
+    prunable: int  # weights that the target counts as prunable
+    macs: int  # multiply-adds for one input
+    channels: int  # that can be removed and have a BatchNorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +125,9 @@ class SlimmingRound:
 
     def row(self) -> dict[str, float | None]:
         """Return the figures as plain data; sizes are those after the round."""
-        return {
-            "round": self.number,
-            **asdict(self.after),
-            "error": self.error,
-            "score_before": self.score_before,
-            "score_after": self.score_after,
-            "epochs": self.epochs,
-        }
+        figures = ("error", "score_before", "score_after", "epochs")
+        rest = {name: getattr(self, name) for name in figures}
+        return {"round": self.number, **asdict(self.after), **rest}
 
 
 def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
@@ -199,7 +187,7 @@ def train_sparse(
 ) -> nn.Module:
     """Return a copy of the network trained for `options.sparse_epochs` with the penalty on γ.
 
-    Arguments and errors are those of `slim`; a penalty above 0 needs a BatchNorm.
+    Arguments and errors are those of `slim`.
     """
     model = trainable_copy(target.model)
     penalty = gamma_penalty(model, options.penalty)
@@ -209,25 +197,18 @@ def train_sparse(
 
 
 def hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[Samples, Samples]:
-    """Split samples at random into training samples and `count` held-out ones.
-
-    Raises:
-        InputError: one of the two would be empty.
-    """
+    """Split samples at random into training samples and `count` held-out ones."""
     if not 0 < count < len(samples.inputs):
         raise InputError(
             f"held out: must be from 1 to fewer than the {len(samples.inputs)} samples, got {count}"
         )
     order = torch.randperm(len(samples.inputs), generator=generator)
-    held_out, train_samples = (
-        Samples(
-            samples.inputs[index],
-            None if samples.labels is None else samples.labels[index],
-            samples.source,
-        )
-        for index in (order[:count], order[count:])
-    )
-    return train_samples, held_out
+
+    def select(index: Tensor) -> Samples:
+        labels = None if samples.labels is None else samples.labels[index]
+        return Samples(samples.inputs[index], labels, samples.source)
+
+    return select(order[count:]), select(order[:count])
 
 
 @dataclass(frozen=True, eq=False)

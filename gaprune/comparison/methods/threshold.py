@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gaprune.calibration.samples import Samples
@@ -160,9 +161,8 @@ def sweep_thresholds(
     """
     parameters = {**target.weights, **(_biases(target) if biases else {})}
     if thresholds is None:
-        values = np.concatenate([p.abs().double().flatten().cpu().numpy() for p in
-                                 parameters.values()])  # fmt: skip
-        steps = np.linspace(0, np.quantile(values, LAST_QUANTILE), POINTS).tolist()
+        flat = torch.cat([p.abs().double().flatten().cpu() for p in parameters.values()])
+        steps = np.linspace(0, np.quantile(flat.numpy(), LAST_QUANTILE), POINTS).tolist()
     else:
         steps = [float(threshold) for threshold in thresholds]
         if not steps or not all(math.isfinite(step) and step >= 0 for step in steps):

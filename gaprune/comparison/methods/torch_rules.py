@@ -132,11 +132,7 @@ def prune_by_rules(
 
 
 def matching(target: Target, where: str) -> Names:
-    """Return the prunable parameters that `PruningRule.where` selects, in the target's order.
-
-    Raises:
-        InputError: none.
-    """
+    """Return the prunable parameters that `PruningRule.where` selects, in the target's order."""
     terms_of = _terms(target.model)
     matches = [
         name for name, terms in terms_of.items() if any(fnmatchcase(t, where) for t in terms)
@@ -274,19 +270,12 @@ def check_dim(shape: Sequence[int], dim: int, name: str = "the weight") -> None:
 def slice_norms(weight: Tensor, dim: int, norm: float) -> Tensor:
     """Return the norm of every slice of a weight along one dimension.
 
-    Args:
-        weight: of two or more dimensions, floating.
-        dim: the slices are `weight.select(dim, i)`; negative ones count from the end.
-        norm: 1, 2 or inf, as `n` of `torch.nn.utils.prune.ln_structured`.
-
-    Returns:
-        float64 `[weight.shape[dim]]`: sums of many float32 terms would depend on their order.
-
-    Raises:
-        InputError: a vector, another norm, no such dimension.
+    The norms are float64 `[weight.shape[dim]]`, those of `weight.select(dim, i)` with `norm` 1, 2
+    or inf. An `InputError` refuses vectors, other norms and other dimensions.
     """
     order = check_norm(norm)
     check_dim(weight.shape, dim)
+    # float64, because sums of many float32 terms depend on their order
     rows = weight.detach().double().movedim(dim, 0).flatten(1)
     norms: Tensor = torch.linalg.vector_norm(rows, order, dim=1)
     return norms
@@ -336,10 +325,8 @@ def along(slices: Tensor, ndim: int, dim: int) -> Tensor:
 
 
 def output_dim(model: nn.Module, name: str) -> int:
-    """Return the dimension of a weight that counts its layer's outputs.
-
-    0, and 1 for transposed convolutions, where a slice is one output channel of every group.
-    """
+    """Return the dimension of a weight that counts its layer's outputs."""
+    # a slice of a transposed convolution is one output channel of every group
     return int(isinstance(model.get_submodule(name.rpartition(".")[0]), _TRANSPOSED))
 
 

@@ -115,11 +115,7 @@ class TrainingData:
 
 
 def from_labels(samples: Samples) -> TrainingData:
-    """Return training data whose loss is the cross-entropy with the labels.
-
-    Raises:
-        InputError: there are no inputs, or they have no labels.
-    """
+    """Return training data whose loss is the cross-entropy with the labels."""
     if samples.labels is None:
         raise InputError(
             f"training data: needs labelled inputs, and {samples.source} has none; "
@@ -134,13 +130,6 @@ def from_teacher(target: Target, inputs: Tensor) -> TrainingData:
     For logits `[N, classes]` it is KL(teacher ‖ network) of the softmax predictions, at
     temperature 1 (Hinton et al. 2015, section 2). For other outputs it is the mean squared error
     over the teacher's variance, as in `objectives.relative_error`.
-
-    Args:
-        target: the dense network.
-        inputs: `[N, ...]` as it takes them.
-
-    Raises:
-        InputError: there are no inputs.
     """
     if len(inputs) == 0:
         raise InputError("training data: needs inputs and got none; give some")
