@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch_pruning as tp
 from channel_networks import IMAGE, Residual, Separable, built, images, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from gaprune.io.weights import sha256_of
 from gaprune.models.channel_groups import ChannelGraph
 from gaprune.models.channel_removal import masked_equivalent
 from gaprune.models.input_spec import InputOptions
-from gaprune.models.target import Target, target_from_module
+from gaprune.models.target import Target, target_from_module, trainable_copy
 from gaprune.models.zoo.networks import LeNet
 
 UNTRAINED = SlimmingOptions(rounds=1, epochs=0)
@@ -92,6 +93,22 @@ def test_channels_go_in_the_order_of_their_scales(order: list[int], gone: int) -
         assert len(found.get("point", [])) < 8
     assert ranking.total == 14
     assert len(ranking.order) == 12
+
+
+def test_the_ranking_is_that_of_torch_pruning() -> None:
+    """`BNScaleImportance` without normalisation, but for channels that would empty a layer."""
+    model = with_scales(*(torch.randn(size, generator=seeded(size)) for size in (6, 6, 8)))
+    copy = trainable_copy(model)
+    graph = tp.DependencyGraph().build_dependency(copy, images(1))
+    importance, scored = tp.importance.BNScaleImportance(normalizer=None), []
+    for layer in ("stem", "point"):
+        module = copy.get_submodule(layer)
+        channels = list(range(module.out_channels))
+        group = graph.get_pruning_group(module, tp.prune_conv_out_channels, channels)
+        scored += [(float(score), layer, i) for i, score in enumerate(importance(group))]
+    ranked = [tuple(channel.outputs[0]) for channel in rank_channels(model, images(1)).order]
+    assert ranked == [(layer, i) for _, layer, i in sorted(scored) if (layer, i) in ranked]
+    assert len(ranked) == len(scored) - 2
 
 
 def test_rounds_keep_a_part_of_what_is_left() -> None:

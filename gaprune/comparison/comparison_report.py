@@ -105,7 +105,7 @@ def publish(comparison: Comparison, store: Store, warn: Callable[[str], None]) -
     try:
         for name in PLOTS:
             plot_comparison(records, store.folder / name, dense=dense, title=comparison.target)
-    except GapruneError as error:
+    except GapruneError as error:  # matplotlib is optional
         warn(f"no plots: {error}")
 
 
@@ -142,6 +142,7 @@ def make_report(folder: str | Path) -> Path:
 
 
 def _page(rows: Sequence[Row], caption: str, folder: Path, removed: str) -> str:
+    # all rows share it
     dense = next((row.dense_accuracy for row in rows if row.dense_accuracy is not None), None)
     summaries = summarise(rows)
     labelled = any(row.accuracy is not None for row in rows)
@@ -185,6 +186,7 @@ def _missing_rows(rows: Sequence[Row], config: Mapping[str, Any], pattern: str) 
         chosen = find_methods(names, pattern)
     except GapruneError:  # the user's criterion file is gone
         return ""
+    # rows with an error are present, too
     present = {(row.method, row.seed, row.sparsity) for row in rows}
     missing: dict[str, int] = {}
     for method in chosen:

@@ -108,6 +108,7 @@ def make_request(values: Mapping[str, Any]) -> ComparisonRequest:
         InputError: an unknown key, or a value that breaks its rule; before anything is loaded.
     """
     keys = {key.name: key for key in COMPARISON_KEYS}
+    # `repair = false` in a config.toml of a pruning run asks for nothing
     values = {
         name: value
         for name, value in values.items()
@@ -123,6 +124,7 @@ def make_request(values: Mapping[str, Any]) -> ComparisonRequest:
     default = DEFAULT_SPARSITIES if implied is None else (implied,)
     sparsities = tuple(parsed.get("sparsity", default))
     of_job = {name: value for name, value in values.items() if name not in keys}
+    # a job needs one sparsity; rows state theirs
     job = make_job({**of_job, "sparsity": max(sparsities, default=0.5)})
     training = {
         field: parsed[key.name] for field, key in _TRAINING_KEYS.items() if key.name in parsed
@@ -133,5 +135,6 @@ def make_request(values: Mapping[str, Any]) -> ComparisonRequest:
     spec = ComparisonSpec(
         sparsities, settings=job.settings, training=TrainingOptions(**training), **fields
     )
+    # unknown methods fail before loading
     find_methods(spec.methods, spec.settings.pattern, spec.schedule)
     return ComparisonRequest(job, spec, parsed.get("train"))

@@ -25,8 +25,9 @@ from gaprune.masks.units import Units
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockPattern, NMPattern, parse_pattern
-from gaprune.runs.run import NUM_CRITERION_INPUTS
-from gaprune.runs.setup import check_settings, make_evaluator, resolve_settings
+from gaprune.runs.resolve_settings import check_settings, resolve_settings
+from gaprune.runs.run import CRITERION_INPUTS
+from gaprune.runs.setup import make_evaluator
 
 WEIGHTS, N_OF_M, BLOCK, CHANNELS = "weights", "N:M", "blocks", "channels"  # kinds of patterns
 UNIT_KINDS = (BLOCK, CHANNELS)  # patterns that keep or remove groups of weights as a whole
@@ -79,7 +80,7 @@ class RankedUnits:
         scores = self._per_unit(scores)
         if self.layout.n_of_m is not None:
             return self._n_of_m_mask(scores)
-        keep = keep_total(self.layout, sparsity)
+        keep = keep_total(self.layout, sparsity)  # the exact budget, over all layers
         return self._per_weight(global_mask(scores, self.layout, keep))
 
     def best_in_layers(self, scores: Tensor, sparsity: float) -> Tensor:
@@ -90,7 +91,7 @@ class RankedUnits:
         """Do the same with one score for each unit."""
         if self.layout.n_of_m is not None:
             return self._n_of_m_mask(scores)
-        counts = uniform_counts(self.layout, sparsity)
+        counts = uniform_counts(self.layout, sparsity)  # rounded so that the sum is the budget
         return self._per_weight(layered_mask(scores, self.layout, counts))
 
     def _per_unit(self, scores: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class ComparisonContext:
 
     def criterion_inputs(self, seed: int) -> Tensor:
         """Return the inputs of criteria, `[N, …]`."""
-        return self.evaluator(seed).statistics_inputs[:NUM_CRITERION_INPUTS]
+        return self.evaluator(seed).statistics_inputs[:CRITERION_INPUTS]
 
     def training_samples(self) -> Samples:
         """Return the training data, or raise an `InputError` if there is none."""
@@ -171,14 +172,18 @@ class ComparisonContext:
 
     def _prepare(self, seed: int) -> tuple[Evaluator, CalibrationSet]:
         if seed not in self._prepared:
-            stated = self.settings_for(self.spec.settings.sparsity, seed)
-            checked = check_settings(stated, self.target.device)
-            resolved = resolve_settings(checked, self.target)
+            preset = check_settings(self.spec.settings)
+            settings = resolve_settings(
+                self.settings_for(self.spec.settings.sparsity, seed), preset, self.target
+            )
+            # the same seed as `gaprune prune`, so the same calibration inputs
             calibration = make_calibration_set(
-                self.target, resolved.settings, self.generator(seed, "run"), self.observer
+                self.target, settings, self.generator(seed, "run"), self.observer
             )
             self._prepared.clear()  # methods use one seed after the other: save memory
-            self._prepared[seed] = make_evaluator(self.target, resolved, calibration), calibration
+            # teacher outputs are computed once per seed
+            evaluator = make_evaluator(self.target, settings, preset, calibration)
+            self._prepared[seed] = evaluator, calibration
         return self._prepared[seed]
 
 

@@ -146,13 +146,13 @@ def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
         score = summary.cells[last].score if summary.cells else 0.0
         return summary.needs.training, -last, -score
 
-    return sorted(summaries, key=rank)
+    return sorted(summaries, key=rank)  # stable: equal methods stay in order
 
 
 def _summary(method: str, rows: Sequence[Row]) -> MethodSummary:
     scores: dict[float, list[tuple[float, float]]] = {}
     for row in rows:
-        if row.score is not None:
+        if row.score is not None:  # failed rows count as missing, not as zero
             scores.setdefault(row.sparsity, []).append((row.score, row.actual or 0.0))
     cells = {}
     for sparsity, pairs in sorted(scores.items()):
@@ -216,7 +216,7 @@ def notes(summaries: Sequence[MethodSummary]) -> list[str]:
     removed: dict[str, list[str]] = {}
     reasons: dict[str, list[str]] = {}
     for summary in summaries:
-        differing = [
+        differing = [  # structured methods may remove more than requested
             f"{percent(cell.actual, 1)} at {sparsity:g}"
             for sparsity, cell in summary.cells.items()
             if abs(cell.actual - sparsity) > TOLERANCE
@@ -239,6 +239,7 @@ def markdown(summaries: Sequence[MethodSummary], dense: float | None, caption: s
     if dense is not None:
         full = [f"{100 * dense:.2f}"] * len(sparsities)
         rows.insert(0, ["*dense network*", "", *full, "", ""])
+    # the second row separates the header in Markdown
     table = [header, ["---"] * len(header), *rows]
     text = [caption, "", *(f"| {' | '.join(cells)} |" for cells in table)]
     text += [f"\n{note}" for note in notes(summaries)]

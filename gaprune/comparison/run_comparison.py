@@ -92,7 +92,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     for name in options:
         if name in UNUSED:
             raise InputError(f"{name}: is no option of a comparison; see sparsity, methods, seeds")
-    implied = pattern_sparsity(options.get("pattern", UNSTRUCTURED))
+    implied = pattern_sparsity(options.get("pattern", UNSTRUCTURED))  # 2:4 implies 0.5
     sparsity = implied if sparsity is None else sparsity
     if sparsity is None:
         raise InputError(
@@ -169,7 +169,7 @@ def _checked(target: Target, spec: ComparisonSpec, data: ComparisonData) -> Comp
     """Check everything that can be checked before any work; return the data converted."""
     settings = spec.settings
     check_settings(settings)
-    for sparsity in spec.sparsities:
+    for sparsity in spec.sparsities:  # refuse empty layers before any work
         keep_total(searched_layout(target, settings), sparsity)
     for file in requested_files(settings, target.inputs):
         file.read(target.inputs)
@@ -188,13 +188,14 @@ def _run(
     if test is None:  # agreement on the validation inputs of seed 0
         test = context.calibration(0).validation._replace(labels=None)
     held_out = HeldOut(context.target, test)
+    # a path passes through them in this order
     sparsities = tuple(sorted(set(context.spec.sparsities)))
-    seeds = list(dict.fromkeys(context.spec.seeds))
+    seeds = list(dict.fromkeys(context.spec.seeds))  # without duplicates, in their order
     runs = [
         MethodRun(context, method, seed, sparsities, held_out)
         for seed in seeds
         for method in chosen
-        if method.seeded or seed == seeds[0]
+        if method.seeded or seed == seeds[0]  # other seeds would repeat the row
     ]
     stored = {} if store is None else store.rows
     rows: dict[RowKey, Row] = {
@@ -206,7 +207,7 @@ def _run(
     for run in runs:
         for row in run.rows({sparsity for sparsity in sparsities if run.key(sparsity) not in rows}):
             if store is not None:
-                store.add(row)
+                store.add(row)  # synced before anybody hears of it
             rows[row.key] = row
             context.observer.row(row, len(rows), total)
     return Comparison(
@@ -251,6 +252,7 @@ class MethodRun:
         if note is not None:
             yield from (self._row(sparsity=s, note=note) for s in self.sparsities if s in missing)
             return
+        # a path is one run
         parts = [self.sparsities] if self.method.path else [(s,) for s in self.sparsities]
         for part in parts:
             left = [sparsity for sparsity in part if sparsity in missing]
@@ -260,7 +262,7 @@ class MethodRun:
                     if row.sparsity in left:
                         left.remove(row.sparsity)
                         yield row
-                    if not left:
+                    if not left:  # later sparsities are already stored
                         break
             except Exception as error:  # noqa: BLE001 # user code may raise anything; others go on
                 text = " ".join(str(error).split())
@@ -278,7 +280,7 @@ class MethodRun:
         seconds, since = 0.0, time.monotonic()
         for result in self.method.run(self.context, part, self.seed):
             seconds += time.monotonic() - since
-            accuracy, agreement = self.held_out.measure(result.model)
+            accuracy, agreement = self.held_out.measure(result.model)  # not timed
             row = self._row(
                 sparsity=result.sparsity,
                 actual=1 - result.keep_count / self.context.target.layout.total,

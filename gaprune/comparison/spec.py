@@ -18,7 +18,7 @@ ALL, IMP = "all", "imp"  # every method; iterative magnitude pruning
 LINEAR = "linear"  # the default schedule
 UNUSED = (
     *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
-    *("checkpoint_every", "budget", "budget_macs", "width_multiple"),
+    *("checkpoint_every", "budget", "budget_macs", "width_multiple"),  # single runs only
     *("latency_batch", "latency_runtime"),
 )
 """Settings that a comparison does not take: rows state them, or they fit no row."""
@@ -50,7 +50,7 @@ class ComparisonSpec:
     settings: Settings = field(default_factory=lambda: make_settings({"sparsity": 0.5}))
     training: TrainingOptions = field(default_factory=TrainingOptions)
     epochs: float = 1.0
-    schedule: str | Sequence[PruningStep] = LINEAR
+    schedule: str | Sequence[PruningStep] = LINEAR  # a name, or the steps themselves
     clusters: int = 16
 
     def __post_init__(self) -> None:
@@ -77,6 +77,7 @@ class ComparisonSpec:
             self._check_reached(check_steps(self.schedule))
 
     def _check_reached(self, steps: Sequence[PruningStep]) -> None:
+        # a row needs a network at its sparsity
         missing = sorted(set(self.sparsities) - {step.sparsity for step in steps})
         if missing:
             raise InputError(

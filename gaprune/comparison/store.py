@@ -75,9 +75,9 @@ class Store:
             return
         with writing(self.folder, GapruneError):
             left = f"{to_json(row.record())}\n".encode()
-            while left:
+            while left:  # unbuffered writes may be partial
                 left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+            os.fsync(self._file.fileno())  # the row survives a power cut
         self.rows[row.key] = row
 
     def write(self, name: str, text: str) -> None:
@@ -112,7 +112,7 @@ def open_store(
         with writing(path, GapruneError):
             _lock(file, path)
             if overwrite:
-                file.truncate(0)
+                file.truncate(0)  # the identity is replaced below
                 for name in _DERIVED:
                     (path / name).unlink(missing_ok=True)
             has_rows = _repair_last_line(file)
@@ -205,6 +205,7 @@ def _short(value: object) -> str:
 
 def _lock(file: io.FileIO, path: Path) -> None:
     try:
+        # released when the process ends, however it ends
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise InputError(
@@ -234,15 +235,16 @@ def identity_of(target: Target, spec: ComparisonSpec, data: ComparisonData) -> d
         **{
             name: value
             for name, value in settings.model_dump(mode="json").items()
-            if name not in (*_IN_KEYS, *NEUTRAL)
+            if name not in (*_IN_KEYS, *NEUTRAL)  # neutral: no influence on results
         },
+        # what `auto` stands for in this network
         "calibration": list(expand_auto(settings.calibration, target)),
         **{f"training_{name}": value for name, value in asdict(spec.training).items()},
         "epochs": spec.epochs,
         "schedule": schedule,
         "clusters": spec.clusters,
         **{f"file {path}": content_of(path) for path in sorted(set(_files(target, spec.settings)))},
-        "gaprune": metadata.version("gaprune"),
+        "gaprune": metadata.version("gaprune"),  # another version may give other rows
         "torch": torch.__version__,
     }
 

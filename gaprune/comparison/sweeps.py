@@ -25,7 +25,7 @@ from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks
 
-CLUSTERS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
+CLUSTERS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)  # default range: 8 bits to 1
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ def _clusters(
         raise InputError(
             f"values: clusters are counted, got {list(options.values)}; such as 64,16,4"
         )
+    # numbers from the command line are floats
     counts = [int(value) for value in options.values] or list(CLUSTERS)
     done = count(1)
     result = sweep_clusters(

@@ -122,7 +122,7 @@ class Codebooks:
         size = sum(book.size for book in self.layers.values())
         stored = sum(book.bits for book in self.layers.values())
         if self.masked:
-            stored += sum(self.shapes[name].numel() for name in self.layers)
+            stored += sum(self.shapes[name].numel() for name in self.layers)  # 1 bit per weight
         return size * FLOAT_BITS / stored
 
 
@@ -299,12 +299,13 @@ def shared_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     Raises:
         GapruneError: scikit-learn is not installed.
     """
-    distinct = values.unique()
+    distinct = values.unique()  # ascending
     if len(distinct) <= clusters:
         return distinct, torch.searchsorted(distinct, values)
     points = values.double().cpu().numpy()
     centroids = _k_means(points, clusters)
     # k-means saw a summary: assign every value, and take the mean of its actual members
+    # borders lie halfway between centroids
     nearest = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, points)
     counts = np.bincount(nearest, minlength=clusters)
     sums = np.bincount(nearest, points, minlength=clusters)
@@ -326,6 +327,7 @@ def _k_means(values: Values, clusters: int) -> Values:
             "clustering: needs scikit-learn; pip install 'gaprune[compare]'"
         ) from error
     points, weights = _summary(np.sort(values))
+    # linear initialisation, section 3.2
     start = np.linspace(values.min(), values.max(), clusters)[:, None]
     fit = KMeans(clusters, init=start, n_init=1, max_iter=MAX_STEPS, tol=0, random_state=0)
     with threadpool_limits(limits=1):  # with more threads the order of additions is not fixed
@@ -342,8 +344,8 @@ def _summary(ordered: Values) -> tuple[Values, Values]:
     """
     if len(ordered) <= BINS:
         return ordered, np.ones(len(ordered))
-    edges = np.linspace(ordered[0], ordered[-1], BINS)[1:-1]
-    even = np.linspace(0, len(ordered), BINS, endpoint=False).astype(np.int64)
+    edges = np.linspace(ordered[0], ordered[-1], BINS)[1:-1]  # equal width
+    even = np.linspace(0, len(ordered), BINS, endpoint=False).astype(np.int64)  # equal count
     starts = np.union1d(np.searchsorted(ordered, edges), even)
     starts = starts[starts < len(ordered)]
     counts = np.diff(np.append(starts, len(ordered))).astype(np.float64)

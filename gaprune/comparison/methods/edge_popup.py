@@ -87,7 +87,7 @@ def edge_popup(
         GapruneError: the gradient is not finite.
     """
     to_mask = _score_to_mask(evaluator.layout, sparsity, options.scope)
-    scores = INITIAL_SCORES[options.initial](evaluator, generator)
+    scores = INITIAL_SCORES[options.initial](evaluator, generator)  # signed; |score| is ranked
     velocity = torch.zeros_like(scores)
     for step in range(options.steps):
         batch = evaluator.draw_batch(options.batch, generator)
@@ -97,8 +97,9 @@ def edge_popup(
                 f"edge-popup: the gradient is not finite at step {step + 1}, the network overflows "
                 "on these calibration inputs; use other calibration inputs"
             )
+        # chain rule of |score|
         gradient = (gradient * scores.sign()).add_(scores, alpha=options.weight_decay)
-        velocity.mul_(options.momentum).add_(gradient)
+        velocity.mul_(options.momentum).add_(gradient)  # as torch.optim.SGD, without dampening
         if on_step is not None:
             on_step(step + 1)
         rate = options.learning_rate * DECAYS["cosine"](step / options.steps)

@@ -57,6 +57,7 @@ def linear(goals: Sequence[float], epochs: float) -> list[PruningStep]:
 def long(goals: Sequence[float], epochs: float) -> list[PruningStep]:
     """Return steps of 10 % to 0.9 with twice the epochs, then finer ones with three times."""
     return [
+        # high sparsities need more training
         PruningStep(sparsity, (2 if sparsity <= _TENTHS[-1] else 3) * epochs)
         for sparsity in _merged((*_TENTHS, *_FINE_STEPS), goals)
     ]
@@ -141,6 +142,7 @@ def _merged(grid: Sequence[float], goals: Sequence[float]) -> list[float]:
     between = [
         point
         for point in grid
+        # 0.1 + 0.2 is no step beside 0.3
         if point < targets[-1] and not any(math.isclose(point, goal) for goal in targets)
     ]
     return sorted([*targets, *between])
@@ -218,6 +220,7 @@ def prune_iteratively(
     """
     steps = check_steps(steps)
     everything = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
+    # refuses empty layers before training
     SCOPES[options.scope](everything.float(), everything, target.layout, steps[-1].sparsity)
     return _stages(target, data, steps, options, generator, on_epoch)
 
@@ -234,19 +237,20 @@ def _stages(
     remaining = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
     epochs = 0.0
     for step in steps:
-        current = private_copy(model, target.device)
+        current = private_copy(model, target.device)  # criteria take a frozen network
         scores = _score(target, current, data, options.criterion, 1 - step.sparsity, generator)
         scores = scores.masked_fill(~remaining, -torch.inf)  # pruned weights never come back
         remaining = SCOPES[options.scope](scores, remaining, target.layout, step.sparsity)
         masks = target.layout.split(remaining)
         if options.rewind:
-            model = trainable_copy(target.model)
+            model = trainable_copy(target.model)  # Renda et al. 2020: weight rewinding
 
         def report(done: float, before: float = epochs) -> None:
             on_epoch(before + done)
 
         train(model, data, options.training, step.epochs, generator, masks=masks, on_epoch=report)
         epochs += step.epochs
+        # a copy: the caller may change it
         yield PruningStage(step.sparsity, masks, private_copy(model, target.device), epochs)
 
 

@@ -136,6 +136,7 @@ def scores_by_gradient(
 ) -> Iterator[MethodResult]:
     """Train scores on calibration inputs by straight-through gradients (Ramanujan et al. 2020)."""
     target = context.target
+    # smaller batches for networks of many MACs
     options = EdgePopupOptions(batch=suitable_batch(macs_per_input(target.model, target.example())))
     for sparsity in sparsities:
         generator = context.generator("comparison", "edge-popup", seed, repr(sparsity))
@@ -157,7 +158,7 @@ def iterative(name: str, schedule: str | Sequence[PruningStep]) -> MethodFunctio
     def run(
         context: ComparisonContext, sparsities: Sequence[float], seed: int
     ) -> Iterator[MethodResult]:
-        data = from_labels(context.training_samples())
+        data = from_labels(context.training_samples())  # raises without training data
         generator = context.generator("comparison", "finetuned", seed)
         steps = schedule
         if isinstance(steps, str):
@@ -194,7 +195,7 @@ def _fine_tune(
     rewind: bool = False,
 ) -> Iterator[MethodResult]:
     """Yield the network of every step; the caller uses those at the requested sparsities."""
-    total = sum(step.epochs for step in steps)
+    total = sum(step.epochs for step in steps)  # of progress
     stages = prune_iteratively(
         context.target,
         data,
@@ -213,6 +214,7 @@ def slimmed(
 ) -> Iterator[MethodResult]:
     """Remove channels of small γ until the sparsity is reached, and fine-tune in between."""
     data = from_labels(context.training_samples())
+    # per round
     options = SlimmingOptions(epochs=context.spec.epochs, training=context.spec.training)
     for sparsity in sparsities:
         generator = context.generator("comparison", "slimming", seed)
@@ -220,5 +222,5 @@ def slimmed(
         total = options.rounds * options.epochs
         report = partial(context.observer.progress, name, total=total)
         rounds = slim(context.target, data, options, generator, sparsity=sparsity, on_epoch=report)
-        last = deque(rounds, maxlen=1)[0]
+        last = deque(rounds, maxlen=1)[0]  # runs all rounds, keeps one in memory
         yield MethodResult(sparsity, last.model, last.after.prunable, epochs=last.epochs)

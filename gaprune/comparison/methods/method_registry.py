@@ -239,7 +239,7 @@ def find_methods(
     Raises:
         InputError: an unknown name (all are listed), an empty list, or a file that is none.
     """
-    known = {**known_methods(), IMP: _imp(IMP, schedule)}
+    known = {**known_methods(), IMP: _imp(IMP, schedule)}  # `imp` follows the schedule
     chosen: dict[str, Method] = {}
     for name in names:
         if name == ALL:
@@ -256,6 +256,7 @@ def find_methods(
             ending = name.removeprefix(f"{IMP}-")
             new = "imp with --schedule" if ending == "schedule" else f"imp:{ending}"
             raise InputError(f"methods: {name!r} is now {new}")
+        # a file of the user: its hash tells edited criteria apart
         elif ".py:" in name:
             code = content_of(name.rpartition(":")[0])
             chosen[name] = replace(_of_criterion(_user_criterion(name)), code=code)
@@ -288,6 +289,7 @@ def _plugin_method(name: str, known: Sequence[str]) -> Method:
     for criterion_name, make in endings:
         for plugin in plugins.installed_plugins(plugins.CRITERIA):
             if plugin.name == criterion_name and criterion_name not in known:
+                # imports the plug-in only when it is used
                 criterion = read_criterion(plugin, plugins.load_plugin(plugin))
                 return replace(make(criterion), code=plugin.package)
     added = plugins.plugin_names(plugins.CRITERIA, known)

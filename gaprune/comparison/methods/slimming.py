@@ -170,7 +170,9 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
 
     def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
         if sparsity is None:
+            # at least one channel per round
             return max(1, round(ranking.total * (1 - options.width)))
+        # geometric: equal fractions per round
         left = round(target.layout.total * (1 - sparsity) ** (number / options.rounds))
         return slimmer.fewest(ranking, model, goal if number == options.rounds else max(goal, left))
 
@@ -235,6 +237,7 @@ class Slimmer:
         done = self.options.sparse_epochs
         for number in range(1, self.options.rounds + 1):
             ranking = rank_channels(model, example)
+            # channel numbers of this round
             removed = ranking.removed(count(ranking, model, number))
             compact = remove_channels(model, example, removed)
             tuned = self._tune(compact, done)
@@ -260,7 +263,7 @@ class Slimmer:
             removed = ranking.removed(count)
             return self._prunable(remove_channels(model, self.target.example(), removed))
 
-        low, high = 0, len(ranking.order)
+        low, high = 0, len(ranking.order)  # channel counts
         if left(high) > goal:
             raise InputError(
                 f"sparsity: removing channels leaves at least {left(high)} of "
@@ -281,7 +284,7 @@ class Slimmer:
         def after_epoch(epochs: float) -> None:
             nonlocal best_score, best_state
             score = self._score(model)
-            if score is None or best_score is None or score >= best_score:
+            if score is None or best_score is None or score >= best_score:  # ties: the later epoch
                 best_score, best_state = score, _state(model)
             model.train()  # scoring has set evaluation mode
             if self.on_epoch is not None:
@@ -350,7 +353,7 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
             "model: network slimming ranks channels by the scales of BatchNorm layers, and this "
             "network has none whose channels can be removed; use a network with BatchNorm"
         )
-    ranked.sort(key=lambda pair: pair[0])
+    ranked.sort(key=lambda pair: pair[0])  # stable: ties in order of the layers
     return ChannelRanking(tuple(_never_empty(model, [c for _, c in ranked])), len(ranked))
 
 
@@ -393,6 +396,7 @@ def _never_empty(
     for channel in channels:
         needed = Counter((part.layer, "made") for part in channel.outputs)
         needed.update((part.layer, "read") for part in channel.inputs)
+        # one channel must stay everywhere
         if all(count < left[side] for side, count in needed.items()):
             yield channel
             for side, count in needed.items():

@@ -79,7 +79,7 @@ def percentile_mask(target: Target, sparsity: float) -> Tensor:
     flat = target.layout.flatten(target.weights).abs()
     # values above the interpolated percentile are those above its lower neighbour
     rank = math.floor((len(flat) - 1) * fraction)
-    return flat > float(np.partition(flat.double().cpu().numpy(), rank)[rank])
+    return flat > float(np.partition(flat.double().cpu().numpy(), rank)[rank])  # O(n): no full sort
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class ThresholdSweep:
         """
         best, dense = None, HeldOutScore(self.dense_accuracy, 1.0)
         for point in self.points:
+            # a later recovery does not count
             if not HeldOutScore(point.accuracy, point.agreement).within(dense, max_drop):
                 break
             best = point
@@ -173,6 +174,7 @@ def sweep_thresholds(
     test = HeldOut(target, held_out)
     points = []
     for threshold in sorted(set(steps)):  # a single one if the quantile is 0
+        # a float32 threshold would be rounded
         masks = {name: p.abs().double() >= threshold for name, p in parameters.items()}
         score = test.measure_with(masked_weights(parameters, masks))
         report = SparsityReport.of(masks)

@@ -157,6 +157,7 @@ def _terms(model: nn.Module) -> dict[str, set[str]]:
     first_name = {id(parameter): name for name, parameter in model.named_parameters()}
     terms: dict[str, set[str]] = {name: set() for name in first_name.values()}
     for path, module in model.named_modules(remove_duplicate=False):
+        # base classes select, too
         types = [t.__name__ for t in type(module).__mro__ if issubclass(t, nn.Module)]
         types.remove(nn.Module.__name__)  # it would select everything
         for leaf, parameter in module.named_parameters(recurse=False):
@@ -217,6 +218,7 @@ def _apply(
         if rule.dim is None:
             scores = {name: values.flatten() for name, values in scores.items()}
         else:
+            # norms need scores from 0
             lowest = min(0.0, *(float(values.min()) for values in scores.values()))
             scores = {
                 name: slice_norms((values - lowest) * masks[name], rule.dim, rule.norm)
@@ -226,6 +228,7 @@ def _apply(
     for group, keep in zip(groups, keeps, strict=True):
         stays = torch.cat([alive[name] for name in group])
         stays[stays.clone()] = top_k_mask(torch.cat([scores[name] for name in group])[stays], keep)
+        # back to one mask per parameter
         parts = stays.split([alive[name].numel() for name in group])
         for name, part in zip(group, parts, strict=True):
             mask = masks[name]
@@ -236,6 +239,7 @@ def _apply(
 
 
 def _keep_count(rule: PruningRule, group: Names, left: int) -> int:
+    # round halves to even, as torch does
     remove = rule.amount if isinstance(rule.amount, int) else round(rule.amount * left)
     if remove > left:
         what = "weights" if rule.dim is None else f"slices along dimension {rule.dim}"
@@ -373,7 +377,7 @@ def _channel_counts(target: Target, dims: Mapping[str, int], last: str, keep: in
     widths = [shape[dims[name]] for name, shape in shapes.items()]
     costs = [shape.numel() // n for shape, n in zip(shapes.values(), widths, strict=True)]
     total = target.layout.total
-    fixed = total - sum(shape.numel() for shape in shapes.values())
+    fixed = total - sum(shape.numel() for shape in shapes.values())  # output layer and vectors
     least = fixed + MIN_KEEP * sum(costs)
     if least > keep:
         raise InputError(
@@ -385,7 +389,7 @@ def _channel_counts(target: Target, dims: Mapping[str, int], last: str, keep: in
     queue = [((MIN_KEEP + 1) / width, layer) for layer, width in enumerate(widths)]
     heapq.heapify(queue)
     while queue:
-        _, layer = heapq.heappop(queue)
+        _, layer = heapq.heappop(queue)  # the layer with the smallest kept fraction
         if counts[layer] == widths[layer] or costs[layer] > left:
             continue  # this layer is finished: `left` only shrinks
         counts[layer] += 1

@@ -208,9 +208,9 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
     if not weights:
         raise InputError("model: no parameter requires gradients; train a trainable_copy of it")
     optimiser = OPTIMISERS[options.optimiser](weights, options)
-    batch = min(options.batch, len(data.inputs))
+    batch = min(options.batch, len(data.inputs))  # small data sets are one batch
     per_epoch = len(data.inputs) // batch
-    steps = max(round(epochs * per_epoch), int(epochs > 0))
+    steps = max(round(epochs * per_epoch), int(epochs > 0))  # at least one step, unless epochs is 0
     order = torch.empty(0, dtype=torch.int64)
     _zero(pruned)
     model.train()
@@ -220,7 +220,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
                 for group in optimiser.param_groups:
                     group["lr"] = options.learning_rate * DECAYS[options.decay](step / steps)
                 start = step % per_epoch * batch
-                if start == 0:
+                if start == 0:  # a new epoch: shuffle
                     order = torch.randperm(len(data.inputs), generator=generator)
                 inputs, expected = _batch(data, order[start : start + batch], weights[0])
                 optimiser.zero_grad()
@@ -236,8 +236,8 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
                     on_epoch((step + 1) / per_epoch)
     finally:
         optimiser.zero_grad()
-        model.eval()
-    for name, parameter in model.named_parameters():
+        model.eval()  # BatchNorm uses its running statistics again
+    for name, parameter in model.named_parameters():  # the last step may overflow unseen
         _check_finite(f"parameter {name!r}", parameter.detach(), options, steps)
 
 
@@ -284,7 +284,7 @@ def _pruned_positions(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tup
 
 def _zero(pruned: Sequence[tuple[Tensor, Tensor]]) -> None:
     for weight, positions in pruned:
-        weight.masked_fill_(positions, 0)
+        weight.masked_fill_(positions, 0)  # +0: multiplying by the mask may give −0
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def plot_comparison(
     measure = next((m for m in MEASURES if any(row[m] is not None for row in rows)), None)
     if measure is None:
         raise InputError("rows: none of them has a figure to draw; their errors say why")
+    # the legend lists them in this order
     lines = sorted(_lines(rows, measure), key=lambda line: line.rank)
     with drawing(path, 10, max(5.5, 1.8 + 0.21 * len(lines))) as figure:
         axes = figure.subplots()
@@ -147,7 +148,7 @@ def _scale(axes: Axes, sparsities: Sequence[float], measure: str) -> None:
     )
     axes.set_xlim(_decades(sparsities[0]) - 0.06, _decades(sparsities[-1]) + 0.06)
     axes.set_xlabel("weights removed (log scale of those kept)")
-    low, high = axes.get_ylim()
+    low, high = axes.get_ylim()  # before ticks extend the range
     ticks = [tick for tick in TICKS if low <= _decades(tick) <= high]
     axes.set_yticks([_decades(t) for t in ticks], [percent(t, digits=None) for t in ticks])
     axes.set_ylabel(f"{measure} (log scale of errors)")

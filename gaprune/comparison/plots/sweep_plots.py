@@ -82,7 +82,7 @@ def _draw_layers(axes: Axes, steps: Sequence[float], rows: Sequence[Mapping[str,
             marker=MARKERS[index % len(MARKERS)] if few else None,
             markersize=3.5,
             linewidth=1.2,
-            label=layer if named else None,
+            label=layer if named else None,  # matplotlib leaves None out of the legend
         )
         if not few and index == 0:
             axes.plot([], [], linestyle="none", label=f"… {len(layers) - 2} layers …")
@@ -146,7 +146,7 @@ def plot_clusters(
             axes.axhline(100 * dense, color=MUTED, linewidth=1, zorder=1, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(by_number), _tick_labels(by_number))
-        axes.set_xticks([], minor=True)
+        axes.set_xticks([], minor=True)  # minor ticks would overlap the labels
         axes.set_xlabel("clusters of a layer's weights; bits per weight; distinct values in all")
         axes.set_ylabel("held-out inputs (%)")
         axes.legend(loc="lower right")
