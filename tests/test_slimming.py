@@ -103,6 +103,7 @@ def test_the_ranking_is_that_of_torch_pruning() -> None:
     importance, scored = tp.importance.BNScaleImportance(normalizer=None), []
     for layer in ("stem", "point"):
         module = copy.get_submodule(layer)
+        assert isinstance(module, nn.Conv2d)
         channels = list(range(module.out_channels))
         group = graph.get_pruning_group(module, tp.prune_conv_out_channels, channels)
         scored += [(float(score), layer, i) for i, score in enumerate(importance(group))]

@@ -25,9 +25,8 @@ from gaprune.masks.units import Units
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockPattern, NMPattern, parse_pattern
-from gaprune.runs.resolve_settings import check_settings, resolve_settings
-from gaprune.runs.run import CRITERION_INPUTS
-from gaprune.runs.setup import make_evaluator
+from gaprune.runs.run import NUM_CRITERION_INPUTS
+from gaprune.runs.setup import check_settings, make_evaluator, resolve_settings
 
 WEIGHTS, N_OF_M, BLOCK, CHANNELS = "weights", "N:M", "blocks", "channels"  # kinds of patterns
 UNIT_KINDS = (BLOCK, CHANNELS)  # patterns that keep or remove groups of weights as a whole
@@ -152,7 +151,7 @@ class ComparisonContext:
 
     def criterion_inputs(self, seed: int) -> Tensor:
         """Return the inputs of criteria, `[N, …]`."""
-        return self.evaluator(seed).statistics_inputs[:CRITERION_INPUTS]
+        return self.evaluator(seed).statistics_inputs[:NUM_CRITERION_INPUTS]
 
     def training_samples(self) -> Samples:
         """Return the training data, or raise an `InputError` if there is none."""
@@ -172,18 +171,15 @@ class ComparisonContext:
 
     def _prepare(self, seed: int) -> tuple[Evaluator, CalibrationSet]:
         if seed not in self._prepared:
-            preset = check_settings(self.spec.settings)
-            settings = resolve_settings(
-                self.settings_for(self.spec.settings.sparsity, seed), preset, self.target
-            )
-            # the same seed as `gaprune prune`, so the same calibration inputs
+            stated = self.settings_for(self.spec.settings.sparsity, seed)
+            checked = check_settings(stated, self.target.device)
+            resolved = resolve_settings(checked, self.target)
+            # the same generator as `gaprune prune`, so the same calibration inputs
             calibration = make_calibration_set(
-                self.target, settings, self.generator(seed, "run"), self.observer
+                self.target, resolved.settings, self.generator(seed, "run"), self.observer
             )
             self._prepared.clear()  # methods use one seed after the other: save memory
-            # teacher outputs are computed once per seed
-            evaluator = make_evaluator(self.target, settings, preset, calibration)
-            self._prepared[seed] = evaluator, calibration
+            self._prepared[seed] = make_evaluator(self.target, resolved, calibration), calibration
         return self._prepared[seed]
 
 
