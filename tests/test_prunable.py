@@ -65,40 +65,43 @@ def test_finds_layer_weights() -> None:
     assert all(found[name] is model.get_parameter(name) for name in found)
 
 
-def test_finds_weights_of_subclasses() -> None:
-    """A layer that derives from a prunable one is prunable."""
-
-    class Special(nn.Conv2d):
-        pass
-
-    assert list(find_prunable(nn.Sequential(nn.ReLU(), Special(1, 2, 3)))) == ["1.weight"]
+class Special(nn.Conv2d):
+    """A subclass counts as its base."""
 
 
-def test_finds_the_weight_of_a_bare_layer() -> None:
-    """A network that is one layer has a weight without a path."""
-    assert list(find_prunable(nn.Linear(2, 2))) == ["weight"]
-
-
-def test_leaves_out_empty_weights() -> None:
-    """A weight without elements has nothing to prune."""
+def empty_first() -> nn.Module:
+    """Return a network whose first weight has no elements."""
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     model[0].weight = nn.Parameter(torch.zeros(0, 2))
-    assert list(find_prunable(model)) == ["1.weight"]
+    return model
 
 
-def test_extra_names_join_in_order() -> None:
-    """Parameters asked for by name take their place in the order of registration."""
-    extra = ("scale", "bilinear.weight", "linear.bias", "embedding.weight", "norm.weight")
-    found = list(find_prunable(EveryLayer(), extra))
-    order = [name for name, _ in EveryLayer().named_parameters()]
-    assert set(found) == {*WEIGHTS, *extra}
-    assert found == sorted(found, key=order.index)
+ALL_EXTRA = ("scale", "bilinear.weight", "linear.bias", "embedding.weight", "norm.weight")
 
 
-def test_extra_alone_suffices() -> None:
-    """A network without prunable layers can be pruned by names alone, also given as one string."""
-    assert list(find_prunable(nn.LSTM(2, 2), ["weight_hh_l0"])) == ["weight_hh_l0"]
-    assert list(find_prunable(nn.LSTM(2, 2), "weight_hh_l0")) == ["weight_hh_l0"]
+@pytest.mark.parametrize(
+    ("model", "extra", "expected"),
+    [
+        (nn.Sequential(nn.ReLU(), Special(1, 2, 3)), (), ["1.weight"]),
+        (nn.Linear(2, 2), (), ["weight"]),
+        (empty_first(), (), ["1.weight"]),
+        (nn.LSTM(2, 2), ["weight_hh_l0"], ["weight_hh_l0"]),
+        (nn.LSTM(2, 2), "weight_hh_l0", ["weight_hh_l0"]),
+        (nn.Linear(2, 2).half(), (), ["weight"]),
+        (nn.Linear(2, 2).bfloat16(), (), ["weight"]),
+        (nn.Linear(2, 2).double(), (), ["weight"]),
+        (
+            EveryLayer(),
+            ALL_EXTRA,
+            [n for n, _ in EveryLayer().named_parameters() if n in (*WEIGHTS, *ALL_EXTRA)],
+        ),
+    ],
+)
+def test_names_of_prunable_parameters(
+    model: nn.Module, extra: list[str], expected: list[str]
+) -> None:
+    """Subclasses count, empty weights do not, extra names join in order of registration."""
+    assert list(find_prunable(model, extra)) == expected
 
 
 def test_unknown_extra_name() -> None:
@@ -330,12 +333,6 @@ def test_attention_masks_may_hold_minus_infinity() -> None:
     model.register_buffer("causal", torch.full((3, 3), -torch.inf).triu(1))
     model.register_buffer("steps", torch.tensor(3))
     assert list(find_prunable(model)) == ["weight"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_types(dtype: torch.dtype) -> None:
-    """Half, bfloat16 and double networks are accepted."""
-    assert list(find_prunable(_net().to(dtype))) == ["0.weight"]
 
 
 def test_not_a_module() -> None:

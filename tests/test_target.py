@@ -12,23 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import prune
 
 from gaprune.errors import InputError
 from gaprune.io.user_code import load_function
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import masked_weights
-from gaprune.models.input_spec import InputSpec, sample_inputs
+from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import (
     InputOptions,
     Target,
     load_target,
-    resolve_inputs,
     target_from_module,
 )
 from gaprune.models.zoo import ZOO, load_zoo_network
@@ -183,24 +179,10 @@ def test_a_model_that_cannot_be_copied() -> None:
         target_from_module(model, inputs=InputOptions())
 
 
-def test_structure_is_checked_before_copying() -> None:
-    """A freshly pruned layer, which cannot be copied, is named as pruned."""
-    model = _mlp()
-    prune.random_unstructured(model[0], "weight", 0.5)
-    with pytest.raises(InputError, match=r"layer '0' .*already pruned"):
-        target_from_module(model, inputs=InputOptions())
-
-
 def test_an_unknown_device() -> None:
     """A device that torch does not know is refused."""
     with pytest.raises(InputError, match="device: cannot use 'abacus'"):
         target_from_module(_mlp(), inputs=InputOptions(), device="abacus")
-
-
-def test_not_a_module() -> None:
-    """Something else than a module is refused."""
-    with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, got int"):
-        target_from_module(3, inputs=InputOptions())  # type: ignore[arg-type]
 
 
 # --- the trial run -------------------------------------------------------------------------------
@@ -263,153 +245,6 @@ def test_a_vocabulary_larger_than_the_embedding() -> None:
         target_from_module(model, inputs=InputOptions(shape=(3,), vocabulary=1001))
 
 
-# --- inputs --------------------------------------------------------------------------------------
-
-INFERRED: dict[str, tuple[nn.Module, InputOptions, tuple[str, tuple[int, ...], int]]] = {
-    "linear": (nn.Linear(7, 2), InputOptions(), ("vector", (7,), 0)),
-    "linear on an image": (
-        nn.Linear(784, 2),
-        InputOptions(shape=(1, 28, 28)),
-        ("image", (1, 28, 28), 0),
-    ),
-    "linear on a sequence": (nn.Linear(7, 2), InputOptions(shape=(5, 7)), ("signal", (5, 7), 0)),
-    "2-D convolution": (
-        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Linear(9, 9)),
-        InputOptions(shape=(3, 8, 9)),
-        ("image", (3, 8, 9), 0),
-    ),
-    "1-D convolution": (
-        nn.Conv1d(2, 4, 3),
-        InputOptions(shape=(2, 64)),
-        ("signal", (2, 64), 0),
-    ),
-    "embedding": (nn.Embedding(50, 4), InputOptions(shape=(12,)), ("tokens", (12,), 50)),
-    "embedding, fewer ids": (
-        nn.Embedding(50, 4),
-        InputOptions(shape=(12,), vocabulary=20),
-        ("tokens", (12,), 20),
-    ),
-    "stated kind": (
-        nn.Conv2d(1, 1, 1),
-        InputOptions(shape=(1, 4, 4), kind="vector"),
-        ("vector", (1, 4, 4), 0),
-    ),
-    "vocabulary implies tokens": (
-        nn.Linear(4, 4),
-        InputOptions(shape=(4,), vocabulary=9),
-        ("tokens", (4,), 9),
-    ),
-    "recurrent": (nn.LSTM(5, 4), InputOptions(shape=(8, 5)), ("signal", (8, 5), 0)),
-    "unknown layers": (nn.Bilinear(2, 2, 2), InputOptions(shape=(2,)), ("vector", (2,), 0)),
-}
-
-
-@pytest.mark.parametrize("case", INFERRED)
-def test_kind_and_shape_are_inferred(case: str) -> None:
-    """The first layer, the shape and what is stated decide the kind of input."""
-    model, options, expected = INFERRED[case]
-    spec = resolve_inputs(model, options)
-    assert (spec.kind, spec.shape, spec.vocabulary) == expected
-
-
-@pytest.mark.parametrize(
-    ("model", "example"),
-    [
-        (nn.Conv2d(3, 4, 3), "3,224,224"),
-        (nn.Conv1d(2, 4, 3), "2,1024"),
-        (nn.Conv3d(5, 4, 3), "5,16,64,64"),
-        (nn.Embedding(9, 4), "128"),
-        (nn.GRU(6, 4), "128,6"),
-        (nn.MultiheadAttention(8, 2), "128,8"),
-        (nn.ReLU(), "1,28,28"),
-    ],
-)
-def test_shapes_that_cannot_be_inferred(model: nn.Module, example: str) -> None:
-    """Where the first layer leaves the size open, the message asks for it with an example."""
-    with pytest.raises(InputError, match=f"cannot be inferred.*--input-shape {example}$"):
-        resolve_inputs(model, InputOptions())
-
-
-def test_the_range_is_assumed_where_nothing_is_stated() -> None:
-    """0 to 1 is taken and marked as assumed; a stated range or normalisation is not."""
-    model = nn.Linear(3, 2)
-    assert resolve_inputs(model, InputOptions()) == InputSpec((3,), "vector", assumed=True)
-    stated = resolve_inputs(model, InputOptions(range=(-1.0, 2.0)))
-    assert stated == InputSpec((3,), "vector", low=-1.0, high=2.0)
-    normal = resolve_inputs(model, InputOptions(mean=(0.5,), std=(0.25,)))
-    assert normal == InputSpec((3,), "vector", mean=(0.5,), std=(0.25,))
-    assert resolve_inputs(model, InputOptions(mean=(0.5,))).std == (1.0,)
-
-
-def test_options_come_before_the_default() -> None:
-    """What is stated replaces the zoo's own description, the rest of which stays."""
-    default, model = ZOO["mnist-mlp"].inputs, ZOO["mnist-mlp"].factory()
-    assert resolve_inputs(model, InputOptions(), default) == default
-    flat = resolve_inputs(model, InputOptions(shape=(784,), kind="vector"), default)
-    assert (flat.shape, flat.kind, flat.assumed) == ((784,), "vector", False)
-    assert resolve_inputs(model, InputOptions(range=(-1.0, 1.0)), default).low == -1.0
-
-
-WRONG: dict[str, tuple[InputOptions, str]] = {
-    "both": (InputOptions(range=(0.0, 1.0), mean=(0.5,)), "range: cannot be combined"),
-    "range reversed": (InputOptions(range=(1.0, 0.0)), "range: the low end must be below"),
-    "range infinite": (InputOptions(range=(0.0, torch.inf)), "range: must be finite"),
-    "range of three": (InputOptions(range=(0.0, 1.0, 2.0)), "two numbers"),  # type: ignore[arg-type]
-    "mean NaN": (InputOptions(mean=(torch.nan,)), "mean: must be finite"),
-    "mean per channel": (InputOptions(mean=(0.1, 0.2)), "mean: must have 1 value or one per"),
-    "std zero": (InputOptions(std=(0.0,)), "std: must be above 0"),
-    "kind": (InputOptions(kind="imge"), "unknown name 'imge'.*did you mean 'image'"),
-    "empty shape": (InputOptions(shape=()), "input shape: .*got"),
-    "zero size": (InputOptions(shape=(1, 0, 3)), "input shape: .*got"),
-    "fraction": (InputOptions(shape=(1, 2.5, 3)), "input shape: .*got"),  # type: ignore[arg-type]
-    "batch axis": (InputOptions(shape=(1, 3, 8, 8)), "kind 'image' is float.*got 1,3,8,8"),
-    "no channel axis": (
-        InputOptions(shape=(8, 8)),
-        r"kind 'image' is .*\[channels, height, width\]",
-    ),
-    "vocabulary": (InputOptions(shape=(8,), vocabulary=1), "vocabulary: .*got 1"),
-    "vocabulary of an image": (
-        InputOptions(shape=(3, 8, 8), kind="image", vocabulary=9),
-        "vocabulary: is for token inputs only",
-    ),
-    "tokens without vocabulary": (InputOptions(shape=(8,), kind="tokens"), "at least 2 ids, got 0"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_options(case: str) -> None:
-    """Options that break a rule are refused with the rule and what came."""
-    options, message = WRONG[case]
-    shaped = (
-        options
-        if options.shape is not None
-        else InputOptions(**{**vars(options), "shape": (3, 8, 8)})
-    )
-    with pytest.raises(InputError, match=message):
-        resolve_inputs(nn.Conv2d(3, 4, 3), shaped)
-
-
-def test_a_kind_that_cannot_be_inferred() -> None:
-    """Four axes fit no kind by themselves."""
-    with pytest.raises(InputError, match="input kind: cannot be inferred for shape 1,4,4,4"):
-        resolve_inputs(nn.Conv3d(1, 1, 1), InputOptions(shape=(1, 4, 4, 4)))
-
-
-@given(low=st.floats(-100, 100), width=st.floats(0.01, 100), mean=st.floats(-5, 5))
-def test_samples_lie_in_the_normalised_range(low: float, width: float, mean: float) -> None:
-    """Uniform samples undone from their normalisation lie in the raw range, channel by channel."""
-    spec = InputSpec((2, 3, 4), "image", low, low + width, (mean, mean + 1), (0.5, 2.0))
-    batch = sample_inputs(spec, 5, torch.float64, seed=3)
-    raw = batch * torch.tensor([0.5, 2.0]).view(2, 1, 1) + torch.tensor([mean, mean + 1]).view(
-        2, 1, 1
-    )
-    slack = 1e-4 * (1 + abs(low) + width + abs(mean))
-    assert batch.shape == (5, 2, 3, 4)
-    assert raw.min() >= low - slack
-    assert raw.max() <= low + width + slack
-    assert torch.equal(batch, sample_inputs(spec, 5, torch.float64, seed=3))
-
-
 # --- factories -----------------------------------------------------------------------------------
 
 
@@ -434,11 +269,6 @@ def test_factories_with_weights(
     assert target.layout.names == ("fc1.weight", "fc2.weight")
     assert target.inputs == InputSpec((4,), "vector", assumed=True)
     assert capsys.readouterr().out == ""
-
-
-def test_a_factory_may_bring_its_own_weights(factories: Path) -> None:
-    """Without a weights file the network is taken as the factory returns it."""
-    assert _from_file(factories, "make").name == f"{factories}:make"
 
 
 def test_user_files_are_imported_once_and_pickle(factories: Path) -> None:
@@ -475,15 +305,10 @@ FACTORY_ERRORS = {
 @pytest.mark.parametrize("name", FACTORY_ERRORS)
 def test_factories_that_fail(factories: Path, name: str) -> None:
     """A factory that is missing, raises or returns something else is refused with the reason."""
-    with pytest.raises(InputError, match=FACTORY_ERRORS[name]):
+    with pytest.raises(InputError, match=FACTORY_ERRORS[name]) as caught:
         _from_file(factories, name)
-
-
-def test_what_a_factory_raised_is_chained(factories: Path) -> None:
-    """The user's own traceback stays reachable."""
-    with pytest.raises(InputError) as caught:
-        _from_file(factories, "fails")
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    if name == "fails":  # the user's own traceback stays available
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_factory_files_that_fail(tmp_path: Path) -> None:
