@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gaprune.report.charts import Axis, Frame, Point, Series, draw, thinned
-from gaprune.report.dots import dot_plot
+from gaprune.report.charts import MAX_POINTS, Axis, Chart, DotPlot, Point, Series, thin
 from gaprune.report.images import curve, png, tiles
+from gaprune.report.input_samples import certainty
 from gaprune.report.palette import DARK, LIGHT, SERIES, as_css, contrast
-from gaprune.report.scales import Linear, Log, Parts, Scale, nice_ticks
-from gaprune.report.words import certainty, short
+from gaprune.report.scales import Fractions, Linear, Log, Scale, nice_ticks, short
 
 NUMBERS = st.floats(-1e9, 1e9)
 ABOVE_0 = st.floats(1e-6, 1e9)
@@ -84,9 +83,9 @@ def test_on_a_logarithmic_scale_equal_ratios_are_equally_long(values: list[float
 @given(st.lists(PARTS, min_size=1, max_size=20))
 def test_parts_of_one_stand_apart_near_one(values: list[float]) -> None:
     """From 90 to 99 % is as far as from 99 to 99.9 %; ticks keep their distance."""
-    scale = Parts.around(values)
+    scale = Fractions.around(values)
     assert all(0 <= scale.at(one) <= 100 for one in values)
-    wide = Parts(0.0, 0.9999)
+    wide = Fractions(0.0, 0.9999)
     assert wide.at(0.99) - wide.at(0.9) == pytest.approx(wide.at(0.999) - wide.at(0.99), abs=0.01)
     places = [scale.at(one) for one in scale.ticks()]
     assert all(after - before > 10 for before, after in pairwise(places))
@@ -98,42 +97,41 @@ def test_a_chart_draws_inside_its_frame_and_keeps_the_ends(
 ) -> None:
     """However many points there are; the first, the last and the highest are among them."""
     listed = [Point(x, y, f"{x}, {y}") for x, y in sorted(values)]
-    kept = thinned(listed)
+    kept = thin(listed)
     assert kept[0] == listed[0]
     assert kept[-1] == listed[-1]
     assert max(one.y for one in kept) == max(one.y for one in listed)
-    assert len(kept) <= 121
-    frame = Frame(
+    assert len(kept) <= MAX_POINTS + 1
+    chart = Chart(
         "chart",
         Axis("x", Linear.around(one.x for one in listed)),
         Axis("y", Linear.around(one.y for one in listed)),
+        [Series("all", listed, 9)],
     )
-    chart = draw(frame, [Series("all", listed, 9)])
-    (drawn,) = chart.series
-    assert all(0 <= spot.x <= 100 and 0 <= spot.y <= 100 for spot in drawn.spots)
-    assert chart.left_out == len(listed) - len(drawn.spots)
-    assert 0 <= drawn.look < SERIES
-    assert len(chart.rows) == len(drawn.spots)
+    (line,) = chart.lines
+    assert all(0 <= point.x <= 100 and 0 <= point.y <= 100 for point in line.points)
+    assert chart.left_out == len(listed) - len(line.points)
+    assert 0 <= line.colour < SERIES
+    assert len(chart.rows) == len(line.points)
 
 
 def test_what_is_not_finite_is_not_drawn() -> None:
     """Neither a point, nor a dot, nor a series of nothing else."""
     axis = Axis("x", Linear(0, 1))
     bad = [Point(math.nan, 0.5, ""), Point(0.5, math.inf, "")]
-    chart = draw(Frame("chart", axis, axis), [Series("bad", bad, 0), Series("none", [], 1)])
-    assert chart.series == ()
-    plot = dot_plot(("dots", "", axis), ["a", "b", "c"], [("row", [0.25, None, math.nan])])
-    assert [(dot.series, dot.x) for dot in plot.rows[0].dots] == [(0, 25)]
+    chart = Chart("chart", axis, axis, [Series("bad", bad, 0), Series("none", [], 1)])
+    assert chart.lines == []
+    plot = DotPlot("dots", "", axis, ["a", "b", "c"], [("row", [0.25, None, math.nan])])
+    ((name, dots),) = plot.rows
+    assert (name, [dot[:2] for dot in dots]) == ("row", [(0, 25)])
 
 
 def test_larger_is_higher() -> None:
     """Places count from the top, as pictures do."""
     axis = Axis("x", Linear(0, 1))
-    chart = draw(
-        Frame("chart", axis, axis), [Series("a", [Point(0, 0, ""), Point(1, 0.75, "")], 0)]
-    )
-    assert [(spot.x, spot.y) for spot in chart.series[0].spots] == [(0, 100), (100, 25)]
-    assert chart.series[0].path == "0,100 100,25"
+    chart = Chart("chart", axis, axis, [Series("a", [Point(0, 0, ""), Point(1, 0.75, "")], 0)])
+    assert [(point.x, point.y) for point in chart.lines[0].points] == [(0, 100), (100, 25)]
+    assert chart.lines[0].path == "0,100 100,25"
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
@@ -193,5 +191,5 @@ def test_axis_labels_are_short() -> None:
 
 def test_scales_are_one_kind() -> None:
     """Every scale places values and marks some."""
-    scales: list[Scale] = [Linear(0, 1), Log(0.1, 1), Parts(0, 0.99)]
+    scales: list[Scale] = [Linear(0, 1), Log(0.1, 1), Fractions(0, 0.99)]
     assert all(scale.at(0.5) > 0 and scale.ticks() for scale in scales)

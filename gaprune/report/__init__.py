@@ -1,7 +1,7 @@
-"""A page to read, `report.html`: one file that needs nothing else, made of a run or a comparison.
+"""The report of a run or a comparison, `report.html`: one self-contained page.
 
-`reading` says what there is, `run_page` and `comparison_page` what is shown, `charts`, `dots`,
-`pictures` and `masks` how it is drawn, and `templates/` how it looks.
+`reading` reads the files, `run_page` and `comparison_page` compute the content, and `templates/`
+turn it into HTML.
 """
 
 from gaprune.report.comparison_page import (

@@ -1,31 +1,32 @@
-"""Charts as plain data: every point has its place in percent, so a page of any width can draw it.
+"""Charts as data: every point has a position in percent, so that a page of any width can draw it.
 
-Templates draw them as SVG whose lengths are percentages: text keeps its size on a phone.
+Templates draw them as SVG with lengths in percent: text keeps its size on a phone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from gaprune.formatting import number
 from gaprune.report.palette import SERIES
 from gaprune.report.scales import Scale
 
-MOST_POINTS = 120  # of one series that are drawn
+MAX_POINTS = 120  # of a series that are drawn
 
 Text = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value at a place.
+    """A point of a series, in values or in percent of the chart.
 
     Attributes:
-        x, y: values, finite.
-        text: what a reader is told who points at it.
-        low, high: the spread, or None.
+        x, y: coordinates; in percent, from the left and from the top.
+        text: the tooltip.
+        low, high: the ends of an error bar, or None.
     """
 
     x: float
@@ -37,35 +38,50 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points with a name and a look.
+    """Points with a name and a style.
 
     Attributes:
-        name: as the reader sees it.
+        name: in the legend.
         points: in the order of their line.
-        look: number of colour and mark.
-        joined: whether a line joins them.
-        shown: whether it is there before the reader asks.
-        strong: whether it is what the page is about.
+        style: a number that chooses colour and marker.
+        joined: whether a line joins the points.
+        visible: whether it is drawn before the reader switches it on.
+        highlighted: whether it is the subject of the page.
     """
 
     name: str
     points: Sequence[Point]
-    look: int
+    style: int
     joined: bool = True
-    shown: bool = True
-    strong: bool = False
+    visible: bool = True
+    highlighted: bool = False
+
+    @property
+    def colour(self) -> int:
+        """The number of the colour in the palette."""
+        return self.style % SERIES
+
+    @property
+    def marker(self) -> int:
+        """The number of the marker; series of the same colour have different ones."""
+        return (self.style + self.style // SERIES) % 4
+
+    @property
+    def path(self) -> str:
+        """The `points` of an SVG polyline."""
+        return " ".join(f"{point.x:g},{point.y:g}" for point in self.points)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """An axis.
 
     Attributes:
         title: what it measures.
-        scale: from values to places.
-        text: from values to words.
-        ticks: values that are marked; None: those of the scale.
-        exact: from values to words in a table; None: as on the axis.
+        scale: from values to positions.
+        text: formats tick labels.
+        ticks: values with a tick; None: those of the scale.
+        exact: formats values in a table; None: as the ticks.
     """
 
     title: str
@@ -74,163 +90,134 @@ class Axis:
     ticks: Sequence[float] | None = None
     exact: Text | None = None
 
-    def say(self, value: float) -> str:
-        """Return a value in words, as a table has it."""
+    def describe(self, value: float) -> str:
+        """Format a value for a table."""
         return (self.exact or self.text)(value)
 
     @property
-    def marks(self) -> list[tuple[float, str]]:
-        """Return place and words of every tick."""
+    def labels(self) -> list[tuple[float, str]]:
+        """Position and label of every tick."""
         values = self.scale.ticks() if self.ticks is None else self.ticks
         return [(self.scale.at(value), self.text(value)) for value in values]
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A point where it is drawn: percent from the left and from the top."""
-
-    x: float
-    y: float
-    text: str
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A series where it is drawn."""
-
-    name: str
-    look: int
-    mark: int
-    spots: tuple[Spot, ...]
-    joined: bool
-    shown: bool
-    strong: bool
-
-    @property
-    def path(self) -> str:
-        """The corners of its line, as `points` of a polyline in a box of 100 by 100."""
-        return " ".join(f"{spot.x:g},{spot.y:g}" for spot in self.spots)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A horizontal line across the chart: what is to be beaten, or reached."""
-
-    y: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Chart:
-    """A chart ready to be drawn.
+    """A line chart.
 
     Attributes:
-        title, note: above and below it.
+        title, note: above it.
         x, y: the axes.
-        series: where they are drawn.
-        rules: horizontal lines, in percent from the top.
+        series: in values; points that aren't finite are left out.
+        references: values of y with a label, drawn as horizontal lines.
         height: in pixels.
-        head, rows: the same as a table.
-        left_out: points that are not drawn, for there are too many.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+    note: str = ""
+    references: Sequence[tuple[float, str]] = ()
+    height: int = 280
+
+    @cached_property
+    def _thinned(self) -> list[Series]:
+        return [replace(series, points=thin(_finite(series.points))) for series in self.series]
+
+    @cached_property
+    def lines(self) -> list[Series]:
+        """The series in percent, without empty ones."""
+        return [
+            replace(series, points=[self._place(point) for point in series.points])
+            for series in self._thinned
+            if series.points
+        ]
+
+    @property
+    def reference_lines(self) -> list[tuple[float, str]]:
+        """Position from the top and label of the horizontal lines."""
+        return [(self._from_top(value), text) for value, text in self.references]
+
+    @property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The points as a table: series, x and y."""
+        return [
+            (series.name, self.x.describe(point.x), self.y.describe(point.y))
+            for series in self._thinned
+            for point in series.points
+        ]
+
+    @property
+    def left_out(self) -> int:
+        """The number of finite points that aren't drawn."""
+        finite = sum(len(_finite(series.points)) for series in self.series)
+        return finite - sum(len(series.points) for series in self._thinned)
+
+    @property
+    def summary(self) -> str:
+        """A description for screen readers."""
+        names = ", ".join(series.name for series in self.lines)
+        return f"{self.title}. {self.y.title} against {self.x.title}: {names}."
+
+    def _from_top(self, value: float) -> float:
+        # SVG counts from the top.
+        return round(100 - self.y.scale.at(value), 3)
+
+    def _place(self, point: Point) -> Point:
+        low, high = (
+            None if value is None else self._from_top(value) for value in (point.low, point.high)
+        )
+        return Point(self.x.scale.at(point.x), self._from_top(point.y), point.text, low, high)
+
+
+@dataclass(frozen=True)
+class DotPlot:
+    """Rows of dots on a common axis.
+
+    Attributes:
+        title, note: above it.
+        x: the axis.
+        names: of the series.
+        values: row → one value per series; None is left out.
+        highlighted: the row that is the subject of the page.
     """
 
     title: str
     note: str
     x: Axis
-    y: Axis
-    series: tuple[Drawn, ...]
-    rules: tuple[Rule, ...] = ()
-    height: int = 280
-    head: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    left_out: int = 0
+    names: Sequence[str]
+    values: Sequence[tuple[str, Sequence[float | None]]]
+    highlighted: str = ""
 
     @property
-    def summary(self) -> str:
-        """What somebody is told who cannot see it."""
-        names = ", ".join(series.name for series in self.series)
-        return f"{self.title}. {self.y.title} against {self.x.title}: {names}. The table has all."
+    def rows(self) -> list[tuple[str, list[tuple[int, float, str]]]]:
+        """Name of every row, and its dots: number of the series, position and tooltip."""
+        return [
+            (
+                name,
+                [
+                    (index, self.x.scale.at(value), self._tooltip(name, index, value))
+                    for index, value in enumerate(values)
+                    if value is not None and math.isfinite(value)
+                ],
+            )
+            for name, values in self.values
+        ]
+
+    def _tooltip(self, name: str, index: int, value: float) -> str:
+        return f"{name}, {self.names[index]}: {self.x.describe(value)}"
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What a chart is about: its words, axes and lines to compare with.
-
-    Attributes:
-        title, note: above and below it.
-        x, y: the axes.
-        rules: values with words; drawn across the chart.
-        height: in pixels.
-    """
-
-    title: str
-    x: Axis
-    y: Axis
-    note: str = ""
-    rules: Sequence[tuple[float, str]] = ()
-    height: int = 280
-
-
-def draw(frame: Frame, series: Iterable[Series]) -> Chart:
-    """Give every point its place; what is not finite is left out."""
-    listed = [(one, _finite(one.points)) for one in series]
-    drawn = tuple(_drawn(one, thinned(points), frame) for one, points in listed)
-    count = sum(len(points) for _, points in listed) - sum(len(one.spots) for one in drawn)
-    return Chart(
-        title=frame.title,
-        note=frame.note,
-        x=frame.x,
-        y=frame.y,
-        series=tuple(one for one in drawn if one.spots),
-        rules=tuple(Rule(_down(frame.y, value), text) for value, text in frame.rules),
-        height=frame.height,
-        head=("series", frame.x.title, frame.y.title),
-        rows=tuple(
-            (one.name, frame.x.say(point.x), frame.y.say(point.y))
-            for one, points in listed
-            for point in thinned(points)
-        ),
-        left_out=count,
-    )
-
-
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most so many points, evenly chosen: the first, the last and the highest stay."""
-    if len(points) <= most:
+def thin(points: Sequence[Point]) -> list[Point]:
+    """Return at most `MAX_POINTS` evenly spaced points with the first, the last and the highest."""
+    if len(points) <= MAX_POINTS:
         return list(points)
     top = max(range(len(points)), key=lambda index: points[index].y)
-    step = (len(points) - 1) / (most - 2)
-    chosen = {top, *(round(step * number) for number in range(most - 1))}
+    step = (len(points) - 1) / (MAX_POINTS - 2)
+    chosen = {top, *(round(step * index) for index in range(MAX_POINTS - 1))}
     return [points[index] for index in sorted(chosen)]
 
 
-def _finite(points: Iterable[Point]) -> list[Point]:
-    return [one for one in points if math.isfinite(one.x) and math.isfinite(one.y)]
-
-
-def _down(axis: Axis, value: float) -> float:
-    return round(100 - axis.scale.at(value), 3)
-
-
-def _drawn(series: Series, points: Sequence[Point], frame: Frame) -> Drawn:
-    x, y = frame.x, frame.y
-    return Drawn(
-        name=series.name,
-        look=series.look % SERIES,
-        mark=(series.look + series.look // SERIES) % 4,
-        spots=tuple(
-            Spot(
-                x.scale.at(one.x),
-                _down(y, one.y),
-                one.text,
-                None if one.low is None else _down(y, one.low),
-                None if one.high is None else _down(y, one.high),
-            )
-            for one in points
-        ),
-        joined=series.joined,
-        shown=series.shown,
-        strong=series.strong,
-    )
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]

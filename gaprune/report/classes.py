@@ -1,4 +1,4 @@
-"""Who is taken for whom, by the dense network and by the pruned one."""
+"""Confusion matrices of the dense and the pruned network, and accuracy by class."""
 
 from __future__ import annotations
 
@@ -6,85 +6,91 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gaprune.formatting import number, percent, points
+from gaprune.formatting import number, percent
 
-MOST = 20  # classes that are listed where there are too many for a table of pairs
-NAMES = {"dense": "Dense network", "pruned": "Pruned network"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table of pairs; `shade` in 0 to 1 grows with its part of the row."""
-
-    text: str
-    shade: float
-    right: bool
+MAX_CLASSES = 20  # rows of the table of accuracies
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Rows of labels, columns of answers."""
-
-    title: str
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The classes that lost most: name, inputs, right before, right after, difference.
+class ConfusionMatrix:
+    """A confusion matrix to draw.
 
     Attributes:
-        rows: all classes where they are few, else those that changed, the largest loss first.
-        rest: about the others, in words; empty where there are none.
+        title: which network.
+        rows: for each label, a count and a shade in [0, 1] per predicted class.
+    """
+
+    title: str
+    rows: tuple[tuple[tuple[int, float], ...], ...]
+
+
+@dataclass(frozen=True)
+class ClassAccuracies:
+    """Accuracy by class, the largest loss first.
+
+    Attributes:
+        rows: class, inputs, accuracy of the dense and the pruned network, and the difference in
+            percentage points; all classes where they are few, else those that changed.
+        rest: a sentence about the others; empty where there are none.
     """
 
     rows: tuple[tuple[str, str, str, str, str], ...]
     rest: str
 
 
-def pairs(confusion: Mapping[str, Any] | None) -> list[Pairs]:
-    """Return a table for each network; nothing where there are no labels or many classes."""
-    if not confusion or not confusion.get("pairs"):
-        return []
+def confusion_matrices(confusion: Mapping[str, Any] | None) -> list[ConfusionMatrix]:
+    """Return a matrix for each network; none where there are no labels or many classes."""
+    tables = (confusion or {}).get("pairs") or {}
     return [
-        Pairs(NAMES.get(name, name), tuple(_row(label, row) for label, row in enumerate(table)))
-        for name, table in confusion["pairs"].items()
+        ConfusionMatrix(
+            f"{name.capitalize()} network",
+            tuple(_shaded(label, row) for label, row in enumerate(table)),
+        )
+        for name, table in tables.items()
     ]
 
 
-def _row(label: int, counts: Sequence[int]) -> tuple[str, tuple[Cell, ...]]:
+def _shaded(label: int, counts: Sequence[int]) -> tuple[tuple[int, float], ...]:
     total = max(1, sum(counts))
-    cells = []
-    for column, count in enumerate(counts):
-        part = count / total
-        shade = part if column == label else min(1.0, 2 * part**0.5)  # errors are few
-        cells.append(Cell(str(count), round(shade, 3), column == label))
-    return str(label), tuple(cells)
+    # Errors are rare: the root makes them visible beside the diagonal.
+    return tuple(
+        (
+            count,
+            round(count / total if column == label else min(1.0, 2 * (count / total) ** 0.5), 3),
+        )
+        for column, count in enumerate(counts)
+    )
 
 
-def losses(confusion: Mapping[str, Any] | None) -> Losses | None:
-    """Return the classes of which most is lost, the most first."""
+def class_accuracies(confusion: Mapping[str, Any] | None) -> ClassAccuracies | None:
+    """Return the accuracy of every class, or of those that lost most; None without labels."""
     if not confusion or not confusion.get("of"):
         return None
-    of, right = confusion["of"], confusion["right"]
-    listed = [
-        (before / total, after / total, label, total)
-        for label, (total, before, after) in enumerate(
-            zip(of, right["dense"], right["pruned"], strict=True)
+    correct = confusion["right"]
+    classes = [
+        (label, total, dense / total, pruned / total)
+        for label, (total, dense, pruned) in enumerate(
+            zip(confusion["of"], correct["dense"], correct["pruned"], strict=True)
         )
         if total
     ]
-    listed.sort(key=lambda one: one[1] - one[0])
-    changed = [one for one in listed if one[0] != one[1]]
-    same = len(listed) - len(changed)
-    if len(listed) > MOST:
-        listed = changed
+    classes.sort(key=lambda row: row[3] - row[2])
+    rest = []
+    if len(classes) > MAX_CLASSES:
+        changed = [row for row in classes if row[2] != row[3]]
+        if more := changed[MAX_CLASSES:]:
+            rest.append(f"{number(len(more))} more classes changed")
+        if same := len(classes) - len(changed):
+            rest.append(f"{number(same)} did not change")
+        classes = changed[:MAX_CLASSES]
     rows = tuple(
-        (str(label), number(total), percent(before), percent(after), points(after - before))
-        for before, after, label, total in listed[:MOST]
+        (
+            str(label),
+            number(total),
+            percent(dense),
+            percent(pruned),
+            f"{100 * (pruned - dense):+.2f}",
+        )
+        for label, total, dense, pruned in classes
     )
-    more = len(listed) - len(rows)
-    rest = [f"{number(more)} that lost less or gained are left out"] if more else []
-    if listed is changed and same:
-        rest.append(f"{number(same)} {'is' if same == 1 else 'are'} as before")
-    return Losses(rows, "; ".join(rest))
+    return ClassAccuracies(rows, "; ".join(rest))

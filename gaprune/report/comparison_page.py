@@ -1,4 +1,4 @@
-"""The page of a comparison: every method at every sparsity, and what each had to be given."""
+"""The page of a comparison: every method at every sparsity, and what each method needs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gaprune.formatting import MISSING, duration, percent, points
-from gaprune.report.charts import Axis, Chart, Frame, Point, Series, draw
-from gaprune.report.curves import whole
+from gaprune.report.charts import Axis, Chart, Point, Series
+from gaprune.report.curves import tick_percent
 from gaprune.report.headline import EVOLVED, Figure, Headline
 from gaprune.report.render import render
-from gaprune.report.scales import Log, Parts
+from gaprune.report.scales import Fractions, Log
 
-SHOWN = 7  # methods that are drawn before the reader asks for more
+VISIBLE = 7  # methods that are drawn before the reader switches on more
 
 
 @dataclass(frozen=True)
 class SparsityScore:
-    """How a method does at one sparsity: median, worst and best over seeds."""
+    """The score of a method at one sparsity: median, lowest and highest over seeds."""
 
     score: float
     low: float
@@ -27,16 +27,16 @@ class SparsityScore:
 
 @dataclass(frozen=True)
 class MethodScores:
-    """One method.
+    """One method of a comparison.
 
     Attributes:
         name: of the method.
-        needs: what it had to be given, in words.
+        needs: what data and training it needs, in words.
         trains: whether it changes weights.
-        scores: sparsity → how it does.
+        scores: sparsity → score.
         effort: what the highest sparsity took, in words.
         seconds: the same in time.
-        error: why a figure is missing, or None.
+        error: why a score is missing, or None.
     """
 
     name: str
@@ -50,19 +50,19 @@ class MethodScores:
 
 @dataclass(frozen=True)
 class ComparisonPage:
-    """What a comparison found.
+    """The content of the page.
 
     Attributes:
         target: what was pruned.
-        measure: `accuracy`, or agreement where nobody has labels.
-        caption: what the figures are, in a sentence.
+        measure: `accuracy`, or `agreement` where there are no labels.
+        caption: what the scores are, in a sentence.
         dense: accuracy of the dense network, or None.
-        removed: what sparsities are parts of: weights, blocks or channels.
         methods: in the order of the table.
-        notes: what a reader of the table must know.
-        config: what repeats it, as TOML; may be empty.
-        facts: what identifies it, in pairs.
-        folder: what its folder is called.
+        notes: below the table.
+        config: settings that repeat the comparison, as TOML; may be empty.
+        facts: names and values that identify the comparison.
+        folder: name of its folder.
+        removed: what sparsity is a fraction of: weights, blocks or channels.
     """
 
     target: str
@@ -76,153 +76,153 @@ class ComparisonPage:
     folder: str = ""
     removed: str = "weights"
 
+    @property
+    def sparsities(self) -> list[float]:
+        """All sparsities, ascending."""
+        return sorted({sparsity for method in self.methods for sparsity in method.scores})
 
-def comparison_page(contest: ComparisonPage) -> str:
-    """Return the page as text."""
-    sparsities = sorted({one for method in contest.methods for one in method.scores})
+    def ranked(self, sparsity: float) -> list[MethodScores]:
+        """Return the methods with a score at a sparsity, the best first."""
+        methods = [method for method in self.methods if sparsity in method.scores]
+        return sorted(methods, key=lambda method: -method.scores[sparsity].score)
+
+
+def comparison_page(page: ComparisonPage) -> str:
+    """Return the page as HTML."""
     return render(
         "comparison.html",
         {
-            "title": f"{contest.target}: gaprune comparison",
-            "top": _headline(contest, sparsities),
-            "contest": contest,
-            "chart": _chart(contest, sparsities) if sparsities else None,
-            "effort": _effort(contest, sparsities) if sparsities else None,
-            "sparsities": sparsities,
-            "rows": _rows(contest, sparsities),
+            "title": f"{page.target}: gaprune comparison",
+            "top": _headline(page),
+            "page": page,
+            "chart": _chart(page) if page.sparsities else None,
+            "effort": _effort_chart(page) if page.sparsities else None,
+            "rows": [
+                (method, [_cell(method.scores.get(sparsity)) for sparsity in page.sparsities])
+                for method in page.methods
+            ],
         },
     )
 
 
-def _headline(contest: ComparisonPage, sparsities: Sequence[float]) -> Headline:
-    figures, remarks = [], [contest.caption]
-    lead = f"{len(contest.methods)} ways to prune {contest.target}; none of them has a figure."
-    if sparsities:
-        last = sparsities[-1]
-        ranked = _ranked(contest, last)
-        still = [one for one in ranked if not one.trains]
-        best = still[0] if still else ranked[0]
-        lead = (
-            f"Of {len(contest.methods)} ways to remove {percent(last)} of the {contest.removed} of "
-            f"{contest.target}, {best.name} keeps most{' without training' if still else ''}: "
-            f"{percent(best.scores[last].score)} {contest.measure}."
-        )
-        figures.append(Figure("Sparsity", percent(last), "the highest that was compared"))
-        if contest.dense is not None:
-            figures.append(Figure("Dense", percent(contest.dense), contest.measure))
-        figures += _margins(contest, ranked, last)
-    return Headline(contest.target, lead, tuple(figures), tuple(remarks))
-
-
-def _ranked(contest: ComparisonPage, sparsity: float) -> list[MethodScores]:
-    there = [one for one in contest.methods if sparsity in one.scores]
-    return sorted(there, key=lambda one: -one.scores[sparsity].score)
-
-
-def _margins(contest: ComparisonPage, ranked: Sequence[MethodScores], last: float) -> list[Figure]:
-    found = []
-    own = next((one for one in ranked if one.name == EVOLVED), None)
-    others = [one for one in ranked if one is not own and not one.trains]
-    if own is not None:
-        found.append(Figure("Evolved", percent(own.scores[last].score), own.needs))
-    if own is not None and others:
-        gain = own.scores[last].score - others[0].scores[last].score
-        words = f"above {others[0].name}, the best of the others without training"
-        found.append(Figure("Margin", points(gain), words))
-    trained = next((one for one in ranked if one.trains), None)
+def _headline(page: ComparisonPage) -> Headline:
+    if not page.sparsities:
+        lead = f"{len(page.methods)} methods to prune {page.target}; none of them has a score."
+        return Headline(page.target, lead, (), (page.caption,))
+    last = page.sparsities[-1]
+    ranked = page.ranked(last)
+    untrained = [method for method in ranked if not method.trains]
+    best = untrained[0] if untrained else ranked[0]
+    lead = (
+        f"With {percent(last)} of the {page.removed} of {page.target} removed, {best.name} is the "
+        f"best of {len(page.methods)} methods{' without training' if untrained else ''}: "
+        f"{percent(best.scores[last].score)} {page.measure}."
+    )
+    figures = [Figure("Sparsity", percent(last), "the highest in the comparison")]
+    if page.dense is not None:
+        figures.append(Figure("Dense network", percent(page.dense), page.measure))
+    evolved = next((method for method in ranked if method.name == EVOLVED), None)
+    others = [method for method in untrained if method is not evolved]
+    if evolved is not None:
+        figures.append(Figure("Evolved", percent(evolved.scores[last].score), evolved.needs))
+    if evolved is not None and others:
+        gain = evolved.scores[last].score - others[0].scores[last].score
+        value, unit = points(gain).split(" ", 1)
+        text = f"{unit} over {others[0].name}, the best other method without training"
+        figures.append(Figure("Gain", value, text))
+    trained = next((method for method in ranked if method.trains), None)
     if trained is not None:
-        words = f"{trained.name}, the best that trains weights ({trained.needs})"
-        found.append(Figure("With training", percent(trained.scores[last].score), words))
-    return found
+        text = f"{trained.name}, the best method that trains weights ({trained.needs})"
+        figures.append(Figure("With training", percent(trained.scores[last].score), text))
+    return Headline(page.target, lead, tuple(figures), (page.caption,))
 
 
-def _chart(contest: ComparisonPage, sparsities: Sequence[float]) -> Chart:
-    values = [one.score for method in contest.methods for one in method.scores.values()]
-    values += [] if contest.dense is None else [contest.dense]
-    first = {one.name for one in _ranked(contest, sparsities[-1])[: SHOWN - 1]} | {EVOLVED}
-    x = Axis("sparsity", Parts.around(sparsities), whole, ticks=sparsities)
-    y = Axis(contest.measure, Parts.around(values), whole, exact=percent)
-    rules = [] if contest.dense is None else [(contest.dense, f"dense, {percent(contest.dense)}")]
-    ordered = sorted(contest.methods, key=lambda one: one.name != EVOLVED)
+def _chart(page: ComparisonPage) -> Chart:
+    values = [score.score for method in page.methods for score in method.scores.values()]
+    references = []
+    if page.dense is not None:
+        values.append(page.dense)
+        references = [(page.dense, f"dense, {percent(page.dense)}")]
+    best = page.ranked(page.sparsities[-1])[: VISIBLE - 1]
+    visible = {EVOLVED, *(method.name for method in best)}
+    # The evolved masks come first, so that they have the first colour.
+    ordered = sorted(page.methods, key=lambda method: method.name != EVOLVED)
     series = [
         Series(
-            one.name,
-            [_point(sparsity, score) for sparsity, score in sorted(one.scores.items())],
-            look,
-            shown=one.name in first,
-            strong=one.name == EVOLVED,
+            method.name,
+            [_point(sparsity, score) for sparsity, score in sorted(method.scores.items())],
+            style,
+            visible=method.name in visible,
+            highlighted=method.name == EVOLVED,
         )
-        for look, one in enumerate(ordered)
-        if one.scores
+        for style, method in enumerate(ordered)
+        if method.scores
     ]
-    title = f"{contest.measure.capitalize()} against sparsity"
-    note = (
-        "Medians; bars go from the worst seed to the best. Both axes are logarithmic: in the "
-        f"{contest.removed} that stay, and in what is missing to 100 %."
+    return Chart(
+        f"{page.measure.capitalize()} against sparsity",
+        Axis("sparsity", Fractions.around(page.sparsities), tick_percent, ticks=page.sparsities),
+        Axis(page.measure, Fractions.around(values), tick_percent, exact=percent),
+        series,
+        note="Medians over seeds; bars show the lowest and the highest. Both axes are logarithmic: "
+        f"in the {page.removed} kept, and in the error.",
+        references=references,
+        height=400,
     )
-    return draw(Frame(title, x, y, note=note, rules=rules, height=400), series)
 
 
 def _point(sparsity: float, score: SparsityScore) -> Point:
-    spread = ""
-    if score.seeds > 1:
-        spread = f" ({percent(score.low)} to {percent(score.high)} over {score.seeds} seeds)"
-    several = score.seeds > 1
-    return Point(
-        sparsity,
-        score.score,
-        f"at {whole(sparsity)}: {percent(score.score)}{spread}",
-        score.low if several else None,
-        score.high if several else None,
-    )
+    text = f"at {tick_percent(sparsity)}: {percent(score.score)}"
+    if score.seeds == 1:
+        return Point(sparsity, score.score, text)
+    text += f" ({percent(score.low)} to {percent(score.high)} over {score.seeds} seeds)"
+    return Point(sparsity, score.score, text, score.low, score.high)
 
 
-def _effort(contest: ComparisonPage, sparsities: Sequence[float]) -> Chart | None:
-    """Return what the highest sparsity took, against how well it went."""
-    last = sparsities[-1]
-    ranked = [one for one in _ranked(contest, last) if one.seconds > 0]
+def _effort_chart(page: ComparisonPage) -> Chart | None:
+    """Return score against time at the highest sparsity."""
+    last = page.sparsities[-1]
+    ranked = [method for method in page.ranked(last) if method.seconds > 0]
     if len(ranked) < 2:
         return None
-    x = Axis("seconds", Log.around([one.seconds for one in ranked], gain=1.6))
-    scores = [one.scores[last].score for one in ranked]
-    y = Axis(contest.measure, Parts.around(scores), whole, exact=percent)
-    groups = {
-        "evolved": [one for one in ranked if one.name == EVOLVED],
-        "without training": [one for one in ranked if one.name != EVOLVED and not one.trains],
-        "with training": [one for one in ranked if one.name != EVOLVED and one.trains],
+    groups: dict[str, list[MethodScores]] = {
+        EVOLVED: [],
+        "without training": [],
+        "with training": [],
     }
+    for method in sorted(ranked, key=lambda method: method.seconds):
+        training = "with training" if method.trains else "without training"
+        groups[EVOLVED if method.name == EVOLVED else training].append(method)
     series = [
         Series(
             name,
             [
                 Point(
-                    one.seconds,
-                    one.scores[last].score,
-                    f"{one.name}: {percent(one.scores[last].score)} in {duration(one.seconds)}",
+                    method.seconds,
+                    method.scores[last].score,
+                    f"{method.name}: {percent(method.scores[last].score)} in "
+                    f"{duration(method.seconds)}",
                 )
-                for one in sorted(own, key=lambda one: one.seconds)
+                for method in methods
             ],
-            look,
+            style,
             joined=False,
-            strong=name == "evolved",
+            highlighted=name == EVOLVED,
         )
-        for look, (name, own) in enumerate(groups.items())
-        if own
+        for style, (name, methods) in enumerate(groups.items())
+        if methods
     ]
-    note = f"At {whole(last)} sparsity. The axes are logarithmic; times are of this machine."
-    return draw(Frame("What it took", x, y, note=note, height=260), series)
+    scores = [method.scores[last].score for method in ranked]
+    return Chart(
+        "Time",
+        Axis("seconds", Log.around([method.seconds for method in ranked], gain=1.6)),
+        Axis(page.measure, Fractions.around(scores), tick_percent, exact=percent),
+        series,
+        note=f"At sparsity {tick_percent(last)}, on this machine. Both axes are logarithmic.",
+        height=260,
+    )
 
 
-def _rows(
-    contest: ComparisonPage, sparsities: Sequence[float]
-) -> list[tuple[MethodScores, list[str]]]:
-    return [
-        (one, [_text(one.scores.get(sparsity)) for sparsity in sparsities])
-        for one in contest.methods
-    ]
-
-
-def _text(score: SparsityScore | None) -> str:
+def _cell(score: SparsityScore | None) -> str:
     if score is None:
         return MISSING
     spread = f" ±{50 * (score.high - score.low):.1f}" if score.seeds > 1 else ""

@@ -1,166 +1,153 @@
-"""Charts of a search: how it went, what it found at other sparsities, and what it had to beat."""
+"""The charts of a run: progress of the search, other sparsities, other methods, layer densities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from gaprune.formatting import duration, number, percent
-from gaprune.report.charts import Axis, Chart, Frame, Point, Series, draw
-from gaprune.report.dots import DotPlot, dot_plot
-from gaprune.report.headline import in_loop, own_name, own_scores
+from gaprune.report.charts import Axis, Chart, DotPlot, Point, Series, Text
+from gaprune.report.headline import network_name, network_scores, repaired_in_loop
 from gaprune.report.reading import RunFiles
-from gaprune.report.scales import Linear, Log
-from gaprune.report.words import short
+from gaprune.report.scales import Linear, Log, short
 
-WIDE = 30.0  # how many times larger the largest density is than the smallest for a log axis
-MOST_ROWS = 40  # layers of a dot plot
+LOG_RATIO = 10.0  # the largest density over the smallest one from which on an axis is logarithmic
+MAX_ROWS = 40  # layers of a dot plot
+VALIDATION = "agreement on the validation inputs"
 
 
-def whole(value: float) -> str:
-    """Percent without needless digits, for an axis."""
+def tick_percent(value: float) -> str:
+    """Format a fraction as a tick label."""
     return percent(value, digits=None)
 
 
 def search_charts(run: RunFiles) -> list[tuple[str, list[Chart]]]:
-    """Return the charts of a search by what they are drawn against: evaluations, then seconds.
+    """Return the charts of a search, by their x axis: evaluations, then seconds.
 
-    Fitness and agreement have units of their own, so each has a chart.
+    Fitness and agreement have different units, so each has its own chart.
     """
-    history = [one for one in run.history if _is_generation(one)]
+    names = ("generation", "evaluations", "seconds", "best", "mean", "validation")
+    history = [
+        generation
+        for generation in run.history
+        if all(isinstance(generation.get(name), (int, float)) for name in names)
+    ]
     if len(history) < 2:
         return []
-    return [
-        (
-            "evaluations",
-            _pair(
-                run, history, "evaluations", Axis("evaluations", Linear(0, 1), short, exact=number)
-            ),
-        ),
-        (
-            "seconds",
-            _pair(run, history, "seconds", Axis("seconds", Linear(0, 1), short, exact=number)),
-        ),
-    ]
+    return [(axis, _progress_charts(run, history, axis)) for axis in ("evaluations", "seconds")]
 
 
-def _is_generation(one: Mapping[str, Any]) -> bool:
-    names = ("generation", "evaluations", "seconds", "best", "mean", "validation")
-    return all(isinstance(one.get(name), (int, float)) for name in names)
-
-
-def _pair(
-    run: RunFiles, history: Sequence[Mapping[str, Any]], against: str, axis: Axis
+def _progress_charts(
+    run: RunFiles, history: Sequence[Mapping[str, Any]], x_name: str
 ) -> list[Chart]:
-    last = max(float(one[against]) for one in history)
-    axis = replace(axis, scale=Linear(0, max(last, 1e-9) * 1.02))
+    largest = max(float(generation[x_name]) for generation in history)
+    x = Axis(x_name, Linear(0, max(largest, 1e-9) * 1.02), short, exact=number)
     best = run.record.get("best_baseline")
-    beaten = run.record["baselines"].get(best, {}).get("agreement") if best else None
-    rules = [] if beaten is None else [(float(beaten), f"{best}, the best ranking")]
-    validation = [float(one["validation"]) for one in history]
-    top = Frame(
-        "Agreement on the validation inputs",
-        axis,
-        Axis("agreement", _unit(validation + [value for value, _ in rules]), whole, exact=percent),
-        note="The leader of every generation, judged on inputs that never steer the search.",
-        rules=rules,
-        height=230,
-    )
-    bottom = Frame(
-        "Fitness on the search calibration inputs",
-        axis,
-        Axis(
-            "fitness", Linear.around([float(one[n]) for one in history for n in ("best", "mean")])
-        ),
-        note="What is maximised. The mean is that of the population; larger is better.",
-        height=230,
-    )
+    agreement = run.record["baselines"].get(best, {}).get("agreement") if best else None
+    references = [] if agreement is None else [(float(agreement), f"{best}, the best criterion")]
+
+    def series(name: str, key: str, style: int, text: Text) -> Series:
+        points = [
+            Point(
+                float(generation[x_name]),
+                float(generation[key]),
+                f"generation {generation['generation']}: {text(float(generation[key]))}, "
+                f"{number(generation['evaluations'])} evaluations, "
+                f"{duration(float(generation['seconds']))}",
+            )
+            for generation in history
+        ]
+        return Series(name, points, style, highlighted=style == 0)
+
+    validation = [float(generation["validation"]) for generation in history]
+    fitness = [float(generation[key]) for generation in history for key in ("best", "mean")]
     return [
-        draw(
-            top,
-            [Series("leader", _points(history, against, "validation", percent), 0, strong=True)],
+        Chart(
+            "Agreement on the validation inputs",
+            x,
+            Axis(
+                "agreement",
+                _fractions(validation + [value for value, _ in references]),
+                tick_percent,
+                exact=percent,
+            ),
+            [series("best candidate", "validation", 0, percent)],
+            note="The best candidate of each generation. The search never selects on these inputs.",
+            references=references,
+            height=230,
         ),
-        draw(
-            bottom,
-            [
-                Series("best", _points(history, against, "best", number), 0, strong=True),
-                Series("mean", _points(history, against, "mean", number), 1),
-            ],
+        Chart(
+            "Fitness on the calibration inputs",
+            x,
+            Axis("fitness", Linear.around(fitness)),
+            [series("best", "best", 0, number), series("population mean", "mean", 1, number)],
+            note="The objective that the search maximises.",
+            height=230,
         ),
     ]
 
 
-def _points(
-    history: Sequence[Mapping[str, Any]],
-    against: str,
-    what: str,
-    text: Any,  # noqa: ANN401
-) -> list[Point]:
-    return [
-        Point(
-            float(one[against]),
-            float(one[what]),
-            f"generation {one['generation']}: {text(float(one[what]))}, "
-            f"{number(one['evaluations'])} evaluations, {duration(float(one['seconds']))}",
-        )
-        for one in history
-    ]
-
-
-def _unit(values: Sequence[float]) -> Linear:
-    """Return a scale for parts of 1 that wastes no room and goes no further than 0 and 1."""
-    found = Linear.around(values, gain=0.12)
-    return Linear(max(0.0, found.low), min(1.0, found.high) if found.high > 1 else found.high)
+def _fractions(values: Sequence[float]) -> Linear:
+    """Return a scale for fractions that doesn't extend beyond 0 and 1."""
+    scale = Linear.around(values, gain=0.12)
+    return Linear(max(0.0, scale.low), min(1.0, scale.high))
 
 
 def front_chart(run: RunFiles) -> Chart | None:
-    """Return the Pareto front of a search over many sparsities, or what --max-drop tried."""
-    front = run.record.get("front") or ()
-    tried = run.record.get("trials") or ()
+    """Return the Pareto front of a search over many sparsities, or the trials of --max-drop."""
+    front, trials = run.record.get("front") or (), run.record.get("trials") or ()
     if front:
         title = "Pareto front"
-        note = "No network that was found is better at both; each is in front.safetensors."
+        note = "No network is better in both respects; each is in front.safetensors."
         groups = {"not dominated": front}
-    elif tried:
-        title = "Sparsities that were tried"
-        note = f"Allowed to lose {whole(run.record['settings']['max_drop'])} of agreement."
+    elif trials:
+        title = "Sparsities tried"
+        note = f"At most {tick_percent(run.record['settings']['max_drop'])} may be lost."
         groups = {
-            "holds": [one for one in tried if one.get("within_limit")],
-            "loses more": [one for one in tried if not one.get("within_limit")],
+            name: [trial for trial in trials if bool(trial.get("within_limit")) == within]
+            for name, within in (("within the limit", True), ("loses more", False))
         }
     else:
         return None
-    everything = [one for group in groups.values() for one in group]
-    densities = [1 - float(one["sparsity"]) for one in everything]
-    scale = Log.around(densities)
-    x = Axis("weights kept", scale, whole)
-    agreement = _unit([float(one["validation"]) for one in everything])
-    y = Axis("agreement on the validation inputs", agreement, whole, exact=percent)
+    networks = [network for group in groups.values() for network in group]
     series = [
         Series(
             name,
             [
                 Point(
-                    1 - float(one["sparsity"]),
-                    float(one["validation"]),
-                    f"{percent(one['sparsity'])} removed: {percent(one['validation'])} on the validation inputs",
+                    1 - float(network["sparsity"]),
+                    float(network["validation"]),
+                    f"{percent(network['sparsity'])} removed: {percent(network['validation'])} "
+                    f"{VALIDATION}",
                 )
-                for one in sorted(group, key=lambda one: -float(one["sparsity"]))
+                for network in sorted(group, key=lambda network: -float(network["sparsity"]))
             ],
-            number_of,
+            style,
             joined=bool(front),
-            strong=number_of == 0,
+            highlighted=style == 0,
         )
-        for number_of, (name, group) in enumerate(groups.items())
+        for style, (name, group) in enumerate(groups.items())
     ]
-    return draw(Frame(title, x, y, note=note), series)
+    return Chart(
+        title,
+        Axis(
+            "weights kept", Log.around([1 - float(n["sparsity"]) for n in networks]), tick_percent
+        ),
+        Axis(
+            VALIDATION,
+            _fractions([float(network["validation"]) for network in networks]),
+            tick_percent,
+            exact=percent,
+        ),
+        series,
+        note=note,
+    )
 
 
 def method_scores(run: RunFiles) -> list[tuple[str, float | None, float | None]]:
-    """Return every method at the same budget: name, agreement, accuracy; the best agreement first.
+    """Return name, agreement and accuracy of all methods at this budget, best agreement first.
 
-    Nothing where no other method was tried.
+    The list is empty where no other method was tried.
     """
     record = run.record
     rows = [
@@ -170,50 +157,58 @@ def method_scores(run: RunFiles) -> list[tuple[str, float | None, float | None]]
     if not rows:
         return []
     method = str(record["method"])
-    if own_name(record) != method or method not in record["baselines"]:
-        rows.append((own_name(record), *own_scores(record)))
+    if network_name(record) != method or method not in record["baselines"]:
+        rows.append((network_name(record), *network_scores(record)))
     repaired = record.get("repaired")
-    if repaired and not in_loop(record):
+    if repaired and not repaired_in_loop(record):
         rows.append((f"{method}, repaired", repaired.get("validation"), repaired.get("accuracy")))
     return sorted(rows, key=lambda row: -(row[1] or 0.0))
 
 
 def method_plot(run: RunFiles) -> DotPlot | None:
-    """Return every method at the same budget, best first, with agreement and test accuracy."""
+    """Return agreement and test accuracy of all methods at this budget."""
     rows = method_scores(run)
     if not rows:
         return None
     labelled = any(accuracy is not None for _, _, accuracy in rows)
-    names = ("agreement on the validation inputs", "test accuracy")[: 1 + labelled]
-    axis = Axis("", Linear(0.0, 1.0), whole, exact=percent, ticks=(0, 0.25, 0.5, 0.75, 1))
-    note = "All keep the same number of weights; none was fine-tuned."
-    cut = [(name, values[: len(names)]) for name, *values in rows]
-    own = own_name(run.record)
-    return dot_plot(("Methods at the same budget", note, axis), names, cut, strong=own)
+    names = (VALIDATION, "test accuracy")[: 1 + labelled]
+    axis = Axis("", Linear(0.0, 1.0), tick_percent, exact=percent, ticks=(0, 0.25, 0.5, 0.75, 1))
+    return DotPlot(
+        "Methods at the same budget",
+        "All keep the same number of weights; none was fine-tuned.",
+        axis,
+        names,
+        [(name, scores[: len(names)]) for name, *scores in rows],
+        network_name(run.record),
+    )
+
+
+def other_densities(run: RunFiles) -> dict[str, list[int]]:
+    """Return the weights that other methods keep, layer by layer."""
+    return {
+        name: kept
+        for name, kept in (run.report_data.get("kept") or {}).items()
+        if len(kept) == len(run.record["layers"]) and name != run.record["method"]
+    }
 
 
 def density_plot(run: RunFiles) -> DotPlot | None:
-    """Return how dense every layer stays, beside magnitude's, LAMP's and the best ranking's."""
-    layers = run.record["layers"]
-    beside = {
-        name: kept
-        for name, kept in (run.report_data.get("kept") or {}).items()
-        if len(kept) == len(layers) and name != run.record["method"]
-    }
-    names = [own_name(run.record), *beside]
+    """Return the density of every layer, beside magnitude's, LAMP's and the best criterion's."""
+    layers, others = run.record["layers"], other_densities(run)
     rows = []
-    for place, layer in enumerate(layers[:MOST_ROWS]):
-        kept = [layer["kept"], *(counts[place] for counts in beside.values())]
-        rows.append((str(layer["name"]), [one / layer["total"] for one in kept]))
+    for index, layer in enumerate(layers[:MAX_ROWS]):
+        kept = [layer["kept"], *(counts[index] for counts in others.values())]
+        rows.append((str(layer["name"]), [count / layer["total"] for count in kept]))
     values = [value for _, row in rows for value in row if value > 0]
     if not values:
         return None
-    wide = max(values) / min(values) > WIDE / 3
-    scale = Log(min(values) / 1.3, max(1.0, *values)) if wide else Linear(0.0, 1.0)
+    logarithmic = max(values) / min(values) > LOG_RATIO
+    scale = Log(min(values) / 1.3, max(1.0, *values)) if logarithmic else Linear(0.0, 1.0)
+    note = "Fraction of weights kept in each layer, from input to output."
+    note += " The axis is logarithmic." if logarithmic else ""
     more = len(layers) - len(rows)
-    note = "Weights kept in each layer, from the input to the output."
-    note += " The axis is logarithmic." if wide else ""
     note += f" {more} more layers are in the table below." if more else ""
-    return dot_plot(
-        ("How dense each layer stays", note, Axis("", scale, whole, exact=percent)), names, rows
+    names = [network_name(run.record), *others]
+    return DotPlot(
+        "Density by layer", note, Axis("", scale, tick_percent, exact=percent), names, rows
     )

@@ -1,4 +1,4 @@
-"""What a run comes to, in a sentence and a few figures; which of its networks the page is about."""
+"""The top of a run's page: the result in a sentence, the main figures, and what they mean."""
 
 from __future__ import annotations
 
@@ -10,18 +10,35 @@ from typing import Any
 from gaprune.formatting import duration, listing, number, percent, points, ratio, size
 from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
 from gaprune.report.reading import RunFiles
-from gaprune.report.words import DATA_LEVELS, ENDINGS
 
 EVOLVED = "evolved"
+_DATA_LEVELS = {
+    "none": "No calibration inputs were used: the scores depend on the weights alone.",
+    "noise": "No real data was used: the calibration inputs are random noise.",
+    "procedural": "No real data was used: a program drew the calibration inputs.",
+    "inversion": "No real data was used: the calibration inputs were inverted from the network.",
+    "proxy": "The calibration inputs are real data of the same kind, but not of the network's "
+    "domain.",
+    "unlabelled": "The calibration inputs are real data of the network's domain, without labels.",
+    "labelled": "The calibration inputs are real data of the network's domain, with labels.",
+}
+_STOP_REASONS = {
+    "generations": "after all generations",
+    "evaluations": "at its limit of evaluations",
+    "seconds": "at its limit of time",
+    "stagnation": "because it no longer improved",
+    "validation": "because it overfitted its calibration inputs",
+    "interrupted": "when it was interrupted; this is the best result so far",
+}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the headline: its name, itself, and what it means."""
+    """A figure of the headline: its name, its value, and what it means."""
 
     name: str
     value: str
-    words: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,7 @@ class Headline:
     Attributes:
         title: what was pruned.
         lead: the result, in a sentence.
-        figures: the most important ones.
+        figures: the main ones.
         remarks: what a reader must know to judge them.
     """
 
@@ -42,140 +59,137 @@ class Headline:
 
 
 def headline(run: RunFiles) -> Headline:
-    """Say what came of a run."""
+    """Return the headline of a run."""
     record = run.record
-    figures = [
-        _sparsity(record),
-        _quality(record),
-        _size(run),
-        *_gain(record),
-    ]
+    figures = [_sparsity(record), _quality(record), _size(run), *_gain(record)]
     return Headline(str(record["target"]), _lead(record), tuple(figures), tuple(_remarks(record)))
 
 
-def counts(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many prunable weights there are, and how many stay."""
+def weight_counts(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the number of prunable weights, and of those that are kept."""
     layers = record["layers"]
     return sum(layer["total"] for layer in layers), sum(layer["kept"] for layer in layers)
 
 
-def own_name(record: Mapping[str, Any]) -> str:
-    """Return what the network that was found is called: `evolved`, `evolved, repaired`."""
-    method = str(record["method"])
-    return f"{method}, repaired" if in_loop(record) else method
+def repaired_in_loop(record: Mapping[str, Any]) -> bool:
+    """Tell whether the search scored candidates after repair."""
+    return bool((record.get("repaired") or {}).get("in_loop"))
 
 
-def in_loop(record: Mapping[str, Any]) -> bool:
-    """Tell whether masks were chosen by how they do after repair."""
-    repaired = record.get("repaired")
-    return bool(repaired and repaired.get("in_loop"))
+def network_name(record: Mapping[str, Any]) -> str:
+    """Return the name of the run's network: its method, or `evolved, repaired`."""
+    return f"{record['method']}, repaired" if repaired_in_loop(record) else str(record["method"])
 
 
-def own_scores(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return agreement on the validation inputs and test accuracy of the network that the page is about."""
-    if in_loop(record):
+def network_scores(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return validation agreement and test accuracy of the run's network."""
+    if repaired_in_loop(record):
         return record["repaired"].get("validation"), record["repaired"].get("accuracy")
-    return record["agreement"].get("validation"), _accuracy(record, "pruned")
+    accuracy = record.get("accuracy") or {}
+    return record["agreement"].get("validation"), accuracy.get("pruned")
 
 
 def estimated_bytes(run: RunFiles) -> tuple[float, float] | None:
-    """Return bytes of the dense state dict and of a sparse file, or None where sizes are unknown.
+    """Return bytes of the dense state dict and of a sparse file; None where shapes are unknown.
 
-    The values that stay, and for their places log2 of the number of ways to choose them.
+    The estimate for a layer is its kept weights plus log2 C(total, kept) bits, the entropy of
+    their positions.
     """
     sizes = run.sizes
-    if not sizes:
+    if any(layer["name"] not in sizes for layer in run.record["layers"]):
         return None
     dense = float(sum(values * width for values, width in sizes.values()))
     sparse = dense
     for layer in run.record["layers"]:
-        if layer["name"] not in sizes:
-            return None
         total, kept = int(layer["total"]), int(layer["kept"])
-        ways = math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)
-        sparse += kept * sizes[layer["name"]][1] + ways / math.log(2) / 8
-        sparse -= total * sizes[layer["name"]][1]
+        nats = math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)
+        sparse += nats / math.log(2) / 8 - (total - kept) * sizes[layer["name"]][1]
     return dense, sparse
 
 
-def _accuracy(record: Mapping[str, Any], which: str) -> float | None:
-    return (record.get("accuracy") or {}).get(which)
+def _dense_accuracy(record: Mapping[str, Any]) -> float | None:
+    return (record.get("accuracy") or {}).get("dense")
 
 
 def _lead(record: Mapping[str, Any]) -> str:
-    removed = percent(record["sparsity"]["actual"])
-    validation, accuracy = own_scores(record)
-    after = " and repaired" if in_loop(record) else ""
-    told = f"With {removed} of its weights removed{after}, {record['target']}"
+    validation, accuracy = network_scores(record)
+    repaired = " after repair" if repaired_in_loop(record) else ""
+    subject = f"With {percent(record['sparsity']['actual'])} of its weights removed, "
+    subject += str(record["target"])
     if accuracy is not None:
-        dense = percent(_accuracy(record, "dense"))
-        return f"{told} still gets {percent(accuracy)} of the test set right; dense it got {dense}."
-    return f"{told} still answers as the dense network does on {percent(validation)} of the validation inputs."
+        return (
+            f"{subject} has a test accuracy of {percent(accuracy)}{repaired}; the dense network "
+            f"has {percent(_dense_accuracy(record))}."
+        )
+    return (
+        f"{subject} agrees with the dense network on {percent(validation)} of the validation "
+        f"inputs{repaired}."
+    )
 
 
 def _sparsity(record: Mapping[str, Any]) -> Figure:
-    total, kept = counts(record)
-    words = f"{number(kept)} of {number(total)} weights stay, each bit for bit as it was"
+    total, kept = weight_counts(record)
+    text = f"{number(kept)} of {number(total)} weights are kept, bit-identical to the checkpoint"
     settings = record.get("settings") or {}
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), record.get("budget") or WEIGHTS)
     if unit is not None:
-        words += f"; asked was to remove {percent(record['sparsity']['asked'])} of the {unit}"
+        text += f"; the target was {percent(record['sparsity']['asked'])} of the {unit}"
     name = "Sparsity" if unit is None else "Sparsity of weights"
-    return Figure(name, percent(record["sparsity"]["actual"]), words)
+    return Figure(name, percent(record["sparsity"]["actual"]), text)
 
 
 def _quality(record: Mapping[str, Any]) -> Figure:
-    validation, accuracy = own_scores(record)
+    validation, accuracy = network_scores(record)
     if accuracy is None:
-        words = "of the validation inputs inputs are answered as by the dense network"
-        return Figure("Agreement", percent(validation), words)
-    dense = _accuracy(record, "dense")
-    lost = "" if dense is None else f"; {points(accuracy - dense)} against the dense network"
-    words = f"on test data used for nothing else{lost}; {percent(validation)} agreement on the validation inputs"
-    return Figure("Test accuracy", percent(accuracy), words)
+        text = "of the validation inputs get the class that the dense network predicts"
+        return Figure("Agreement", percent(validation), text)
+    dense = _dense_accuracy(record)
+    lost = "" if dense is None else f"{points(accuracy - dense)} against the dense network; "
+    text = f"{lost}{percent(validation)} agreement with it on the validation inputs"
+    return Figure("Test accuracy", percent(accuracy), text)
 
 
 def _size(run: RunFiles) -> Figure:
-    total, kept = counts(run.record)
-    found = estimated_bytes(run)
-    if found is None:
+    estimate = estimated_bytes(run)
+    if estimate is None:
+        total, kept = weight_counts(run.record)
         return Figure("Size", ratio(total / max(1, kept)), "fewer weights")
-    dense, sparse = found
-    words = (
-        f"about, in a sparse file before compression; the dense one has {size(dense)}, "
-        f"{ratio(dense / max(sparse, 1))} as much"
-    )
-    return Figure("Size", size(sparse), words)
+    dense, sparse = estimate
+    text = f"estimate for a sparse file; the dense file has {size(dense)}, "
+    return Figure("Size", size(sparse), text + f"{ratio(dense / max(sparse, 1))} as much")
 
 
 def _gain(record: Mapping[str, Any]) -> list[Figure]:
     best, gain = record.get("best_baseline"), record.get("gain")
     if best is None or gain is None or record["method"] != EVOLVED:
         return []
-    words = f"of agreement on the validation inputs above {best}, the best of {len(record['baselines'])} rankings"
-    tested = record["baselines"][best].get("accuracy") if best in record["baselines"] else None
-    own = own_scores(record)[1]
-    if tested is not None and own is not None:
-        words += f"; {points(own - tested)} of test accuracy"
-    return [Figure("Margin", points(gain), words)]
+    value, unit = points(gain).split(" ", 1)
+    text = (
+        f"{unit} of agreement over {best}, the best of {len(record['baselines'])} one-shot criteria"
+    )
+    baseline = (record["baselines"].get(best) or {}).get("accuracy")
+    accuracy = network_scores(record)[1]
+    if baseline is not None and accuracy is not None:
+        text += f"; {points(accuracy - baseline)} in test accuracy"
+    return [Figure("Gain", value, text)]
 
 
 def _remarks(record: Mapping[str, Any]) -> list[str]:
-    found = [DATA_LEVELS.get(record["provenance"].get("level"), "")]
-    ending = ENDINGS.get(str(record.get("stopped")))
-    if ending is not None and record.get("seconds") is not None:
-        found.append(
-            f"The search ended {ending}: {duration(record['seconds'])}, "
-            f"{number(record.get('evaluations') or 0)} candidates scored."
-            if record["method"] == EVOLVED
-            else f"Made {ending}: {duration(record['seconds'])}."
-        )
+    remarks = [_DATA_LEVELS.get(record["provenance"].get("level"), "")]
+    reason = _STOP_REASONS.get(str(record.get("stopped")))
+    if record.get("seconds") is not None:
+        took = duration(record["seconds"])
+        if record["method"] != EVOLVED:
+            remarks.append(f"One criterion scored the weights, without a search, in {took}.")
+        elif reason is not None:
+            evaluations = number(record.get("evaluations") or 0)
+            remarks.append(f"The search stopped {reason}: {evaluations} evaluations in {took}.")
     repaired = record.get("repaired")
-    if repaired and not in_loop(record):
+    if repaired and not repaired_in_loop(record):
         scores = [f"{percent(repaired['validation'])} agreement on the validation inputs"]
         if repaired.get("accuracy") is not None:
             scores.append(f"{percent(repaired['accuracy'])} test accuracy")
-        found.append(f"After repair (statistics and biases only): {listing(scores)}.")
+        remarks.append(f"After repair of statistics and biases: {listing(scores)}.")
     if record["method"] == EVOLVED and (record.get("gain") or 0) <= 0:
-        found.append("The search found nothing better than the best ranking.")
-    return [one for one in found if one]
+        remarks.append("The search found nothing better than the best one-shot criterion.")
+    return [remark for remark in remarks if remark]

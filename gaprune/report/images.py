@@ -1,4 +1,4 @@
-"""Pictures inside the page: pixels as PNG in a data address, curves as corners of a line."""
+"""Images inside the page: pixels as a PNG data URL, curves as the points of a polyline."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Picture:
     """An image of the page.
 
     Attributes:
-        source: a data address.
-        width, height: in pixels of its own.
-        text: what somebody is told who cannot see it.
-        scale: pixels of the screen for one of its own, where there is room.
+        source: a data URL.
+        width, height: in image pixels.
+        text: the alternative text.
+        scale: screen pixels per image pixel, where there is room.
     """
 
     source: str
@@ -33,12 +33,12 @@ class Picture:
     scale: float = 1.0
 
 
-def picture(pixels: Pixels, text: str, *, wide: int = 0) -> Picture:
-    """Return pixels `[height, width(, channels)]` as an image, at best about `wide` points wide."""
-    height, width = pixels.shape[:2]
-    scale = max(1.0, wide / width) if wide else 1.0
+def picture(pixels: Pixels, text: str, *, width: int = 0) -> Picture:
+    """Return pixels `[height, width(, channels)]`, enlarged to about `width` screen pixels."""
+    height, columns = pixels.shape[:2]
+    scale = max(1.0, width / columns)
     address = "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
-    return Picture(address, width, height, text, scale)
+    return Picture(address, columns, height, text, scale)
 
 
 def png(pixels: Pixels) -> bytes:
@@ -63,7 +63,7 @@ def png(pixels: Pixels) -> bytes:
 
 
 def tinted(strength: NDArray[np.floating[Any]], colour: tuple[int, int, int]) -> Pixels:
-    """Return one colour, the more opaque the stronger: `[h, w]` in 0 to 1 → RGBA."""
+    """Return one colour with opacities `[h, w]` in [0, 1] as RGBA."""
     out = np.zeros((*strength.shape, 4), np.uint8)
     out[..., :3] = colour
     out[..., 3] = np.clip(strength * 255, 0, 255).round()
@@ -71,20 +71,20 @@ def tinted(strength: NDArray[np.floating[Any]], colour: tuple[int, int, int]) ->
 
 
 def tiles(pictures: list[Pixels], columns: int, gap: int = 1) -> Pixels:
-    """Put pictures of one size side by side, row after row, with transparent gaps between."""
+    """Arrange images of one size in rows, with transparent gaps."""
     height, width, channels = pictures[0].shape
     rows = -(-len(pictures) // columns)
     columns = min(columns, len(pictures))
     sheet = np.zeros(
         (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), np.uint8
     )
-    for index, one in enumerate(pictures):
+    for index, tile in enumerate(pictures):
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = one
+        sheet[top : top + height, left : left + width] = tile
     return sheet
 
 
 def curve(values: NDArray[np.uint8]) -> str:
-    """Return values `[n]` of 0 to 255 as corners of a line in a box of 100 by 100."""
+    """Return values `[n]` of 0 to 255 as the points of a polyline in a box of 100 by 100."""
     step = 100 / max(1, len(values) - 1)
     return " ".join(f"{i * step:.4g},{100 - v / 2.55:.4g}" for i, v in enumerate(values.tolist()))

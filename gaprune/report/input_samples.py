@@ -1,4 +1,4 @@
-"""Inputs that the network was shown, as a reader can look at them, and what it answered."""
+"""Some of the calibration and validation inputs, drawn, with the predictions of both networks."""
 
 from __future__ import annotations
 
@@ -10,92 +10,97 @@ from typing import Any
 
 import numpy as np
 
-from gaprune.formatting import number
+from gaprune.formatting import MISSING, number, percent
 from gaprune.report.images import Picture, Pixels, curve, picture
 from gaprune.report.reading import RunFiles
-from gaprune.report.words import certainty
 
-STRIP = 16  # values from which on a vector is drawn as a line
-
-ROLES = {
-    "search": ("What selected", "Candidates were scored on these."),
-    "validation": ("What judged", "The result is judged on these; they never steered the search."),
+_ROLES = {
+    "search": ("Calibration inputs", "Candidates are scored on these."),
+    "validation": (
+        "Validation inputs",
+        "The result is chosen on these; the search never uses them.",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One input: a picture, a curve, or token ids as text; and what both networks answered."""
+    """An input as an image, a curve or token ids, and the predictions as text."""
 
-    words: str
+    text: str
     differs: bool
     image: Picture | None = None
     path: str = ""
-    text: str = ""
+    tokens: str = ""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Some of the inputs of one kind."""
+class SampleGroup:
+    """Samples under a heading."""
 
     title: str
     note: str
     samples: tuple[Sample, ...]
 
 
-def shown(run: RunFiles) -> list[Shown]:
-    """Return what was kept of the inputs; nothing for an older run."""
+def sample_groups(run: RunFiles) -> list[SampleGroup]:
+    """Return the samples that the run stored."""
     kind = (run.report_data.get("inputs") or {}).get("kind", "")
-    found = []
-    for one in run.report_data.get("shown") or ():
-        title, note = ROLES.get(one.get("role"), ("Shown", ""))
-        samples = tuple(_samples(one, kind))
+    groups = []
+    for batch in run.report_data.get("shown") or ():
+        title, role = _ROLES.get(batch.get("role"), ("Inputs", ""))
+        samples = tuple(_samples(batch, kind))
         if not samples:
             continue
-        compared = [sample for sample in samples if sample.words]
-        count = f"{len(samples)} of {number(one['count'])}. {note}"
-        if compared:
-            same = sum(not sample.differs for sample in compared)
-            count += (
-                " Below each is the class that the dense network names, and how sure it is; on "
+        note = f"{len(samples)} of {number(batch['count'])}. {role}"
+        predicted = [sample for sample in samples if sample.text]
+        if predicted:
+            agreeing = sum(not sample.differs for sample in predicted)
+            note += (
+                " Each has the class that the dense network predicts, and its probability. The "
+                f"pruned network predicts the same class for {agreeing} of these {len(predicted)}."
             )
-            count += f"{same} of these {len(compared)} the pruned one names the same."
-        found.append(Shown(title, count, samples))
-    return found
+        groups.append(SampleGroup(title, note, samples))
+    return groups
 
 
-def _samples(one: Mapping[str, Any], kind: str) -> Iterator[Sample]:
-    shape = [int(size) for size in one.get("shape") or ()]
-    for place, sample in enumerate(one.get("samples") or (), 1):
-        words, differs = _said(sample)
+def _samples(batch: Mapping[str, Any], kind: str) -> Iterator[Sample]:
+    shape = [int(size) for size in batch.get("shape") or ()]
+    for index, sample in enumerate(batch.get("samples") or (), 1):
+        text, differs = _prediction(sample)
         values = sample.get("values")
         if kind == "tokens" and isinstance(values, list):
-            yield Sample(words, differs, text=" ".join(str(value) for value in values))
+            yield Sample(text, differs, tokens=" ".join(str(value) for value in values))
             continue
         try:
             pixels = np.frombuffer(base64.b64decode(values), np.uint8).reshape(shape)
         except (ValueError, TypeError, binascii.Error):
             return
         if kind == "image" and len(shape) == 3:
-            told = f"Input {place}. {words}" if words else f"Input {place}"
-            yield Sample(words, differs, image=picture(_as_rgb(pixels), told, wide=84))
+            alt = f"Input {index}. {text}" if text else f"Input {index}"
+            yield Sample(text, differs, image=picture(_as_rgb(pixels), alt, width=84))
         else:
-            yield Sample(words, differs, path=curve(pixels.ravel()))
+            yield Sample(text, differs, path=curve(pixels.ravel()))
 
 
 def _as_rgb(pixels: Pixels) -> Pixels:
-    """Return `[C, H, W]` as grey or RGB; of other numbers of channels the mean."""
+    """Return `[C, H, W]` as RGB, or the mean of other numbers of channels."""
     if pixels.shape[0] == 3:
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
     grey: Pixels = pixels.mean(0).round().astype(np.uint8)
     return grey
 
 
-def _said(sample: Mapping[str, Any]) -> tuple[str, bool]:
+def _prediction(sample: Mapping[str, Any]) -> tuple[str, bool]:
     dense, pruned = sample.get("dense"), sample.get("pruned")
     if dense is None:
         return "", False
-    words = f"class {dense}, {certainty(sample.get('sure'))}"
-    if pruned == dense:
-        return words, False
-    return f"{words}; pruned class {pruned}", True
+    text = f"class {dense}, {certainty(sample.get('sure'))}"
+    return (text, False) if pruned == dense else (f"{text}; pruned: class {pruned}", True)
+
+
+def certainty(probability: float | None) -> str:
+    """Format a probability in whole percent, but never as 100 %: 0.9999 → `>99 %`."""
+    if probability is None:
+        return MISSING
+    return ">99 %" if probability > 0.995 else percent(probability, 0)

@@ -1,17 +1,18 @@
-"""Pictures of masks: filters of the first layer, pixels that are looked at, where weights stay.
+"""Images of masks: filters of the first layer, pixels that it reads, density of other layers.
 
-Of a large network the first layers are drawn, and of a large layer means over its neighbours.
+Only the first layers of a large network are drawn. Each cell of a large layer is a mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,127 +21,118 @@ from gaprune.io.run_files import MASK, PRUNED
 from gaprune.report.images import Picture, Pixels, picture, tiles, tinted
 from gaprune.report.reading import RunFiles
 
-FILTERS, ROWS = 64, 24  # filters, and rows of a linear layer, that are drawn
-PORTRAITS = 12  # layers that are
-SIDE = 64  # cells along the side of such a picture
-TALL = 160  # points along the longer side of one
-LARGEST = 2**26  # weights of a layer that is still drawn
+MAX_FILTERS, MAX_NEURONS = 64, 24  # drawn of the first layer
+MAX_LAYERS = 12  # drawn as density maps
+MAX_CELLS = 64  # along each side of a density map
+MAP_SIZE = 160  # pixels along the longer side of a density map
+MAX_WEIGHTS = 2**26  # of a layer that is drawn
 POSITIVE, NEGATIVE = (22, 140, 118), (214, 110, 30)
-GREEN = POSITIVE
-GROUND = (128, 128, 128, 34)  # a weight that was dropped
+REMOVED = (128, 128, 128, 34)
 
 
 @dataclass(frozen=True)
-class Portrait:
-    """A picture with a name and a line of words below it."""
+class MaskImage:
+    """An image with a name and a caption."""
 
     name: str
-    words: str
+    caption: str
     image: Picture
 
 
-def first_layer(run: RunFiles) -> list[Portrait]:
-    """Return what can be shown of the first layer: its filters, or the pixels that it looks at."""
+def first_layer_images(run: RunFiles) -> list[MaskImage]:
+    """Return the filters of the first layer, or the pixels that it reads."""
     names = [layer["name"] for layer in run.record["layers"][:1]]
     for name, mask in run.tensors(MASK, names):
-        if mask.numel() > LARGEST:
+        if mask.numel() > MAX_WEIGHTS:
             return []
-        weights = next((one for _, one in run.tensors(PRUNED, [name])), None)
+        weights = next((tensor for _, tensor in run.tensors(PRUNED, [name])), None)
         signed = mask.float() if weights is None else weights.float() * mask
-        shape = _image_shape(run.report_data)
+        inputs = run.report_data.get("inputs") or {}
+        shape = inputs.get("shape") or []
         if mask.ndim == 4 and max(mask.shape[2:]) > 1:
             return [_filters(name, signed, mask)]
-        if mask.ndim == 2 and shape is not None and math.prod(shape) == mask.shape[1]:
-            return [_pixel_map(name, mask, shape), _rows(name, signed, mask, shape)]
+        is_image = inputs.get("kind") == "image" and len(shape) == 3
+        if mask.ndim == 2 and is_image and math.prod(shape) == mask.shape[1]:
+            return [_pixel_map(name, mask, shape), _neurons(name, signed, mask, shape)]
     return []
 
 
-def portraits(run: RunFiles) -> list[Portrait]:
-    """Return where weights stay in the first layers, as outputs by inputs."""
-    kept = {layer["name"]: layer for layer in run.record["layers"]}
-    chosen = [name for name, layer in kept.items() if layer["total"] <= LARGEST][:PORTRAITS]
-    return [_portrait(name, mask) for name, mask in run.tensors(MASK, chosen) if mask.ndim > 1]
+def density_maps(run: RunFiles) -> list[MaskImage]:
+    """Return where weights are kept in the first layers, outputs × inputs."""
+    totals = {layer["name"]: layer["total"] for layer in run.record["layers"]}
+    names = [name for name, total in totals.items() if total <= MAX_WEIGHTS][:MAX_LAYERS]
+    return [_density_map(name, mask) for name, mask in run.tensors(MASK, names) if mask.ndim > 1]
 
 
-def _image_shape(report_data: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    inputs = report_data.get("inputs") or {}
-    shape: list[int] = inputs.get("shape") or []
-    if inputs.get("kind") != "image" or len(shape) != 3:
-        return None
-    return int(shape[0]), int(shape[1]), int(shape[2])
+def _coloured(values: Tensor, mask: Tensor, largest: float) -> Pixels:
+    """Colour weights `[h, w]` by sign and magnitude; removed ones are grey."""
+    strength = 0.35 + 0.65 * values.abs().numpy() / max(largest, 1e-12)
+    signs = values.numpy()[..., None] >= 0
+    colours = np.where(signs, tinted(strength, POSITIVE), tinted(strength, NEGATIVE))
+    kept = mask.bool().numpy()[..., None]
+    return np.where(kept, colours, np.array(REMOVED, np.uint8)).astype(np.uint8)
 
 
-def _signed(values: Tensor, mask: Tensor, largest: float) -> Pixels:
-    """Return weights `[h, w]` as colours; those that were dropped are grey."""
-    strength = values.abs().numpy() / max(largest, 1e-12)
-    positive = tinted(0.35 + 0.65 * strength, POSITIVE)
-    out = np.where(
-        values.numpy()[..., None] >= 0, positive, tinted(0.35 + 0.65 * strength, NEGATIVE)
-    )
-    return np.where(mask.bool().numpy()[..., None], out, np.array(GROUND, np.uint8)).astype(
-        np.uint8
-    )
+def _heat_map(strength: NDArray[np.floating[Any]], lowest: float) -> Pixels:
+    """Colour values `[h, w]` of 0 to 1; cells of 0 are grey."""
+    colours = tinted(lowest + (1 - lowest) * strength, POSITIVE)
+    grey = np.array(REMOVED, np.uint8)
+    return np.where((strength > 0)[..., None], colours, grey).astype(np.uint8)
 
 
-def _filters(name: str, weights: Tensor, mask: Tensor) -> Portrait:
+def _filters(name: str, weights: Tensor, mask: Tensor) -> MaskImage:
     total = math.prod(mask.shape[:2])
-    flat = weights.reshape(total, *weights.shape[2:])[:FILTERS]
-    held = mask.reshape(total, *mask.shape[2:])[:FILTERS]
-    largest = float(flat.abs().max())
-    made = [_signed(one, kept, largest) for one, kept in zip(flat, held, strict=True)]
-    columns = 16 if len(made) > 24 else 8
-    all_of = f"all {total}" if total <= FILTERS else f"the first {FILTERS} of {number(total)}"
-    alive = int(held.flatten(1).any(1).sum())
-    words = (
-        f"{all_of} kernels ({mask.shape[2]} × {mask.shape[3]}), channel after "
-        f"channel; {'all' if alive == len(made) else number(alive)} of these keep a weight"
+    kernels = weights.reshape(total, *weights.shape[2:])[:MAX_FILTERS]
+    masks = mask.reshape(total, *mask.shape[2:])[:MAX_FILTERS]
+    largest = float(kernels.abs().max())
+    drawn = [_coloured(*pair, largest) for pair in zip(kernels, masks, strict=True)]
+    count = (
+        f"all {total}" if total <= MAX_FILTERS else f"the first {MAX_FILTERS} of {number(total)}"
     )
-    sheet = tiles(made, columns)
-    return Portrait("Filters", words, picture(sheet, f"Filters of {name}: {words}.", wide=640))
+    alive = int(masks.flatten(1).any(1).sum())
+    caption = (
+        f"{count} kernels ({mask.shape[2]} × {mask.shape[3]}) of {name}, channel by channel; "
+        f"{'all' if alive == len(drawn) else number(alive)} of these keep a weight"
+    )
+    sheet = tiles(drawn, 16 if len(drawn) > 24 else 8)
+    return MaskImage("Filters", caption, picture(sheet, f"Filters: {caption}.", width=640))
 
 
-def _rows(name: str, weights: Tensor, mask: Tensor, shape: tuple[int, int, int]) -> Portrait:
-    busiest = mask.long().sum(1).argsort(descending=True, stable=True)[:ROWS]
-    flat, held = weights[busiest].view(-1, *shape), mask[busiest].view(-1, *shape)
-    largest = float(flat.abs().max())
-    made = [
-        _signed(one.sum(0), kept.amax(0), largest) for one, kept in zip(flat, held, strict=True)
+def _neurons(name: str, weights: Tensor, mask: Tensor, shape: Sequence[int]) -> MaskImage:
+    densest = mask.long().sum(1).argsort(descending=True, stable=True)[:MAX_NEURONS]
+    rows, masks = weights[densest].view(-1, *shape), mask[densest].view(-1, *shape)
+    largest = float(rows.abs().max())
+    drawn = [
+        _coloured(row.sum(0), keep_mask.amax(0), largest)
+        for row, keep_mask in zip(rows, masks, strict=True)
     ]
-    words = (
-        f"the {len(made)} neurons of {name} that keep most weights, as pictures of the inputs that "
-        "they look at"
+    caption = (
+        f"the {len(drawn)} neurons of {name} with most weights, each as an image of its inputs"
     )
-    sheet = tiles(made, 6, gap=2)
-    return Portrait("Neurons", words, picture(sheet, f"Masks: {words}.", wide=420))
+    sheet = tiles(drawn, 6, gap=2)
+    return MaskImage("Neurons", caption, picture(sheet, f"Masks: {caption}.", width=420))
 
 
-def _pixel_map(name: str, mask: Tensor, shape: tuple[int, int, int]) -> Portrait:
-    kept = mask.long().sum(0).view(shape).sum(0)
-    used, pixels = int((kept > 0).sum()), kept.numel()
-    strength = (kept.float() / kept.max().clamp_min(1)).sqrt().numpy()
-    ground = np.zeros((*strength.shape, 4), np.uint8)
-    ground[...] = GROUND
-    image = np.where((strength > 0)[..., None], tinted(0.15 + 0.85 * strength, GREEN), ground)
-    words = (
-        f"{number(used)} of the {number(pixels)} pixels are still looked at by {name}; the busiest "
-        f"by {number(int(kept.max()))} neurons"
+def _pixel_map(name: str, mask: Tensor, shape: Sequence[int]) -> MaskImage:
+    readers = mask.long().sum(0).view(*shape).sum(0)
+    strength = (readers.float() / readers.max().clamp_min(1)).sqrt().numpy()
+    caption = (
+        f"{name} reads {number(int((readers > 0).sum()))} of the {number(readers.numel())} pixels; "
+        f"at most {number(int(readers.max()))} neurons read the same one"
     )
-    return Portrait("Pixels", words, picture(image.astype(np.uint8), f"Map: {words}.", wide=280))
+    image = picture(_heat_map(strength, 0.15), f"Map: {caption}.", width=280)
+    return MaskImage("Pixels", caption, image)
 
 
-def _portrait(name: str, mask: Tensor) -> Portrait:
+def _density_map(name: str, mask: Tensor) -> MaskImage:
     flat = mask.flatten(1).float()
     outputs, inputs = flat.shape
-    size = (min(SIDE, outputs), min(SIDE, inputs))
+    size = (min(MAX_CELLS, outputs), min(MAX_CELLS, inputs))
     cells = functional.adaptive_avg_pool2d(flat[None, None], size)[0, 0]
+    # The power brings out sparse regions.
     strength = (cells / cells.max().clamp_min(1e-12)).pow(0.6).numpy()
-    ground = np.zeros((*size, 4), np.uint8)
-    ground[...] = GROUND
-    image = np.where((strength > 0)[..., None], tinted(0.15 + 0.85 * strength, GREEN), ground)
-    kept = int(torch.count_nonzero(mask)) / mask.numel()
-    words = f"{number(outputs)} outputs by {number(inputs)} inputs, {percent(kept)} kept"
-    return Portrait(
-        name,
-        words,
-        picture(image.astype(np.uint8), f"{name}: {words}.", wide=TALL * size[1] // max(size)),
-    )
+    density = int(torch.count_nonzero(mask)) / mask.numel()
+    caption = f"{number(outputs)} outputs × {number(inputs)} inputs, {percent(density)} kept"
+    width = MAP_SIZE * size[1] // max(size)
+    image = picture(_heat_map(strength, 0.15), f"{name}: {caption}.", width=width)
+    return MaskImage(name, caption, image)

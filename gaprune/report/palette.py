@@ -1,4 +1,4 @@
-"""The colours of a report, by day and by night; tests check that they can be told apart."""
+"""The colours of a report, light and dark; tests check their contrast."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ DARK: Mapping[str, str] = {
     "s6": "#f58f86",
     "s7": "#a8aeb5",
 }
-SERIES = 8  # colours s0 to s7; what comes after begins again with another mark
+SERIES = 8  # colours s0 to s7; later series repeat them with another marker
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """Return the contrast ratio of two `#rrggbb` colours, 1 to 21 (WCAG 2.2, section 1.4.3)."""
-    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 
 def as_css() -> str:
-    """Return both sets as custom properties: the system's choice, unless the reader's is another.
+    """Return both sets as CSS variables: the system's theme, unless the reader chooses another.
 
-    What is printed is light, whatever the screen was.
+    Printed pages are light.
     """
     light, dark = (
         "".join(f"--{name}:{value};" for name, value in colours.items())

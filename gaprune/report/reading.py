@@ -1,4 +1,4 @@
-"""What a run folder holds for its report; what is missing there (older runs) is left out."""
+"""The files of a finished run, read for its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a template and what is to be shown to one page that asks nothing of the network."""
+"""Render a template to a self-contained page."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from markupsafe import Markup, escape
 from gaprune import formatting
 from gaprune.report.palette import as_css
 
-_UNIT = re.compile(r"(?<=[\d×]) (?=(?:%|percentage points|bytes|[kMGT]B|s|min|h)(?!\w))")
+_UNIT = re.compile(r"(?<=[\d×]) (?=(?:%|bytes|[kMGT]B|s|min|h)(?!\w))")
 _MINUS = re.compile(r"(?<![^\s(])-(?=\d)")
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """Return a page; every text in it is escaped, whoever it came from.
+    """Return a page in which every text is escaped.
 
-    A policy inside the page forbids it to load anything, and to run any script but its own.
+    Its content security policy forbids it to load anything, and to run any script but its own.
 
     Args:
         template: a file in `templates/`.
-        content: what it shows.
+        content: the variables of the template.
     """
     script = _file("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -65,7 +65,7 @@ def _typeset(value: object) -> object:
 
 
 def _breakable(name: str) -> Markup:
-    """Return a dotted name that may go on in the next line after a dot."""
+    """Allow a line break after each dot of a name."""
     return escape(name).replace(".", Markup(".<wbr>"))
 
 

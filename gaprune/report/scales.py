@@ -1,4 +1,4 @@
-"""From values to places on an axis, in percent of its length, and where its ticks stand."""
+"""Scales: from values to positions on an axis in percent, and the values of its ticks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STEPS = (1, 2, 5, 10)
 
 @dataclass(frozen=True)
 class Linear:
-    """Equal differences are equally long.
+    """A linear scale.
 
     Attributes:
         low, high: values at the ends, low < high.
@@ -22,7 +22,7 @@ class Linear:
     high: float
 
     def at(self, value: float) -> float:
-        """Return the place of a value: 0 at the low end, 100 at the high one, never beyond."""
+        """Return the position of a value, clipped to 0 at the low end and 100 at the high end."""
         return _clipped((value - self.low) / (self.high - self.low))
 
     def ticks(self, most: int = MOST_TICKS) -> list[float]:
@@ -31,16 +31,16 @@ class Linear:
 
     @classmethod
     def around(cls, values: Iterable[float], *, gain: float = 0.05) -> Linear:
-        """Return a scale on which all finite values lie, with some room at both ends."""
-        held = [value for value in values if math.isfinite(value)]
-        low, high = (min(held), max(held)) if held else (0.0, 1.0)
-        room = gain * (high - low) or max(abs(high), 1.0) * gain
-        return cls(low - room, high + room)
+        """Return a scale for all finite values, with a margin at both ends."""
+        finite = [value for value in values if math.isfinite(value)]
+        low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+        margin = gain * (high - low) or max(abs(high), 1.0) * gain
+        return cls(low - margin, high + margin)
 
 
 @dataclass(frozen=True)
 class Log:
-    """Equal ratios are equally long.
+    """A logarithmic scale.
 
     Attributes:
         low, high: values at the ends, 0 < low < high.
@@ -50,7 +50,7 @@ class Log:
     high: float
 
     def at(self, value: float) -> float:
-        """Return the place of a value; 0 and less lie at the low end."""
+        """Return the position of a value, as `Linear.at`; 0 and less are at the low end."""
         if value <= self.low:
             return 0.0
         return _clipped(math.log(value / self.low) / math.log(self.high / self.low))
@@ -63,24 +63,24 @@ class Log:
             for digits in ((1, 2, 5), (1, 3), (1,))
         ]
         wanted += [wanted[-1][::every] for every in range(2, last - first + 2)]
-        inside = [[one for one in ticks if self._holds(one)] for ticks in wanted]
+        inside = [[value for value in ticks if self._contains(value)] for ticks in wanted]
         chosen = next(ticks for ticks in inside if len(ticks) <= most)
         return chosen if len(chosen) > 1 else nice_ticks(self.low, self.high, most)
 
-    def _holds(self, value: float) -> bool:
+    def _contains(self, value: float) -> bool:
         return self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)
 
     @classmethod
     def around(cls, values: Iterable[float], *, gain: float = 1.25) -> Log:
-        """Return a scale on which all positive values lie, with some room at both ends."""
-        held = [value for value in values if 0 < value < math.inf]
-        low, high = (min(held), max(held)) if held else (0.1, 1.0)
+        """Return a scale for all positive values, with a margin at both ends."""
+        finite = [value for value in values if 0 < value < math.inf]
+        low, high = (min(finite), max(finite)) if finite else (0.1, 1.0)
         return cls(low / gain, high * gain)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Parts of 1, logarithmic in what is missing to 1: 90, 95, 98 and 99 % stand apart.
+class Fractions:
+    """A scale for fractions that is logarithmic in 1 − value: 90, 99 and 99.9 % are evenly spaced.
 
     Attributes:
         low, high: values at the ends, low < high < 1.
@@ -90,33 +90,33 @@ class Parts:
     high: float
 
     def at(self, value: float) -> float:
-        """Return the place of a value: 0 at the low end, 100 at the high one, never beyond."""
+        """Return the position of a value, clipped to 0 at the low end and 100 at the high end."""
         missing = Log(1 - self.high, 1 - self.low)
         return round(100 - missing.at(1 - value), 3)
 
     def ticks(self, most: int = MOST_TICKS + 1) -> list[float]:
-        """Return round values inside the ends; where there are many, those that stand apart."""
-        inside = [one for one in _PARTS if self.low <= one <= self.high]
+        """Return round values inside the ends, at a minimal distance from each other."""
+        inside = [value for value in _PARTS if self.low <= value <= self.high]
         least = 100 / (most + 1)
         chosen: list[float] = []
-        for one in sorted(inside, key=lambda one: (one not in _ROUNDEST, one)):
-            if all(abs(self.at(one) - self.at(other)) >= least for other in chosen):
-                chosen.append(one)
+        for value in sorted(inside, key=lambda value: (value not in _ROUNDEST, value)):
+            if all(abs(self.at(value) - self.at(other)) >= least for other in chosen):
+                chosen.append(value)
         return sorted(chosen)
 
     @classmethod
-    def around(cls, values: Iterable[float], *, gain: float = 1.3) -> Parts:
-        """Return a scale on which all values lie; what is nearly 1 lies at its end."""
+    def around(cls, values: Iterable[float], *, gain: float = 1.3) -> Fractions:
+        """Return a scale for all values; those within 1e-4 of 1 are at its end."""
         missing = [max(1 - value, SMALLEST) for value in values if math.isfinite(value)]
         low, high = (min(missing), max(missing)) if missing else (0.1, 1.0)
         return cls(1 - min(1.0, high * gain), 1 - low / gain)
 
 
-SMALLEST = 1e-4  # part that is still told from none
+SMALLEST = 1e-4  # values closer to 1 are drawn as 1
 _PARTS = (0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
 _ROUNDEST = (0, 0.5, 0.9, 0.99, 0.999)
 
-Scale = Linear | Log | Parts
+Scale = Linear | Log | Fractions
 
 
 def nice_ticks(low: float, high: float, most: int = MOST_TICKS) -> list[float]:
@@ -136,3 +136,11 @@ def nice_ticks(low: float, high: float, most: int = MOST_TICKS) -> list[float]:
 
 def _clipped(part: float) -> float:
     return round(100 * min(1.0, max(0.0, part)), 3)
+
+
+def short(value: float) -> str:
+    """Format a large number for a tick label: 25000 → `25k`."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"
