@@ -26,7 +26,7 @@ from torch import nn
 from benchmarks.channel_methods import METHODS, Case
 from gaprune.calibration.samples import Samples
 from gaprune.cli.console import add_row, stdout, table
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test

@@ -27,7 +27,7 @@ from benchmarks.claims import Claim, flat, missed, table
 from benchmarks.exported import alone, files, two_of_four
 from benchmarks.exported.case import Case, Context, run_at
 from benchmarks.exported.rows import Kept, Row, figures_of
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO

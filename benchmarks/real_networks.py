@@ -33,7 +33,7 @@ from benchmarks.real.report import FULL_WIDTH, line, show
 from benchmarks.real.rows import Kept, Key, Row
 from benchmarks.real.settings import OWN, SETTINGS, SPARSITIES
 from gaprune.cli.console import stdout
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.serialization import to_json
 

@@ -40,9 +40,11 @@ def main() -> None:
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     second = cluster.add_node(num_cpus=2)
-    said: list[str] = []
+    warnings: list[str] = []
     tasks = [Grow(seed, SIZE) for seed in range(12)]
-    with RayWorkers("evaluator", WorkerOptions(3, address=cluster.address), said.append) as workers:
+    with RayWorkers(
+        "evaluator", WorkerOptions(3, address=cluster.address), warnings.append
+    ) as workers:
         while len(workers.idle) < 3:
             workers.run([Later(Grow(0), 0.1)])
         early = workers.run(tasks[:6])
@@ -51,14 +53,14 @@ def main() -> None:
         late = workers.run([Later(task, 1.0) for task in tasks[6:]])
         seconds = time.monotonic() - started
         started = time.monotonic()
-        found = workers.fetch([*early, *late])
+        genomes = workers.fetch([*early, *late])
         fetched = time.monotonic() - started
         lost = workers.lost
     expected = [task.run(None).genes.numbers for task in tasks]
     facts = {
-        "equal": all(bool((a.numbers == b).all()) for a, b in zip(found, expected, strict=True)),
+        "equal": all(bool((a.numbers == b).all()) for a, b in zip(genomes, expected, strict=True)),
         "lost": lost,
-        "said": said,
+        "warnings": warnings,
         "run_seconds": seconds,
         "fetch_seconds": fetched,
         "still_connected": ray.is_initialized(),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gaprune import GapruneError, InputOptions, Result, prune, resume
 from gaprune.callbacks import Observer
 from gaprune.records import Generation
-from gaprune.workers import RetryPolicy, protocol
+from gaprune.workers import RetryPolicy, base
 
 SETTINGS: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
@@ -83,10 +83,10 @@ def network(folder: Path) -> nn.Module:
     return model
 
 
-def found(result: Result) -> tuple[object, ...]:
+def outcome(result: Result) -> tuple[object, ...]:
     """Return what was found, to the bit."""
     masks = {name: mask.tolist() for name, mask in result.masks.items()}
-    history = [(one.best, one.mean, one.validation, one.evaluations) for one in result.history]
+    history = [{**vars(record), "seconds": 0} for record in result.history]
     return masks, history, result.validation_agreement, result.origin
 
 
@@ -96,17 +96,17 @@ def test_a_run_whose_workers_all_die_keeps_a_checkpoint_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says how; nothing is lost, and what is found is what one process finds."""
-    monkeypatch.setattr(protocol, "RetryPolicy", partial(RetryPolicy, first_wait=0.01))
-    notes, place = tmp_path / "notes", tmp_path / "run"
+    monkeypatch.setattr(base, "RetryPolicy", partial(RetryPolicy, first_wait=0.01))
+    notes, folder = tmp_path / "notes", tmp_path / "run"
     killing = Killing(notes)
-    with pytest.raises(GapruneError, match=r"all 2 are lost.*locked; gaprune resume .*run goes on"):
-        prune(network(notes), out=place, workers=2, observer=killing, **SETTINGS)
+    with pytest.raises(GapruneError, match=r"all 2 .*locked.*gaprune resume .*run"):
+        prune(network(notes), out=folder, workers=2, observer=killing, **SETTINGS)
     assert killing.last > 1
     (notes / "locked").unlink()
     again = Counting()
-    resumed = resume(place, model=network(notes), workers=1, observer=again)
+    resumed = resume(folder, model=network(notes), workers=1, observer=again)
     assert again.generations == list(range(killing.last + 1, SETTINGS["generations"] + 1))
-    assert found(resumed) == found(prune(network(notes), **SETTINGS))
+    assert outcome(resumed) == outcome(prune(network(notes), **SETTINGS))
 
 
 class Counting(Observer):

@@ -64,8 +64,8 @@ def test_json_is_the_record_and_nothing_else(run: Run, place: Path) -> None:
     record = json.loads(ran.out)
     assert record == json.loads(Path("run/result.json").read_text())
     documented = (
-        "schema target weights_sha256 method sparsity layers agreement accuracy baselines provenance "
-        "evaluations seconds seed versions"
+        "schema target weights_sha256 method sparsity layers agreement accuracy baselines "
+        "provenance evaluations seconds seed versions"
     )
     assert set(documented.split()) <= set(record)
     assert set(record["sparsity"]) == {"asked", "actual"}
@@ -173,7 +173,7 @@ def test_a_full_disk_does_not_lose_the_result(run: Run, place: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert ran.code == 1
     assert json.loads(ran.out)["method"] == "lamp"
-    assert "gaprune: error: out: cannot write" in ran.err
+    assert "gaprune: error: out: " in ran.err
     assert not Path("run").exists()
 
 

@@ -33,10 +33,9 @@ def test_a_signal_keeps_the_rows_and_says_how_to_go_on(
     assert ran.code == code
     assert ran.out == ""
     assert "Traceback" not in ran.err
-    assert ran.err.splitlines()[-1] == (
-        "gaprune: interrupted; the rows so far are in rows; the same command without --overwrite "
-        "goes on"
-    )
+    last = ran.err.splitlines()[-1]
+    assert "in rows;" in last
+    assert "--overwrite" in last
     rows = Path("rows/rows.jsonl").read_bytes()
     assert [row.method for row in read_rows("rows")] == ["magnitude", "magnitude"]
     assert Path("rows/config.toml").read_text().startswith("# gaprune compare --config")
@@ -75,7 +74,7 @@ def test_a_killed_process_leaves_whole_rows(
     assert len(kept) >= 3
     ran = run(*COMPARE, *names, "--json")
     assert ran.code == 0
-    assert f"rows: {len(kept)} of 12 are there already" in ran.err
+    assert f"{len(kept)} of 12" in ran.err
     whole = run(*COMPARE, *names, "--out", "other", "--json")
     for row, other in zip(json.loads(ran.out), json.loads(whole.out), strict=True):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}

@@ -15,7 +15,7 @@ from gaprune.cli.comparison_table import show_comparison
 from gaprune.cli.console import WIDEST, Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, known_methods
 from gaprune.comparison.comparison_request import COMPARISON_KEYS, make_request
 from gaprune.comparison.context import ComparisonObserver, part_name

@@ -18,7 +18,7 @@ from gaprune.callbacks import Observer
 from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.prune_command import RUNS
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.config import EVOLVED, make_settings
 from gaprune.errors import GapruneError
 from gaprune.evaluation.labelled import zoo_test

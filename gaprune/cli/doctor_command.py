@@ -18,7 +18,7 @@ import typer
 from gaprune import plugins, workers
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.cli.console import Monitor, add_row, stdout, table
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.criteria import CRITERIA, read_criterion
 from gaprune.errors import InputError
 from gaprune.evaluation.objectives import OBJECTIVES, agreement, read_objective

@@ -16,7 +16,7 @@ from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, stdout
 from gaprune.cli.options import with_options
 from gaprune.cli.result_table import show_dry_run, show_profile, show_result
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.cli.tensorboard import Events
 from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError

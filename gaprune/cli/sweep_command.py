@@ -12,7 +12,7 @@ from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
-from gaprune.cli.signals import SignalHandler
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.comparison.sweeps import (
     SWEEPS,
     SweepOptions,
