@@ -1,71 +1,52 @@
-"""Imports only go down, packages stay in their rooms, files stay readable and portable."""
+"""The layout of the package: imports, names and file sizes."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
+import tokenize
+from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gaprune"
-MAX_LINES = 350
-MAX_AT_ROOT = 16
+MAX_LINES = 500
+MAX_AT_ROOT = 10
+GENERIC_NAMES = {"one", "found", "own", "held", "shown", "kept", "place", "how"}
 
-FLOORS = (
-    # 0: plain data and errors that everything uses, no torch
-    (
-        "errors",
-        "formats",
-        "pattern_names",
-        "words",
-        "inputs",
-        "config",
-        "keys",
-        "records",
-        "userfile",
-        "plugins",
-        "observe",
-        "spent",
-    ),
-    # 1: the network and its masks
-    ("checkpoint", "files", "masks", "network", "patterns", "sources", "sparse", "zoo"),
-    # 2: what is shown to it, and how weights and outputs are judged
-    ("calibration", "criterion", "objectives"),
-    # 3: what a worker holds
-    ("baselines", "memory", "plots", "repair", "trial"),
-    # 4: the search
-    ("evolution", "workers"),
-    # 5: one run from start to end, and the public names (the package's own __init__)
-    (
-        "planning",
-        "outcome",
-        "keeping",
-        "report",
-        "exports",
-        "measures",
-        "running",
-        "comparison",
-        "__init__",
-    ),
-    # 6: people
-    ("screen", "checkup", "cli", "__main__"),
+ORDER = (  # top to bottom: a package imports packages below it only; `root` are the loose modules
+    "__main__",
+    "__init__",
+    "cli",
+    "comparison",
+    "export",
+    "runs",
+    "report",
+    "evolution",
+    "workers",
+    "evaluation",
+    "repair",
+    "criteria",
+    "calibration",
+    "models",
+    "io",
+    "masks",
+    "root",
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-HOMES = {  # package → the only files (or folders) of gaprune that import it
+HOMES = {  # third-party package → the only files or folders of gaprune that import it
     "ray": ("workers/",),
     "deap": ("evolution/",),
-    "matplotlib": ("plots/",),
-    "sklearn": ("baselines/clustering.py",),
-    "torch_pruning": ("baselines/channels.py",),
+    "matplotlib": ("comparison/plots/",),
+    "sklearn": ("export/clustering.py",),
+    "torch_pruning": ("models/channel_groups.py", "comparison/methods/"),
     "typer": ("cli/",),
-    "rich": ("screen/console.py", "screen/live.py", "cli/"),
-    "jinja2": ("report/",),
+    "rich": ("cli/",),
+    "jinja2": ("report/", "export/"),
     "markupsafe": ("report/",),
 }
 
@@ -80,111 +61,114 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
-def room_of(module: str) -> str:
-    """Return the second part of a dotted name; the package itself is its `__init__`."""
-    return module.split(".")[1] if "." in module else "__init__"
+def package_of(module: str) -> str:
+    """Return the package of a module: its second part, or `root`."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "__init__"
+    return parts[1] if parts[1] in ORDER else "root"
 
 
-def imports_of(tree: ast.Module) -> Iterator[str]:
-    """Yield every imported dotted name, also those inside functions or for types only.
-
-    Of `from a import b`, `a.b` where that is a module of gaprune, else `a`.
-    """
-    for node in ast.walk(tree):
+def imports_of(module: str) -> Iterator[str]:
+    """Yield every imported name, also inside functions; modules of gaprune by their full name."""
+    for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.level == 0, f"{module}, line {node.lineno}: relative import"
             assert node.module is not None
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 yield full if full in MODULES else node.module
 
 
-def own_imports(module: str) -> set[str]:
-    """Return the modules of gaprune that a module imports."""
-    return {name for name in imports_of(TREES[module]) if name.split(".")[0] == "gaprune"}
+IMPORTS = {module: set(imports_of(module)) for module in MODULES}
 
 
-def test_the_package_is_found() -> None:
-    """The other tests look at real files with real imports."""
-    assert "gaprune.masks.supermask" in own_imports("gaprune.masks.budget")
-    assert "gaprune.models.zoo.mnist" in own_imports("gaprune.calibration.files")
-    assert "torch" in imports_of(TREES["gaprune.masks.supermask"])
+def test_the_package_is_scanned() -> None:
+    """The other tests read real files with real imports."""
+    assert "gaprune.masks.supermask" in IMPORTS["gaprune.masks.budget"]
+    assert "torch" in IMPORTS["gaprune.masks.supermask"]
+    assert {package_of(module) for module in MODULES} == set(ORDER)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_file_has_a_floor(module: str) -> None:
-    """A new room is put on a floor by whoever builds it."""
-    room = room_of(module)
-    assert room in FLOOR_OF, f"{MODULES[module].relative_to(ROOT)}: put {room!r} on a floor"
+def test_imports_go_down() -> None:
+    """A module imports from its own package or from packages below it."""
+    upward = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in IMPORTS[module]
+        if name in MODULES and ORDER.index(package_of(name)) < ORDER.index(package_of(module))
+    ]
+    assert not upward
 
 
-def test_the_root_holds_only_what_everything_uses() -> None:
-    """A newcomer reads a few files and the names of rooms; the rest lies in the rooms."""
-    assert len([path for path in MODULES.values() if path.parent == PACKAGE]) <= MAX_AT_ROOT
+def test_no_module_imports_itself_through_others() -> None:
+    """The graph of modules has a topological order; a CycleError names the cycle."""
+    graph = {module: (IMPORTS[module] & set(MODULES)) - {module} for module in MODULES}
+    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)
 
 
-def test_every_room_that_has_a_floor_is_there() -> None:
-    """Who deletes or renames a room takes its name off the floor."""
-    assert set(FLOOR_OF) == {room_of(module) for module in MODULES}
+def test_root_modules_need_no_torch() -> None:
+    """Programs that only read settings or records start fast."""
+    root = [module for module in MODULES if package_of(module) == "root"]
+    heavy = [m for m in root if {name.split(".")[0] for name in IMPORTS[m]} & {"torch", "numpy"}]
+    assert not heavy
+    assert len(root) <= MAX_AT_ROOT
 
 
-@pytest.mark.parametrize("module", [one for one in MODULES if FLOOR_OF.get(room_of(one)) == 0])
-def test_the_lowest_floor_needs_no_torch(module: str) -> None:
-    """Plain data is read by programs that have no network in their hands."""
-    assert not {name.split(".")[0] for name in imports_of(TREES[module])} & {"numpy", "torch"}
+def test_a_third_party_package_has_one_home() -> None:
+    """Whoever replaces Ray, DEAP or the console edits one package."""
+    strays = [
+        f"{path.relative_to(PACKAGE)} imports {package}"
+        for package, homes in HOMES.items()
+        for module, path in MODULES.items()
+        if package in {name.split(".")[0] for name in IMPORTS[module]}
+        and not path.relative_to(PACKAGE).as_posix().startswith(homes)
+    ]
+    assert not strays
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down(module: str) -> None:
-    """A file imports from its own floor or from below, never from above."""
-    floor = FLOOR_OF.get(room_of(module), -1)
-    above = {name for name in own_imports(module) if FLOOR_OF.get(room_of(name), -1) > floor}
-    assert not above, f"{module} (floor {floor}) imports from above: {sorted(above)}"
+def test_files_are_at_most_500_lines() -> None:
+    """A longer file answers more than one question."""
+    lengths = {m: len(path.read_text().splitlines()) for m, path in MODULES.items()}
+    assert not {module: length for module, length in lengths.items() if length > MAX_LINES}
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
-    """The graph of modules has a topological order (CycleError names the circle)."""
-    graph = {module: own_imports(module) - {module} for module in MODULES}
-    assert set(TopologicalSorter(graph).static_order()) >= set(MODULES)
+def test_names_are_unique() -> None:
+    """No two modules share a file name; no two classes or public functions share a name."""
+    homes = defaultdict(list)
+    for module, path in MODULES.items():
+        if path.name not in {"__init__.py", "__main__.py"}:
+            homes[path.name].append(module)
+        for node in TREES[module].body:
+            if isinstance(node, ast.ClassDef) or (
+                isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+            ):
+                homes[node.name].append(module)
+    assert not {name: modules for name, modules in homes.items() if len(set(modules)) > 1}
 
 
-def test_no_room_depends_on_a_room_that_depends_on_it() -> None:
-    """The graph of rooms has a topological order, so the rooms of a floor can be read in one."""
-    graph: dict[str, set[str]] = {room_of(module): set() for module in MODULES}
-    for module in MODULES:
-        graph[room_of(module)] |= {room_of(name) for name in own_imports(module)}
-    for room, below in graph.items():
-        below.discard(room)
-    assert set(TopologicalSorter(graph).static_order()) >= set(graph)
+def test_names_say_what_they_hold() -> None:
+    """Fewer than one generic name, such as `found`, per 1,000 lines."""
+    uses: dict[str, list[str]] = defaultdict(list)
+    lines = 0
+    for module, path in MODULES.items():
+        text = path.read_text()
+        lines += len(text.splitlines())
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.NAME and token.string in GENERIC_NAMES:
+                uses[module].append(f"{token.string} in line {token.start[0]}")
+    assert sum(map(len, uses.values())) < lines / 1000, dict(uses)
 
 
-@pytest.mark.parametrize(("package", "homes"), HOMES.items(), ids=HOMES)
-def test_a_package_is_imported_in_its_home_only(package: str, homes: tuple[str, ...]) -> None:
-    """Whoever wants to replace Ray, DEAP or the console reads one place."""
-    users = {
-        MODULES[module].relative_to(PACKAGE).as_posix()
-        for module, tree in TREES.items()
-        if any(name.split(".")[0] == package for name in imports_of(tree))
-    }
-    assert not {user for user in users if not user.startswith(homes)}
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_files_are_readable_in_one_sitting(module: str) -> None:
-    """A longer file holds two rooms."""
-    assert len(MODULES[module].read_text().splitlines()) <= MAX_LINES
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_public_names_have_docstrings(module: str) -> None:
-    """Every module, and every public class, function and method in it, says what it is."""
-    assert not list(undocumented(TREES[module], module))
+def test_public_names_have_docstrings() -> None:
+    """Every module and every public class, function and method has a docstring."""
+    assert not [name for module, tree in TREES.items() for name in undocumented(tree, module)]
 
 
 def undocumented(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
-    """Yield the public names in a module or class that have no docstring; magic methods may."""
+    """Yield the public names without a docstring in a module or class, except magic methods."""
     if ast.get_docstring(node) is None:
         yield name
     for child in node.body:
@@ -196,32 +180,28 @@ def undocumented(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
             yield f"{name}.{child.name}"
 
 
-def committed_files() -> list[Path]:
-    """Return the files of the project: what git tracks, or all of them outside a checkout."""
+def test_no_committed_text_names_a_path_of_one_machine() -> None:
+    """No home folders or workplace paths in any committed file."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z"],  # noqa: S607 - whichever git the user has
+        ["git", "ls-files", "-z"],  # noqa: S607 - whichever git is installed
         cwd=ROOT,
         capture_output=True,
         check=False,
     )
-    if listed.returncode == 0 and listed.stdout:
-        return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    names = listed.stdout.decode().split("\0")[:-1]
     folders = (".ci", ".github", "benchmarks", "docs", "gaprune", "scripts", "tests")
-    places = ["*", *(f"{folder}/**/*" for folder in folders)]
-    found = (path for place in places for path in ROOT.glob(place))
-    return [path for path in found if path.is_file() and path.suffix != ".pyc"]
-
-
-def test_no_committed_text_names_a_place_on_somebodys_machine() -> None:
-    """What is committed works on every machine: no absolute home or workplace paths."""
-    # in pieces, so that this file doesn't hold what it looks for
-    needles = re.compile("|".join(("/wo" + "rk/", "/ro" + "ot/", r"(?<!\w)sha" + "red/")))
-    texts = 0
-    for path in committed_files():
+    paths = [ROOT / name for name in names] or [  # outside a checkout: all files
+        path for pattern in ("*", *(f"{f}/**/*" for f in folders)) for path in ROOT.glob(pattern)
+    ]
+    # in pieces, so that this file does not contain what it searches for
+    pattern = re.compile("|".join(("/wo" + "rk/", "/ro" + "ot/", r"(?<!\w)sha" + "red/")))
+    texts, offenders = 0, []
+    for path in paths:
         try:
             text = path.read_text()
-        except (UnicodeDecodeError, FileNotFoundError):  # weights and images; deleted, uncommitted
+        except (UnicodeDecodeError, OSError):  # images and weights; folders; deleted files
             continue
         texts += 1
-        assert not needles.findall(text), f"{path.relative_to(ROOT)} names a place"
-    assert texts > 40  # the project, not an empty folder
+        offenders += [str(path.relative_to(ROOT))] if pattern.search(text) else []
+    assert texts > 40
+    assert not offenders

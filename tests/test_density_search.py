@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from search_cases import layout_of, random_genes, seeded, seeds_of, tiny_evaluator, tiny_model
+from search_cases import random_genes, seeded, seeds_of, tiny_evaluator
 from torch import nn
 
-from gaprune import prune
-from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.operators import reallocate
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import (
     DENSITY_SEARCH,
@@ -35,7 +29,6 @@ from gaprune.evolution.variation import MIN_ANNEALING, VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
-from gaprune.records import Generation
 from gaprune.runs.setup import check_settings, make_plan, resolve_settings
 from gaprune.workers import SerialWorkers
 
@@ -84,17 +77,6 @@ def search(
     """Return the outcome and the children of every generation."""
     workers = Recording()
     return Evolution(plan, workers).run(seeds), workers.broods
-
-
-@given(st.integers(0, 9), st.one_of(st.none(), st.integers(0, 12)))
-def test_a_plan_divides_its_generations(density_search: int, generations: int | None) -> None:
-    """The first so many allocate, all others search; the limit counts both."""
-    plan = plan_of(density_search, generations=generations)
-    names = [plan.phase(number).name for number in range(1, 20)]
-    assert names == [DENSITY_SEARCH] * density_search + [SEARCH] * (19 - density_search)
-    assert plan.phase(0) is plan.phases[0]
-    rest = None if generations is None else max(0, generations - density_search)
-    assert plan.phases[-1].length == rest
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global"])
@@ -155,42 +137,6 @@ def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
     assert best[2] > best[0]
 
 
-def test_stagnation_is_counted_from_where_the_search_begins() -> None:
-    """Where everything is kept nothing can gain, and the phase is not cut short for it."""
-    plan = replace(plan_of(3), keep=EVALUATOR.layout.total, limits=SearchLimits(stagnation=2))
-    outcome, _ = search(plan, seeds_of(EVALUATOR, EVALUATOR.layout.total, count=2))
-    assert outcome.stopped == "stagnation"
-    assert outcome.history[-1].generation == 5
-
-
-class Counting(Observer):
-    """Keeps which generation of how many it hears of."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[int, int | None, str]] = []
-
-    def generation(self, record: Generation, total: int | None) -> None:
-        """Keep it."""
-        self.heard.append((record.generation, total, record.phase))
-
-
-def test_progress_counts_the_generations_of_both_phases() -> None:
-    """The last one is the planned total."""
-    counting, shown = Counting(), InputOptions(range=(0, 1))
-    quick: dict[str, Any] = {"steps": 2, "batch": 8, "offspring": 2, "calibration_count": 16}
-    lengths: dict[str, Any] = {"density_search": 2, "generations": 1}
-    prune(DEEP, sparsity=0.5, inputs=shown, observer=counting, **lengths, **quick)
-    assert counting.heard == [*((n, 3, DENSITY_SEARCH) for n in range(3)), (3, 3, SEARCH)]
-
-
-def test_the_phase_never_breeds_fewer_than_the_search() -> None:
-    """A preset of many children keeps them."""
-    plan = plan_of(1, "black-box")
-    assert [phase.offspring for phase in plan.phases] == [MIN_DENSITY_OFFSPRING, 8]
-    wide = replace(plan, offspring=40)
-    assert [phase.offspring for phase in wide.phases] == [40, 40]
-
-
 def test_steps_are_annealed_over_the_search_alone() -> None:
     """Its first step takes the full length, its last the least; before, there are none."""
     plan = plan_of(3, generations=8)
@@ -217,38 +163,6 @@ def test_steps_are_annealed_over_the_search_alone() -> None:
     assert lengths[0] == pytest.approx(1)
     assert lengths[-1] == pytest.approx(MIN_ANNEALING)
     assert lengths[::2] == sorted(lengths[::2], reverse=True)
-
-
-def test_moves_are_in_proportion_to_the_smaller_layer() -> None:
-    """A quarter of what it keeps at equal density at most, forth and back alike."""
-    layout = layout_of([1000, 400, 100])
-    for start in ((100, 40, 10), (10, 90, 50)):
-        genes = replace(random_genes(layout, 150), counts=start)
-        moved = set()
-        for seed in range(200):
-            child = reallocate(genes, layout, seeded(seed), moves=1)
-            assert child.scores is genes.scores
-            assert child.counts is not None
-            change = [now - old for now, old in zip(child.counts, start, strict=True)]
-            giver, taker = change.index(min(change)), change.index(max(change))
-            if giver != taker:
-                smaller = min(layout.sizes[giver], layout.sizes[taker])
-                assert 1 <= max(change) == -min(change) <= max(1, round(0.25 * 0.1 * smaller))
-                assert sorted(change)[1] == 0
-                moved.add((giver, taker))
-        assert len(moved) == 6
-
-
-def test_several_moves_change_more_than_two_layers() -> None:
-    """One to three pairs, drawn anew."""
-    layout = layout_of([100] * 8)
-    genes = random_genes(layout, 400)
-    before = torch.tensor(layer_counts(genes.decode(layout), layout))
-    touched = set()
-    for seed in range(60):
-        after = layer_counts(reallocate(genes, layout, seeded(seed)).decode(layout), layout)
-        touched.add(int((torch.tensor(after) != before).count_nonzero()))
-    assert {2, 4, 6} <= touched <= set(range(7))
 
 
 def target_of(model: nn.Module) -> Target:
@@ -286,15 +200,6 @@ def test_networks_of_many_layers_are_allocated_first(stated: dict[str, Any], exp
     assert plan.limits.generations == expected + (generations or 0)
     if "generations" in stated:
         assert generations == stated["generations"]
-
-
-def test_networks_of_few_layers_are_not() -> None:
-    """Their search is what it was; the phase can be asked for."""
-    assert resolved(tiny_model())[0] == 0
-    assert resolved(DEEP[:7])[0] == 0
-    density_search, plan = resolved(tiny_model(), density_search=2, generations=5)
-    assert density_search == 2
-    assert plan.limits.generations == 7
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,13 @@ from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import NONE, PRESETS, as_pareto, find_preset
-from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
+from gaprune.evolution.search_plan import (
+    OVERFIT_DROP,
+    SearchLimits,
+    SearchPlan,
+    SearchResult,
+    overfit_generations,
+)
 from gaprune.evolution.seeding import kaiming_population
 from gaprune.evolution.tasks import ValidateTask, derive_seed
 from gaprune.masks.budget import keep_total, uniform_counts
@@ -82,9 +88,7 @@ def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -
 
 def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
     """Where the validation inputs contradicts the search calibration inputs, nothing worse than the best seed comes out."""
-    order = torch.randperm(4, generator=seeded(1))
-    teacher = EVALUATOR.search.teacher[:, order].roll(1, 1)  # a teacher that means other classes
-    evaluator = replace(EVALUATOR, search=EVALUATOR.search._replace(teacher=teacher))
+    evaluator = misled()
     magnitude = seeds_of(EVALUATOR, KEEP)[:1]
     wanted = judged(magnitude, EVALUATOR)[magnitude[0].key].agreement
     outcome = search(
@@ -110,13 +114,6 @@ def test_the_best_fitness_never_falls(preset: str) -> None:
     assert len({one.key for one in outcome.population}) == len(outcome.population)
     top = max(outcome.hall_of_fame, key=lambda one: one.search_fitness)
     assert top.search_fitness == max(best)
-
-
-def test_the_validation_column_is_that_of_the_generations_leader() -> None:
-    """What history reports is the agreement of the fittest mask on the validation inputs."""
-    outcome = search(plan_of())
-    leader = max(outcome.population, key=lambda one: one.search_fitness)
-    assert outcome.history[-1].validation == ValidateTask(leader.bits).run(EVALUATOR).agreement
 
 
 def test_every_evaluation_is_counted() -> None:
@@ -324,10 +321,53 @@ def test_operator_rates_are_reported_and_adapt() -> None:
     }
 
 
-def test_a_report_is_called_with_every_record() -> None:
-    """In order, with the same records that the outcome holds."""
-    told: list[object] = []
-    outcome = Evolution(plan_of(), SerialWorkers(EVALUATOR), told.append).run(
-        seeds_of(EVALUATOR, KEEP)
+@given(st.lists(st.integers(0, 100).map(lambda percent: percent / 100), max_size=12))
+def test_generations_apart_are_counted_from_the_end(validation: list[float]) -> None:
+    """As many as trail the best before them; one that does not starts the count anew."""
+    apart = [max(validation[: n + 1]) - value >= OVERFIT_DROP for n, value in enumerate(validation)]
+    expected = next((n for n, one in enumerate(reversed(apart)) if not one), len(apart))
+    assert overfit_generations(validation) == expected
+
+
+def test_the_limit_of_patience_is_called_validation() -> None:
+    """It is met by as many generations apart, and by none where it is not set."""
+    now: dict[str, Any] = {"generation": 3, "evaluations": 9, "seconds": 1.0, "stagnant": 0}
+    assert SearchLimits(patience=2).reached(**now, overfit=1) is None
+    assert SearchLimits(patience=2).reached(**now, overfit=2) == "validation"
+    assert SearchLimits().reached(**now, overfit=99) is None
+
+
+def misled() -> Evaluator:
+    """Return an evaluator whose search calibration inputs know another teacher than the validation inputs."""
+    evaluator = tiny_evaluator()
+    order = torch.randperm(4, generator=seeded(1))
+    teacher = evaluator.search.teacher[:, order].roll(1, 1)
+    return replace(evaluator, search=evaluator.search._replace(teacher=teacher))
+
+
+def patient(patience: int | None) -> SearchPlan:
+    """Return a plan of at most thirty generations."""
+    return plan_of(limits=SearchLimits(generations=30, patience=patience))
+
+
+@pytest.mark.parametrize("patience", [1, 2, 4])
+def test_a_misled_search_stops_when_patience_ends(patience: int) -> None:
+    """At the first generation that ends so many apart; without patience it goes on."""
+    evaluator = misled()
+    free, stopped = search(patient(None), evaluator), search(patient(patience), evaluator)
+    assert free.stopped == "generations"
+    assert stopped.stopped == "validation"
+    validation = [record.validation for record in free.history]
+    first = next(
+        n for n in range(len(validation)) if overfit_generations(validation[: n + 1]) >= patience
     )
-    assert told == outcome.history
+    assert [record.validation for record in stopped.history] == validation[: first + 1]
+
+
+def test_patience_changes_nothing_where_search_and_validation_agree() -> None:
+    """The same masks, generation for generation."""
+    evaluator = tiny_evaluator()
+    evaluator = replace(evaluator, validation=evaluator.search)
+    free, limited = search(patient(None), evaluator), search(patient(3), evaluator)
+    assert free.best.key == limited.best.key
+    assert [one.validation for one in free.history] == [one.validation for one in limited.history]

@@ -90,11 +90,6 @@ def test_what_a_mask_scores_does_not_depend_on_the_others() -> None:
     assert evaluator.fitness_many(masks[::-1]) == alone[::-1]
 
 
-def test_no_masks_score_nothing() -> None:
-    """An empty list is an empty list."""
-    assert tiny_evaluator().fitness_many([]) == []
-
-
 class Branching(nn.Module):
     """A network that looks at values; one way changes a tensor in place."""
 

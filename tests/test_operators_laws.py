@@ -50,14 +50,6 @@ def test_reallocation_moves_between_so_many_pairs(moves: int, most: int) -> None
     assert all(sum(steps) == 0 for steps in changed)
 
 
-def test_reallocation_takes_up_to_three_moves_by_itself() -> None:
-    """Its default is what the figures of the allocation search were measured with."""
-    genes = counted(MANY)
-    for seed in SEEDS:
-        own = reallocate(genes, MANY, seeded(seed))
-        assert own.counts == reallocate(genes, MANY, seeded(seed), moves=3, rate=0.25).counts
-
-
 @pytest.mark.parametrize("mutation", [budget_shift, reallocate])
 def test_two_layers_are_enough_to_trade(mutation: object) -> None:
     """A network of two layers shifts its budget too; one of a single layer has nowhere to."""
@@ -67,16 +59,6 @@ def test_two_layers_are_enough_to_trade(mutation: object) -> None:
     alone = layout_of([50])
     single = counted(alone)
     assert mutation(single, alone, seeded(0)) is single
-
-
-def test_the_least_move_is_one_weight() -> None:
-    """However small the rate, a weight moves, and no second one."""
-    genes = counted(PAIR)
-    for seed in SEEDS:
-        shifted = budget_shift(genes, PAIR, seeded(seed), rate=1e-9)
-        assert [abs(step) for step in moved(genes, shifted)] == [1, 1]
-        traded = reallocate(genes, PAIR, seeded(seed), rate=1e-9, moves=1)
-        assert [abs(step) for step in moved(genes, traded)] == [1, 1]
 
 
 def test_a_budget_shift_moves_up_to_its_rate() -> None:
@@ -170,17 +152,6 @@ def test_a_swap_under_a_quota_takes_the_nearest_groups() -> None:
         child = threshold_swap(genes, layout, seeded(seed), rate=1e-9, reach=1e-9)
         changed = (child.scores != genes.scores).view(-1, 4).any(1)
         assert changed.nonzero().flatten().tolist() == [nearest]
-
-
-def test_a_layer_that_stays_whole_swaps_nothing() -> None:
-    """Where a quota leaves a layer whole, its scores decide nothing and stay."""
-    layout, genes = quota_case(beside=True)
-    changed = set()
-    for seed in SEEDS:
-        child = threshold_swap(genes, layout, seeded(seed))
-        assert torch.equal(child.scores[48:], genes.scores[48:])
-        changed.add(torch.equal(child.scores, genes.scores))
-    assert changed == {True, False}
 
 
 def test_mutations_touch_as_much_as_their_rates_say() -> None:

@@ -154,16 +154,6 @@ def test_every_criterion_seeds_the_search(pattern: str) -> None:
     assert result.origin == "magnitude"
 
 
-def test_magnitude_under_a_quota_is_the_largest_of_every_group() -> None:
-    """As the libraries for 2:4 choose them."""
-    result = searched(method="magnitude", pattern="2:4")
-    weight = built(Separable).get_parameter("head.weight")
-    mask = result.masks["head.weight"]
-    groups, kept = weight.detach().abs().view(-1, 4), mask.view(-1, 4)
-    for group, stays in zip(groups, kept, strict=True):
-        assert group[stays].min() > group[~stays].max()
-
-
 @pytest.mark.parametrize("pattern", ["4x1", "channel"])
 def test_gradients_of_units_are_those_of_their_factor(pattern: str) -> None:
     """By a network in which every unit is a number that multiplies its weights."""

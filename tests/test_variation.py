@@ -69,23 +69,3 @@ def test_the_generator_decides_what_is_drawn() -> None:
         return [rates.draw(generator) for _ in range(30)]
 
     assert draws(1) == draws(1) != draws(2)
-
-
-def test_one_operator_is_always_drawn() -> None:
-    """A single operator has probability 1."""
-    rates = OperatorRates({"only": 1.0}, adaptive=True)
-    rates.credit("only", improved=False)
-    assert rates.probabilities == {"only": pytest.approx(1.0)}
-    assert rates.draw(seeded()) == "only"
-
-
-def test_an_operator_that_always_fails_keeps_its_floor() -> None:
-    """It may be needed later, so it is still drawn now and then."""
-    rates, generator = OperatorRates(START, adaptive=True), seeded()
-    for _ in range(200):
-        rates.credit("c", improved=False)
-        rates.credit("a", improved=True)
-        rates.credit("b", improved=True)
-    assert rates.probabilities["c"] == pytest.approx(MIN_RATE, abs=0.005)
-    assert rates.probabilities["c"] >= MIN_RATE
-    assert "c" in {rates.draw(generator) for _ in range(500)}

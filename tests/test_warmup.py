@@ -403,27 +403,6 @@ def test_the_plan_holds_the_steps_that_were_asked_for() -> None:
     assert resolved(BIASED, generations=2)[2].limits.generations == 2
 
 
-def test_a_one_shot_method_looks_at_neither() -> None:
-    """Its result is the same, bit for bit."""
-    quick = {**SMALL, "method": "lamp"}
-    plain, stated = (
-        prune_target(conv_target(), make_settings({**quick, **more}))
-        for more in ({}, {"warmup": 5, "statistics_loss": 1.0})
-    )
-    assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
-    assert (plain.validation_agreement, plain.evaluations) == (
-        stated.validation_agreement,
-        stated.evaluations,
-    )
-
-
-@pytest.mark.parametrize(("name", "value"), [("warmup", -1), ("statistics_loss", -0.5)])
-def test_negative_numbers_are_refused(name: str, value: float) -> None:
-    """The message says what the setting is."""
-    with pytest.raises(InputError, match=rf"^{name}: .*greater than or equal to 0, got {value}"):
-        make_settings({"sparsity": 0.5, name: value})
-
-
 def test_the_command_takes_both(run: Run, place: Path) -> None:
     """As options; what they were is in the configuration, which repeats the run."""
     asked = ("--sparsity", "0.5", "--warmup", "2", "--statistics-loss", "0.5", *TINY)
