@@ -35,25 +35,16 @@ TINY: dict[str, Any] = {
     "sparsity": 0.6, "generations": 2, "steps": 2, "batch": 8, "population": 3, "offspring": 3,
     "calibration_count": 32, "validation_count": 32, "inputs": InputOptions(range=(0, 1)),
 }  # fmt: skip
-TASKS = {
-    "vary",
-    "sample",
-    "gradient",
-    "decode",
-    "cache",
-    "mask",
-    "forward",
-    "objective",
-    "validate",
-}
+TASKS = {"vary", "sample", "gradient", "decode", "cache", "mask", "forward", "objective"}
+TASKS |= {"validate"}
 
 
-def found(result: Result) -> dict[str, Any]:
-    """Return all that a run finds, and nothing about time, workers or profile."""
+def outcome(result: Result) -> dict[str, Any]:
+    """Return the result of a run without time, workers and profile."""
     record = result.record()
-    settings = {name: one for name, one in record["settings"].items() if name not in NEUTRAL}
+    settings = {key: value for key, value in record["settings"].items() if key not in NEUTRAL}
     masks = {name: mask.tolist() for name, mask in result.masks.items()}
-    history = [{**vars(one), "seconds": 0} for one in result.history]
+    history = [{**vars(generation), "seconds": 0} for generation in result.history]
     without = {**record, "seconds": 0, "profile": None, "settings": settings}
     return {**without, "masks": masks, "history": history}
 
@@ -79,7 +70,7 @@ def test_a_profile_changes_nothing_that_is_found(preset: str, tmp_path: Path) ->
     begin = time.perf_counter()
     measured = prune(tiny_model(), profile=True, **settings)
     took = time.perf_counter() - begin
-    assert found(measured) == found(plain)
+    assert outcome(measured) == outcome(plain)
     assert plain.profile is plain.record()["profile"] is None
     profile = profile_of(measured)
     assert not profile.workers
@@ -87,7 +78,7 @@ def test_a_profile_changes_nothing_that_is_found(preset: str, tmp_path: Path) ->
     gradients = {"sample", "gradient"} if PRESETS[preset].gradient else set()
     assert set(profile.driver) >= (TASKS - {"sample", "gradient"}) | gradients
     assert set(profile.driver) <= set(PARTS)
-    assert all(one.nanoseconds >= 0 for one in profile.driver.values())
+    assert all(timing.nanoseconds >= 0 for timing in profile.driver.values())
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -95,7 +86,7 @@ def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
     """Found is what one finds without; parts of tasks are theirs, the others are of this end."""
     model = tiny_model()
     measured = prune(model, workers=2, profile=True, out=tmp_path / "run", **TINY)
-    assert found(measured) == found(prune(model, **TINY))
+    assert outcome(measured) == outcome(prune(model, **TINY))
     profile = profile_of(measured)
     assert profile.worker_count == 2
     assert set(profile.workers) - {LOST} == {*TASKS, "check", "start", TRANSPORT, WAITING, OTHER}
@@ -103,7 +94,7 @@ def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
         profile.driver
     )
     assert not set(profile.driver) & (TASKS - {"validate"})  # the figures at the end are made here
-    assert all(one.nanoseconds >= 0 for one in profile.workers.values())
+    assert all(timing.nanoseconds >= 0 for timing in profile.workers.values())
     bred = 3 * 2  # children in all generations
     assert profile.workers["vary"].calls == bred
     assert profile.workers["gradient"].calls == profile.workers["sample"].calls == 2 * bred
@@ -125,14 +116,14 @@ def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
             time.sleep(0.3)
             took = time.monotonic() - begin
         profile = profiler.profile
-    hours = profile.workers
-    assert hours[OTHER].seconds == pytest.approx(0.7, abs=0.2)  # a sleep is no named part
-    assert hours[TRANSPORT].calls == 7
-    assert hours[LOST].calls == 1
-    assert hours["start"].calls in (3, 4)  # the one that takes the place may not have come
-    assert hours[WAITING].seconds >= 0.3  # at least one, while nobody asked
-    assert hours.total.seconds >= 2 * took
-    assert hours.total.seconds <= 2 * (profile.driver["start"].seconds + took)
+    timings = profile.workers
+    assert timings[OTHER].seconds == pytest.approx(0.7, abs=0.2)  # a sleep is no named part
+    assert timings[TRANSPORT].calls == 7
+    assert timings[LOST].calls == 1
+    assert timings["start"].calls in (3, 4)  # the one that takes the place may not have come
+    assert timings[WAITING].seconds >= 0.3  # at least one, while nobody asked
+    assert timings.total.seconds >= 2 * took
+    assert timings.total.seconds <= 2 * (profile.driver["start"].seconds + took)
     assert profile.driver[OTHER].seconds >= 0.3
     assert profile.driver[WAITING].seconds >= 0.3
 
@@ -142,7 +133,7 @@ def test_a_resumed_run_has_a_profile_of_what_was_left(tmp_path: Path) -> None:
     settings = {**TINY, "preset": "black-box"}
     prune(tiny_model(), out=tmp_path / "run", **settings)
     again = resume(tmp_path / "run", model=tiny_model(), generations=4, profile=True)
-    assert found(again) == found(prune(tiny_model(), **{**settings, "generations": 4}))
+    assert outcome(again) == outcome(prune(tiny_model(), **{**settings, "generations": 4}))
     assert profile_of(again).driver["select"].calls == 2
     assert profile_of(again).driver["vary"].calls == 2 * 3
 
@@ -157,10 +148,10 @@ def test_the_table_comes_on_stderr_and_its_shares_add_up(run: Run, place: Path) 
     row = re.compile(r"^ +(\w+) +([\d.]+) % +([\d.]+) +([\d,]+|–) +([\d.,]+|–)", re.MULTILINE)
     lines = row.findall(table)
     assert {"load", "calibration", "forward", "select", "checkpoint", "other"} <= {
-        one[0] for one in lines
+        line[0] for line in lines
     }
-    assert sum(float(one[1]) for one in lines) == pytest.approx(100, abs=0.06 * len(lines))
-    seconds = [float(one[2]) for one in lines[:-1]]
+    assert sum(float(line[1]) for line in lines) == pytest.approx(100, abs=0.06 * len(lines))
+    seconds = [float(line[2]) for line in lines[:-1]]
     assert seconds == sorted(seconds, reverse=True)
     assert lines[-1][0] == "other"
     again = run("resume", "run", "--generations", "2", "--profile", "--quiet")
@@ -172,7 +163,7 @@ def test_json_has_the_profile_as_well(run: Run, place: Path) -> None:
     record = json.loads(run(*PRUNE, "--no-save", "--json", "--profile").out)
     parts = record["profile"]["driver"]["parts"]
     whole = record["profile"]["driver"]["seconds"]
-    assert sum(one["seconds"] for one in parts.values()) == pytest.approx(whole)
+    assert sum(part["seconds"] for part in parts.values()) == pytest.approx(whole)
     assert parts["forward"]["calls"] > 0
     assert record["profile"]["workers"] is None
     assert json.loads(run(*PRUNE, "--no-save", "--json").out)["profile"] is None
@@ -198,5 +189,5 @@ def test_what_a_gpu_still_does_belongs_to_the_part_that_told_it() -> None:
     assert here["forward"].seconds >= 0.9 * took
     assert here["objective"].seconds < 0.1 * took
     measured = prune(tiny_model(), device="cuda", profile=True, **TINY)
-    assert found(measured) == found(prune(tiny_model(), device="cuda", **TINY))
+    assert outcome(measured) == outcome(prune(tiny_model(), device="cuda", **TINY))
     assert profile_of(measured).driver["start"].calls == 1
