@@ -268,7 +268,7 @@ def test_the_command_writes_beside_the_run_and_says_how_small_it_is(
         (("run", "--format", "sparse", "--codebook", "0"), "codebook: must be from 1"),
         (("run", "--format", "hf"), "hf writes networks that came from hf:NAME"),
         (("nowhere", "--format", "dense"), "run: there is no folder nowhere"),
-        (("full", "--format", "dense"), "run: full holds no result.json"),
+        (("full", "--format", "dense"), "run: full has no result.json"),
         (("run", "--format", "dense", "--out", "full"), r"full holds other files \(notes.txt\)"),
         (("run", "--format", "dense", "--out", "net.py"), "net.py is a file"),
     ],
@@ -294,7 +294,7 @@ def test_a_damaged_run_is_not_exported(file: str, run_folder: Path, tmp_path: Pa
         if path.is_file():
             (place / path.name).write_bytes(path.read_bytes())
     (place / file).write_bytes((place / file).read_bytes()[:-20])
-    with pytest.raises(GapruneError, match=r"run: .*run is damaged"):
+    with pytest.raises(GapruneError, match=r"run: .*damaged"):
         export(place, "dense", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

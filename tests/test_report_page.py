@@ -14,7 +14,7 @@ from command_line import Run
 from report_runs import NAUGHTY, TINY, Ids, Pictures, labelled, made, named, pictures
 from torch import nn
 
-from gaprune import InputOptions, compare, prune, resume
+from gaprune import InputOptions, compare, export, prune, resume
 from gaprune.comparison.comparison_report import make_report
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import FILES, REPORT, REPORT_DATA
@@ -269,14 +269,19 @@ def test_a_bare_record_of_the_first_version_is_enough(folder: Path, tmp_path: Pa
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, folder: Path) -> None:
-    """With a message that says the way out."""
-    with pytest.raises(InputError, match="name the folder of a run that has ended"):
+    """No result, a damaged one, and one of an older version, also for an export."""
+    with pytest.raises(InputError, match=r"result\.json"):
         write_report(tmp_path)
+    record = json.loads((folder / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps({**record, "schema": 1}))
+    for read in (write_report, lambda path: export(path, "dense", path / "out")):
+        with pytest.raises(InputError, match=r"schema 1 .*0\.2"):
+            read(tmp_path)
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         write_report(tmp_path)
     (tmp_path / "result.json").write_text("[]")
-    with pytest.raises(InputError, match="is no record of a pruning run"):
+    with pytest.raises(InputError, match="not the result"):
         write_report(tmp_path)
 
 

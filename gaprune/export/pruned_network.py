@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.run_files import CONFIG, MASK, PRUNED, RECORD, REPAIRED
+from gaprune.io.run_files import CONFIG, MASK, PRUNED, RECORD, REPAIRED, read_record
 from gaprune.io.weights import load_state, sha256_of
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -120,13 +119,8 @@ def read_pruned(
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise InputError(f"run: there is no folder {run}; name a run directory")
-    if not (folder / RECORD).is_file():
-        raise InputError(
-            f"run: {run} holds no {RECORD}; name a run that has ended (gaprune resume continues "
-            "one that has not)"
-        )
+    record = read_record(folder)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         masks = load_masks(folder)
         repaired = (folder / REPAIRED).is_file() and not strict
         state = load_state(folder / (REPAIRED if repaired else PRUNED))

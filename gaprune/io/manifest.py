@@ -10,7 +10,7 @@ from typing import Any
 from gaprune.errors import InputError
 
 MANIFEST = "export.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,12 @@
-"""Names of the files in a run directory (see `gaprune.runs.directory`)."""
+"""Names of the files in a run directory (see `gaprune.runs.directory`), and reading its record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gaprune.errors import InputError
 
 CONFIG, RECORD, HISTORY = "config.toml", "result.json", "history.jsonl"
 MASK, PRUNED, FRONT = "mask.safetensors", "pruned.safetensors", "front.safetensors"
@@ -7,3 +15,30 @@ REPORT_DATA, REPORT = "report.json", "report.html"
 FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED, REPORT_DATA, REPORT)
 CHECKPOINT, LOCK = "checkpoint", "lock"
 MAY_HOLD = {*FILES, FRONT, REPAIRED, CHECKPOINT}  # what --overwrite may remove
+RESULT_SCHEMA = 2  # of `result.json`
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of `result.json`.
+
+    Raises:
+        InputError: the run hasn't ended, the file is damaged, or another version wrote it.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"run: {folder} has no {RECORD} ({error.strerror}); name a run that has ended (gaprune "
+            "watch shows one that has not, gaprune resume continues it)"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"run: {path} is damaged ({error}); prune again") from error
+    if not isinstance(record, dict) or "layers" not in record:
+        raise InputError(f"run: {path} is not the result of a pruning run")
+    if record.get("schema") != RESULT_SCHEMA:
+        raise InputError(
+            f"run: {path} has schema {record.get('schema')}, and this gaprune reads schema "
+            f"{RESULT_SCHEMA}; schema 1 is of gaprune up to 0.2: use that version, or prune again"
+        )
+    return record

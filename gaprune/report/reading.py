@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gaprune.errors import InputError
-from gaprune.io.run_files import CONFIG, HISTORY, PRUNED, RECORD, REPORT_DATA
+from gaprune.io.run_files import CONFIG, HISTORY, PRUNED, RECORD, REPORT_DATA, read_record
 from gaprune.io.serialization import object_or_empty, text_or_empty
 
 _NEEDED = ("target", "layers", "sparsity", "agreement", "baselines", "provenance", "method")
@@ -22,10 +22,10 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A finished run as it lies on the disk.
+    """The files of a finished run.
 
     Attributes:
-        folder: where.
+        folder: the run directory.
         record: `result.json`.
         history: lines of `history.jsonl`.
         config: `config.toml`, as text.
@@ -40,17 +40,14 @@ class RunFiles:
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Tensor of the pruned network → its values, and bytes of one; empty where unreadable."""
+        """Name of each tensor of the pruned network → its elements, and bytes of each."""
         try:
             with safe_open(self.folder / PRUNED, "pt") as file:
-                found = {}
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    part = file.get_slice(name)
-                    values = 1
-                    for one in part.get_shape():
-                        values *= one
-                    found[name] = values, _BYTES.get(part.get_dtype(), 4)
-                return found
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                return {
+                    name: (prod(part.get_shape()), _BYTES.get(part.get_dtype(), 4))
+                    for name, part in slices.items()
+                }
         except (OSError, SafetensorError):
             return {}
 
@@ -67,22 +64,14 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read the folder of a finished run.
+    """Read the directory of a finished run.
 
     Raises:
-        InputError: there is none, or its record is damaged; the message says so.
+        InputError: there is none, its record is damaged, or another version wrote it.
     """
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"run: {folder} has no {RECORD} ({error.strerror}); name the folder of a run that has "
-            "ended (gaprune watch shows one that has not, gaprune resume goes on with it)"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"run: {folder / RECORD} is damaged ({error})") from error
-    if not isinstance(record, dict) or any(name not in record for name in _NEEDED):
-        raise InputError(f"run: {folder / RECORD} is no record of a pruning run")
+    record = read_record(folder)
+    if missing := [name for name in _NEEDED if name not in record]:
+        raise InputError(f"run: {folder / RECORD} is damaged: it lacks {missing[0]}; prune again")
     return RunFiles(
         folder=folder,
         record=record,
@@ -94,5 +83,5 @@ def read_run(folder: Path) -> RunFiles:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in text_or_empty(path).splitlines():
-        if found := object_or_empty(line):
-            yield found
+        if generation := object_or_empty(line):
+            yield generation

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gaprune.io.run_files import RESULT_SCHEMA
 from gaprune.masks.supermask import attach
 from gaprune.models.mac_cost import MacCounts, kept_macs
 from gaprune.models.target import Target
@@ -18,8 +19,6 @@ from gaprune.pattern_names import WEIGHTS
 from gaprune.profiling import Profile, Profiler
 from gaprune.records import BaselineScore, Generation, LayerCount, Provenance
 from gaprune.repair import RepairResult, repaired_copy
-
-SCHEMA = 2
 
 
 def versions_here() -> dict[str, str]:
@@ -192,7 +191,7 @@ class Result:
     def record(self) -> dict[str, Any]:
         """Return the content of `result.json`: plain data, the schema of the README."""
         return {
-            "schema": SCHEMA,
+            "schema": RESULT_SCHEMA,
             "target": self.target.name,
             "origin": self.target.origin,
             "weights_sha256": self.target.weights_sha256,

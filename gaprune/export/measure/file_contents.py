@@ -19,7 +19,7 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.export.compact import load_program
 from gaprune.export.pruned_network import find_target
 from gaprune.export.writers import MASK_SUFFIX, ORIG_SUFFIX, without_prune
-from gaprune.io.manifest import check_exported, read_manifest
+from gaprune.io.manifest import MANIFEST, SCHEMA, check_exported, read_manifest
 from gaprune.io.mask_file import PACKED
 from gaprune.io.run_files import CONFIG, RECORD
 from gaprune.io.semi_structured_packing import META, VALUES
@@ -215,6 +215,11 @@ def find_dense(path: Path, stated: str | Target | None) -> Target | None:
 def _config_beside(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     """Return the settings of the export or run in a folder, and the hash of its dense weights."""
     manifest = read_manifest(folder)
+    if manifest is not None and manifest.get("schema") != SCHEMA:
+        raise InputError(
+            f"file: {folder / MANIFEST} is of gaprune up to 0.2; export the run again, or name the "
+            "dense network with --target"
+        )
     if manifest is not None and isinstance(manifest.get("config"), dict):
         return manifest["config"], manifest.get("weights_sha256")
     if not (folder / CONFIG).is_file():

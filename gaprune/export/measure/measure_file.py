@@ -259,11 +259,11 @@ def remarks(
         )
         return
     smaller = macs.total < dense_macs
-    own = timed.pruned if smaller else {CSR: timed.pruned.get(CSR, {})}
+    latencies = timed.pruned if smaller else {CSR: timed.pruned.get(CSR, {})}
     faster: list[str] = []
     slower: list[str] = []
-    for batch in {batch: None for times in own.values() for batch in times}:
-        milliseconds, runtime = _fastest(own, batch)
+    for batch in {batch: None for times in latencies.values() for batch in times}:
+        milliseconds, runtime = _fastest(latencies, batch)
         if any(batch in times for times in timed.dense.values()):
             speedup = _fastest(timed.dense, batch)[0] / milliseconds
             text = f"{speedup:.2f} times as fast at batch {batch} ({runtime})"
