@@ -18,7 +18,6 @@ from gaprune.calibration.auto import MAX_DIVERGENCE, choose_auto, expand_auto, m
 from gaprune.calibration.calibration_set import make_calibration_set, requested_data_levels
 from gaprune.calibration.inversion.mixture_fit import SAMPLE
 from gaprune.config import Settings, make_settings
-from gaprune.errors import InputError
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target, target_from_module
 
@@ -153,14 +152,6 @@ def test_auto_stands_beside_other_words() -> None:
     assert expand_auto(("noise",), far) == ("noise",)
 
 
-def test_an_unknown_word_is_refused_beside_auto() -> None:
-    """The list of valid names holds auto."""
-    with pytest.raises(InputError, match=r"unknown name 'strkes'.*auto"):
-        make_calibration_set(
-            vectors(tiny_model()), settings_of(calibration=("auto", "strkes")), seeded()
-        )
-
-
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -180,17 +171,6 @@ def test_what_cannot_be_inverted_gets_impressions(
     assert re.search(f"{reason}.*impressions", told.warnings[0])
     assert plan.provenance == wanted.provenance
     assert "16 class impressions" in plan.provenance.sources[0]
-
-
-def test_signals_can_be_inverted_and_impressed() -> None:
-    """One-dimensional networks take both forms; inverted inputs come nearer to what they know."""
-    target = signal_target()
-    for word, words in (("inversion", "inverted from"), ("impressions", "class impressions")):
-        plan = make_calibration_set(target, settings_of(calibration=(word,)), seeded())
-        assert plan.gradient_inputs is not None
-        assert plan.gradient_inputs.inputs.shape[1:] == (2, 40)
-        assert words in plan.provenance.sources[0]
-        assert plan.gradient_inputs.inputs.abs().max().item() <= 1
 
 
 class Counted(nn.Module):

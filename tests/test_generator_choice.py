@@ -1,4 +1,4 @@
-"""What the user may ask for, what the teacher prefers, and the mixture that comes of it."""
+"""Parsing of `--calibration`, and which generators suit a network."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batchnorm_targets import vector_target
 from hypothesis import given
 from hypothesis import strategies as st
 from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.calibration.generator_choice import mutual_information, shares_by_name, softmax_shares
+from gaprune.calibration.auto import mixture_fitter
+from gaprune.calibration.generator_choice import (
+    GeneratorChoice,
+    choose_generators,
+    mutual_information,
+    shares_by_name,
+    softmax_shares,
+)
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.parse import CalibrationFile, parse_calibration
@@ -22,167 +30,207 @@ from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import MNIST_INPUT
 
-IMAGE = MNIST_INPUT
 PENS = {"strokes", "outlines", "glyphs"}
-
-
-@pytest.fixture(scope="module")
-def mlp() -> Target:
-    """The zoo's MNIST network."""
-    return load_target("mnist-mlp")
-
-
-@pytest.fixture(scope="module")
-def weighed(mlp: Target) -> dict[str, float]:
-    """How the zoo's network weighs the generators."""
-    return mutual_information(mlp.model, IMAGE, GENERATORS["image"], seeded())
+TABLE = GENERATORS["vector"]
+VECTOR = InputSpec((6,), "vector")
 
 
 @pytest.mark.parametrize(
-    ("listed", "names", "files", "wanted"),
+    ("words", "names", "level", "path"),
     [
-        (["procedural"], ("procedural",), (), False),
-        (["auto"], (), (), False),
-        (["strokes", "noise"], ("strokes", "noise"), (), False),
-        (["impressions"], (), (), True),
-        (["impressions", "blobs"], ("blobs",), (), True),
-        (["mnist-train"], (), (CalibrationFile("unlabelled", "mnist-train"),), False),
-        (["labelled:a.npz"], (), (CalibrationFile("labelled", "a.npz"),), False),
-        (["proxy:photos/cats"], (), (CalibrationFile("proxy", "photos/cats"),), False),
-        (
-            ["unlabelled:a.npz", "fields"],
-            ("fields",),
-            (CalibrationFile("unlabelled", "a.npz"),),
-            False,
-        ),
-        (["x.npy+y.npy"], (), (CalibrationFile("unlabelled", "x.npy+y.npy"),), False),
-        ([r"C:\data\x.npz"], (), (CalibrationFile("unlabelled", r"C:\data\x.npz"),), False),
+        (["procedural"], ("procedural",), None, ""),
+        (["auto"], (), None, ""),
+        (["strokes", "noise"], ("strokes", "noise"), None, ""),
+        (["impressions"], (), None, ""),
+        (["impressions", "blobs"], ("blobs",), None, ""),
+        (["mnist-train"], (), "unlabelled", "mnist-train"),
+        (["labelled:a.npz"], (), "labelled", "a.npz"),
+        (["proxy:photos/cats"], (), "proxy", "photos/cats"),
+        (["unlabelled:a.npz", "fields"], ("fields",), "unlabelled", "a.npz"),
+        (["x.npy+y.npy"], (), "unlabelled", "x.npy+y.npy"),
+        ([r"C:\data\x.npz"], (), "unlabelled", r"C:\data\x.npz"),
     ],
 )
-def test_calibration_are_names_files_or_impressions(
-    listed: list[str], names: tuple[str, ...], files: tuple[CalibrationFile, ...], wanted: bool
+def test_words_are_generators_files_or_impressions(
+    words: list[str], names: tuple[str, ...], level: str | None, path: str
 ) -> None:
-    """Each word is sorted by what it is; a bare path is unlabelled."""
-    request = parse_calibration(listed, IMAGE)
-    assert (request.names, request.files, request.impressions) == (names, files, wanted)
+    """A path without a level is unlabelled."""
+    request = parse_calibration(words, MNIST_INPUT)
+    files = () if level is None else (CalibrationFile(level, path),)
+    assert (request.names, request.files) == (names, files)
+    assert request.impressions == ("impressions" in words)
 
 
-def test_a_file_in_the_folder_needs_no_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A word that names an existing path is that path."""
+def test_an_existing_folder_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a dot or a slash as well."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    assert parse_calibration(["photos"], IMAGE).files == (CalibrationFile("unlabelled", "photos"),)
+    files = parse_calibration(["photos"], MNIST_INPUT).files
+    assert files == (CalibrationFile("unlabelled", "photos"),)
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"),
-    [("strokez", "strokes"), ("procedral", "procedural"), ("labelled:mnist-trian", "mnist-train")],
+    ("words", "named"),
+    [
+        (["strokez"], "strokes"),
+        (["procedral"], "procedural"),
+        (["labelled:mnist-trian"], "mnist-train"),
+        (["tones"], "strokes"),  # a generator of signals
+        ([], "auto"),
+    ],
 )
-def test_an_unknown_calibration_is_refused_with_the_nearest_name(word: str, hint: str) -> None:
-    """All generators of this kind of input, the aliases and the forms of a path are listed."""
-    with pytest.raises(InputError, match=rf"calibration: .*'{word}'") as caught:
-        parse_calibration([word], IMAGE)
-    for valid in (hint, "dead-leaves", "noise", "impressions", "mnist-train", "labelled:PATH"):
-        assert valid in str(caught.value)
+def test_unknown_words_are_refused_with_the_valid_ones(words: list[str], named: str) -> None:
+    """The error lists generators, aliases and the forms of a path."""
+    with pytest.raises(InputError, match="calibration") as error:
+        parse_calibration(words, MNIST_INPUT)
+    for name in (named, "dead-leaves", "noise", "impressions", *words):
+        assert name in str(error.value)
 
 
-def test_generators_of_another_kind_are_unknown() -> None:
-    """Tones are for signals."""
-    with pytest.raises(InputError, match="'tones'"):
-        parse_calibration(["tones"], IMAGE)
-    assert parse_calibration(["tones"], InputSpec((64,), "signal")).names == ("tones",)
-
-
-def test_no_calibration_are_refused() -> None:
-    """The message lists what there is."""
-    with pytest.raises(
-        InputError, match="auto, procedural, imp"
-    ):
-        parse_calibration([], IMAGE)
-
-
-def test_a_network_of_digits_prefers_pen_drawings(weighed: dict[str, float]) -> None:
+def test_a_network_of_digits_prefers_pen_drawings() -> None:
     """Without any data, mnist-mlp ranks the three pen generators above noise and all others."""
-    assert set(list(weighed)[:3]) == PENS
-    assert list(weighed.values()) == sorted(weighed.values(), reverse=True)
-    assert all(0 <= value <= np.log(10) for value in weighed.values())
+    table = {**GENERATORS["image"], "noise": lambda spec, n, gen: torch.rand(n, *spec.shape)}
+    values = mutual_information(load_target("mnist-mlp").model, MNIST_INPUT, table, seeded())
+    assert set(list(values)[:3]) == PENS
+    assert list(values.values()) == sorted(values.values(), reverse=True)
+    assert all(0 <= value <= np.log(10) for value in values.values())
 
 
-def test_pen_drawings_tell_more_than_noise(mlp: Target, weighed: dict[str, float]) -> None:
-    """White noise says next to nothing about a network of digits."""
-    table = {"noise": lambda spec, count, generator: torch.rand(count, *spec.shape)}
-    noise = mutual_information(mlp.model, IMAGE, table, seeded())["noise"]
-    assert min(weighed[name] for name in PENS) > max(noise, weighed["blobs"])
+class Confident(nn.Module):
+    """Predicts one of four classes by the first feature."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * functional.one_hot((4 * x[:, 0]).long().clamp(max=3), 4).float()
 
 
-def test_affinity_is_the_mutual_information_of_input_and_class() -> None:
-    """H(mean p) − mean H(p): ln of the classes for sure and even answers, 0 for constant ones."""
+class Constant(nn.Module):
+    """Predicts the same for all inputs."""
 
-    class Sure(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 100 * functional.one_hot((4 * x[:, 0]).long().clamp(max=3), 4).float()
-
-    class Constant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tensor([1.0, 2.0, 3.0]).expand(len(x), 3)
-
-    spec = InputSpec((6,), "vector")
-    even = {
-        "even": lambda spec, count, generator: torch.arange(count)[:, None].expand(-1, 6) / count
-    }
-    assert mutual_information(Sure(), spec, even, seeded())["even"] == pytest.approx(np.log(4))
-    assert mutual_information(Constant(), spec, even, seeded())["even"] == pytest.approx(
-        0, abs=1e-9
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 2.0, 3.0]).expand(len(x), 3)
 
 
-def test_outputs_without_classes_give_equal_affinities() -> None:
-    """A regressor cannot weigh its generators: all share alike."""
-    model = nn.Sequential(nn.Linear(6, 1))
-    found = mutual_information(model, InputSpec((6,), "vector"), GENERATORS["vector"], seeded())
-    assert set(found.values()) == {0.0}
-    assert list(found) == list(GENERATORS["vector"])
+@pytest.mark.parametrize(
+    ("model", "expected"), [(Confident(), np.log(4)), (Constant(), 0), (nn.Linear(6, 1), 0)]
+)
+def test_mutual_information_of_input_and_class(model: nn.Module, expected: float) -> None:
+    """Certain, evenly distributed classes give ln 4; constant outputs and regressors give 0."""
+    table = {"even": lambda spec, n, gen: torch.arange(n)[:, None].expand(-1, 6) / n}
+    values = mutual_information(model, VECTOR, table, seeded())
+    assert values["even"] == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.dictionaries(st.text(min_size=1), st.floats(0, 5), min_size=1, max_size=8))
-def test_shares_grow_with_affinity_and_add_up(affinity: dict[str, float]) -> None:
-    """A softmax: they sum to 1 and keep the order."""
-    portions = softmax_shares(affinity)
-    assert sum(portions.values()) == pytest.approx(1)
-    for one, other in zip(affinity, list(affinity)[1:], strict=False):
-        if affinity[one] > affinity[other]:
-            assert portions[one] >= portions[other]
+def test_softmax_shares_add_up_and_keep_the_order(values: dict[str, float]) -> None:
+    """A generator with more mutual information has no smaller share."""
+    shares = softmax_shares(values)
+    assert sum(shares.values()) == pytest.approx(1)
+    ordered = sorted(values, key=lambda name: values[name])
+    assert [shares[name] for name in ordered] == sorted(shares.values())
 
 
-words = st.lists(st.sampled_from(["procedural", "noise", *GENERATORS["image"]]), max_size=5)
-
-
-@given(words, st.none() | st.sampled_from(sorted(GENERATORS["image"])), st.integers(0, 99))
-def test_portions_add_up_and_leave_the_validation_out(
+@given(
+    st.lists(st.sampled_from(["procedural", "noise", *GENERATORS["image"]]), max_size=5),
+    st.none() | st.sampled_from(sorted(GENERATORS["image"])),
+    st.integers(0, 99),
+)
+def test_shares_leave_out_the_validation_generator(
     names: list[str], validation: str | None, seed: int
 ) -> None:
-    """`procedural` never includes the validation inputs's generator; every name beside it has an equal part."""
+    """Every name beside `procedural` has an equal part."""
     values = torch.rand(len(GENERATORS["image"]), generator=seeded(seed)).tolist()
-    portions = shares_by_name(
-        names, dict(zip(GENERATORS["image"], values, strict=True)), validation
-    )
-    assert sum(portions.values()) == pytest.approx(1)
-    assert validation is None or validation in names or validation not in portions
-    distinct = list(dict.fromkeys(names))
-    for name in distinct:
-        if name != "procedural":
-            assert portions[name] >= 1 / len(distinct) - 1e-9
+    shares = shares_by_name(names, dict(zip(GENERATORS["image"], values, strict=True)), validation)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert validation is None or validation in names or validation not in shares
+    for name in set(names) - {"procedural"}:
+        assert shares[name] >= 1 / len(set(names)) - 1e-9
 
 
-def test_a_batch_has_the_portions_of_the_mixture() -> None:
-    """Zeros tell the generators apart; inputs come in the network's dtype, and in words."""
-    mixture = GeneratorMixture(
-        InputSpec((6,), "vector"), {"sparse": 0.7, "noise": 0.3}, torch.float64
-    )
-    drawn = mixture.draw(3000, seeded(1))
-    assert drawn.dtype == torch.float64
-    with_zeros = (drawn == 0).any(1).double().mean().item()
-    # nearly every sparse vector of six has a zero; five deviations of a binomial
+def test_a_batch_has_the_shares_of_the_mixture() -> None:
+    """Zeros tell the generators apart; inputs have the network's dtype."""
+    mixture = GeneratorMixture(VECTOR, {"sparse": 0.7, "noise": 0.3}, torch.float64)
+    inputs = mixture.draw(3000, seeded(1))
+    assert inputs.dtype == torch.float64
+    with_zeros = (inputs == 0).any(1).double().mean().item()
+    # Nearly every sparse vector of six has a zero; five standard deviations of a binomial.
     assert with_zeros == pytest.approx(0.7, abs=5 * (0.21 / 3000) ** 0.5 + 0.01)
-    assert mixture.draw_unit(1, seeded()).shape == (1, 6)
     assert mixture.description == "sparse 70%, noise 30%"
+
+
+@pytest.fixture(scope="module")
+def far() -> Target:
+    """A network trained on inputs that no generator draws."""
+    return vector_target(near=False)
+
+
+def choice_of(target: Target, *words: str, validation: str = "auto") -> GeneratorChoice:
+    """Return the choice of generators for a request."""
+    request = parse_calibration(words, target.inputs)
+    return choose_generators(target, request, validation, seeded(), held_out=False)
+
+
+@pytest.mark.parametrize("words", [("inversion",), ("inversion", "procedural")])
+def test_inversion_uses_the_fitted_mixture(far: Target, words: tuple[str, ...]) -> None:
+    """The nearest generator outside the mixture makes the validation inputs."""
+    choice, fit = choice_of(far, *words), mixture_fitter(far).fit()
+    outside = [name for name in TABLE if name not in fit.shares]
+    assert outside
+    assert choice.shares == pytest.approx(fit.shares)
+    assert choice.validation == min(outside, key=lambda name: fit.single_divergence[name])
+    assert not choice.mutual_information
+
+
+def test_a_mixture_of_all_gives_its_smallest_part_to_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others are fitted again without it."""
+    target = vector_target(near=True)
+    table = dict.fromkeys(("first", "second", "third"), TABLE["uniform"])
+    monkeypatch.setitem(GENERATORS, "vector", table)
+    whole = mixture_fitter(target).fit().shares
+    choice = choice_of(target, "inversion")
+    assert len(whole) == 3
+    assert choice.validation == min(whole, key=lambda name: whole[name])
+    assert set(choice.shares) == set(whole) - {choice.validation}
+    assert sum(choice.shares.values()) == pytest.approx(1)
+
+
+def test_a_named_validation_generator_is_left_out_of_the_mixture() -> None:
+    """Even if it is the nearest."""
+    target = vector_target(near=True)
+    choice = choice_of(target, "inversion", "procedural", validation="uniform")
+    assert choice.validation == "uniform"
+    assert "uniform" not in choice.shares
+    assert sum(choice.shares.values()) == pytest.approx(1)
+
+
+def test_named_generators_get_equal_parts_beside_inversion(far: Target) -> None:
+    """If all are named, the nearest one validates with other random numbers."""
+    choice = choice_of(far, "inversion", "sparse", "noise")
+    assert choice.shares == {"sparse": 0.5, "noise": 0.5}
+    assert choice.validation not in choice.shares
+    choice = choice_of(far, "inversion", *TABLE)
+    assert choice.shares == pytest.approx(dict.fromkeys(TABLE, 1 / len(TABLE)))
+    single = mixture_fitter(far).fit().single_divergence
+    assert choice.validation == min(single, key=lambda name: single[name])
+
+
+@pytest.mark.parametrize(("words", "held_out"), [(("inversion",), False), (("a.npz",), True)])
+def test_statistics_and_files_draw_nothing_from_the_run(
+    far: Target, words: tuple[str, ...], held_out: bool
+) -> None:
+    """The generator of the run is not advanced."""
+    generator, request = seeded(3), parse_calibration(words, far.inputs)
+    choice = choose_generators(far, request, "auto", generator, held_out=held_out)
+    assert torch.equal(generator.get_state(), seeded(3).get_state())
+    assert mixture_fitter(far) is mixture_fitter(far)
+    assert (choice == GeneratorChoice({}, None, {})) == held_out
+
+
+def test_without_inversion_the_teacher_decides(far: Target) -> None:
+    """By mutual information, with BatchNorm as well; the runner-up makes the validation inputs."""
+    choice = choice_of(far, "procedural")
+    values = mutual_information(far.model, far.inputs, TABLE, seeded())
+    assert choice.mutual_information == values
+    assert choice.validation == list(values)[1]
+    assert choice.shares == shares_by_name(["procedural"], values, choice.validation)

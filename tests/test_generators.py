@@ -1,4 +1,4 @@
-"""Noise and procedural calibration inputs: ranges, shapes, determinism, and the statistics they promise."""
+"""Noise and procedural inputs: ranges, shapes, determinism, and the statistics they promise."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from gaprune.calibration.generators.random_draws import (
 from gaprune.calibration.provenance import (
     DATA_LEVELS,
     highest_level,
-    make_provenance,
     samples_sha256,
 )
 from gaprune.calibration.samples import Samples
-from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 
 torch.set_num_threads(1)
@@ -37,10 +35,9 @@ SPECS = {
     "tokens": InputSpec((32,), "tokens", vocabulary=50),
 }
 EVERY = [
-    pytest.param(kind, draw, id=f"{rung}-{kind}-{name}")
-    for rung, table in {"procedural": GENERATORS, "noise": NOISE}.items()
-    for kind in table
-    for name, draw in table[kind].items()
+    pytest.param(kind, draw, id=f"{kind}-{name}")
+    for kind in SPECS
+    for name, draw in (GENERATORS[kind] | {"noise": NOISE[kind]}).items()
 ]
 
 
@@ -98,7 +95,7 @@ def test_every_generator_fills_any_shape_within_the_unit_range(
     spec: InputSpec, count: int, seed: int
 ) -> None:
     """Whatever the shape, each generator gives finite values in [0, 1], or ids in vocabulary."""
-    for name, draw in (GENERATORS[spec.kind] | NOISE[spec.kind]).items():
+    for name, draw in (GENERATORS[spec.kind] | {"noise": NOISE[spec.kind]}).items():
         try:
             assert_valid(draw(spec, count, seeded(seed)), spec, count)
         except Exception as error:
@@ -157,7 +154,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 def test_picture_generators_differ_from_each_other() -> None:
     """Samples of any two generators differ surely in a statistic, two of the same one do not."""
-    tables = {**GENERATORS["image"], "noise": NOISE["image"]["uniform"]}
+    tables = {**GENERATORS["image"], "noise": NOISE["image"]}
     found, again = (
         {
             name: picture_statistics(draw(SPECS["image"], 2048, seeded(seed)))
@@ -192,15 +189,6 @@ def test_fields_have_the_spectrum_they_are_asked_for(
     axes = tuple(range(1, fields.dim()))
     assert torch.allclose(fields.mean(axes), torch.zeros(64), atol=1e-5)
     assert torch.allclose(fields.std(axes, correction=0), torch.ones(64), atol=1e-4)
-
-
-def test_colour_channels_of_fields_are_correlated_but_not_equal() -> None:
-    """Colours of one picture go together as in photographs."""
-    drawn = GENERATORS["image"]["fields"](InputSpec((3, 32, 32), "image"), 64, seeded())
-    reds, greens = drawn[:, 0].flatten(1), drawn[:, 1].flatten(1)
-    pairs = zip(reds.double(), greens.double(), strict=True)
-    links = [np.corrcoef(*pair)[0, 1] for pair in pairs if min(x.std() for x in pair) > 0]
-    assert 0.5 < float(np.mean(links)) < 0.98
 
 
 PENS = ["glyphs", "outlines", "strokes"]
@@ -238,16 +226,7 @@ def test_tones_concentrate_their_energy_where_noise_spreads_it() -> None:
         return float(np.median(ordered[:, :50].sum(1) / ordered.sum(1)))
 
     assert peakedness(GENERATORS["signal"]["tones"](spec, 64, seeded())) > 0.9
-    assert peakedness(NOISE["signal"]["gaussian"](spec, 64, seeded())) < 0.6
-
-
-def test_signal_channels_hear_a_common_source() -> None:
-    """Channels of one signal are correlated, channels of different signals are not."""
-    drawn = GENERATORS["signal"]["coloured-noise"](InputSpec((2, 512), "signal"), 128, seeded())
-    left, right = drawn[:, 0].double().numpy(), drawn[:, 1].double().numpy()
-    same = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(left, right, strict=True)]
-    other = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(left, right[::-1], strict=True)]
-    assert np.mean(same) > np.mean(other) + 0.1
+    assert peakedness(NOISE["signal"](spec, 64, seeded())) < 0.6
 
 
 def test_sparse_vectors_are_mostly_zero_and_never_empty() -> None:
@@ -267,13 +246,13 @@ def test_mixture_vectors_are_correlated_across_features() -> None:
         return float(power[:10].sum() / power.sum())
 
     assert share_of_first_ten(GENERATORS["vector"]["mixture"](spec, 512, seeded())) > 0.5
-    assert share_of_first_ten(NOISE["vector"]["uniform"](spec, 512, seeded())) < 0.35
+    assert share_of_first_ten(NOISE["vector"](spec, 512, seeded())) < 0.35
 
 
 def test_uniform_ids_use_the_whole_vocabulary_evenly() -> None:
     """Every id appears about equally often (chi-square within six standard deviations)."""
     spec = InputSpec((100,), "tokens", vocabulary=20)
-    counts = NOISE["tokens"]["uniform"](spec, 100, seeded()).flatten().bincount(minlength=20)
+    counts = NOISE["tokens"](spec, 100, seeded()).flatten().bincount(minlength=20)
     chi_square = ((counts - 500.0) ** 2 / 500).sum().item()
     assert chi_square < 19 + 6 * (2 * 19) ** 0.5
 
@@ -321,12 +300,8 @@ def test_inputs_are_mapped_to_what_the_network_takes() -> None:
     unit = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 2, 1, 1)
     expected = torch.tensor([[-4.0, -0.75], [0.0, -0.25], [4.0, 0.25]])
     assert torch.equal(to_network(spec, unit).view(3, 2), expected)
-
-
-def test_token_ids_pass_through_unchanged() -> None:
-    """Range and normalisation mean nothing to ids."""
     ids = torch.tensor([[3, 1, 4]])
-    assert to_network(SPECS["tokens"], ids) is ids
+    assert to_network(SPECS["tokens"], ids, torch.float64) is ids
 
 
 def test_the_hash_covers_values_dtype_shape_and_absence() -> None:
@@ -346,31 +321,8 @@ def test_the_hash_covers_values_dtype_shape_and_absence() -> None:
     assert digest(torch.tensor([7, 9])) == hashlib.sha256(plain).hexdigest()
 
 
-def test_the_highest_rung_counts() -> None:
-    """One labelled file makes a run labelled, whatever else it used."""
+def test_the_level_that_needs_most_data_counts() -> None:
+    """One labelled file makes a run labelled, whatever else it uses."""
     assert highest_level([]) == "none"
     assert highest_level(["procedural", "inversion", "noise"]) == "inversion"
     assert highest_level(reversed(DATA_LEVELS)) == "labelled"
-    with pytest.raises(InputError, match="level: unknown name 'proxi'"):
-        highest_level(["none", "proxi"])
-
-
-def test_a_provenance_tells_what_was_held_and_what_judged() -> None:
-    """Rung, sources, sizes and hashes of both sets; nothing held gives zero samples."""
-    held = Samples(torch.zeros(5, 3), None, "strokes")
-    validation = Samples(torch.ones(4, 3), torch.arange(4), "photos")
-    provenance = make_provenance(["procedural"], ["strokes, seed 1"], held, validation, fresh=True)
-    assert (provenance.level, provenance.sources, provenance.fresh) == (
-        "procedural",
-        ("strokes, seed 1",),
-        True,
-    )
-    assert (provenance.samples, provenance.validation_samples, provenance.validation) == (
-        5,
-        4,
-        "photos",
-    )
-    assert provenance.sha256 == samples_sha256(held)
-    assert provenance.validation_sha256 == samples_sha256(validation)
-    empty = make_provenance([], [], None, None, fresh=False)
-    assert (empty.level, empty.samples, empty.validation_samples) == ("none", 0, 0)

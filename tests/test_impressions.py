@@ -1,4 +1,4 @@
-"""Class impressions: soft targets, and inputs that move the teacher towards them."""
+"""Class impressions, and shifted and mirrored copies of inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.calibration.inversion.impressions import ImpressionOptions, impressions, soft_targets
+from gaprune.calibration.inversion.augment import COPIES, shift_and_mirror, with_copies
+from gaprune.calibration.inversion.impressions import impressions, soft_targets
+from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
@@ -42,7 +44,7 @@ def test_impressions_move_the_teacher_towards_their_targets() -> None:
     model, spec = tiny_model(), InputSpec((6,), "vector", low=-2, high=2)
     starts = torch.rand(64, 6, generator=seeded(1))
     before = starts.clone()
-    made = impressions(model, spec, starts, seeded(5), ImpressionOptions(batch=64))
+    made = impressions(model, spec, starts, seeded(5))
     targets = soft_targets(64, 4, seeded(5))
 
     def miss(unit: Tensor) -> float:
@@ -57,30 +59,31 @@ def test_impressions_move_the_teacher_towards_their_targets() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_impressions_of_a_regressor_match_its_answers_on_other_inputs() -> None:
-    """Without classes the targets are the teacher's own outputs, dealt anew."""
+def test_impressions_of_a_regressor_match_its_outputs_for_other_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without classes the targets are a permutation of the teacher's own outputs."""
+    monkeypatch.setattr("gaprune.calibration.inversion.impressions.SMOOTHNESS", 0.0)
     model = nn.Sequential(tiny_model(), nn.Linear(4, 1)).requires_grad_(False)
     starts = torch.rand(64, 6, generator=seeded(1))
-    spec = InputSpec((6,), "vector")
-    made = impressions(model, spec, starts, seeded(5), ImpressionOptions(smoothness=0.0, batch=64))
+    made = impressions(model, InputSpec((6,), "vector"), starts, seeded(5))
     outputs = batched_forward(model, starts)
     targets = outputs[torch.randperm(64, generator=seeded(5))]
     error = (batched_forward(model, made) - targets).square().mean()
     assert error < 0.5 * (outputs - targets).square().mean()
 
 
-def test_smooth_impressions_are_smoother() -> None:
-    """The total-variation prior counts for pictures and signals."""
+@pytest.mark.parametrize("spec", [InputSpec((1, 8, 8), "image"), InputSpec((64,), "signal")])
+def test_total_variation_smooths(spec: InputSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For images and signals."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).requires_grad_(False)
-    for spec in (InputSpec((1, 8, 8), "image"), InputSpec((64,), "signal")):
-        starts = torch.rand(16, *spec.shape, generator=seeded(1))
-        rough, smooth = (
-            impressions(
-                model, spec, starts, seeded(5), ImpressionOptions(steps=20, smoothness=weight)
-            )
-            for weight in (0.0, 0.5)
-        )
-        assert smooth.diff(dim=-1).abs().mean() < 0.7 * rough.diff(dim=-1).abs().mean()
+    starts = torch.rand(16, *spec.shape, generator=seeded(1))
+    roughness = []
+    for weight in (0.0, 0.5):
+        monkeypatch.setattr("gaprune.calibration.inversion.impressions.SMOOTHNESS", weight)
+        made = impressions(model, spec, starts, seeded(5))
+        roughness.append(made.diff(dim=-1).abs().mean())
+    assert roughness[1] < 0.7 * roughness[0]
 
 
 class Detached(nn.Linear):
@@ -93,5 +96,73 @@ class Detached(nn.Linear):
 def test_networks_without_gradients_refuse_impressions() -> None:
     """The message says what to use."""
     spec = InputSpec((6,), "vector")
-    with pytest.raises(InputError, match=r"passes gradients.*--calibration procedural"):
+    with pytest.raises(InputError, match=r"gradients.*--calibration procedural"):
         impressions(Detached(6, 3), spec, torch.rand(2, 6), seeded())
+    tokens = InputSpec((5,), "tokens", vocabulary=11)
+    with pytest.raises(InputError, match=r"token ids.*--calibration procedural"):
+        impressions(Detached(6, 3), tokens, torch.zeros(2, 5), seeded())
+
+
+IMAGE = InputSpec((2, 8, 16), "image")
+SIGNAL = InputSpec((1, 32), "signal")
+VECTOR = InputSpec((6,), "vector")
+
+
+def draw(spec: InputSpec, count: int = 20) -> Samples:
+    """Return made inputs without two equal values."""
+    size = count * torch.Size(spec.shape).numel()
+    order = torch.randperm(size, generator=seeded(1)).float()
+    return Samples(order.view(count, *spec.shape), None, "made")
+
+
+@pytest.mark.parametrize("spec", [IMAGE, SIGNAL])
+def test_the_inputs_come_first_and_their_copies_hold_the_same_values_in_other_places(
+    spec: InputSpec,
+) -> None:
+    """Moving loses nothing, adds nothing and mixes no channels."""
+    made = draw(spec)
+    more = with_copies(made, spec, seeded()).inputs
+    assert len(more) == (1 + COPIES) * len(made.inputs)
+    assert torch.equal(more[: len(made.inputs)], made.inputs)
+    for copies in more.split(len(made.inputs)):
+        same = copies.flatten(2).sort(-1).values
+        assert torch.equal(same, made.inputs.flatten(2).sort(-1).values)
+    assert not torch.equal(
+        more[len(made.inputs) :], made.inputs.repeat(COPIES, *[1] * (more.ndim - 1))
+    )
+
+
+def test_a_shift_is_at_most_the_asked_part_of_the_axis() -> None:
+    """A single bright pixel stays within reach of where it was."""
+    point = torch.zeros(1, 2, 8, 16)
+    point[:, :, 4, 8] = 1
+    generator = seeded()
+    places = {
+        tuple(
+            shift_and_mirror(point, IMAGE, 1 / 8, generator, mirror=False)[0, 0]
+            .nonzero()[0]
+            .tolist()
+        )
+        for _ in range(200)
+    }
+    assert places == {(row, column) for row in (3, 4, 5) for column in (6, 7, 8, 9, 10)}
+
+
+def test_images_are_mirrored_left_to_right_half_the_time_and_signals_never() -> None:
+    """A reflection of time would be another sound."""
+    generator = seeded()
+    image, signal = draw(IMAGE).inputs, draw(SIGNAL).inputs
+    mirrored = [
+        torch.equal(shift_and_mirror(image, IMAGE, 0, generator), image.flip(-1))
+        for _ in range(200)
+    ]
+    assert 70 < sum(mirrored) < 130
+    assert all(
+        torch.equal(shift_and_mirror(signal, SIGNAL, 0, generator), signal) for _ in range(20)
+    )
+
+
+def test_inputs_that_cannot_be_moved_come_back_as_they_are() -> None:
+    """Neither vectors nor tokens have neighbours to shift to."""
+    made = draw(VECTOR)
+    assert with_copies(made, VECTOR, seeded()) is made

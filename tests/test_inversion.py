@@ -244,15 +244,6 @@ def test_a_time_limit_allows_what_fits() -> None:
     assert len(made) % 4 == 0
 
 
-def test_no_time_at_all_still_makes_a_batch() -> None:
-    """One step on the first batch."""
-    made = invert(
-        image_net(), IMAGE, starts(IMAGE, 64), seeded(5), InversionOptions(batch=16, seconds=1e-9)
-    )
-    assert len(made) == 16
-    assert not torch.equal(made, to_network(IMAGE, starts(IMAGE, 64))[:16])
-
-
 def test_progress_is_told_to_the_end() -> None:
     """Steps over all batches, never backwards."""
     told: list[tuple[int, int]] = []
@@ -324,18 +315,10 @@ class Detached(nn.BatchNorm1d):
             r"running statistics.*--calibration impressions",
         ),
         (Attention(), InputSpec((5,), "tokens", vocabulary=11), "token ids"),
-        (Detached(6), InputSpec((6,), "vector"), r"passes gradients.*--calibration procedural"),
+        (Detached(6), InputSpec((6,), "vector"), r"gradients.*--calibration procedural"),
     ],
 )
 def test_what_cannot_be_inverted(model: nn.Module, spec: InputSpec, message: str) -> None:
     """The message says what to use."""
     with pytest.raises(InputError, match=message):
         invert(model.eval(), spec, torch.rand(4, *spec.shape), seeded(), InversionOptions(steps=1))
-
-
-def test_double_precision_passes_through() -> None:
-    """The result has the dtype of the starts."""
-    made = invert(
-        image_net().double(), IMAGE, starts(IMAGE, 8).double(), seeded(5), InversionOptions(steps=2)
-    )
-    assert made.dtype == torch.float64

@@ -68,13 +68,6 @@ def test_the_shares_of_the_training_data_are_found(low: int) -> None:
     assert 10 * found.divergence < min(found.single_divergence.values())
 
 
-def test_what_fits_alone_stays_alone() -> None:
-    """Data of one generator: that one, with hardly a mismatch."""
-    found = fit(remembering(high=1000), SPEC, CORNERS)
-    assert found.shares["high"] > 0.95
-    assert min(found.single_divergence, key=lambda name: found.single_divergence[name]) == "high"
-
-
 def test_equals_share() -> None:
     """Two generators of the same inputs are both used."""
     twins = {"one": CORNERS["high"], "two": CORNERS["high"]}

@@ -478,31 +478,29 @@ def test_a_result_that_replaces_a_run_leaves_none_of_its_checkpoints(tmp_path: P
     assert {path.name for path in place.iterdir()} == set(FILES)
 
 
-def test_calibration_come_back_as_they_were() -> None:
-    """With labels, other dtypes, what is nearest; without a pool or generators too."""
+def test_a_calibration_set_comes_back_as_it_was() -> None:
+    """With labels and domain inputs; without stored inputs or generators too."""
     draw = torch.Generator().manual_seed(0)
     target = gaprune.load_target("lenet")
     whole = Samples(torch.rand(9, 1, 28, 28, generator=draw), torch.arange(9), "a file")
     half = whole.take(torch.arange(4))
     search = concatenate([half, half])
-    assert search is not None
-    for nearest in (search, half, whole.take(torch.tensor([3, 1]))):
-        for pool in (whole, None):
-            made = gaprune.records.Provenance("proxy", ("a", "b"), 9, False, "0", "g", 2, "1")
-            plan = CalibrationSet(
-                search, half, None, pool, 0.25, True, nearest, made, {"z": 0.1, "a": 1 / 3}
-            )
-            found = from_record(*to_record(plan), target)
-            for name in ("search", "validation", "gradient_inputs", "domain_inputs"):
-                one, other = getattr(found, name), getattr(plan, name)
-                assert (one is None) == (other is None)
-                if one is not None:
-                    assert torch.equal(one.inputs, other.inputs)
-                    assert torch.equal(one.labels, other.labels)
-            assert (found.domain_inputs is found.search) == (nearest is search)
-            for name in ("provenance", "gradient_share", "augment"):
-                assert getattr(found, name) == getattr(plan, name)
-            assert list(found.mutual_information.items()) == list(plan.mutual_information.items())
+    made = gaprune.records.Provenance("proxy", ("a", "b"), 9, False, "0", "g", 2, "1")
+    for stored, domain_count in ((whole, 4), (whole, None), (None, None)):
+        plan = CalibrationSet(
+            search, half, None, stored, 0.25, True, domain_count, made, {"z": 0.1, "a": 1 / 3}
+        )
+        again = from_record(*to_record(plan), target)
+        for name in ("search", "validation", "gradient_inputs", "domain_inputs"):
+            before, after = getattr(plan, name), getattr(again, name)
+            assert (before is None) == (after is None)
+            if before is not None:
+                assert torch.equal(before.inputs, after.inputs)
+                assert torch.equal(before.labels, after.labels)
+        assert (again.domain_inputs is again.search) == (domain_count is None)
+        for name in ("provenance", "gradient_share", "augment"):
+            assert getattr(again, name) == getattr(plan, name)
+        assert list(again.mutual_information.items()) == list(plan.mutual_information.items())
 
 
 def record_in(place: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +42,8 @@ def load_arrays(path: Path) -> StoredArrays:
     except Exception as error:  # damaged bytes make decoders raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"calibration inputs: {path} cannot be read ({reason}); is it damaged, or "
-            "is its suffix wrong?"
+            f"calibration inputs: {path} cannot be read ({reason}); is it damaged, or is its "
+            "suffix wrong?"
         ) from error
 
 
@@ -60,34 +60,22 @@ def file_format(path: Path) -> str:
     if suffix not in _READERS:
         valid = ", ".join(f".{key}" for key in sorted(_READERS))
         raise InputError(
-            f"calibration inputs: {path} has the unknown suffix {path.suffix!r}; known are "
-            f"{valid}, .idx.gz, and a folder of images"
+            f"calibration inputs: {path} has the unknown suffix {path.suffix!r}; valid "
+            f"are {valid}, .idx.gz"
         )
     return suffix
 
 
-def _read_npz(path: Path) -> StoredArrays:
+def _read_numpy(path: Path) -> StoredArrays:
     with path.open("rb") as file:  # numpy leaves damaged files open
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(
-                f"calibration inputs: {path} is a single array, not an archive; rename it to .npy"
-            )
-        inputs, labels = _pick_keys(archive.files, path)
-        return StoredArrays(
-            _tensor(archive[inputs], path),
-            None if labels is None else _tensor(archive[labels], path),
+        content = np.load(file, allow_pickle=False)
+        suffix = ".npz" if isinstance(content, np.lib.npyio.NpzFile) else ".npy"
+        if path.suffix.lower() != suffix:
+            kind = "an archive" if suffix == ".npz" else "a single array"
+            raise InputError(f"calibration inputs: {path} is {kind}; rename it to {suffix}")
+        return (
+            _arrays_in(content, path) if suffix == ".npz" else StoredArrays(_tensor(content, path))
         )
-
-
-def _read_npy(path: Path) -> StoredArrays:
-    with path.open("rb") as file:
-        array = np.load(file, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise InputError(
-                f"calibration inputs: {path} is an archive, not a single array; rename it to .npz"
-            )
-        return StoredArrays(_tensor(array, path))
 
 
 def _read_torch(path: Path) -> StoredArrays:
@@ -96,48 +84,29 @@ def _read_torch(path: Path) -> StoredArrays:
             warnings.simplefilter("ignore")  # the error below tells what is wrong
             # Stated, because an environment variable can switch the default off.
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch advises to allow code
+    except pickle.UnpicklingError as error:  # torch's own message advises to allow code
         raise InputError(
             f"calibration inputs: {path} is damaged, or holds objects other than tensors, which "
             "are not unpickled because that runs code; store the tensors as .safetensors or .npz"
         ) from error
-    if isinstance(content, Tensor):
-        return StoredArrays(_dense(content, path))
     if isinstance(content, Mapping):
-        return _from_mapping(content, path)
-    raise InputError(
-        f"calibration inputs: {path} must hold a tensor or a dictionary of tensors, "
-        f"got {type(content).__name__}"
-    )
-
-
-def _read_safetensors(path: Path) -> StoredArrays:
-    return _from_mapping(load_file(path), path)
-
-
-def _read_idx(path: Path) -> StoredArrays:
-    return StoredArrays(_tensor(read_idx(path), path))
+        return _arrays_in(content, path)
+    return StoredArrays(_tensor(content, path))
 
 
 _READERS: dict[str, Callable[[Path], StoredArrays]] = {
-    "idx": _read_idx,
-    "npy": _read_npy,
-    "npz": _read_npz,
+    "idx": lambda path: StoredArrays(_tensor(read_idx(path), path)),
+    "npy": _read_numpy,
+    "npz": _read_numpy,
     "pt": _read_torch,
     "pth": _read_torch,
-    "safetensors": _read_safetensors,
+    "safetensors": lambda path: _arrays_in(load_file(path), path),
 }
 
 
-def _from_mapping(content: Mapping[Any, Any], path: Path) -> StoredArrays:
-    inputs, labels = _pick_keys(content, path)
-    return StoredArrays(
-        _dense(content[inputs], path), None if labels is None else _dense(content[labels], path)
-    )
-
-
-def _pick_keys(keys: Iterable[Any], path: Path) -> tuple[str, str | None]:
-    names = [str(key) for key in keys]
+def _arrays_in(content: Mapping[Any, Any], path: Path) -> StoredArrays:
+    """Return the inputs of an archive or dictionary, and its labels if there are any."""
+    names = [str(key) for key in content]
     inputs = [key for key in INPUT_KEYS if key in names]
     labels = [key for key in LABEL_KEYS if key in names]
     if len(inputs) != 1 or len(labels) > 1:
@@ -146,23 +115,21 @@ def _pick_keys(keys: Iterable[Any], path: Path) -> tuple[str, str | None]:
             f"and may hold labels under one key of {', '.join(LABEL_KEYS)}; "
             f"got {', '.join(names) or 'no keys'}"
         )
-    return inputs[0], labels[0] if labels else None
+    stored_labels = _tensor(content[labels[0]], path) if labels else None
+    return StoredArrays(_tensor(content[inputs[0]], path), stored_labels)
 
 
-def _dense(content: object, path: Path) -> Tensor:
+def _tensor(content: object, path: Path) -> Tensor:
+    """Return an array as a tensor in native byte order, or a dense tensor itself."""
+    if isinstance(content, np.ndarray):
+        native = np.array(content, dtype=content.dtype.newbyteorder("="), order="C")
+        try:
+            return torch.from_numpy(native)
+        except TypeError as error:
+            raise InputError(
+                f"calibration inputs: {path} must hold numbers, got dtype {content.dtype}"
+            ) from error
     if not isinstance(content, Tensor) or content.layout != torch.strided or content.is_quantized:
         actual = getattr(content, "layout", type(content).__name__)
-        raise InputError(
-            f"calibration inputs: {path} must hold dense, unquantised tensors, got {actual}"
-        )
+        raise InputError(f"calibration inputs: {path} must hold dense tensors, got {actual}")
     return content.detach()
-
-
-def _tensor(array: np.ndarray, path: Path) -> Tensor:
-    native = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-    try:
-        return torch.from_numpy(native)
-    except TypeError as error:
-        raise InputError(
-            f"calibration inputs: {path} must hold numbers, got dtype {array.dtype}"
-        ) from error

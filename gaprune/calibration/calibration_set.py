@@ -24,7 +24,7 @@ from gaprune.calibration.parse import (
     available_generators,
     parse_validation,
 )
-from gaprune.calibration.provenance import make_provenance
+from gaprune.calibration.provenance import highest_level, samples_sha256
 from gaprune.calibration.samples import Samples, concatenate
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
@@ -35,7 +35,7 @@ from gaprune.records import Provenance
 
 VALIDATION_FRACTION = 0.2  # of a file or of inverted inputs, held out for validation
 
-_SAMPLES = ("search", "validation", "gradient_inputs", "domain_inputs")  # in checkpoints
+_SAMPLES = ("search", "validation", "gradient_inputs")  # in checkpoints
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class CalibrationSet:
         gradient_inputs: stored inputs for gradient steps, or None.
         gradient_share: fraction of a gradient batch that comes from `gradient_inputs`.
         augment: whether `gradient_inputs` are shifted and mirrored at random in every batch.
-        domain_inputs: the inputs nearest to the training data: files or inverted inputs without
-            generated ones, else `search`. Criteria and repair measure layer statistics on them.
+        domain_count: how many of the `gradient_inputs` are the `domain_inputs`; None if none.
         provenance: where all inputs come from.
         mutual_information: of each procedural generator in nats, best first; empty if only files
             are used or BatchNorm statistics decide.
@@ -62,9 +61,19 @@ class CalibrationSet:
     gradient_inputs: Samples | None
     gradient_share: float
     augment: bool
-    domain_inputs: Samples
+    domain_count: int | None
     provenance: Provenance
     mutual_information: Mapping[str, float]
+
+    @property
+    def domain_inputs(self) -> Samples:
+        """The inputs nearest to the training data, on which layer statistics are measured.
+
+        These are files or inverted inputs without the generated ones, else `search`.
+        """
+        if self.domain_count is None or self.gradient_inputs is None:
+            return self.search
+        return self.gradient_inputs.take(torch.arange(self.domain_count))
 
 
 def make_calibration_set(
@@ -117,15 +126,15 @@ def make_calibration_set(
         gradient_inputs = joined.take(joined.random_order(generator)[: settings.gradient_count])
     share = 0.0 if gradient_inputs is None else 1.0 if fresh is None else 0.5
     search = _search_samples(settings.calibration_count, fresh, gradient_inputs, share, generator)
-    domain_inputs = search
+    domain_count = None
     if fresh is not None and gradient_inputs is not None and not request.impressions:
-        count = min(len(gradient_inputs.inputs), settings.calibration_count)
-        domain_inputs = gradient_inputs.take(torch.arange(count))
+        domain_count = min(len(gradient_inputs.inputs), settings.calibration_count)
     sources = [samples.source for samples in stored]
     if fresh is not None:
         sources.append(f"generated for gradient steps: {fresh.description}")
     if resolved.choice is not None:
         sources.append(resolved.choice.sentence)
+    in_memory = gradient_inputs or search
     return CalibrationSet(
         search=search,
         validation=validation,
@@ -133,13 +142,16 @@ def make_calibration_set(
         gradient_inputs=gradient_inputs,
         gradient_share=share,
         augment=request.inversion and not request.files and bool(moving_axes(spec)),
-        domain_inputs=domain_inputs,
-        provenance=make_provenance(
-            _data_levels(request, settings.validation, spec),
-            sources,
-            gradient_inputs or search,
-            validation,
+        domain_count=domain_count,
+        provenance=Provenance(
+            level=highest_level(_data_levels(request, settings.validation, spec)),
+            sources=tuple(sources),
+            samples=len(in_memory.inputs),
             fresh=fresh is not None,
+            sha256=samples_sha256(in_memory),
+            validation=validation.source,
+            validation_samples=len(validation.inputs),
+            validation_sha256=samples_sha256(validation),
         ),
         mutual_information=choice.mutual_information,
     )
@@ -255,22 +267,20 @@ def to_record(calibration: CalibrationSet) -> tuple[dict[str, Any], dict[str, Te
     The inputs themselves are stored: files may be gone by then, and inputs made under a time limit
     would come out differently. Fresh inputs need only their generators and shares.
     """
+    mixture = calibration.mixture
     facts: dict[str, Any] = {
-        "mixture": None
-        if calibration.mixture is None
-        else list(calibration.mixture.shares.items()),
+        "mixture": None if mixture is None else list(mixture.shares.items()),
         "gradient_share": calibration.gradient_share,
         "augment": calibration.augment,
+        "domain_count": calibration.domain_count,
         "provenance": asdict(calibration.provenance),
         "mutual_information": list(calibration.mutual_information.items()),
     }
     tensors: dict[str, Tensor] = {}
     for name in _SAMPLES:
         samples: Samples | None = getattr(calibration, name)
-        if name == "domain_inputs" and (prefix := _prefix_of(calibration)) is not None:
-            facts[name] = prefix
-        elif samples is not None:
-            facts[name] = {"source": samples.source}
+        facts[name] = None if samples is None else samples.source
+        if samples is not None:
             tensors[f"{name}/inputs"] = samples.inputs
             if samples.labels is not None:
                 tensors[f"{name}/labels"] = samples.labels
@@ -281,48 +291,21 @@ def from_record(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor], target: Target
 ) -> CalibrationSet:
     """Return the calibration set that `to_record` stored, for the same network."""
-    samples: dict[str, Samples] = {}
-    for name in _SAMPLES:
-        if name not in facts:
-            continue
-        fact = facts[name]
-        if "first" in fact:
-            samples[name] = _first(samples[fact["of"]], fact["first"])
-        else:
-            labels = tensors.get(f"{name}/labels")
-            samples[name] = Samples(tensors[f"{name}/inputs"], labels, fact["source"])
-    provenance, shares = facts["provenance"], facts["mixture"]
+    spec, shares = target.inputs, facts["mixture"]
+    provenance = facts["provenance"]
+    samples = {
+        name: Samples(tensors[f"{name}/inputs"], tensors.get(f"{name}/labels"), facts[name])
+        for name in _SAMPLES
+        if facts[name] is not None
+    }
     return CalibrationSet(
         search=samples["search"],
         validation=samples["validation"],
-        mixture=None
-        if shares is None
-        else GeneratorMixture(target.inputs, dict(shares), target.dtype),
+        mixture=None if shares is None else GeneratorMixture(spec, dict(shares), target.dtype),
         gradient_inputs=samples.get("gradient_inputs"),
         gradient_share=facts["gradient_share"],
         augment=facts["augment"],
-        domain_inputs=samples["domain_inputs"],
+        domain_count=facts["domain_count"],
         provenance=Provenance(**{**provenance, "sources": tuple(provenance["sources"])}),
         mutual_information=dict(facts["mutual_information"]),
-    )
-
-
-def _prefix_of(calibration: CalibrationSet) -> dict[str, Any] | None:
-    """Return of which other inputs the domain inputs are the first ones, to store them once."""
-    domain = calibration.domain_inputs
-    for name in ("search", "gradient_inputs"):
-        samples: Samples | None = getattr(calibration, name)
-        if samples is not None:
-            first = _first(samples, len(domain.inputs))
-            if torch.equal(first.inputs, domain.inputs):
-                return {"of": name, "first": len(domain.inputs)}
-    return None
-
-
-def _first(samples: Samples, count: int) -> Samples:
-    # The very same object if nothing is cut: the run then knows that both sets are one.
-    return (
-        samples
-        if count == len(samples.inputs)
-        else samples.take(torch.arange(len(samples.inputs))[:count])
     )

@@ -68,7 +68,7 @@ def available_generators(spec: InputSpec) -> dict[str, InputGenerator]:
 
     A plug-in is imported only when its generator is called.
     """
-    built_in = {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]["uniform"]}
+    built_in = {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]}
     reserved = (*built_in, AUTO, PROCEDURAL, *OPTIMISED, *ALIASES)
     added = plugins.plugin_names(plugins.GENERATORS + spec.kind, reserved)
     return {**built_in, **{name: partial(_draw_from_plugin, name) for name in added}}

@@ -1,32 +1,21 @@
-"""The provenance of a run: which inputs it used, how many, their hash, and the data level."""
+"""What the provenance of a run proves: the data level, and the hash of the inputs."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
 from gaprune.calibration.samples import Samples
-from gaprune.errors import unknown_name
-from gaprune.records import Provenance
 
 DATA_LEVELS = ("none", "noise", "procedural", "inversion", "proxy", "unlabelled", "labelled")
 """What had to be known to make the inputs, from the least to the most."""
 
 
 def highest_level(levels: Iterable[str]) -> str:
-    """Return the level that needs the most data; `none` for an empty list.
-
-    Raises:
-        InputError: an unknown level.
-    """
-    rank = 0
-    for level in levels:
-        if level not in DATA_LEVELS:
-            raise unknown_name("data level", level, DATA_LEVELS)
-        rank = max(rank, DATA_LEVELS.index(level))
-    return DATA_LEVELS[rank]
+    """Return the level that needs the most data; `none` for an empty list."""
+    return DATA_LEVELS[max((DATA_LEVELS.index(level) for level in levels), default=0)]
 
 
 def samples_sha256(samples: Samples | None) -> str:
@@ -41,36 +30,3 @@ def samples_sha256(samples: Samples | None) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def make_provenance(
-    levels: Iterable[str],
-    sources: Sequence[str],
-    stored: Samples | None,
-    validation: Samples | None,
-    *,
-    fresh: bool,
-) -> Provenance:
-    """Build the provenance of a run.
-
-    Args:
-        levels: every data level that was used.
-        sources: one line per generator or file, for people.
-        stored: the inputs that the search keeps in memory, or None. Labels that the search does
-            not use must be None, because they enter the hash.
-        validation: the validation inputs, or None.
-        fresh: whether gradient steps also draw new inputs.
-
-    Raises:
-        InputError: an unknown level.
-    """
-    return Provenance(
-        level=highest_level(levels),
-        sources=tuple(sources),
-        samples=0 if stored is None else len(stored.inputs),
-        fresh=fresh,
-        sha256=samples_sha256(stored),
-        validation="none" if validation is None else validation.source,
-        validation_samples=0 if validation is None else len(validation.inputs),
-        validation_sha256=samples_sha256(validation),
-    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.generators.procedural_images import IMAGES
+from gaprune.calibration.generators.procedural_signals import SIGNALS
 from gaprune.calibration.generators.random_draws import (
     InputGenerator,
     draw_bool,
@@ -15,7 +16,6 @@ from gaprune.calibration.generators.random_draws import (
     draw_normal,
     draw_uniform,
 )
-from gaprune.calibration.generators.signals import SIGNALS
 from gaprune.calibration.generators.token_sequences import TOKENS, uniform_ids
 from gaprune.models.input_spec import InputSpec
 
@@ -68,11 +68,6 @@ def uniform_noise(spec: InputSpec, count: int, generator: torch.Generator) -> Te
     return draw_uniform(generator, count, *spec.shape)
 
 
-def gaussian_noise(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
-    """Draw float32 `[count, *spec.shape]`, every value from N(½, ¼²), clipped to [0, 1]."""
-    return draw_normal(generator, count, *spec.shape).mul_(0.25).add_(0.5).clamp_(0, 1)
-
-
 GENERATORS: dict[str, dict[str, InputGenerator]] = {
     "image": IMAGES,
     "signal": SIGNALS,
@@ -85,15 +80,13 @@ GENERATORS: dict[str, dict[str, InputGenerator]] = {
 }
 """Kind of input → name → generator."""
 
-_NOISE: dict[str, InputGenerator] = {"gaussian": gaussian_noise, "uniform": uniform_noise}
-
-NOISE: dict[str, dict[str, InputGenerator]] = {
-    "image": _NOISE,
-    "signal": _NOISE,
-    "tokens": {"uniform": uniform_ids},
-    "vector": _NOISE,
+NOISE: dict[str, InputGenerator] = {
+    "image": uniform_noise,
+    "signal": uniform_noise,
+    "tokens": uniform_ids,
+    "vector": uniform_noise,
 }
-"""Kind of input → name → generator without any structure."""
+"""Kind of input → generator without any structure."""
 
 
 def procedural(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:

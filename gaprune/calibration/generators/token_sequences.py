@@ -32,9 +32,9 @@ def zipf_bursts(spec: InputSpec, count: int, generator: torch.Generator) -> Tens
 
     New tokens follow the Zipf–Mandelbrot law p(rank) ∝ 1/(rank + 2.7). `spec.token_ids` gives the
     ranks of the ids, and the ids that begin and end a text; without it, ranks are permuted at
-    random in every call, and nothing frames the text. A Markov chain with two states switches copying on and
-    off. While it is on, a row repeats the token n positions before (n is fixed per row, up to 8),
-    so that n-grams come in bursts.
+    random in every call, and nothing frames the text. A Markov chain with two states switches
+    copying on and off. While it is on, a row repeats the token n positions before (n is fixed per
+    row, up to 8), so that n-grams come in bursts.
     """
     length = _text_length(spec)
     ids = _zipf_ids(spec, count, length, generator)[0]

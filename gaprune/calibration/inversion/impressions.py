@@ -7,8 +7,6 @@ networks without class outputs the target is the teacher's output for another in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,29 +21,13 @@ MIN_CONCENTRATION, MAX_CONCENTRATION = 0.02, 2.0  # nearly one-hot … nearly un
 SHARING_CLASSES = 10  # with more classes, the concentration falls: as few of them share the weight
 
 
-@dataclass(frozen=True)
-class ImpressionOptions:
-    """Lengths and weights of the optimisation.
-
-    Attributes:
-        steps: Adam steps on the inputs.
-        learning_rate: of Adam, as a fraction of the unit range.
-        smoothness: weight of the total variation, per pair of neighbours.
-        batch: inputs optimised together.
-    """
-
-    steps: int = 60
-    learning_rate: float = 0.05
-    smoothness: float = 0.005
-    batch: int = 256
+STEPS, LEARNING_RATE = 60, 0.05  # of Adam; the rate is a fraction of the unit range
+SMOOTHNESS = 0.005  # weight of the total variation, per pair of neighbours
+BATCH = 256  # inputs optimised together
 
 
 def impressions(
-    model: nn.Module,
-    spec: InputSpec,
-    starts: Tensor,
-    generator: torch.Generator,
-    options: ImpressionOptions | None = None,
+    model: nn.Module, spec: InputSpec, starts: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Optimise inputs towards soft targets.
 
@@ -54,7 +36,6 @@ def impressions(
         spec: kind and range of the inputs; token ids cannot be optimised.
         starts: where the optimisation begins, `[N, *spec.shape]` in the unit range.
         generator: draws the targets.
-        options: lengths and weights of the optimisation.
 
     Returns:
         `[N, *spec.shape]` in the unit range, detached.
@@ -63,18 +44,17 @@ def impressions(
         InputError: token inputs, or a network that passes no gradients to its inputs.
     """
     check_continuous(spec, "impressions")
-    options = options or ImpressionOptions()
     batches = []
-    for batch in starts.split(options.batch):
+    for batch in starts.split(BATCH):
         inputs = batch.clone().requires_grad_()
         with torch.no_grad():
             targets = draw_targets(model(to_network(spec, batch)), generator)
-        adam = torch.optim.Adam([inputs], options.learning_rate)
-        for _ in range(options.steps):
+        adam = torch.optim.Adam([inputs], LEARNING_RATE)
+        for _ in range(STEPS):
             outputs = model(to_network(spec, inputs))
             check_differentiable(outputs, "impressions")
             loss = target_loss(outputs, targets)
-            loss = loss + options.smoothness * total_variation(inputs, spec)
+            loss = loss + SMOOTHNESS * total_variation(inputs, spec)
             (inputs.grad,) = torch.autograd.grad(loss, inputs)
             adam.step()
             with torch.no_grad():

@@ -221,7 +221,7 @@ def _write_within(
         # No batch begins that would probably end too late.
         if batches and seconds is not None and start - begin + longest > seconds:
             break
-        batches.append(sample_sequences(target.model, target.inputs, batch, draws))
+        batches.append(sample_sequences(target.model, batch, draws))
         longest, done = max(longest, time.monotonic() - start), done + len(batch)
         observer.progress(WRITING, done, len(starts))
     return torch.cat(batches)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec, vocabulary_embeddings
 
 Spread = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, other outputs) → distance of each output from the others."""
 Progress = Callable[[int, int], None]
 """(rounds done, total rounds), over all batches."""
 
@@ -33,8 +34,6 @@ class TokenSearchOptions:
         rounds: substitutions tried per sequence.
         shortlist: the substitute is drawn from this many best ids of the vocabulary.
         batch: sequences whose outputs are compared with each other.
-        spread: a key of `SPREADS`, or `auto`: `information` for outputs `[N, classes]`, else
-            `decorrelation`.
         seconds: time limit for all sequences, or None. With a limit the result depends on the
             speed of the machine.
     """
@@ -42,7 +41,6 @@ class TokenSearchOptions:
     rounds: int = 30
     shortlist: int = 8
     batch: int = 64
-    spread: str = "auto"
     seconds: float | None = None
 
 
@@ -68,22 +66,14 @@ def diversify(
         int64 ids `[N, *spec.shape]`; the spread of a batch is never smaller than at its start.
 
     Raises:
-        InputError: other inputs, an unknown spread, no embedding of the ids, or a network that
-            passes no gradients to it.
+        InputError: no embedding of the ids, or a network that passes no gradients to it.
     """
     options = options or TokenSearchOptions()
-    if spec.kind != "tokens":
-        raise InputError(
-            f"calibration inputs: a token search needs inputs of kind tokens, got {spec.kind}"
-        )
     with torch.no_grad():
         example = model(starts[:2])
-    name = options.spread
-    if name == "auto":
-        name = "information" if example.ndim == 2 and example.shape[1] > 1 else "decorrelation"
-    if name not in SPREADS:
-        raise unknown_name("spread", name, [*SPREADS, "auto"])
-    search = _Search(model, spec, SPREADS[name], options, generator)
+    has_classes = example.ndim == 2 and example.shape[1] > 1
+    spread = information if has_classes else decorrelation
+    search = _Search(model, spec, spread, options, generator)
     batches, begin, improved = starts.split(options.batch), time.monotonic(), []
     total = options.rounds * len(batches)
     for number, batch in enumerate(batches):
@@ -103,28 +93,18 @@ def diversify(
 
 
 @torch.no_grad()
-def sample_sequences(
-    model: nn.Module, spec: InputSpec, starts: Tensor, generator: torch.Generator
-) -> Tensor:
+def sample_sequences(model: nn.Module, starts: Tensor, generator: torch.Generator) -> Tensor:
     """Sample sequences from a causal language model, one token after another.
 
     Args:
-        model: ids `[N, L]` → logits `[N, L, vocabulary]` of the next token.
-        spec: kind `tokens`, with the vocabulary.
+        model: ids `[N, L]` → logits `[N, L, vocabulary]` of the next token
+            (`is_causal_language_model`).
         starts: int64 ids `[N, L]`, L at least 2; only the first of each row is kept.
         generator: draws the tokens.
 
     Returns:
         int64 ids `[N, L]`.
-
-    Raises:
-        InputError: the network does not predict the next token from the previous ones.
     """
-    if not is_causal_language_model(model, spec, starts[:1]):
-        raise InputError(
-            "calibration inputs: only a causal language model, with logits [N, length, "
-            "vocabulary], can write sequences; use --calibration procedural"
-        )
     ids = starts.clone()
     for position in range(1, ids.shape[1]):
         probabilities = model(ids)[:, position - 1].float().softmax(1).cpu()
@@ -168,10 +148,6 @@ def decorrelation(outputs: Tensor, others: Tensor) -> Tensor:
     rows = functional.normalize(outputs.flatten(1) - mean, dim=1)
     other_rows = functional.normalize(others.flatten(1) - mean, dim=1)
     return 1 - (rows @ other_rows.T).square().mean(1)
-
-
-SPREADS: dict[str, Spread] = {"information": information, "decorrelation": decorrelation}
-"""Name → function of outputs and other outputs: the distance of each output from the others."""
 
 
 def spread_of(outputs: Tensor, spread: Spread) -> float:
