@@ -284,7 +284,7 @@ def test_channels_that_have_to_stay_say_why(case: str) -> None:
 
 def test_a_network_that_cannot_be_traced() -> None:
     """What torch-pruning says about it reaches the user as one message."""
-    with pytest.raises(InputError, match="model: torch-pruning cannot trace it"):
+    with pytest.raises(InputError, match="model: torch-pruning"):
         ChannelGraph.trace(built(Separable), torch.rand(1, 5))
 
 

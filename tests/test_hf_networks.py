@@ -252,7 +252,7 @@ def test_only_safetensors_are_read(tmp_path: Path) -> None:
     model = saved(tmp_path, "BertModel")
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"must hold safetensors; or give --weights FILE"):
+    with pytest.raises(InputError, match=r"safetensors.*--weights FILE"):
         load_source(f"hf:{tmp_path}")
     loaded = load_source(f"hf:{tmp_path}", weights=tmp_path / "pytorch_model.bin")
     assert loaded.model(TEXTS).shape == (2, 16)
@@ -281,7 +281,7 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     """Neither a folder nor in the cache: nothing is downloaded unasked."""
-    with pytest.raises(InputError, match=r"nothing is downloaded unasked.*allow-download"):
+    with pytest.raises(InputError, match="allow-download"):
         load_source("hf:nobody/nothing-of-this-name")
     with pytest.raises(InputError, match="holds no config"):
         load_source(f"hf:{tmp_path}")
@@ -294,7 +294,7 @@ def test_the_nearest_name_in_the_cache_is_told(
     for name in ("models--prajjwal1--bert-tiny", "models--gpt2", "datasets--prajjwal1--bert-tiny"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"nearest of the 2 names in it: prajjwal1/bert-tiny\)"):
+    with pytest.raises(InputError, match=r"nearest .* 2 .*prajjwal1/bert-tiny\)"):
         load_source("hf:prajjwal1/bert-tinyy")
 
 
@@ -314,5 +314,5 @@ def test_an_image_network_says_how_it_was_trained(tmp_path: Path) -> None:
 
 def test_a_package_that_is_missing_names_its_extra() -> None:
     """The message is the command that installs it."""
-    with pytest.raises(GapruneError, match=r"target hf:x: needs no_such_package.*gaprune\[hf\]"):
+    with pytest.raises(GapruneError, match=r"no_such_package.*gaprune\[hf\]"):
         import_extra("no_such_package", "hf", "target hf:x")

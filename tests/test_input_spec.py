@@ -134,7 +134,7 @@ def test_kind_and_shape_are_inferred(case: str) -> None:
 )
 def test_shapes_that_cannot_be_inferred(model: nn.Module, example: str) -> None:
     """Where the first layer leaves the size open, the message asks for it with an example."""
-    with pytest.raises(InputError, match=f"cannot be inferred.*--input-shape {example}$"):
+    with pytest.raises(InputError, match=f"--input-shape {example}$"):
         resolve_inputs(model, InputOptions())
 
 
@@ -193,7 +193,7 @@ def test_wrong_input_options(case: str) -> None:
 
 def test_a_kind_that_cannot_be_inferred() -> None:
     """Four axes fit no kind by themselves."""
-    with pytest.raises(InputError, match="input kind: cannot be inferred for shape 1,4,4,4"):
+    with pytest.raises(InputError, match=r"input kind: .*1,4,4,4"):
         resolve_inputs(nn.Conv3d(1, 1, 1), InputOptions(shape=(1, 4, 4, 4)))
 
 

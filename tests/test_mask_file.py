@@ -52,18 +52,18 @@ def test_the_file_says_what_it_is_and_equal_masks_are_equal_files(tmp_path: Path
 def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
     """Before anything is written."""
     path = tmp_path / "m.safetensors"
-    with pytest.raises(InputError, match="masks: there are none to save"):
+    with pytest.raises(InputError, match="masks: "):
         save_masks({}, path)
     with pytest.raises(InputError, match=r"masks\['a'\]: must be bool, got torch.float32"):
         save_masks({"a": torch.ones(2)}, path)
-    with pytest.raises(InputError, match=r"path: masks are saved as \.safetensors, got .*m\.pt"):
+    with pytest.raises(InputError, match=r"path: .*\.safetensors.*m\.pt"):
         save_masks(some_masks(), path.with_suffix(".pt"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A missing folder, or a folder in the file's place; an earlier content stays."""
-    with pytest.raises(GapruneError, match=r"path: cannot write .*No such file"):
+    with pytest.raises(GapruneError, match="path: cannot write"):
         save_masks(some_masks(), tmp_path / "missing" / "m.safetensors")
     (tmp_path / "m.safetensors" / "kept").mkdir(parents=True)
     with pytest.raises(GapruneError, match="path: cannot write"):

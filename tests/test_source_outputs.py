@@ -108,9 +108,9 @@ def test_a_choice_inside_a_choice() -> None:
     expected = model.layer(inputs)
     for at in ("heads.1", "0.1", "0.-1"):
         assert torch.equal(choose_output(copy.deepcopy(model), at)(inputs), expected)
-    with pytest.raises(InputError, match=r"there is no 2; the network returns a tuple of 0: "):
+    with pytest.raises(InputError, match=r"no 2; .*tuple of 0: "):
         choose_output(copy.deepcopy(model), "heads.2")(inputs)
-    with pytest.raises(InputError, match=r"there is no 'head'; .* dict of 'heads': tuple of 2$"):
+    with pytest.raises(InputError, match=r"'head'; .*'heads': tuple of 2$"):
         choose_output(copy.deepcopy(model), "head.1")(inputs)
     assert torch.equal(choose_output(choose_output(model, "heads"), 1)(inputs), expected)
 
@@ -160,7 +160,7 @@ def test_a_network_with_a_chosen_output_can_be_a_target() -> None:
     options = InputOptions(shape=(3,))
     with pytest.raises(InputError, match="one tensor"):
         target_from_module(TwoHeaded("dict"), inputs=options)
-    with pytest.raises(InputError, match=r"^output: there is no 'logit'; the network returns a"):
+    with pytest.raises(InputError, match=r"^output: .*'logit'"):
         target_from_module(choose_output(TwoHeaded("dict"), "logit"), inputs=options)
     target = target_from_module(choose_output(TwoHeaded("dict"), "logits"), inputs=options)
     assert target.model(target.example()).shape == (1, 2)
@@ -183,7 +183,7 @@ def test_choosing_from_one_tensor_is_refused() -> None:
     """A network that returns a tensor has no other outputs; not even its attributes."""
     for output in (0, "data"):
         model = choose_output(nn.Linear(3, 2), output)
-        with pytest.raises(InputError, match=r"returns one tensor \[5, 2\]; leave --output out"):
+        with pytest.raises(InputError, match=r"\[5, 2\]; leave --output"):
             model(torch.randn(5, 3))
 
 
@@ -209,7 +209,7 @@ def test_a_network_that_needs_several_tensors_is_refused() -> None:
         def forward(self, *, image: Tensor) -> Tensor:
             return image
 
-    with pytest.raises(InputError, match="takes no input by position"):
+    with pytest.raises(InputError, match="by position"):
         check_one_input(Keywords())
 
     class Optional(nn.Module):

@@ -175,7 +175,7 @@ def test_a_model_that_cannot_be_copied() -> None:
     """A lock among the attributes makes a model impossible to copy, and the message says so."""
     model = _mlp()
     object.__setattr__(model, "lock", threading.Lock())
-    with pytest.raises(InputError, match=r"cannot be deep-copied \(TypeError: cannot pickle"):
+    with pytest.raises(InputError, match=r"deep-copied \(TypeError"):
         target_from_module(model, inputs=InputOptions())
 
 
@@ -315,12 +315,12 @@ def test_factory_files_that_fail(tmp_path: Path) -> None:
     """A file that is missing, is not Python or raises is refused, and can be mended and retried."""
     with pytest.raises(InputError, match=r"no file '.*absent\.py'"):
         load_target(f"{tmp_path}/absent.py:make")
-    with pytest.raises(InputError, match=r"must name a \.py file, got '.*nets\.txt'"):
+    with pytest.raises(InputError, match=r"nets\.txt"):
         load_target(f"{tmp_path}/nets.txt:make")
     path = tmp_path / "broken.py"
     for source, message in (("def (", "SyntaxError"), ("import absent_module_x", "ModuleNotFound")):
         path.write_text(source)
-        with pytest.raises(InputError, match=f"importing .*broken.py raised {message}"):
+        with pytest.raises(InputError, match=f"broken.py .*{message}"):
             load_target(f"{path}:make")
     path.write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n# mended")
     assert load_target(f"{path}:make").layout.total == 4
@@ -331,10 +331,10 @@ def test_unknown_targets(spec: str) -> None:
     """A target that is neither in the zoo nor file:factory is refused with both forms."""
     with pytest.raises(InputError, match=r"target: .*\.py"):
         load_target(spec)
-    with pytest.raises(InputError, match=r"mnist-cnn.*path/to/file\.py:factory.*timm:NAME"):
+    with pytest.raises(InputError, match=r"mnist-cnn.*:factory.*timm:NAME"):
         load_target(spec)
     if spec == "tim:resnet18":
-        with pytest.raises(InputError, match=r"unknown name 'tim' \(did you mean 'timm'\?\)"):
+        with pytest.raises(InputError, match=r"'tim' .*'timm'"):
             load_target(spec)
 
 
@@ -344,9 +344,9 @@ def test_weights_that_are_wrong(factories: Path) -> None:
     path = factories.with_name("weights.pt")
     state["fc2.weight"][0, 1] = torch.nan
     torch.save(state, path)
-    with pytest.raises(InputError, match=r"parameter 'fc2.weight' must be finite, but 1 of its 6"):
+    with pytest.raises(InputError, match=r"'fc2.weight' .*finite.* 1 of its 6"):
         _from_file(factories, "make", path)
-    with pytest.raises(InputError, match=r"fc1\.bias \[3\] where the network has \[250\]"):
+    with pytest.raises(InputError, match=r"fc1\.bias \[3\] .*\[250\]"):
         load_target("mnist-mlp", weights=path)
     with pytest.raises(InputError, match="cannot read"):
         _from_file(factories, "make", factories.with_name("gone.pt"))

@@ -104,19 +104,19 @@ def test_weights_in_the_cache_of_torch(tmp_path: Path) -> None:
 
 def test_nothing_is_downloaded_unasked() -> None:
     """Weights that are not at hand are an error that names the ways out."""
-    with pytest.raises(InputError, match=r"not on this machine.*--weights FILE.*allow-download"):
+    with pytest.raises(InputError, match=r"--weights FILE.*allow-download"):
         load_source(f"timm:{SMALL}")
 
 
 def test_a_download_that_fails_is_an_input_error() -> None:
     """Allowed, it is tried; here the network refuses."""
-    with pytest.raises(InputError, match=r"could not be downloaded.*--weights FILE"):
+    with pytest.raises(InputError, match=r"weights: .*--weights FILE"):
         load_source(f"timm:{SMALL}", allow_download=True)
 
 
 def test_an_unknown_name_lists_the_nearest() -> None:
     """There are more than a thousand names: the nearest are shown."""
-    with pytest.raises(InputError, match=r"timm has no network 'resnet_18'.*resnet18"):
+    with pytest.raises(InputError, match=r"'resnet_18'.*resnet18"):
         load_source("timm:resnet_18")
     with pytest.raises(InputError, match=r"no weights 'resnet18\.nope'.*resnet18\.a1_in1k"):
         load_source("timm:resnet18.nope")
@@ -138,5 +138,5 @@ def test_schemes() -> None:
     assert not is_sourced("file.py:factory")
     with pytest.raises(InputError, match="names no network"):
         load_source("timm:")
-    with pytest.raises(InputError, match=r"unknown name 'tim'.*did you mean 'timm'"):
+    with pytest.raises(InputError, match=r"'tim'.*'timm'"):
         load_source("tim:resnet18")

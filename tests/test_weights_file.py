@@ -134,7 +134,7 @@ def test_files_that_are_refused(tmp_path: Path, case: str) -> None:
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     """A path that is no file is refused."""
-    with pytest.raises(InputError, match=r"cannot read .*gone\.pt \(No such file"):
+    with pytest.raises(InputError, match=r"cannot read .*gone\.pt"):
         load_state(tmp_path / "gone.pt")
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(InputError, match="is a directory"):
@@ -242,7 +242,7 @@ def test_tied_parameters_may_come_once(tmp_path: Path) -> None:
 def test_tied_parameters_must_agree() -> None:
     """Two values for one tied parameter are refused; the same NaN twice is the same value."""
     state = {"table.weight": torch.zeros(4, 3), "head.weight": torch.ones(4, 3)}
-    with pytest.raises(InputError, match=r"'table.weight' and 'head.weight' are one tied"):
+    with pytest.raises(InputError, match=r"'table.weight' and 'head.weight'"):
         apply_state(_tied(), state)
     nan = torch.full((4, 3), torch.nan)
     apply_state(_tied(), {"table.weight": nan, "head.weight": nan.clone()})
@@ -270,7 +270,7 @@ def test_missing_and_unexpected_names() -> None:
     """Names that differ are refused, a few of each listed and the rest counted."""
     state = _net().state_dict()
     state["tail.weight"] = state.pop("head.weight")
-    message = r"missing 1 \(head\.weight\), unexpected 1 \(tail\.weight\).*belongs to this network"
+    message = r"missing 1 \(head\.weight\), unexpected 1 \(tail\.weight\)"
     with pytest.raises(InputError, match=message):
         apply_state(_net(), state)
     with pytest.raises(InputError, match=r"missing 8 \(conv\.weight, .* and 3 more\)"):
@@ -282,7 +282,7 @@ def test_other_shapes() -> None:
     state, model = _net(1).state_dict(), _net(2)
     before = copy.deepcopy(model.state_dict())
     state["head.weight"] = torch.ones(10, 5)
-    message = r"head\.weight \[10, 5\] where the network has \[3, 5\]"
+    message = r"head\.weight \[10, 5\] .*\[3, 5\]"
     with pytest.raises(InputError, match=message):
         apply_state(model, state)
     assert _equal(model.state_dict(), before)

@@ -213,6 +213,7 @@ def score_with(
             f"criterion {name!r}: must return one score for each of the {network.layout.total} "
             f"prunable weights, a tensor [{network.layout.total}], got {actual}"
         )
+    # layer by layer, so that the message can name the layer
     for layer, values in network.layout.split(scores).items():
         bad = int((~values.isfinite()).count_nonzero())
         if bad:

@@ -104,6 +104,7 @@ def eliminate(weights: Tensor, covariance: Tensor, shape: WeightShape) -> tuple[
         for rows in channels.split(max(1, ENTRIES // total))
     ]
     damage, order = (torch.cat(part)[:, : shape.size] for part in zip(*parts, strict=True))
+    # a channel without variance has no correlation to lose: order its weights by size
     dead = order.new_zeros(len(weights), 1).bool()
     dead[:, 0] = (padded * images).sum(1) <= 0
     by_size = weights.abs().argsort(dim=1, stable=True).argsort(1).double()

@@ -47,6 +47,7 @@ def synflow(
     total = network.layout.total
     alive = torch.arange(total, device=weights.device)
     dropped: list[Tensor] = []  # indices, worst first
+    # fewer rounds for large networks keep the time bounded
     rounds = min(ROUNDS, max(FEWEST_ROUNDS, int(TOTAL_MACS // macs)))
     for k in range(1, rounds + 1):
         remaining = torch.zeros_like(weights).index_copy_(0, alive, weights[alive])
@@ -56,6 +57,7 @@ def synflow(
                 "criterion 'synflow': the flow through the absolute weights overflows float64; "
                 "use another criterion"
             )
+        # the exponential schedule: ρ^(k/n) of all weights stay after round k
         keep = math.floor(total * (density or DEFAULT_DENSITY) ** (k / rounds) + 0.5)
         stay = top_k_mask(flow, keep)
         dropped.append(_worst_first(alive[~stay], flow[~stay]))

@@ -82,6 +82,7 @@ def grasp(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tens
     size = _batch_size(network, calibration, leaves, GRASP_COPIES)
     with _twice_differentiable():
         for batch in batches(network, calibration, size):
+            # differentiating gᵀ·stop(g) gives H·g without forming H
             graph = _gradient(network, leaves, batch, GRASP_TEMPERATURE, create_graph=True)
             product += _flat_gradient(network, leaves, graph @ gradient)
             count += len(batch)

@@ -67,7 +67,7 @@ def measure_responses(
     shapes = _unfoldable(network, example)
     leaves = {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
     bytes_per_input = activation_bytes(network.model, example, leaves)
-    size = batch_size(bytes_per_input, copies=2)
+    size = batch_size(bytes_per_input, copies=2)  # activations and their gradients
     others = {name: leaf for name, leaf in leaves.items() if name not in shapes}
     if others:
         size = min(size, FISHER_BATCH)

@@ -50,6 +50,7 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
             raise InputError(f"masks[{name!r}]: must be bool, got {mask.dtype}")
     stored = {name: mask.to(torch.uint8).cpu().contiguous() for name, mask in masks.items()}
     content = save(stored, to_metadata(format="gaprune mask", **about))
+    # a hidden name in the same folder, renamed when complete: no reader sees half a file
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         try:

@@ -30,6 +30,7 @@ def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
         stem = name.removesuffix(VALUES).removesuffix(META)
+        # a weight may happen to be called like a packed one: both parts must be there
         if name == stem or not _is_packed(stem, state):
             plain[name] = value
         elif name.endswith(VALUES):

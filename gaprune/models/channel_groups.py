@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.models.target import trainable_copy
 
+# Attributes of torch layers that hold their number of channels.
 _OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters")
 _INPUTS = ("in_channels", "in_features")
 
@@ -96,6 +97,7 @@ class ChannelGraph:
                     )
             if obstacle:
                 fixed[root] = obstacle
+        # the order of registration makes groups and channels deterministic
         order = {name: number for number, (name, _) in enumerate(model.named_modules())}
         groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
         for channels in coupling.sets(order):
@@ -117,6 +119,7 @@ class ChannelGraph:
             InputError: an unknown layer or channel, channels that cannot be removed, or a layer
                 that would be left without channels.
         """
+        # any output channel of a set stands for the whole set
         coupled = {
             output: coupled
             for group in self.groups
@@ -168,7 +171,7 @@ class _Coupling:
 
     def add(self, channel: LayerChannel, other: LayerChannel, *, output: bool) -> None:
         root = self._root(channel)
-        if output:
+        if output:  # both must have the same fate: join their sets
             self.parent[root] = self._root(other)
         else:
             self.readers[channel].add(other)
@@ -240,7 +243,7 @@ _Dependent = tuple[str, bool, tuple[tuple[int, int], ...]]
 def _trace(model: nn.Module, example: Tensor) -> Iterator[tuple[str, list[_Dependent], str | None]]:
     """Yield each convolution and linear layer, its dependents, and why its channels must stay."""
     tp = torch_pruning()
-    private = trainable_copy(model)
+    private = trainable_copy(model)  # tracing needs gradients, and registers hooks
     with torch.enable_grad():
         # torch-pruning follows autograd's graph, so the inputs must be part of it to be seen
         inputs = example.clone().requires_grad_() * 1 if example.is_floating_point() else example
@@ -258,6 +261,7 @@ def _trace(model: nn.Module, example: Tensor) -> Iterator[tuple[str, list[_Depen
         if node is None or node.type not in {types.CONV, types.DEPTHWISE_CONV, types.LINEAR}:
             continue
         prune = graph.get_pruner_of_module(module).prune_out_channels
+        # all channels at once: the group then lists every channel pair of every dependent layer
         items = graph.get_pruning_group(module, prune, list(range(num_outputs(module)))).items
         dependents = [
             (
@@ -284,10 +288,12 @@ def _obstacle(graph: Any, dependency: Any, inputs: object, types: Any) -> str | 
     node = dependency.target
     module = node.module
     groups = getattr(module, "groups", 1)
+    # removing these would change the shape of the network's output
     if not node.outputs and graph.is_out_channel_pruning_fn(dependency.handler):
         return "they are the network's outputs"
     if inputs is not None and node.grad_fn is inputs:
         return "they are added to the network's inputs"
+    # these normalise or mix over all of their channels
     if node.type in {types.LN, types.GN, types.IN, types.EMBED, types.MHA, types.LSTM}:
         return f"they pass through a {type(module).__name__}"
     if node.type in {types.PARAMETER, types.UNBIND, types.EXPAND, types.CUSTOMIZED}:

@@ -85,6 +85,7 @@ class InputSpec:
                 "input shape: must be positive whole sizes without the batch axis, such as "
                 f"1,28,28; got {self.shape}"
             )
+        # only images and signals have a channel axis
         channels = self.shape[0] if self.kind in ("image", "signal") and len(self.shape) > 1 else 1
         values = {"range": (self.low, self.high), "mean": self.mean, "std": self.std}
         for name, numbers in values.items():
@@ -140,6 +141,7 @@ class _FirstLayer:
     example: str = "1,28,28"
 
 
+# Layer type → what a network that begins with it takes.
 _FIRST_LAYERS: dict[tuple[type[nn.Module], ...], Callable[[Any], _FirstLayer]] = {
     (nn.Embedding, nn.EmbeddingBag): lambda layer: _FirstLayer(
         "tokens", vocabulary=layer.num_embeddings, example="128"
@@ -193,6 +195,7 @@ def resolve_inputs(
             "input shape: cannot be inferred from the network; pass the shape of one input without "
             f"the batch axis, such as --input-shape {first.example}"
         )
+    # stated first, then known, then inferred from the first layer, then from the shape
     kind = options.kind or ("tokens" if options.vocabulary is not None else None)
     kind = kind or (default.kind if default else first.kind or _KIND_BY_AXES.get(len(shape)))
     if kind is None:
@@ -233,9 +236,10 @@ def sample_inputs(spec: InputSpec, count: int, dtype: torch.dtype, seed: int = 0
     size = (count, *spec.shape)
     if spec.kind == "tokens":
         ids = torch.randint(spec.vocabulary, size, generator=generator)
-        ids.view(-1)[0] = spec.vocabulary - 1
+        ids.view(-1)[0] = spec.vocabulary - 1  # an id beyond the embedding raises
         return ids
     raw = torch.rand(size, generator=generator) * (spec.high - spec.low) + spec.low
+    # [channels, 1, …] broadcasts over the other axes
     per_channel = (-1, *[1] * (len(spec.shape) - 1))
     mean, std = (torch.tensor(values).view(per_channel) for values in (spec.mean, spec.std))
     return ((raw - mean) / std).to(dtype)

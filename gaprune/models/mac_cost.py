@@ -39,6 +39,7 @@ class MacCounts:
         return _counts[target]
 
 
+# Weak keys: a cache must not keep targets alive.
 _counts: WeakKeyDictionary[Target, MacCounts] = WeakKeyDictionary()
 
 
@@ -97,6 +98,7 @@ def mac_cost_of(
             MacTerm(count, Factor(0, ((layer, size),)))
             for layer, (count, size) in enumerate(zip(uses, sizes, strict=True))
         ]
+    # layers without prunable weights, such as attention products
     fixed = counts.total - sum(counts.by_weight.values())
     used_terms = tuple(term for term in terms if term.each)
     layout = weights if units is None else units.layout
@@ -114,8 +116,8 @@ def _channel_term(
         if axis >= len(shape):  # a vector has no input axis
             factors.append(Factor(1))
             continue
-        rest //= shape[axis]
-        if index is None:
+        rest //= shape[axis]  # leaves the kernel size
+        if index is None:  # no channel of this axis can be removed
             factors.append(Factor(shape[axis]))
             continue
         removable_groups = index < units.layout.total

@@ -25,7 +25,7 @@ def macs_per_input(model: nn.Module, example: Tensor) -> int:
     counter = _FlopCounter({})
     with counter:
         model(example)
-    return counter.flops // 2
+    return counter.flops // 2  # torch counts a multiply-add as two operations
 
 
 @torch.no_grad()
@@ -61,6 +61,7 @@ class _FlopCounter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops: int = 0
         self.by_weight: Counter[str] = Counter()
+        # start addresses in order, for a binary search
         self._starts = sorted((weight.data_ptr(), name) for name, weight in weights.items())
         self._bytes = {name: weight.nbytes for name, weight in weights.items()}
 
@@ -99,7 +100,7 @@ class _FlopCounter(TorchDispatchMode):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                 address = tensor.data_ptr()
                 index = bisect_right(self._starts, (address, _AFTER_ALL_NAMES)) - 1
-                start, name = self._starts[index]
+                start, name = self._starts[index]  # the last weight that starts at or before
                 if index >= 0 and address < start + self._bytes[name]:
                     names.add(name)
         return names
@@ -133,9 +134,11 @@ def activation_bytes(
 
     def record(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in own_memory:
+            # by address: two operations may save the same tensor
             saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
+    # autograd passes every tensor that it keeps for the backward pass to the hook
     with saved_tensors_hooks(record, lambda tensor: tensor), torch.enable_grad():
         inputs = example.detach()
         if inputs.is_floating_point():

@@ -47,6 +47,7 @@ def save_onnx(model: nn.Module, target: Target, path: Path) -> None:
                 verbose=False,
             )
             assert program is not None
+            # one file: weights inside, not in a second file beside it
             program.save(path, external_data=False)
     except Exception as error:  # the exporter runs the user's code, which may raise anything
         first = (str(error).strip().splitlines() or [""])[0]
@@ -64,7 +65,7 @@ def compare_with_torch(model: nn.Module, target: Target, path: Path) -> float:
         GapruneError: it exceeds `TOLERANCE`, or shapes differ.
     """
     run = OnnxSession(path)
-    worst = 0.0
+    worst = 0.0  # over all batches: the batch size must really be free
     for count in COMPARED_BATCHES:
         inputs = sample_inputs(target.inputs, count, target.dtype).to(target.device)
         expected = model(inputs).cpu()
@@ -99,7 +100,7 @@ class OnnxSession:
         runtime = import_extra("onnxruntime", EXTRA, "onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        options.inter_op_num_threads = 1  # operators one after the other, as torch does
         options.log_severity_level = 3  # errors only; they are raised as exceptions too
         try:
             self._session = runtime.InferenceSession(

@@ -36,6 +36,7 @@ from gaprune.pattern_names import (
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+# Tracing takes seconds, so groups are kept as long as their target lives.
 _groups: WeakKeyDictionary[Target, tuple[ChannelGroup, ...]] = WeakKeyDictionary()
 
 
@@ -48,6 +49,7 @@ def check_pattern(settings: Settings) -> None:
     pattern, budget, text = parse_pattern(settings.pattern), settings.budget, settings.pattern
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
+    # N:M already fixes the count of every group
     if budget != WEIGHTS and isinstance(pattern, NMPattern):
         raise InputError(
             f"budget: pattern {text!r} fixes how many weights of every layer stay, so there is no "
@@ -81,6 +83,7 @@ def check_pattern(settings: Settings) -> None:
 
 def _check_n_of_m(settings: Settings, pattern: NMPattern) -> None:
     text = settings.pattern
+    # a limit on the drop searches for the sparsity itself
     if abs(settings.sparsity - pattern.sparsity) > TOLERANCE and settings.max_drop is None:
         raise InputError(
             f"sparsity: pattern {text!r} removes {pattern.sparsity:.6g} of the weights, got "
@@ -198,6 +201,7 @@ def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup
             replace(group, channels=tuple(filter(is_maskable, group.channels)))
             for group in ChannelGraph.trace(target.model, target.example()).groups
         ]
+        # a single channel could never be removed: no layer may be emptied
         groups = [group for group in groups if len(group.channels) > 1]
         if not groups:
             raise InputError(
@@ -227,6 +231,7 @@ def silent_channels(target: Target, masks: Mapping[str, Tensor]) -> dict[str, li
     for group, unread in zip(groups, units.unread(flat).split(units.layout.sizes), strict=True):
         pairs = zip(group.channels, unread.tolist(), strict=True)
         firsts = [channels.outputs[0] for channels, is_unread in pairs if is_unread]
+        # if all channels of a group are unread, one must stay: no layer may be empty
         for layer, channel in firsts[1:] if len(firsts) == len(group.channels) else firsts:
             silent.setdefault(layer, []).append(channel)
     return silent
@@ -288,5 +293,6 @@ def _channel_indices(
 def _axes(target: Target, name: str) -> tuple[int, int]:
     """Return the output and input axes of a prunable weight; a vector has an output axis only."""
     module = target.model.get_submodule(name.rpartition(".")[0])
+    # transposed convolutions store [in, out, …], except depthwise ones
     swapped = isinstance(module, _TRANSPOSED) and module.groups == 1
     return (1, 0) if swapped and target.weights[name].ndim > 1 else (0, 1)

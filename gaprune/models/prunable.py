@@ -87,6 +87,7 @@ def find_prunable(model: nn.Module, extra: Sequence[str] = ()) -> dict[str, nn.P
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
+        # by identity: a tied parameter is listed once, under its first name
         if id(parameter) in prunable and parameter.numel()
     }
     if not parameters:
@@ -111,6 +112,7 @@ def check_prunable(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         _check_finite("parameter", name, parameter, torch.isfinite(parameter))
     for name, buffer in model.named_buffers():
+        # integer buffers, such as counters, cannot be infinite
         if buffer.layout == torch.strided and buffer.dtype in DTYPES:
             _check_finite("buffer", name, buffer, torch.isfinite(buffer) | torch.isneginf(buffer))
 
@@ -166,6 +168,7 @@ def _module_problems(module: nn.Module) -> Iterator[str]:
         yield "is TorchScript, whose weights cannot be replaced; pass the Python module instead"
     if type(module).__module__.startswith(_QUANTISED_MODULES):
         yield "is quantised: its weights are packed integers; prune the network before quantising"
+    # masks would be overwritten by these hooks before every forward
     for hook in module._forward_pre_hooks.values():
         for kind, (attribute, problem, remedy) in _REWRITING_HOOKS.items():
             if isinstance(hook, kind):

@@ -186,7 +186,7 @@ def target_from_module(
     Raises:
         InputError: the network cannot be pruned, copied or run on such inputs.
     """
-    model = _unwrapped(model)
+    model = _unwrapped(model)  # so that masks fit the names that the user knows
     origin = f"module {type(model).__module__}.{type(model).__qualname__}"
     return _make_target(LoadedNetwork(model, None, origin), name, inputs, prune_also, device)
 
@@ -202,6 +202,7 @@ def _make_target(
     model = private_copy(loaded.model, device)
     weights = {key: value.detach() for key, value in find_prunable(model, prune_also).items()}
     check_one_input(model)
+    # some modules keep other objects than tensors in their state
     state = {key: v for key, v in model.state_dict().items() if isinstance(v, Tensor)}
     with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
         inputs = resolve_inputs(model, options, loaded.inputs)
@@ -228,6 +229,7 @@ def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Mod
             "history from its attributes, or give it a __deepcopy__"
         ) from error
     _tie_shared_memory(model, private)
+    # frozen: nothing may change a weight, and no gradient memory is needed
     for parameter in private.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
@@ -255,12 +257,13 @@ def _tie_shared_memory(original: nn.Module, private: nn.Module) -> None:
             continue  # empty tensors all have the same address
         memory = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         owner = owners.setdefault(memory, name)
-        if owner != name:
+        if owner != name:  # deepcopy has made two parameters of one memory
             path, _, leaf = name.rpartition(".")
             setattr(private.get_submodule(path), leaf, private.get_parameter(owner))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
+    # torch.compile keeps the inner network in `_orig_mod`
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
     return _unwrapped(inner) if isinstance(inner, nn.Module) else model

@@ -56,6 +56,7 @@ def load_hf(
     with _silent(transformers):
         config = _load_config(transformers, name, location, allow_download=allow_download)
         model_class = _model_class(transformers, config)
+        # these outputs do not use the network's own pooling layer
         pooled = output not in (None, HIDDEN, *POOLINGS)
         if weights is None:
             read = partial(
@@ -65,6 +66,7 @@ def load_hf(
                 use_safetensors=True,
             )
         else:
+            # the class and sizes come from the configuration, the weights from the user's file
             read = partial(model_class.from_pretrained, None, state_dict=load_state(weights))
         model, report = _load_model(read, model_class, config, name, pooled=pooled)
         _check_complete(report, name, own_file=weights is not None)
@@ -101,7 +103,10 @@ def _load_config(
         raise InputError(f"target: {name} holds no config.json; name a folder of save_pretrained")
     try:
         config = transformers.AutoConfig.from_pretrained(
-            location, local_files_only=not allow_download, trust_remote_code=False
+            # trust_remote_code=False: files of a network never run as code
+            location,
+            local_files_only=not allow_download,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError) as error:
         cache = Path(import_extra("huggingface_hub", "hf", "target").constants.HF_HUB_CACHE)
@@ -127,7 +132,7 @@ def _model_class(transformers: Any, config: Any) -> Any:  # noqa: ANN401 - modul
     names = config.architectures or ()
     for name in names:
         if inspect.isclass(model_class := getattr(transformers, name, None)):
-            return model_class
+            return model_class  # the first that this version of transformers knows
     if names or type(config) not in transformers.MODEL_MAPPING:
         raise InputError(
             f"target: transformers has no network {', '.join(names) or type(config).__name__}; "

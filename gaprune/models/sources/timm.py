@@ -86,6 +86,7 @@ def _sizes_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[st
         "num_classes": config.get("num_classes"),
         "in_chans": config.get("input_size", (3,))[0],
     }
+    # the classifier shows the number of classes, the first convolution the input channels
     sizes = {}
     for setting, key, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
         layers = config.get(key) or ()
@@ -106,7 +107,7 @@ def _pretrained(
     source = f"pretrained weights {config.get('tag', '')}"
     file = _cached_weights(config)
     if file is not None:
-        overlay = {"file": str(file)}
+        overlay = {"file": str(file)}  # timm then downloads nothing
         model = _build(timm, name, pretrained=True, pretrained_cfg_overlay=overlay)
         return model, f"{source} from the local cache"
     if not (config.get("hf_hub_id") or config.get("url")):
@@ -137,6 +138,7 @@ def _cached_weights(config: Mapping[str, Any]) -> Path | None:
             path = cache.try_to_load_from_cache(repository, file, revision=revision or None)
             if isinstance(path, str):
                 return Path(path)
+    # older weights come from plain addresses, which torch caches by file name
     url = config.get("url")
     if isinstance(url, str) and url:
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)

@@ -36,6 +36,7 @@ def take_ids(model: nn.Module, padding: int | None) -> nn.Module:
         padding: the id of padding, or None if all ids are tokens.
     """
     takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
+    # a hook, not a wrapper module: parameters keep the names of the checkpoint
     model.register_forward_pre_hook(partial(_ids_hook, padding, takes_mask), with_kwargs=True)
     return model
 

@@ -37,6 +37,7 @@ def read_token_ids(find: Find, vocabulary: int) -> TokenIds | None:
     for name, read in _READERS.items():
         if (path := find(name)) is None:
             continue
+        # a file that is not understood is skipped: the next one may be
         with suppress(OSError, *_NOT_UNDERSTOOD):
             token_ids = read(path, find)
             marks = [mark for mark in (token_ids.start, token_ids.end) if mark is not None]
@@ -65,7 +66,7 @@ def _start_and_end(processor: Mapping[str, Any] | None) -> tuple[int | None, int
             return _id(step["cls"][1]), _id(step["sep"][1])
         if "single" in step:  # TemplateProcessing
             marks: list[int | None] = []
-            for index in (0, -1):
+            for index in (0, -1):  # first and last part of the template
                 part = step["single"][index]
                 mark = None
                 if "SpecialToken" in part:  # otherwise it is the text itself

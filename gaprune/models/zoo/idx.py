@@ -23,7 +23,7 @@ def read_idx(path: Path) -> NDArray[np.generic]:
         InputError: the file is not IDX, is truncated, or holds more than it declares.
     """
     raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
+    if raw[:2] == b"\x1f\x8b":  # gzip, whatever the name of the file
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
