@@ -53,21 +53,13 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison.
+    """The result of a comparison."""
 
-    Attributes:
-        target: name of the pruned network.
-        rows: in the requested order.
-        dense_accuracy: of the dense network on the test labels, or None.
-        measured_on: the held-out inputs, in words.
-        pattern: what is removed together.
-    """
-
-    target: str
-    rows: tuple[Row, ...]
-    dense_accuracy: float | None
-    measured_on: str
-    pattern: str = UNSTRUCTURED
+    target: str  # name of the pruned network
+    rows: tuple[Row, ...]  # in the requested order
+    dense_accuracy: float | None  # of the dense network on the test labels, or None
+    measured_on: str  # the held-out inputs, in words
+    pattern: str = UNSTRUCTURED  # what is removed together
 
     @property
     def removed(self) -> str:

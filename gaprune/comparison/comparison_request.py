@@ -54,17 +54,11 @@ COMPARISON_KEYS = (*_SPEC_KEYS, _TRAIN, *_TRAINING_KEYS.values())
 
 @dataclass(frozen=True)
 class ComparisonRequest:
-    """What one `gaprune compare` does.
+    """What one `gaprune compare` does."""
 
-    Attributes:
-        job: the target and its input options, the test data and the settings.
-        spec: what is compared.
-        train: labelled training data; None: that of the zoo, for a zoo network.
-    """
-
-    job: PruneJob
-    spec: ComparisonSpec
-    train: str | None = None
+    job: PruneJob  # the target and its input options, the test data and the settings
+    spec: ComparisonSpec  # what is compared
+    train: str | None = None  # labelled training data; None: that of the zoo, for a zoo network
 
     def load(self) -> tuple[Target, Samples | None, Samples | None]:
         """Load the target, the training data and the test data.

@@ -43,21 +43,13 @@ class ComparisonObserver(Observer):
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A pruned network, and its cost.
+    """A pruned network, and its cost."""
 
-    Attributes:
-        sparsity: requested fraction of prunable weights to remove.
-        model: in evaluation mode, on the target's device.
-        keep_count: prunable weights that are left (not zeroed, not removed).
-        evaluations: candidates scored so far.
-        epochs: of training so far.
-    """
-
-    sparsity: float
-    model: nn.Module
-    keep_count: int
-    evaluations: int = 0
-    epochs: float = 0.0
+    sparsity: float  # requested fraction of prunable weights to remove
+    model: nn.Module  # in evaluation mode, on the target's device
+    keep_count: int  # prunable weights that are left (not zeroed, not removed)
+    evaluations: int = 0  # candidates scored so far
+    epochs: float = 0.0  # of training so far
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +57,10 @@ class RankedUnits:
     """What methods rank under a pattern: weights, or blocks or channels.
 
     `Settings.floor` does not apply: criteria are compared as they were published.
-
-    Attributes:
-        layout: of the weights, with N:M if the pattern says so; or of the units.
-        units: None if every weight is ranked by its own score.
     """
 
-    layout: Layout
-    units: Units | None
+    layout: Layout  # of the weights, with N:M if the pattern says so; or of the units
+    units: Units | None  # None if every weight is ranked by its own score
 
     def best(self, scores: Tensor, sparsity: float) -> Tensor:
         """Keep the best scores (or unit means) of all layers together; flat masks `[total]`."""
@@ -110,17 +98,13 @@ class ComparisonContext:
     """Everything that a method may use; no method changes it.
 
     Attributes:
-        target: the dense network.
-        spec: what is compared.
-        train: labelled training data, or None.
-        observer: receives progress.
         warned: warnings of its searches, so that none is repeated for every sparsity and seed.
     """
 
-    target: Target
-    spec: ComparisonSpec
-    train: Samples | None
-    observer: ComparisonObserver
+    target: Target  # the dense network
+    spec: ComparisonSpec  # what is compared
+    train: Samples | None  # labelled training data, or None
+    observer: ComparisonObserver  # receives progress
     warned: set[str] = field(default_factory=set, repr=False)
     _prepared: dict[int, tuple[Evaluator, CalibrationSet]] = field(default_factory=dict, repr=False)
 

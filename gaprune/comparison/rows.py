@@ -23,15 +23,12 @@ class MethodRequirements:
     Attributes:
         data: a level of `gaprune.calibration.provenance.DATA_LEVELS`: `none` uses the weights
             alone, `labelled` the training set.
-        labels: whether it uses labels of the training set.
-        gradients: whether it differentiates the network.
-        training: whether it changes weights.
     """
 
     data: str = "none"
-    labels: bool = False
-    gradients: bool = False
-    training: bool = False
+    labels: bool = False  # whether it uses labels of the training set
+    gradients: bool = False  # whether it differentiates the network
+    training: bool = False  # whether it changes weights
 
 
 @dataclass(frozen=True)
@@ -39,43 +36,29 @@ class Row:
     """One method at one sparsity with one seed.
 
     Attributes:
-        target: name of the pruned network.
-        sparsity: requested fraction of prunable weights to remove.
-        method: its name.
-        seed: of every random choice.
-        needs: what the method needs.
-        accuracy: on the test labels; None without labels.
-        agreement: with the dense network on the same inputs, in [0, 1].
-        evaluations: candidates scored by a search; a gradient step on scores counts as one.
-        epochs: of training, from the dense network to this row.
-        seconds: from the dense network to this row, without measuring it.
         actual: the fraction of weights that was removed; None if the method failed.
-        dense_accuracy: of the dense network on the test labels.
         path: the sparsities of the run, if each is reached from the one before.
-        steps: sparsity, accuracy, agreement and epochs after every step up to this row, for
-            methods that train.
-        code: hash of the user's criterion file, or empty.
-        error: why the method failed, or None.
-        note: why the method doesn't apply under the pattern, or None.
+        steps: sparsity, accuracy, agreement and epochs after every step up to this row, for methods
+            that train.
     """
 
-    target: str
-    sparsity: float
-    method: str
-    seed: int
-    needs: MethodRequirements
-    accuracy: float | None = None
-    agreement: float | None = None
-    evaluations: int = 0
-    epochs: float = 0.0
-    seconds: float = 0.0
+    target: str  # name of the pruned network
+    sparsity: float  # requested fraction of prunable weights to remove
+    method: str  # its name
+    seed: int  # of every random choice
+    needs: MethodRequirements  # what the method needs
+    accuracy: float | None = None  # on the test labels; None without labels
+    agreement: float | None = None  # with the dense network on the same inputs, in [0, 1]
+    evaluations: int = 0  # candidates scored by a search; a gradient step on scores counts as one
+    epochs: float = 0.0  # of training, from the dense network to this row
+    seconds: float = 0.0  # from the dense network to this row, without measuring it
     actual: float | None = None
-    dense_accuracy: float | None = None
+    dense_accuracy: float | None = None  # of the dense network on the test labels
     path: tuple[float, ...] = ()
     steps: tuple[Mapping[str, float | None], ...] = ()
-    code: str = ""
-    error: str | None = None
-    note: str | None = None
+    code: str = ""  # hash of the user's criterion file, or empty
+    error: str | None = None  # why the method failed, or None
+    note: str | None = None  # why the method doesn't apply under the pattern, or None
 
     @property
     def key(self) -> RowKey:

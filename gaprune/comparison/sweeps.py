@@ -34,8 +34,6 @@ class SweepOptions:
 
     Attributes:
         values: thresholds, or numbers of clusters; empty takes a range that fits.
-        max_drop: accuracy (or agreement, without labels) that may be lost, a fraction.
-        biases: whether biases are zeroed, or clustered, too.
         masks: of an earlier pruning; clusters are made from the weights that it keeps.
 
     Raises:
@@ -43,8 +41,8 @@ class SweepOptions:
     """
 
     values: Sequence[float] = ()
-    max_drop: float = 0.01
-    biases: bool = False
+    max_drop: float = 0.01  # accuracy (or agreement, without labels) that may be lost, a fraction
+    biases: bool = False  # whether biases are zeroed, or clustered, too
     masks: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -60,18 +58,14 @@ class SweepResult:
     """The points of a sweep.
 
     Attributes:
-        kind: key of `SWEEPS`.
-        rows: plain data, one per point.
         best: the row of the furthest point that loses no more than `max_drop`, or None.
-        dense_accuracy: of the unchanged network, or None without labels.
-        plot: writes the picture to a .svg or .png.
     """
 
-    kind: str
-    rows: list[dict[str, Any]]
+    kind: str  # key of `SWEEPS`
+    rows: list[dict[str, Any]]  # plain data, one per point
     best: dict[str, Any] | None
-    dense_accuracy: float | None
-    plot: Callable[[Path], None]
+    dense_accuracy: float | None  # of the unchanged network, or None without labels
+    plot: Callable[[Path], None]  # writes the picture to a .svg or .png
 
 
 def sweep(  # noqa: PLR0913 # options, each by its own name

@@ -30,18 +30,15 @@ class Codebook:
     """The shared values of one layer, and which weight takes which.
 
     Attributes:
-        name: of the layer's weight parameter.
         parts: the parameters that share the codebook: the weight, and its bias if requested.
-        size: number of values in all of them, kept or not.
-        centroids: `[k]` in the weights' dtype, ascending, all different.
         assignment: int64 `[n]`: the centroid of each of the n kept values, in order of the parts.
         keep_mask: bool `[size]`: all other values are exactly 0 and take no part in clustering.
     """
 
-    name: str
+    name: str  # of the layer's weight parameter
     parts: tuple[str, ...]
-    size: int
-    centroids: Tensor = field(repr=False)
+    size: int  # number of values in all of them, kept or not
+    centroids: Tensor = field(repr=False)  # `[k]` in the weights' dtype, ascending, all different
     assignment: Tensor = field(repr=False)
     keep_mask: Tensor = field(repr=False)
 
@@ -66,17 +63,11 @@ class Codebook:
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """A network whose weights are shared values, layer by layer.
+    """A network whose weights are shared values, layer by layer."""
 
-    Attributes:
-        layers: one codebook per layer, by the name of its weight.
-        shapes: of every clustered parameter.
-        masked: whether masks were given, which must then be stored, too.
-    """
-
-    layers: Mapping[str, Codebook]
-    shapes: Mapping[str, torch.Size]
-    masked: bool
+    layers: Mapping[str, Codebook]  # one codebook per layer, by the name of its weight
+    shapes: Mapping[str, torch.Size]  # of every clustered parameter
+    masked: bool  # whether masks were given, which must then be stored, too
 
     def state(self) -> dict[str, Tensor]:
         """Return the clustered parameters by name; pruned weights are exactly 0."""
@@ -167,15 +158,12 @@ class ClusterPoint:
     """Cost and quality of a number of clusters per layer.
 
     Attributes:
-        clusters: requested per layer.
-        accuracy: on the held-out labels, or None without labels.
-        agreement: with the dense network on the same inputs.
         bits_per_weight, distinct, compression: see `Codebooks`.
     """
 
-    clusters: int
-    accuracy: float | None
-    agreement: float
+    clusters: int  # requested per layer
+    accuracy: float | None  # on the held-out labels, or None without labels
+    agreement: float  # with the dense network on the same inputs
     bits_per_weight: float
     distinct: int
     compression: float
@@ -183,17 +171,11 @@ class ClusterPoint:
 
 @dataclass(frozen=True)
 class ClusterSweep:
-    """Points from many to few clusters per layer.
+    """Points from many to few clusters per layer."""
 
-    Attributes:
-        points: by falling number of clusters.
-        dense_accuracy: of the dense network on the same inputs; None without labels.
-        dense_distinct: different kept values other than 0 before clustering.
-    """
-
-    points: tuple[ClusterPoint, ...]
-    dense_accuracy: float | None
-    dense_distinct: int
+    points: tuple[ClusterPoint, ...]  # by falling number of clusters
+    dense_accuracy: float | None  # of the dense network on the same inputs; None without labels
+    dense_distinct: int  # different kept values other than 0 before clustering
 
     def smallest_within(self, max_drop: float) -> ClusterPoint | None:
         """Return the point of fewest clusters that loses at most `max_drop`, or None.

@@ -30,11 +30,6 @@ class EdgePopupOptions:
     they are the default: a baseline should be compared at its best.
 
     Attributes:
-        steps: of gradient descent, one fresh batch each.
-        batch: inputs per step.
-        learning_rate: at the start; it falls to 0 on a cosine.
-        momentum: of the gradient, as in `torch.optim.SGD`.
-        weight_decay: pulls all scores towards 0.
         scope: `global` ranks all scores together, `layer` keeps the same density in every layer
             (the paper).
         initial: a key of `INITIAL_SCORES`: `weights` (Sehwag et al. 2020) or `kaiming` (the paper).
@@ -43,11 +38,11 @@ class EdgePopupOptions:
         InputError: an unknown name, or a number outside its range.
     """
 
-    steps: int = 1200
-    batch: int = 256
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    steps: int = 1200  # of gradient descent, one fresh batch each
+    batch: int = 256  # inputs per step
+    learning_rate: float = 0.1  # at the start; it falls to 0 on a cosine
+    momentum: float = 0.9  # of the gradient, as in `torch.optim.SGD`
+    weight_decay: float = 1e-4  # pulls all scores towards 0
     scope: str = "global"
     initial: str = "weights"
 

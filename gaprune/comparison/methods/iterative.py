@@ -32,16 +32,12 @@ _FINE_STEPS = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99)
 class PruningStep:
     """Prune to a sparsity, then train.
 
-    Attributes:
-        sparsity: fraction of all prunable weights removed so far, strictly between 0 and 1.
-        epochs: passes over the training data after pruning, 0 or more; may be a fraction.
-
     Raises:
         InputError: a number outside its range.
     """
 
-    sparsity: float
-    epochs: float
+    sparsity: float  # fraction of all prunable weights removed so far, strictly between 0 and 1
+    epochs: float  # passes over the training data after pruning, 0 or more; may be a fraction
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
@@ -154,18 +150,16 @@ class IterativePruningOptions:
 
     Attributes:
         training: how to train in each step, with a new optimiser.
-        criterion: a key of `CRITERIA`, computed on the current weights.
-        scope: a key of `SCOPES`.
-        rewind: whether all parameters and buffers are reset to the original's before each
-            training, so that only the mask carries over.
+        rewind: whether all parameters and buffers are reset to the original's before each training,
+            so that only the mask carries over.
 
     Raises:
         InputError: an unknown name.
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
-    criterion: str = "magnitude"
-    scope: str = "global"
+    criterion: str = "magnitude"  # a key of `CRITERIA`, computed on the current weights
+    scope: str = "global"  # a key of `SCOPES`
     rewind: bool = False
 
     def __post_init__(self) -> None:
@@ -180,17 +174,14 @@ class PruningStage:
     """The network after one step.
 
     Attributes:
-        sparsity: requested by the step.
-        masks: parameter name → bool of its shape, True where the weight is kept; each stage keeps
-            a subset of what the one before kept.
-        model: a frozen copy in evaluation mode; pruned weights are 0.
-        epochs: of training so far, all steps together.
+        masks: parameter name → bool of its shape, True where the weight is kept; each stage keeps a
+            subset of what the one before kept.
     """
 
-    sparsity: float
+    sparsity: float  # requested by the step
     masks: dict[str, Tensor]
-    model: nn.Module = field(repr=False)
-    epochs: float
+    model: nn.Module = field(repr=False)  # a frozen copy in evaluation mode; pruned weights are 0
+    epochs: float  # of training so far, all steps together
 
 
 def prune_iteratively(

@@ -50,26 +50,22 @@ class Method:
     """One entry of the table.
 
     Attributes:
-        name: what the user writes.
         run: from a context, sparsities and a seed to networks, in the order of the sparsities.
-        description: one line for people.
-        source: the paper, or another origin.
         needs: what it needs; data `calibration` stands for the level of the calibration inputs.
         seeded: whether its result depends on the seed; otherwise it runs for the first seed only.
         path: whether one run passes through all sparsities, each reached from the one before.
-        code: hash of the user's file that defines it, or empty.
         excluded: kind of pattern → why the method does not apply under it.
         in_all: kinds of patterns under which `all` includes it; None: all kinds.
     """
 
-    name: str
+    name: str  # what the user writes
     run: MethodFunction
-    description: str
-    source: str
+    description: str  # one line for people
+    source: str  # the paper, or another origin
     needs: MethodRequirements = field(default_factory=MethodRequirements)
     seeded: bool = False
     path: bool = False
-    code: str = ""
+    code: str = ""  # hash of the user's file that defines it, or empty
     excluded: Mapping[str, str] = field(default_factory=dict)
     in_all: Collection[str] | None = None
 

@@ -35,23 +35,20 @@ class SlimmingOptions:
     """How a network is slimmed.
 
     Attributes:
-        rounds: of removing channels and fine-tuning.
         width: fraction of the channels that a round keeps, unless a sparsity is requested.
-        epochs: of fine-tuning per round; may be a fraction.
         penalty: λ of the L1 penalty on γ during training (Liu et al. 2017, eq. 1); 0 for none.
-        sparse_epochs: of training with the penalty before the first round.
-        training: optimiser, learning rate and batch; by default the rate falls to 0 in every
-            round, which keeps more of the accuracy than a constant one.
+        training: optimiser, learning rate and batch; by default the rate falls to 0 in every round,
+            which keeps more of the accuracy than a constant one.
 
     Raises:
         InputError: a number outside its range.
     """
 
-    rounds: int = 5
+    rounds: int = 5  # of removing channels and fine-tuning
     width: float = 0.95
-    epochs: float = 1.0
+    epochs: float = 1.0  # of fine-tuning per round; may be a fraction
     penalty: float = 1e-4
-    sparse_epochs: float = 0.0
+    sparse_epochs: float = 0.0  # of training with the penalty before the first round
     training: TrainingOptions = field(default_factory=lambda: TrainingOptions(decay="cosine"))
 
     def __post_init__(self) -> None:
@@ -70,13 +67,12 @@ class ChannelRanking(NamedTuple):
     """The channels of a network, ranked by the scales of their BatchNorms.
 
     Attributes:
-        order: channels that can be removed one after the other, smallest |γ| first; removing all
-            of them empties no layer.
-        total: number of ranked channels.
+        order: channels that can be removed one after the other, smallest |γ| first; removing all of
+            them empties no layer.
     """
 
     order: tuple[CoupledChannels, ...]
-    total: int
+    total: int  # number of ranked channels
 
     def removed(self, count: int) -> dict[str, list[int]]:
         """Return layer → ascending output channels of the first `count`, by their first layer."""
@@ -101,27 +97,24 @@ class SlimmingRound:
     """One round of slimming.
 
     Attributes:
-        number: from 1.
         before, after: sizes of the network before and after the round.
         removed: layer → output channels, as the network before the round counts them.
-        compact: the smaller network before fine-tuning, frozen.
         model: the smaller network after it, frozen: its best epoch on the held-out data.
         error: largest absolute difference between the outputs of `compact` and those of the large
             network with the same channels masked, on up to `COMPARED` training inputs.
         score_before, score_after: of `compact` and `model` on the held-out data; None without it.
-        epochs: of training so far, including `sparse_epochs`.
     """
 
-    number: int
+    number: int  # from 1
     before: NetworkSize
     after: NetworkSize
     removed: dict[str, list[int]] = field(repr=False)
-    compact: nn.Module = field(repr=False)
+    compact: nn.Module = field(repr=False)  # the smaller network before fine-tuning, frozen
     model: nn.Module = field(repr=False)
     error: float
     score_before: float | None
     score_after: float | None
-    epochs: float
+    epochs: float  # of training so far, including `sparse_epochs`
 
     def row(self) -> dict[str, float | None]:
         """Return the figures as plain data; sizes are those after the round."""

@@ -84,19 +84,12 @@ def percentile_mask(target: Target, sparsity: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ThresholdPoint:
-    """The network with every weight zeroed whose magnitude is below a threshold.
+    """The network with every weight zeroed whose magnitude is below a threshold."""
 
-    Attributes:
-        threshold: on |w|.
-        report: what is left, layer by layer.
-        agreement: with the dense network on the held-out inputs, in [0, 1].
-        accuracy: on the held-out labels, or None without.
-    """
-
-    threshold: float
-    report: SparsityReport
-    agreement: float
-    accuracy: float | None
+    threshold: float  # on |w|
+    report: SparsityReport  # what is left, layer by layer
+    agreement: float  # with the dense network on the held-out inputs, in [0, 1]
+    accuracy: float | None  # on the held-out labels, or None without
 
     def row(self) -> dict[str, Any]:
         """Return it as plain data; `zeroed` is parameter → fraction zeroed."""

@@ -31,24 +31,16 @@ DECAYS: dict[str, Callable[[float], float]] = {
 class TrainingOptions:
     """How to train.
 
-    Attributes:
-        optimiser: a key of `OPTIMISERS`.
-        learning_rate: step size at the start.
-        batch: inputs per step.
-        weight_decay: factor of the L2 penalty's gradient.
-        momentum: of `sgd`; `adam` has its own.
-        decay: a key of `DECAYS`: how the learning rate falls during training.
-
     Raises:
         InputError: an unknown name, or a number outside its range.
     """
 
-    optimiser: str = "adam"
-    learning_rate: float = 1e-3
-    batch: int = 128
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    decay: str = "constant"
+    optimiser: str = "adam"  # a key of `OPTIMISERS`
+    learning_rate: float = 1e-3  # step size at the start
+    batch: int = 128  # inputs per step
+    weight_decay: float = 0.0  # factor of the L2 penalty's gradient
+    momentum: float = 0.9  # of `sgd`; `adam` has its own
+    decay: str = "constant"  # a key of `DECAYS`: how the learning rate falls during training
 
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
@@ -93,16 +85,14 @@ class TrainingData:
     """What a network is trained on.
 
     Attributes:
-        inputs: `[N, ...]` as the network takes them.
-        answers: int64 labels `[N]`, or the teacher's outputs `[N, ...]`.
         loss: `(outputs, answers)` of a batch → a scalar to minimise.
 
     Raises:
         InputError: no inputs, or a different number of answers.
     """
 
-    inputs: Tensor
-    answers: Tensor
+    inputs: Tensor  # `[N, ...]` as the network takes them
+    answers: Tensor  # int64 labels `[N]`, or the teacher's outputs `[N, ...]`
     loss: Callable[[Tensor, Tensor], Tensor]
 
     def __post_init__(self) -> None:
