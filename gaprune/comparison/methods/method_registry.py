@@ -254,8 +254,8 @@ def find_methods(
             raise InputError(f"methods: {name!r} is now {new}")
         # a file of the user: its hash tells edited criteria apart
         elif ".py:" in name:
-            code = content_of(name.rpartition(":")[0])
-            chosen[name] = replace(_of_criterion(_user_criterion(name)), code=code)
+            method = _of_criterion(_user_criterion(name))
+            chosen[name] = replace(method, code=content_of(name.rpartition(":")[0]))
         else:
             chosen[name] = _plugin_method(name, [ALL, *known])
     if not chosen:
