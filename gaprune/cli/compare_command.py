@@ -100,6 +100,7 @@ class RowMonitor(Monitor, ComparisonObserver):
         """Print the outcome of a row."""
         self.stop_bar()
         if row.error is not None:
+            # a method fails alike for every seed and sparsity: one line is enough
             if (row.method, row.error) in self._failed:
                 return
             self._failed.add((row.method, row.error))

@@ -65,6 +65,7 @@ def generation_table(history: Sequence[Generation], last: int = LAST) -> Table:
 def sparkline(values: Sequence[float], width: int = 32) -> str:
     """Return the last `width` values as a row of bars, scaled from the smallest to the largest."""
     recent = list(values)[-width:]
+    # of equal values every bar is the lowest: there is no range to scale to
     low, high = min(recent, default=0.0), max(recent, default=0.0)
     step = (high - low) / (len(BARS) - 1)
     return "".join(BARS[round((value - low) / step) if step else 0] for value in recent)
@@ -137,8 +138,9 @@ class Monitor(Observer):
             return
         if self._first is None or self._first.phase != record.phase:
             self._first = record
+        # --max-drop runs several searches: each begins with generation 0
         if record.generation == 0:
-            self._history = ()  # another search of the same run has begun
+            self._history = ()
         self._history = (*self._history[-LAST:], record)
         title, *figures = _progress_texts(record, self._first, total)
         if not self._live:
@@ -148,7 +150,7 @@ class Monitor(Observer):
         bar.history = self._history
 
     def progress(self, what: str, done: float, total: float | None) -> None:
-        """Move the bar, or print a line every `LINE_INTERVAL` seconds."""
+        """Move the bar, or print a line every `LINE_INTERVAL` seconds: logs must stay short."""
         if self._quiet:
             return
         text = f"{done:g}" + (f" of {total:g}" if total else "") if done else "begins"
@@ -177,7 +179,7 @@ class Monitor(Observer):
     def _move_bar(
         self, done: float, total: float | None, what: str, text: str, *, transient: bool = False
     ) -> SearchProgress:
-        if self._is_phase_bar:
+        if self._is_phase_bar:  # its spinner has no total; this progress may have one
             self.stop_bar()
         bar = self._progress
         if bar is None:

@@ -125,6 +125,7 @@ def run_demo(observer: Observer, settings: Mapping[str, Any]) -> Demo:
     """
     results, num_compared = [], 0
     for sparsity in SPARSITIES:
+        # load the network again: both runs start from the checkpoint
         observer.phase("demo", f"removing {sparsity:.0%} of the weights of {TARGET}")
         target = load_target(TARGET)
         result = prune_target(
@@ -154,6 +155,7 @@ def compare_bits(result: Result) -> int:
     for name, pruned in result.state_dict().items():
         mask = result.masks.get(name, torch.ones_like(pruned, dtype=torch.bool))
         before, after = dense[name][mask], pruned[mask]
+        # compare bytes: NaN differs from itself, and -0.0 equals 0.0
         same = torch.equal(before.view(torch.uint8), after.view(torch.uint8))
         if not same or pruned[~mask].any():
             raise GapruneError(f"{name}: the pruned network differs from the checkpoint")

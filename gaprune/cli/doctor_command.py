@@ -120,7 +120,7 @@ def check_device() -> Check:
     """Check that a GPU, if there is one, computes."""
     if not torch.cuda.is_available():
         return Check("device", OK, "CPU; no GPU (torch sees no CUDA device)")
-    torch.ones(8, device="cuda").sum().item()
+    torch.ones(8, device="cuda").sum().item()  # `item` waits: a broken driver raises here
     return Check("device", OK, f"CPU, and {torch.cuda.get_device_name()}")
 
 
@@ -191,7 +191,7 @@ def check_masking() -> Check:
         for _ in range(7):
             started = time.perf_counter()
             top_k_mask(scores, SCORES // 50)
-            times.append(time.perf_counter() - started)
+            times.append(time.perf_counter() - started)  # the first includes memory allocation
     finding = f"{SCORES / 1e6:.1f} M scores masked in {1000 * min(times):.1f} ms on one core"
     if min(times) > MASKING_LIMIT:
         return Check("masking", WARN, finding, "slower than usual: is the machine busy?")
@@ -200,7 +200,7 @@ def check_masking() -> Check:
 
 def check_folder() -> Check:
     """Check that results can be saved below the current folder."""
-    with open_run(Path("runs") / "trial"):
+    with open_run(Path("runs") / "trial"):  # removed again, since nothing is saved in it
         pass
     return Check("folder", OK, "results can be saved in runs/")
 

@@ -120,6 +120,7 @@ def with_options(
     argument = typer.Argument(
         help=help_text, metavar="TARGET", show_default=False, autocompletion=completion(ZOO)
     )
+    # one option per field of `Settings`: a new setting is an option at once
     parameters = [_parameter("target", Annotated[str | None, argument])]
     for name, field in Settings.model_fields.items():
         if name not in leave_out:
@@ -149,7 +150,6 @@ def _with_parameters(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         stated = inspect.signature(function, eval_str=True).parameters.values()
         explicit = [p for p in stated if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        # a positional argument of the command itself must come before all options
         signature = inspect.Signature([*parameters, *explicit])
         function.__signature__ = signature  # type: ignore[attr-defined]
         return function
@@ -159,7 +159,7 @@ def _with_parameters(
 
 def _metavar(annotation: Any) -> str | None:  # noqa: ANN401 - any type a setting may have
     """Return the placeholder for a value in the help; None for a switch, which takes none."""
-    kinds = get_args(annotation) or (annotation,)
+    kinds = get_args(annotation) or (annotation,)  # `int | None` → int, NoneType
     if bool in kinds:
         return None
     return "INTEGER" if int in kinds else "NUMBER" if float in kinds else "TEXT"

@@ -76,6 +76,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     Example: gaprune prune net.py:make --weights net.safetensors --sparsity 0.9 --range 0,1
     """
     given = common.stated(options)
+    # later dictionaries win: command line over --set over --config
     from_file = read_config(config) if config else {}
     job = make_job({**from_file, **common.read_pairs(pairs or (), given), **given})
     if out is not None and no_save:
@@ -100,6 +101,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
 
     with ExitStack() as stack:
         run_directory = None
+        # open the folder before the search: a run that cannot be saved must fail at once
         if out is not None:
             run_directory = stack.enter_context(open_run(out, overwrite=overwrite))
         elif not no_save:
@@ -152,6 +154,7 @@ def run_and_save(
     ):
         observer: Observer = monitor if events is None else ObserverGroup(monitor, events)
         try:
+            # networks of users may print, but stdout is for results
             with redirect_stdout(sys.stderr), run_profiler(enabled=profile) as profiler:
                 result, job = run(observer)
             result = result.timed(profiler)
@@ -159,7 +162,7 @@ def run_and_save(
             if run_directory is not None and run_directory.keep_files:
                 signals.remark = f"continue with {run_directory.command}"
             raise
-        signals.saving = True
+        signals.saving = True  # from here on the first Ctrl-C does not interrupt
         where = "not saved (--no-save)"
         if run_directory is not None:
             monitor.progress("saving, and drawing the report", 0, None)

@@ -37,7 +37,7 @@ def show_result(result: Result, console: Console) -> None:
     )
     settings = result.settings
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
-    if unit is not None:
+    if unit is not None:  # the sparsity above counts weights, the budget something else
         console.print(f"requested: {percent(result.sparsity)} of the {unit} removed")
     console.print(_layer_table(result))
     console.print(_method_table(result))
@@ -55,9 +55,8 @@ def show_result(result: Result, console: Console) -> None:
 
 def _layer_table(result: Result) -> Table:
     rows = table("layer", "weights", "kept", "density", title=f"Layers of {result.target.name}")
-    shown, others = result.layers[:MOST_LAYERS], result.layers[MOST_LAYERS:]
-    counts = [(layer.name, layer.total, layer.kept) for layer in shown]
-    if others:
+    counts = [(layer.name, layer.total, layer.kept) for layer in result.layers[:MOST_LAYERS]]
+    if others := result.layers[MOST_LAYERS:]:
         sums = sum(layer.total for layer in others), sum(layer.kept for layer in others)
         counts.append((f"{len(others)} more", *sums))
     for name, total, num_kept in counts:
@@ -162,11 +161,13 @@ def show_profile(profile: Profile) -> None:
 
 def _add_timings(rows: Table, title: str, timings: Timings) -> None:
     total = timings.total
+    # the first row is the sum of the others, in bold
     for part, timing in [(title, total), *timings.slowest_first()]:
         share = timing.nanoseconds / max(1, total.nanoseconds)
         calls = each = MISSING
         if timing.calls:
             milliseconds = 1e3 * timing.seconds / timing.calls
+            # three significant digits, so that short and long calls fit in one column
             digits = next((n for n, least in enumerate((100, 10, 1)) if milliseconds >= least), 3)
             calls, each = f"{timing.calls:,}", f"{milliseconds:,.{digits}f}"
         name = part if timing is total else f"  {part}"

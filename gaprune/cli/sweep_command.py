@@ -93,6 +93,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
         masks=None if mask is None else load_masks(mask),
     )
     folder = free_name(RUNS / f"sweep-{slug(job.target)}") if out is None else Path(out)
+    # refuse before anything is computed
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"out: {folder} is not empty; name a folder that is new or empty")
     target, test = job.load("cpu")  # sweeps are always on the CPU: figures stay comparable

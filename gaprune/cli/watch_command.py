@@ -71,8 +71,9 @@ def _print_json(run: str, every: float) -> RunStatus:
     while True:
         status = read_status(run)
         warned = _warn_silent(status, warned=warned)
+        # --max-drop: another search of the same run has begun, with a new history
         if status.history[: len(printed)] != printed:
-            printed = ()  # another search of the same run has begun
+            printed = ()
         for record in status.history[len(printed) :]:
             typer.echo(to_json(as_json(record)))
         printed = status.history
@@ -108,7 +109,7 @@ def _show(run: str, every: float) -> RunStatus:
         printed = len(status.history)
         time.sleep(every)
         status = read_status(run)
-        printed = min(printed, len(status.history))
+        printed = min(printed, len(status.history))  # a new search has a shorter history
     console.print(_picture(run, status, ALL))
     return status
 
@@ -130,6 +131,7 @@ def _picture(run: str, status: RunStatus, last: int = LAST) -> RenderableType:
     elif status.silent:
         parts.append(Text(SILENT))
     elif status.state == RUNNING:
+        # the search begins after minutes where inputs are inverted
         parts.append(Text("no generation yet: calibration inputs and baselines come first"))
     if status.record:
         parts += [Text(line) for line in _result(status)]
