@@ -443,7 +443,7 @@ def resolved(net: nn.Module, **stated: Any) -> float | None:
 @pytest.mark.parametrize(("net", "stated", "words"), IMPOSSIBLE)
 def test_what_cannot_be_is_refused(net: nn.Module, stated: dict[str, Any], words: str) -> None:
     """With the reason and the way out; 0 may be said, and is what holds by default."""
-    message = f"feature.*4.0 .*{words}.*--feature-loss"
+    message = f"feature.*4.0 .*{words}.*--feature.loss"
     with pytest.raises(InputError, match=message):
         resolved(net, **stated, feature_loss=4)
     assert resolved(net, **stated) == resolved(net, **stated, feature_loss=0) == 0

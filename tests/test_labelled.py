@@ -40,7 +40,7 @@ def test_messages_begin_with_what_the_user_calls_the_file(tmp_path: Path) -> Non
     np.savez(tmp_path / "plain.npz", x=VECTORS.numpy())
     np.savez(tmp_path / "wide.npz", x=VECTORS.numpy()[:, :4], y=LABELS.numpy())
     for name, complaint in {
-        "plain.npz": "holds no labels",
+        "plain.npz": "labels",
         "wide.npz": "must have shape",
         "none.npz": "there is no file",
     }.items():
