@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 300.0  # seconds after which a command hangs and is killed
+PATIENCE = 900.0  # seconds after which a command hangs and is killed; loaded machines are slow
 
 
 class Ended(NamedTuple):
@@ -110,7 +110,7 @@ class Command:
         """Return the numbers of the processes that are Ray actors."""
         return [number for number, line in self.descendants().items() if "ray::Actor" in line]
 
-    def leaves_nobody(self, patience: float = 10.0) -> bool:
+    def leaves_nobody(self, patience: float = 30.0) -> bool:
         """Tell whether everything that it started is gone, now or soon."""
         deadline = time.monotonic() + patience
         while self.descendants():

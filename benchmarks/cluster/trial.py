@@ -29,7 +29,7 @@ PRUNE = (
     *("--calibration-count", "64", "--validation-count", "64", "--generations", str(GENERATIONS)),
 )
 FILES = ("mask.safetensors", "pruned.safetensors")
-_KEPT = re.compile(r"generation (\d+) was kept")
+_RESUMED = re.compile(r"resume: .*generation (\d+)")
 _REPORTED = re.compile(r"generation (\d+)/")
 
 
@@ -152,7 +152,7 @@ def found_in(run: Path) -> Found:
 
 def begin_of(said: str) -> int:
     """Return after which generation a resumed run went on; -1 where it began anew."""
-    return max(map(int, _KEPT.findall(said)), default=-1)
+    return max(map(int, _RESUMED.findall(said)), default=-1)
 
 
 def newest(folder: Path) -> int:
