@@ -1,4 +1,4 @@
-"""Blends of generators that look to a network like its training data."""
+"""Mixtures of generators fitted to the BatchNorm statistics of a network."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def remembering(**shares: int) -> nn.Module:
 
 @pytest.mark.parametrize("low", [100, 500, 900])
 def test_the_shares_of_the_training_data_are_found(low: int) -> None:
-    """A network trained on a blend of two generators gets that blend, and nothing of a third."""
+    """A network trained on a mixture of two generators gets that mixture, without a third."""
     found = fit(remembering(low=low, high=1000 - low), SPEC, CORNERS)
     assert found.shares["low"] == pytest.approx(low / 1000, abs=0.05)
     assert "other" not in found.shares
