@@ -1,6 +1,6 @@
-"""gaprune: prune a pretrained PyTorch network without its training data.
+"""Prune a pretrained PyTorch network without its training data.
 
-The weights stay frozen; evolution finds which of them to keep.
+The weights stay frozen; a genetic algorithm decides which of them to keep.
 """
 
 from importlib import import_module
@@ -49,7 +49,7 @@ __all__ = [
     "save_run",
     "sweep",
 ]
-_HOMES = {
+_MODULES = {
     "comparison": ("Comparison", "ComparisonSpec", "compare", "compare_target"),
     "comparison.comparison_report": ("make_report",),
     "comparison.sweeps": ("sweep",),
@@ -66,19 +66,19 @@ _HOMES = {
     "runs.result": ("Result",),
     "runs.resume": ("resume",),
 }
-"""Where the public names live. Each is loaded when it is asked for: torch takes seconds."""
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+"""Module → public names. They are loaded on first use: importing torch takes seconds."""
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-if not TYPE_CHECKING:  # mypy would take any name for a public one
+if not TYPE_CHECKING:  # else mypy would accept any name
 
     def __getattr__(name: str) -> object:
         """Load a public name (PEP 562)."""
-        if name not in _HOME_OF:
+        if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = import_module(f"{__name__}.{_HOME_OF[name]}")
-        globals()[name] = found = getattr(home, name)
-        return found
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
-        """List the public names too that are not loaded yet."""
+        """List the public names, loaded or not."""
         return sorted({*globals(), *__all__})

@@ -157,7 +157,7 @@ class Settings(BaseModel):
     warmup: int | None = Field(
         None,
         ge=0,
-        description="gradient steps of a first generation that starts after repair and ends without",
+        description="gradient steps of a first generation that fades repair out",
     )
     statistics_loss: float | None = Field(
         None, ge=0, description="weight of the distance of BatchNorm statistics in gradient steps"

@@ -116,8 +116,7 @@ def make_folders(path: Path) -> list[Path]:
             with contextlib.suppress(FileExistsError):  # another process has just made it
                 folder.mkdir()
                 made.append(folder)
-        if not path.is_dir():
-            raise NotADirectoryError(20, "a file of this name exists", str(path))
+        os.scandir(path).close()  # raises if a file of this name exists
     except BaseException:
         remove_folders(made)
         raise

@@ -15,7 +15,7 @@ REPORT_DATA, REPORT = "report.json", "report.html"
 FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED, REPORT_DATA, REPORT)
 CHECKPOINT, LOCK = "checkpoint", "lock"
 MAY_HOLD = {*FILES, FRONT, REPAIRED, CHECKPOINT}  # what --overwrite may remove
-RESULT_SCHEMA = 2  # of `result.json`
+RESULT_SCHEMA = 2  # of `result.json`; gaprune up to 0.2 wrote 1
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -37,8 +37,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "layers" not in record:
         raise InputError(f"run: {path} is not the result of a pruning run")
     if record.get("schema") != RESULT_SCHEMA:
+        versions = record.get("versions")
+        version = versions.get("gaprune", "?") if isinstance(versions, dict) else "?"
         raise InputError(
-            f"run: {path} has schema {record.get('schema')}, and this gaprune reads schema "
-            f"{RESULT_SCHEMA}; schema 1 is of gaprune up to 0.2: use that version, or prune again"
+            f"run: {path} was written by gaprune {version} (schema {record.get('schema')}, and this "
+            f"version reads {RESULT_SCHEMA}); prune again, or use gaprune {version}"
         )
     return record

@@ -202,6 +202,8 @@ def _search_seconds(limit: float | None, phases: Sequence[DryRunPhase]) -> float
 def _peak_mb(plan: SearchPlan, evaluator: Evaluator, settings: Settings) -> float:
     """Return the peak memory of this process so far, and what a search adds."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
-    genomes = (plan.population + plan.offspring) * plan.layout.total * score_dtype(plan.layout).itemsize
+    genomes = (
+        (plan.population + plan.offspring) * plan.layout.total * score_dtype(plan.layout).itemsize
+    )
     num_inputs = (settings.batch_cache or 0) * (settings.batch or 0)
     return round((peak + genomes + num_inputs * evaluator.search.inputs[0].nbytes) / 1e6, 1)

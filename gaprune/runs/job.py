@@ -1,7 +1,7 @@
-"""One pruning job in full: the target, what it takes, the test data and the settings, as data.
+"""A pruning job as plain data: target, inputs, test data and settings.
 
-The command line, a configuration file and a run directory all hold the same keys, so what one
-writes another reads.
+The command line, configuration files and run directories hold the same keys, so each reads what
+another has written.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from gaprune.runs.setup import CheckedSettings, check_settings
 
 @dataclass(frozen=True)
 class PruneJob:
-    """What one `gaprune prune` does.
+    """What one `gaprune prune` is asked to do.
 
     Attributes:
         target: a zoo name, or `path/to/file.py:factory`.
         checked: the settings.
-        weights: its checkpoint, or None for the zoo's own.
+        weights: its checkpoint; None for a network of the zoo.
         inputs: what is known about one input.
         prune_also: further parameters to prune, by qualified name.
-        output: which output is compared, where the network has several.
+        output: which output is compared, if the network has several.
         allow_download: whether pretrained weights may be fetched.
         test: labelled file for the final accuracy; None: that of the zoo, if it is a zoo network.
     """
@@ -58,8 +58,7 @@ class PruneJob:
         """Load the target and the test data; a zoo network brings its own.
 
         Args:
-            device: where the dense network is put; None is where the search begins
-                (`choose_driver_device`).
+            device: of the dense network; None is where the search runs.
 
         Raises:
             InputError: either is wrong; the message says what.

@@ -175,7 +175,7 @@ class _LatencyCurve:
         self._networks.clear()
 
     def points(self) -> tuple[list[int], list[float]]:
-        """Return multiply-adds and latencies, both rising (isotonic regression, Ayer et al. 1955)."""
+        """Return multiply-adds and latencies, both rising (isotonic, Ayer et al. 1955)."""
         macs = [*sorted(self._fractions), self.dense_macs]
         pools: list[tuple[float, int]] = []
         for cost in macs:

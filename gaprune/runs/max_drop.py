@@ -200,13 +200,13 @@ class MaxDropSearch:
     def _result(self, *, interrupted: bool) -> Result:
         settings = self.settings
         if self.best is None:
-            last = self.trials[-1]
+            last, remedy = self.trials[-1], "" if settings.repair else ", or add --repair"
             self.base.checkpointer.discard()
             raise GapruneError(
                 f"max_drop: {self.drop:g} cannot be met: at sparsity {last['sparsity']:g}, the "
                 f"smallest tried, the agreement on the validation inputs is "
                 f"{last['validation']:.2%}, and at least {1 - self.drop:.2%} is required; allow "
-                f"more, search longer (--generations){'' if settings.repair else ', or add --repair'}"
+                f"more, search longer (--generations){remedy}"
             )
         run, result = self.best
         if self.base.test is not None:

@@ -1,4 +1,4 @@
-"""What users write as text or TOML, key by key: one rule and one message for both."""
+"""Parsers of the keys that are no settings, from command-line text or TOML values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a command that is no setting.
+    """A key that is no setting.
 
     Attributes:
         name: in a configuration file; on the command line with dashes.
@@ -32,40 +32,37 @@ class Key:
 
 
 def text(value: object, name: str) -> str:
-    """Read text that is not empty."""
+    """Check that a value is text that is not empty."""
     if not isinstance(value, str) or not value:
         raise InputError(f"{name}: must be text that is not empty, got {value!r}")
     return value
 
 
 def names(value: object, name: str) -> tuple[str, ...]:
-    """Split at commas, but not inside the path of a file that exists."""
+    """Split text at commas, except inside the path of an existing file."""
     parts = value if isinstance(value, (list, tuple)) else [value]
-    found: list[str] = []
+    words: list[str] = []
     for part in parts:
-        whole = text(part, name)
-        found += [whole] if _holds_path(whole) else [one.strip() for one in whole.split(",")]
-    return tuple(text(one, name) for one in found)
-
-
-def _holds_path(whole: str) -> bool:
-    """Tell whether a comma is in a path: alone, behind a prefix, before a function."""
-    forms = (whole, whole.partition(":")[2], whole.rpartition(":")[0])
-    return any("," in form and _exists(form) for form in forms)
+        joined = text(part, name)
+        # A comma may be in a path that stands alone, after a prefix, or before a function.
+        paths = (joined, joined.partition(":")[2], joined.rpartition(":")[0])
+        whole = any("," in path and _exists(path) for path in paths)
+        words += [joined] if whole else [word.strip() for word in joined.split(",")]
+    return tuple(text(word, name) for word in words)
 
 
 def _exists(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # too long to be one
+    except OSError:  # too long for a path
         return False
 
 
 def numbers(value: object, name: str) -> tuple[float, ...]:
-    """Read numbers, joined by commas where they come as text."""
+    """Parse numbers; text holds them joined by commas."""
     parts = value.split(",") if isinstance(value, str) else value
     parts = parts if isinstance(parts, (list, tuple)) else [parts]
-    try:  # as text, so that true and None are no numbers
+    try:  # as text: true and None are no numbers
         return tuple(float(str(part)) for part in parts)
     except ValueError:
         raise InputError(
@@ -74,34 +71,34 @@ def numbers(value: object, name: str) -> tuple[float, ...]:
 
 
 def sizes(value: object, name: str) -> tuple[int, ...]:
-    """Read whole numbers."""
-    found = numbers(value, name)
-    if not all(one.is_integer() for one in found):
+    """Parse whole numbers."""
+    parsed = numbers(value, name)
+    if not all(size.is_integer() for size in parsed):
         raise InputError(f"{name}: must be whole numbers, such as 1,28,28; got {value!r}")
-    return tuple(int(one) for one in found)
+    return tuple(int(size) for size in parsed)
 
 
 def number(value: object, name: str) -> float:
-    """Read one number."""
-    return _one(numbers, value, f"{name}: must be one number")
-
-
-def yes_or_no(value: object, name: str) -> bool:
-    """Read a switch: true or false, yes or no."""
-    known = {"yes": True, "true": True, "no": False, "false": False}
-    if str(value).lower() not in known:
-        raise InputError(f"{name}: must be yes or no, got {value!r}")
-    return known[str(value).lower()]
+    """Parse one number."""
+    return _single(numbers, value, f"{name}: must be one number")
 
 
 def count(value: object, name: str) -> int:
-    """Read one whole number."""
-    return _one(sizes, value, f"{name}: must be one whole number")
+    """Parse one whole number."""
+    return _single(sizes, value, f"{name}: must be one whole number")
 
 
-def _one(read: Callable[[object, str], tuple[T, ...]], value: object, rule: str) -> T:
+def _single(parse: Callable[[object, str], tuple[T, ...]], value: object, rule: str) -> T:
     try:
-        (found,) = read(value, "")
-    except ValueError:  # none that can be read, or not one of them
+        (parsed,) = parse(value, "")
+    except ValueError:  # unreadable, or several
         raise InputError(f"{rule}, got {value!r}") from None
-    return found
+    return parsed
+
+
+def yes_or_no(value: object, name: str) -> bool:
+    """Parse a switch: true or false, yes or no."""
+    words = {"yes": True, "true": True, "no": False, "false": False}
+    if str(value).lower() not in words:
+        raise InputError(f"{name}: must be yes or no, got {value!r}")
+    return words[str(value).lower()]

@@ -127,7 +127,7 @@ def prune_target(
     return prepare_run(target, settings, test=test, observer=observer).run()
 
 
-def prepare_run(
+def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
     target: Target,
     settings: Settings | CheckedSettings,
     *,

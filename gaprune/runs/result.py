@@ -1,4 +1,4 @@
-"""What a pruning run gives back: the masks, the pruned network, and the record of how."""
+"""The result of a run: the masks, the pruned network, and the record of how it was made."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from gaprune.repair import RepairResult, repaired_copy
 
 
 def versions_here() -> dict[str, str]:
-    """Return the versions of Python and of the packages that masks may depend on."""
+    """Return the versions of Python and of the packages that decide about masks."""
     packages = ("gaprune", "torch", "numpy", "deap", "ray")
-    return {"python": platform.python_version()} | {one: metadata.version(one) for one in packages}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in packages
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +35,9 @@ class RepairedScore:
 
     Attributes:
         repair: what changed; no prunable weight is among it.
-        validation: agreement with the dense network on the calibration inputs that judged.
+        validation: agreement with the dense network on the validation inputs, in [0, 1].
         accuracy: on the labelled test set, or None.
-        in_loop: whether masks, baselines and front were judged after repair, not as they are.
+        in_loop: whether masks, baselines and front were scored after repair.
     """
 
     repair: RepairResult
@@ -59,37 +61,36 @@ class Result:
     """A pruned network and everything known about it.
 
     Attributes:
-        target: the dense network; it was not changed.
+        target: the dense network, on the CPU.
         masks: parameter name → bool tensor of its shape, true where the weight stays.
         method: `evolved`, or the one-shot criterion.
         preset: the kind of search, or None for a one-shot criterion.
-        origin: the operators or the baseline that made the mask.
-        sparsity: the fraction of weights asked to be removed.
-        calibration_agreement: agreement with the dense network on the calibration inputs, in [0, 1].
-        validation_agreement: agreement on the validation inputs, in [0, 1].
+        origin: the operators or the criterion that made the mask.
+        sparsity: the fraction of weights that was asked to be removed.
+        calibration_agreement: agreement with the dense network on calibration inputs, 0 to 1.
+        validation_agreement: agreement on the validation inputs.
         accuracy: on the labelled test set, or None.
-        dense_accuracy: the same for the dense network.
-        baselines: name → how it does at the same budget; with `repair_in_loop`, after repair.
-        provenance: what the network was shown.
+        dense_accuracy: that of the dense network.
+        baselines: one-shot method → its scores at the same sparsity; with `repair_in_loop` after
+            repair.
+        provenance: where calibration and validation inputs came from.
         history: one record per generation.
         stopped: why the search ended: `generations`, `evaluations`, `seconds`, `stagnation`,
-            `validation` (it gained on its calibration inputs and lost on the validation inputs), `interrupted`, or `one-shot`.
-        evaluations: candidates scored, in all searches; every gradient step counts as one.
+            `validation` (it lost on the validation inputs), `interrupted`, or `one-shot`.
+        evaluations: scored candidates of all searches; every gradient step counts as one.
         seconds: of the whole run.
         settings: every setting, as used.
-        repaired: with `repair`, what it writes into the pruned network, and how that does; else
-            None. The figures above are those of the strict network, whose values that stay are
-            all bit-identical.
-        front: with `pareto`, the non-dominated networks found: sparsity, agreement on the validation inputs
-            (after repair with `repair_in_loop`).
+        repaired: the network after repair, or None. The figures above are those of the strict
+            network, whose kept values are all bit-identical.
+        front: with `pareto`, the non-dominated networks: sparsity and agreement on the validation
+            inputs (after repair with `repair_in_loop`).
         front_masks: their masks, in the same order.
-        trials: with `max_drop`, every sparsity that was searched, in that order: its agreement on
-            the validation inputs (repaired, with `repair`), and whether it held. This result is the sparsest
-            that did.
-        latency: with budget `latency`, what was asked, predicted and measured; else None.
-        versions: of gaprune, Python, torch, numpy, deap.
-        report_data: what a report shows beside all this, see `gaprune.report.data`; None has none.
-        profile: where the time went, if that was measured; of a resumed run, the time since then.
+        trials: with `max_drop`, every sparsity that was searched, in order: its agreement on the
+            validation inputs (with `repair` after repair), and whether it was within the limit.
+        latency: with budget `latency`, the asked, predicted and measured latency; else None.
+        versions: of gaprune, Python, torch, numpy, deap and ray.
+        report_data: data that only the report needs (`gaprune.report.data`), or None.
+        profile: where the time went, if it was measured; of a resumed run, since then.
     """
 
     target: Target
@@ -128,7 +129,7 @@ class Result:
 
     @property
     def kept(self) -> int:
-        """Weights that stay."""
+        """Number of kept weights."""
         return sum(layer.kept for layer in self.layers)
 
     @property
@@ -138,7 +139,7 @@ class Result:
 
     @property
     def macs(self) -> dict[str, int | None]:
-        """Multiply-adds for one input: of the dense network, and those with weights that stay."""
+        """Multiply-adds for one input: of the dense network, and of the kept weights."""
         return {
             "dense": MacCounts.of(self.target).total,
             "kept": kept_macs(self.target, self.masks),
@@ -146,7 +147,7 @@ class Result:
 
     @property
     def in_loop(self) -> bool:
-        """Whether the mask was chosen for how it does after repair."""
+        """Whether masks were scored after repair."""
         return self.repaired is not None and self.repaired.in_loop
 
     @property
@@ -156,15 +157,14 @@ class Result:
 
     @property
     def gain(self) -> float | None:
-        """Agreement on the validation inputs above that of the best baseline; never negative when evolved.
+        """Validation agreement minus that of the best baseline; at least 0 if evolved.
 
         With `repair_in_loop`, of both after repair.
         """
-        best = self.best_baseline
-        own = self.validation_agreement
+        best, agreement = self.best_baseline, self.validation_agreement
         if self.repaired is not None and self.repaired.in_loop:
-            own = self.repaired.validation
-        return None if best is None else own - self.baselines[best].agreement
+            agreement = self.repaired.validation
+        return None if best is None else agreement - self.baselines[best].agreement
 
     def timed(self, profiler: Profiler | None) -> Result:
         """Return the result with the profile of its run; unchanged without a profiler."""

@@ -40,7 +40,7 @@ NUM_CRITERION_INPUTS = 256  # calibration inputs for the criteria that need some
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run found: one-shot masks, their scores by mask key, and the search, if there was one."""
+    """One-shot masks, their validation scores by mask key, and the search, if there was one."""
 
     seeds: list[Individual]
     scores: dict[str, ValidationScore]
@@ -62,7 +62,7 @@ class PruningRun:
         InputError: the test data does not fit the target.
     """
 
-    def __init__(
+    def __init__(  # parts of a run, each by its own name
         self,
         target: Target,
         resolved: ResolvedSettings,
@@ -81,10 +81,10 @@ class PruningRun:
         self._shared_inputs: tuple[CalibrationSet, Evaluator] | None = None
         if base is None:
             self.generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, "run"))
-            self._agreed: list[float] = []  # sparsities without overfitting, of all runs of a base
+            self.agreed: list[float] = []  # sparsities without overfitting, of all runs of a base
         else:
             self._shared_inputs = base.inputs  # made before the state of the generator is copied
-            self.generator, self._agreed = base.generator.clone_state(), base._agreed
+            self.generator, self.agreed = base.generator.clone_state(), base.agreed
 
     @cached_property
     def inputs(self) -> tuple[CalibrationSet, Evaluator]:
@@ -175,7 +175,8 @@ class PruningRun:
         after = ", to be validated after repair" if settings.repair_in_loop else ""
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
-        masks = baselines(
+        seeds = []
+        for mask in baselines(
             evaluator.network,
             evaluator.statistics_inputs[:NUM_CRITERION_INPUTS],
             settings.sparsity,
@@ -185,8 +186,9 @@ class PruningRun:
             only=only,
             ranked=evaluator,
             warn=self.observer.warning,
-        )
-        return [Individual.from_genes(mask.genes, evaluator.layout, mask.name) for mask in masks]
+        ):
+            seeds.append(Individual.from_genes(mask.genes, evaluator.layout, mask.name))
+        return seeds
 
     def _load(self, checkpointer: SearchCheckpointer) -> SavedSearch | None:
         if self.settings.method != EVOLVED:
@@ -202,7 +204,7 @@ class PruningRun:
         return saved
 
     def _validate(self, seeds: list[Individual], workers: Workers) -> dict[str, ValidationScore]:
-        """Score the one-shot masks on the validation inputs, except those that end their workers."""
+        """Score the one-shot masks on the validation inputs; leave out those that end workers."""
         scores = {}
         results = workers.run([ValidateTask(seed.bits) for seed in seeds])
         for seed, score in zip(seeds, results, strict=True):
@@ -249,7 +251,7 @@ class PruningRun:
         settings = self.settings
         with profiled("validate"), torch_threads(settings.threads_per_worker):
             text = overfitting_warning(
-                search, self.evaluator, settings.sparsity, self._agreed, front=settings.pareto
+                search, self.evaluator, settings.sparsity, self.agreed, front=settings.pareto
             )
         if text is not None:
             self.observer.warning(text)
@@ -298,7 +300,10 @@ class PruningRun:
             settings=settings.model_dump(mode="json"),
             repaired=repaired,
             seconds=seconds,
-            front=[_front_point(individual, evaluator, search.validation_scores) for individual in front]
+            front=[
+                _front_point(individual, evaluator, search.validation_scores)
+                for individual in front
+            ]
             if search
             else (),
             front_masks=[evaluator.masks(individual.mask) for individual in front],
@@ -312,7 +317,7 @@ class PruningRun:
             if seed.origin == self.settings.method:
                 return seed
         raise GapruneError(
-            f"method: {self.settings.method!r} cannot be computed on this network (see the warning); "
+            f"method: {self.settings.method!r} cannot be computed on this network (see warnings); "
             f"these can: {', '.join(seed.origin for seed in seeds)}"
         )
 

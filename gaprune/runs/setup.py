@@ -251,12 +251,12 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
 
 
 def _density_search(draft: Settings, stated: int | None, num_layers: int) -> dict[str, Any]:
-    """Leave the layer-wise density search out where it cannot help, unless the user asked for it."""
+    """Leave the layer-wise density search out if it cannot help and was not asked for."""
     possible = draft.scope != "layer" and not draft.pareto
     if stated and not possible:
         why = "--pareto has none" if draft.pareto else "scope 'layer' fixes them"
         raise InputError(
-            f"density_search: {stated} generations would change the layers' keep counts, and {why}; "
+            f"density_search: {stated} generations would change counts per layer, and {why}; "
             "leave --density-search out"
         )
     useful = possible and num_layers >= MANY_LAYERS and draft.generations != 0

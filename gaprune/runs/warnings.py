@@ -32,10 +32,10 @@ def validation_warnings(evaluator: Evaluator) -> Iterator[str]:
     share = float((classes == most_common).double().mean())
     if share >= ONE_CLASS:
         yield (
-            f"the dense network predicts one class ({most_common}) on {share:.1%} of the validation "
-            "inputs, so a pruned network that always predicts it agrees there, and is within any "
-            "--max-drop: distrust the figures, and use other inputs (--calibration, --validation; "
-            "--range, --mean and --std state their values)"
+            f"the dense network predicts one class ({most_common}) on {share:.1%} of the "
+            "validation inputs, so a pruned network that always predicts it agrees there, and is "
+            "within any --max-drop: distrust the figures, and use other inputs (--calibration, "
+            "--validation; --range, --mean and --std state their values)"
         )
 
 
