@@ -175,8 +175,7 @@ class PruningRun:
         after = ", to be validated after repair" if settings.repair_in_loop else ""
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
-        seeds = []
-        for mask in baselines(
+        masks = baselines(
             evaluator.network,
             evaluator.statistics_inputs[:NUM_CRITERION_INPUTS],
             settings.sparsity,
@@ -186,9 +185,8 @@ class PruningRun:
             only=only,
             ranked=evaluator,
             warn=self.observer.warning,
-        ):
-            seeds.append(Individual.from_genes(mask.genes, evaluator.layout, mask.name))
-        return seeds
+        )
+        return [Individual.from_genes(mask.genes, evaluator.layout, mask.name) for mask in masks]
 
     def _load(self, checkpointer: SearchCheckpointer) -> SavedSearch | None:
         if self.settings.method != EVOLVED:
