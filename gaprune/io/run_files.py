@@ -40,7 +40,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         versions = record.get("versions")
         version = versions.get("gaprune", "?") if isinstance(versions, dict) else "?"
         raise InputError(
-            f"run: {path} was written by gaprune {version} (schema {record.get('schema')}, and this "
+            f"run: {path} was written by gaprune {version} (schema {record.get('schema')}; this "
             f"version reads {RESULT_SCHEMA}); prune again, or use gaprune {version}"
         )
     return record
