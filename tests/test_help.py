@@ -13,19 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Run, run_here
+from command_line import Run
 
 import gaprune
 from gaprune.cli import COMMANDS, load_command
 from gaprune.criteria import CRITERIA
 from gaprune.export import EXPORTERS
 from gaprune.models.zoo import ZOO
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """A way to run commands in this process."""
-    return lambda *arguments: run_here(arguments, capsys)
 
 
 def _python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:

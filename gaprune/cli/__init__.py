@@ -79,10 +79,11 @@ def _check_renamed(arguments: Sequence[str], known: set[str]) -> None:
         option = argument.partition("=")[0]
         if not option.startswith("--") or option in known:
             continue
-        renamed = vars(import_module("gaprune.config")).get("RENAMED", {})
+        from gaprune.config import RENAMED  # noqa: PLC0415 - the help of all commands is quick
+
         name = option.removeprefix("--").replace("-", "_")
-        if name in renamed:
-            new = renamed[name].replace("_", "-")
+        if name in RENAMED:
+            new = RENAMED[name].replace("_", "-")
             raise InputError(f"{option}: this option is now called --{new}")
 
 

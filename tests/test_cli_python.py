@@ -1,16 +1,16 @@
-"""What commands say of runs that keep nothing, of patterns, and of comparisons cut short."""
+"""Commands and the Python functions of the same names agree; what incomplete runs report."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import OWN, PRUNE, Run, fill, run_here
-from started_commands import Command, starting
+from command_line import OWN, PRUNE, Run
+from started_commands import Command
 from torch import nn
 
 import gaprune
@@ -23,27 +23,6 @@ def make():
     norm = nn.BatchNorm1d(8, track_running_stats=False)
     return nn.Sequential(nn.Linear(12, 8), norm, nn.Linear(8, 3))
 """
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a network and its inputs."""
-    fill(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """A way to run commands in this process."""
-    return lambda *arguments: run_here(arguments, capsys)
-
-
-@pytest.fixture
-def start(place: Path) -> Iterator[Callable[..., Command]]:
-    """A way to start commands."""
-    with starting(place) as call:
-        yield call
 
 
 def test_watching_what_keeps_nothing_says_so_at_once(
@@ -84,9 +63,9 @@ def test_the_page_of_a_comparison_cut_short_says_what_is_missing(run: Run, place
     assert "of the 4x1 blocks of" in whole
     rows = Path("c/rows.jsonl")
     lines = rows.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line).get("method") != "lamp"]
-    assert len(kept) == len(lines) - 2
-    rows.write_text("".join(kept))
+    others = [line for line in lines if json.loads(line).get("method") != "lamp"]
+    assert len(others) == len(lines) - 2
+    rows.write_text("".join(others))
     assert run("report", "c").code == 0
     assert "2 rows are missing: lamp (2)" in Path("c/report.html").read_text()
 
@@ -108,10 +87,10 @@ def test_a_sweep_in_python_finds_what_the_command_finds(run: Run, place: Path) -
     target = gaprune.load_target(
         OWN[0], weights=Path(OWN[2]), inputs=gaprune.InputOptions(range=(0, 1))
     )
-    found = gaprune.sweep(
+    result = gaprune.sweep(
         target.model, values=(0.0, 0.1, 0.2), inputs=gaprune.InputOptions(range=(0, 1))
     )
-    assert found.rows == json.loads(ran.out)
+    assert result.rows == json.loads(ran.out)
     with pytest.raises(gaprune.InputError, match=r"by: .*'noise'"):
         gaprune.sweep(nn.Linear(4, 3), "noise", inputs=gaprune.InputOptions(range=(0, 1)))
 
@@ -133,5 +112,5 @@ def test_functions_named_as_commands_are_typed(name: str) -> None:
     """Every argument and what comes back."""
     signature = inspect.signature(getattr(gaprune, name))
     assert signature.return_annotation is not inspect.Signature.empty
-    for one in signature.parameters.values():
-        assert one.annotation is not inspect.Parameter.empty, one.name
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter.name
