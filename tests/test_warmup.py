@@ -329,18 +329,18 @@ def resolved(net: nn.Module, **stated: Any) -> tuple[int | None, float | None, S
 BARE = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
 BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 IMPOSSIBLE: list[tuple[str, nn.Module, dict[str, Any], str]] = [
-    ("warmup", BIASED, {"repair_in_loop": True}, "with --repair-in-loop candidates answer"),
+    ("warmup", BIASED, {"repair_in_loop": True}, "--repair-in-loop"),
     (
         "statistics_loss",
         BIASED,
         {"repair_in_loop": True},
-        "with --repair-in-loop candidates answer",
+        "--repair-in-loop",
     ),
-    ("warmup", BIASED, {"pareto": True}, "--pareto searches many budgets"),
-    ("warmup", BIASED, {"preset": "black-box"}, "preset 'black-box' takes none"),
-    ("statistics_loss", BIASED, {"preset": "classic"}, "preset 'classic' takes none"),
-    ("warmup", BARE, {}, r"nothing in this network can be repaired \(0: has no bias"),
-    ("statistics_loss", BARE, {}, r"nothing in this network can be repaired \(0: has no bias"),
+    ("warmup", BIASED, {"pareto": True}, "--pareto"),
+    ("warmup", BIASED, {"preset": "black-box"}, "'black-box'"),
+    ("statistics_loss", BIASED, {"preset": "classic"}, "'classic'"),
+    ("warmup", BARE, {}, "0: has no bias"),
+    ("statistics_loss", BARE, {}, "0: has no bias"),
 ]
 
 
@@ -352,9 +352,8 @@ def test_what_cannot_be_is_refused_where_it_is_stated(
     words: str,
 ) -> None:
     """With the reason and the way out; by default it is off, and 0 may be said."""
-    with pytest.raises(
-        InputError, match=rf"^{name}: 4(\.0)? .*, and {words}.*; leave --{name} out"
-    ):
+    option = "--" + name.replace("_", "-")
+    with pytest.raises(InputError, match=rf"^{name}: 4.*{words}.*{option}"):
         resolved(net, **stated, **{name: 4})
     for said in ({}, {name: 0}):
         found = dict(
@@ -416,4 +415,4 @@ def test_the_command_takes_both(run: Run, place: Path) -> None:
     assert run("prune", "--config", "r/config.toml", "--out", "r", "--overwrite").code == 0
     refused = run("prune", *OWN, *asked, "--preset", "black-box", "--out", "s")
     assert refused.code == 2
-    assert "leave --warmup out" in refused.err
+    assert "--warmup" in refused.err
