@@ -1,4 +1,4 @@
-"""Batches of generated inputs that gradient steps are shown again and again."""
+"""Batches of generated inputs that gradient steps reuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluator_of(batches: int) -> Evaluator:
     return replace(evaluator, batch_cache=BatchPool(evaluator.mixture, batches, seed=5))
 
 
-def test_a_step_sees_one_of_the_batches() -> None:
+def test_a_step_gets_one_of_the_batches() -> None:
     """Forty draws of three batches: three different ones, each with the dense answers."""
     evaluator, generator = evaluator_of(3), seeded()
     drawn = [evaluator.draw_batch(7, generator) for _ in range(40)]
@@ -49,7 +49,7 @@ def test_the_dense_network_runs_once_per_batch() -> None:
 
 
 def test_every_worker_has_the_same_batches() -> None:
-    """A stock that has travelled holds nothing, and draws what the one here draws."""
+    """A pickled pool is empty and draws the same batches."""
     here = evaluator_of(6)
     first = [here.draw_batch(9, seeded(seed)) for seed in range(20)]
     there = replace(here, batch_cache=pickle.loads(pickle.dumps(here.batch_cache)))
@@ -84,12 +84,12 @@ def test_held_inputs_stand_beside_those_of_the_stock() -> None:
     ],
 )
 def test_it_fits_into_memory_or_is_not_held(each: int, batch: int, expected: int) -> None:
-    """Few batches would be learned by heart."""
+    """Few batches would be overfitted."""
     assert batch_cache_size(each, batch) == expected
 
 
-def test_a_search_says_how_many_it_held() -> None:
-    """By default it holds some; 0 draws for every step."""
+def test_a_run_records_the_size_of_its_batch_cache() -> None:
+    """By default there is one; 0 draws new inputs for every step."""
     net, shown = tiny_evaluator().network.model, InputOptions(shape=(6,), range=(0, 1))
     small: dict[str, Any] = {
         "generations": 1,

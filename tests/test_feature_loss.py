@@ -1,6 +1,6 @@
-"""Features in gradient steps: how far what norms put out is from the dense network's.
+"""The feature loss: the distance of norm outputs from those of the dense network.
 
-The penalty is written out by hand here, for a small network of residual bottlenecks that works in
+The expected loss is written out by hand for a small network of residual bottlenecks that works in
 place, as real ones do.
 """
 
@@ -319,7 +319,7 @@ def test_constants_have_no_unit() -> None:
     assert apart[""].item() == 0
 
 
-def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
+def test_without_weight_no_feature_is_recorded(target: Target, way: str) -> None:
     """No penalty, no features with the batch, no hook of theirs; strict steps see no statistics."""
     evaluator, mask = WAYS[way](target, 0.0), flat_mask(target)
     batch, hooks = evaluator.draw_batch(20, seeded()), list[int]()
@@ -334,7 +334,7 @@ def test_without_weight_nothing_is_looked_at(target: Target, way: str) -> None:
     assert batch.dense is None or not batch.dense.features
 
 
-def test_the_answers_are_those_without_features(target: Target, way: str) -> None:
+def test_outputs_do_not_depend_on_the_feature_loss(target: Target, way: str) -> None:
     """Bit for bit: in steps, where masks are selected, and where they are judged."""
     plain, evaluator, mask = WAYS[way](target, 0.0), WAYS[way](target, 3.0), flat_mask(target)
     batches = plain.draw_batch(20, seeded()), evaluator.draw_batch(20, seeded())
@@ -346,9 +346,7 @@ def test_the_answers_are_those_without_features(target: Target, way: str) -> Non
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_step_shows_each_input_to_the_dense_network_once(
-    target: Target, way: str, share: float
-) -> None:
+def test_the_dense_network_runs_once_per_input(target: Target, way: str, share: float) -> None:
     """Answers, statistics and features come from one forward; the candidate's is the second."""
     evaluator, sizes, mask = WAYS[way](target, 2.0, share), list[int](), flat_mask(target)
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
@@ -441,7 +439,9 @@ def resolved(net: nn.Module, **stated: Any) -> float | None:
 
 
 @pytest.mark.parametrize(("net", "stated", "words"), IMPOSSIBLE)
-def test_what_cannot_be_is_refused(net: nn.Module, stated: dict[str, Any], words: str) -> None:
+def test_an_impossible_feature_loss_is_refused(
+    net: nn.Module, stated: dict[str, Any], words: str
+) -> None:
     """With the reason and the way out; 0 may be said, and is what holds by default."""
     message = f"feature.*4.0 .*{words}.*--feature.loss"
     with pytest.raises(InputError, match=message):
@@ -458,7 +458,7 @@ def test_it_goes_with_every_way_of_searching() -> None:
         make_settings({"sparsity": 0.5, "feature_loss": -1})
 
 
-def test_a_one_shot_method_does_not_look() -> None:
+def test_a_one_shot_method_ignores_the_feature_loss() -> None:
     """Its result is the same, bit for bit."""
     target = target_of(Bottlenecks, SHAPE, double=False)
     plain, stated = (

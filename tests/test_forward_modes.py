@@ -1,6 +1,6 @@
-"""Gradient steps between the repaired and the strict network, and the drift that they are charged.
+"""Guided gradient steps: the fade from repaired to strict, and the statistics loss.
 
-How candidates answer after repair alone is in `test_repair_in_loop.py`.
+Searches on repaired candidates are tested in `test_repair_in_loop.py`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def stepped(
 def test_the_ends_of_the_fade_are_repair_and_the_strict_network(
     target: Target, weight: float
 ) -> None:
-    """Bit for bit, whatever drift costs; without a cost their gradients are the same too."""
+    """Bit for bit; without a statistics loss the gradients are equal too."""
     evaluator, mask = guided(target, weight), flat_mask(target)
     for fade, end in ((0.0, evaluator.repaired), (1.0, evaluator.strict)):
         one = evaluator.with_fade(fade)
@@ -105,7 +105,7 @@ def test_in_between_each_site_is_corrected_in_part() -> None:
         assert torch.allclose(step.outputs, expected, rtol=1e-10)
 
 
-def test_nothing_removed_drifts_nowhere(target: Target) -> None:
+def test_a_full_mask_has_no_statistics_loss(target: Target) -> None:
     """The penalty is 0, exactly, at any fade."""
     full = torch.ones(target.layout.total, dtype=torch.bool)
     for fade in (0.0, 0.4, 1.0):
@@ -160,7 +160,7 @@ def test_the_penalty_is_a_part_of_the_loss(target: Target) -> None:
     assert torch.allclose(thrice - none, 3 * added, rtol=1e-3, atol=1e-4 * float(added.norm()))
 
 
-def test_constants_do_not_drift() -> None:
+def test_constant_channels_have_no_statistics_loss() -> None:
     """Where the dense network does not move there is no unit, and the penalty stays finite."""
     still, moving = (
         ChannelStatistics(1, torch.ones(4), torch.zeros(4)),
@@ -179,10 +179,8 @@ def test_constants_do_not_drift() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("weight", "fade"), [(0.0, 0.5), (1.0, 1.0), (1.0, 0.0)])
-def test_a_step_shows_each_input_to_the_dense_network_once(
-    weight: float, fade: float, share: float
-) -> None:
-    """Its answers and its statistics come from one forward; the candidate's is the second."""
+def test_the_dense_network_runs_once_per_input(weight: float, fade: float, share: float) -> None:
+    """One forward pass gives its outputs and statistics; the candidate's is the second."""
     target = target_of(normed, (6,))
     evaluator, sizes = guided(target, weight, fade, share), list[int]()
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
@@ -195,7 +193,7 @@ def test_a_step_shows_each_input_to_the_dense_network_once(
     assert torch.equal(evaluator.score_gradient(flat_mask(target), bare), found)
 
 
-def test_a_strict_step_without_a_penalty_costs_what_it_did(target: Target) -> None:
+def test_a_strict_step_without_a_penalty_measures_nothing(target: Target) -> None:
     """No statistics with the batch, no hook but the one that counts them."""
     evaluator, hooks = guided(target), list[int]()
     batch = evaluator.draw_batch(20, seeded())
@@ -210,7 +208,7 @@ def test_a_strict_step_without_a_penalty_costs_what_it_did(target: Target) -> No
     assert hooks[-1] > 1
 
 
-def test_the_same_inputs_are_drawn_as_without_guidance() -> None:
+def test_guidance_does_not_change_the_inputs_drawn() -> None:
     """Held and fresh ones, in the same order."""
     evaluator = guided(target_of(normed, (6,)), 1.0, 0.5, share=0.5)
     batches = [
@@ -221,8 +219,8 @@ def test_the_same_inputs_are_drawn_as_without_guidance() -> None:
     assert torch.equal(batches[0], batches[2])
 
 
-def test_masks_are_selected_and_judged_as_they_are(target: Target) -> None:
-    """Whatever steps see, fitness and verdict are the strict network's."""
+def test_guided_evaluators_score_the_strict_network(target: Target) -> None:
+    """Fitness and validation score are those of the strict network."""
     evaluator, mask = guided(target, 1.0, 0.0), flat_mask(target)
     assert isinstance(evaluator.strict.forward_mode, StrictForward)
     assert (

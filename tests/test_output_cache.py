@@ -1,4 +1,4 @@
-"""Nothing is computed twice, and every bit is what computing it again would give."""
+"""The caches of outputs and scores: cached values have the bits of computed ones."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_mask_runs_once_per_rung() -> None:
     assert scores[2] == scores[3]
 
 
-def test_who_has_raced_answers_to_the_other_calibration_alone() -> None:
+def test_the_second_rung_only_runs_the_remaining_inputs() -> None:
     """Whole chunks of the first rung are not passed again on the last one."""
     evaluator = replace(strict(Convolutional, (2, 6, 6), count=200), rungs=(CHUNK + 3, 200))
     mask = masks_of(evaluator.layout, 1)[0]
@@ -94,8 +94,8 @@ def test_who_has_raced_answers_to_the_other_calibration_alone() -> None:
     assert (raced, whole) == (uncached(evaluator, mask, 0), uncached(evaluator, mask, 1))
 
 
-def test_what_is_known_does_not_travel() -> None:
-    """An evaluator is sent without it, and as small as a new one."""
+def test_cached_outputs_are_not_pickled() -> None:
+    """A used evaluator pickles to the size of a new one."""
     evaluator = tiny_evaluator()
     for mask in masks_of(evaluator.layout, 20):
         evaluator.fitness(mask)
@@ -105,8 +105,8 @@ def test_what_is_known_does_not_travel() -> None:
     assert len(cloudpickle.loads(sent)._outputs) == 0
 
 
-def test_benches_of_other_settings_know_nothing_of_each_other() -> None:
-    """One mask, scored after repair and as it is, in turn."""
+def test_forward_modes_do_not_share_a_cache() -> None:
+    """One mask, scored repaired and strict in turn."""
     target = target_of(Convolutional, (2, 6, 6))
     evaluator = loop_evaluator(target)
     mask = masks_of(evaluator.layout, 1)[0]
@@ -118,8 +118,8 @@ def test_benches_of_other_settings_know_nothing_of_each_other() -> None:
         assert [evaluator.fitness(mask, 0), evaluator.strict.fitness(mask, 0)] == expected
 
 
-def test_objectives_may_write_into_what_they_are_given() -> None:
-    """What is held of the answers stays as it was."""
+def test_objectives_may_overwrite_outputs() -> None:
+    """The cache keeps a copy."""
 
     def careless(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
         value = agreement(outputs, teacher, labels)
@@ -134,8 +134,8 @@ def test_objectives_may_write_into_what_they_are_given() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 5)), max_size=40))
-def test_memory_forgets_what_was_used_least_recently(calls: list[tuple[bool, int, int]]) -> None:
-    """Against a list in the order of use, the latest last."""
+def test_the_least_recently_used_entry_is_dropped(calls: list[tuple[bool, int, int]]) -> None:
+    """Compared with a list in the order of use."""
     memory, order, room = LRUCache[int, int](10), list[tuple[int, int]](), 10
     for writes, key, size in calls:
         kept = [pair for pair in order if pair[0] == key]
@@ -151,8 +151,8 @@ def test_memory_forgets_what_was_used_least_recently(calls: list[tuple[bool, int
     assert len(memory) == len(order)
 
 
-def test_what_is_too_large_is_not_remembered_and_drives_out_nothing() -> None:
-    """Also where it takes the place of something small."""
+def test_a_value_larger_than_the_cache_is_not_stored() -> None:
+    """It displaces nothing, and replaces a smaller value of the same key."""
     memory = LRUCache[str, str](3)
     memory.put("small", "a", 2)
     memory.put("large", "b", 4)
@@ -162,7 +162,7 @@ def test_what_is_too_large_is_not_remembered_and_drives_out_nothing() -> None:
 
 
 def test_actors_and_this_process_give_the_same_bits(ray_session: None) -> None:
-    """Whoever knows what: relatives, twice each, on both rungs."""
+    """Whatever their caches hold: repeated masks on both rungs."""
     evaluator = EVALUATORS["convolutions"]()
     tasks = [
         ScoreTask(pack(mask), rung) for mask in masks_of(evaluator.layout, 8) for rung in (0, -1, 0)

@@ -71,8 +71,8 @@ def test_fitness_is_that_of_the_repaired_network(target: Target) -> None:
             assert evaluator.strict.fitness(mask, rung) != pytest.approx(expected, rel=1e-3)
 
 
-def test_the_judge_repairs_on_the_search_calibration_alone(target: Target) -> None:
-    """Then the validation inputs is answered with fixed corrections, as the repaired network will."""
+def test_validation_repairs_on_the_search_inputs_alone(target: Target) -> None:
+    """The validation inputs then run with fixed corrections, as in the repaired network."""
     evaluator, mask = loop_evaluator(target), flat_masks(target)
     masks = target.layout.split(mask)
     model = repaired_copy(target, masks, repair(target, masks, evaluator.search.inputs))
@@ -88,7 +88,7 @@ def test_the_judge_repairs_on_the_search_calibration_alone(target: Target) -> No
     assert torch.allclose(torch.cat(one_by_one), outputs, rtol=1e-9)
 
 
-def test_strict_answers_stay_strict(target: Target) -> None:
+def test_strict_outputs_stay_strict(target: Target) -> None:
     """`outputs` and the strict evaluator give what the masked network gives as it is."""
     evaluator, mask = loop_evaluator(target), flat_masks(target)
     kept = masked_weights(target.weights, target.layout.split(mask))
