@@ -343,7 +343,7 @@ def test_ctrl_c_saves_the_best_that_holds(
     own = ("--preset", "black-box", "--objective", "net.py:interrupt", "--range=-3,3")
     ran = run("prune", *OWN, *TINY, *own, "--max-drop", "0.3", "--out", "run", "--json")
     assert ran.code == 130, ran.err
-    assert "gaprune resume run goes on" in ran.err
+    assert "gaprune resume run" in ran.err
     if moment < 20:  # one-shot masks are looked at, to know where to begin
         assert not set(FILES) & {path.name for path in Path("run").iterdir()} - {"config.toml"}
     else:

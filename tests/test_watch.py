@@ -93,7 +93,7 @@ def test_watching_a_run_that_was_killed_says_how_to_go_on(
     ran = run("watch", "run")
     assert ran.code == 1
     assert "run: stopped" in ran.out
-    assert "gaprune resume run goes on with it" in ran.err
+    assert "gaprune resume run" in ran.err
 
 
 def test_a_run_that_has_ended_is_shown_at_once(run: Run, tmp_path: Path) -> None:
