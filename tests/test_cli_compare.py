@@ -233,7 +233,7 @@ def test_another_comparison_in_the_folder_is_refused_or_thrown_away(run: Run, pl
 
 
 def test_edited_files_are_another_comparison(run: Run, place: Path) -> None:
-    """A network whose code has changed, and calibration inputs of other content, make other rows."""
+    """Rows depend on the code of the network and on the content of calibration inputs."""
     asked = (
         "--sparsity",
         "0.5",

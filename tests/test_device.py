@@ -247,7 +247,7 @@ def test_statistics_after_repair_are_measured_there_too() -> None:
 
 
 def test_the_evaluator_of_the_caller_stays_where_it_is(evaluator: Evaluator) -> None:
-    """A copy is moved: the network, calibration inputs and labels here are as before, and are not shared."""
+    """A copy is moved: network, inputs and labels here are unchanged and not shared."""
     before = {name: value.clone() for name, value in evaluator.network.model.state_dict().items()}
     with second_device() as device:
         moved = evaluator.to(device)

@@ -112,7 +112,7 @@ def test_tasks_have_their_share_of_threads_and_the_caller_keeps_its_own(workers:
 
 
 def test_the_callers_evaluator_and_genes_stay_as_they_are(workers: Workers) -> None:
-    """Running every kind of task moves no bit of the network, the calibration inputs or the parents."""
+    """No kind of task changes a bit of the network, the calibration inputs or the parents."""
     tasks = every_task()
     held = [
         *EVALUATOR.network.model.state_dict().values(),
@@ -199,7 +199,7 @@ def closeness(outputs, teacher, labels):
 
 @pytest.fixture(scope="module")
 def user_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
-    """Return an evaluator whose network, objective and a module beside them are a user's own files."""
+    """Return an evaluator whose network, objective and helper module are a user's files."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "beside_own.py").write_text("def squash(x):\n    return x.tanh()\n")
     (folder / "own.py").write_text(FACTORY)
