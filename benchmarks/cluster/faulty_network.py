@@ -3,7 +3,8 @@
 The plan is a folder, named by an environment variable; without it nothing goes wrong::
 
     calls/         what workers have scored: one file per process; rows, value, hash of every call
-    misdeed        one of `MISDEEDS`: done once, at some worker's twentieth call
+    misdeed        one of `MISDEEDS`: done once, from some worker's twentieth call on, if the run
+                   has a checkpoint
     poison         hash of the outputs at which it is done, every time, instead
     locked         as long as it is there, no worker can load the network
     done, redone   hash and time of the misdeed; the time at which the same was scored in the end
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.cluster.misdeeds import MISDEEDS
 
 PLAN = "GAPRUNE_FAULTS"
-CALLS = 20  # of one worker until it goes wrong: some generations have passed
+CALLS = 20  # of one worker until it goes wrong
 SLOW = 0.01  # seconds of a call: somebody who watches has the time to interfere
 
 
@@ -70,7 +71,10 @@ def misbehave(found: str, line: str) -> None:
     if poison.exists():
         if found == poison.read_text(encoding="utf-8"):
             MISDEEDS[misdeed.read_text(encoding="utf-8")]()
-    elif misdeed.exists() and len(calls.read_text(encoding="utf-8").splitlines()) == CALLS:
+    elif misdeed.exists() and len(calls.read_text(encoding="utf-8").splitlines()) >= CALLS:
+        # before the first checkpoint, an error in the user's code leaves no run to resume
+        if not any((plan().parent / "run" / "checkpoint").glob("0*")):
+            return
         try:
             with (plan() / "done").open("x", encoding="utf-8") as file:
                 file.write(f"{found} {time.time()}")
