@@ -1,7 +1,8 @@
-"""Small runs that the tests of exports and measurements share."""
+"""Small networks and runs that the tests of exports and measurements share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from gaprune import InputOptions, Result, prune
 from gaprune.config import make_settings
+from gaprune.models.sources.optional_packages import import_extra
 from gaprune.runs.job import make_job
 from gaprune.runs.prune import prune_target
 
@@ -32,7 +34,7 @@ class Branched(nn.Module):
 
 
 def dense_network() -> nn.Module:
-    """Return the network before pruning; its BatchNorm has seen something."""
+    """Return the network before pruning, with BatchNorm statistics of one batch."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = Branched()
@@ -41,23 +43,35 @@ def dense_network() -> nn.Module:
 
 
 def tiny_result(**settings: Any) -> Result:
-    """Prune `dense_network` in a moment."""
+    """Prune `dense_network` by magnitude."""
     inputs = InputOptions(shape=(1, 4, 4), range=(0, 1))
     return prune(dense_network(), sparsity=0.7, inputs=inputs, **TINY, **settings)
 
 
 def zoo_result(name: str, sparsity: float) -> Result:
-    """Prune a network of the zoo by magnitude, judged on a handful of inputs."""
+    """Prune a bundled network by magnitude, with few validation inputs."""
     target, _ = make_job({"target": name, "sparsity": sparsity}).load()
     return prune_target(target, make_settings({"sparsity": sparsity, **TINY}))
 
 
-def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+def save_bert(folder: Path) -> tuple[Any, nn.Module]:
+    """Save a tiny BERT; return the module transformers and the network."""
+    transformers: Any = import_extra("transformers", "hf", "test")
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = transformers.BertConfig(**sizes, num_attention_heads=2)
+        model = transformers.BertModel(config).eval()
+    model.save_pretrained(folder)
+    return transformers, model
+
+
+def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Tell whether two state dicts are equal in every bit, also of NaN and −0."""
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype
-        and one[name].shape == other[name].shape
-        and one[name].contiguous().reshape(-1).view(torch.uint8).tolist()
-        == other[name].contiguous().reshape(-1).view(torch.uint8).tolist()
-        for name in one
+    return first.keys() == second.keys() and all(
+        value.dtype == second[name].dtype
+        and value.shape == second[name].shape
+        and value.contiguous().reshape(-1).view(torch.uint8).tolist()
+        == second[name].contiguous().reshape(-1).view(torch.uint8).tolist()
+        for name, value in first.items()
     )

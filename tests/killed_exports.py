@@ -1,9 +1,8 @@
-"""Forks that export a network and kill themselves at one call to the system, each at the next.
+"""Processes that export a network and kill themselves at one system call, each at the next.
 
-``python killed_exports.py RUN FOLDER FORM [STEP...]`` exports a run again and again, each time in
-a folder of its own, FOLDER/0, FOLDER/1, …, where an earlier export lies at `old` and is to be
-replaced, and none at `new`. It ends when a fork comes through. With steps, only these are tried; a
-step of −1 is the moment at which the files of the format are written and nothing else is.
+``python killed_exports.py RUN FOLDER FORMAT [STEP...]`` exports a run in FOLDER/0, FOLDER/1, …:
+over an earlier export at `old`, and to `new`. It ends when an export completes. With steps, only
+these are tried; step −1 is the moment at which the format has written its files.
 """
 
 from __future__ import annotations
@@ -27,36 +26,31 @@ from gaprune import export
 from gaprune.export.format_registry import EXPORTERS
 
 
-def die_after_writing(form: str) -> None:
-    """Kill this process as soon as the format's own files are written."""
-    real = EXPORTERS[form]
-
-    def write(*arguments: Any) -> None:
-        real.write(*arguments)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    EXPORTERS[form] = replace(real, write=write)
-
-
 def main(run: Path, folder: Path, form: str, steps: Iterable[int]) -> None:
     """Try every step."""
     torch.set_num_threads(1)
     for step in steps:
-        place = folder / str(step)
-        place.mkdir(parents=True)
-        shutil.copytree(folder / "earlier", place / "old")
-        through = [fork(run, place / name, form, step) for name in ("old", "new")]
-        if all(through):
-            shutil.rmtree(place)
+        path = folder / str(step)
+        path.mkdir(parents=True)
+        shutil.copytree(folder / "earlier", path / "old")
+        completed = [fork(run, path / name, form, step) for name in ("old", "new")]
+        if all(completed):
+            shutil.rmtree(path)
             return
 
 
 def fork(run: Path, out: Path, form: str, step: int) -> bool:
-    """Export in a child that dies on the way; tell whether it came through."""
+    """Export in a child that kills itself at a step; tell whether it completed."""
     child = os.fork()
     if child == 0:
+        exporter = EXPORTERS[form]
+
+        def write_and_die(*arguments: Any) -> None:
+            exporter.write(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+
         if step < 0:
-            die_after_writing(form)
+            EXPORTERS[form] = replace(exporter, write=write_and_die)
         else:
             die_at(step)
         export(run, form, out, overwrite=True)

@@ -1,4 +1,4 @@
-"""Run folders that tests of reports share: small, real, and of many kinds."""
+"""Small networks and run directories that tests of reports share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAUGHTY = "<script>alert(1)</script>&\"'"
 
 
 class Pictures(nn.Module):
-    """A convolution and a linear layer, on pictures of two channels."""
+    """A convolution and a linear layer, on images of two channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Pictures(nn.Module):
 
 
 class Named(nn.Module):
-    """Linear layers on small pictures; the name of one is what an attacker would choose."""
+    """Linear layers on small images; the name of one is markup with a script."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Ids(nn.Module):
         return out
 
 
-def made(kind: type[nn.Module]) -> nn.Module:
+def built(kind: type[nn.Module]) -> nn.Module:
     """Return a network whose classes differ."""
     torch.manual_seed(0)
     model = kind()
@@ -80,15 +80,13 @@ def labelled(*shape: int) -> tuple[Tensor, Tensor]:
 def pictures(out: Path, **settings: Any) -> Path:
     """Prune `Pictures`, with test labels, into a folder."""
     inputs = InputOptions((2, 8, 8), kind="image", range=(0, 1))
-    test = labelled(2, 8, 8)
-    prune(
-        made(Pictures), inputs=inputs, test=test, out=out, **{"sparsity": 0.6, **TINY, **settings}
-    )
+    settings = {"sparsity": 0.6, **TINY, **settings}
+    prune(built(Pictures), inputs=inputs, test=labelled(2, 8, 8), out=out, **settings)
     return out
 
 
 def named(out: Path) -> Path:
     """Prune `Named` without labels into a folder."""
     inputs = InputOptions((1, 6, 6), kind="image", range=(0, 1))
-    prune(made(Named), inputs=inputs, out=out, sparsity=0.5, **TINY)
+    prune(built(Named), inputs=inputs, out=out, sparsity=0.5, **TINY)
     return out

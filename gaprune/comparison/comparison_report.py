@@ -37,12 +37,12 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.io.atomic import write_file, writing
 from gaprune.io.serialization import to_json
 from gaprune.pattern_names import UNSTRUCTURED, unit_name
-from gaprune.report import (
+from gaprune.report import write_report
+from gaprune.report.comparison_page import (
     ComparisonPage,
     MethodScores,
     SparsityScore,
     comparison_page,
-    write_report,
 )
 
 _FACTS = (
@@ -165,7 +165,6 @@ def _method_scores(summary: MethodSummary) -> MethodScores:
         },
         effort=effort_text(summary) if summary.cells else "",
         seconds=summary.seconds,
-        error=summary.error,
     )
 
 

@@ -49,8 +49,10 @@ def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -
         name: value.detach().cpu().clone().contiguous()
         for name, value in compact.state_dict().items()
     }
+    # Cloned above, as safetensors refuses views of shared memory.
     save_file(state, folder / MODEL, {"format": "pt"})
     save_program(compact, target, folder / PROGRAM)
+    # Compare what a reader will load, not the network in memory.
     _compare(load_program(folder / PROGRAM), masked, target)
     check_written(load_file(folder / MODEL), state)
 
@@ -100,9 +102,11 @@ def _compare(program: nn.Module, masked: nn.Module, target: Target) -> None:
     for count in COMPARED_BATCHES:
         inputs = sample_inputs(target.inputs, count, target.dtype).to(target.device)
         expected, outputs = masked(inputs), program(inputs)
+        # Relative to the largest output: sums of fewer terms round differently.
         scale = max(1.0, float(expected.abs().max()))
         eps = torch.finfo(expected.dtype).eps
         difference = float((outputs - expected).abs().max()) / scale
+        # `not <=` also catches NaN.
         if not difference <= max(TOLERANCE, EPSILONS * eps):
             raise GapruneError(
                 f"compact: the smaller network differs by {difference:.1e} of the largest output "

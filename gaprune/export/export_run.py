@@ -107,11 +107,14 @@ def export(  # noqa: PLR0913 # options, each by its own name
     path = Path(out).expanduser().resolve()
     _check_free(path, out, overwrite=overwrite)
     pruned = read_pruned(run, strict=strict, model=model)
+    # The card compares with the same state dict, stored whole.
     dense_bytes = len(save({name: value.clone() for name, value in pruned.state.items()}))
     with writing(out, GapruneError):
+        # Folders that this call creates are removed again if it fails.
         parents = make_folders(path.parent)
         try:
             remove_partial(path.parent, path.name)  # what a killed export left
+            # The format writes into a hidden folder, which gets its name once it is complete.
             with replacing(path) as folder:
                 folder.mkdir()
                 exporter.write(pruned, folder, options)
@@ -138,6 +141,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
                 (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
                 card = model_card(pruned, format, options, files, dense_bytes)
                 (folder / CARD).write_text(card, encoding="utf-8")
+        # KeyboardInterrupt too: an interrupted export leaves nothing behind.
         except BaseException:
             remove_folders(parents)
             raise

@@ -142,6 +142,7 @@ def find_exporter(name: str) -> Exporter:
     Raises:
         InputError: an unknown name, or a plug-in that is broken.
     """
+    # Built-in names win: a plug-in cannot replace a format.
     exporter = EXPORTERS.get(name) or plugins.find_plugin(
         plugins.EXPORTERS, name, plugins.require_type(Exporter)
     )
@@ -160,6 +161,7 @@ def check_options(name: str, options: ExportOptions) -> None:
     """
     options.check()
     exporter = find_exporter(name)
+    # An option without effect is refused: it would promise something the file lacks.
     for option, value in vars(options).items():
         if value != getattr(ExportOptions(), option) and option not in exporter.options:
             users = ", ".join(key for key, other in EXPORTERS.items() if option in other.options)

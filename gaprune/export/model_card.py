@@ -46,6 +46,7 @@ def model_card(
     # A repository NAME/NAME of a hub, not a local folder, is the base model.
     base = pruned.name.removeprefix(HF_PREFIX)
     is_hub = pruned.name.startswith(HF_PREFIX) and base.count("/") == 1 and base[0] not in "./~"
+    # Scores must be those of the network in this folder.
     after_repair = record.get("repaired") if pruned.repaired else None
     environment = Environment(  # noqa: S701 - Markdown, not HTML
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

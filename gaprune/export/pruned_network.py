@@ -27,18 +27,13 @@ _MACHINE_SETTINGS = ("workers", "gpus_per_worker", "ray_address", "device", "pre
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of a format.
+    """Options of a format."""
 
-    Attributes:
-        half: round the kept weights to float16.
-        codebook: number of values that the kept weights of a layer share (k-means); None: each
-            weight has its own.
-        compress: with Zstandard where that is smaller.
-    """
-
-    half: bool = False
+    half: bool = False  # round the kept weights to float16
+    # number of values that the kept weights of a layer share (k-means); None: each weight has its
+    # own
     codebook: int | None = None
-    compress: bool = True
+    compress: bool = True  # with Zstandard where that is smaller
 
     def check(self) -> None:
         """Raise unless the options fit each other.
@@ -54,22 +49,17 @@ class ExportOptions:
 
 @dataclass(frozen=True, eq=False)
 class PrunedNetwork:
-    """A pruned network, ready to be written.
+    """A pruned network, ready to be written."""
 
-    Attributes:
-        state: its state dict, 0 where a mask removes a weight.
-        masks: parameter name → bool of its shape, true where the weight is kept.
-        record: the content of `result.json`.
-        config: settings as in `config.toml`; without a target where the network was in memory.
-        repaired: whether `state` holds the repaired network.
-        find_target: loads the dense network; use `target()`, which checks it.
-    """
-
+    # its state dict, 0 where a mask removes a weight
     state: Mapping[str, Tensor] = field(repr=False)
+    # parameter name → bool of its shape, true where the weight is kept
     masks: Mapping[str, Tensor] = field(repr=False)
-    record: Mapping[str, Any] = field(repr=False)
+    record: Mapping[str, Any] = field(repr=False)  # the content of `result.json`
+    # settings as in `config.toml`; without a target where the network was in memory
     config: Mapping[str, Any] = field(repr=False)
-    repaired: bool
+    repaired: bool  # whether `state` holds the repaired network
+    # loads the dense network; use `target()`, which checks it
     find_target: Callable[[], Target] = field(repr=False)
 
     @property
@@ -122,6 +112,7 @@ def read_pruned(
     record = read_record(folder)
     try:
         masks = load_masks(folder)
+        # A run with repair stores both networks.
         repaired = (folder / REPAIRED).is_file() and not strict
         state = load_state(folder / (REPAIRED if repaired else PRUNED))
         config = read_config(folder / CONFIG)
@@ -165,6 +156,7 @@ def _check_run(
     """
     expected = {layer["name"]: (layer["total"], layer["kept"]) for layer in record["layers"]}
     counts = {name: (mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()}
+    # Each file may be intact and still belong to another run.
     if expected != counts:
         raise ValueError(f"{MASK} does not hold the layers of {RECORD}")
     for name, mask in masks.items():
@@ -172,6 +164,7 @@ def _check_run(
             raise ValueError(f"{MASK} does not fit the weights: {name!r}")
         if state[name][~mask].count_nonzero():
             raise ValueError(f"{name!r} has weights that its mask removes")
+    # Missing keys raise here, before anything is written.
     for key in ("target", "weights_sha256", "agreement", "accuracy", "provenance", "sparsity"):
         record[key]
 
@@ -205,6 +198,7 @@ def find_target(config: Mapping[str, Any], owner: str, model: nn.Module | None =
             "target and weights into config.toml"
         )
     job = {key: value for key, value in config.items() if key not in _MACHINE_SETTINGS}
+    # On the CPU: an export must give the same bits on every machine.
     return make_job({**job, "device": "cpu"}).load()[0]
 
 
@@ -215,6 +209,7 @@ def to_half(name: str, values: Tensor) -> Tensor:
         InputError: a finite value would become infinite; the message names the tensor.
     """
     rounded = values.to(torch.float16)
+    # Values that were infinite before stay so; rounding must not create new ones.
     if (rounded.isinf() & ~values.isinf()).any():
         raise InputError(
             f"half: {name!r} holds {float(values.abs().max()):g}, and float16 at most 65,504; "

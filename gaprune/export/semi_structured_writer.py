@@ -48,6 +48,7 @@ def write_semi_structured(pruned: PrunedNetwork, folder: Path, options: ExportOp
     written: dict[str, Tensor] = {}
     facts: dict[str, Any] = {}
     for name, value in state.items():
+        # Packed weights that CUDA cannot multiply would only be harder to read.
         fits = name in layers and _fits_cuda(value)
         packs = fits and value.dtype in HALVES
         written |= packed(name, value) if packs else {name: value}
@@ -97,6 +98,7 @@ def load_semi_structured(folder: str | Path) -> dict[str, Tensor]:
         layers: dict[str, Any] = json.loads((path / LAYERS).read_text("utf-8"))["layers"]
     except (OSError, ValueError, KeyError, TypeError) as error:  # InputErrors too: damaged files
         raise _damaged(folder, str(error)) from error
+    # Both files describe the same layers, or one of them was replaced.
     if missing := set(layers) - set(state):
         raise _damaged(folder, f"{MODEL} lacks {min(missing)}, which {LAYERS} lists")
     return state

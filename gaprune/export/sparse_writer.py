@@ -87,6 +87,7 @@ def _encode(
     }
     data = b""
     if mask is not None:
+        # Weights outside the mask are not stored, so they must be 0.
         keep = mask.cpu().reshape(-1)
         if values[~keep].count_nonzero():
             raise InputError(
@@ -112,6 +113,7 @@ def _encode(
     if codes is not None:
         data += _planes(codes.to(sparse.code_dtype(len(values))))
     smaller = _compress(data) if options.compress and data else data
+    # Tiny tensors grow when compressed.
     stored = min(data, smaller, key=len)
     facts["bytes"] = [len(stored), len(data)] if len(stored) < len(data) else [len(data)]
     facts["sha256"] = sparse.entry_sha256(np.frombuffer(stored, np.uint8))
@@ -121,6 +123,7 @@ def _encode(
 def _distances(positions: np.ndarray) -> bytes:
     """Encode ascending positions in one byte each: skip b positions, keep the next one."""
     skipped = np.diff(positions, prepend=-1) - 1
+    # An end is the index of the byte that keeps a weight.
     ends = np.cumsum(skipped // SKIP + 1)  # a byte for every 255 skipped, and one that keeps
     distances = np.full(ends[-1] if len(ends) else 0, SKIP, dtype=np.uint8)
     distances[ends - 1] = skipped % SKIP
@@ -131,6 +134,7 @@ def _planes(values: Tensor) -> bytes:
     """Return the bytes of values: all bytes of lowest significance first, then the next ones."""
     if not len(values):
         return b""
+    # Bytes of equal significance resemble each other, so that Zstandard finds patterns.
     return values.contiguous().view(torch.uint8).numpy().reshape(len(values), -1).T.tobytes()
 
 

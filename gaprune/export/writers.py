@@ -57,6 +57,7 @@ def write_prune(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> 
         else:
             state[name] = value
     save_file(_contiguous(state), folder / MODEL, {"format": "pt"})
+    # The masks are part of the file, so compare what they give with the weights.
     check_written(without_prune(load_file(folder / MODEL)), pruned.state)
 
 
@@ -116,6 +117,7 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
     transformers = import_extra("transformers", "hf", "hf")
     source = _hf_source(transformers, name.removeprefix(HF_PREFIX))
     model_class: Any = type(pruned.target().model)
+    # Offline, without pickles, and in the dtype of the checkpoint.
     loading = {"local_files_only": True, "use_safetensors": True, "dtype": "auto"}
     model = model_class.from_pretrained(source, **loading)
     state = model.state_dict()
@@ -124,6 +126,7 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
             f"hf: {model_class.__name__} has no {unknown[0]}, which the run holds; its source has "
             "changed since"
         )
+    # Layers that the pruned network lacks, such as a pooler, keep their weights.
     model.load_state_dict({**state, **pruned.state})
     model.save_pretrained(folder)
     for file in sorted(source.rglob("*")):
@@ -152,6 +155,7 @@ def _hf_source(transformers: Any, name: str) -> Path:  # noqa: ANN401 - a module
 
 def masks_by_name(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the masks under every name that a tied parameter has in a state dict."""
+    # A state dict lists a tied parameter under each name; equal bits and shape identify it.
     by_content = {sha256_of({"": state[name]}): mask for name, mask in masks.items()}
     shapes = {mask.shape for mask in masks.values()}
     named = dict(masks)

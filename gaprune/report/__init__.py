@@ -4,19 +4,6 @@
 turn it into HTML.
 """
 
-from gaprune.report.comparison_page import (
-    ComparisonPage,
-    MethodScores,
-    SparsityScore,
-    comparison_page,
-)
 from gaprune.report.run_page import report_of, write_report
 
-__all__ = [
-    "ComparisonPage",
-    "MethodScores",
-    "SparsityScore",
-    "comparison_page",
-    "report_of",
-    "write_report",
-]
+__all__ = ["report_of", "write_report"]

@@ -21,40 +21,25 @@ Text = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a series, in values or in percent of the chart.
+    """A point of a series, in values or in percent of the chart."""
 
-    Attributes:
-        x, y: coordinates; in percent, from the left and from the top.
-        text: the tooltip.
-        low, high: the ends of an error bar, or None.
-    """
-
-    x: float
+    x: float  # coordinates; in percent, from the left and from the top
     y: float
-    text: str
-    low: float | None = None
+    text: str  # the tooltip
+    low: float | None = None  # the ends of an error bar, or None
     high: float | None = None
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points with a name and a style.
+    """Points with a name and a style."""
 
-    Attributes:
-        name: in the legend.
-        points: in the order of their line.
-        style: a number that chooses colour and marker.
-        joined: whether a line joins the points.
-        visible: whether it is drawn before the reader switches it on.
-        highlighted: whether it is the subject of the page.
-    """
-
-    name: str
-    points: Sequence[Point]
-    style: int
-    joined: bool = True
-    visible: bool = True
-    highlighted: bool = False
+    name: str  # in the legend
+    points: Sequence[Point]  # in the order of their line
+    style: int  # a number that chooses colour and marker
+    joined: bool = True  # whether a line joins the points
+    visible: bool = True  # whether it is drawn before the reader switches it on
+    highlighted: bool = False  # whether it is the subject of the page
 
     @property
     def colour(self) -> int:
@@ -64,6 +49,7 @@ class Series:
     @property
     def marker(self) -> int:
         """The number of the marker; series of the same colour have different ones."""
+        # Shifted by one each round, so that no two of the first 32 series look the same.
         return (self.style + self.style // SERIES) % 4
 
     @property
@@ -74,21 +60,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis.
+    """An axis."""
 
-    Attributes:
-        title: what it measures.
-        scale: from values to positions.
-        text: formats tick labels.
-        ticks: values with a tick; None: those of the scale.
-        exact: formats values in a table; None: as the ticks.
-    """
-
-    title: str
-    scale: Scale
-    text: Text = number
-    ticks: Sequence[float] | None = None
-    exact: Text | None = None
+    title: str  # what it measures
+    scale: Scale  # from values to positions
+    text: Text = number  # formats tick labels
+    ticks: Sequence[float] | None = None  # values with a tick; None: those of the scale
+    exact: Text | None = None  # formats values in a table; None: as the ticks
 
     def describe(self, value: float) -> str:
         """Format a value for a table."""
@@ -97,31 +75,26 @@ class Axis:
     @property
     def labels(self) -> list[tuple[float, str]]:
         """Position and label of every tick."""
+        # A comparison marks exactly the sparsities that it ran; other axes take round values.
         values = self.scale.ticks() if self.ticks is None else self.ticks
         return [(self.scale.at(value), self.text(value)) for value in values]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart.
+    """A line chart."""
 
-    Attributes:
-        title, note: above it.
-        x, y: the axes.
-        series: in values; points that aren't finite are left out.
-        references: values of y with a label, drawn as horizontal lines.
-        height: in pixels.
-    """
-
-    title: str
-    x: Axis
+    title: str  # above it
+    x: Axis  # the axes
     y: Axis
-    series: Sequence[Series]
+    series: Sequence[Series]  # in values; points that aren't finite are left out
     note: str = ""
+    # values of y with a label, drawn as horizontal lines
     references: Sequence[tuple[float, str]] = ()
-    height: int = 280
+    height: int = 280  # in pixels
 
     @cached_property
+    # Hundreds of points per series would make the page large and hide the line.
     def _thinned(self) -> list[Series]:
         return [replace(series, points=thin(_finite(series.points))) for series in self.series]
 
@@ -151,6 +124,7 @@ class Chart:
     @property
     def left_out(self) -> int:
         """The number of finite points that aren't drawn."""
+        # Points that are not finite have no position: they are neither drawn nor counted.
         finite = sum(len(_finite(series.points)) for series in self.series)
         return finite - sum(len(series.points) for series in self._thinned)
 
@@ -173,22 +147,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class DotPlot:
-    """Rows of dots on a common axis.
+    """Rows of dots on a common axis."""
 
-    Attributes:
-        title, note: above it.
-        x: the axis.
-        names: of the series.
-        values: row → one value per series; None is left out.
-        highlighted: the row that is the subject of the page.
-    """
-
-    title: str
+    title: str  # above it
     note: str
-    x: Axis
-    names: Sequence[str]
+    x: Axis  # the axis
+    names: Sequence[str]  # of the series
+    # row → one value per series; None is left out
     values: Sequence[tuple[str, Sequence[float | None]]]
-    highlighted: str = ""
+    highlighted: str = ""  # the row that is the subject of the page
 
     @property
     def rows(self) -> list[tuple[str, list[tuple[int, float, str]]]]:
@@ -213,6 +180,7 @@ def thin(points: Sequence[Point]) -> list[Point]:
     """Return at most `MAX_POINTS` evenly spaced points with the first, the last and the highest."""
     if len(points) <= MAX_POINTS:
         return list(points)
+    # The best point is what a reader looks for, so it is drawn even between the steps.
     top = max(range(len(points)), key=lambda index: points[index].y)
     step = (len(points) - 1) / (MAX_POINTS - 2)
     chosen = {top, *(round(step * index) for index in range(MAX_POINTS - 1))}

@@ -27,54 +27,31 @@ class SparsityScore:
 
 @dataclass(frozen=True)
 class MethodScores:
-    """One method of a comparison.
+    """One method of a comparison."""
 
-    Attributes:
-        name: of the method.
-        needs: what data and training it needs, in words.
-        trains: whether it changes weights.
-        scores: sparsity → score.
-        effort: what the highest sparsity took, in words.
-        seconds: the same in time.
-        error: why a score is missing, or None.
-    """
-
-    name: str
-    needs: str
-    trains: bool
-    scores: Mapping[float, SparsityScore]
-    effort: str
-    seconds: float
-    error: str | None
+    name: str  # of the method
+    needs: str  # what data and training it needs, in words
+    trains: bool  # whether it changes weights
+    scores: Mapping[float, SparsityScore]  # sparsity → score
+    effort: str  # what the highest sparsity took, in words
+    seconds: float  # the same in time
 
 
 @dataclass(frozen=True)
 class ComparisonPage:
-    """The content of the page.
+    """The content of the page."""
 
-    Attributes:
-        target: what was pruned.
-        measure: `accuracy`, or `agreement` where there are no labels.
-        caption: what the scores are, in a sentence.
-        dense: accuracy of the dense network, or None.
-        methods: in the order of the table.
-        notes: below the table.
-        config: settings that repeat the comparison, as TOML; may be empty.
-        facts: names and values that identify the comparison.
-        folder: name of its folder.
-        removed: what sparsity is a fraction of: weights, blocks or channels.
-    """
-
-    target: str
-    measure: str
-    caption: str
-    dense: float | None
-    methods: Sequence[MethodScores]
-    notes: Sequence[str] = ()
-    config: str = ""
+    target: str  # what was pruned
+    measure: str  # `accuracy`, or `agreement` where there are no labels
+    caption: str  # what the scores are, in a sentence
+    dense: float | None  # accuracy of the dense network, or None
+    methods: Sequence[MethodScores]  # in the order of the table
+    notes: Sequence[str] = ()  # below the table
+    config: str = ""  # settings that repeat the comparison, as TOML; may be empty
+    # names and values that identify the comparison
     facts: Sequence[tuple[str, str]] = field(default=())
-    folder: str = ""
-    removed: str = "weights"
+    folder: str = ""  # name of its folder
+    removed: str = "weights"  # what sparsity is a fraction of: weights, blocks or channels
 
     @property
     def sparsities(self) -> list[float]:
@@ -112,6 +89,7 @@ def _headline(page: ComparisonPage) -> Headline:
     last = page.sparsities[-1]
     ranked = page.ranked(last)
     untrained = [method for method in ranked if not method.trains]
+    # Methods that train weights are not comparable with those that keep them.
     best = untrained[0] if untrained else ranked[0]
     lead = (
         f"With {percent(last)} of the {page.removed} of {page.target} removed, {best.name} is the "
@@ -143,6 +121,7 @@ def _chart(page: ComparisonPage) -> Chart:
     if page.dense is not None:
         values.append(page.dense)
         references = [(page.dense, f"dense, {percent(page.dense)}")]
+    # Many lines are unreadable: draw the best at the highest sparsity, where methods differ.
     best = page.ranked(page.sparsities[-1])[: VISIBLE - 1]
     visible = {EVOLVED, *(method.name for method in best)}
     # The evolved masks come first, so that they have the first colour.
@@ -172,6 +151,7 @@ def _chart(page: ComparisonPage) -> Chart:
 
 def _point(sparsity: float, score: SparsityScore) -> Point:
     text = f"at {tick_percent(sparsity)}: {percent(score.score)}"
+    # A single seed has no spread to show.
     if score.seeds == 1:
         return Point(sparsity, score.score, text)
     text += f" ({percent(score.low)} to {percent(score.high)} over {score.seeds} seeds)"
@@ -182,6 +162,7 @@ def _effort_chart(page: ComparisonPage) -> Chart | None:
     """Return score against time at the highest sparsity."""
     last = page.sparsities[-1]
     ranked = [method for method in page.ranked(last) if method.seconds > 0]
+    # One point compares nothing.
     if len(ranked) < 2:
         return None
     groups: dict[str, list[MethodScores]] = {
@@ -225,5 +206,6 @@ def _effort_chart(page: ComparisonPage) -> Chart | None:
 def _cell(score: SparsityScore | None) -> str:
     if score is None:
         return MISSING
+    # Half the range over seeds, in percentage points.
     spread = f" ±{50 * (score.high - score.low):.1f}" if score.seeds > 1 else ""
     return f"{100 * score.score:.1f}{spread}"

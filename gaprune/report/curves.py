@@ -32,6 +32,7 @@ def search_charts(run: RunFiles) -> list[tuple[str, list[Chart]]]:
         for generation in run.history
         if all(isinstance(generation.get(name), (int, float)) for name in names)
     ]
+    # A line needs two generations.
     if len(history) < 2:
         return []
     return [(axis, _progress_charts(run, history, axis)) for axis in ("evaluations", "seconds")]
@@ -41,6 +42,7 @@ def _progress_charts(
     run: RunFiles, history: Sequence[Mapping[str, Any]], x_name: str
 ) -> list[Chart]:
     largest = max(float(generation[x_name]) for generation in history)
+    # A margin of 2 % keeps the last point off the edge; 1e-9 avoids an empty range.
     x = Axis(x_name, Linear(0, max(largest, 1e-9) * 1.02), short, exact=number)
     best = run.record.get("best_baseline")
     agreement = run.record["baselines"].get(best, {}).get("agreement") if best else None
@@ -109,6 +111,7 @@ def front_chart(run: RunFiles) -> Chart | None:
         }
     else:
         return None
+    # Both axes must contain every group.
     networks = [network for group in groups.values() for network in group]
     series = [
         Series(
@@ -157,9 +160,11 @@ def method_scores(run: RunFiles) -> list[tuple[str, float | None, float | None]]
     if not rows:
         return []
     method = str(record["method"])
+    # A one-shot run is one of its own baselines: list it once.
     if network_name(record) != method or method not in record["baselines"]:
         rows.append((network_name(record), *network_scores(record)))
     repaired = record.get("repaired")
+    # Repair after the search gives a second network with scores of its own.
     if repaired and not repaired_in_loop(record):
         rows.append((f"{method}, repaired", repaired.get("validation"), repaired.get("accuracy")))
     return sorted(rows, key=lambda row: -(row[1] or 0.0))
@@ -171,6 +176,7 @@ def method_plot(run: RunFiles) -> DotPlot | None:
     if not rows:
         return None
     labelled = any(accuracy is not None for _, _, accuracy in rows)
+    # Without test labels there is no accuracy to draw.
     names = (VALIDATION, "test accuracy")[: 1 + labelled]
     axis = Axis("", Linear(0.0, 1.0), tick_percent, exact=percent, ticks=(0, 0.25, 0.5, 0.75, 1))
     return DotPlot(
@@ -186,9 +192,9 @@ def method_plot(run: RunFiles) -> DotPlot | None:
 def other_densities(run: RunFiles) -> dict[str, list[int]]:
     """Return the weights that other methods keep, layer by layer."""
     return {
-        name: kept
-        for name, kept in (run.report_data.get("kept") or {}).items()
-        if len(kept) == len(run.record["layers"]) and name != run.record["method"]
+        name: counts
+        for name, counts in (run.report_data.get("layer_counts") or {}).items()
+        if len(counts) == len(run.record["layers"]) and name != run.record["method"]
     }
 
 
@@ -197,11 +203,12 @@ def density_plot(run: RunFiles) -> DotPlot | None:
     layers, others = run.record["layers"], other_densities(run)
     rows = []
     for index, layer in enumerate(layers[:MAX_ROWS]):
-        kept = [layer["kept"], *(counts[index] for counts in others.values())]
-        rows.append((str(layer["name"]), [count / layer["total"] for count in kept]))
+        counts = [layer["kept"], *(other[index] for other in others.values())]
+        rows.append((str(layer["name"]), [count / layer["total"] for count in counts]))
     values = [value for _, row in rows for value in row if value > 0]
     if not values:
         return None
+    # On a linear axis, layers of 1 % beside one of 50 % would be a single column of dots.
     logarithmic = max(values) / min(values) > LOG_RATIO
     scale = Log(min(values) / 1.3, max(1.0, *values)) if logarithmic else Linear(0.0, 1.0)
     note = "Fraction of weights kept in each layer, from input to output."

@@ -2,12 +2,12 @@
 
 ::
 
-    schema     1
-    inputs     `InputSpec.facts()`
-    kept       method → weights that it keeps in each layer: magnitude, LAMP, the best criterion
-    shown      some calibration and validation inputs, with the predictions of both networks
-    confusion  on labelled test data, else null: inputs and correct predictions by class, and
-               confusion matrices where there are few classes (rows: labels, columns: predictions)
+    schema        2
+    inputs        `InputSpec.facts()`
+    layer_counts  method → weights that it keeps in each layer: magnitude, LAMP, the best criterion
+    batches       some calibration and validation inputs, with the predictions of both networks
+    confusion     on labelled test data, else null: `totals` (inputs) and `correct` predictions by
+                  class, and `matrices` for few classes (rows: labels, columns: predictions)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evolution.genome import Individual
 from gaprune.models.input_spec import InputSpec
 
-SCHEMA = 1
+SCHEMA = 2
 SAMPLES = 18  # stored of the calibration inputs, and of the validation inputs
 THUMBNAIL = 64  # pixels along the longer side
 MAX_VALUES = 256  # stored of a signal or vector
@@ -54,13 +54,19 @@ def report_data_of(
         confusion: see `confusion_of`.
     """
     made = {seed.origin: seed for seed in seeds}
+    # The best criterion on the validation inputs is what a search has to beat.
     first = max(made, key=lambda name: validation_scores[made[name].key].agreement, default="")
+    # A dict keeps the order and removes repetitions.
     wanted = dict.fromkeys((*COMPARED, first))
     return {
         "schema": SCHEMA,
         "inputs": spec.facts(),
-        "kept": {name: _kept(evaluator, made[name].mask) for name in wanted if name in made},
-        "shown": [
+        "layer_counts": {
+            name: [int(mask.count_nonzero()) for mask in evaluator.masks(made[name].mask).values()]
+            for name in wanted
+            if name in made
+        },
+        "batches": [
             {"role": "search", **_samples(evaluator, spec, evaluator.search, best)},
             {"role": "validation", **_samples(evaluator, spec, evaluator.validation, best)},
         ],
@@ -78,20 +84,17 @@ def confusion_of(labels: Tensor, **logits: Tensor) -> dict[str, Any] | None:
     first = next(iter(logits.values()))
     if first.ndim != 2 or not 2 <= (classes := first.shape[1]) <= MAX_CLASSES:
         return None
-    correct, pairs = {}, {}
+    correct, matrices = {}, {}
     for name, outputs in logits.items():
+        # Count pairs (label, prediction) as one number each: label × classes + prediction.
         cells = torch.bincount(labels * classes + outputs.argmax(1), minlength=classes**2)
         table = cells.view(classes, classes).cpu()
-        correct[name], pairs[name] = table.diagonal().tolist(), table.tolist()
+        correct[name], matrices[name] = table.diagonal().tolist(), table.tolist()
     return {
-        "of": torch.bincount(labels, minlength=classes).tolist(),
-        "right": correct,
-        "pairs": pairs if classes <= MAX_MATRIX else None,
+        "totals": torch.bincount(labels, minlength=classes).tolist(),
+        "correct": correct,
+        "matrices": matrices if classes <= MAX_MATRIX else None,
     }
-
-
-def _kept(evaluator: Evaluator, mask: Tensor) -> list[int]:
-    return [int(layer.count_nonzero()) for layer in evaluator.masks(mask).values()]
 
 
 def _samples(
@@ -100,17 +103,22 @@ def _samples(
     """Return the first inputs of a batch with the predictions of both networks."""
     inputs, dense = batch.inputs[:SAMPLES], batch.teacher[:SAMPLES]
     predictions: list[dict[str, Any]] = [{} for _ in inputs]
+    # Only logits of classes have a prediction and a probability.
     if dense.ndim == 2 and dense.shape[1] > 1:
         pruned = evaluator.outputs(best.mask, inputs)
-        sure = functional.softmax(dense.float(), dim=1).amax(1)
-        rows = zip(dense.argmax(1).tolist(), sure.tolist(), pruned.argmax(1).tolist(), strict=True)
-        predictions = [{"dense": a, "sure": round(s, 4), "pruned": b} for a, s, b in rows]
+        probabilities = functional.softmax(dense.float(), dim=1).amax(1)
+        columns = (dense.argmax(1).tolist(), probabilities.tolist(), pruned.argmax(1).tolist())
+        predictions = [
+            {"dense": before, "probability": round(probability, 4), "pruned": after}
+            for before, probability, after in zip(*columns, strict=True)
+        ]
     values, shape = as_values(inputs, spec)
     return {
         "count": len(batch.inputs),
         "shape": shape,
         "samples": [
-            {"values": value, **classes} for value, classes in zip(values, predictions, strict=True)
+            {"values": value, **predicted}
+            for value, predicted in zip(values, predictions, strict=True)
         ],
     }
 
@@ -126,12 +134,14 @@ def as_values(inputs: Tensor, spec: InputSpec) -> tuple[list[Any], list[int]]:
         return ids.tolist(), [ids.shape[1]]
     values = inputs.detach().float().cpu()
     if spec.kind == "image":
+        # Raw values are what a reader recognises; normalised ones look washed out.
         values = (_raw(values, spec) - spec.low) / (spec.high - spec.low)
         values = _smaller(values)
     else:
         values = values.flatten(1)
         if values.shape[1] > MAX_VALUES:
             values = functional.adaptive_avg_pool1d(values.unsqueeze(1), MAX_VALUES).squeeze(1)
+        # Signals have no fixed range: one scale for all samples keeps them comparable.
         low, high = values.min(), values.max()
         values = (values - low) / (high - low).clamp_min(1e-12)
     pixels = (values.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)

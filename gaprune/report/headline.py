@@ -43,19 +43,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Headline:
-    """The top of a page.
+    """The top of a page."""
 
-    Attributes:
-        title: what was pruned.
-        lead: the result, in a sentence.
-        figures: the main ones.
-        remarks: what a reader must know to judge them.
-    """
-
-    title: str
-    lead: str
-    figures: tuple[Figure, ...]
-    remarks: tuple[str, ...]
+    title: str  # what was pruned
+    lead: str  # the result, in a sentence
+    figures: tuple[Figure, ...]  # the main ones
+    remarks: tuple[str, ...]  # what a reader must know to judge them
 
 
 def headline(run: RunFiles) -> Headline:
@@ -101,9 +94,13 @@ def estimated_bytes(run: RunFiles) -> tuple[float, float] | None:
     dense = float(sum(values * width for values, width in sizes.values()))
     sparse = dense
     for layer in run.record["layers"]:
-        total, kept = int(layer["total"]), int(layer["kept"])
-        nats = math.lgamma(total + 1) - math.lgamma(kept + 1) - math.lgamma(total - kept + 1)
-        sparse += nats / math.log(2) / 8 - (total - kept) * sizes[layer["name"]][1]
+        total, keep_count = int(layer["total"]), int(layer["kept"])
+        # ln C(total, kept) by log-gamma, as factorials of layer sizes overflow.
+        nats = sum(
+            sign * math.lgamma(count + 1)
+            for sign, count in ((1, total), (-1, keep_count), (-1, total - keep_count))
+        )
+        sparse += nats / math.log(2) / 8 - (total - keep_count) * sizes[layer["name"]][1]
     return dense, sparse
 
 
@@ -128,8 +125,8 @@ def _lead(record: Mapping[str, Any]) -> str:
 
 
 def _sparsity(record: Mapping[str, Any]) -> Figure:
-    total, kept = weight_counts(record)
-    text = f"{number(kept)} of {number(total)} weights are kept, bit-identical to the checkpoint"
+    total, keep_count = weight_counts(record)
+    text = f"{number(keep_count)} of {number(total)} weights are kept unchanged"
     settings = record.get("settings") or {}
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), record.get("budget") or WEIGHTS)
     if unit is not None:
@@ -152,8 +149,9 @@ def _quality(record: Mapping[str, Any]) -> Figure:
 def _size(run: RunFiles) -> Figure:
     estimate = estimated_bytes(run)
     if estimate is None:
-        total, kept = weight_counts(run.record)
-        return Figure("Size", ratio(total / max(1, kept)), "fewer weights")
+        total, keep_count = weight_counts(run.record)
+        return Figure("Size", ratio(total / max(1, keep_count)), "fewer weights")
+    # The estimate ignores compression of values, so real files are often smaller.
     dense, sparse = estimate
     text = f"estimate for a sparse file; the dense file has {size(dense)}, "
     return Figure("Size", size(sparse), text + f"{ratio(dense / max(sparse, 1))} as much")
@@ -161,12 +159,14 @@ def _size(run: RunFiles) -> Figure:
 
 def _gain(record: Mapping[str, Any]) -> list[Figure]:
     best, gain = record.get("best_baseline"), record.get("gain")
+    # One-shot methods have no gain: they are a baseline themselves.
     if best is None or gain is None or record["method"] != EVOLVED:
         return []
     value, unit = points(gain).split(" ", 1)
     text = (
         f"{unit} of agreement over {best}, the best of {len(record['baselines'])} one-shot criteria"
     )
+    # Agreement decides the search; accuracy shows whether the gain is real.
     baseline = (record["baselines"].get(best) or {}).get("accuracy")
     accuracy = network_scores(record)[1]
     if baseline is not None and accuracy is not None:
@@ -185,6 +185,7 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
             evaluations = number(record.get("evaluations") or 0)
             remarks.append(f"The search stopped {reason}: {evaluations} evaluations in {took}.")
     repaired = record.get("repaired")
+    # The headline shows the network without repair, which is the one that was selected.
     if repaired and not repaired_in_loop(record):
         scores = [f"{percent(repaired['validation'])} agreement on the validation inputs"]
         if repaired.get("accuracy") is not None:

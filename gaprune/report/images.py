@@ -17,28 +17,24 @@ _KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # channels → PNG colour type: grey, grey + 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page.
+    """An image of the page."""
 
-    Attributes:
-        source: a data URL.
-        width, height: in image pixels.
-        text: the alternative text.
-        scale: screen pixels per image pixel, where there is room.
-    """
-
-    source: str
-    width: int
+    source: str  # a data URL
+    width: int  # on the screen, where there is room
     height: int
-    text: str
-    scale: float = 1.0
+    text: str  # the alternative text
+    name: str = ""  # below it; may be empty
+    caption: str = ""
 
 
-def picture(pixels: Pixels, text: str, *, width: int = 0) -> Picture:
+def picture(
+    pixels: Pixels, text: str, *, width: int = 0, name: str = "", caption: str = ""
+) -> Picture:
     """Return pixels `[height, width(, channels)]`, enlarged to about `width` screen pixels."""
     height, columns = pixels.shape[:2]
     scale = max(1.0, width / columns)
-    address = "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
-    return Picture(address, columns, height, text, scale)
+    source = "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+    return Picture(source, round(columns * scale), round(height * scale), text, name, caption)
 
 
 def png(pixels: Pixels) -> bytes:
@@ -51,6 +47,7 @@ def png(pixels: Pixels) -> bytes:
     height, width, channels = pixels.shape
     rows = np.zeros((height, 1 + width * channels), np.uint8)  # a filter byte of 0 before each row
     rows[:, 1:] = pixels.reshape(height, -1)
+    # Width, height, bit depth, colour type, and the only values of the last three fields.
     head = struct.pack(">IIBBBBB", width, height, 8, _KINDS[channels], 0, 0, 0)
     parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -75,6 +72,7 @@ def tiles(pictures: list[Pixels], columns: int, gap: int = 1) -> Pixels:
     height, width, channels = pictures[0].shape
     rows = -(-len(pictures) // columns)
     columns = min(columns, len(pictures))
+    # Zeros in the alpha channel make the gaps transparent.
     sheet = np.zeros(
         (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), np.uint8
     )
@@ -86,5 +84,6 @@ def tiles(pictures: list[Pixels], columns: int, gap: int = 1) -> Pixels:
 
 def curve(values: NDArray[np.uint8]) -> str:
     """Return values `[n]` of 0 to 255 as the points of a polyline in a box of 100 by 100."""
+    # SVG counts y from the top, so values are subtracted from 100.
     step = 100 / max(1, len(values) - 1)
     return " ".join(f"{i * step:.4g},{100 - v / 2.55:.4g}" for i, v in enumerate(values.tolist()))

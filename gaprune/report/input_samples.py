@@ -47,7 +47,7 @@ def sample_groups(run: RunFiles) -> list[SampleGroup]:
     """Return the samples that the run stored."""
     kind = (run.report_data.get("inputs") or {}).get("kind", "")
     groups = []
-    for batch in run.report_data.get("shown") or ():
+    for batch in run.report_data.get("batches") or ():
         title, role = _ROLES.get(batch.get("role"), ("Inputs", ""))
         samples = tuple(_samples(batch, kind))
         if not samples:
@@ -74,6 +74,7 @@ def _samples(batch: Mapping[str, Any], kind: str) -> Iterator[Sample]:
             continue
         try:
             pixels = np.frombuffer(base64.b64decode(values), np.uint8).reshape(shape)
+        # A damaged report.json costs the samples, not the page.
         except (ValueError, TypeError, binascii.Error):
             return
         if kind == "image" and len(shape) == 3:
@@ -85,6 +86,7 @@ def _samples(batch: Mapping[str, Any], kind: str) -> Iterator[Sample]:
 
 def _as_rgb(pixels: Pixels) -> Pixels:
     """Return `[C, H, W]` as RGB, or the mean of other numbers of channels."""
+    # PNG stores channels last, torch first.
     if pixels.shape[0] == 3:
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
     grey: Pixels = pixels.mean(0).round().astype(np.uint8)
@@ -95,7 +97,7 @@ def _prediction(sample: Mapping[str, Any]) -> tuple[str, bool]:
     dense, pruned = sample.get("dense"), sample.get("pruned")
     if dense is None:
         return "", False
-    text = f"class {dense}, {certainty(sample.get('sure'))}"
+    text = f"class {dense}, {certainty(sample.get('probability'))}"
     return (text, False) if pruned == dense else (f"{text}; pruned: class {pruned}", True)
 
 
@@ -103,4 +105,5 @@ def certainty(probability: float | None) -> str:
     """Format a probability in whole percent, but never as 100 %: 0.9999 → `>99 %`."""
     if probability is None:
         return MISSING
+    # "100 %" would claim certainty that no softmax has.
     return ">99 %" if probability > 0.995 else percent(probability, 0)

@@ -22,26 +22,20 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of a finished run.
+    """The files of a finished run."""
 
-    Attributes:
-        folder: the run directory.
-        record: `result.json`.
-        history: lines of `history.jsonl`.
-        config: `config.toml`, as text.
-        report_data: `report.json`, see `gaprune.report.data`; empty for an older run.
-    """
-
-    folder: Path
-    record: Mapping[str, Any]
-    history: tuple[Mapping[str, Any], ...]
-    config: str
+    folder: Path  # the run directory
+    record: Mapping[str, Any]  # `result.json`
+    history: tuple[Mapping[str, Any], ...]  # lines of `history.jsonl`
+    config: str  # `config.toml`, as text
+    # `report.json`, see `gaprune.report.data`; empty for an older run
     report_data: Mapping[str, Any]
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Name of each tensor of the pruned network → its elements, and bytes of each."""
         try:
+            # Only the header is read: shapes and types are enough for sizes.
             with safe_open(self.folder / PRUNED, "pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
                 return {
@@ -59,6 +53,7 @@ class RunFiles:
                 for name in names:
                     if name in there:
                         yield name, opened.get_tensor(name)
+        # A page without images is better than no page.
         except (OSError, SafetensorError):
             return
 
@@ -83,5 +78,6 @@ def read_run(folder: Path) -> RunFiles:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in text_or_empty(path).splitlines():
+        # An interrupted run may end in half a line.
         if generation := object_or_empty(line):
             yield generation

@@ -30,6 +30,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         content: the variables of the template.
     """
     script = _file("script.js")
+    # The hash allows this script only; a name with markup in it could not run another.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     policy += f"script-src 'sha256-{digest}'"
@@ -47,6 +48,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("gaprune.report"),
         autoescape=True,
+        # A misspelt variable must fail here and not print nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

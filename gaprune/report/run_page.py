@@ -43,6 +43,7 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
         GapruneError: the page can't be written.
     """
     path = Path(folder).expanduser().resolve()
+    # Render before writing: a failure keeps the older page.
     text = report_of(path, name=name)
     with writing(folder, GapruneError):
         write_file(path / REPORT, text)
@@ -59,6 +60,7 @@ def report_of(folder: Path, *, name: str | None = None) -> str:
     top = headline(run)
     record, confusion = run.record, run.report_data.get("confusion")
     provenance = record["provenance"]
+    # These values tell two runs apart, so they are printed in full.
     facts = {
         "target": record["target"],
         "source": record.get("origin"),
@@ -99,7 +101,8 @@ def report_of(folder: Path, *, name: str | None = None) -> str:
 def _layers(run: RunFiles) -> dict[str, Any]:
     """Return the table of layers: weights, kept, density, and the densities of other methods."""
     layers, others = run.record["layers"], other_densities(run)
-    total, kept = weight_counts(run.record)
+    total, keep_count = weight_counts(run.record)
+    all_layers = {"total": total, "kept": keep_count}
 
     def cells(layer: Mapping[str, int], counts: list[int]) -> list[str]:
         densities = [percent(count / max(1, layer["total"])) for count in (layer["kept"], *counts)]
@@ -112,6 +115,6 @@ def _layers(run: RunFiles) -> dict[str, Any]:
     return {
         "head": ["weights", "kept", f"density, {network_name(run.record)}", *others],
         "rows": rows,
-        "sums": cells({"total": total, "kept": kept}, [sum(counts) for counts in others.values()]),
+        "sums": cells(all_layers, [sum(counts) for counts in others.values()]),
         "more": len(layers) - len(rows),
     }

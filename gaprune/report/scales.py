@@ -12,13 +12,9 @@ _STEPS = (1, 2, 5, 10)
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear scale.
+    """A linear scale."""
 
-    Attributes:
-        low, high: values at the ends, low < high.
-    """
-
-    low: float
+    low: float  # values at the ends, low < high
     high: float
 
     def at(self, value: float) -> float:
@@ -34,19 +30,16 @@ class Linear:
         """Return a scale for all finite values, with a margin at both ends."""
         finite = [value for value in values if math.isfinite(value)]
         low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+        # Equal values have no range: the margin then depends on their magnitude.
         margin = gain * (high - low) or max(abs(high), 1.0) * gain
         return cls(low - margin, high + margin)
 
 
 @dataclass(frozen=True)
 class Log:
-    """A logarithmic scale.
+    """A logarithmic scale."""
 
-    Attributes:
-        low, high: values at the ends, 0 < low < high.
-    """
-
-    low: float
+    low: float  # values at the ends, 0 < low < high
     high: float
 
     def at(self, value: float) -> float:
@@ -58,12 +51,14 @@ class Log:
     def ticks(self, most: int = MOST_TICKS) -> list[float]:
         """Return 1, 2 and 5 of every decade, or 1 alone, or every second decade and so on."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        # Try the densest ticks first, and take the first list that fits.
         wanted: list[Sequence[float]] = [
             [digit * 10.0**power for power in range(first, last + 1) for digit in digits]
             for digits in ((1, 2, 5), (1, 3), (1,))
         ]
         wanted += [wanted[-1][::every] for every in range(2, last - first + 2)]
         inside = [[value for value in ticks if self._contains(value)] for ticks in wanted]
+        # A range within one decade may hold a single power of ten, so use linear ticks there.
         chosen = next(ticks for ticks in inside if len(ticks) <= most)
         return chosen if len(chosen) > 1 else nice_ticks(self.low, self.high, most)
 
@@ -80,22 +75,20 @@ class Log:
 
 @dataclass(frozen=True)
 class Fractions:
-    """A scale for fractions that is logarithmic in 1 − value: 90, 99 and 99.9 % are evenly spaced.
+    """A scale that is logarithmic in 1 − value: 90, 99 and 99.9 % are evenly spaced."""
 
-    Attributes:
-        low, high: values at the ends, low < high < 1.
-    """
-
-    low: float
+    low: float  # values at the ends, low < high < 1
     high: float
 
     def at(self, value: float) -> float:
         """Return the position of a value, clipped to 0 at the low end and 100 at the high end."""
+        # 1 − value falls as value rises, so the logarithmic scale runs backwards.
         missing = Log(1 - self.high, 1 - self.low)
         return round(100 - missing.at(1 - value), 3)
 
     def ticks(self, most: int = MOST_TICKS + 1) -> list[float]:
         """Return round values inside the ends, at a minimal distance from each other."""
+        # Round values win: others are added only where there is space between them.
         inside = [value for value in _PARTS if self.low <= value <= self.high]
         least = 100 / (most + 1)
         chosen: list[float] = []
@@ -108,6 +101,7 @@ class Fractions:
     def around(cls, values: Iterable[float], *, gain: float = 1.3) -> Fractions:
         """Return a scale for all values; those within 1e-4 of 1 are at its end."""
         missing = [max(1 - value, SMALLEST) for value in values if math.isfinite(value)]
+        # Margins are ratios of 1 − value, which is what the axis shows.
         low, high = (min(missing), max(missing)) if missing else (0.1, 1.0)
         return cls(1 - min(1.0, high * gain), 1 - low / gain)
 
@@ -124,9 +118,11 @@ def nice_ticks(low: float, high: float, most: int = MOST_TICKS) -> list[float]:
 
     The step is the smallest that allows it; low < high, most > 1.
     """
+    # Start below the ideal step, and enlarge it until few enough multiples lie inside.
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     for digit in (*_STEPS, 20, 50):
         step = digit * power
+        # The tolerance keeps ticks at the ends that rounding would push out.
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if last - first < most:
             break

@@ -40,24 +40,17 @@ _MASK_FORMATS = ("gaprune mask", PACKED)
 
 @dataclass(frozen=True, eq=False)
 class FileContents:
-    """The content of a file of weights.
+    """The content of a file of weights."""
 
-    Attributes:
-        path: the file.
-        kind: `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`.
-        parameters: floating-point numbers in it; of masks, the weights that they cover.
-        nonzeros: those that aren't 0; of masks, the weights that are kept.
-        state: the state dict; None for masks, ONNX and programs.
-        masks: the masks; None for other kinds.
-        network: the network of a program of `torch.export`, else None.
-    """
-
-    path: Path
-    kind: str
-    parameters: int
-    nonzeros: int
+    path: Path  # the file
+    kind: str  # `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`
+    parameters: int  # floating-point numbers in it; of masks, the weights that they cover
+    nonzeros: int  # those that aren't 0; of masks, the weights that are kept
+    # the state dict; None for masks, ONNX and programs
     state: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    # the masks; None for other kinds
     masks: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    # the network of a program of `torch.export`, else None
     network: nn.Module | None = field(default=None, repr=False)
 
     @torch.no_grad()
