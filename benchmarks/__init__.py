@@ -1,1 +1,1 @@
-"""Benchmarks over the public API; each is a table of cases, run as `python -m benchmarks.NAME`."""
+"""Benchmarks of gaprune's public API, run as `python -m benchmarks.NAME`."""

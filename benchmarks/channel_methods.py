@@ -1,4 +1,4 @@
-"""What makes a network of fewer channels, each to the same multiply-adds."""
+"""Methods of channel pruning, all to the same number of MACs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,15 @@ from gaprune.runs.prune import prune_target
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the part of its multiply-adds that goes, and how it is searched and trained."""
+    """Settings for one network.
+
+    Attributes:
+        sparsity: fraction of the MACs removed.
+        width_multiple: layer widths are multiples of it.
+        search: settings of the search.
+        rounds: rounds of slimming.
+        epochs: epochs of fine-tuning per round.
+    """
 
     sparsity: float
     width_multiple: int = 1
@@ -41,19 +49,18 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a method made: the smaller network, what it was shown, and what else is to be said."""
+class ChannelPruned:
+    """The result of a method: compact network, data level of its inputs, its training."""
 
-    compact: nn.Module
-    rung: str
-    needs: str = "nothing"
-    note: str | None = None
-
-
-Maker = Callable[[Target, Case, int], Made]
+    model: nn.Module
+    level: str
+    training: str = "none"
 
 
-def _searched(target: Target, case: Case, seed: int, *, repair: bool) -> Made:
+Method = Callable[[Target, Case, int], ChannelPruned]
+
+
+def _searched(target: Target, case: Case, seed: int, *, repair: bool) -> ChannelPruned:
     settings = make_settings(
         {
             "sparsity": case.sparsity,
@@ -68,11 +75,11 @@ def _searched(target: Target, case: Case, seed: int, *, repair: bool) -> Made:
     result = prune_target(target, settings)
     model = result.repaired_model() if repair else result.pruned_model()
     assert model is not None
-    return Made(_compact(target, model, result.masks), result.provenance.level)
+    return ChannelPruned(_compact(target, model, result.masks), result.provenance.level)
 
 
-def _magnitude(target: Target, case: Case, seed: int) -> Made:
-    """Remove the channels of least L1 norm, the same part of every layer (Li et al. 2017)."""
+def _magnitude(target: Target, case: Case, seed: int) -> ChannelPruned:
+    """Remove the channels of smallest L1 norm, an equal fraction per layer (Li et al. 2017)."""
     del seed
     settings = make_settings(
         {
@@ -91,69 +98,70 @@ def _magnitude(target: Target, case: Case, seed: int) -> Made:
     }
     scores = [
         sum(
-            float(norms[f"{place.layer}.weight"][place.channel])
-            for place in one.outputs
-            if f"{place.layer}.weight" in norms
+            float(norms[f"{output.layer}.weight"][output.channel])
+            for output in channel.outputs
+            if f"{output.layer}.weight" in norms
         )
         for group in channel_groups(target, alike=True)
-        for one in group.channels
+        for channel in group.channels
     ]
     counts = uniform_counts(layout, case.sparsity)
     mask = layered_mask(torch.tensor(scores), layout, counts)
     masks = target.layout.split(units.weight_mask(mask))
-    return Made(_compact(target, target.masked_copy(masks), masks), "none")
+    return ChannelPruned(_compact(target, target.masked_copy(masks), masks), "none")
 
 
-def _slimming(target: Target, case: Case, seed: int) -> Made:
+def _slimming(target: Target, case: Case, seed: int) -> ChannelPruned:
     """Remove channels of small γ and fine-tune, in rounds (Liu et al. 2017)."""
     train = zoo_train(target)
     if train is None:
-        raise GapruneError("slimming: trains, and there are no labelled images for this network")
+        raise GapruneError("slimming: needs labelled images, and this network has none")
     generator = torch.Generator().manual_seed(seed)
     layout = searched_layout(
         target, make_settings({"sparsity": case.sparsity, "pattern": "channel", "budget": "macs"})
     )
     goal, dense = keep_total(layout, case.sparsity), layout.dense_cost
-    how = SlimmingOptions(
+    options = SlimmingOptions(
         rounds=case.rounds, epochs=case.epochs, training=TrainingOptions(decay="cosine")
     )
-    slimmer = Slimmer(target, from_labels(train), how, generator, None, None)
+    slimmer = Slimmer(target, from_labels(train), options, generator, None, None)
 
     def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
-        left = dense * (1 - case.sparsity) ** (number / how.rounds)
-        wanted = goal if number == how.rounds else max(goal, left)
+        budget = dense * (1 - case.sparsity) ** (number / options.rounds)
+        limit = goal if number == options.rounds else max(goal, budget)
         low, high = 0, len(ranking.order)
         while low < high:
             middle = (low + high) // 2
-            gone = ranking.removed(middle)
-            fits = macs_per_input(remove_channels(model, target.example(), gone), target.example())
-            low, high = (low, middle) if fits <= wanted else (middle + 1, high)
+            removed = ranking.removed(middle)
+            compact = remove_channels(model, target.example(), removed)
+            macs = macs_per_input(compact, target.example())
+            low, high = (low, middle) if macs <= limit else (middle + 1, high)
         return low
 
-    rank_channels(target.model, target.example())  # objects where there is no BatchNorm
+    rank_channels(target.model, target.example())  # raises an error where there is no BatchNorm
     last = list(slimmer.rounds(trainable_copy(target.model), count))[-1]
     epochs = f"{last.epochs:g} epochs on {len(train.inputs):,} labelled images"
-    return Made(last.model, "labelled", f"training: {epochs}")
+    return ChannelPruned(last.model, "labelled", epochs)
 
 
-METHODS: dict[str, Maker] = {
-    "evolved": lambda *given: _searched(*given, repair=False),
-    "evolved+repair": lambda *given: _searched(*given, repair=True),
+METHODS: dict[str, Method] = {
+    "evolved": lambda *arguments: _searched(*arguments, repair=False),
+    "evolved+repair": lambda *arguments: _searched(*arguments, repair=True),
     "magnitude-structured": _magnitude,
     "slimming": _slimming,
 }
 
 
 def _compact(target: Target, model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Return the smaller network; it answers as the masked one, which is tried.
+    """Return the network without its silent channels.
 
     Raises:
-        GapruneError: it does not.
+        GapruneError: its outputs differ from those of the masked network.
     """
     compact = remove_channels(model, target.example(), silent_channels(target, masks))
     inputs = torch.rand(7, *target.inputs.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        off = float((compact.eval()(inputs) - model.eval()(inputs)).abs().max())
-    if not off <= 1e-5 * max(1.0, float(model(inputs).abs().max())):
-        raise GapruneError(f"compact: differs from the masked network by {off:.1e}")
+        difference = float((compact.eval()(inputs) - model.eval()(inputs)).abs().max())
+    if not difference <= 1e-5 * max(1.0, float(model(inputs).abs().max())):
+        raise GapruneError(f"compact: differs from the masked network by {difference:.1e}")
     return compact.requires_grad_(False)

@@ -1,19 +1,18 @@
-"""Do whole channels make networks faster, and at what price? One table of equal multiply-adds.
+"""Compare channel pruning methods at equal MACs: speed-up and accuracy.
 
-    python -m benchmarks.channels                         # everything; an hour on two cores
+    python -m benchmarks.channels                         # everything; about an hour on two cores
     python -m benchmarks.channels --only mnist-cnn --json # one network, as JSON
 
-Every method leaves the same part of the dense network's multiply-adds (`--sparsity` is what goes);
-the compact network is timed in turn with the dense one. Slimming trains on labelled images, all
-others are made without data; accuracy is that of 10,000 test images that nothing else sees. Rows
-are kept in runs/channels as soon as they are known: the same command goes on where it was stopped,
-and makes a row anew where its settings have changed.
+Every method keeps the same fraction of the dense network's MACs; the compact network is timed in
+turn with the dense one. Slimming trains on labelled images, the other methods use no data; accuracy
+is measured on 10,000 test images that no method uses. Rows are written to runs/channels as soon as
+they are known: a stopped benchmark continues with the same command, and repeats rows whose settings
+have changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.channel_methods import METHODS, Case
+from benchmarks.row_store import RowStore
 from gaprune.calibration.samples import Samples
 from gaprune.cli.console import add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
@@ -39,9 +39,9 @@ from gaprune.models.target import Target
 from gaprune.runs.job import make_job
 from gaprune.runs.latency_budget import paired_ratio, time_models
 
-PLACE = Path("runs/channels")
+DEFAULT_FOLDER = Path("runs/channels")
 RUNTIMES = (EAGER, ONNX)
-FULL_WIDTH = 140  # of a table that goes into a file
+FULL_WIDTH = 140  # columns of a table written to a file or a pipe
 
 CASES: dict[str, Case] = {
     "mnist-cnn": Case(0.72, 16, {"calibration": ("procedural",), "generations": 4, "steps": 50}),
@@ -52,55 +52,57 @@ CASES: dict[str, Case] = {
 
 
 def make_row(target: Target, row: Mapping[str, Any], case: Case, test: Samples) -> dict[str, Any]:
-    """Return a row with its figures; where there can be none, with a note that says why."""
-    begun = time.perf_counter()
+    """Return a row with its figures, or with a note that says why there are none."""
+    started = time.perf_counter()
     try:
-        made = METHODS[row["method"]](target, case, row["seed"])
+        pruned = METHODS[row["method"]](target, case, row["seed"])
     except (GapruneError, InputError) as error:
         return {**row, "note": str(error)}
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     dense_macs = macs_per_input(target.model, target.example())
     latency: dict[str, Any] = {}
     missing = {}
     for runtime in row["runtimes"]:
         try:
             latency[runtime] = {
-                str(batch): _speed(target, made.compact, runtime, batch) for batch in BATCHES
+                str(batch): _speed(target, pruned.model, runtime, batch) for batch in BATCHES
             }
         except GapruneError as error:
             missing[runtime] = str(error)
-    judge = HeldOut(target, test)
+    test_set = HeldOut(target, test)
     return {
         **row,
         "macs": {
             "dense": dense_macs,
-            "kept": macs_per_input(made.compact, target.example()),
+            "kept": macs_per_input(pruned.model, target.example()),
         },
         "latency": latency,
         "unavailable": missing,
         "accuracy": {
-            "dense": judge.measure(target.model).accuracy,
-            "pruned": judge.measure(made.compact).accuracy,
+            "dense": test_set.measure(target.model).accuracy,
+            "pruned": test_set.measure(pruned.model).accuracy,
         },
         "seconds": round(seconds, 1),
-        "rung": made.rung,
-        "needs": made.needs,
-        "note": made.note,
+        "level": pruned.level,
+        "training": pruned.training,
+        "note": None,
     }
 
 
 def _speed(target: Target, compact: nn.Module, runtime: str, batch: int) -> dict[str, float]:
-    """Return medians of one pass on one thread, and of paired ratios."""
-    taken = time_models(target, [target.model, compact], runtime, batch)
+    """Return median milliseconds of one pass on one thread, and the median speed-up."""
+    times = time_models(target, [target.model, compact], runtime, batch)
     return {
-        "dense_ms": round(median(taken[0]), 4),
-        "compact_ms": round(median(taken[1]), 4),
-        "speed_up": round(1 / paired_ratio(taken, 1), 3),
+        "dense_ms": round(median(times[0]), 4),
+        "compact_ms": round(median(times[1]), 4),
+        "speed_up": round(1 / paired_ratio(times, 1), 3),
     }
 
 
-def asked(name: str, case: Case, method: str, seed: int, runtimes: Sequence[str]) -> dict[str, Any]:
-    """Return what a row is about."""
+def identity_of(
+    name: str, case: Case, method: str, seed: int, runtimes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the identity of a row and the settings that it depends on."""
     return {
         "target": name,
         "method": method,
@@ -112,93 +114,53 @@ def asked(name: str, case: Case, method: str, seed: int, runtimes: Sequence[str]
     }
 
 
-class KeptRows:
-    """Rows on the disk, one a line, written as they come.
-
-    Raises:
-        InputError: the folder cannot be made, or its file is not ours.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "rows.jsonl"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = (
-                self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
-            )
-        except OSError as error:
-            raise InputError(f"rows: cannot use {folder} ({error.strerror})") from error
-        self._rows: list[dict[str, Any]] = []
-        for line in lines:
-            try:
-                self._rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # the last one, of a run that was cut off
-
-    def find(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the newest row with these values, or None."""
-        found = (
-            row
-            for row in reversed(self._rows)
-            if all(row.get(key) == value for key, value in wanted.items())
-        )
-        return next(found, None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Write a row."""
-        self._rows.append(row)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
-
-
 def rows_of(
     cases: Mapping[str, Case],
     methods: Sequence[str],
     seeds: Sequence[int],
     runtimes: Sequence[str],
-    kept: KeptRows,
+    store: RowStore,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for every target, method and seed: one that is kept, or a new one."""
+    """Yield a stored or new row for every target, method and seed."""
     for name, case in cases.items():
         job = make_job({"target": name, "sparsity": case.sparsity})
-        target, own = job.load("cpu")
-        test = own or zoo_test(target)
-        assert test is not None, "a network of the zoo has test images"
+        target, _ = job.load("cpu")
+        test = zoo_test(target)
+        assert test is not None  # zoo networks have test images
         for method in methods:
             for seed in seeds:
-                wanted = json.loads(to_json(asked(name, case, method, seed, runtimes)))
-                row = kept.find(wanted)
+                identity = identity_of(name, case, method, seed, runtimes)
+                row = store.find(**identity)
                 if row is None:
-                    row = json.loads(to_json(make_row(target, wanted, case, test)))
-                    kept.add(row)
+                    row = store.add(make_row(target, identity, case, test))
                     print(line(row), file=sys.stderr, flush=True)
                 yield row
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """Return a row in a line of words."""
-    return ", ".join(str(one) for one in cells(row))
+    """Return a row as a line of progress."""
+    return ", ".join(cells(row))
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """Return what a table shows of a row."""
-    start = [row["target"], row["method"]]
+    """Return the cells of a row in the table."""
+    names = [row["target"], row["method"]]
     if row.get("macs") is None:
-        return [*start, *["-"] * 6]
+        return [*names, *["-"] * 6]
     macs = row["macs"]
-    fast = [
-        " / ".join(f"{row['latency'][one][str(batch)]['speed_up']:.2f}x" for batch in BATCHES)
-        if one in row["latency"]
-        else "not there"
-        for one in RUNTIMES
+    speed_ups = [
+        " / ".join(f"{row['latency'][runtime][str(batch)]['speed_up']:.2f}x" for batch in BATCHES)
+        if runtime in row["latency"]
+        else "missing"
+        for runtime in RUNTIMES
     ]
     accuracy = row["accuracy"]
     return [
-        *start,
+        *names,
         f"{macs['kept'] / macs['dense']:.3f}",
-        *fast,
+        *speed_ups,
         f"{percent(accuracy['pruned'])} of {percent(accuracy['dense'])}",
-        row["needs"],
+        row["training"],
         f"{row['seconds']:.0f} s",
     ]
 
@@ -206,27 +168,27 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table."""
     batches = " / ".join(map(str, BATCHES))
-    shown = table(
-        *("target", "method", "macs", *(f"{one}, batch {batches}" for one in RUNTIMES)),
-        *("accuracy", "needs", "time"),
-        title="Whole channels at equal multiply-adds; speed-ups on one thread",
+    printed = table(
+        *("target", "method", "macs", *(f"{runtime}, batch {batches}" for runtime in RUNTIMES)),
+        *("accuracy", "training", "time"),
+        title="Channel pruning at equal MACs; speed-ups on one thread",
     )
     for row in rows:
-        add_row(shown, cells(row))
+        add_row(printed, cells(row))
     console = stdout()
     if not console.is_terminal:
         console.width = FULL_WIDTH
-    console.print(shown)
+    console.print(printed)
     for row in rows:
         if row.get("note"):
             console.print(f"{row['target']}, {row['method']}: {row['note']}", markup=False)
 
 
 def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CASES) -> int:
-    """Make the rows that are asked for; print them.
+    """Measure and print the selected rows.
 
     Returns:
-        0 where a network was made, 1 where none was, 2 for wrong usage.
+        0 if any network was pruned, 1 if none was, 2 for wrong usage.
     """
     options = _parser(cases).parse_args(arguments)
     try:
@@ -238,14 +200,14 @@ def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CAS
             for name in names:
                 if name not in known:
                     raise unknown_name(argument, name, known)
-        kept = KeptRows(options.rows)
+        store = RowStore(options.rows)
     except InputError as error:
         print(f"channels: error: {error}", file=sys.stderr)
         return 2
     chosen = {name: case for name, case in cases.items() if name in (options.only or cases)}
-    with SignalHandler("rows that are known are kept"):
+    with SignalHandler("finished rows are saved"):
         methods, runtimes = options.method or list(METHODS), options.runtime
-        rows = list(rows_of(chosen, methods, options.seeds, runtimes, kept))
+        rows = list(rows_of(chosen, methods, options.seeds, runtimes, store))
     if options.json:
         print(to_json(rows, indent=1))
     else:
@@ -265,8 +227,10 @@ def _parser(cases: Mapping[str, Case]) -> argparse.ArgumentParser:
         "--runtime", nargs="+", default=RUNTIMES, metavar="NAME", help=", ".join(RUNTIMES)
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--rows", type=Path, default=PLACE, metavar="DIR", help="kept rows")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    parser.add_argument(
+        "--rows", type=Path, default=DEFAULT_FOLDER, metavar="DIR", help="folder of the rows"
+    )
+    parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     return parser
 
 

@@ -1,12 +1,12 @@
-"""What goes wrong, tried for real on whole runs: does it survive, what is lost, how long it takes.
+"""Inject faults into real runs: do they survive, what is lost, how long does recovery take?
 
-    python -m benchmarks.faults                       # every fault; some five minutes
-    python -m benchmarks.faults --only "a bit"        # those whose name holds this
-    python -m benchmarks.faults --json                # rows as JSON, and only that
+    python -m benchmarks.faults                       # every fault; about five minutes
+    python -m benchmarks.faults --only "a bit"        # faults with this text in their name
+    python -m benchmarks.faults --json                # only rows, as JSON
 
-Each run of `gaprune prune` is disturbed once, goes on by itself or with `gaprune resume`, and must
-find what an undisturbed run without workers finds, bit for bit. See `benchmarks.cluster.trial.Row`
-for what the columns mean.
+Each run of `gaprune prune` gets one fault, continues by itself or with `gaprune resume`, and must
+give the result of an undisturbed run without workers, bit for bit. The columns are described at
+`Row` in benchmarks/cluster/fault_case.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from benchmarks.cluster import run_faults, worker_faults
 from benchmarks.cluster.commands import EarlyEndError
-from benchmarks.cluster.trial import Found, Row, Trial, found_in, trial
+from benchmarks.cluster.fault_case import FaultCase, Row, RunOutput, fault_case, read_output
 
-FAULTS: dict[str, Callable[[Trial], Row]] = {
+FAULTS: dict[str, Callable[[FaultCase], Row]] = {
     "os._exit in a worker": worker_faults.leave,
     "SIGSEGV in a worker": worker_faults.crash,
     "exception in the user's code": worker_faults.fail,
@@ -32,7 +32,7 @@ FAULTS: dict[str, Callable[[Trial], Row]] = {
     "worker that hangs": worker_faults.hang,
     "all workers killed": worker_faults.kill_all,
     "all workers killed for good": worker_faults.kill_all_for_good,
-    "workers that cannot start": worker_faults.start_nobody,
+    "workers that cannot start": worker_faults.fail_to_start,
     "node removed from two": worker_faults.lose_node,
     "SIGINT": run_faults.interrupt,
     "SIGTERM": run_faults.terminate,
@@ -45,17 +45,17 @@ FAULTS: dict[str, Callable[[Trial], Row]] = {
 }
 
 
-def undisturbed(place: Path) -> Found:
-    """Return what is found when nothing goes wrong.
+def undisturbed(folder: Path) -> RunOutput:
+    """Return the result of a run without faults.
 
     Raises:
-        EarlyEndError: something does.
+        EarlyEndError: the run fails.
     """
-    with trial(place) as one:
-        ended = one.prune().finish()
+    with fault_case(folder) as case:
+        ended = case.prune().finish()
         if ended.code:
             raise EarlyEndError(ended.err)
-        return found_in(one.run)
+        return read_output(case.run)
 
 
 def show(rows: dict[str, Row]) -> list[str]:
@@ -70,23 +70,23 @@ def show(rows: dict[str, Row]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try the chosen faults; 1 where one is not survived or loses a generation."""
+    """Try the selected faults; return 1 if one is not survived or loses a generation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="faults whose name holds this")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    parser.add_argument("--only", default="", help="faults with this text in their name")
+    parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     options = parser.parse_args(arguments)
     chosen = {name: fault for name, fault in FAULTS.items() if options.only in name}
     if not chosen:
-        parser.error(f"no fault matches --only {options.only!r}; there are: {', '.join(FAULTS)}")
+        parser.error(f"no fault matches --only {options.only!r}; valid: {', '.join(FAULTS)}")
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         expected = undisturbed(Path(folder, "undisturbed"))
         for number, (name, fault) in enumerate(chosen.items()):
-            with trial(Path(folder, str(number)), expected) as one:
+            with fault_case(Path(folder, str(number)), expected) as case:
                 try:
-                    rows[name] = fault(one)
+                    rows[name] = fault(case)
                 except EarlyEndError as error:
                     rows[name] = Row(False, None, None, str(error)[:200])
             print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)

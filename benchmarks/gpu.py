@@ -1,14 +1,14 @@
-"""What a GPU brings: evaluations per second, beside the CPU of the same machine.
+"""Evaluations per second on a GPU and on the CPU of the same machine.
 
     python -m benchmarks.gpu                          # everything, on a machine with a GPU
     python -m benchmarks.gpu --only together --json   # one part, rows as JSON
-    python -m benchmarks.gpu --device cpu             # the CPU's rows alone, on any machine
+    python -m benchmarks.gpu --device cpu             # only the CPU's rows, on any machine
 
 Parts: `devices` (CPU and GPU, every precision), `together` (masks scored in groups by one forward
 pass, and one by one), `actors` (1, 2 and 4 Ray actors that share one GPU). An evaluation is a
-scored mask or a gradient step. Fresh calibration inputs are drawn on the CPU whatever the device, held ones
-were drawn before: where the two differ much on a GPU, drawing is what it waits for. Without a GPU
-the exit status is 1, unless `--device cpu` says that none is wanted.
+scored mask or a gradient step. Fresh calibration inputs are drawn on the CPU for every step, stored
+ones are drawn once: if the two rates differ on a GPU, it waits for the CPU. Without a GPU the exit
+code is 1, unless `--device cpu` is given.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gaprune.workers.serial import torch_threads
 CPU, CUDA = "cpu", "cuda"
 PRECISIONS = {CPU: ("float32", "bfloat16"), CUDA: ("float32", "bfloat16", "float16")}
 SPARSITY, STEPS = 0.9, 10
-TASKS = 4  # of every actor, at once
+TASKS = 4  # queued tasks per actor
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Row:
         part: key of `PARTS`.
         network: name in the zoo.
         device: `cpu` or `cuda`.
-        precision: of selection and gradient steps.
-        what: `score`, `score together`, `steps, held calibration` or `steps, fresh calibration`.
-        actors: Ray actors, each with its share of one GPU; 0 is this process.
-        per_second: evaluations.
+        precision: precision of scoring and gradient steps.
+        what: `score`, `score together`, `steps, stored inputs` or `steps, fresh inputs`.
+        actors: number of Ray actors that share one GPU; 0: this process.
+        per_second: evaluations per second.
     """
 
     part: str
@@ -67,15 +67,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """A network on its evaluator, and what is asked of every part.
+    """A network with its evaluator, and the options of all parts.
 
     Attributes:
         network: name in the zoo.
-        evaluator: on the CPU.
+        evaluator: its evaluator on the CPU.
         devices: `cpu`, or `cpu` and `cuda`.
         actors: numbers of actors.
         batch: inputs per gradient step.
-        seconds: for each measurement, at least.
+        seconds: minimum time of each measurement.
     """
 
     network: str
@@ -86,33 +86,33 @@ class Case:
     seconds: float
 
     def genes(self) -> Genes:
-        """Return the weights of largest magnitude."""
+        """Return the genes of magnitude pruning."""
         layout = self.evaluator.layout
         keep = round((1 - SPARSITY) * layout.total)
         return seed_genes(
             layout.flatten(self.evaluator.network.weights).abs(), layout, keep, "global"
         )
 
-    def held(self) -> Evaluator:
-        """Return the evaluator on which gradient steps show the search calibration inputs again."""
+    def with_stored_inputs(self) -> Evaluator:
+        """Return the evaluator with gradient steps on the stored calibration inputs."""
         return replace(
             self.evaluator, gradient_inputs=self.evaluator.search, gradient_share=1.0, mixture=None
         )
 
     def steps(self, seed: int) -> BreedTask:
-        """Return a task of `STEPS` gradient steps and a score."""
+        """Return a task of `STEPS` gradient steps and one score."""
         recipe = Variation(refinement=Refinement(STEPS, 1.0, self.batch))
         return BreedTask((self.genes(),), recipe, seed, -1)
 
 
 def rate(run: Callable[[], object], evaluations: int, seconds: float) -> float:
-    """Return evaluations per second of what ends with a number on the CPU, after a warm-up."""
+    """Return evaluations per second of a function, after one warm-up call."""
     run()
     count, started = 0, time.perf_counter()
-    while (taken := time.perf_counter() - started) < seconds or not count:
+    while (elapsed := time.perf_counter() - started) < seconds or not count:
         run()
         count += 1
-    return round(count * evaluations / taken, 1)
+    return round(count * evaluations / elapsed, 1)
 
 
 def devices(case: Case) -> Iterator[Row]:
@@ -121,37 +121,37 @@ def devices(case: Case) -> Iterator[Row]:
     for device in case.devices:
         for precision in PRECISIONS[device]:
             row = partial(Row, "devices", case.network, device, precision)
-            evaluators = {"held": case.held(), "fresh": case.evaluator}
+            evaluators = {"stored": case.with_stored_inputs(), "fresh": case.evaluator}
             for calibration, evaluator in evaluators.items():
                 with SerialWorkers(replace(evaluator, precision=precision), 1, device) as workers:
-                    if calibration == "held":
+                    if calibration == "stored":
                         run = partial(workers.run, [ScoreTask(bits, -1)])
                         yield row("score", 0, rate(run, 1, case.seconds))
                     run = partial(workers.run, [case.steps(1)])
                     speed = rate(run, STEPS + 1, case.seconds)
-                    yield row(f"steps, {calibration} calibration inputs", 0, speed)
+                    yield row(f"steps, {calibration} inputs", 0, speed)
 
 
 def together(case: Case) -> Iterator[Row]:
-    """Score as many masks as a group holds, one by one and at once."""
+    """Score a group of masks one by one and in one forward pass."""
     bits = pack(case.genes().decode(case.evaluator.layout))
     for device in case.devices:
         row = partial(Row, "together", case.network, device, "float32")
         with SerialWorkers(case.evaluator, 1, device) as workers:
-            alone = partial(workers.run, [ScoreTask(bits, -1)] * GROUP)
-            yield row("score", 0, rate(alone, GROUP, case.seconds))
+            single = partial(workers.run, [ScoreTask(bits, -1)] * GROUP)
+            yield row("score", 0, rate(single, GROUP, case.seconds))
             grouped = partial(workers.run, [ScoreGroupTask((bits,) * GROUP, -1)])
             yield row("score together", 0, rate(grouped, GROUP, case.seconds))
 
 
 def actors(case: Case) -> Iterator[Row]:
-    """Take gradient steps on actors that share one GPU, or have none on the CPU."""
+    """Take gradient steps on actors that share one GPU, or on CPU actors."""
     for device in case.devices[-1:]:
         for count in case.actors:
             worker_options = WorkerOptions(
                 count, gpus=0.0 if device == CPU else 1 / count, device=device
             )
-            with RayWorkers(case.held(), worker_options) as workers:
+            with RayWorkers(case.with_stored_inputs(), worker_options) as workers:
                 wait_for_all(workers, count)
                 tasks = [case.steps(seed) for seed in range(TASKS * count)]
                 run = partial(workers.run, tasks)
@@ -161,7 +161,7 @@ def actors(case: Case) -> Iterator[Row]:
                 case.network,
                 device,
                 "float32",
-                "steps, held calibration inputs",
+                "steps, stored inputs",
                 count,
                 speed,
             )
@@ -169,16 +169,16 @@ def actors(case: Case) -> Iterator[Row]:
 
 
 def wait_for_all(workers: RayWorkers, count: int) -> None:
-    """Wait until every actor has loaded the evaluator: the first of them is enough to begin."""
+    """Wait until every actor has loaded the evaluator: a run starts with the first of them."""
     while len(workers.idle) < count:
-        some: Workers = workers
-        some.run([_Nothing()])
+        any_task: Workers = workers
+        any_task.run([_Wait()])
 
 
 @dataclass(frozen=True)
-class _Nothing:
+class _Wait:
     def run(self, _evaluator: Evaluator) -> None:
-        """Take a moment, so that others can start."""
+        """Sleep, so that other actors can start."""
         time.sleep(0.1)
 
 
@@ -189,16 +189,19 @@ PARTS: dict[str, Callable[[Case], Iterator[Row]]] = {
 }
 
 
-def make_case(network: str, wanted: argparse.Namespace) -> Case:
+def make_case(network: str, options: argparse.Namespace) -> Case:
     """Load a network and make its calibration inputs."""
     target = load_target(network)
     settings = {"sparsity": SPARSITY, "calibration": ("procedural",), "device": CPU}
-    settings |= {"calibration_count": wanted.calibration, "validation_count": wanted.calibration}
+    settings |= {
+        "calibration_count": options.calibration,
+        "validation_count": options.calibration,
+    }
     checked = check_settings(make_settings(settings))
     run = PruningRun(target, resolve_settings(checked, target))
-    shown = (CPU,) if wanted.device == CPU else (CPU, CUDA)
+    devices = (CPU,) if options.device == CPU else (CPU, CUDA)
     batch = run.settings.batch or 1
-    return Case(network, run.evaluator, shown, wanted.actors, batch, wanted.seconds)
+    return Case(network, run.evaluator, devices, options.actors, batch, options.seconds)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -215,7 +218,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def hardware() -> str:
-    """Return in one line what the figures are from."""
+    """Return torch version, threads and GPU in one line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"torch {torch.__version__}, one CPU thread, {gpu}"
 
@@ -229,14 +232,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", default=["mnist-mlp", "lenet", "mnist-cnn"])
     parser.add_argument("--device", choices=["auto", CPU], default="auto")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--calibration", type=int, default=1024, help="inputs that score a mask")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row, at least")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    parser.add_argument(
+        "--calibration", type=int, default=1024, help="number of calibration inputs"
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="minimum time per row")
+    parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     options = parser.parse_args(arguments)
     if options.device != CPU and not torch.cuda.is_available():
         print(
-            f"gpu: torch {torch.__version__} sees no CUDA GPU here; run it on a machine with one, "
-            "or add --device cpu for the CPU's rows alone",
+            f"gpu: torch {torch.__version__} finds no CUDA GPU; run it on a machine with one, "
+            "or add --device cpu to measure only the CPU",
             file=sys.stderr,
         )
         return 1

@@ -1,12 +1,13 @@
-"""What does the missing data cost? Evolved masks beside every method with and without fine-tuning.
+"""Compare evolved masks with every method, with and without fine-tuning on the training data.
 
     python -m benchmarks.price_of_no_data                        # everything; hours on two cores
-    python -m benchmarks.price_of_no_data --only table:mnist-mlp # one table, some 40 minutes
+    python -m benchmarks.price_of_no_data --only table:mnist-mlp # one table, about 40 minutes
     python -m benchmarks.price_of_no_data --only slimming        # or: clustering, minutes each
     python -m benchmarks.price_of_no_data --seeds 0 --json       # one seed, rows as JSON
 
-Rows of the tables are kept in runs/price-of-no-data as soon as they are known: stop at any time,
-the same command goes on. Accuracy is on the 10,000 MNIST test images, which nothing else sees.
+Rows of the tables are written to runs/price-of-no-data as soon as they are known: a stopped
+benchmark continues with the same command. Accuracy is measured on the 10,000 MNIST test images,
+which no method uses.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ from gaprune.masks.supermask import global_mask
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target, load_target
 
-PLACE = Path("runs/price-of-no-data")
+DEFAULT_FOLDER = Path("runs/price-of-no-data")
 SPARSITIES = (0.5, 0.7, 0.9, 0.95, 0.98, 0.99)
-HELD_BACK = 5000  # training images that choose the best epoch of a slimming round
+HELD_BACK = 5000  # training images that select the best epoch of a slimming round
 CLUSTERS = (256, 128, 64, 40, 39, 32, 16, 12, 8, 6, 4, 3, 2)
-PRUNED_FIRST = (0.5, 0.7)  # sparsities at which clustering is tried on a pruned network too
+PRUNED_FIRST = (0.5, 0.7)  # sparsities at which pruned networks are clustered
 
 
 @dataclass(frozen=True)
 class Case:
-    """One table: a network, its methods, and how those that train do so at every step."""
+    """One table: a network, its methods, and the training of the methods that train."""
 
     name: str
     target: str
@@ -65,42 +66,42 @@ CASES = (
 
 
 class Part(NamedTuple):
-    """A part of the benchmark: what it found as rows, and as Markdown."""
+    """The result of one part: rows and Markdown."""
 
     rows: list[dict[str, Any]]
     text: str
 
 
 class Progress(ComparisonObserver):
-    """A line on stderr for every row."""
+    """Prints a line on stderr for every row."""
 
     def row(self, row: Row, done: int, total: int) -> None:
-        """Say what has come out."""
+        """Print a finished row."""
         score = row.error if row.score is None else f"{row.score:.2%} in {row.seconds:.0f} s"
-        say(f"{done}/{total} {row.target} {row.method} {row.sparsity} seed {row.seed}: {score}")
+        report(f"{done}/{total} {row.target} {row.method} {row.sparsity} seed {row.seed}: {score}")
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Write a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
-def compared(case: Case, seeds: Sequence[int], place: Path) -> Part:
-    """Run, or go on with, one table."""
+def compared(case: Case, seeds: Sequence[int], folder: Path) -> Part:
+    """Run or continue one table."""
     target = load_target(case.target)
-    found = compare_target(
+    table = compare_target(
         target,
         ComparisonSpec(SPARSITIES, case.methods, seeds, epochs=case.epochs, training=case.training),
         data=ComparisonData(zoo_train(target), zoo_test(target)),
-        out=place / case.name,
+        out=folder / case.name,
         observer=Progress(),
     )
-    how = (
+    training = (
         f"{case.training.optimiser} at rate {case.training.learning_rate:g}, {case.training.decay}"
     )
-    caption = f"{found.caption} Epochs per training step: {case.epochs:g}, {how}."
-    rows = [row.record() for row in found.rows]
-    return Part(rows, markdown(found.summaries, found.dense_accuracy, caption))
+    caption = f"{table.caption} Epochs per training step: {case.epochs:g}, {training}."
+    rows = [row.record() for row in table.rows]
+    return Part(rows, markdown(table.summaries, table.dense_accuracy, caption))
 
 
 def slimmed(seeds: Sequence[int]) -> Part:
@@ -114,7 +115,7 @@ def slimmed(seeds: Sequence[int]) -> Part:
 def _rounds(target: Target, seed: int) -> Iterator[dict[str, Any]]:
     train, test = zoo_train(target), HeldOut(target, _some(zoo_test(target)))
     generator = torch.Generator().manual_seed(seed)
-    learned, judged = hold_out(_some(train), HELD_BACK, generator)
+    training, selection = hold_out(_some(train), HELD_BACK, generator)
     yield {
         "target": target.name,
         "seed": seed,
@@ -123,15 +124,17 @@ def _rounds(target: Target, seed: int) -> Iterator[dict[str, Any]]:
         "macs": macs_per_input(target.model, target.example()),
         "accuracy": test.dense.accuracy,
     }
-    for one in slim(target, from_labels(learned), SlimmingOptions(), generator, held_out=judged):
-        before, after = test.measure(one.compact).accuracy, test.measure(one.model).accuracy
-        say(f"slimming, seed {seed}, round {one.number}: {before:.2%} → {after:.2%}")
+    for step in slim(
+        target, from_labels(training), SlimmingOptions(), generator, held_out=selection
+    ):
+        before, after = test.measure(step.compact).accuracy, test.measure(step.model).accuracy
+        report(f"slimming, seed {seed}, round {step.number}: {before:.2%} → {after:.2%}")
         named = {"target": target.name, "seed": seed}
-        yield {**named, **one.row(), "before": before, "accuracy": after}
+        yield {**named, **step.row(), "before": before, "accuracy": after}
 
 
 def clustered(_seeds: Sequence[int]) -> Part:
-    """Cluster four-layer from many to few values a layer, whole and after pruning; no chance."""
+    """Cluster the weights of four-layer, dense and pruned, into ever fewer values per layer."""
     target = load_target("four-layer")
     test = _some(zoo_test(target))
     rows = []
@@ -141,23 +144,23 @@ def clustered(_seeds: Sequence[int]) -> Part:
             scores = target.layout.flatten(target.weights).abs()
             mask = global_mask(scores, target.layout, keep_total(target.layout, sparsity))
             masks = target.layout.split(mask)
-        found = sweep_clusters(target, CLUSTERS, test, masks)
-        named = {"target": target.name, "sparsity": sparsity, "dense": found.dense_accuracy}
-        rows += [{**named, "of": found.dense_distinct, **row} for row in found.rows()]
-        say(f"clustering at sparsity {sparsity}: {len(found.points)} points")
+        sweep = sweep_clusters(target, CLUSTERS, test, masks)
+        named = {"target": target.name, "sparsity": sparsity, "dense": sweep.dense_accuracy}
+        rows += [{**named, "of": sweep.dense_distinct, **row} for row in sweep.rows()]
+        report(f"clustering at sparsity {sparsity}: {len(sweep.points)} points")
     names = ("sparsity", "clusters", "distinct", "of", "accuracy", "bits_per_weight", "compression")
     return Part(rows, _table("four-layer, k-means codebooks", names, rows))
 
 
 PARTS: dict[str, Callable[[Sequence[int], Path], Part]] = {
     **{f"table:{case.name}": partial(compared, case) for case in CASES},
-    "slimming": lambda seeds, _place: slimmed(seeds),
-    "clustering": lambda seeds, _place: clustered(seeds),
+    "slimming": lambda seeds, _folder: slimmed(seeds),
+    "clustering": lambda seeds, _folder: clustered(seeds),
 }
 
 
-def _some(value: Any) -> Any:  # noqa: ANN401 - whatever it is
-    assert value is not None, "zoo networks bring their data"
+def _some(value: Any) -> Any:  # noqa: ANN401 - any data set
+    assert value is not None  # zoo networks have their data
     return value
 
 
@@ -179,25 +182,25 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the chosen parts and print their tables, or rows as JSON."""
+    """Run the selected parts and print their tables, or rows as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = f"parts whose name holds this: {', '.join(PARTS)}"
+    known = f"parts with this text in their name: {', '.join(PARTS)}"
     parser.add_argument("--only", default="", metavar="TEXT", help=known)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=PLACE, help="where rows of tables are kept")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the rows")
+    parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     options = parser.parse_args(arguments)
     chosen = [part for name, part in PARTS.items() if options.only in name]
     if not chosen:
         parser.error(f"no part matches --only {options.only!r}; {known}")
     torch.set_num_threads(1)
-    found = [part(options.seeds, options.out) for part in chosen]
+    results = [part(options.seeds, options.out) for part in chosen]
     if options.json:
-        print(to_json([row for part in found for row in part.rows], indent=1))
+        print(to_json([row for part in results for row in part.rows], indent=1))
     else:
-        print("\n".join(part.text for part in found))
+        print("\n".join(part.text for part in results))
         print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
     return 0
 

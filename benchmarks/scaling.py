@@ -1,11 +1,11 @@
-"""What workers cost and gain: speed, the driver's own work, traffic, waiting, memory.
+"""Measure workers: speed-up, the driver's cost, utilisation, memory.
 
-    python -m benchmarks.scaling                      # everything; some five minutes
+    python -m benchmarks.scaling                      # everything; about five minutes
     python -m benchmarks.scaling --only utilisation   # one part
-    python -m benchmarks.scaling --json               # one object, and only that
+    python -m benchmarks.scaling --json               # only one JSON object
 
-It needs two free cores: what else runs on the machine is measured as well. `hardware_2` says what
-two processes that share nothing gain there, and `speedup_2` cannot be more.
+It needs two free cores, since other load lowers the figures. `hardware_2` is the speed-up of two
+independent processes, the upper limit of `speedup_2`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims import NO_BOUND, Claim, missed, table
-from benchmarks.cluster.crowd import measure_utilisation
+from benchmarks.bounds import NO_LIMIT, Bound, bounds_table, missed_bounds
+from benchmarks.cluster.actor_speed import measure_black_box, measure_speed
 from benchmarks.cluster.memory import measure_memory
-from benchmarks.cluster.speed import measure_black_box, measure_speed
+from benchmarks.cluster.utilisation import measure_utilisation
 
 PARTS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "speed": measure_speed,
@@ -32,22 +32,27 @@ PARTS: dict[str, Callable[[], Mapping[str, Any]]] = {
 }
 
 
-CLAIMS = (
-    Claim("speedup_2", 1.85, True, "evaluations per second of two actors over one"),
-    Claim("driver_ms", 2.0, False, "ms of the driver per evaluation, default search, mnist-cnn"),
-    Claim("black_box_driver_ms", NO_BOUND, False, "the same where it is a whole answer"),
-    Claim("utilisation_64", 0.9, True, "part of the time that 64 actors sleep 50 ms at a time"),
-    Claim("memory_growth_mb", 16.0, False, "MB more after 200 generations than after 20"),
+BOUNDS = (
+    Bound("speedup_2", 1.85, True, "evaluations per second of two actors over one"),
+    Bound("driver_ms", 2.0, False, "ms of the driver per evaluation, default search, mnist-cnn"),
+    Bound(
+        "black_box_driver_ms",
+        NO_LIMIT,
+        False,
+        "the same, preset black-box, one task per evaluation",
+    ),
+    Bound("utilisation_64", 0.9, True, "fraction of time that 64 actors sleep, 50 ms per task"),
+    Bound("memory_growth_mb", 16.0, False, "MB, growth from 20 to 200 generations"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the chosen parts; 1 where a bound is missed."""
+    """Measure the selected parts; return 1 if a bound is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part, or several")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and only that")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part; repeatable")
+    parser.add_argument("--json", action="store_true", help="print only one JSON object")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"cores": os.cpu_count()}
@@ -55,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         figures["load"] = os.getloadavg()[0]
         figures |= PARTS[name]()
-    print(json.dumps(figures, indent=1) if options.json else "\n".join(table(CLAIMS, figures)))
-    return int(bool(missed(CLAIMS, figures)))
+    print(
+        json.dumps(figures, indent=1) if options.json else "\n".join(bounds_table(BOUNDS, figures))
+    )
+    return int(bool(missed_bounds(BOUNDS, figures)))
 
 
 if __name__ == "__main__":

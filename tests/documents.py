@@ -1,4 +1,4 @@
-"""What tests of the documents share: pages, their blocks, the commands and links in them."""
+"""The pages of the documents with their blocks, commands and links."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = {
 """Path from the root → text."""
 
 FORMATS = ("gaprune sparse",)  # names that look like commands
-NOT_RUN = re.compile(r"<!-- not run by the tests: .+ -->\s*\Z")  # a block after it is not run
+NOT_RUN = re.compile(r"<!-- not run by the tests: .+ -->\s*\Z")  # marks a block that is not run
 _BLOCK = re.compile(
     r"^```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -43,41 +43,43 @@ def blocks(page: str) -> list[Block]:
     """Return a page's fenced blocks in order."""
     text = PAGES[page]
     return [
-        Block(one["kind"], one["title"], one["text"], not NOT_RUN.search(text[: one.start()]))
-        for one in _BLOCK.finditer(text)
+        Block(
+            match["kind"], match["title"], match["text"], not NOT_RUN.search(text[: match.start()])
+        )
+        for match in _BLOCK.finditer(text)
     ]
 
 
 def commands(page: str) -> Iterator[tuple[list[str], bool]]:
-    """Yield every `gaprune …` of a page in words, and whether it stands whole in a block."""
+    """Yield the words of every `gaprune …` command, and whether it is complete (in a block)."""
     for block in blocks(page):
         for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
             text = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
             if text.startswith("gaprune ") and block.kind in ("", "sh", "text"):
-                # what a printed text says behind a command stands after two spaces
+                # Two spaces separate a command from its explanation.
                 words = shlex.split(re.split(r"\s{2,}|;", text)[0], comments=True)
                 if len(words) > 1:
                     yield words[1:], True
-    for found in _INLINE.finditer(_prose(page)):
-        if found[1] not in FORMATS:
-            yield shlex.split(found[1].removeprefix(".venv/bin/"))[1:], False
+    for match in _INLINE.finditer(_prose(page)):
+        if match[1] not in FORMATS:
+            yield shlex.split(match[1].removeprefix(".venv/bin/"))[1:], False
 
 
 def links(page: str) -> Iterator[tuple[str, str]]:
-    """Yield the links of a page that stay inside the project: path from the root, anchor."""
+    """Yield (path from the root, anchor) of the links inside the project."""
     folder = (ROOT / page).parent
-    for found in _LINK.finditer(_prose(page)):
-        if "://" in found["to"]:
+    for match in _LINK.finditer(_prose(page)):
+        if "://" in match["to"]:
             continue
-        path, _, anchor = found["to"].partition("#")
-        place = (folder / path).resolve() if path else ROOT / page
-        yield place.relative_to(ROOT).as_posix(), anchor
+        path, _, anchor = match["to"].partition("#")
+        target = (folder / path).resolve() if path else ROOT / page
+        yield target.relative_to(ROOT).as_posix(), anchor
 
 
 def anchors(page: str) -> set[str]:
-    """Return the anchors of a page's headings, as Markdown's table of contents names them."""
+    """Return the anchors of the headings of a page, as Markdown generates them."""
     plain = (re.sub(r"[`*\[\]]|\(\S+\)", "", heading) for heading in _HEADING.findall(_prose(page)))
-    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", one).strip().lower()) for one in plain}
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower()) for text in plain}
 
 
 def _prose(page: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cluster.misdeeds import MISDEEDS, divide
+from benchmarks.cluster.injected_failures import FAILURES, divide
 from gaprune.evaluation.evaluator import Evaluator
 
 
@@ -28,7 +28,7 @@ def alone(misdeed: Callable[[], None]) -> Callable[[object], None]:
 
 
 FAULTS: dict[str, Callable[..., None]] = {
-    **{name: alone(misdeed) for name, misdeed in MISDEEDS.items() if name != "raise"},
+    **{name: alone(misdeed) for name, misdeed in FAILURES.items() if name != "raise"},
     "weights": spoil,
 }
 

@@ -1,8 +1,9 @@
-"""What the documents say is so: code runs, commands parse, links lead somewhere, pages build."""
+"""Documents: code runs, commands and options exist, links resolve, the site builds."""
 
 from __future__ import annotations
 
 import doctest
+import html
 import importlib
 import re
 import runpy
@@ -16,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import run_here
 from documents import PAGES, ROOT, anchors, blocks, commands, links
 from typer.main import get_command
 
@@ -35,110 +35,109 @@ LIMITS: dict[str, Any] = {
     "calibration_count": 32,
     "validation_count": 32,
 }
-"""What every search in the documents is cut short by, where it does not say itself."""
+"""Settings that shorten every search of the documents, unless the code sets them."""
 IMAGES = "torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(3600, 3)"
 BEFORE = {
     "README.md": f"import torch\nmodel = torch.nn.Sequential({IMAGES})\n",
     "docs/sparse-format.md": "import torch\n",
     "docs/tutorial.md": (
         "import gaprune\nfrom net import make\n"
-        "shown = gaprune.InputOptions(shape=(1, 28, 28), range=(0, 1))\n"
-        "gaprune.prune(make(), sparsity=0.95, inputs=shown, method='magnitude', out='run')\n"
+        "inputs = gaprune.InputOptions(shape=(1, 28, 28), range=(0, 1))\n"
+        "gaprune.prune(make(), sparsity=0.95, inputs=inputs, method='magnitude', out='run')\n"
     ),
 }
-"""Page → what its reader has already."""
-WITH_CODE = [page for page in PAGES if any(one.kind == "python" for one in blocks(page))]
-SLOW = ("docs/how-to/export.md",)  # torch.export and ONNX Runtime take their time to begin
+"""Page → code that runs before its first block."""
+WITH_CODE = [page for page in PAGES if any(block.kind == "python" for block in blocks(page))]
+SLOW = ("docs/how-to/export.md",)  # imports of torch.export and ONNX Runtime
 WITH_COMMANDS = [page for page in PAGES if any(True for _ in commands(page))]
 WITH_EXAMPLES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "gaprune").rglob("*.py"))
     if ">>> " in path.read_text(encoding="utf-8")
 ]
-OWN = (
+COMMAND_ONLY = (
     *("out", "overwrite", "no_save", "config", "as_json", "quiet", "profile", "dry_run"),
     *("list_methods", "tensorboard", "pairs"),
 )
-"""Options that a command keeps to itself: what is asked for does not depend on them."""
+"""Options that are not settings of a run."""
 COMMANDS: Any = get_command(app)
 COMMANDS.commands = {name: load_command(name) for name in COMMANDS.commands}
-Play = Callable[[str], dict[str, Any]]
+OPTIONS = {
+    name
+    for command in (COMMANDS, *COMMANDS.commands.values())
+    for option in command.params
+    for name in (*option.opts, *option.secondary_opts)
+} | {"--help"}
+OTHER_TOOLS = {"--no-deps", "--only", "--data"}  # pip, `python -m benchmarks.…`
+RunPage = Callable[[str], dict[str, Any]]
 
 
 @pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
-    """Run a page's Python in an empty folder, one block after the other in one namespace."""
+def run_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPage]:
+    """Run the Python of a page in an empty folder, block after block in one namespace."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(gaprune, "prune", _shortened(gaprune.prune))
-    before, own = set(sys.modules), dict(CRITERIA)
-    yield partial(_play, tmp_path)
+    modules, criteria = set(sys.modules), dict(CRITERIA)
+    yield partial(_run_page, tmp_path)
     CRITERIA.clear()
-    CRITERIA.update(own)
-    for name in set(sys.modules) - before:
+    CRITERIA.update(criteria)
+    for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
 def _shortened(prune: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *given, **stated: prune(*given, **{**LIMITS, **stated})
+    return lambda *arguments, **settings: prune(*arguments, **{**LIMITS, **settings})
 
 
-def _play(folder: Path, page: str) -> dict[str, Any]:
-    own: dict[str, Any] = {"__name__": page}
+def _run_page(folder: Path, page: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": page}
     ready = page not in BEFORE
-    for place, block in enumerate(one for one in blocks(page) if one.kind == "python"):
-        code = compile(block.text, f"{page}, block {place}", "exec")
+    python = [block for block in blocks(page) if block.kind == "python"]
+    for index, block in enumerate(python):
+        code = compile(block.text, f"{page}, block {index}", "exec")
         if block.title is not None and block.title.endswith(".py"):
             (folder / block.title).write_text(block.text, encoding="utf-8")
             if block.runs:
                 runpy.run_path(str(folder / block.title))
         elif block.runs:
             if not ready:
-                exec(BEFORE[page], own)  # noqa: S102 - the page's own reader
+                exec(BEFORE[page], namespace)  # noqa: S102 - fixed code
                 ready = True
-            exec(code, own)  # noqa: S102 - it is the project's own page
-    return own
+            exec(code, namespace)  # noqa: S102 - code of the documents
+    return namespace
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in WITH_CODE]
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if p in SLOW else ()) for p in WITH_CODE],
 )
-def test_python_in_the_documents_runs(page: str, play: Play) -> None:
-    """Every block of Python runs as it stands, but those that say why not."""
-    assert play(page)
+def test_python_in_the_documents_runs(page: str, run_page: RunPage) -> None:
+    """Every block runs as printed, unless a comment says why not."""
+    assert run_page(page)
 
 
-def test_code_in_the_documents_is_looked_at() -> None:
-    """The pages are found, and code and commands in them."""
-    assert {"README.md", "CONTRIBUTING.md", "docs/tutorial.md"} <= set(WITH_CODE)
-    assert sum(len(list(commands(page))) for page in PAGES) > 60
-
-
-def test_a_criterion_takes_ten_lines(play: Play) -> None:
-    """What CONTRIBUTING.md adds is a method of `prune` and `compare` at once, and masks by it."""
-    play("CONTRIBUTING.md")
-    text = "".join(one.text for one in blocks("CONTRIBUTING.md") if one.kind == "python")
+def test_a_criterion_takes_ten_lines(run_page: RunPage) -> None:
+    """The criterion of CONTRIBUTING.md is a method of `prune`, with the masks of its scores."""
+    run_page("CONTRIBUTING.md")
+    text = "".join(block.text for block in blocks("CONTRIBUTING.md") if block.kind == "python")
     lines = [line for line in text.splitlines() if line and "import" not in line]
     assert len(lines) <= 10
     torch.manual_seed(0)
     first, last = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)
     model = torch.nn.Sequential(first, torch.nn.ReLU(), last)
-    shown = gaprune.InputOptions(range=(0, 1))
-    result = gaprune.prune(model, sparsity=0.5, inputs=shown, method="squared", scope="global")
+    inputs = gaprune.InputOptions(range=(0, 1))
+    result = gaprune.prune(model, sparsity=0.5, inputs=inputs, method="squared", scope="global")
     scores = torch.cat([(first.weight**2 / 6).flatten(), (last.weight**2 / 8).flatten()])
-    wanted = scores >= scores.sort(descending=True).values[35]
-    assert torch.cat([mask.flatten() for mask in result.masks.values()]).equal(wanted)
-    found = gaprune.compare(
-        model, sparsity=0.5, methods=("squared", "squared-layer"), inputs=shown, **LIMITS
-    )
-    assert [row.method for row in found.rows] == ["squared", "squared-layer"]
+    expected = scores >= scores.sort(descending=True).values[35]
+    assert torch.cat([mask.flatten() for mask in result.masks.values()]).equal(expected)
 
 
 def _parsed(words: list[str], *, whole: bool) -> Any:  # noqa: ANN401 - typer's classes are its own
-    """Return the context of a command; what prose leaves out is no error there."""
+    """Return the context of a command; prose may leave out arguments."""
     if words[0].startswith("-"):
-        known = {name for one in COMMANDS.params for name in one.opts}
+        known = {name for option in COMMANDS.params for name in option.opts}
         assert words[0] in known, words[0]
         return _parsed(words[1:], whole=whole) if words[1:] and words[1] != "…" else None
     command = COMMANDS.commands[words[0]]
@@ -154,7 +153,7 @@ def _parsed(words: list[str], *, whole: bool) -> Any:  # noqa: ANN401 - typer's 
 def test_commands_in_the_documents_are_understood(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commands and options exist, and the values of a whole one obey the rules of its settings."""
+    """Commands and options exist, and the values of a complete command are valid settings."""
     monkeypatch.chdir(tmp_path)
     for block in blocks(page):
         if block.title is not None and block.title.endswith(".py"):
@@ -170,30 +169,30 @@ def test_commands_in_the_documents_are_understood(
         context = _parsed(words, whole=whole)
         if not whole or context is None or words[0] not in readers or "--config" in words:
             continue
-        stated = {
+        settings = {
             name: value
             for name, value in context.params.items()
-            if name not in OWN and value not in (None, [], ())
+            if name not in COMMAND_ONLY and value not in (None, [], ())
         }
         if not context.params.get("list_methods"):
-            assert readers[words[0]](stated), words
+            assert readers[words[0]](settings), words
 
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
-def test_examples_in_docstrings_are_so(module: str) -> None:
-    """Every docstring's session prints what it says."""
-    ran = doctest.testmod(importlib.import_module(module))
-    assert ran.attempted
-    assert not ran.failed
+def test_docstring_examples_are_correct(module: str) -> None:
+    """Docstring examples print what they show."""
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted
+    assert not result.failed
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_modules_and_targets_of_make_that_are_named_exist(page: str) -> None:
-    """`python -m benchmarks.X` is a module, and `make X` is in the Makefile."""
+    """`python -m benchmarks.X` is a module, and `make X` is a target of the Makefile."""
     for module in set(re.findall(r"python -m (benchmarks(?:\.\w+)+)", PAGES[page])):
         assert find_spec(module), module
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    code = [one.text for one in blocks(page)] + re.findall(r"`(make [^`]+)`", PAGES[page])
+    code = [block.text for block in blocks(page)] + re.findall(r"`(make [^`]+)`", PAGES[page])
     for text in code:
         for name in re.findall(r"^(?:.*&& )?make ([a-z][a-z-]*)", text, re.MULTILINE):
             assert name in known, f"make {name}"
@@ -201,59 +200,76 @@ def test_modules_and_targets_of_make_that_are_named_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    """What a page links to inside the project is there, and so is the heading."""
+    """Files and headings that a page links to exist."""
     for path, anchor in links(page):
         assert (ROOT / path).exists(), f"{page}: {path}"
         if anchor:
             assert anchor in anchors(path), f"{page}: {path}#{anchor} of {sorted(anchors(path))}"
         if page.startswith("docs/"):
-            assert path.startswith("docs/"), f"{page}: {path} is no page of the site"
+            assert path.startswith("docs/"), f"{page}: {path} is not a page of the site"
 
 
 def test_every_page_is_in_the_contents_once() -> None:
-    """The site's contents name every page under docs/, and nothing else."""
+    """The navigation of the site lists every page under docs/."""
     contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     named = re.findall(r": (\S+\.md)$", contents, re.MULTILINE)
     assert sorted(named) == sorted(page[5:] for page in PAGES if page.startswith("docs/"))
 
 
 def _as_built(page: str) -> str:
-    """Return a page's source as MkDocs is given it."""
+    """Return the source of a page after the MkDocs hook."""
     script = runpy.run_path(str(ROOT / "scripts" / "command_reference.py"))
     return str(script["on_page_markdown"](PAGES[page]))
 
 
 def test_the_reference_has_every_command_and_option() -> None:
-    """The page of commands is made from the commands, and each of these shows how it is used."""
+    """The reference is generated from the commands; each command has an example."""
     page = _as_built("docs/reference/commands.md")
     assert "<!--" not in page
     for name, command in COMMANDS.commands.items():
         assert f"\n## gaprune {name}\n" in page
         assert "Example: gaprune" in command.help, name
-        for one in command.params:
-            assert one.param_type_name == "argument" or f"`{one.opts[0]}`" in page
-    assert "| `--max-drop` `NUMBER` | instead: remove as much as" in page
+        for option in command.params:
+            assert option.param_type_name == "argument" or f"`{option.opts[0]}`" in page
 
 
 def test_files_of_the_root_are_pages_with_links_that_hold() -> None:
-    """The changelog and CONTRIBUTING.md become pages, and their links lead from docs/ then."""
+    """CONTRIBUTING.md becomes a page, and its links start in docs/."""
     page = _as_built("docs/contributing.md")
-    assert page.startswith("# Contributing")
     assert "](how-to/plug-ins.md)" in page
 
 
-def test_examples_in_the_help_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a command's own help shows as an example parses."""
+def test_examples_in_the_help_are_understood() -> None:
+    """The examples in the help of a command parse."""
     for name, command in COMMANDS.commands.items():
         for example in re.findall(r"Example: gaprune (.+)", command.help):
             assert example.split()[0] == name
             assert _parsed(example.split(), whole=True)
-        assert run_here([name, "--help"], capsys).code == 0
+
+
+def test_the_rendered_diagram_has_the_labels_of_its_source() -> None:
+    """The site shows docs/images/data-flow.svg instead of the Mermaid source."""
+    source = next(block.text for block in blocks("CONTRIBUTING.md") if block.kind == "mermaid")
+    labels = re.findall(r'"([^"]+)"|-- (\w+) -->', source)
+    svg = (ROOT / "docs" / "images" / "data-flow.svg").read_text(encoding="utf-8")
+    # Mermaid wraps labels: compare words in order, without tags and spaces.
+    rendered = re.sub(r"<[^>]*>|\s+", "", html.unescape(svg))
+    for label in ("".join(pair) for pair in labels):
+        for line in label.split("<br/>"):
+            assert re.sub(r"\s+", "", line) in rendered, line
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if not p.startswith(("bench", "CHANGE"))])
+def test_every_option_that_is_named_exists(page: str) -> None:
+    """`--option` in README, docs/ and CONTRIBUTING.md belongs to a command or to another tool."""
+    text = re.sub(r"https?://\S+", "", PAGES[page])
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    assert named <= OPTIONS | OTHER_TOOLS, named - OPTIONS - OTHER_TOOLS
 
 
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
-    """MkDocs has nothing to complain about, and a reader's browser fetches nothing."""
+    """MkDocs reports no warning, and no page loads anything from another server."""
     pytest.importorskip("material", reason="needs pip install 'gaprune[docs]'")
     pytest.importorskip("mkdocstrings", reason="needs pip install 'gaprune[docs]'")
     built = subprocess.run(

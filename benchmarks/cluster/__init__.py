@@ -1,1 +1,1 @@
-"""What the benchmarks of workers share: a Ray of their own, searches, tasks that misbehave."""
+"""Benchmarks of workers and of faults."""

@@ -1,4 +1,4 @@
-"""Commands of gaprune as real processes that are watched, stopped and looked for."""
+"""Commands of gaprune as real processes: read their output, stop them, find their children."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 900.0  # seconds after which a command hangs and is killed; loaded machines are slow
+PATIENCE = 900.0  # seconds until a command counts as hung and is killed
 
 
-class Ended(NamedTuple):
-    """What a command did."""
+class CommandResult(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -26,17 +26,17 @@ class Ended(NamedTuple):
 
 
 class EarlyEndError(AssertionError):
-    """A command ended before it said what was waited for."""
+    """A command ended before it printed an expected text."""
 
 
 class Command:
-    """A real process of `python -m gaprune`, marked so that its descendants are found.
+    """A process of `python -m gaprune`, marked in its environment to find its descendants.
 
     Args:
-        folder: where it runs.
-        arguments: of the command.
-        env: beside the environment of this process.
-        module: what is run.
+        folder: working directory.
+        arguments: arguments of the command.
+        env: variables added to the environment of this process.
+        module: module to run.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Command:
         self.mark = f"mark-{uuid.uuid4().hex}"
         self.said: list[str] = []
         path = dict.fromkeys((str(ROOT), *filter(None, sys.path)))
-        self.process = subprocess.Popen(  # noqa: S603 - commands are made by us
+        self.process = subprocess.Popen(  # noqa: S603 - fixed commands
             [sys.executable, "-m", module, *arguments],
             cwd=folder,
             stdout=subprocess.PIPE,
@@ -66,12 +66,12 @@ class Command:
                 **(env or {}),
             },
         )
-        self._watchdog = threading.Timer(PATIENCE, self._end)  # reading would wait for ever
+        self._watchdog = threading.Timer(PATIENCE, self._end)  # reading would block forever
         self._watchdog.daemon = True
         self._watchdog.start()
 
     def read_until(self, *texts: str) -> str:
-        """Read stderr until a line holds one of the texts and return it; "" where it ends first."""
+        """Read stderr until a line contains one of the texts; return the line, or "" at the end."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.said.append(line)
@@ -80,38 +80,38 @@ class Command:
         return ""
 
     def wait_for(self, text: str) -> None:
-        """Read stderr until a line holds `text`.
+        """Read stderr until a line contains `text`.
 
         Raises:
-            EarlyEndError: it ended before.
+            EarlyEndError: the command ended before.
         """
         if not self.read_until(text):
-            raise EarlyEndError(f"ended before it said {text!r}: {''.join(self.said)}")
+            raise EarlyEndError(f"ended before it printed {text!r}: {''.join(self.said)}")
 
-    def finish(self) -> Ended:
-        """Wait for the end and return what it did, and all that it said."""
+    def finish(self) -> CommandResult:
+        """Wait for the end and return exit code and complete output."""
         out, err = self.process.communicate()
         self._watchdog.cancel()
-        return Ended(self.process.returncode, out, "".join(self.said) + err)
+        return CommandResult(self.process.returncode, out, "".join(self.said) + err)
 
     def descendants(self) -> dict[int, str]:
-        """Return the command lines of processes that inherited the mark, by their numbers."""
-        found = {}
+        """Return process id → command line of the processes that inherited the mark."""
+        descendants = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if self.mark in (process / "environ").read_text(errors="replace"):
                     line = (process / "cmdline").read_text().replace("\0", " ")
-                    found[int(process.name)] = line
-            except OSError:  # gone, or somebody else's
+                    descendants[int(process.name)] = line
+            except OSError:  # the process ended, or belongs to another user
                 continue
-        return found
+        return descendants
 
     def actors(self) -> list[int]:
-        """Return the numbers of the processes that are Ray actors."""
+        """Return the process ids of Ray actors."""
         return [number for number, line in self.descendants().items() if "ray::Actor" in line]
 
-    def leaves_nobody(self, patience: float = 30.0) -> bool:
-        """Tell whether everything that it started is gone, now or soon."""
+    def leaves_no_process(self, patience: float = 30.0) -> bool:
+        """Return whether all processes that it started end within `patience` seconds."""
         deadline = time.monotonic() + patience
         while self.descendants():
             if time.monotonic() > deadline:
@@ -120,7 +120,7 @@ class Command:
         return True
 
     def kill(self) -> None:
-        """End it, if it still runs, and read the rest."""
+        """Kill it, if it still runs, and read the remaining output."""
         self._watchdog.cancel()
         self._end()
         self.process.communicate()

@@ -1,13 +1,12 @@
-"""A factory file as users write them, whose code goes wrong in workers where a plan says so.
+"""A factory file like a user's, whose code fails in workers as planned.
 
-The plan is a folder, named by an environment variable; without it nothing goes wrong::
+The plan is a folder named by an environment variable; without it nothing fails::
 
-    calls/         what workers have scored: one file per process; rows, value, hash of every call
-    misdeed        one of `MISDEEDS`: done once, from some worker's twentieth call on, if the run
-                   has a checkpoint
-    poison         hash of the outputs at which it is done, every time, instead
-    locked         as long as it is there, no worker can load the network
-    done, redone   hash and time of the misdeed; the time at which the same was scored in the end
+    calls/         one file per worker process: rows, value and hash of every scored candidate
+    failure        key of `FAILURES`: happens once, from call 20 of a worker on, if there is a checkpoint
+    poison         hash of the outputs at which the failure happens every time instead
+    locked         while it exists, no worker can load the network
+    done, redone   hash and time of the failure; the time at which the candidate was scored later
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks.cluster.misdeeds import MISDEEDS
+from benchmarks.cluster.injected_failures import FAILURES
 
 PLAN = "GAPRUNE_FAULTS"
-CALLS = 20  # of one worker until it goes wrong
-SLOW = 0.01  # seconds of a call: somebody who watches has the time to interfere
+CALLS = 20  # calls of a worker before it fails
+DELAY = 0.01  # seconds per call, so that the benchmark has time to interfere
 
 
 class Network(nn.Module):
-    """A small network that workers may be unable to load."""
+    """A small network that workers cannot load while the plan is locked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,46 +46,46 @@ class Network(nn.Module):
 
 
 def make() -> nn.Module:
-    """Build it."""
+    """Build the network."""
     return Network()
 
 
 def grade(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-    """Return minus the mean difference to the teacher, unless something goes wrong."""
+    """Return minus the mean difference to the teacher, or fail as planned."""
     value = -(outputs - teacher).abs().mean()
     if PLAN in os.environ and in_worker():
-        found = hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
-        misbehave(found, f"{len(outputs)} {float(value)} {found}\n")
+        key = hashlib.sha256(outputs.numpy().tobytes()).hexdigest()
+        fail_when_due(key, f"{len(outputs)} {float(value)} {key}\n")
     return value
 
 
-def misbehave(found: str, line: str) -> None:
-    """Note the call, and go wrong if its turn has come."""
-    time.sleep(SLOW)
+def fail_when_due(key: str, line: str) -> None:
+    """Record the call and fail if the plan says so."""
+    time.sleep(DELAY)
     calls = plan() / "calls" / str(os.getpid())
     with calls.open("a", encoding="utf-8") as file:
         file.write(line)
-    redo(found)
-    misdeed, poison = plan() / "misdeed", plan() / "poison"
+    record_redone(key)
+    failure, poison = plan() / "failure", plan() / "poison"
     if poison.exists():
-        if found == poison.read_text(encoding="utf-8"):
-            MISDEEDS[misdeed.read_text(encoding="utf-8")]()
-    elif misdeed.exists() and len(calls.read_text(encoding="utf-8").splitlines()) >= CALLS:
-        # before the first checkpoint, an error in the user's code leaves no run to resume
+        if key == poison.read_text(encoding="utf-8"):
+            FAILURES[failure.read_text(encoding="utf-8")]()
+    elif failure.exists() and len(calls.read_text(encoding="utf-8").splitlines()) >= CALLS:
+        # Before the first checkpoint an error in user code leaves no run to resume.
         if not any((plan().parent / "run" / "checkpoint").glob("0*")):
             return
         try:
             with (plan() / "done").open("x", encoding="utf-8") as file:
-                file.write(f"{found} {time.time()}")
+                file.write(f"{key} {time.time()}")
         except FileExistsError:  # another worker was first
             return
-        MISDEEDS[misdeed.read_text(encoding="utf-8")]()
+        FAILURES[failure.read_text(encoding="utf-8")]()
 
 
-def redo(found: str) -> None:
-    """Note when what went wrong has been done after all."""
+def record_redone(key: str) -> None:
+    """Record the time at which the failed candidate is scored."""
     done, redone = plan() / "done", plan() / "redone"
-    if done.exists() and not redone.exists() and done.read_text().split()[0] == found:
+    if done.exists() and not redone.exists() and done.read_text().split()[0] == key:
         redone.write_text(str(time.time()), encoding="utf-8")
 
 
@@ -96,5 +95,5 @@ def plan() -> Path:
 
 
 def in_worker() -> bool:
-    """Tell whether this process is one of Ray's."""
+    """Return whether this process is a Ray worker."""
     return Path(sys.argv[0]).name == "default_worker.py"

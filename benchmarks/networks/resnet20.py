@@ -1,4 +1,4 @@
-"""ResNet-20 for CIFAR-10 (He et al. 2016): weights and images come by argument."""
+"""ResNet-20 for CIFAR-10 (He et al. 2016), with weights and test images from the data folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.networks.record import RealNetwork, data_place
+from benchmarks.networks.real_network import RealNetwork, data_path
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from gaprune.errors import InputError
 from gaprune.io.weights import apply_state, load_state
@@ -23,7 +23,7 @@ STD = (0.229, 0.224, 0.225)
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with BatchNorm around a shortcut (He et al. 2016, section 4.2).
 
-    The shortcut is option A: where sizes change, every other pixel and channels of zeros.
+    The shortcut is option A: subsampling and zero-padded channels where sizes change.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -79,10 +79,10 @@ def open_resnet20(data: Path | None) -> RealNetwork:
     The file of images holds `images` (uint8 `[N, 32, 32, 3]`) and `labels` `[N]`.
 
     Raises:
-        InputError: either is missing, or the images are none.
+        InputError: a file is missing or malformed.
     """
-    weights = data_place(data, "cifar10", "resnet20.safetensors")
-    images, labels = _read(data_place(data, "cifar10", "test2000.npz"))
+    weights = data_path(data, "cifar10", "resnet20.safetensors")
+    images, labels = _read(data_path(data, "cifar10", "test2000.npz"))
 
     def load() -> Target:
         model = ResNet20()
@@ -96,7 +96,7 @@ def open_resnet20(data: Path | None) -> RealNetwork:
         outputs=lambda model: outputs_of(model, images),
         grade=lambda outputs: accuracy(outputs, labels),
         agreement=same_class,
-        held_out=len(labels),
+        test_count=len(labels),
         measure="top-1 on CIFAR-10 test images",
     )
 

@@ -1,4 +1,4 @@
-"""Running a network over held-out inputs, and comparing what comes out."""
+"""Outputs of a network on test inputs, and comparisons of outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BATCH = 100  # inputs per forward pass: bounds the memory of activations
+BATCH = 100  # inputs per forward pass; limits the memory of activations
 
 
 @torch.no_grad()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 RATE = 16_000  # samples per second
-# Hz: at least five periods in a frame of 1,024, and inside the 31.7 to 2,005 that CREPE knows.
-# Below 80 Hz, in noise, the tiny network takes one tone in 150 for its octave.
+# Hz: at least five periods in a frame of 1,024 samples, and inside CREPE's 31.7 to 2,005 Hz. Below
+# 80 Hz, in noise, the tiny network confuses one tone in 150 with its octave.
 LOWEST, HIGHEST = 80.0, 1500.0
 HARMONICS = 10
-STEEPEST = 2.0  # of the fall of harmonic amplitudes, as a power of their number
+STEEPEST = 2.0  # largest exponent of the decay of harmonic amplitudes
 SIGNAL_TO_NOISE = (10.0, 30.0)  # decibels
 REFERENCE = 10.0  # Hz, from which cents are counted (Kim et al. 2018, eq. 1)
 
@@ -33,7 +33,7 @@ class Tones(NamedTuple):
 
 
 def make_tones(count: int, length: int, generator: torch.Generator) -> Tones:
-    """Draw frames of tones whose pitch is even on the logarithmic scale; the kinds take turns."""
+    """Draw tones with log-uniform pitch; sine, harmonic and noisy tones alternate."""
     kinds = torch.arange(count) % 3
     low, high = (1200 * math.log2(edge / REFERENCE) for edge in (LOWEST, HIGHEST))
     cents = low + (high - low) * torch.rand(count, generator=generator)

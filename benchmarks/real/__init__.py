@@ -1,1 +1,1 @@
-"""Rows of the benchmark on real networks: what is asked, how a row is made, where rows are kept."""
+"""The benchmark on real networks: settings, methods, rows and tables."""

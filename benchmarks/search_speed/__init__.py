@@ -1,0 +1,1 @@
+"""Speed of a search, compared with a forward pass, the original algorithm and other libraries."""
