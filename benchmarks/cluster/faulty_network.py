@@ -3,7 +3,8 @@
 The plan is a folder named by an environment variable; without it nothing fails::
 
     calls/         one file per worker process: rows, value and hash of every scored candidate
-    failure        key of `FAILURES`: happens once, from call 20 of a worker on, if there is a checkpoint
+    failure        key of `FAILURES`: happens once, from call 20 of a worker on, once there is a
+                   checkpoint
     poison         hash of the outputs at which the failure happens every time instead
     locked         while it exists, no worker can load the network
     done, redone   hash and time of the failure; the time at which the candidate was scored later
