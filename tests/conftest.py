@@ -30,7 +30,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file in one process, and all tests that use Ray first, in the same process.
+    """Run the tests of a file in one process, and all tests that use Ray first, in one process.
 
     Ray tests take longest, and two at a time overload two cores. Without pytest-xdist this only
     sets the order.
@@ -83,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(place: Path) -> Iterator[Callable[..., Command]]:
-    """Start commands as processes in the working directory; kill what is left of them at the end."""
+    """Start commands as processes in the working directory; kill the remaining ones at the end."""
     from started_commands import starting  # noqa: PLC0415 - it imports all of gaprune
 
     with starting(place) as call:

@@ -68,7 +68,7 @@ OPTIONS = {
     for option in command.params
     for name in (*option.opts, *option.secondary_opts)
 } | {"--help"}
-OTHER_TOOLS = {"--no-deps", "--only", "--data"}  # pip, `python -m benchmarks.…`
+OTHER_TOOLS = {"--no-deps", "--only", "--data", "--logdir"}  # pip, benchmarks, TensorBoard
 RunPage = Callable[[str], dict[str, Any]]
 
 
