@@ -1,4 +1,4 @@
-"""Small networks whose channels depend on each other in the ways that there are."""
+"""Small networks, one for each way in which channels depend on each other."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-IMAGE = (2, 6, 6)  # what all of them take
+IMAGE = (2, 6, 6)  # input shape of all of them
 
 
 class Separable(nn.Module):
     """A depthwise-separable block between a convolution and a linear layer."""
 
     def __init__(self, first: int = 6, second: int = 8) -> None:
-        """Take the widths."""
         super().__init__()
         self.stem, self.stem_norm = nn.Conv2d(2, first, 3, bias=False), nn.BatchNorm2d(first)
         self.deep = nn.Conv2d(first, first, 3, padding=1, groups=first, bias=False)
@@ -44,10 +43,9 @@ class Separable(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions around which the first one's channels are added; a sigmoid behind."""
+    """A residual block between a convolution and a linear layer."""
 
     def __init__(self, outer: int = 5, inner: int = 7) -> None:
-        """Take the widths."""
         super().__init__()
         self.stem, self.stem_norm = nn.Conv2d(2, outer, 3, padding=1), nn.BatchNorm2d(outer)
         self.down, self.down_norm = nn.Conv2d(outer, inner, 3, padding=1), nn.BatchNorm2d(inner)
@@ -72,7 +70,6 @@ class Joined(nn.Module):
     """Two branches of convolutions joined by concatenation, read by one convolution."""
 
     def __init__(self, left: int = 4, right: int = 5, last: int = 6) -> None:
-        """Take the widths."""
         super().__init__()
         self.left, self.right = nn.Conv2d(2, left, 3), nn.Conv2d(2, right, 3)
         self.norm = nn.BatchNorm2d(left)
@@ -94,27 +91,25 @@ class Joined(nn.Module):
 
 
 class Summed(nn.Module):
-    """A convolution of which half the channels are added to one branch, half to another."""
+    """A convolution: half of its channels are added to one branch, half to another."""
 
     def __init__(self) -> None:
-        """Six channels, three and three."""
         super().__init__()
-        self.whole, self.one, self.two = (nn.Conv2d(2, c, 3, bias=False) for c in (6, 3, 3))
+        self.whole, self.left, self.right = (nn.Conv2d(2, c, 3, bias=False) for c in (6, 3, 3))
         self.norm = nn.BatchNorm2d(6)
         self.head = nn.Linear(6, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        halves = torch.cat([self.one(images), self.two(images)], 1)
+        halves = torch.cat([self.left(images), self.right(images)], 1)
         hidden = functional.relu(self.norm(self.whole(images) + halves))
         logits: Tensor = self.head(hidden.mean((2, 3)))
         return logits
 
 
 class Enlarging(nn.Module):
-    """A transposed convolution, a depthwise one of that kind, and a gate over the channels."""
+    """A transposed convolution, a depthwise transposed one, and a gate over the channels."""
 
     def __init__(self) -> None:
-        """Four channels, then six."""
         super().__init__()
         self.first = nn.Conv2d(2, 4, 3)
         self.wide = nn.ConvTranspose2d(4, 6, 3)
@@ -131,7 +126,7 @@ class Enlarging(nn.Module):
 
 
 def built(build: Callable[[], nn.Module], seed: int = 3) -> nn.Module:
-    """Build a frozen network of seeded weights, with norms unlike fresh ones."""
+    """Build a frozen network of seeded weights, with norms that differ from new ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build().eval().requires_grad_(False)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from gaprune.criteria import DenseNetwork
 from gaprune.masks.supermask import Layout
 from gaprune.models.input_spec import InputSpec
-from gaprune.models.zoo.networks import LeNet, MobileStudent
 
 torch.set_num_threads(1)
 
@@ -19,14 +18,12 @@ class Attention(nn.Module):
     """Token ids → embedding → attention → logits over 3 classes: `[N, 5]` → `[N, 3]`."""
 
     def __init__(self) -> None:
-        """Embed 11 ids in 8 dimensions, two heads."""
         super().__init__()
         self.embedding = nn.Embedding(11, 8)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
         self.head = nn.Linear(8, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Attend, average over positions, classify."""
         hidden = self.embedding(ids)
         hidden = hidden + self.attention(hidden, hidden, hidden, need_weights=False)[0]
         logits: Tensor = self.head(hidden.mean(1))
@@ -34,7 +31,7 @@ class Attention(nn.Module):
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    """Return a generator of its own."""
+    """Return a new generator."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -44,12 +41,12 @@ def network_of(
     dtype: torch.dtype = torch.float32,
     vectors: bool = False,
 ) -> DenseNetwork:
-    """Build an untrained, frozen network of seeded weights; vectors are prunable on demand."""
+    """Build a frozen network with seeded weights; `vectors` makes biases and norms prunable."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = build().to(dtype).eval().requires_grad_(False)
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):  # statistics unlike those of a fresh network
+            if isinstance(module, nn.BatchNorm2d):  # statistics that differ from a new network
                 nn.init.uniform_(module.get_buffer("running_mean"), -0.1, 0.1)
                 nn.init.uniform_(module.get_buffer("running_var"), 0.2, 2)
     parameters = model.named_parameters()
@@ -59,6 +56,7 @@ def network_of(
 
 VECTOR = InputSpec((4,), "vector")
 IMAGE = InputSpec((1, 28, 28), "image")
+SMALL_IMAGE = InputSpec((1, 12, 12), "image")
 TOKENS = InputSpec((5,), "tokens", vocabulary=11)
 
 
@@ -74,15 +72,28 @@ def tiny_calibration(count: int = 40) -> Tensor:
     return torch.randn(count, 4, generator=seeded(1), dtype=torch.float64)
 
 
+def convolutional() -> nn.Module:
+    """Build a small LeNet: a convolution, pooling and two linear layers; 1,296 weights."""
+    convolution = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    return nn.Sequential(*convolution, nn.Linear(100, 12), nn.ReLU(), nn.Linear(12, 5))
+
+
+def depthwise() -> nn.Module:
+    """Build a small MobileNet: a strided stem, a depthwise-separable block, pooling, linear."""
+    stem = [nn.Conv2d(1, 4, 3, 2, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
+    block = [nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
+    head = [nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)]
+    return nn.Sequential(*stem, *block, *head)
+
+
+def small_images() -> Tensor:
+    """Return 20 inputs for `convolutional` and `depthwise`."""
+    return torch.rand(20, 1, 12, 12, generator=seeded())
+
+
 CASES: dict[str, tuple[Callable[[], DenseNetwork], Callable[[], Tensor]]] = {
-    "lenet": (
-        lambda: network_of(LeNet, IMAGE),
-        lambda: torch.rand(20, 1, 28, 28, generator=seeded()),
-    ),
-    "mobile-student": (
-        lambda: network_of(lambda: MobileStudent(0.25), IMAGE, vectors=True),
-        lambda: torch.rand(20, 1, 28, 28, generator=seeded()),
-    ),
+    "convolutional": (lambda: network_of(convolutional, SMALL_IMAGE), small_images),
+    "depthwise": (lambda: network_of(depthwise, SMALL_IMAGE, vectors=True), small_images),
     "attention": (
         lambda: network_of(Attention, TOKENS, vectors=True),
         lambda: torch.randint(11, (20, 5), generator=seeded()),

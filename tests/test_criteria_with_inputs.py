@@ -1,4 +1,4 @@
-"""Criteria that show inputs to the network: each against an independent oracle."""
+"""Criteria that run the network on inputs: each against an independent oracle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from criterion_networks import CASES, IMAGE, VECTOR, network_of, seeded, tiny, tiny_calibration
+from criterion_networks import CASES, VECTOR, network_of, seeded, tiny, tiny_calibration
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -68,7 +68,7 @@ def test_taylor_averages_the_squares_of_mini_batches() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 1), (6,), (6, 2, 5)])
-def test_outputs_that_are_no_classes_are_regressed(shape: tuple[int, ...]) -> None:
+def test_other_outputs_are_treated_as_regression(shape: tuple[int, ...]) -> None:
     """The loss of a regressor has its outputs as gradient: it vanishes only where they do."""
     outputs = torch.randn(shape, generator=seeded())
     torch.testing.assert_close(torch.func.grad(pseudo_label_loss)(outputs), outputs)
@@ -88,7 +88,7 @@ AFFINE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("case", AFFINE)
 def test_wanda_energy_is_the_squared_output_of_a_single_weight(case: str) -> None:
-    """A weight of 1 alone in its module puts out the inputs it multiplies, and nothing else."""
+    """If one weight is 1 and all others 0, the output is the inputs that the weight multiplies."""
     build, shape = AFFINE[case]
     network = network_of(build, InputSpec(shape, "vector"), vectors=True)
     calibration = torch.randn(7, *shape, generator=seeded())
@@ -99,19 +99,8 @@ def test_wanda_energy_is_the_squared_output_of_a_single_weight(case: str) -> Non
         torch.testing.assert_close(energy, output.double().square().sum(), rtol=1e-5, atol=1e-5)
 
 
-def test_wanda_energy_of_a_convolution_by_unfold() -> None:
-    """‖x‖² of every kernel position is that of a row of the unfolded patches."""
-    network = network_of(lambda: nn.Conv2d(2, 3, 3, padding=1, stride=2), IMAGE)
-    calibration = torch.randn(300, 2, 6, 6, generator=seeded())
-    patches = functional.unfold(calibration, 3, padding=1, stride=2).double()
-    expected = patches.square().sum((0, 2)).view(1, 2, 3, 3).expand(3, -1, -1, -1)
-    torch.testing.assert_close(
-        input_energies(network, calibration)["weight"], expected, rtol=1e-5, atol=0
-    )
-
-
 def test_wanda_energy_of_attention() -> None:
-    """In-projections see the tokens, the out-projection softmax(QKᵀ/√d)·V, by hand."""
+    """Input projections multiply the tokens, the output projection softmax(QKᵀ/√d)·V."""
     network, ids = CASES["attention"][0](), CASES["attention"][1]()
     energies, weights = input_energies(network, ids), network.weights
     hidden = weights["embedding.weight"][ids]
@@ -140,37 +129,37 @@ def test_wanda_balances_layers() -> None:
     assert torch.equal(scores, score("wanda", network, 2 * calibration, seeded()))
 
 
+def two_layers(hidden: int) -> DenseNetwork:
+    """Return 6 → hidden → 4 with a ReLU between."""
+    return network_of(
+        lambda: nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 4)),
+        InputSpec((6,), "vector"),
+    )
+
+
 def test_wanda_rows_keeps_the_same_number_in_every_row() -> None:
-    """Those with the largest |w|·‖x‖ there, row by row, in layers of any scale."""
-
-    def make() -> nn.Module:
-        return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
-
-    network = network_of(make, InputSpec((6,), "vector"))
+    """The best half of each row has the largest |w|·‖x‖, in layers of any scale."""
+    network = two_layers(5)
     calibration = torch.randn(9, 6, generator=seeded())
     norms = calibration.norm(dim=0)
     scores = network.layout.split(score("wanda-rows", network, calibration, seeded()))
     product = (network.weights["0.weight"] * norms).abs()
-    kept = scores["0.weight"] > 0.5
-    assert kept.sum(1).tolist() == [3] * 5
-    assert torch.equal(kept, product >= product.topk(3, dim=1).values[:, -1:])
+    mask = scores["0.weight"] > 0.5
+    assert mask.sum(1).tolist() == [3] * 5
+    assert torch.equal(mask, product >= product.topk(3, dim=1).values[:, -1:])
     assert (scores["2.weight"] > 0.5).sum(1).tolist() == [3] * 4
 
 
 @pytest.mark.parametrize("density", [0.07, 0.4, 0.9])
 @pytest.mark.parametrize("name", ["lamp-wanda", "lamp-wanda-rows"])
-def test_lamp_says_how_many_and_inputs_say_which(name: str, density: float) -> None:
-    """At every density: LAMP's count in each layer, and of each layer the first in the order."""
-
-    def make() -> nn.Module:
-        return nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Linear(50, 4))
-
-    network = network_of(make, InputSpec((6,), "vector"))
+def test_lamp_counts_and_inputs_rank(name: str, density: float) -> None:
+    """At every density, LAMP decides each layer's count and the inputs decide which weights."""
+    network = two_layers(50)
     calibration = torch.randn(9, 6, generator=seeded())
     layout, hidden = network.layout, network.model.get_submodule("0")(calibration).relu()
     order = {
-        key: network.weights[key].abs() * shown.norm(dim=0).sqrt()
-        for key, shown in (("0.weight", calibration), ("2.weight", hidden))
+        key: network.weights[key].abs() * inputs.norm(dim=0).sqrt()
+        for key, inputs in (("0.weight", calibration), ("2.weight", hidden))
     }
     if name.endswith("rows"):
         order = layout.split(score("wanda-rows", network, calibration, seeded()))
@@ -178,13 +167,13 @@ def test_lamp_says_how_many_and_inputs_say_which(name: str, density: float) -> N
     mask = global_mask(score(name, network, calibration, seeded()), layout, keep)
     counts = layer_counts(global_mask(score("lamp", network, None, seeded()), layout, keep), layout)
     assert layer_counts(mask, layout) == counts
-    for (key, kept), count in zip(layout.split(mask).items(), counts, strict=True):
+    for (key, layer_mask), count in zip(layout.split(mask).items(), counts, strict=True):
         worst = order[key].flatten().topk(count).values[-1]
-        assert bool((order[key][kept] >= worst * (1 - 1e-5)).all())
+        assert bool((order[key][layer_mask] >= worst * (1 - 1e-5)).all())
 
 
-def test_criteria_of_one_network_look_at_the_inputs_once() -> None:
-    """What they multiply is measured once per set of calibration inputs, and anew for changed ones."""
+def test_criteria_share_one_measurement_of_the_inputs() -> None:
+    """Input norms are measured once per set of inputs, and again when the inputs change."""
     network = network_of(lambda: nn.Linear(4, 3, bias=False), VECTOR)
     passes = []
     network.model.register_forward_hook(lambda *_: passes.append(1))
@@ -203,23 +192,21 @@ def test_criteria_of_one_network_look_at_the_inputs_once() -> None:
 
 
 class Encoder(nn.Module):
-    """A transformer layer and an attention whose keys and values have sizes of their own."""
+    """`[N, 5, 8]` → a transformer layer → attention with smaller keys and values."""
 
     def __init__(self) -> None:
-        """Build both for tokens of 8 features."""
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         self.cross = nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Encode `[N, 5, 8]`, then let it attend to a part of itself."""
         hidden = self.layer(inputs)
         outputs: Tensor = self.cross(hidden, value=hidden[..., :6], key=hidden[..., :4])[0]
         return outputs
 
 
-def test_wanda_sees_the_inputs_of_transformers() -> None:
-    """Torch's fused inference path calls no submodule; measuring must not take it."""
+def test_wanda_measures_transformers() -> None:
+    """Torch's fused inference path calls no submodule, so the measurement must not use it."""
     network = network_of(Encoder, InputSpec((5, 8), "signal"))
     calibration = torch.randn(3, 5, 8, generator=seeded())
     energies = input_energies(network, calibration)
@@ -232,22 +219,20 @@ def test_wanda_sees_the_inputs_of_transformers() -> None:
 
 
 class Tied(nn.Module):
-    """One square matrix applied twice."""
+    """Two linear layers that share one square weight."""
 
     def __init__(self) -> None:
-        """Share the weight of two linear layers."""
         super().__init__()
         self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         self.second.weight = self.first.weight
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Apply both."""
         logits: Tensor = self.second(self.first(inputs))
         return logits
 
 
-def test_tied_weights_are_scored_once_for_all_their_uses() -> None:
-    """The shared matrix has one score per weight, and both its inputs count."""
+def test_tied_weights_are_scored_once() -> None:
+    """A shared matrix has one score per weight, and the inputs of both uses count."""
     network = network_of(Tied, VECTOR)
     calibration = torch.randn(9, 4, generator=seeded())
     assert list(network.weights) == ["first.weight"]

@@ -1,12 +1,13 @@
-"""`hf:NAME`: ids go in, one tensor comes out, and nothing is random, run or downloaded."""
+"""`hf:NAME`: token ids in, one tensor out; no random weights, no foreign code, no download."""
 
 from __future__ import annotations
 
 import copy
 import json
 import pickle
+import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,14 @@ SIZES = {
     "intermediate_size": 32,
     "max_position_embeddings": 40,
 }
-TEXTS = torch.tensor([[5, 6, 7, 8, 9], [11, 12, 0, 0, 0]])  # the second one is padded
+TEXTS = torch.tensor([[5, 6, 7, 8, 9], [11, 12, 0, 0, 0]])  # the second text is padded
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail where anything tries to connect."""
-
-    def refuse(*arguments: object) -> None:
-        raise AssertionError(f"connects to {arguments}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return iter([None])
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if anything tries to connect."""
+    monkeypatch.setattr(socket.socket, "connect", pytest.fail)
+    monkeypatch.setattr(socket, "getaddrinfo", pytest.fail)
 
 
 def transformers() -> Any:  # noqa: ANN401 - a module
@@ -51,66 +47,85 @@ def transformers() -> Any:  # noqa: ANN401 - a module
 
 
 def saved(folder: Path, network: str, **settings: Any) -> Any:  # noqa: ANN401 - sizes, a network
-    """Write a small network of a class of transformers, drawn by a seed, and return it."""
-    made = getattr(transformers(), network)
+    """Write a small network of a class of transformers with seeded weights, and return it."""
+    model_class = getattr(transformers(), network)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = made(made.config_class(**{**SIZES, **settings})).eval()
+        model = model_class(model_class.config_class(**{**SIZES, **settings})).eval()
     model.save_pretrained(folder)
     return model
 
 
-def reference(model: Any) -> Any:  # noqa: ANN401 - a network and its outputs
-    """Return what a network of transformers answers when called as its manual says."""
-    with torch.no_grad():
-        return model(input_ids=TEXTS, attention_mask=(TEXTS != 0).long())
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Return the folder of an encoder, and the encoder; tests must not change them."""
+    folder = tmp_path_factory.mktemp("bert")
+    return folder, saved(folder, "BertModel")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Return the folder of a text classifier, and the classifier; tests must not change them."""
+    folder = tmp_path_factory.mktemp("classifier")
+    return folder, saved(folder, "BertForSequenceClassification", num_labels=3)
+
+
+@pytest.fixture
+def folder(bert: tuple[Path, Any], tmp_path: Path) -> Path:
+    """Return a copy of the encoder's folder that a test may change."""
+    return Path(shutil.copytree(bert[0], tmp_path / "encoder"))
 
 
 @torch.no_grad()
-def answer(place: Path, output: str | int | None = None, ids: Tensor = TEXTS) -> Tensor:
-    """Return what the loaded network answers to ids alone."""
-    outputs: Tensor = load_source(f"hf:{place}", output=output).model(ids)
+def reference(model: Any) -> Any:  # noqa: ANN401 - a network and its outputs
+    """Call a network as the documentation of transformers says."""
+    return model(input_ids=TEXTS, attention_mask=(TEXTS != 0).long())
+
+
+@torch.no_grad()
+def output_of(folder: Path, output: str | int | None = None, ids: Tensor = TEXTS) -> Tensor:
+    """Return the output of the loaded network for ids alone."""
+    outputs: Tensor = load_source(f"hf:{folder}", output=output).model(ids)
     return outputs
 
 
-def test_a_classifier_gives_its_logits(tmp_path: Path) -> None:
-    """By default a network with a head returns the logits, under the mask of the padding."""
-    model = saved(tmp_path, "BertForSequenceClassification", num_labels=3)
-    assert torch.allclose(answer(tmp_path), reference(model).logits, atol=1e-6)
+def edit_json(file: Path, **changes: object) -> None:
+    """Change entries of a JSON file, which may be missing."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**content, **changes}))
 
 
-def test_an_encoder_gives_the_mean_of_its_tokens(tmp_path: Path) -> None:
-    """By default an encoder averages the states of the tokens that are there."""
-    model = saved(tmp_path, "BertModel")
-    hidden = reference(model).last_hidden_state
+def test_default_outputs(bert: tuple[Path, Any], classifier: tuple[Path, Any]) -> None:
+    """A classifier returns its logits; an encoder the mean over tokens without padding."""
+    logits = reference(classifier[1]).logits
+    torch.testing.assert_close(output_of(classifier[0]), logits, atol=1e-6, rtol=0)
+    hidden = reference(bert[1]).last_hidden_state
     expected = torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
-    assert torch.allclose(answer(tmp_path), expected, atol=1e-6)
+    torch.testing.assert_close(output_of(bert[0]), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("output", ["mean", "cls"])
-def test_padding_changes_nothing(tmp_path: Path, output: str) -> None:
-    """A padded text has the vector that it has alone."""
-    saved(tmp_path, "BertModel")
-    alone = answer(tmp_path, output, TEXTS[1:, :2])
-    assert torch.allclose(answer(tmp_path, output)[1:], alone, atol=1e-5)
+def test_padding_changes_nothing(bert: tuple[Path, Any], output: str) -> None:
+    """A text has the same vector with and without padding."""
+    alone = output_of(bert[0], output, TEXTS[1:, :2])
+    assert torch.allclose(output_of(bert[0], output)[1:], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("output", ["last_hidden_state", "pooler_output", 0, 1])
-def test_any_output_can_be_chosen(tmp_path: Path, output: str | int) -> None:
-    """By its name, or by its place in the tuple that transformers documents."""
-    model = saved(tmp_path, "BertModel")
-    assert torch.allclose(answer(tmp_path, output), reference(model)[output], atol=1e-6)
+def test_any_output_can_be_chosen(bert: tuple[Path, Any], output: str | int) -> None:
+    """An output is chosen by its name, or by its index in the tuple of transformers."""
+    assert torch.allclose(output_of(bert[0], output), reference(bert[1])[output], atol=1e-6)
 
 
-def test_an_output_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    """The message lists the outputs of this network."""
-    saved(tmp_path, "BertModel")
-    with pytest.raises(InputError, match=r"no 'logits'.*'last_hidden_state': tensor \[2, 5, 16\]"):
-        answer(tmp_path, "logits")
+def test_a_missing_output_is_refused(bert: tuple[Path, Any]) -> None:
+    """The error lists the outputs of this network."""
+    with pytest.raises(InputError, match=r"'logits'.*'last_hidden_state': tensor \[2, 5, 16\]"):
+        output_of(bert[0], "logits")
 
 
 @pytest.mark.parametrize(
-    ("pooling", "same_as"),
+    ("config", "pooling"),
     [
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
@@ -118,62 +133,53 @@ def test_an_output_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ],
     ids=["cls", "mean", "newer"],
 )
-def test_a_sentence_encoder_pools_as_its_folder_says(
-    tmp_path: Path, pooling: dict[str, object], same_as: str
+def test_the_pooling_file_is_followed(
+    folder: Path, config: dict[str, object], pooling: str
 ) -> None:
-    """The pooling file of sentence-transformers is followed."""
-    saved(tmp_path, "BertModel")
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    assert torch.equal(answer(tmp_path), answer(tmp_path, same_as))
+    """The pooling of a folder of sentence-transformers is the default output."""
+    edit_json(folder / "1_Pooling" / "config.json", **config)
+    assert torch.equal(output_of(folder), output_of(folder, pooling))
 
 
-def test_a_pooling_of_another_kind_is_not_guessed(tmp_path: Path) -> None:
-    """A pooling that is not built in has to be chosen by hand."""
-    saved(tmp_path, "BertModel")
-    (tmp_path / "1_Pooling").mkdir()
-    stated = {"pooling_mode_max_tokens": True}
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(stated))
+def test_an_unknown_pooling_is_refused(folder: Path) -> None:
+    """A pooling that is not built in must be replaced by `--output`."""
+    edit_json(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
     with pytest.raises(InputError, match=r"pooling_mode_max_tokens.*mean, cls.*--output"):
-        load_source(f"hf:{tmp_path}")
-    with pytest.raises(InputError, match=r"unknown name 'max'.*cls, mean"):
+        load_source(f"hf:{folder}")
+    with pytest.raises(InputError, match=r"'max'.*cls, mean"):
         pool_tokens(torch.nn.Identity(), "max")
 
 
-def test_nothing_but_padding_is_a_text_too() -> None:
+def test_a_text_of_padding_alone() -> None:
     """A row of padding attends to itself, so that nothing becomes NaN."""
     ids = torch.tensor([[4, 0, 0], [0, 0, 0]])
     assert mask_of(ids, 0).tolist() == [[1, 0, 0], [1, 1, 1]]
     assert mask_of(ids, None).tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
-def test_names_are_those_of_the_checkpoint(tmp_path: Path) -> None:
-    """Parameters have the names and bits of the file; a pooling layer without use is left out."""
-    saved(tmp_path, "BertModel")
-    file = load_file(tmp_path / "model.safetensors")
-    loaded = load_source(f"hf:{tmp_path}")
+def test_names_inputs_and_copies(bert: tuple[Path, Any]) -> None:
+    """Names and bits are the file's; inputs are token ids; a pooling layer without use is absent.
+
+    Copies and pickles return the same tensor.
+    """
+    file = load_file(bert[0] / "model.safetensors")
+    loaded = load_source(f"hf:{bert[0]}")
     state = loaded.model.state_dict()
     assert all(torch.equal(value, file[name]) for name, value in state.items())
-    assert {name for name in file if name not in state} == {
-        "pooler.dense.weight",
-        "pooler.dense.bias",
-    }
-    assert "pooler.dense.weight" in load_source(f"hf:{tmp_path}", output=1).model.state_dict()
-
-
-def test_inputs_are_tokens_of_its_vocabulary(tmp_path: Path) -> None:
-    """Ids below the vocabulary, no longer than the network can take."""
-    saved(tmp_path, "BertModel")
-    loaded = load_source(f"hf:{tmp_path}")
+    assert file.keys() - state.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert "pooler.dense.weight" in load_source(f"hf:{bert[0]}", output=1).model.state_dict()
     assert loaded.inputs == InputSpec(shape=(40,), kind="tokens", vocabulary=50)
     assert "BertModel" in loaded.origin
     assert "output mean" in loaded.origin
+    with torch.no_grad():
+        expected = loaded.model(TEXTS)
+        assert torch.equal(copy.deepcopy(loaded.model)(TEXTS), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(loaded.model))(TEXTS), expected)
 
 
-def test_it_can_be_a_target(tmp_path: Path) -> None:
-    """The loaded network is copied, frozen, tried and masked like any other."""
-    saved(tmp_path, "BertForSequenceClassification", num_labels=3)
-    model = load_source(f"hf:{tmp_path}").model
+def test_it_can_be_a_target(classifier: tuple[Path, Any]) -> None:
+    """The loaded network is copied, frozen, run and masked like any other."""
+    model = load_source(f"hf:{classifier[0]}").model
     target = target_from_module(model, inputs=InputOptions(shape=(9,), vocabulary=50))
     assert target.layout.names[-1] == "classifier.weight"
     masks = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in target.weights.items()}
@@ -182,137 +188,108 @@ def test_it_can_be_a_target(tmp_path: Path) -> None:
     assert torch.equal(logits, target.model.get_parameter("classifier.bias").expand(2, 3))
 
 
-def test_it_can_be_copied_and_sent(tmp_path: Path) -> None:
-    """A copy and a pickle still take ids alone and return one tensor."""
-    saved(tmp_path, "BertModel")
-    model = load_source(f"hf:{tmp_path}").model
-    with torch.no_grad():
-        expected = model(TEXTS)
-        assert torch.equal(copy.deepcopy(model)(TEXTS), expected)
-        assert torch.equal(pickle.loads(pickle.dumps(model))(TEXTS), expected)
-
-
-def test_second_derivatives_exist(tmp_path: Path) -> None:
+def test_second_derivatives_exist(bert: tuple[Path, Any]) -> None:
     """GraSP differentiates twice, which fused attention kernels do not allow."""
-    saved(tmp_path, "BertModel")
-    model = load_source(f"hf:{tmp_path}").model.requires_grad_(True)
+    model = load_source(f"hf:{bert[0]}").model.requires_grad_(True)
     weight = model.get_parameter("encoder.layer.0.attention.self.query.weight")
     (first,) = torch.autograd.grad(model(TEXTS).square().sum(), weight, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), weight)
     assert second.abs().sum() > 0
 
 
-def test_weights_of_ones_own(tmp_path: Path) -> None:
-    """Other weights for the network of a folder, as safetensors or as a pickle of tensors."""
-    model = saved(tmp_path, "BertForSequenceClassification", num_labels=3)
-    other = {name: value + 0.5 for name, value in model.state_dict().items()}
-    for file in (tmp_path / "own.safetensors", tmp_path / "own.bin"):
-        (save_file if file.suffix == ".safetensors" else torch.save)(other, file)
-        loaded = load_source(f"hf:{tmp_path}", weights=file)
-        state = loaded.model.state_dict()
-        assert all(torch.equal(state[name], value) for name, value in other.items())
-        assert str(file) in loaded.origin
+@pytest.mark.parametrize("file", ["mine.safetensors", "mine.bin"])
+def test_the_users_weights(classifier: tuple[Path, Any], tmp_path: Path, file: str) -> None:
+    """Other weights for the network of a folder load from safetensors or a pickle of tensors."""
+    other = {name: value + 0.5 for name, value in classifier[1].state_dict().items()}
+    (torch.save if file.endswith("bin") else save_file)(other, tmp_path / file)
+    loaded = load_source(f"hf:{classifier[0]}", weights=tmp_path / file)
+    state = loaded.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in other.items())
+    assert file in loaded.origin
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
-        (lambda state: state.pop("classifier.weight"), "missing and would be random"),
-        (lambda state: state.update(more=torch.zeros(2)), "no place in it"),
+        (lambda state: state.pop("classifier.weight"), "missing .*classifier"),
+        (lambda state: state.update(more=torch.zeros(2)), "more"),
         (lambda state: state.update({"classifier.weight": torch.zeros(2, 2)}), "weights:"),
     ],
     ids=["missing", "unused", "shape"],
 )
 def test_weights_that_do_not_fit_are_refused(
+    classifier: tuple[Path, Any],
     tmp_path: Path,
     change: Callable[[dict[str, Tensor]], object],
-    complaint: str,
+    message: str,
 ) -> None:
-    """What transformers would fill with random numbers is an error here."""
-    state = saved(tmp_path, "BertForSequenceClassification", num_labels=3).state_dict()
+    """Weights that transformers would fill with random numbers are an error."""
+    state = classifier[1].state_dict()
     change(state)
-    file = tmp_path / "own.safetensors"
-    save_file(state, file)
-    with pytest.raises(InputError, match=complaint):
-        load_source(f"hf:{tmp_path}", weights=file)
+    save_file(state, tmp_path / "mine.safetensors")
+    with pytest.raises(InputError, match=message):
+        load_source(f"hf:{classifier[0]}", weights=tmp_path / "mine.safetensors")
 
 
-def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
-    """A head that the file does not hold would be random: a headless file for a classifier."""
-    saved(tmp_path, "BertModel")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["architectures"] = ["BertForSequenceClassification"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_a_folder_that_lacks_weights_is_refused(folder: Path) -> None:
+    """An encoder's file lacks the head of a classifier, which would be random."""
+    edit_json(folder / "config.json", architectures=["BertForSequenceClassification"])
     with pytest.raises(InputError, match=r"classifier\.bias.*'architectures'"):
-        load_source(f"hf:{tmp_path}")
+        load_source(f"hf:{folder}")
 
 
-def test_only_safetensors_are_read(tmp_path: Path) -> None:
+def test_only_safetensors_are_read(folder: Path) -> None:
     """A pickle in the folder is not opened; it can be named with --weights."""
-    model = saved(tmp_path, "BertModel")
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    pickled = folder / "pytorch_model.bin"
+    torch.save(load_file(folder / "model.safetensors"), pickled)
+    (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"safetensors.*--weights FILE"):
-        load_source(f"hf:{tmp_path}")
-    loaded = load_source(f"hf:{tmp_path}", weights=tmp_path / "pytorch_model.bin")
-    assert loaded.model(TEXTS).shape == (2, 16)
+        load_source(f"hf:{folder}")
+    assert load_source(f"hf:{folder}", weights=pickled).model(TEXTS).shape == (2, 16)
 
 
-def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_folder_is_not_run(folder: Path) -> None:
     """A configuration that names a class of its own is refused, and its file is not imported."""
-    saved(tmp_path, "BertModel")
-    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
-    config["architectures"] = ["OwnModel"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"OwnModel.*is not run"):
-        load_source(f"hf:{tmp_path}")
-    assert not (tmp_path / "ran").exists()
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    auto_map = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    edit_json(folder / "config.json", auto_map=auto_map, architectures=["OwnModel"])
+    with pytest.raises(InputError, match="OwnModel"):
+        load_source(f"hf:{folder}")
+    assert not (folder / "ran").exists()
 
 
-def test_two_inputs_are_refused(tmp_path: Path) -> None:
-    """An encoder with a decoder needs ids for both."""
-    config = transformers().T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8)
-    config.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="needs two inputs"):
-        load_source(f"hf:{tmp_path}")
-
-
-def test_a_name_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    """Neither a folder nor in the cache: nothing is downloaded unasked."""
-    with pytest.raises(InputError, match="allow-download"):
-        load_source("hf:nobody/nothing-of-this-name")
-    with pytest.raises(InputError, match="holds no config"):
-        load_source(f"hf:{tmp_path}")
-
-
-def test_the_nearest_name_in_the_cache_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is not at hand may be a slip of the pen."""
+def test_names_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown names list the nearest in the cache; nothing is downloaded without permission."""
+    cache, empty, decoder = (tmp_path / name for name in ("cache", "empty", "decoder"))
+    empty.mkdir()
     for name in ("models--prajjwal1--bert-tiny", "models--gpt2", "datasets--prajjwal1--bert-tiny"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"nearest .* 2 .*prajjwal1/bert-tiny\)"):
-        load_source("hf:prajjwal1/bert-tinyy")
+        (cache / name).mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    sizes = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "d_kv": 8}
+    transformers().T5Config(**sizes).save_pretrained(decoder)
+    for name, message in (
+        ("nobody/nothing-of-this-name", "allow-download"),
+        ("prajjwal1/bert-tinyy", r" 2 .*prajjwal1/bert-tiny\)"),
+        (str(empty), r"config\.json"),
+        (str(decoder), "two inputs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_source(f"hf:{name}")
 
 
-def test_an_image_network_says_how_it_was_trained(tmp_path: Path) -> None:
-    """Size and channels from the configuration, normalisation from the preprocessor's file."""
+def test_image_networks(tmp_path: Path) -> None:
+    """Size and channels come from the configuration, normalisation from the preprocessor."""
     saved(tmp_path, "ViTForImageClassification", image_size=8, patch_size=4, num_labels=3)
     loaded = load_source(f"hf:{tmp_path}")
     assert loaded.inputs == InputSpec(shape=(3, 8, 8), kind="image", assumed=True)
-    stated = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    edit_json(tmp_path / "preprocessor_config.json", image_mean=mean, image_std=std)
     loaded = load_source(f"hf:{tmp_path}")
-    assert loaded.inputs == InputSpec(
-        shape=(3, 8, 8), kind="image", mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3)
-    )
+    assert loaded.inputs == InputSpec(shape=(3, 8, 8), kind="image", mean=mean, std=std)
     assert loaded.model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
-def test_a_package_that_is_missing_names_its_extra() -> None:
-    """The message is the command that installs it."""
+def test_a_missing_package_names_its_extra() -> None:
+    """The error contains the command that installs the package."""
     with pytest.raises(GapruneError, match=r"no_such_package.*gaprune\[hf\]"):
         import_extra("no_such_package", "hf", "target hf:x")

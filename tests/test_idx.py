@@ -1,4 +1,4 @@
-"""IDX files as the format's own description builds them, byte by byte, and damaged ones."""
+"""IDX files: valid ones built byte by byte as the format says, and damaged ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_type_is_read(tmp_path: Path, code: int, packed: bool) -> None:
 def test_any_shape_is_read(
     tmp_path_factory: pytest.TempPathFactory, shape: list[int], raw: bytes
 ) -> None:
-    """Also a single number and axes of length 0; the last axis runs fastest."""
+    """Scalars and axes of length 0 are read too; the last axis runs fastest."""
     path = tmp_path_factory.mktemp("idx") / "file"
     values = raw[: int(np.prod(shape, dtype=int))]
     path.write_bytes(idx_bytes(0x08, tuple(shape), list(values)))
@@ -59,17 +59,17 @@ def test_any_shape_is_read(
 
 SOUND = idx_bytes(0x08, (2, 3), [1, 2, 3, 4, 5, 6])
 DAMAGED = {
-    "empty": (b"", "must start with 00 00, .* got nothing"),
-    "too short": (SOUND[:3], "must start with 00 00, .* got 00 00 08"),
+    "empty": (b"", "got nothing"),
+    "too short": (SOUND[:3], "got 00 00 08"),
     "another format": (b"\x89PNG" + SOUND, "got 89 50 4e 47"),
     "unknown type": (b"\0\0\x0a\x01" + SOUND[4:], "got 00 00 0a 01"),
-    "cut in the header": (SOUND[:9], "cut off inside its header"),
-    "cut in the data": (SOUND[:-1], r"declares shape \(2, 3\), 18 bytes in all; got 17 bytes"),
-    "too long": (SOUND + b"\0", "18 bytes in all; got 19 bytes"),
-    "huge": (b"\0\0\x0e\x03" + b"\xff" * 12 + b"\0", "bytes in all; got 17 bytes"),
-    "cut gzip": (gzip.compress(SOUND)[:-5], "the gzip data is damaged"),
-    "flipped gzip": (gzip.compress(SOUND)[:-6] + bytes(6), "the gzip data is damaged"),
-    "garbage in gzip": (gzip.compress(SOUND)[:10] + b"\xff" * 20, "the gzip data is damaged"),
+    "cut in the header": (SOUND[:9], "header"),
+    "cut in the data": (SOUND[:-1], r"shape \(2, 3\), 18 bytes .* 17 bytes"),
+    "too long": (SOUND + b"\0", "18 bytes .* 19 bytes"),
+    "huge": (b"\0\0\x0e\x03" + b"\xff" * 12 + b"\0", "17 bytes"),
+    "cut gzip": (gzip.compress(SOUND)[:-5], "gzip"),
+    "flipped gzip": (gzip.compress(SOUND)[:-6] + bytes(6), "gzip"),
+    "garbage in gzip": (gzip.compress(SOUND)[:10] + b"\xff" * 20, "gzip"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a pass costs: memory of activations, and batches that follow it."""
+"""Cost of a forward pass: memory of activations, batch sizes that fit it, and MACs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from gaprune.models.zoo import ZOO, load_zoo_network
 
 
 def test_the_activations_of_a_linear_network_are_its_inputs() -> None:
-    """A frozen layer keeps its tanh's output; one whose weights move, its inputs too."""
+    """A frozen layer stores its tanh's output; a trainable one stores its inputs too."""
     model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 5)).requires_grad_(False)
     example = torch.ones(1, 10)
     assert activation_bytes(model, example) == 4 * 20
-    leaves = {name: one.detach().requires_grad_() for name, one in model.named_parameters()}
+    leaves = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     assert activation_bytes(model, example, leaves) == 4 * (10 + 20)
     assert not example.requires_grad
 
 
 def test_token_ids_are_not_differentiated() -> None:
-    """Their network is, where its weights are leaves."""
+    """Integer ids take no gradients, but the activations behind them count."""
     network, ids = CASES["attention"][0](), CASES["attention"][1]()
-    leaves = {name: one.detach().requires_grad_() for name, one in network.weights.items()}
+    leaves = {name: p.detach().requires_grad_() for name, p in network.weights.items()}
     assert activation_bytes(network.model, ids[:1], leaves) > 5 * 8 * 4
 
 
@@ -45,16 +45,16 @@ def test_batches_follow_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist-mlp", "mnist-cnn", "lenet"])
-def test_the_zoo_fits_whole_batches(name: str) -> None:
-    """So the figures of its networks do not depend on the bound."""
+def test_zoo_networks_fit_whole_batches(name: str) -> None:
+    """Scores of zoo networks do not depend on the memory limit."""
     model = load_zoo_network(name)
-    leaves = {key: one.detach().requires_grad_() for key, one in model.named_parameters()}
+    leaves = {key: p.detach().requires_grad_() for key, p in model.named_parameters()}
     assert batch_size(activation_bytes(model, torch.zeros(1, 1, 28, 28), leaves), 3) == MAX_BATCH
 
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "taylor"])
 def test_small_batches_give_the_same_scores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums over parts are those over the whole, up to rounding."""
+    """Sums over small batches equal sums over one batch, up to rounding."""
     network = network_of(lambda: nn.Linear(6, 3), InputSpec((6,), "vector"), torch.float64)
     calibration = torch.randn(40, 6, generator=seeded(), dtype=torch.float64)
     whole = score(name, network, calibration, seeded())
@@ -63,8 +63,8 @@ def test_small_batches_give_the_same_scores(name: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", [*ZOO, "attention"])
-def test_work_is_what_torch_counts(name: str) -> None:
-    """Its own counter says the same, also where attention is composed of products."""
+def test_macs_are_half_the_flops_of_torch(name: str) -> None:
+    """Torch's own counter agrees, also for attention."""
     if name == "attention":
         model: nn.Module = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)  # in training
         example = torch.ones(1, 5, 16)
@@ -77,7 +77,7 @@ def test_work_is_what_torch_counts(name: str) -> None:
     assert macs_per_input(model, example) == counter.get_total_flops() // 2
 
 
-def test_counting_work_compiles_nothing() -> None:
+def test_counting_macs_does_not_import_the_compiler() -> None:
     """Importing torch's compiler takes longer than a small search."""
     lines = (
         "import sys, torch; from gaprune.models.macs import macs_per_input",
@@ -85,5 +85,5 @@ def test_counting_work_compiles_nothing() -> None:
         "print('torch._dynamo' in sys.modules)",
     )
     command = [sys.executable, "-c", "\n".join(lines)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""Saved masks come back, from our own reader and from any other."""
+"""Mask files: written and read back, identical for identical masks, invalid masks refused."""
 
 from __future__ import annotations
 
@@ -27,45 +27,43 @@ def some_masks(seed: int = 0) -> dict[str, Tensor]:
 
 
 @given(st.integers(0, 50))
-def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
-    """Names, shapes and every entry."""
+def test_saved_masks_are_loaded(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """Names, shapes and every entry are read back."""
     path = tmp_path_factory.mktemp("masks") / "m.safetensors"
     masks = some_masks(seed)
     assert save_masks(masks, path) == path
-    found = load_masks(path)
-    assert set(found) == set(masks)
-    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+    loaded = load_masks(path)
+    assert set(loaded) == set(masks)
+    assert all(torch.equal(loaded[name], mask) for name, mask in masks.items())
 
 
-def test_the_file_says_what_it_is_and_equal_masks_are_equal_files(tmp_path: Path) -> None:
-    """One byte per weight, with the caller's facts; nothing else is left in the folder."""
-    for name in ("one", "two", "one"):  # the third replaces the first
-        save_masks(some_masks(), str(tmp_path / f"{name}.safetensors"), target="lenet")
-    assert {path.name for path in tmp_path.iterdir()} == {"one.safetensors", "two.safetensors"}
-    one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
-    with safe_open(one, "pt") as file:
-        assert from_metadata(file.metadata()) == {"format": "gaprune mask", "target": "lenet"}
-        assert file.get_tensor("b.weight").dtype == torch.uint8
+def test_equal_masks_give_equal_files(tmp_path: Path) -> None:
+    """A file has one byte per weight and the caller's metadata; no temporary file stays."""
+    files = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
+    for file in (*files, files[0]):  # the third call replaces the first file
+        save_masks(some_masks(), str(file), target="lenet")
+    assert set(tmp_path.iterdir()) == set(files)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with safe_open(files[0], "pt") as opened:
+        assert from_metadata(opened.metadata()) == {"format": "gaprune mask", "target": "lenet"}
+        assert opened.get_tensor("b.weight").dtype == torch.uint8
 
 
-def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
-    """Before anything is written."""
-    path = tmp_path / "m.safetensors"
-    with pytest.raises(InputError, match="masks: "):
-        save_masks({}, path)
-    with pytest.raises(InputError, match=r"masks\['a'\]: must be bool, got torch.float32"):
-        save_masks({"a": torch.ones(2)}, path)
-    with pytest.raises(InputError, match=r"path: .*\.safetensors.*m\.pt"):
-        save_masks(some_masks(), path.with_suffix(".pt"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """A missing folder, or a folder in the file's place; an earlier content stays."""
-    with pytest.raises(GapruneError, match="path: cannot write"):
-        save_masks(some_masks(), tmp_path / "missing" / "m.safetensors")
-    (tmp_path / "m.safetensors" / "kept").mkdir(parents=True)
-    with pytest.raises(GapruneError, match="path: cannot write"):
-        save_masks(some_masks(), tmp_path / "m.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+@pytest.mark.parametrize(
+    ("masks", "name", "error", "message"),
+    [
+        ({}, "m.safetensors", InputError, "masks: "),
+        ({"a": torch.ones(2)}, "m.safetensors", InputError, r"masks\['a'\]: .*torch.float32"),
+        (some_masks(), "m.pt", InputError, r"path: .*\.safetensors.*m\.pt"),
+        (some_masks(), "missing/m.safetensors", GapruneError, "path: "),
+        (some_masks(), "folder.safetensors", GapruneError, "path: "),
+    ],
+)
+def test_masks_that_cannot_be_written(
+    tmp_path: Path, masks: dict[str, Tensor], name: str, error: type[Exception], message: str
+) -> None:
+    """Invalid masks and paths are refused; existing files and folders stay as they are."""
+    (tmp_path / "folder.safetensors" / "content").mkdir(parents=True)
+    with pytest.raises(error, match=message):
+        save_masks(masks, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.safetensors"]

@@ -1,14 +1,14 @@
-"""From a name, a file or a live module to a frozen target; every wrong input has its message."""
+"""Targets: a zoo name, a factory or a live module becomes a private, frozen network."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import re
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +21,7 @@ from gaprune.io.user_code import load_function
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.input_spec import InputSpec
-from gaprune.models.target import (
-    InputOptions,
-    Target,
-    load_target,
-    target_from_module,
-)
+from gaprune.models.target import InputOptions, Target, load_target, target_from_module
 from gaprune.models.zoo import ZOO, load_zoo_network
 
 FACTORIES = '''
@@ -62,14 +57,14 @@ number = 7
 
 
 @pytest.fixture(autouse=True)
-def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the folders that imported user files add to `sys.path`."""
+def _import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the folders that imported user files add to `sys.path`."""
     monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
 @pytest.fixture
 def factories(tmp_path: Path) -> Path:
-    """Return a file with factories, good and bad."""
+    """Return a file with valid and invalid factories."""
     path = tmp_path / "nets.py"
     path.write_text(FACTORIES, encoding="utf-8")
     return path
@@ -79,7 +74,8 @@ def _mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2))
 
 
-# --- targets -------------------------------------------------------------------------------------
+def _target(model: nn.Module, **options: Any) -> Target:
+    return target_from_module(model, **{"inputs": InputOptions(), **options})
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -96,7 +92,7 @@ def test_zoo_targets(name: str) -> None:
 
 def test_weights_share_memory_with_the_frozen_model() -> None:
     """Weights are the model's own, detached; the model is frozen and in evaluation mode."""
-    target = target_from_module(_mlp(), inputs=InputOptions())
+    target = _target(_mlp())
     assert not any(parameter.requires_grad for parameter in target.model.parameters())
     assert not any(module.training for module in target.model.modules())
     for name, weight in target.weights.items():
@@ -106,53 +102,54 @@ def test_weights_share_memory_with_the_frozen_model() -> None:
     assert target.device == torch.device("cpu")
 
 
-def test_the_callers_model_is_untouched() -> None:
+def test_the_callers_model_stays_unchanged() -> None:
     """Bits, mode, gradient flags, gradients and hooks of the caller's model stay as they are."""
     model = _mlp()
     model[0].bias.requires_grad_(False)
     model[1].eval()
     model[3].weight.grad = torch.ones(2, 3)
     model[0].register_forward_hook(lambda *_: None)
-    before = copy.deepcopy(model.state_dict())
-    modes = [module.training for module in model.modules()]
-    flags = [parameter.requires_grad for parameter in model.parameters()]
-    hooks = dict(model.get_submodule("0")._forward_hooks)
-    target = target_from_module(model, inputs=InputOptions(), prune_also=["0.bias"])
+
+    def flags() -> list[object]:
+        return [
+            [module.training for module in model.modules()],
+            [parameter.requires_grad for parameter in model.parameters()],
+            dict(model[0]._forward_hooks),
+        ]
+
+    before, flags_before = copy.deepcopy(model.state_dict()), flags()
+    target = _target(model, prune_also=["0.bias"])
     target.model.get_parameter("0.weight").zero_()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert [module.training for module in model.modules()] == modes
-    assert [parameter.requires_grad for parameter in model.parameters()] == flags
-    assert dict(model.get_submodule("0")._forward_hooks) == hooks
+    assert flags() == flags_before
     assert torch.equal(model[3].weight.grad, torch.ones(2, 3))
     assert target.model.get_parameter("3.weight").grad is None
 
 
 def test_extra_parameters_join_the_weights() -> None:
     """`prune_also` adds parameters by name."""
-    target = target_from_module(_mlp(), inputs=InputOptions(), prune_also=["3.bias"])
+    target = _target(_mlp(), prune_also=["3.bias"])
     assert target.layout.names == ("0.weight", "3.weight", "3.bias")
     assert target.layout.total == 12 + 6 + 2
 
 
-def test_the_hash_follows_the_weights_and_buffers() -> None:
+def test_the_hash_covers_weights_and_buffers() -> None:
     """Two targets of equal networks have one hash; a changed buffer gives another."""
     model = _mlp()
-    first = target_from_module(model, inputs=InputOptions())
-    assert target_from_module(model, inputs=InputOptions()).weights_sha256 == first.weights_sha256
+    digest = _target(model).weights_sha256
+    assert _target(model).weights_sha256 == digest
     model.get_buffer("1.running_mean").add_(1)
-    assert target_from_module(model, inputs=InputOptions()).weights_sha256 != first.weights_sha256
+    assert _target(model).weights_sha256 != digest
 
 
 def test_parameters_over_one_memory_are_tied() -> None:
     """Two Parameter objects that share memory stay tied in the copy, under the first name."""
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False))
     model[2].weight = nn.Parameter(model.get_parameter("0.weight"))
-    target = target_from_module(model, inputs=InputOptions())
+    target = _target(model)
     assert target.layout.names == ("0.weight",)
-    nothing = {"0.weight": torch.zeros(3, 3, dtype=torch.bool)}
-    outputs = functional_call(
-        target.model, masked_weights(target.weights, nothing), (torch.ones(1, 3),)
-    )
+    masked = masked_weights(target.weights, {"0.weight": torch.zeros(3, 3, dtype=torch.bool)})
+    outputs = functional_call(target.model, masked, (torch.ones(1, 3),))
     assert torch.equal(outputs, torch.zeros(1, 3))
     assert model[2].weight is not model[0].weight
 
@@ -161,31 +158,23 @@ def test_parameters_over_one_memory_are_tied() -> None:
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 def test_wrapped_modules_are_unwrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """A compiled or data-parallel network has the parameter names of the network inside."""
-    target = target_from_module(wrap(_mlp()), inputs=InputOptions())
-    assert target.layout.names == ("0.weight", "3.weight")
+    assert _target(wrap(_mlp())).layout.names == ("0.weight", "3.weight")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_float_types_are_tried_in_their_own(dtype: torch.dtype) -> None:
+def test_inputs_have_the_dtype_of_the_network(dtype: torch.dtype) -> None:
     """A bfloat16 or double network is run on inputs of its own type."""
-    assert target_from_module(_mlp().to(dtype), inputs=InputOptions()).dtype == dtype
+    assert _target(_mlp().to(dtype)).dtype == dtype
 
 
-def test_a_model_that_cannot_be_copied() -> None:
-    """A lock among the attributes makes a model impossible to copy, and the message says so."""
+def test_networks_that_cannot_be_copied_or_moved() -> None:
+    """A lock among the attributes prevents a copy; an unknown device is refused."""
     model = _mlp()
+    with pytest.raises(InputError, match=r"device: .*'abacus'"):
+        _target(model, device="abacus")
     object.__setattr__(model, "lock", threading.Lock())
-    with pytest.raises(InputError, match=r"deep-copied \(TypeError"):
-        target_from_module(model, inputs=InputOptions())
-
-
-def test_an_unknown_device() -> None:
-    """A device that torch does not know is refused."""
-    with pytest.raises(InputError, match="device: cannot use 'abacus'"):
-        target_from_module(_mlp(), inputs=InputOptions(), device="abacus")
-
-
-# --- the trial run -------------------------------------------------------------------------------
+    with pytest.raises(InputError, match=r"model: .*TypeError"):
+        _target(model)
 
 
 class Returns(nn.Module):
@@ -201,20 +190,14 @@ class Returns(nn.Module):
 
 
 OUTPUTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
-    "tuple": (
-        lambda x: (x, None),
-        r"one tensor; .* a tuple of 0: tensor \[2, 3\], 1: NoneType; .*--output",
-    ),
-    "dict": (
-        lambda x: {"logits": x},
-        r"one tensor; .* a dict of 'logits': tensor \[2, 3\]; .*--output",
-    ),
-    "nothing": (lambda _: None, "one tensor; the network returns a NoneType of nothing"),
-    "no batch": (lambda x: x.sum(), r"batch as its first axis, got shape \[\]"),
-    "batch elsewhere": (lambda x: x.T, r"batch as its first axis, got shape \[3, 2\]"),
-    "classes": (lambda x: x.argmax(1), r"floating type, got torch\.int64"),
-    "NaN": (lambda x: x * torch.nan, "must be finite.*--range"),
-    "Inf": (lambda x: x / 0, "must be finite"),
+    "tuple": (lambda x: (x, None), r"0: tensor \[2, 3\], 1: NoneType; .*--output"),
+    "dict": (lambda x: {"logits": x}, r"'logits': tensor \[2, 3\]; .*--output"),
+    "None": (lambda _: None, "NoneType"),
+    "no batch": (lambda x: x.sum(), r"shape \[\]"),
+    "batch elsewhere": (lambda x: x.T, r"shape \[3, 2\]"),
+    "classes": (lambda x: x.argmax(1), r"torch\.int64"),
+    "NaN": (lambda x: x * torch.nan, "finite.*--range"),
+    "Inf": (lambda x: x / 0, "finite"),
 }
 
 
@@ -222,34 +205,23 @@ OUTPUTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
 def test_outputs_that_cannot_be_compared(case: str) -> None:
     """A network must return one finite float tensor that keeps the batch first."""
     change, message = OUTPUTS[case]
-    with pytest.raises(InputError, match=f"shape 3 its output .*{message}"):
-        target_from_module(Returns(change), inputs=InputOptions())
+    with pytest.raises(InputError, match=f"model: .* 3 .*{message}"):
+        _target(Returns(change))
 
 
 def test_a_flat_output_is_accepted() -> None:
-    """One number per input is an output, as of a regressor."""
-    assert target_from_module(Returns(lambda x: x[:, 0]), inputs=InputOptions()).layout.total == 9
+    """A regressor may return one number per input."""
+    assert _target(Returns(lambda x: x[:, 0])).layout.total == 9
 
 
-def test_a_shape_that_the_network_refuses() -> None:
-    """The message quotes the shape and what the network said."""
+def test_inputs_that_the_network_refuses() -> None:
+    """The error quotes shape and torch error; the trial batch contains the highest token id."""
     with pytest.raises(InputError, match=r"1,5 .*\[2, 1, 5\].*RuntimeError: mat1"):
-        target_from_module(nn.Linear(3, 2), inputs=InputOptions(shape=(1, 5)))
-
-
-def test_a_vocabulary_larger_than_the_embedding() -> None:
-    """The trial batch holds the highest id, so a wrong vocabulary is noticed at once."""
+        _target(nn.Linear(3, 2), inputs=InputOptions(shape=(1, 5)))
     model = nn.Sequential(nn.Embedding(1000, 4), nn.Flatten(), nn.Linear(12, 2))
-    assert target_from_module(model, inputs=InputOptions(shape=(3,))).inputs.vocabulary == 1000
+    assert _target(model, inputs=InputOptions(shape=(3,))).inputs.vocabulary == 1000
     with pytest.raises(InputError, match=r"IndexError"):
-        target_from_module(model, inputs=InputOptions(shape=(3,), vocabulary=1001))
-
-
-# --- factories -----------------------------------------------------------------------------------
-
-
-def _from_file(factories: Path, name: str, weights: Path | None = None) -> Target:
-    return load_target(f"{factories}:{name}", weights=weights)
+        _target(model, inputs=InputOptions(shape=(3,), vocabulary=1001))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -257,12 +229,12 @@ def _from_file(factories: Path, name: str, weights: Path | None = None) -> Targe
 def test_factories_with_weights(
     factories: Path, suffix: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A factory in a file gets the weights of a file; what it prints stays off stdout."""
+    """A factory's network gets the weights of a file; its prints do not reach stdout."""
     path = factories.with_name(f"weights{suffix}")
     reference = load_function(f"{factories}:Net", "target")()
     state = {f"module.{key}": value for key, value in reference.state_dict().items()}
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    target = _from_file(factories, name, path)
+    target = load_target(f"{factories}:{name}", weights=path)
     assert target.weights_sha256 == sha256_of(reference.state_dict())
     assert target.zoo is None
     assert str(path) in target.origin
@@ -272,7 +244,7 @@ def test_factories_with_weights(
 
 
 def test_user_files_are_imported_once_and_pickle(factories: Path) -> None:
-    """A file has one module however it is spelled, so its classes survive pickling."""
+    """A file has one module whatever its spelling, so its classes survive pickling."""
     first = load_function(f"{factories}:Net", "target")
     other = factories.parent / "." / ".." / factories.parent.name / factories.name
     assert load_function(f"{other}:Net", "target") is first
@@ -280,7 +252,7 @@ def test_user_files_are_imported_once_and_pickle(factories: Path) -> None:
 
 
 def test_user_files_can_import_their_neighbours(tmp_path: Path) -> None:
-    """A factory file can import a module that lies beside it."""
+    """A factory file can import a module from its own folder."""
     (tmp_path / "neighbour_of_the_test.py").write_text("SIZE = 3\n")
     (tmp_path / "main.py").write_text(
         "from torch import nn\nfrom neighbour_of_the_test import SIZE\n"
@@ -290,15 +262,15 @@ def test_user_files_can_import_their_neighbours(tmp_path: Path) -> None:
 
 
 FACTORY_ERRORS = {
-    "fails": "factory .* raised ZeroDivisionError: no weights today",
-    "leaves": "factory .* raised SystemExit: 3",
-    "needs": "factory .* raised TypeError: .*'width'",
-    "returns_dict": r"must return a torch\.nn\.Module, got OrderedDict",
-    "lazy": "parameter 'weight' is lazy",
-    "number": "has no function 'number'; it has Sizes, Net, make, wrapped, fails",
-    "absent": "has no function 'absent'; it has Sizes, Net, make, wrapped, fails",
-    "no-name": r"must be path/to/file\.py:function",
-    "": r"must be path/to/file\.py:function",
+    "fails": "ZeroDivisionError: no weights today",
+    "leaves": "SystemExit: 3",
+    "needs": "TypeError: .*'width'",
+    "returns_dict": r"torch\.nn\.Module, got OrderedDict",
+    "lazy": "'weight' is lazy",
+    "number": "'number'.* Sizes, Net, make, wrapped, fails",
+    "absent": "'absent'.* Sizes, Net, make, wrapped, fails",
+    "no-name": r"path/to/file\.py:function",
+    "": r"path/to/file\.py:function",
 }
 
 
@@ -306,50 +278,49 @@ FACTORY_ERRORS = {
 def test_factories_that_fail(factories: Path, name: str) -> None:
     """A factory that is missing, raises or returns something else is refused with the reason."""
     with pytest.raises(InputError, match=FACTORY_ERRORS[name]) as caught:
-        _from_file(factories, name)
+        load_target(f"{factories}:{name}")
     if name == "fails":  # the user's own traceback stays available
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_factory_files_that_fail(tmp_path: Path) -> None:
-    """A file that is missing, is not Python or raises is refused, and can be mended and retried."""
-    with pytest.raises(InputError, match=r"no file '.*absent\.py'"):
-        load_target(f"{tmp_path}/absent.py:make")
-    with pytest.raises(InputError, match=r"nets\.txt"):
-        load_target(f"{tmp_path}/nets.txt:make")
+    """A file that is missing, is not Python or raises is refused, and can be corrected."""
     path = tmp_path / "broken.py"
-    for source, message in (("def (", "SyntaxError"), ("import absent_module_x", "ModuleNotFound")):
-        path.write_text(source)
-        with pytest.raises(InputError, match=f"broken.py .*{message}"):
-            load_target(f"{path}:make")
-    path.write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n# mended")
+    for file, source, message in (
+        ("absent.py", None, r"absent\.py"),
+        ("nets.txt", None, r"nets\.txt"),
+        ("broken.py", "def (", r"broken\.py .*SyntaxError"),
+        ("broken.py", "import absent_module_x", r"broken\.py .*ModuleNotFound"),
+    ):
+        if source is not None:
+            path.write_text(source)
+        with pytest.raises(InputError, match=message):
+            load_target(f"{tmp_path}/{file}:make")
+    path.write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n# corrected")
     assert load_target(f"{path}:make").layout.total == 4
 
 
 @pytest.mark.parametrize("spec", ["mnist-mpl", "nets.py", "", "tim:resnet18"])
 def test_unknown_targets(spec: str) -> None:
-    """A target that is neither in the zoo nor file:factory is refused with both forms."""
-    with pytest.raises(InputError, match=r"target: .*\.py"):
+    """The error lists zoo names, factories and schemes, and suggests the nearest name."""
+    with pytest.raises(InputError, match=r"mnist-cnn.*\.py:factory.*timm:NAME") as caught:
         load_target(spec)
-    with pytest.raises(InputError, match=r"mnist-cnn.*:factory.*timm:NAME"):
-        load_target(spec)
-    if spec == "tim:resnet18":
-        with pytest.raises(InputError, match=r"'tim' .*'timm'"):
-            load_target(spec)
+    assert spec != "tim:resnet18" or "'timm'" in str(caught.value)
 
 
-def test_weights_that_are_wrong(factories: Path) -> None:
-    """NaN in a checkpoint and a checkpoint of another network are refused by name."""
+def test_weights_that_do_not_fit(factories: Path) -> None:
+    """NaN in a checkpoint, a checkpoint of another network and a missing file are refused."""
     state = load_function(f"{factories}:Net", "target")().state_dict()
     path = factories.with_name("weights.pt")
     state["fc2.weight"][0, 1] = torch.nan
     torch.save(state, path)
-    with pytest.raises(InputError, match=r"'fc2.weight' .*finite.* 1 of its 6"):
-        _from_file(factories, "make", path)
-    with pytest.raises(InputError, match=r"fc1\.bias \[3\] .*\[250\]"):
-        load_target("mnist-mlp", weights=path)
-    with pytest.raises(InputError, match="cannot read"):
-        _from_file(factories, "make", factories.with_name("gone.pt"))
+    for spec, file, message in (
+        (f"{factories}:make", path, r"'fc2.weight' .* 1 of its 6"),
+        ("mnist-mlp", path, r"fc1\.bias \[3\] .*\[250\]"),
+        (f"{factories}:make", path.with_name("gone.pt"), r"gone\.pt"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_target(spec, weights=file)
 
 
 def test_zoo_networks_take_other_weights(tmp_path: Path) -> None:
@@ -359,19 +330,17 @@ def test_zoo_networks_take_other_weights(tmp_path: Path) -> None:
     target = load_target("lenet", weights=tmp_path / "mine.pth")
     assert target.weights_sha256 == sha256_of(model.state_dict())
     assert target.zoo == "lenet"
-    assert re.fullmatch(r"zoo network lenet, weights from .*mine\.pth", target.origin)
+    assert "mine.pth" in target.origin
 
 
 def test_an_output_is_chosen_by_name(tmp_path: Path) -> None:
-    """`output` picks one of several; the names of the parameters stay those of the checkpoint."""
+    """`output` selects an output; parameters keep the names of the checkpoint."""
     file = tmp_path / "several.py"
     file.write_text(
         "import torch\n"
         "class Net(torch.nn.Linear):\n"
-        "    def forward(self, x):\n"
-        "        return {'logits': super().forward(x), 'hidden': x}\n"
-        "def make():\n"
-        "    return Net(5, 3)\n"
+        "    def forward(self, x): return {'logits': super().forward(x), 'hidden': x}\n"
+        "def make(): return Net(5, 3)\n"
     )
     target = load_target(f"{file}:make", inputs=InputOptions(shape=(5,)), output="logits")
     assert target.model(torch.zeros(2, 5)).shape == (2, 3)

@@ -1,4 +1,4 @@
-"""The reference networks, their checkpoints, and the data carried with the package."""
+"""The reference networks, their checkpoints, and the data bundled with the package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
 
 from gaprune.errors import InputError
 from gaprune.io.weights import sha256_of
@@ -40,43 +39,31 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_networks_reach_their_stated_accuracy(name: str) -> None:
-    """Each checkpoint classifies MNIST test images about as well as its metadata says."""
+def test_networks_load_frozen_and_reach_their_accuracy(name: str) -> None:
+    """A network is in evaluation mode, the same every time, and as accurate as documented."""
     model, entry = load_zoo_network(name), ZOO[name]
+    assert not any(module.training for module in model.modules())
+    assert sha256_of(model.state_dict()) == sha256_of(load_zoo_network(name).state_dict())
+    assert (entry.inputs.low, entry.inputs.high, entry.inputs.assumed) == (0, 1, False)
     images, labels = mnist.test_set()
     with torch.no_grad():
-        hits = (model(images[:2000]).argmax(1) == labels[:2000]).double()
-    # 2,000 of the 10,000 images: the tolerance is some ten standard errors
+        hits = (model(images[:500]).argmax(1) == labels[:500]).double()
+    # 500 of the 10,000 images: the tolerance is some five standard errors
     assert hits.mean().item() == pytest.approx(entry.dense_accuracy, abs=0.03)
     assert 0.97 < entry.dense_accuracy < 1
     assert entry.metadata["network"] == entry.name == name
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_networks_load_frozen_in_mode_and_equal(name: str) -> None:
-    """A network loads in evaluation mode, on the CPU, as documented, the same every time."""
-    model, entry = load_zoo_network(name), ZOO[name]
-    assert isinstance(model, nn.Module)
-    assert not any(module.training for module in model.modules())
-    assert model(torch.zeros(2, *entry.inputs.shape)).shape == (2, 10)
-    assert sha256_of(model.state_dict()) == sha256_of(load_zoo_network(name).state_dict())
-    assert (entry.inputs.low, entry.inputs.high, entry.inputs.assumed) == (0, 1, False)
-
-
 @pytest.mark.parametrize("name", COUNTS)
 def test_networks_have_the_documented_sizes(name: str) -> None:
-    """Parameters and prunable weights are as many as the layer sizes say."""
+    """Parameters and prunable weights are as many as layer sizes and docstrings say."""
     model = load_zoo_network(name)
     total = sum(parameter.numel() for parameter in model.parameters())
     prunable = sum(weight.numel() for weight in find_prunable(model).values())
     assert (total, prunable) == COUNTS[name]
-
-
-@pytest.mark.parametrize("name", ["mnist-mlp", "four-layer"])
-def test_docstrings_state_the_right_counts(name: str) -> None:
-    """The numbers in a network's docstring are its parameters and prunable weights."""
-    documentation = (ZOO[name].factory.__doc__ or "").replace(",", "")
-    assert all(str(count) in documentation for count in COUNTS[name])
+    if name in ("mnist-mlp", "four-layer"):
+        documentation = (ZOO[name].factory.__doc__ or "").replace(",", "")
+        assert all(str(count) in documentation for count in COUNTS[name])
 
 
 def test_unknown_network() -> None:
@@ -85,21 +72,17 @@ def test_unknown_network() -> None:
         load_zoo_network("mnist-cn")
 
 
-def test_carried_data_is_what_its_licence_note_says() -> None:
-    """The note names the licence and every carried file with its SHA-256."""
+def test_bundled_data() -> None:
+    """The licence note lists all files with their hashes; unpacked, they are the published ones."""
     note = (mnist.FOLDER / "LICENSE.md").read_text(encoding="utf-8")
     hashes = dict(re.findall(r"^\| (\S+\.gz) \|.*\| ([0-9a-f]{64}) \|$", note, re.MULTILINE))
-    carried = {
+    bundled = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in mnist.FOLDER.glob("*.gz")
     }
-    assert hashes == carried
+    assert hashes == bundled
     assert "Attribution-ShareAlike 3.0" in note
     assert all(author in note for author in ("LeCun", "Cortes", "Burges"))
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_carried_data_is_the_published_one(name: str) -> None:
-    """Unpacked, the carried files are byte for byte the published MNIST."""
-    raw = gzip.decompress((mnist.FOLDER / name).read_bytes())
-    assert hashlib.md5(raw, usedforsecurity=False).hexdigest() == PUBLISHED[name]
+    for name, digest in PUBLISHED.items():
+        raw = gzip.decompress((mnist.FOLDER / name).read_bytes())
+        assert hashlib.md5(raw, usedforsecurity=False).hexdigest() == digest

@@ -63,58 +63,26 @@ class Criterion:
     description: str
 
 
+# Function, needs inputs, takes gradients, source, description; "lamp_wanda" is "lamp-wanda".
+_OURS = "our own, after Lee et al. 2021, eq. 4"
+_ROWS = (
+    (random, False, False, "none: the control", "uniform random scores"),
+    (magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
+    (lamp, False, False, "Lee et al. 2021, eq. 4", "w² over the layer's larger squares"),
+    (erk, False, False, "Evci et al. 2020, section 3", "|w|, densities by Erdős–Rényi-kernel"),
+    (synflow, False, True, "Tanaka et al. 2020, algorithm 1", "flow through |w|, in 100 rounds"),
+    (snip, True, True, "Lee et al. 2019, eq. 5", "|w · gradient|: effect of a gate on the loss"),
+    (grasp, True, True, "Wang et al. 2020, eq. 8", "w · Hessian · gradient: gradient flow"),
+    (taylor, True, True, "Molchanov et al. 2019, eq. 8", "(w · gradient)², over mini-batches"),
+    (wanda, True, False, "Sun et al. 2023, eq. 1", "|w| · norm of its inputs, layers as in LAMP"),
+    (wanda_rows, True, False, "Sun et al. 2023, section 3", "Wanda ranked inside every output row"),
+    (lamp_wanda, True, False, f"{_OURS} and Zhang et al. 2024, eq. 4", "LAMP counts, Wanda ranks"),
+    (lamp_wanda_rows, True, False, f"{_OURS} and Sun et al. 2023", "LAMP counts, Wanda rows rank"),
+    (correlation, True, True, "our own, after Hassibi and Stork 1993", "lost output correlation"),
+)
 CRITERIA: dict[str, Criterion] = {
-    name: Criterion(name, function, needs_inputs, takes_gradients, source, description)
-    for name, function, needs_inputs, takes_gradients, source, description in (
-        ("random", random, False, False, "none: the control", "uniform random scores"),
-        ("magnitude", magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
-        (
-            *("lamp", lamp, False, False, "Lee et al. 2021, eq. 4"),
-            "w² over the squares of the layer's weights that are at least as large",
-        ),
-        (
-            *("erk", erk, False, False, "Evci et al. 2020, section 3"),
-            "magnitude inside layers whose densities follow Erdős–Rényi-kernel",
-        ),
-        (
-            *("synflow", synflow, False, True, "Tanaka et al. 2020, algorithm 1"),
-            "synaptic flow through the absolute weights, pruned in 100 rounds",
-        ),
-        (
-            *("snip", snip, True, True, "Lee et al. 2019, eq. 5"),
-            "|w · gradient|: how strongly a gate on the weight affects the loss",
-        ),
-        (
-            *("grasp", grasp, True, True, "Wang et al. 2020, eq. 8"),
-            "w · Hessian · gradient: the weights that preserve the gradient flow",
-        ),
-        (
-            *("taylor", taylor, True, True, "Molchanov et al. 2019, eq. 8"),
-            "(w · gradient)², averaged over mini-batches",
-        ),
-        (
-            *("wanda", wanda, True, False, "Sun et al. 2023, eq. 1"),
-            "|w| · norm of the inputs it multiplies, layers balanced as in LAMP",
-        ),
-        (
-            *("wanda-rows", wanda_rows, True, False, "Sun et al. 2023, section 3"),
-            "the same products ranked inside every output row, all rows of the same density",
-        ),
-        (
-            *("lamp-wanda", lamp_wanda, True, False),
-            "our own, after Lee et al. 2021, eq. 4 and Zhang et al. 2024, eq. 4",
-            "LAMP decides how many weights a layer keeps, |w| · root of the inputs' norm which",
-        ),
-        (
-            *("lamp-wanda-rows", lamp_wanda_rows, True, False),
-            "our own, after Lee et al. 2021, eq. 4 and Sun et al. 2023, section 3",
-            "LAMP decides how many weights a layer keeps, ranks inside every output row which",
-        ),
-        (
-            *("correlation", correlation, True, True, "our own, after Hassibi and Stork 1993"),
-            "what removal costs the correlation of its channel's output with the dense output",
-        ),
-    )
+    (name := function.__name__.replace("_", "-")): Criterion(name, function, *facts)
+    for function, *facts in _ROWS
 }
 
 

@@ -87,8 +87,8 @@ def _products(
     network: DenseNetwork, calibration: Tensor | None, exponent: float = 1.0
 ) -> dict[str, Tensor]:
     """Return w·‖x‖₂^exponent in float64; w if the inputs of a weight are not observed."""
-    inputs = torch.empty(0) if calibration is None else calibration  # refused by `batches`
-    energies = network.once("energies", inputs, lambda: input_energies(network, inputs))
+    assert calibration is not None  # `score_with` has checked it
+    energies = network.once("energies", calibration, lambda: input_energies(network, calibration))
     return {
         name: weight.detach().double()
         * energies.get(name, torch.ones_like(weight)).sqrt().pow(exponent)
@@ -96,15 +96,12 @@ def _products(
     }
 
 
-def input_energies(network: DenseNetwork, calibration: Tensor | None) -> dict[str, Tensor]:
+def input_energies(network: DenseNetwork, calibration: Tensor) -> dict[str, Tensor]:
     """Return Σ x² over inputs and positions for every weight: name → its shape, float64.
 
     Forward hooks observe linear, convolution (transposed too), embedding and multi-head attention
     layers. A weight shared by several modules adds up their inputs. Weights of other modules, and
     of modules that are never called, are missing.
-
-    Raises:
-        InputError: there are no calibration inputs.
     """
     energies: dict[str, Tensor] = {}
     with torch.no_grad():

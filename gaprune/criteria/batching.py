@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from gaprune.errors import InputError
 from gaprune.models.network import DenseNetwork
 
 MAX_BATCH = 256  # inputs per forward pass
@@ -16,13 +15,8 @@ MEMORY = 4e8  # bytes that the activations of one batch may take
 def batches(
     network: DenseNetwork, calibration: Tensor | None, size: int = MAX_BATCH
 ) -> Iterator[Tensor]:
-    """Yield the calibration inputs `[N, ...]` in order, at most `size` at once, on the device.
-
-    Raises:
-        InputError: there are no calibration inputs.
-    """
-    if calibration is None or len(calibration) == 0:
-        raise InputError("calibration: this criterion needs inputs [N, ...] and got none")
+    """Yield the calibration inputs `[N, ...]` in order, at most `size` at once, on the device."""
+    assert calibration is not None  # `score_with` has checked it
     for start in range(0, len(calibration), size):
         yield calibration[start : start + size].to(network.device)
 

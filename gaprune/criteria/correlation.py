@@ -47,9 +47,6 @@ def correlation(
     ordered by |w|. Weights without effect, as in dead channels or at constant inputs, come last.
 
     The generator is not advanced: the criterion draws from a copy of it.
-
-    Raises:
-        InputError: there are no calibration inputs.
     """
     responses = measure_responses(network, calibration, generator.clone_state())
     damages, orders = {}, {}

@@ -93,11 +93,8 @@ def synaptic_flow(
 ) -> Tensor:
     """Return ∂R/∂θ ⊙ θ (eq. 1), flat `[total]`, where R is the sum of all outputs (eq. 2).
 
-    Args:
-        network: provides architecture and layout.
-        state: from `absolute_state`.
-        weights: `[total]`, float64, the absolute prunable weights, 0 where dropped.
-        inputs: a batch of ones in float64, or token ids.
+    `state` is that of `absolute_state`; `weights` `[total]` are |w| in float64, 0 where dropped;
+    `inputs` are a batch of ones in float64, or token ids.
     """
     # One leaf per layer: the gradient of a slice would fill a vector of `total` for each layer.
     leaves = {

@@ -59,9 +59,6 @@ def measure_responses(
         network: the dense network.
         calibration: inputs `[N, ...]`; only the first ones are used if activations are large.
         generator: draws positions and y.
-
-    Raises:
-        InputError: there are no calibration inputs.
     """
     example = next(batches(network, calibration, 1))
     shapes = _unfoldable(network, example)
@@ -142,13 +139,7 @@ def _layer_hooks(
 
 
 class _Recorder:
-    """Records moments of layers' inputs and gradients of their outputs while the network runs.
-
-    Args:
-        shapes: the layers, by the name of their weight.
-        device: of the network.
-        generator: draws positions.
-    """
+    """Records moments of layers' inputs and gradients of their outputs while the network runs."""
 
     def __init__(
         self, shapes: dict[str, WeightShape], device: torch.device, generator: torch.Generator

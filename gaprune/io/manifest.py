@@ -36,6 +36,7 @@ def check_exported(path: Path) -> None:
         InputError: the file was changed since the export.
     """
     manifest = read_manifest(path.parent)
+    # a file that the manifest does not list was put there by someone else
     entry = None if manifest is None else manifest["files"].get(path.name)
     if isinstance(entry, dict) and path.is_file() and entry.get("sha256") != _sha256(path):
         raise InputError(

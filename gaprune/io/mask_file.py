@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.atomic import write_file
 from gaprune.io.serialization import from_metadata, to_metadata
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import pack, unpack
@@ -49,15 +49,9 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
         if mask.dtype != torch.bool:
             raise InputError(f"masks[{name!r}]: must be bool, got {mask.dtype}")
     stored = {name: mask.to(torch.uint8).cpu().contiguous() for name, mask in masks.items()}
-    content = save(stored, to_metadata(format="gaprune mask", **about))
-    # a hidden name in the same folder, renamed when complete: no reader sees half a file
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        # under a hidden name first, so that no reader sees an incomplete file
+        write_file(path, save(stored, to_metadata(format="gaprune mask", **about)))
     except OSError as error:
         raise GapruneError(
             f"path: cannot write {path} ({error.strerror or error}); name a file in an existing "
@@ -112,6 +106,7 @@ def unpack_masks(
     Raises:
         InputError: the bits do not fit the shapes.
     """
+    # the last byte of a mask may be incomplete: round up
     sizes = {name: -(-prod(shape) // 8) for name, shape in shapes.items()}
     if {name: bits.numel() for name, bits in stored.items()} != sizes or any(
         bits.dtype != torch.uint8 for bits in stored.values()

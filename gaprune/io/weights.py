@@ -50,7 +50,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
         if path.stat().st_size == 0:
             raise InputError(f"weights: {path} is empty (0 bytes); save or fetch it again")
         content = _READERS[path.suffix.lower()](path)
-        check_exported(path)
+        check_exported(path)  # afterwards: a damaged format has the clearer message
     except OSError as error:
         raise InputError(f"weights: cannot read {path} ({error.strerror or error})") from error
     return _named_tensors(content, path)
@@ -74,7 +74,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     _check_plain(state, expected)
     state = _without_wrappers(state, expected)
     state |= _implied(state, expected)
-    _check_fits(state, expected)
+    _check_fits(state, expected)  # before anything is copied
     try:
         # torch compares the names after the network's own renaming hooks have run
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -110,20 +110,13 @@ def _read_safetensors(path: Path) -> object:
     try:
         with safe_open(path, "pt") as file:
             sparse = is_sparse(file)
-        if sparse:
-            return _read_sparse(path)
-        return unpacked(load_file(path, device="cpu"))
+        return load_sparse(path) if sparse else unpacked(load_file(path, device="cpu"))
+    except InputError as error:  # of the sparse format; the user named `weights`
+        raise InputError(f"weights: {str(error).removeprefix('sparse: ')}") from error
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"weights: {path} is damaged or not a safetensors file ({error}); fetch it again"
         ) from error
-
-
-def _read_sparse(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_sparse(path)
-    except InputError as error:
-        raise InputError(f"weights: {str(error).removeprefix('sparse: ')}") from error
 
 
 def _read_torch(path: Path) -> object:
@@ -156,6 +149,7 @@ SUFFIXES = tuple(_READERS)
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
     nested: object = content
+    # descend until no key of `NESTED_UNDER` holds a mapping: {"model": {"state_dict": …}}
     while isinstance(nested, Mapping):
         content = nested
         nested = next(

@@ -126,10 +126,10 @@ class ChannelGraph:
             for coupled in group.channels
             for output in coupled.outputs
         }
-        removable_groups = {output.layer for output in coupled}
+        removable = {output.layer for output in coupled}
         removed = []
         for layer, indices in channels.items():
-            self._check_layer(layer, removable_groups)
+            self._check_layer(layer, removable)
             for index in indices:
                 if LayerChannel(layer, index) not in coupled:
                     last = num_outputs(self.model.get_submodule(layer)) - 1
@@ -147,18 +147,18 @@ class ChannelGraph:
                     )
         return ChannelRemoval(outputs, inputs)
 
-    def _check_layer(self, layer: str, removable_groups: set[str]) -> None:
+    def _check_layer(self, layer: str, removable: set[str]) -> None:
         if layer in self.fixed:
             raise InputError(
                 f"channels: those of layer {layer!r} cannot be removed: {self.fixed[layer]}"
             )
         modules = dict(self.model.named_modules())
         if layer not in modules:
-            raise unknown_name("channels", layer, removable_groups)
-        if layer not in removable_groups:
+            raise unknown_name("channels", layer, removable)
+        if layer not in removable:
             raise InputError(
                 f"channels: layer {layer!r} ({type(modules[layer]).__name__}) has none that can be "
-                f"removed; layers that have: {', '.join(sorted(removable_groups)) or 'none'}"
+                f"removed; layers that have: {', '.join(sorted(removable)) or 'none'}"
             )
 
 
@@ -171,7 +171,7 @@ class _Coupling:
 
     def add(self, channel: LayerChannel, other: LayerChannel, *, output: bool) -> None:
         root = self._root(channel)
-        if output:  # both must have the same fate: join their sets
+        if output:  # both can only be removed together: join their sets
             self.parent[root] = self._root(other)
         else:
             self.readers[channel].add(other)
@@ -220,11 +220,7 @@ def num_inputs(layer: nn.Module) -> int:
 
 
 def torch_pruning() -> ModuleType:
-    """Import torch-pruning.
-
-    Raises:
-        GapruneError: it is not installed.
-    """
+    """Import torch-pruning, or raise a `GapruneError` if it is not installed."""
     try:
         import torch_pruning as module  # noqa: PLC0415 - an optional extra
     except ImportError as error:

@@ -33,6 +33,7 @@ def remove_channels(
         GapruneError: torch-pruning is not installed.
     """
     removal = ChannelGraph.trace(model, example).removal(channels)
+    # layer by layer, not by torch-pruning's groups: the graph has already resolved dependencies
     pruners = torch_pruning().DependencyGraph()
     compact = copy.deepcopy(model)
     for layer, indices in removal.outputs.items():

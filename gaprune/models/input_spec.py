@@ -208,7 +208,7 @@ def resolve_inputs(
             f"input shape: kind {kind!r} is {KINDS[kind]}, got {','.join(map(str, shape))}; "
             "leave the batch axis out, or state another --input-kind"
         )
-    values = _value_range(options, default)
+    values = _value_range(options, default)  # also for tokens: contradictions are errors there too
     if kind != "tokens":
         return InputSpec(shape=tuple(shape), kind=kind, **values)
     vocabulary = options.vocabulary

@@ -120,9 +120,9 @@ def _channel_term(
         if index is None:  # no channel of this axis can be removed
             factors.append(Factor(shape[axis]))
             continue
-        removable_groups = index < units.layout.total
-        per_layer = Counter(layer_of_unit[index[removable_groups]].tolist())
+        is_removable = index < units.layout.total
+        per_layer = Counter(layer_of_unit[index[is_removable]].tolist())
         # behind a flattening, one channel unit covers several input features
         added = tuple((layer, per_layer[layer] // sizes[layer]) for layer in sorted(per_layer))
-        factors.append(Factor(int((~removable_groups).count_nonzero()), added))
+        factors.append(Factor(int((~is_removable).count_nonzero()), added))
     return MacTerm(uses * rest, *factors)

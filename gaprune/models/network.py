@@ -78,17 +78,13 @@ class DenseNetwork:
             return self
         model = copy.deepcopy(self.model).to(device)
         weights = {name: model.get_parameter(name).detach() for name in self.weights}
-        token_ids = self.inputs.token_ids
-        if (
-            token_ids is not None and token_ids.embedding is not None
-        ):  # the table is a module of the network
+        inputs, token_ids = self.inputs, self.inputs.token_ids
+        if token_ids is not None and token_ids.embedding is not None:
+            # the embedding is a module of the network: use the one on `device`
             names = {id(module): name for name, module in self.model.named_modules()}
-            token_ids = replace(
-                token_ids, embedding=model.get_submodule(names[id(token_ids.embedding)])
-            )
-        return replace(
-            self, model=model, weights=weights, inputs=replace(self.inputs, token_ids=token_ids)
-        )
+            embedding = model.get_submodule(names[id(token_ids.embedding)])
+            inputs = replace(inputs, token_ids=replace(token_ids, embedding=embedding))
+        return replace(self, model=model, weights=weights, inputs=inputs)
 
     def once(self, key: str, calibration: Tensor, compute: Callable[[], T]) -> T:
         """Return `compute()`, computed once for all criteria that share these calibration inputs.

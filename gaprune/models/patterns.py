@@ -74,11 +74,8 @@ def check_pattern(settings: Settings) -> None:
     if isinstance(pattern, NMPattern):
         _check_n_of_m(settings, pattern)
     elif budget == LATENCY:
-        for name in filter(_used(settings).get, ("max_drop", "pareto")):
-            raise InputError(
-                f"{name}: tries many budgets, but latency is measured for a single one; leave "
-                f"--{name.replace('_', '-')} out, or use --budget macs"
-            )
+        reason = "tries many budgets, but latency is measured for a single one"
+        _refuse(settings, ("max_drop", "pareto"), reason, "use --budget macs")
 
 
 def _check_n_of_m(settings: Settings, pattern: NMPattern) -> None:
@@ -94,26 +91,24 @@ def _check_n_of_m(settings: Settings, pattern: NMPattern) -> None:
             f"scope: pattern {text!r} keeps the same fraction of every layer, got "
             f"{settings.scope!r}; leave --scope out"
         )
-    for name in filter(_used(settings).get, ("max_drop", "pareto", "floor")):
-        raise InputError(
-            f"{name}: pattern {text!r} always removes {pattern.sparsity:.6g} of every layer; leave "
-            f"--{name.replace('_', '-')} out, or choose another pattern"
-        )
+    reason = f"pattern {text!r} always removes {pattern.sparsity:.6g} of every layer"
+    _refuse(settings, ("max_drop", "pareto", "floor"), reason, "choose another pattern")
 
 
-def _used(settings: Settings) -> dict[str, bool]:
-    return {
-        "max_drop": settings.max_drop is not None,
-        "pareto": settings.pareto,
-        "floor": settings.floor > 0,
-    }
+def _refuse(settings: Settings, names: Sequence[str], reason: str, remedy: str) -> None:
+    """Raise if one of these settings is in use."""
+    values = (settings.max_drop is not None, settings.pareto, settings.floor > 0)
+    used = dict(zip(("max_drop", "pareto", "floor"), values, strict=True))
+    for name in filter(used.get, names):
+        option = name.replace("_", "-")
+        raise InputError(f"{name}: {reason}; leave --{option} out, or {remedy}")
 
 
 def searched_layout(target: Target, settings: Settings) -> Layout:
     """Return the layout of the scores and masks of a search: one entry per weight, or per unit.
 
     Raises:
-        InputError: the network has no place for the pattern.
+        InputError: no layer of the network fits the pattern.
     """
     units = units_of(target, settings)
     layout = (target if units is None else units).layout.with_floor(settings.floor)
@@ -147,9 +142,7 @@ def _group_axis(target: Target, name: str, size: int) -> int | None:
 def units_of(target: Target, settings: Settings) -> Units | None:
     """Return the units of a pattern, or None if every weight has a score of its own.
 
-    Raises:
-        InputError: the network has no such units.
-        GapruneError: torch-pruning is not installed.
+    For errors see `channels_of`.
     """
     pattern = parse_pattern(settings.pattern)
     if isinstance(pattern, BlockPattern):
@@ -179,8 +172,8 @@ def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
     groups = channel_groups(target, alike=alike)
     layout = Layout(_group_names(groups), tuple((len(group.channels),) for group in groups))
     coupled = [channels for group in groups for channels in group.channels]
-    outputs = {place: unit for unit, channels in enumerate(coupled) for place in channels.outputs}
-    inputs = {place: unit for unit, channels in enumerate(coupled) for place in channels.inputs}
+    outputs = {output: unit for unit, channels in enumerate(coupled) for output in channels.outputs}
+    inputs = {reader: unit for unit, channels in enumerate(coupled) for reader in channels.inputs}
     indices = tuple(
         _channel_indices(target, name, outputs, inputs, layout.total)
         for name in target.layout.names
@@ -191,9 +184,7 @@ def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
 def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup, ...]:
     """Return the channels behind the units of `channels_of`, in their order, traced once.
 
-    Raises:
-        InputError: there are none, or the network cannot be traced.
-        GapruneError: torch-pruning is not installed.
+    For arguments and errors see `channels_of`.
     """
     if target not in _groups:
         is_maskable = _maskable(target)

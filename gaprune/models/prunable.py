@@ -155,7 +155,7 @@ def _named_parameters(model: nn.Module, names: Sequence[str]) -> Iterator[nn.Par
 
 def _check_finite(kind: str, name: str, tensor: Tensor, permitted: Tensor) -> None:
     bad = tensor.numel() - int(permitted.count_nonzero())
-    if bad:
+    if bad:  # counted only now: a second pass over every tensor would take time
         nan = int(torch.isnan(tensor).count_nonzero())
         raise InputError(
             f"model: {kind} {name!r} must be finite, but {nan} of its {tensor.numel()} values are "
@@ -168,7 +168,7 @@ def _module_problems(module: nn.Module) -> Iterator[str]:
         yield "is TorchScript, whose weights cannot be replaced; pass the Python module instead"
     if type(module).__module__.startswith(_QUANTISED_MODULES):
         yield "is quantised: its weights are packed integers; prune the network before quantising"
-    # masks would be overwritten by these hooks before every forward
+    # these hooks would overwrite masked weights before every forward pass
     for hook in module._forward_pre_hooks.values():
         for kind, (attribute, problem, remedy) in _REWRITING_HOOKS.items():
             if isinstance(hook, kind):
@@ -192,6 +192,7 @@ def _tensor_problems(tensor: Tensor) -> Iterator[str]:
         yield "is lazy: it has no shape yet; run the network once on an input first"
     if tensor.is_meta:
         yield "is on the meta device: it has a shape but no values; build the network on the CPU"
+    # tensor subclasses that wrap others (quantised by torchao, DTensor) define this method
     if hasattr(tensor, "__tensor_flatten__") or tensor.is_quantized:
         yield (
             f"is a {type(tensor).__name__} of {tensor.dtype}, quantised or distributed; "

@@ -144,11 +144,13 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     Raises:
         InputError: an argument is wrong, or the network cannot be pruned.
     """
+    # a scheme such as `timm:` is checked first: a factory's path may contain a colon too
     if is_sourced(spec):
         loaded = load_source(spec, weights=weights, output=output, allow_download=allow_download)
     else:
         entry = ZOO.get(spec)
         model = entry.factory() if entry else _from_factory(spec)
+        # the user's weights replace those of the zoo
         checkpoint = weights or (entry.checkpoint if entry else None)
         if checkpoint is not None:
             apply_state(model, load_state(checkpoint))
@@ -241,11 +243,7 @@ def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Mod
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy whose parameters all take gradients.
-
-    Raises:
-        InputError: the network cannot be deep-copied.
-    """
+    """Return a deep copy whose parameters all take gradients; for errors see `private_copy`."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     return private_copy(model, device).requires_grad_()
 
@@ -311,20 +309,18 @@ def _check_forward(target: Target) -> None:
         ) from error
     if problem := _output_problem(output):
         raise InputError(f"model: for inputs of shape {shape} its output {problem}")
-    for name, module in target.model.named_modules():
-        if isinstance(module, _BATCHNORMS) and module.running_mean is None:
-            _check_single_input(target, name)
-            return
-
-
-def _check_single_input(target: Target, norm: str) -> None:
-    """Check that a network with batch statistics accepts one input: MACs are counted on one."""
+    norms = [
+        name
+        for name, module in target.model.named_modules()
+        if isinstance(module, _BATCHNORMS) and module.running_mean is None
+    ]
     try:
-        with torch.no_grad():
-            target.model(target.example())
+        if norms:  # batch statistics may need several inputs, but MACs are counted on one
+            with torch.no_grad():
+                target.model(target.example())
     except ValueError as error:
         raise InputError(
-            f"model: its BatchNorm {norm!r} keeps no running statistics and refuses a single "
+            f"model: its BatchNorm {norms[0]!r} keeps no running statistics and refuses a single "
             f"input ({error}); build it with track_running_stats=True and load a checkpoint that "
             "holds them"
         ) from error
@@ -337,6 +333,7 @@ def _output_problem(output: object) -> str | None:
             "NAME.NAME inside another one, or wrap the network so that forward returns the logits "
             "or the embedding alone"
         )
+    # the trial batch has two inputs
     if output.ndim == 0 or output.shape[0] != 2:
         return (
             f"must keep the batch as its first axis, got shape {list(output.shape)} for a batch of "

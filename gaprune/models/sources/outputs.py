@@ -52,6 +52,7 @@ def select_output(outputs: object, output: str | int) -> object:
     try:
         return _select(outputs, output)
     except (KeyError, IndexError, AttributeError, TypeError):
+        # only if there is no such key: a key may contain dots itself
         outer, dot, inner = str(output).partition(".")
         if dot:
             return select_output(select_output(outputs, _parse_index(outer)), _parse_index(inner))

@@ -44,7 +44,7 @@ def load_timm(
     sizes: dict[str, int] = {}
     if weights is not None:
         state = load_state(weights)
-        sizes = _sizes_of(state, config)
+        sizes = _sizes_of(state, config)  # a fine-tuned classifier has its own number of classes
         model = _build(timm, name, **sizes)
         apply_state(model, state)
         source = f"weights from {weights}"
