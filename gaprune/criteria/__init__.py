@@ -63,12 +63,12 @@ class Criterion:
     description: str
 
 
-# Function, needs inputs, takes gradients, source, description; "lamp_wanda" is "lamp-wanda".
 _OURS = "our own, after Lee et al. 2021, eq. 4"
-_ROWS = (
+# Function, needs inputs, takes gradients, source, description. `lamp_wanda` is named "lamp-wanda".
+_ROWS: tuple[tuple[ScoreFunction, bool, bool, str, str], ...] = (
     (random, False, False, "none: the control", "uniform random scores"),
     (magnitude, False, False, "Han et al. 2015, section 3", "|w|"),
-    (lamp, False, False, "Lee et al. 2021, eq. 4", "w² over the layer's larger squares"),
+    (lamp, False, False, "Lee et al. 2021, eq. 4", "w² over the sum of the layer's larger squares"),
     (erk, False, False, "Evci et al. 2020, section 3", "|w|, densities by Erdős–Rényi-kernel"),
     (synflow, False, True, "Tanaka et al. 2020, algorithm 1", "flow through |w|, in 100 rounds"),
     (snip, True, True, "Lee et al. 2019, eq. 5", "|w · gradient|: effect of a gate on the loss"),
@@ -81,8 +81,7 @@ _ROWS = (
     (correlation, True, True, "our own, after Hassibi and Stork 1993", "lost output correlation"),
 )
 CRITERIA: dict[str, Criterion] = {
-    (name := function.__name__.replace("_", "-")): Criterion(name, function, *facts)
-    for function, *facts in _ROWS
+    (name := row[0].__name__.replace("_", "-")): Criterion(name, *row) for row in _ROWS
 }
 
 

@@ -76,7 +76,10 @@ def load_hf(
         output = _default_output(model, find)
     inputs = None
     if model.main_input_name == "input_ids":
-        inputs = _token_inputs(model, find)
+        vocabulary = model.get_input_embeddings().num_embeddings
+        longest = getattr(model.config, "max_position_embeddings", None) or LENGTH
+        shape, ids = (min(LENGTH, longest),), read_token_ids(find, vocabulary)
+        inputs = InputSpec(shape, "tokens", vocabulary=vocabulary, token_ids=ids)
         take_ids(model, getattr(model.config, "pad_token_id", None))
     elif model.main_input_name == "pixel_values":
         inputs = _image_inputs(model, find)
@@ -221,14 +224,6 @@ def _default_output(model: Any, find: Callable[[str], Path | None]) -> str:  # n
         f"output: {POOLING_FILE} asks for {', '.join(modes)}, which is not among "
         f"{', '.join(POOLINGS)}; choose one with --output, or another output such as {HIDDEN}"
     )
-
-
-def _token_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec:  # noqa: ANN401
-    vocabulary = model.get_input_embeddings().num_embeddings
-    longest = getattr(model.config, "max_position_embeddings", None) or LENGTH
-    token_ids = read_token_ids(find, vocabulary)
-    shape = (min(LENGTH, longest),)
-    return InputSpec(shape=shape, kind="tokens", vocabulary=vocabulary, token_ids=token_ids)
 
 
 def _image_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec | None:  # noqa: ANN401
