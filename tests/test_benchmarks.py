@@ -293,7 +293,10 @@ def test_searches_are_compared_with_the_original_algorithm() -> None:
     assert min(flatten_figures(figures).values()) > 0
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(o, marks=pytest.mark.slow if "gaprune" in o else ()) for o in OPTIMIZERS],
+)
 def test_every_optimizer_returns_a_mask(name: str) -> None:
     """However short the time limit is."""
     package = OPTIMIZERS[name].package
