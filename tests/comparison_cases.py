@@ -30,7 +30,7 @@ QUICK = {
 }
 SPARSITIES = (0.5, 0.75)
 EPOCHS = 0.5  # two steps on `tiny_data`
-TAUGHT = TrainingOptions(batch=16, learning_rate=0.02)
+TRAINING = TrainingOptions(batch=16, learning_rate=0.02)
 
 
 def tiny_target() -> Target:
@@ -39,7 +39,7 @@ def tiny_target() -> Target:
 
 
 def labelled(count: int, seed: int) -> Samples:
-    """Return inputs labelled by the largest of the first four: unknown to what is pruned."""
+    """Return inputs labelled by the largest of their first four values."""
     inputs = torch.rand(count, 6, generator=seeded(seed))
     return Samples(inputs, inputs[:, :4].argmax(1), f"{count} labelled inputs")
 
@@ -75,36 +75,36 @@ def conv_target() -> Target:
 
 
 def images(count: int, seed: int) -> Samples:
-    """Return images `[N, 1, 8, 8]` with labels at random."""
-    shown = torch.rand(count, 1, 8, 8, generator=seeded(seed))
-    return Samples(shown, torch.randint(3, (count,), generator=seeded(seed)), f"{count} images")
+    """Return images `[N, 1, 8, 8]` with random labels."""
+    inputs = torch.rand(count, 1, 8, 8, generator=seeded(seed))
+    return Samples(inputs, torch.randint(3, (count,), generator=seeded(seed)), f"{count} images")
 
 
 def spec(
-    methods: Iterable[str], sparsities: Iterable[float] = SPARSITIES, **own: Any
+    methods: Iterable[str], sparsities: Iterable[float] = SPARSITIES, **options: Any
 ) -> ComparisonSpec:
-    """Return a question that is answered quickly; `settings` add to those that are quick."""
-    settings = make_settings({"sparsity": 0.5, **QUICK, **own.pop("settings", {})})
+    """Return a fast comparison; `settings` extends `QUICK`, other options replace fields."""
+    settings = make_settings({"sparsity": 0.5, **QUICK, **options.pop("settings", {})})
     return ComparisonSpec(
         tuple(sparsities),
         tuple(methods),
         settings=settings,
-        **{"epochs": EPOCHS, "training": TAUGHT, **own},
+        **{"epochs": EPOCHS, "training": TRAINING, **options},
     )
 
 
-def ask(
+def compare_tiny(
     methods: Iterable[str],
     *,
     data: ComparisonData | None = None,
     out: Path | None = None,
     observer: ComparisonObserver | None = None,
-    **own: Any,
+    **options: Any,
 ) -> Comparison:
-    """Compare methods on `tiny_target`; further arguments are those of `spec`."""
+    """Compare methods on `tiny_target`; `options` are those of `spec`."""
     return compare_target(
         tiny_target(),
-        spec(methods, **own),
+        spec(methods, **options),
         data=tiny_data() if data is None else data,
         out=out,
         observer=observer,
@@ -116,27 +116,24 @@ def timeless(rows: Iterable[Row]) -> list[Row]:
     return [replace(row, seconds=0.0) for row in rows]
 
 
-class Heard(ComparisonObserver):
-    """A listener that keeps what it hears, and stops everything after so many rows."""
+class RecordingObserver(ComparisonObserver):
+    """An observer that records its calls and interrupts the comparison after some rows."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.rows: list[Row] = []
         self.counts: list[tuple[int, int]] = []
         self.warnings: list[str] = []
-        self.progressed: list[tuple[str, float, float | None]] = []
+        self.updates: list[tuple[str, float, float | None]] = []
         self.stop_after = stop_after
 
     def row(self, row: Row, done: int, total: int) -> None:
-        """Keep it."""
         self.rows.append(row)
         self.counts.append((done, total))
         if len(self.rows) == self.stop_after:
             raise KeyboardInterrupt
 
     def progress(self, what: str, done: float, total: float | None) -> None:
-        """Keep it."""
-        self.progressed.append((what, done, total))
+        self.updates.append((what, done, total))
 
     def warning(self, text: str) -> None:
-        """Keep it."""
         self.warnings.append(text)

@@ -6,7 +6,7 @@ import io
 import sys
 
 import pytest
-from comparison_cases import Heard
+from comparison_cases import RecordingObserver
 
 from gaprune.callbacks import SubrunObserver
 from gaprune.cli.console import Monitor
@@ -22,14 +22,14 @@ class Terminal(io.StringIO):
 
 def test_a_part_hands_on_progress_under_its_name() -> None:
     """Generations as a count, with their end where it is known; phases and baselines not at all."""
-    heard = Heard()
-    part = SubrunObserver(heard, "evolved 0.9")
+    observer = RecordingObserver()
+    part = SubrunObserver(observer, "evolved 0.9")
     part.phase("search", "memetic")
     part.baseline("lamp", BaselineScore(0.5))
     part.generation(Generation(2, 100, 1.0, -0.5, -1.0, 0.875), 8)
     part.generation(Generation(3, 100, 1.0, -0.5, -1.0, 0.875), None)
     part.progress("impressions", 5, 10)
-    assert heard.progressed == [
+    assert observer.updates == [
         ("evolved 0.9, generation", 2, 8),
         ("evolved 0.9, generation", 3, None),
         ("evolved 0.9, impressions", 5, 10),
@@ -38,12 +38,12 @@ def test_a_part_hands_on_progress_under_its_name() -> None:
 
 def test_parts_that_share_what_was_said_warn_once() -> None:
     """A warning that all seeds would give is given by the first."""
-    heard, said = Heard(), set[str]()
-    SubrunObserver(heard, "evolved 0.9", said).warning("no gradient")
-    SubrunObserver(heard, "evolved 0.9, seed 1", said).warning("no gradient")
-    SubrunObserver(heard, "evolved 0.9, seed 1", said).warning("something else")
-    SubrunObserver(heard, "alone").warning("no gradient")
-    assert heard.warnings == [
+    observer, said = RecordingObserver(), set[str]()
+    SubrunObserver(observer, "evolved 0.9", said).warning("no gradient")
+    SubrunObserver(observer, "evolved 0.9, seed 1", said).warning("no gradient")
+    SubrunObserver(observer, "evolved 0.9, seed 1", said).warning("something else")
+    SubrunObserver(observer, "alone").warning("no gradient")
+    assert observer.warnings == [
         "evolved 0.9: no gradient",
         "evolved 0.9, seed 1: something else",
         "alone: no gradient",

@@ -1,4 +1,4 @@
-"""Many rows as one table: medians, spread, notes; CSV and Markdown."""
+"""Summaries of rows: medians, ranges and notes, as a table, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def row(method: str, sparsity: float, score: float | None, seed: int = 0, **more
 
 
 def compared(*rows: Row) -> Comparison:
-    """Return them as a comparison."""
+    """Return rows as a comparison."""
     return Comparison("net", rows, 0.9, "the test set")
 
 
-def test_lines_have_the_median_and_the_ends_over_seeds() -> None:
-    """Of those that have a figure."""
+def test_summaries_have_median_and_range() -> None:
+    """Over the seeds with a figure."""
     seeds = {0: 0.2, 1: 0.9, 2: 0.6, 3: None}
     (line,) = compared(*(row("a", 0.5, score, seed) for seed, score in seeds.items())).summaries
     cell = line.cells[0.5]
@@ -42,8 +42,8 @@ def test_lines_have_the_median_and_the_ends_over_seeds() -> None:
     assert line.error == "a cannot"
 
 
-def test_what_trains_comes_last_and_the_furthest_first() -> None:
-    """Then the best at the highest sparsity; what failed is at the end of its part."""
+def test_summaries_are_ranked() -> None:
+    """Methods that train come last; then by highest sparsity and score; failures end a group."""
     lines = compared(
         row("trained", 0.9, 1.0, needs=TRAINED),
         row("failed", 0.5, None),
@@ -57,15 +57,8 @@ def test_what_trains_comes_last_and_the_furthest_first() -> None:
     assert [line.method for line in lines] == names
 
 
-def test_effort_is_that_of_the_highest_sparsity() -> None:
-    """The median over its seeds."""
-    rows = [row("a", 0.9, 0.5, seed, epochs=seed, seconds=10.0 * seed) for seed in (1, 2, 6)]
-    (line,) = compared(row("a", 0.5, 0.5, epochs=99, seconds=99), *rows).summaries
-    assert (line.epochs, line.seconds) == (2, 20)
-
-
-def test_notes_name_other_budgets_and_join_equal_reasons() -> None:
-    """A budget that is met goes without saying."""
+def test_notes_state_other_budgets_and_errors() -> None:
+    """Methods with the same error share a note."""
     lines = compared(
         row("channels", 0.5, 0.5, actual=0.5312),
         row("exact", 0.5, 0.5),
@@ -80,30 +73,29 @@ def test_notes_name_other_budgets_and_join_equal_reasons() -> None:
     ]
 
 
-def test_needs_are_named_in_a_few_words() -> None:
+@pytest.mark.parametrize(
+    ("needs", "text"),
+    [
+        (MethodRequirements(), "weights only"),
+        (MethodRequirements(gradients=True), "weights, gradients"),
+        (MethodRequirements("procedural"), "calibration"),
+        (MethodRequirements("procedural", gradients=True, training=True), "calibration, training"),
+        (TRAINED, "labels, training"),
+    ],
+)
+def test_requirements_as_text(needs: MethodRequirements, text: str) -> None:
     """From the weights alone to labels and training."""
-    assert needs_text(MethodRequirements()) == "weights only"
-    assert needs_text(MethodRequirements(gradients=True)) == "weights, gradients"
-    assert needs_text(MethodRequirements("procedural")) == "calibration"
-    assert needs_text(MethodRequirements("unlabelled", gradients=True)) == "unlabelled, gradients"
-    assert (
-        needs_text(MethodRequirements("procedural", gradients=True, training=True))
-        == "calibration, training"
-    )
-    assert needs_text(TRAINED) == "labels, training"
+    assert needs_text(needs) == text
 
 
-def test_markdown_has_a_line_for_each_method_and_the_dense_network() -> None:
-    """Spread where there are seeds, dashes where there is no figure, notes below."""
-    found = compared(
+def test_markdown_has_a_line_per_method() -> None:
+    """The range over seeds, dashes where there is no figure, and notes below."""
+    comparison = compared(
         row("a", 0.5, 0.5), row("b", 0.5, 0.2, 0), row("b", 0.5, 0.3, 1), row("c", 0.5, None)
     )
-    assert found.caption == (
-        "net: Accuracy in % on the test set, median ± half the range of 2 seeds, by the fraction "
-        "of prunable weights removed."
-    )
-    assert markdown(found.summaries, found.dense_accuracy, found.caption).splitlines() == [
-        found.caption,
+    text = markdown(comparison.summaries, comparison.dense_accuracy, comparison.caption)
+    assert text.splitlines() == [
+        comparison.caption,
         "",
         "| method | needs | 0.5 | effort | seconds |",
         "| --- | --- | --- | --- | --- |",
@@ -117,7 +109,7 @@ def test_markdown_has_a_line_for_each_method_and_the_dense_network() -> None:
 
 
 def everything(sparsities: tuple[float, ...], seeds: int) -> Comparison:
-    """Return a comparison of all methods whose figures take as much room as figures can."""
+    """Return a comparison of all methods with figures of full width."""
     return compared(
         *(
             row(name, sparsity, 0.25 + 0.6 * seed / seeds, seed, needs=method.needs, epochs=13)
@@ -131,23 +123,21 @@ def everything(sparsities: tuple[float, ...], seeds: int) -> Comparison:
 @pytest.mark.parametrize(
     ("width", "sparsities", "seeds", "missing"),
     [
-        (80, (0.9, 0.98), 1, []),
         (80, (0.9, 0.98), 3, []),
-        (120, (0.5, 0.7, 0.9, 0.95, 0.98, 0.99), 1, []),
         (120, (0.5, 0.7, 0.9, 0.95, 0.98, 0.99), 3, []),
         (80, (0.5, 0.7, 0.9, 0.95, 0.98, 0.99), 3, ["needs", "effort", "seconds"]),
     ],
 )
-def test_no_word_of_the_table_is_broken_on_the_screen(
+def test_the_table_breaks_no_word(
     width: int, sparsities: tuple[float, ...], seeds: int, missing: list[str]
 ) -> None:
-    """Where there is no room, columns of words are left out, never half a number."""
+    """On a narrow terminal columns of text are left out, and figures stay complete."""
     screen = Console(file=io.StringIO(), width=width)
     assert print_table(screen, everything(sparsities, seeds)) == missing
     assert isinstance(screen.file, io.StringIO)
-    shown = screen.file.getvalue()
-    assert max(map(len, shown.splitlines())) <= width
-    words = shown.split()
+    text = screen.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
     for name in known_methods():
         assert name in words
     figure = "25.00" if seeds == 1 else "45.00"
@@ -171,21 +161,21 @@ ROWS = st.builds(
 
 
 @given(st.lists(ROWS, min_size=1, max_size=4))
-def test_csv_has_one_line_a_row_that_any_reader_splits(rows: list[Row]) -> None:
-    """Numbers come back as they were; needs have columns of their own."""
+def test_csv_round_trip(rows: list[Row]) -> None:
+    """Numbers survive; requirements have columns."""
     text = as_csv(rows)
     assert text.count("\n") == len(rows) + 1
     read = list(csv.DictReader(io.StringIO(text, newline="")))
     assert len(read) == len(rows)
-    for record, one in zip(read, rows, strict=True):
-        assert (record["method"], int(record["seed"])) == (one.method, one.seed)
-        assert float(record["sparsity"]) == one.sparsity
-        assert tuple(map(float, record["path"].split())) == one.path
-        assert record["needs_data"] == one.needs.data
-        assert record["accuracy"] == ("" if one.accuracy is None else repr(one.accuracy))
+    for record, expected in zip(read, rows, strict=True):
+        assert (record["method"], int(record["seed"])) == (expected.method, expected.seed)
+        assert float(record["sparsity"]) == expected.sparsity
+        assert tuple(map(float, record["path"].split())) == expected.path
+        assert record["needs_data"] == expected.needs.data
+        assert record["accuracy"] == ("" if expected.accuracy is None else repr(expected.accuracy))
 
 
 @given(ROWS)
-def test_a_row_is_read_as_it_was_written(one: Row) -> None:
-    """Whatever its text and numbers."""
-    assert Row.of(one.record()) == one
+def test_record_round_trip(expected: Row) -> None:
+    """A row equals itself after `record()` and `of()`."""
+    assert Row.of(expected.record()) == expected

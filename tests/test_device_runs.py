@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import OWN, Run
-from comparison_cases import Heard, spec, timeless
+from comparison_cases import RecordingObserver, spec, timeless
 from repair_networks import Convolutional, Encoder, Perceptron, Residual, calibration_for, target_of
 from safetensors.torch import load_file
 from search_cases import seeded
@@ -213,9 +213,11 @@ def test_a_comparison_gives_the_same_rows() -> None:
     asked = spec(methods, (0.5,), settings={**shown, "batch": None}, clusters=2)
     asked = replace(asked, training=replace(asked.training, optimiser="sgd"))  # no fused kernels
     data = ComparisonData(labelled(normed()), labelled(normed()))
-    here = compare_target(normed(), asked, data=data, observer=Heard()).rows
+    here = compare_target(normed(), asked, data=data, observer=RecordingObserver()).rows
     with second_device() as device:
-        there = compare_target(normed().to(device), asked, data=data, observer=Heard()).rows
+        there = compare_target(
+            normed().to(device), asked, data=data, observer=RecordingObserver()
+        ).rows
     assert [row.error for row in here] == [None] * len(methods)
     assert timeless(there) == timeless(here)
 

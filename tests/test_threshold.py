@@ -1,4 +1,4 @@
-"""One threshold on all weights, against numpy and against networks zeroed by hand."""
+"""One threshold for all weights, against numpy and networks zeroed by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from gaprune.comparison.methods.threshold import (
     sweep_thresholds,
 )
 from gaprune.errors import InputError
-from gaprune.masks.budget import keep_total
 from gaprune.models.target import InputOptions, Target, target_from_module
 
 WEIGHTS = ("0.weight", "2.weight", "4.weight")
@@ -38,7 +37,7 @@ def target_of(model: nn.Module) -> Target:
 TARGET = target_of(tiny_model())
 INPUTS = torch.rand(150, 6, generator=seeded(1))
 LABELS = TARGET.model(INPUTS).argmax(1)
-LABELS[:30] = (LABELS[:30] + 1) % 4  # the dense network is right on four in five
+LABELS[:30] = (LABELS[:30] + 1) % 4  # the dense network has an accuracy of 0.8
 HELD_OUT = Samples(INPUTS, LABELS, "test")
 UNLABELLED = Samples(INPUTS, None, "test")
 
@@ -56,10 +55,8 @@ def linear_of(values: Sequence[float]) -> Target:
     | st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40),
     st.sampled_from([0.1, 0.25, 0.5, 0.9, 0.95, 0.98, 0.99, 1 / 3]),
 )
-def test_what_is_above_the_percentile_of_all_magnitudes_stays(
-    values: list[float], sparsity: float
-) -> None:
-    """As numpy's percentile says, ties and interpolation included."""
+def test_weights_above_the_percentile_are_kept(values: list[float], sparsity: float) -> None:
+    """The percentile is numpy's, with interpolation and ties."""
     mask = percentile_mask(linear_of(values), sparsity)
     magnitudes = np.abs(np.array(values, dtype=np.float32)).astype(np.float64)
     threshold = np.percentile(magnitudes, 100 * sparsity)
@@ -67,18 +64,8 @@ def test_what_is_above_the_percentile_of_all_magnitudes_stays(
     assert np.array_equal(mask.numpy()[~near], (magnitudes > threshold)[~near])
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.95, 0.98, 0.123, 1 / 3])
-def test_without_ties_the_count_is_the_budget_but_for_rounding(sparsity: float) -> None:
-    """The largest ones stay."""
-    mask = percentile_mask(TARGET, sparsity)
-    kept = int(mask.sum())
-    assert abs(kept - keep_total(TARGET.layout, sparsity)) <= 1
-    flat = TARGET.layout.flatten(TARGET.weights).abs()
-    assert flat[mask].min() == flat.sort(descending=True).values[kept - 1]
-
-
-def test_ties_at_the_percentile_go_together() -> None:
-    """So fewer stay than asked for, here three and none."""
+def test_ties_at_the_percentile_are_removed_together() -> None:
+    """Fewer weights stay than the budget allows: here three, and none."""
     mask = percentile_mask(linear_of([1, -2, 2, 2, 2, 2, 2, 5, 6, -7]), 0.5)
     assert mask.nonzero().flatten().tolist() == [7, 8, 9]
     assert not percentile_mask(linear_of([3, -3, 3]), 0.5).any()
@@ -99,9 +86,9 @@ def zeroed(threshold: float, names: Sequence[str]) -> nn.Module:
 def test_every_point_is_the_network_zeroed_by_hand(biases: bool) -> None:
     """Fractions by layer, accuracy on the labels, agreement with the dense network."""
     thresholds = [1.0, 0.0, 0.4, 9.0, 0.4]
-    told: list[ThresholdPoint] = []
-    sweep = sweep_thresholds(TARGET, thresholds, HELD_OUT, biases=biases, on_point=told.append)
-    assert tuple(told) == sweep.points
+    reported: list[ThresholdPoint] = []
+    sweep = sweep_thresholds(TARGET, thresholds, HELD_OUT, biases=biases, on_point=reported.append)
+    assert tuple(reported) == sweep.points
     assert [point.threshold for point in sweep.points] == [0.0, 0.4, 1.0, 9.0]
     assert sweep.dense_accuracy == pytest.approx(0.8)
     names = WEIGHTS + BIASES if biases else WEIGHTS
@@ -119,8 +106,8 @@ def test_every_point_is_the_network_zeroed_by_hand(biases: bool) -> None:
     assert rows[-1]["sparsity"] == 1  # layers may go as a whole
 
 
-def test_the_default_range_ends_where_next_to_nothing_is_left() -> None:
-    """25 even steps from nothing zeroed to 99.5 % zeroed."""
+def test_the_default_range_ends_at_99_5_percent() -> None:
+    """25 even steps, of which the first zeroes nothing."""
     sweep = sweep_thresholds(TARGET, None, UNLABELLED)
     steps = [point.threshold for point in sweep.points]
     assert len(steps) == 25
@@ -129,15 +116,6 @@ def test_the_default_range_ends_where_next_to_nothing_is_left() -> None:
     assert sweep.points[-1].report.sparsity == pytest.approx(0.995, abs=1 / 200)
     assert all(point.accuracy is None for point in sweep.points)
     assert sweep.dense_accuracy is None
-
-
-def test_a_network_that_is_mostly_zero_has_one_threshold() -> None:
-    """Its percentile is 0; nothing is measured twice."""
-    model = tiny_model()
-    for name in WEIGHTS:
-        model.get_parameter(name).zero_()
-    sweep = sweep_thresholds(target_of(model), None, UNLABELLED)
-    assert [point.threshold for point in sweep.points] == [0.0]
 
 
 def sweep_of(figures: Sequence[float], dense: float | None) -> ThresholdSweep:
@@ -154,19 +132,19 @@ def sweep_of(figures: Sequence[float], dense: float | None) -> ThresholdSweep:
     st.none() | st.just(0.9),
     st.integers(0, 50).map(lambda n: n / 100),
 )
-def test_the_largest_threshold_within_a_drop_has_only_such_below_it(
+def test_largest_within_stops_at_the_first_larger_drop(
     figures: list[float], dense: float | None, drop: float
 ) -> None:
-    """Without labels, agreement is what may drop; a later recovery doesn't count."""
-    found = sweep_of(figures, dense).largest_within(drop)
+    """Later points that recover do not count; without labels, agreement is compared."""
+    point = sweep_of(figures, dense).largest_within(drop)
     reference = 100 if dense is None else 90
     good = [reference - round(100 * f) <= round(100 * drop) for f in figures]
     count = good.index(False) if False in good else len(good)
-    assert (None if found is None else round(10 * found.threshold) + 1) == (count or None)
+    assert (None if point is None else round(10 * point.threshold) + 1) == (count or None)
 
 
 class Dividing(nn.Module):
-    """Divides by the sum of its weights' outputs: all zero, it gives NaN."""
+    """Divides by the sum of its outputs, which gives NaN if all weights are 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +157,7 @@ class Dividing(nn.Module):
 
 
 def test_outputs_that_are_not_finite_count_as_wrong() -> None:
-    """An emptied network that divides by zero agrees with nothing, whatever argmax says of NaN."""
+    """An empty network that divides by zero agrees on no input."""
     model = Dividing()
     with torch.no_grad():
         model.fc.weight.copy_(torch.rand(4, 6, generator=seeded()) + 0.1)
@@ -188,8 +166,8 @@ def test_outputs_that_are_not_finite_count_as_wrong() -> None:
     assert (sweep.points[1].agreement, sweep.points[1].accuracy) == (0, 0)
 
 
-def test_a_regression_is_judged_by_what_it_explains() -> None:
-    """1 − relative error, at least 0; labels make no sense there."""
+def test_agreement_of_a_regression_is_explained_variance() -> None:
+    """1 − relative error, at least 0; class labels are refused."""
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1))
     target = target_of(model)
     sweep = sweep_thresholds(target, [0, 0.2, 99], UNLABELLED)
@@ -207,23 +185,15 @@ def test_a_regression_is_judged_by_what_it_explains() -> None:
 
 @pytest.mark.parametrize("thresholds", [[], [-0.1], [0.1, math.nan], [math.inf]])
 def test_thresholds_are_finite_magnitudes(thresholds: list[float]) -> None:
-    """And there is at least one."""
+    """At least one is needed."""
     with pytest.raises(InputError, match=r"thresholds: "):
         sweep_thresholds(TARGET, thresholds, UNLABELLED)
 
 
-@pytest.mark.parametrize("labels", [None, torch.zeros(3, dtype=torch.long)])
-def test_held_out_inputs_must_fit(labels: Tensor | None) -> None:
-    """With labels or without."""
+def test_held_out_inputs_must_fit() -> None:
+    """The error gives the shape of both."""
     with pytest.raises(InputError, match=r"held_out: .*6.*\(3, 5\)"):
-        sweep_thresholds(TARGET, [0], Samples(torch.rand(3, 5), labels, ""))
-
-
-def test_the_target_stays_as_it_is() -> None:
-    """A sweep zeroes copies."""
-    before = TARGET.layout.flatten(TARGET.weights)
-    sweep_thresholds(TARGET, [99], UNLABELLED, biases=True)
-    assert torch.equal(before, TARGET.layout.flatten(TARGET.weights))
+        sweep_thresholds(TARGET, [0], Samples(torch.rand(3, 5), None, ""))
 
 
 @given(st.lists(st.lists(st.booleans(), max_size=9), max_size=4))
