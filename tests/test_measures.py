@@ -12,7 +12,7 @@ from export_cases import dense_network, tiny_result, zoo_result
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gaprune import Result, export, load_target, measure
+from gaprune import Result, export, load_target, measure, save_run
 from gaprune.errors import InputError
 from gaprune.evaluation.latency import LatencyTable, time_runtimes
 from gaprune.evaluation.runtimes import (
@@ -193,7 +193,8 @@ def test_a_speed_up_needs_fewer_macs_or_a_sparse_runtime(
 def test_a_file_without_a_named_network_is_counted(tmp_path: Path, target: Target) -> None:
     """Latency and agreement need the network, which a remark asks for."""
     path = tmp_path / "moved.safetensors"
-    save_file(tiny_result().state_dict() | {"b.weight": torch.zeros(16, 16)}, path)
+    run_directory = save_run(tiny_result(), tmp_path / "run")
+    path.write_bytes((run_directory / "pruned.safetensors").read_bytes())
     (measured,) = measure(path)
     record = measured.record()
     assert (record["macs"], record["latency_ms"], record["agreement"]) == (None, {}, None)
