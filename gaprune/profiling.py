@@ -40,12 +40,7 @@ PARTS = {
     LOST: "calls that failed",
     OTHER: "everything else",
 }
-"""Part → what it covers.
-
-`calibration`, `sample` and `baselines` include passes of the dense network; `vary` includes changes
-of scores along gradients; `validate` includes its masks. `transport` of workers is the time from
-sending a task to reading its result, less the work itself: packing, Ray, and queueing.
-"""
+"""Part → what it covers; `transport` of workers is packing, Ray, and queueing, without the work."""
 
 
 class Timing(NamedTuple):
@@ -70,8 +65,8 @@ class Timings(dict[str, Timing]):
 
     def merge(self, timings: Mapping[str, Timing]) -> None:
         """Add the times of another process."""
-        for part, (nanoseconds, calls) in timings.items():
-            self.add(part, nanoseconds, calls)
+        for part, timing in timings.items():
+            self.add(part, *timing)
 
     @property
     def total(self) -> Timing:

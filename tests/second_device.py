@@ -32,27 +32,32 @@ _INDEXED = {
 
 
 class Far(Tensor):
-    """A tensor of the second device; `held` are its values."""
+    """A tensor of the second device; `numbers` are its values."""
 
-    held: Tensor
+    numbers: Tensor
 
-    def __new__(cls, held: Tensor) -> Self:
-        """Make it look like `held`, elsewhere."""
-        one: Self = Tensor._make_wrapper_subclass(
-            cls, held.size(), held.stride(), held.storage_offset(), dtype=held.dtype, device=FAR
+    def __new__(cls, numbers: Tensor) -> Self:
+        """Return a tensor that looks like `numbers`, on `FAR`."""
+        tensor: Self = Tensor._make_wrapper_subclass(
+            cls,
+            numbers.size(),
+            numbers.stride(),
+            numbers.storage_offset(),
+            dtype=numbers.dtype,
+            device=FAR,
         )
-        one.held = held
-        return one
+        tensor.numbers = numbers
+        return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def data_ptr(self) -> int:
         """Return where the values are: two tensors of one memory show it there as well."""
-        return self.held.data_ptr()
+        return self.numbers.data_ptr()
 
     def tolist(self) -> Any:
         """Return the values, as every device gives them."""
-        return self.held.tolist()
+        return self.numbers.tolist()
 
     @property
     def is_meta(self) -> bool:  # type: ignore[override]
@@ -84,7 +89,7 @@ class _Made(TorchFunctionMode):
         if func in _MAKERS and stated.get("device") is not None:
             return func(*args, **{**stated, "device": HERE}).to(stated["device"])
         if func is torch.unravel_index and isinstance(args[0], Far):  # makes such numbers inside
-            return tuple(map(Far, func(args[0].held, *args[1:], **stated)))
+            return tuple(map(Far, func(args[0].numbers, *args[1:], **stated)))
         return func(*args, **stated)
 
 
@@ -96,9 +101,9 @@ def second_device() -> Iterator[torch.device]:
 
 
 def _compute(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-    far = any(isinstance(one, Far) for one in tensors)
-    near = [one for one in tensors if not isinstance(one, Far) and one.ndim]
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    far = any(isinstance(tensor, Far) for tensor in tensors)
+    near = [tensor for tensor in tensors if not isinstance(tensor, Far) and tensor.ndim]
     if far and func not in _MOVES and near and not (func in _INDEXED and isinstance(args[0], Far)):
         raise RuntimeError(f"Expected all tensors to be on the same device ({func})")
     if func is _ATEN.copy_.default:
@@ -108,13 +113,14 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any
         kwargs = {**kwargs, "device": HERE}
     if far and kwargs.get("generator") is not None:
         raise RuntimeError(f"Expected a {FAR} generator, got one of the CPU ({func})")
-    own = {id(one.held): one for one in tensors if isinstance(one, Far)}
+    originals = {id(t.numbers): t for t in tensors if isinstance(t, Far)}
     plain_args, plain = tree_map(
-        lambda one: one.held if isinstance(one, Far) else one, (args, dict(kwargs))
+        lambda leaf: leaf.numbers if isinstance(leaf, Far) else leaf, (args, dict(kwargs))
     )
-    found = func(*plain_args, **plain)
+    result = func(*plain_args, **plain)
     if not far:
-        return found
+        return result
     return tree_map(  # what was changed in place is the same tensor afterwards
-        lambda one: own.get(id(one), Far(one)) if isinstance(one, Tensor) else one, found
+        lambda leaf: originals.get(id(leaf), Far(leaf)) if isinstance(leaf, Tensor) else leaf,
+        result,
     )

@@ -12,7 +12,6 @@ import torch
 from command_line import OWN, PRUNE, TINY, Net, Run, tree
 from safetensors.torch import load_file
 
-from gaprune.config import Settings
 from gaprune.io.run_files import CHECKPOINT, FILES
 from gaprune.models.zoo import ZOO
 from gaprune.runs.directory import load_masks
@@ -130,25 +129,6 @@ def test_several_networks_come_out_of_a_pareto_search(run: Run, place: Path) -> 
         assert 1 - kept / 240 == pytest.approx(point["sparsity"])
 
 
-@pytest.mark.parametrize("command", ["", "prune", "demo", "zoo", "doctor"])
-def test_every_help_has_an_example(command: str, run: Run) -> None:
-    """And exits with 0."""
-    ran = run(*command.split(), "--help")
-    assert ran.code == 0
-    assert "Example: gaprune" in ran.out
-
-
-def test_the_help_of_prune_has_every_setting_and_the_warning(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No setting without an option, and nobody runs a stranger's factory unwarned."""
-    monkeypatch.setenv("COLUMNS", "200")
-    out = run("prune", "--help").out
-    for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')} " in out
-    assert "factory file is code" in out
-
-
 def test_a_failure_of_the_users_network_is_one_line(
     run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,8 +168,3 @@ def test_the_zoo_lists_every_network(run: Run) -> None:
         assert row["dense_accuracy"] == ZOO[row["name"]].dense_accuracy
     shown = run("zoo").out
     assert all(row["name"] in shown and f"{row['prunable']:,}" in shown for row in rows)
-
-
-def test_the_version_is_told(run: Run) -> None:
-    """Alone on stdout."""
-    assert re.fullmatch(r"gaprune \d+\.\d+\.\d+\n", run("--version").out)

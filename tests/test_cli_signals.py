@@ -64,7 +64,7 @@ def undisturbed(
     return request.param, found(printed.getvalue())
 
 
-@pytest.mark.parametrize("moment", [1, 4, 11, 13, 19, 24, 31, 36, 41])
+@pytest.mark.parametrize("moment", [1, 11, 24, 41])
 def test_at_any_moment_of_the_search_an_interrupt_keeps_the_best(
     moment: int,
     undisturbed: tuple[tuple[str, ...], dict[str, Any]],

@@ -112,36 +112,6 @@ def test_the_loss_of_a_node_loses_nothing(tmp_path: Path) -> None:
     assert not facts["still_connected"]
 
 
-DEADLY = """
-import os, pathlib
-def deadly(outputs, teacher, labels):
-    if os.getppid() != int(os.environ["CALLER"]) and not pathlib.Path("killed").exists():
-        pathlib.Path("killed").touch()
-        os._exit(1)
-    return -(outputs - teacher).abs().mean()
-"""
-
-
-@pytest.mark.slow
-def test_a_lost_worker_changes_nothing_but_a_line_on_stderr(
-    start: Callable[..., Command], place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Masks are those of an undisturbed run, and nothing of Ray's gets among the results."""
-    monkeypatch.setenv("CALLER", str(os.getpid()))
-    (place / "deadly.py").write_text(DEADLY)
-    network = (*OWN, *TINY, "--sparsity", "0.5", "--preset", "black-box")
-    run = ("prune", *network, "--objective", "deadly.py:deadly", "--no-save", "--json")
-    disturbed = start(*run, "--workers", "2").end()
-    plain = start(*run).end()
-    assert "process died" in disturbed.err
-    assert disturbed.code == plain.code == 0
-    records = [json.loads(ran.out) for ran in (disturbed, plain)]
-    for record in records:
-        for name in ("seconds", "settings"):
-            del record[name]
-    assert records[0] == records[1]
-
-
 @pytest.mark.slow
 def test_a_cluster_is_reached_through_rays_client(
     start: Callable[..., Command], place: Path

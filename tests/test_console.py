@@ -124,36 +124,25 @@ def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "warning: mind [this]\n"
 
 
-def test_on_a_terminal_there_is_a_live_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It shows the generation, and the lines around it stay readable."""
-    terminal = open_terminal(monkeypatch)
-    with Monitor() as monitor:
+@pytest.mark.parametrize(
+    ("variable", "value", "moves", "coloured"),
+    [("TERM", "xterm", True, True), ("NO_COLOR", "1", True, False), ("TERM", "dumb", False, False)],
+)
+def test_a_terminal_has_a_live_bar_unless_it_cannot(
+    variable: str, value: str, moves: bool, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NO_COLOR leaves colours out (no-color.org); a dumb terminal gets plain lines."""
+    terminal, phases = open_terminal(monkeypatch), list[str]()
+    monkeypatch.setenv(variable, value)
+    with Monitor(on_phase=phases.append) as monitor:
         tell(monitor)
-    shown = terminal.getvalue()
-    assert "generation 2/10" in shown
-    assert "━" in shown
-    assert "validation 87.50 %" in shown
-    assert COLOUR.search(shown)
-    assert "mind [this]" in shown
-
-
-def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar moves without colours (no-color.org)."""
-    terminal = open_terminal(monkeypatch)
-    monkeypatch.setenv("NO_COLOR", "1")
-    with Monitor() as monitor:
-        tell(monitor)
-    assert "\x1b[2K" in terminal.getvalue()  # it still moves
-    assert not COLOUR.search(terminal.getvalue())
-
-
-def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal that cannot move its cursor is treated as a file."""
-    terminal = open_terminal(monkeypatch)
-    monkeypatch.setenv("TERM", "dumb")
-    with Monitor() as monitor:
-        tell(monitor)
-    assert "\x1b" not in terminal.getvalue()
+    output = terminal.getvalue()
+    assert "generation 2/10" in output
+    assert "validation 87.50 %" in output
+    assert "mind [this]" in output
+    assert ("\x1b[2K" in output) == ("━" in output) == moves
+    assert bool(COLOUR.search(output)) == coloured
+    assert phases == ["calibration", "search", "test"]
 
 
 def test_the_terminal_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +160,6 @@ def test_the_terminal_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPat
     shown = terminal.getvalue()
     assert "\x1b[?25l" in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
-
-
-def test_phases_are_passed_on() -> None:
-    """Whoever must know when the search is over can."""
-    phases: list[str] = []
-    with Monitor(quiet=True, on_phase=phases.append) as monitor:
-        tell(monitor)
-    assert phases == ["calibration", "search", "test"]
 
 
 def test_the_summary_is_complete(result: Result, capsys: pytest.CaptureFixture[str]) -> None:

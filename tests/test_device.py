@@ -51,7 +51,6 @@ from gaprune.evolution.tasks import (
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.models.forward import deterministic
-from gaprune.runs.setup import check_settings
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
 from gaprune.workers.device import move_evaluator
 
@@ -72,65 +71,34 @@ STEPS = Refinement(steps=3, learning_rate=0.5, batch=16, clip=3.0)
         (WorkerOptions(address="head:6379"), "cpu"),
         (WorkerOptions(2, gpus=0.5), "cuda"),
         (WorkerOptions(1, gpus=1, device="cuda"), "cuda"),
+        pytest.param(WorkerOptions(), "cpu", marks=without_cuda),
+        pytest.param(WorkerOptions(), "cuda", marks=cuda),
+        pytest.param(WorkerOptions(device="cuda:0"), "cuda:0", marks=cuda),
     ],
     ids=str,
 )
 def test_actors_use_the_gpus_that_they_reserve(
     worker_options: WorkerOptions, expected: str
 ) -> None:
-    """And no others; this process may have none, its cluster has them."""
+    """And no others; in this process `auto` is a GPU if there is one."""
     assert choose_device(worker_options) == expected
-
-
-@without_cuda
-def test_without_a_gpu_it_is_the_cpu() -> None:
-    """By default."""
-    assert choose_device(WorkerOptions()) == "cpu"
-
-
-@cuda
-def test_with_a_gpu_it_is_that() -> None:
-    """By default, and where one of several is asked for."""
-    assert choose_device(WorkerOptions()) == "cuda"
-    assert choose_device(WorkerOptions(device="cuda:0")) == "cuda:0"
-    with pytest.raises(InputError, match=r"'cuda:99'"):
-        choose_device(WorkerOptions(device="cuda:99"))
 
 
 @pytest.mark.parametrize(
     ("worker_options", "message"),
     [
-        (
-            WorkerOptions(2, device="cuda"),
-            "'cuda'.*add --gpus-per-worker",
-        ),
-        (
-            WorkerOptions(2, gpus=0.5, device="cpu"),
-            "'cpu'.*--gpus-per-worker 0.5",
-        ),
-        (
-            WorkerOptions(2, gpus=1, device="cuda:1"),
-            "'cuda:1'.*--device cuda",
-        ),
-        pytest.param(
-            WorkerOptions(device="cuda:0"),
-            "'cuda:0'.*--device cpu",
-            marks=without_cuda,
-        ),
+        (WorkerOptions(2, device="cuda"), "'cuda'.*add --gpus-per-worker"),
+        (WorkerOptions(2, gpus=0.5, device="cpu"), "'cpu'.*--gpus-per-worker 0.5"),
+        (WorkerOptions(2, gpus=1, device="cuda:1"), "'cuda:1'.*--device cuda"),
+        pytest.param(WorkerOptions(device="cuda:0"), "'cuda:0'.*--device cpu", marks=without_cuda),
+        pytest.param(WorkerOptions(device="cuda:99"), "'cuda:99'", marks=cuda),
     ],
     ids=str,
 )
-def test_a_device_that_cannot_be_is_refused(worker_options: WorkerOptions, message: str) -> None:
-    """With the way out."""
+def test_an_unavailable_device_is_refused(worker_options: WorkerOptions, message: str) -> None:
+    """The message names the option that helps."""
     with pytest.raises(InputError, match=f"^device: {message}"):
         choose_device(worker_options)
-
-
-@without_cuda
-def test_a_missing_gpu_is_noticed_before_anything_else() -> None:
-    """When the names of the settings are checked."""
-    with pytest.raises(InputError, match=r"device: 'cuda'"):
-        check_settings(make_settings({"sparsity": 0.5, "device": "cuda"}))
 
 
 @without_cuda
@@ -179,12 +147,6 @@ EVALUATORS: dict[str, Callable[[], Evaluator]] = {
 }
 
 
-@pytest.fixture(params=EVALUATORS)
-def evaluator(request: pytest.FixtureRequest) -> Evaluator:
-    """An evaluator of every way to answer, with every kind of calibration inputs."""
-    return EVALUATORS[request.param]()
-
-
 def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroupTask]:
     """Return tasks of all kinds: every operator, gradient steps in every scope, both rungs."""
     keep = evaluator.layout.total // 2
@@ -224,11 +186,13 @@ def plain_attention() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plain_attention")
-def test_everything_happens_on_the_device_of_the_evaluator(evaluator: Evaluator) -> None:
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_everything_happens_on_the_device_of_the_evaluator(name: str) -> None:
     """No tensor is left behind or comes from elsewhere: the CPU's results, bit for bit.
 
     Genes, masks and numbers that come back are on the CPU.
     """
+    evaluator = EVALUATORS[name]()
     tasks = all_tasks(evaluator)
     expected = run_to_bits(SerialWorkers(evaluator), tasks)
     with second_device(), SerialWorkers(evaluator, 1, str(FAR)) as workers:
@@ -246,31 +210,22 @@ def test_statistics_after_repair_are_measured_there_too() -> None:
         assert [task.run(moved) for task in tasks] == expected
 
 
-def test_the_evaluator_of_the_caller_stays_where_it_is(evaluator: Evaluator) -> None:
-    """A copy is moved: network, inputs and labels here are unchanged and not shared."""
+def test_a_copy_is_moved_and_the_evaluator_of_the_caller_stays() -> None:
+    """The copy has the same bits, and its weights share memory with its network."""
+    evaluator = tiny_evaluator()
     before = {name: value.clone() for name, value in evaluator.network.model.state_dict().items()}
     with second_device() as device:
         moved = evaluator.to(device)
         assert isinstance(next(moved.network.model.parameters()), Far)
-        with torch.no_grad():
-            for parameter in moved.network.model.parameters():
-                parameter.zero_()
+        for name, weight in moved.network.weights.items():
+            assert torch.equal(weight.cpu(), before[name])
+            assert not weight.requires_grad
+            moved.network.model.get_parameter(name).data.add_(1)
+            assert torch.equal(weight.cpu(), before[name] + 1)
     for name, value in evaluator.network.model.state_dict().items():
         assert type(value) is Tensor
         assert torch.equal(value, before[name])
     assert type(evaluator.search.inputs) is Tensor
-
-
-def test_the_weights_of_a_moved_evaluator_are_those_of_its_network() -> None:
-    """One memory for both, and the same bits as here."""
-    evaluator = tiny_evaluator()
-    with second_device() as device:
-        moved = evaluator.to(device)
-        for name, weight in moved.network.weights.items():
-            assert torch.equal(weight.cpu(), evaluator.network.weights[name])
-            assert not weight.requires_grad
-            moved.network.model.get_parameter(name).data.add_(1)
-            assert torch.equal(weight.cpu(), evaluator.network.weights[name] + 1)
 
 
 def test_on_the_cpu_nothing_is_moved() -> None:

@@ -24,29 +24,22 @@ def test_errors_travel_between_processes(kind: type[GapruneError]) -> None:
     assert str(returned) == "the reason"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "lmap",
-            "method: unknown name 'lmap' (did you mean 'lamp'?); valid names: erk, lamp, snip",
-        ),
-        ("xyz", "method: unknown name 'xyz'; valid names: erk, lamp, snip"),
-        (None, "method: unknown name None; valid names: erk, lamp, snip"),
-    ],
-)
-def test_an_unknown_name_lists_the_valid_ones(name: object, message: str) -> None:
+@pytest.mark.parametrize(("name", "near"), [("lmap", "'lamp'"), ("xyz", ""), (None, "")])
+def test_an_unknown_name_lists_the_valid_ones(name: object, near: str) -> None:
     """The nearest one first if one is near, then all, sorted."""
     error = unknown_name("method", name, ["snip", "lamp", "erk"])
     assert isinstance(error, InputError)
-    assert str(error) == message
+    assert str(error).startswith(f"method: unknown name {name!r}")
+    assert ("did you mean" in str(error)) == bool(near)
+    assert near in str(error)
+    assert str(error).endswith(": erk, lamp, snip")
 
 
 def test_of_a_long_list_the_nearest_are_told() -> None:
     """Five at most; where none is near the first ones, and where there are none that."""
     known = [f"resnet{n}" for n in range(100)]
     said = nearest("resnet-18", known, "it has")
-    assert said.startswith("nearest of the 100 names it has: resnet18, ")
+    assert "100 names it has: resnet18, " in said
     assert said.count(",") == 4
     assert nearest("zzz", known, "it has").endswith(": resnet0, resnet1, resnet2, resnet3, resnet4")
-    assert nearest("zzz", [], "in it") == "there are no names in it"
+    assert "no names in it" in nearest("zzz", [], "in it")

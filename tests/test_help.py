@@ -17,6 +17,7 @@ from command_line import Run
 
 import gaprune
 from gaprune.cli import COMMANDS, load_command
+from gaprune.config import Settings
 from gaprune.criteria import CRITERIA
 from gaprune.export import EXPORTERS
 from gaprune.models.zoo import ZOO
@@ -61,6 +62,8 @@ def test_the_help_is_complete(
     assert max(map(len, shown.splitlines())) <= int(columns)
     words = set(re.sub(r"[│\s]+", " ", shown).split())
     command: Any = load_command(name)
+    if name == "prune":
+        assert set(Settings.model_fields) <= {parameter.name for parameter in command.params}
     assert set(command.help.split()) <= words
     for parameter in command.params:
         assert parameter.help
@@ -70,7 +73,8 @@ def test_the_help_is_complete(
 
 
 def test_the_help_lists_exit_codes_and_variables(run: Run) -> None:
-    """And an existing page of the documentation."""
+    """And an existing page of the documentation; the version is alone on stdout."""
+    assert re.fullmatch(r"gaprune \d+\.\d+\.\d+\n", run("--version").out)
     shown = " ".join(run("--help").out.split())
     for words in ("0 done", "1 failed", "130", "143", "NO_COLOR", "GAPRUNE_DEBUG"):
         assert words in shown

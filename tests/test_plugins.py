@@ -129,6 +129,11 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+def small(model: nn.Module, **settings: Any) -> gaprune.Result:
+    """Prune half of the weights in a short run."""
+    return gaprune.prune(model, inputs=INPUTS, **{"sparsity": 0.5, **SHORT, **settings})
+
+
 def flat(result: gaprune.Result) -> Tensor:
     """Return a result's masks as one vector."""
     return torch.cat([mask.flatten() for mask in result.masks.values()])
@@ -136,9 +141,7 @@ def flat(result: gaprune.Result) -> Tensor:
 
 def test_a_criterion_is_a_method_of_prune(tiny: Path, model: nn.Sequential) -> None:
     """Its mask is the top-k of what it returns."""
-    result = gaprune.prune(
-        model, sparsity=0.5, inputs=INPUTS, method="spread", scope="global", **SHORT
-    )
+    result = small(model, method="spread", scope="global")
     scores = torch.cat([w.abs().flatten() * w.shape[1] for w in model.parameters() if w.ndim == 2])
     assert flat(result).equal(scores >= scores.sort(descending=True).values[35])
     assert result.method == "spread"
@@ -164,9 +167,9 @@ def test_what_is_installed_changes_nothing(
     model: nn.Sequential, request: pytest.FixtureRequest
 ) -> None:
     """The same seed finds the same masks, and nothing of a plug-in is imported."""
-    before = gaprune.prune(model, sparsity=0.8, inputs=INPUTS, **SHORT)
+    before = small(model, sparsity=0.8)
     request.getfixturevalue("tiny")
-    after = gaprune.prune(model, sparsity=0.8, inputs=INPUTS, **SHORT)
+    after = small(model, sparsity=0.8)
     assert flat(before).equal(flat(after))
     assert list(before.baselines) == list(after.baselines)
     assert before.provenance == after.provenance
@@ -177,21 +180,21 @@ def test_a_generator_makes_calibration_and_validation_inputs(
     tiny: Path, model: nn.Sequential
 ) -> None:
     """By its name, which is recorded in the provenance."""
-    result = gaprune.prune(model, sparsity=0.5, inputs=INPUTS, calibration=("rain",), **SHORT)
+    result = small(model, calibration=("rain",))
     assert any("rain" in source for source in result.provenance.sources)
-    judged = gaprune.prune(model, sparsity=0.5, inputs=INPUTS, validation="rain", **SHORT)
+    judged = small(model, validation="rain")
     assert "rain" in judged.provenance.validation
     with pytest.raises(InputError, match="flood"):
-        gaprune.prune(model, sparsity=0.5, inputs=INPUTS, calibration=("flood",), **SHORT)
+        small(model, calibration=("flood",))
 
 
 def test_objectives_steer_as_they_can(tiny: Path, model: nn.Sequential) -> None:
     """One with a loss takes gradient steps; a function alone is a black box."""
-    steered = gaprune.prune(model, sparsity=0.5, inputs=INPUTS, objective="steered", **SHORT)
-    kl = gaprune.prune(model, sparsity=0.5, inputs=INPUTS, objective="kl", **SHORT)
+    steered = small(model, objective="steered")
+    kl = small(model, objective="kl")
     assert flat(steered).equal(flat(kl))
     with pytest.raises(InputError, match="black box"):
-        gaprune.prune(model, sparsity=0.5, inputs=INPUTS, objective="close", **SHORT)
+        small(model, objective="close")
     short = {name: value for name, value in SHORT.items() if name not in ("steps", "batch")}
     blind = gaprune.prune(
         model, sparsity=0.5, inputs=INPUTS, objective="close", preset="black-box", **short
@@ -220,7 +223,7 @@ def test_operators_work_through_a_preset(tiny: Path, model: nn.Sequential) -> No
 
 def test_a_format_is_exported(tiny: Path, tmp_path: Path, model: nn.Sequential) -> None:
     """It writes its file, and the card says how it is loaded."""
-    result = gaprune.prune(model, sparsity=0.5, inputs=INPUTS, method="magnitude", **SHORT)
+    result = small(model, method="magnitude")
     written = export(result, "listing", tmp_path / "out")
     assert "0.weight" in written.file.read_text()
     assert "open('names.txt')" in (tmp_path / "out" / "README.md").read_text()
@@ -247,9 +250,7 @@ def test_naming_a_broken_one_says_what_is_wrong(
 
 def test_a_built_in_name_cannot_be_taken(tiny: Path, model: nn.Sequential) -> None:
     """`magnitude` stays magnitude, whatever is installed."""
-    result = gaprune.prune(
-        model, sparsity=0.5, inputs=INPUTS, method="magnitude", scope="global", **SHORT
-    )
+    result = small(model, method="magnitude", scope="global")
     sizes = torch.cat([w.abs().flatten() for w in model.parameters() if w.ndim == 2])
     assert flat(result).equal(sizes >= sizes.sort(descending=True).values[35])
     assert plugins.plugin_names(plugins.CRITERIA, ["magnitude"]) == [

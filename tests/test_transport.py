@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from search_cases import random_genes, tiny_evaluator
 from torch import Tensor
 
-from gaprune.workers.checksum import frozen_tensors, weights_digest, weights_sum
+from gaprune.workers.actor import frozen_tensors, weights_digest, weights_sum
 from gaprune.workers.transport import (
     RemoteGenome,
     TaskResult,

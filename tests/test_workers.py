@@ -79,10 +79,6 @@ def test_results_come_in_the_order_of_the_tasks(workers: Workers) -> None:
     """Also where later tasks are done sooner."""
     tasks = [Echo(index, 0.2 if index == 0 else 0.0) for index in range(8)]
     assert workers.run(tasks) == list(range(8))
-
-
-def test_no_tasks_give_no_results(workers: Workers) -> None:
-    """An empty list is an empty list."""
     assert workers.run([]) == []
 
 
@@ -127,13 +123,6 @@ def test_the_callers_evaluator_and_genes_stay_as_they_are(workers: Workers) -> N
     before = [tensor.clone() for tensor in held]
     workers.run(tasks)
     assert all(torch.equal(old, now) for old, now in zip(before, held, strict=True))
-
-
-def test_a_result_does_not_depend_on_what_else_runs(workers: Workers) -> None:
-    """A task alone gives what it gives among others."""
-    task = every_task()[2]
-    alone = run_to_bits(workers, [task])
-    assert run_to_bits(workers, [*every_task(), task])[-1:] == alone
 
 
 @pytest.mark.parametrize("preset", ["default", "black-box"])

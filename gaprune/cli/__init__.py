@@ -77,6 +77,7 @@ def load_command(name: str) -> Any:  # noqa: ANN401 - typer has click's classes 
 def _check_renamed(arguments: Sequence[str], known: set[str]) -> None:
     for argument in arguments:
         option = argument.partition("=")[0]
+        # an option that exists is right, even if another one had its name before
         if not option.startswith("--") or option in known:
             continue
         from gaprune.config import RENAMED  # noqa: PLC0415 - the help of all commands is quick
@@ -95,6 +96,7 @@ def _without_switch_types(command: Any) -> Any:  # noqa: ANN401 - as above
     return command
 
 
+# the help of all commands needs only names and summaries: no command is imported for it
 for _name, _summary in COMMANDS.items():
     app.command(_name, cls=_LazyCommand, help=_summary)(lambda: None)
 

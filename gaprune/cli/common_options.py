@@ -12,46 +12,29 @@ from gaprune.errors import InputError
 
 OUTPUT = "Output"  # panel of the help
 
-QUIET: Any = typer.Option("--quiet", "-q", help="show no progress", rich_help_panel=OUTPUT)
-NO_SAVE: Any = typer.Option("--no-save", help="write no folder", rich_help_panel=OUTPUT)
-PROFILE: Any = typer.Option(
-    "--profile",
-    help="show where the time went, and write it into result.json",
-    rich_help_panel=OUTPUT,
-)
-TENSORBOARD: Any = typer.Option(
-    help="write TensorBoard events into this folder during the search",
-    metavar="DIR",
-    show_default=False,
-    rich_help_panel=OUTPUT,
-)
-RESULT: Any = typer.Option(
-    "--json", help="print result.json to stdout instead of tables", rich_help_panel=OUTPUT
-)
-ROWS: Any = typer.Option("--json", help="print a JSON list of rows", rich_help_panel=OUTPUT)
-SET: Any = typer.Option(
-    "--set",
-    help="any key of config.toml, such as steps=50; repeatable",
-    metavar="KEY=VALUE",
-    rich_help_panel=OUTPUT,
-)
-RUN: Any = typer.Argument(help="folder of the run", metavar="RUN", show_default=False)
+
+def switch(name: str, text: str, panel: str | None = OUTPUT) -> Any:  # noqa: ANN401 - typer's own
+    """Return an option that takes no value."""
+    return typer.Option(name, help=text, rich_help_panel=panel)
 
 
-def folder(text: str) -> Any:  # noqa: ANN401 - typer's own type is not public
-    """Return the option `--out` with its own help text."""
-    return typer.Option(help=text, metavar="DIR", rich_help_panel=OUTPUT)
-
-
-def overwrite(text: str) -> Any:  # noqa: ANN401 - as above
-    """Return the option `--overwrite` with its own help text."""
-    return typer.Option("--overwrite", help=text, rich_help_panel=OUTPUT)
-
-
-def config(example: str) -> Any:  # noqa: ANN401 - as above
-    """Return the option `--config`; `example` names such a file."""
-    text = f"TOML file with these options as keys, such as {example}"
-    return typer.Option(help=text, metavar="FILE", rich_help_panel=OUTPUT)
+def value(  # its type is not public either
+    text: str,
+    metavar: str,
+    names: Iterable[str] = (),
+    *,
+    joined: bool = False,
+    panel: str | None = OUTPUT,
+) -> Any:  # noqa: ANN401
+    """Return an option with a value, which shells complete with `names`; see `completion`."""
+    return typer.Option(
+        help=text,
+        metavar=metavar,
+        # defaults that are not None are named in the help text
+        show_default=False,
+        rich_help_panel=panel,
+        autocompletion=completion(names, joined=joined) if names else None,
+    )
 
 
 def stated(options: Mapping[str, object]) -> dict[str, Any]:
@@ -74,7 +57,7 @@ def completion(names: Iterable[str], *, joined: bool = False) -> Callable[[str],
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",") if joined else ("", "", incomplete)
-        taken = before.split(",")
+        taken = before.split(",")  # a name counts once, however often it is typed
         return [
             f"{before}{comma}{name}"
             for name in known
@@ -97,7 +80,7 @@ def read_pairs(pairs: Iterable[str], options: Mapping[str, object]) -> dict[str,
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        key = name.strip().replace("-", "_")
+        key = name.strip().replace("-", "_")  # options have dashes, config.toml has underscores
         if not equals or not key:
             raise InputError(f"set: must be KEY=VALUE, got {pair!r}; such as --set steps=50")
         if key in values or key in options:
@@ -105,5 +88,20 @@ def read_pairs(pairs: Iterable[str], options: Mapping[str, object]) -> dict[str,
         try:
             values[key] = tomllib.loads(f"value = {text.strip()}")["value"]
         except tomllib.TOMLDecodeError:
-            values[key] = text.strip()
+            values[key] = text.strip()  # a bare word, for which shells would need two quotes
     return values
+
+
+QUIET: Any = typer.Option("--quiet", "-q", help="show no progress", rich_help_panel=OUTPUT)
+SET: Any = typer.Option(
+    "--set",
+    help="any key of config.toml, such as steps=50; repeatable",
+    metavar="KEY=VALUE",
+    rich_help_panel=OUTPUT,
+)
+NO_SAVE = switch("--no-save", "write no folder")
+PROFILE = switch("--profile", "show where the time went, and write it into result.json")
+TENSORBOARD = value("write TensorBoard events into this folder during the search", "DIR")
+RESULT = switch("--json", "print result.json to stdout instead of tables")
+ROWS = switch("--json", "print a JSON list of rows")
+RUN: Any = typer.Argument(help="folder of the run", metavar="RUN", show_default=False)

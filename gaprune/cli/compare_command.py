@@ -33,14 +33,21 @@ HEAD = "# gaprune compare --config THIS_FILE repeats this; relative paths are ke
 def compare_command(
     *,
     list_methods: Annotated[
-        bool, typer.Option("--list-methods", help="list the methods and exit")
+        bool, common.switch("--list-methods", "list the methods and exit", None)
     ] = False,
     out: Annotated[
         str | None,
-        common.folder("folder for the rows (default: runs/compare-TARGET); rows there are reused"),
+        common.value(
+            "folder for the rows (default: runs/compare-TARGET); rows there are reused", "DIR"
+        ),
     ] = None,
-    overwrite: Annotated[bool, common.overwrite("delete earlier rows")] = False,
-    config: Annotated[Path | None, common.config("the config.toml of a comparison")] = None,
+    overwrite: Annotated[bool, common.switch("--overwrite", "delete earlier rows")] = False,
+    config: Annotated[
+        Path | None,
+        common.value(
+            "TOML file with these options as keys, such as the config.toml of a comparison", "FILE"
+        ),
+    ] = None,
     as_json: Annotated[bool, common.ROWS] = False,
     quiet: Annotated[bool, common.QUIET] = False,
     **options: Any,

@@ -39,6 +39,7 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
 def print_table(console: Console, comparison: Comparison) -> list[str]:
     """Print one line per method, one column per sparsity; return the columns dropped."""
     dropped: list[str] = []
+    # sparsities and methods always stay: they are what the table is for
     rows = _table(comparison, dropped)
     for column in DISPENSABLE:
         widest = console.options.update(max_width=WIDEST)
@@ -66,7 +67,7 @@ def _table(comparison: Comparison, dropped: list[str]) -> Table:
     rows.columns[0].no_wrap = all(len(line.method) <= SHORT for line in comparison.summaries)
     if comparison.dense_accuracy is not None:
         cells = [f"{100 * comparison.dense_accuracy:.2f}"] * len(sparsities)
-        full = ["dense network", "", *cells, "", ""]
+        full = ["dense network", "", *cells, "", ""]  # it needs nothing and took no time
         add_row(rows, [full[index] for index in present])
     for line in comparison.summaries:
         full = table_cells(line, sparsities)

@@ -122,7 +122,7 @@ class Monitor(Observer):
             listing = ", ".join(f"{name} {percent(score.agreement)}" for name, score in scores)
             self.say(f"agreement of the baselines on the validation inputs: {listing}")
         self._baselines.clear()
-        self._first = None
+        self._first = None  # phases differ in speed, so the time left is predicted within one
         self.say(f"{name}: {detail}")
         if self._live and not self._quiet:  # a moving spinner, even if nothing can be counted
             self._move_bar(0, None, name, "", transient=True)
@@ -143,7 +143,7 @@ class Monitor(Observer):
             self._history = ()
         self._history = (*self._history[-LAST:], record)
         title, *figures = _progress_texts(record, self._first, total)
-        if not self._live:
+        if not self._live:  # a log: every generation stays readable
             self.say("  ".join([title, *figures]))
             return
         bar = self._move_bar(record.generation, total, title, "  ".join(figures))

@@ -17,6 +17,7 @@ import typer
 
 from gaprune import plugins, workers
 from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.criteria import CRITERIA, read_criterion
@@ -63,9 +64,9 @@ CheckWithRemedy = tuple[Callable[[], Check], str]  # the remedy is shown if the 
 def doctor_command(
     *,
     no_ray: Annotated[
-        bool, typer.Option("--no-ray", help="do not start Ray, which takes seconds")
+        bool, common.switch("--no-ray", "do not start Ray, which takes seconds", None)
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list of checks")] = False,
+    as_json: Annotated[bool, common.switch("--json", "print a JSON list of checks", None)] = False,
 ) -> None:
     """Check that gaprune works on this machine.
 
@@ -78,7 +79,7 @@ def doctor_command(
     with SignalHandler(), Monitor() as monitor:
         monitor.say("checking this machine takes some seconds")
         for check in run_checks(selected):
-            checks.append(check)
+            checks.append(check)  # a generator: each check is shown when it is done
             monitor.progress(f"checked: {check.name}", len(checks), None)
     if as_json:
         typer.echo(to_json([vars(check) for check in checks], indent=2))
@@ -127,6 +128,7 @@ def check_device() -> Check:
 def check_machine() -> Check:
     """Return the cores that this process may use, and the free memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # memory that the page cache uses is not counted: the result is a lower bound
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     finding = f"{cores} cores, {free:.1f} GiB of memory free"
     if free < LEAST_MEMORY:
@@ -145,7 +147,7 @@ def check_files(files: Mapping[Path, str]) -> Check:
 def check_zoo() -> Check:
     """Check that every bundled network loads and runs."""
     for name in ZOO:
-        load_target(name)
+        load_target(name)  # it runs a forward pass
     return Check("zoo", OK, f"{', '.join(ZOO)} load and run")
 
 

@@ -36,45 +36,35 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
         ),
     ],
     out: Annotated[
-        str | None, common.folder("folder for the files (default: RUN-FORMAT, beside the run)")
+        str | None,
+        common.value("folder for the files (default: RUN-FORMAT, beside the run)", "DIR"),
     ] = None,
-    overwrite: Annotated[bool, common.overwrite("replace an earlier export")] = False,
+    overwrite: Annotated[bool, common.switch("--overwrite", "replace an earlier export")] = False,
     strict: Annotated[
         bool,
-        typer.Option(
-            "--strict",
-            help="the network before --repair, if the run repaired it",
-            rich_help_panel=FORMAT,
-        ),
+        common.switch("--strict", "the network before --repair, if the run repaired it", FORMAT),
     ] = False,
     half: Annotated[
         bool,
-        typer.Option(
-            "--half",
-            help="sparse, semi-structured: round kept weights to float16",
-            rich_help_panel=FORMAT,
-        ),
+        common.switch("--half", "sparse, semi-structured: round kept weights to float16", FORMAT),
     ] = False,
     codebook: Annotated[
         int | None,
-        typer.Option(
-            help="sparse: number of shared values per layer for kept weights, such as 32",
-            metavar="COUNT",
-            show_default=False,
-            rich_help_panel=FORMAT,
+        common.value(
+            "sparse: number of shared values per layer for kept weights, such as 32",
+            "COUNT",
+            panel=FORMAT,
         ),
     ] = None,
     no_compress: Annotated[
         bool,
-        typer.Option(
-            "--no-compress",
-            help="sparse: no Zstandard compression, so readers do not need it",
-            rich_help_panel=FORMAT,
+        common.switch(
+            "--no-compress", "sparse: no Zstandard compression, so readers do not need it", FORMAT
         ),
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="print what was written", rich_help_panel=common.OUTPUT),
+        common.switch("--json", "print what was written"),
     ] = False,
     quiet: Annotated[bool, common.QUIET] = False,
 ) -> None:
@@ -115,7 +105,7 @@ def _show(written: ExportResult) -> None:
     rows = table("file", "bytes", "of dense")
     for name, size in written.files.items():
         add_row(rows, [name, f"{size:,}", percent(size / written.dense_bytes)])
-    if len(written.files) > 1:
+    if len(written.files) > 1:  # the sum of one file is that file
         cells = ["all", f"{written.bytes:,}", percent(written.bytes / written.dense_bytes)]
         add_row(rows, cells, strong=True)
     stdout().print(rows)

@@ -35,23 +35,22 @@ def measure_command(
     ],
     target: Annotated[
         str | None,
-        typer.Option(
-            help="the dense network: a target or the folder of a run (default: named in the folder "
-            "of the file)",
-            metavar="TARGET",
-            autocompletion=common.completion(ZOO),
-            show_default=False,
-            rich_help_panel=MEASUREMENT,
+        common.value(
+            "the dense network: a target or the folder of a run (default: named in the folder of "
+            "the file)",
+            "TARGET",
+            ZOO,
+            panel=MEASUREMENT,
         ),
     ] = None,
     runtimes: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"of {', '.join(RUNTIMES)}; repeatable, or joined by commas (default: all)",
-            metavar="NAME",
-            autocompletion=common.completion(RUNTIMES, joined=True),
-            show_default=False,
-            rich_help_panel=MEASUREMENT,
+        common.value(
+            f"of {', '.join(RUNTIMES)}; repeatable, or joined by commas (default: all)",
+            "NAME",
+            RUNTIMES,
+            joined=True,
+            panel=MEASUREMENT,
         ),
     ] = None,
     as_json: Annotated[bool, common.ROWS] = False,
@@ -96,6 +95,7 @@ def _show(measurements: Sequence[FileMeasurement]) -> None:
             console.print(Text(f"{item.file}: {line}"))
 
 
+# FileMeasurement leaves out what a kind of file does not have: None becomes a dash
 def _count(value: int | None) -> str:
     return MISSING if value is None else f"{value:,}"
 
@@ -116,6 +116,7 @@ _ROWS: dict[str, Callable[[FileMeasurement], str]] = {
 
 def _show_latency(item: FileMeasurement, console: Console) -> None:
     timed = item.timed
+    # runtimes may have timed different batch sizes: the columns are all of them, in order
     batches = list(dict.fromkeys(batch for times in timed.pruned.values() for batch in times))
     if not batches:
         return

@@ -35,11 +35,16 @@ RUNS = Path("runs")  # where results go without --out
 def prune_command(  # noqa: PLR0913 # options, each by its own name
     *,
     out: Annotated[
-        str | None, common.folder("folder for the results (default: a new one in runs/)")
+        str | None, common.value("folder for the results (default: a new one in runs/)", "DIR")
     ] = None,
-    overwrite: Annotated[bool, common.overwrite("replace an earlier run")] = False,
+    overwrite: Annotated[bool, common.switch("--overwrite", "replace an earlier run")] = False,
     no_save: Annotated[bool, common.NO_SAVE] = False,
-    config: Annotated[Path | None, common.config("the config.toml of a run")] = None,
+    config: Annotated[
+        Path | None,
+        common.value(
+            "TOML file with these options as keys, such as the config.toml of a run", "FILE"
+        ),
+    ] = None,
     as_json: Annotated[bool, common.RESULT] = False,
     quiet: Annotated[bool, common.QUIET] = False,
     profile: Annotated[bool, common.PROFILE] = False,
@@ -47,10 +52,8 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     pairs: Annotated[list[str] | None, common.SET] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            help="print layers, budget, predicted time and memory; prune nothing",
-            rich_help_panel=common.OUTPUT,
+        common.switch(
+            "--dry-run", "print layers, budget, predicted time and memory; prune nothing"
         ),
     ] = False,
     **options: Any,
@@ -172,11 +175,12 @@ def run_and_save(
                 monitor.stop_bar()
                 _show(result, as_json=as_json)  # a full disk must not lose the search
                 raise
+            # a run without checkpoints has a result, but cannot be continued
             if result.stopped == "interrupted" and run_directory.resumable:
                 where += f"; continue with {run_directory.command}"
         monitor.stop_bar()
         _show(result, as_json=as_json)
-        if as_json:
+        if as_json:  # stdout holds the record alone
             monitor.say(where)
         else:
             stdout().print(where, markup=False)

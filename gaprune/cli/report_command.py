@@ -18,12 +18,8 @@ def report_command(
     run: Annotated[
         str, typer.Argument(help="folder of a run or comparison", metavar="RUN", show_default=False)
     ],
-    show: Annotated[
-        bool, typer.Option("--open", help="open it in the browser", rich_help_panel=common.OUTPUT)
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print its path as JSON", rich_help_panel=common.OUTPUT)
-    ] = False,
+    show: Annotated[bool, common.switch("--open", "open it in the browser")] = False,
+    as_json: Annotated[bool, common.switch("--json", "print its path as JSON")] = False,
 ) -> None:
     """Create report.html of a run or a comparison again.
 
@@ -41,5 +37,5 @@ def report_command(
         typer.echo(to_json({"report": str(page), "bytes": page.stat().st_size}, indent=2))
     else:
         typer.echo(f"written to {page}")
-    if show:
+    if show:  # last: the path is printed even if there is no browser
         webbrowser.open(page.as_uri())

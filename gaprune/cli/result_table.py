@@ -72,6 +72,7 @@ def _method_table(result: Result) -> Table:
         title="Methods at the same budget",
     )
     add_row(rows, ["dense network", percent(1.0), percent(result.dense_accuracy)])
+    # a one-shot method is one of the baselines below, unless they are scored after repair
     if result.method == EVOLVED or result.in_loop:
         cells = [result.method, percent(result.validation_agreement), percent(result.accuracy)]
         add_row(rows, cells, strong=True)
@@ -114,6 +115,7 @@ def _result_facts(result: Result) -> list[str]:
         )
         if result.in_loop:
             lines.append("masks were selected by their scores after repair (--repair-in-loop)")
+    # the claim of the tool: labels never steer the search
     if result.accuracy is not None and provenance.level != "labelled":
         lines.append("test labels were used only for the test accuracy above")
     lines.append(

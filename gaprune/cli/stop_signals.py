@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -46,15 +46,11 @@ class SignalHandler:
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # others may raise KeyboardInterrupt as well: it counts as Ctrl-C
             self.received = self.received or signal.SIGINT
             print(f"gaprune: interrupted; {self.remark}", file=sys.stderr)  # noqa: T201
             raise SystemExit(self.exit_code) from None

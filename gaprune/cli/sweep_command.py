@@ -52,20 +52,21 @@ def sweep_command(  # noqa: PLR0913 # one per option
     ] = "0.01",
     values: Annotated[
         str | None,
-        typer.Option(
-            help="thresholds on |w|, or clusters per layer, joined by commas "
+        common.value(
+            "thresholds on |w|, or clusters per layer, joined by commas "
             "(default: chosen by the network)",
-            metavar="NUMBERS",
+            "NUMBERS",
+            panel=None,
         ),
     ] = None,
-    biases: Annotated[bool, typer.Option("--biases", help="include biases")] = False,
+    biases: Annotated[bool, common.switch("--biases", "include biases", None)] = False,
     mask: Annotated[
         str | None,
-        typer.Option(help="cluster the weights kept by the masks of this run", metavar="RUN"),
+        common.value("cluster the weights kept by the masks of this run", "RUN", panel=None),
     ] = None,
     out: Annotated[
         str | None,
-        common.folder("folder for rows and plots (default: a new one in runs/)"),
+        common.value("folder for rows and plots (default: a new one in runs/)", "DIR"),
     ] = None,
     as_json: Annotated[bool, common.ROWS] = False,
     quiet: Annotated[bool, common.QUIET] = False,
@@ -119,6 +120,7 @@ def _save(result: SweepResult, folder: Path, monitor: Monitor) -> list[str]:
         raise GapruneError(f"out: cannot write to {folder} ({error.strerror})") from error
     files = [str(rows)]
     try:
+        # plots need an extra: rows are saved first, and are enough
         for name in PLOTS:
             result.plot(folder / name)
             files.append(str(folder / name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from gaprune.callbacks import Observer
@@ -65,6 +64,7 @@ class Events(Observer):
         }
         for kind, rates in record.operator_rates.items():
             figures |= {f"rates/{kind}/{name}": rate for name, rate in rates.items()}
+        # generations, not seconds, are the steps: runs of different machines stay comparable
         for name, value in figures.items():
             self._writer.add_scalar(name, value, record.generation)
         self._writer.flush()
@@ -76,10 +76,5 @@ class Events(Observer):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()

@@ -34,10 +34,8 @@ def watch_command(
     ] = 1.0,
     json_lines: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="print every generation as a line of JSON, and the result as the last line",
-            rich_help_panel=common.OUTPUT,
+        common.switch(
+            "--json", "print every generation as a line of JSON, and the result as the last line"
         ),
     ] = False,
 ) -> None:
@@ -90,12 +88,13 @@ def _show(run: str, every: float) -> RunStatus:
     status = read_status(run)
     if console.is_terminal:
         with Live(_picture(run, status), console=console, auto_refresh=False) as live:
+            # polled, not notified: the run may be on another machine that shares the folder
             while status.state == RUNNING:
                 time.sleep(every)
                 status = read_status(run)
                 live.update(_picture(run, status), refresh=True)
         return status
-    printed, warned = 0, False
+    printed, warned = 0, False  # a file or a pipe: lines that are printed stay
     while status.state == RUNNING:
         warned = _warn_silent(status, warned=warned)
         for record in status.history[printed:]:

@@ -23,7 +23,7 @@ def zoo_command(*, as_json: Annotated[bool, common.ROWS] = False) -> None:
     """
     rows: list[dict[str, Any]] = []
     for name, entry in ZOO.items():
-        target = load_target(name)
+        target = load_target(name)  # counted in the loaded network, not written down twice
         parameters = sum(parameter.numel() for parameter in target.model.parameters())
         rows.append(
             {

@@ -38,8 +38,8 @@ class RetryPolicy:
         """Return the seconds to wait after so many failures in a row."""
         if failures < 1:
             return 0.0
-        exponent = min(failures - 1, 100)  # a float cannot hold much more
-        return min(self.first_wait * BACKOFF**exponent, self.longest_wait)
+        # a float cannot hold much more than the 100th power
+        return min(self.first_wait * BACKOFF ** min(failures - 1, 100), self.longest_wait)
 
 
 @dataclass(frozen=True)

@@ -140,19 +140,15 @@ def check_resources(worker_options: WorkerOptions) -> None:
         return
     totals = [sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")]
     has = f"the Ray cluster has {totals[0]:g} CPUs and {totals[1]:g} GPUs on {len(nodes)} node(s)"
+    setting, remedy = "workers", f"use --workers {fit}"
     if gpus and not capacity(nodes, 0, gpus):
-        raise InputError(
-            f"gpus_per_worker: {gpus:g} asked for each of {count} worker(s), but {has}; leave "
-            "--gpus-per-worker out, or name a cluster with GPUs by --ray-address"
-        )
-    if not fit:
-        raise InputError(
-            f"threads_per_worker: {threads} asked, a CPU for each, but {has}; use fewer "
-            "--threads-per-worker"
-        )
+        setting = "gpus_per_worker"
+        remedy = "leave --gpus-per-worker out, or name a cluster with GPUs by --ray-address"
+    elif not fit:
+        setting, remedy = "threads_per_worker", "use fewer --threads-per-worker"
     raise InputError(
-        f"workers: {count} asked, each with {threads} CPU(s) and {gpus:g} GPU(s), but {has}; use "
-        f"--workers {fit}"
+        f"{setting}: {count} worker(s) with {threads} CPU(s) and {gpus:g} GPU(s) each asked, "
+        f"but {has}; {remedy}"
     )
 
 
@@ -163,24 +159,16 @@ def capacity(nodes: Sequence[Mapping[str, float]], threads: int, gpus: float) ->
     """
     slack = 1e-9  # floats: 0.1 fits ten times
 
-    def fit_on_gpus(available: float) -> int:
+    def fit(node: Mapping[str, float]) -> int:
+        cpus = floor(node.get("CPU", 0) / threads) if threads else sys.maxsize
+        available = node.get("GPU", 0)
+        if not gpus:
+            return cpus
         if gpus < 1:
-            return floor(available) * floor(1 / gpus + slack)
-        return floor(available / gpus + slack)
+            return min(cpus, floor(available) * floor(1 / gpus + slack))
+        return min(cpus, floor(available / gpus + slack))
 
-    return sum(
-        min(
-            floor(node.get("CPU", 0) / threads) if threads else sys.maxsize,
-            fit_on_gpus(node.get("GPU", 0)) if gpus else sys.maxsize,
-        )
-        for node in nodes
-    )
-
-
-def free_resources() -> tuple[float, float]:
-    """Return the CPUs and GPUs that nobody in the cluster reserves now."""
-    free = ray.available_resources()
-    return free.get("CPU", 0.0), free.get("GPU", 0.0)
+    return sum(map(fit, nodes))
 
 
 def is_node_lost(node: str) -> bool:

@@ -35,14 +35,10 @@ def choose_device(worker_options: WorkerOptions, target: torch.device | None = N
     if worker_options.gpus:
         if requested in (AUTO, CUDA):
             return CUDA
-        if requested == CPU:
-            raise InputError(
-                f"device: 'cpu' asked, but --gpus-per-worker {worker_options.gpus:g} reserves "
-                "GPUs; leave that out, or use --device cuda"
-            )
         raise InputError(
-            f"device: {requested!r} asked, but Ray chooses the GPU of every worker that reserves "
-            "one; use --device cuda (CUDA_VISIBLE_DEVICES limits Ray's choice)"
+            f"device: {requested!r} asked, but --gpus-per-worker {worker_options.gpus:g} reserves "
+            "GPUs, and Ray chooses which (CUDA_VISIBLE_DEVICES limits its choice); use "
+            "--device cuda, or leave --gpus-per-worker out"
         )
     if not worker_options.in_process:
         if requested in (AUTO, CPU):

@@ -28,9 +28,8 @@ from gaprune.profiling import (
     profiled,
 )
 from gaprune.workers import cluster, failures, transport
-from gaprune.workers.actor import Actor, ActorSetup
+from gaprune.workers.actor import Actor, ActorSetup, frozen_tensors, weights_digest
 from gaprune.workers.base import FailedTask, Warn, WorkerOptions
-from gaprune.workers.checksum import frozen_tensors, weights_digest
 from gaprune.workers.task_queue import FailedAttempt, PendingTask, TaskQueue
 
 FETCH_TIMEOUT = 120.0  # seconds after which a genome counts as lost
@@ -360,7 +359,8 @@ class RayWorkers:
             if call is not None:
                 self._replace(slot, call, f"no answer within {seconds:.3g} s")
                 continue
-            cpus, gpus = cluster.free_resources()
+            free = ray.available_resources()
+            cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
             error = GapruneError(
                 f"not ready within {self._policy.start:g} s; the cluster has {cpus:g} CPUs and "
                 f"{gpus:g} GPUs free: wait until others need less of it, or use fewer --workers"

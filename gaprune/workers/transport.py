@@ -93,8 +93,13 @@ def unpack_result(message: bytes, reference: Any, task: Any) -> TaskResult:
 
 def pack_genome(genome: Any) -> PackedGenome:
     """Return a genome, which is a dataclass, with arrays in place of its tensors."""
-    parts = {item.name: getattr(genome, item.name) for item in fields(genome)}
-    return PackedGenome(type(genome), {name: _to_array(part) for name, part in parts.items()})
+    parts = {}
+    for item in fields(genome):
+        part = getattr(genome, item.name)
+        on_cpu = isinstance(part, Tensor) and part.device.type == "cpu"
+        # NumPy has no bfloat16; other parts are pickled as they are
+        parts[item.name] = part.numpy() if on_cpu and part.dtype in _AS_NUMPY else part
+    return PackedGenome(type(genome), parts)
 
 
 def unpack_genome(packed: PackedGenome) -> Any:
@@ -107,8 +112,3 @@ def unpack_genome(packed: PackedGenome) -> Any:
         for name, part in packed.parts.items()
     }
     return packed.kind(**parts)
-
-
-def _to_array(part: Any) -> Any:
-    numpy_can = isinstance(part, Tensor) and part.device.type == "cpu" and part.dtype in _AS_NUMPY
-    return part.numpy() if numpy_can else part
