@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from gaprune.errors import InputError
 
@@ -42,15 +43,16 @@ class BlockPattern:
     columns: int
 
 
-def parse_pattern(text: object) -> str | NMPattern | BlockPattern:
+@cache
+def parse_pattern(text: str) -> str | NMPattern | BlockPattern:
     """Return `unstructured`, `channel`, an N:M pattern or a block pattern.
 
     Raises:
         InputError: `text` is no pattern, or a pattern that removes nothing or everything.
     """
     if text in (UNSTRUCTURED, CHANNEL):
-        return str(text)
-    n_of_m, block = (form.fullmatch(str(text)) for form in (_N_OF_M, _BLOCK))
+        return text
+    n_of_m, block = (form.fullmatch(text) for form in (_N_OF_M, _BLOCK))
     if n_of_m is not None:
         keep, of = map(int, n_of_m.groups())
         if not 0 < keep < of:
@@ -96,5 +98,5 @@ def pattern_sparsity(text: object) -> float | None:
     Raises:
         InputError: `text` is no pattern.
     """
-    parsed = parse_pattern(text)
+    parsed = parse_pattern(str(text))  # a configuration file may hold anything
     return parsed.sparsity if isinstance(parsed, NMPattern) else None

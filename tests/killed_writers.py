@@ -16,24 +16,24 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.cluster.kills import die_at
-from gaprune.io.checkpoints import CheckpointFolder
+from gaprune.io.checkpoints import write_next
 
 
-def keep(shelf: CheckpointFolder, number: int) -> None:
-    """Write a checkpoint that is told from others."""
-    shelf.write({"number": number}, {"scores": torch.full((1000,), float(number))})
+def save(folder: Path, number: int) -> None:
+    """Write a checkpoint whose content is its number."""
+    write_next(folder, {"number": number}, {"scores": torch.full((1000,), float(number))})
 
 
 def main(folder: Path) -> None:
     """Try every step."""
     for step in count():
-        shelf = CheckpointFolder(folder / str(step))
+        case = folder / str(step)
         for number in (1, 2):
-            keep(shelf, number)
+            save(case, number)
         child = os.fork()
         if child == 0:
             die_at(step)
-            keep(shelf, 3)
+            save(case, 3)
             os._exit(0)
         if os.waitpid(child, 0)[1] == 0:
             return

@@ -156,7 +156,7 @@ def test_a_search_finds_the_same_masks_on_any_workers(workers: Workers, preset: 
 )
 def test_one_worker_is_this_process_and_others_are_actors(worker_options: WorkerOptions) -> None:
     """Also a single one with a GPU, or on a cluster; nothing starts before they are entered."""
-    assert isinstance(open_workers(EVALUATOR, WorkerOptions(1)), SerialWorkers)
+    assert isinstance(open_workers(EVALUATOR, WorkerOptions(1, device="cpu")), SerialWorkers)
     several = open_workers(EVALUATOR, worker_options)
     assert isinstance(several, RayWorkers)
     assert several.count == worker_options.count

@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.cluster.fault_case import newest, resumed_from
 from benchmarks.cluster.kills import die_at
 from gaprune.cli import main as gaprune
-from gaprune.io.checkpoints import CheckpointFolder
+from gaprune.io.checkpoints import write_next
 
 COMPLETE = 2  # checkpoints before the interrupted one
 
@@ -52,17 +53,17 @@ def run_killed(step: int, folder: Path, arguments: Sequence[str]) -> None:
     os.chdir(folder)
     os.close(1)  # stdout belongs to the parent
     os.dup2(2, 1)
-    real, written = CheckpointFolder.write, count()
+    written = count()
 
-    def write(folder_self: CheckpointFolder, *content: Any) -> None:
+    def write(*content: Any) -> None:
         if next(written) == COMPLETE:
             die_at(step)
-            real(folder_self, *content)
+            write_next(*content)
             os._exit(0)
-        real(folder_self, *content)
+        write_next(*content)
 
-    CheckpointFolder.write = write  # type: ignore[assignment,method-assign] # only in this process
-    gaprune(arguments)
+    with patch("gaprune.runs.checkpointer.write_next", write):
+        gaprune(arguments)
     os._exit(1)  # the run ended before the third checkpoint
 
 

@@ -51,7 +51,7 @@ def make_search(target: str, **settings: Any) -> Search:
     checked = check_settings(make_settings(NOISE | settings))
     run = PruningRun(network, resolve_settings(checked, network))
     evaluator = run.evaluator
-    scored = baselines(
+    seeds = baselines(
         evaluator.network,
         evaluator.statistics_inputs,
         run.settings.sparsity,
@@ -61,5 +61,4 @@ def make_search(target: str, **settings: Any) -> Search:
         only={"magnitude", "random"},
         warn=print,
     )
-    seeds = [Individual.from_genes(mask.genes, evaluator.layout, mask.name) for mask in scored]
-    return Search(evaluator, run.plan, seeds)
+    return Search(evaluator, run.plan, list(seeds))

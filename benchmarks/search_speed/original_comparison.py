@@ -28,7 +28,7 @@ from gaprune.evolution.seeding import kaiming_population
 from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import load_zoo_network, mnist
-from gaprune.runs.checkpointer import Checkpointer, SearchCheckpointer
+from gaprune.runs.checkpointer import Checkpointer
 from gaprune.runs.run import PruningRun
 from gaprune.runs.setup import check_settings, resolve_settings
 from gaprune.workers import SerialWorkers
@@ -197,7 +197,7 @@ def time_to_goal(settings: Mapping[str, Any]) -> tuple[float | None, float]:
     chosen = make_settings({"sparsity": SPARSITY, **settings})
     try:
         resolved = resolve_settings(check_settings(chosen), target)
-        PruningRun(target, resolved, checkpointer=_WatchedRun(watch)).run()
+        PruningRun(target, resolved, checkpointer=watch).run()
     except _ReachedError:
         return watch.seconds, watch.accuracy
     return None, watch.accuracy
@@ -207,20 +207,7 @@ class _ReachedError(Exception):
     """Ends the run: `GOAL` is reached."""
 
 
-class _WatchedRun(Checkpointer):
-    """Writes no checkpoints and passes generations to a `_Watch`."""
-
-    def __init__(self, watch: SearchCheckpointer) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def search(self, sparsity: float | None = None) -> SearchCheckpointer:
-        """Return the watch."""
-        del sparsity
-        return self._watch
-
-
-class _Watch(SearchCheckpointer):
+class _Watch(Checkpointer):
     """Measures the accuracy of the best mask of every generation.
 
     Args:

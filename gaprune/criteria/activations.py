@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def _products(
 ) -> dict[str, Tensor]:
     """Return w·‖x‖₂^exponent in float64; w if the inputs of a weight are not observed."""
     assert calibration is not None  # `score_with` has checked it
-    energies = network.once("energies", calibration, lambda: input_energies(network, calibration))
+    energies = network.once("energies", calibration, partial(input_energies, network, calibration))
     return {
         name: weight.detach().double()
         * energies.get(name, torch.ones_like(weight)).sqrt().pow(exponent)

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria import CRITERIA, DenseNetwork, find_criterion, score
+from gaprune.criteria import CRITERIA, DenseNetwork, find_criterion, score_with
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.genome import Genes, seed_genes
+from gaprune.evolution.genome import Genes, Individual, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
 
 LAYERWISE = "-layer"  # suffix of a criterion whose layers all have the same density
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The genes of a one-shot mask at the budget, and its name."""
-
-    name: str
-    genes: Genes
 
 
 def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
@@ -37,8 +28,8 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     only: Collection[str] | None = None,
     ranked: Evaluator | None = None,
     warn: Callable[[str], None],
-) -> Iterator[Baseline]:
-    """Yield the one-shot masks at a budget, one at a time.
+) -> Iterator[Individual]:
+    """Yield the one-shot masks at a budget, one at a time; their origin is the criterion.
 
     Every criterion ranks all layers together, magnitude also every layer by itself at equal
     density. With scope `layer`, all rank layers by themselves. With units, all do both: means over
@@ -72,13 +63,14 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
         if criterion.takes_gradients and not gradients:
             continue
         try:
-            scores = score(name, network, calibration, generator, density=1 - sparsity)
+            scores = score_with(criterion, network, calibration, generator, 1 - sparsity)
         except (GapruneError, RuntimeError) as error:
             warn(f"baseline {name} is skipped: {error}")
             continue
         scores = scores if units is None else units.unit_mean(scores)
         if scope != "layer":
-            yield Baseline(name, seed_genes(scores, layout, keep, scope))
+            genes = seed_genes(scores, layout, keep, scope)
+            yield Individual.from_genes(genes, layout, name)
         if scope == "layer" or name == "magnitude" or units is not None:
             try:
                 uniform = uniform_counts(layout, sparsity)
@@ -87,7 +79,8 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
                     raise
                 continue  # equal density would empty a small layer; the other masks remain
             genes = seed_genes(scores, layout, keep, scope, uniform)
-            yield Baseline(name if scope == "layer" else name + LAYERWISE, genes)
+            origin = name if scope == "layer" else name + LAYERWISE
+            yield Individual.from_genes(genes, layout, origin)
 
 
 def kaiming_population(

@@ -35,12 +35,10 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until a folder with everything in it is on the disk.
-
-    Files get the permissions that the umask allows: safetensors writes files that only their owner
-    can read.
-    """
-    mode = folder.stat().st_mode & 0o666  # mkdir has applied the umask
+    """Wait until a folder with everything in it is on the disk."""
+    # safetensors writes files that only their owner can read: grant what the umask allows, which
+    # mkdir has applied to the folder.
+    mode = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file():
             path.chmod(mode)
@@ -52,18 +50,14 @@ def sync_tree(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a hidden name; the file or folder written there becomes `path`.
 
-    What was at `path` stays if the block raises. A folder cannot be renamed onto another one, so
-    an old folder is renamed first and removed last.
-
-    Raises:
-        OSError: the disk is full, or the place cannot be written.
+    What was at `path` stays if the block raises, or if writing raises OSError.
     """
     fresh, old = hidden_name(path), hidden_name(path)
     try:
         yield fresh
         if fresh.is_dir():
             sync_tree(fresh)
-            if path.exists():
+            if path.exists():  # a folder cannot be renamed onto another one
                 path.rename(old)
         else:
             sync(fresh)
@@ -79,11 +73,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file in place of an older one.
-
-    Raises:
-        OSError: it cannot be written; the older one stays.
-    """
+    """Write a file in place of an older one, which stays if that raises OSError."""
     with replacing(path) as fresh:
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -132,13 +122,7 @@ def remove_folders(folders: list[Path]) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | Path, error_type: type[GapruneError], remedy: str = "") -> Iterator[None]:
-    """Turn what the operating system refuses into one message.
-
-    Args:
-        path: where, as the user wrote it.
-        error_type: of the error.
-        remedy: what else can be done.
-    """
+    """Turn an error of the operating system into one message that names `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -168,13 +152,13 @@ def check_output_folder(
             return []
         if not folder.is_dir():
             raise InputError(f"out: {path} is a file; name a folder that is new or empty")
-        found = (entry for entry in folder.rglob("*") if not entry.is_dir())
-        entries = found if recursive else folder.iterdir()
+        files = (entry for entry in folder.rglob("*") if not entry.is_dir())
+        entries = files if recursive else folder.iterdir()
         names = sorted(str(entry.relative_to(folder)) for entry in entries)
     names = [name for name in names if not name.endswith(PARTIAL)]  # of processes that were killed
     if others := [name for name in names if name not in allowed]:
+        listed = ", ".join(others[:3]) + (", …" if others[3:] else "")
         raise InputError(
-            f"out: {path} holds other files ({', '.join(others[:3])}"
-            f"{', …' if len(others) > 3 else ''}); name a folder that is new or empty"
+            f"out: {path} holds other files ({listed}); name a folder that is new or empty"
         )
     return names

@@ -32,12 +32,7 @@ class DamagedError(GapruneError):
 
 
 class Checkpoint(NamedTuple):
-    """What was saved together.
-
-    Attributes:
-        facts: plain data.
-        tensors: on the CPU.
-    """
+    """Plain data and CPU tensors that were saved together."""
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -68,6 +63,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         content = {name: (path / name).read_bytes() for name in (FACTS, TENSORS)}
+        # Checked first: a damaged file is never parsed.
         if _sums(content) != (path / SUMS).read_text(encoding="utf-8"):
             raise DamagedError(f"{path}: its files are not what was written (SHA-256)")
         return Checkpoint(json.loads(content[FACTS]), load(content[TENSORS]))
@@ -81,63 +77,55 @@ def _sums(content: Mapping[str, bytes]) -> str:
     return "".join(lines)
 
 
-class CheckpointFolder:
-    """The checkpoints of one search, numbered; the last `NUM_CHECKPOINTS` are on the disk.
+def write_next(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Add a numbered checkpoint to a folder, which may be missing; then remove the oldest.
+
+    Raises:
+        OSError: it cannot be written; the earlier ones stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
+    earlier = _numbered(folder)
+    number = int(earlier[-1].name) + 1 if earlier else 1
+    write_checkpoint(folder / f"{number:06d}", facts, tensors)
+    for old in earlier[: 1 - NUM_CHECKPOINTS]:
+        hidden = hidden_name(old)  # renamed first: a part of it is never read
+        with contextlib.suppress(OSError):
+            old.rename(hidden)
+            remove(hidden)
+
+
+def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest undamaged checkpoint of a folder; None if none was ever written.
 
     Args:
-        path: the folder, which may be missing; other names in it are left alone.
+        folder: where `write_next` wrote; other names in it are left alone.
+        warn: told of a damaged one, which is renamed and never read again.
+
+    Raises:
+        GapruneError: all of them are damaged.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Add a checkpoint; then remove the oldest.
-
-        Raises:
-            OSError: it cannot be written; the earlier ones stay.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        remove_partial(self.path)
-        earlier = self._numbered()
-        number = int(earlier[-1].name) + 1 if earlier else 1
-        write_checkpoint(self.path / f"{number:06d}", facts, tensors)
-        for old in earlier[: 1 - NUM_CHECKPOINTS]:
-            hidden = hidden_name(old)  # renamed first: a part of it is never read
+    damaged: dict[Path, str] = {}
+    for path in reversed(_numbered(folder)):
+        try:
+            checkpoint = read_checkpoint(path)
+        except DamagedError as error:
+            damaged[path] = str(error)
+            continue
+        for other, reason in damaged.items():
+            warn(f"checkpoint: {reason}; the one before is used")
             with contextlib.suppress(OSError):
-                old.rename(hidden)
-                remove(hidden)
+                other.rename(other.with_name(f"{other.name}.damaged"))
+        return checkpoint
+    if damaged:
+        raise GapruneError(
+            f"checkpoint: all {len(damaged)} are damaged ({'; '.join(damaged.values())}); "
+            "start the run again"
+        )
+    return None
 
-    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """Read the newest undamaged checkpoint; None if none was ever written.
 
-        Args:
-            warn: told of a damaged one, which is renamed and never read again.
-
-        Raises:
-            GapruneError: all of them are damaged.
-        """
-        damaged: dict[Path, str] = {}
-        for path in reversed(self._numbered()):
-            try:
-                checkpoint = read_checkpoint(path)
-            except DamagedError as error:
-                damaged[path] = str(error)
-                continue
-            for other, reason in damaged.items():
-                warn(f"checkpoint: {reason}; the one before is used")
-                with contextlib.suppress(OSError):
-                    other.rename(other.with_name(f"{other.name}.damaged"))
-            return checkpoint
-        if damaged:
-            raise GapruneError(
-                f"checkpoint: all {len(damaged)} are damaged ({'; '.join(damaged.values())}); "
-                "start the run again"
-            )
-        return None
-
-    def _numbered(self) -> list[Path]:
-        if not self.path.is_dir():
-            return []
-        folders = (path for path in self.path.iterdir() if path.name.isdecimal() and path.is_dir())
-        return sorted(folders, key=lambda path: int(path.name))
+def _numbered(folder: Path) -> list[Path]:
+    entries = folder.iterdir() if folder.is_dir() else ()
+    paths = (path for path in entries if path.name.isdecimal() and path.is_dir())
+    return sorted(paths, key=lambda path: int(path.name))

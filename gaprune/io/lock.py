@@ -23,16 +23,16 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = _locked(path)
+        self._descriptor = _open_locked(path)
         os.ftruncate(self._descriptor, 0)
-        self._write(str(os.getpid()))
+        os.write(self._descriptor, str(os.getpid()).encode())
 
     def add_note(self, note: str) -> None:
-        """Write a note for other processes (`lock_note`)."""
-        self._write(f" {note}")
+        """Write a note for other processes into the file."""
+        os.write(self._descriptor, f" {note}".encode())
 
     def release(self, *, remove: bool = False) -> None:
-        """Release the lock; with `remove` delete its file before."""
+        """Release the lock; with `remove` delete its file first."""
         if self._descriptor < 0:
             return
         if remove:
@@ -40,38 +40,22 @@ class Lock:
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def _write(self, text: str) -> None:
-        os.write(self._descriptor, text.encode())
-
 
 def lock_owner(path: Path) -> str | None:
     """Return `process NUMBER` for the process that has the lock; None if no process has it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        number = os.pread(descriptor, 20, 0).decode(errors="replace").partition(" ")[0].strip()
-        return f"process {number}" if number.isdecimal() else "another process"
-    except OSError:  # a file system without locks
-        return None
-    finally:
-        os.close(descriptor)
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                number = file.read(20).decode(errors="replace").partition(" ")[0]
+                return f"process {number}" if number.isdecimal() else "another process"
+    except OSError:  # no such file, or a file system without locks
+        pass
     return None
 
 
-def lock_note(path: Path) -> str:
-    """Return the note in a lock file; empty if there is none."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").partition(" ")[2]
-    except OSError:
-        return ""
-
-
-def _locked(path: Path) -> int:
-    """Open and lock a file, and return its descriptor."""
+def _open_locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

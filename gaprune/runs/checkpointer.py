@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,11 @@ from gaprune.evolution.search_plan import SearchPlan
 from gaprune.evolution.search_state import SearchState
 from gaprune.io.checkpoints import (
     Checkpoint,
-    CheckpointFolder,
-    DamagedError,
-    read_checkpoint,
+    read_newest,
     write_checkpoint,
+    write_next,
 )
+from gaprune.io.lock import NO_CHECKPOINTS
 from gaprune.io.run_files import HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.models.target import Target
@@ -42,7 +42,7 @@ from gaprune.runs.job import PruneJob
 from gaprune.runs.open_directory import OpenRun
 
 FORMAT = 2  # of checkpoints; 1 was written by gaprune 0.1 and 0.2
-START, FIRST = "start", "first"  # folders in `checkpoint/`
+START = "start"  # folder in `checkpoint/`
 VERSIONS = ("gaprune", "torch")  # packages of which another version may give other masks
 
 
@@ -62,123 +62,8 @@ class SavedSearch(NamedTuple):
     seconds: float
 
 
-class SearchCheckpointer:
-    """Writes and reads the checkpoints of one search.
-
-    Args:
-        run_directory: where `history.jsonl` is written; None writes nothing.
-        folder: where the checkpoints are.
-        every: generations between two of them; 0 only reads.
-        observer: told of what cannot be written or read.
-    """
-
-    def __init__(
-        self,
-        run_directory: OpenRun | None = None,
-        folder: Path | None = None,
-        every: int = 1,
-        observer: Observer | None = None,
-    ) -> None:
-        self._run_directory, self._every = run_directory, every
-        self._folder = None if folder is None else CheckpointFolder(folder)
-        self._warn = (observer or Observer()).warning
-        self._pending: SavedSearch | None = None
-        self._write_failed = False
-        self._num_streamed = 0  # generations in `history.jsonl`
-
-    def load(self, plan: SearchPlan) -> SavedSearch | None:
-        """Read the newest checkpoint, of a search under this plan; None if there is none.
-
-        Raises:
-            GapruneError: all of them are damaged.
-        """
-        checkpoint = None if self._folder is None else self._folder.newest(self._warn)
-        if checkpoint is None:
-            return None
-        facts, tensors = checkpoint
-        seeds, validation_scores = [], {}
-        for number, seed in enumerate(facts["seeds"]):
-            bits = tensors[f"seed/{number}"].numpy()
-            seeds.append(Individual(bits, plan.layout.total, plan.keep, seed["origin"]))
-            validation_scores[seeds[-1].key] = ValidationScore(seed["agreement"], seed["fitness"])
-        state = SearchState.from_record(facts["search"], tensors, plan)
-        return SavedSearch(state, seeds, validation_scores, facts["seconds"])
-
-    def record_generation(
-        self,
-        evolution: Evolution,
-        seeds: list[Individual],
-        validation_scores: dict[str, ValidationScore],
-        seconds: float,
-    ) -> None:
-        """Record a finished generation; write a checkpoint every `every` generations."""
-        if self._folder is None or not self._every:
-            return
-        with profiled("checkpoint"):
-            state = evolution.state()
-            self._pending = SavedSearch(state, seeds, validation_scores, seconds)
-            self._stream(state.history)
-            if state.generation % self._every == 0:
-                self.write_pending()
-
-    def write_pending(self) -> None:
-        """Write a checkpoint of the last generation, unless there is one."""
-        pending, run_directory = self._pending, self._run_directory
-        if pending is None or self._folder is None or run_directory is None:
-            return
-        with profiled("checkpoint"):
-            facts, tensors = pending.state.to_record()
-            scores = pending.validation_scores
-            seeds = [{"origin": s.origin, **scores[s.key]._asdict()} for s in pending.seeds]
-            # Copied: a seed may lead the search as well, and safetensors refuses shared memory.
-            masks = [torch.from_numpy(seed.bits.copy()) for seed in pending.seeds]
-            tensors |= {f"seed/{number}": mask for number, mask in enumerate(masks)}
-            content = {"search": facts, "seeds": seeds, "seconds": pending.seconds}
-            try:
-                self._folder.write(content, tensors)
-            except OSError as error:
-                if not self._write_failed:
-                    self._warn(
-                        f"checkpoint: generation {facts['generation']} cannot be saved in "
-                        f"{run_directory.path} ({error.strerror or error}); the search continues, "
-                        "and earlier checkpoints stay"
-                    )
-                self._write_failed = True
-            else:
-                self._pending, self._write_failed = None, False
-                run_directory.keep_on_error = True
-
-    def _stream(self, history: Sequence[Generation]) -> None:
-        """Append new generations to `history.jsonl`; the first time write all of them."""
-        if self._run_directory is None:
-            return
-        lines = [f"{to_json(as_json(record))}\n" for record in history[self._num_streamed :]]
-        mode = "a" if self._num_streamed else "w"
-        try:
-            with (self._run_directory.folder / HISTORY).open(mode) as file:
-                file.writelines(lines)
-            self._num_streamed = len(history)
-        except OSError:  # the checkpoint warns; next time the whole history is written
-            self._num_streamed = 0
-
-    @contextmanager
-    def saving_at_exit(self) -> Iterator[None]:
-        """Write the last generation however the block ends; an error says how to resume."""
-        try:
-            yield
-        except GapruneError as error:
-            self.write_pending()
-            run = self._run_directory
-            lost = run is None or not run.keep_files
-            if run is None or lost or (isinstance(error, InputError) and not run.keep_on_error):
-                raise
-            raise type(error)(f"{error}; {run.command} continues from the checkpoint") from error
-        finally:
-            self.write_pending()
-
-
 class Checkpointer:
-    """Writes and reads the checkpoints of a run.
+    """Writes and reads the checkpoints of a run, one search at a time.
 
     Args:
         run_directory: where; None writes nothing.
@@ -196,17 +81,18 @@ class Checkpointer:
         job: PruneJob | None = None,
         start: Checkpoint | None = None,
     ) -> None:
-        writes = start is not None or every > 0
-        self._run_directory = run_directory if writes else None
-        self._every, self._observer = every, observer or Observer()
-        self._job, self._start = job, start
-        if run_directory is not None and not writes:
-            run_directory.mark_unwatched()
+        if run_directory is not None and start is None and not every:
+            run_directory.lock.add_note(NO_CHECKPOINTS)  # for `gaprune watch`
+            run_directory = None
+        self._run_directory, self._every, self._job, self._start = run_directory, every, job, start
+        self._warn = (observer or Observer()).warning
+        self._open_search(None)
 
-    @property
-    def resumed(self) -> bool:
-        """Whether the run continues an earlier process."""
-        return self._start is not None
+    def _open_search(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._pending: SavedSearch | None = None  # the last generation, if it is not yet written
+        self._write_failed = False
+        self._num_streamed = 0  # generations in `history.jsonl`
 
     def load_calibration(self, target: Target, generator: torch.Generator) -> CalibrationSet | None:
         """Return the saved calibration inputs, and set the generator to its state after them."""
@@ -235,34 +121,107 @@ class Checkpointer:
                 run.begin(config_text(target, used, self._job))
                 tensors = {**tensors, "generator": generator.get_state()}
                 write_checkpoint(run.checkpoint / START, facts, tensors)
+            run.keep_files = True
         except OSError as error:
-            self._observer.warning(
+            self._warn(
                 f"checkpoint: the calibration inputs cannot be saved in {run.path} "
                 f"({error.strerror or error}); this run cannot be resumed"
             )
-        else:
-            run.keep_files = True
 
-    def first_sparsity(self, compute: Callable[[], float]) -> float:
-        """Return the saved first sparsity of several searches, or compute and save it."""
-        run = self._run_directory
-        if run is None:
-            return compute()
-        with suppress(DamagedError):  # or missing: it is computed again, with the same result
-            return float(read_checkpoint(run.checkpoint / FIRST).facts["sparsity"])
-        sparsity = compute()
-        if run.keep_files:
-            with suppress(OSError):
-                write_checkpoint(run.checkpoint / FIRST, {"sparsity": sparsity}, {})
-        return sparsity
+    def load_search(self, plan: SearchPlan, sparsity: float | None = None) -> SavedSearch | None:
+        """Begin a search, and read its newest checkpoint; None if there is none.
 
-    def search(self, sparsity: float | None = None) -> SearchCheckpointer:
-        """Return the checkpoints of the search, or of one sparsity of several."""
-        run = self._run_directory
-        if run is None or not run.keep_files:
-            return SearchCheckpointer()
-        name = "" if sparsity is None else f"{sparsity:.9g}"
-        return SearchCheckpointer(run, run.checkpoint / name, self._every, self._observer)
+        Args:
+            plan: of the search.
+            sparsity: of one search of several; None if the run has only one.
+
+        Raises:
+            GapruneError: all checkpoints are damaged.
+        """
+        run, name = self._run_directory, "" if sparsity is None else f"{sparsity:.9g}"
+        folder = None if run is None or not run.keep_files else run.checkpoint / name
+        self._open_search(folder)
+        checkpoint = None if folder is None else read_newest(folder, self._warn)
+        if checkpoint is None:
+            return None
+        facts, tensors = checkpoint
+        seeds, validation_scores = [], {}
+        for number, seed in enumerate(facts["seeds"]):
+            bits = tensors[f"seed/{number}"].numpy()
+            seeds.append(Individual(bits, plan.layout.total, plan.keep, seed["origin"]))
+            validation_scores[seeds[-1].key] = ValidationScore(seed["agreement"], seed["fitness"])
+        state = SearchState.from_record(facts["search"], tensors, plan)
+        return SavedSearch(state, seeds, validation_scores, facts["seconds"])
+
+    def record_generation(
+        self,
+        evolution: Evolution,
+        seeds: list[Individual],
+        validation_scores: dict[str, ValidationScore],
+        seconds: float,
+    ) -> None:
+        """Record a finished generation; write a checkpoint every `every` generations."""
+        if self._folder is None or not self._every:
+            return
+        with profiled("checkpoint"):
+            state = evolution.state()
+            self._pending = SavedSearch(state, seeds, validation_scores, seconds)
+            self._stream(state.history)
+            if state.generation % self._every == 0:
+                self._write_pending()
+
+    def _write_pending(self) -> None:
+        """Write a checkpoint of the last generation, unless there is one."""
+        pending, folder, run = self._pending, self._folder, self._run_directory
+        if pending is None or folder is None or run is None:
+            return
+        with profiled("checkpoint"):
+            facts, tensors = pending.state.to_record()
+            scores = pending.validation_scores
+            seeds = [{"origin": s.origin, **scores[s.key]._asdict()} for s in pending.seeds]
+            # Copied: a seed may lead the search as well, and safetensors refuses shared memory.
+            masks = [torch.from_numpy(seed.bits.copy()) for seed in pending.seeds]
+            tensors |= {f"seed/{number}": mask for number, mask in enumerate(masks)}
+            try:
+                content = {"search": facts, "seeds": seeds, "seconds": pending.seconds}
+                write_next(folder, content, tensors)
+                self._pending, self._write_failed, run.keep_on_error = None, False, True
+            except OSError as error:
+                if not self._write_failed:
+                    self._warn(
+                        f"checkpoint: generation {facts['generation']} cannot be saved in "
+                        f"{run.path} ({error.strerror or error}); the search continues, and "
+                        "earlier checkpoints stay"
+                    )
+                self._write_failed = True
+
+    def _stream(self, history: Sequence[Generation]) -> None:
+        """Append new generations to `history.jsonl`; the first time write all of them."""
+        if self._run_directory is None:
+            return
+        lines = [f"{to_json(as_json(record))}\n" for record in history[self._num_streamed :]]
+        mode = "a" if self._num_streamed else "w"
+        try:
+            with (self._run_directory.folder / HISTORY).open(mode) as file:
+                file.writelines(lines)
+            self._num_streamed = len(history)
+        except OSError:  # the checkpoint warns; next time the whole history is written
+            self._num_streamed = 0
+
+    @contextmanager
+    def saving_at_exit(self) -> Iterator[None]:
+        """Write the last generation however the block ends; an error says how to resume."""
+        try:
+            yield
+        except GapruneError as error:
+            self._write_pending()
+            run = self._run_directory
+            wrong_input = isinstance(error, InputError)
+            if run is None or not (run.keep_on_error if wrong_input else run.keep_files):
+                raise
+            raise type(error)(f"{error}; {run.command} continues from the checkpoint") from error
+        finally:
+            self._write_pending()
 
     def discard(self) -> None:
         """Remove the run directory at the end: resuming would end the same way."""

@@ -133,8 +133,7 @@ class MaxDropSearch:
         base, settings = self.base, self.settings
         sparsities = SparsityRange.up_to(base.evaluator.layout, settings.scope, settings.sparsity)
         most = MAX_SEARCHES if settings.method == EVOLVED else MAX_ONE_SHOT
-        first = base.checkpointer.first_sparsity(lambda: self._first(sparsities))
-        sparsity: float | None = first
+        sparsity: float | None = self._first(sparsities)
         while sparsity is not None and (len(self.trials) < most or self.best is None):
             self._try(sparsity)
             sparsity = sparsities.next(self.within, self.beyond, len(self.trials))

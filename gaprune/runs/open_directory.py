@@ -35,7 +35,7 @@ from gaprune.io.atomic import (
     write_file,
     writing,
 )
-from gaprune.io.lock import NO_CHECKPOINTS, Lock, lock_owner
+from gaprune.io.lock import Lock, lock_owner
 from gaprune.io.run_files import CHECKPOINT, CONFIG, LOCK, MAY_HOLD, RECORD, REPORT
 from gaprune.report import write_report
 from gaprune.runs.directory import write_files
@@ -50,8 +50,7 @@ class OpenRun:
     it. An earlier run in it stays until the first checkpoint.
 
     Attributes:
-        path: as the user wrote it.
-        folder: the absolute path.
+        path: as the user wrote it; `folder` is the absolute path.
         keep_files: whether it holds a checkpoint to resume from, or a result.
         keep_on_error: whether that stays even if an input turns out to be wrong.
 
@@ -67,10 +66,9 @@ class OpenRun:
             with writing(path, InputError):
                 self._made = made + make_folders(self.checkpoint)
                 try:
-                    self._lock = Lock(self.checkpoint / LOCK)
+                    self.lock = Lock(self.checkpoint / LOCK)
                 except BlockingIOError:
-                    owner = lock_owner(self.checkpoint / LOCK)
-                    raise _locked_error(path, owner) from None
+                    raise _locked_error(path, self.checkpoint) from None
         except BaseException:
             remove_folders(self._made)
             raise
@@ -85,38 +83,32 @@ class OpenRun:
         """The command that resumes this run."""
         return f"gaprune resume {shlex.quote(str(self.path))}"
 
-    def mark_unwatched(self) -> None:
-        """Tell `gaprune watch` that nothing is written here before the result."""
-        self._lock.add_note(NO_CHECKPOINTS)
-
     def begin(self, config: str) -> None:
-        """Remove an earlier run, and write `config.toml`.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Remove an earlier run, and write `config.toml`; OSError if it cannot be written."""
         self._begun = True
         self._remove_earlier()
         write_file(self.folder / CONFIG, config)
 
     def save(self, result: Result, job: PruneJob | None = None) -> Path:
-        """Write the files of a result.
-
-        Returns:
-            The absolute path of the folder.
+        """Write the files of a result, and return the absolute path of the folder.
 
         Raises:
             GapruneError: they cannot be written, and the folder is as it was; or the report cannot
                 be made, and all other files are there.
         """
         remedy = f"; {self.command} saves it once there is space" if self.keep_files else ""
-        fresh = hidden_name(self.checkpoint / "result")
+        fresh, report_error = hidden_name(self.checkpoint / "result"), None
         with contextlib.ExitStack() as stack:
             stack.enter_context(writing(self.path, GapruneError, remedy))
             stack.callback(remove, fresh)
             fresh.mkdir()
             write_files(result, fresh, job)
-            report_error = _write_report(fresh, self.folder.name)
+            try:
+                write_report(fresh, name=self.folder.name)
+            except OSError:
+                raise
+            except Exception as error:  # noqa: BLE001 # a bug must not cost the result of a search
+                report_error = error
             sync_tree(fresh)
             # A reader takes a folder without `result.json` for an unfinished run: removed first,
             # renamed last, it never stands beside files of another run.
@@ -141,10 +133,7 @@ class OpenRun:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         if kind is not None and issubclass(kind, InputError) and not self.keep_on_error:
             self.keep_files = False
@@ -153,10 +142,11 @@ class OpenRun:
                 self._remove_earlier()
         with contextlib.suppress(OSError):
             unused = [entry.name for entry in self.checkpoint.iterdir()] == [LOCK]
-            self._lock.release(remove=unused)
+            # The file goes while it is locked: a process that waits for it then locks a new one.
+            self.lock.release(remove=unused)
             if unused:
                 self.checkpoint.rmdir()
-        self._lock.release()
+        self.lock.release()
         if not self.keep_files:
             remove_folders(self._made)
 
@@ -172,26 +162,15 @@ class OpenRun:
                 remove(entry)
 
 
-def _write_report(folder: Path, name: str) -> Exception | None:
-    """Write the report; a bug in it must not cost the result of a long search."""
-    try:
-        write_report(folder, name=name)
-    except OSError:
-        raise
-    except Exception as error:  # noqa: BLE001 - raised once everything else is saved
-        return error
-    return None
-
-
-def _locked_error(path: str | Path, owner: str | None) -> InputError:
+def _locked_error(path: str | Path, checkpoint: Path) -> InputError:
+    owner = lock_owner(checkpoint / LOCK) or "another process"
     return InputError(
-        f"out: {owner or 'another process'} is writing to {path}; name another folder, or wait "
-        "until it ends"
+        f"out: {owner} is writing to {path}; name another folder, or wait until it ends"
     )
 
 
-def check_free(path: str | Path, *, overwrite: bool = False) -> None:
-    """Check that a run may be saved at `path`; nothing is written.
+def open_run(path: str | Path, *, overwrite: bool = False) -> OpenRun:
+    """Open the directory of a new run.
 
     Args:
         path: the run directory; it and its parents may be missing, and it may be an empty folder.
@@ -200,31 +179,17 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
     Raises:
         InputError: a file, a folder with other content, a running run, or an earlier run.
     """
-    names = check_output_folder(path, MAY_HOLD)
-    owner = lock_owner(Path(path).expanduser() / CHECKPOINT / LOCK)
-    if owner is not None:
-        raise _locked_error(path, owner)
+    path = Path(path)
+    names, checkpoint = check_output_folder(path, MAY_HOLD), path.expanduser() / CHECKPOINT
+    if lock_owner(checkpoint / LOCK) is not None:
+        raise _locked_error(path, checkpoint)
     if names and not overwrite:
         unfinished = "" if RECORD in names else " that did not finish; gaprune resume continues it"
         raise InputError(
             f"out: {path} holds an earlier run{unfinished}; name another folder, or add --overwrite"
         )
-
-
-def open_run(path: str | Path, *, overwrite: bool = False) -> OpenRun:
-    """Open the directory of a new run.
-
-    Args:
-        path: see `check_free`.
-        overwrite: whether an earlier run there may be replaced.
-
-    Raises:
-        InputError: the folder cannot be used.
-    """
-    check_free(path, overwrite=overwrite)
     with writing(path, InputError):
-        made = make_folders(Path(path).expanduser().resolve())
-    return OpenRun(Path(path), made)
+        return OpenRun(path, make_folders(path.expanduser().resolve()))
 
 
 def free_name(stem: Path) -> Path:
@@ -234,11 +199,7 @@ def free_name(stem: Path) -> Path:
 
 
 def open_numbered_run(stem: Path) -> OpenRun:
-    """Open the first of `stem`, `stem-2`, `stem-3`, … that does not exist.
-
-    Raises:
-        InputError: folders cannot be made there.
-    """
+    """Open the directory `free_name(stem)`; InputError if folders cannot be made there."""
     while True:
         path = free_name(stem)
         with writing(path, InputError):

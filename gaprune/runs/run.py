@@ -26,7 +26,7 @@ from gaprune.pattern_names import LATENCY
 from gaprune.profiling import profiled
 from gaprune.records import BaselineScore, Generation
 from gaprune.report.data import report_data_of
-from gaprune.runs.checkpointer import Checkpointer, SavedSearch, SearchCheckpointer
+from gaprune.runs.checkpointer import Checkpointer, SavedSearch
 from gaprune.runs.final_metrics import FinalMetrics
 from gaprune.runs.latency_budget import measure_latency
 from gaprune.runs.result import Result
@@ -131,14 +131,12 @@ class PruningRun:
         settings = self.settings
         with on_device(str(self.target.device)):
             evaluator = self.evaluator
-            sparsity = None if self._shared_inputs is None else settings.sparsity
-            checkpointer = self.checkpointer.search(sparsity)
-            saved = self._load(checkpointer)
+            saved = self._load_search()
             with profiled("baselines"), torch_threads(settings.threads_per_worker):
                 seeds = self.seeds() if saved is None else saved.seeds
             options, warn = self.resolved.worker_options, self.observer.warning
             with (
-                checkpointer.saving_at_exit(),
+                self.checkpointer.saving_at_exit(),
                 open_workers(evaluator, options, warn) as workers,
             ):
                 scores = (
@@ -147,7 +145,7 @@ class PruningRun:
                 seeds = [seed for seed in seeds if seed.key in scores]
                 search = None
                 if settings.method == EVOLVED:
-                    evolution = self._make_evolution(workers, checkpointer, seeds, scores)
+                    evolution = self._make_evolution(workers, seeds, scores)
                     if saved is not None:
                         evolution.restore(saved.state)
                     if self.resolved.preset.seeding == "baselines":
@@ -186,12 +184,16 @@ class PruningRun:
             ranked=evaluator,
             warn=self.observer.warning,
         )
-        return [Individual.from_genes(mask.genes, evaluator.layout, mask.name) for mask in masks]
+        return list(masks)
 
-    def _load(self, checkpointer: SearchCheckpointer) -> SavedSearch | None:
-        if self.settings.method != EVOLVED:
+    def _load_search(self) -> SavedSearch | None:
+        settings = self.settings
+        if settings.method != EVOLVED:
             return None
-        saved = checkpointer.load(self.plan)
+        is_one_of_several = self._shared_inputs is not None
+        saved = self.checkpointer.load_search(
+            self.plan, settings.sparsity if is_one_of_several else None
+        )
         if saved is None:
             return None
         self.earlier_seconds = saved.seconds
@@ -224,7 +226,6 @@ class PruningRun:
     def _make_evolution(
         self,
         workers: Workers,
-        checkpointer: SearchCheckpointer,
         seeds: list[Individual],
         scores: dict[str, ValidationScore],
     ) -> Evolution:
@@ -232,7 +233,7 @@ class PruningRun:
 
         def report(record: Generation) -> None:
             seconds = self.earlier_seconds + time.monotonic() - self._started
-            checkpointer.record_generation(evolution, seeds, scores, seconds)
+            self.checkpointer.record_generation(evolution, seeds, scores, seconds)
             self.observer.generation(record, self.plan.limits.generations)
 
         evolution = Evolution(self.plan, workers, report, self.observer.warning)

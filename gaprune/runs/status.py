@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gaprune.errors import InputError
-from gaprune.io.lock import NO_CHECKPOINTS, lock_note, lock_owner
+from gaprune.io.lock import NO_CHECKPOINTS, lock_owner
 from gaprune.io.run_files import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD, read_record
 from gaprune.io.serialization import object_or_empty, text_or_empty
 from gaprune.records import Generation
@@ -65,7 +65,7 @@ def read_status(path: str | Path) -> RunStatus:
         config = {}
     if owner is None and not record and not config:
         raise InputError(f"run: {path} holds no run; name a run directory")
-    if owner is not None and lock_note(folder / CHECKPOINT / LOCK) == NO_CHECKPOINTS:
+    if owner is not None and NO_CHECKPOINTS in text_or_empty(folder / CHECKPOINT / LOCK):
         return RunStatus(RUNNING, owner=owner, silent=True)  # the files are of an earlier run
     history = tuple(_generations(text_or_empty(folder / HISTORY)))
     if owner is not None:

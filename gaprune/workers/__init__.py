@@ -27,14 +27,9 @@ __all__ = [
 def open_workers(
     evaluator: object, worker_options: WorkerOptions, warn: Warn = lambda _: None
 ) -> Workers:
-    """Return workers that evaluate candidates with `evaluator`.
-
-    Raises:
-        InputError: the requested device is not available.
-    """
-    device = choose_device(worker_options)
+    """Return workers that evaluate candidates, on the device that `choose_device` returned."""
     if worker_options.in_process:
-        return SerialWorkers(evaluator, worker_options.threads, device)
+        return SerialWorkers(evaluator, worker_options.threads, worker_options.device)
     from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - see below
 
     return RayWorkers(evaluator, worker_options, warn)
