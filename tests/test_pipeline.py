@@ -176,7 +176,7 @@ def test_a_one_shot_method_gives_its_own_mask(method: str, scope: str) -> None:
     ids=str,
 )
 def test_the_result_is_never_worse_than_a_baseline(changes: dict[str, Any]) -> None:
-    """The margin over the best baseline on the validation inputs is at least 0, whatever the settings."""
+    """The gain over the best baseline is at least 0 on the validation inputs, for all settings."""
     result = run(**changes)
     assert set(result.baselines) >= {"magnitude", "lamp", "random", "erk", "wanda"}
     best = max(one.agreement for one in result.baselines.values())
@@ -209,7 +209,7 @@ def test_a_black_box_search_takes_no_gradient() -> None:
     takes_gradients = {name for name, one in CRITERIA.items() if one.takes_gradients}
     assert not takes_gradients & set(result.baselines)
     assert result.stopped == "generations"
-    with pytest.raises(InputError, match=r"no gradient.*--preset black-box"):
+    with pytest.raises(InputError, match="--preset black-box"):
         run(model)
 
 
@@ -256,7 +256,7 @@ def test_a_regressor_is_compared_by_its_numbers() -> None:
     assert 0 <= result.validation_agreement <= 1
     assert result.gain is not None
     assert result.gain >= 0
-    with pytest.raises(InputError, match=r"'agreement' compares classes.*\(64, 1\)"):
+    with pytest.raises(InputError, match=r"'agreement'.*\(64, 1\)"):
         run(model, objective="agreement")
 
 
@@ -321,7 +321,7 @@ def test_an_assumed_range_is_told() -> None:
     observer = Listening()
     result = run(inputs=None, observer=observer, method="magnitude")
     assert result.target.inputs.assumed
-    assert any("0 to 1 is assumed" in text and "--range" in text for text in observer.warnings)
+    assert any("--range" in text for text in observer.warnings)
 
 
 class PressesStop(Observer):
@@ -420,18 +420,18 @@ def test_the_classic_preset_learns_from_labelled_calibration(tmp_path: Path) -> 
         ({"sparsity": 1.0}, "sparsity: .*got 1"),
         ({"sparsity": float("nan")}, "sparsity: .*got nan"),
         ({"sparsity": "much"}, "sparsity: .*'much'"),
-        ({"sparsity": 0.99}, "sparsity: 0.99 keeps 2 of 200 weights"),
-        ({"sparsity": 0.99, "scope": "layer"}, "keeps 2 of 200"),
-        ({"sparsity": 0.985, "scope": "layer"}, "keeps nothing of layer '4.weight'"),
-        ({"scope": "layers"}, r"scope: unknown name 'layers' \(did you mean 'layer'"),
-        ({"method": "magnitud"}, r"method: unknown name.*did you mean 'magnitude'"),
-        ({"preset": "defalt"}, r"preset: unknown name.*did you mean 'default'"),
-        ({"objective": "k"}, "objective: unknown name 'k'"),
-        ({"calibration": ("strokes",)}, "calibration inputs: unknown name 'strokes'.*sparse"),
-        ({"generatons": 3}, r"setting: unknown name.*did you mean 'generations'"),
-        ({"objective": "accuracy"}, "needs labelled calibration inputs"),
+        ({"sparsity": 0.99}, "sparsity: 0.99 .*2 of 200"),
+        ({"sparsity": 0.99, "scope": "layer"}, "2 of 200"),
+        ({"sparsity": 0.985, "scope": "layer"}, "'4.weight'"),
+        ({"scope": "layers"}, "scope: .*'layers'.*'layer'"),
+        ({"method": "magnitud"}, "method: .*'magnitude'"),
+        ({"preset": "defalt"}, "preset: .*'default'"),
+        ({"objective": "k"}, "objective: .*'k'"),
+        ({"calibration": ("strokes",)}, "'strokes'.*sparse"),
+        ({"generatons": 3}, "setting: .*'generations'"),
+        ({"objective": "accuracy"}, "^objective: .*labelled:FILE"),
         ({"workers": 0}, "workers: .*got 0"),
-        ({"pareto": True, "scope": "layer"}, "scope: a Pareto search ranks all layers together"),
+        ({"pareto": True, "scope": "layer"}, "^scope: .*--scope global"),
     ],
     ids=str,
 )
@@ -446,7 +446,7 @@ def test_a_black_box_objective_needs_a_black_box_search(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text("def close(a, b, labels):\n    return -float((a - b).abs().mean())\n")
     objective = f"{path}:close"
-    with pytest.raises(InputError, match=r"black box.*--preset black-box"):
+    with pytest.raises(InputError, match="--preset black-box"):
         run(objective=objective)
     result = run(objective=objective, preset="black-box", population=4, offspring=8)
     best = [record.best for record in result.history]
@@ -474,7 +474,7 @@ def test_a_method_that_the_network_cannot_give_is_a_clear_error() -> None:
             outputs: Tensor = self.inner(inputs)
             return outputs
 
-    with pytest.raises(GapruneError, match=r"'snip' cannot be computed .* these can: magnitude"):
+    with pytest.raises(GapruneError, match=r"'snip'.*magnitude"):
         run(Closed(), method="snip", preset="black-box")
 
 
@@ -484,7 +484,7 @@ def test_a_method_that_the_network_cannot_give_is_a_clear_error() -> None:
         (
             torch.rand(5, 6),
             torch.zeros(4, dtype=torch.int64),
-            "one integer label for each of the 5",
+            "^test: .*5",
         ),
         (torch.rand(5, 6), torch.zeros(5), "got torch.float32"),
         (torch.rand(5, 7), torch.zeros(5, dtype=torch.int64), r"shape \[N, 6\]"),

@@ -111,7 +111,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_stopped_after_any_generation_it_finds_the_same(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a power cut: only what is on the disk is known. Files of calibration inputs have gone by then."""
+    """By a power cut: only the disk is left, and files of calibration inputs are gone by then."""
     monkeypatch.chdir(tmp_path)
     model, settings = net(), {**TINY, "sparsity": 0.6, "seed": 3, **CASES[case]}
     if "max_drop" in settings:
@@ -286,16 +286,14 @@ def test_damage_costs_a_generation_and_nothing_else(tmp_path: Path) -> None:
     harm(newest / "facts.json")
     told = Copying(copy)
     assert found(resume(copy, model=model, observer=told)) == found(whole)
-    assert any("the one before is used" in text for text in told.warnings)
+    assert any(newest.name in text for text in told.warnings)
     assert len(told.copies) == 2
     for place in copy.glob("checkpoint/0*[0-9]"):
         harm(place / "tensors.safetensors")
     with pytest.raises(GapruneError, match=r"all 2"):
         resume(copy, model=model)
     harm(copying.copies[2] / "checkpoint/start/tensors.safetensors")
-    with pytest.raises(
-        GapruneError, match=r"the calibration inputs are damaged.*start the run again"
-    ):
+    with pytest.raises(GapruneError, match=r"^checkpoint: .*start"):
         resume(copying.copies[2], model=model)
     assert before.name < newest.name
 
@@ -307,13 +305,23 @@ def harm(path: Path) -> None:
     path.write_bytes(data)
 
 
-def other_version(place: Path) -> None:
-    """Make the run one of another torch, as a whole."""
-    start = place / CHECKPOINT / "start"
+def rewrite_start(path: Path, changes: dict[str, Any]) -> None:
+    """Change facts of the first checkpoint, which stays undamaged."""
+    start = path / CHECKPOINT / "start"
     facts, tensors = read_checkpoint(start)
-    facts["versions"]["torch"] = "1.0"
     shutil.rmtree(start)
-    write_checkpoint(start, facts, tensors)
+    write_checkpoint(start, facts | changes, tensors)
+
+
+def other_version(path: Path) -> None:
+    """Make the run one of another torch."""
+    versions = read_checkpoint(path / CHECKPOINT / "start").facts["versions"]
+    rewrite_start(path, {"versions": versions | {"torch": "1.0"}})
+
+
+def older_format(path: Path) -> None:
+    """Make the run one of gaprune 0.2: checkpoints of format 1."""
+    rewrite_start(path, {"format": 1, "versions": {"gaprune": "0.2.0"}})
 
 
 def other_setting(place: Path) -> None:
@@ -354,13 +362,14 @@ def activated() -> nn.Module:
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any], str]] = {
     "weights": (None, {"model": net(1)}, "weights: "),
     "other layers": (None, {"model": wider()}, "prune_also|weights"),
-    "other forward": (None, {"model": activated()}, "model: the network is not built as"),
-    "no model": (None, {"model": None}, "model: .* pruned a network in memory; pass it"),
-    "version": (other_version, {}, r"began with torch 1\.0, and this is torch .*install torch 1"),
-    "setting in the file": (other_setting, {}, "population: .* began with 3, and 4 would"),
+    "other forward": (None, {"model": activated()}, "^model: "),
+    "no model": (None, {"model": None}, "^model: .*gaprune.resume"),
+    "version": (other_version, {}, r"torch 1\.0"),
+    "older format": (older_format, {}, r"gaprune 0\.2\.0"),
+    "setting in the file": (other_setting, {}, "^population: .*3.*4"),
     "setting as argument": (None, {"seed": 1}, "seed: .*0.*1"),
     "unknown setting": (None, {"sead": 1}, "sead"),
-    "bad value": (None, {"workers": 0}, "workers: .*greater than or equal to 1"),
+    "bad value": (None, {"workers": 0}, "^workers: .*0"),
     "no start": (
         lambda place: shutil.rmtree(place / CHECKPOINT / "start"),
         {},
@@ -369,9 +378,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any], str]] = 
     "nothing kept": (
         lambda place: shutil.rmtree(place / CHECKPOINT),
         {},
-        "has no checkpoint",
+        "--checkpoint-every 0",
     ),
-    "no folder": (shutil.rmtree, {}, "there is no folder"),
+    "no folder": (shutil.rmtree, {}, "^run: "),
 }
 
 
@@ -400,7 +409,7 @@ def test_other_limits_are_refused_where_they_would_differ_from_search_to_search(
     """Searches that ended had the old ones."""
     own = {**TINY, "preset": "black-box", "generations": 1, "max_drop": 0.25}
     prune(net(), out=tmp_path / "run", **own)
-    with pytest.raises(InputError, match=r"generations: .* max_drop .*1 here"):
+    with pytest.raises(InputError, match=r"^generations: .*max_drop"):
         resume(tmp_path / "run", model=net(), generations=3)
 
 
@@ -409,7 +418,7 @@ def test_other_threads_are_possible_with_a_warning(tmp_path: Path) -> None:
     prune(net(), out=tmp_path / "run", **SHORT)
     told = Copying(tmp_path / "run")
     resume(tmp_path / "run", model=net(), threads_per_worker=2, observer=told)
-    assert any("threads_per_worker: 2 instead of 1" in text for text in told.warnings)
+    assert any(text.startswith("threads_per_worker: 2") for text in told.warnings)
 
 
 def test_what_can_be_changed_are_settings() -> None:
@@ -466,7 +475,7 @@ def test_a_run_that_keeps_no_checkpoints_leaves_none(tmp_path: Path) -> None:
         place = tmp_path / str(number)
         prune(net(), out=place, **{**SHORT, **own})
         assert {path.name for path in place.iterdir()} == set(FILES)
-        with pytest.raises(InputError, match="has no checkpoint"):
+        with pytest.raises(InputError, match="--checkpoint-every 0"):
             resume(place, model=net())
 
 
@@ -564,7 +573,7 @@ def test_a_home_that_cannot_be_written_hurts_nobody(
     told = Copying(place / "kept")
     own = {**SHORT, "generations": 1, "calibration": ("inversion", "procedural"), "inversions": 8}
     whole = prune(model, out=told.run, observer=told, **own)
-    assert any("cannot be kept" in text and "home" in text for text in told.warnings)
+    assert any("home" in text for text in told.warnings)
     shutil.rmtree(place / "home", ignore_errors=True)
     assert found(resume(told.copies[0], model=model)) == found(whole)
 
