@@ -1,4 +1,4 @@
-"""Small targets whose BatchNorms remember inputs that generators draw, or none of them does."""
+"""Small targets whose BatchNorm statistics are near those of a generator, or far from all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gaprune.models.target import Target, target_from_module
 
 
 class Listener(Observer):
-    """Notes what it is told."""
+    """Records phases, progress and warnings."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []
@@ -20,15 +20,15 @@ class Listener(Observer):
         self.warnings: list[str] = []
 
     def phase(self, name: str, detail: str) -> None:
-        """Note the detail."""
+        """Record the detail."""
         self.phases.append(f"{name}: {detail}")
 
     def progress(self, what: str, done: float, total: float | None) -> None:
-        """Note the steps."""
+        """Record the steps."""
         self.steps.append((what, done))
 
     def warning(self, text: str) -> None:
-        """Note the text."""
+        """Record the text."""
         self.warnings.append(text)
 
 
@@ -47,7 +47,7 @@ class Signals(nn.Module):
 
 
 def signal_target() -> Target:
-    """Return a network of signals that remembers a constant hum, unlike any generator."""
+    """Return a network trained on a constant hum, unlike any generator."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = Signals()
@@ -57,7 +57,7 @@ def signal_target() -> Target:
 
 
 def vector_net() -> nn.Sequential:
-    """Return a network 6 → 12 → 4 with BatchNorm that has seen nothing yet."""
+    """Return a network 6 → 12 → 4 with BatchNorm in its initial state."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         norm = nn.BatchNorm1d(12, momentum=None)
@@ -65,13 +65,13 @@ def vector_net() -> nn.Sequential:
 
 
 def vector_target(near: bool) -> Target:
-    """Return a network that remembers generated vectors, or a small cluster of others."""
+    """Return a network trained on generated vectors, or on a small cluster far from them."""
     net = vector_net()
     generator = torch.Generator().manual_seed(5)
     target = target_from_module(net, inputs=InputOptions(range=(0, 1)))
-    shown = GENERATORS["vector"]["uniform"](target.inputs, 2000, generator)
+    data = GENERATORS["vector"]["uniform"](target.inputs, 2000, generator)
     if not near:
         centre = torch.tensor([0.9, 0.1, 0.9, 0.1, 0.9, 0.1])
-        shown = centre + 0.01 * torch.randn(2000, 6, generator=generator)
-    net.train()(shown)
+        data = centre + 0.01 * torch.randn(2000, 6, generator=generator)
+    net.train()(data)
     return target_from_module(net, inputs=InputOptions(range=(0, 1)))

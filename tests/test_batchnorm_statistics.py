@@ -1,4 +1,4 @@
-"""What BatchNorms remember, and how far a batch is from it."""
+"""The statistics that BatchNorms store, and the divergence of a batch from them."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from gaprune.errors import InputError
 
 
 def norm_of(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], channels: int, seed: int) -> nn.Module:
-    """Return a BatchNorm in float64 that remembers something."""
+    """Return a BatchNorm in float64 with random statistics."""
     norm = kind(channels, eps=1e-3).double().eval().requires_grad_(False)
     norm.get_buffer("running_mean").normal_(generator=seeded(seed))
     norm.get_buffer("running_var").uniform_(0.2, 3, generator=seeded(seed + 1))
     return norm
 
 
-def seen(model: nn.Module, inputs: Tensor) -> float:
-    """Return the mismatch of a batch."""
+def divergence_of(model: nn.Module, inputs: Tensor) -> float:
+    """Return the divergence of a batch from the stored statistics."""
     with BatchNormRecorder(model) as watch:
         model(inputs)
-        moments, remembered = watch.take()
-    return float(remembered.divergence(moments))
+        moments, statistics = watch.take()
+    return float(statistics.divergence(moments))
 
 
 @given(st.integers(1, 5), st.integers(2, 9), st.integers(0, 999))
 @settings(max_examples=20)
-def test_the_mismatch_is_a_divergence_of_gaussians(channels: int, rows: int, seed: int) -> None:
-    """It is torch's own KL divergence, averaged over channels, epsilon part of both variances."""
+def test_the_divergence_is_that_of_gaussians(channels: int, rows: int, seed: int) -> None:
+    """It equals the KL divergence of torch, averaged over channels, with epsilon in both."""
     norm = norm_of(nn.BatchNorm2d, channels, seed)
     inputs = torch.randn(rows, channels, 3, 2, generator=seeded(seed), dtype=torch.float64)
     inputs = 2 * inputs + 1
     variance, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
     batch = Normal(mean, (variance + 1e-3).sqrt())
     running = (norm.get_buffer("running_mean"), norm.get_buffer("running_var"))
-    kept = Normal(running[0], (running[1] + 1e-3).sqrt())
-    assert seen(norm, inputs) == pytest.approx(float(kl_divergence(batch, kept).mean()), rel=1e-9)
+    stored = Normal(running[0], (running[1] + 1e-3).sqrt())
+    expected = float(kl_divergence(batch, stored).mean())
+    assert divergence_of(norm, inputs) == pytest.approx(expected, rel=1e-9)
 
 
 def test_norms_count_alike_and_every_call_counts() -> None:
-    """A norm of 1 channel weighs as much as one of 4; one that is called twice counts twice."""
+    """A norm of 1 channel weighs as much as one of 4; a norm that runs twice counts twice."""
     wide, narrow = norm_of(nn.BatchNorm1d, 4, 1), norm_of(nn.BatchNorm1d, 1, 2)
     inputs = torch.randn(8, 4, generator=seeded(), dtype=torch.float64)
 
@@ -66,28 +67,29 @@ def test_norms_count_alike_and_every_call_counts() -> None:
             out: Tensor = self.narrow(batch[:, :1])
             return out
 
-    expected = (seen(wide, inputs) + seen(wide, 2 * inputs) + seen(narrow, inputs[:, :1])) / 3
-    assert seen(Both(), inputs) == pytest.approx(expected)
+    pairs = ((wide, inputs), (wide, 2 * inputs), (narrow, inputs[:, :1]))
+    expected = sum(divergence_of(norm, batch) for norm, batch in pairs) / 3
+    assert divergence_of(Both(), inputs) == pytest.approx(expected)
 
 
-def test_what_was_remembered_has_no_mismatch() -> None:
-    """Right after one training pass over a batch, that batch fits; another does not."""
+def test_the_training_batch_has_no_divergence() -> None:
+    """After one training pass over a batch, that batch fits; a shifted one does not."""
     norm = nn.BatchNorm2d(3, momentum=None)
     data = 3 + 2 * torch.randn(50, 3, 4, 4, generator=seeded())
     norm(data)
-    assert abs(seen(norm.eval(), data)) < 1e-5
-    assert seen(norm, data + 1) > 0.05
+    assert abs(divergence_of(norm.eval(), data)) < 1e-5
+    assert divergence_of(norm, data + 1) > 0.05
 
 
 def test_constant_and_dead_channels_stay_finite() -> None:
-    """A channel of variance 0 on both sides fits; its gradient is finite."""
+    """Divergence and gradient are finite if both variances are 0."""
     norm = nn.BatchNorm1d(2).eval()
     norm.get_buffer("running_var").copy_(torch.tensor([0.0, 1.0]))
     inputs = torch.tensor([[0.0, 1e4], [0.0, 1e4]], requires_grad=True)
     with BatchNormRecorder(norm) as watch:
         norm(inputs)
-        moments, remembered = watch.take()
-    value = remembered.divergence(moments)
+        moments, statistics = watch.take()
+    value = statistics.divergence(moments)
     (gradient,) = torch.autograd.grad(value, inputs)
     assert value.isfinite()
     assert gradient.isfinite().all()
@@ -95,8 +97,8 @@ def test_constant_and_dead_channels_stay_finite() -> None:
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 99))
 @settings(max_examples=20)
-def test_pooled_parts_are_the_whole(sizes: list[int], seed: int) -> None:
-    """Once every part is known, joining any gives the moments of the joined batch."""
+def test_moments_of_chunks_are_those_of_the_batch(sizes: list[int], seed: int) -> None:
+    """After every chunk has passed once, an update returns the moments of the whole batch."""
     norm = norm_of(nn.BatchNorm1d, 3, 1)
     inputs = torch.randn(sum(sizes), 3, generator=seeded(seed), dtype=torch.float64)
     pool = ChunkedMoments(sizes)
@@ -110,7 +112,7 @@ def test_pooled_parts_are_the_whole(sizes: list[int], seed: int) -> None:
 
 
 def test_norms_without_running_statistics_are_left_out() -> None:
-    """They remember nothing; the others are found, also subclasses."""
+    """The others are returned, including subclasses."""
 
     class Mine(nn.BatchNorm2d):
         """With an activation, as in many model collections."""
@@ -122,8 +124,8 @@ def test_norms_without_running_statistics_are_left_out() -> None:
     assert batchnorms(nn.Sequential(plain, mine)) == [mine]
 
 
-def test_a_watch_leaves_no_trace() -> None:
-    """Its hooks go, also after an error; outside of it nothing is seen."""
+def test_a_recorder_removes_its_hooks() -> None:
+    """Even after an error; without a pass there is nothing to take."""
     norm = norm_of(nn.BatchNorm1d, 2, 1)
     with pytest.raises(RuntimeError, match="mine"), BatchNormRecorder(norm):
         raise RuntimeError("mine")
@@ -136,7 +138,7 @@ def test_a_watch_leaves_no_trace() -> None:
 
 
 def test_half_precision_is_summed_in_single() -> None:
-    """Mean squares of bfloat16 inputs are as exact as the inputs."""
+    """Moments of bfloat16 inputs have float32 precision."""
     norm = norm_of(nn.BatchNorm1d, 2, 1).to(torch.bfloat16)
     inputs = (100 + torch.randn(4096, 2, generator=seeded())).to(torch.bfloat16)
     with BatchNormRecorder(norm) as watch:

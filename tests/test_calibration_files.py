@@ -102,7 +102,7 @@ def test_two_files_joined_by_plus_are_inputs_and_labels(
 
 
 @pytest.mark.parametrize("stored_shape", [(7, 1, 4, 6), (7, 4, 6), (7, 4, 6, 1), (7, 24)], ids=str)
-def test_equivalent_layouts_of_grey_pictures_agree(
+def test_equivalent_layouts_of_grey_images_agree(
     tmp_path: Path, stored_shape: tuple[int, ...]
 ) -> None:
     """With a channel axis first or last, without one, or flattened: the same inputs."""
@@ -112,7 +112,7 @@ def test_equivalent_layouts_of_grey_pictures_agree(
     )
 
 
-def test_channels_last_pictures_are_transposed(tmp_path: Path) -> None:
+def test_channels_last_images_are_transposed(tmp_path: Path) -> None:
     """(N, H, W, C) becomes (N, C, H, W), and each channel gets its own mean and std."""
     stored = values(5, (4, 6, 3))
     np.save(tmp_path / "a.npy", stored)
@@ -141,7 +141,7 @@ def test_other_number_formats_become_float32(tmp_path: Path, dtype: str) -> None
 
 
 def test_token_ids_become_int64(tmp_path: Path) -> None:
-    """Ids of any integer type are kept as they are, also bytes."""
+    """Ids of any integer type keep their values, even uint8."""
     ids = np.random.default_rng(0).integers(0, 10, (3, 5))
     for dtype in (np.uint8, np.int32, np.int64):
         np.save(tmp_path / "a.npy", ids.astype(dtype))
@@ -150,7 +150,7 @@ def test_token_ids_become_int64(tmp_path: Path) -> None:
         assert read.tolist() == ids.tolist()
 
 
-def test_the_carried_mnist_files_have_names() -> None:
+def test_bundled_mnist_files_have_aliases() -> None:
     """mnist-test gives the 10,000 labelled images with their well-known first digits."""
     read = read_samples("mnist-test", InputSpec((1, 28, 28), "image"))
     assert read.inputs.shape == (10_000, 1, 28, 28)
@@ -187,7 +187,7 @@ BAD_ARRAYS = {
 
 @pytest.mark.parametrize("case", BAD_ARRAYS)
 def test_arrays_that_break_a_rule_are_refused(tmp_path: Path, case: str) -> None:
-    """The message says which rule, and what came."""
+    """The error names the rule and the actual value."""
     array, spec, message = BAD_ARRAYS[case]
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(InputError, match=message):
@@ -205,7 +205,7 @@ BAD_LABELS = {
 
 @pytest.mark.parametrize("case", BAD_LABELS)
 def test_labels_that_break_a_rule_are_refused(tmp_path: Path, case: str) -> None:
-    """One non-negative whole number per input, nothing else."""
+    """Labels are one non-negative integer per input."""
     labels, message = BAD_LABELS[case]
     LABELLED["a.npz"](tmp_path / "a.npz", values(), labels)
     with pytest.raises(InputError, match=f"labels: .*{message}"):
@@ -264,7 +264,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_damaged_or_foreign_files_are_refused(tmp_path: Path, case: str) -> None:
-    """One InputError that names the file and what is wrong with it."""
+    """The error names the file and the fault."""
     name, write, message = BAD_FILES[case]
     write(tmp_path / name)
     with pytest.raises(InputError, match=message) as refusal:
@@ -308,31 +308,31 @@ def test_files_never_execute_code(
 
 @pytest.mark.parametrize("name", ["nowhere.npz", "a.npy+b.npy", "mnist", "", "x" * 300])
 def test_a_missing_path_is_refused(name: str) -> None:
-    """The message repeats what was asked for."""
+    """The error repeats the path."""
     with pytest.raises(InputError, match=f"calibration inputs: .*'{name[:9]}".replace("+", r"\+")):
         read_samples(name, GREY)
 
 
 def test_formats_with_labels_inside_are_not_joined(tmp_path: Path) -> None:
-    """A plus between .npz files is refused: they hold their labels themselves."""
+    """.npz files hold their labels, so `+` between two of them is refused."""
     for name in ("a.npz", "b.npz"):
         LABELLED["a.npz"](tmp_path / name, values(), np.arange(7))
     with pytest.raises(InputError, match=r"\.npy and IDX"):
         read_samples(f"{tmp_path / 'a.npz'}+{tmp_path / 'b.npz'}", GREY)
 
 
-def save_picture(path: Path, array: np.ndarray) -> None:
-    """Write one picture, or skip the test where Pillow is missing."""
+def save_image(path: Path, array: np.ndarray) -> None:
+    """Write one image, or skip the test where Pillow is missing."""
     image = pytest.importorskip("PIL.Image")
     path.parent.mkdir(parents=True, exist_ok=True)
     image.fromarray(array).save(path)
 
 
-def test_a_flat_folder_of_pictures_is_unlabelled(tmp_path: Path) -> None:
-    """Pictures come in the order of their names; other files and hidden ones are passed over."""
+def test_a_flat_folder_of_images_is_unlabelled(tmp_path: Path) -> None:
+    """Images are sorted by name; other files and hidden ones are ignored."""
     stored = pixels(3, (4, 6))
     for index, name in enumerate(("a.png", "b.bmp", "c.PNG")):
-        save_picture(tmp_path / name, stored[index])
+        save_image(tmp_path / name, stored[index])
     (tmp_path / "readme.txt").write_text("not a picture")
     (tmp_path / ".hidden.png").write_text("not a picture")
     read = read_samples(str(tmp_path), GREY)
@@ -345,7 +345,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
     for names in (("emu", "cat", "dog"), ("10", "2", "0")):
         root = tmp_path / names[0]
         for shade, name in enumerate(names):
-            save_picture(root / name / "a.png", np.full((4, 6), shade * 100, np.uint8))
+            save_image(root / name / "a.png", np.full((4, 6), shade * 100, np.uint8))
         read = read_samples(str(root), GREY)
         assert read.labels is not None
         assert read.labels.tolist() == [0, 1, 2]
@@ -354,11 +354,11 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
         assert shades == expected[names[0]]
 
 
-def test_pictures_are_scaled_to_cover_and_cropped_at_the_centre(tmp_path: Path) -> None:
-    """A wide picture loses its sides: only the middle colour remains."""
+def test_images_are_scaled_to_cover_and_cropped_at_the_centre(tmp_path: Path) -> None:
+    """A wide image loses its sides: only the middle colour remains."""
     wide = np.zeros((8, 36, 3), np.uint8)
     wide[:, 11:25] = (255, 51, 0)
-    save_picture(tmp_path / "a.png", wide)
+    save_image(tmp_path / "a.png", wide)
     read = read_samples(str(tmp_path), InputSpec((3, 4, 6), "image")).inputs
     assert torch.allclose(read[0, :, 0, 0], torch.tensor([1.0, 0.2, 0.0]), atol=1e-6)
     assert torch.equal(read, read[:, :, :1, :1].expand_as(read))
@@ -366,9 +366,9 @@ def test_pictures_are_scaled_to_cover_and_cropped_at_the_centre(tmp_path: Path) 
 
 def test_modes_are_converted_to_the_channels_of_the_network(tmp_path: Path) -> None:
     """Colour becomes grey by luma, grey becomes colour, 16 bits become 8 instead of clipping."""
-    save_picture(tmp_path / "colour" / "a.png", np.full((4, 6, 3), (255, 0, 0), np.uint8))
-    save_picture(tmp_path / "grey" / "a.png", np.full((4, 6), 128, np.uint8))
-    save_picture(tmp_path / "deep" / "a.png", np.full((4, 6), 128 * 256, np.uint16))
+    save_image(tmp_path / "colour" / "a.png", np.full((4, 6, 3), (255, 0, 0), np.uint8))
+    save_image(tmp_path / "grey" / "a.png", np.full((4, 6), 128, np.uint8))
+    save_image(tmp_path / "deep" / "a.png", np.full((4, 6), 128 * 256, np.uint16))
     three = InputSpec((3, 4, 6), "image")
     assert read_samples(str(tmp_path / "colour"), GREY).inputs.mean().item() == pytest.approx(
         0.299, abs=0.003
@@ -378,14 +378,14 @@ def test_modes_are_converted_to_the_channels_of_the_network(tmp_path: Path) -> N
         assert torch.allclose(read, torch.full((1, 3, 4, 6), 128 / 255))
 
 
-def test_folders_without_usable_pictures_are_refused(tmp_path: Path) -> None:
-    """Nothing inside, both layouts at once, a broken picture, an input that is no image."""
+def test_folders_without_usable_images_are_refused(tmp_path: Path) -> None:
+    """An empty folder, both layouts at once, a damaged image, an input that is no image."""
     with pytest.raises(InputError, match=r"no image.*\.png"):
         read_samples(str(tmp_path), GREY)
-    save_picture(tmp_path / "a.png", pixels(1, (4, 6))[0])
+    save_image(tmp_path / "a.png", pixels(1, (4, 6))[0])
     with pytest.raises(InputError, match=r"1, 3 or 4 channels.*vector"):
         read_samples(str(tmp_path), InputSpec((24,), "vector"))
-    save_picture(tmp_path / "cat" / "b.png", pixels(1, (4, 6))[0])
+    save_image(tmp_path / "cat" / "b.png", pixels(1, (4, 6))[0])
     with pytest.raises(InputError, match=r"1 images.* 1;"):
         read_samples(str(tmp_path), GREY)
     (tmp_path / "cat" / "b.png").unlink()
@@ -397,7 +397,7 @@ def test_folders_without_usable_pictures_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_pillow_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow is optional; where it is missing the message says how to get it."""
+    """Pillow is optional; the error names the extra that installs it."""
     (tmp_path / "a.png").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match=r"gaprune\[images\]"):

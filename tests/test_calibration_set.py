@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from gaprune.calibration.calibration_set import (
 from gaprune.calibration.generator_choice import mutual_information, shares_by_name
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.provenance import samples_sha256
 from gaprune.calibration.samples import Samples
 from gaprune.config import Settings, make_settings
@@ -40,6 +42,8 @@ from gaprune.runs.setup import check_settings, resolve_settings
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GAPRUNE_CACHE", str(tmp_path))
+    quick = functools.partial(InversionOptions, steps=3)
+    monkeypatch.setattr("gaprune.calibration.calibration_set.InversionOptions", quick)
 
 
 def settings_of(*calibration: str, **values: Any) -> Settings:
@@ -73,6 +77,12 @@ def assert_disjoint(plan: CalibrationSet) -> None:
     assert plan.gradient_inputs is None or not validation & rows(plan.gradient_inputs.inputs)
 
 
+@pytest.fixture
+def few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure mutual information on few inputs."""
+    monkeypatch.setattr("gaprune.calibration.generator_choice.SAMPLE_INPUTS", 64)
+
+
 @pytest.fixture(scope="module")
 def mlp() -> Target:
     """The zoo's MNIST network."""
@@ -102,7 +112,9 @@ def labelled(tmp_path: Path) -> str:
         ("procedural", "impressions"),
     ],
 )
-def test_the_validation_generator_never_selects(mlp: Target, calibration: tuple[str, ...]) -> None:
+def test_the_validation_generator_never_selects(
+    mlp: Target, few_inputs: None, calibration: tuple[str, ...]
+) -> None:
     """The runner-up validates if `procedural` searches on the best generator."""
     plan = make_calibration_set(mlp, settings_of(*calibration), seeded())
     judge = plan.validation.source.removeprefix("generated: ").partition(",")[0]
@@ -158,7 +170,7 @@ def test_a_file_is_split_into_search_and_validation_inputs(
 
 
 def test_a_file_and_generators_share_the_batch(vector: Target, labelled: str) -> None:
-    """Half of the search inputs are stored ones, in random order; labels do not survive."""
+    """Half of the search inputs come from the file, in random order and without labels."""
     settings = settings_of(f"labelled:{labelled}", "procedural", gradient_count=30)
     plan = make_calibration_set(vector, settings, seeded())
     stored = rows(stored_inputs(plan))
@@ -216,7 +228,7 @@ def test_the_provenance_states_level_numbers_and_hashes(
 def test_hashes_change_with_the_data_and_with_nothing_else(
     vector: Target, labelled: str, tmp_path: Path
 ) -> None:
-    """Same seed, same provenance; another seed or other data, another hash."""
+    """Another seed or other data change the hashes; the same ones do not."""
 
     def hashes(path: str, seed: int) -> tuple[str, str]:
         plan = make_calibration_set(vector, settings_of(path), seeded(seed))
@@ -283,7 +295,7 @@ def test_inputs_have_the_dtype_of_the_network(labelled: str, calibration: str) -
 
 @pytest.mark.parametrize("calibration", ["procedural", "impressions"])
 def test_the_seed_decides_and_global_randomness_stays(vector: Target, calibration: str) -> None:
-    """Same generator state, same inputs, whatever the global generators hold."""
+    """The same generator state gives the same inputs, whatever the global generators hold."""
 
     def provenance(seed: int, outside: int) -> object:
         torch.manual_seed(outside)
@@ -310,8 +322,8 @@ def test_inputs_without_batchnorm_are_those_of_the_first_release(calibration: st
     assert state.startswith("5a4b694647ee3ab8")
 
 
-def test_the_default_by_hand(mlp: Target) -> None:
-    """Draw for draw: mutual information, validation inputs, search inputs."""
+def test_the_default_by_hand(mlp: Target, few_inputs: None) -> None:
+    """The order of the draws is mutual information, validation inputs, search inputs."""
     generator, spec = seeded(5), mlp.inputs
     values = mutual_information(mlp.model, spec, GENERATORS["image"], generator)
     judge = list(values)[1]
@@ -328,14 +340,14 @@ def test_the_default_by_hand(mlp: Target) -> None:
 
 @given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 99))
 def test_half_of_the_validation_inputs_are_inverted(made: int, generated: int, seed: int) -> None:
-    """A fifth of the inverted inputs at most; the others stay for the search."""
+    """At most a fifth of the inverted inputs validates; the others stay for the search."""
     inverted = Samples(torch.arange(made), None, "inverted")
     others = Samples(100 + torch.arange(generated), None, "generated: uniform")
     validation, rest = mix_validation(inverted, others, seeded(seed))
-    held_out = validation.inputs[validation.inputs < 100]
-    assert len(held_out) == min(max(1, made // 5), generated // 2)
-    assert torch.equal(validation.inputs[validation.inputs >= 100], others.inputs[: len(held_out)])
-    assert sorted([*held_out.tolist(), *rest.inputs.tolist()]) == list(range(made))
+    chosen = validation.inputs[validation.inputs < 100]
+    assert len(chosen) == min(max(1, made // 5), generated // 2)
+    assert torch.equal(validation.inputs[validation.inputs >= 100], others.inputs[: len(chosen)])
+    assert sorted([*chosen.tolist(), *rest.inputs.tolist()]) == list(range(made))
     assert rest.source == "inverted"
 
 

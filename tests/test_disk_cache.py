@@ -1,4 +1,4 @@
-"""Generated inputs on disk: read again, never trusted when damaged."""
+"""The disk cache of generated inputs: hits, damage, limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = cache_key("0" * 64, {"steps": 150})
 
 
 class Maker:
-    """Makes another batch at every call, and counts."""
+    """Makes a different batch in every call, and counts the calls."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.calls = 0
@@ -31,8 +31,8 @@ class Maker:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    """Return what was warned of."""
+def warnings() -> list[str]:
+    """Return the list that receives warnings."""
     return []
 
 
@@ -43,16 +43,18 @@ def file_of(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test_a_batch_is_made_once(dtype: torch.dtype, tmp_path: Path, said: list[str]) -> None:
-    """The second call reads the same bits and makes nothing; another key makes its own."""
+def test_a_batch_is_made_once(dtype: torch.dtype, tmp_path: Path, warnings: list[str]) -> None:
+    """The second call reads the same bits; another key makes a new batch."""
     make = Maker(dtype)
-    first, second = (cached(KEY, make, said.append, tmp_path / "new" / "place") for _ in range(2))
+    first, second = (
+        cached(KEY, make, warnings.append, tmp_path / "new" / "folder") for _ in range(2)
+    )
     assert make.calls == 1
     assert torch.equal(first, second)
     assert second.dtype == dtype
-    cached(cache_key("1" * 64, {"steps": 150}), make, said.append, tmp_path / "new" / "place")
+    cached(cache_key("1" * 64, {"steps": 150}), make, warnings.append, tmp_path / "new" / "folder")
     assert make.calls == 2
-    assert said == []
+    assert warnings == []
 
 
 def misname(path: Path) -> None:
@@ -72,43 +74,43 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_made_anew(damage: str, tmp_path: Path, said: list[str]) -> None:
-    """It is said once, the new batch replaces the file, and the next call reads that."""
+def test_a_damaged_file_is_made_anew(damage: str, tmp_path: Path, warnings: list[str]) -> None:
+    """There is one warning; the new batch replaces the file, and the next call reads it."""
     make = Maker()
-    cached(KEY, make, said.append, tmp_path)
+    cached(KEY, make, warnings.append, tmp_path)
     DAMAGE[damage](file_of(tmp_path))
-    again, after = (cached(KEY, make, said.append, tmp_path) for _ in range(2))
+    again, after = (cached(KEY, make, warnings.append, tmp_path) for _ in range(2))
     assert make.calls == 2
     assert torch.equal(again, torch.full((2, 3), 2.0))
     assert torch.equal(after, again)
-    assert len(said) == 1
-    assert KEY in said[0]
+    assert len(warnings) == 1
+    assert KEY in warnings[0]
 
 
-def test_a_place_that_cannot_be_written_costs_only_time(tmp_path: Path, said: list[str]) -> None:
-    """A file where the folder should be: the batch is made, with one warning."""
+def test_a_cache_that_cannot_be_written_is_not_used(tmp_path: Path, warnings: list[str]) -> None:
+    """If the folder is a file, the batch is made with one warning, and the file stays."""
     blocked = tmp_path / "file"
     blocked.write_text("mine")
     make = Maker()
-    assert torch.equal(cached(KEY, make, said.append, blocked), torch.ones(2, 3))
-    assert len(said) == 1
-    assert "GAPRUNE_CACHE" in said[0]
+    assert torch.equal(cached(KEY, make, warnings.append, blocked), torch.ones(2, 3))
+    assert len(warnings) == 1
+    assert "GAPRUNE_CACHE" in warnings[0]
     assert blocked.read_text() == "mine"
 
 
-def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, said: list[str]) -> None:
-    """Its error passes through."""
+def test_a_failure_leaves_no_file(tmp_path: Path, warnings: list[str]) -> None:
+    """The error is passed on."""
 
     def fail() -> Tensor:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        cached(KEY, fail, said.append, tmp_path)
+        cached(KEY, fail, warnings.append, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keys_tell_everything_apart() -> None:
-    """GeneratorChoice and every setting change the key; their order does not."""
+def test_keys_depend_on_weights_and_settings() -> None:
+    """Weights and every setting change the key; the order of settings does not."""
     settings = {"steps": 150, "rate": 0.05, "spec": {"shape": [3, 8, 8], "mean": [0.1]}}
     changed: list[dict[str, object]] = [
         {**settings, "steps": 151},
@@ -122,27 +124,29 @@ def test_keys_tell_everything_apart() -> None:
     assert all(len(key) == 64 for key in keys)
 
 
-def test_old_files_make_room(
-    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_oldest_files_are_removed(
+    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over the limit, what was not used for longest goes; other files stay."""
+    """Above the limit, the least recently used file goes; foreign files stay."""
     foreign = tmp_path / "model.safetensors"
     foreign.write_bytes(bytes(10_000))
     keys = [letter * 64 for letter in "abc"]
     for age, key in enumerate(keys[:2]):
-        cached(key, Maker(), said.append, tmp_path)
+        cached(key, Maker(), warnings.append, tmp_path)
         os.utime(tmp_path / "calibration" / f"{key}.safetensors", (1000 + age, 1000 + age))
-    cached(keys[0], Maker(), said.append, tmp_path)  # used again: now the younger one
+    cached(keys[0], Maker(), warnings.append, tmp_path)  # used again: now the younger one
     size = (tmp_path / "calibration" / f"{keys[0]}.safetensors").stat().st_size
     monkeypatch.setattr(cache, "MAX_BYTES", 2 * size)
-    cached(keys[2], Maker(), said.append, tmp_path)
+    cached(keys[2], Maker(), warnings.append, tmp_path)
     left = {path.stem[0] for path in (tmp_path / "calibration").iterdir()}
     assert left == {"a", "c"}
     assert foreign.exists()
 
 
-def test_the_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """$GAPRUNE_CACHE comes before $XDG_CACHE_HOME, that before the home folder."""
+def test_environment_variables_set_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """$GAPRUNE_CACHE has precedence over $XDG_CACHE_HOME, which has it over the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("GAPRUNE_CACHE", raising=False)
@@ -153,15 +157,17 @@ def test_the_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert cache_folder() == tmp_path / "here"
 
 
-def test_without_a_home_the_batch_is_made(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
-    """There is a warning that says what to set."""
+def test_without_a_home_folder_the_batch_is_made(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    """The warning names the variable."""
     for name in ("HOME", "XDG_CACHE_HOME", "GAPRUNE_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", classmethod(_homeless))
-    assert torch.equal(cached(KEY, Maker(), said.append), torch.ones(2, 3))
-    assert len(said) == 1
-    assert "GAPRUNE_CACHE" in said[0]
 
+    def fail(cls: type[Path]) -> Path:
+        raise RuntimeError("no home")
 
-def _homeless(cls: type[Path]) -> Path:
-    raise RuntimeError("could not determine home directory")
+    monkeypatch.setattr(Path, "home", classmethod(fail))
+    assert torch.equal(cached(KEY, Maker(), warnings.append), torch.ones(2, 3))
+    assert len(warnings) == 1
+    assert "GAPRUNE_CACHE" in warnings[0]

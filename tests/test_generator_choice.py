@@ -51,7 +51,7 @@ VECTOR = InputSpec((6,), "vector")
         ([r"C:\data\x.npz"], (), "unlabelled", r"C:\data\x.npz"),
     ],
 )
-def test_words_are_generators_files_or_impressions(
+def test_words_are_generators_files_or_optimised_inputs(
     words: list[str], names: tuple[str, ...], level: str | None, path: str
 ) -> None:
     """A path without a level is unlabelled."""
@@ -62,7 +62,7 @@ def test_words_are_generators_files_or_impressions(
 
 
 def test_an_existing_folder_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a dot or a slash as well."""
+    """Even if its name has neither dot nor slash."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     files = parse_calibration(["photos"], MNIST_INPUT).files
@@ -87,8 +87,9 @@ def test_unknown_words_are_refused_with_the_valid_ones(words: list[str], named: 
         assert name in str(error.value)
 
 
-def test_a_network_of_digits_prefers_pen_drawings() -> None:
-    """Without any data, mnist-mlp ranks the three pen generators above noise and all others."""
+def test_pen_drawings_rank_first_for_a_network_of_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mnist-mlp ranks the three pen generators above noise and all others, without any data."""
+    monkeypatch.setattr("gaprune.calibration.generator_choice.SAMPLE_INPUTS", 256)
     table = {**GENERATORS["image"], "noise": lambda spec, n, gen: torch.rand(n, *spec.shape)}
     values = mutual_information(load_target("mnist-mlp").model, MNIST_INPUT, table, seeded())
     assert set(list(values)[:3]) == PENS
@@ -114,7 +115,7 @@ class Constant(nn.Module):
     ("model", "expected"), [(Confident(), np.log(4)), (Constant(), 0), (nn.Linear(6, 1), 0)]
 )
 def test_mutual_information_of_input_and_class(model: nn.Module, expected: float) -> None:
-    """Certain, evenly distributed classes give ln 4; constant outputs and regressors give 0."""
+    """Confident, evenly distributed classes give ln 4; constant outputs and regressors 0."""
     table = {"even": lambda spec, n, gen: torch.arange(n)[:, None].expand(-1, 6) / n}
     values = mutual_information(model, VECTOR, table, seeded())
     assert values["even"] == pytest.approx(expected, abs=1e-9)
@@ -159,7 +160,7 @@ def test_a_batch_has_the_shares_of_the_mixture() -> None:
 
 @pytest.fixture(scope="module")
 def far() -> Target:
-    """A network trained on inputs that no generator draws."""
+    """Return a network trained on inputs unlike those of any generator."""
     return vector_target(near=False)
 
 
@@ -183,7 +184,7 @@ def test_inversion_uses_the_fitted_mixture(far: Target, words: tuple[str, ...]) 
 def test_a_mixture_of_all_gives_its_smallest_part_to_validation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The others are fitted again without it."""
+    """The shares of the others are fitted again."""
     target = vector_target(near=True)
     table = dict.fromkeys(("first", "second", "third"), TABLE["uniform"])
     monkeypatch.setitem(GENERATORS, "vector", table)
@@ -196,7 +197,7 @@ def test_a_mixture_of_all_gives_its_smallest_part_to_validation(
 
 
 def test_a_named_validation_generator_is_left_out_of_the_mixture() -> None:
-    """Even if it is the nearest."""
+    """Even if it is the nearest generator."""
     target = vector_target(near=True)
     choice = choice_of(target, "inversion", "procedural", validation="uniform")
     assert choice.validation == "uniform"
@@ -219,7 +220,7 @@ def test_named_generators_get_equal_parts_beside_inversion(far: Target) -> None:
 def test_statistics_and_files_draw_nothing_from_the_run(
     far: Target, words: tuple[str, ...], held_out: bool
 ) -> None:
-    """The generator of the run is not advanced."""
+    """The generator of the run does not advance."""
     generator, request = seeded(3), parse_calibration(words, far.inputs)
     choice = choose_generators(far, request, "auto", generator, held_out=held_out)
     assert torch.equal(generator.get_state(), seeded(3).get_state())
@@ -227,8 +228,8 @@ def test_statistics_and_files_draw_nothing_from_the_run(
     assert (choice == GeneratorChoice({}, None, {})) == held_out
 
 
-def test_without_inversion_the_teacher_decides(far: Target) -> None:
-    """By mutual information, with BatchNorm as well; the runner-up makes the validation inputs."""
+def test_without_inversion_mutual_information_decides(far: Target) -> None:
+    """Even with BatchNorm; the runner-up makes the validation inputs."""
     choice = choice_of(far, "procedural")
     values = mutual_information(far.model, far.inputs, TABLE, seeded())
     assert choice.mutual_information == values

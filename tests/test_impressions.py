@@ -21,7 +21,7 @@ from gaprune.models.input_spec import InputSpec
 @given(st.integers(1, 40), st.integers(2, 12), st.integers(0, 999))
 @settings(max_examples=30)
 def test_soft_targets_are_distributions(count: int, classes: int, seed: int) -> None:
-    """Rows are positive and sum to 1; the seed decides."""
+    """Rows are not negative and sum to 1; the seed determines them."""
     targets = soft_targets(count, classes, seeded(seed))
     assert targets.shape == (count, classes)
     assert (targets >= 0).all()
@@ -30,17 +30,17 @@ def test_soft_targets_are_distributions(count: int, classes: int, seed: int) -> 
     assert not torch.equal(targets, soft_targets(count, classes, seeded(seed + 1)))
 
 
-def test_soft_targets_range_from_sure_to_undecided() -> None:
-    """Some are nearly one-hot, others spread over the classes, and no class is preferred."""
+def test_soft_targets_range_from_confident_to_uniform() -> None:
+    """Some are nearly one-hot, others nearly uniform, and all classes are equally likely."""
     targets = soft_targets(2000, 10, seeded())
-    sureness = targets.amax(1)
-    assert (sureness > 0.99).double().mean().item() > 0.05
-    assert (sureness < 0.4).double().mean().item() > 0.1
+    confidence = targets.amax(1)
+    assert (confidence > 0.99).double().mean().item() > 0.05
+    assert (confidence < 0.4).double().mean().item() > 0.1
     assert targets.mean(0).tolist() == pytest.approx([0.1] * 10, abs=0.025)
 
 
 def test_impressions_move_the_teacher_towards_their_targets() -> None:
-    """The cross-entropy to the drawn targets falls, and every value stays in the unit range."""
+    """The cross-entropy to the soft targets falls, and values stay in the unit range."""
     model, spec = tiny_model(), InputSpec((6,), "vector", low=-2, high=2)
     starts = torch.rand(64, 6, generator=seeded(1))
     before = starts.clone()
@@ -75,7 +75,7 @@ def test_impressions_of_a_regressor_match_its_outputs_for_other_inputs(
 
 @pytest.mark.parametrize("spec", [InputSpec((1, 8, 8), "image"), InputSpec((64,), "signal")])
 def test_total_variation_smooths(spec: InputSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For images and signals."""
+    """Images and signals get smoother with a weight above 0."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).requires_grad_(False)
     starts = torch.rand(16, *spec.shape, generator=seeded(1))
     roughness = []
@@ -87,14 +87,14 @@ def test_total_variation_smooths(spec: InputSpec, monkeypatch: pytest.MonkeyPatc
 
 
 class Detached(nn.Linear):
-    """A network that passes no gradient on."""
+    """Passes no gradients to its inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
 
 
 def test_networks_without_gradients_refuse_impressions() -> None:
-    """The message says what to use."""
+    """The error names an alternative."""
     spec = InputSpec((6,), "vector")
     with pytest.raises(InputError, match=r"gradients.*--calibration procedural"):
         impressions(Detached(6, 3), spec, torch.rand(2, 6), seeded())
@@ -116,10 +116,10 @@ def draw(spec: InputSpec, count: int = 20) -> Samples:
 
 
 @pytest.mark.parametrize("spec", [IMAGE, SIGNAL])
-def test_the_inputs_come_first_and_their_copies_hold_the_same_values_in_other_places(
+def test_copies_hold_the_values_of_the_inputs_in_other_positions(
     spec: InputSpec,
 ) -> None:
-    """Moving loses nothing, adds nothing and mixes no channels."""
+    """The inputs come first; every channel of a copy has the same values, moved."""
     made = draw(spec)
     more = with_copies(made, spec, seeded()).inputs
     assert len(more) == (1 + COPIES) * len(made.inputs)
@@ -127,29 +127,21 @@ def test_the_inputs_come_first_and_their_copies_hold_the_same_values_in_other_pl
     for copies in more.split(len(made.inputs)):
         same = copies.flatten(2).sort(-1).values
         assert torch.equal(same, made.inputs.flatten(2).sort(-1).values)
-    assert not torch.equal(
-        more[len(made.inputs) :], made.inputs.repeat(COPIES, *[1] * (more.ndim - 1))
-    )
+    assert not torch.equal(more[len(made.inputs) :], torch.cat([made.inputs] * COPIES))
 
 
-def test_a_shift_is_at_most_the_asked_part_of_the_axis() -> None:
-    """A single bright pixel stays within reach of where it was."""
+def test_a_shift_is_at_most_the_given_fraction_of_the_axis() -> None:
+    """A single bright pixel moves to all positions within the limit and to no other."""
     point = torch.zeros(1, 2, 8, 16)
     point[:, :, 4, 8] = 1
     generator = seeded()
-    places = {
-        tuple(
-            shift_and_mirror(point, IMAGE, 1 / 8, generator, mirror=False)[0, 0]
-            .nonzero()[0]
-            .tolist()
-        )
-        for _ in range(200)
-    }
-    assert places == {(row, column) for row in (3, 4, 5) for column in (6, 7, 8, 9, 10)}
+    shifted = (shift_and_mirror(point, IMAGE, 1 / 8, generator, mirror=False) for _ in range(200))
+    positions = {tuple(images[0, 0].nonzero()[0].tolist()) for images in shifted}
+    assert positions == {(row, column) for row in (3, 4, 5) for column in (6, 7, 8, 9, 10)}
 
 
 def test_images_are_mirrored_left_to_right_half_the_time_and_signals_never() -> None:
-    """A reflection of time would be another sound."""
+    """Reversed time would change what a signal means."""
     generator = seeded()
     image, signal = draw(IMAGE).inputs, draw(SIGNAL).inputs
     mirrored = [
@@ -163,6 +155,6 @@ def test_images_are_mirrored_left_to_right_half_the_time_and_signals_never() -> 
 
 
 def test_inputs_that_cannot_be_moved_come_back_as_they_are() -> None:
-    """Neither vectors nor tokens have neighbours to shift to."""
+    """Vectors have no spatial or time axis."""
     made = draw(VECTOR)
     assert with_copies(made, VECTOR, seeded()) is made

@@ -108,7 +108,7 @@ def settings_of(**values: Any) -> Settings:
 
 @pytest.mark.parametrize("make", [normed, causal, classifier])
 def test_the_second_time_inputs_are_read(make: Callable[[], Target], tmp_path: Path) -> None:
-    """The same bits without a step; the generator advances equally."""
+    """The second call reads the same bits without a step; the generator advances equally."""
 
     def samples(generator: torch.Generator, listener: Listener) -> Samples:
         target = make()

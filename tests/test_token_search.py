@@ -1,4 +1,4 @@
-"""Token sequences that spread a network's answers, and those that a language model writes."""
+"""Token sequences whose outputs differ, and those that a language model writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gaprune.models.input_spec import InputSpec
 
 
 def classifier() -> nn.Module:
-    """Return a frozen attention network whose answers depend on its ids more than at its birth."""
+    """Return a frozen attention network whose outputs depend strongly on its ids."""
     model = network_of(Attention, TOKENS).model
     with torch.no_grad():
         for weight in model.parameters():
@@ -62,7 +62,7 @@ SPREADS = {"information": (information, math.log(3)), "decorrelation": (decorrel
 
 
 def model_of(spread: str) -> nn.Module:
-    """Return a network whose outputs are compared by this spread: classes, or three axes."""
+    """Return a network for this spread: with classes, or with three output axes."""
     if spread == "information":
         return classifier()
     with torch.random.fork_rng():
@@ -72,7 +72,7 @@ def model_of(spread: str) -> nn.Module:
 
 @pytest.mark.parametrize("spread", SPREADS)
 def test_a_search_spreads_the_outputs(spread: str) -> None:
-    """Ids stay valid ids, and the starts are not changed."""
+    """Ids stay in the vocabulary, and the starts are unchanged."""
     (function, largest), model, ids = SPREADS[spread], model_of(spread), starts()
     before = ids.clone()
     options = TokenSearchOptions(rounds=20, shortlist=3)
@@ -89,7 +89,7 @@ def test_a_search_spreads_the_outputs(spread: str) -> None:
 @given(st.integers(0, 99), st.integers(1, 9), st.sampled_from(sorted(SPREADS)))
 @settings(max_examples=10, deadline=None)
 def test_the_spread_of_no_batch_falls(seed: int, batch: int, spread: str) -> None:
-    """Every batch of the result has at least the spread that it started with."""
+    """Every batch of the result has at least the spread of its starts."""
     function, model, ids = SPREADS[spread][0], model_of(spread), starts(9, seed)
     options = TokenSearchOptions(rounds=3, batch=batch)
     varied = diversify(model, TOKENS, ids, seeded(seed), options)
@@ -98,7 +98,7 @@ def test_the_spread_of_no_batch_falls(seed: int, batch: int, spread: str) -> Non
         assert value >= least - 1e-5
 
 
-def test_gradients_find_more_than_chance() -> None:
+def test_gradients_beat_random_substitution() -> None:
     """A shortlist of the best substitutes beats drawing from the whole vocabulary."""
     model, ids = classifier(), starts(48)
     guided, blind = (
@@ -111,8 +111,8 @@ def test_gradients_find_more_than_chance() -> None:
     assert guided > blind > spread_of(model(ids), information)
 
 
-def test_the_same_seed_finds_the_same_ids_and_the_model_stays_as_it_is() -> None:
-    """No hook, gradient or changed bit is left; another seed finds other ids."""
+def test_the_seed_determines_the_ids_and_the_model_is_unchanged() -> None:
+    """Another seed gives other ids; no hook, gradient or changed bit is left."""
     model, ids = classifier(), starts()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     first, second, third = (diversify(model, TOKENS, ids, seeded(s)) for s in (3, 3, 4))
@@ -124,7 +124,7 @@ def test_the_same_seed_finds_the_same_ids_and_the_model_stays_as_it_is() -> None
 
 
 class Detached(Attention):
-    """A network that passes no gradient on."""
+    """Passes no gradients to its embedding."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids).detach()
@@ -138,22 +138,22 @@ class Detached(Attention):
     ],
 )
 def test_networks_that_cannot_be_searched(model: nn.Module, spec: InputSpec, message: str) -> None:
-    """No hook stays on the network."""
+    """The error names an alternative, and no hook stays on the network."""
     with pytest.raises(InputError, match=message):
         diversify(model.eval(), spec, torch.zeros(3, 5, dtype=torch.int64), seeded())
     assert not any(module._forward_hooks for module in model.modules())
 
 
 class Chain(nn.Module):
-    """A language model without memory: after token t comes t + 1 or t + 2, never another."""
+    """A memoryless language model: token t is followed by t + 1 or t + 2 only."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        one, two = (nn.functional.one_hot((ids + step) % 7, 7) for step in (1, 2))
-        return torch.where(one + two > 0, 0.0, -torch.inf) + one * 0.5
+        first, second = (nn.functional.one_hot((ids + step) % 7, 7) for step in (1, 2))
+        return torch.where(first + second > 0, 0.0, -torch.inf) + first * 0.5
 
 
-class Looker(Chain):
-    """Looks at what follows."""
+class LookAhead(Chain):
+    """Depends on the following tokens."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids.flip(1).cumsum(1) % 7)
@@ -162,21 +162,21 @@ class Looker(Chain):
 LETTERS = InputSpec((12,), "tokens", vocabulary=7)
 
 
-def test_a_language_model_writes_what_it_would_read() -> None:
-    """Every step is one that the chain allows, in the proportions that it says."""
+def test_a_language_model_samples_its_own_distribution() -> None:
+    """Steps are those of the chain, with its probabilities."""
     ids = torch.randint(7, (300, 12), generator=seeded(1))
-    found = sample_sequences(Chain(), ids, seeded(2))
-    steps = found.diff(dim=1) % 7
-    assert torch.equal(found[:, 0], ids[:, 0])
+    sequences = sample_sequences(Chain(), ids, seeded(2))
+    steps = sequences.diff(dim=1) % 7
+    assert torch.equal(sequences[:, 0], ids[:, 0])
     assert set(steps.unique().tolist()) == {1, 2}
     likely = torch.sigmoid(torch.tensor(0.5)).item()
     assert (steps == 1).double().mean().item() == pytest.approx(likely, abs=0.03)
-    assert torch.equal(found, sample_sequences(Chain(), ids, seeded(2)))
+    assert torch.equal(sequences, sample_sequences(Chain(), ids, seeded(2)))
 
 
-@pytest.mark.parametrize("model", [Looker(), Attention()])
-def test_other_networks_do_not_write(model: nn.Module) -> None:
-    """Networks that see the whole sequence, or answer something else, say so."""
-    spec = LETTERS if isinstance(model, Looker) else TOKENS
+@pytest.mark.parametrize("model", [LookAhead(), Attention()])
+def test_other_networks_are_no_causal_language_models(model: nn.Module) -> None:
+    """Those that depend on following tokens, or have other outputs."""
+    spec = LETTERS if isinstance(model, LookAhead) else TOKENS
     ids = torch.randint(7, (3, *spec.shape), generator=seeded(1))
     assert not is_causal_language_model(model.eval(), spec, ids)

@@ -1,4 +1,4 @@
-"""What a tokenizer's files say about ids: the ordinary ones, their order, what frames a text."""
+"""Token ids from tokenizer files: ordinary ids, their order, start and end tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def known(token_ids: TokenIds | None) -> tuple[tuple[int, ...], int | None, int 
 
 
 def test_ordinary_tokens_in_the_order_of_their_ids(tmp_path: Path) -> None:
-    """Without special and unused ones and single characters; a piece of a word is ordinary."""
+    """Special tokens, unused tokens and single characters are left out; word pieces stay."""
     assert known(words_in(write(tmp_path))) == ((6, 7, 8, 9), 2, 3)
 
 
@@ -71,25 +71,25 @@ def test_ordinary_tokens_in_the_order_of_their_ids(tmp_path: Path) -> None:
     ],
     ids=["none", "bytes", "bert", "roberta", "sequence", "start only"],
 )
-def test_what_frames_a_text(
+def test_start_and_end_tokens(
     tmp_path: Path, processor: object, marks: tuple[int | None, int | None]
 ) -> None:
-    """As the post-processor has it; a mark is no ordinary token."""
+    """The post-processor defines them; neither is an ordinary token."""
     ranked, start, end = known(words_in(write(tmp_path, post_processor=processor)))
     assert (start, end) == marks
     assert not set(marks) & set(ranked)
 
 
 def test_unigram_pieces_are_a_list(tmp_path: Path) -> None:
-    """The place of a piece is its id, and pieces come in the order of their probability."""
+    """The index of a piece is its id; pieces are sorted by probability."""
     pieces = [["<unk>", 0.0], ["▁the", -2.5], ["▁of", -3.0], ["x", -4.0], ["ing", -4.5]]
     model = {"type": "Unigram", "vocab": pieces}
     write(tmp_path, model=model, added_tokens=[], post_processor=None)
     assert known(words_in(tmp_path)) == ((1, 2, 4), None, None)
 
 
-def test_the_package_of_tokenizers_writes_such_files(tmp_path: Path) -> None:
-    """What a trained byte-pair tokenizer encodes stands between the marks that were read."""
+def test_files_of_the_tokenizers_package_are_read(tmp_path: Path) -> None:
+    """A trained byte-pair tokenizer frames a text with the start and end ids that were read."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -108,23 +108,23 @@ def test_the_package_of_tokenizers_writes_such_files(tmp_path: Path) -> None:
 
 
 def test_a_plain_list_of_pieces(tmp_path: Path) -> None:
-    """One a line, with BERT's marks, where there is no `tokenizer.json` that can be read."""
+    """`vocab.txt` replaces a missing or damaged `tokenizer.json`, with the tokens of BERT."""
     (tmp_path / "vocab.txt").write_text("\n".join(BERT) + "\n")
     assert known(words_in(tmp_path)) == ((6, 7, 8, 9), 2, 3)
     (tmp_path / "tokenizer.json").write_text("{")
     assert known(words_in(tmp_path)) == ((6, 7, 8, 9), 2, 3)
 
 
-def test_the_settings_name_the_marks(tmp_path: Path) -> None:
-    """As text, or as a table with it; what they name is not ordinary."""
+def test_settings_name_start_and_end_tokens(tmp_path: Path) -> None:
+    """As text or as a table; these tokens are not ordinary."""
     (tmp_path / "vocab.txt").write_text("\n".join(BERT))
     stated = {"cls_token": {"content": "the"}, "sep_token": "zebra", "model_max_length": 9}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
     assert known(words_in(tmp_path)) == ((7, 8), 6, 9)
 
 
-def test_no_file_says_nothing(tmp_path: Path) -> None:
-    """A network without a tokenizer is no error."""
+def test_a_folder_without_tokenizer_gives_none(tmp_path: Path) -> None:
+    """A missing tokenizer is no error."""
     assert words_in(tmp_path) is None
 
 
@@ -136,8 +136,8 @@ def test_no_file_says_nothing(tmp_path: Path) -> None:
         {"model": {"vocab": 3}},
         {"model": {"vocab": {"the": "one", "of": 2}}},
         {"model": {"vocab": {"the": 6, "of": -7}}},
-        {"model": {"vocab": {"the": 6, "of": 10}}},  # beyond the network's ids
-        {"model": {"vocab": {"a": 0, "the": 1}}},  # a single ordinary one
+        {"model": {"vocab": {"the": 6, "of": 10}}},  # outside the vocabulary
+        {"model": {"vocab": {"a": 0, "the": 1}}},  # a single ordinary token
         {"model": {"vocab": [["the"], ["of"]]}},
         {"added_tokens": [{"content": "[PAD]"}]},
         {"post_processor": {"single": []}},
@@ -146,16 +146,14 @@ def test_no_file_says_nothing(tmp_path: Path) -> None:
         {"post_processor": {"cls": "[CLS]", "sep": None}},
     ],
 )
-def test_files_that_are_not_understood_say_nothing(
-    tmp_path: Path, changes: dict[str, object]
-) -> None:
-    """Nor do those of another network; calibration inputs go without."""
+def test_unexpected_content_gives_none(tmp_path: Path, changes: dict[str, object]) -> None:
+    """So does the tokenizer of a network with another vocabulary."""
     assert words_in(write(tmp_path, **changes)) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
-def test_files_that_are_no_tokenizers_say_nothing(tmp_path: Path, content: bytes) -> None:
-    """Empty, of another kind, not text, nested without end."""
+def test_damaged_files_give_none(tmp_path: Path, content: bytes) -> None:
+    """Empty, other JSON, no text, deeply nested, a folder."""
     (tmp_path / "tokenizer.json").write_bytes(content)
     assert words_in(tmp_path) is None
     (tmp_path / "tokenizer.json").unlink()
@@ -163,8 +161,8 @@ def test_files_that_are_no_tokenizers_say_nothing(tmp_path: Path, content: bytes
     assert words_in(tmp_path) is None
 
 
-def test_settings_that_are_not_understood_say_nothing(tmp_path: Path) -> None:
-    """A list of pieces beside broken settings is not used: its marks would be guessed."""
+def test_damaged_settings_give_none(tmp_path: Path) -> None:
+    """`vocab.txt` alone would leave start and end tokens to a guess."""
     (tmp_path / "vocab.txt").write_text("\n".join(BERT))
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     assert words_in(tmp_path) is None

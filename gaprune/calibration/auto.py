@@ -47,6 +47,7 @@ MAX_DIVERGENCE = 0.03
 LARGE_INPUT, LARGE_MACS = 1 << 15, 1 << 28
 _SEED = 0  # fixed, so that the choice does not depend on the run's generator
 
+# Weak keys: a cached fitter must not keep a network in memory.
 _fitters: WeakKeyDictionary[Target, MixtureFitter] = WeakKeyDictionary()
 
 

@@ -119,11 +119,13 @@ def make_calibration_set(
             validation, inverted = mix_validation(inverted, validation, generator)
         stored.append(with_copies(inverted, spec, generator))
 
+    # Without named generators the mixture only provides starting points.
     fresh = mixture if request.names else None
     gradient_inputs = None
     if stored:
         joined = concatenate(stored)
         gradient_inputs = joined.take(joined.random_order(generator)[: settings.gradient_count])
+    # Half of every gradient batch is generated if there are stored inputs as well.
     share = 0.0 if gradient_inputs is None else 1.0 if fresh is None else 0.5
     search = _search_samples(settings.calibration_count, fresh, gradient_inputs, share, generator)
     domain_count = None
@@ -134,6 +136,7 @@ def make_calibration_set(
         sources.append(f"generated for gradient steps: {fresh.description}")
     if resolved.choice is not None:
         sources.append(resolved.choice.sentence)
+    # The hash covers the stored inputs; generated ones follow from the seed.
     in_memory = gradient_inputs or search
     return CalibrationSet(
         search=search,

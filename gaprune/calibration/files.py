@@ -98,6 +98,7 @@ def fit_inputs(stored: Tensor, spec: InputSpec, source: str) -> Tensor:
     if stored.numel() == 0:
         raise InputError(f"calibration inputs: {source} is empty (shape {tuple(stored.shape)})")
     inputs = _fit_shape(stored, spec, source)
+    # Ids have no range in [0, 1] and no mean or std.
     if spec.kind == "tokens":
         return _check_ids(inputs, spec, source)
     if inputs.dtype == torch.uint8:

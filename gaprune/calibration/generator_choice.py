@@ -74,6 +74,7 @@ def choose_generators(
     elif request.names or request.impressions or not held_out:
         table = GENERATORS[target.inputs.kind]
         if target.inputs.kind == "tokens":
+            # `topics` is left out: without ranks it leads to worse masks.
             table = {name: table[name] for name in UNRANKED}
         candidates = information = mutual_information(
             target.model, target.inputs, table, generator, target.dtype
@@ -87,6 +88,7 @@ def _by_statistics(
 ) -> GeneratorChoice:
     """Take the shares of the fitted mixture, and validate on the nearest generator outside it."""
     fitter, table = mixture_fitter(target), GENERATORS[target.inputs.kind]
+    # A generator that validates must not be used by the search.
     free = [name for name in table if name != validation] or list(table)
     fit = fitter.fit(free)
     shares = equal_parts(request.names, fit.shares)

@@ -47,6 +47,7 @@ def read_image_folder(folder: Path, spec: InputSpec) -> tuple[Tensor, Tensor | N
 def _list_images(folder: Path) -> tuple[list[Path], list[int] | None]:
     loose = sorted(path for path in folder.iterdir() if _is_image(path))
     classes = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    # As text, class 10 would come before class 2.
     numbered = all(path.name.isdecimal() for path in classes)
     classes.sort(key=lambda path: (int(path.name) if numbered else 0, path.name))
     in_classes = [

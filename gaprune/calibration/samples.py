@@ -33,6 +33,7 @@ class Samples(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Samples:
         """Return the samples with inputs of a floating dtype; token ids stay int64."""
+        # A cast would turn token ids into numbers that no embedding accepts.
         if not self.inputs.is_floating_point():
             return self
         return self._replace(inputs=self.inputs.to(dtype))

@@ -64,6 +64,7 @@ def image_generator(draw: Draw, largest: int | None = None) -> InputGenerator:
         resized = functional.interpolate(
             drawn, (height, width), mode="bilinear", align_corners=False, antialias=True
         )
+        # Interpolation can leave the unit range by rounding.
         return resized.clamp_(0, 1)
 
     return generate

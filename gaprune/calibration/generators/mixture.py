@@ -37,6 +37,7 @@ class GeneratorMixture:
         """
         table = available_generators(self.spec)
         shares = torch.tensor(list(self.shares.values()), dtype=torch.float64)
+        # A fixed split would give small batches the same generators every time.
         sources = torch.multinomial(shares, count, replacement=True, generator=generator)
         counts = sources.bincount(minlength=len(shares)).tolist()
         batches = [

@@ -32,6 +32,7 @@ def gaussian_mixture(spec: InputSpec, count: int, generator: torch.Generator) ->
     features = math.prod(spec.shape)
     cluster = torch.randint(CLUSTERS, (count,), generator=generator)
     centres = draw_normal(generator, CLUSTERS, features)
+    # A covariance of low rank correlates the features, as in real tables.
     factors = draw_normal(generator, CLUSTERS, RANK, features)
     latent = draw_normal(generator, count, RANK)
     values = centres[cluster] + 0.3 * draw_normal(generator, count, features)
@@ -52,6 +53,7 @@ def sparse_vectors(spec: InputSpec, count: int, generator: torch.Generator) -> T
     density = draw_log_uniform(generator, count, 1, low=0.02, high=0.5)
     present = draw_uniform(generator, count, features) < density
     present |= torch.arange(features) == torch.randint(features, (count, 1), generator=generator)
+    # -ln(1 - u) of a uniform u is exponential.
     sizes = -torch.log1p(-draw_uniform(generator, count, features)) * 0.4
     return torch.where(present, sizes, 0.0).clamp_(0, 1).view(count, *spec.shape)
 
@@ -102,6 +104,7 @@ def procedural(spec: InputSpec, count: int, generator: torch.Generator) -> Tenso
         what the network takes.
     """
     generators = list(GENERATORS[spec.kind].values())
+    # The first generators get the remainder, hence the random order.
     order = torch.randperm(len(generators), generator=generator).tolist()
     parts = []
     for index, turn in enumerate(order):

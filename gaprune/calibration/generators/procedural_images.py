@@ -40,14 +40,15 @@ def fields(canvas: Canvas, generator: torch.Generator) -> Tensor:
     field = draw_power_law_fields(count, size, slopes, generator).unsqueeze(1)
     if channels == 1:
         gain = draw_uniform(generator, count, 1, 1, 1, low=0.3, high=2.3)
+        # The offset of -0.5 clips most of the background to black.
         return (field * gain + 0.7 * draw_normal(generator, count, 1, 1, 1) - 0.5).clamp_(0, 1)
     separate = draw_power_law_fields(
         count * channels, size, slopes.repeat_interleave(channels), generator
     )
     share = draw_uniform(generator, count, 1, 1, 1, low=0.5)
-    field = share.sqrt() * field + (1 - share).sqrt() * separate.view(
-        count, channels, height, width
-    )
+    separate = separate.view(count, channels, height, width)
+    # The square roots keep the variance of the sum at 1.
+    field = share.sqrt() * field + (1 - share).sqrt() * separate
     gain = draw_uniform(generator, count, 1, 1, 1, low=0.05, high=0.5)
     light = 0.5 + 0.2 * draw_normal(generator, count, 1, 1, 1)
     cast = 0.1 * draw_normal(generator, count, channels, 1, 1)
@@ -90,6 +91,7 @@ def blobs(canvas: Canvas, generator: torch.Generator) -> Tensor:
     radii = draw_log_uniform(generator, count, BLOBS, low=0.04, high=0.3)
     ellipses = _ellipses(canvas, radii, generator)
     number = torch.randint(1, BLOBS + 1, (count, 1), generator=generator)
+    # All ten are always drawn and surplus ones get size 0: one batched draw serves all images.
     size = draw_uniform(generator, count, BLOBS, low=0.3) * (torch.arange(BLOBS) < number)
     colours = _colours(count, BLOBS, channels, generator)
     ground = draw_uniform(generator, count, channels, 1, 1, high=0.15)
@@ -113,6 +115,7 @@ def dead_leaves(canvas: Canvas, generator: torch.Generator) -> Tensor:
     ellipses = _ellipses(canvas, radii, generator)
     bend = draw_log_uniform(generator, count, 1, 1, low=0.5, high=3.0)  # lighter or darker colours
     colours = _shades(count, LEAVES + 1, channels, generator) ** bend
+    # The last colour is the background.
     image = colours[:, LEAVES, :, None, None].expand(count, channels, height, width).clone()
     pixels = ellipses.short * min(height, width)
     for index in range(LEAVES):
@@ -128,6 +131,7 @@ def contours(canvas: Canvas, generator: torch.Generator) -> Tensor:
     count = canvas.count
     field = _smooth_field(canvas, generator)
     down, right = torch.gradient(field, dim=(1, 2))
+    # The limit avoids a division by 0 where the field is flat.
     steepness = torch.hypot(down, right).clamp_(min=1e-3)
     nib = draw_uniform(generator, count, 1, 1, low=0.4, high=1.2) * max(canvas.scale, 0.75)
     number = torch.randint(1, LEVELS + 1, (count, 1, 1), generator=generator)

@@ -52,6 +52,7 @@ def _signal(wave_of: _Wave) -> InputGenerator:
 
 def _pitch(rows: int, length: int, generator: torch.Generator) -> Tensor:
     low = min(1 / length, NYQUIST / 4)  # one period per signal
+    # Half of the Nyquist frequency leaves room for at least one overtone.
     return draw_log_uniform(generator, rows, 1, low=low, high=NYQUIST / 2)
 
 
@@ -64,6 +65,7 @@ def _envelope(rows: int, length: int, generator: torch.Generator) -> Tensor:
     time = torch.arange(length) / length
     onset = draw_uniform(generator, rows, 1, low=-0.2, high=0.7)
     decay = draw_uniform(generator, rows, 1, high=8.0)
+    # The sigmoid softens the onset: a hard one would be a click.
     fall = torch.exp(-decay * (time - onset).clamp(min=0)) * torch.sigmoid((time - onset) * 100)
     return torch.where(draw_bool(generator, 0.5, rows, 1), torch.ones(()), fall)
 
@@ -78,9 +80,9 @@ def _tones(rows: int, length: int, generator: torch.Generator) -> Tensor:
         slope = draw_uniform(generator, rows, 1, low=0.5, high=3.0)
         series = torch.zeros(rows, length)
         for harmonic in range(1, HARMONICS + 1):
-            size = (
-                draw_uniform(generator, rows, 1) * harmonic**-slope * (harmonic * pitch < NYQUIST)
-            )
+            # Harmonics above the Nyquist frequency would alias.
+            audible = harmonic * pitch < NYQUIST
+            size = draw_uniform(generator, rows, 1) * harmonic**-slope * audible
             angle = 2 * math.pi * harmonic * pitch * time + _phase(rows, generator)
             series += size * angle.sin()
         wave += series * _envelope(rows, length, generator) * (voice < voices)
@@ -91,15 +93,15 @@ def _chirps(rows: int, length: int, generator: torch.Generator) -> Tensor:
     """Draw sines whose frequency changes exponentially between two random pitches."""
     start, end = _pitch(rows, length, generator), _pitch(rows, length, generator)
     glide = start * (end / start) ** (torch.arange(length) / length)
+    # The phase is the integral of the frequency.
     angle = 2 * math.pi * glide.cumsum(1) + _phase(rows, generator)
     return angle.sin() * _envelope(rows, length, generator)
 
 
 def _coloured_noise(rows: int, length: int, generator: torch.Generator) -> Tensor:
     """Draw noise of amplitude spectrum 1/f^a, a from 0 (white) to 2 (smoother than brown)."""
-    noise = draw_power_law_fields(
-        rows, (length,), draw_uniform(generator, rows, high=2.0), generator
-    )
+    slopes = draw_uniform(generator, rows, high=2.0)
+    noise = draw_power_law_fields(rows, (length,), slopes, generator)
     return noise * _envelope(rows, length, generator)
 
 

@@ -35,6 +35,7 @@ def outlines(canvas: Canvas, generator: torch.Generator) -> Tensor:
     half = POINTS // 2
     first, second = (_shape(canvas.count, half, generator) for _ in range(2))
     offset = 0.9 * draw_normal(generator, canvas.count, 1, 2)
+    # Half of the images show the first shape only: the second one retraces it.
     alone = draw_bool(generator, 0.5, canvas.count, 1, 1)
     path = torch.cat([first, torch.where(alone, first, second + offset)], dim=1)
     lifted = torch.zeros(canvas.count, POINTS, dtype=torch.bool)
@@ -76,6 +77,7 @@ def _gather(points: Tensor, index: Tensor) -> Tensor:
 def _draw(path: Tensor, lifted: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
     ink = _blur(_deposit_ink(_scale(path, generator), lifted, canvas), canvas, generator)
     gain = draw_uniform(generator, canvas.count, 1, 1, low=1.2, high=2.4)
+    # The threshold removes the faint rim that the blur leaves.
     darkness = ((ink - 0.08) * gain).clamp_(0, 1).unsqueeze(1)
     return tint(darkness, canvas, generator)
 
@@ -87,17 +89,15 @@ def _pen_path(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     lifted = torch.zeros(count, POINTS, dtype=torch.bool)
     lifted[:, 1:] = stroke[:, 1:] != stroke[:, :-1]
 
-    wave = torch.sin(
-        2
-        * math.pi
-        * (time * draw_uniform(generator, count, 1, high=2.0) + draw_uniform(generator, count, 1))
-    )
+    cycles = time * draw_uniform(generator, count, 1, high=2.0)
+    wave = torch.sin(2 * math.pi * (cycles + draw_uniform(generator, count, 1)))
     loops = 2 * draw_normal(generator, count, 1) + 2 * draw_normal(generator, count, 1) * wave
     corners = draw_normal(generator, count, POINTS) * draw_bool(
         generator, CORNERS / POINTS, count, POINTS
     )
     tremble = draw_normal(generator, count, POINTS)
     turn = 0.35 * 2 * math.pi / POINTS * loops + 1.8 * corners + 0.054 * tremble
+    # After a lift the pen may go on in any direction.
     turn += lifted * draw_uniform(generator, count, POINTS, high=2 * math.pi)
     # Summing turns gives directions, summing unit steps gives positions.
     heading = draw_uniform(generator, count, 1, high=2 * math.pi) + turn.cumsum(1)
@@ -117,12 +117,9 @@ def _shape(count: int, points: int, generator: torch.Generator) -> Tensor:
     angle = 2 * math.pi * time
     order = torch.arange(1, 4).view(1, -1, 1)
     phases = draw_uniform(generator, count, 3, 1, high=2 * math.pi)
-    waves = (
-        0.5
-        * draw_normal(generator, count, 3, 1)
-        / order
-        * torch.cos(order * angle[:, None] + phases)
-    )
+    # Higher terms are weaker, so that loops stay smooth.
+    amplitudes = 0.5 * draw_normal(generator, count, 3, 1) / order
+    waves = amplitudes * torch.cos(order * angle[:, None] + phases)
     radius = 1 + waves.sum(1)
     loop = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
@@ -146,9 +143,9 @@ def _scale(path: Tensor, generator: torch.Generator) -> Tensor:
     """Scale each path to 45 to 80 % of the image, squeeze some, and centre it with a jitter."""
     count = len(path)
     low, high = path.amin(1, keepdim=True), path.amax(1, keepdim=True)
-    size = draw_uniform(generator, count, 1, 1, low=0.45, high=0.8) / (high - low).amax(
-        2, keepdim=True
-    )
+    size = draw_uniform(generator, count, 1, 1, low=0.45, high=0.8)
+    size = size / (high - low).amax(2, keepdim=True)
+    # Narrow figures are more frequent than flat ones, as in writing.
     narrow = 0.6 * draw_uniform(generator, count, 1) * draw_bool(generator, 0.5, count, 1)
     flat = 0.4 * draw_uniform(generator, count, 1) * draw_bool(generator, 0.2, count, 1)
     squeeze = 1 - torch.stack([narrow, flat], dim=-1)
@@ -158,14 +155,17 @@ def _scale(path: Tensor, generator: torch.Generator) -> Tensor:
 
 def _deposit_ink(path: Tensor, lifted: Tensor, canvas: Canvas) -> Tensor:
     """Drop ink along paths in [0, 1]², `[count, height, width]` with at most 1 per pixel."""
+    # Large images need more drops per segment: lines must have no gaps.
     finer = max(2, round(2 * max(canvas.height, canvas.width) / REFERENCE))
     along = torch.arange(finer).view(1, 1, -1, 1) / finer
     dots = torch.lerp(path[:, :-1, None], path[:, 1:, None], along)
+    # A lifted pen leaves one drop where its segment begins.
     wet = (~lifted[:, 1:, None] | (torch.arange(finer) == 0)).float()
 
     sides = torch.tensor([canvas.width, canvas.height])
     pixels = dots.flatten(1, 2) * sides - 0.5
     pixels = torch.minimum(pixels.clamp_(min=0), sides - 1.0)
+    # The pixel to the right of and below `corner` must exist as well.
     corner = torch.minimum(pixels.floor(), sides - 2.0)
     right, down = (pixels - corner).unbind(-1)
     left, up = wet.flatten(1) * (1 - right), 1 - down
@@ -188,9 +188,8 @@ def _blur(ink: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:
     """Blur each image with a Gaussian nib of random width."""
     # The blur is separable, and its width differs between images, so that each axis takes one
     # product with a matrix of Gaussian rows.
-    width = draw_uniform(generator, canvas.count, 1, 1, low=0.55, high=1.05) * max(
-        canvas.scale, 0.75
-    )
+    width = draw_uniform(generator, canvas.count, 1, 1, low=0.55, high=1.05)
+    width = width * max(canvas.scale, 0.75)
 
     def nib(side: int) -> Tensor:
         position = torch.arange(side, dtype=torch.float32)

@@ -57,6 +57,7 @@ def shift_and_mirror(
     """
     for axis in moving_axes(spec):
         limit = round(max_shift * inputs.shape[axis])
+        # A cyclic shift loses no value.
         inputs = inputs.roll(int(torch.randint(-limit, limit + 1, (), generator=generator)), axis)
     if mirror and spec.kind == "image" and torch.rand((), generator=generator) < 0.5:
         inputs = inputs.flip(-1)

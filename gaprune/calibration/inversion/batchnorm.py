@@ -194,10 +194,12 @@ class _BatchOptimiser:
             elif inputs.shape != starts.shape:
                 inputs = functional.interpolate(inputs, starts.shape[-2:], mode="bilinear")
             chunks = self._split(inputs)
+            # The targets stay the same at every resolution.
             if targets is None:
                 with torch.no_grad():
                     outputs = [self.model(to_network(self.spec, chunk)) for chunk in chunks]
                 targets = draw_targets(torch.cat(outputs), self.generator)
+            # Every resolution needs a new Adam: its moments have the shape of the inputs.
             adam = torch.optim.Adam(chunks, self.options.learning_rate)
             with BatchNormRecorder(self.model) as recorder:
                 moments = self._measure(chunks, recorder)
@@ -243,6 +245,7 @@ class _BatchOptimiser:
         values = count * chunks[0][0].numel()
         chunk_targets = targets.split([len(chunk) for chunk in chunks])
         for number, (chunk, wanted) in enumerate(zip(chunks, chunk_targets, strict=True)):
+            # Random shifts average out gradients that depend on the exact position.
             jittered = shift_and_mirror(
                 chunk, self.spec, options.jitter, self.generator, mirror=options.mirror
             )

@@ -58,6 +58,7 @@ def impressions(
             (inputs.grad,) = torch.autograd.grad(loss, inputs)
             adam.step()
             with torch.no_grad():
+                # Projected gradient descent: the network never sees values outside the range.
                 inputs.clamp_(0, 1)
         batches.append(inputs.detach())
     return torch.cat(batches)

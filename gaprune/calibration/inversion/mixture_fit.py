@@ -115,6 +115,7 @@ class MixtureFitter:
         logits.requires_grad_()
         adam = torch.optim.Adam([logits], LEARNING_RATE)
         for _ in range(STEPS):
+            # The softmax keeps the shares positive and their sum at 1.
             shares = logits.softmax(0)
             entropy = -torch.xlogy(shares, shares).sum()
             loss = divergence(_mix(shares, table)) - ENTROPY_BONUS * entropy

@@ -43,7 +43,7 @@ def impression_samples(
     seconds: float | None,
     observer: Observer,
 ) -> Samples:
-    """Make class impressions; for token ids, sequences (see `sequence_samples`).
+    """Make class impressions, or token sequences (see `sequence_samples`).
 
     Args:
         target: the network.
@@ -69,15 +69,7 @@ def inverted_samples(
     options: InversionOptions,
     observer: Observer,
 ) -> Samples:
-    """Invert a target, or read inputs that were made for the same weights, options and seed.
-
-    Args:
-        target: a network with BatchNorm.
-        mixture: draws the starting points.
-        count: how many; with a time limit there may be fewer.
-        generator: draws the seed.
-        options: lengths and weights of the optimisation.
-        observer: receives progress, and a warning if the cache cannot be used.
+    """Invert a target with BatchNorm; a time limit may leave fewer than `count` inputs.
 
     Raises:
         InputError: the network cannot be inverted.
@@ -93,9 +85,7 @@ def inverted_samples(
             lambda done, total: observer.progress(INVERTING, done, total),
         )
 
-    inputs = make_or_read(
-        target, mixture, count, generator, options=asdict(options), make=make, observer=observer
-    )
+    inputs = _make_or_read(target, mixture, count, generator, asdict(options), make, observer)
     source = f"{len(inputs)} inputs inverted from BatchNorm, started from {mixture.description}"
     return Samples(inputs, None, source)
 
@@ -108,18 +98,10 @@ def sequence_samples(
     seconds: float | None,
     observer: Observer,
 ) -> Samples:
-    """Make token sequences, or read those made for the same weights, options and seed.
+    """Make token sequences.
 
-    A causal language model writes them itself. For any other network, tokens are replaced until
-    its outputs differ.
-
-    Args:
-        target: a network that takes token ids.
-        mixture: draws the sequences that are varied, or the first token of those that are written.
-        count: how many; with a time limit fewer are written.
-        generator: draws the seed.
-        seconds: time limit; with one the result depends on the speed of the machine.
-        observer: receives progress, and a warning if the cache cannot be used.
+    A causal language model continues the first tokens of starting points; a time limit may leave
+    fewer than `count`. For other networks, tokens are replaced until the outputs differ.
 
     Raises:
         InputError: the network neither writes nor passes gradients to an embedding of the ids.
@@ -150,36 +132,21 @@ def sequence_samples(
 
         make, facts = vary, {"form": "varied", **asdict(options)}
         source = "sequences varied until the answers differ, started from"
-    inputs = make_or_read(
-        target, mixture, count, generator, options=facts, make=make, observer=observer
-    )
+    inputs = _make_or_read(target, mixture, count, generator, facts, make, observer)
     return Samples(inputs, None, f"{len(inputs)} {source} {mixture.description}")
 
 
-def make_or_read(  # noqa: PLR0913 - everything that the inputs depend on
+def _make_or_read(  # noqa: PLR0913, PLR0917 - everything that the inputs depend on
     target: Target,
     mixture: GeneratorMixture,
     count: int,
     generator: torch.Generator,
-    *,
     options: Mapping[str, Any],
     make: Maker,
     observer: Observer,
 ) -> Tensor:
-    """Make inputs, or read those made for the same weights, options and seed.
-
-    Args:
-        target: the network.
-        mixture: draws the starting points.
-        count: how many are drawn.
-        generator: draws the seed of everything else, so that it advances equally in both cases.
-        options: everything else that the inputs depend on, as plain data.
-        make: makes the inputs.
-        observer: receives a warning if the cache cannot be used.
-
-    Returns:
-        The inputs on the CPU.
-    """
+    """Make inputs on the CPU, or read those made for the same weights, options and seed."""
+    # One draw from the generator in either case, so that a cache hit changes no later draw.
     seed = int(torch.randint(2**62, (), generator=generator))
 
     def compute() -> Tensor:
