@@ -66,6 +66,7 @@ def packed_bytes(masks: Mapping[str, Tensor], **about: str) -> bytes:
     Each parameter is uint8 `[⌈n/8⌉]`, the first weight in the highest bit. The metadata holds the
     shapes and a SHA-256 of bits and shapes, because any bits are valid masks.
     """
+    # safetensors has no type of one bit
     bits = {name: torch.from_numpy(pack(mask.reshape(-1))) for name, mask in masks.items()}
     shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
     metadata = to_metadata(format=PACKED, shapes=shapes, sha256=_sha256(bits, shapes), **about)

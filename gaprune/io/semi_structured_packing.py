@@ -33,7 +33,7 @@ def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # a weight may happen to be called like a packed one: both parts must be there
         if name == stem or not _is_packed(stem, state):
             plain[name] = value
-        elif name.endswith(VALUES):
+        elif name.endswith(VALUES):  # the positions are read together with the values
             plain[stem] = sparse_semi_structured_to_dense_cutlass(value, state[stem + META])
     return plain
 

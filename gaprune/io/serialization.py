@@ -58,6 +58,7 @@ def object_or_empty(text: str) -> dict[str, Any]:
 def _toml(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_toml, value))}]"
+    # before numbers: bool is a subclass of int
     if isinstance(value, (bool, str)):  # JSON escapes everything that TOML requires, except DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (int, float)):
@@ -67,7 +68,7 @@ def _toml(value: object) -> str:
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - any plain data
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else None  # "NaN" is no JSON
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -32,6 +32,7 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
     module = import_file(Path(file), argument)
     function = getattr(module, name, None)
     if not callable(function):
+        # names defined in the file are more helpful than those that it imports
         public = {
             key: value
             for key, value in vars(module).items()
@@ -61,7 +62,7 @@ def import_file(path: Path, argument: str) -> ModuleType:
     if not resolved.is_file():
         raise InputError(f"{argument}: no file {str(path)!r} (looked at {resolved})")
     name = f"{PREFIX}{hashlib.sha256(str(resolved).encode()).hexdigest()[:16]}"
-    if name in sys.modules:
+    if name in sys.modules:  # a second import would make a second class of each name
         return sys.modules[name]
     if str(resolved.parent) not in sys.path:
         sys.path.append(str(resolved.parent))

@@ -239,6 +239,7 @@ def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             f"weights: shapes must be those of the network; got {_some(shapes)}; "
             "check the arguments of the factory"
         )
+    # a float checkpoint in an integer buffer would be truncated silently
     kinds = [
         f"{name} is {state[name].dtype} where the network has {expected[name].dtype}"
         for name in shared
