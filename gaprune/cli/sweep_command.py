@@ -27,7 +27,7 @@ from gaprune.io.serialization import to_json
 from gaprune.runs.directory import load_masks
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import free_name
-from gaprune.runs.option_keys import number, numbers
+from gaprune.runs.option_keys import numbers, single_number
 
 PLOTS = ("sweep.svg", "sweep.png")
 FRACTIONS = ("sparsity", "accuracy", "agreement")  # columns that are printed in percent
@@ -89,7 +89,7 @@ def sweep_command(  # noqa: PLR0913 # one per option
     job = make_job({**common.stated(options), "sparsity": 0.5})  # required, but not used here
     sweep_options = SweepOptions(
         values=() if values is None else numbers(values, "values"),
-        max_drop=number(max_drop, "max_drop"),
+        max_drop=single_number(max_drop, "max_drop"),
         biases=biases,
         masks=None if mask is None else load_masks(mask),
     )

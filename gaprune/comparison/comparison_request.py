@@ -17,7 +17,7 @@ from gaprune.evaluation.labelled import read_labelled, zoo_train
 from gaprune.models.target import Target
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 from gaprune.runs.job import JOB_KEYS, PruneJob, make_job
-from gaprune.runs.option_keys import Key, count, names, number, numbers, sizes, text
+from gaprune.runs.option_keys import Key, count, names, numbers, single_number, sizes, text
 
 
 def _schedule(value: object, name: str) -> str | tuple[PruningStep, ...]:
@@ -31,8 +31,8 @@ _SPEC_KEYS = (
         f"{ALL} (the default); --list-methods shows them"),
     Key("seeds", sizes, "one row per seed for every method with randomness (default: 0)",
         metavar="NUMBERS"),
-    Key("epochs", number, "of training at one step of a schedule; may be a fraction (default: 1)",
-        metavar="NUMBER"),
+    Key("epochs", single_number, "of training at one step of a schedule; may be a fraction "
+        "(default: 1)", metavar="NUMBER"),
     Key("schedule", _schedule, f"of the method {IMP}: {', '.join(SCHEDULES)} (default: {LINEAR}), "
         f"or pairs of sparsity and epochs: 0.5:1,0.9:3; {IMP}:NAME is a method of its own"),
     Key("clusters", count, "values per codebook, for the method clustered (default: 16)",
@@ -40,10 +40,10 @@ _SPEC_KEYS = (
 )  # fmt: skip
 _TRAINING_KEYS: dict[str, Key] = {  # field of `TrainingOptions` → key
     "optimiser": Key("optimiser", text, f"{', '.join(OPTIMISERS)} (default: adam)"),
-    "learning_rate": Key("train_learning_rate", number,
+    "learning_rate": Key("train_learning_rate", single_number,
                          "step size of the optimiser (default: 0.001)", metavar="NUMBER"),
     "batch": Key("train_batch", count, "inputs per step (default: 128)", metavar="INTEGER"),
-    "weight_decay": Key("weight_decay", number, "L2 penalty (default: 0)", metavar="NUMBER"),
+    "weight_decay": Key("weight_decay", single_number, "L2 penalty (default: 0)", metavar="NUMBER"),
     "decay": Key("decay", text,
                  f"of the learning rate: {', '.join(DECAYS)} (default: constant)"),
 }  # fmt: skip

@@ -10,8 +10,8 @@ from pathlib import Path
 @cache  # code is imported once in a process, so it counts as it was then
 def content_of(path: str) -> str:
     """Return the SHA-256 (hex) of a file; of a folder, that of its files' names and sizes."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        inside = sorted((str(p.relative_to(place)), p.stat().st_size) for p in place.rglob("*"))
-        return hashlib.sha256(repr(inside).encode()).hexdigest()
-    return hashlib.sha256(place.read_bytes()).hexdigest()
+    file = Path(path).expanduser()
+    if file.is_dir():  # its files may be many gigabytes
+        sizes = sorted((str(p.relative_to(file)), p.stat().st_size) for p in file.rglob("*"))
+        return hashlib.sha256(repr(sizes).encode()).hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -114,6 +114,7 @@ class Checkpointer:
         if run is None:
             return
         calibration, tensors = to_record(calibration_set)
+        # Settings as used, defaults filled in: another version may have other defaults.
         used = settings.model_dump(mode="json")
         facts = {**fingerprint(target), "settings": used, "calibration": calibration}
         try:
@@ -138,6 +139,7 @@ class Checkpointer:
         Raises:
             GapruneError: all checkpoints are damaged.
         """
+        # Without the calibration inputs on the disk, a checkpoint of the search is of no use.
         run, name = self._run_directory, "" if sparsity is None else f"{sparsity:.9g}"
         folder = None if run is None or not run.keep_files else run.checkpoint / name
         self._open_search(folder)

@@ -109,7 +109,7 @@ class OpenRun:
                 raise
             except Exception as error:  # noqa: BLE001 # a bug must not cost the result of a search
                 report_error = error
-            sync_tree(fresh)
+            sync_tree(fresh)  # before any rename: a power cut must not leave empty files
             # A reader takes a folder without `result.json` for an unfinished run: removed first,
             # renamed last, it never stands beside files of another run.
             files = sorted(fresh.iterdir(), key=lambda file: file.name == RECORD)

@@ -78,7 +78,7 @@ def sizes(value: object, name: str) -> tuple[int, ...]:
     return tuple(int(size) for size in parsed)
 
 
-def number(value: object, name: str) -> float:
+def single_number(value: object, name: str) -> float:
     """Parse one number."""
     return _single(numbers, value, f"{name}: must be one number")
 

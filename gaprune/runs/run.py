@@ -184,7 +184,7 @@ class PruningRun:
             ranked=evaluator,
             warn=self.observer.warning,
         )
-        return list(masks)
+        return list(masks)  # they share the generator, so all are drawn before the search begins
 
     def _load_search(self) -> SavedSearch | None:
         settings = self.settings
