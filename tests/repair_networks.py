@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,14 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import RepairedForward, TeacherBatch
+from gaprune.evaluation.forward_modes import (
+    GradientOutputs,
+    GuidedForward,
+    RepairedForward,
+    TeacherBatch,
+)
 from gaprune.evaluation.objectives import OBJECTIVES
+from gaprune.masks.supermask import masked_weights
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import InputOptions, Target, target_from_module
@@ -157,7 +164,7 @@ def calibration_for(target: Target, count: int = 24, seed: int = 2) -> Tensor:
 def loop_evaluator(
     target: Target, *, count: int = 48, gradient_share: float = 1.0, labels: bool = False
 ) -> Evaluator:
-    """Return an evaluator with repair in the loop; a batch comes from a pool of 32, or part of it."""
+    """Return an evaluator with repair in the loop, and 32 stored inputs for gradient steps."""
     search, validation, pool = (
         shown(target, calibration_for(target, size, seed), labels=labels)
         for size, seed in ((count, 2), (40, 5), (32, 6))
@@ -184,6 +191,45 @@ def shown(target: Target, inputs: Tensor, *, labels: bool = False) -> TeacherBat
     """Return inputs with the dense network's answers, and its classes as labels."""
     teacher = batched_forward(target.model, inputs)
     return TeacherBatch(inputs, teacher, teacher.argmax(1) if labels else None)
+
+
+def in_loop_evaluator(target: Target, *, features: float = 0.0, share: float = 1.0) -> Evaluator:
+    """Return an evaluator with repair in the loop and a feature loss of that weight."""
+    evaluator = loop_evaluator(target, gradient_share=share)
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(evaluator, forward_mode=replace(evaluator.forward_mode, features=features))
+
+
+def guided_evaluator(
+    target: Target,
+    *,
+    features: float = 0.0,
+    share: float = 1.0,
+    statistics_loss: float = 0.0,
+    fade: float = 1.0,
+) -> Evaluator:
+    """Return an evaluator of the strict network whose gradient steps are guided."""
+    evaluator = in_loop_evaluator(target, features=features, share=share)
+    assert isinstance(evaluator.forward_mode, RepairedForward)
+    return replace(
+        evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss, fade)
+    )
+
+
+def flat_mask(target: Target, seed: int = 1) -> Tensor:
+    """Return a random flat mask."""
+    return target.layout.flatten(random_masks(target, seed=seed)).bool()
+
+
+def masked(target: Target, mask: Tensor) -> dict[str, Tensor]:
+    """Return the weights under a flat mask."""
+    return masked_weights(target.weights, target.layout.split(mask))
+
+
+def gradient_step(evaluator: Evaluator, mask: Tensor, batch: TeacherBatch) -> GradientOutputs:
+    """Return the outputs and the penalty of a candidate in a gradient step."""
+    weights = masked_weights(evaluator.network.weights, evaluator.layout.split(mask))
+    return evaluator.forward_mode.gradient_outputs(evaluator.network.model, weights, batch)
 
 
 @contextmanager

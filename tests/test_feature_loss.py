@@ -17,11 +17,14 @@ from repair_networks import (
     Encoder,
     Perceptron,
     calibration_for,
+    flat_mask,
+    gradient_step,
+    guided_evaluator,
     hook_count,
-    loop_evaluator,
+    in_loop_evaluator,
+    masked,
     normed,
     outputs_of,
-    random_masks,
     seeded,
     target_of,
 )
@@ -32,27 +35,19 @@ from torch.nn import functional
 from gaprune import InputError, InputOptions, prune_target
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import (
-    GradientOutputs,
-    GuidedForward,
-    RepairedForward,
-    TeacherBatch,
-)
+from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.masks.supermask import masked_weights
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import RepairSites, find_repair_sites, repair, repaired_copy
 from gaprune.repair.dense_statistics import feature_errors, measure_dense
 from gaprune.repair.repair_rules import repair_rule
 from gaprune.runs.setup import check_settings, resolve_settings
 
-torch.set_num_threads(1)
-
 SHAPE, NARROW = (2, 6, 6), ("stem.1", "blocks.0.4", "blocks.1.4")
 
 
 class Bottlenecks(nn.Module):
-    """A stem and two blocks, wide inside; ReLUs and sums write into what BatchNorms put out."""
+    """A stem and two wide blocks; ReLUs and sums overwrite BatchNorm outputs in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,38 +68,38 @@ class Bottlenecks(nn.Module):
         """`[N, 2, H, W]` → `[N, 3]`."""
         hidden = self.stem(inputs)
         for block in self.blocks:
-            way = block(hidden)
-            way += hidden
-            hidden = way.relu_()
+            residual = block(hidden)
+            residual += hidden
+            hidden = residual.relu_()
         return self.head(hidden.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 Weights = Mapping[str, Tensor]
-Match = Callable[[str, Tensor], Tensor]
-"""(name of a BatchNorm, what comes in) → what goes through it."""
 
 
-def norms_by_hand(model: nn.Module, weights: Weights, inputs: Tensor, match: Match) -> Weights:
-    """Return what every BatchNorm of `Bottlenecks` puts out, by name."""
-    found: dict[str, Tensor] = {}
+def norms_by_hand(
+    model: nn.Module, weights: Weights, inputs: Tensor, match: Callable[[str, Tensor], Tensor]
+) -> Weights:
+    """Return the output of every BatchNorm of `Bottlenecks`; `match` corrects their inputs."""
+    outputs: dict[str, Tensor] = {}
 
     def norm(name: str, values: Tensor) -> Tensor:
-        one, values = model.get_submodule(name), match(name, values)
+        module, values = model.get_submodule(name), match(name, values)
         mean, var, weight, bias = (
-            getattr(one, leaf).view(-1, 1, 1)
+            getattr(module, leaf).view(-1, 1, 1)
             for leaf in ("running_mean", "running_var", "weight", "bias")
         )
-        found[name] = (values - mean) / (var + 1e-5).sqrt() * weight + bias
-        return found[name]
+        outputs[name] = (values - mean) / (var + 1e-5).sqrt() * weight + bias
+        return outputs[name]
 
-    hidden = norm("stem.1", functional.conv2d(inputs, weights["stem.0.weight"], padding=1))
+    def conv(name: str, values: Tensor) -> Tensor:
+        return functional.conv2d(values, weights[f"{name}.weight"], padding=1)
+
+    hidden = norm("stem.1", conv("stem.0", inputs))
     for block in ("blocks.0", "blocks.1"):
-        way = norm(
-            f"{block}.1", functional.conv2d(hidden, weights[f"{block}.0.weight"], padding=1)
-        ).relu()
-        way = functional.conv2d(way, weights[f"{block}.3.weight"], padding=1)
-        hidden = (norm(f"{block}.4", way) + hidden).relu()
-    return found
+        residual = conv(f"{block}.3", norm(f"{block}.1", conv(f"{block}.0", hidden)).relu())
+        hidden = (norm(f"{block}.4", residual) + hidden).relu()
+    return outputs
 
 
 def per_channel(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,279 +108,223 @@ def per_channel(maps: Tensor) -> tuple[Tensor, Tensor]:
     return flat.mean(1).view(-1, 1, 1), flat.std(1, correction=0).view(-1, 1, 1)
 
 
-def distance_by_hand(target: Target, kept: Weights, inputs: Tensor, *, left: float = 1.0) -> Tensor:
-    """Return the mean over `NARROW` of the features' relative squared distance.
+def distance_by_hand(target: Target, weights: Weights, inputs: Tensor, fade: float) -> Tensor:
+    """Return the mean over `NARROW` of the relative squared distance of features.
 
     Args:
         target: of a `Bottlenecks`.
-        kept: the candidate's weights.
-        inputs: shown to both.
-        left: part of every correction that is left out; 1 leaves the candidate as it is.
+        weights: the candidate's.
+        inputs: of both networks.
+        fade: fraction of every correction that is not applied; 1 corrects nothing.
     """
     dense_in: dict[str, Tensor] = {}
 
-    def keep(name: str, values: Tensor) -> Tensor:
+    def record(name: str, values: Tensor) -> Tensor:
         dense_in[name] = values
         return values
 
     def match(name: str, values: Tensor) -> Tensor:
-        (mean, spread), (wanted, unit) = per_channel(values), per_channel(dense_in[name])
-        spread = torch.where(spread > 0, spread, unit)  # a channel that died keeps its scale
-        return left * values + (1 - left) * ((values - mean) / spread * unit + wanted)
+        (mean, std), (dense_mean, dense_std) = per_channel(values), per_channel(dense_in[name])
+        std = torch.where(std > 0, std, dense_std)  # a dead channel keeps its scale
+        return fade * values + (1 - fade) * ((values - mean) / std * dense_std + dense_mean)
 
-    dense = norms_by_hand(target.model, target.weights, inputs, keep)
-    pruned = norms_by_hand(target.model, kept, inputs, match)
-    each = []
+    dense = norms_by_hand(target.model, target.weights, inputs, record)
+    pruned = norms_by_hand(target.model, weights, inputs, match)
+    distances = []
     for name in NARROW:
         variance = per_channel(dense[name])[1].square().mean()
         squared = (pruned[name] - dense[name]).square().sum()
-        each.append(squared / (dense[name].numel() * variance))
-    return torch.stack(each).mean()
+        distances.append(squared / (dense[name].numel() * variance))
+    return torch.stack(distances).mean()
 
 
-def in_loop(target: Target, weight: float, share: float = 1.0) -> Evaluator:
-    """Return an evaluator with repair in the loop; a batch comes from a pool, or part of it."""
-    evaluator = loop_evaluator(target, gradient_share=share)
-    assert isinstance(evaluator.forward_mode, RepairedForward)
-    return replace(evaluator, forward_mode=replace(evaluator.forward_mode, features=weight))
+MODES: dict[str, Callable[..., Evaluator]] = {
+    "in the loop": in_loop_evaluator,
+    "strict": guided_evaluator,
+}
+FADES = {"in the loop": 0.0, "strict": 1.0}
 
 
-def strictly(
-    target: Target,
-    weight: float,
-    share: float = 1.0,
-    statistics_loss: float = 0.0,
-    fade: float = 1.0,
-) -> Evaluator:
-    """Return a guided evaluator."""
-    evaluator = in_loop(target, weight, share)
-    assert isinstance(evaluator.forward_mode, RepairedForward)
-    return replace(
-        evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss, fade)
-    )
-
-
-WAYS: dict[str, Callable[..., Evaluator]] = {"in the loop": in_loop, "strict": strictly}
-LEFT = {"in the loop": 0.0, "strict": 1.0}
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> str:
-    """One of both ways of searching."""
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """Repair in the loop, or strict steps."""
     name: str = request.param
     return name
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def target() -> Target:
     """Residual bottlenecks in float64."""
     return target_of(Bottlenecks, SHAPE)
 
 
-def flat_mask(target: Target, seed: int = 1) -> Tensor:
-    """Return a random flat mask."""
-    return target.layout.flatten(random_masks(target, seed=seed)).bool()
-
-
-def kept_of(target: Target, mask: Tensor) -> dict[str, Tensor]:
-    """Return the weights that a flat mask leaves."""
-    return masked_weights(target.weights, target.layout.split(mask))
-
-
-def stepped(evaluator: Evaluator, mask: Tensor, batch: TeacherBatch) -> GradientOutputs:
-    """Return what a candidate answers in a step."""
-    kept = masked_weights(evaluator.network.weights, evaluator.layout.split(mask))
-    return evaluator.forward_mode.gradient_outputs(evaluator.network.model, kept, batch)
-
-
-@pytest.mark.parametrize("weight", [0.5, 4.0])
-def test_the_penalty_is_the_mean_distance_of_the_narrow_norms(
-    target: Target, way: str, weight: float
-) -> None:
-    """Of outputs behind the corrections, where there are any; written out by hand."""
-    evaluator = WAYS[way](target, weight)
-    for seed in (1, 2, 3):
+def test_the_penalty_is_the_mean_distance_of_the_narrow_norms(target: Target, mode: str) -> None:
+    """After the corrections, where there are any; its gradient is that of the distance."""
+    evaluator, plain = (MODES[mode](target, features=weight) for weight in (4.0, 0.0))
+    for seed in (1, 2):
         mask, batch = flat_mask(target, seed), evaluator.draw_batch(20, seeded(seed))
-        penalty = stepped(evaluator, mask, batch).penalty
+        leaves = {name: w.requires_grad_() for name, w in masked(target, mask).items()}
+        distance = distance_by_hand(target, leaves, batch.inputs, FADES[mode])
+        penalty = gradient_step(evaluator, mask, batch).penalty
         assert penalty is not None
-        hand = distance_by_hand(target, kept_of(target, mask), batch.inputs, left=LEFT[way])
-        assert penalty.item() == pytest.approx(weight * hand.item(), rel=1e-9)
-        assert hand > 0.05
+        assert penalty.item() == pytest.approx(4 * distance.item(), rel=1e-9)
+        assert distance > 0.05
+        gradients = torch.autograd.grad(distance, list(leaves.values()), materialize_grads=True)
+        pairs = zip(leaves, gradients, strict=True)
+        expected = target.layout.flatten({name: target.weights[name] * g for name, g in pairs})
+        without = plain.score_gradient(mask, batch)
+        assert expected.norm() > 1e-2 * without.norm()
+        added = (evaluator.score_gradient(mask, batch) - without).double()
+        assert torch.allclose(added, 4 * expected.double(), atol=1e-5 * float(expected.norm()))
 
 
 @pytest.mark.parametrize("fade", [0.0, 0.3, 1.0])
-def test_drift_and_features_add_up_at_any_fade(target: Target, fade: float) -> None:
-    """The features are those of the network as steps see it there."""
-    mask, alone = flat_mask(target), strictly(target, 0.0, statistics_loss=2.0, fade=fade)
-    both = strictly(target, 3.0, statistics_loss=2.0, fade=fade)
+def test_statistics_loss_and_feature_loss_add_up_at_any_fade(target: Target, fade: float) -> None:
+    """Features are measured in the network of the step, corrected as far as the fade says."""
+    mask = flat_mask(target)
+    both, alone = (
+        guided_evaluator(target, features=weight, statistics_loss=2.0, fade=fade)
+        for weight in (3.0, 0.0)
+    )
     batch = both.draw_batch(20, seeded())
-    found, statistics_loss = stepped(both, mask, batch), stepped(alone, mask, batch)
-    assert torch.equal(found.outputs, statistics_loss.outputs)
-    assert found.penalty is not None
-    assert statistics_loss.penalty is not None
-    hand = distance_by_hand(target, kept_of(target, mask), batch.inputs, left=fade)
-    assert found.penalty.item() == pytest.approx(
-        statistics_loss.penalty.item() + 3 * hand.item(), rel=1e-9
-    )
+    sum_step, statistics_step = (gradient_step(mode, mask, batch) for mode in (both, alone))
+    assert torch.equal(sum_step.outputs, statistics_step.outputs)
+    assert sum_step.penalty is not None
+    assert statistics_step.penalty is not None
+    distance = distance_by_hand(target, masked(target, mask), batch.inputs, fade).item()
+    expected = statistics_step.penalty.item() + 3 * distance
+    assert sum_step.penalty.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_gradients_flow_through_the_features(target: Target, way: str) -> None:
-    """What they add to the score gradient is weight · w · ∂distance/∂w of the one by hand."""
-    mask, batch = flat_mask(target), WAYS[way](target, 1.0).draw_batch(20, seeded())
-    none, thrice = (WAYS[way](target, w).score_gradient(mask, batch) for w in (0.0, 3.0))
-    leaves = {name: one.requires_grad_() for name, one in kept_of(target, mask).items()}
-    distance_by_hand(target, leaves, batch.inputs, left=LEFT[way]).backward()
-    expected = target.layout.flatten(
-        {
-            name: target.weights[name] * (torch.zeros(()) if one.grad is None else one.grad)
-            for name, one in leaves.items()
-        }
-    )
-    assert expected.norm() > 1e-2 * none.norm()
-    added = (thrice - none).double()
-    assert torch.allclose(added, 3 * expected.double(), atol=1e-5 * float(expected.norm()))
-
-
-def sites_of(build: Callable[[], nn.Module], shape: tuple[int, ...], *also: str) -> tuple[str, ...]:
-    """Return the names of the norms that are compared."""
-    target = target_of(build, shape, *also)
-    inputs = calibration_for(target)
-    found = find_repair_sites(target.model, inputs, frozen=target.weights).features
-    norms = outputs_of(
-        target.model, inputs, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm
-    )
-    mean = sum(one.numel() for one in norms.values()) / max(1, len(norms))
-    assert set(found) <= {name for name, one in norms.items() if one.numel() <= mean}
-    return found
-
-
-class Apart(nn.Module):
-    """Group norms of which one has nothing to write into."""
+class PartlyAffine(nn.Module):
+    """Group norms, one of them without parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv1d(2, 6, 1)
-        self.kept, self.bare = nn.GroupNorm(2, 6), nn.GroupNorm(2, 6, affine=False)
+        self.affine, self.bare = nn.GroupNorm(2, 6), nn.GroupNorm(2, 6, affine=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[N, 2, L]` → `[N, 6]`."""
-        hidden: Tensor = self.bare(torch.tanh(self.kept(self.conv(inputs))))
+        hidden: Tensor = self.bare(torch.tanh(self.affine(self.conv(inputs))))
         return hidden.square().mean(2)
 
 
-def test_the_norms_that_are_compared_are_those_that_blocks_end_with() -> None:
-    """No larger than their mean; layer and group norms where there is no BatchNorm; else none."""
-    assert sites_of(Bottlenecks, SHAPE) == NARROW
-    assert sites_of(Convolutional, SHAPE) == ("bn2",)
-    assert sites_of(normed, (6,)) == ("norm",)
-    assert sites_of(Encoder, (5, 8)) == ("layer.norm1", "layer.norm2")
-    assert sites_of(Encoder, (5, 8), "layer.norm1.weight") == ("layer.norm2",)
-    assert sites_of(Apart, (2, 5)) == ("kept",)
-    assert sites_of(Perceptron, (6,)) == ()
+@pytest.mark.parametrize(
+    ("build", "shape", "also", "names"),
+    [
+        (Bottlenecks, SHAPE, (), NARROW),
+        (Convolutional, SHAPE, (), ("bn2",)),
+        (normed, (6,), (), ("norm",)),
+        (Encoder, (5, 8), (), ("layer.norm1", "layer.norm2")),
+        (Encoder, (5, 8), ("layer.norm1.weight",), ("layer.norm2",)),
+        (PartlyAffine, (2, 5), (), ("affine",)),
+        (Perceptron, (6,), (), ()),
+    ],
+)
+def test_the_norms_at_the_ends_of_blocks_are_compared(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], also: tuple[str, ...], names: object
+) -> None:
+    """Those no larger than the mean; layer and group norms where there is no BatchNorm."""
+    target = target_of(build, shape, *also)
+    inputs = calibration_for(target)
+    assert find_repair_sites(target.model, inputs, frozen=target.weights).features == names
 
 
-def test_layer_norms_are_compared_behind_their_own_correction(way: str) -> None:
-    """Repair writes into them: what counts is what they put out afterwards."""
+def test_layer_norms_are_compared_after_their_own_correction(mode: str) -> None:
+    """Repair changes their parameters, so the corrected outputs count."""
     target = target_of(Encoder, (5, 8))
-    mask, evaluator = flat_mask(target), WAYS[way](target, 1.0)
+    mask, evaluator = flat_mask(target), MODES[mode](target, features=1.0)
     masks, batch = target.layout.split(mask), evaluator.draw_batch(20, seeded())
     candidate = target.masked_copy(masks)
-    if way == "in the loop":
+    if mode == "in the loop":
         candidate = repaired_copy(target, masks, repair(target, masks, batch.inputs))
     dense = outputs_of(target.model, batch.inputs, nn.LayerNorm)
     pruned = outputs_of(candidate, batch.inputs, nn.LayerNorm)
-    each = [
-        (pruned[name] - one).square().mean() / one.var((0, 1), correction=0).mean()
-        for name, one in dense.items()
+    distances = [
+        (pruned[name] - values).square().mean() / values.var((0, 1), correction=0).mean()
+        for name, values in dense.items()
     ]
-    penalty = stepped(evaluator, mask, batch).penalty
+    penalty = gradient_step(evaluator, mask, batch).penalty
     assert penalty is not None
-    assert penalty.item() == pytest.approx(float(sum(each)) / len(each), rel=1e-7)
+    assert penalty.item() == pytest.approx(float(sum(distances)) / len(distances), rel=1e-7)
     assert penalty > 0.01
 
 
-def test_constants_have_no_unit() -> None:
-    """A norm that puts out the same for every input costs nothing, and gradients stay finite."""
+def test_constant_features_cost_nothing(mode: str) -> None:
+    """They have no scale; gradients stay finite."""
     target = target_of(normed, (6,), double=False)
-    norm, mask = target.model.get_submodule("norm"), flat_mask(target)
-    for evaluator in (in_loop(target, 1.0), strictly(target, 1.0)):
-        assert evaluator.score_gradient(mask, evaluator.draw_batch(1, seeded())).isfinite().all()
-    kind = repair_rule(norm)
-    assert kind is not None
-    sites = RepairSites({"": kind}, (), 0, ("",))
+    norm, evaluator = target.model.get_submodule("norm"), MODES[mode](target, features=1.0)
+    gradient = evaluator.score_gradient(flat_mask(target), evaluator.draw_batch(1, seeded()))
+    assert gradient.isfinite().all()
+    rule = repair_rule(norm)
+    assert rule is not None
+    sites = RepairSites({"": rule}, (), 0, ("",))
     dense = measure_dense(norm, sites, torch.ones(4, 12), features=True)
-    with feature_errors(norm, dense.features) as apart:
+    with feature_errors(norm, dense.features) as errors:
         norm(torch.randn(4, 12, generator=seeded()))
-    assert apart[""].item() == 0
+    assert errors[""].item() == 0
 
 
-def test_without_weight_no_feature_is_recorded(target: Target, way: str) -> None:
-    """No penalty, no features with the batch, no hook of theirs; strict steps see no statistics."""
-    evaluator, mask = WAYS[way](target, 0.0), flat_mask(target)
-    batch, hooks = evaluator.draw_batch(20, seeded()), list[int]()
-    counter = target.model.register_forward_pre_hook(
-        lambda *_: hooks.append(hook_count(target.model))
-    )
-    assert stepped(evaluator, mask, batch).penalty is None
-    counter.remove()
-    corrected = 5 if way == "in the loop" else 0
-    assert hooks == [1 + corrected]
-    assert (batch.dense is None) == (way == "strict")
+def test_the_feature_loss_changes_no_output_and_is_free_without_weight(
+    target: Target, mode: str
+) -> None:
+    """Steps, fitness and validation score keep their bits; weight 0 adds no hook, no feature."""
+    mask, hooks = flat_mask(target), list[int]()
+    plain, evaluator = (MODES[mode](target, features=weight) for weight in (0.0, 3.0))
+    batch, other = plain.draw_batch(20, seeded()), evaluator.draw_batch(20, seeded())
+    hook = target.model.register_forward_pre_hook(lambda *_: hooks.append(hook_count(target.model)))
+    step = gradient_step(plain, mask, batch)
+    hook.remove()
+    assert step.penalty is None
+    assert hooks == [6 if mode == "in the loop" else 1]
+    assert (batch.dense is None) == (mode == "strict")
     assert batch.dense is None or not batch.dense.features
-
-
-def test_outputs_do_not_depend_on_the_feature_loss(target: Target, way: str) -> None:
-    """Bit for bit: in steps, where masks are selected, and where they are judged."""
-    plain, evaluator, mask = WAYS[way](target, 0.0), WAYS[way](target, 3.0), flat_mask(target)
-    batches = plain.draw_batch(20, seeded()), evaluator.draw_batch(20, seeded())
-    assert torch.equal(batches[0].inputs, batches[1].inputs)
-    steps = stepped(plain, mask, batches[0]), stepped(evaluator, mask, batches[1])
-    assert torch.equal(steps[0].outputs, steps[1].outputs)
+    assert torch.equal(batch.inputs, other.inputs)
+    assert torch.equal(step.outputs, gradient_step(evaluator, mask, other).outputs)
     assert plain.fitness(mask) == evaluator.fitness(mask)
     assert plain.validate(mask) == evaluator.validate(mask)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_dense_network_runs_once_per_input(target: Target, way: str, share: float) -> None:
-    """Answers, statistics and features come from one forward; the candidate's is the second."""
-    evaluator, sizes, mask = WAYS[way](target, 2.0, share), list[int](), flat_mask(target)
+def test_the_dense_network_runs_once_per_input(target: Target, mode: str, share: float) -> None:
+    """Outputs, statistics and features come from one pass; the candidate's is the second."""
+    evaluator, sizes = MODES[mode](target, features=2.0, share=share), list[int]()
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     batch = evaluator.draw_batch(20, seeded())
-    found = evaluator.score_gradient(mask, batch)
+    gradient = evaluator.score_gradient(flat_mask(target), batch)
     hook.remove()
     assert sizes == [20, 20]
-    bare = TeacherBatch(batch.inputs, batch.teacher, None)
-    assert torch.equal(evaluator.score_gradient(mask, bare), found)
+    without_statistics = TeacherBatch(batch.inputs, batch.teacher, None)
+    assert torch.equal(evaluator.score_gradient(flat_mask(target), without_statistics), gradient)
 
 
-def test_steps_with_features_end_nearer_to_those_of_the_dense_network(
-    target: Target, way: str
+def test_steps_with_a_feature_loss_end_nearer_to_the_dense_features(
+    target: Target, mode: str
 ) -> None:
-    """On inputs that they have not seen, at the same budget and from the same start."""
-    held, plan = calibration_for(target, 64, 9), Refinement(steps=25, learning_rate=0.3, batch=32)
-    genes = random_genes(target.layout, target.layout.total // 2, 1)
-    ends = []
+    """On inputs that the steps did not use, at the same budget and from the same start."""
+    inputs, plan = calibration_for(target, 64, 9), Refinement(25, learning_rate=0.3, batch=32)
+    genes, distances = random_genes(target.layout, target.layout.total // 2, 1), []
     for weight in (0.0, 4.0):
-        refined = refine(genes, WAYS[way](target, weight), plan, seeded())
-        kept = kept_of(target, refined.decode(target.layout))
-        ends.append(distance_by_hand(target, kept, held, left=LEFT[way]).item())
-    start = distance_by_hand(target, kept_of(target, genes.decode(target.layout)), held)
-    assert ends[1] < 0.8 * ends[0]
-    assert ends[1] < 0.8 * start.item()
+        refined = refine(genes, MODES[mode](target, features=weight), plan, seeded())
+        weights = masked(target, refined.decode(target.layout))
+        distances.append(distance_by_hand(target, weights, inputs, FADES[mode]).item())
+    start = distance_by_hand(target, masked(target, genes.decode(target.layout)), inputs, 1.0)
+    assert distances[1] < 0.8 * min(distances[0], start.item())
 
 
-def test_fewer_bits_point_the_same_way(way: str) -> None:
-    """In bfloat16 the distance is still measured in float32."""
+def test_in_bfloat16_the_distance_is_measured_in_float32(mode: str) -> None:
+    """The gradient points in nearly the same direction."""
     target = target_of(Bottlenecks, SHAPE, double=False)
-    wide, mask = WAYS[way](target, 4.0), flat_mask(target)
+    wide, mask = MODES[mode](target, features=4.0), flat_mask(target)
     narrow = replace(wide, precision="bfloat16")
-    found = [one.score_gradient(mask, one.draw_batch(24, seeded())) for one in (narrow, wide)]
-    assert found[0].dtype == torch.float32
-    assert functional.cosine_similarity(found[0], found[1], dim=0) > 0.97
-    assert not torch.equal(*found)
     batch = narrow.draw_batch(24, seeded())
+    reduced, full = narrow.score_gradient(mask, batch), wide.score_gradient(mask, batch)
+    assert reduced.dtype == torch.float32
+    assert functional.cosine_similarity(reduced, full, dim=0) > 0.97
+    assert not torch.equal(reduced, full)
     with torch.autocast("cpu", torch.bfloat16):
-        penalty = stepped(narrow, mask, batch).penalty
+        penalty = gradient_step(narrow, mask, batch).penalty
     assert penalty is not None
     assert penalty.dtype == torch.float32
 
@@ -395,75 +334,72 @@ SMALL: dict[str, Any] = {
     "calibration": ("procedural",),
     "calibration_count": 32,
     "validation_count": 32,
-    "generations": 2,
-    "steps": 8,
-    "learning_rate": 1.0,
+    "generations": 1,
+    "steps": 5,
+    "learning_rate": 3.0,
     "batch": 16,
     "population": 2,
     "offspring": 3,
     "objective": "relative-error",
 }
-LOOPS: dict[str, dict[str, Any]] = {
-    "in the loop": {"repair_in_loop": True},
-    "strict": {"warmup": 2, "statistics_loss": 0.5},
-}
 
 
-def test_no_weight_changes_nothing(way: str) -> None:
-    """Stating 0 is stating nothing, bit for bit; another weight is another search."""
+@pytest.mark.parametrize(
+    "options", [{"repair_in_loop": True}, {"warmup": 2, "statistics_loss": 0.5}, {"method": "lamp"}]
+)
+def test_weight_0_changes_no_search_and_any_weight_no_one_shot_method(
+    options: dict[str, Any],
+) -> None:
+    """Bit for bit; another weight is another search."""
     target = target_of(Bottlenecks, SHAPE, double=False)
     results = [
-        prune_target(target, make_settings({**SMALL, **LOOPS[way], **stated}))
-        for stated in ({}, {"feature_loss": 0}, {"feature_loss": 30.0})
+        prune_target(target, make_settings({**SMALL, **options, **stated}))
+        for stated in ({}, {"feature_loss": 0}, {"feature_loss": 300.0})
     ]
-    assert [result.settings["feature_loss"] for result in results] == [0, 0, 30]
+    assert [result.settings["feature_loss"] for result in results] == [0, 0, 300]
     masks = [target.layout.flatten(result.masks).bool() for result in results]
-    told = [[(one.best, one.mean) for one in result.history] for result in results]
+    histories = [[(record.best, record.mean) for record in r.history] for r in results]
     assert torch.equal(masks[0], masks[1])
-    assert told[0] == told[1] != told[2]
+    assert histories[0] == histories[1]
+    if "method" in options:
+        assert torch.equal(masks[0], masks[2])
+    else:
+        assert histories[0] != histories[2]
 
 
 BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-IMPOSSIBLE: list[tuple[nn.Module, dict[str, Any], str]] = [
-    (BIASED, {}, "BatchNorm"),
-    (BIASED, {"repair_in_loop": True}, "BatchNorm"),
-    (normed(), {"preset": "black-box"}, "'black-box'"),
-]
 
 
 def resolved(net: nn.Module, **stated: Any) -> float | None:
-    """Return what becomes of the setting."""
+    """Return the feature loss of the resolved settings."""
     target = target_from_module(net, inputs=InputOptions(shape=(6,), range=(0, 1)))
     settings = make_settings({"sparsity": 0.5, **stated})
     return resolve_settings(check_settings(settings), target).settings.feature_loss
 
 
-@pytest.mark.parametrize(("net", "stated", "words"), IMPOSSIBLE)
+@pytest.mark.parametrize(
+    ("net", "stated", "word"),
+    [
+        (BIASED, {}, "BatchNorm"),
+        (BIASED, {"repair_in_loop": True}, "BatchNorm"),
+        (normed(), {"preset": "black-box"}, "'black-box'"),
+    ],
+)
 def test_an_impossible_feature_loss_is_refused(
-    net: nn.Module, stated: dict[str, Any], words: str
+    net: nn.Module, stated: dict[str, Any], word: str
 ) -> None:
-    """With the reason and the way out; 0 may be said, and is what holds by default."""
-    message = f"feature.*4.0 .*{words}.*--feature.loss"
-    with pytest.raises(InputError, match=message):
+    """0 may be stated and is the default."""
+    with pytest.raises(InputError, match=f"feature.*4.0 .*{word}.*--feature.loss"):
         resolved(net, **stated, feature_loss=4)
     assert resolved(net, **stated) == resolved(net, **stated, feature_loss=0) == 0
 
 
-def test_it_goes_with_every_way_of_searching() -> None:
-    """Also with a Pareto front and on inverted inputs; a negative weight is refused."""
-    for stated in ({}, {"repair_in_loop": True}, {"pareto": True}, {"calibration": ("inversion",)}):
-        assert resolved(normed(), **stated, feature_loss=4) == 4
-        assert resolved(normed(), **stated) == 0
+@pytest.mark.parametrize(
+    "stated", [{}, {"repair_in_loop": True}, {"pareto": True}, {"calibration": ("inversion",)}]
+)
+def test_a_feature_loss_works_in_every_search_with_gradients(stated: dict[str, Any]) -> None:
+    """The default is 0; a negative weight is refused."""
+    assert resolved(normed(), **stated, feature_loss=4) == 4
+    assert resolved(normed(), **stated) == 0
     with pytest.raises(InputError, match=r"^feature_loss: .* 0, got -1"):
-        make_settings({"sparsity": 0.5, "feature_loss": -1})
-
-
-def test_a_one_shot_method_ignores_the_feature_loss() -> None:
-    """Its result is the same, bit for bit."""
-    target = target_of(Bottlenecks, SHAPE, double=False)
-    plain, stated = (
-        prune_target(target, make_settings({**SMALL, "method": "lamp", **more}))
-        for more in ({}, {"feature_loss": 4.0})
-    )
-    assert all(torch.equal(plain.masks[name], mask) for name, mask in stated.masks.items())
-    assert plain.validation_agreement == stated.validation_agreement
+        make_settings({"sparsity": 0.5, **stated, "feature_loss": -1})

@@ -1,4 +1,4 @@
-"""A candidate that takes down its workers is left out: the search says so and goes on."""
+"""A candidate whose task fails is left out: the search warns and continues."""
 
 from __future__ import annotations
 
@@ -20,32 +20,26 @@ from gaprune.workers import FailedTask, SerialWorkers
 
 EVALUATOR = tiny_evaluator()
 KEEP = 60
-BANG = FailedTask(3, "its process died")
+FAILED = FailedTask(3, "its process died")
 
 
 class Losing(SerialWorkers):
-    """Workers that lose some of their tasks.
+    """Workers that fail at those tasks of a type whose number `fails` selects."""
 
-    Args:
-        evaluator: what they hold.
-        kind: the type of those that are lost.
-        which: of that type, tells by their number from 0 on which are.
-    """
-
-    def __init__(self, evaluator: Evaluator, kind: type, which: Callable[[int], bool]) -> None:
+    def __init__(self, evaluator: Evaluator, kind: type, fails: Callable[[int], bool]) -> None:
         super().__init__(evaluator)
-        self._kind, self._which = kind, which
+        self._kind, self._fails = kind, fails
         self._seen = -1
         self.losses = 0
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run those that are not lost."""
+        """Replace some results by failures."""
         results = super().run(tasks)
         for index, task in enumerate(tasks):
             if isinstance(task, self._kind):
                 self._seen += 1
-                if self._which(self._seen):
-                    results[index] = BANG
+                if self._fails(self._seen):
+                    results[index] = FAILED
                     self.losses += 1
         return results
 
@@ -53,7 +47,7 @@ class Losing(SerialWorkers):
 def search(
     workers: SerialWorkers, preset: str = "default", *, pareto: bool = False
 ) -> SearchResult:
-    """Search a little, and check what is said of each loss."""
+    """Search a little, and check that every failure causes a warning."""
     chosen = find_preset(preset)
     plan = SearchPlan(
         preset=as_pareto(chosen) if pareto else chosen,
@@ -62,40 +56,42 @@ def search(
         population=4,
         offspring=6,
         refinement=Refinement(2, 0.5, 16) if chosen.gradient else None,
-        limits=SearchLimits(generations=4),
+        limits=SearchLimits(generations=3),
         keep=KEEP,
         most=120 if pareto else None,
     )
-    said: list[str] = []
-    outcome = Evolution(plan, workers, warn=said.append).run(seeds_of(EVALUATOR, KEEP))
+    warnings: list[str] = []
+    outcome = Evolution(plan, workers, warn=warnings.append).run(seeds_of(EVALUATOR, KEEP))
     if isinstance(workers, Losing):
-        assert len(said) >= workers.losses > 0  # equal masks are scored once, each is told of
-        assert all("3 times" in text for text in said)
+        assert len(warnings) >= workers.losses > 0  # equal masks are scored once
+        assert all("3 times" in text for text in warnings)
     return outcome
 
 
 @pytest.mark.parametrize("pareto", [False, True], ids=["one", "front"])
 @pytest.mark.parametrize("kind", [BreedTask, ScoreTask, ValidateTask])
 @pytest.mark.parametrize("preset", ["default", "black-box"])
-def test_the_search_goes_on_without_it(kind: type, preset: str, pareto: bool) -> None:
-    """The population holds candidates that were scored; whoever leads was judged."""
+def test_the_search_continues_without_failed_candidates(
+    kind: type, preset: str, pareto: bool
+) -> None:
+    """Every individual has a fitness, and the best one a validation score."""
     outcome = search(Losing(EVALUATOR, kind, lambda number: number % 3 == 2), preset, pareto=pareto)
     assert outcome.stopped == "generations"
-    assert len(outcome.population) == 4 or kind is ValidateTask  # who cannot be judged leaves it
-    assert all(isfinite(value) for one in outcome.population for value in one.fitness.values)
+    assert len(outcome.population) == 4 or kind is ValidateTask
+    assert all(isfinite(value) for i in outcome.population for value in i.fitness.values)
     assert outcome.best.key in outcome.validation_scores
     assert all(isfinite(record.validation) for record in outcome.history)
 
 
-def test_it_can_be_the_only_child_of_a_generation() -> None:
-    """All children of the second generation are lost: the population stays as it was."""
+def test_a_generation_may_lose_all_its_children() -> None:
+    """Its population stays as it was."""
     outcome = search(Losing(EVALUATOR, BreedTask, lambda number: 6 <= number < 12))
-    one, two, three = (record.best for record in outcome.history[1:4])
-    assert one == two <= three
+    first, second, third = (record.best for record in outcome.history[1:4])
+    assert first == second <= third
 
 
 @pytest.mark.parametrize("kind", [ScoreTask, ValidateTask])
 def test_without_any_candidate_the_search_fails(kind: type) -> None:
-    """The message says what to do."""
+    """The error names an option."""
     with pytest.raises(GapruneError, match="--workers 1"):
         search(Losing(EVALUATOR, kind, lambda _: True))

@@ -1,4 +1,4 @@
-"""Objectives against torch's own functions, plain loops and closed forms; users' own functions."""
+"""Objectives, compared with torch, plain loops and closed forms; functions of users."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from gaprune.evaluation.objectives import (
     OBJECTIVES,
     SHARPNESS,
     WORST,
-    Objective,
     find_objective,
     finite,
     relative_error,
 )
 
 
-def outputs_of(seed: int, *shape: int) -> Tensor:
+def random_outputs(seed: int, *shape: int) -> Tensor:
     """Return random outputs."""
     return 2 * torch.randn(*shape, generator=seeded(seed))
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 999), st.integers(1, 20), st.integers(2, 9), st.booleans())
-def test_kl_is_that_of_torch_on_sharpened_predictions(
+def test_kl_equals_that_of_torch_on_sharpened_predictions(
     seed: int, count: int, classes: int, maps: bool
 ) -> None:
-    """KL(teacher ‖ outputs) of the logits times the documented sharpness, mean over inputs."""
+    """KL(teacher ‖ outputs) of the logits times `SHARPNESS`, mean over inputs."""
     shape = (count, classes, 3) if maps else (count, classes)
-    outputs, teacher = outputs_of(seed, *shape), outputs_of(seed + 1, *shape)
+    outputs, teacher = random_outputs(seed, *shape), random_outputs(seed + 1, *shape)
     reference = functional.kl_div(
         functional.log_softmax(SHARPNESS * outputs.double(), 1),
         functional.softmax(SHARPNESS * teacher.double(), 1),
@@ -46,76 +45,71 @@ def test_kl_is_that_of_torch_on_sharpened_predictions(
     ).sum(1)
     kl = OBJECTIVES["kl"]
     assert kl.loss is not None
-    found = kl.loss(outputs, teacher, None).item()
-    assert found == pytest.approx(reference.mean().item(), rel=1e-4, abs=1e-5)
-    assert kl.score(outputs, teacher, None) == pytest.approx(-found)
+    divergence = kl.loss(outputs, teacher, None).item()
+    assert divergence == pytest.approx(reference.mean().item(), rel=1e-4, abs=1e-5)
+    assert kl.score(outputs, teacher, None) == pytest.approx(-divergence)
     assert kl.score(teacher, teacher, None) == pytest.approx(0, abs=1e-6)
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 999), st.integers(1, 20), st.integers(2, 5))
 def test_agreement_and_accuracy_count_equal_classes(seed: int, count: int, classes: int) -> None:
-    """Both against a loop over the inputs."""
-    outputs, teacher = outputs_of(seed, count, classes), outputs_of(seed + 1, count, classes)
+    """Both equal a loop over the inputs."""
+    outputs, teacher = (random_outputs(seed + shift, count, classes) for shift in (0, 1))
     labels = torch.randint(classes, (count,), generator=seeded(seed))
 
-    def named(row: Tensor) -> int:
-        values = row.tolist()
-        return values.index(max(values))
+    def predictions(rows: Tensor) -> list[int]:
+        return [row.index(max(row)) for row in rows.tolist()]
 
-    agreeing = sum(named(a) == named(b) for a, b in zip(outputs, teacher, strict=True))
-    right = sum(named(a) == int(b) for a, b in zip(outputs, labels, strict=True))
+    pairs = zip(predictions(outputs), predictions(teacher), labels.tolist(), strict=True)
+    agreeing, correct = map(sum, zip(*((a == b, a == label) for a, b, label in pairs), strict=True))
     agreement, accuracy = OBJECTIVES["agreement"], OBJECTIVES["accuracy"]
     assert agreement.score(outputs, teacher, None) == agreeing / count
-    assert accuracy.score(outputs, teacher, labels) == right / count
+    assert accuracy.score(outputs, teacher, labels) == correct / count
     for objective in (agreement, accuracy, OBJECTIVES["kl"]):
         assert float(objective.agreement(outputs, teacher, labels)) == agreeing / count
 
 
-def test_accuracy_is_steered_by_the_cross_entropy_of_sharpened_predictions() -> None:
-    """Its gradient is torch's cross-entropy on the labels."""
-    outputs, labels = outputs_of(1, 12, 4), torch.randint(4, (12,), generator=seeded())
+def test_the_loss_of_accuracy_is_the_cross_entropy_of_sharpened_predictions() -> None:
+    """Written out for labels."""
+    outputs, labels = random_outputs(1, 12, 4), torch.randint(4, (12,), generator=seeded())
     loss = OBJECTIVES["accuracy"].loss
     assert loss is not None
     rows = functional.log_softmax(SHARPNESS * outputs, 1)[torch.arange(12), labels]
     assert loss(outputs, outputs, labels).item() == pytest.approx(-rows.mean().item())
 
 
-def test_relative_error_has_its_closed_form() -> None:
-    """0 for the teacher's own answers, 1 for their mean, k² for answers k deviations off."""
-    teacher = outputs_of(1, 50, 3) + 7
-    mean = teacher.mean(0, keepdim=True)
-    assert relative_error(teacher, teacher).item() == 0
-    assert relative_error(mean.expand_as(teacher), teacher).item() == pytest.approx(1)
-    assert relative_error(teacher + 3 * (teacher - mean), teacher).item() == pytest.approx(9)
-    objective = OBJECTIVES["relative-error"]
-    assert float(objective.agreement(teacher, teacher, None)) == 1
-    assert float(objective.agreement(teacher * 9, teacher, None)) == 0  # never below 0
-    half = teacher + 0.5 * (teacher - mean)
-    assert float(objective.agreement(half, teacher, None)) == pytest.approx(0.75)
-    assert objective.score(half, teacher, None) == pytest.approx(-0.25)
+@pytest.mark.parametrize("deviations", [0.0, 0.5, 1.0, 3.0])
+def test_relative_error_has_its_closed_form(deviations: float) -> None:
+    """k² for outputs k deviations off; the explained variance is 1 − k², never below 0."""
+    objective, teacher = OBJECTIVES["relative-error"], random_outputs(1, 50, 3) + 7
+    outputs = teacher + deviations * (teacher.mean(0, keepdim=True) - teacher)
+    error = deviations**2
+    assert relative_error(outputs, teacher).item() == pytest.approx(error, rel=1e-5)
+    assert objective.score(outputs, teacher, None) == pytest.approx(-error, rel=1e-5)
+    explained = float(objective.agreement(outputs, teacher, None))
+    assert explained == pytest.approx(max(0, 1 - error), abs=1e-5)
 
 
-def test_a_constant_teacher_is_no_division_by_zero() -> None:
-    """Where the teacher never varies, the same answers are perfect and any other the worst."""
+def test_a_constant_teacher_causes_no_division_by_zero() -> None:
+    """Equal outputs are perfect, all others have the worst fitness."""
     objective, teacher = OBJECTIVES["relative-error"], torch.ones(4, 1)
     assert objective.score(teacher, teacher, None) == 0
     assert objective.score(teacher + 1, teacher, None) == WORST
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_the_worst_finite_value(value: float) -> None:
-    """Selection never sees NaN, which would win every comparison."""
+def test_values_that_are_not_finite_become_the_worst_value(value: float) -> None:
+    """Selection never sees NaN."""
     assert finite(value) == WORST
-    outputs = torch.full((3, 2), value)
     for name in ("kl", "relative-error"):
-        score = OBJECTIVES[name].score(outputs, outputs_of(1, 3, 2), None)
-        assert score == WORST
+        outputs = torch.full((3, 2), value)
+        assert OBJECTIVES[name].score(outputs, random_outputs(1, 3, 2), None) == WORST
 
 
 @given(st.floats(-1e8, 1e8))
-def test_finite_numbers_pass_as_they_are(value: float) -> None:
-    """Nothing else is touched, and nothing is worse than what is not finite."""
+def test_finite_values_are_not_changed(value: float) -> None:
+    """No value is below `WORST`."""
     assert finite(value) == value
     assert finite(value * 1e30) >= WORST
 
@@ -131,39 +125,34 @@ def test_finite_numbers_pass_as_they_are(value: float) -> None:
         ((8, 3, 5, 5), "relative-error"),
     ],
 )
-def test_auto_looks_at_the_outputs(shape: tuple[int, ...], expected: str) -> None:
-    """Two axes with at least two columns are logits; everything else is compared as numbers."""
+def test_auto_depends_on_the_shape_of_the_outputs(shape: tuple[int, ...], expected: str) -> None:
+    """Two axes with at least two columns are logits."""
     assert find_objective(AUTO, torch.zeros(shape)).name == expected
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_are_found_by_name(name: str) -> None:
-    """Every key works on logits."""
+def test_objectives_are_looked_up_by_name(name: str) -> None:
+    """Those of classes are refused for outputs without classes."""
     assert find_objective(name, torch.zeros(4, 3)) is OBJECTIVES[name]
-
-
-@pytest.mark.parametrize("name", ["kl", "agreement", "accuracy"])
-def test_class_objectives_need_classes(name: str) -> None:
-    """A regressor has none; the message says its shape and the way out."""
-    with pytest.raises(InputError, match=rf"{name}.*\(4, 1\).*relative-error"):
-        find_objective(name, torch.zeros(4, 1))
+    if name in ("kl", "agreement", "accuracy"):
+        with pytest.raises(InputError, match=rf"{name}.*\(4, 1\).*relative-error"):
+            find_objective(name, torch.zeros(4, 1))
 
 
 def test_an_unknown_objective_is_refused_with_the_valid_names() -> None:
-    """The nearest name and all of them, the user's own form included."""
-    with pytest.raises(InputError, match=r"'acuracy' \(did you mean 'accuracy'\?\)") as caught:
+    """The nearest name, all others, and the form for files."""
+    with pytest.raises(InputError, match=r"'acuracy'.*'accuracy'") as caught:
         find_objective("acuracy", torch.zeros(4, 3))
-    for name in (*OBJECTIVES, AUTO, "FILE.py:FUNCTION"):
-        assert name in str(caught.value)
+    assert all(name in str(caught.value) for name in (*OBJECTIVES, AUTO, "FILE.py:FUNCTION"))
 
 
 def test_accuracy_without_labels_is_refused() -> None:
-    """It says where labels come from."""
+    """The error names the option for labels."""
     with pytest.raises(InputError, match="labelled:FILE"):
         OBJECTIVES["accuracy"].score(torch.zeros(4, 3), torch.zeros(4, 3), None)
 
 
-OWN = """
+USER_FILE = """
 import torch
 
 def closeness(outputs, teacher, labels):
@@ -193,67 +182,50 @@ CONSTANT = 3
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """Return a user's file of objectives."""
+def user_file(tmp_path: Path) -> Path:
+    """A file with objectives of a user."""
     path = tmp_path / "own.py"
-    path.write_text(OWN)
+    path.write_text(USER_FILE)
     return path
 
 
-def found(own: Path, name: str, classes: int = 3) -> Objective:
-    """Return the user's objective `name`."""
-    return find_objective(f"{own}:{name}", torch.zeros(4, classes))
-
-
-def test_the_users_own_function_is_an_objective(
-    own: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "expected"), [("closeness", 0.75), ("tensor", 0.25), ("not_a_number", WORST)]
+)
+def test_a_function_of_the_user_is_an_objective(
+    user_file: Path, capsys: pytest.CaptureFixture[str], name: str, expected: float
 ) -> None:
-    """It is a black box, its numbers count, and the judge still compares with the teacher."""
-    teacher = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    objective = found(own, "closeness")
-    assert objective.score(teacher + 0.25, teacher, None) == 0.75
-    assert found(own, "tensor").score(teacher + 0.25, teacher, None) == 0.25
-    assert objective.loss is None
-    assert objective.name == f"{own}:closeness"
+    """It has no loss; agreement still compares with the teacher; stdout stays free for results."""
+    spec, teacher = f"{user_file}:{name}", torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    objective = find_objective(spec, teacher)
+    assert objective.score(teacher + 0.25, teacher, None) == expected
+    assert (objective.loss, objective.name) == (None, spec)
     assert float(objective.agreement(teacher, teacher, None)) == 1
-    assert (
-        float(found(own, "closeness", classes=1).agreement(teacher[:, :1], teacher[:, :1], None))
-        == 1
-    )
-    assert capsys.readouterr().out == ""  # stdout is for results
-
-
-def test_the_users_nan_is_the_worst_value(own: Path) -> None:
-    """Their numbers pass the same filter."""
-    assert found(own, "not_a_number").score(torch.zeros(2, 3), torch.zeros(2, 3), None) == WORST
+    regression = find_objective(spec, teacher[:, :1])
+    assert float(regression.agreement(teacher[:, :1], teacher[:, :1], None)) == 1
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "must return one number, got NoneType"),
-        ("several", "must return one number, got Tensor"),
-        ("text", "must return one number, got str"),
-        ("broken", "broken raised KeyError: 'oops'"),
+        ("nothing", "NoneType"),
+        ("several", "Tensor"),
+        ("text", "str"),
+        ("broken", "KeyError: 'oops'"),
+        ("clossness", "closeness"),
+        ("CONSTANT", "'CONSTANT'"),
+        ("", "file.py:function"),
     ],
 )
-def test_a_users_function_that_goes_wrong_is_named(own: Path, name: str, message: str) -> None:
-    """What it returned or raised, with the file and its name."""
-    with pytest.raises(InputError, match=rf"objective: .*own\.py:{name}") as caught:
-        found(own, name).score(torch.zeros(2, 3), torch.zeros(2, 3), None)
-    assert message in str(caught.value)
+def test_a_faulty_function_of_the_user_is_named(user_file: Path, name: str, message: str) -> None:
+    """With its file, and what it returned or raised."""
+    zeros = torch.zeros(2, 3)
+    with pytest.raises(InputError, match=rf"objective: .*own\.py:{name}.*{message}"):
+        find_objective(f"{user_file}:{name}", zeros).score(zeros, zeros, None)
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("{own}:clossness", "has no function 'clossness'; it has .*closeness"),
-        ("{own}:CONSTANT", "has no function 'CONSTANT'"),
-        ("{own}x.py:closeness", "no file"),
-        ("{own}:", "must be path/to/file.py:function"),
-    ],
-)
-def test_a_missing_file_or_function_is_named(own: Path, spec: str, message: str) -> None:
-    """Nothing runs; the message says what is there."""
-    with pytest.raises(InputError, match=f"objective: .*{message}"):
-        find_objective(spec.format(own=own), torch.zeros(4, 3))
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """As an error of the argument."""
+    with pytest.raises(InputError, match=r"^objective: .*none\.py"):
+        find_objective(f"{tmp_path}/none.py:f", torch.zeros(4, 3))

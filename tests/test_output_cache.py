@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
-from repair_networks import Convolutional, Encoder, loop_evaluator, target_of
+from repair_networks import Convolutional, Encoder, guided_evaluator, loop_evaluator, target_of
 from search_cases import run_to_bits, seeded, tiny_evaluator
 from torch import Tensor, nn
 
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward
+from gaprune.evaluation.forward_modes import STRICT_FORWARD
 from gaprune.evaluation.lru_cache import LRUCache
 from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.tasks import ScoreTask
@@ -25,11 +25,9 @@ from gaprune.models.forward import CHUNK
 from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
 
 
-def strict(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], *prune_also: str, count: int = 150
-) -> Evaluator:
-    """Return an evaluator in float32 on which candidates answer as they are."""
-    evaluator = loop_evaluator(target_of(build, shape, *prune_also, double=False), count=count)
+def strict(build: Callable[[], nn.Module], shape: tuple[int, ...], count: int = 150) -> Evaluator:
+    """Return an evaluator in float32 without repair."""
+    evaluator = loop_evaluator(target_of(build, shape, double=False), count=count)
     return replace(evaluator, forward_mode=STRICT_FORWARD)
 
 
@@ -57,41 +55,41 @@ def uncached(evaluator: Evaluator, mask: Tensor, rung: int) -> float:
 def test_cached_scores_have_the_bits_of_computed_ones(name: str) -> None:
     """Masks that repeat, on both rungs in any order."""
     evaluator, generator = EVALUATORS[name](), seeded(5)
-    for mask in masks_of(evaluator.layout, 8):
+    for mask in masks_of(evaluator.layout, 6):
         for rung in [(0, -1), (-1, 0), (0,), (-1,)][int(torch.randint(4, (), generator=generator))]:
             assert evaluator.fitness(mask, rung) == uncached(evaluator, mask, rung)
 
 
 @contextmanager
-def rows_into(module: nn.Module) -> Iterator[list[int]]:
-    """Count the inputs of every pass through a module."""
-    seen: list[int] = []
-    hook = module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+def input_counts(module: nn.Module) -> Iterator[list[int]]:
+    """Record the number of inputs of every pass through a module."""
+    counts: list[int] = []
+    hook = module.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
     try:
-        yield seen
+        yield counts
     finally:
         hook.remove()
 
 
 def test_a_mask_runs_once_per_rung() -> None:
-    """The second time nothing runs through the network."""
+    """A rung smaller than a chunk is computed again in the next one."""
     evaluator = tiny_evaluator()
     mask = masks_of(evaluator.layout, 1)[0]
-    with rows_into(evaluator.network.model[0]) as rows:  # type: ignore[index]
+    with input_counts(evaluator.network.model[0]) as counts:  # type: ignore[index]
         scores = [evaluator.fitness(mask, rung) for rung in (0, 0, -1, 1, 0)]
-    assert sum(rows[:2]) == 16 + 64  # a rung below one chunk is computed again in the next one
+    assert sum(counts[:2]) == 16 + 64
     assert scores[0] == scores[1]
     assert scores[2] == scores[3]
 
 
 def test_the_second_rung_only_runs_the_remaining_inputs() -> None:
-    """Whole chunks of the first rung are not passed again on the last one."""
+    """Whole chunks of the first rung are reused."""
     evaluator = replace(strict(Convolutional, (2, 6, 6), count=200), rungs=(CHUNK + 3, 200))
     mask = masks_of(evaluator.layout, 1)[0]
-    with rows_into(evaluator.network.model) as rows:
-        raced, whole = evaluator.fitness(mask, 0), evaluator.fitness(mask, 1)
-    assert rows == [CHUNK, 3, CHUNK, CHUNK, 200 - 3 * CHUNK]
-    assert (raced, whole) == (uncached(evaluator, mask, 0), uncached(evaluator, mask, 1))
+    with input_counts(evaluator.network.model) as counts:
+        scores = evaluator.fitness(mask, 0), evaluator.fitness(mask, 1)
+    assert counts == [CHUNK, 3, CHUNK, CHUNK, 200 - 3 * CHUNK]
+    assert scores == (uncached(evaluator, mask, 0), uncached(evaluator, mask, 1))
 
 
 def test_cached_outputs_are_not_pickled() -> None:
@@ -100,26 +98,23 @@ def test_cached_outputs_are_not_pickled() -> None:
     for mask in masks_of(evaluator.layout, 20):
         evaluator.fitness(mask)
     assert len(evaluator._outputs) > 1
-    sent = cloudpickle.dumps(evaluator)
-    assert len(sent) == len(cloudpickle.dumps(replace(evaluator)))
-    assert len(cloudpickle.loads(sent)._outputs) == 0
+    pickled = cloudpickle.dumps(evaluator)
+    assert len(pickled) == len(cloudpickle.dumps(replace(evaluator)))
+    assert len(cloudpickle.loads(pickled)._outputs) == 0
 
 
 def test_forward_modes_do_not_share_a_cache() -> None:
-    """One mask, scored repaired and strict in turn."""
-    target = target_of(Convolutional, (2, 6, 6))
-    evaluator = loop_evaluator(target)
-    mask = masks_of(evaluator.layout, 1)[0]
-    expected = [uncached(evaluator, mask, 0), uncached(evaluator.strict, mask, 0)]
+    """A mask is scored repaired and strict in turn."""
+    guided = guided_evaluator(target_of(Convolutional, (2, 6, 6)))
+    mask = masks_of(guided.layout, 1)[0]
+    expected = [uncached(guided.repaired, mask, 0), uncached(guided.strict, mask, 0)]
     assert expected[0] != expected[1]
-    guided = replace(evaluator, forward_mode=GuidedForward(evaluator.forward_mode))  # type: ignore[arg-type]
     for _ in range(2):
         assert [guided.repaired.fitness(mask, 0), guided.fitness(mask, 0)] == expected
-        assert [evaluator.fitness(mask, 0), evaluator.strict.fitness(mask, 0)] == expected
 
 
 def test_objectives_may_overwrite_outputs() -> None:
-    """The cache keeps a copy."""
+    """The cache stores a copy."""
 
     def careless(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
         value = agreement(outputs, teacher, labels)
@@ -133,45 +128,32 @@ def test_objectives_may_overwrite_outputs() -> None:
     assert evaluator.fitness(mask, 1) == uncached(evaluator, mask, 1)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 5)), max_size=40))
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 12)), max_size=40))
 def test_the_least_recently_used_entry_is_dropped(calls: list[tuple[bool, int, int]]) -> None:
-    """Compared with a list in the order of use."""
-    memory, order, room = LRUCache[int, int](10), list[tuple[int, int]](), 10
+    """Equals a list in order of use; a value larger than the cache is not stored."""
+    cache, order, limit = LRUCache[int, int](10), dict[int, int](), 10
     for writes, key, size in calls:
-        kept = [pair for pair in order if pair[0] == key]
+        stored = order.pop(key, None)
         if writes:
-            memory.put(key, size, size)
-            order = [pair for pair in order if pair[0] != key] + [(key, size)]
-            while sum(one for _, one in order) > room:
-                order.pop(0)
+            cache.put(key, size, size)
+            if size <= limit:
+                order[key] = size
+            while sum(order.values()) > limit:
+                del order[next(iter(order))]
         else:
-            assert memory.get(key) == (kept[0][1] if kept else None)
-            order = [pair for pair in order if pair[0] != key] + kept
-    assert memory.size == sum(size for _, size in order) <= room
-    assert len(memory) == len(order)
+            assert cache.get(key) == stored
+            if stored is not None:
+                order[key] = stored
+    assert cache.size == sum(order.values()) <= limit
+    assert len(cache) == len(order)
 
 
-def test_a_value_larger_than_the_cache_is_not_stored() -> None:
-    """It displaces nothing, and replaces a smaller value of the same key."""
-    memory = LRUCache[str, str](3)
-    memory.put("small", "a", 2)
-    memory.put("large", "b", 4)
-    assert (memory.get("small"), memory.get("large"), memory.size) == ("a", None, 2)
-    memory.put("small", "c", 5)
-    assert (memory.get("small"), memory.size) == (None, 0)
-
-
-def test_actors_and_this_process_give_the_same_bits(ray_session: None) -> None:
-    """Whatever their caches hold: repeated masks on both rungs."""
+def test_ray_workers_and_this_process_give_the_same_bits(ray_session: None) -> None:
+    """Whatever their caches contain."""
     evaluator = EVALUATORS["convolutions"]()
-    tasks = [
-        ScoreTask(pack(mask), rung) for mask in masks_of(evaluator.layout, 8) for rung in (0, -1, 0)
-    ]
-    here = run_to_bits(SerialWorkers(evaluator), tasks)
-    assert here == [
-        uncached(evaluator, mask, rung)
-        for mask in masks_of(evaluator.layout, 8)
-        for rung in (0, -1, 0)
-    ]
-    with RayWorkers(evaluator, WorkerOptions(2)) as actors:
-        assert run_to_bits(actors, tasks) == here
+    calls = [(mask, rung) for mask in masks_of(evaluator.layout, 4) for rung in (0, -1, 0)]
+    tasks = [ScoreTask(pack(mask), rung) for mask, rung in calls]
+    serial = run_to_bits(SerialWorkers(evaluator), tasks)
+    assert serial == [uncached(evaluator, mask, rung) for mask, rung in calls]
+    with RayWorkers(evaluator, WorkerOptions(2)) as workers:
+        assert run_to_bits(workers, tasks) == serial
