@@ -41,7 +41,7 @@ from gaprune.repair.dense_statistics import (
     repaired_outputs,
 )
 from gaprune.repair.repair_network import repair_candidate
-from gaprune.repair.repair_rules import BIAS, NORM, STATISTICS
+from gaprune.repair.repair_sites import BIAS, NORM, STATISTICS
 
 
 class Odd(nn.Module):

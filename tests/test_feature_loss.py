@@ -40,7 +40,7 @@ from gaprune.evolution.gradient import Refinement, refine
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import RepairSites, find_repair_sites, repair, repaired_copy
 from gaprune.repair.dense_statistics import feature_errors, measure_dense
-from gaprune.repair.repair_rules import repair_rule
+from gaprune.repair.repair_sites import repair_rule
 from gaprune.runs.setup import check_settings, resolve_settings
 
 SHAPE, NARROW = (2, 6, 6), ("stem.1", "blocks.0.4", "blocks.1.4")

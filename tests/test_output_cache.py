@@ -15,9 +15,8 @@ from repair_networks import Convolutional, Encoder, guided_evaluator, loop_evalu
 from search_cases import run_to_bits, seeded, tiny_evaluator
 from torch import Tensor, nn
 
-from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.evaluator import Evaluator, LRUCache
 from gaprune.evaluation.forward_modes import STRICT_FORWARD
-from gaprune.evaluation.lru_cache import LRUCache
 from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.tasks import ScoreTask
 from gaprune.masks.supermask import Layout, pack
@@ -131,17 +130,18 @@ def test_objectives_may_overwrite_outputs() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 12)), max_size=40))
 def test_the_least_recently_used_entry_is_dropped(calls: list[tuple[bool, int, int]]) -> None:
     """Equals a list in order of use; a value larger than the cache is not stored."""
-    cache, order, limit = LRUCache[int, int](10), dict[int, int](), 10
+    cache, order, limit = LRUCache(10), dict[int, int](), 10
     for writes, key, size in calls:
         stored = order.pop(key, None)
         if writes:
-            cache.put(key, size, size)
+            cache.put(bytes([key]), torch.zeros(size, dtype=torch.uint8))
             if size <= limit:
                 order[key] = size
             while sum(order.values()) > limit:
                 del order[next(iter(order))]
         else:
-            assert cache.get(key) == stored
+            value = cache.get(bytes([key]))
+            assert (None if value is None else value.nbytes) == stored
             if stored is not None:
                 order[key] = stored
     assert cache.size == sum(order.values()) <= limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -23,7 +24,6 @@ from gaprune.evaluation.forward_modes import (
     TeacherBatch,
     join_batches,
 )
-from gaprune.evaluation.lru_cache import LRUCache
 from gaprune.evaluation.objectives import Objective, finite
 from gaprune.evaluation.precision import FULL, gradients, reduced
 from gaprune.masks.supermask import Layout, masked_weights, pack
@@ -47,6 +47,39 @@ class ValidationScore(NamedTuple):
 
     agreement: float
     fitness: float
+
+
+class LRUCache:
+    """Maps keys to tensors; drops the least recently used ones above a total size.
+
+    Attributes:
+        capacity: the largest total size, bytes.
+        size: bytes of all tensors in it.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.size = capacity, 0
+        self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def get(self, key: bytes) -> Tensor | None:
+        """Return the tensor of a key, or None."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: bytes, value: Tensor) -> None:
+        """Store a tensor, unless it alone is larger than the capacity."""
+        if (old := self._entries.pop(key, None)) is not None:
+            self.size -= old.nbytes
+        if value.nbytes > self.capacity:
+            return
+        self._entries[key] = value
+        self.size += value.nbytes
+        while self.size > self.capacity:
+            self.size -= self._entries.popitem(last=False)[1].nbytes  # the least recently used
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +125,7 @@ class Evaluator:
     units: Units | None = None
     # Hash of a mask → its outputs on the first search inputs. A candidate that wins on the first
     # rung then only runs the remaining inputs on the next one.
-    _outputs: LRUCache[bytes, Tensor] = field(
+    _outputs: LRUCache = field(
         default_factory=lambda: LRUCache(OUTPUT_CACHE), init=False, repr=False
     )
 
@@ -207,7 +240,7 @@ class Evaluator:
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
         if len(outputs) == count and (cached is None or count > len(cached)):
             # A copy, because a user's objective may write into its arguments.
-            self._outputs.put(key, outputs.clone(), outputs.nbytes)
+            self._outputs.put(key, outputs.clone())
         return self._score(outputs, batch)
 
     def _reusable(self, cached: Tensor, inputs: Tensor) -> int:

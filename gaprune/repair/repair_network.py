@@ -25,8 +25,7 @@ from gaprune.repair.dense_statistics import (
     measure_dense,
     pool_chunks,
 )
-from gaprune.repair.repair_rules import RepairRule
-from gaprune.repair.repair_sites import find_repair_sites
+from gaprune.repair.repair_sites import RepairRule, find_repair_sites
 
 
 @dataclass(frozen=True)
