@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from gaprune.comparison.methods.threshold import SparsityReport, ThresholdPoint, ThresholdSweep
+from gaprune.comparison.methods.threshold import ThresholdPoint, ThresholdSweep
 from gaprune.comparison.plots.comparison_plot import plot_comparison
 from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
 from gaprune.errors import GapruneError, InputError
@@ -161,7 +161,7 @@ def sweep_of(*layers: str, labels: bool = True) -> ThresholdSweep:
     points = [
         ThresholdPoint(
             step / 10,
-            SparsityReport(tuple(LayerCount(name, 100, 100 - 20 * step) for name in layers)),
+            tuple(LayerCount(name, 100, 100 - 20 * step) for name in layers),
             1 - step / 50,
             0.98 - step / 100 if labels else None,
         )

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.methods.threshold import (
-    SparsityReport,
     ThresholdPoint,
     ThresholdSweep,
     percentile_mask,
@@ -113,7 +112,7 @@ def test_the_default_range_ends_at_99_5_percent() -> None:
     assert len(steps) == 25
     assert steps[0] == 0
     assert np.diff(steps) == pytest.approx(np.full(24, steps[-1] / 24))
-    assert sweep.points[-1].report.sparsity == pytest.approx(0.995, abs=1 / 200)
+    assert sweep.points[-1].sparsity == pytest.approx(0.995, abs=1 / 200)
     assert all(point.accuracy is None for point in sweep.points)
     assert sweep.dense_accuracy is None
 
@@ -121,7 +120,7 @@ def test_the_default_range_ends_at_99_5_percent() -> None:
 def sweep_of(figures: Sequence[float], dense: float | None) -> ThresholdSweep:
     """Return a sweep with these accuracies, or agreements where there is no dense accuracy."""
     points = [
-        ThresholdPoint(i / 10, SparsityReport(()), figure, None if dense is None else figure)
+        ThresholdPoint(i / 10, (), figure, None if dense is None else figure)
         for i, figure in enumerate(figures)
     ]
     return ThresholdSweep(tuple(points), dense)
@@ -194,16 +193,3 @@ def test_held_out_inputs_must_fit() -> None:
     """The error gives the shape of both."""
     with pytest.raises(InputError, match=r"held_out: .*6.*\(3, 5\)"):
         sweep_thresholds(TARGET, [0], Samples(torch.rand(3, 5), None, ""))
-
-
-@given(st.lists(st.lists(st.booleans(), max_size=9), max_size=4))
-def test_a_sparsity_report_counts_masks_by_layer(layers: list[list[bool]]) -> None:
-    """Totals, kept weights and the removed fraction; 0 where there are no weights."""
-    masks = {f"layer{i}": torch.tensor(layer, dtype=torch.bool) for i, layer in enumerate(layers)}
-    report = SparsityReport.of(masks)
-    every = [entry for layer in layers for entry in layer]
-    assert (report.total, report.kept) == (len(every), sum(every))
-    assert report.sparsity == pytest.approx(1 - sum(every) / len(every) if every else 0)
-    for row, (name, layer) in zip(report.rows(), zip(masks, layers, strict=True), strict=True):
-        assert (row["name"], row["total"], row["kept"]) == (name, len(layer), sum(layer))
-        assert row["sparsity"] == pytest.approx(layer.count(False) / max(1, len(layer)))

@@ -155,7 +155,7 @@ def _thresholds(
         held_out,
         biases=options.biases,
         on_point=lambda point: observer.progress(
-            "threshold, fraction removed", round(point.report.sparsity, 3), 1.0
+            "threshold, fraction removed", round(point.sparsity, 3), 1.0
         ),
     )
     best = result.largest_within(options.max_drop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -24,41 +24,11 @@ POINTS = 25  # of the default range
 LAST_QUANTILE = 0.995  # of |w|, where the default range ends: nearly everything is zero there
 
 
-@dataclass(frozen=True)
-class SparsityReport:
-    """How many weights every layer keeps, in the order of the masks."""
-
-    layers: tuple[LayerCount, ...]
-
-    @classmethod
-    def of(cls, masks: Mapping[str, Tensor]) -> SparsityReport:
-        """Count bool masks, parameter name → True where the weight is kept."""
-        return cls(
-            tuple(LayerCount(name, m.numel(), int(m.count_nonzero())) for name, m in masks.items())
-        )
-
-    @property
-    def total(self) -> int:
-        """All weights."""
-        return sum(layer.total for layer in self.layers)
-
-    @property
-    def kept(self) -> int:
-        """Weights that are kept."""
-        return sum(layer.kept for layer in self.layers)
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of all weights that is removed; 0 without any weight."""
-        return _removed(self.total, self.kept)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return `name`, `total`, `kept` and `sparsity` of every layer as plain data."""
-        return [{**vars(c), "sparsity": _removed(c.total, c.kept)} for c in self.layers]
-
-
-def _removed(total: int, kept: int) -> float:
-    return 1 - kept / total if total else 0.0
+def _removed(layers: Iterable[LayerCount]) -> float:
+    """Return the fraction of the weights that is removed; 0 without any weight."""
+    counts = [(layer.total, layer.kept) for layer in layers]
+    total = sum(size for size, _ in counts)
+    return 1 - sum(keep for _, keep in counts) / total if total else 0.0
 
 
 def percentile_mask(target: Target, sparsity: float) -> Tensor:
@@ -87,18 +57,23 @@ class ThresholdPoint:
     """The network with every weight zeroed whose magnitude is below a threshold."""
 
     threshold: float  # on |w|
-    report: SparsityReport  # what is left, layer by layer
+    layers: tuple[LayerCount, ...]  # zeroed weights count as removed
     agreement: float  # with the dense network on the held-out inputs, in [0, 1]
     accuracy: float | None  # on the held-out labels, or None without
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of all weights that is zeroed; 0 without any weight."""
+        return _removed(self.layers)
 
     def row(self) -> dict[str, Any]:
         """Return it as plain data; `zeroed` is parameter → fraction zeroed."""
         return {
             "threshold": self.threshold,
-            "sparsity": self.report.sparsity,
+            "sparsity": self.sparsity,
             "agreement": self.agreement,
             "accuracy": self.accuracy,
-            "zeroed": {row["name"]: row["sparsity"] for row in self.report.rows()},
+            "zeroed": {layer.name: _removed([layer]) for layer in self.layers},
         }
 
 
@@ -170,8 +145,10 @@ def sweep_thresholds(
         # a float32 threshold would be rounded
         masks = {name: p.abs().double() >= threshold for name, p in parameters.items()}
         score = test.measure_with(masked_weights(parameters, masks))
-        report = SparsityReport.of(masks)
-        point = ThresholdPoint(threshold, report, score.agreement, score.accuracy)
+        layers = tuple(
+            LayerCount(name, m.numel(), int(m.count_nonzero())) for name, m in masks.items()
+        )
+        point = ThresholdPoint(threshold, layers, score.agreement, score.accuracy)
         points.append(point)
         if on_point is not None:
             on_point(point)

@@ -98,7 +98,7 @@ def _mark_limit(above: Axes, below: Axes, sweep: ThresholdSweep, max_drop: float
     if best is None:
         below.plot([], [], linestyle="none", label=f"no threshold {cost}")
         return
-    zeroed = percent(round(best.report.sparsity, 4), digits=None)
+    zeroed = percent(round(best.sparsity, 4), digits=None)
     label = f"{best.threshold:.4g} {cost};\n{zeroed} zeroed"
     above.axvline(best.threshold, color=MUTED, linestyle=":")
     below.axvline(best.threshold, color=MUTED, linestyle=":", label=label)
