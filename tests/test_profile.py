@@ -117,7 +117,7 @@ def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
             took = time.monotonic() - begin
         profile = profiler.profile
     timings = profile.workers
-    assert timings[OTHER].seconds == pytest.approx(0.7, abs=0.2)  # a sleep is no named part
+    assert timings[OTHER].seconds >= 0.69  # a sleep is no named part
     assert timings[TRANSPORT].calls == 7
     assert timings[LOST].calls == 1
     assert timings["start"].calls in (3, 4)  # the one that takes the place may not have come
