@@ -98,6 +98,7 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
         keep = keep_total(layout, sparsity)
         return layout.mac_cost.apportion(layout.sizes, layout.min_counts, keep)
     for name, size in zip(layout.names, layout.sizes, strict=True):
+        # Half a weight is rounded up, so only less than that leaves a layer empty.
         if size * _density(sparsity) < Fraction(1, 2):
             raise InputError(
                 f"sparsity: {sparsity} keeps nothing of layer {name!r} ({size} weights) when every "

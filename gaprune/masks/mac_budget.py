@@ -80,6 +80,7 @@ class MacCost:
     def macs(self, counts: Sequence[int] | Counts) -> int:
         """Return the MACs of a network that keeps `counts[i]` units of layer i."""
         units = np.asarray(counts, dtype=np.float64)
+        # float64 is exact here, since all sums stay below `EXACT_LIMIT`.
         each, outputs, inputs = self._arrays
         return self.fixed + int(each @ ((outputs @ (*units, 1)) * (inputs @ (*units, 1))))
 
@@ -112,6 +113,7 @@ class MacCost:
             InputError: the minimum costs more than the budget, or a score is NaN.
         """
         check_no_nan(scores)
+        # Integer keys: bisection over them ends after as many rounds as a score has bits.
         flat = _sortable_integers(scores)
         keys = [flat[part] for part in slices]
         steps = self._checked_minimum(min_counts, keep)

@@ -52,6 +52,7 @@ class ChannelUnits:
         for weight, indices in zip(self.weights.split(flat).values(), self.indices, strict=True):
             for axis, units in zip(indices.axes, indices.units, strict=True):
                 if units is not None:
+                    # In place: `weight` is a view of the flat mask.
                     weight.logical_and_(_along(alive[units.to(mask.device)], weight.ndim, axis))
         return flat
 
@@ -72,6 +73,7 @@ class ChannelUnits:
 
     def unit_mean(self, values: Tensor) -> Tensor:
         """Return the mean of `values` over all weights of every unit."""
+        # One entry more than there are units: the padding that `_padded` adds to masks.
         everything = torch.ones(self.layout.total + 1, dtype=torch.bool, device=values.device)
         counts = self._sums(torch.ones_like(values), everything)
         return self._sums(values, everything) / counts
@@ -148,6 +150,7 @@ class BlockUnits:
             blocks, self.weights.split(flat).values(), self.axes, strict=True
         ):
             matrix = weight.movedim(axis, 0)
+            # Blocks at the edges are expanded to full size and cut by the slice below.
             expanded = block.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
             columns = matrix[0].numel()
             matrix.copy_(expanded[: len(matrix), :columns].reshape(matrix.shape))
