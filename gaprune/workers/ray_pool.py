@@ -166,13 +166,13 @@ class RayWorkers:
             slot.call, slot.since = Call(pending, task_queue, genome), now
             self._set_busy(self.idle.pop(), reference)
 
-    def _wait(self, task_queue: TaskQueue) -> list[Any]:
+    def _wait(self, task_queue: TaskQueue, part: str = WAITING) -> list[Any]:
         """Wait for results or for the next thing to do; return the references that are ready."""
         wake_at = min([self._check_at, *(slot.retry_at for slot in self._startable())])
         if self.idle:
             wake_at = min(wake_at, task_queue.next_task_at())
         left = max(0.0, wake_at - time.monotonic())
-        with profiled(WAITING):
+        with profiled(part):
             if not self._busy:
                 time.sleep(left)
                 return []
@@ -273,7 +273,7 @@ class RayWorkers:
         while not self._ready_at:
             self._end_overdue()
             self._start_actors()
-            for reference in self._wait(no_tasks):
+            for reference in self._wait(no_tasks, START):  # not a wait for results
                 self._receive(reference, no_tasks)
 
     def _create_reserving_actor(self) -> Any:
