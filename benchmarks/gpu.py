@@ -20,8 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count, islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
@@ -93,6 +96,11 @@ class Case:
             layout.flatten(self.evaluator.network.weights).abs(), layout, keep, "global"
         )
 
+    def masks(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield packed masks of the same size, all different: evaluators cache known masks."""
+        mask = self.genes().decode(self.evaluator.layout)
+        return (pack(mask.roll(shift)) for shift in count())
+
     def with_stored_inputs(self) -> Evaluator:
         """Return the evaluator with gradient steps on the stored calibration inputs."""
         return replace(
@@ -108,16 +116,21 @@ class Case:
 def rate(run: Callable[[], object], evaluations: int, seconds: float) -> float:
     """Return evaluations per second of a function, after one warm-up call."""
     run()
-    count, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds or not count:
+    calls, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or not calls:
         run()
-        count += 1
-    return round(count * evaluations / elapsed, 1)
+        calls += 1
+    return round(calls * evaluations / elapsed, 1)
+
+
+def score_next(workers: Workers, masks: Iterator[NDArray[np.uint8]], size: int = 1) -> None:
+    """Score the next masks one by one."""
+    workers.run([ScoreTask(mask, -1) for mask in islice(masks, size)])
 
 
 def devices(case: Case) -> Iterator[Row]:
     """Score masks and take gradient steps on every device in every precision."""
-    bits = pack(case.genes().decode(case.evaluator.layout))
+    masks = case.masks()
     for device in case.devices:
         for precision in PRECISIONS[device]:
             row = partial(Row, "devices", case.network, device, precision)
@@ -125,8 +138,8 @@ def devices(case: Case) -> Iterator[Row]:
             for calibration, evaluator in evaluators.items():
                 with SerialWorkers(replace(evaluator, precision=precision), 1, device) as workers:
                     if calibration == "stored":
-                        run = partial(workers.run, [ScoreTask(bits, -1)])
-                        yield row("score", 0, rate(run, 1, case.seconds))
+                        speed = rate(lambda: score_next(workers, masks), 1, case.seconds)
+                        yield row("score", 0, speed)
                     run = partial(workers.run, [case.steps(1)])
                     speed = rate(run, STEPS + 1, case.seconds)
                     yield row(f"steps, {calibration} inputs", 0, speed)
@@ -134,26 +147,30 @@ def devices(case: Case) -> Iterator[Row]:
 
 def together(case: Case) -> Iterator[Row]:
     """Score a group of masks one by one and in one forward pass."""
-    bits = pack(case.genes().decode(case.evaluator.layout))
+    masks = case.masks()
     for device in case.devices:
         row = partial(Row, "together", case.network, device, "float32")
         with SerialWorkers(case.evaluator, 1, device) as workers:
-            single = partial(workers.run, [ScoreTask(bits, -1)] * GROUP)
-            yield row("score", 0, rate(single, GROUP, case.seconds))
-            grouped = partial(workers.run, [ScoreGroupTask((bits,) * GROUP, -1)])
-            yield row("score together", 0, rate(grouped, GROUP, case.seconds))
+            speed = rate(lambda: score_next(workers, masks, GROUP), GROUP, case.seconds)
+            yield row("score", 0, speed)
+            speed = rate(
+                lambda: workers.run([ScoreGroupTask(tuple(islice(masks, GROUP)), -1)]),
+                GROUP,
+                case.seconds,
+            )
+            yield row("score together", 0, speed)
 
 
 def actors(case: Case) -> Iterator[Row]:
     """Take gradient steps on actors that share one GPU, or on CPU actors."""
     for device in case.devices[-1:]:
-        for count in case.actors:
+        for number in case.actors:
             worker_options = WorkerOptions(
-                count, gpus=0.0 if device == CPU else 1 / count, device=device
+                number, gpus=0.0 if device == CPU else 1 / number, device=device
             )
             with RayWorkers(case.with_stored_inputs(), worker_options) as workers:
-                wait_for_all(workers, count)
-                tasks = [case.steps(seed) for seed in range(TASKS * count)]
+                wait_for_all(workers, number)
+                tasks = [case.steps(seed) for seed in range(TASKS * number)]
                 run = partial(workers.run, tasks)
                 speed = rate(run, (STEPS + 1) * len(tasks), case.seconds)
             row = Row(
@@ -162,7 +179,7 @@ def actors(case: Case) -> Iterator[Row]:
                 device,
                 "float32",
                 "steps, stored inputs",
-                count,
+                number,
                 speed,
             )
             yield row

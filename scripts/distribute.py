@@ -49,7 +49,8 @@ def main(
         )
     print(f"{result.evaluations:,} evaluations on {workers} workers in {result.seconds:.0f} s")
     print(
-        f"agreement on the validation inputs {result.validation_agreement:.2%}; report: {folder}/report.html"
+        f"agreement on the validation inputs {result.validation_agreement:.2%}; "
+        f"report: {folder}/report.html"
     )
     return result
 

@@ -34,7 +34,7 @@ def main(folder: str | Path = "runs/evolve-example", **settings: Any) -> gaprune
     model = make()
     result = gaprune.prune(model, sparsity=SPARSITY, inputs=INPUTS, out=folder, **settings)
     print(f"{result.actual_sparsity:.2%} of the weights removed, the others unchanged")
-    print(f"agreement with the dense network on the validation inputs: {result.validation_agreement:.2%}")
+    print(f"agreement with the dense network: {result.validation_agreement:.2%}")
     print(f"gain over the best one-shot mask: {result.gain:+.2%}")
     pruned = result.pruned_model()  # a copy with zeros; `model` is unchanged
     print(f"{sum(int(p.count_nonzero()) for p in pruned.parameters()):,} parameters are nonzero")

@@ -33,7 +33,9 @@ def main(**settings: Any) -> None:
         result = gaprune.prune(
             model, sparsity=SPARSITY, inputs=INPUTS, on_generation=log, out=FOLDER, **settings
         )
-        mlflow.log_metrics({"agreement": result.validation_agreement, "sparsity": result.actual_sparsity})
+        mlflow.log_metrics(
+            {"agreement": result.validation_agreement, "sparsity": result.actual_sparsity}
+        )
         mlflow.log_artifact(f"{FOLDER}/report.html")
 
 

@@ -77,11 +77,11 @@ def tiny_evaluator(
     labels: bool = False,
     rungs: Sequence[int] = (16, 64),
 ) -> Evaluator:
-    """Return an evaluator around `tiny_model`: 64 search calibration inputs, 64 on validation, fresh or held ones.
+    """Return an evaluator around `tiny_model`, with 64 calibration and 64 validation inputs.
 
     Args:
         objective: one of `OBJECTIVES`, or one of the test's own.
-        gradient_share: part of a gradient batch from a pool of 32; None has no pool, 1 nothing fresh.
+        gradient_share: fraction of stored inputs in a gradient batch; None stores none.
         labels: whether calibration inputs carry the dense network's classes as labels.
         rungs: of the race.
     """

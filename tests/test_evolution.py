@@ -87,7 +87,7 @@ def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -
 
 
 def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
-    """Where the validation inputs contradicts the search calibration inputs, nothing worse than the best seed comes out."""
+    """The result is never worse than the best seed, even if validation contradicts calibration."""
     evaluator = misled()
     magnitude = seeds_of(EVALUATOR, KEEP)[:1]
     wanted = judged(magnitude, EVALUATOR)[magnitude[0].key].agreement
@@ -338,7 +338,7 @@ def test_the_limit_of_patience_is_called_validation() -> None:
 
 
 def misled() -> Evaluator:
-    """Return an evaluator whose search calibration inputs know another teacher than the validation inputs."""
+    """Return an evaluator whose calibration and validation inputs have different teachers."""
     evaluator = tiny_evaluator()
     order = torch.randperm(4, generator=seeded(1))
     teacher = evaluator.search.teacher[:, order].roll(1, 1)

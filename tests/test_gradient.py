@@ -151,7 +151,7 @@ def test_sizes_become_signed_scores_before_they_move() -> None:
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    """A network that overflows on some calibration inputs leaves scores finite and the mask as it was."""
+    """Scores stay finite and the mask unchanged if the network overflows on some inputs."""
     evaluator = tiny_evaluator(gradient_share=1)
     assert evaluator.gradient_inputs is not None
     evaluator = replace(

@@ -149,7 +149,7 @@ def test_seeds_of_large_networks_are_halves_of_the_same_mask(scope: str) -> None
 
 @cache
 def large_evaluator() -> Evaluator:
-    """Return an evaluator around a network 8 → 2048 → 2048 → 4: a little more than `LARGE` weights."""
+    """Return an evaluator of a network 8 → 2048 → 2048 → 4, just above `LARGE` weights."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         layers = [nn.Linear(8, 2048), nn.Tanh(), nn.Linear(2048, 2048), nn.Tanh()]

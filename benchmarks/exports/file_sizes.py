@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -93,7 +93,7 @@ def loading_of(options: Mapping[str, Any], context: Context) -> Figures:
 def time_loading(run: Path, dense: Path, sparse: Path) -> list[list[float]]:
     """Return milliseconds of processor time for loading a dense and a sparse file, in turn."""
     model = dense_network(run).masked_copy({})
-    loaders = [
+    loaders: list[Callable[[], object]] = [
         lambda: model.load_state_dict(load_file(dense)),
         lambda: model.load_state_dict(load_sparse(sparse)),
     ]

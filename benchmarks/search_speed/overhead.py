@@ -87,7 +87,8 @@ def overhead_of(target: Target, calibration: int, pairs: int) -> dict[str, float
     def evaluate() -> None:
         next(fresh_evaluators).fitness(next(variants).decode(evaluator.layout))
 
-    dense(), evaluate()  # warm up
+    dense()  # warm up
+    evaluate()
     dense_ms, evaluation_ms = time_calls(
         [dense, evaluate], seconds=SECONDS, min_rounds=min(pairs, MIN_PAIRS), max_rounds=pairs
     )
