@@ -30,7 +30,7 @@ from gaprune.comparison.methods.training import TrainingOptions, from_labels
 from gaprune.comparison.rows import markdown
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test, zoo_train
-from gaprune.export.clustering import sweep_clusters
+from gaprune.exports.clustering import sweep_clusters
 from gaprune.io.serialization import to_json
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import global_mask

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from gaprune.comparison.comparison_report import make_report
     from gaprune.comparison.sweeps import sweep
     from gaprune.errors import GapruneError, InputError
-    from gaprune.export import export, load_sparse
-    from gaprune.export.measure import measure
+    from gaprune.exports import export, load_sparse
+    from gaprune.exports.measure import measure
     from gaprune.io.mask_file import save_masks
     from gaprune.masks.supermask import attach, bake, detach
     from gaprune.models.input_spec import InputOptions
@@ -54,10 +54,10 @@ _MODULES = {
     "comparison.comparison_report": ("make_report",),
     "comparison.sweeps": ("sweep",),
     "errors": ("GapruneError", "InputError"),
-    "export": ("export", "load_sparse"),
+    "exports": ("export", "load_sparse"),
     "io.mask_file": ("save_masks",),
     "masks.supermask": ("attach", "bake", "detach"),
-    "export.measure": ("measure",),
+    "exports.measure": ("measure",),
     "models.input_spec": ("InputOptions",),
     "models.target": ("Target", "load_target"),
     "runs.directory": ("load_masks",),

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.cluster.kills import die_at
 from gaprune import export
-from gaprune.export.format_registry import EXPORTERS
+from gaprune.exports.format_registry import EXPORTERS
 
 
 def main(run: Path, folder: Path, form: str, steps: Iterable[int]) -> None:

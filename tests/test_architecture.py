@@ -23,7 +23,7 @@ ORDER = (  # top to bottom: a package imports packages below it only; `root` are
     "__init__",
     "cli",
     "comparison",
-    "export",
+    "exports",
     "runs",
     "report",
     "evolution",
@@ -42,11 +42,11 @@ HOMES = {  # third-party package → the only files or folders of gaprune that i
     "ray": ("workers/",),
     "deap": ("evolution/",),
     "matplotlib": ("comparison/plots/",),
-    "sklearn": ("export/clustering.py",),
+    "sklearn": ("exports/clustering.py",),
     "torch_pruning": ("models/channel_groups.py", "comparison/methods/"),
     "typer": ("cli/",),
     "rich": ("cli/",),
-    "jinja2": ("report/", "export/"),
+    "jinja2": ("report/", "exports/"),
     "markupsafe": ("report/",),
 }
 

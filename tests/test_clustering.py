@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.clustering import (
+from gaprune.exports.clustering import (
     BINS,
     ClusterPoint,
     ClusterSweep,

@@ -17,9 +17,9 @@ from torch import nn
 
 from gaprune import InputOptions, Result, export, measure, prune
 from gaprune.errors import GapruneError, InputError
-from gaprune.export import ExportResult
-from gaprune.export.compact import PROGRAM, load_program
-from gaprune.export.semi_structured_writer import LAYERS, load_semi_structured, two_four_layers
+from gaprune.exports import ExportResult
+from gaprune.exports.compact import PROGRAM, load_program
+from gaprune.exports.semi_structured_writer import LAYERS, load_semi_structured, two_four_layers
 from gaprune.models.macs import macs_per_input
 
 IMAGES = InputOptions(shape=IMAGE, range=(0, 1))

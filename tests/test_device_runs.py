@@ -29,7 +29,7 @@ from gaprune.comparison import ComparisonData, compare_target
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA, score
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import find_target
+from gaprune.exports.pruned_network import find_target
 from gaprune.io.checkpoints import read_checkpoint
 from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.target import Target, target_from_module

@@ -20,8 +20,8 @@ from torch import nn
 import gaprune
 from benchmarks.cluster.kills import CALLS
 from gaprune import InputOptions, export, prune, save_run
-from gaprune.export import EXPORTERS, export_run
-from gaprune.export.model_card import CARD
+from gaprune.exports import EXPORTERS, export_run
+from gaprune.exports.model_card import CARD
 from gaprune.io.manifest import MANIFEST, check_exported, read_manifest
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_run
@@ -209,7 +209,7 @@ def test_the_interrupted_command_exits_with_130(
 ) -> None:
     """Nothing is written."""
     script = (
-        "import os, signal, sys, gaprune.export.export_run as w; from gaprune.cli import main\n"
+        "import os, signal, sys, gaprune.exports.export_run as w; from gaprune.cli import main\n"
         "w.model_card = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(main(['export', sys.argv[1], '--format', 'dense', '--out', 'out']))"
     )

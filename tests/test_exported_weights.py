@@ -17,9 +17,9 @@ from torch import nn
 
 from gaprune import InputOptions, Result, export, load_masks, load_sparse, prune
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.measure.file_contents import read_contents
-from gaprune.export.pruned_network import ExportOptions
-from gaprune.export.sparse_writer import sparse_bytes
+from gaprune.exports.measure.file_contents import read_contents
+from gaprune.exports.pruned_network import ExportOptions
+from gaprune.exports.sparse_writer import sparse_bytes
 from gaprune.io.semi_structured_packing import packed, unpacked
 from gaprune.io.weights import load_state
 from gaprune.masks.supermask import top_k_mask

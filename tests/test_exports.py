@@ -33,7 +33,7 @@ import gaprune
 from gaprune import Result, export, load_masks, load_sparse, save_run
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.export import EXPORTERS, ExportResult
+from gaprune.exports import EXPORTERS, ExportResult
 from gaprune.models.onnx import OnnxSession
 from gaprune.models.zoo import ZOO
 

@@ -19,7 +19,7 @@ import gaprune
 from gaprune.cli import COMMANDS, load_command
 from gaprune.config import Settings
 from gaprune.criteria import CRITERIA
-from gaprune.export import EXPORTERS
+from gaprune.exports import EXPORTERS
 from gaprune.models.zoo import ZOO
 
 

@@ -24,8 +24,8 @@ from gaprune.evaluation.runtimes import (
     UnavailableError,
     ready,
 )
-from gaprune.export.measure.file_contents import FileContents, read_contents
-from gaprune.export.measure.measure_file import NonzeroMacs, count_macs, remarks
+from gaprune.exports.measure.file_contents import FileContents, read_contents
+from gaprune.exports.measure.measure_file import NonzeroMacs, count_macs, remarks
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 

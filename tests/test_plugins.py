@@ -17,12 +17,12 @@ from gaprune import InputError, InputOptions, plugins
 from gaprune.cli import doctor_command as doctor
 from gaprune.comparison import added_methods, find_methods
 from gaprune.evolution.operators import find_crossover, find_mutation
-from gaprune.export import export
+from gaprune.exports import export
 
 CODE = '''
 import torch
 from gaprune.evolution.presets import Preset
-from gaprune.export.format_registry import Exporter
+from gaprune.exports.format_registry import Exporter
 from gaprune.evaluation.objectives import Objective, agreement, kl_divergence
 
 calls = []

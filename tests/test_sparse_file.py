@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import ExportOptions
-from gaprune.export.sparse_writer import sparse_bytes
+from gaprune.exports.pruned_network import ExportOptions
+from gaprune.exports.sparse_writer import sparse_bytes
 from gaprune.io.serialization import to_metadata
 from gaprune.io.sparse import DTYPES, TABLE, VERSION, decode, entry_sha256, load_sparse
 from gaprune.masks.supermask import top_k_mask

@@ -21,7 +21,7 @@ from gaprune.errors import GapruneError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import time_calls
-from gaprune.export.pruned_network import find_target
+from gaprune.exports.pruned_network import find_target
 from gaprune.io.run_files import CONFIG
 from gaprune.io.weights import sha256_of
 from gaprune.models.target import Target

@@ -25,7 +25,7 @@ from gaprune.errors import InputError
 from gaprune.evaluation.objectives import OBJECTIVES, agreement, read_objective
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import PRESETS, read_preset
-from gaprune.export.format_registry import EXPORTERS, Exporter
+from gaprune.exports.format_registry import EXPORTERS, Exporter
 from gaprune.io.serialization import to_json
 from gaprune.masks.supermask import top_k_mask
 from gaprune.models.input_spec import KINDS

@@ -12,7 +12,7 @@ import typer
 from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
-from gaprune.export import EXPORTERS, ExportResult, export
+from gaprune.exports import EXPORTERS, ExportResult, export
 from gaprune.formatting import percent
 from gaprune.io.serialization import to_json
 

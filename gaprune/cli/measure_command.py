@@ -14,7 +14,7 @@ from rich.text import Text
 from gaprune.cli import common_options as common
 from gaprune.cli.console import WIDEST, Monitor, add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
-from gaprune.export.measure import RUNTIMES, FileMeasurement, measure
+from gaprune.exports.measure import RUNTIMES, FileMeasurement, measure
 from gaprune.formatting import MISSING, percent
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO

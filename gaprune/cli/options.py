@@ -20,7 +20,7 @@ from gaprune.criteria import CRITERIA
 from gaprune.evaluation.batch_pool import BATCHES, BYTES
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.presets import PRESETS
-from gaprune.export.measure import RUNTIMES
+from gaprune.exports.measure import RUNTIMES
 from gaprune.masks.budget import SCOPES
 from gaprune.models.zoo import MNIST_INPUT, ZOO
 from gaprune.pattern_names import BUDGETS, CHANNEL, UNSTRUCTURED

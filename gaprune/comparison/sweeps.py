@@ -20,7 +20,7 @@ from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
 from gaprune.config import make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.evolution.tasks import derive_seed
-from gaprune.export.clustering import sweep_clusters
+from gaprune.exports.clustering import sweep_clusters
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks

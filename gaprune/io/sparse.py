@@ -1,6 +1,6 @@
 """The sparse file: a state dict of which only the kept weights are stored, read bit for bit.
 
-`docs/sparse-format.md` describes the format; `gaprune.export.sparse_writer` writes it.
+`docs/sparse-format.md` describes the format; `gaprune.exports.sparse_writer` writes it.
 """
 
 from __future__ import annotations

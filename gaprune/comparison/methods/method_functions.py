@@ -26,7 +26,7 @@ from gaprune.comparison.methods.torch_rules import structured_masks
 from gaprune.comparison.methods.training import TrainingData, from_labels, from_teacher
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA, Criterion, score_with
-from gaprune.export.clustering import cluster_weights
+from gaprune.exports.clustering import cluster_weights
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.runs.prune import prune_target

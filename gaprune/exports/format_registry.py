@@ -8,9 +8,9 @@ from pathlib import Path
 
 from gaprune import plugins
 from gaprune.errors import InputError, unknown_name
-from gaprune.export import compact, writers
-from gaprune.export import semi_structured_writer as semi_structured
-from gaprune.export.pruned_network import ExportOptions, PrunedNetwork
+from gaprune.exports import compact, writers
+from gaprune.exports import semi_structured_writer as semi_structured
+from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork
 from gaprune.models import onnx
 
 
@@ -110,7 +110,7 @@ outputs = model(inputs)  # inputs: [N, …]; {writers.MODEL} is its state dict""
         f"""import json
 import torch
 from torch.sparse import to_sparse_semi_structured
-from gaprune.export.semi_structured_writer import load_semi_structured
+from gaprune.exports.semi_structured_writer import load_semi_structured
 
 model = ...  # the original class
 model.load_state_dict(load_semi_structured("."))

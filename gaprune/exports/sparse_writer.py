@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.errors import InputError
-from gaprune.export.clustering import shared_values
-from gaprune.export.pruned_network import ExportOptions, to_half
+from gaprune.exports.clustering import shared_values
+from gaprune.exports.pruned_network import ExportOptions, to_half
 from gaprune.io import sparse
 from gaprune.io.serialization import to_metadata
 from gaprune.io.sparse import DTYPES, SKIP

@@ -9,9 +9,9 @@ from importlib import resources
 from jinja2 import Environment, StrictUndefined
 
 from gaprune import formatting
-from gaprune.export.format_registry import find_exporter
-from gaprune.export.pruned_network import ExportOptions, PrunedNetwork
-from gaprune.export.writers import HF_PREFIX
+from gaprune.exports.format_registry import find_exporter
+from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork
+from gaprune.exports.writers import HF_PREFIX
 
 CARD = "README.md"
 MAX_LAYERS = 40  # rows of the table of layers; the others are summed up

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.compact import load_program
-from gaprune.export.pruned_network import find_target
-from gaprune.export.writers import MASK_SUFFIX, ORIG_SUFFIX, without_prune
+from gaprune.exports.compact import load_program
+from gaprune.exports.pruned_network import find_target
+from gaprune.exports.writers import MASK_SUFFIX, ORIG_SUFFIX, without_prune
 from gaprune.io.manifest import MANIFEST, SCHEMA, check_exported, read_manifest
 from gaprune.io.mask_file import PACKED
 from gaprune.io.run_files import CONFIG, RECORD

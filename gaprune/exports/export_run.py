@@ -11,9 +11,9 @@ from safetensors.torch import save
 from torch import nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.format_registry import check_options, find_exporter
-from gaprune.export.model_card import CARD, model_card
-from gaprune.export.pruned_network import ExportOptions, read_pruned
+from gaprune.exports.format_registry import check_options, find_exporter
+from gaprune.exports.model_card import CARD, model_card
+from gaprune.exports.pruned_network import ExportOptions, read_pruned
 from gaprune.io.atomic import (
     check_output_folder,
     make_folders,

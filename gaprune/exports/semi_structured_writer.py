@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import ExportOptions, PrunedNetwork, check_written, to_half
-from gaprune.export.writers import MODEL
+from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork, check_written, to_half
+from gaprune.exports.writers import MODEL
 from gaprune.io.semi_structured_packing import HALVES, packed
 from gaprune.io.serialization import to_json
 from gaprune.io.weights import load_state

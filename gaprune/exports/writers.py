@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import ExportOptions, PrunedNetwork, check_written
-from gaprune.export.sparse_writer import sparse_bytes
+from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork, check_written
+from gaprune.exports.sparse_writer import sparse_bytes
 from gaprune.io.mask_file import packed_bytes
 from gaprune.io.sparse import load_sparse
 from gaprune.io.weights import sha256_of

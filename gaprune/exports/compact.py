@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.export.pruned_network import ExportOptions, PrunedNetwork, check_written
-from gaprune.export.writers import MODEL
+from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork, check_written
+from gaprune.exports.writers import MODEL
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.input_spec import sample_inputs
 from gaprune.models.patterns import silent_channels

@@ -20,7 +20,7 @@ from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_runtimes
 from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject
-from gaprune.export.measure.file_contents import ONNX, FileContents, find_dense, read_contents
+from gaprune.exports.measure.file_contents import ONNX, FileContents, find_dense, read_contents
 from gaprune.io.sparse import zstandard
 from gaprune.models.macs import macs_per_input
 from gaprune.models.onnx import OnnxSession
