@@ -54,7 +54,7 @@ def model_card(
     environment.filters |= {
         name: getattr(formatting, name) for name in ("percent", "number", "duration")
     }
-    source = (resources.files("gaprune.export") / "card.md").read_text(encoding="utf-8")
+    source = (resources.files("gaprune.exports") / "card.md").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         record=record,
         provenance=record["provenance"],
