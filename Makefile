@@ -5,7 +5,7 @@ ARGS ?=
 TESTERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST := -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := -m pytest -n $(TESTERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all coverage lint format docs package bench venv clean

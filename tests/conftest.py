@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -28,21 +30,38 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+FOLDER = Path(__file__).parent
+USES_RAY = re.compile(r"\bray_session\b|\bRayWorkers\(|\bworkers=2\b")
+
+
+@cache
+def uses_ray(file: str) -> bool:
+    """Whether a test file starts Ray, by its text: the scheduler sees no fixtures."""
+    return USES_RAY.search((FOLDER / file).read_text(encoding="utf-8")) is not None
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file in one process, and all tests that use Ray first, in one process.
+    """Run files that use Ray first: they take longest."""
+    items.sort(key=lambda item: not uses_ray(item.path.name))
 
-    Ray tests take longest, and two at a time overload two cores. Without pytest-xdist this only
-    sets the order.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # noqa: ANN401 - xdist's
+    """Run the tests of a file in one process, and all files that use Ray in the same process.
+
+    Shared fixtures are then made once, and two Ray sessions never compete for two cores. Groups of
+    pytest-xdist (`--dist loadgroup`) do not work with pytest 9.2: it ignores the ids they change.
     """
-    heavy = {
-        item.path
-        for item in items
-        if "ray_session" in getattr(item, "fixturenames", ()) or item.get_closest_marker("slow")
-    }
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in heavy else item.path.name))
-    items.sort(key=lambda item: item.path not in heavy)
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - optional
+
+    class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        """Schedules whole files."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::", maxsplit=1)[0]).name
+            return "ray" if uses_ray(file) else file
+
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
