@@ -229,6 +229,7 @@ def test_a_run_survives_another_model(capsys: Capture) -> None:
     assert (row["survived"], row["lost"]) == (True, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_workers_are_measured(capsys: Capture) -> None:
     """Driver time, utilisation and memory have plausible figures."""

@@ -144,6 +144,7 @@ def labelled(target: Target) -> Samples:
     return Samples(calibration_for(target, 20), torch.arange(20) % 3, "random labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_gives_the_same_result_on_another_device(name: str) -> None:
     """All figures and masks, at every data level and with every kind of search."""

@@ -94,6 +94,7 @@ def _completed(line: str, shell: str = "bash") -> list[str]:
     return _python(code, **asked).stdout.strip().splitlines()
 
 
+@pytest.mark.slow
 def test_bash_completes_commands_options_and_values() -> None:
     """Names of closed lists, also the last of several in one word."""
     assert _completed("gaprune ") == list(COMMANDS)

@@ -242,6 +242,7 @@ RECIPES = [
 ]
 
 
+@pytest.mark.slow
 def test_large_children_are_the_same_from_any_worker(ray_session: None) -> None:
     """Genes, masks and fitness are equal to the bit, in this process and on two actors."""
     parents = large_genes(1), large_genes(2)

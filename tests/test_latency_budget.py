@@ -27,6 +27,7 @@ def timeless(result: Result) -> dict[str, Any]:
     return {key: value for key, value in found(result).items() if key != "latency"}
 
 
+@pytest.mark.slow
 def test_what_was_asked_predicted_and_measured_is_said(tmp_path: Path) -> None:
     """The multiply-adds that were found are a setting, so that a run goes on with the same ones."""
     model, place = built(broad), tmp_path / "run"

@@ -220,6 +220,7 @@ def tasks_of(evaluator: Evaluator, seeds: list[Individual]) -> list[BreedTask]:
     return [BreedTask(pair, one, number, -1) for number, one in enumerate(recipes)]
 
 
+@pytest.mark.slow
 def test_any_workers_breed_the_same_children(ray_session: None) -> None:
     """In this process or in Ray actors: scores, counts, masks and fitness, bit for bit."""
     for pattern, stated in (("2:4", {}), ("channel", PRICED["channel"])):

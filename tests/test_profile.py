@@ -81,6 +81,7 @@ def test_a_profile_changes_nothing_that_is_found(preset: str, tmp_path: Path) ->
     assert all(timing.nanoseconds >= 0 for timing in profile.driver.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
     """Found is what one finds without; parts of tasks are theirs, the others are of this end."""
@@ -102,6 +103,7 @@ def test_workers_measure_what_is_theirs(tmp_path: Path) -> None:
     assert saved["profile"] == profile.record()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_the_time_of_workers_adds_up(tmp_path: Path) -> None:
     """To both of them from start to end: what they worked, what was lost, and what is between."""

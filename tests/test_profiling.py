@@ -136,8 +136,10 @@ def test_every_part_is_described_and_used() -> None:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "profiled":
                 (part,) = node.args
                 literal = isinstance(part, ast.Constant)
-                used.add(ast.literal_eval(part) if literal else constants[ast.unparse(part)])
-    assert used | {profiling.LOST} == set(PARTS)
+                name = ast.literal_eval(part) if literal else constants.get(ast.unparse(part))
+                used |= {name} - {None}
+    # the pool of Ray workers chooses between these
+    assert used | {profiling.LOST, profiling.WAITING} == set(PARTS)
 
 
 def test_the_record_is_plain_data_slowest_first() -> None:

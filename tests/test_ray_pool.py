@@ -70,6 +70,7 @@ def test_a_worker_that_is_lost_changes_no_result(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_task_that_always_takes_its_worker_down_is_given_up(
     pool: RayWorkers, warnings: list[str], tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_genomes_stay_in_the_store_until_they_are_fetched(pool: RayWorkers) -> N
     assert [child.sum for child in children] == [child.sum for child in expected]
 
 
+@pytest.mark.slow
 def test_genes_that_are_lost_are_made_again(pool: RayWorkers) -> None:
     """Bit for bit, whether they were to be fetched or to have children."""
     (result,) = pool.run([Grow(3)])
@@ -160,6 +162,7 @@ def test_workers_that_find_no_room_are_not_waited_for(pool: RayWorkers) -> None:
     assert pool.run([Echo(1)]) == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "why"), [(False, "OSError: lock"), (True, "process died")], ids=["raises", "ends"]
 )
@@ -178,6 +181,7 @@ def test_an_evaluator_that_cannot_be_loaded_fails_the_start(
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> None:
     """It does not wait for ever, and says why nobody could be started again."""
     tries = tmp_path / "tries"

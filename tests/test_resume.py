@@ -141,6 +141,7 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
         assert (len(whole.trials) > 1) == (name == "many")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_workers_change_nothing_that_is_found(tmp_path: Path) -> None:
     """Begun here and gone on with on Ray, and the other way round; with gradient steps."""

@@ -121,6 +121,7 @@ def test_the_search_example_writes_a_report_and_masks(
     assert Path(output.rpartition("masks: ")[2].strip()).is_file()
 
 
+@pytest.mark.slow
 def test_the_ray_example_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:

@@ -240,6 +240,7 @@ def test_the_search_that_follows_takes_its_own_steps() -> None:
     assert recipe.refinement.learning_rate == pytest.approx(STEPS.learning_rate * factor)
 
 
+@pytest.mark.slow
 def test_any_workers_find_the_same_masks(ray_session: None) -> None:
     """With a penalty as well: every figure and score of a search, bit for bit."""
     evaluator = evaluator_of(statistics_loss=2.0)
