@@ -25,7 +25,7 @@ from gaprune.config import read_config
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json, to_toml
 
-WIDE = 120  # columns of a terminal that has room for the sources of methods
+WIDE = 120  # terminal columns from which the sources of methods are listed
 HEAD = "# gaprune compare --config THIS_FILE repeats this; relative paths are kept.\n"
 
 

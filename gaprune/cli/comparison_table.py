@@ -26,7 +26,7 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
         console.width = WIDEST
     dropped = print_table(console, comparison)
     if dropped:
-        console.print(f"no room for {', '.join(dropped)}: {folder / TABLE} has all columns")
+        console.print(f"columns left out: {', '.join(dropped)}; {folder / TABLE} has all of them")
     for note in notes(comparison.summaries):
         console.print(note, markup=False)
     seeds = len({row.seed for row in comparison.rows})

@@ -42,7 +42,7 @@ def _signal(wave_of: _Wave) -> InputGenerator:
             wave = share * wave + (1 - share) * separate
         peak = wave.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
         loudness = draw_log_uniform(generator, count, 1, 1, low=0.05, high=1.0)
-        # A quiet signal leaves room for an offset within the unit range.
+        # Small amplitudes keep the signal plus offset within the unit range.
         offset = draw_uniform(generator, count, 1, 1, low=-0.5, high=0.5) * (1 - loudness)
         unit = 0.5 + 0.5 * (loudness * wave / peak + offset)
         return unit.clamp_(0, 1).view(count, *spec.shape)
@@ -52,7 +52,7 @@ def _signal(wave_of: _Wave) -> InputGenerator:
 
 def _pitch(rows: int, length: int, generator: torch.Generator) -> Tensor:
     low = min(1 / length, NYQUIST / 4)  # one period per signal
-    # Half of the Nyquist frequency leaves room for at least one overtone.
+    # At most half of the Nyquist frequency: one overtone or more stays below it.
     return draw_log_uniform(generator, rows, 1, low=low, high=NYQUIST / 2)
 
 
