@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,8 +18,10 @@ from command_line import OWN, PRUNE, TINY, Ran, Run, fill, tree
 from started_commands import Command
 
 from gaprune.cli import main
+from gaprune.cli.console import Monitor
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.io.run_files import CHECKPOINT, FILES
+from gaprune.records import Generation
 from gaprune.runs.directory import load_masks
 
 ENDLESS = ("prune", *OWN, "--sparsity", "0.5", *TINY, "--generations", "1000000", "--out", "run")
@@ -166,3 +169,13 @@ def test_a_second_signal_ends_a_search_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signals.exit_code == 143
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_again() -> None:
+    """The next event of the search ends it."""
+    with SignalHandler() as signals:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        monitor = Monitor(quiet=True, signals=signals)
+        with pytest.raises(KeyboardInterrupt):
+            monitor.generation(Generation(1, 9, 0.5, best=-0.2, mean=-0.3, validation=0.7), None)

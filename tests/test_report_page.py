@@ -239,7 +239,7 @@ def test_optional_fields_of_the_record_may_be_missing(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [(None, r"result\.json"), ("schema", r"0\.2.*schema 1"), ("{", "damaged"), ("[]", "result")],
+    [(None, r"result\.json"), ("schema", r"schema 1"), ("{", "damaged"), ("[]", "result")],
 )
 def test_folders_without_a_valid_result_are_refused(
     copied: Path, content: str | None, match: str

@@ -77,7 +77,7 @@ def compare_command(
     remark = f"the rows so far are in {folder}; the same command without --overwrite continues"
     with redirect_stdout(sys.stderr):  # networks of users may print, but stdout is for results
         target, train, test = request.load()
-        with SignalHandler(remark), RowMonitor(quiet=quiet) as monitor:
+        with SignalHandler(remark) as signals, RowMonitor(quiet=quiet, signals=signals) as monitor:
             monitor.phase("compare", f"{target.name}, rows in {folder}")
             comparison = compare_target(
                 target,
@@ -99,9 +99,14 @@ def compare_command(
 class RowMonitor(Monitor, ComparisonObserver):
     """A monitor that prints a line for every row; of rows with the same error, for the first."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        super().__init__(quiet=quiet)
+    def __init__(self, *, quiet: bool, signals: SignalHandler) -> None:
+        super().__init__(quiet=quiet, signals=signals)
         self._failed: set[tuple[str, str]] = set()
+
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Show it, unless a signal was lost while a method trained or searched."""
+        self._signals.check()
+        super().progress(what, done, total)
 
     def row(self, row: Row, done: int, total: int) -> None:
         """Print the outcome of a row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 from rich import box
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gaprune.callbacks import Observer
+from gaprune.cli.stop_signals import SignalHandler
 from gaprune.evolution.search_plan import SEARCH
 from gaprune.formatting import duration, percent
 from gaprune.records import BaselineScore, Generation
@@ -88,15 +89,13 @@ class Monitor(Observer):
 
     Args:
         quiet: show warnings only.
-        on_phase: called with the name of every phase that begins.
+        signals: is told of every phase, and checked in every generation.
     """
 
-    def __init__(
-        self, *, quiet: bool = False, on_phase: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, *, quiet: bool = False, signals: SignalHandler | None = None) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._live = self._console.file.isatty() and not self._console.is_dumb_terminal
-        self._quiet, self._on_phase = quiet, on_phase
+        self._quiet, self._signals = quiet, signals or SignalHandler()
         self._baselines: dict[str, BaselineScore] = {}
         self._progress: SearchProgress | None = None
         self._task = TaskID(0)
@@ -114,8 +113,7 @@ class Monitor(Observer):
 
     def phase(self, name: str, detail: str) -> None:
         """Print what begins."""
-        if self._on_phase is not None:
-            self._on_phase(name)
+        self._signals.phase(name)
         self.stop_bar()
         scores = sorted(self._baselines.items(), key=lambda item: -item[1].agreement)
         if scores:
@@ -134,6 +132,7 @@ class Monitor(Observer):
 
     def generation(self, record: Generation, total: int | None) -> None:
         """Move the bar, or print a line."""
+        self._signals.check()
         if self._quiet:
             return
         if self._first is None or self._first.phase != record.phase:

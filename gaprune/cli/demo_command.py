@@ -102,8 +102,9 @@ def demo_command(
     settings = {"seed": seed, **(FAST if fast else {})}
     with ExitStack() as stack:
         directory = None if no_save else stack.enter_context(open_numbered_run(RUNS / "demo"))
-        stack.enter_context(SignalHandler())
-        demo = run_demo(stack.enter_context(Monitor(quiet=quiet)), settings)
+        signals = stack.enter_context(SignalHandler())
+        monitor = stack.enter_context(Monitor(quiet=quiet, signals=signals))
+        demo = run_demo(monitor, settings)
         if directory is not None:
             job = make_job({"target": TARGET, "sparsity": SPARSITIES[-1], **settings})
             directory.save(demo.results[-1], job)

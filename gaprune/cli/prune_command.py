@@ -153,7 +153,7 @@ def run_and_save(
     with (
         nullcontext() if tensorboard is None else Events(tensorboard) as events,
         SignalHandler() as signals,
-        Monitor(quiet=quiet, on_phase=signals.phase) as monitor,
+        Monitor(quiet=quiet, signals=signals) as monitor,
     ):
         observer: Observer = monitor if events is None else ObserverGroup(monitor, events)
         try:

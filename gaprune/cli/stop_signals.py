@@ -41,6 +41,15 @@ class SignalHandler:
         """Record that a phase of the run begins."""
         self.saving = self.saving or name == LAST_PHASE
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt again if the work goes on after a signal.
+
+        An interrupt can be lost: libraries have bare `except:` clauses, and Python ignores
+        exceptions of destructors. The events of a search or a training call this.
+        """
+        if self.received is not None and not self.saving:
+            raise KeyboardInterrupt
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
