@@ -29,6 +29,10 @@ class Observer:
         """Something the user should know, as a sentence."""
 
 
+def _ignore(*_: object) -> None:
+    """Stand for a function that the user did not give."""
+
+
 class Callbacks(Observer):
     """Calls the user's functions; an error that one of them raises ends the run.
 
@@ -55,68 +59,57 @@ class Callbacks(Observer):
         on_baseline: Callable[[str, BaselineScore], object] | None = None,
         on_warning: Callable[[str], object] | None = None,
     ) -> None:
-        self._on_generation, self._on_phase = on_generation, on_phase
-        self._on_baseline, self._on_warning = on_baseline, on_warning
+        self._on_generation, self._on_phase = on_generation or _ignore, on_phase or _ignore
+        self._on_baseline, self._on_warning = on_baseline or _ignore, on_warning or _ignore
 
     def phase(self, name: str, detail: str) -> None:
         """Call `on_phase`."""
-        if self._on_phase is not None:
-            self._on_phase(name, detail)
+        self._on_phase(name, detail)
 
     def baseline(self, name: str, score: BaselineScore) -> None:
         """Call `on_baseline`."""
-        if self._on_baseline is not None:
-            self._on_baseline(name, score)
+        self._on_baseline(name, score)
 
     def generation(self, record: Generation, total: int | None) -> None:
         """Call `on_generation`."""
         del total
-        if self._on_generation is not None:
-            self._on_generation(record)
+        self._on_generation(record)
 
     def warning(self, text: str) -> None:
         """Call `on_warning`."""
-        if self._on_warning is not None:
-            self._on_warning(text)
+        self._on_warning(text)
+
+
+def _forward(event: str) -> Callable[..., None]:
+    """Return a method that calls the method of the same name of every observer, in order."""
+
+    def forward(group: ObserverGroup, *arguments: object) -> None:
+        for observer in group.observers:
+            getattr(observer, event)(*arguments)
+
+    return forward
 
 
 class ObserverGroup(Observer):
     """Forwards every event to several observers, in order."""
 
     def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
+        self.observers = observers
 
-    def phase(self, name: str, detail: str) -> None:
-        """Forward it."""
-        for observer in self._observers:
-            observer.phase(name, detail)
-
-    def baseline(self, name: str, score: BaselineScore) -> None:
-        """Forward it."""
-        for observer in self._observers:
-            observer.baseline(name, score)
-
-    def generation(self, record: Generation, total: int | None) -> None:
-        """Forward it."""
-        for observer in self._observers:
-            observer.generation(record, total)
-
-    def progress(self, what: str, done: float, total: float | None) -> None:
-        """Forward it."""
-        for observer in self._observers:
-            observer.progress(what, done, total)
-
-    def warning(self, text: str) -> None:
-        """Forward it."""
-        for observer in self._observers:
-            observer.warning(text)
+    # all events of `Observer`: one that is missing here would be lost
+    phase = _forward("phase")
+    baseline = _forward("baseline")
+    generation = _forward("generation")
+    progress = _forward("progress")
+    warning = _forward("warning")
 
 
 class WarnOnce(ObserverGroup):
-    """Forwards every event, but no warning twice: `max_drop` runs many searches of one network."""
+    """Forwards every event, but no warning twice."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__(observer)
+        # `max_drop` runs many searches of one network, which have the same warnings
         self._warned: set[str] = set()
 
     def warning(self, text: str) -> None:
@@ -129,10 +122,8 @@ class WarnOnce(ObserverGroup):
 class SubrunObserver(Observer):
     """Observes a run inside a longer one: forwards progress, and every warning once.
 
-    Args:
-        observer: of the longer run.
-        name: of this run, put before every text.
-        warned: warnings given so far; runs that share the set do not repeat each other's.
+    `name` is put before every text. Runs that share the set `warned` do not repeat each other's
+    warnings: methods of a comparison often have the same ones.
     """
 
     def __init__(self, observer: Observer, name: str, warned: set[str] | None = None) -> None:

@@ -15,8 +15,13 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 
 EVOLVED = "evolved"
-_ADDRESS = re.compile(r"auto|none|(ray://)?[^\s/]+:\d{1,5}")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_FORMS = {  # setting → the form of its text, and the rule in words
+    "device": (r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda, or cuda:N for one of several GPUs"),
+    "ray_address": (
+        r"auto|none|(ray://)?[^\s/]+:\d{1,5}",
+        "auto, none, HOST:PORT or ray://HOST:PORT (ports are numbers)",
+    ),
+}
 LARGEST_SPARSITY = 0.999  # tried for a `max_drop` without a sparsity
 NEUTRAL = ("workers", "ray_address", "task_timeout", "retries", "checkpoint_every")
 """Settings that never change the masks, only how long a run takes and what it survives."""
@@ -182,6 +187,7 @@ class Settings(BaseModel):
     )
     pareto: bool = Field(False, description="search agreement against sparsity with NSGA-II")
 
+    # `repair` comes after `repair_in_loop` among the fields, so the latter is known here
     @field_validator("repair", mode="after")
     @classmethod
     def _imply_repair(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's form
@@ -191,25 +197,16 @@ class Settings(BaseModel):
     @classmethod
     def _check_gpus(cls, value: float) -> float:
         if value > 1 and not value.is_integer():
+            # Ray divides a GPU among workers, but gives one worker only whole ones
             raise PydanticCustomError("share", "must be up to 1, or a whole number of GPUs")
         return value
 
-    @field_validator("device", mode="after")
+    @field_validator(*_FORMS, mode="after")
     @classmethod
-    def _check_device(cls, value: str) -> str:
-        if not _DEVICE.fullmatch(value):
-            raise PydanticCustomError(
-                "device", "must be auto, cpu, cuda, or cuda:N for one of several GPUs"
-            )
-        return value
-
-    @field_validator("ray_address", mode="after")
-    @classmethod
-    def _check_address(cls, value: str) -> str:
-        if not _ADDRESS.fullmatch(value):
-            raise PydanticCustomError(
-                "address", "must be auto, none, HOST:PORT or ray://HOST:PORT (ports are numbers)"
-            )
+    def _check_form(cls, value: str, info: ValidationInfo) -> str:
+        form, rule = _FORMS[str(info.field_name)]
+        if not re.fullmatch(form, value):
+            raise PydanticCustomError("form", "must be {rule}", {"rule": rule})
         return value
 
     def replace(self, **changes: Any) -> Settings:
@@ -246,6 +243,7 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
+        # one problem at a time, in our words: pydantic's list of all of them is hard to read
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         came = "nothing" if first["type"] == "missing" else repr(first["input"])

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 MISSING = "–"
 _SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def percent(value: float | None, digits: int | None = 2) -> str:
-    """Format a fraction as a percentage: 0.95342 → `95.34 %`.
+    """Format a fraction as a percentage: 0.95342 → `95.34 %`; None or not finite: a dash.
 
-    More digits are printed where the value would round to 0 % or 100 % without being it: an
-    agreement of 0.99996 isn't perfect.
-
-    Args:
-        value: a fraction; None or not finite: a dash.
-        digits: digits after the point; None: as many as needed, so 0.9 → `90 %`.
+    `digits` after the point; None: as many as needed, so 0.9 → `90 %`.
     """
     if value is None or not math.isfinite(value):
         return MISSING
     if digits is None:
         return f"{100 * value:.6g} %"
+    # an agreement of 0.99996 is not perfect: more digits where a value would round to 0 or 100 %
     while digits < 4 and value not in (0, 1) and round(value, 2 + digits) in (0, 1):
         digits += 1
     return f"{100 * value:.{digits}f} %"
@@ -61,8 +56,3 @@ def duration(seconds: float) -> str:
         return f"{round(seconds) // 60} min {round(seconds) % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def listing(items: Sequence[str]) -> str:
-    """Join words: `a`, `a and b`, `a, b and c`."""
-    return " and ".join(items) if len(items) < 3 else f"{', '.join(items[:-1])} and {items[-1]}"

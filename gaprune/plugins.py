@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
 
-from gaprune.errors import InputError
+from gaprune.errors import InputError, unknown_name
 
 T = TypeVar("T")
 
@@ -27,19 +27,12 @@ EXPORTERS = "gaprune.exporters"
 
 
 class Plugin(NamedTuple):
-    """An installed entry point that has not been imported.
+    """An installed entry point that has not been imported."""
 
-    Attributes:
-        group: what it extends, such as `gaprune.criteria`.
-        name: as users write it.
-        location: `module:attribute`.
-        package: its package with the version, or empty.
-    """
-
-    group: str
-    name: str
-    location: str
-    package: str
+    group: str  # what it extends, such as `gaprune.criteria`
+    name: str  # as users write it
+    location: str  # `module:attribute`
+    package: str  # its package with the version, or empty
 
     @property
     def title(self) -> str:
@@ -48,11 +41,7 @@ class Plugin(NamedTuple):
 
 
 def installed_plugins(group: str = "") -> list[Plugin]:
-    """Return the plug-ins of a group, or of all groups of gaprune, sorted by name.
-
-    Of several plug-ins with one name the first by location counts, so the order of installation
-    does not matter.
-    """
+    """Return the plug-ins of a group, or of all groups of gaprune, sorted by name."""
     return list(_installed(group, tuple(sys.path)))
 
 
@@ -62,6 +51,7 @@ def _installed(group: str, _path: tuple[str, ...]) -> tuple[Plugin, ...]:
     for name in [group] if group else metadata.entry_points().groups:
         if not name.startswith("gaprune."):
             continue
+        # of several with one name the first by location counts: the order of installation does not
         for point in sorted(metadata.entry_points(group=name), key=lambda point: point.value):
             # an entry point that was created by hand has no distribution
             package = f"{point.dist.name} {point.dist.version}" if point.dist else ""
@@ -76,12 +66,7 @@ def plugin_names(group: str, builtin: Collection[str]) -> list[str]:
 
 
 def find_plugin(group: str, name: str, read: Callable[[Plugin, Any], T]) -> T | None:
-    """Return a plug-in by name, or None if there is none.
-
-    Args:
-        group: where to look.
-        name: from the user, and not built in.
-        read: turns the object of the entry point into what the group needs.
+    """Return what `read` makes of a plug-in, or None where no plug-in has this name.
 
     Raises:
         InputError: importing it fails, or `read` refuses it.
@@ -92,12 +77,23 @@ def find_plugin(group: str, name: str, read: Callable[[Plugin, Any], T]) -> T | 
     return None
 
 
-def load_plugin(plugin: Plugin) -> Any:  # noqa: ANN401 - entry points hold any object
-    """Import a plug-in and return its object.
+def find_extension(
+    what: str, name: str, builtin: Mapping[str, T], group: str, read: Callable[[Plugin, Any], T]
+) -> T:
+    """Return a built-in extension by name, or one of a plug-in; `what` names the argument.
 
     Raises:
-        InputError: the import raises, or the attribute does not exist.
+        InputError: an unknown name (the message lists the valid ones), or a broken plug-in.
     """
+    # built-in names win: a plug-in cannot change what a configuration file means
+    extension = builtin.get(name) or find_plugin(group, name, read)
+    if extension is None:
+        raise unknown_name(what, name, [*builtin, *plugin_names(group, builtin)])
+    return extension
+
+
+def load_plugin(plugin: Plugin) -> Any:  # noqa: ANN401 - entry points hold any object
+    """Import a plug-in and return its object; raise InputError if that fails."""
     point = metadata.EntryPoint(plugin.name, plugin.location, plugin.group)
     try:
         return point.load()
@@ -111,11 +107,7 @@ def load_plugin(plugin: Plugin) -> Any:  # noqa: ANN401 - entry points hold any 
 def load_plugins(
     group: str, builtin: Collection[str], read: Callable[[Plugin, Any], T]
 ) -> dict[str, T]:
-    """Return all valid plug-ins of a group by name.
-
-    Warns:
-        UserWarning: for each invalid one.
-    """
+    """Return all valid plug-ins of a group by name; a warning names each invalid one."""
     valid: dict[str, T] = {}
     for plugin in installed_plugins(group):
         try:
@@ -127,11 +119,7 @@ def load_plugins(
 
 
 def check_name(plugin: Plugin, builtin: Collection[str]) -> None:
-    """Check that a plug-in does not use a built-in name.
-
-    Raises:
-        InputError: it does.
-    """
+    """Raise InputError if a plug-in has a built-in name."""
     if plugin.name in builtin:
         raise InputError(f"{plugin.title}: {plugin.name!r} is built in, in {plugin.group}")
 
@@ -149,11 +137,7 @@ def require_type(kind: type[T]) -> Callable[[Plugin, object], T]:
 
 
 def require_function(plugin: Plugin, value: object) -> Callable[..., Any]:
-    """Return the object of a plug-in, which must be a function.
-
-    Raises:
-        InputError: it cannot be called.
-    """
+    """Return the object of a plug-in; raise InputError if it cannot be called."""
     if not callable(value):
         raise InputError(f"{plugin.title}: must be a function, got {type(value).__name__}")
     return value

@@ -1,8 +1,7 @@
 """Where the time of a run goes: blocks of code name their part, and a profiler adds up the times.
 
-Every moment belongs to the innermost open part, or to `other` where none is open. So the parts add
-up to the whole, and nested parts are counted once. Without an active profiler, `profiled` costs one
-look-up.
+Every moment belongs to the innermost open part, or to `other`: the parts add up to the whole.
+Without an active profiler, `profiled` costs one look-up.
 """
 
 from __future__ import annotations
@@ -86,18 +85,13 @@ class Timings(dict[str, Timing]):
 
 @dataclass
 class Profile:
-    """Where the time of a run went.
+    """Where the time of a run went."""
 
-    Attributes:
-        driver: times of this process, from the start of the profiler until now.
-        workers: times of all Ray workers together; they add up to `worker_count` times the time
-            between their start and their end. Empty where tasks ran in this process.
-        worker_count: the largest number of Ray workers at a time.
-    """
-
-    driver: Timings = field(default_factory=Timings)
+    driver: Timings = field(default_factory=Timings)  # of this process, since the profiler started
+    # Of all Ray workers together: `worker_count` times the time between their start and their end.
+    # Empty where tasks ran in this process.
     workers: Timings = field(default_factory=Timings)
-    worker_count: int = 0
+    worker_count: int = 0  # the largest number of Ray workers at a time
 
     def record(self) -> dict[str, Any]:
         """Return plain data."""
@@ -108,9 +102,8 @@ class Profile:
 class Profiler:
     """Adds every moment since its creation to one part.
 
-    Args:
-        synchronize: called where a part begins or ends. CUDA kernels run asynchronously: on a GPU
-            it waits until they are done. None on the CPU.
+    `synchronize` is called where a part begins or ends: on a GPU it waits for CUDA kernels, which
+    run asynchronously and would be counted in a later part.
     """
 
     def __init__(self, synchronize: Callable[[], object] | None = None) -> None:

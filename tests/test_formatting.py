@@ -28,7 +28,6 @@ from gaprune import formatting
         (formatting.size, (12, 23456, 5e9), ("12 bytes", "23.5 kB", "5 GB")),
         (formatting.duration, (0, 9.94, 9.97, 59.6), ("0.0 s", "9.9 s", "10 s", "1 min 0 s")),
         (formatting.duration, (75, 3599.7, 5025), ("1 min 15 s", "1 h 0 min", "1 h 24 min")),
-        (formatting.listing, ("a", "ab", "abc"), ("a", "a and b", "a, b and c")),
     ],
 )
 def test_figures_are_easy_to_read(

@@ -142,8 +142,7 @@ def test_seeds_of_large_networks_are_halves_of_the_same_mask(scope: str) -> None
     plain = Genes(scores, uniform, keep).decode(layout)
     assert found.scores.dtype == torch.float16
     assert torch.equal(found.decode(layout), plain)
-    individual = Individual.from_genes(found, layout, "made").without_genes()
-    assert individual.genes is None
+    individual = Individual.from_genes(found, layout, "made")
     assert torch.equal(individual.mask, plain)
 
 

@@ -39,7 +39,6 @@ def search_of(validation: list[float], returned: int, stopped: str = "generation
         best=population[returned],
         validation_score=scores[population[returned].key],
         population=population,
-        hall_of_fame=[],
         front=[],
         validation_scores=scores,
         history=[],

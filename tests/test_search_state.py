@@ -84,7 +84,6 @@ def all_of(outcome: SearchResult) -> dict[str, Any]:
     return {
         "best": (outcome.best.key, outcome.best.origin, outcome.validation_score),
         "population": [genes_of(one) for one in outcome.population],
-        "fame": [(one.key, one.origin, one.fitness.values) for one in outcome.hall_of_fame],
         "front": [one.key for one in outcome.front],
         "judged": list(outcome.validation_scores.items()),
         "history": [replace(record, seconds=0.0) for record in outcome.history],
@@ -148,20 +147,20 @@ def test_scores_of_any_kind_are_kept_to_the_bit(tmp_path: Path) -> None:
     population = [Individual.from_genes(genes, EVALUATOR.layout, "made") for genes in kinds]
     for number, one in enumerate(population):
         one.fitness.values, one.race_fitness, one.step_scale = (number / 3,), -float("inf"), 0.7
-    state = replace(search(plan)[1][0], population=tuple(population), leaders=(), hall_of_fame=())
+    state = replace(search(plan)[1][0], population=tuple(population), leaders=())
     assert len([name for name in state.to_record()[1] if name.startswith("scores")]) == 2
     found = through_disk(state, plan, tmp_path / "state")
     assert [genes_of(one) for one in found.population] == [genes_of(one) for one in population]
 
 
 def test_leaders_that_may_have_children_keep_their_genes(tmp_path: Path) -> None:
-    """Former leaders and the hall of fame have masks only; all validation scores are the same."""
+    """Former leaders have masks only; all validation scores are the same."""
     plan = plan_of("black-box", front=False)
     state = search(plan)[1][-1]
     alive = {id(individual) for individual in state.population}
     former = [leader for leader, _ in state.leaders if id(leader) not in alive]
     assert former
-    assert all(individual.genes is None for individual in (*former, *state.hall_of_fame))
+    assert all(individual.genes is None for individual in former)
     with_genes = tuple((seed, SCORES[seed.key]) for seed in SEEDS)
     for leaders in (state.leaders, with_genes):
         saved = replace(state, leaders=leaders)

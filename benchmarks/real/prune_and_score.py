@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from gaprune.calibration.inversion.synthesis import INVERTING
 from gaprune.cli.console import Monitor
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError
-from gaprune.records import as_json
 from gaprune.runs.prune import prune_target
 from gaprune.runs.result import Result
 
@@ -146,7 +145,7 @@ def _measured(network: RealNetwork, row: Row, settings: Mapping[str, Any]) -> Ro
         cached=inverted and not listener.inverts,
         peak_mb=round(peak, 1),
         needs=result.provenance.level if METHODS[row.method].looks else "none",
-        provenance=as_json(result.provenance),
+        provenance=asdict(result.provenance),
         validation=result.validation_agreement,
         removed=result.actual_sparsity,
         warnings=tuple(listener.warnings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from gaprune.cli.console import LAST, generation_table, sparkline, stdout
 from gaprune.errors import GapruneError
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json
-from gaprune.records import Generation, as_json
+from gaprune.records import Generation
 from gaprune.runs.status import ENDED, RUNNING, STOPPED, RunStatus, read_status
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
@@ -73,7 +74,7 @@ def _print_json(run: str, every: float) -> RunStatus:
         if status.history[: len(printed)] != printed:
             printed = ()
         for record in status.history[len(printed) :]:
-            typer.echo(to_json(as_json(record)))
+            typer.echo(to_json(asdict(record)))
         printed = status.history
         if status.state != RUNNING:
             if status.state == ENDED:

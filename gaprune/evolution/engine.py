@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import ceil, inf
 
 import torch
@@ -34,19 +35,14 @@ from gaprune.profiling import profiled
 from gaprune.records import Generation
 from gaprune.workers import FailedTask, Warn, Workers
 
-HALL_OF_FAME = 8
 FIRST_RUNG, LAST_RUNG = 0, -1  # of the race: a few calibration inputs, and all of them
 
 
 class Evolution:
     """One search; `run` does all of it.
 
-    Args:
-        plan: how to search.
-        workers: where children are made and scored.
-        report: called with the record of every generation.
-        warn: called with a warning for every candidate that is skipped because it crashes its
-            workers.
+    It follows the plan; workers make and score the children. `report` receives the record of every
+    generation, and `warn` a text about every candidate that crashes its workers.
 
     Attributes:
         generation: number of the current generation; 0 is the initial population.
@@ -54,7 +50,6 @@ class Evolution:
         population: the current individuals, with genes.
         leaders: mask key → individual and its validation score, for every individual that was the
             best of a generation (or on the front). Seeds with a known score are leaders too.
-        hall_of_fame: the individuals of the highest fitness ever, without genes.
         history: one record per generation.
     """
 
@@ -71,14 +66,13 @@ class Evolution:
         self.evaluations = 0
         self.population: list[Individual] = []
         self.leaders: dict[str, tuple[Individual, ValidationScore]] = {}
-        self.hall_of_fame = tools.HallOfFame(HALL_OF_FAME, similar=lambda a, b: a.key == b.key)
         self.history: list[Generation] = []
         self._report, self._warn = report, warn
         self._best_fitness, self._best_generation = -inf, 0  # the last improvement
         self._random = random.Random(derive_seed(plan.seed, "selection"))
         self._samplers = {phase.name: VariationSampler(plan, phase) for phase in plan.phases}
         self._started = time.monotonic()
-        # With one worker and large genomes, children are made one at a time, so that the genes of
+        # with one worker and large genomes, children are made one at a time, so that the genes of
         # those that lose the race are freed at once.
         self._batch = 1 if workers.count == 1 and plan.layout.total > LARGE else None
 
@@ -87,13 +81,11 @@ class Evolution:
         seeds: Sequence[Individual],
         validation_scores: Mapping[str, ValidationScore] | None = None,
     ) -> SearchResult:
-        """Search until a limit of the plan is reached.
+        """Search until a limit of the plan is reached, or until Ctrl-C, which keeps the result.
 
         Args:
             seeds: individuals of the initial population. A restored search ignores them.
             validation_scores: mask key → validation score of the seeds, where it is known.
-
-        An interrupt (Ctrl-C) ends the search and the result so far is returned.
 
         Raises:
             GapruneError: every candidate crashes its workers.
@@ -134,7 +126,6 @@ class Evolution:
             best=best,
             validation_score=validation,
             population=self.population,
-            hall_of_fame=list(self.hall_of_fame),
             front=[individual for individual in self._front() if individual.key in self.leaders],
             validation_scores={key: score for key, (_, score) in self.leaders.items()},
             history=self.history,
@@ -155,7 +146,6 @@ class Evolution:
             operator_success={name: sampler.success for name, sampler in self._samplers.items()},
             history=tuple(self.history),
             population=tuple(self.population),
-            hall_of_fame=tuple(self.hall_of_fame),
             leaders=tuple(self.leaders.values()),
         )
 
@@ -169,10 +159,6 @@ class Evolution:
             self._samplers[name].restore(success)
         self.leaders = {leader.key: (leader, score) for leader, score in state.leaders}
         self.population, self.history = list(state.population), list(state.history)
-        for individual in reversed(
-            state.hall_of_fame
-        ):  # among equals, DEAP puts the last one first
-            self.hall_of_fame.insert(individual)
 
     def _breed(self) -> list[Individual]:
         """Make the children of a generation; in a race, return the better half, best first."""
@@ -270,13 +256,11 @@ class Evolution:
     def _set_fitness(
         self, individuals: Sequence[Individual], fitness: Sequence[float]
     ) -> list[Individual]:
-        """Set the DEAP fitness and return the individuals that could be scored.
-
-        In a Pareto search, sparsity is the second value.
-        """
+        """Set the DEAP fitness and return the individuals that could be scored."""
         scored = []
         for individual, value in zip(individuals, fitness, strict=True):
             if value > -inf:
+                # in a Pareto search, sparsity is the second value
                 sparsity = 1 - individual.keep / self.plan.layout.dense_cost
                 pareto = self.plan.most is not None
                 individual.fitness.values = (value, sparsity) if pareto else (value,)
@@ -320,7 +304,6 @@ class Evolution:
 
     def _record(self) -> None:
         phase = self.plan.phase(self.generation).name
-        self.hall_of_fame.update([individual.without_genes() for individual in self.population])
         statistics = self.toolbox.describe(self.population)
         leader = tools.selBest(self.population, 1)[0]
         if statistics["best"] > self._best_fitness:
@@ -347,16 +330,14 @@ class Evolution:
         alive = {id(individual) for individual in self.population}
         for key, (leader, score) in self.leaders.items():
             if leader.genes is not None and id(leader) not in alive:
-                self.leaders[key] = leader.without_genes(), score
+                self.leaders[key] = replace(leader, genes=None), score
 
     def _choose_best(
         self, known: Mapping[str, ValidationScore]
     ) -> tuple[Individual, ValidationScore]:
-        """Return the leader of the highest validation fitness that is never worse than a seed.
-
-        Agreement is what users are promised, but many leaders agree on the same number of inputs.
-        So leaders need at least the agreement of the best seed, and fitness decides among them.
-        """
+        """Return the leader of the highest validation fitness that is never worse than a seed."""
+        # Agreement is what users are promised, but many leaders agree on the same number of inputs.
+        # So leaders need at least the agreement of the best seed, and fitness decides among them.
         leaders = list(self.leaders.values())
         exact = [pair for pair in leaders if pair[0].keep == self.plan.keep] or leaders
         bar = max(

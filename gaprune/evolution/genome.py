@@ -30,21 +30,14 @@ _BOUNDS = {  # dtype → the least score above the threshold, the largest score
 
 @dataclass(frozen=True, eq=False)
 class Genes:
-    """What operators change and what travels between workers.
+    """What operators change and what travels between workers."""
 
-    Attributes:
-        scores: float32 `[layout.total]`, larger is kept first; float16 in storage.
-        counts: keep count of each layer, or None if all layers share one ranking (scope `global`).
-        keep: budget of the whole network: kept weights, or MACs if the layout has a MAC cost.
-        fixed: whether the counts never change (scope `layer`).
-        absolute: whether weights are ranked by |score| (preset `classic`).
-    """
-
-    scores: Tensor
+    scores: Tensor  # float32 `[layout.total]`, larger is kept first; float16 in storage
+    # keep count of each layer; None if all layers share one ranking (scope `global`)
     counts: tuple[int, ...] | None
-    keep: int
-    fixed: bool = False
-    absolute: bool = False
+    keep: int  # budget of the network: kept weights, or MACs if the layout has a MAC cost
+    fixed: bool = False  # whether the counts never change (scope `layer`)
+    absolute: bool = False  # whether weights are ranked by |score| (preset `classic`)
 
     @property
     def ranking(self) -> Tensor:
@@ -110,29 +103,18 @@ class Individual:
     """A candidate for DEAP: its mask, its fitness and, while it may have children, its genes.
 
     The genes take 16 to 32 times the memory of the packed mask. So children that do not survive
-    never send theirs, and individuals that only wait to be chosen have none.
-
-    Attributes:
-        bits: packed mask.
-        total: length of the unpacked mask.
-        keep: the budget that the mask spends, see `Genes`.
-        origin: the criterion that it was seeded from, or the operators that made it.
-        step_scale: its own factor on the length of gradient steps, inherited and mutated.
-        genes: `Genes`, a handle to genes on another worker (see `Workers.fetch`), or None.
-        fitness: DEAP fitness on all calibration inputs; invalid until it is scored.
-        race_fitness: fitness on the first rung of the race.
-        key: hash of the mask, computed unless it is given.
+    never send theirs, and former leaders drop theirs.
     """
 
-    bits: NDArray[np.uint8] = field(repr=False)
-    total: int
-    keep: int
-    origin: str
-    step_scale: float = 1.0
-    genes: Any = field(default=None, repr=False)
-    fitness: base.Fitness = field(default_factory=Fitness)
-    race_fitness: float = -inf
-    key: str = ""
+    bits: NDArray[np.uint8] = field(repr=False)  # packed mask
+    total: int  # length of the unpacked mask
+    keep: int  # the budget that the mask spends, see `Genes`
+    origin: str  # the criterion that it was seeded from, or the operators that made it
+    step_scale: float = 1.0  # its own factor on gradient steps, inherited and mutated
+    genes: Any = field(default=None, repr=False)  # `Genes`, a remote handle to them, or None
+    fitness: base.Fitness = field(default_factory=Fitness)  # on all inputs; invalid until scored
+    race_fitness: float = -inf  # on the first rung of the race
+    key: str = ""  # hash of the mask, computed unless it is given
 
     def __post_init__(self) -> None:
         self.key = self.key or mask_key(self.bits)
@@ -151,10 +133,6 @@ class Individual:
     def search_fitness(self) -> float:
         """Fitness on the calibration inputs: the first value of the DEAP fitness."""
         return float(self.fitness.values[0])
-
-    def without_genes(self) -> Individual:
-        """Return the individual as it is stored when it will have no more children."""
-        return replace(self, genes=None)
 
 
 def seed_genes(
@@ -204,9 +182,8 @@ def score_dtype(layout: Layout) -> torch.dtype:
 def to_storage(genes: Genes, layout: Layout) -> Genes:
     """Return genes as they are stored between tasks; every new child passes through here once.
 
-    Large networks store float16 (`to_float16`). A child is rounded once, where it is made, so it
-    is the same wherever it is scored or sent. Genes ranked by |score| stay float32: their sign
-    would be lost.
+    A child of a large network is rounded to float16 where it is made, so it is the same wherever it
+    is scored or sent. Genes ranked by |score| stay float32: their sign would be lost.
     """
     keeps = genes.absolute or genes.scores.dtype == score_dtype(layout) or layout.total <= LARGE
     return genes if keeps else to_float16(genes, layout)
@@ -225,9 +202,8 @@ def to_float16(genes: Genes, layout: Layout) -> Genes:
 def align(genes: Genes, layout: Layout) -> Genes:
     """Shift the scores of each layer so that its threshold is 0: kept above, dropped at most 0.
 
-    Then one threshold serves all layers: a global top-k of aligned float32 scores gives the same
-    mask, and gradient steps can move weights between layers. Genes without counts have one
-    threshold already and are returned unchanged.
+    Then a global top-k gives the same mask, and gradient steps can move weights between layers.
+    Genes without counts have one threshold already and are returned unchanged.
     """
     return genes if genes.counts is None else _threshold_at_zero(genes, layout, torch.float32)
 
@@ -280,8 +256,7 @@ def _middle(lowest: float, highest: float) -> float:
 def _common_thresholds(gaps: Sequence[tuple[float, float]]) -> list[float]:
     """Return the threshold of one ranking for each layer, moved where the floor keeps more weights.
 
-    Args:
-        gaps: lowest kept and highest dropped score of every layer.
+    `gaps` holds the lowest kept and the highest dropped score of every layer.
     """
     highest = max(high for _, high in gaps)
     threshold = _middle(min(low for low, _ in gaps if low >= highest), highest)

@@ -20,31 +20,20 @@ from gaprune.profiling import profiled
 
 @dataclass(frozen=True)
 class Refinement:
-    """Number and length of gradient steps.
+    """Number and length of gradient steps."""
 
-    Attributes:
-        steps: gradient steps, one batch each.
-        learning_rate: Euclidean length of the first step in score ranks, before momentum.
-        batch: inputs per step.
-        momentum: of the normalised gradients.
-        averaging: decay of the running average of the scores; the average is the result.
-        clip: maximum of a score's gradient in root mean squares of all gradients, or None. In deep
-            networks a few weights of small kernels take the whole step otherwise; in shallow
-            networks the largest gradients are the useful ones.
-        last_rate: step length after the last step; None keeps `learning_rate`.
-        cosine: reach `last_rate` along half a cosine instead of linearly.
-        fade: fractions of the steps between which repair is faded out (warm-up), or None: the
-            evaluator stays as it is.
-    """
-
-    steps: int
-    learning_rate: float
-    batch: int
-    momentum: float = 0.9
-    averaging: float = 0.95
+    steps: int  # one batch each
+    learning_rate: float  # Euclidean length of the first step in score ranks, before momentum
+    batch: int  # inputs per step
+    momentum: float = 0.9  # of the normalised gradients
+    averaging: float = 0.95  # decay of the running average of the scores, which is the result
+    # Maximum of a score's gradient in root mean squares of all gradients. In deep networks a few
+    # weights of small kernels take the whole step otherwise; in shallow networks the largest
+    # gradients are the useful ones.
     clip: float | None = None
-    last_rate: float | None = None
-    cosine: bool = False
+    last_rate: float | None = None  # step length after the last step; None: `learning_rate`
+    cosine: bool = False  # reach `last_rate` along half a cosine instead of linearly
+    # fractions of the steps between which repair is faded out; None: the evaluator stays as it is
     fade: tuple[float, float] | None = None
 
     def step_length(self, step: int) -> float:

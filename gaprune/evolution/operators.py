@@ -7,23 +7,20 @@ The parents stay unchanged, and an operator that cannot change anything returns 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from gaprune import plugins
-from gaprune.errors import unknown_name
 from gaprune.evolution.genome import Genes, align
 from gaprune.masks.budget import apportion
 from gaprune.masks.supermask import Layout, layer_counts, top_k_mask
 
 Mutation = Callable[[Genes, Layout, Generator], Genes]
 Crossover = Callable[[Genes, Genes, Layout, Generator], tuple[Genes, Genes]]
-Operator = TypeVar("Operator")
 
 
 def uniform_reset(
@@ -257,29 +254,15 @@ def _mix_counts(
 
 
 def find_mutation(name: str) -> Mutation:
-    """Return a built-in mutation or that of a plug-in.
-
-    Raises:
-        InputError: the name is unknown, or the plug-in is broken.
-    """
-    return _find("mutation", name, MUTATIONS, plugins.MUTATIONS)
+    """Return a built-in mutation or that of a plug-in; see `plugins.find_extension`."""
+    read = plugins.require_function
+    return plugins.find_extension("mutation", name, MUTATIONS, plugins.MUTATIONS, read)
 
 
 def find_crossover(name: str) -> Crossover:
-    """Return a built-in crossover or that of a plug-in.
-
-    Raises:
-        InputError: the name is unknown, or the plug-in is broken.
-    """
-    return _find("crossover", name, CROSSOVERS, plugins.CROSSOVERS)
-
-
-def _find(what: str, name: str, built_in: Mapping[str, Operator], group: str) -> Operator:
-    operator: Any = built_in.get(name) or plugins.find_plugin(group, name, plugins.require_function)
-    if operator is None:
-        raise unknown_name(what, name, [*built_in, *plugins.plugin_names(group, built_in)])
-    result: Operator = operator
-    return result
+    """Return a built-in crossover or that of a plug-in; see `plugins.find_extension`."""
+    read = plugins.require_function
+    return plugins.find_extension("crossover", name, CROSSOVERS, plugins.CROSSOVERS, read)
 
 
 MUTATIONS: dict[str, Mutation] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gaprune import plugins
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError
 from gaprune.evolution.operators import find_crossover, find_mutation
 
 FRONT = {"population": 24, "offspring": 12, "steps": 20, "generations": 12}  # for a Pareto search
@@ -101,25 +101,12 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Return a built-in preset or that of a plug-in.
-
-    Raises:
-        InputError: the name is unknown; the message lists the valid ones.
-    """
-    preset = PRESETS.get(name) or plugins.find_plugin(plugins.PRESETS, name, read_preset)
-    if preset is None:
-        raise unknown_name(
-            "preset", name, [*PRESETS, *plugins.plugin_names(plugins.PRESETS, PRESETS)]
-        )
-    return preset
+    """Return a built-in preset or that of a plug-in; see `plugins.find_extension`."""
+    return plugins.find_extension("preset", name, PRESETS, plugins.PRESETS, read_preset)
 
 
 def read_preset(plugin: plugins.Plugin, value: Any) -> Preset:  # noqa: ANN401 - from a plug-in
-    """Return the preset that a plug-in provides.
-
-    Raises:
-        InputError: it is not a `Preset`, or names an unknown operator.
-    """
+    """Return a plug-in's preset; raise InputError if it is none or names an unknown operator."""
     preset = plugins.require_type(Preset)(plugin, value)
     for names, find in ((preset.mutations, find_mutation), (preset.crossovers, find_crossover)):
         for name in set(names) - {NONE}:
@@ -149,10 +136,5 @@ def as_warmup(preset: Preset) -> Preset:
 
 def as_density_search(preset: Preset) -> Preset:
     """Return the preset with one operator, which changes the keep counts of layers only."""
-    return replace(
-        preset,
-        crossovers={NONE: 1.0},
-        mutations={"reallocate": 1.0},
-        options={},
-        gradient=False,
-    )
+    crossovers, mutations = {NONE: 1.0}, {"reallocate": 1.0}
+    return replace(preset, crossovers=crossovers, mutations=mutations, options={}, gradient=False)

@@ -21,23 +21,16 @@ OVERFIT_DROP = 0.02  # validation agreement that the leader loses when a search 
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """When to stop; None is no limit.
+    """When to stop; None is no limit."""
 
-    Attributes:
-        generations: after the initial population.
-        evaluations: candidates scored; every gradient step counts as one.
-        seconds: duration of the search. The number of generations then depends on the machine,
-            so this is the one limit under which a seed does not determine the masks.
-        stagnation: generations without a better fitness.
-        patience: consecutive generations whose leader is at least `OVERFIT_DROP` below an earlier
-            leader in validation agreement: the search overfits its calibration inputs. Like
-            `stagnation`, it counts from the start of the main phase.
-    """
-
-    generations: int | None = None
-    evaluations: int | None = None
+    generations: int | None = None  # after the initial population
+    evaluations: int | None = None  # candidates scored; every gradient step counts as one
+    # Duration of the search. The number of generations then depends on the machine, so this is the
+    # one limit under which a seed does not determine the masks.
     seconds: float | None = None
-    stagnation: int | None = None
+    stagnation: int | None = None  # generations without a better fitness
+    # Consecutive generations that overfit the calibration inputs, see `overfit_generations`. Like
+    # `stagnation`, it counts from the start of the main phase.
     patience: int | None = None
 
     def reached(
@@ -51,21 +44,14 @@ class SearchLimits:
             "stagnation": (stagnant, self.stagnation),
             "validation": (overfit, self.patience),
         }
-        return next(
-            (
-                name
-                for name, (value, limit) in pairs.items()
-                if limit is not None and value >= limit
-            ),
-            None,
-        )
+        reached = (n for n, (value, limit) in pairs.items() if limit is not None and value >= limit)
+        return next(reached, None)
 
 
 def overfit_generations(agreements: Sequence[float]) -> int:
     """Count the last generations whose leader is `OVERFIT_DROP` below an earlier leader.
 
-    Args:
-        agreements: validation agreement of the leader of every generation.
+    `agreements` holds the validation agreement of the leader of every generation.
     """
     best, count = 0.0, 0
     for agreement in agreements:
@@ -76,24 +62,16 @@ def overfit_generations(agreements: Sequence[float]) -> int:
 
 @dataclass(frozen=True)
 class SearchPhase:
-    """Consecutive generations whose children are made in the same way.
+    """Consecutive generations whose children are made in the same way."""
 
-    Attributes:
-        name: `warmup` (gradient steps from the repaired to the strict network), `density_search`
-            (keep counts of the layers only) or `search` (all operators).
-        preset: operators and their options.
-        offspring: children per generation.
-        refinement: gradient steps of every child, or None.
-        start: generations before the phase.
-        length: its generations, or None: until a limit is reached.
-    """
-
+    # `warmup`: gradient steps from the repaired to the strict network; `density_search`: only the
+    # keep counts of the layers change; `search`: all operators
     name: str
-    preset: Preset
-    offspring: int
-    refinement: Refinement | None
-    start: int
-    length: int | None
+    preset: Preset  # operators and their options
+    offspring: int  # children per generation
+    refinement: Refinement | None  # gradient steps of every child
+    start: int  # generations before the phase
+    length: int | None  # its generations; None: until a limit is reached
 
     def progress(self, generation: int) -> float:
         """Return the fraction of the phase that is over after a generation; 0 without a length."""
@@ -104,35 +82,21 @@ class SearchPhase:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Everything that the search needs besides seeds and workers.
+    """Everything that the search needs besides seeds and workers."""
 
-    Attributes:
-        preset: operators, selection and survival.
-        layout: the prunable layers of the network.
-        seed: of every random choice.
-        population, offspring: survivors and children per generation.
-        refinement: gradient steps of the main phase, or None.
-        limits: when to stop.
-        keep: requested budget, see `Genes`.
-        most: in a Pareto search, budgets range from `keep` to `most`; else None.
-        density_search: generations that change keep counts only, before the main phase.
-        warmup: gradient steps of the one generation of the warm-up, or None. It requires an
-            evaluator with `GuidedForward`.
-        group: masks scored in one forward pass; 1 scores each by itself.
-    """
-
-    preset: Preset
-    layout: Layout
-    seed: int
-    population: int
-    offspring: int
-    refinement: Refinement | None
+    preset: Preset  # operators, selection and survival
+    layout: Layout  # the prunable layers of the network
+    seed: int  # of every random choice
+    population: int  # survivors per generation
+    offspring: int  # children per generation
+    refinement: Refinement | None  # gradient steps of the main phase
     limits: SearchLimits
-    keep: int
-    most: int | None = None
-    density_search: int = 0
+    keep: int  # requested budget, see `Genes`
+    most: int | None = None  # in a Pareto search, budgets range from `keep` to `most`
+    density_search: int = 0  # generations that change keep counts only, before the main phase
+    # gradient steps of the one generation of the warm-up; its evaluator needs a `GuidedForward`
     warmup: Refinement | None = None
-    group: int = 1
+    group: int = 1  # masks scored in one forward pass; 1 scores each by itself
 
     @cached_property
     def phases(self) -> tuple[SearchPhase, ...]:
@@ -145,11 +109,8 @@ class SearchPlan:
         if self.density_search:
             preset = as_density_search(self.preset)
             offspring = max(MIN_DENSITY_OFFSPRING, self.offspring)
-            phases.append(
-                SearchPhase(
-                    DENSITY_SEARCH, preset, offspring, None, len(phases), self.density_search
-                )
-            )
+            density = (len(phases), self.density_search)
+            phases.append(SearchPhase(DENSITY_SEARCH, preset, offspring, None, *density))
         length = None if total is None else max(0, total - start)
         main = SearchPhase(SEARCH, self.preset, self.offspring, self.refinement, start, length)
         return *phases, main
@@ -183,29 +144,15 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search.
+    """The result of a search; histories and counters are those of `Evolution`."""
 
-    Attributes:
-        best: the candidate that scores best on the validation inputs among all leaders.
-        validation_score: its score there.
-        population: the last population.
-        hall_of_fame: the individuals of the highest fitness ever, without genes.
-        front: non-dominated individuals, sparsest first (Pareto search only).
-        validation_scores: mask key → validation score of every leader and every seed.
-        history: one record per generation.
-        stopped: `generations`, `evaluations`, `seconds`, `stagnation`, `validation` or
-            `interrupted`.
-        evaluations: candidates scored; every gradient step counts as one.
-        seconds: duration of the search.
-    """
-
-    best: Individual
-    validation_score: ValidationScore
-    population: list[Individual]
-    hall_of_fame: list[Individual]
-    front: list[Individual]
-    validation_scores: dict[str, ValidationScore]
+    best: Individual  # scores best on the validation inputs among all leaders
+    validation_score: ValidationScore  # its score there
+    population: list[Individual]  # the last one
+    front: list[Individual]  # non-dominated individuals, sparsest first (Pareto search only)
+    validation_scores: dict[str, ValidationScore]  # of every leader and every seed, by mask key
     history: list[Generation]
+    # `generations`, `evaluations`, `seconds`, `stagnation`, `validation` or `interrupted`
     stopped: str
     evaluations: int
     seconds: float

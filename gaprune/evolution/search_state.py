@@ -21,43 +21,27 @@ from gaprune.records import Generation
 
 Record = dict[str, Any]
 _PLAIN = (
-    "generation",
-    "evaluations",
-    "best_fitness",
-    "best_generation",
-    "seconds",
-    "random",
-    "operator_success",
+    *("generation", "evaluations", "best_fitness", "best_generation"),
+    *("seconds", "random", "operator_success"),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class SearchState:
-    """Everything that the next generation depends on.
-
-    Attributes:
-        generation, evaluations: counters of `Evolution`.
-        best_fitness, best_generation: the last improvement of the best fitness.
-        seconds: of the search so far.
-        random: state of the generator that DEAP draws from, as `random.getstate` returns it.
-        operator_success: phase → `crossover` or `mutation` → operator → success rate.
-        history: one record per generation.
-        population: in order.
-        hall_of_fame: best first, without genes.
-        leaders: individuals with their validation scores, in the order in which they led. They
-            have genes if they are in the population, or may have children later.
-    """
+    """Everything that the next generation depends on; counters are those of `Evolution`."""
 
     generation: int
     evaluations: int
-    best_fitness: float
-    best_generation: int
-    seconds: float
-    random: Any
+    best_fitness: float  # of any generation
+    best_generation: int  # the first that reached it
+    seconds: float  # of the search so far
+    random: Any  # state of the generator that DEAP draws from: `random.getstate()`
+    # phase → `crossover` or `mutation` → operator → success rate
     operator_success: Mapping[str, Mapping[str, Mapping[str, float]]]
     history: tuple[Generation, ...]
-    population: tuple[Individual, ...]
-    hall_of_fame: tuple[Individual, ...]
+    population: tuple[Individual, ...]  # in order
+    # In the order in which they led. Leaders have genes while they may still have children: they
+    # are in the population, or the warm-up may choose its parent among them.
     leaders: tuple[tuple[Individual, ValidationScore], ...]
 
     def to_record(self) -> tuple[Record, dict[str, Tensor]]:
@@ -93,7 +77,6 @@ class SearchState:
         record = {name: getattr(self, name) for name in _PLAIN}
         record["history"] = [asdict(generation) for generation in self.history]
         record["population"] = [record_of(individual) for individual in self.population]
-        record["hall_of_fame"] = [record_of(individual) for individual in self.hall_of_fame]
         record["leaders"] = [
             {
                 "individual": index[id(leader)] if id(leader) in index else record_of(leader),
@@ -142,6 +125,5 @@ class SearchState:
             random=(version, tuple(numbers), gauss),
             history=tuple(Generation(**generation) for generation in record["history"]),
             population=population,
-            hall_of_fame=tuple(map(individual_of, record["hall_of_fame"])),
             leaders=tuple(leaders),
         )

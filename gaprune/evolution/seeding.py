@@ -43,8 +43,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
         generator: for the random criterion.
         gradients: False skips the criteria that differentiate the network.
         only: names of criteria, also of plug-ins; None means all built-in ones.
-        ranked: an evaluator whose units are ranked by the mean score of their weights, if it has
-            any; None ranks weights.
+        ranked: an evaluator whose units, if it has any, are ranked by the mean of their weights.
         warn: called with a warning for a criterion that fails on this network.
 
     Raises:

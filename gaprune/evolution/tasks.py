@@ -33,19 +33,12 @@ def derive_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True)
 class BreedResult:
-    """The message that a worker returns for a `BreedTask`.
+    """The message that a worker returns for a `BreedTask`."""
 
-    Attributes:
-        genes: of the child; from a remote worker, a handle until they are fetched.
-        fitness: on the rung of the task.
-        bits: packed mask.
-        keep: the budget that the mask spends.
-    """
-
-    genes: Genes
-    fitness: float
-    bits: Bits
-    keep: int
+    genes: Genes  # of the child; from a remote worker, a handle until they are fetched
+    fitness: float  # on the rung of the task
+    bits: Bits  # packed mask
+    keep: int  # the budget that the mask spends
 
 
 @dataclass(frozen=True)
@@ -116,10 +109,7 @@ class ScoreTask:
 
 @dataclass(frozen=True)
 class ScoreGroupTask:
-    """Score several packed masks in one forward pass where torch can do that.
-
-    The score of a mask does not depend on the others; see `Evaluator.fitness_many`.
-    """
+    """Score several packed masks in one forward pass, see `Evaluator.fitness_many`."""
 
     bits: tuple[Bits, ...]
     rung: int

@@ -17,12 +17,9 @@ from gaprune.workers import Workers
 
 
 def roulette(individuals: Sequence[Individual], k: int) -> list[Individual]:
-    """Draw `k` individuals with probability proportional to fitness.
-
-    DEAP's roulette needs positive fitness. Otherwise the distance from the worst is used.
-    """
+    """Draw `k` individuals with probability proportional to fitness."""
     worst = min(individual.search_fitness for individual in individuals)
-    if worst > 0:
+    if worst > 0:  # DEAP's roulette needs that; otherwise the distance from the worst counts
         return list(tools.selRoulette(individuals, k))
     # epsilon: if all are equal, all weights would be 0
     weights = [i.search_fitness - worst + sys.float_info.epsilon for i in individuals]

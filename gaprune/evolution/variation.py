@@ -24,21 +24,13 @@ MIN_SCALE, MAX_SCALE = 0.25, 4.0  # bounds of an individual's own factor on the 
 
 @dataclass(frozen=True)
 class Variation:
-    """The recipe of one child.
+    """The recipe of one child."""
 
-    Attributes:
-        crossover: key of `CROSSOVERS`, or None: a copy of the first parent.
-        mutation: key of `MUTATIONS`, or None.
-        options: keyword arguments of the mutation.
-        refinement: gradient steps after the mutation, or None.
-        keep: new budget, under one ranking over all layers; None inherits the parent's.
-    """
-
-    crossover: str | None = None
-    mutation: str | None = None
-    options: tuple[tuple[str, Any], ...] = ()
-    refinement: Refinement | None = None
-    keep: int | None = None
+    crossover: str | None = None  # key of `CROSSOVERS`; None: a copy of the first parent
+    mutation: str | None = None  # key of `MUTATIONS`
+    options: tuple[tuple[str, Any], ...] = ()  # keyword arguments of the mutation
+    refinement: Refinement | None = None  # gradient steps after the mutation
+    keep: int | None = None  # new budget, under one ranking over all layers; None: the parent's
 
     @property
     def origin(self) -> str:
@@ -55,16 +47,12 @@ class Variation:
 class OperatorRates:
     """Adaptive operator selection by probability matching (Goldberg 1990).
 
-    Args:
-        initial: operator → initial probability; they sum to 1.
-        adaptive: False keeps the initial probabilities.
-
-    Attributes:
-        success: operator → running rate of children that beat their better parent.
+    `initial` holds the probability of every operator; unless `adaptive`, they never change.
     """
 
     def __init__(self, initial: Mapping[str, float], *, adaptive: bool) -> None:
         self._initial = dict(initial)
+        # running rate of the children that beat their better parent
         self.success = dict.fromkeys(initial, 0.5)
         self._adaptive = adaptive
 
@@ -98,36 +86,32 @@ class VariationSampler:
     def __init__(self, plan: SearchPlan, phase: SearchPhase) -> None:
         self._plan, self._phase = plan, phase
         preset = phase.preset
-        self.crossovers = OperatorRates(preset.crossovers, adaptive=preset.adaptive)
-        self.mutations = OperatorRates(preset.mutations, adaptive=preset.adaptive)
+        self._operators = {
+            "crossover": OperatorRates(preset.crossovers, adaptive=preset.adaptive),
+            "mutation": OperatorRates(preset.mutations, adaptive=preset.adaptive),
+        }
 
     @property
     def rates(self) -> dict[str, dict[str, float]]:
         """Current probabilities of the crossovers and mutations."""
-        return {
-            "crossover": self.crossovers.probabilities,
-            "mutation": self.mutations.probabilities,
-        }
+        return {kind: rates.probabilities for kind, rates in self._operators.items()}
 
     @property
     def success(self) -> dict[str, dict[str, float]]:
         """Success rates of the crossovers and mutations, to be saved in a checkpoint."""
-        return {
-            "crossover": dict(self.crossovers.success),
-            "mutation": dict(self.mutations.success),
-        }
+        return {kind: dict(rates.success) for kind, rates in self._operators.items()}
 
     def restore(self, success: Mapping[str, Mapping[str, float]]) -> None:
         """Continue with saved success rates."""
-        self.crossovers.success.update(success["crossover"])
-        self.mutations.success.update(success["mutation"])
+        for kind, rates in self._operators.items():
+            rates.success.update(success[kind])
 
     def draw(
         self, pair: tuple[Individual, Individual], generation: int, generator: torch.Generator
     ) -> tuple[Variation, float]:
         """Return the variation for a child of `pair`, and the step scale of the child."""
-        crossover, mutation = self.crossovers.draw(generator), self.mutations.draw(generator)
-        # log-normal mutation of the step scale: self-adaptation as in evolution strategies. Drawn
+        crossover, mutation = (rates.draw(generator) for rates in self._operators.values())
+        # Log-normal mutation of the step scale: self-adaptation as in evolution strategies. Drawn
         # even where it is not used, so that every child takes the same number of random draws.
         change = exp(0.3 * float(torch.randn((), generator=generator)))
         refinement, scale = self._phase.refinement, pair[0].step_scale
@@ -150,8 +134,8 @@ class VariationSampler:
 
     def learn(self, variation: Variation, *, improved: bool) -> None:
         """Record whether the child of a variation beat its better parent."""
-        self.crossovers.credit(variation.crossover or NONE, improved=improved)
-        self.mutations.credit(variation.mutation or NONE, improved=improved)
+        self._operators["crossover"].credit(variation.crossover or NONE, improved=improved)
+        self._operators["mutation"].credit(variation.mutation or NONE, improved=improved)
 
     def _annealing(self, generation: int) -> float:
         """Return the factor on step lengths: a cosine from 1 to `MIN_ANNEALING` over the phase."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gaprune import plugins
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError
 from gaprune.exports import compact, writers
 from gaprune.exports import semi_structured_writer as semi_structured
 from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork
@@ -137,20 +137,9 @@ model = AutoModel.from_pretrained(".")""",
 
 
 def find_exporter(name: str) -> Exporter:
-    """Return a built-in format, or one of a plug-in.
-
-    Raises:
-        InputError: an unknown name, or a plug-in that is broken.
-    """
-    # Built-in names win: a plug-in cannot replace a format.
-    exporter = EXPORTERS.get(name) or plugins.find_plugin(
-        plugins.EXPORTERS, name, plugins.require_type(Exporter)
-    )
-    if exporter is None:
-        raise unknown_name(
-            "format", name, [*EXPORTERS, *plugins.plugin_names(plugins.EXPORTERS, EXPORTERS)]
-        )
-    return exporter
+    """Return a built-in format or that of a plug-in; see `plugins.find_extension`."""
+    read = plugins.require_type(Exporter)
+    return plugins.find_extension("format", name, EXPORTERS, plugins.EXPORTERS, read)
 
 
 def check_options(name: str, options: ExportOptions) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gaprune.formatting import duration, listing, number, percent, points, ratio, size
+from gaprune.formatting import duration, number, percent, points, ratio, size
 from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
 from gaprune.report.reading import RunFiles
 
@@ -190,7 +190,7 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
         scores = [f"{percent(repaired['validation'])} agreement on the validation inputs"]
         if repaired.get("accuracy") is not None:
             scores.append(f"{percent(repaired['accuracy'])} test accuracy")
-        remarks.append(f"After repair of statistics and biases: {listing(scores)}.")
+        remarks.append(f"After repair of statistics and biases: {' and '.join(scores)}.")
     if record["method"] == EVOLVED and (record.get("gain") or 0) <= 0:
         remarks.append("The search found nothing better than the best one-shot criterion.")
     return [remark for remark in remarks if remark]

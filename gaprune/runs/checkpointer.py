@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from gaprune.io.run_files import HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.models.target import Target
 from gaprune.profiling import profiled
-from gaprune.records import Generation, as_json
+from gaprune.records import Generation
 from gaprune.runs.directory import config_text
 from gaprune.runs.job import PruneJob
 from gaprune.runs.open_directory import OpenRun
@@ -201,7 +202,7 @@ class Checkpointer:
         """Append new generations to `history.jsonl`; the first time write all of them."""
         if self._run_directory is None:
             return
-        lines = [f"{to_json(as_json(record))}\n" for record in history[self._num_streamed :]]
+        lines = [f"{to_json(asdict(record))}\n" for record in history[self._num_streamed :]]
         mode = "a" if self._num_streamed else "w"
         try:
             with (self._run_directory.folder / HISTORY).open(mode) as file:

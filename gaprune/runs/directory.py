@@ -19,6 +19,7 @@ A mask has one byte per weight: every tool can read that, and it compresses as w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from gaprune.io.serialization import to_json, to_metadata, to_toml
 from gaprune.io.weights import load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
-from gaprune.records import as_json
 from gaprune.runs.job import PruneJob
 from gaprune.runs.result import Result
 
@@ -93,7 +93,7 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
     texts = {
         CONFIG: config_text(result.target, result.settings, job),
         RECORD: to_json(result.record(), indent=2) + "\n",
-        HISTORY: "".join(f"{to_json(as_json(record))}\n" for record in result.history),
+        HISTORY: "".join(f"{to_json(asdict(record))}\n" for record in result.history),
         REPORT_DATA: to_json(report_data) + "\n",
     }
     for name, text in texts.items():
