@@ -42,13 +42,11 @@ def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str,
     """Write a checkpoint at `path`, in a folder that exists.
 
     Raises:
-        OSError: no space, no right to write, or `path` exists; nothing is changed then.
+        OSError: no space, or no right to write; nothing is changed then.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = {FACTS: json.dumps(facts, ensure_ascii=False).encode(), TENSORS: save(stored)}
     content[SUMS] = _sums(content).encode()
-    if path.exists():
-        raise FileExistsError(17, "there is a checkpoint of this name", str(path))
     with replacing(path) as folder:
         folder.mkdir()
         for name, data in content.items():
@@ -89,18 +87,14 @@ def write_next(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Ten
     number = int(earlier[-1].name) + 1 if earlier else 1
     write_checkpoint(folder / f"{number:06d}", facts, tensors)
     for old in earlier[: 1 - NUM_CHECKPOINTS]:
-        hidden = hidden_name(old)  # renamed first: a part of it is never read
-        with contextlib.suppress(OSError):
-            old.rename(hidden)
-            remove(hidden)
+        with contextlib.suppress(OSError):  # renamed first: a part of it is never read
+            remove(old.rename(hidden_name(old)))
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Read the newest undamaged checkpoint of a folder; None if none was ever written.
+    """Read the newest undamaged checkpoint of `write_next`; None if none was ever written.
 
-    Args:
-        folder: where `write_next` wrote; other names in it are left alone.
-        warn: told of a damaged one, which is renamed and never read again.
+    `warn` is told of damaged ones, which are renamed and never read again.
 
     Raises:
         GapruneError: all of them are damaged.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -13,9 +12,6 @@ NO_CHECKPOINTS = "writes no checkpoints"  # note in the lock file of such a run
 class Lock:
     """An exclusive lock on a file; its content is the number of the process, and a note.
 
-    Args:
-        path: the file; it is made if it is missing.
-
     Raises:
         BlockingIOError: another process has the lock, or this one through another `Lock`.
         OSError: the file cannot be written.
@@ -23,22 +19,32 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = _open_locked(path)
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, str(os.getpid()).encode())
+        while True:
+            self._file = path.open("ab", buffering=0)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
+                    break
+            except BlockingIOError:
+                self._file.close()
+                raise
+            except FileNotFoundError:
+                pass
+            except OSError:  # a file system without locks guarantees nothing
+                break
+            self._file.close()  # its owner has removed it between two calls: lock the new file
+        self._file.truncate(0)
+        self.add_note(str(os.getpid()))
 
     def add_note(self, note: str) -> None:
-        """Write a note for other processes into the file."""
-        os.write(self._descriptor, f" {note}".encode())
+        """Append a note for other processes to the file."""
+        self._file.write(f"{note} ".encode())
 
     def release(self, *, remove: bool = False) -> None:
-        """Release the lock; with `remove` delete its file first."""
-        if self._descriptor < 0:
-            return
-        if remove:
+        """Release the lock, if it is not yet; with `remove` delete its file first."""
+        if remove and not self._file.closed:
             self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._file.close()
 
 
 def lock_owner(path: Path) -> str | None:
@@ -53,19 +59,3 @@ def lock_owner(path: Path) -> str | None:
     except OSError:  # no such file, or a file system without locks
         pass
     return None
-
-
-def _open_locked(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise
-        except OSError:  # a file system without locks guarantees nothing
-            return descriptor
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # its owner has removed it between the two calls: lock the new file

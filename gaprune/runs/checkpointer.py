@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
@@ -26,18 +26,12 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.search_plan import SearchPlan
 from gaprune.evolution.search_state import SearchState
-from gaprune.io.checkpoints import (
-    Checkpoint,
-    read_newest,
-    write_checkpoint,
-    write_next,
-)
+from gaprune.io.checkpoints import Checkpoint, read_newest, write_checkpoint, write_next
 from gaprune.io.lock import NO_CHECKPOINTS
 from gaprune.io.run_files import HISTORY
 from gaprune.io.serialization import to_json
 from gaprune.models.target import Target
 from gaprune.profiling import profiled
-from gaprune.records import Generation
 from gaprune.runs.directory import config_text
 from gaprune.runs.job import PruneJob
 from gaprune.runs.open_directory import OpenRun
@@ -48,19 +42,12 @@ VERSIONS = ("gaprune", "torch")  # packages of which another version may give ot
 
 
 class SavedSearch(NamedTuple):
-    """A search after a generation.
-
-    Attributes:
-        state: of the search.
-        seeds: the one-shot masks.
-        validation_scores: mask key → score of a seed on the validation inputs.
-        seconds: of the run until then.
-    """
+    """A search after a generation."""
 
     state: SearchState
-    seeds: list[Individual]
-    validation_scores: dict[str, ValidationScore]
-    seconds: float
+    seeds: list[Individual]  # the one-shot masks
+    validation_scores: dict[str, ValidationScore]  # of the seeds, by mask key
+    seconds: float  # of the run until then
 
 
 class Checkpointer:
@@ -90,7 +77,7 @@ class Checkpointer:
         self._open_search(None)
 
     def _open_search(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._folder = folder  # of the checkpoints of one search; None writes none
         self._pending: SavedSearch | None = None  # the last generation, if it is not yet written
         self._write_failed = False
         self._num_streamed = 0  # generations in `history.jsonl`
@@ -133,9 +120,7 @@ class Checkpointer:
     def load_search(self, plan: SearchPlan, sparsity: float | None = None) -> SavedSearch | None:
         """Begin a search, and read its newest checkpoint; None if there is none.
 
-        Args:
-            plan: of the search.
-            sparsity: of one search of several; None if the run has only one.
+        `sparsity` is that of one search of several; None if the run has only one.
 
         Raises:
             GapruneError: all checkpoints are damaged.
@@ -164,12 +149,19 @@ class Checkpointer:
         seconds: float,
     ) -> None:
         """Record a finished generation; write a checkpoint every `every` generations."""
-        if self._folder is None or not self._every:
+        run = self._run_directory
+        if run is None or self._folder is None or not self._every:
             return
         with profiled("checkpoint"):
             state = evolution.state()
             self._pending = SavedSearch(state, seeds, validation_scores, seconds)
-            self._stream(state.history)
+            new = state.history[self._num_streamed :]
+            try:
+                with (run.folder / HISTORY).open("a" if self._num_streamed else "w") as file:
+                    file.writelines(f"{to_json(asdict(record))}\n" for record in new)
+                self._num_streamed = len(state.history)
+            except OSError:  # the checkpoint warns; next time the whole history is written
+                self._num_streamed = 0
             if state.generation % self._every == 0:
                 self._write_pending()
 
@@ -198,19 +190,6 @@ class Checkpointer:
                     )
                 self._write_failed = True
 
-    def _stream(self, history: Sequence[Generation]) -> None:
-        """Append new generations to `history.jsonl`; the first time write all of them."""
-        if self._run_directory is None:
-            return
-        lines = [f"{to_json(asdict(record))}\n" for record in history[self._num_streamed :]]
-        mode = "a" if self._num_streamed else "w"
-        try:
-            with (self._run_directory.folder / HISTORY).open(mode) as file:
-                file.writelines(lines)
-            self._num_streamed = len(history)
-        except OSError:  # the checkpoint warns; next time the whole history is written
-            self._num_streamed = 0
-
     @contextmanager
     def saving_at_exit(self) -> Iterator[None]:
         """Write the last generation however the block ends; an error says how to resume."""
@@ -219,8 +198,9 @@ class Checkpointer:
         except GapruneError as error:
             self._write_pending()
             run = self._run_directory
-            wrong_input = isinstance(error, InputError)
-            if run is None or not (run.keep_on_error if wrong_input else run.keep_files):
+            if run is None or not (
+                run.keep_on_error if isinstance(error, InputError) else run.keep_files
+            ):
                 raise
             raise type(error)(f"{error}; {run.command} continues from the checkpoint") from error
         finally:

@@ -17,24 +17,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.atomic import (
-    check_output_folder,
-    hidden_name,
-    make_folders,
-    remove,
-    remove_folders,
-    remove_partial,
-    sync,
-    sync_tree,
-    write_file,
-    writing,
-)
+from gaprune.io import atomic
+from gaprune.io.atomic import make_folders, remove_folders, writing
 from gaprune.io.lock import Lock, lock_owner
 from gaprune.io.run_files import CHECKPOINT, CONFIG, LOCK, MAY_HOLD, RECORD, REPORT
 from gaprune.report import write_report
@@ -58,13 +48,13 @@ class OpenRun:
         InputError: another process has the folder locked, or it cannot be written.
     """
 
-    def __init__(self, path: Path, made: list[Path], *, reopened: bool = False) -> None:
-        self.path, self.folder, self._made = path, path.expanduser().resolve(), made
+    def __init__(self, path: Path, made: Sequence[Path] = (), *, reopened: bool = False) -> None:
+        self.path, self.folder, self._made = path, path.expanduser().resolve(), [*made]
         self.checkpoint = self.folder / CHECKPOINT
         self.keep_files = self.keep_on_error = self._begun = reopened
         try:
             with writing(path, InputError):
-                self._made = made + make_folders(self.checkpoint)
+                self._made += make_folders(self.checkpoint)
                 try:
                     self.lock = Lock(self.checkpoint / LOCK)
                 except BlockingIOError:
@@ -87,7 +77,7 @@ class OpenRun:
         """Remove an earlier run, and write `config.toml`; OSError if it cannot be written."""
         self._begun = True
         self._remove_earlier()
-        write_file(self.folder / CONFIG, config)
+        atomic.write_file(self.folder / CONFIG, config)
 
     def save(self, result: Result, job: PruneJob | None = None) -> Path:
         """Write the files of a result, and return the absolute path of the folder.
@@ -97,10 +87,10 @@ class OpenRun:
                 be made, and all other files are there.
         """
         remedy = f"; {self.command} saves it once there is space" if self.keep_files else ""
-        fresh, report_error = hidden_name(self.checkpoint / "result"), None
+        fresh, report_error = atomic.hidden_name(self.folder / "result"), None
         with contextlib.ExitStack() as stack:
             stack.enter_context(writing(self.path, GapruneError, remedy))
-            stack.callback(remove, fresh)
+            stack.callback(atomic.remove, fresh)
             fresh.mkdir()
             write_files(result, fresh, job)
             try:
@@ -109,18 +99,15 @@ class OpenRun:
                 raise
             except Exception as error:  # noqa: BLE001 # a bug must not cost the result of a search
                 report_error = error
-            sync_tree(fresh)  # before any rename: a power cut must not leave empty files
+            atomic.sync_tree(fresh)  # before any rename: a power cut must not leave empty files
             # A reader takes a folder without `result.json` for an unfinished run: removed first,
             # renamed last, it never stands beside files of another run.
             files = sorted(fresh.iterdir(), key=lambda file: file.name == RECORD)
             (self.folder / RECORD).unlink(missing_ok=True)
-            if not self._begun:
-                self._remove_checkpoints(besides=fresh)
-            for name in MAY_HOLD - {CHECKPOINT} - {file.name for file in files}:
-                (self.folder / name).unlink(missing_ok=True)
+            self._remove_earlier(checkpoints=not self._begun, fresh=[file.name for file in files])
             for file in files:
                 file.replace(self.folder / file.name)
-            sync(self.folder)
+            atomic.sync(self.folder)
         self.keep_files = self.keep_on_error = self._begun = True
         if report_error is not None:
             raise GapruneError(
@@ -132,15 +119,14 @@ class OpenRun:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, InputError) and not self.keep_on_error:
             self.keep_files = False
         with contextlib.suppress(OSError):
             if self._begun and not self.keep_files:
                 self._remove_earlier()
         with contextlib.suppress(OSError):
+            atomic.remove_partial(self.folder)  # what a killed process left
             unused = [entry.name for entry in self.checkpoint.iterdir()] == [LOCK]
             # The file goes while it is locked: a process that waits for it then locks a new one.
             self.lock.release(remove=unused)
@@ -150,16 +136,13 @@ class OpenRun:
         if not self.keep_files:
             remove_folders(self._made)
 
-    def _remove_earlier(self) -> None:
-        for name in MAY_HOLD - {CHECKPOINT}:
+    def _remove_earlier(self, *, checkpoints: bool = True, fresh: Iterable[str] = ()) -> None:
+        """Remove the checkpoints of an earlier run, and its files that have no `fresh` ones."""
+        for entry in self.checkpoint.iterdir() if checkpoints else ():
+            if entry.is_dir():
+                atomic.remove(entry)
+        for name in MAY_HOLD - {CHECKPOINT, *fresh}:
             (self.folder / name).unlink(missing_ok=True)
-        remove_partial(self.folder)
-        self._remove_checkpoints()
-
-    def _remove_checkpoints(self, besides: Path | None = None) -> None:
-        for entry in self.checkpoint.iterdir():
-            if entry.is_dir() and entry != besides:
-                remove(entry)
 
 
 def _locked_error(path: str | Path, checkpoint: Path) -> InputError:
@@ -170,17 +153,13 @@ def _locked_error(path: str | Path, checkpoint: Path) -> InputError:
 
 
 def open_run(path: str | Path, *, overwrite: bool = False) -> OpenRun:
-    """Open the directory of a new run.
-
-    Args:
-        path: the run directory; it and its parents may be missing, and it may be an empty folder.
-        overwrite: whether an earlier run there may be replaced. Other files never are.
+    """Open the directory of a new run: missing, empty, or with `overwrite` an earlier run's.
 
     Raises:
         InputError: a file, a folder with other content, a running run, or an earlier run.
     """
     path = Path(path)
-    names, checkpoint = check_output_folder(path, MAY_HOLD), path.expanduser() / CHECKPOINT
+    names, checkpoint = atomic.check_output_folder(path, MAY_HOLD), path.expanduser() / CHECKPOINT
     if lock_owner(checkpoint / LOCK) is not None:
         raise _locked_error(path, checkpoint)
     if names and not overwrite:
@@ -188,8 +167,7 @@ def open_run(path: str | Path, *, overwrite: bool = False) -> OpenRun:
         raise InputError(
             f"out: {path} holds an earlier run{unfinished}; name another folder, or add --overwrite"
         )
-    with writing(path, InputError):
-        return OpenRun(path, make_folders(path.expanduser().resolve()))
+    return OpenRun(path)
 
 
 def free_name(stem: Path) -> Path:
@@ -223,22 +201,19 @@ def reopen_run(path: str | Path) -> OpenRun:
             f"run: {path} has no checkpoint (nor have one-shot methods, or --checkpoint-every 0); "
             "start it again with gaprune prune"
         )
-    return OpenRun(Path(path), [], reopened=True)
+    return OpenRun(Path(path), reopened=True)
 
 
 def save_run(
     result: Result, path: str | Path, *, overwrite: bool = False, job: PruneJob | None = None
 ) -> Path:
-    """Write a run directory; if that fails, the folder is as it was.
+    """Write a run directory and return its absolute path; if that fails, the folder is as it was.
 
     Args:
         result: what `gaprune.prune` returned.
         path: the run directory: new, empty, or with an earlier run.
         overwrite: whether an earlier run there is replaced.
         job: what was asked for on the command line; `config.toml` then repeats it.
-
-    Returns:
-        The absolute path of the folder.
 
     Raises:
         InputError: the folder cannot be used.
