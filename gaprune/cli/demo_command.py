@@ -176,8 +176,11 @@ def show_demo(demo: Demo, report: Path | None) -> None:
         name = "gaprune" if method == EVOLVED else method
         add_row(rows, [name, *cells], strong=method == EVOLVED)
     console.print(rows)
-    # after `make`, gaprune's environment is not on the path
-    command = "gaprune" if shutil.which("gaprune") else os.path.relpath(sys.argv[0])
+    command = "gaprune"
+    if not shutil.which(command):  # after `make`, gaprune's environment is not on the path
+        program = Path(sys.argv[0])
+        started = program if program.name == command else Path(sys.executable)
+        command = os.path.relpath(started) + ("" if started is program else " -m gaprune")
     seconds = duration(sum(result.seconds for result in results))
     lines = (
         "The search used no training image and no label, and changed no weight:",
