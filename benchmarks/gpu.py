@@ -36,7 +36,8 @@ from gaprune.masks.supermask import pack
 from gaprune.models.target import load_target
 from gaprune.runs.run import PruningRun
 from gaprune.runs.setup import check_settings, resolve_settings
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
+from gaprune.workers import SerialWorkers, WorkerOptions, Workers
+from gaprune.workers.ray_pool import RayWorkers
 from gaprune.workers.serial import torch_threads
 
 CPU, CUDA = "cpu", "cuda"

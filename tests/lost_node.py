@@ -16,7 +16,8 @@ import ray
 from fault_tasks import Grow
 from ray.cluster_utils import Cluster
 
-from gaprune.workers import RayWorkers, WorkerOptions
+from gaprune.workers import WorkerOptions
+from gaprune.workers.ray_pool import RayWorkers
 
 SIZE = 200_000  # more than Ray sends along with an answer
 

@@ -51,8 +51,9 @@ from gaprune.evolution.tasks import (
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.models.forward import deterministic
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, choose_device
+from gaprune.workers import SerialWorkers, WorkerOptions, choose_device
 from gaprune.workers.device import move_evaluator
+from gaprune.workers.ray_pool import RayWorkers
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"

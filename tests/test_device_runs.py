@@ -38,7 +38,7 @@ from gaprune.runs.checkpointer import START
 from gaprune.runs.open_directory import open_run, reopen_run
 from gaprune.runs.prune import prepare_run, prune_target
 from gaprune.runs.result import Result
-from gaprune.workers import WorkerOptions, choose_device, choose_driver_device, on_device
+from gaprune.workers import WorkerOptions, choose_device, on_device
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"
@@ -303,10 +303,7 @@ def test_a_run_of_a_gpu_may_be_resumed_on_the_cpu(place: Path, run: Run) -> None
 
 
 def test_the_device_of_the_dense_network() -> None:
-    """With Ray it is the CPU; `auto` is the GPU that the network is on."""
-    assert choose_driver_device(WorkerOptions(device="cpu")) == "cpu"
-    assert choose_driver_device(WorkerOptions(2, gpus=0.5, device="cuda")) == "cpu"
-    assert choose_driver_device(WorkerOptions()) == choose_device(WorkerOptions())
+    """`auto` is the GPU that the network is on."""
     first, second = torch.device("cuda:0"), torch.device("cuda:1")
     assert choose_device(WorkerOptions(device="cpu"), second) == "cpu"
     assert choose_device(WorkerOptions(), second) == "cuda:1"

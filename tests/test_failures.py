@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ray.exceptions import ActorUnavailableError, ObjectLostError, WorkerCrashedError
+from ray.exceptions import ActorUnavailableError, WorkerCrashedError
 
 from gaprune.errors import InputError
 from gaprune.io.user_code import call_user
-from gaprune.workers import failures
+from gaprune.workers import transport as failures
 
 
 def too_much() -> RuntimeError:
@@ -50,12 +50,6 @@ def test_a_full_memory_is_found_beneath_the_error_of_a_users_function(error: Exc
         call_user(function, where="objective: own.py:grade")
     expected = error if failures.is_machine_failure(error) else caught.value
     assert failures.origin_of(caught.value) is expected
-
-
-def test_arguments_can_be_lost_without_the_worker() -> None:
-    """Genomes on a node that is gone."""
-    assert failures.is_lost_argument(ObjectLostError("ab" * 28, None, "made here"))
-    assert not failures.is_lost_argument(WorkerCrashedError())
 
 
 def test_descriptions_are_one_short_line() -> None:

@@ -24,7 +24,8 @@ from gaprune.evolution.tasks import ScoreGroupTask
 from gaprune.models.forward import vmap_forward
 from gaprune.models.target import load_target
 from gaprune.runs.setup import check_settings, make_plan, resolve_settings
-from gaprune.workers import FailedTask, RayWorkers, SerialWorkers, WorkerOptions, Workers
+from gaprune.workers import FailedTask, SerialWorkers, WorkerOptions, Workers
+from gaprune.workers.ray_pool import RayWorkers
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch sees no CUDA GPU on this machine"

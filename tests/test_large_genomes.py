@@ -44,7 +44,8 @@ from gaprune.masks.supermask import Layout
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import DenseNetwork
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
+from gaprune.workers import SerialWorkers, WorkerOptions
+from gaprune.workers.ray_pool import RayWorkers
 
 LAST = 2.0**-24  # the least float16 above 0
 FEW = settings(max_examples=60)

@@ -227,7 +227,7 @@ def next_tries(
     sparsity: float | None = first
     while sparsity is not None and len(tried) < count:
         tried.append(sparsity)
-        if span.keep_count(sparsity) >= most_kept:
+        if keep_total(span.layout, sparsity) >= most_kept:
             held = sparsity
         else:
             failed = sparsity
@@ -246,7 +246,7 @@ def test_tries_close_in_on_the_limit(
 ) -> None:
     """Wherever they begin, to five percent of the kept weights or an end of the span."""
     span = SparsityRange.up_to(layout_of(sizes), scope, LARGEST_SPARSITY)
-    low, high = span.keep_count(span.most), span.keep_count(span.least)
+    low, high = keep_total(span.layout, span.most), keep_total(span.layout, span.least)
     needed = low + round(limit * (high - low))
     first = span.at(math.exp(start * math.log(1 - span.least) + (1 - start) * -7))
     tried, (held, failed) = next_tries(span, first, needed, 40)
@@ -254,12 +254,15 @@ def test_tries_close_in_on_the_limit(
     assert len(set(tried)) == len(tried)
     assert all(span.least <= one <= span.most for one in tried)
     assert held is not None  # the densest one does
-    kept = span.keep_count(held)
+    kept = keep_total(span.layout, held)
     if failed is None:
         assert kept == low
     else:
         rounding = 1 + 0.01 * kept  # densities have three digits
-        assert kept <= CLOSE * span.keep_count(failed) or kept - span.keep_count(failed) <= rounding
+        assert (
+            kept <= CLOSE * keep_total(span.layout, failed)
+            or kept - keep_total(span.layout, failed) <= rounding
+        )
 
 
 def test_the_span_ends_where_a_layer_would_be_emptied() -> None:

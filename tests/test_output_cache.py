@@ -21,7 +21,8 @@ from gaprune.evaluation.objectives import OBJECTIVES, agreement
 from gaprune.evolution.tasks import ScoreTask
 from gaprune.masks.supermask import Layout, pack
 from gaprune.models.forward import CHUNK
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
+from gaprune.workers import SerialWorkers, WorkerOptions
+from gaprune.workers.ray_pool import RayWorkers
 
 
 def strict(build: Callable[[], nn.Module], shape: tuple[int, ...], count: int = 150) -> Evaluator:

@@ -29,7 +29,8 @@ from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.runs.run import PruningRun
 from gaprune.runs.setup import check_settings, resolve_settings
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
+from gaprune.workers import SerialWorkers, WorkerOptions
+from gaprune.workers.ray_pool import RayWorkers
 
 SMALL: dict[str, Any] = {
     "calibration": ("procedural",),

@@ -28,8 +28,9 @@ from gaprune.profiling import (
     profiled,
     run_profiler,
 )
-from gaprune.workers import RayWorkers, RetryPolicy, WorkerOptions
+from gaprune.workers import RetryPolicy, WorkerOptions
 from gaprune.workers.device import synchronizer
+from gaprune.workers.ray_pool import RayWorkers
 
 TINY: dict[str, Any] = {
     "sparsity": 0.6, "generations": 2, "steps": 2, "batch": 8, "population": 3, "offspring": 3,

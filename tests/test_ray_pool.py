@@ -20,7 +20,8 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack
-from gaprune.workers import FailedTask, RayWorkers, RetryPolicy, SerialWorkers, WorkerOptions
+from gaprune.workers import FailedTask, RetryPolicy, SerialWorkers, WorkerOptions
+from gaprune.workers.ray_pool import RayWorkers
 from gaprune.workers.transport import RemoteGenome
 
 EVALUATOR = tiny_evaluator(gradient_share=0.5)

@@ -41,7 +41,8 @@ from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
 from gaprune.records import Generation
 from gaprune.runs.setup import check_settings, make_plan, resolve_settings
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers
+from gaprune.workers import SerialWorkers, WorkerOptions, Workers
+from gaprune.workers.ray_pool import RayWorkers
 
 TARGET = target_of(Convolutional, (2, 6, 6), double=False)
 KEEP = TARGET.layout.total // 3

@@ -26,7 +26,8 @@ from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import load_target
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions, Workers, open_workers
+from gaprune.workers import SerialWorkers, WorkerOptions, Workers, open_workers
+from gaprune.workers.ray_pool import RayWorkers
 
 EVALUATOR = tiny_evaluator(gradient_share=0.5)
 

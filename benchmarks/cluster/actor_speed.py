@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.cluster.local_ray import local_ray, wait_for_all
 from benchmarks.cluster.searches import Search, make_search
-from gaprune.workers import RayWorkers, SerialWorkers, WorkerOptions
+from gaprune.workers import SerialWorkers, WorkerOptions
+from gaprune.workers.ray_pool import RayWorkers
 
 HEAVY: dict[str, Any] = {
     "target": "mnist-cnn",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import ray
 
-from gaprune.workers import RayWorkers
+from gaprune.workers.ray_pool import RayWorkers
 
 STORE = 512 * 1024**2  # bytes of the object store
 

@@ -9,7 +9,8 @@ from benchmarks.cluster.local_ray import SleepTask, local_ray, wait_for_all
 from benchmarks.cluster.searches import make_search
 from gaprune.evolution.engine import Evolution
 from gaprune.records import Generation
-from gaprune.workers import RayWorkers, WorkerOptions
+from gaprune.workers import WorkerOptions
+from gaprune.workers.ray_pool import RayWorkers
 
 LONG: dict[str, Any] = {
     "target": "mnist-mlp",

@@ -11,8 +11,9 @@ from typing import Any
 import ray
 
 from benchmarks.cluster.local_ray import SleepTask, local_ray, wait_for_all
-from gaprune.workers import RayWorkers, WorkerOptions
+from gaprune.workers import WorkerOptions
 from gaprune.workers.actor import Actor
+from gaprune.workers.ray_pool import RayWorkers
 from gaprune.workers.transport import pack_task
 
 SLEEP = 0.05  # seconds

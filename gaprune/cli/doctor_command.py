@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from gaprune import plugins, workers
+from gaprune import plugins
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.cli import common_options as common
 from gaprune.cli.console import Monitor, add_row, stdout, table
@@ -32,6 +32,7 @@ from gaprune.models.input_spec import KINDS
 from gaprune.models.target import load_target
 from gaprune.models.zoo import ZOO, mnist
 from gaprune.runs.open_directory import open_run
+from gaprune.workers import WorkerOptions
 from gaprune.workers.serial import torch_threads
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -209,8 +210,10 @@ def check_folder() -> Check:
 
 def check_ray() -> Check:
     """Start Ray, run a task on an actor, and stop Ray."""
+    from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - importing Ray takes long
+
     started = time.monotonic()
-    with workers.RayWorkers("here", workers.WorkerOptions()) as actor:
+    with RayWorkers("here", WorkerOptions()) as actor:
         (answer,) = actor.run([_Ping()])
     if answer != "here":
         return Check("ray", FAIL, f"the actor returned {answer!r}", "use --workers 1")

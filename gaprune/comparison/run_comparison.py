@@ -31,7 +31,7 @@ from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 from gaprune.runs.setup import check_settings
-from gaprune.workers import WorkerOptions, choose_driver_device, on_device
+from gaprune.workers import WorkerOptions, choose_device, on_device
 from gaprune.workers.serial import torch_threads
 
 _SPEC_FIELDS = ("training", "epochs", "schedule", "clusters")
@@ -106,11 +106,13 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         settings=make_settings({"sparsity": implied or 0.5, **options}),
         **fields,
     )
+    worker_options = WorkerOptions.from_settings(spec.settings)
+    device = choose_device(worker_options)
     target = target_from_module(
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
-        device=choose_driver_device(WorkerOptions.from_settings(spec.settings)),
+        device=device if worker_options.in_process else "cpu",
     )
     data = ComparisonData(
         None if train is None else Samples(*train, "training data given by the caller"),

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.config import EVOLVED, Settings
 from gaprune.evaluation.batch_pool import BatchPool
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.genome import Genes, score_dtype, seed_genes
-from gaprune.evolution.gradient import Refinement, refine
+from gaprune.evolution.genome import score_dtype, seed_genes
+from gaprune.evolution.gradient import refine
 from gaprune.evolution.search_plan import SearchPhase, SearchPlan
 from gaprune.masks.budget import keep_total
 from gaprune.models.target import Target
@@ -39,58 +39,35 @@ _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes per unit of getrusage
 
 @dataclass(frozen=True)
 class DryRunPhase:
-    """The generations of a phase of the search.
-
-    Attributes:
-        name: of the phase.
-        generations: their number; None without a limit.
-        children: per generation.
-        steps: gradient steps per child.
-        seconds: of all of them; of one generation without a limit.
-    """
+    """A phase of the search."""
 
     name: str
-    generations: int | None
-    children: int
-    steps: int
-    seconds: float
+    generations: int | None  # None without a limit
+    children: int  # per generation
+    steps: int  # of the gradient, per child
+    seconds: float  # of all generations; of one without a limit
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do.
+    """What a run would do."""
 
-    Attributes:
-        layers: name, shape and number of weights of every prunable layer.
-        total: prunable weights.
-        parameters: all parameters of the network.
-        unit: what the budget counts: weights, units of a pattern, or multiply-adds.
-        units: how many there are.
-        keep: how many stay; None if `max_drop` or a measured latency decides.
-        calibration: the calibration inputs, in the words of `--calibration`.
-        why: why `auto` chose them, or None.
-        phases: of the search; empty for a one-shot method.
-        seconds_per: seconds of a candidate, of a gradient step, and of a child without its steps;
-            measured on noise.
-        search_seconds: of all phases with the asked workers, at most the limit in seconds; None
-            without a limit. With `max_drop` there are about five such searches.
-        peak_mb: memory of one worker, or of this process if it is the worker.
-        settings: with every gap filled, as the run would.
-    """
-
-    layers: tuple[tuple[str, tuple[int, ...], int], ...]
-    total: int
-    parameters: int
-    unit: str
-    units: int
-    keep: int | None
-    calibration: tuple[str, ...]
-    why: str | None
-    phases: tuple[DryRunPhase, ...]
+    layers: tuple[tuple[str, tuple[int, ...], int], ...]  # name, shape, number of weights
+    total: int  # prunable weights
+    parameters: int  # of the network, prunable or not
+    unit: str  # what the budget counts: weights, units of a pattern, or multiply-adds
+    units: int  # how many there are
+    keep: int | None  # how many stay; None if `max_drop` or a measured latency decides
+    calibration: tuple[str, ...]  # in the words of `--calibration`
+    why: str | None  # why `auto` chose them
+    phases: tuple[DryRunPhase, ...]  # of the search; empty for a one-shot method
+    # Of a candidate, of a gradient step, and of a child without its steps; measured on noise.
     seconds_per: Mapping[str, float]
+    # Of all phases with the asked workers, at most the limit in seconds; None without a limit.
+    # With `max_drop` there are about five such searches.
     search_seconds: float | None
-    peak_mb: float
-    settings: Settings
+    peak_mb: float  # memory of one worker, or of this process if it is the worker
+    settings: Settings  # with every gap filled, as the run would
 
     def record(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -119,6 +96,10 @@ def dry_run(target: Target, checked: CheckedSettings) -> DryRun:
         evaluator = _evaluator_on_noise(target, resolved)
         seconds_per = _measure(evaluator, plan, settings) if evolved else {}
     phases = tuple(_phase(phase, seconds_per, settings) for phase in plan.phases if evolved)
+    search_seconds = settings.seconds
+    if all(phase.generations is not None for phase in phases):
+        limit = math.inf if search_seconds is None else search_seconds
+        search_seconds = min(sum(phase.seconds for phase in phases), limit)
     found_by_trying = settings.max_drop is not None or settings.budget == LATENCY
     unit = "weights" if resolved.units is None else f"units of pattern {settings.pattern}"
     weights = target.weights
@@ -133,7 +114,7 @@ def dry_run(target: Target, checked: CheckedSettings) -> DryRun:
         why=choice.reason if choice else None,
         phases=phases,
         seconds_per=seconds_per,
-        search_seconds=_search_seconds(settings.seconds, phases) if phases else None,
+        search_seconds=search_seconds if phases else None,
         peak_mb=_peak_mb(plan, evaluator, settings),
         settings=settings,
     )
@@ -166,19 +147,14 @@ def _measure(evaluator: Evaluator, plan: SearchPlan, settings: Settings) -> dict
         times = {0: time.perf_counter() - started}
         if plan.refinement is not None:
             for steps in (1, 1 + NUM_STEPS):
-                times[steps] = _child_seconds(genes, evaluator, plan.refinement, steps)
+                fixed, started = torch.Generator().manual_seed(0), time.perf_counter()
+                refine(genes, evaluator, replace(plan.refinement, steps=steps), fixed)
+                times[steps] = time.perf_counter() - started
         least = {steps: min(value, least.get(steps, value)) for steps, value in times.items()}
     if plan.refinement is None:
         return {"candidate": least[0]}
     step = max(0.0, least[1 + NUM_STEPS] - least[1]) / NUM_STEPS
     return {"candidate": least[0], "step": step, "child": max(0.0, least[1] - step)}
-
-
-def _child_seconds(genes: Genes, evaluator: Evaluator, refinement: Refinement, steps: int) -> float:
-    generator = torch.Generator().manual_seed(0)
-    started = time.perf_counter()
-    refine(genes, evaluator, replace(refinement, steps=steps), generator)
-    return time.perf_counter() - started
 
 
 def _phase(phase: SearchPhase, seconds_per: Mapping[str, float], settings: Settings) -> DryRunPhase:
@@ -191,12 +167,6 @@ def _phase(phase: SearchPhase, seconds_per: Mapping[str, float], settings: Setti
     generation = rounds * child + seconds_per["candidate"]  # the best one is validated
     seconds = generation * (phase.length or 1)
     return DryRunPhase(phase.name, phase.length, phase.offspring, steps, seconds)
-
-
-def _search_seconds(limit: float | None, phases: Sequence[DryRunPhase]) -> float | None:
-    if any(phase.generations is None for phase in phases):
-        return limit
-    return min(sum(phase.seconds for phase in phases), math.inf if limit is None else limit)
 
 
 def _peak_mb(plan: SearchPlan, evaluator: Evaluator, settings: Settings) -> float:

@@ -27,25 +27,14 @@ from gaprune.runs.setup import CheckedSettings, check_settings
 
 @dataclass(frozen=True)
 class PruneJob:
-    """What one `gaprune prune` is asked to do.
-
-    Attributes:
-        target: a zoo name, or `path/to/file.py:factory`.
-        checked: the settings.
-        weights: its checkpoint; None for a network of the zoo.
-        inputs: what is known about one input.
-        prune_also: further parameters to prune, by qualified name.
-        output: which output is compared, if the network has several.
-        allow_download: whether pretrained weights may be fetched.
-        test: labelled file for the final accuracy; None: that of the zoo, if it is a zoo network.
-    """
+    """What one `gaprune prune` is asked to do; `JOB_KEYS` describes the fields."""
 
     target: str
     checked: CheckedSettings
-    weights: str | None = None
+    weights: str | None = None  # None for a network of the zoo
     inputs: InputOptions = field(default_factory=InputOptions)
     prune_also: tuple[str, ...] = ()
-    test: str | None = None
+    test: str | None = None  # None: that of the zoo, if it is a zoo network
     output: str | None = None
     allow_download: bool = False
 
@@ -57,8 +46,7 @@ class PruneJob:
     def load(self, device: str | None = None) -> tuple[Target, Samples | None]:
         """Load the target and the test data; a zoo network brings its own.
 
-        Args:
-            device: of the dense network; None is where the search runs.
+        `device` is that of the dense network; None is where the search runs.
 
         Raises:
             InputError: either is wrong; the message says what.
@@ -149,11 +137,7 @@ JOB_KEYS: tuple[Key, ...] = (
     Key("allow_download", yes_or_no, "fetch the weights of timm:NAME or hf:NAME", metavar="yes|no"),
     Key("test", text, "labelled inputs, for the final accuracy only", metavar="FILE"),
     Key(
-        "input_shape",
-        sizes,
-        "sizes of one input without the batch axis: 1,28,28",
-        "shape",
-        "SIZES",
+        "input_shape", sizes, "sizes of one input without the batch axis: 1,28,28", "shape", "SIZES"
     ),
     Key("input_kind", text, "image, signal, vector or tokens", "kind", "KIND"),
     Key(

@@ -7,7 +7,7 @@ are a setting of the run (`budget_macs`): the search, and resuming it, is determ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -30,36 +30,6 @@ from gaprune.workers.serial import torch_threads
 
 FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)  # of the dense network's MACs, timed
 NUM_REFINEMENTS = 2  # times that the network at the estimated budget is timed as well
-
-
-@dataclass(frozen=True)
-class Latency:
-    """The latency of the compact network; fractions are of the dense network's.
-
-    Attributes:
-        asked: the fraction to remove.
-        predicted: the fraction removed by networks of the same width everywhere at this budget;
-            None if the multiply-adds were stated, or the run was resumed.
-        measured: the fraction that the result removes, median of paired passes; None if no channel
-            was removed.
-        dense_ms, compact_ms: median milliseconds of one pass.
-        runtime, batch, threads: of the measurement.
-        budget_macs: the multiply-adds that were allowed.
-    """
-
-    asked: float
-    predicted: float | None
-    measured: float | None
-    dense_ms: float
-    compact_ms: float
-    runtime: str
-    batch: int
-    threads: int
-    budget_macs: int
-
-    def record(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
 
 def find_budget_macs(
@@ -99,8 +69,15 @@ def find_budget_macs(
 
 def measure_latency(
     target: Target, masks: Mapping[str, Tensor], resolved: ResolvedSettings
-) -> Latency:
+) -> dict[str, Any]:
     """Time the compact network of masks in turn with the dense one.
+
+    Returns:
+        `asked`, `predicted` and `measured` are fractions of the dense network's latency that are
+        removed. `predicted` is that of networks of the same width everywhere at this budget, and
+        None if the multiply-adds were stated or the run was resumed. `measured` is the median of
+        paired passes, and None if no channel was removed. `dense_ms` and `compact_ms` are median
+        milliseconds of one pass.
 
     Raises:
         GapruneError: the runtime cannot run one of them.
@@ -113,25 +90,21 @@ def measure_latency(
     runtime, batch = settings.latency_runtime, settings.latency_batch
     threads = settings.threads_per_worker
     times = time_models(target, [target.model, compact], runtime, batch, threads)
-    return Latency(
-        asked=settings.sparsity,
-        predicted=None if predicted is None else round(predicted, 4),
-        measured=round(1 - paired_ratio(times, 1), 4) if removed else None,
-        dense_ms=round(median(times[0]), 4),
-        compact_ms=round(median(times[1]), 4),
-        runtime=runtime,
-        batch=batch,
-        threads=threads,
-        budget_macs=settings.budget_macs or 0,
-    )
+    return {
+        "asked": settings.sparsity,
+        "predicted": None if predicted is None else round(predicted, 4),
+        "measured": round(1 - paired_ratio(times, 1), 4) if removed else None,
+        "dense_ms": round(median(times[0]), 4),
+        "compact_ms": round(median(times[1]), 4),
+        "runtime": runtime,
+        "batch": batch,
+        "threads": threads,
+        "budget_macs": settings.budget_macs or 0,
+    }
 
 
 class _LatencyCurve:
-    """Latencies of networks that have the same width everywhere, as fractions of the dense one's.
-
-    Attributes:
-        dense_macs: multiply-adds of the dense network.
-    """
+    """Latencies of networks of the same width everywhere, as fractions of the dense one's."""
 
     def __init__(self, target: Target, settings: Settings) -> None:
         self._target, self._settings = target, settings

@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -37,12 +38,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class SparsityRange:
-    """The sparsities that can be tried.
-
-    Attributes:
-        layout: the network's prunable layers.
-        least, most: the ends.
-    """
+    """The sparsities that can be tried, from `least` to `most`."""
 
     layout: Layout
     least: float
@@ -63,10 +59,6 @@ class SparsityRange:
         """Return the sparsity of a density rounded to three digits, inside the range."""
         return min(max(round(1 - float(f"{density:.3g}"), 9), self.least), self.most)
 
-    def keep_count(self, sparsity: float) -> int:
-        """Return the number of kept weights."""
-        return keep_total(self.layout, sparsity)
-
     def next(self, within: float | None, beyond: float | None, num_trials: int) -> float | None:
         """Return the next sparsity to try, or None if nothing is left to try.
 
@@ -75,7 +67,7 @@ class SparsityRange:
             beyond: the smallest sparsity beyond the limit, or None; not both are None.
             num_trials: how many were tried.
         """
-        count = self.keep_count
+        count = partial(keep_total, self.layout)
         if within is not None and beyond is not None:
             if count(within) <= CLOSE * count(beyond):
                 return None
@@ -92,11 +84,7 @@ class SparsityRange:
 
 
 class MaxDropSearch:
-    """Searches one sparsity after the other, on the calibration inputs of one run.
-
-    Args:
-        base: the run; its setting `max_drop` is the limit.
-    """
+    """Searches one sparsity after the other, on the calibration inputs of the run `base`."""
 
     def __init__(self, base: PruningRun) -> None:
         self.base, self.settings = base, base.settings
@@ -224,5 +212,5 @@ class MaxDropSearch:
 def _cut(seed: Individual, sparsities: SparsityRange, sparsity: float) -> Tensor:
     """Return the flat mask of the same scores at another sparsity."""
     counts = tuple(uniform_counts(sparsities.layout, sparsity)) if seed.genes.fixed else None
-    genes: Genes = replace(seed.genes, keep=sparsities.keep_count(sparsity), counts=counts)
+    genes: Genes = replace(seed.genes, keep=keep_total(sparsities.layout, sparsity), counts=counts)
     return genes.decode(sparsities.layout)

@@ -14,21 +14,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Key:
-    """A key that is no setting.
+    """A key that is no setting."""
 
-    Attributes:
-        name: in a configuration file; on the command line with dashes.
-        parse: from what a user writes (text, or a TOML value) and the key's name to its value.
-        description: one line for people.
-        field: the field of `InputOptions` that it fills, or None.
-        metavar: stands for its value in the help.
-    """
-
-    name: str
-    parse: Callable[[Any, str], Any]
-    description: str
-    field: str | None = None
-    metavar: str = "TEXT"
+    name: str  # in a configuration file; on the command line with dashes
+    parse: Callable[[Any, str], Any]  # from text or a TOML value, and the key's name
+    description: str  # one line for people
+    field: str | None = None  # of `InputOptions`, that it fills
+    metavar: str = "TEXT"  # stands for its value in the help
 
 
 def text(value: object, name: str) -> str:

@@ -139,14 +139,8 @@ def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
 ) -> PruningRun | MaxDropSearch:
     """Return a run that is ready to `run`; only a latency budget is measured now.
 
-    Args:
-        target: the network.
-        settings: how to prune it.
-        test: labelled inputs for the final accuracy, or None.
-        observer: told of progress.
-        run_directory: where checkpoints are written, or None.
-        job: what was asked for on the command line; it is written there.
-        start: the first checkpoint of a run that is resumed: its settings have no gaps.
+    Checkpoints, and the job of the command line, are written into the run directory. `start` is the
+    first checkpoint of a run that is resumed: its settings have no gaps. See `prune_target`.
 
     Raises:
         InputError: a setting does not fit the target.

@@ -31,29 +31,18 @@ def versions_here() -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class RepairedScore:
-    """A pruned network after repair.
+    """A pruned network after repair."""
 
-    Attributes:
-        repair: what changed; no prunable weight is among it.
-        validation: agreement with the dense network on the validation inputs, in [0, 1].
-        accuracy: on the labelled test set, or None.
-        in_loop: whether masks, baselines and front were scored after repair.
-    """
-
-    repair: RepairResult
-    validation: float
-    accuracy: float | None
-    in_loop: bool = False
+    repair: RepairResult  # what changed; no prunable weight is among it
+    validation: float  # agreement with the dense network on the validation inputs, 0 to 1
+    accuracy: float | None  # on the labelled test set
+    in_loop: bool = False  # whether masks, baselines and front were scored after repair
 
     def record(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return {
-            "validation": self.validation,
-            "accuracy": self.accuracy,
-            "in_loop": self.in_loop,
-            "changed": list(self.repair.changed),
-            "skipped": list(self.repair.skipped),
-        }
+        changed, skipped = list(self.repair.changed), list(self.repair.skipped)
+        scores = {name: value for name, value in vars(self).items() if name != "repair"}
+        return {**scores, "changed": changed, "skipped": skipped}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +111,8 @@ class Result:
     @property
     def layers(self) -> list[LayerCount]:
         """Every prunable layer with its total and kept weights."""
-        return [
-            LayerCount(name, mask.numel(), int(mask.count_nonzero()))
-            for name, mask in self.masks.items()
-        ]
+        masks = self.masks.items()
+        return [LayerCount(name, mask.numel(), int(mask.count_nonzero())) for name, mask in masks]
 
     @property
     def kept(self) -> int:
@@ -140,10 +127,8 @@ class Result:
     @property
     def macs(self) -> dict[str, int | None]:
         """Multiply-adds for one input: of the dense network, and of the kept weights."""
-        return {
-            "dense": MacCounts.of(self.target).total,
-            "kept": kept_macs(self.target, self.masks),
-        }
+        dense, kept = MacCounts.of(self.target).total, kept_macs(self.target, self.masks)
+        return {"dense": dense, "kept": kept}
 
     @property
     def in_loop(self) -> bool:

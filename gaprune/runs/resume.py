@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -120,9 +121,12 @@ def resume_run(
     here = json.loads(json.dumps(fingerprint(target)))
     for name, text in _DIFFERENCES.items():
         if here[name] != facts[name]:
+            now, then = (
+                shorten(str(value), 80, placeholder="…") for value in (here[name], facts[name])
+            )
             raise InputError(
-                f"{text}: {_short(here[name])} here, {_short(facts[name])} in "
-                f"{run_directory.path}; name the same network and weights, or start a new run"
+                f"{text}: {now} here, {then} in {run_directory.path}; name the same network and "
+                "weights, or start a new run"
             )
     _warn_of_changes(checked, facts["settings"], observer)
     with writing(run_directory.path, GapruneError):
@@ -140,12 +144,7 @@ def resume_run(
 
 
 def _read_start(run_directory: OpenRun) -> Checkpoint:
-    """Read the first checkpoint.
-
-    Raises:
-        InputError: there is none, or another version wrote it.
-        GapruneError: it is damaged.
-    """
+    """Read the first checkpoint; raise if there is none, it is damaged or of another version."""
     path, again = run_directory.checkpoint / START, "start the run again"
     if not path.is_dir():
         raise InputError(f"run: {run_directory.path} was stopped before its checkpoint; {again}")
@@ -178,11 +177,7 @@ def _resumed_settings(
     stated: Mapping[str, Any],
     changes: Mapping[str, Any],
 ) -> CheckedSettings:
-    """Return the settings of the run with changes, from an edited `config.toml` or the caller.
-
-    Raises:
-        InputError: a changed setting decides about the masks.
-    """
+    """Return the settings with changes, from an edited `config.toml` or the caller, if allowed."""
     written = {name: value for name, value in stated.items() if name in Settings.model_fields}
     edited = make_settings(written).model_dump(mode="json")
     differing = {name: value for name, value in edited.items() if value != first.get(name)}
@@ -206,11 +201,6 @@ def _resumed_settings(
     return replace(checked, settings=settings)
 
 
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
 def _warn_of_changes(
     checked: CheckedSettings, first: Mapping[str, Any], observer: Observer
 ) -> None:
@@ -231,12 +221,11 @@ def _warn_of_changes(
 
 def _input_options(inputs: Mapping[str, Any]) -> InputOptions:
     """Return the inputs of a network in memory as the user stated them."""
-    shape = tuple(inputs["shape"])
+    stated: dict[str, Any] = {}
     if inputs["kind"] == "tokens":
-        return InputOptions(shape, kind="tokens", vocabulary=inputs["vocabulary"])
-    if inputs["assumed"]:
-        return InputOptions(shape, kind=inputs["kind"])
-    mean, std = tuple(inputs["mean"]), tuple(inputs["std"])
-    if (mean, std) != ((0.0,), (1.0,)):
-        return InputOptions(shape, kind=inputs["kind"], mean=mean, std=std)
-    return InputOptions(shape, kind=inputs["kind"], range=(inputs["low"], inputs["high"]))
+        stated = {"vocabulary": inputs["vocabulary"]}
+    elif not inputs["assumed"]:
+        stated = {"mean": tuple(inputs["mean"]), "std": tuple(inputs["std"])}
+        if stated == {"mean": (0.0,), "std": (1.0,)}:
+            stated = {"range": (inputs["low"], inputs["high"])}
+    return InputOptions(tuple(inputs["shape"]), kind=inputs["kind"], **stated)

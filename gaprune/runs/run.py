@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,21 +15,24 @@ from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
+from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import check_labelled
+from gaprune.evaluation.objectives import accuracy, finite
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.search_plan import SearchPlan, SearchResult
 from gaprune.evolution.seeding import baselines, kaiming_population
 from gaprune.evolution.tasks import ValidateTask, derive_seed
+from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target
 from gaprune.pattern_names import LATENCY
 from gaprune.profiling import profiled
 from gaprune.records import BaselineScore, Generation
-from gaprune.report.data import report_data_of
+from gaprune.repair import repair, repaired_copy
+from gaprune.report.data import confusion_of, report_data_of
 from gaprune.runs.checkpointer import Checkpointer, SavedSearch
-from gaprune.runs.final_metrics import FinalMetrics
 from gaprune.runs.latency_budget import measure_latency
-from gaprune.runs.result import Result
+from gaprune.runs.result import RepairedScore, Result
 from gaprune.runs.setup import ResolvedSettings, make_evaluator, make_plan
 from gaprune.runs.warnings import overfitting_warning, validation_warnings
 from gaprune.workers import FailedTask, Workers, on_device, open_workers
@@ -38,12 +41,11 @@ from gaprune.workers.serial import torch_threads
 NUM_CRITERION_INPUTS = 256  # calibration inputs for the criteria that need some
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """One-shot masks, their validation scores by mask key, and the search, if there was one."""
+class _Outcome(NamedTuple):
+    """What a run has computed."""
 
-    seeds: list[Individual]
-    scores: dict[str, ValidationScore]
+    seeds: list[Individual]  # one-shot masks
+    scores: dict[str, ValidationScore]  # of the seeds, by mask key
     search: SearchResult | None
 
 
@@ -62,7 +64,7 @@ class PruningRun:
         InputError: the test data does not fit the target.
     """
 
-    def __init__(  # parts of a run, each by its own name
+    def __init__(
         self,
         target: Target,
         resolved: ResolvedSettings,
@@ -153,12 +155,17 @@ class PruningRun:
                     else:
                         search = evolution.run(self._random_population())
             if search is not None:
-                self._warn_if_overfitting(search)
+                with profiled("validate"), torch_threads(settings.threads_per_worker):
+                    text = overfitting_warning(
+                        search, evaluator, settings.sparsity, self.agreed, front=settings.pareto
+                    )
+                if text is not None:
+                    warn(text)
             self._outcome = _Outcome(seeds, scores, search)
             result = self.make_result(self.test)
         if settings.budget == LATENCY:
             latency = measure_latency(self.target, result.masks, self.resolved)
-            result = replace(result, latency=latency.record())
+            result = replace(result, latency=latency)
         return result
 
     def seeds(self) -> list[Individual]:
@@ -187,13 +194,11 @@ class PruningRun:
         return list(masks)  # they share the generator, so all are drawn before the search begins
 
     def _load_search(self) -> SavedSearch | None:
-        settings = self.settings
-        if settings.method != EVOLVED:
+        if self.settings.method != EVOLVED:
             return None
-        is_one_of_several = self._shared_inputs is not None
-        saved = self.checkpointer.load_search(
-            self.plan, settings.sparsity if is_one_of_several else None
-        )
+        # one of several searches has its own folder of checkpoints
+        sparsity = None if self._shared_inputs is None else self.settings.sparsity
+        saved = self.checkpointer.load_search(self.plan, sparsity)
         if saved is None:
             return None
         self.earlier_seconds = saved.seconds
@@ -246,15 +251,6 @@ class PruningRun:
         )
         return [Individual.from_genes(random, plan.layout, "kaiming") for random in genes]
 
-    def _warn_if_overfitting(self, search: SearchResult) -> None:
-        settings = self.settings
-        with profiled("validate"), torch_threads(settings.threads_per_worker):
-            text = overfitting_warning(
-                search, self.evaluator, settings.sparsity, self.agreed, front=settings.pareto
-            )
-        if text is not None:
-            self.observer.warning(text)
-
     def make_result(self, test: Samples | None, *, interrupted: bool = False) -> Result:
         """Return the result of a run that has ended.
 
@@ -264,18 +260,18 @@ class PruningRun:
         """
         settings, (calibration_set, evaluator) = self.settings, self.inputs
         assert self._outcome is not None, "run() comes first"
-        seeds, scores, search = self._outcome.seeds, self._outcome.scores, self._outcome.search
+        seeds, scores, search = self._outcome
         if search is not None and interrupted:
             search = replace(search, stopped="interrupted")
         best = search.best if search else self._requested(seeds)
         with profiled("validate"), torch_threads(settings.threads_per_worker):
             calibration = evaluator.strict.validate(best.mask, evaluator.search).agreement
             validation = evaluator.strict.validate(best.mask, evaluator.validation).agreement
-        metrics = FinalMetrics(self.target, settings, test, self.observer, evaluator, best)
         stopped = search.stopped if search else "one-shot"
-        accuracy, confusion = metrics.accuracies([] if stopped == "interrupted" else seeds)
+        measured = [] if stopped == "interrupted" else seeds
+        accuracies, confusion = self._accuracies(best, measured, test)
         front = search.front if search else []
-        repaired = metrics.repaired(validation) if settings.repair else None
+        repaired = self._repaired(best, validation, test) if settings.repair else None
         seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
             target=self.target.to("cpu"),
@@ -286,10 +282,10 @@ class PruningRun:
             sparsity=settings.sparsity,
             calibration_agreement=calibration,
             validation_agreement=validation,
-            accuracy=accuracy.get("pruned"),
-            dense_accuracy=accuracy.get("dense"),
+            accuracy=accuracies.get("pruned"),
+            dense_accuracy=accuracies.get("dense"),
             baselines={
-                seed.origin: BaselineScore(scores[seed.key].agreement, accuracy.get(seed.origin))
+                seed.origin: BaselineScore(scores[seed.key].agreement, accuracies.get(seed.origin))
                 for seed in seeds
             },
             provenance=calibration_set.provenance,
@@ -300,16 +296,66 @@ class PruningRun:
             repaired=repaired,
             seconds=seconds,
             front=[
-                _front_point(individual, evaluator, search.validation_scores)
+                {
+                    "sparsity": 1 - individual.keep / evaluator.layout.dense_cost,
+                    "validation": search.validation_scores[individual.key].agreement,
+                }
                 for individual in front
-            ]
-            if search
-            else (),
+                if search
+            ],
             front_masks=[evaluator.masks(individual.mask) for individual in front],
             report_data=report_data_of(
                 evaluator, self.target.inputs, seeds, scores, best, confusion
             ),
         )
+
+    def _repaired(self, best: Individual, strict: float, test: Samples | None) -> RepairedScore:
+        """Repair the best network on the calibration inputs, and score it.
+
+        `strict` is its agreement on the validation inputs without repair.
+        """
+        evaluator, validation = self.evaluator, self.evaluator.validation
+        self.observer.phase("repair", "matching activations to those of the dense network")
+        with profiled("repair"), torch_threads(self.settings.threads_per_worker):
+            masks = evaluator.masks(best.mask)
+            result = repair(self.target, masks, evaluator.statistics_inputs)
+            model = repaired_copy(self.target, masks, result)
+            outputs = batched_forward(model, validation.inputs)
+            value = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)
+            agreement = finite(float(value))
+            tested = None if test is None else HeldOut(self.target, test).measure(model).accuracy
+        for reason in result.skipped:
+            self.observer.warning(f"not repaired: {reason}")
+        if agreement < strict:
+            self.observer.warning(
+                f"repair lowers the agreement on the validation inputs from {strict:.1%} to "
+                f"{agreement:.1%}: use the strict network, unless your own inputs say otherwise"
+            )
+        return RepairedScore(result, agreement, tested, self.settings.repair_in_loop)
+
+    def _accuracies(
+        self, best: Individual, seeds: list[Individual], test: Samples | None
+    ) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """Measure the accuracy on labelled test data, after all choices are made.
+
+        Returns:
+            `dense`, `pruned` or the origin of a seed → accuracy in [0, 1], and the confusion matrix
+            (`confusion_of`); nothing and None without test data.
+        """
+        if test is None or test.labels is None:
+            return {}, None
+        evaluator = self.evaluator
+        self.observer.phase("test", f"measuring accuracy on {len(test.inputs)} labelled inputs")
+        inputs, labels = test.inputs.to(self.target.device), test.labels.to(self.target.device)
+        with profiled("test"), torch_threads(self.settings.threads_per_worker):
+            dense = batched_forward(evaluator.network.model, inputs)
+            outputs = {"dense": dense, "pruned": evaluator.outputs(best.mask, inputs)}
+            confusion = confusion_of(labels, **outputs)
+            rows = {name: float(accuracy(out, dense, labels)) for name, out in outputs.items()}
+            for seed in seeds:
+                out = evaluator.validation_outputs(seed.mask, inputs)
+                rows[seed.origin] = float(accuracy(out, dense, labels))
+        return rows, confusion
 
     def _requested(self, seeds: list[Individual]) -> Individual:
         for seed in seeds:
@@ -319,12 +365,3 @@ class PruningRun:
             f"method: {self.settings.method!r} cannot be computed on this network (see warnings); "
             f"these can: {', '.join(seed.origin for seed in seeds)}"
         )
-
-
-def _front_point(
-    individual: Individual, evaluator: Evaluator, scores: Mapping[str, ValidationScore]
-) -> dict[str, float]:
-    return {
-        "sparsity": 1 - individual.keep / evaluator.layout.dense_cost,
-        "validation": scores[individual.key].agreement,
-    }

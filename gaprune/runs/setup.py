@@ -27,7 +27,7 @@ from gaprune.evaluation.forward_modes import (
     RepairedForward,
     TeacherBatch,
 )
-from gaprune.evaluation.objectives import AUTO, Objective, find_objective
+from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evaluation.precision import check_precision, choose_precision
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
@@ -44,9 +44,8 @@ from gaprune.repair import RepairSites, find_repair_sites
 from gaprune.workers import WorkerOptions, choose_device
 from gaprune.workers.serial import torch_threads
 
-PATIENCE = (
-    2  # with optimised calibration inputs: generations that may lose on the validation inputs
-)
+# With optimised calibration inputs: generations that may lose on the validation inputs.
+PATIENCE = 2
 MANY_LAYERS = 8  # from here on, densities are searched first and gradients are clipped
 CLIP = 3.0  # root mean squares
 WARMUP, STATISTICS_LOSS = 300, 2.0  # with inverted calibration inputs
@@ -65,19 +64,12 @@ _NO_FEATURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedSettings:
-    """Settings whose names and combinations are valid.
+    """Settings whose names and combinations are valid."""
 
-    Attributes:
-        settings: as the user stated them.
-        preset: the kind of search.
-        worker_options: the workers, their device chosen.
-        predicted_speedup: with budget `latency`, the fraction of the time that `budget_macs` is
-            predicted to save; None if nothing was measured.
-    """
-
-    settings: Settings
+    settings: Settings  # as the user stated them
     preset: Preset
-    worker_options: WorkerOptions
+    worker_options: WorkerOptions  # their device chosen
+    # With budget `latency`, the fraction of the time that `budget_macs` is predicted to save.
     predicted_speedup: float | None = None
 
     @property
@@ -88,23 +80,16 @@ class CheckedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSettings(CheckedSettings):
-    """Settings for one network, with every gap filled.
+    """Settings for one network, with every gap filled."""
 
-    Attributes:
-        units: units of the pattern, or None if every weight has its own score.
-        layout: the flat vector of scores and masks: of weights, or of units.
-    """
-
-    units: Units | None
-    layout: Layout
+    units: Units | None  # of the pattern; None if every weight has its own score
+    layout: Layout  # the flat vector of scores and masks: of weights, or of units
 
 
 def check_settings(settings: Settings, device: torch.device | None = None) -> CheckedSettings:
     """Check everything that does not depend on the network.
 
-    Args:
-        settings: as the user stated them.
-        device: where the network is, if it is loaded: `auto` is its GPU.
+    `device` is where the network is, if it is loaded: `auto` is its GPU.
 
     Raises:
         InputError: an unknown name, settings that exclude each other, or a missing device.
@@ -114,7 +99,8 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
         raise unknown_name("scope", settings.scope, SCOPES)
     if settings.method != EVOLVED:
         find_criterion(settings.method, "method", [EVOLVED])
-    _check_initial_criteria(settings, preset)
+    if settings.initial_criteria is not None:
+        _check_initial_criteria(settings, preset)
     if settings.pareto and settings.max_drop is not None:
         raise InputError(
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
@@ -130,8 +116,6 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
 def _check_initial_criteria(settings: Settings, preset: Preset) -> None:
     for name in settings.initial_criteria or ():
         find_criterion(name, "initial_criteria")
-    if settings.initial_criteria is None:
-        return
     if settings.method != EVOLVED:
         raise InputError(
             f"initial_criteria: method {settings.method!r} does not search; leave one of them out"
@@ -166,10 +150,8 @@ def resolve_settings(checked: CheckedSettings, target: Target) -> ResolvedSettin
         changes["clip"] = CLIP
     changes |= _calibration_changes(settings, target)
     device = checked.worker_options.device
-    changes |= {
-        "device": device,
-        "precision": choose_precision(settings.precision, device, target.dtype),
-    }
+    precision = choose_precision(settings.precision, device, target.dtype)
+    changes |= {"device": device, "precision": precision}
     # Children of a Pareto search have different budgets, so they cannot share counts per layer.
     preset_scope = "global" if settings.pareto else preset.scope
     for name, value in (("scope", preset_scope), ("objective", preset.objective)):
@@ -204,18 +186,13 @@ def add_layout(checked: CheckedSettings, target: Target) -> ResolvedSettings:
 
 
 def repair_sites(target: Target, inputs: Tensor | None = None) -> RepairSites:
-    """Find what repair can correct.
-
-    Args:
-        target: the network.
-        inputs: `[N, …]` that it is run on; None uses an example.
+    """Find what repair can correct, on `inputs` `[N, …]` or an example.
 
     Raises:
         InputError: nothing can be corrected.
     """
-    sites = find_repair_sites(
-        target.model, _two_examples(target) if inputs is None else inputs, frozen=target.weights
-    )
+    inputs = _two_examples(target) if inputs is None else inputs
+    sites = find_repair_sites(target.model, inputs, frozen=target.weights)
     if not sites.rules:
         raise InputError(f"repair_in_loop: {_nothing(sites)}; leave --repair-in-loop out")
     return sites
@@ -264,11 +241,7 @@ def _density_search(draft: Settings, stated: int | None, num_layers: int) -> dic
 
 
 def _guides(draft: Settings, stated: Settings, preset: Preset, target: Target) -> dict[str, Any]:
-    """Choose what guides gradient steps; a default is dropped where it is impossible.
-
-    Raises:
-        InputError: the user stated one that is impossible.
-    """
+    """Choose what guides gradient steps; a default is dropped where it is impossible."""
     changes: dict[str, Any] = {}
     for name in _GUIDES:
         is_stated = getattr(stated, name) is not None
@@ -310,9 +283,21 @@ def make_evaluator(
     settings, evolved = resolved.settings, resolved.settings.method == EVOLVED
     search = _teacher_batch(target, calibration_set.search)
     objective = find_objective(settings.objective, search.teacher)
-    _check_objective(objective, search, needs_loss=resolved.preset.gradient and evolved)
+    refined = resolved.preset.gradient and evolved
+    if objective.needs_labels and search.labels is None:
+        raise InputError(
+            f"objective: {objective.name!r} needs labelled calibration inputs, and these have no "
+            "labels; give --calibration labelled:FILE, or use the objective 'kl'"
+        )
+    if refined and objective.loss is None:
+        raise InputError(
+            f"objective: {objective.name!r} is a black box without gradients; "
+            "use it with --preset black-box"
+        )
     domain_inputs = calibration_set.domain_inputs.inputs.to(target.device)
-    mixture, gradient_inputs = calibration_set.mixture, calibration_set.gradient_inputs
+    own_domain = calibration_set.domain_inputs is not calibration_set.search
+    mixture = calibration_set.mixture
+    gradient_samples = calibration_set.gradient_inputs if refined else None
     batch_cache = None
     if mixture is not None and settings.batch_cache:
         # The text is part of the seed: another text gives other batches, hence other masks.
@@ -327,32 +312,15 @@ def make_evaluator(
         search=search,
         validation=_teacher_batch(target, calibration_set.validation),
         mixture=mixture,
-        gradient_inputs=_teacher_batch(target, gradient_inputs)
-        if gradient_inputs is not None and resolved.preset.gradient and evolved
-        else None,
+        gradient_inputs=gradient_samples and _teacher_batch(target, gradient_samples),
         gradient_share=calibration_set.gradient_share,
         augmentation=target.inputs if augmented else None,
         rungs=(max(1, len(search.inputs) // FIRST_RUNG), len(search.inputs)),
         forward_mode=_forward_mode(target, settings, domain_inputs),
-        domain_inputs=None
-        if calibration_set.domain_inputs is calibration_set.search
-        else domain_inputs,
+        domain_inputs=domain_inputs if own_domain else None,
         precision=settings.precision,
         batch_cache=batch_cache,
     )
-
-
-def _check_objective(objective: Objective, search: TeacherBatch, *, needs_loss: bool) -> None:
-    if objective.needs_labels and search.labels is None:
-        raise InputError(
-            f"objective: {objective.name!r} needs labelled calibration inputs, and these have no "
-            "labels; give --calibration labelled:FILE, or use the objective 'kl'"
-        )
-    if needs_loss and objective.loss is None:
-        raise InputError(
-            f"objective: {objective.name!r} is a black box without gradients; "
-            "use it with --preset black-box"
-        )
 
 
 def _forward_mode(target: Target, settings: Settings, domain_inputs: Tensor) -> ForwardMode:

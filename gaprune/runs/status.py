@@ -23,23 +23,14 @@ _FIELDS = {attribute.name for attribute in fields(Generation)}
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at one moment.
+    """A run at one moment."""
 
-    Attributes:
-        state: `running`, `ended` (there is a result) or `stopped` (there is none).
-        history: the generations so far.
-        record: `result.json` of a run that has ended, else empty.
-        config: `config.toml`; empty before the first checkpoint.
-        owner: `process NUMBER` of a running run, or None.
-        silent: whether a running run writes nothing before its end.
-    """
-
-    state: str
-    history: tuple[Generation, ...] = ()
-    record: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    owner: str | None = None
-    silent: bool = False
+    state: str  # `running`, `ended` (there is a result) or `stopped` (there is none)
+    history: tuple[Generation, ...] = ()  # the generations so far
+    record: Mapping[str, Any] = field(default_factory=dict)  # of a run that has ended
+    config: Mapping[str, Any] = field(default_factory=dict)  # empty before the first checkpoint
+    owner: str | None = None  # `process NUMBER` of a running run
+    silent: bool = False  # whether a running run writes nothing before its end
 
     @property
     def total(self) -> int | None:

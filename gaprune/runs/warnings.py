@@ -49,15 +49,8 @@ def overfitting_warning(
 ) -> str | None:
     """Return the warning about a search that gained on calibration inputs and lost on validation.
 
-    Args:
-        search: the search.
-        evaluator: the calibration inputs.
-        sparsity: of the search.
-        agreed: sparsities without overfitting; this one is added if it is one.
-        front: whether many budgets were searched: their best candidates cannot be compared.
-
-    Returns:
-        The warning; None without overfitting, or if too little is known.
+    `agreed` are sparsities without overfitting; this one is added if it is one. A `front` of many
+    budgets gets no warning: its best candidates cannot be compared.
     """
     scores = search.validation_scores
     known = [individual for individual in search.population if individual.key in scores]

@@ -5,7 +5,6 @@ Checksums of the frozen weights: a digest after sending, a cheap sum after every
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator
+from gaprune.io.weights import sha256_of
 from gaprune.models.forward import deterministic
 from gaprune.profiling import profiled, run_profiler
 from gaprune.workers.device import CPU, CUDA, move_evaluator, synchronizer
@@ -105,11 +105,8 @@ def frozen_tensors(evaluator: Any) -> list[Tensor]:
 
 
 def weights_digest(tensors: Iterable[Tensor]) -> str:
-    """Return the BLAKE2b digest of the bytes of all tensors, in order."""
-    total = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
-    return total.hexdigest()
+    """Return the SHA-256 of the bits of all tensors, in order."""
+    return sha256_of({str(number): tensor for number, tensor in enumerate(tensors)})
 
 
 def weights_sum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
@@ -118,13 +115,12 @@ def weights_sum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
     It takes a thousandth of the time of the digest. It detects every change of a single word and
     all but one in 2^64 of other changes, but not an exchange of words.
     """
-    return tuple(int(_words(tensor).sum()) for tensor in tensors)
-
-
-def _words(tensor: Tensor) -> Tensor:
-    data = tensor.contiguous().reshape(-1).view(torch.uint8)
-    if data.data_ptr() % 8:
-        data = data.clone()  # a view as int64 needs an aligned beginning
-    whole = len(data) // 8 * 8
-    words = data[:whole].view(torch.int64)
-    return words if whole == len(data) else torch.cat([words, data[whole:].long()])
+    sums = []
+    for tensor in tensors:
+        data = tensor.contiguous().reshape(-1).view(torch.uint8)
+        if data.data_ptr() % 8:
+            data = data.clone()  # a view as int64 needs an aligned beginning
+        whole = len(data) // 8 * 8
+        words = data[:whole].view(torch.int64)
+        sums.append(int(words.sum() + data[whole:].sum()))
+    return tuple(sums)

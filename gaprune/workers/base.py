@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from gaprune.config import Settings
@@ -35,33 +35,22 @@ class RetryPolicy:
         return FIRST_TIMEOUT if slowest is None else max(SHORTEST_TIMEOUT, SLOWER * slowest)
 
     def wait(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures in a row."""
-        if failures < 1:
-            return 0.0
+        """Return the seconds to wait after so many failures in a row, at least one."""
         # a float cannot hold much more than the 100th power
         return min(self.first_wait * BACKOFF ** min(failures - 1, 100), self.longest_wait)
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How many workers there are, and what each of them reserves.
-
-    Attributes:
-        count: number of workers.
-        threads: torch threads of each, and the CPUs that each reserves in a Ray cluster.
-        gpus: GPUs of each: 0, a fraction that several workers share, or a whole number.
-        address: of a Ray cluster: `auto`, `ray://HOST:PORT` or `HOST:PORT`; `none` starts a Ray on
-            this machine. If Ray is already initialised, that one is used.
-        retry_policy: what happens after failures.
-        device: where candidates are evaluated, as requested; see `choose_device`.
-    """
+    """How many workers there are, and what each of them reserves."""
 
     count: int = 1
-    threads: int = 1
-    gpus: float = 0.0
+    threads: int = 1  # torch threads of each, and the CPUs that each reserves in a Ray cluster
+    gpus: float = 0.0  # of each: 0, a fraction that several workers share, or a whole number
+    # `auto`, `ray://HOST:PORT` or `HOST:PORT`; an initialised Ray is used whatever this says
     address: str = LOCAL_RAY
-    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
-    device: str = "auto"
+    retry_policy: RetryPolicy = RetryPolicy()
+    device: str = "auto"  # where candidates are evaluated, as requested; see `choose_device`
 
     @property
     def in_process(self) -> bool:
@@ -92,18 +81,17 @@ class FailedTask:
 class Workers(Protocol):
     """Runs tasks. A task has `run(evaluator)`, which is pure: same task, same result, bit for bit.
 
-    A task with an attribute `parents` (possibly empty) breeds, and its result has `genes`. Genomes
-    are large, so they are sent separately from tasks and results, once, and only where needed. A
-    task may have a `kind`, a text: tasks of one kind take about the same time.
+    A task with an attribute `parents` (possibly empty) breeds: its result has `genes`, which are
+    large and sent separately, once. Tasks of one `kind` (optional) take about the same time.
     """
 
     count: int
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run all tasks and return their results in order.
+        """Run all tasks and return their results in order; exceptions of tasks are raised.
 
-        Exceptions of tasks are raised here. The result of a task whose workers were lost on every
-        try is a `FailedTask`. The `genes` of a result may be a handle; see `fetch`.
+        The result of a task whose workers were lost on every try is a `FailedTask`. The `genes` of
+        a result may be a handle; see `fetch`.
         """
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:

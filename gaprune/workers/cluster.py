@@ -19,7 +19,6 @@ from typing import Any
 import ray
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.user_code import PREFIX
 from gaprune.workers.base import LOCAL_RAY, WorkerOptions
 
 CLIENT = "ray://"
@@ -31,11 +30,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 def connect(worker_options: WorkerOptions) -> bool:
     """Use the initialised Ray, join the cluster at the address, or start Ray on this machine.
 
-    Returns:
-        Whether the caller must shut it down at the end.
-
-    Raises:
-        GapruneError: no cluster answers at the address.
+    Return whether the caller must shut it down; GapruneError if no cluster answers.
     """
     if ray.is_initialized():
         return False
@@ -46,37 +41,32 @@ def connect(worker_options: WorkerOptions) -> bool:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
     }
-    if address == LOCAL_RAY:
-        cpus = max(worker_options.count * worker_options.threads, os.cpu_count() or 1)
-        with _keep_sigterm_handler():
-            _start_local(num_cpus=cpus, include_dashboard=False, **options)
-        return True
-    check_address(address)
-    if address.startswith(CLIENT):
-        _enable_client_token()
-    try:
-        with _keep_sigterm_handler():
+    with _keep_sigterm_handler():
+        if address == LOCAL_RAY:
+            cpus = max(worker_options.count * worker_options.threads, os.cpu_count() or 1)
+            options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+            try:
+                ray.init(**options)
+            except OSError:  # Ray cannot write its token into the home folder: state one
+                if AUTH_VARIABLE in os.environ:
+                    raise
+                os.environ[AUTH_VARIABLE] = secrets.token_hex(32)
+                ray.init(**options)
+            return True
+        check_address(address)
+        try:
+            if address.startswith(CLIENT):
+                _enable_client_token()
             ray.init(address=address, **options)
-    except Exception as error:  # its type differs between versions and ways to connect
-        raise _no_cluster(address, f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # its type differs between versions and ways to connect
+            raise _no_cluster(address, f"{type(error).__name__}: {error}") from error
     return True
 
 
-def _start_local(**options: Any) -> None:
-    """Start Ray here, also where its token cannot be written into the home folder."""
-    try:
-        ray.init(address="local", **options)
-    except OSError:
-        if AUTH_VARIABLE in os.environ:
-            raise
-        os.environ[AUTH_VARIABLE] = secrets.token_hex(32)
-        ray.init(address="local", **options)
-
-
 def _enable_client_token() -> None:
-    """Make Ray's client send its token, as `ray.init` does on every other way to connect.
+    """Make Ray's client send its token, without which a cluster that requires one is silent.
 
-    By itself the client sends none (Ray 2.60), and a cluster that requires one does not answer.
+    `ray.init` does so by itself on every other way to connect (Ray 2.60).
     """
     with contextlib.suppress(ImportError):  # private: other versions may lack it, or not need it
         setup = import_module("ray._private.authentication.authentication_token_setup")
@@ -126,13 +116,7 @@ def _keep_sigterm_handler() -> Iterator[None]:
 
 
 def check_resources(worker_options: WorkerOptions) -> None:
-    """Compare what the workers reserve with what the cluster has in all, free or not.
-
-    Ray itself would wait for ever for a GPU that no node has.
-
-    Raises:
-        InputError: not all workers fit; the message says how many do.
-    """
+    """Raise InputError if the cluster lacks what the workers reserve: Ray would wait for ever."""
     count, threads, gpus = worker_options.count, worker_options.threads, worker_options.gpus
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fit = capacity(nodes, threads, gpus)
@@ -153,31 +137,14 @@ def check_resources(worker_options: WorkerOptions) -> None:
 
 
 def capacity(nodes: Sequence[Mapping[str, float]], threads: int, gpus: float) -> int:
-    """Return how many workers fit on the nodes.
-
-    A fraction of a GPU is one of a single GPU: 0.4 fits twice on each.
-    """
-    slack = 1e-9  # floats: 0.1 fits ten times
-
-    def fit(node: Mapping[str, float]) -> int:
+    """Return how many workers fit on the nodes; 0.4 of a GPU fits twice on each GPU."""
+    slack, fit = 1e-9, 0  # floats: 0.1 fits ten times
+    for node in nodes:
         cpus = floor(node.get("CPU", 0) / threads) if threads else sys.maxsize
         available = node.get("GPU", 0)
-        if not gpus:
-            return cpus
-        if gpus < 1:
-            return min(cpus, floor(available) * floor(1 / gpus + slack))
-        return min(cpus, floor(available / gpus + slack))
-
-    return sum(map(fit, nodes))
-
-
-def is_node_lost(node: str) -> bool:
-    """Tell whether the cluster has noticed that a node is lost; that takes it some 17 s."""
-    return not any(info["NodeID"] == node and info["Alive"] for info in ray.nodes())
-
-
-def send_user_code_by_value() -> None:
-    """Let Ray send the code of the user's files: other processes cannot import their modules."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith(PREFIX):
-            ray.cloudpickle.register_pickle_by_value(module)
+        if gpus >= 1:
+            cpus = min(cpus, floor(available / gpus + slack))
+        elif gpus:  # a fraction is one of a single GPU
+            cpus = min(cpus, floor(available) * floor(1 / gpus + slack))
+        fit += cpus
+    return fit

@@ -22,11 +22,7 @@ def choose_device(worker_options: WorkerOptions, target: torch.device | None = N
     """Return where workers evaluate candidates: `cpu`, `cuda` or `cuda:N`.
 
     A Ray actor sees exactly the GPUs that it reserves: actors that reserve some use `cuda`, the
-    others the CPU. In this process `auto` is a GPU where torch sees one.
-
-    Args:
-        worker_options: number of workers, their reservations, and the requested device.
-        target: device of the dense network, if known: `auto` follows it to its GPU.
+    others the CPU. In this process `auto` is a GPU where torch sees one, that of `target` if known.
 
     Raises:
         InputError: the device is not available, or contradicts the reservations.
@@ -52,26 +48,8 @@ def choose_device(worker_options: WorkerOptions, target: torch.device | None = N
         if target is not None and target.type == CUDA and target.index:
             return str(target)  # plain `cuda` would be the first GPU
         return CUDA if torch.cuda.is_available() else CPU
-    if requested != CPU:
-        _check_available(requested)
-    return requested
-
-
-def choose_driver_device(worker_options: WorkerOptions) -> str:
-    """Return the device of the dense network in this process.
-
-    It is the device of the search where tasks run in this process: inversion and criteria then use
-    its GPU as well. Ray workers are sent the network from the CPU, since their GPUs may be on
-    other machines.
-
-    Raises:
-        InputError: as `choose_device`.
-    """
-    device = choose_device(worker_options)
-    return device if worker_options.in_process else CPU
-
-
-def _check_available(requested: str) -> None:
+    if requested == CPU:
+        return CPU
     if not torch.cuda.is_available():
         raise InputError(
             f"device: {requested!r} asked, but torch {torch.__version__} sees no CUDA GPU; use "
@@ -82,14 +60,11 @@ def _check_available(requested: str) -> None:
         raise InputError(
             f"device: {requested!r} asked, but there are {count} GPU(s), counted from 0"
         )
+    return requested
 
 
 def move_evaluator(evaluator: Any, device: str) -> Any:
-    """Return the evaluator on a device; any other object as it is.
-
-    Raises:
-        InputError: the network does not run there.
-    """
+    """Return the evaluator on a device; InputError if the network does not run there."""
     if not isinstance(evaluator, Evaluator) or (device == CPU and evaluator.is_cpu_float32):
         return evaluator
     with profiled(START):
@@ -105,11 +80,7 @@ def synchronizer(device: str) -> Callable[[], object] | None:
 
 @contextmanager
 def on_device(device: str) -> Iterator[None]:
-    """Compute deterministically on a device inside the block, and explain a full GPU memory.
-
-    Raises:
-        GapruneError: the memory of the GPU is full.
-    """
+    """Compute deterministically on a device; a full GPU memory raises GapruneError."""
     if (profiler := active_profiler()) is not None:
         profiler.synchronize = synchronizer(device)
     with deterministic(device):

@@ -18,8 +18,7 @@ def keep_heap() -> bool:
 
     By default glibc returns activations to the system after each forward pass, and the next pass
     gets them back page by page, filled with zeros: up to half of the time of small convolutional
-    networks. The price is up to `SPARE` bytes more per process. Nothing changes where the user has
-    set one of `VARIABLES`, or where there is no glibc.
+    networks. The price is up to `SPARE` bytes more per process, unless `VARIABLES` say otherwise.
     """
     if any(os.environ.get(name) for name in VARIABLES):
         return False

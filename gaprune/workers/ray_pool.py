@@ -16,24 +16,18 @@ from weakref import WeakKeyDictionary
 
 import ray
 
+from gaprune import profiling
 from gaprune.errors import GapruneError
-from gaprune.profiling import (
-    LOST,
-    START,
-    TRANSPORT,
-    WAITING,
-    Profiler,
-    Timings,
-    active_profiler,
-    profiled,
-)
-from gaprune.workers import cluster, failures, transport
+from gaprune.io.user_code import PREFIX
+from gaprune.profiling import LOST, START, TRANSPORT, WAITING, Timings, profiled
+from gaprune.workers import cluster, transport
 from gaprune.workers.actor import Actor, ActorSetup, frozen_tensors, weights_digest
 from gaprune.workers.base import FailedTask, Warn, WorkerOptions
 from gaprune.workers.task_queue import FailedAttempt, PendingTask, TaskQueue
 
 FETCH_TIMEOUT = 120.0  # seconds after which a genome counts as lost
-NEVER = float("inf")
+# Of a task whose parent was lost with the node that held it.
+LOST_ARGUMENT = (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError)
 
 
 class Call(NamedTuple):
@@ -60,13 +54,7 @@ class RayWorkers:
     """Several workers, each an actor with its own copy of the evaluator and its own torch threads.
 
     If Ray is already initialised, it is used and left running. Otherwise a local Ray is started, or
-    a cluster joined, and left at the end.
-
-    Args:
-        evaluator: passed to every task; pickled once.
-        worker_options: how many workers, what each reserves, and where they are.
-        warn: called with a text when a worker is lost.
-        create_actor: by default, creates an actor that reserves what `worker_options` says.
+    a cluster joined, and left at the end. `warn` is called with a text when a worker is lost.
     """
 
     def __init__(
@@ -80,17 +68,21 @@ class RayWorkers:
         self.lost = 0  # actors lost so far
         self._evaluator, self._options, self._warn = evaluator, worker_options, warn
         self._policy = worker_options.retry_policy
-        self._create_actor = create_actor or self._create_reserving_actor
+        reserving = Actor.options(  # type: ignore[attr-defined] # ray adds it
+            num_cpus=worker_options.threads,
+            num_gpus=worker_options.gpus,
+            scheduling_strategy="SPREAD",
+        )
+        self._create_actor = create_actor or reserving.remote
         self._owns_ray = False
         self._slots: list[Slot] = []
         self.idle: list[Slot] = []
         self._busy: dict[Any, Slot] = {}  # reference → slot that loads the evaluator or runs a task
-        self._check_at = NEVER  # time at which the earliest deadline of a busy slot may be over
         self._ready_at = 0.0  # when an actor became ready last; 0 before the first
         self._start_error: BaseException = GapruneError("no start was tried")
         self._slowest: dict[str, float] = {}  # kind of task → seconds
         self._stored: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # genome → reference
-        self._profiler: Profiler | None = None
+        self._profiler: profiling.Profiler | None = None
         self._timings, self._opened = Timings(), 0.0
 
     def __enter__(self) -> Self:
@@ -127,20 +119,22 @@ class RayWorkers:
         return task_queue.results
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
-        """Return the genomes of results; those lost with their node are computed again.
-
-        Raises:
-            GapruneError: a lost genome cannot be computed again.
-        """
+        """Return the genomes of results; those lost with their node are computed again."""
         genomes = [result.genes for result in results]
         remote = {i: g for i, g in enumerate(genomes) if isinstance(g, transport.RemoteGenome)}
+        lost = []
         with profiled(TRANSPORT):
             references = [handle.reference for handle in remote.values()]
             if references:  # all of them travel at the same time
                 ray.wait(references, num_returns=len(references), timeout=FETCH_TIMEOUT)
             for index, handle in remote.items():
-                genomes[index] = self._get(handle)
-        lost = [index for index, genome in enumerate(genomes) if genome is None]
+                try:
+                    packed = ray.get(handle.reference, timeout=FETCH_TIMEOUT)
+                except ray.exceptions.RayError:
+                    lost.append(index)
+                else:
+                    genomes[index] = genome = transport.unpack_genome(packed)
+                    self._stored[genome] = handle.reference  # for its own children
         if lost:
             again = self.run([remote[index].task for index in lost])
             for result in again:
@@ -149,8 +143,6 @@ class RayWorkers:
             for index, genome in zip(lost, self.fetch(again), strict=True):
                 genomes[index] = genome
         return genomes
-
-    # ---- tasks: send, wait, receive, retry
 
     def _send_tasks(self, task_queue: TaskQueue) -> None:
         """Give every idle actor one task: never more, since a lost actor loses all its calls."""
@@ -164,14 +156,15 @@ class RayWorkers:
             else:
                 reference, genome = slot.actor.run.remote(message), None
             slot.call, slot.since = Call(pending, task_queue, genome), now
-            self._set_busy(self.idle.pop(), reference)
+            self._busy[reference] = self.idle.pop()
 
     def _wait(self, task_queue: TaskQueue, part: str = WAITING) -> list[Any]:
         """Wait for results or for the next thing to do; return the references that are ready."""
-        wake_at = min([self._check_at, *(slot.retry_at for slot in self._startable())])
+        times = [*map(self._deadline, self._busy.values())]
+        times += [slot.retry_at for slot in self._startable()]
         if self.idle:
-            wake_at = min(wake_at, task_queue.next_task_at())
-        left = max(0.0, wake_at - time.monotonic())
+            times.append(task_queue.next_task_at())
+        left = max(0.0, min(times) - time.monotonic())
         with profiled(part):
             if not self._busy:
                 time.sleep(left)
@@ -187,7 +180,8 @@ class RayWorkers:
         try:
             message = ray.get(reference)
         except ray.exceptions.RayError as error:
-            cause = failures.cause_of(error)
+            raised = getattr(error, "cause", None)  # by our code in the actor
+            cause = raised if isinstance(raised, BaseException) else error
             if call is None:
                 # what loading raises at the first start it would raise at every other one
                 raised_by_us = not isinstance(cause, ray.exceptions.RayError)
@@ -210,8 +204,6 @@ class RayWorkers:
             self._add_time(slot, TRANSPORT, answer.timings)
             self.idle.append(slot)
             kind, seconds = call.pending.kind, time.monotonic() - slot.since
-            if kind not in self._slowest:
-                self._check_at = 0.0  # the deadline of others of this kind is earlier now
             self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
             call.task_queue.succeed(call.pending, answer.result)
 
@@ -219,21 +211,23 @@ class RayWorkers:
         self, slot: Slot, call: Call, error: BaseException, task_queue: TaskQueue
     ) -> None:
         """Raise what the task raised; try it again if the machine is the cause."""
-        if failures.is_lost_argument(error):
+        if isinstance(error, LOST_ARGUMENT):
             for parent in getattr(call.pending.task, "parents", ()):
                 self._stored.pop(parent, None)
-        elif failures.ends_worker(error):
-            self._replace(slot, call, failures.describe_failure(error))
+        elif transport.ends_worker(error):
+            self._replace(slot, call, transport.describe_failure(error))
             return
         self._add_time(slot, LOST)
         self.idle.append(slot)
-        if failures.is_machine_failure(error):
-            self._retry(slot, call, failures.describe_failure(error))
+        if transport.is_machine_failure(error):
+            self._retry(slot, call, transport.describe_failure(error))
         elif call.task_queue is task_queue:  # else a task of an earlier run, which has raised
             raise error
 
     def _retry(self, slot: Slot, call: Call, why: str) -> None:
-        attempt = FailedAttempt(why, slot.node, counts=not cluster.is_node_lost(slot.node))
+        # The cluster notices that a node is lost after some 17 s.
+        node_works = any(node["NodeID"] == slot.node and node["Alive"] for node in ray.nodes())
+        attempt = FailedAttempt(why, slot.node, counts=node_works)
         call.task_queue.fail(call.pending, time.monotonic(), attempt)
 
     def _store(self, genome: Any) -> Any:
@@ -242,23 +236,13 @@ class RayWorkers:
             self._stored[genome] = ray.put(transport.pack_genome(genome))
         return self._stored[genome]
 
-    def _get(self, handle: transport.RemoteGenome) -> Any:
-        """Return the genome behind a handle, or None if it is lost."""
-        try:
-            packed = ray.get(handle.reference, timeout=FETCH_TIMEOUT)
-        except ray.exceptions.RayError:
-            return None
-        genome = transport.unpack_genome(packed)
-        self._stored[genome] = handle.reference  # for its own children
-        return genome
-
-    # ---- actors: start, time out, replace, stop
-
     def _start(self) -> None:
         """Start all actors and wait for the first that is ready; the others join later."""
         cluster.check_resources(self._options)
-        cluster.send_user_code_by_value()
-        self._profiler = active_profiler()
+        for name, module in list(sys.modules.items()):
+            if name.startswith(PREFIX):  # other processes cannot import the user's files: send them
+                ray.cloudpickle.register_pickle_by_value(module)
+        self._profiler = profiling.active_profiler()
         self._timings, self._opened = Timings(), time.monotonic()
         self._packed = ray.put(ray.cloudpickle.dumps(self._evaluator))
         self._setup = ActorSetup(
@@ -276,13 +260,6 @@ class RayWorkers:
             for reference in self._wait(no_tasks, START):  # not a wait for results
                 self._receive(reference, no_tasks)
 
-    def _create_reserving_actor(self) -> Any:
-        return Actor.options(  # type: ignore[attr-defined] # ray adds it
-            num_cpus=self._options.threads,
-            num_gpus=self._options.gpus,
-            scheduling_strategy="SPREAD",
-        ).remote()
-
     def _startable(self) -> list[Slot]:
         """Return the empty slots; those given up only while another worker works."""
         most = self._policy.starts
@@ -295,25 +272,21 @@ class RayWorkers:
     @property
     def _working(self) -> int:
         """Number of actors that have loaded the evaluator."""
-        loading = sum(slot.call is None for slot in self._busy.values())
-        return sum(slot.actor is not None for slot in self._slots) - loading
+        return len(self.idle) + sum(slot.call is not None for slot in self._busy.values())
 
     def _start_actors(self) -> None:
-        """Start an actor in every empty slot whose back-off is over.
-
-        Raises:
-            GapruneError: no actor works and none can be started.
-        """
+        """Start an actor in every empty slot whose back-off is over; raise if none can be."""
         startable, now = self._startable(), time.monotonic()
         for slot in startable:
             if now >= slot.retry_at:
                 slot.actor, slot.since = self._create_actor(), now
-                self._set_busy(slot, slot.actor.load.remote(self._packed, self._setup))
+                self._busy[slot.actor.load.remote(self._packed, self._setup)] = slot
         if not startable and all(slot.actor is None for slot in self._slots):
             failed = f"none of {self.count} could start"
             if self._ready_at:
                 failed = f"all {self.count} are lost and none could be started again"
-            raise GapruneError(f"workers: {failed}: {self._start_reason}") from self._start_error
+            reason = transport.describe_failure(self._start_error)
+            raise GapruneError(f"workers: {failed}: {reason}") from self._start_error
 
     def _start_failed(self, slot: Slot, error: BaseException, *, hopeless: bool) -> None:
         """Schedule the next start of a slot; after a hopeless failure, give the slot up."""
@@ -323,19 +296,11 @@ class RayWorkers:
         slot.failed_starts = max(slot.failed_starts + 1, self._policy.starts if hopeless else 0)
         slot.retry_at = time.monotonic() + self._policy.wait(slot.failed_starts)
         if self._working and slot.failed_starts == self._policy.starts:
+            why = transport.describe_failure(error)
             self._warn(
-                f"a worker cannot be started ({self._start_reason}); {self._working} of "
-                f"{self.count} work, and it is tried again from time to time"
+                f"a worker cannot be started ({why}); {self._working} of {self.count} work, and it "
+                "is tried again from time to time"
             )
-
-    @property
-    def _start_reason(self) -> str:
-        error = self._start_error
-        return str(error) if isinstance(error, GapruneError) else failures.describe_failure(error)
-
-    def _set_busy(self, slot: Slot, reference: Any) -> None:
-        self._busy[reference] = slot
-        self._check_at = min(self._check_at, self._deadline(slot))
 
     def _deadline(self, slot: Slot) -> float:
         """Return the time at which a busy slot has timed out."""
@@ -348,8 +313,6 @@ class RayWorkers:
     def _end_overdue(self) -> None:
         """Replace actors whose task hangs, and give up on starts that take too long."""
         now = time.monotonic()
-        if now < self._check_at:
-            return
         for reference, slot in list(self._busy.items()):
             seconds = self._deadline(slot) - slot.since
             if now < slot.since + seconds:
@@ -367,7 +330,6 @@ class RayWorkers:
             )
             no_room = cpus < self._options.threads or gpus < self._options.gpus
             self._start_failed(slot, error, hopeless=no_room)
-        self._check_at = min(map(self._deadline, self._busy.values()), default=NEVER)
 
     def _replace(self, slot: Slot, call: Call, why: str) -> None:
         """Kill an actor that was running a task; the slot gets another one at once."""
@@ -397,7 +359,7 @@ class RayWorkers:
             self._profiler = None
         for slot in self._slots:
             self._kill(slot)
-        self._slots, self.idle, self._check_at = [], [], NEVER
+        self._slots, self.idle = [], []
         self._busy.clear()
         self._stored.clear()
         if self._owns_ray:

@@ -15,13 +15,7 @@ from gaprune.workers.malloc import keep_heap
 
 
 class SerialWorkers:
-    """One worker: this process.
-
-    Args:
-        evaluator: passed to every task; on a GPU, a copy of it.
-        threads: torch threads while tasks run.
-        device: where tasks compute: `cpu`, `cuda` or `cuda:N`.
-    """
+    """One worker: this process, with a copy of the evaluator where `device` is a GPU."""
 
     count = 1
 
@@ -29,11 +23,7 @@ class SerialWorkers:
         self._evaluator, self._threads, self._device = evaluator, threads, device
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run the tasks one after the other.
-
-        Raises:
-            GapruneError: the memory of the GPU is full.
-        """
+        """Run the tasks one after the other; GapruneError if the memory of the GPU is full."""
         keep_heap()
         results = []
         # OTHER: time of a task outside all named parts counts as on Ray workers

@@ -30,10 +30,7 @@ class PendingTask:
 
 
 class TaskQueue:
-    """Hands out tasks in order, and failed ones again after a back-off.
-
-    Times are seconds of one monotonic clock.
-    """
+    """Hands out tasks in order, and failed ones again after a back-off; times are in seconds."""
 
     def __init__(self, tasks: Sequence[Any], retry_policy: RetryPolicy) -> None:
         self._policy = retry_policy

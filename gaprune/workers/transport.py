@@ -1,4 +1,4 @@
-"""Messages between the driver and the actors, and how many bytes they are.
+"""Messages between the driver and the actors: tasks, results, genomes and failures.
 
 Tasks and results are small. Genomes are large and are passed through Ray's object store: each is
 sent once, to the nodes that need it, and the genome of a child that does not survive is never sent.
@@ -6,7 +6,9 @@ sent once, to the nodes that need it, and the genome of a child that does not su
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import re
 import traceback
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from gaprune.errors import GapruneError
 from gaprune.profiling import Timings
-from gaprune.workers.failures import origin_of
 
-_AS_NUMPY = (torch.float32, torch.float64, torch.float16)
+_EXIT_DETAIL = re.compile(r"Worker exit type: (\w+)(?: Worker exit detail: ([^\n]*))?")
+_ALLOCATOR = "can't allocate memory"  # torch raises a plain RuntimeError where memory is short
+_LONGEST = 200  # characters of a description
 
 
 class PackedGenome(NamedTuple):
@@ -93,22 +96,53 @@ def unpack_result(message: bytes, reference: Any, task: Any) -> TaskResult:
 
 def pack_genome(genome: Any) -> PackedGenome:
     """Return a genome, which is a dataclass, with arrays in place of its tensors."""
-    parts = {}
-    for item in fields(genome):
-        part = getattr(genome, item.name)
-        on_cpu = isinstance(part, Tensor) and part.device.type == "cpu"
-        # NumPy has no bfloat16; other parts are pickled as they are
-        parts[item.name] = part.numpy() if on_cpu and part.dtype in _AS_NUMPY else part
+    parts = {item.name: getattr(genome, item.name) for item in fields(genome)}
+    for name, part in parts.items():
+        if isinstance(part, Tensor):
+            with contextlib.suppress(TypeError):  # no bfloat16 in NumPy, no tensor on a GPU
+                parts[name] = part.numpy()
     return PackedGenome(type(genome), parts)
 
 
 def unpack_genome(packed: PackedGenome) -> Any:
-    """Return the genome again.
-
-    Arrays from Ray are read-only memory that processes share, but torch would write into it: copy.
-    """
+    """Return the genome again; copied, since arrays from Ray are shared, read-only memory."""
     parts = {
         name: torch.from_numpy(part.copy()) if isinstance(part, np.ndarray) else part
         for name, part in packed.parts.items()
     }
     return packed.kind(**parts)
+
+
+def origin_of(error: Exception) -> Exception:
+    """Return the machine's failure beneath an exception, such as a full memory, or else itself."""
+    cause: BaseException | None = error
+    while cause is not None and not is_machine_failure(cause):
+        cause = cause.__cause__
+    return cause if isinstance(cause, Exception) else error
+
+
+def is_machine_failure(error: BaseException) -> bool:
+    """Tell whether the machine failed; everything else would be raised by the task anywhere."""
+    if ends_worker(error) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _ALLOCATOR in str(error)
+
+
+def ends_worker(error: BaseException) -> bool:
+    """Tell whether a worker is unusable: it is gone, or its GPU is in a bad state."""
+    return isinstance(error, (ray.exceptions.RayError, torch.AcceleratorError))
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return in a few words what happened, without what Ray adds."""
+    if isinstance(error, GapruneError):
+        return str(error)
+    detail = _EXIT_DETAIL.search(str(error))
+    if isinstance(error, ray.exceptions.ActorDiedError) and detail:
+        return f"its process died: {(detail[2] or detail[1]).split('. ')[0][:_LONGEST]}"
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "its process or its node cannot be reached"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if getattr(error, "actor_init_failed", False):  # its last line says what was raised
+        return f"its process failed to start: {lines[-1][:_LONGEST]}"
+    return f"{type(error).__name__}: {lines[0][:_LONGEST]}".removesuffix(": ")
