@@ -124,7 +124,7 @@ def _slimming(target: Target, case: Case, seed: int) -> ChannelPruned:
     options = SlimmingOptions(
         rounds=case.rounds, epochs=case.epochs, training=TrainingOptions(decay="cosine")
     )
-    slimmer = Slimmer(target, from_labels(train), options, generator, None, None)
+    slimmer = Slimmer(target, from_labels(train), options, generator, None)
 
     def count(ranking: ChannelRanking, model: nn.Module, number: int) -> int:
         budget = dense * (1 - case.sparsity) ** (number / options.rounds)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ import torch
 from gaprune.comparison import ComparisonData, ComparisonSpec, Row, compare_target
 from gaprune.comparison.context import ComparisonObserver
 from gaprune.comparison.methods.iterative import SCHEDULES
-from gaprune.comparison.methods.slimming import SlimmingOptions, hold_out, slim
+from gaprune.comparison.methods.slimming import SlimmingOptions, slim
 from gaprune.comparison.methods.training import TrainingOptions, from_labels
 from gaprune.comparison.rows import markdown
 from gaprune.evaluation.held_out import HeldOut
@@ -115,7 +115,9 @@ def slimmed(seeds: Sequence[int]) -> Part:
 def _rounds(target: Target, seed: int) -> Iterator[dict[str, Any]]:
     train, test = zoo_train(target), HeldOut(target, _some(zoo_test(target)))
     generator = torch.Generator().manual_seed(seed)
-    training, selection = hold_out(_some(train), HELD_BACK, generator)
+    samples = _some(train)
+    order = samples.random_order(generator)
+    training, selection = samples.take(order[HELD_BACK:]), samples.take(order[:HELD_BACK])
     yield {
         "target": target.name,
         "seed": seed,
@@ -129,8 +131,9 @@ def _rounds(target: Target, seed: int) -> Iterator[dict[str, Any]]:
     ):
         before, after = test.measure(step.compact).accuracy, test.measure(step.model).accuracy
         report(f"slimming, seed {seed}, round {step.number}: {before:.2%} → {after:.2%}")
-        named = {"target": target.name, "seed": seed}
-        yield {**named, **step.row(), "before": before, "accuracy": after}
+        named = {"target": target.name, "seed": seed, "round": step.number, **asdict(step.after)}
+        cost = {"error": step.error, "epochs": step.epochs}
+        yield {**named, **cost, "before": before, "accuracy": after}
 
 
 def clustered(_seeds: Sequence[int]) -> Part:

@@ -17,14 +17,15 @@ import pytest
 from gaprune.comparison.methods.threshold import ThresholdPoint, ThresholdSweep
 from gaprune.comparison.plots.comparison_plot import plot_comparison
 from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
+from gaprune.comparison.rows import MethodRequirements, Row, summarise
 from gaprune.errors import GapruneError, InputError
 from gaprune.records import LayerCount
 
 SVG = "{http://www.w3.org/2000/svg}"
-WEIGHTS = {"data": "none", "labels": False, "gradients": False, "training": False}
-CALIBRATION = {**WEIGHTS, "data": "procedural"}
-GRADIENTS = {**WEIGHTS, "gradients": True}
-TRAINED = {"data": "labelled", "labels": True, "gradients": True, "training": True}
+WEIGHTS = MethodRequirements()
+CALIBRATION = MethodRequirements("procedural")
+GRADIENTS = MethodRequirements(gradients=True)
+TRAINED = MethodRequirements("labelled", labels=True, gradients=True, training=True)
 SPARSITIES = (0.9, 0.95, 0.98, 0.99)
 
 
@@ -54,23 +55,7 @@ class Picture:
         ]
 
 
-def row(
-    method: str, sparsity: float, accuracy: float | None, seed: int = 0, **more: Any
-) -> dict[str, Any]:
-    """Return a row of a comparison as plain data."""
-    return {
-        "target": "lenet",
-        "sparsity": sparsity,
-        "method": method,
-        "seed": seed,
-        "needs": WEIGHTS,
-        "accuracy": accuracy,
-        "agreement": accuracy,
-        **more,
-    }
-
-
-METHODS: dict[str, tuple[dict[str, Any], tuple[float | None, ...]]] = {
+METHODS: dict[str, tuple[MethodRequirements, tuple[float | None, ...]]] = {
     "magnitude": (WEIGHTS, (0.98, 0.95, 0.6, 0.2)),
     "lamp": (WEIGHTS, (0.97, 0.96, 0.8, 0.5)),
     "wanda": (CALIBRATION, (0.98, 0.97, 0.9, 0.6)),
@@ -81,21 +66,23 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[float | None, ...]]] = {
     "failed": (TRAINED, (None, None, None, None)),
 }
 ROWS = [
-    row(method, sparsity, accuracy, needs=needs)
+    Row("lenet", sparsity, method, 0, needs, accuracy, accuracy)
     for method, (needs, accuracies) in METHODS.items()
     for sparsity, accuracy in zip(SPARSITIES, accuracies, strict=True)
 ]
 
 
-def comparison(tmp_path: Path, rows: list[Any], **options: Any) -> Picture:
+def comparison(
+    tmp_path: Path, rows: list[Row], dense: float | None = 0.9905, title: str = "lenet"
+) -> Picture:
     """Draw a comparison and read it back."""
-    plot_comparison(rows, tmp_path / "plot.svg", **options)
+    plot_comparison(summarise(rows), tmp_path / "plot.svg", dense, title)
     return Picture(tmp_path / "plot.svg")
 
 
 def test_methods_are_grouped_by_requirement_and_ranked(tmp_path: Path) -> None:
     """The best at the highest sparsity comes first; methods without a figure come last."""
-    texts = comparison(tmp_path, ROWS, dense=0.9905).texts
+    texts = comparison(tmp_path, ROWS).texts
     names = [text for text in texts if text.split(":")[0] in METHODS]
     assert names[:2] == ["lamp", "magnitude"]
     assert names[2:5] == ["evolved", "wanda", "synflow"]
@@ -107,8 +94,8 @@ def test_methods_are_grouped_by_requirement_and_ranked(tmp_path: Path) -> None:
 
 def test_points_agree_with_the_axes(tmp_path: Path) -> None:
     """A line passes through its tick positions; three seeds make a median and an error bar."""
-    rows = [row("a", s, s) for s in SPARSITIES]
-    rows += [row("a", 0.98, accuracy, seed) for seed, accuracy in ((1, 0.9), (2, 0.99))]
+    scores = [(s, 0, s) for s in SPARSITIES] + [(0.98, 1, 0.9), (0.98, 2, 0.99)]
+    rows = [Row("lenet", s, "a", seed, WEIGHTS, accuracy) for s, seed, accuracy in scores]
     picture = comparison(tmp_path, rows)
     ticks = [e for e in picture.root.iter(f"{SVG}text") if (e.text or "").endswith(" %")]
     across = [float(e.attrib["x"]) for e in ticks[:4]]
@@ -136,23 +123,20 @@ def test_line_styles_show_requirements(tmp_path: Path) -> None:
 
 
 def test_without_labels_agreement_is_drawn(tmp_path: Path) -> None:
-    """Perfect agreement and sparsity 0 have finite positions; dense accuracy is left out."""
-    rows = [row("a", s, None, agreement=a) for s, a in ((0.0, 1.0), (0.9, 0.99), (0.99, 0.5))]
-    texts = comparison(tmp_path, rows, dense=0.99, title="no labels").texts
+    """Perfect agreement and sparsity 0 have finite positions."""
+    scores = ((0.0, 1.0), (0.9, 0.99), (0.99, 0.5))
+    rows = [Row("lenet", s, "a", 0, WEIGHTS, None, agreement) for s, agreement in scores]
+    texts = comparison(tmp_path, rows, None, "no labels").texts
     assert "no labels" in texts
     assert any(text.startswith("agreement") for text in texts)
-    assert not any("99 %" in text and "dense" in text for text in texts)
+    assert not any("dense network," in text for text in texts)
 
 
-@pytest.mark.parametrize(
-    "rows", [[], [row("a", 0.9, None)], [*ROWS, row("a", 0.9, 0.5, target="other")]]
-)
-def test_rows_without_figures_or_of_several_targets_are_refused(
-    tmp_path: Path, rows: list[Any]
-) -> None:
+@pytest.mark.parametrize("rows", [[], [Row("lenet", 0.9, "a", 0, WEIGHTS)]])
+def test_rows_without_figures_are_refused(tmp_path: Path, rows: list[Row]) -> None:
     """No file is written."""
     with pytest.raises(InputError, match=r"rows: "):
-        plot_comparison(rows, tmp_path / "plot.svg")
+        comparison(tmp_path, rows)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,7 +224,7 @@ def test_clusters_without_figures_are_refused(tmp_path: Path, points: list[Any])
 
 
 PLOTS: dict[str, Callable[[Path], None]] = {
-    "comparison": lambda path: plot_comparison(ROWS, path, dense=0.99),
+    "comparison": lambda path: plot_comparison(summarise(ROWS), path, 0.99, "lenet"),
     "threshold": lambda path: plot_thresholds(sweep_of("a", "b"), path),
     "clusters": lambda path: plot_clusters([point(2, 0.5), point(4, 0.6)], path),
 }

@@ -88,15 +88,14 @@ def publish(comparison: Comparison, store: Store, warn: Callable[[str], None]) -
 
     `warn` is called if the plots cannot be made; all other files are written.
     """
-    records = [row.record() for row in comparison.rows]
-    dense, caption = comparison.dense_accuracy, comparison.caption
-    store.write(LIST, to_json(records, indent=2) + "\n")
+    summaries, dense, caption = comparison.summaries, comparison.dense_accuracy, comparison.caption
+    store.write(LIST, to_json([row.record() for row in comparison.rows], indent=2) + "\n")
     store.write(CSV, as_csv(comparison.rows))
-    store.write(TABLE, markdown(comparison.summaries, dense, caption))
+    store.write(TABLE, markdown(summaries, dense, caption))
     store.write(REPORT, _page(comparison.rows, caption, store.folder, comparison.removed))
     try:
         for name in PLOTS:
-            plot_comparison(records, store.folder / name, dense=dense, title=comparison.target)
+            plot_comparison(summaries, store.folder / name, dense, comparison.target)
     except GapruneError as error:  # matplotlib is optional
         warn(f"no plots: {error}")
 

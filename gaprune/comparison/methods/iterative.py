@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.comparison.methods.training import TrainingData, TrainingOptions, train
-from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import InputError, unknown_name
-from gaprune.masks.budget import apportion, check_sparsity, keep_total, uniform_counts
-from gaprune.masks.supermask import Layout, global_mask, layer_counts, layered_mask
+from gaprune.masks.budget import check_sparsity, keep_total
+from gaprune.masks.supermask import global_mask
 from gaprune.models.target import Target, private_copy, trainable_copy
 
-SCORED = 1024  # training inputs for a criterion that uses inputs
 CUBIC_STEPS = 10
 _TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
 _FINE_STEPS = (0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99)
@@ -70,17 +68,12 @@ def cubic(goals: Sequence[float], epochs: float) -> list[PruningStep]:
     return [PruningStep(sparsity, epochs) for sparsity in _merged(grid, goals)]
 
 
-def direct(goals: Sequence[float], epochs: float) -> list[PruningStep]:
-    """Return one step for each goal."""
-    return [PruningStep(sparsity, epochs) for sparsity in _merged((), goals)]
-
-
 REWIND = "rewind"
 SCHEDULES: dict[str, Callable[[Sequence[float], float], list[PruningStep]]] = {
     "linear": linear,
     "long": long,
     "cubic": cubic,
-    "direct": direct,
+    "direct": lambda goals, epochs: [PruningStep(goal, epochs) for goal in _merged((), goals)],
     REWIND: linear,  # the same steps; kept weights are rewound before each training
 }
 """Name → `(goals, epochs per step)` → steps that hold every goal and none above the largest."""
@@ -144,31 +137,6 @@ def _merged(grid: Sequence[float], goals: Sequence[float]) -> list[float]:
     return sorted([*targets, *between])
 
 
-@dataclass(frozen=True)
-class IterativePruningOptions:
-    """How to prune and train in turns.
-
-    Attributes:
-        training: how to train in each step, with a new optimiser.
-        rewind: whether all parameters and buffers are reset to the original's before each training,
-            so that only the mask carries over.
-
-    Raises:
-        InputError: an unknown name.
-    """
-
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    criterion: str = "magnitude"  # a key of `CRITERIA`, computed on the current weights
-    scope: str = "global"  # a key of `SCOPES`
-    rewind: bool = False
-
-    def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
-            raise unknown_name("criterion", self.criterion, CRITERIA)
-        if self.scope not in SCOPES:
-            raise unknown_name("scope", self.scope, SCOPES)
-
-
 @dataclass(frozen=True, eq=False)
 class PruningStage:
     """The network after one step.
@@ -184,99 +152,56 @@ class PruningStage:
     epochs: float  # of training so far, all steps together
 
 
-def prune_iteratively(
+def prune_iteratively(  # noqa: PLR0913 # what it depends on, each by its own name
     target: Target,
     data: TrainingData,
     steps: Sequence[PruningStep],
-    options: IterativePruningOptions,
+    training: TrainingOptions,
     generator: torch.Generator,
+    *,
+    rewind: bool = False,
     on_epoch: Callable[[float], None] = lambda _epochs: None,
 ) -> Iterator[PruningStage]:
     """Yield the network after each step; a stage is computed when it is requested.
 
-    Each step scores the current weights, keeps the best of the remaining ones (exactly as many as
-    the sparsity says, at least one per layer), and trains them.
+    Each step keeps the largest of the remaining weights over all layers (exactly as many as the
+    sparsity says, at least one per layer), and trains them.
 
     Args:
         target: the dense network; stays unchanged.
-        data: training data, also for a criterion that uses inputs.
+        data: training data.
         steps: increasing sparsities, with their epochs.
-        options: criterion, scope, rewinding and training.
+        training: how to train in each step, with a new optimiser.
         generator: the only source of randomness.
+        rewind: whether all parameters and buffers are reset to the original's before each training,
+            so that only the mask carries over.
         on_epoch: receives the epochs done so far, all steps together.
 
     Raises:
         InputError: sparsities that don't increase, or one that empties a layer; before any work.
-        GapruneError: (from the iterator) training or scoring gives numbers that are not finite.
+        GapruneError: (from the iterator) training gives numbers that are not finite.
     """
-    steps = check_steps(steps)
-    everything = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
-    # refuses empty layers before training
-    SCOPES[options.scope](everything.float(), everything, target.layout, steps[-1].sparsity)
-    return _stages(target, data, steps, options, generator, on_epoch)
+    keeps = [keep_total(target.layout, step.sparsity) for step in check_steps(steps)]
 
+    def stages() -> Iterator[PruningStage]:
+        model = trainable_copy(target.model)
+        remaining = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
+        epochs = 0.0
+        for step, keep in zip(steps, keeps, strict=True):
+            weights = {name: model.get_parameter(name).detach() for name in target.layout.names}
+            scores = target.layout.flatten(weights).abs().float()
+            scores.masked_fill_(~remaining, -torch.inf)  # pruned weights never come back
+            remaining = global_mask(scores, target.layout, keep)
+            masks = target.layout.split(remaining)
+            if rewind:
+                model = trainable_copy(target.model)  # Renda et al. 2020: weight rewinding
 
-def _stages(
-    target: Target,
-    data: TrainingData,
-    steps: Sequence[PruningStep],
-    options: IterativePruningOptions,
-    generator: torch.Generator,
-    on_epoch: Callable[[float], None],
-) -> Iterator[PruningStage]:
-    model = trainable_copy(target.model)
-    remaining = torch.ones(target.layout.total, dtype=torch.bool, device=target.device)
-    epochs = 0.0
-    for step in steps:
-        current = private_copy(model, target.device)  # criteria take a frozen network
-        scores = _score(target, current, data, options.criterion, 1 - step.sparsity, generator)
-        scores = scores.masked_fill(~remaining, -torch.inf)  # pruned weights never come back
-        remaining = SCOPES[options.scope](scores, remaining, target.layout, step.sparsity)
-        masks = target.layout.split(remaining)
-        if options.rewind:
-            model = trainable_copy(target.model)  # Renda et al. 2020: weight rewinding
+            def report(done: float, before: float = epochs) -> None:
+                on_epoch(before + done)
 
-        def report(done: float, before: float = epochs) -> None:
-            on_epoch(before + done)
+            train(model, data, training, step.epochs, generator, masks=masks, on_epoch=report)
+            epochs += step.epochs
+            # a copy: the caller may change it
+            yield PruningStage(step.sparsity, masks, private_copy(model, target.device), epochs)
 
-        train(model, data, options.training, step.epochs, generator, masks=masks, on_epoch=report)
-        epochs += step.epochs
-        # a copy: the caller may change it
-        yield PruningStage(step.sparsity, masks, private_copy(model, target.device), epochs)
-
-
-def _score(
-    target: Target,
-    model: nn.Module,
-    data: TrainingData,
-    criterion: str,
-    density: float,
-    generator: torch.Generator,
-) -> Tensor:
-    weights = {name: model.get_parameter(name).detach() for name in target.layout.names}
-    calibration = None
-    if CRITERIA[criterion].needs_inputs:
-        index = torch.randperm(len(data.inputs), generator=generator)[:SCORED]
-        calibration = data.inputs[index.to(data.inputs.device)].to(target.device)
-        if calibration.is_floating_point():
-            calibration = calibration.to(target.dtype)
-    network = DenseNetwork(model, weights, target.layout, target.inputs)
-    return score(criterion, network, calibration, generator, density)
-
-
-def _rank_globally(scores: Tensor, remaining: Tensor, layout: Layout, sparsity: float) -> Tensor:
-    return global_mask(scores, layout, keep_total(layout, sparsity))
-
-
-def _rank_in_layers(scores: Tensor, remaining: Tensor, layout: Layout, sparsity: float) -> Tensor:
-    # rounding may give a layer one weight more than the step before left it
-    counts = uniform_counts(layout, sparsity)
-    counts = apportion(counts, sum(counts), layer_counts(remaining, layout))
-    return layered_mask(scores, layout, counts)
-
-
-SCOPES: dict[str, Callable[[Tensor, Tensor, Layout, float], Tensor]] = {
-    "global": _rank_globally,
-    "layer": _rank_in_layers,
-}
-"""Scope → `(scores, remaining, layout, sparsity)` → the flat bool mask `[total]`."""
+    return stages()

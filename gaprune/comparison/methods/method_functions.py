@@ -16,7 +16,6 @@ from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
 from gaprune.comparison.methods.iterative import (
     REWIND,
     SCHEDULES,
-    IterativePruningOptions,
     PruningStep,
     prune_iteratively,
 )
@@ -200,8 +199,9 @@ def _fine_tune(
         context.target,
         data,
         steps,
-        IterativePruningOptions(context.spec.training, rewind=rewind),
+        context.spec.training,
         generator,
+        rewind=rewind,
         on_epoch=lambda done: context.observer.progress(f"{name}, epoch", done, total),
     )
     for stage in stages:

@@ -7,9 +7,10 @@ groups, which do not know which channels must stay (`ChannelGraph`) and may empt
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -34,21 +35,16 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 class SlimmingOptions:
     """How a network is slimmed.
 
-    Attributes:
-        width: fraction of the channels that a round keeps, unless a sparsity is requested.
-        penalty: λ of the L1 penalty on γ during training (Liu et al. 2017, eq. 1); 0 for none.
-        training: optimiser, learning rate and batch; by default the rate falls to 0 in every round,
-            which keeps more of the accuracy than a constant one.
-
     Raises:
         InputError: a number outside its range.
     """
 
     rounds: int = 5  # of removing channels and fine-tuning
-    width: float = 0.95
+    width: float = 0.95  # fraction of the channels that a round keeps, unless a sparsity is given
     epochs: float = 1.0  # of fine-tuning per round; may be a fraction
-    penalty: float = 1e-4
+    penalty: float = 1e-4  # λ of the L1 penalty on γ (Liu et al. 2017, eq. 1); 0 for none
     sparse_epochs: float = 0.0  # of training with the penalty before the first round
+    # a rate that falls to 0 in every round keeps more of the accuracy than a constant one
     training: TrainingOptions = field(default_factory=lambda: TrainingOptions(decay="cosine"))
 
     def __post_init__(self) -> None:
@@ -64,14 +60,9 @@ class SlimmingOptions:
 
 
 class ChannelRanking(NamedTuple):
-    """The channels of a network, ranked by the scales of their BatchNorms.
+    """The channels of a network, ranked by the scales of their BatchNorms."""
 
-    Attributes:
-        order: channels that can be removed one after the other, smallest |γ| first; removing all of
-            them empties no layer.
-    """
-
-    order: tuple[CoupledChannels, ...]
+    order: tuple[CoupledChannels, ...]  # smallest |γ| first; removing all empties no layer
     total: int  # number of ranked channels
 
     def removed(self, count: int) -> dict[str, list[int]]:
@@ -97,30 +88,19 @@ class SlimmingRound:
     """One round of slimming.
 
     Attributes:
-        before, after: sizes of the network before and after the round.
         removed: layer → output channels, as the network before the round counts them.
         model: the smaller network after it, frozen: its best epoch on the held-out data.
         error: largest absolute difference between the outputs of `compact` and those of the large
             network with the same channels masked, on up to `COMPARED` training inputs.
-        score_before, score_after: of `compact` and `model` on the held-out data; None without it.
     """
 
     number: int  # from 1
-    before: NetworkSize
     after: NetworkSize
     removed: dict[str, list[int]] = field(repr=False)
     compact: nn.Module = field(repr=False)  # the smaller network before fine-tuning, frozen
     model: nn.Module = field(repr=False)
     error: float
-    score_before: float | None
-    score_after: float | None
     epochs: float  # of training so far, including `sparse_epochs`
-
-    def row(self) -> dict[str, float | None]:
-        """Return the figures as plain data; sizes are those after the round."""
-        figures = ("error", "score_before", "score_after", "epochs")
-        rest = {name: getattr(self, name) for name in figures}
-        return {"round": self.number, **asdict(self.after), **rest}
 
 
 def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
@@ -131,7 +111,7 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
     *,
     sparsity: float | None = None,
     held_out: Samples | None = None,
-    on_epoch: Callable[[float], None] | None = None,
+    on_epoch: Callable[[float], None] = lambda _epochs: None,
 ) -> Iterator[SlimmingRound]:
     """Remove channels and fine-tune, in rounds.
 
@@ -147,7 +127,7 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
         sparsity: fraction of the prunable weights to remove. Every round then removes about the
             same fraction of the remaining weights, the last one as few channels as reach the goal.
             None: every round keeps `options.width` of the channels.
-        held_out: split off the training data (`hold_out`), never the test data. Each round keeps
+        held_out: split off the training data, never the test data. Each round keeps
             the epoch that scores best on it, by accuracy, or without labels by agreement with the
             dense network. Without it a round keeps its last epoch.
         on_epoch: receives the epochs done so far, after each.
@@ -170,40 +150,10 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
         return slimmer.fewest(ranking, model, goal if number == options.rounds else max(goal, left))
 
     rank_channels(target.model, target.example())  # raises before any training
-    yield from slimmer.rounds(train_sparse(target, data, options, generator, on_epoch), count)
-
-
-def train_sparse(
-    target: Target,
-    data: TrainingData,
-    options: SlimmingOptions,
-    generator: torch.Generator,
-    on_epoch: Callable[[float], None] | None = None,
-) -> nn.Module:
-    """Return a copy of the network trained for `options.sparse_epochs` with the penalty on γ.
-
-    Arguments and errors are those of `slim`.
-    """
-    model = trainable_copy(target.model)
-    penalty = gamma_penalty(model, options.penalty)
-    epochs = options.sparse_epochs
+    model, epochs = trainable_copy(target.model), options.sparse_epochs
+    penalty = gamma_penalty(options.penalty)
     train(model, data, options.training, epochs, generator, penalty=penalty, on_epoch=on_epoch)
-    return model.requires_grad_(False)
-
-
-def hold_out(samples: Samples, count: int, generator: torch.Generator) -> tuple[Samples, Samples]:
-    """Split samples at random into training samples and `count` held-out ones."""
-    if not 0 < count < len(samples.inputs):
-        raise InputError(
-            f"held out: must be from 1 to fewer than the {len(samples.inputs)} samples, got {count}"
-        )
-    order = torch.randperm(len(samples.inputs), generator=generator)
-
-    def select(index: Tensor) -> Samples:
-        labels = None if samples.labels is None else samples.labels[index]
-        return Samples(samples.inputs[index], labels, samples.source)
-
-    return select(order[count:]), select(order[:count])
+    yield from slimmer.rounds(model.requires_grad_(False), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,19 +165,16 @@ class Slimmer:
     options: SlimmingOptions
     generator: torch.Generator
     held_out: HeldOut | None
-    on_epoch: Callable[[float], None] | None
+    on_epoch: Callable[[float], None] = lambda _epochs: None
 
     def rounds(
         self, model: nn.Module, count: Callable[[ChannelRanking, nn.Module, int], int]
     ) -> Iterator[SlimmingRound]:
-        """Yield the rounds.
+        """Yield the rounds from `model` on, which was trained for `options.sparse_epochs`.
 
-        Args:
-            model: the network before the first round, trained for `options.sparse_epochs`.
-            count: (ranking, network, number of the round) → how many channels to remove.
+        `count` maps (ranking, network, number of the round) to how many channels to remove.
         """
-        example = self.target.example()
-        done = self.options.sparse_epochs
+        example, done = self.target.example(), self.options.sparse_epochs
         for number in range(1, self.options.rounds + 1):
             ranking = rank_channels(model, example)
             # channel numbers of this round
@@ -237,14 +184,11 @@ class Slimmer:
             done += self.options.epochs
             yield SlimmingRound(
                 number=number,
-                before=self._size(model),
                 after=self._size(tuned),
                 removed=removed,
                 compact=compact,
                 model=tuned,
                 error=self._error(compact, masked_equivalent(model, example, removed)),
-                score_before=self._score(compact),
-                score_after=self._score(tuned),
                 epochs=done,
             )
             model = tuned
@@ -272,16 +216,15 @@ class Slimmer:
         model = trainable_copy(compact)
         # the network before training is no candidate: it may have memorised the held-out data
         best_score: float | None = None
-        best_state = _state(model)
+        best_state = copy.deepcopy(model.state_dict())
 
         def after_epoch(epochs: float) -> None:
             nonlocal best_score, best_state
             score = self._score(model)
             if score is None or best_score is None or score >= best_score:  # ties: the later epoch
-                best_score, best_state = score, _state(model)
+                best_score, best_state = score, copy.deepcopy(model.state_dict())
             model.train()  # scoring has set evaluation mode
-            if self.on_epoch is not None:
-                self.on_epoch(done + epochs)
+            self.on_epoch(done + epochs)
 
         train(
             model,
@@ -289,7 +232,7 @@ class Slimmer:
             self.options.training,
             self.options.epochs,
             self.generator,
-            penalty=gamma_penalty(model, self.options.penalty),
+            penalty=gamma_penalty(self.options.penalty),
             on_epoch=after_epoch,
         )
         model.load_state_dict(best_state)
@@ -321,10 +264,6 @@ class Slimmer:
         )
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
 def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     """Rank the channels of all layers together by mean |γ| (Liu et al. 2017, section 3).
 
@@ -350,16 +289,10 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     return ChannelRanking(tuple(_never_empty(model, [c for _, c in ranked])), len(ranked))
 
 
-def gamma_penalty(model: nn.Module, strength: float) -> Callable[[nn.Module], Tensor] | None:
-    """Return λ · Σ|γ| over all BatchNorms as a function (Liu et al. 2017, eq. 1); None for λ = 0.
-
-    Raises:
-        InputError: the network has no BatchNorm.
-    """
+def gamma_penalty(strength: float) -> Callable[[nn.Module], Tensor] | None:
+    """Return λ · Σ|γ| of all BatchNorms (Liu et al. 2017, eq. 1) as a function; None for λ = 0."""
     if not strength:
         return None
-    if not _gammas(model):
-        raise InputError("penalty: the network has no BatchNorm to penalise; set it to 0")
 
     def penalty(network: nn.Module) -> Tensor:
         return strength * torch.stack([g.abs().sum() for g in _gammas(network).values()]).sum()

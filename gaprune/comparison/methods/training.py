@@ -49,29 +49,23 @@ class TrainingOptions:
             raise unknown_name("decay", self.decay, DECAYS)
         if self.batch < 1:
             raise InputError(f"batch: must be at least 1, got {self.batch}")
-        check_descent(self.learning_rate, self.momentum, self.weight_decay)
-
-
-def check_descent(learning_rate: float, momentum: float, weight_decay: float) -> None:
-    """Raise an `InputError` unless all three are in their ranges."""
-    if not 0 < learning_rate < math.inf:
-        raise InputError(f"learning_rate: must be above 0 and finite, got {learning_rate}")
-    if not 0 <= weight_decay < math.inf:
-        raise InputError(f"weight_decay: must be 0 or more, got {weight_decay}")
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum: must be 0 or more and below 1, got {momentum}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate: must be above 0 and finite, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay: must be 0 or more, got {self.weight_decay}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum: must be 0 or more and below 1, got {self.momentum}")
 
 
 def _adam(weights: Sequence[nn.Parameter], options: TrainingOptions) -> Optimizer:
     # one fused kernel for all parameters: three times faster on the CPU
     fused = all(weight.device.type in {"cpu", "cuda"} for weight in weights)
-    rate, decay = options.learning_rate, options.weight_decay
-    return Adam(weights, rate, weight_decay=decay, fused=fused)
+    return Adam(weights, options.learning_rate, weight_decay=options.weight_decay, fused=fused)
 
 
 def _sgd(weights: Sequence[nn.Parameter], options: TrainingOptions) -> Optimizer:
-    rate, decay = options.learning_rate, options.weight_decay
-    return SGD(weights, rate, options.momentum, weight_decay=decay)
+    decay = options.weight_decay
+    return SGD(weights, options.learning_rate, options.momentum, weight_decay=decay)
 
 
 OPTIMISERS: dict[str, Callable[[Sequence[nn.Parameter], TrainingOptions], Optimizer]] = {
@@ -171,7 +165,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
     *,
     masks: Mapping[str, Tensor] | None = None,
     penalty: Callable[[nn.Module], Tensor] | None = None,
-    on_epoch: Callable[[float], None] | None = None,
+    on_epoch: Callable[[float], None] = lambda _epochs: None,
 ) -> None:
     """Train `model` in place with a new optimiser; it ends in evaluation mode.
 
@@ -221,8 +215,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
                 loss.backward()
                 optimiser.step()
                 _zero(pruned)  # momentum and weight decay move pruned weights, too
-                last = (step + 1) % per_epoch == 0 or step + 1 == steps
-                if on_epoch is not None and last:
+                if (step + 1) % per_epoch == 0 or step + 1 == steps:
                     on_epoch((step + 1) / per_epoch)
     finally:
         optimiser.zero_grad()
