@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.callbacks import Observer
-from gaprune.models.input_spec import InputOptions
+from gaprune.masks.supermask import Layout
+from gaprune.models.input_spec import InputOptions, InputSpec
+from gaprune.models.network import DenseNetwork
 from gaprune.models.target import Target, target_from_module
 
 
@@ -75,3 +77,9 @@ def vector_target(near: bool) -> Target:
         data = centre + 0.01 * torch.randn(2000, 6, generator=generator)
     net.train()(data)
     return target_from_module(net, inputs=InputOptions(range=(0, 1)))
+
+
+def bare_network(model: nn.Module, spec: InputSpec) -> DenseNetwork:
+    """Return a network with a dummy weight, for functions that only run its model on the CPU."""
+    weights = {"weight": torch.zeros(1, 1)}
+    return DenseNetwork(model, weights, Layout.of(weights), spec)

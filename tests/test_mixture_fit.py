@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from batchnorm_targets import bare_network
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ def fit(
     model: nn.Module, spec: InputSpec, table: Mapping[str, InputGenerator], seed: int = 1
 ) -> MixtureFit:
     """Fit a mixture of all generators."""
-    moments = measure_moments(model, spec, table, seeded(seed))
+    moments = measure_moments(bare_network(model, spec), table, seeded(seed))
     with torch.no_grad(), BatchNormRecorder(model) as recorder:
         model(to_network(spec, next(iter(table.values()))(spec, 1, seeded())))
         statistics = recorder.take()[1].double()

@@ -21,8 +21,7 @@ from gaprune.calibration.inversion.synthesis import (
     ROWS,
     VARYING,
     WRITING,
-    inverted_samples,
-    sequence_samples,
+    Synthesis,
 )
 from gaprune.calibration.inversion.token_search import information, spread_of
 from gaprune.calibration.samples import Samples
@@ -87,17 +86,16 @@ def invert(
     target: Target, seed: int = 1, count: int = 16, name: str = "noise", **options: Any
 ) -> Samples:
     """Invert a target."""
-    mixture, chosen = mixture_of(target, name), replace(QUICK, **options)
-    return inverted_samples(target, mixture, count, seeded(seed), chosen, Observer())
+    synthesis = Synthesis(target, mixture_of(target, name), seeded(seed), Observer())
+    return synthesis.inverted(count, replace(QUICK, **options))
 
 
 def sequences(
     target: Target, generator: torch.Generator, observer: Observer, seconds: float | None = None
 ) -> Samples:
     """Make nine sequences, or as many as the time allows."""
-    count = 9 if seconds is None else 3 * ROWS
-    mixture = mixture_of(target, "zipf-bursts")
-    return sequence_samples(target, mixture, count, generator, seconds, observer)
+    synthesis = Synthesis(target, mixture_of(target, "zipf-bursts"), generator, observer)
+    return synthesis.sequences(9 if seconds is None else 3 * ROWS, seconds)
 
 
 def settings_of(**values: Any) -> Settings:
@@ -114,8 +112,8 @@ def test_the_second_time_inputs_are_read(make: Callable[[], Target], tmp_path: P
         target = make()
         if target.inputs.kind == "tokens":
             return sequences(target, generator, listener)
-        mixture = mixture_of(target, "noise")
-        return inverted_samples(target, mixture, 9, generator, QUICK, listener)
+        synthesis = Synthesis(target, mixture_of(target, "noise"), generator, listener)
+        return synthesis.inverted(9, QUICK)
 
     first, second, told, again = seeded(1), seeded(1), Listener(), Listener()
     made, read = samples(first, told), samples(second, again)

@@ -68,13 +68,11 @@ class ResolvedCalibration(NamedTuple):
 
     Attributes:
         request: the calibration inputs asked for, without those that this network cannot have.
-        choice: what `auto` stands for; None if `--calibration` does not contain it.
-        fallback: a sentence why impressions replace inverted inputs, or None.
     """
 
     request: CalibrationRequest
-    choice: AutoChoice | None
-    fallback: str | None
+    choice: AutoChoice | None  # what `auto` stands for; None if `--calibration` does not contain it
+    fallback: str | None  # a sentence why impressions replace inverted inputs, or None
 
     def report(self, observer: Observer) -> None:
         """Report a choice other than `procedural`, and a fallback as a warning."""
@@ -143,7 +141,7 @@ def mixture_fitter(target: Target) -> MixtureFitter:
 
     def measure() -> Tensor:
         generator = torch.Generator().manual_seed(_SEED)
-        return measure_moments(target.model, spec, table, generator, target.dtype)
+        return measure_moments(target.network, table, generator)
 
     large_input = math.prod(spec.shape) >= LARGE_INPUT
     if large_input or macs_per_input(target.model, target.example()) >= LARGE_MACS:
@@ -188,11 +186,7 @@ def _inversion_obstacle(target: Target) -> str | None:
 
 
 def _outputs_with_gradient(target: Target) -> Tensor:
-    """Return the outputs for one input that requires a gradient.
-
-    Raises:
-        InputError: no BatchNorm with running statistics takes part.
-    """
+    """Return the outputs for one input that requires a gradient; a BatchNorm must take part."""
     example = target.example().requires_grad_()
     with torch.enable_grad(), BatchNormRecorder(target.model) as recorder:
         outputs: Tensor = target.model(example)

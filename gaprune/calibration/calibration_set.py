@@ -14,7 +14,7 @@ from gaprune.calibration.generator_choice import choose_generators
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.inversion.augment import moving_axes, with_copies
 from gaprune.calibration.inversion.batchnorm import InversionOptions
-from gaprune.calibration.inversion.synthesis import impression_samples, inverted_samples
+from gaprune.calibration.inversion.synthesis import Synthesis
 from gaprune.calibration.parse import (
     AUTO,
     INVERSION,
@@ -43,26 +43,18 @@ class CalibrationSet:
     """All inputs of a run.
 
     Attributes:
-        search: the inputs on which candidates are scored.
-        validation: the inputs on which the final candidate is chosen; never used by the search.
-        mixture: draws new inputs for gradient steps, or None.
-        gradient_inputs: stored inputs for gradient steps, or None.
-        gradient_share: fraction of a gradient batch that comes from `gradient_inputs`.
-        augment: whether `gradient_inputs` are shifted and mirrored at random in every batch.
-        domain_count: how many of the `gradient_inputs` are the `domain_inputs`; None if none.
-        provenance: where all inputs come from.
         mutual_information: of each procedural generator in nats, best first; empty if only files
             are used or BatchNorm statistics decide.
     """
 
-    search: Samples
-    validation: Samples
-    mixture: GeneratorMixture | None
-    gradient_inputs: Samples | None
-    gradient_share: float
-    augment: bool
-    domain_count: int | None
-    provenance: Provenance
+    search: Samples  # candidates are scored on them
+    validation: Samples  # the final candidate is chosen on them; never used by the search
+    mixture: GeneratorMixture | None  # draws new inputs for gradient steps
+    gradient_inputs: Samples | None  # stored inputs for gradient steps
+    gradient_share: float  # fraction of a gradient batch that comes from `gradient_inputs`
+    augment: bool  # whether `gradient_inputs` are shifted and mirrored at random in every batch
+    domain_count: int | None  # how many of the `gradient_inputs` are the `domain_inputs`
+    provenance: Provenance  # of all inputs
     mutual_information: Mapping[str, float]
 
     @property
@@ -102,19 +94,22 @@ def make_calibration_set(
     choice = choose_generators(target, request, settings.validation, generator, held_out=held_out)
     mixture = GeneratorMixture(spec, choice.shares, target.dtype)
     if choice.validation is None:
-        validation, stored[0] = _split_file(stored[0], settings.validation_count, generator)
+        if len(stored[0].inputs) < 2:
+            raise InputError(
+                f"calibration inputs: {stored[0].source} must hold at least 2 inputs, one for the "
+                f"search and one for validation; got {len(stored[0].inputs)}"
+            )
+        validation, stored[0] = _hold_out(stored[0], settings.validation_count, generator)
     else:
         validation = _make_validation(
             choice.validation, settings.validation_count, target, generator
         )
+    synthesis = Synthesis(target, mixture, generator, observer)
+    seconds = settings.calibration_seconds
     if request.impressions:
-        count, seconds = settings.impressions, settings.calibration_seconds
-        stored.append(impression_samples(target, mixture, count, generator, seconds, observer))
+        stored.append(synthesis.impressions(settings.impressions, seconds))
     if request.inversion:
-        options = InversionOptions(seconds=settings.calibration_seconds)
-        inverted = inverted_samples(
-            target, mixture, settings.inversions, generator, options, observer
-        )
+        inverted = synthesis.inverted(settings.inversions, InversionOptions(seconds=seconds))
         if settings.validation == AUTO and not held_out:
             validation, inverted = mix_validation(inverted, validation, generator)
         stored.append(with_copies(inverted, spec, generator))
@@ -216,22 +211,6 @@ def _make_validation(
     return samples.take(samples.random_order(generator)[:count])
 
 
-def _split_file(
-    samples: Samples, count: int, generator: torch.Generator
-) -> tuple[Samples, Samples]:
-    """Split a file into validation inputs and the rest.
-
-    Raises:
-        InputError: the file holds one input only.
-    """
-    if len(samples.inputs) < 2:
-        raise InputError(
-            f"calibration inputs: {samples.source} must hold at least 2 inputs, one for the search "
-            f"and one for validation; got {len(samples.inputs)}"
-        )
-    return _hold_out(samples, count, generator)
-
-
 def mix_validation(
     inverted: Samples, validation: Samples, generator: torch.Generator
 ) -> tuple[Samples, Samples]:
@@ -240,13 +219,9 @@ def mix_validation(
     Inputs of one inversion share its flaws. Validation on held-out ones alone would not notice a
     search that overfits these flaws.
 
-    Args:
-        inverted: a fifth of them, at most half of the validation inputs, is held out.
-        validation: generated inputs; as many as were held out stay.
-        generator: chooses the held-out inputs.
-
-    Returns:
-        The validation inputs and the rest of `inverted`; both unchanged if one is too small.
+    A random fifth of `inverted`, at most half as many as in `validation`, is held out, and as many
+    of the generated ones stay. Returns the validation inputs and the rest of `inverted`; both are
+    unchanged if one is too small.
     """
     if min(len(inverted.inputs), len(validation.inputs)) < 2:
         return validation, inverted

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gaprune.calibration.auto import mixture_fitter
 from gaprune.calibration.generators.mixture import MIN_SHARE
@@ -21,7 +21,7 @@ from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.generators.random_draws import InputGenerator, to_network
 from gaprune.calibration.generators.token_sequences import LIKE_TEXT, UNRANKED, is_ranked
 from gaprune.calibration.parse import AUTO, PROCEDURAL, CalibrationRequest
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.network import DenseNetwork
 from gaprune.models.target import Target
 
 SAMPLE_INPUTS = 1024  # per generator
@@ -58,12 +58,8 @@ def choose_generators(
     Exception: if the rank order of a vocabulary is known, `topics` are used for the search and
     `zipf-bursts` for validation, because token networks often output embeddings, not classes.
 
-    Args:
-        target: the network.
-        request: the calibration inputs asked for.
-        validation: the value of `--validation`.
-        generator: draws the inputs on which the mutual information is measured.
-        held_out: whether the validation inputs are a part of a file.
+    `validation` is the value of `--validation`; `held_out` says that the validation inputs are a
+    part of a file. `generator` draws the inputs on which the mutual information is measured.
     """
     if request.inversion:
         return _by_statistics(target, request, validation, held_out=held_out)
@@ -76,9 +72,7 @@ def choose_generators(
         if target.inputs.kind == "tokens":
             # `topics` is left out: without ranks it leads to worse masks.
             table = {name: table[name] for name in UNRANKED}
-        candidates = information = mutual_information(
-            target.model, target.inputs, table, generator, target.dtype
-        )
+        candidates = information = mutual_information(target.network, table, generator)
     judge = None if held_out else _validation_generator(validation, candidates, request)
     return GeneratorChoice(shares_by_name(request.names, candidates, judge), judge, information)
 
@@ -122,21 +116,17 @@ def _validation_generator(
 
 @torch.no_grad()
 def mutual_information(
-    model: nn.Module,
-    spec: InputSpec,
-    generators: Mapping[str, InputGenerator],
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
+    network: DenseNetwork, generators: Mapping[str, InputGenerator], generator: torch.Generator
 ) -> dict[str, float]:
     """Return the mutual information of input and class for every generator in nats, best first.
 
     Networks whose outputs are not logits `[N, classes]` get 0 for all, in the given order.
     """
-    device = next(model.parameters(), torch.empty(0)).device
-    values = {}
+    spec, values = network.inputs, {}
     for name, draw in generators.items():
-        inputs = to_network(spec, draw(spec, SAMPLE_INPUTS, generator), dtype).to(device)
-        outputs = torch.cat([model(batch) for batch in inputs.split(BATCH)])
+        unit = draw(spec, SAMPLE_INPUTS, generator)
+        inputs = to_network(spec, unit, network.dtype).to(network.device)
+        outputs = torch.cat([network.model(batch) for batch in inputs.split(BATCH)])
         values[name] = 0.0
         if outputs.ndim == 2 and outputs.shape[1] > 1:
             p = outputs.double().softmax(1)
@@ -148,39 +138,27 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return -torch.xlogy(probabilities, probabilities).sum(-1)
 
 
-def softmax_shares(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the share of each generator by its mutual information; the shares add up to 1."""
-    logits = torch.tensor(list(values.values()), dtype=torch.float64) / TEMPERATURE
-    return dict(zip(values, torch.softmax(logits, dim=0).tolist(), strict=True))
-
-
 def shares_by_name(
     names: Sequence[str], information: Mapping[str, float], validation: str | None
 ) -> dict[str, float]:
-    """Return the share of each generator for the names that the user gave.
+    """Return the share of each generator for the names that the user gave; see `equal_parts`.
 
-    `procedural` stands for all generators except that of the validation inputs, weighted by mutual
-    information; every other name gets an equal part beside it.
-
-    Args:
-        names: what the user asked for; an empty list means `procedural`.
-        information: mutual information of every procedural generator, in nats.
-        validation: the generator of the validation inputs.
+    `procedural` stands for all generators except that of the validation inputs, weighted by the
+    softmax of their mutual `information` in nats.
     """
     likely: dict[str, float] = {}
     if PROCEDURAL in names or not names:
         free = {name: value for name, value in information.items() if name != validation}
-        shares = softmax_shares(free)
-        likely = {name: share for name, share in shares.items() if share >= MIN_SHARE}
+        logits = torch.tensor(list(free.values()), dtype=torch.float64) / TEMPERATURE
+        shares = zip(free, logits.softmax(0).tolist(), strict=True)
+        likely = {name: share for name, share in shares if share >= MIN_SHARE}
     return equal_parts(names, likely)
 
 
 def equal_parts(names: Sequence[str], procedural: Mapping[str, float]) -> dict[str, float]:
     """Return the share of each generator if every name gets an equal part.
 
-    Args:
-        names: what the user asked for; an empty list means `procedural`.
-        procedural: the generators and weights that `procedural` stands for.
+    `procedural` are the generators and weights that this name, or no name at all, stands for.
     """
     names = list(dict.fromkeys(names)) or [PROCEDURAL]
     shares: dict[str, float] = {}

@@ -48,19 +48,12 @@ class CalibrationFile:
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """What `--calibration` asks for.
+    """What `--calibration` asks for."""
 
-    Attributes:
-        names: generators, and `procedural` for a mixture that suits the network.
-        files: files of inputs.
-        impressions: whether class impressions are wanted.
-        inversion: whether inputs inverted from BatchNorm statistics are wanted.
-    """
-
-    names: tuple[str, ...]
-    files: tuple[CalibrationFile, ...]
-    impressions: bool
-    inversion: bool
+    names: tuple[str, ...]  # generators, and `procedural` for a mixture that suits the network
+    files: tuple[CalibrationFile, ...]  # files of inputs
+    impressions: bool  # whether class impressions are wanted
+    inversion: bool  # whether inputs inverted from BatchNorm statistics are wanted
 
 
 def available_generators(spec: InputSpec) -> dict[str, InputGenerator]:

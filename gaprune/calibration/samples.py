@@ -10,17 +10,11 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """Inputs in memory.
+    """Inputs in memory."""
 
-    Attributes:
-        inputs: `[N, *spec.shape]` as the network takes them (normalised), or int64 token ids.
-        labels: int64 `[N]`, or None.
-        source: where the inputs come from, for people.
-    """
-
-    inputs: Tensor
-    labels: Tensor | None
-    source: str
+    inputs: Tensor  # `[N, *spec.shape]` as the network takes them (normalised), or int64 token ids
+    labels: Tensor | None  # int64 `[N]`, or None
+    source: str  # where the inputs come from, for people
 
     def take(self, index: Tensor) -> Samples:
         """Return the rows of an int64 index `[n]`."""

@@ -133,14 +133,8 @@ def compare_target(  # noqa: PLR0913 # data and folder besides the spec, each by
 ) -> Comparison:
     """Compare methods on a loaded target; see `compare`.
 
-    Args:
-        target: the dense network.
-        spec: what is compared.
-        data: what networks are trained and measured on.
-        out: folder of the rows, see `gaprune.comparison.store`; None keeps them in memory.
-        overwrite: whether to delete rows that are there.
-        config: content of the folder's `config.toml`.
-        observer: receives progress and rows.
+    `out` is the folder of the rows, see `gaprune.comparison.store`; None keeps them in memory.
+    `config` is the content of its `config.toml`.
 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.

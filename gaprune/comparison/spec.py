@@ -30,28 +30,22 @@ class ComparisonSpec:
     """What is compared.
 
     Attributes:
-        sparsities: fractions of prunable weights to remove.
-        methods: names as `find_methods` takes them.
-        seeds: methods without randomness run for the first one only.
         settings: of the search and the calibration inputs, with the pattern that all methods obey;
             its sparsity and seed are not used.
-        training: how networks are trained.
-        epochs: of training at one step of a schedule; may be a fraction.
         schedule: of the method `imp`: a key of `SCHEDULES`, or steps of the user's own.
-        clusters: values per codebook, for the method `clustered`.
 
     Raises:
         InputError: a value that breaks its rule.
     """
 
-    sparsities: Sequence[float]
-    methods: Sequence[str] = (ALL,)
-    seeds: Sequence[int] = (0,)
+    sparsities: Sequence[float]  # fractions of prunable weights to remove
+    methods: Sequence[str] = (ALL,)  # names as `find_methods` takes them
+    seeds: Sequence[int] = (0,)  # methods without randomness run for the first one only
     settings: Settings = field(default_factory=lambda: make_settings({"sparsity": 0.5}))
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    epochs: float = 1.0
+    training: TrainingOptions = field(default_factory=TrainingOptions)  # how networks are trained
+    epochs: float = 1.0  # of training at one step of a schedule; may be a fraction
     schedule: str | Sequence[PruningStep] = LINEAR  # a name, or the steps themselves
-    clusters: int = 16
+    clusters: int = 16  # values per codebook, for the method `clustered`
 
     def __post_init__(self) -> None:
         if not self.sparsities:

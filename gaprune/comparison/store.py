@@ -55,9 +55,7 @@ _IN_KEYS = ("sparsity", "seed", "method")  # settings that belong to a row
 class Store:
     """An open folder of rows, locked against a second comparison; made by `open_store`.
 
-    Attributes:
-        folder: its path.
-        rows: those that are there, including rows with an error.
+    `rows` are those that are there, including rows with an error.
     """
 
     def __init__(self, folder: Path, file: io.FileIO, rows: Iterable[Row]) -> None:
@@ -92,10 +90,8 @@ def open_store(
 ) -> Iterator[Store]:
     """Open a folder to continue its rows, or create it.
 
-    Args:
-        folder: new, empty, or one of an earlier comparison with the same identity.
-        identity: everything that the rows depend on; plain data.
-        overwrite: whether to delete rows that are there, and the files made from them.
+    `identity` is everything that the rows depend on, as plain data; `overwrite` deletes rows that
+    are there, and the files made from them.
 
     Raises:
         InputError: the folder holds other files, or rows of another comparison (the message says

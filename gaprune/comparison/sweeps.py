@@ -138,7 +138,7 @@ def sweep_target(
 
 
 def generated_validation(target: Target) -> Samples:
-    """Return generated inputs to measure on: the validation inputs of a procedural run, seed 0."""
+    """Return the validation inputs of a procedural run with seed 0."""
     generator = torch.Generator().manual_seed(derive_seed(0, "run"))
     settings = make_settings({"sparsity": 0.5, "calibration": (PROCEDURAL,)})
     return make_calibration_set(target, settings, generator).validation

@@ -14,17 +14,11 @@ _HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 class ChannelStatistics(NamedTuple):
-    """Per-channel statistics of one tensor, float32 or float64.
+    """Per-channel statistics of one tensor, float32 or float64."""
 
-    Attributes:
-        entries: number of values per channel.
-        mean: has the rank of the tensor, with size 1 on every axis that is no channel axis.
-        var: biased variance (divided by `entries`), of the same shape.
-    """
-
-    entries: int
-    mean: Tensor
-    var: Tensor
+    entries: int  # number of values per channel
+    mean: Tensor  # has the rank of the tensor, with size 1 on every axis that is no channel axis
+    var: Tensor  # biased variance (divided by `entries`), of the same shape
 
 
 def channel_statistics(values: Tensor, channels: Sequence[int]) -> ChannelStatistics:

@@ -37,12 +37,11 @@ class DenseFeature(NamedTuple):
     """The output of one norm in the dense network, and the scale of differences from it.
 
     Attributes:
-        values: `[N, …]`.
         scale: 1 ÷ the mean channel variance, a scalar of at least float32; 0 where the values are
             constant, since a difference from them has no unit.
     """
 
-    values: Tensor
+    values: Tensor  # `[N, …]`
     scale: Tensor
 
 
@@ -51,17 +50,15 @@ class DenseStatistics:
     """What the dense network computes from given inputs, measured once.
 
     Attributes:
-        sites: where statistics are measured.
         inputs: `[N, …]`; chunk i of n holds every n-th input from the i-th on.
-        outputs: of the dense network, `[N, …]`.
         chunks: for every chunk: module name → dense statistics.
         features: module name → dense feature; filled only where features are matched, and all
             inputs form one chunk.
     """
 
-    sites: RepairSites
+    sites: RepairSites  # where statistics are measured
     inputs: Tensor = field(repr=False)
-    outputs: Tensor = field(repr=False)
+    outputs: Tensor = field(repr=False)  # of the dense network, `[N, …]`
     chunks: tuple[StatisticsByName, ...] = field(repr=False)
     features: Mapping[str, DenseFeature] = field(default_factory=dict, repr=False)
 

@@ -35,13 +35,11 @@ class RepairResult:
     Attributes:
         state: qualified name → new value, only of buffers and parameters that change; `repair`
             returns CPU tensors.
-        changed: their names, in order of execution.
-        skipped: "name: reason", for modules that cannot be repaired.
     """
 
     state: dict[str, Tensor] = field(repr=False)
-    changed: tuple[str, ...]
-    skipped: tuple[str, ...]
+    changed: tuple[str, ...]  # their names, in order of execution
+    skipped: tuple[str, ...]  # "name: reason", for modules that cannot be repaired
 
 
 def repair(target: Target, masks: Mapping[str, Tensor], calibration: Tensor) -> RepairResult:

@@ -36,20 +36,16 @@ class RepairRule:
     """How one type of module is repaired.
 
     Attributes:
-        part: `STATISTICS`, `BIAS` or `NORM`.
-        leaves: the module's parameters and buffers that repair changes.
-        missing: the reason to report for a module that lacks them.
-        at_input: whether the module's first input is corrected, or its output.
         channels: (module, rank of the corrected tensor) → its channel axes.
         correct: (module, dense statistics, pruned statistics) → correction.
         fold: (module, factor, shift), both float64 → values of the leaves with which the module
             applies that correction itself.
     """
 
-    part: str
-    leaves: tuple[str, ...]
-    missing: str
-    at_input: bool
+    part: str  # `STATISTICS`, `BIAS` or `NORM`
+    leaves: tuple[str, ...]  # the module's parameters and buffers that repair changes
+    missing: str  # the reason to report for a module that lacks them
+    at_input: bool  # whether the module's first input is corrected, or its output
     channels: Callable[[Any, int], tuple[int, ...]]
     correct: Callable[[Any, ChannelStatistics, ChannelStatistics], Correction]
     fold: Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
@@ -179,14 +175,12 @@ class RepairSites:
 
     Attributes:
         rules: qualified module name → how it is repaired, in order of execution.
-        skipped: "name: reason", for modules that cannot be repaired.
-        width: bytes of the largest activation, per input.
         features: the norms among `rules` whose outputs are compared in feature matching.
     """
 
     rules: Mapping[str, RepairRule]
-    skipped: tuple[str, ...]
-    width: int
+    skipped: tuple[str, ...]  # "name: reason", for modules that cannot be repaired
+    width: int  # bytes of the largest activation, per input
     features: tuple[str, ...] = ()
 
 

@@ -18,17 +18,11 @@ MIN_SHARE = 0.01  # generators with a smaller share of the batch are left out
 
 @dataclass(frozen=True)
 class GeneratorMixture:
-    """Generators and their shares: new inputs at every call.
+    """Generators and their shares: new inputs at every call."""
 
-    Attributes:
-        spec: what the network takes.
-        shares: generator → share of a batch; they add up to 1.
-        dtype: what the network computes in (token ids stay int64).
-    """
-
-    spec: InputSpec
-    shares: Mapping[str, float]
-    dtype: torch.dtype
+    spec: InputSpec  # what the network takes
+    shares: Mapping[str, float]  # generator → share of a batch; they add up to 1
+    dtype: torch.dtype  # what the network computes in (token ids stay int64)
 
     def draw_unit(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw `[count, *spec.shape]` in the unit range, ordered by generator.

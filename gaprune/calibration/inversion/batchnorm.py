@@ -51,28 +51,21 @@ class InversionOptions:
     """Lengths and weights of the optimisation.
 
     Attributes:
-        steps: Adam steps on every batch.
         learning_rate: of the first step, as a fraction of the unit range; it falls to a twentieth
             of that along a cosine.
-        batch: inputs whose common statistics are matched; use 64 or more.
-        statistics: weight of the divergence in nats per channel.
-        classes: weight of the cross-entropy to the targets, in nats per input.
-        smoothness: weight of the mean absolute difference of neighbours.
-        jitter: largest shift in a step, as a fraction of the axis; shifts are cyclic.
-        mirror: whether images are mirrored in half of the steps, as is usual in training.
         seconds: time limit: no batch begins that would end later, and the first batch takes fewer
             steps if necessary. With a limit the result depends on the speed of the machine.
         memory: bytes that the activations of one pass may take; larger batches pass in chunks.
     """
 
-    steps: int = 150
+    steps: int = 150  # Adam steps on every batch
     learning_rate: float = 0.02
-    batch: int = 128
-    statistics: float = 100.0
-    classes: float = 1.0
-    smoothness: float = 1.0
-    jitter: float = 1 / 16
-    mirror: bool = True
+    batch: int = 128  # inputs whose common statistics are matched; use 64 or more
+    statistics: float = 100.0  # weight of the divergence in nats per channel
+    classes: float = 1.0  # weight of the cross-entropy to the targets, in nats per input
+    smoothness: float = 1.0  # weight of the mean absolute difference of neighbours
+    jitter: float = 1 / 16  # largest shift in a step, as a fraction of the axis; shifts are cyclic
+    mirror: bool = True  # whether images are mirrored in half of the steps, as is usual in training
     seconds: float | None = None
     memory: float = 1e9
 

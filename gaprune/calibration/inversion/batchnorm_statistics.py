@@ -22,14 +22,12 @@ class TrainingStatistics(NamedTuple):
 
     Attributes:
         mean, variance: float `[channels]`; the variance includes the norm's epsilon.
-        epsilon: of each channel's norm, `[channels]`.
-        weight: of each channel, `[channels]`; every norm counts alike, and the sum is 1.
     """
 
     mean: Tensor
     variance: Tensor
-    epsilon: Tensor
-    weight: Tensor
+    epsilon: Tensor  # of each channel's norm, `[channels]`
+    weight: Tensor  # of each channel, `[channels]`; every norm counts alike, and the sum is 1
 
     def double(self) -> TrainingStatistics:
         """Return the statistics in float64."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gaprune.calibration.generators.mixture import MIN_SHARE
 from gaprune.calibration.generators.random_draws import InputGenerator, to_network
@@ -20,7 +20,7 @@ from gaprune.calibration.inversion.batchnorm_statistics import (
     BatchNormRecorder,
     TrainingStatistics,
 )
-from gaprune.models.input_spec import InputSpec
+from gaprune.models.network import DenseNetwork
 
 SAMPLE = 256  # inputs per generator
 CHUNK = 64  # inputs per forward pass
@@ -35,46 +35,34 @@ class MixtureFit(NamedTuple):
 
     Attributes:
         shares: generator → share, largest first; they add up to 1, negligible ones are left out.
-        divergence: of the mixture from the stored statistics, in nats per channel.
-        single_divergence: of each generator alone.
     """
 
     shares: dict[str, float]
-    divergence: float
-    single_divergence: dict[str, float]
+    divergence: float  # of the mixture from the stored statistics, in nats per channel
+    single_divergence: dict[str, float]  # of each generator alone
 
 
 @torch.no_grad()
 def measure_moments(
-    model: nn.Module,
-    spec: InputSpec,
+    network: DenseNetwork,
     generators: Mapping[str, InputGenerator],
     generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return the moments of the inputs of all BatchNorms for every generator.
 
-    Args:
-        model: a network with BatchNorm in evaluation mode.
-        spec: what the network takes.
-        generators: name → generator, at least one.
-        generator: draws `SAMPLE` inputs from each of them, in order.
-        dtype: what the network computes in.
-
-    Returns:
-        float64 `[generators, 2, channels]` on the CPU: means and mean squares.
+    `generator` draws `SAMPLE` inputs from each of the generators, in order. The moments are means
+    and mean squares, float64 `[generators, 2, channels]` on the CPU.
 
     Raises:
         InputError: no BatchNorm with running statistics takes part in the forward pass.
     """
-    device = next(model.parameters(), torch.empty(0)).device
-    rows = []
+    spec, rows = network.inputs, []
     for draw in generators.values():
-        inputs = to_network(spec, draw(spec, SAMPLE, generator), dtype).to(device)
-        row = torch.zeros((), dtype=torch.float64, device=device)
-        with BatchNormRecorder(model) as recorder:
+        inputs = to_network(spec, draw(spec, SAMPLE, generator), network.dtype).to(network.device)
+        row = torch.zeros((), dtype=torch.float64, device=network.device)
+        with BatchNormRecorder(network.model) as recorder:
             for chunk in inputs.split(CHUNK):
-                model(chunk)
+                network.model(chunk)
                 row = row + recorder.take()[0].double() * (len(chunk) / SAMPLE)
         rows.append(row)
     return torch.stack(rows).cpu()
@@ -97,11 +85,7 @@ class MixtureFitter:
         self._fits: dict[tuple[str, ...], MixtureFit] = {}
 
     def fit(self, names: Iterable[str] | None = None) -> MixtureFit:
-        """Return the best mixture of some generators.
-
-        Args:
-            names: the generators, at least one; None means all.
-        """
+        """Return the best mixture of some generators; None means all."""
         chosen = tuple(self._moments if names is None else names)
         if chosen not in self._fits:
             self._fits[chosen] = self._fit(chosen)

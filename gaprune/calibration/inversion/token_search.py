@@ -31,16 +31,13 @@ class TokenSearchOptions:
     """Lengths of the search.
 
     Attributes:
-        rounds: substitutions tried per sequence.
-        shortlist: the substitute is drawn from this many best ids of the vocabulary.
-        batch: sequences whose outputs are compared with each other.
         seconds: time limit for all sequences, or None. With a limit the result depends on the
             speed of the machine.
     """
 
-    rounds: int = 30
-    shortlist: int = 8
-    batch: int = 64
+    rounds: int = 30  # substitutions tried per sequence
+    shortlist: int = 8  # the substitute is drawn from this many best ids of the vocabulary
+    batch: int = 64  # sequences whose outputs are compared with each other
     seconds: float | None = None
 
 

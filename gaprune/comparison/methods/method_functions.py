@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gaprune.callbacks import SubrunObserver
-from gaprune.comparison.context import ComparisonContext, MethodFunction, MethodResult, part_name
+from gaprune.comparison.context import ComparisonContext, MethodResult, part_name
 from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
 from gaprune.comparison.methods.iterative import (
     REWIND,
@@ -34,19 +34,20 @@ GENERATED_COUNT = 32768  # generated inputs that replace a training set
 MAX_VALUES = 2**28  # of all generated inputs together: 1 GiB of float32
 
 
-def by_criterion(criterion: Criterion, *, in_layers: bool = False) -> MethodFunction:
+def by_criterion(
+    criterion: Criterion,
+    context: ComparisonContext,
+    sparsities: Sequence[float],
+    seed: int,
+    *,
+    in_layers: bool = False,
+) -> Iterator[MethodResult]:
     """Rank all layers together by a criterion, or each layer on its own at the same density."""
-
-    def run(
-        context: ComparisonContext, sparsities: Sequence[float], seed: int
-    ) -> Iterator[MethodResult]:
-        units = context.ranked_units
-        to_mask = units.best_in_layers if in_layers else units.best
-        for sparsity in sparsities:
-            scores = _scores(context, criterion, sparsity, seed)
-            yield context.masked(sparsity, to_mask(scores, sparsity))
-
-    return run
+    units = context.ranked_units
+    to_mask = units.best_in_layers if in_layers else units.best
+    for sparsity in sparsities:
+        scores = _scores(context, criterion, sparsity, seed)
+        yield context.masked(sparsity, to_mask(scores, sparsity))
 
 
 def _scores(context: ComparisonContext, criterion: Criterion, sparsity: float, seed: int) -> Tensor:
@@ -64,35 +65,25 @@ def by_percentile(
         yield context.masked(sparsity, percentile_mask(context.target, sparsity))
 
 
-def whole_channels(norm: float) -> MethodFunction:
+def whole_channels(
+    norm: float, context: ComparisonContext, sparsities: Sequence[float], _seed: int
+) -> Iterator[MethodResult]:
     """Remove output channels and neurons by the norm of their weights.
 
     Under the pattern `channel` the weights that read a channel are removed as well, and the
     sparsity counts channels.
     """
-
-    def run(
-        context: ComparisonContext, sparsities: Sequence[float], seed: int
-    ) -> Iterator[MethodResult]:
-        target, ranked = context.target, context.ranked_units
-        for sparsity in sparsities:
-            if isinstance(ranked.units, ChannelUnits):
-                norms = channel_norms(ranked.units, target.network.flat, norm)
-                yield context.masked(sparsity, ranked.best_units_in_layers(norms, sparsity))
-            else:
-                yield context.masked(sparsity, structured_masks(target, sparsity, norm))
-
-    return run
+    target, ranked = context.target, context.ranked_units
+    for sparsity in sparsities:
+        if isinstance(ranked.units, ChannelUnits):
+            norms = channel_norms(ranked.units, target.network.flat, norm)
+            yield context.masked(sparsity, ranked.best_units_in_layers(norms, sparsity))
+        else:
+            yield context.masked(sparsity, structured_masks(target, sparsity, norm))
 
 
 def channel_norms(channels: ChannelUnits, weights: Tensor, norm: float) -> Tensor:
-    """Return the norm of all weights that make a channel, one per unit (Li et al. 2017).
-
-    Args:
-        channels: the units.
-        weights: flat, `[total]`.
-        norm: 1 or 2.
-    """
+    """Return the norm of all weights `[total]` that make a channel, per unit (Li et al. 2017)."""
     # float64 on the CPU: the order of the additions must not matter
     sums = torch.zeros(channels.layout.total + 1, dtype=torch.float64)
     layers = channels.weights.split(weights.double().cpu().abs()).values()
@@ -146,26 +137,25 @@ def scores_by_gradient(
         yield context.masked(sparsity, masks, evaluations=options.steps)
 
 
-def iterative(name: str, schedule: str | Sequence[PruningStep]) -> MethodFunction:
+def iterative(
+    name: str,
+    schedule: str | Sequence[PruningStep],
+    context: ComparisonContext,
+    sparsities: Sequence[float],
+    seed: int,
+) -> Iterator[MethodResult]:
     """Prune iteratively by magnitude and fine-tune on the training set.
 
-    Args:
-        name: of the method, for progress.
-        schedule: a key of `SCHEDULES`, or steps that contain every sparsity.
+    `name` is that of the method, for progress; `schedule` is a key of `SCHEDULES`, or steps that
+    contain every sparsity.
     """
-
-    def run(
-        context: ComparisonContext, sparsities: Sequence[float], seed: int
-    ) -> Iterator[MethodResult]:
-        data = from_labels(context.training_samples())  # raises without training data
-        generator = context.generator("comparison", "finetuned", seed)
-        steps = schedule
-        if isinstance(steps, str):
-            steps = SCHEDULES[steps](sparsities, context.spec.epochs)
-        rewind = schedule == REWIND
-        yield from _fine_tune(context, data, steps, generator, part_name(name, seed), rewind=rewind)
-
-    return run
+    data = from_labels(context.training_samples())  # raises without training data
+    generator = context.generator("comparison", "finetuned", seed)
+    steps = schedule
+    if isinstance(steps, str):
+        steps = SCHEDULES[steps](sparsities, context.spec.epochs)
+    rewind = schedule == REWIND
+    yield from _fine_tune(context, data, steps, generator, part_name(name, seed), rewind=rewind)
 
 
 def distilled(

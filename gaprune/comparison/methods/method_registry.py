@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class Method:
 def _of_criterion(criterion: Criterion) -> Method:
     return Method(
         criterion.name,
-        by_criterion(criterion),
+        partial(by_criterion, criterion),
         criterion.description,
         criterion.source,
         MethodRequirements(
@@ -104,7 +105,7 @@ def _layerwise(criterion: Criterion) -> Method:
     return replace(
         _of_criterion(criterion),
         name=criterion.name + LAYERWISE,
-        run=by_criterion(criterion, in_layers=True),
+        run=partial(by_criterion, criterion, in_layers=True),
         description=f"{criterion.name} inside every layer, all at the same density",
         excluded={N_OF_M: f"all methods rank inside layers there; see {criterion.name}"},
         in_all=UNIT_KINDS,  # means over large and small units are hardly comparable across layers
@@ -115,7 +116,7 @@ def _imp(name: str, schedule: str | Sequence[PruningStep]) -> Method:
     what = schedule if isinstance(schedule, str) else "user-defined"
     return Method(
         name,
-        iterative(name, schedule),
+        partial(iterative, name, schedule),
         f"iterative magnitude pruning with fine-tuning, {what} schedule",
         "Han et al. 2015, section 3; Zhu and Gupta 2017; Renda et al. 2020",
         _WITH_LABELS,
@@ -128,14 +129,12 @@ def _imp(name: str, schedule: str | Sequence[PruningStep]) -> Method:
 _WITH_CALIBRATION = MethodRequirements(CALIBRATION, gradients=True)
 _WITH_LABELS = MethodRequirements(TRAIN, labels=True, gradients=True, training=True)
 _TRAINS = dict.fromkeys((N_OF_M, *UNIT_KINDS), "it trains along masks of single weights")
-_CHANNELS = dict.fromkeys((N_OF_M, BLOCK), "it removes whole channels")
 _OTHERS = (
-    Method(
-        "magnitude-layer",
-        by_criterion(CRITERIA["magnitude"], in_layers=True),
-        "|w| inside every layer, all at the same density",
-        "Han et al. 2015, section 3",
-        excluded={N_OF_M: "all methods rank inside layers there; see magnitude"},
+    replace(
+        _layerwise(CRITERIA["magnitude"]),
+        description="|w| inside every layer, all at the same density",
+        source="Han et al. 2015, section 3",
+        in_all=None,
     ),
     Method(
         "threshold",
@@ -144,19 +143,15 @@ _OTHERS = (
         "the percentile of common tutorials",
         excluded=dict.fromkeys((N_OF_M, *UNIT_KINDS), "it ranks single weights"),
     ),
-    Method(
-        "structured-l1",
-        whole_channels(1),
-        "whole channels and neurons by L1 norm, the same fraction of every layer",
-        "Li et al. 2017, section 3.1",
-        excluded=_CHANNELS,
-    ),
-    Method(
-        "structured-l2",
-        whole_channels(2),
-        "whole channels and neurons by L2 norm, the same fraction of every layer",
-        "Li et al. 2017, section 3.1",
-        excluded=_CHANNELS,
+    *(
+        Method(
+            f"structured-l{norm}",
+            partial(whole_channels, norm),
+            f"whole channels and neurons by L{norm} norm, the same fraction of every layer",
+            "Li et al. 2017, section 3.1",
+            excluded=dict.fromkeys((N_OF_M, BLOCK), "it removes whole channels"),
+        )
+        for norm in (1, 2)
     ),
     Method(
         "clustered",
@@ -224,13 +219,10 @@ def find_methods(
 ) -> list[Method]:
     """Return methods by name, each once.
 
-    Args:
-        names: keys of `known_methods()`; `all` for every one of them (criteria inside layers only
-            under patterns of units); `imp:SCHEDULE` for iterative pruning along one of
-            `SCHEDULES`; the name of a plug-in's criterion; or `path/to/file.py:function` for a
-            criterion with the signature of `gaprune.criteria.ScoreFunction`.
-        pattern: of the comparison.
-        schedule: of the method `imp`: a key of `SCHEDULES`, or steps.
+    A name is a key of `known_methods()`; `all` for every one of them (criteria inside layers only
+    under patterns of units); `imp:SCHEDULE` for iterative pruning along one of `SCHEDULES` (`imp`
+    alone follows `schedule`); the name of a plug-in's criterion; or `path/to/file.py:function` for
+    a criterion with the signature of `gaprune.criteria.ScoreFunction`.
 
     Raises:
         InputError: an unknown name (all are listed), an empty list, or a file that is none.
@@ -247,7 +239,9 @@ def find_methods(
         elif name in known:
             chosen[name] = known[name]
         elif name.startswith(f"{IMP}:"):
-            chosen[name] = _imp(name, _check_schedule(name.removeprefix(f"{IMP}:")))
+            if (schedule_name := name.removeprefix(f"{IMP}:")) not in SCHEDULES:
+                raise unknown_name(f"methods: {IMP}", schedule_name, SCHEDULES)
+            chosen[name] = _imp(name, schedule_name)
         elif name.removeprefix(f"{IMP}-") in (*SCHEDULES, "schedule"):  # until version 0.2
             ending = name.removeprefix(f"{IMP}-")
             new = "imp with --schedule" if ending == "schedule" else f"imp:{ending}"
@@ -261,12 +255,6 @@ def find_methods(
     if not chosen:
         raise InputError(f"methods: name at least one of {', '.join([ALL, *known])}")
     return list(chosen.values())
-
-
-def _check_schedule(name: str) -> str:
-    if name not in SCHEDULES:
-        raise unknown_name(f"methods: {IMP}", name, SCHEDULES)
-    return name
 
 
 def added_methods() -> dict[str, Method]:

@@ -36,14 +36,8 @@ def percentile_mask(target: Target, sparsity: float) -> Tensor:
 
     The percentile 100·sparsity of all |w| is numpy's default one, interpolated between neighbours,
     so the count may differ by one from `keep_total`. Equal magnitudes at the percentile are all
-    removed, so fewer weights may be kept; none if all are equal. Layers may be emptied.
-
-    Args:
-        target: the dense network; stays unchanged.
-        sparsity: in (0, 1).
-
-    Returns:
-        A flat bool mask `[total]`.
+    removed, so fewer weights may be kept; none if all are equal. Layers may be emptied. The mask is
+    flat, bool `[total]`.
     """
     fraction = Fraction(str(check_sparsity(sparsity)))  # exactly nine tenths for 0.9
     flat = target.layout.flatten(target.weights).abs()
@@ -109,7 +103,7 @@ def sweep_thresholds(
     held_out: Samples,
     *,
     biases: bool = False,
-    on_point: Callable[[ThresholdPoint], None] | None = None,
+    on_point: Callable[[ThresholdPoint], None] = lambda _point: None,
 ) -> ThresholdSweep:
     """Zero every prunable weight below a threshold, for thresholds of a range.
 
@@ -150,8 +144,7 @@ def sweep_thresholds(
         )
         point = ThresholdPoint(threshold, layers, score.agreement, score.accuracy)
         points.append(point)
-        if on_point is not None:
-            on_point(point)
+        on_point(point)
     return ThresholdSweep(tuple(points), test.dense.accuracy)
 
 

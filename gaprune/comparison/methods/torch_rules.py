@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -53,7 +54,6 @@ class PruningRule:
         scope: a key of `SCOPES`. Norms of slices are not normalised, so a global rule with `dim`
             prefers layers with larger slices.
         dim: None for single weights, or the dimension along which whole slices are removed.
-        norm: 1, 2 or inf: how the scores of a slice are combined; unused without `dim`.
 
     Raises:
         InputError: a value that breaks its rule.
@@ -64,7 +64,7 @@ class PruningRule:
     criterion: str = "magnitude"
     scope: str = "layer"
     dim: int | None = None
-    norm: float = 2.0
+    norm: float = 2.0  # 1, 2 or inf: how the scores of a slice are combined; unused without `dim`
 
     def __post_init__(self) -> None:
         amount = self.amount
@@ -111,7 +111,7 @@ def prune_by_rules(
         start: initial masks of any prunable parameters: name → bool.
 
     Returns:
-        Parameter name → bool mask of its shape, for every prunable parameter.
+        A bool mask for every prunable parameter, by name.
 
     Raises:
         InputError: a rule matches nothing (the message says what would, and what to add to
@@ -204,10 +204,9 @@ def _apply(
     scores = {}
     if rule.dim is not None and rule.criterion == "random":
         # one number per slice: norms of random scores would favour slices with more weights
-        for name, mask in masks.items():
-            if name in names:
-                drawn = torch.rand(mask.shape[rule.dim], generator=generator)
-                scores[name] = drawn.to(mask.device)
+        for name in names:
+            drawn = torch.rand(masks[name].shape[rule.dim], generator=generator)
+            scores[name] = drawn.to(masks[name].device)
     else:
         model = target.masked_copy(masks)
         weights = {name: model.get_parameter(name).detach() for name in names}
@@ -272,10 +271,10 @@ def check_dim(shape: Sequence[int], dim: int, name: str = "the weight") -> None:
 
 
 def slice_norms(weight: Tensor, dim: int, norm: float) -> Tensor:
-    """Return the norm of every slice of a weight along one dimension.
+    """Return the norm (1, 2 or inf) of every `weight.select(dim, i)`, float64 `[shape[dim]]`.
 
-    The norms are float64 `[weight.shape[dim]]`, those of `weight.select(dim, i)` with `norm` 1, 2
-    or inf. An `InputError` refuses vectors, other norms and other dimensions.
+    Raises:
+        InputError: another norm or dimension, or a vector.
     """
     order = check_norm(norm)
     check_dim(weight.shape, dim)
@@ -294,13 +293,8 @@ def structured_masks(target: Target, sparsity: float, norm: float) -> dict[str, 
     fraction so far, as long as they fit: at most `keep_total` weights are kept, and no further
     channel would fit. This is `torch.nn.utils.prune.ln_structured` along the outputs per layer.
 
-    Args:
-        target: the dense network; stays unchanged.
-        sparsity: the fraction of all prunable weights to remove, in (0, 1).
-        norm: 1 (Li et al. 2017, section 3.1), 2 or inf.
-
-    Returns:
-        Parameter name → bool mask of its shape, for every prunable parameter.
+    `sparsity` is the fraction of all prunable weights to remove; `norm` is 1 (Li et al. 2017,
+    section 3.1), 2 or inf. Returns a bool mask for every prunable parameter, by name.
 
     Raises:
         InputError: one channel of every layer is more than the sparsity leaves; the message says
@@ -353,21 +347,16 @@ def output_layer(target: Target) -> str:
         raise InputError(
             "model: has vectors only to prune, and whole channels need a layer's weight"
         )
-    handles = []
-    for module in target.model.modules():
-        weights = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
-        if weights:
+    with ExitStack() as hooks, torch.no_grad():
+        for module in target.model.modules():
+            weights = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
+            if weights:
 
-            def record(*_: object, name: str = weights[-1]) -> None:
-                called.append(name)
+                def record(*_: object, name: str = weights[-1]) -> None:
+                    called.append(name)
 
-            handles.append(module.register_forward_hook(record))
-    try:
-        with torch.no_grad():
-            target.model(target.example())
-    finally:
-        for handle in handles:
-            handle.remove()
+                hooks.enter_context(module.register_forward_hook(record))
+        target.model(target.example())
     return called[-1]
 
 

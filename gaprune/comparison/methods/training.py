@@ -225,7 +225,7 @@ def train(  # noqa: PLR0913 # what training depends on, each by its own name
 
 
 def _batch(data: TrainingData, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs and answers on the device of `like`; floating inputs in its dtype."""
+    # on the device of the network; floating inputs in its dtype
     inputs, expected = (
         values.index_select(0, index.to(values.device)).to(like.device)
         for values in (data.inputs, data.answers)

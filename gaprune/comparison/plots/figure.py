@@ -42,10 +42,7 @@ MUTED = "0.45"  # reference lines and their labels
 def drawing(path: str | Path, width: float, height: float) -> Iterator[Figure]:
     """Yield an empty figure, and write it when the block ends; no global style is changed.
 
-    Args:
-        path: .svg or .png, in an existing folder.
-        width: in inches.
-        height: in inches.
+    `path` is a .svg or .png in an existing folder; `width` and `height` are in inches.
 
     Raises:
         InputError: another suffix.
