@@ -154,16 +154,16 @@ def sweep_of(*layers: str, labels: bool = True) -> ThresholdSweep:
     return ThresholdSweep(tuple(points), 0.98 if labels else None)
 
 
-def thresholds(tmp_path: Path, sweep: ThresholdSweep, **options: Any) -> Picture:
+def thresholds(tmp_path: Path, sweep: ThresholdSweep) -> Picture:
     """Draw a sweep and read it back."""
-    plot_thresholds(sweep, tmp_path / "plot.svg", **options)
+    plot_thresholds(sweep, tmp_path / "plot.svg", max_drop=0.02, title="t")
     return Picture(tmp_path / "plot.svg")
 
 
 def test_a_sweep_marks_the_largest_threshold_within_the_drop(tmp_path: Path) -> None:
     """Sparsity per layer above, accuracy and agreement below, on one axis of thresholds."""
     sweep = sweep_of("fc1.weight", "fc1.bias")
-    picture = thresholds(tmp_path, sweep, max_drop=0.02, title="t")
+    picture = thresholds(tmp_path, sweep)
     assert {"fc1.weight", "fc1.bias", "t", "40 % zeroed"} < set(picture.texts)
     assert any(text.startswith("0.2 ") for text in picture.texts)
     drawn = [points for _, points in picture.data(5)]
@@ -174,36 +174,24 @@ def test_a_sweep_marks_the_largest_threshold_within_the_drop(tmp_path: Path) -> 
 
 
 def test_without_labels_the_mark_is_where_agreement_falls(tmp_path: Path) -> None:
-    """Accuracy is left out; `max_drop=None` draws no mark."""
-    sweep = sweep_of("a.weight", labels=False)
-    texts = thresholds(tmp_path, sweep, max_drop=0.02).texts
+    """Accuracy is left out."""
+    texts = thresholds(tmp_path, sweep_of("a.weight", labels=False)).texts
     assert any(text.startswith("0.1 ") for text in texts)
     assert "accuracy" not in texts
-    assert not any("zeroed" in t for t in thresholds(tmp_path, sweep, max_drop=None).texts[-3:])
 
 
-def point(clusters: int, accuracy: float | None, agreement: float | None = 0.9) -> dict[str, Any]:
+def point(clusters: int, accuracy: float) -> dict[str, Any]:
     """Return a point of the clustering curve."""
+    measured = {"accuracy": accuracy, "agreement": 0.9}
     bits = math.log2(clusters) + 0.25
-    return {
-        "clusters": clusters,
-        "accuracy": accuracy,
-        "agreement": agreement,
-        "bits_per_weight": bits,
-        "distinct": 4 * clusters,
-    }
-
-
-def clusters(tmp_path: Path, points: list[dict[str, Any]], **options: Any) -> Picture:
-    """Draw a clustering curve and read it back."""
-    plot_clusters(points, tmp_path / "plot.svg", **options)
-    return Picture(tmp_path / "plot.svg")
+    return {"clusters": clusters, **measured, "bits_per_weight": bits, "distinct": 4 * clusters}
 
 
 def test_cluster_counts_are_on_a_log_axis(tmp_path: Path) -> None:
     """Equal steps from 2 to 4 to 8, in any order of points; labels give bits and values."""
     points = [point(n, 0.5 + n / 100) for n in (8, 2, 32, 4, 16)]
-    picture = clusters(tmp_path, points, dense=0.99, title="codebooks")
+    plot_clusters(points, tmp_path / "plot.svg", dense=0.99, title="codebooks")
+    picture = Picture(tmp_path / "plot.svg")
     expected = {"32", "5.25 bits", "128 values", "dense network, 99 %", "codebooks", "accuracy"}
     assert expected < set(picture.texts)
     drawn = picture.data(5)
@@ -216,17 +204,10 @@ def test_cluster_counts_are_on_a_log_axis(tmp_path: Path) -> None:
     assert heights == sorted(heights, reverse=True)  # more clusters, higher accuracy
 
 
-@pytest.mark.parametrize("points", [[], [point(2, None, None)]])
-def test_clusters_without_figures_are_refused(tmp_path: Path, points: list[Any]) -> None:
-    """No points, or none measured."""
-    with pytest.raises(InputError, match=r"points: "):
-        plot_clusters(points, tmp_path / "plot.svg")
-
-
 PLOTS: dict[str, Callable[[Path], None]] = {
     "comparison": lambda path: plot_comparison(summarise(ROWS), path, 0.99, "lenet"),
-    "threshold": lambda path: plot_thresholds(sweep_of("a", "b"), path),
-    "clusters": lambda path: plot_clusters([point(2, 0.5), point(4, 0.6)], path),
+    "threshold": lambda path: plot_thresholds(sweep_of("a"), path, max_drop=0.01, title="t"),
+    "clusters": lambda path: plot_clusters([point(2, 0.5), point(4, 1)], path, dense=1, title="t"),
 }
 
 

@@ -58,6 +58,7 @@ def test_decorrelation_by_hand() -> None:
     assert spread_of(line, decorrelation) == pytest.approx(0, abs=1e-6)
 
 
+SHORT = TokenSearchOptions(rounds=5)
 SPREADS = {"information": (information, math.log(3)), "decorrelation": (decorrelation, 2 / 3)}
 
 
@@ -115,7 +116,7 @@ def test_the_seed_determines_the_ids_and_the_model_is_unchanged() -> None:
     """Another seed gives other ids; no hook, gradient or changed bit is left."""
     model, ids = classifier(), starts()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second, third = (diversify(model, TOKENS, ids, seeded(s)) for s in (3, 3, 4))
+    first, second, third = (diversify(model, TOKENS, ids, seeded(s), SHORT) for s in (3, 3, 4))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -140,7 +141,7 @@ class Detached(Attention):
 def test_networks_that_cannot_be_searched(model: nn.Module, spec: InputSpec, message: str) -> None:
     """The error names an alternative, and no hook stays on the network."""
     with pytest.raises(InputError, match=message):
-        diversify(model.eval(), spec, torch.zeros(3, 5, dtype=torch.int64), seeded())
+        diversify(model.eval(), spec, torch.zeros(3, 5, dtype=torch.int64), seeded(), SHORT)
     assert not any(module._forward_hooks for module in model.modules())
 
 

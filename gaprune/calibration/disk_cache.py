@@ -49,12 +49,7 @@ def cache_folder() -> Path | None:
 def cache_key(weights_sha256: str, settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 (hex) of everything that a tensor depends on.
 
-    Args:
-        weights_sha256: of the network (`Target.weights_sha256`).
-        settings: everything else as plain data: options, input description, seed, count.
-
-    Raises:
-        TypeError: a setting is not plain data.
+    `settings` are options, input description, seed and count as plain data.
     """
     # The thread count decides the order of floating-point sums.
     facts = [FORMAT, torch.__version__, torch.get_num_threads(), weights_sha256, dict(settings)]
@@ -67,13 +62,10 @@ def cached(
     warn: Callable[[str], None],
     folder: Path | None = None,
 ) -> Tensor:
-    """Return the tensor of a key from disk, or compute and store it.
+    """Return the tensor of a key (`cache_key`) from disk, or compute it on the CPU and store it.
 
-    Args:
-        key: see `cache_key`.
-        make: computes the tensor on the CPU.
-        warn: receives a sentence about a damaged file or an unusable folder.
-        folder: the cache folder; None means `cache_folder()`.
+    `warn` receives a sentence about a damaged file or an unusable folder. `folder` is the cache
+    folder; None means `cache_folder()`.
     """
     folder = folder or cache_folder()
     if folder is None:

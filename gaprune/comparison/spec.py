@@ -61,43 +61,38 @@ class ComparisonSpec:
             raise InputError(f"epochs: must be above 0 and finite, got {self.epochs}")
         if self.clusters < 1:
             raise InputError(f"clusters: must be at least 1, got {self.clusters}")
-        _check_settings(self.settings)
+        settings = self.settings
+        other = settings.pareto or settings.repair or settings.max_drop is not None
+        if settings.method != EVOLVED or other:
+            raise InputError(
+                "settings: the search is one of the methods, at given sparsities and without "
+                "repair; leave method, pareto, max_drop, repair and repair_in_loop out"
+            )
         for sparsity in self.sparsities:
             check_pattern(self.settings.replace(sparsity=sparsity))
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
         if isinstance(self.schedule, str):
             if self.schedule not in SCHEDULES:
                 raise unknown_name("schedule", self.schedule, SCHEDULES)
         elif {ALL, IMP} & set(self.methods):
-            self._check_reached(check_steps(self.schedule))
-
-    def _check_reached(self, steps: Sequence[PruningStep]) -> None:
-        # a row needs a network at its sparsity
-        missing = sorted(set(self.sparsities) - {step.sparsity for step in steps})
-        if missing:
-            raise InputError(
-                "schedule: must reach every sparsity that is compared, and leaves out "
-                f"{', '.join(map(str, missing))}; add them, such as {missing[0]}:1, or compare "
-                "other sparsities"
-            )
-
-
-def _check_settings(settings: Settings) -> None:
-    other = settings.pareto or settings.repair or settings.max_drop is not None
-    if settings.method != EVOLVED or other:
-        raise InputError(
-            "settings: the search is one of the methods, at given sparsities and without "
-            "repair; leave method, pareto, max_drop, repair and repair_in_loop out"
-        )
+            steps = check_steps(self.schedule)
+            # a row needs a network at its sparsity
+            missing = sorted(set(self.sparsities) - {step.sparsity for step in steps})
+            if missing:
+                raise InputError(
+                    "schedule: must reach every sparsity that is compared, and leaves out "
+                    f"{', '.join(map(str, missing))}; add them, such as {missing[0]}:1, or compare "
+                    "other sparsities"
+                )
 
 
 class ComparisonData(NamedTuple):
     """The data that networks are trained and measured on.
 
-    Attributes:
-        train: labelled inputs for the methods that train; without them those methods fail.
-        test: held-out labelled inputs; without them the agreement with the dense network is
-            measured on the validation inputs.
+    Without `test` the agreement with the dense network is measured on the validation inputs.
     """
 
-    train: Samples | None = None
-    test: Samples | None = None
+    train: Samples | None = None  # labelled, for the methods that train; without it those fail
+    test: Samples | None = None  # held out, labelled

@@ -32,18 +32,14 @@ CLUSTERS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)  # default range: 8
 class SweepOptions:
     """The range of a sweep.
 
-    Attributes:
-        values: thresholds, or numbers of clusters; empty takes a range that fits.
-        masks: of an earlier pruning; clusters are made from the weights that it keeps.
-
     Raises:
         InputError: a drop outside [0, 1].
     """
 
-    values: Sequence[float] = ()
+    values: Sequence[float] = ()  # thresholds, or numbers of clusters; empty: a range that fits
     max_drop: float = 0.01  # accuracy (or agreement, without labels) that may be lost, a fraction
     biases: bool = False  # whether biases are zeroed, or clustered, too
-    masks: Mapping[str, Tensor] | None = None
+    masks: Mapping[str, Tensor] | None = None  # clusters are made from the weights that they keep
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
@@ -55,15 +51,10 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The points of a sweep.
+    """The points of a sweep."""
 
-    Attributes:
-        best: the row of the furthest point that loses no more than `max_drop`, or None.
-    """
-
-    kind: str  # key of `SWEEPS`
     rows: list[dict[str, Any]]  # plain data, one per point
-    best: dict[str, Any] | None
+    best: dict[str, Any] | None  # row of the furthest point that loses no more than `max_drop`
     dense_accuracy: float | None  # of the unchanged network, or None without labels
     plot: Callable[[Path], None]  # writes the picture to a .svg or .png
 
@@ -125,12 +116,7 @@ def sweep_target(
     options: SweepOptions,
     observer: Observer | None = None,
 ) -> SweepResult:
-    """Run one of `SWEEPS` on a loaded target; see `sweep`.
-
-    Raises:
-        InputError: an unknown kind, or a range that it does not take.
-        GapruneError: an optional package is missing.
-    """
+    """Run one of `SWEEPS` on a loaded target; see `sweep`, also for errors."""
     if kind not in SWEEPS:
         raise unknown_name("by", kind, SWEEPS)
     held_out = held_out or generated_validation(target)
@@ -160,7 +146,6 @@ def _thresholds(
     )
     best = result.largest_within(options.max_drop)
     return SweepResult(
-        "threshold",
         result.rows(),
         None if best is None else best.row(),
         result.dense_accuracy,
@@ -188,7 +173,6 @@ def _clusters(
     )
     best, rows = result.smallest_within(options.max_drop), result.rows()
     return SweepResult(
-        "clusters",
         rows,
         None if best is None else rows[result.points.index(best)],
         result.dense_accuracy,

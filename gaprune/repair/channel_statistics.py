@@ -58,12 +58,7 @@ def std_ratio(
 
     The factor is 1 where either spread is below `DEAD` of the layer's root mean square, or lost in
     rounding: a channel that does not vary on the calibration inputs has no measurable scale, and
-    the quotient would amplify noise or silence the channel.
-
-    Args:
-        dense: statistics in the dense network.
-        pruned: statistics of the same tensor in the pruned network.
-        limit: the largest factor `[channels]`, or None for no limit.
+    the quotient would amplify noise or silence the channel. `limit` `[channels]` bounds the factor.
     """
     # torch.where on both sides of the quotient, so that no 0 ÷ 0 enters the gradient.
     both_vary = _varies(dense) & _varies(pruned)

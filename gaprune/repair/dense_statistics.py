@@ -9,7 +9,7 @@ the loss on the outputs alone tells early layers little.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -81,15 +81,11 @@ def measure_dense(
     *,
     features: bool = False,
 ) -> DenseStatistics:
-    """Run the dense network and record its statistics at every site.
+    """Run the dense network on inputs `[N, …]` and record its statistics at every site.
 
-    Args:
-        model: the dense network; it is not changed.
-        sites: from `find_repair_sites` on the same network.
-        inputs: `[N, …]` as the network takes them, on its device.
-        chunk: most inputs per forward pass; None takes as many as `MEMORY` allows, at least
-            `MIN_CHUNK`. Statistics are exact over one chunk.
-        features: also record the outputs at `sites.features`; needs a single chunk.
+    `chunk` is the largest number of inputs per forward pass; None takes as many as `MEMORY` allows,
+    at least `MIN_CHUNK`. `features` also records the outputs at `sites.features`; it needs a single
+    chunk.
     """
     # Statistics are exact over one chunk, so chunks are as large as memory allows.
     size = max(MIN_CHUNK, MEMORY // max(1, sites.width)) if chunk is None else chunk
@@ -118,11 +114,8 @@ def repaired_outputs(
     cost one forward pass together. Differentiable: gradients reach `weights` also through the
     statistics.
 
-    Args:
-        model: the dense network; it is not changed.
-        weights: masked parameters that replace its own, by qualified name (`masked_weights`).
-        dense: from `measure_dense` on the same network.
-        errors: filled with module name → feature error behind the corrections.
+    `weights` are masked parameters that replace those of the dense `model`, by qualified name.
+    `errors` is filled with module name → feature error behind the corrections.
     """
     outputs, errors = [], {} if errors is None else errors
     for inputs, statistics in dense.by_chunk():
@@ -144,14 +137,8 @@ def correct_sites(
 ) -> Iterator[dict[str, ChannelStatistics]]:
     """While open, every forward pass of `model` is repaired by the statistics of its own batch.
 
-    Args:
-        model: the network; hooks are removed at the end, nothing else is changed.
-        sites: where to repair.
-        dense: module name → dense statistics, on the same inputs or on similar ones.
-        strength: fraction of every correction that is applied; 0 only measures.
-
-    Yields:
-        Module name → statistics measured before each correction, filled during the forward pass.
+    `strength` is the fraction of every correction that is applied; 0 only measures. Yields module
+    name → statistics measured before each correction, filled during the forward pass.
     """
     measured: dict[str, ChannelStatistics] = {}
 
@@ -177,14 +164,8 @@ def feature_errors(
     """While open, measure the distance of a candidate's next forward pass from dense features.
 
     ‖pruned − dense‖² ÷ (entries · mean channel variance of the dense feature): about 2 where both
-    have the same spread and are unrelated. Half precision is compared in float32.
-
-    Args:
-        model: the network; hooks are removed at the end, nothing else is changed.
-        dense: from `measure_dense` on the same inputs.
-
-    Yields:
-        Module name → a differentiable scalar, filled during the forward pass.
+    have the same spread and are unrelated. Half precision is compared in float32. Yields module
+    name → a differentiable scalar, filled during the forward pass.
     """
     errors: dict[str, Tensor] = {}
 
@@ -241,35 +222,25 @@ def _output_hooks(
         if isinstance(output, Tensor):
             visit(name, module, output)
 
-    with _removed_at_end() as handles:
+    with ExitStack() as hooks:
         for name in names:
             hook = partial(after, name)
-            handles.append(model.get_submodule(name).register_forward_hook(hook))
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook))
         yield
 
 
 @contextmanager
 def _site_hooks(model: nn.Module, sites: RepairSites, visit: Visit) -> Iterator[None]:
     """Pass the corrected tensor of every site to `visit`, in order of execution."""
-    with _removed_at_end() as handles:
+    with ExitStack() as hooks:
         for name, rule in sites.rules.items():
             module = model.get_submodule(name)
             if rule.at_input:
                 before = partial(_on_input, visit, name)
-                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
-                handles.append(module.register_forward_hook(partial(_on_output, visit, name)))
+                hooks.enter_context(module.register_forward_hook(partial(_on_output, visit, name)))
         yield
-
-
-@contextmanager
-def _removed_at_end() -> Iterator[list[Any]]:
-    handles: list[Any] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _on_input(

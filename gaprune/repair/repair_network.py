@@ -38,7 +38,7 @@ class RepairResult:
     """
 
     state: dict[str, Tensor] = field(repr=False)
-    changed: tuple[str, ...]  # their names, in order of execution
+    changed: tuple[str, ...]  # names of what changes, in order of execution
     skipped: tuple[str, ...]  # "name: reason", for modules that cannot be repaired
 
 
@@ -49,10 +49,8 @@ def repair(target: Target, masks: Mapping[str, Tensor], calibration: Tensor) -> 
     ones. One pass is exact where all calibration inputs fit into one chunk; otherwise each chunk is
     compared to the dense statistics on the same chunk, and the measurements are pooled.
 
-    Args:
-        target: the dense network.
-        masks: bool masks of prunable parameters, by name.
-        calibration: inputs `[N, …]` as the network takes them.
+    `masks` are bool masks of prunable parameters by name, `calibration` inputs `[N, …]` as the
+    network takes them.
 
     Raises:
         InputError: no inputs, or a mask of another name, shape or dtype.
@@ -77,10 +75,7 @@ def repair_candidate(
 ) -> RepairResult:
     """Repair a candidate on the inputs of `dense`; see `repair`.
 
-    Args:
-        model: the dense network; it is not changed.
-        weights: masked parameters that replace its own, by qualified name (`masked_weights`).
-        dense: from `measure_dense` on the same network.
+    `weights` are masked parameters that replace those of the dense network, by qualified name.
 
     Raises:
         GapruneError: the network overflows on these inputs.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -27,6 +28,8 @@ BIAS = "bias"  # of linear, convolution and attention layers: the dense ratio of
 NORM = "norm"  # weight and bias of layer and group norms: outputs get the dense statistics
 EXAMPLES = 2  # a norm without running statistics rejects a single vector
 
+Axes = Callable[[Any, int], tuple[int, ...]]
+"""(module, rank of the corrected tensor) → its channel axes."""
 Correction = tuple[Tensor, Tensor]
 """Factor and shift per channel: x → factor · x + shift, broadcast against the corrected tensor."""
 
@@ -36,7 +39,6 @@ class RepairRule:
     """How one type of module is repaired.
 
     Attributes:
-        channels: (module, rank of the corrected tensor) → its channel axes.
         correct: (module, dense statistics, pruned statistics) → correction.
         fold: (module, factor, shift), both float64 → values of the leaves with which the module
             applies that correction itself.
@@ -46,7 +48,7 @@ class RepairRule:
     leaves: tuple[str, ...]  # the module's parameters and buffers that repair changes
     missing: str  # the reason to report for a module that lacks them
     at_input: bool  # whether the module's first input is corrected, or its output
-    channels: Callable[[Any, int], tuple[int, ...]]
+    channels: Axes
     correct: Callable[[Any, ChannelStatistics, ChannelStatistics], Correction]
     fold: Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
@@ -56,8 +58,11 @@ def repair_rule(module: nn.Module) -> RepairRule | None:
     return next((rule for types, rule in _RULES.items() if isinstance(module, types)), None)
 
 
-def _match_statistics(
-    dense: ChannelStatistics, pruned: ChannelStatistics, limit: Tensor | None = None
+def _match_output(
+    _module: nn.Module,
+    dense: ChannelStatistics,
+    pruned: ChannelStatistics,
+    limit: Tensor | None = None,
 ) -> Correction:
     factor = std_ratio(dense, pruned, limit)
     return factor, dense.mean - factor * pruned.mean
@@ -69,7 +74,7 @@ def _match_input(
     assert norm.running_var is not None
     # A larger factor would need a running variance below 0.
     limit = ((norm.running_var + norm.eps) / norm.eps).sqrt()
-    return _match_statistics(dense, pruned, limit)
+    return _match_output(norm, dense, pruned, limit)
 
 
 def _fold_statistics(norm: _NormBase, factor: Tensor, shift: Tensor) -> dict[str, Tensor]:
@@ -104,12 +109,6 @@ def _fold_bias(leaf: str, layer: nn.Module, _factor: Tensor, shift: Tensor) -> d
     return {leaf: bias + shift.view_as(bias)}
 
 
-def _match_output(
-    _norm: nn.Module, dense: ChannelStatistics, pruned: ChannelStatistics
-) -> Correction:
-    return _match_statistics(dense, pruned)
-
-
 def _fold_affine(norm: nn.Module, factor: Tensor, shift: Tensor) -> dict[str, Tensor]:
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     # factor · (weight · x + bias) + shift, as one affine map.
@@ -117,33 +116,17 @@ def _fold_affine(norm: nn.Module, factor: Tensor, shift: Tensor) -> dict[str, Te
     return {"weight": factor * weight, "bias": factor * bias + shift}
 
 
-def _axis_1(_module: nn.Module, _rank: int) -> tuple[int, ...]:
-    return (1,)
-
-
-def _last_axis(_module: nn.Module, rank: int) -> tuple[int, ...]:
-    return (rank - 1,)
-
-
-def _axis_before_space(module: _ConvNd, rank: int) -> tuple[int, ...]:
-    return (rank - len(module.kernel_size) - 1,)
-
-
-def _normalized_axes(module: nn.LayerNorm, rank: int) -> tuple[int, ...]:
-    return tuple(range(rank - len(module.normalized_shape), rank))
-
-
 _NO_STATISTICS = "keeps no running statistics; it normalises by the statistics of its input"
 _NO_AFFINE = "has no weight and bias into which a scale and a shift could be written"
 _NO_BIAS = "has no bias into which a shift could be written, and no norm follows it"
 
 
-def _bias_rule(channels: Callable[[Any, int], tuple[int, ...]], leaf: str = "bias") -> RepairRule:
+def _bias_rule(channels: Axes, leaf: str = "bias") -> RepairRule:
     fold = partial(_fold_bias, leaf)
     return RepairRule(BIAS, (leaf,), _NO_BIAS, False, channels, _match_mean_ratio, fold)
 
 
-def _norm_rule(channels: Callable[[Any, int], tuple[int, ...]]) -> RepairRule:
+def _norm_rule(channels: Axes) -> RepairRule:
     leaves = ("weight", "bias")
     return RepairRule(NORM, leaves, _NO_AFFINE, False, channels, _match_output, _fold_affine)
 
@@ -154,18 +137,20 @@ _RULES: dict[type[nn.Module], RepairRule | None] = {
         ("running_mean", "running_var"),
         _NO_STATISTICS,
         at_input=True,
-        channels=_axis_1,
+        channels=lambda _norm, _rank: (1,),
         correct=_match_input,
         fold=_fold_statistics,
     ),
     # The output projection of an attention layer is never called itself: the attention's own
     # forward reads its weights, so the rule belongs to the attention module.
     NonDynamicallyQuantizableLinear: None,
-    nn.MultiheadAttention: _bias_rule(_last_axis, "out_proj.bias"),
-    nn.Linear: _bias_rule(_last_axis),
-    _ConvNd: _bias_rule(_axis_before_space),
-    nn.LayerNorm: _norm_rule(_normalized_axes),
-    nn.GroupNorm: _norm_rule(_axis_1),
+    nn.MultiheadAttention: _bias_rule(lambda _layer, rank: (rank - 1,), "out_proj.bias"),
+    nn.Linear: _bias_rule(lambda _layer, rank: (rank - 1,)),
+    _ConvNd: _bias_rule(lambda conv, rank: (rank - len(conv.kernel_size) - 1,)),
+    nn.LayerNorm: _norm_rule(
+        lambda norm, rank: tuple(range(rank - len(norm.normalized_shape), rank))
+    ),
+    nn.GroupNorm: _norm_rule(lambda _norm, _rank: (1,)),
 }
 
 
@@ -190,12 +175,9 @@ def find_repair_sites(
     inputs: Tensor,
     frozen: Collection[str] = (),
 ) -> RepairSites:
-    """Run the network on its first two inputs and list what can be repaired.
+    """Run the network on the first two of its inputs `[N, …]` and list what can be repaired.
 
-    Args:
-        model: in evaluation mode; it is not changed.
-        inputs: `[N, …]`, at least one.
-        frozen: qualified names of parameters that keep their bits: the prunable ones.
+    `frozen` are the qualified names of parameters that keep their bits: the prunable ones.
     """
     # Running statistics alone suffice where there are any; else biases and norms are corrected.
     batch_norms = (module for module in model.modules() if isinstance(module, _NormBase))
@@ -228,17 +210,11 @@ def find_repair_sites(
 
 @dataclass
 class _Trace:
-    """One forward pass.
+    """One forward pass, by module name."""
 
-    Attributes:
-        calls: how often each module was called, in order of the first call.
-        norm_after: module name → the norm that takes its output.
-        sizes: module name → bytes of its output, per input.
-    """
-
-    calls: Counter[str] = field(default_factory=Counter)
-    norm_after: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)  # number, in order of the first call
+    norm_after: dict[str, str] = field(default_factory=dict)  # the norm that takes the output
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of the output, per input
 
 
 def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
@@ -259,16 +235,12 @@ def _trace(model: nn.Module, inputs: Tensor) -> _Trace:
             size = output.numel() * output.element_size() // len(inputs)
             trace.sizes[name] = max(trace.sizes.get(name, 0), size)
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name, module in model.named_modules():
-            handles.append(module.register_forward_hook(partial(after, name)))
+            hooks.enter_context(module.register_forward_hook(partial(after, name)))
             if isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm)):
-                handles.append(module.register_forward_pre_hook(partial(before, name)))
+                hooks.enter_context(module.register_forward_pre_hook(partial(before, name)))
         model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return trace
 
 

@@ -48,10 +48,8 @@ Draw = Callable[[Canvas, torch.Generator], Tensor]  # → [count, channels, heig
 def image_generator(draw: Draw, largest: int | None = None) -> InputGenerator:
     """Make an input generator from a drawing function.
 
-    Args:
-        draw: draws on a canvas.
-        largest: longest side in pixels; larger images are drawn at this size and enlarged, which
-            bounds the cost and does not change soft shapes. None is no limit.
+    Images whose longest side exceeds `largest` pixels are drawn at this size and enlarged, which
+    bounds the cost and does not change soft shapes. None is no limit.
     """
 
     def generate(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:

@@ -94,14 +94,8 @@ NOISE: dict[str, InputGenerator] = {
 def procedural(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
     """Draw inputs from all procedural generators of a kind, in equal parts and random order.
 
-    Args:
-        spec: what the network takes.
-        count: how many, at least 1; the remainder goes to generators chosen at random.
-        generator: CPU generator; the same state gives the same inputs.
-
-    Returns:
-        `[count, *spec.shape]`: float32 in [0, 1], or int64 token ids. `to_network` maps them to
-        what the network takes.
+    They are `[count, *spec.shape]`: float32 in [0, 1], or int64 token ids. The remainder of `count`
+    goes to generators chosen at random.
     """
     generators = list(GENERATORS[spec.kind].values())
     # The first generators get the remainder, hence the random order.

@@ -39,16 +39,10 @@ def draw_bool(generator: torch.Generator, probability: float, *shape: int) -> Te
 def draw_power_law_fields(
     count: int, size: Sequence[int], exponents: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Draw random fields whose amplitude spectrum falls as 1/f^a.
+    """Draw random fields whose amplitude spectrum falls as 1/f^a, float32 `[count, *size]`.
 
-    Args:
-        count: how many.
-        size: one or two axis lengths.
-        exponents: a, float32 `[count]`; 0 is white noise, natural images are near 1 (Field 1987).
-        generator: the source of randomness.
-
-    Returns:
-        float32 `[count, *size]`, each field of mean 0 and, unless it is constant, variance 1.
+    `size` are one or two axis lengths; `exponents` are a, float32 `[count]`: 0 is white noise,
+    natural images are near 1 (Field 1987). Each field has mean 0 and, unless constant, variance 1.
     """
     radius = torch.fft.rfftfreq(size[-1])
     if len(size) == 2:
@@ -69,15 +63,10 @@ def draw_power_law_fields(
 
 
 def to_network(spec: InputSpec, unit: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Map unit-range inputs to what the network takes: x → (low + (high − low)·x − mean) / std.
+    """Map inputs `[N, *spec.shape]` in [0, 1] to (low + (high − low)·x − mean) / std.
 
-    Args:
-        spec: range and normalisation; token ids are returned unchanged.
-        unit: `[N, *spec.shape]` in [0, 1].
-        dtype: what the network computes in; None keeps the dtype of `unit`.
-
-    Returns:
-        `[N, *spec.shape]`.
+    Token ids are returned unchanged. `dtype` is what the network computes in; None keeps that of
+    `unit`.
     """
     if spec.kind == "tokens":
         return unit

@@ -153,18 +153,10 @@ def embedding_neighbours(
 ) -> Tensor:
     """Return for each id the ordinary ids with the most similar embeddings, including itself.
 
-    Similarity is the cosine of rows around the mean of the ordinary rows. Without an embedding,
-    the other ids are drawn at random.
-
-    Args:
-        spec: with the embedding in `token_ids.embedding`.
-        ids: int64 `[N]`, ordinary ids.
-        ordinary: int64 `[M]`; those in `token_ids.by_frequency` if it is known, else all ids.
-        count: number of neighbours, at most M.
-        generator: used only if there is no embedding.
-
-    Returns:
-        int64 `[N, count]` on the CPU.
+    Similarity is the cosine of rows of `spec.token_ids.embedding` around the mean of the ordinary
+    rows. Without an embedding, the other ids are drawn at random. For `ids` `[N]` among `ordinary`
+    `[M]` (`token_ids.by_frequency` if known, else all) the result is int64 `[N, count]` on the CPU;
+    `count` is at most M.
     """
     token_ids, count = spec.token_ids, min(count, len(ordinary))
     if token_ids is None or token_ids.embedding is None:

@@ -46,14 +46,10 @@ def shift_and_mirror(
     *,
     mirror: bool = True,
 ) -> Tensor:
-    """Shift a batch along all its spatial or time axes, and mirror images with probability ½.
+    """Shift a batch `[N, *spec.shape]` along its spatial or time axes, and mirror some images.
 
-    Args:
-        inputs: `[N, *spec.shape]`; shifts are cyclic.
-        spec: images are shifted along height and width, signals in time.
-        max_shift: as a fraction of the axis.
-        generator: draws one shift and one reflection for the whole batch.
-        mirror: whether images may be mirrored left to right.
+    `max_shift` is a fraction of the axis; shifts are cyclic. With `mirror`, images are mirrored
+    left to right with probability ½. `generator` draws one shift and reflection for the batch.
     """
     for axis in moving_axes(spec):
         limit = round(max_shift * inputs.shape[axis])

@@ -75,14 +75,14 @@ def invert(
     spec: InputSpec,
     starts: Tensor,
     generator: torch.Generator,
-    options: InversionOptions | None = None,
-    progress: Progress | None = None,
+    options: InversionOptions,
+    progress: Progress = lambda _done, _total: None,
 ) -> Tensor:
     """Optimise inputs towards the statistics that a network stores, and towards soft targets.
 
     Args:
         model: the dense network in evaluation mode, its parameters frozen; it is not changed.
-        spec: kind and range of the inputs; token ids cannot be optimised.
+        spec: kind and range of the inputs.
         starts: where the optimisation begins, floating `[N, *spec.shape]` in the unit range.
         generator: draws targets, shifts and reflections.
         options: lengths and weights of the optimisation.
@@ -102,7 +102,6 @@ def invert(
             "calibration inputs: only a network with BatchNorm (with running statistics) can be "
             "inverted; use --calibration impressions"
         )
-    options = options or InversionOptions()
     optimiser = _BatchOptimiser(
         model, spec, options, generator, _plan_stages(model, spec, options.steps)
     )
@@ -116,13 +115,11 @@ def invert(
             break
 
         def report(fraction: float, done: int = number * options.steps) -> None:
-            if progress is not None:
-                progress(done + int(fraction * options.steps), total)
+            progress(done + int(fraction * options.steps), total)
 
         inverted.append(optimiser.optimise(batch, seconds, report))
         longest = max(longest, time.monotonic() - start)
-    if progress is not None:
-        progress(total, total)
+    progress(total, total)
     return to_network(spec, torch.cat(inverted))
 
 

@@ -7,6 +7,7 @@ al. 2020, section 3.2) and ZeroQ (Cai et al. 2020, section 3.1) make inputs that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -36,10 +37,8 @@ class TrainingStatistics(NamedTuple):
     def divergence(self, moments: Tensor) -> Tensor:
         """Return KL(batch ‖ training) between Gaussians in nats per channel.
 
-        KL = ½ (σ²/σ₀² + (μ − μ₀)²/σ₀² − 1 − ln σ²/σ₀²), averaged over norms and channels.
-
-        Args:
-            moments: means and mean squares of a batch `[2, channels]`, differentiable.
+        KL = ½ (σ²/σ₀² + (μ − μ₀)²/σ₀² − 1 − ln σ²/σ₀²), averaged over norms and channels; `moments`
+        are the means and mean squares of a batch `[2, channels]`. Differentiable.
         """
         mean, square = moments
         # Rounding can make the variance of a constant channel slightly negative.
@@ -51,24 +50,20 @@ class TrainingStatistics(NamedTuple):
 
 
 class BatchNormRecorder:
-    """Records the moments of the inputs of all BatchNorms while the context is open.
-
-    Args:
-        model: the network in evaluation mode; its hooks are removed at the end.
-    """
+    """Records the moments of the inputs of all BatchNorms while the context is open."""
 
     def __init__(self, model: nn.Module) -> None:
         self._norms = batchnorms(model)
         self._records: list[tuple[nn.Module, Tensor]] = []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        self._hooks = [norm.register_forward_pre_hook(self._record) for norm in self._norms]
+        for norm in self._norms:
+            self._hooks.enter_context(norm.register_forward_pre_hook(self._record))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.close()
         self._records.clear()
 
     def _record(self, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -97,9 +92,6 @@ class ChunkedMoments:
 
     The moments of the current chunk are differentiable. Those of the others are constants from
     their last pass, at most one step old: the whole batch would not fit into memory.
-
-    Args:
-        sizes: number of inputs in each chunk.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -118,20 +110,14 @@ class ChunkedMoments:
 
 def batchnorms(model: nn.Module) -> list[nn.Module]:
     """Return the BatchNorms of a network that hold running statistics."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _TYPES) and module.running_mean is not None
-    ]
+    norms = (module for module in model.modules() if isinstance(module, _TYPES))
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 def untracked_batchnorms(model: nn.Module) -> list[str]:
     """Return the names of the BatchNorms that hold no running statistics."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _TYPES) and module.running_mean is None
-    ]
+    norms = [(n, module) for n, module in model.named_modules() if isinstance(module, _TYPES)]
+    return [name for name, norm in norms if norm.running_mean is None]
 
 
 def has_seen_data(model: nn.Module) -> bool:

@@ -29,16 +29,9 @@ BATCH = 256  # inputs optimised together
 def impressions(
     model: nn.Module, spec: InputSpec, starts: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Optimise inputs towards soft targets.
+    """Optimise inputs from `starts` towards soft targets that `generator` draws.
 
-    Args:
-        model: the dense network in evaluation mode, its parameters frozen.
-        spec: kind and range of the inputs; token ids cannot be optimised.
-        starts: where the optimisation begins, `[N, *spec.shape]` in the unit range.
-        generator: draws the targets.
-
-    Returns:
-        `[N, *spec.shape]` in the unit range, detached.
+    Starts and results are `[N, *spec.shape]` in the unit range, results detached.
 
     Raises:
         InputError: token inputs, or a network that passes no gradients to its inputs.
@@ -105,11 +98,7 @@ def total_variation(inputs: Tensor, spec: InputSpec) -> Tensor:
 
 
 def check_continuous(spec: InputSpec, method: str) -> None:
-    """Refuse inputs that gradients cannot optimise.
-
-    Raises:
-        InputError: token ids.
-    """
+    """Raise an `InputError` for inputs that gradients cannot optimise: token ids."""
     if spec.kind == "tokens":
         raise InputError(
             f"calibration inputs: {method} need continuous inputs, but token ids are discrete; "
@@ -118,11 +107,7 @@ def check_continuous(spec: InputSpec, method: str) -> None:
 
 
 def check_differentiable(outputs: Tensor, method: str) -> None:
-    """Refuse a network that passes no gradients to its inputs.
-
-    Raises:
-        InputError: `outputs` carry no gradient.
-    """
+    """Raise an `InputError` if no gradients reach the inputs of a network from its outputs."""
     if not outputs.requires_grad:
         raise InputError(
             f"calibration inputs: {method} need a network that passes gradients to its inputs, and "

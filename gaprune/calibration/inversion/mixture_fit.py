@@ -71,10 +71,7 @@ def measure_moments(
 class MixtureFitter:
     """Fits the shares of generators to the statistics that a network stores.
 
-    Args:
-        names: generators.
-        moments: their moments, float64 `[generators, 2, channels]`.
-        statistics: those that the network stores, float64.
+    `moments` are those of the named generators, `[generators, 2, channels]`; all is float64.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,26 +47,17 @@ def diversify(
     spec: InputSpec,
     starts: Tensor,
     generator: torch.Generator,
-    options: TokenSearchOptions | None = None,
-    progress: Progress | None = None,
+    options: TokenSearchOptions,
+    progress: Progress = lambda _done, _total: None,
 ) -> Tensor:
     """Replace tokens so that the outputs for the sequences of a batch differ more.
 
-    Args:
-        model: the dense network in evaluation mode, its parameters frozen.
-        spec: kind `tokens`, with the vocabulary.
-        starts: int64 ids `[N, *spec.shape]`.
-        generator: draws positions and substitutes.
-        options: lengths of the search.
-        progress: called after every round.
-
-    Returns:
-        int64 ids `[N, *spec.shape]`; the spread of a batch is never smaller than at its start.
+    `starts` and the result are int64 ids `[N, *spec.shape]`; the spread of a batch is never smaller
+    than at its start. `generator` draws positions and substitutes.
 
     Raises:
         InputError: no embedding of the ids, or a network that passes no gradients to it.
     """
-    options = options or TokenSearchOptions()
     with torch.no_grad():
         example = model(starts[:2])
     has_classes = example.ndim == 2 and example.shape[1] > 1
@@ -80,27 +72,19 @@ def diversify(
             seconds = remaining / (len(batches) - number)
 
         def report(rounds: int, done: int = number * options.rounds) -> None:
-            if progress is not None:
-                progress(done + rounds, total)
+            progress(done + rounds, total)
 
         improved.append(search.improve(batch, seconds, report))
-    if progress is not None:
-        progress(total, total)
+    progress(total, total)
     return torch.cat(improved)
 
 
 @torch.no_grad()
 def sample_sequences(model: nn.Module, starts: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample sequences from a causal language model, one token after another.
+    """Sample sequences, int64 ids `[N, L]`, from a causal language model, token after token.
 
-    Args:
-        model: ids `[N, L]` → logits `[N, L, vocabulary]` of the next token
-            (`is_causal_language_model`).
-        starts: int64 ids `[N, L]`, L at least 2; only the first of each row is kept.
-        generator: draws the tokens.
-
-    Returns:
-        int64 ids `[N, L]`.
+    Of the ids `starts` `[N, L]`, L at least 2, the first of each row is kept. The model maps ids to
+    logits `[N, L, vocabulary]` of the next token (`is_causal_language_model`).
     """
     ids = starts.clone()
     for position in range(1, ids.shape[1]):
@@ -212,17 +196,11 @@ class _Search:
             recorded.append((layer.weight.detach(), leaf))
             return leaf  # replaces the layer's output, so that the gradient reaches the leaf
 
-        hooks = [
-            layer.register_forward_hook(record)
-            for layer in vocabulary_embeddings(self.model, self.spec.vocabulary)
-        ]
-        try:
-            with torch.enable_grad():
-                outputs = self.model(ids)
-                value = self.spread(outputs, outputs.detach()).sum()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, torch.enable_grad():
+            for layer in vocabulary_embeddings(self.model, self.spec.vocabulary):
+                hooks.enter_context(layer.register_forward_hook(record))
+            outputs = self.model(ids)
+            value = self.spread(outputs, outputs.detach()).sum()
         if not recorded or not value.requires_grad:
             raise InputError(
                 "calibration inputs: a token search needs an nn.Embedding of the whole vocabulary "

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from gaprune.comparison.methods.threshold import ThresholdSweep
 from gaprune.comparison.plots.figure import COLOURS, MARKERS, MUTED, drawing
-from gaprune.errors import InputError
 from gaprune.formatting import percent
 
 if TYPE_CHECKING:
@@ -25,29 +23,18 @@ LINES = {  # measure → label, colour, line, marker
 
 
 def plot_thresholds(
-    sweep: ThresholdSweep,
-    path: str | Path,
-    *,
-    max_drop: float | None = 0.01,
-    title: str | None = None,
+    sweep: ThresholdSweep, path: str | Path, *, max_drop: float, title: str
 ) -> None:
-    """Draw a sweep of thresholds as two plots over one axis.
+    """Draw a sweep of thresholds as two plots over one axis, as .svg or .png.
 
     Above, the fraction zeroed of every layer, dark for the first and light for the last (biases
-    dashed), and of all together in bold. Below, accuracy (if there are labels) and agreement.
-
-    Args:
-        sweep: from `gaprune.comparison.methods.threshold.sweep_thresholds`.
-        path: .svg or .png.
-        max_drop: marks the largest threshold that loses no more, see `largest_within`.
-        title: above the plots.
+    dashed), and of all together in bold. Below, accuracy (if there are labels) and agreement. The
+    largest threshold that loses no more than `max_drop` is marked.
 
     Raises:
-        InputError: a sweep without points, another suffix.
+        InputError: another suffix.
         GapruneError: matplotlib is missing, or the file cannot be written.
     """
-    if not sweep.points:
-        raise InputError("sweep: has no points to draw")
     steps = [point.threshold for point in sweep.points]
     with drawing(path, 9, 7) as figure:
         above, below = figure.subplots(2, 1, sharex=True)
@@ -55,16 +42,14 @@ def plot_thresholds(
         _draw_line(below, "agreement", steps, [point.agreement for point in sweep.points])
         if sweep.dense_accuracy is not None:
             _draw_line(below, "accuracy", steps, [point.accuracy or 0.0 for point in sweep.points])
-        if max_drop is not None:
-            _mark_limit(above, below, sweep, max_drop)
+        _mark_limit(above, below, sweep, max_drop)
         for axes in (above, below):
             axes.set_ylim(-3, 103)
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small")
         above.set_ylabel("zeroed (%)")
         below.set_ylabel("held-out inputs (%)")
         below.set_xlabel("threshold on |w|")
-        if title is not None:
-            above.set_title(title)
+        above.set_title(title)
 
 
 def _draw_layers(axes: Axes, steps: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -105,53 +90,38 @@ def _mark_limit(above: Axes, below: Axes, sweep: ThresholdSweep, max_drop: float
 
 
 def plot_clusters(
-    points: Iterable[Mapping[str, Any]],
-    path: str | Path,
-    *,
-    dense: float | None = None,
-    title: str | None = None,
+    points: Iterable[Mapping[str, Any]], path: str | Path, *, dense: float | None, title: str
 ) -> None:
     """Draw accuracy and agreement against the number of clusters, by powers of two.
 
     Each number is labelled with the bits per weight and the distinct values of the network.
-    Several points of one number (seeds) are drawn by their median.
 
     Args:
-        points: dicts with `clusters`, `accuracy` and `agreement` (in [0, 1], or None),
-            `bits_per_weight` and `distinct`.
+        points: rows of a `ClusterSweep`, one for each number of clusters.
         path: .svg or .png.
-        dense: accuracy of the dense network in [0, 1], drawn as a line.
+        dense: accuracy of the dense network in [0, 1], drawn as a line; None without labels.
         title: above the plot.
 
     Raises:
-        InputError: no points, no accuracy or agreement in any of them, another suffix.
+        InputError: another suffix.
         GapruneError: matplotlib is missing, or the file cannot be written.
     """
-    by_number: dict[int, list[Mapping[str, Any]]] = {}
-    for point in sorted(points, key=lambda point: int(point["clusters"])):
-        by_number.setdefault(int(point["clusters"]), []).append(point)
-    curves = {}
-    for measure in LINES:
-        medians = {number: _median(of_one, measure) for number, of_one in by_number.items()}
-        curves[measure] = {n: value for n, value in medians.items() if value is not None}
-    if not any(curves.values()):
-        raise InputError("points: none of them has an accuracy or an agreement to draw")
+    points = sorted(points, key=lambda point: int(point["clusters"]))
+    numbers = [point["clusters"] for point in points]
     with drawing(path, 9, 5) as figure:
         axes = figure.subplots()
-        for measure, curve in curves.items():
-            if curve:
-                _draw_line(axes, measure, list(curve), list(curve.values()))
+        for measure in LINES if dense is not None else ("agreement",):
+            _draw_line(axes, measure, numbers, [point[measure] for point in points])
         if dense is not None:
             label = f"dense network, {percent(dense, digits=None)}"
             axes.axhline(100 * dense, color=MUTED, linewidth=1, zorder=1, label=label)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(list(by_number), _tick_labels(by_number))
+        axes.set_xticks(numbers, _tick_labels(points))
         axes.set_xticks([], minor=True)  # minor ticks would overlap the labels
         axes.set_xlabel("clusters of a layer's weights; bits per weight; distinct values in all")
         axes.set_ylabel("held-out inputs (%)")
         axes.legend(loc="lower right")
-        if title is not None:
-            axes.set_title(title)
+        axes.set_title(title)
 
 
 def _draw_line(axes: Axes, measure: str, steps: Sequence[float], values: Sequence[float]) -> None:
@@ -160,23 +130,15 @@ def _draw_line(axes: Axes, measure: str, steps: Sequence[float], values: Sequenc
     axes.plot(steps, heights, color=colour, linestyle=style, marker=marker, ms=4, label=label)
 
 
-def _median(points: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    values = [point[key] for point in points if point[key] is not None]
-    return median(values) if values else None
-
-
-def _tick_labels(by_number: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[str]:
+def _tick_labels(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the label of each number; empty if it would overlap its left neighbour."""
     labels, last = [], -math.inf
-    gap = LABEL_WIDTH * math.log2(max(by_number) / min(by_number))
-    for number, points in by_number.items():
-        if math.log2(number) < last + gap:
+    gap = LABEL_WIDTH * math.log2(points[-1]["clusters"] / points[0]["clusters"])
+    for point in points:
+        position = math.log2(point["clusters"])
+        if position < last + gap:
             labels.append("")
             continue
-        last = math.log2(number)
-        bits, distinct = _median(points, "bits_per_weight"), _median(points, "distinct")
-        lines = [f"{number}"]
-        lines += [] if bits is None else [f"{bits:.3g} bits"]
-        lines += [] if distinct is None else [f"{distinct:.6g} values"]
-        labels.append("\n".join(lines))
+        last, bits, distinct = position, point["bits_per_weight"], point["distinct"]
+        labels.append(f"{point['clusters']}\n{bits:.3g} bits\n{distinct:.6g} values")
     return labels
