@@ -116,6 +116,23 @@ def _fold_affine(norm: nn.Module, factor: Tensor, shift: Tensor) -> dict[str, Te
     return {"weight": factor * weight, "bias": factor * bias + shift}
 
 
+# Named functions: a rule must be picklable.
+def _axis_1(_module: nn.Module, _rank: int) -> tuple[int, ...]:
+    return (1,)
+
+
+def _last_axis(_module: nn.Module, rank: int) -> tuple[int, ...]:
+    return (rank - 1,)
+
+
+def _axis_before_space(module: _ConvNd, rank: int) -> tuple[int, ...]:
+    return (rank - len(module.kernel_size) - 1,)
+
+
+def _normalized_axes(module: nn.LayerNorm, rank: int) -> tuple[int, ...]:
+    return tuple(range(rank - len(module.normalized_shape), rank))
+
+
 _NO_STATISTICS = "keeps no running statistics; it normalises by the statistics of its input"
 _NO_AFFINE = "has no weight and bias into which a scale and a shift could be written"
 _NO_BIAS = "has no bias into which a shift could be written, and no norm follows it"
@@ -137,20 +154,18 @@ _RULES: dict[type[nn.Module], RepairRule | None] = {
         ("running_mean", "running_var"),
         _NO_STATISTICS,
         at_input=True,
-        channels=lambda _norm, _rank: (1,),
+        channels=_axis_1,
         correct=_match_input,
         fold=_fold_statistics,
     ),
     # The output projection of an attention layer is never called itself: the attention's own
     # forward reads its weights, so the rule belongs to the attention module.
     NonDynamicallyQuantizableLinear: None,
-    nn.MultiheadAttention: _bias_rule(lambda _layer, rank: (rank - 1,), "out_proj.bias"),
-    nn.Linear: _bias_rule(lambda _layer, rank: (rank - 1,)),
-    _ConvNd: _bias_rule(lambda conv, rank: (rank - len(conv.kernel_size) - 1,)),
-    nn.LayerNorm: _norm_rule(
-        lambda norm, rank: tuple(range(rank - len(norm.normalized_shape), rank))
-    ),
-    nn.GroupNorm: _norm_rule(lambda _norm, _rank: (1,)),
+    nn.MultiheadAttention: _bias_rule(_last_axis, "out_proj.bias"),
+    nn.Linear: _bias_rule(_last_axis),
+    _ConvNd: _bias_rule(_axis_before_space),
+    nn.LayerNorm: _norm_rule(_normalized_axes),
+    nn.GroupNorm: _norm_rule(_axis_1),
 }
 
 
