@@ -16,6 +16,11 @@ class InputError(GapruneError, ValueError):
     """An input is invalid; the message names rule, value and remedy (exit code 2)."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Sequence[str], of: str) -> str:
     """Return a text with the nearest names of a long list; `of` says which list it is."""
     if not known:

@@ -43,7 +43,6 @@ class Signals(nn.Module):
         self.out = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average over time, then classify."""
         logits: Tensor = self.out(self.norm(self.conv(x)).relu().mean(2))
         return logits
 

@@ -22,8 +22,8 @@ from gaprune.evaluation.forward_modes import (
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.forward import batched_forward
-from gaprune.models.input_spec import InputSpec
-from gaprune.models.target import InputOptions, Target, target_from_module
+from gaprune.models.input_spec import InputOptions, InputSpec
+from gaprune.models.target import Target, target_from_module
 from gaprune.repair import find_repair_sites
 
 torch.set_num_threads(1)
@@ -44,7 +44,6 @@ class Convolutional(nn.Module):
         self.head = nn.Linear(5, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 2, …]` → `[N, 3]`."""
         hidden = functional.relu(self.bn1(self.conv1(inputs)))
         hidden = functional.relu(self.bn2(self.conv2(hidden)))
         return self.head(hidden.flatten(2).mean(2))  # type: ignore[no-any-return]
@@ -69,7 +68,6 @@ class Residual(nn.Module):
         self.head = nn.Linear(4, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 2, H, W]` → `[N, 3]`."""
         hidden = functional.relu(self.stem(inputs))
         for block in self.blocks:
             hidden = functional.relu(hidden + block(hidden))
@@ -87,7 +85,6 @@ class Perceptron(nn.Module):
         self.fc3 = nn.Linear(8, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 6]` → `[N, 4]`."""
         hidden = torch.tanh(self.norm(self.fc1(inputs)))
         return self.fc3(torch.tanh(self.fc2(hidden)))  # type: ignore[no-any-return]
 
@@ -101,7 +98,6 @@ class Encoder(nn.Module):
         self.head = nn.Linear(8, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 5, 8]` → `[N, 3]`."""
         return self.head(self.layer(inputs).mean(1))  # type: ignore[no-any-return]
 
 
@@ -174,7 +170,7 @@ def loop_evaluator(
         InputSpec(target.inputs.shape, "vector"), {"uniform": 1.0}, target.dtype
     )
     return Evaluator(
-        network=target.network,
+        network=target,
         layout=target.layout,
         objective=OBJECTIVES["kl"],
         search=search,

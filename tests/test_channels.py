@@ -194,7 +194,6 @@ class Custom(nn.Module):
     """A convolution, any function of its outputs, and a linear layer."""
 
     def __init__(self, then: Callable[[nn.Module, Tensor, Tensor], Tensor], features: int) -> None:
-        """Take a function of (self, images, outputs of the convolution)."""
         super().__init__()
         self.then = then
         self.conv = nn.Conv2d(2, 4, 3, padding=1)
@@ -236,5 +235,5 @@ def test_tracing_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="model: torch-pruning"):
         ChannelGraph.trace(built(Separable), torch.rand(1, 5))
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(GapruneError, match=r"torch-pruning.*'gaprune\[compare\]'"):
+    with pytest.raises(GapruneError, match=r"torch_pruning.*'gaprune\[compare\]'"):
         ChannelGraph.trace(built(Separable), images(1))

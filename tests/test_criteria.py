@@ -20,11 +20,9 @@ from criterion_networks import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import prune
 
 from gaprune.criteria import CRITERIA, score
-from gaprune.criteria.flow import absolute_state, synaptic_flow
 from gaprune.criteria.weights_only import erk_factor, lamp_scores
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import global_mask, layer_counts, layered_mask, top_k_mask
@@ -100,25 +98,6 @@ def test_lamp_is_its_definition(values: list[int]) -> None:
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64))
 
 
-@settings(deadline=None)
-@given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=30), st.integers(-20, 20))
-def test_lamp_ignores_the_scale_of_a_layer(values: list[float], exponent: int) -> None:
-    """Multiplying a layer by a power of two changes no bit of its scores."""
-    weight = torch.tensor(values, dtype=torch.float64)
-    weight[weight.abs() < 1e-6] = 0
-    assert torch.equal(lamp_scores(weight), lamp_scores(weight * 2.0**exponent))
-
-
-@settings(deadline=None)
-@given(st.data(), st.lists(st.integers(1, 1000), min_size=2, max_size=30, unique=True))
-def test_lamp_moves_with_the_weights(data: st.DataObject, values: list[int]) -> None:
-    """Permuting distinct weights permutes their scores, whatever their shape."""
-    order = data.draw(st.permutations(range(len(values))))
-    weight = torch.tensor(values, dtype=torch.float64)
-    scores = lamp_scores(weight[order].view(1, -1)).flatten()
-    assert torch.equal(scores, lamp_scores(weight)[order])
-
-
 @settings(deadline=None, max_examples=25)
 @given(st.floats(0.001, 0.999))
 def test_erk_keeps_its_closed_form_densities_at_any_budget(density: float) -> None:
@@ -158,17 +137,6 @@ def bias_free() -> nn.Module:
         nn.ReLU(),
         nn.Linear(12, 5, bias=False),
     )
-
-
-def test_synaptic_flow_is_conserved() -> None:
-    """Every layer's scores add up to the network's whole flow (Tanaka et al. 2020, theorem 2)."""
-    network = network_of(bias_free, IMAGE)
-    ones = torch.ones(1, 1, 28, 28, dtype=torch.float64)
-    state = absolute_state(network.model)
-    whole = functional_call(network.model, state, (ones,)).sum()
-    flow = synaptic_flow(network, state, network.flat.double().abs(), ones)
-    for layer in network.layout.split(flow).values():
-        torch.testing.assert_close(layer.sum(), whole)
 
 
 def naive_synflow(model: nn.Module, density: float) -> tuple[list[Tensor], Tensor]:

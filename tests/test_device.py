@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,14 @@ from repair_networks import (
     Perceptron,
     Residual,
     loop_evaluator,
-    random_masks,
     target_of,
 )
-from search_cases import VECTOR, random_genes, run_to_bits, seeded, seeds_of, tiny_evaluator
+from search_cases import random_genes, run_to_bits, seeded, seeds_of, tiny_evaluator
 from second_device import FAR, Far, second_device
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from worker_tasks import Fail
 
-from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
@@ -41,13 +40,7 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
-from gaprune.evolution.tasks import (
-    BreedTask,
-    ScoreGroupTask,
-    ScoreTask,
-    Task,
-    ValidateTask,
-)
+from gaprune.evolution.tasks import BreedTask, ScoreGroupTask, ScoreTask, Task, ValidateTask
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import global_mask, pack, top_k_mask
 from gaprune.models.forward import deterministic
@@ -118,7 +111,7 @@ def test_a_device_of_no_known_kind_is_refused(name: str) -> None:
         make_settings({"sparsity": 0.5, "device": name})
 
 
-def guided(evaluator: Evaluator) -> Evaluator:
+def guided_by(evaluator: Evaluator) -> Evaluator:
     """Return the evaluator with continuation and drift instead of repair in the loop."""
     assert isinstance(evaluator.forward_mode, RepairedForward)
     return replace(
@@ -137,14 +130,13 @@ def with_norm() -> Perceptron:
 
 
 EVALUATORS: dict[str, Callable[[], Evaluator]] = {
-    "strict, fresh calibration inputs": tiny_evaluator,
-    "strict, held and fresh ones": lambda: tiny_evaluator(gradient_share=0.5),
-    "labels": lambda: tiny_evaluator("accuracy", gradient_share=1, labels=True),
-    "all logits": lambda: tiny_evaluator("logits"),
+    "strict, generated inputs": tiny_evaluator,
+    "strict, stored and generated inputs": lambda: tiny_evaluator(gradient_share=0.5),
+    **{name: partial(tiny_evaluator, name, gradient_share=1, labels=True) for name in OBJECTIVES},
     "repaired, convolutions": lambda: in_loop(Convolutional, (2, 6, 6), 1),
     "repaired, attention": lambda: in_loop(Encoder, (5, 8), 1),
-    "guided, residual": lambda: guided(in_loop(Residual, (2, 6, 6), 1)),
-    "guided, fresh calibration inputs": lambda: guided(in_loop(with_norm, (6,), 0.5)),
+    "guided, residual": lambda: guided_by(in_loop(Residual, (2, 6, 6), 1)),
+    "guided, generated inputs": lambda: guided_by(in_loop(with_norm, (6,), 0.5)),
 }
 
 
@@ -152,11 +144,8 @@ def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroupTask]:
     """Return tasks of all kinds: every operator, gradient steps in every scope, both rungs."""
     keep = evaluator.layout.total // 2
     parents = tuple(random_genes(evaluator.layout, keep, seed) for seed in (1, 2))
-    fading = (
-        replace(STEPS, fade=(0.0, 0.9))
-        if isinstance(evaluator.forward_mode, GuidedForward)
-        else STEPS
-    )
+    guided = isinstance(evaluator.forward_mode, GuidedForward)
+    fading = replace(STEPS, fade=(0.0, 0.9)) if guided else STEPS
     recipes = [Variation(refinement=STEPS), Variation("averaging", "gaussian", (), fading)]
     recipes += [Variation(crossover=name) for name in CROSSOVERS]
     recipes += [Variation(mutation=name) for name in MUTATIONS]
@@ -169,6 +158,7 @@ def all_tasks(evaluator: Evaluator) -> list[Task | ScoreGroupTask]:
         tasks.append(BreedTask((genes,), Variation(refinement=STEPS), 9, -1))
     masks = [parent.decode(evaluator.layout) for parent in parents]
     tasks += [ScoreTask(pack(mask), rung) for mask in masks for rung in (0, -1)]
+    tasks += [ScoreTask(pack(mask), -1, repaired=True) for mask in masks if guided]
     return [
         *tasks,
         *(ValidateTask(pack(mask)) for mask in masks),
@@ -198,17 +188,6 @@ def test_everything_happens_on_the_device_of_the_evaluator(name: str) -> None:
     expected = run_to_bits(SerialWorkers(evaluator), tasks)
     with second_device(), SerialWorkers(evaluator, 1, str(FAR)) as workers:
         assert run_to_bits(workers, tasks) == expected
-
-
-def test_statistics_after_repair_are_measured_there_too() -> None:
-    """The continuation scores its parents as they answer after repair."""
-    evaluator = EVALUATORS["guided, residual"]()
-    masks = [random_genes(evaluator.layout, 100, seed).decode(evaluator.layout) for seed in (1, 2)]
-    tasks = [ScoreTask(pack(mask), -1, repaired=True) for mask in masks]
-    expected = [task.run(evaluator) for task in tasks]
-    with second_device() as device:
-        moved = evaluator.to(device)
-        assert [task.run(moved) for task in tasks] == expected
 
 
 def test_a_copy_is_moved_and_the_evaluator_of_the_caller_stays() -> None:
@@ -246,7 +225,6 @@ class Stuck(nn.Module):
         self.scale = torch.full((4,), 2.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 6]` → `[N, 4]`."""
         return self.layer(inputs) * self.scale  # type: ignore[no-any-return]
 
 
@@ -274,25 +252,6 @@ def test_an_objective_of_ones_own_is_shown_cpu_tensors(tmp_path: Path) -> None:
     expected = evaluator.fitness(mask)
     with second_device() as device:
         assert evaluator.to(device).fitness(mask) == expected < 0
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_is_computed_there(name: str) -> None:
-    """Fitness, loss and judge."""
-    evaluator = tiny_evaluator(name, labels=True, gradient_share=1)
-    mask = torch.rand(evaluator.layout.total, generator=seeded()) < 0.5
-    batch = evaluator.draw_batch(12, seeded(1))
-    expected = (
-        evaluator.fitness(mask),
-        evaluator.validate(mask),
-        evaluator.score_gradient(mask, batch),
-    )
-    with second_device() as device:
-        moved = evaluator.to(device)
-        gradient = moved.score_gradient(mask, moved.draw_batch(12, seeded(1)))
-        assert (moved.fitness(mask), moved.validate(mask)) == expected[:2]
-        assert gradient.device == FAR
-        assert torch.equal(gradient.cpu(), expected[2])
 
 
 def test_masks_are_exact_there() -> None:
@@ -389,17 +348,3 @@ def test_an_actor_with_a_part_of_a_gpu_gives_the_bits_of_one_here(ray_session: N
 
     alone = search(SerialWorkers(evaluator, 1, "cuda"))
     assert search(RayWorkers(evaluator, WorkerOptions(2, gpus=0.5, device="cuda"))) == alone
-
-
-def test_fresh_calibration_are_drawn_by_the_same_generator() -> None:
-    """A seed means the same inputs on every device."""
-    evaluator = replace(
-        tiny_evaluator(), mixture=GeneratorMixture(VECTOR, {"uniform": 1.0}, torch.float32)
-    )
-    here = evaluator.draw_batch(8, seeded(5))
-    with second_device() as device:
-        there = evaluator.to(device).draw_batch(8, seeded(5))
-        assert torch.equal(there.inputs.cpu(), here.inputs)
-        assert torch.equal(there.teacher.cpu(), here.teacher)
-    masks = random_masks(target_of(with_norm, (6,)))
-    assert all(mask.device.type == "cpu" for mask in masks.values())

@@ -65,13 +65,13 @@ class Tokens(nn.Module):
 def normed() -> Target:
     """Return a network of vectors with a BatchNorm."""
     target = target_of(lambda: Perceptron(norm=True), (6,), double=False)
-    return replace(target, network=replace(target.network, inputs=InputSpec((6,), "vector")))
+    return replace(target, inputs=InputSpec((6,), "vector"))
 
 
 def small_images() -> Target:
     """Return a network of images with BatchNorms."""
     target = target_of(Convolutional, (2, 5, 5), double=False)
-    return replace(target, network=replace(target.network, inputs=InputSpec((2, 5, 5), "image")))
+    return replace(target, inputs=InputSpec((2, 5, 5), "image"))
 
 
 def sequences(*, causal: bool = False) -> Target:
@@ -187,9 +187,9 @@ def test_every_criterion_gives_the_same_scores(kind: str, name: str) -> None:
     calibration = (
         torch.randint(12, (16, 5), generator=seeded()) if tokens else calibration_for(target, 16)
     )
-    expected = score(name, target.network, calibration, seeded(1), 0.5)
+    expected = score(name, target, calibration, seeded(1), 0.5)
     with second_device() as device:
-        scores = score(name, target.to(device).network, calibration, seeded(1), 0.5)
+        scores = score(name, target.to(device), calibration, seeded(1), 0.5)
         assert scores.device == FAR
         assert torch.equal(scores.cpu(), expected)
 

@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import seeded, shown, tiny_evaluator, tiny_model
+from search_cases import seeded, shown, tiny_evaluator
 from torch import Tensor, nn
 
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
 from gaprune.models.forward import CHUNK, batched_forward
-from gaprune.models.macs import macs_per_input, suitable_batch
-from gaprune.models.zoo.networks import LeNet
+from gaprune.models.macs import suitable_batch
 
 NAMES = sorted(OBJECTIVES)
 
@@ -153,22 +152,6 @@ def test_generated_inputs_are_new_for_every_batch() -> None:
     first, second = evaluator.draw_batch(8, generator), evaluator.draw_batch(8, generator)
     assert not torch.equal(first.inputs, second.inputs)
     assert torch.equal(first.inputs, evaluator.draw_batch(8, seeded(3)).inputs)
-
-
-@pytest.mark.parametrize("labels", [True, False])
-def test_select_takes_inputs_teacher_outputs_and_labels(labels: bool) -> None:
-    """A rung is a slice of the search inputs."""
-    batch = shown(tiny_model(), 10, 1, labels=labels)
-    part = batch.select(slice(4))
-    assert torch.equal(part.inputs, batch.inputs[:4])
-    assert torch.equal(part.teacher, batch.teacher[:4])
-    assert (part.labels is not None and len(part.labels) == 4) == labels
-
-
-def test_macs_of_lenet_by_hand() -> None:
-    """Every weight counts once per output position of its layer."""
-    by_hand = 28 * 28 * 6 * 25 + 10 * 10 * 16 * 6 * 25 + 400 * 120 + 120 * 84 + 84 * 10
-    assert macs_per_input(LeNet().eval(), torch.zeros(1, 1, 28, 28)) == by_hand
 
 
 @given(st.integers(1, 10**9))

@@ -7,7 +7,6 @@ place, as real ones do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +27,6 @@ from repair_networks import (
     seeded,
     target_of,
 )
-from search_cases import random_genes
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +34,6 @@ from gaprune import InputError, InputOptions, prune_target
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
-from gaprune.evolution.gradient import Refinement, refine
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import RepairSites, find_repair_sites, repair, repaired_copy
 from gaprune.repair.dense_statistics import feature_errors, measure_dense
@@ -65,7 +62,6 @@ class Bottlenecks(nn.Module):
         self.head = nn.Linear(3, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 2, H, W]` → `[N, 3]`."""
         hidden = self.stem(inputs)
         for block in self.blocks:
             residual = block(hidden)
@@ -205,7 +201,6 @@ class PartlyAffine(nn.Module):
         self.affine, self.bare = nn.GroupNorm(2, 6), nn.GroupNorm(2, 6, affine=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 2, L]` → `[N, 6]`."""
         hidden: Tensor = self.bare(torch.tanh(self.affine(self.conv(inputs))))
         return hidden.square().mean(2)
 
@@ -287,9 +282,12 @@ def test_the_feature_loss_changes_no_output_and_is_free_without_weight(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_dense_network_runs_once_per_input(target: Target, mode: str, share: float) -> None:
+@pytest.mark.parametrize("options", [{"features": 2.0}, {"statistics_loss": 1.0}, {"fade": 0.5}])
+def test_the_dense_network_runs_once_per_input(
+    target: Target, options: dict[str, float], share: float
+) -> None:
     """Outputs, statistics and features come from one pass; the candidate's is the second."""
-    evaluator, sizes = MODES[mode](target, features=2.0, share=share), list[int]()
+    evaluator, sizes = guided_evaluator(target, **options, share=share), list[int]()
     hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     batch = evaluator.draw_batch(20, seeded())
     gradient = evaluator.score_gradient(flat_mask(target), batch)
@@ -297,36 +295,8 @@ def test_the_dense_network_runs_once_per_input(target: Target, mode: str, share:
     assert sizes == [20, 20]
     without_statistics = TeacherBatch(batch.inputs, batch.teacher, None)
     assert torch.equal(evaluator.score_gradient(flat_mask(target), without_statistics), gradient)
-
-
-def test_steps_with_a_feature_loss_end_nearer_to_the_dense_features(
-    target: Target, mode: str
-) -> None:
-    """On inputs that the steps did not use, at the same budget and from the same start."""
-    inputs, plan = calibration_for(target, 64, 9), Refinement(25, learning_rate=0.3, batch=32)
-    genes, distances = random_genes(target.layout, target.layout.total // 2, 1), []
-    for weight in (0.0, 4.0):
-        refined = refine(genes, MODES[mode](target, features=weight), plan, seeded())
-        weights = masked(target, refined.decode(target.layout))
-        distances.append(distance_by_hand(target, weights, inputs, FADES[mode]).item())
-    start = distance_by_hand(target, masked(target, genes.decode(target.layout)), inputs, 1.0)
-    assert distances[1] < 0.8 * min(distances[0], start.item())
-
-
-def test_in_bfloat16_the_distance_is_measured_in_float32(mode: str) -> None:
-    """The gradient points in nearly the same direction."""
-    target = target_of(Bottlenecks, SHAPE, double=False)
-    wide, mask = MODES[mode](target, features=4.0), flat_mask(target)
-    narrow = replace(wide, precision="bfloat16")
-    batch = narrow.draw_batch(24, seeded())
-    reduced, full = narrow.score_gradient(mask, batch), wide.score_gradient(mask, batch)
-    assert reduced.dtype == torch.float32
-    assert functional.cosine_similarity(reduced, full, dim=0) > 0.97
-    assert not torch.equal(reduced, full)
-    with torch.autocast("cpu", torch.bfloat16):
-        penalty = gradient_step(narrow, mask, batch).penalty
-    assert penalty is not None
-    assert penalty.dtype == torch.float32
+    for mode in (evaluator.strict, evaluator.repaired):  # the inputs are those of every mode
+        assert torch.equal(mode.draw_batch(20, seeded()).inputs, batch.inputs)
 
 
 SMALL: dict[str, Any] = {

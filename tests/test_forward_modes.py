@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
-from gaprune.evaluation.forward_modes import StrictForward, TeacherBatch
+from gaprune.evaluation.forward_modes import StrictForward
 from gaprune.models.target import Target
 from gaprune.repair.channel_statistics import ChannelStatistics, statistics_loss
 
@@ -143,25 +143,6 @@ def test_constant_channels_have_no_statistics_loss() -> None:
     evaluator = guided_evaluator(target, statistics_loss=1.0)
     batch = evaluator.draw_batch(1, seeded())
     assert evaluator.score_gradient(flat_mask(target), batch).isfinite().all()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("weight", "fade"), [(0.0, 0.5), (1.0, 1.0), (1.0, 0.0)])
-def test_the_dense_network_runs_once_per_input(weight: float, fade: float, share: float) -> None:
-    """One pass gives its outputs and statistics; the candidate's pass is the second."""
-    target, sizes = target_of(normed, (6,)), list[int]()
-    evaluator = guided_evaluator(target, statistics_loss=weight, fade=fade, share=share)
-    hook = target.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    batch = evaluator.draw_batch(20, seeded())
-    gradient = evaluator.score_gradient(flat_mask(target), batch)
-    hook.remove()
-    assert sizes == [20, 20]
-    assert torch.allclose(batch.teacher, target.model(batch.inputs), rtol=1e-12)
-    # The inputs are the same in every forward mode.
-    for mode in (evaluator.strict, evaluator.repaired):
-        assert torch.equal(mode.draw_batch(20, seeded()).inputs, batch.inputs)
-    without_statistics = TeacherBatch(batch.inputs, batch.teacher, None)
-    assert torch.equal(evaluator.score_gradient(flat_mask(target), without_statistics), gradient)
 
 
 def test_a_strict_step_without_a_penalty_measures_nothing(target: Target) -> None:

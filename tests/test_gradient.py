@@ -29,7 +29,6 @@ class IdentityBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, mask: Tensor) -> Tensor:  # noqa: ANN401 - as in torch
-        """Return the mask as numbers."""
         return mask.to(scores.dtype)
 
     @staticmethod

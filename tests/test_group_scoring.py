@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import GROUP, Evaluator
 from gaprune.evaluation.forward_modes import STRICT_FORWARD, GuidedForward
-from gaprune.evaluation.objectives import WORST, find_objective
+from gaprune.evaluation.objectives import WORST
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import find_preset
@@ -99,7 +99,6 @@ class Branching(nn.Module):
         self.layer, self.kind = nn.Linear(6, 4), kind
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 6]` → `[N, 4]`."""
         hidden: Tensor = self.layer(inputs)
         if self.kind == "branch":
             return -hidden if hidden.sum() > 0 else hidden
@@ -146,16 +145,6 @@ def test_one_that_overflows_does_not_spoil_the_others() -> None:
     )
     assert found[0] > WORST
     assert found[1] == WORST
-
-
-def test_an_objective_of_ones_own_sees_one_candidate_at_a_time(tmp_path: Any) -> None:  # noqa: ANN401
-    """With the signature that it has."""
-    code = "def score(outputs, teacher, labels):\n    assert outputs.shape == teacher.shape\n"
-    (tmp_path / "own.py").write_text(f"{code}    return -float((outputs - teacher).abs().mean())\n")
-    evaluator = tiny_evaluator(find_objective(f"{tmp_path}/own.py:score", torch.zeros(2, 4)))
-    masks = masks_of(evaluator, 3)
-    expected = [evaluator.fitness(mask) for mask in masks]
-    assert evaluator.fitness_many(masks) == pytest.approx(expected, rel=1e-5)
 
 
 def plan_of(evaluator: Evaluator, group: int) -> SearchPlan:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gaprune.errors import InputError
-from gaprune.models.zoo.idx import read_idx
+from gaprune.models.zoo.mnist import read_idx
 
 # code → (format of one value for struct, big-endian; examples at the ends of its range)
 CODES: dict[int, tuple[str, list[float]]] = {

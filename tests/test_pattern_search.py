@@ -266,16 +266,25 @@ def test_stopped_after_any_generation_it_finds_the_same(
         assert saved(copy) == saved(place)
 
 
+@pytest.mark.parametrize("budget", ["weights", "macs"])
 @pytest.mark.parametrize("pattern", ["4x1", "channel"])
-def test_a_front_and_a_limit_hold_the_pattern_too(pattern: str) -> None:
-    """Budgets of many sizes are of blocks and channels as well."""
-    own = {key: value for key, value in PATTERNS[pattern].items() if key != "sparsity"}
-    front = searched(preset="black-box", sparsity=0.6, pareto=True, **own)
-    assert len(front.front_masks) == len(front.front) > 0
-    for masks in front.front_masks:
-        assert holds(replace(front, masks=masks), pattern)
-    limit = searched(preset="black-box", sparsity=0.6, max_drop=0.5, **own)
-    assert holds(limit, pattern)
+def test_a_front_and_a_limit_hold_pattern_and_budget(pattern: str, budget: str) -> None:
+    """Sparsities are fractions of the dense network's blocks, channels or multiply-adds."""
+    stated: dict[str, Any] = {
+        "preset": "black-box",
+        "pattern": pattern,
+        "sparsity": 0.6,
+        "budget": budget,
+    }
+    front, limit = searched(pareto=True, **stated), searched(max_drop=0.5, **stated)
+    pruned = [replace(front, masks=masks) for masks in front.front_masks]
+    sparsities = [point["sparsity"] for point in front.front]
+    for result, sparsity in zip([*pruned, limit], [*sparsities, limit.sparsity], strict=True):
+        assert holds(result, pattern)
+        if budget == "macs":
+            assert result.macs["kept"] is not None
+            assert result.macs["dense"] is not None
+            assert result.macs["kept"] / result.macs["dense"] <= 1 - sparsity + 1e-9
 
 
 @pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
@@ -297,22 +306,6 @@ def test_a_search_spends_its_multiply_adds(pattern: str, preset: str) -> None:
     assert {one.origin.removesuffix("-layer") for one in seeds} == set(CRITERIA)
     for one in seeds:
         assert layout.mac_cost.is_maximal(layer_counts(one.mask, layout), one.keep), one.origin
-
-
-@pytest.mark.parametrize("pattern", PRICED)
-def test_a_front_and_a_limit_are_of_multiply_adds(pattern: str) -> None:
-    """Sparsities are parts of the dense network's."""
-    own = {**PRICED[pattern], "sparsity": 0.6}
-    front = searched(preset="black-box", pareto=True, **own)
-    dense = front.macs["dense"]
-    assert dense is not None
-    for point, masks in zip(front.front, front.front_masks, strict=True):
-        kept = replace(front, masks=masks).macs["kept"]
-        assert kept is not None
-        assert kept / dense <= 1 - point["sparsity"] + 1e-9
-    limit = searched(preset="black-box", max_drop=0.5, **own)
-    assert limit.macs["kept"] is not None
-    assert limit.macs["kept"] / dense <= 1 - limit.sparsity
 
 
 def test_widths_are_multiples() -> None:

@@ -40,7 +40,6 @@ class Mixed(nn.Module):
         self.head = nn.Linear(40, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits `[N, 3]`."""
         hidden = self.wide(self.deep(self.first(inputs)).relu()).flatten(1)
         logits: Tensor = self.head(self.inner(hidden).relu())
         return logits

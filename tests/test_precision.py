@@ -42,7 +42,11 @@ EVALUATORS: dict[str, Callable[[], Evaluator]] = {
     "strict": lambda: tiny_evaluator("logits", gradient_share=0.5),
     "repaired": lambda: loop_evaluator(target_of(Convolutional, (2, 6, 6), double=False)),
     "guided": lambda: guided_evaluator(
-        target_of(Encoder, (5, 8), double=False), share=0.5, statistics_loss=1.0, fade=0.5
+        target_of(Encoder, (5, 8), double=False),
+        share=0.5,
+        features=1.0,
+        statistics_loss=1.0,
+        fade=0.5,
     ),
 }
 
@@ -193,7 +197,6 @@ class Float32Only(nn.Module):
         self.register_buffer("mix", torch.eye(4))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 6]` → `[N, 4]`."""
         hidden = self.layer(inputs)
         return torch.mm(hidden, self.get_buffer("mix"), out=torch.empty(len(inputs), 4))
 

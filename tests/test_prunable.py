@@ -58,6 +58,7 @@ def empty_first() -> nn.Module:
     return model
 
 
+LAYER = nn.Linear(3, 3)
 ALL_EXTRA = ("scale", "bilinear.weight", "linear.bias", "embedding.weight", "norm.weight")
 
 
@@ -68,6 +69,7 @@ ALL_EXTRA = ("scale", "bilinear.weight", "linear.bias", "embedding.weight", "nor
         (nn.Sequential(nn.ReLU(), Special(1, 2, 3)), (), ["1.weight"]),
         (nn.Linear(2, 2), (), ["weight"]),
         (empty_first(), (), ["1.weight"]),
+        (nn.Sequential(LAYER, nn.Tanh(), LAYER), (), ["0.weight"]),  # the same layer twice
         (nn.LSTM(2, 2), ["weight_hh_l0"], ["weight_hh_l0"]),
         (nn.LSTM(2, 2), "weight_hh_l0", ["weight_hh_l0"]),
         (nn.Linear(2, 2).half(), (), ["weight"]),
@@ -130,21 +132,6 @@ def test_tied_parameters_come_once() -> None:
     masked = functional_call(model, masked_weights(weights, {name: mask}), (ids,))
     table = model.embedding.weight.detach() * mask
     assert torch.equal(masked, table[ids].mean(1) @ table.T)
-
-
-def test_a_module_used_twice_is_masked_twice() -> None:
-    """A layer that is registered under two names counts once; a mask acts on both uses."""
-    layer = nn.Linear(3, 3, bias=False)
-    model = nn.Sequential(layer, nn.Tanh(), layer)
-    assert list(find_prunable(model)) == ["0.weight"]
-    mask = torch.eye(3, dtype=torch.bool)
-    inputs = torch.ones(1, 3)
-    diagonal = layer.weight.detach() * mask
-    expected = torch.tanh(inputs @ diagonal.T) @ diagonal.T
-    masked = functional_call(
-        model, masked_weights(find_prunable(model), {"0.weight": mask}), (inputs,)
-    )
-    torch.testing.assert_close(masked, expected)
 
 
 @pytest.mark.parametrize("dims", [{}, {"kdim": 3, "vdim": 2}])

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import prune
 
 from gaprune.errors import InputError
 from gaprune.masks.n_of_m import NOfM
@@ -142,19 +141,6 @@ def test_nan_scores_are_refused(dtype: torch.dtype, keep: int) -> None:
         top_k_mask(torch.tensor([0.0, math.nan, 1.0], dtype=dtype), keep)
 
 
-def test_a_global_mask_agrees_with_global_unstructured_of_torch() -> None:
-    """Torch's magnitude pruning keeps the same weights where no layer becomes empty."""
-    model = seeded_model(LeNet)
-    weights = prunable(model)
-    layout = Layout.of(weights)
-    magnitudes = layout.flatten({name: weight.abs() for name, weight in weights.items()})
-    mask = global_mask(magnitudes, layout, 20_000)
-    pruned = [(model.get_submodule(name.rpartition(".")[0]), "weight") for name in weights]
-    prune.global_unstructured(pruned, prune.L1Unstructured, amount=layout.total - 20_000)
-    expected = torch.cat([layer.get_buffer("weight_mask").flatten() for layer, _ in pruned])
-    assert torch.equal(mask, expected.bool())
-
-
 # --- layouts ------------------------------------------------------------------------------------
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=6)
@@ -216,12 +202,6 @@ def test_a_layout_splits_what_it_flattened() -> None:
     assert all(torch.equal(split[name], layer) for name, layer in layers.items())
     split["c"].fill_(5)
     assert flat[7:].tolist() == [5, 5, 5, 5]
-
-
-def test_a_layout_without_mac_cost_counts_weights() -> None:
-    """The minimum is one weight per layer, or its floor."""
-    assert (LAYOUT.total, LAYOUT.dense_cost, LAYOUT.min_cost) == (16, 16, 2)
-    assert LAYOUT.with_floor(0.5).min_cost == 6 + 2
 
 
 def test_satisfies_pattern_checks_every_group() -> None:

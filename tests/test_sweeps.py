@@ -14,7 +14,8 @@ from search_cases import seeded, tiny_model
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.sweeps import SWEEPS, SweepOptions, sweep_target
 from gaprune.errors import InputError
-from gaprune.models.target import InputOptions, Target, target_from_module
+from gaprune.models.input_spec import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 
 def case() -> tuple[Target, Samples]:

@@ -20,8 +20,8 @@ from gaprune.errors import InputError
 from gaprune.io.user_code import load_function
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import masked_weights
-from gaprune.models.input_spec import InputSpec
-from gaprune.models.target import InputOptions, Target, load_target, target_from_module
+from gaprune.models.input_spec import InputOptions, InputSpec
+from gaprune.models.target import Target, load_target, target_from_module
 from gaprune.models.zoo import ZOO, load_zoo_network
 
 FACTORIES = '''

@@ -22,7 +22,8 @@ from gaprune.comparison.methods.threshold import (
     sweep_thresholds,
 )
 from gaprune.errors import InputError
-from gaprune.models.target import InputOptions, Target, target_from_module
+from gaprune.models.input_spec import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 WEIGHTS = ("0.weight", "2.weight", "4.weight")
 BIASES = ("0.bias", "2.bias", "4.bias")

@@ -199,9 +199,7 @@ def target_of(ranked: tuple[int, ...] = tuple(range(3, 11))) -> Target:
         target = target_from_module(Attention(), inputs=InputOptions((9,)))
     assert target.inputs.token_ids is not None
     token_ids = replace(target.inputs.token_ids, by_frequency=ranked, start=1 if ranked else None)
-    return replace(
-        target, network=replace(target.network, inputs=replace(target.inputs, token_ids=token_ids))
-    )
+    return replace(target, inputs=replace(target.inputs, token_ids=token_ids))
 
 
 def test_a_target_knows_its_own_embedding() -> None:
@@ -255,9 +253,7 @@ def test_the_embedding_travels_once() -> None:
     token_ids = replace(
         target.inputs.token_ids or TokenIds(), by_frequency=tuple(range(3, 5000)), start=1
     )
-    target = replace(
-        target, network=replace(target.network, inputs=replace(target.inputs, token_ids=token_ids))
-    )
+    target = replace(target, inputs=replace(target.inputs, token_ids=token_ids))
     resolved = resolve_settings(check_settings(make_settings(TINY)), target)
     plan = make_calibration_set(target, resolved.settings, seeded())
     evaluator = make_evaluator(target, resolved, plan)

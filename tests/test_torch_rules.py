@@ -28,7 +28,8 @@ from gaprune.comparison.methods.torch_rules import (
 from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.errors import InputError
 from gaprune.masks.budget import keep_total
-from gaprune.models.target import InputOptions, Target, target_from_module
+from gaprune.models.input_spec import InputOptions
+from gaprune.models.target import Target, target_from_module
 
 WEIGHTS = ("first.weight", "up.weight", "fc1.weight", "fc2.weight")
 BIASES = ("first.bias", "up.bias", "fc1.bias", "fc2.bias")

@@ -198,7 +198,7 @@ def user_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     calibration = shown(target.model, 32, 1)
     return replace(
         tiny_evaluator(),
-        network=target.network,
+        network=target,
         layout=target.layout,
         objective=find_objective(f"{folder}/own.py:closeness", calibration.teacher),
         search=calibration,

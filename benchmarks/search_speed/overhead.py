@@ -108,7 +108,7 @@ def evaluator_of(target: Target, calibration: int) -> Evaluator:
     noise = torch.rand((calibration, *target.inputs.shape), generator=generator)
     batch = TeacherBatch(noise, batched_forward(target.model, noise), None)
     return Evaluator(
-        network=target.network,
+        network=target,
         layout=target.layout,
         objective=find_objective(AUTO, batch.teacher),
         search=batch,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.models.zoo.idx import read_idx
+from gaprune.models.zoo.mnist import read_idx
 
 INPUT_KEYS = ("x", "inputs", "images")
 LABEL_KEYS = ("y", "labels")

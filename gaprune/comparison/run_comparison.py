@@ -148,7 +148,7 @@ def compare_target(  # noqa: PLR0913 # data and folder besides the spec, each by
             "(--range LOW,HIGH or --mean and --std say it)"
         )
         inputs = replace(target.inputs, assumed=False)
-        target = replace(target, network=replace(target.network, inputs=inputs))
+        target = replace(target, inputs=inputs)
     context = ComparisonContext(target, spec, data.train, observer)
     with torch_threads(spec.settings.threads_per_worker), on_device(str(target.device)):
         if out is None:

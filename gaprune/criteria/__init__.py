@@ -23,16 +23,7 @@ from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
 from gaprune.models.network import DenseNetwork
 
-__all__ = [
-    "CRITERIA",
-    "Criterion",
-    "DenseNetwork",
-    "ScoreFunction",
-    "find_criterion",
-    "read_criterion",
-    "score",
-    "score_with",
-]
+__all__ = ["CRITERIA", "Criterion", "DenseNetwork", "find_criterion", "score", "score_with"]
 
 ScoreFunction = Callable[[DenseNetwork, Tensor | None, float | None, torch.Generator], Tensor]
 """`(network, calibration, density, generator)` → scores `[total]`, float32; higher means keep.
@@ -44,15 +35,10 @@ of weights that will stay, or None; `generator` is the only permitted source of 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion and where it comes from.
+    """A criterion and where it comes from (paper and equation).
 
-    Attributes:
-        name: its key in `CRITERIA`.
-        function: computes the scores.
-        needs_inputs: whether it runs the network on calibration inputs.
-        takes_gradients: whether it differentiates the network.
-        source: paper and equation.
-        description: one line for people.
+    `needs_inputs` tells whether it runs the network on calibration inputs, `takes_gradients`
+    whether it differentiates the network.
     """
 
     name: str
@@ -90,13 +76,9 @@ def find_criterion(
 ) -> Criterion:
     """Return a criterion by name, from `CRITERIA` or a plug-in.
 
-    Args:
-        name: a key of `CRITERIA`, or the name of a plug-in.
-        argument: the caller's name of this argument, for the message.
-        beside: other names that the caller accepts, for the message.
-
     Raises:
-        InputError: an unknown name, or a broken plug-in.
+        InputError: a broken plug-in, or an unknown name; the message calls it `argument` and lists
+            the names in `beside` too.
     """
     if name in CRITERIA:
         return CRITERIA[name]
@@ -108,11 +90,7 @@ def find_criterion(
 
 
 def read_criterion(plugin: plugins.Plugin, value: Any) -> Criterion:  # noqa: ANN401 - anything
-    """Return the criterion of a plug-in: a `Criterion`, or a function with its signature.
-
-    Raises:
-        InputError: it is neither.
-    """
+    """Return the criterion of a plug-in: a `Criterion` or a function, otherwise `InputError`."""
     if isinstance(value, Criterion):
         criterion = value
     else:
@@ -137,8 +115,7 @@ def score(
         network: stays unchanged: parameters, buffers, gradients and hooks.
         calibration: inputs `[N, ...]` for the criteria that need them; the others ignore them.
         generator: the only source of random numbers.
-        density: the fraction of weights that will stay, in (0, 1]. Only SynFlow uses it; without
-            it SynFlow ranks for a density of 0.01.
+        density: the fraction of weights that will stay, in (0, 1]; SynFlow assumes 0.01 otherwise.
 
     Returns:
         Finite float32 scores `[total]`, comparable inside a layer and between layers.
@@ -157,11 +134,7 @@ def score_with(
     generator: torch.Generator,
     density: float | None = None,
 ) -> Tensor:
-    """Return the scores of a criterion that need not be in `CRITERIA`; see `score`.
-
-    Raises:
-        InputError: as `score`; or the criterion does not return a tensor `[total]`.
-    """
+    """Return the scores of a criterion, checked; for arguments and errors see `score`."""
     name = criterion.name
     if criterion.needs_inputs and (calibration is None or len(calibration) == 0):
         free = ", ".join(key for key, other in CRITERIA.items() if not other.needs_inputs)
@@ -182,8 +155,7 @@ def score_with(
         )
     # layer by layer, so that the message can name the layer
     for layer, values in network.layout.split(scores).items():
-        bad = int((~values.isfinite()).count_nonzero())
-        if bad:
+        if bad := int((~values.isfinite()).count_nonzero()):
             raise GapruneError(
                 f"criterion {name!r}: {bad} of {values.numel()} scores of layer {layer!r} are not "
                 "finite, the network overflows; use other calibration inputs or another criterion"

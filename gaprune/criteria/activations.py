@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,13 +26,12 @@ def wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tens
     """Score |w|·‖x‖₂, where x is all inputs that the weight multiplies (Sun et al. 2023, eq. 1).
 
     ‖x‖ cannot be compared between layers, since each has its own scale and number of positions.
-    So the products are balanced between layers as LAMP balances magnitudes (`lamp_scores` of the
-    products): inside a layer the order is that of |w|·‖x‖₂, and a constant factor on a layer's
-    inputs changes nothing. Weights whose inputs are not observed are scored by |w|. The paper's
-    own comparison groups are those of `wanda_rows`.
+    So the products are balanced between layers as LAMP balances magnitudes: inside a layer the
+    order is that of |w|·‖x‖₂, and a constant factor on a layer's inputs changes nothing. The
+    paper's own comparison groups are those of `wanda_rows`.
     """
     products = _products(network, calibration)
-    scores = {name: lamp_scores(product) for name, product in products.items()}
+    scores = {name: lamp_scores(values) for name, values in products.items()}
     return network.layout.flatten(scores).float()
 
 
@@ -39,8 +39,7 @@ def wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) ->
     """Rank |w|·‖x‖₂ inside each output row (Sun et al. 2023, section 3).
 
     The score is rank over row length, in (0, 1], so one threshold for all layers keeps the same
-    density in every row (the first axis of a weight; a vector is one row). If rows are short, as in
-    depthwise kernels, a low density leaves many of them empty.
+    density in every row (the first axis of a weight; a vector is one row).
     """
     scores = {name: _row_ranks(p) for name, p in _products(network, calibration).items()}
     return network.layout.flatten(scores).float()
@@ -50,10 +49,9 @@ def lamp_wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) ->
     """LAMP decides how many weights each layer keeps, |w|·‖x‖₂^½ decides which (our combination).
 
     A layer's LAMP scores (Lee et al. 2021, eq. 4) are assigned in the order of the products, so at
-    every density the best k weights have the counts per layer of `lamp`. These depend on the
-    weights alone and not on how close the calibration inputs are to the network's domain, unlike
-    the sizes of activations. For the same reason the norm enters by its root, as in Zhang et al.
-    2024 (RIA), eq. 4.
+    every density the counts per layer are those of `lamp`. Unlike the sizes of activations, these
+    do not depend on how close the calibration inputs are to the network's domain. For the same
+    reason the norm enters by its root, as in Zhang et al. 2024 (RIA), eq. 4.
     """
     return _lamp_scores_in_order(network, _products(network, calibration, ROOT))
 
@@ -76,12 +74,11 @@ def _lamp_scores_in_order(network: DenseNetwork, orders: Mapping[str, Tensor]) -
     return network.layout.flatten(scores).float()
 
 
-def _row_ranks(product: Tensor) -> Tensor:
-    """Return each weight's rank in its row over the row's length, in (0, 1]."""
-    rows = product.abs().reshape(len(product) if product.ndim > 1 else 1, -1)
+def _row_ranks(values: Tensor) -> Tensor:
+    rows = values.abs().reshape(len(values) if values.ndim > 1 else 1, -1)
     ranks = rows.argsort(dim=1, stable=True).argsort(dim=1) + 1
-    ranked = (ranks.double() / rows.shape[1]).view_as(product)
-    return torch.where(product.isfinite(), ranked, product)
+    ranked = (ranks.double() / rows.shape[1]).view_as(values)
+    return torch.where(values.isfinite(), ranked, values)
 
 
 def _products(
@@ -100,9 +97,8 @@ def _products(
 def input_energies(network: DenseNetwork, calibration: Tensor) -> dict[str, Tensor]:
     """Return Σ x² over inputs and positions for every weight: name → its shape, float64.
 
-    Forward hooks observe linear, convolution (transposed too), embedding and multi-head attention
-    layers. A weight shared by several modules adds up their inputs. Weights of other modules, and
-    of modules that are never called, are missing.
+    Forward hooks observe the layers in `RULES`. A weight shared by several modules adds up their
+    inputs. Weights of other modules, and of modules that are never called, are missing.
     """
     energies: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -114,18 +110,16 @@ def input_energies(network: DenseNetwork, calibration: Tensor) -> dict[str, Tens
 
 
 def _largest_input(model: nn.Module, example: Tensor) -> int:
-    """Return the bytes of the largest tensor that a module takes, for one input `[1, …]`."""
+    # bytes of a tensor that a module takes
     sizes = [1]
 
     def record(_module: nn.Module, args: tuple[Any, ...]) -> None:
         sizes.extend(arg.nbytes for arg in args if isinstance(arg, Tensor))
 
-    handles = [module.register_forward_pre_hook(record) for module in model.modules()]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(record))
         model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     return max(sizes)
 
 
@@ -152,17 +146,12 @@ def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[N
 
         return record
 
-    handles = [
-        module.register_forward_pre_hook(hook(rule), with_kwargs=True)
-        for module in network.model.modules()
-        for kind, rule in RULES.items()
-        if isinstance(module, kind)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for module, (kind, rule) in product(network.model.modules(), RULES.items()):
+            if isinstance(module, kind):
+                handle = module.register_forward_pre_hook(hook(rule), with_kwargs=True)
+                hooks.enter_context(handle)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _affine_energy(
@@ -199,12 +188,8 @@ def _attention_energy(
     if module.in_proj_weight is not None:
         return {**energies, "in_proj_weight": torch.cat(list(rows.values()))}
     # torch annotates in_proj_weight as never None; it is None if key and value sizes differ
-    separate = {  # type: ignore[unreachable]
-        "query": "q_proj_weight",
-        "key": "k_proj_weight",
-        "value": "v_proj_weight",
-    }
-    return {**energies, **{separate[part]: row for part, row in rows.items()}}
+    separate = {f"{part[0]}_proj_weight": row for part, row in rows.items()}  # type: ignore[unreachable]
+    return {**energies, **separate}
 
 
 def _column_energy(inputs: Tensor) -> Tensor:

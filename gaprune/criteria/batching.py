@@ -22,10 +22,5 @@ def batches(
 
 
 def batch_size(bytes_per_input: int, copies: int = 1) -> int:
-    """Return how many calibration inputs fit into `MEMORY`, from 1 to `MAX_BATCH`.
-
-    Args:
-        bytes_per_input: memory of one input between forward and backward (`activation_bytes`).
-        copies: how many times this memory the criterion needs at once.
-    """
+    """Return how many inputs fit into `MEMORY`, `copies` times each, from 1 to `MAX_BATCH`."""
     return max(1, min(MAX_BATCH, int(MEMORY // (bytes_per_input * copies))))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gaprune.criteria.layer_inputs import WeightShape
-from gaprune.criteria.responses import LayerResponse, measure_responses
+from gaprune.criteria.responses import measure_responses
 from gaprune.models.network import DenseNetwork
 
 # Each round removes one in ROUND of a channel's remaining weights. Correlated inputs (neighbouring
@@ -42,9 +42,8 @@ def correlation(
     total, equal damages in the order of removal.
 
     This covers linear layers and convolutions (shared weights with all their inputs). All other
-    weights (embeddings, attention projections, transposed convolutions, vectors, layers that are
-    never called) get w²·mean (∂ log p/∂w)², the Fisher information of the weight itself, ties
-    ordered by |w|. Weights without effect, as in dead channels or at constant inputs, come last.
+    weights get w²·mean (∂ log p/∂w)², the Fisher information of the weight itself, ties ordered by
+    |w|. Weights without effect, as in dead channels or at constant inputs, come last.
 
     The generator is not advanced: the criterion draws from a copy of it.
     """
@@ -57,28 +56,20 @@ def correlation(
             damages[name] = weight.double().square() * information.double()
             orders[name] = weight.double().abs()
         else:
-            damages[name], orders[name] = _layer_damage(weight.detach(), response)
-    damage = network.layout.flatten(damages)
-    if not damage.isfinite().all():  # `score` reports which layer is not finite
-        return damage.float()
-    return _ranks(damage, network.layout.flatten(orders))
-
-
-def _layer_damage(weight: Tensor, response: LayerResponse) -> tuple[Tensor, Tensor]:
-    """Return damage and order of removal of every weight, float64, in the weight's shape."""
-    covariance, shape = response.moments.covariance(), response.moments.shape
-    damage, order = eliminate(weight.reshape(len(weight), -1).double(), covariance, shape)
-    damage *= response.information.double().unsqueeze(1)
-    return damage.view_as(weight), order.view_as(weight)
+            rows, moments = weight.detach().reshape(len(weight), -1).double(), response.moments
+            damage, order = eliminate(rows, moments.covariance(), moments.shape)
+            damage *= response.information.double().unsqueeze(1)
+            damages[name], orders[name] = damage.view_as(weight), order.view_as(weight)
+    flat = network.layout.flatten(damages)
+    if not flat.isfinite().all():  # `score` reports which layer is not finite
+        return flat.float()
+    return _ranks(flat, network.layout.flatten(orders))
 
 
 def eliminate(weights: Tensor, covariance: Tensor, shape: WeightShape) -> tuple[Tensor, Tensor]:
-    """Remove all weights of every channel, those with the least effect first.
+    """Remove all weights `[channels, size]` of every channel, those with the least effect first.
 
-    Args:
-        weights: `[channels, size]`, float64, channels of one group next to each other.
-        covariance: `[groups, blocks, width, width]`, float64.
-        shape: of the layer's weight.
+    The covariance is `[groups, blocks, width, width]`, all float64.
 
     Returns:
         The running maximum of the increments of e, and the position in the order of removal, both
@@ -109,20 +100,13 @@ def eliminate(weights: Tensor, covariance: Tensor, shape: WeightShape) -> tuple[
 
 
 class _Elimination:
-    """The elimination of some channels of a layer; all tensors are `[channels, total]`.
-
-    Args:
-        weights: w.
-        images: Cw.
-        diagonal: the diagonal of C.
-        shape: of the layer's weight.
-    """
+    """The elimination of some channels of a layer; all tensors are `[channels, total]`."""
 
     def __init__(
         self, weights: Tensor, images: Tensor, diagonal: Tensor, shape: WeightShape
     ) -> None:
         self.weights, self.shape = weights, shape
-        self.inner = images.clone()  # C(m∘w)
+        self.inner = images.clone()  # Cw, later C(m∘w)
         self.products = weights * images  # what a loses by a removal; infinite once removed
         self.squares = weights.square() * diagonal
         self.doubled = 2 * weights
@@ -185,7 +169,6 @@ class _Elimination:
 
 
 def _ranks(damages: Tensor, orders: Tensor) -> Tensor:
-    """Return each weight's rank over the total, by damage, then by order, then by index."""
     ranking = torch.argsort(orders, stable=True)
     ranking = ranking[torch.argsort(damages[ranking], stable=True)]
     scores = torch.empty_like(damages)

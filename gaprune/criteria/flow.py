@@ -31,16 +31,17 @@ def synflow(
     """Rank weights by iterative synaptic flow (Tanaka et al. 2020, algorithm 1), in float64.
 
     In round k of n the total·ρ^(k/n) weights with the largest flow stay, where ρ is `density`. n
-    is 100, or fewer (at least 30) if a forward pass takes more than 10⁸ multiply-adds. The result
-    is a total ranking: the later a weight is dropped the higher its score; weights dropped in the
-    same round are ordered by their flow, equal flows by index. So the best total·ρ weights are the
-    paper's mask, and larger budgets add what was dropped last. Scores are ranks over the total, in
-    (0, 1], because flows of deep networks leave the range of float32.
+    is 100, or fewer for large networks. The result is a total ranking: the later a weight is
+    dropped the higher its score; weights dropped in the same round are ordered by their flow, equal
+    flows by index. So the best total·ρ weights are the paper's mask. Scores are ranks over the
+    total, in (0, 1], because flows of deep networks leave the range of float32.
 
     Raises:
         GapruneError: the flow leaves the range of float64 too.
     """
-    macs = max(1, _macs(network))
+    dtype = torch.int64 if network.inputs.kind == "tokens" else network.dtype
+    example = torch.zeros(1, *network.inputs.shape, dtype=dtype, device=network.device)
+    macs = max(1, macs_per_input(network.model, example))
     inputs = _ones(network, generator, macs)
     state = absolute_state(network.model)
     weights = network.flat.double().abs()
@@ -72,8 +73,7 @@ def absolute_state(model: nn.Module) -> dict[str, Tensor]:
     """Return |θ| of every float parameter and buffer, in float64: the network becomes positive.
 
     As in the authors' code this includes biases and normalisation weights. Running means become 0,
-    their value at initialisation, where the paper applies the criterion: subtracting a mean of |θ|
-    would let ReLU cut the flow that the criterion measures.
+    as at initialisation: subtracting a mean of |θ| would let ReLU cut the flow.
     """
     means = {
         f"{path}.running_mean".lstrip(".")
@@ -93,8 +93,7 @@ def synaptic_flow(
 ) -> Tensor:
     """Return ∂R/∂θ ⊙ θ (eq. 1), flat `[total]`, where R is the sum of all outputs (eq. 2).
 
-    `state` is that of `absolute_state`; `weights` `[total]` are |w| in float64, 0 where dropped;
-    `inputs` are a batch of ones in float64, or token ids.
+    `state` is that of `absolute_state`; `weights` `[total]` are |w| in float64, 0 where dropped.
     """
     # One leaf per layer: the gradient of a slice would fill a vector of `total` for each layer.
     leaves = {
@@ -111,8 +110,7 @@ def synaptic_flow(
 def _ones(network: DenseNetwork, generator: torch.Generator, macs: int) -> Tensor:
     """Return the all-ones input of the paper `[1, ...]`; for tokens, sequences of shuffled ids.
 
-    Ids cannot be all ones. Instead every id of the vocabulary appears once, as far as they fit into
-    64 sequences and 10⁹ multiply-adds, and the flow starts at the absolute embedding.
+    Every id of the vocabulary appears once, as far as time permits.
     """
     spec, device = network.inputs, network.device
     if spec.kind != "tokens":
@@ -128,9 +126,3 @@ def _ones(network: DenseNetwork, generator: torch.Generator, macs: int) -> Tenso
 def _worst_first(indices: Tensor, flow: Tensor) -> Tensor:
     order = torch.argsort(flow.flip(0), stable=True)  # of equal flows the later index drops first
     return indices.flip(0)[order]
-
-
-def _macs(network: DenseNetwork) -> int:
-    dtype = torch.int64 if network.inputs.kind == "tokens" else network.dtype
-    example = torch.zeros(1, *network.inputs.shape, dtype=dtype, device=network.device)
-    return macs_per_input(network.model, example)

@@ -1,8 +1,7 @@
 """Criteria from the gradient of a loss that needs no labels: SNIP, GraSP and Taylor.
 
 The loss cannot be the distance to the network's own soft outputs: the dense weights minimise that
-distance, so its gradient and all scores would be exactly zero. Labels drawn from the soft outputs
-would give a zero gradient on average, plus noise. So the loss is the cross-entropy against the
+distance, so all scores would be exactly zero. So the loss is the cross-entropy against the
 network's own hard predictions (pseudo-labels), which involves all weights that separate the
 predicted class from the others.
 """
@@ -30,11 +29,8 @@ GRASP_COPIES = 3  # graphs that GraSP keeps: forward, backward, and the backward
 def pseudo_label_loss(outputs: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the label-free loss, summed over the batch.
 
-    Args:
-        outputs: `[N, classes]` are logits: cross-entropy against their own argmax. Any other shape
-            (one number per input, maps, sequences) is regression: ½‖outputs‖², whose gradient
-            Jᵀ·outputs finds the weights that carry the output.
-        temperature: divides the logits.
+    `[N, classes]` are logits: cross-entropy against their own argmax. Others are regression:
+    ½‖outputs‖², whose gradient Jᵀ·outputs finds the weights that carry the output.
     """
     if outputs.ndim == 2 and outputs.shape[1] > 1:
         labels = outputs.detach().argmax(dim=1)
@@ -45,8 +41,7 @@ def pseudo_label_loss(outputs: Tensor, temperature: float = 1.0) -> Tensor:
 def snip(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
     """Score |∂L/∂c| = |w · ∂L/∂w| of the mean loss (Lee et al. 2019, eq. 5).
 
-    c is a gate that multiplies the weight. The normalisation of eq. 6 divides all scores by the
-    same number and is left out.
+    c is a gate that multiplies the weight. The normalisation of eq. 6 changes no order.
     """
     return (network.flat * _mean_gradient(network, calibration)).abs().float()
 
@@ -73,8 +68,7 @@ def grasp(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tens
     """Score w · Hg: keep the weights whose removal reduces the gradient flow ‖g‖² most.
 
     Wang et al. 2020, eq. 8: removing w changes ‖g‖² by −2·w·Hg to first order, and algorithm 1
-    removes the largest −w·Hg. g and H belong to the mean loss over all calibration inputs at the
-    paper's temperature of 200. Hg is the gradient of gᵀ·stop(g).
+    removes the largest −w·Hg. g and H belong to the mean loss at the paper's temperature of 200.
     """
     leaves = _leaves(network)
     gradient = _mean_gradient(network, calibration, GRASP_TEMPERATURE)

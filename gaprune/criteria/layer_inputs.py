@@ -19,13 +19,10 @@ CHUNK = 2**22  # entries of columns gathered at once: 17 MB
 
 @dataclass(frozen=True)
 class WeightShape:
-    """A layer's weight as matrices.
+    """A layer's weight as `groups` matrices.
 
-    Attributes:
-        axes: axes of one patch: channels and kernel.
-        groups: number of matrices.
-        size: inputs per output channel.
-        blocks, width: these inputs lie in `blocks` of `width`, the last padded with zeros.
+    `size` inputs per output channel lie in `blocks` of `width`, the last padded with zeros. `axes`
+    counts the axes of one patch: channels and kernel.
     """
 
     axes: int
@@ -65,12 +62,7 @@ class InputMoments:
         self._products: Tensor
 
     def add(self, patches: Tensor, positions: Tensor) -> None:
-        """Add the columns at some positions.
-
-        Args:
-            patches: `[*positions, channels, *kernel]`, see `unfold`.
-            positions: their flat indices, int64 `[columns]`.
-        """
+        """Add the columns of `unfold` at some positions, flat indices `[columns]`."""
         shape = self.shape
         step = max(1, CHUNK // (shape.groups * shape.size))
         for part in positions.split(step):
@@ -111,16 +103,10 @@ def _unravel(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def unfold(module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
-    """Return what the weight multiplies at every position, as a view if possible.
+    """Return what the weight multiplies: `[*positions, channels, *kernel]`, as a view if possible.
 
-    Args:
-        module: a layer for which `can_unfold` is true.
-        inputs: what it was called with.
-        output: what it returned. Some convolutions pad by themselves: only the output tells how
-            much.
-
-    Returns:
-        `[*positions, channels, *kernel]`, or None if the inputs do not fit the layer.
+    Some convolutions pad by themselves: only the output tells how much. None if the inputs do not
+    fit the layer.
     """
     if not isinstance(module, _ConvNd):
         weight = module.get_parameter("weight")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,9 @@ FISHER_BATCH = 16  # inputs per squared gradient of a weight: more squares, less
 
 @dataclass
 class LayerResponse:
-    """What one layer's weight multiplies, and how much each of its output channels matters.
+    """Moments of a layer's inputs, and the Fisher information of its outputs, `[channels]`.
 
-    Attributes:
-        moments: moments of its inputs.
-        information: Fisher information of the outputs, `[channels]`: the mean over inputs of
-            Σ (∂ log p(y|x)/∂z)² over positions.
+    This is the mean over inputs of Σ (∂ log p(y|x)/∂z)² over positions.
     """
 
     moments: InputMoments
@@ -51,14 +48,9 @@ def measure_responses(
 ) -> Responses:
     """Run the network on the calibration inputs once and measure how it responds.
 
-    y is drawn from a Gaussian of unit variance around the outputs (another scale would not change
-    any ranking), even if these are logits: for a saturated softmax a thousand logits hardly matter.
-    Parameters, buffers and hooks of the network stay unchanged.
-
-    Args:
-        network: the dense network.
-        calibration: inputs `[N, ...]`; only the first ones are used if activations are large.
-        generator: draws positions and y.
+    y is drawn from a Gaussian of unit variance around the outputs, even if these are logits: for a
+    saturated softmax a thousand logits hardly matter. Only the first calibration inputs are used if
+    activations are large.
     """
     example = next(batches(network, calibration, 1))
     shapes = _unfoldable(network, example)
@@ -94,7 +86,6 @@ def measure_responses(
 
 
 def _unfoldable(network: DenseNetwork, example: Tensor) -> dict[str, WeightShape]:
-    """Return name → shape of the weights whose inputs can be unfolded in all their uses."""
     shapes: dict[str, set[WeightShape | None]] = {}
 
     def record(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -125,17 +116,13 @@ def _layer_hooks(
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         return lambda module, args, output: record(name, module, args, output)
 
-    handles = []
-    for module in network.model.modules():
-        # a computed weight (of a parametrisation) is no parameter and is not looked up here
-        weight = dict(module.named_parameters(recurse=False)).get("weight")
-        if can_unfold(module) and id(weight) in names:
-            handles.append(module.register_forward_hook(hook(names[id(weight)])))
-    try:
+    with ExitStack() as hooks:
+        for module in network.model.modules():
+            # a computed weight (of a parametrisation) is no parameter and is not looked up here
+            weight = dict(module.named_parameters(recurse=False)).get("weight")
+            if can_unfold(module) and id(weight) in names:
+                hooks.enter_context(module.register_forward_hook(hook(names[id(weight)])))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Recorder:

@@ -36,10 +36,9 @@ def erk(network: DenseNetwork, *_: object) -> Tensor:
     """Magnitude inside a layer, Erdős–Rényi-kernel densities between layers.
 
     Evci et al. 2020, section 3: layer l keeps the density ε·r_l, at most 1, where
-    r_l = (Σ dimensions) / (Π dimensions) of its weight, kernel included. Let q in (0, 1] be the
-    rank of a weight by magnitude, from the top of its layer, over the layer's size. The score
-    −q / r_l is at least −ε exactly if q ≤ ε·r_l, so the best k weights of the whole network have
-    these densities for any k.
+    r_l = (Σ dimensions) / (Π dimensions) of its weight, kernel included. The score is −q / r_l,
+    where q in (0, 1] is the rank by magnitude, from the top of the layer, over its size. It is at
+    least −ε exactly if q ≤ ε·r_l, so the best k weights have these densities for any k.
     """
     return _by_layer(network, _erk_scores)
 

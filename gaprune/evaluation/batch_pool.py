@@ -23,13 +23,7 @@ BYTES = 1 << 27  # limit on the inputs of all batches, in every worker
 
 @dataclass(frozen=True, eq=False)
 class BatchPool:
-    """Batches for gradient steps. Every worker draws the same ones: each has its own seed.
-
-    Attributes:
-        mixture: generates the inputs.
-        batches: number of batches.
-        seed: base seed; batch i uses `seed + i`.
-    """
+    """Batches for gradient steps. Every worker draws the same ones: batch i uses `seed + i`."""
 
     mixture: GeneratorMixture
     batches: int
@@ -41,14 +35,7 @@ class BatchPool:
     def pick(
         self, count: int, generator: torch.Generator, network: DenseNetwork, precision: str
     ) -> TeacherBatch:
-        """Return one of the batches, chosen at random.
-
-        Args:
-            count: inputs per batch.
-            generator: chooses the batch.
-            network: the dense network, run on the inputs.
-            precision: in which it runs; batches of another precision are separate.
-        """
+        """Return one of the batches, of `count` inputs; other precisions have other batches."""
         # The task's generator chooses the batch, whose own seed draws it: every worker that picks
         # batch i gets the same inputs.
         index = int(torch.randint(self.batches, (), generator=generator))
@@ -60,23 +47,13 @@ class BatchPool:
             self._drawn[key] = TeacherBatch(inputs, teacher, None)
         return self._drawn[key]
 
-    def emptied(self) -> BatchPool:
-        """Return the same pool with nothing drawn yet, for another device."""
-        return BatchPool(self.mixture, self.batches, self.seed)
-
     def __getstate__(self) -> dict[str, Any]:
         """Drop the batches when pickling: every worker draws the same ones itself."""
         return {**self.__dict__, "_drawn": {}}
 
 
 def batch_cache_size(bytes_per_input: int, batch: int, limit: int = BATCHES) -> int:
-    """Return the number of batches that fit into `BYTES`, at most `limit`; 0 below `MIN_BATCHES`.
-
-    Args:
-        bytes_per_input: size of one input.
-        batch: inputs per gradient step.
-        limit: the largest number of batches.
-    """
+    """Return how many batches of `batch` inputs fit into `BYTES`; 0 below `MIN_BATCHES`."""
     # Rather no cache than a small one: too few different inputs are overfitted.
     fits = min(limit, BYTES // max(1, bytes_per_input * batch))
     return fits if fits >= min(MIN_BATCHES, limit) else 0

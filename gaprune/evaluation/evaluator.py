@@ -50,12 +50,7 @@ class ValidationScore(NamedTuple):
 
 
 class LRUCache:
-    """Maps keys to tensors; drops the least recently used ones above a total size.
-
-    Attributes:
-        capacity: the largest total size, bytes.
-        size: bytes of all tensors in it.
-    """
+    """Maps keys to tensors; drops the least recently used ones above `capacity` bytes."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.size = capacity, 0
@@ -99,8 +94,8 @@ class Evaluator:
         gradient_inputs: stored inputs for gradient steps, or None.
         gradient_share: fraction of a gradient batch that comes from `gradient_inputs`.
         rungs: numbers of search inputs for successive halving, growing; the last is all of them.
-        augmentation: if given, inputs from `gradient_inputs` are shifted and mirrored for every
-            batch, so that the search cannot overfit them; their form.
+        augmentation: the form of `gradient_inputs` if these are shifted and mirrored for every
+            batch, so that the search cannot overfit them.
         forward_mode: how a candidate computes its outputs: strict, repaired or guided.
         domain_inputs: inputs closer to the training data than `search`, or None.
         precision: key of `PRECISIONS`, for search and gradient steps; validation is exact.
@@ -158,18 +153,14 @@ class Evaluator:
             network=network,
             search=self.search.to(device),
             validation=self.validation.to(device),
-            batch_cache=self.batch_cache and self.batch_cache.emptied(),
+            batch_cache=self.batch_cache and replace(self.batch_cache),
             forward_mode=self.forward_mode.to(device),
             gradient_inputs=self.gradient_inputs and self.gradient_inputs.to(device),
             domain_inputs=None if self.domain_inputs is None else self.domain_inputs.to(device),
         )
 
     def check_forward(self) -> None:
-        """Run the dense network on two inputs, on the device and in the precision of candidates.
-
-        Raises:
-            InputError: it does not run there, or its outputs are not finite.
-        """
+        """Raise `InputError` unless the dense network runs as candidates do: device, precision."""
         setting = f"on {self.device} in {self.precision}"
         full = self.precision == FULL
         argument, remedy = (
@@ -214,11 +205,7 @@ class Evaluator:
         return self.forward_mode
 
     def fitness(self, mask: Tensor, rung: int = -1) -> float:
-        """Score a flat bool mask on the search inputs of one rung.
-
-        Returns:
-            A finite number; larger is better.
-        """
+        """Score a flat bool mask on the search inputs of one rung; finite, larger is better."""
         batch = self.search.select(slice(self.rungs[rung]))
         count = len(batch.inputs)
         with profiled("cache"):
@@ -256,16 +243,13 @@ class Evaluator:
     def fitness_many(self, masks: Sequence[Tensor], rung: int = -1) -> list[float]:
         """Score flat bool masks on one rung, `GROUP` of them per forward pass.
 
-        Rounding differs from that of `fitness`, but does not depend on the other masks: the last
-        group is filled up to `GROUP`. Masks are scored one by one where torch cannot batch this
-        network (see `vmap_forward`), or candidates are repaired.
+        Rounding differs from that of `fitness`, but does not depend on the other masks. Masks are
+        scored one by one where torch cannot batch this network, or candidates are repaired.
         """
         if not isinstance(self.forward_mode, StrictForward):
             return [self.fitness(mask, rung) for mask in masks]
-        scores: list[float] = []
-        for start in range(0, len(masks), GROUP):
-            scores += self._fitness_of_group(masks[start : start + GROUP], rung)
-        return scores
+        groups = (masks[start : start + GROUP] for start in range(0, len(masks), GROUP))
+        return [score for group in groups for score in self._fitness_of_group(group, rung)]
 
     def _fitness_of_group(self, group: Sequence[Tensor], rung: int) -> list[float]:
         batch, layout = self.search.select(slice(self.rungs[rung])), self.network.layout

@@ -40,7 +40,7 @@ class TeacherBatch(NamedTuple):
     dense: DenseStatistics | None = None
 
     def to(self, device: str | torch.device) -> TeacherBatch:
-        """Return the batch on `device`; dense statistics are measured again where they are used."""
+        """Return the batch on `device`, without dense statistics."""
         labels = None if self.labels is None else self.labels.to(device)
         return TeacherBatch(self.inputs.to(device), self.teacher.to(device), labels)
 
@@ -51,12 +51,7 @@ class TeacherBatch(NamedTuple):
 
 
 class GradientOutputs(NamedTuple):
-    """Outputs of a candidate on the batch of a gradient step.
-
-    Attributes:
-        outputs: `[N, …]`, differentiable.
-        penalty: a differentiable scalar to add to the objective's loss, or None.
-    """
+    """Differentiable outputs `[N, …]`, and a scalar to add to the objective's loss."""
 
     outputs: Tensor
     penalty: Tensor | None = None
@@ -69,9 +64,8 @@ class StrictForward:
     search_outputs = staticmethod(functional_forward)
     validation_outputs = staticmethod(functional_forward)
 
-    def to(self, device: str | torch.device) -> StrictForward:
+    def to(self, device: str | torch.device) -> StrictForward:  # noqa: ARG002
         """Return the mode itself: it holds no tensors."""
-        del device
         return self
 
     def gradient_outputs(
@@ -105,8 +99,7 @@ class RepairedForward:
     Attributes:
         sites: where repair changes the network that this mode is for.
         calibration: `[N, …]`, the inputs on which validation repairs.
-        features: weight of the feature loss in gradient steps: the mean error over
-            `sites.features` (`gaprune.repair.dense_statistics.feature_errors`).
+        features: weight of the feature loss in gradient steps, the mean of `feature_errors`.
     """
 
     sites: RepairSites
@@ -189,9 +182,8 @@ class GuidedForward(StrictForward):
     """Scores the pruned network as it is, and guides gradient steps by dense statistics.
 
     Gradient steps may begin on the repaired network and end on the strict one: numerical
-    continuation (Allgower and Georg 1990) from a problem with a good solution to the problem asked.
-    A loss may also keep statistics and features close to the dense network's, so that what later
-    layers read stays alive.
+    continuation (Allgower and Georg 1990). A loss may also keep statistics and features close to
+    the dense network's, so that the inputs of later layers stay alive.
 
     Attributes:
         repaired: the repaired mode; its weight of the feature loss applies here too.
@@ -210,10 +202,7 @@ class GuidedForward(StrictForward):
     def gradient_outputs(
         self, model: nn.Module, weights: Mapping[str, Tensor], batch: TeacherBatch
     ) -> GradientOutputs:
-        """Correct every site in part by the batch's statistics, and add the two losses.
-
-        The statistics loss of a site is measured before that site is corrected.
-        """
+        """Correct every site in part by the batch's statistics, and add the two losses."""
         if not self._uses_statistics and self.repaired.features == 0:
             return super().gradient_outputs(model, weights, batch)
         measured = self.repaired.statistics_of(model, batch)

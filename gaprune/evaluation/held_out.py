@@ -18,12 +18,7 @@ ROUNDING = 1e-9  # accuracies are counts over N; in binary, 0.98 − 0.97 is mor
 
 
 class HeldOutScore(NamedTuple):
-    """The score of a network on held-out inputs.
-
-    Attributes:
-        accuracy: on their labels, or None without labels.
-        agreement: with the dense network; 1 is perfect.
-    """
+    """Accuracy on the labels of held-out inputs, if any; agreement with the dense network."""
 
     accuracy: float | None
     agreement: float
@@ -42,13 +37,7 @@ class HeldOutScore(NamedTuple):
 class HeldOut:
     """Held-out inputs with the outputs of the dense network, computed once.
 
-    Args:
-        target: the dense network.
-        samples: inputs `[N, …]`, with labels `[N]` or without.
-
-    Attributes:
-        source: where the inputs come from, in words.
-        dense: the score of the dense network.
+    `source` tells where the inputs come from, `dense` is the score of the dense network.
 
     Raises:
         InputError: the inputs or labels do not fit the target.

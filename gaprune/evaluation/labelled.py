@@ -12,15 +12,11 @@ from gaprune.models.zoo import mnist
 
 
 def read_labelled(argument: str, text: str, target: Target) -> Samples:
-    """Read a labelled file for a target.
-
-    Args:
-        argument: the user's name for it (`test`, `train`); messages begin with it.
-        text: the file, see `read_samples`.
-        target: the network that the inputs must fit.
+    """Read a labelled file (see `read_samples`) for a target.
 
     Raises:
-        InputError: the file does not exist, does not fit the network, or has no labels.
+        InputError: the file does not exist, does not fit the network, or has no labels. Messages
+            begin with `argument`, the user's name for it.
     """
     try:
         samples = read_samples(text, target.inputs)
@@ -36,10 +32,7 @@ def read_labelled(argument: str, text: str, target: Target) -> Samples:
 
 
 def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
-    """Return labelled samples in the form that the target takes.
-
-    Returns:
-        Inputs in the dtype of the network (token ids are not converted), int64 labels.
+    """Return labelled samples with inputs in the dtype of the network and int64 labels.
 
     Raises:
         InputError: missing or non-integer labels, wrong shapes, or no inputs.

@@ -23,14 +23,7 @@ Latencies = dict[str, dict[int, float]]
 
 
 class LatencyTable(NamedTuple):
-    """Milliseconds of one pass, by runtime and batch size.
-
-    Attributes:
-        pruned: of the pruned network.
-        dense: of the dense network in the same runtime, timed in turn with the pruned one; empty
-            without the dense network.
-        missing: runtime → the reason why it cannot run the network.
-    """
+    """Milliseconds of one pass, by runtime and batch size; runtime → why it is missing."""
 
     pruned: Latencies
     dense: Latencies
@@ -43,14 +36,7 @@ def time_runtimes(
     names: Sequence[str],
     batches: Sequence[int] = BATCHES,
 ) -> LatencyTable:
-    """Time a network in several runtimes, in turn with the dense one.
-
-    Args:
-        pruned: the network.
-        dense: the dense network, or None.
-        names: keys of `RUNTIMES`.
-        batches: inputs per pass.
-    """
+    """Time a network in several `RUNTIMES`, in turn with the dense one if there is one."""
     table = LatencyTable({}, {}, {})
     for name in names:
         # CSR stores sparse weights; the dense network runs without it.
@@ -74,14 +60,7 @@ def time_runtimes(
 def time_in_turn(
     subjects: Sequence[tuple[str, RuntimeSubject]], inputs: Tensor
 ) -> list[list[float]]:
-    """Time networks in turn (A, B, A, B, …), so that all share the noise of the machine.
-
-    Args:
-        subjects: (key of `RUNTIMES`, network) pairs.
-        inputs: of one pass, `[N, …]`.
-
-    Returns:
-        For every network the milliseconds of its passes; passes of the same index are neighbours.
+    """Return for every network the milliseconds of its passes on `inputs`; see `time_calls`.
 
     Raises:
         UnavailableError: a runtime cannot run its network.
@@ -101,17 +80,10 @@ def time_calls(
     max_rounds: int = MAX_PASSES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Time functions in turn, each once per round.
+    """Return for every function the milliseconds of its calls; each is called once per round.
 
-    Args:
-        calls: functions without arguments.
-        seconds: after which no further round starts, once `min_rounds` are done.
-        min_rounds: rounds that are always timed.
-        max_rounds: rounds at most.
-        clock: returns seconds; `time.process_time` ignores other processes.
-
-    Returns:
-        For every function the milliseconds of its calls, `[calls][rounds]`.
+    After `seconds` no further round starts, once `min_rounds` are done. The clock
+    `time.process_time` ignores other processes.
     """
     # Each round makes every call once. A slow phase of the machine then slows all of them, and
     # the ratio of paired calls stays meaningful.

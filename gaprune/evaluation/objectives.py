@@ -114,17 +114,11 @@ AUTO = "auto"
 
 
 def find_objective(name: str, teacher: Tensor) -> Objective:
-    """Return an objective by name, checked against the shape of the network's outputs.
+    """Return an objective by name, checked against the shape of the teacher's outputs `[N, …]`.
 
-    `kl` compares decisions, which are clear on generated inputs. Inverted inputs lie between
-    classes: agreement in every logit on them transfers better to real inputs, so a run on inverted
-    inputs uses `logits` instead of `kl`.
-
-    Args:
-        name: `auto` (`kl` for logits `[N, classes]`, else `relative-error`), a key of
-            `OBJECTIVES`, the name of a plug-in, or `path/to/file.py:function` with the signature
-            `(outputs, teacher, labels) -> float` on CPU tensors, larger is better.
-        teacher: outputs of the dense network, `[N, …]`.
+    The name is `auto` (`kl` for logits `[N, classes]`, else `relative-error`), a key of
+    `OBJECTIVES`, the name of a plug-in, or `path/to/file.py:function` with the signature
+    `(outputs, teacher, labels) -> float` on CPU tensors, larger is better.
 
     Raises:
         InputError: an unknown name, or an objective for classes on outputs without classes.
@@ -153,24 +147,14 @@ def find_objective(name: str, teacher: Tensor) -> Objective:
 
 
 def read_objective(agreement_of: Metric, plugin: plugins.Plugin, loaded: Any) -> Objective:  # noqa: ANN401
-    """Return the objective of a plug-in, which is an `Objective` or a function.
-
-    Raises:
-        InputError: the plug-in is neither.
-    """
+    """Return the objective of a plug-in: an `Objective` or a function, otherwise `InputError`."""
     if isinstance(loaded, Objective):
         return replace(loaded, name=plugin.name)
     return black_box(plugin.name, plugins.require_function(plugin, loaded), agreement_of)
 
 
 def black_box(spec: str, function: Callable[..., Any], agreement_of: Metric) -> Objective:
-    """Return the objective of a user's function, without a loss for gradients.
-
-    Args:
-        spec: its name.
-        function: `(outputs, teacher, labels) -> float` on CPU tensors, larger is better.
-        agreement_of: measures the result.
-    """
+    """Return the objective of a user's function, without a loss for gradients."""
 
     def fitness(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         arguments = (None if x is None else x.cpu() for x in (outputs, teacher, labels))
@@ -178,11 +162,8 @@ def black_box(spec: str, function: Callable[..., Any], agreement_of: Metric) -> 
         # Not float32: a user's count of many inputs may need more than 24 bits.
         try:
             return torch.tensor(float(value), dtype=torch.float64)
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # RuntimeError: a tensor with several elements
+        # RuntimeError: a tensor with several elements
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"objective: {spec} must return one number, got {type(value).__name__}"
             ) from error

@@ -27,11 +27,7 @@ SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
 
 
 def check_precision(asked: str, device: str) -> None:
-    """Check a precision for a device (`cpu`, `cuda` or `cuda:N`).
-
-    Raises:
-        InputError: an unknown name; or float16 on the CPU, where it is slower than float32.
-    """
+    """Raise `InputError` for an unknown name, or float16 on the CPU (slower than float32)."""
     if asked not in (*PRECISIONS, AUTO):
         raise unknown_name("precision", asked, [*PRECISIONS, AUTO])
     if asked == "float16" and device == "cpu":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import GapruneError
+from gaprune.errors import GapruneError, first_line
 from gaprune.models.onnx import OnnxSession, save_onnx
 from gaprune.models.target import Target
 
@@ -22,13 +22,7 @@ Run = Callable[[Tensor], Any]
 
 
 class RuntimeSubject(NamedTuple):
-    """A network to be timed.
-
-    Attributes:
-        model: the network, or None if there is only an ONNX file.
-        target: describes its inputs.
-        onnx: an existing ONNX file, or None.
-    """
+    """A network to be timed, an ONNX file of it, or both; `target` describes its inputs."""
 
     model: nn.Module | None
     target: Target
@@ -117,5 +111,4 @@ def ready(name: str, subject: RuntimeSubject, inputs: Tensor) -> Iterator[Run]:
         raise UnavailableError(str(error)) from error
     except Exception as error:  # compilers and runtimes raise exceptions of any type
         # Compiler errors have many lines; the first one names the cause.
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise UnavailableError(f"{type(error).__name__}: {first}") from error
+        raise UnavailableError(f"{type(error).__name__}: {first_line(error)}") from error

@@ -53,9 +53,7 @@ def keep_total(layout: Layout, sparsity: float) -> int:
 
 
 def _mac_total(layout: Layout, cost: MacCost, sparsity: float) -> int:
-    keep = cost.limit
-    if keep is None:
-        keep = math.floor(cost.dense * _density(sparsity))
+    keep = math.floor(cost.dense * _density(sparsity)) if cost.limit is None else cost.limit
     if keep >= layout.min_cost:
         return keep
     if cost.limit is not None:
@@ -87,11 +85,7 @@ def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
 
 
 def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
-    """Return per-layer keep counts at the same density that add up to `keep_total` exactly.
-
-    Raises:
-        InputError: a layer would keep nothing (the message names it).
-    """
+    """Return keep counts at the same density that add up to `keep_total`, or raise `InputError`."""
     if layout.n_of_m is not None:
         return list(layout.n_of_m.counts(layout.sizes))
     if layout.mac_cost is not None:
@@ -123,13 +117,7 @@ def apportion(
     """Round `shares` to whole counts that add up to `total`, each from its minimum to its size.
 
     Largest remainders first, the lower index on ties (Hamilton's method). What a full layer cannot
-    keep goes to the others in proportion.
-
-    Args:
-        shares: wanted counts, one per layer.
-        total: the sum of the counts.
-        sizes: the largest count of each layer.
-        min_counts: the smallest count of each layer; None is `MIN_KEEP`.
+    keep goes to the others in proportion. `min_counts` None is `MIN_KEEP`.
 
     Raises:
         InputError: `total` is outside the sum of minimums and the sum of sizes; a share is NaN.

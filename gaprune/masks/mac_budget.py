@@ -1,11 +1,8 @@
 """Budgets in multiply-adds (MACs): the cost of kept units, and how many units a budget allows.
 
-A weight is multiplied once for every position of its layer's output. Where units are channels, the
-MACs of a layer are proportional to the product of its output and input channels, so the cost of
-one channel depends on how many of the others stay.
-
-Every count vector returned here costs no more than the budget, and one more unit of any layer would
-exceed it ("maximal").
+Where units are channels, the MACs of a layer are proportional to the product of its output and
+input channels, so the cost of one channel depends on how many of the others stay. Every count
+vector returned here is maximal: within the budget, which one more unit of any layer would exceed.
 """
 
 from __future__ import annotations
@@ -27,22 +24,14 @@ from gaprune.masks.top_k import check_no_nan
 EXACT_LIMIT = 1 << 53  # sums of integers up to here are exact in float64, in any order
 BISECTIONS = 64  # of an interval of shares: more than the bits of a float64 fraction
 MIN_SHARE = 1e-6  # of the largest share; no layer's share is 0, so that all may grow
-_INTEGERS: dict[torch.dtype, np.dtype[Any]] = {
-    torch.float32: np.dtype(np.int32),
-    torch.float64: np.dtype(np.int64),
-}
+_INTEGERS: dict[torch.dtype, Any] = {torch.float32: np.int32, torch.float64: np.int64}
 
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of a layer's MACs.
-
-    Attributes:
-        fixed: the part that no mask changes.
-        units: (layer of the searched layout, what each of its kept units adds).
-    """
+    """One factor of a layer's MACs: a fixed part, and (layer, what each of its kept units adds)."""
 
     fixed: int
     units: tuple[tuple[int, int], ...] = ()
@@ -63,8 +52,7 @@ class MacCost:
 
     Attributes:
         dense: MACs of the dense network for one input.
-        fixed: the part of them that no mask changes.
-        terms: the rest.
+        fixed, terms: the part of them that no mask changes, and the rest.
         sizes: units of every layer.
         limit: the budget, where it does not follow from a sparsity.
         step: every layer keeps a multiple of `step` units, or all of them.
@@ -99,15 +87,9 @@ class MacCost:
     ) -> list[int]:
         """Return how many units of each layer stay when units are bought by rank over all layers.
 
-        Units are bought in the order of their scores, ties in index order. A unit that exceeds the
-        budget is skipped, together with all lower ones of its layer; cheaper units of other layers
-        may follow.
-
-        Args:
-            scores: flat.
-            slices: the position of each layer in it.
-            min_counts: units of each layer that are bought before all others.
-            keep: the budget in MACs.
+        After `min_counts`, units are bought in the order of their flat scores, ties in index order.
+        A unit that exceeds the budget `keep` is skipped, together with all lower ones of its layer;
+        cheaper units of other layers may follow.
 
         Raises:
             InputError: the minimum costs more than the budget, or a score is NaN.
@@ -136,16 +118,12 @@ class MacCost:
     ) -> Counts:
         """Buy all units of `layers` above the lowest threshold that the budget allows.
 
-        Bisection over keys, as in quickselect: of the keys outside the interval only the number
-        matters, so each round looks at fewer of them.
+        By bisection, as in quickselect: of the keys outside the interval only the number matters.
         """
         low = min(int(keys[layer].min()) for layer in layers)
         high = max(int(keys[layer].max()) for layer in layers) + 1
-        best, inside, num_above = (
-            steps,
-            {layer: keys[layer] for layer in layers},
-            dict.fromkeys(layers, 0),
-        )
+        best, num_above = steps, dict.fromkeys(layers, 0)
+        inside = {layer: keys[layer] for layer in layers}
         while low < high:
             middle = (low + high) // 2
             reached = {layer: layer_keys >= middle for layer, layer_keys in inside.items()}
@@ -215,14 +193,8 @@ class MacCost:
         """Return counts after one layer gained units and another lost what pays for them.
 
         The gaining layer gets fewer units where it is full, or where the other cannot pay. The
-        remaining budget goes to all layers in proportion. Counts are unchanged if nothing can be
-        paid.
-
-        Args:
-            counts: of every layer, within the budget.
-            move: (layer that loses, layer that gains, units to gain).
-            min_counts: the fewest units of each layer.
-            keep: the budget in MACs.
+        remaining budget goes to all layers in proportion. `move` is (layer that loses, layer that
+        gains, units to gain).
         """
         loser, gainer, wanted = move
         now, lowest = self._steps(counts), self._steps(min_counts)
@@ -260,7 +232,6 @@ class MacCost:
         return np.minimum(steps * self.step, self._sizes)
 
     def _whole_steps(self, layer: int, units: float) -> int:
-        """Return how many whole steps fit into a number of units."""
         return int(self._max_steps[layer] if units >= self.sizes[layer] else units // self.step)
 
     def _step_macs(self, steps: Counts) -> int:
@@ -278,8 +249,6 @@ class MacCost:
         return layers
 
     def _fitting_steps(self, steps: Counts, layer: int, most: int, keep: int) -> int:
-        """Return how many further steps of a layer fit, at most `most`."""
-
         def exceeds(number: int) -> bool:
             more = steps.copy()
             more[layer] += number

@@ -17,13 +17,9 @@ COMPARED_UP_TO = 32  # larger groups are sorted
 
 @dataclass(frozen=True)
 class NOfM:
-    """How many weights stay in every group, and along which axis the groups lie.
+    """How many weights (`keep`) stay in every group of `of`.
 
-    Attributes:
-        keep: N, the weights that stay in a group.
-        of: M, the weights of a group.
-        axes: the input axis of each layer, a multiple of M long; None where a layer has no groups
-            and stays dense.
+    `axes` holds the input axis of each layer; None where a layer has no groups and stays dense.
     """
 
     keep: int
@@ -40,10 +36,7 @@ class NOfM:
     def groups(
         self, flat: Tensor, slices: Sequence[slice], shapes: Sequence[tuple[int, ...]]
     ) -> Iterator[Tensor]:
-        """Yield every layer of a flat tensor as a view `[groups before, M, positions behind]`.
-
-        A layer without groups is yielded as `[n]`.
-        """
+        """Yield every layer as a view `[groups before, M, positions behind]`, or `[n]` if dense."""
         for part, shape, axis in zip(slices, shapes, self.axes, strict=True):
             if axis is None:
                 yield flat[part]
@@ -54,11 +47,7 @@ class NOfM:
     def mask(
         self, scores: Tensor, slices: Sequence[slice], shapes: Sequence[tuple[int, ...]]
     ) -> Tensor:
-        """Mark the N largest of every group of flat scores; ties are kept in index order.
-
-        Raises:
-            InputError: a score is NaN.
-        """
+        """Mark the N largest of every group; ties are kept in index order. NaN: `InputError`."""
         check_no_nan(scores)
         mask = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
         # Views of the flat mask: writing into a group writes into the result.
@@ -86,8 +75,8 @@ class NOfM:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each layer's scores in groups, and the threshold of every group.
 
-        A threshold lies midway between the lowest kept and the highest dropped score. In a layer
-        without groups it is the lowest score.
+        It lies midway between the lowest kept and the highest dropped score; in a layer without
+        groups it is the lowest score.
         """
         views = (self.groups(flat, slices, shapes) for flat in (scores, mask))
         for score_groups, keep_mask in zip(*views, strict=True):

@@ -24,13 +24,7 @@ from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.top_k import write_top_k
 
 MIN_KEEP = 1  # per layer: a layer without weights would cut the network in two
-_INTEGERS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
-"""Float type → the integer type of the same size."""
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # bytes → the type of this size
 
 
 @dataclass(frozen=True)
@@ -84,11 +78,8 @@ class Layout:
     @property
     def min_cost(self) -> int:
         """The cost of the smallest possible mask, in the same unit."""
-        return (
-            sum(self.min_counts)
-            if self.mac_cost is None
-            else self.mac_cost.min_macs(self.min_counts)
-        )
+        least = self.min_counts
+        return sum(least) if self.mac_cost is None else self.mac_cost.min_macs(least)
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
@@ -114,21 +105,13 @@ class Layout:
 
 
 def top_k_mask(scores: Tensor, keep: int) -> Tensor:
-    """Mark the `keep` largest scores; ties are kept in index order.
+    """Return a bool mask of the `keep` largest scores, of any shape; ties are kept in index order.
 
-    Args:
-        scores: any shape, any real dtype, no NaN.
-        keep: how many, 0 to `scores.numel()`.
-
-    Returns:
-        A bool mask of the same shape and device with exactly `keep` entries true.
+    A partition finds the threshold in linear time. The result is the same on every device and
+    dtype; `torch.topk` chooses among ties arbitrarily.
 
     Raises:
         InputError: `keep` is out of range, or a score is NaN.
-
-    A partition finds the threshold in linear time. All scores above it stay, and ties at it are
-    kept in index order, so the result is the same on every device and dtype; `torch.topk` chooses
-    among ties arbitrarily.
     """
     mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     write_top_k(scores.detach().reshape(-1), keep, mask.view(-1))
@@ -167,7 +150,6 @@ def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
     # Reserve the best of every layer, not only of starved ones: filling those up would otherwise
     # take weights from layers that are just at their minimum.
     mask = layered_mask(scores, layout, layout.min_counts)
-    # The remaining budget goes to the best of all others, whatever their layer.
     rest = ~mask
     mask[rest] = top_k_mask(scores[rest], keep - least)
     return mask
@@ -199,11 +181,7 @@ def check_mask(argument: str, mask: Tensor, shape: torch.Size) -> None:
 
 
 def check_masks(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Check that every mask belongs to a named weight.
-
-    Raises:
-        InputError: an unknown name, or a mask of another shape or dtype.
-    """
+    """Raise `InputError` unless every mask belongs to a named weight and fits it."""
     for name, mask in masks.items():
         if name not in weights:
             raise unknown_name("masks", name, weights)
@@ -217,7 +195,7 @@ def masked_weights(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -
 
 def _masked(weight: Tensor, mask: Tensor) -> Tensor:
     # Not a product of floats: inf · 0 would be NaN.
-    integer = _INTEGERS.get(weight.dtype)
+    integer = _INTEGERS.get(weight.itemsize) if weight.is_floating_point() else None
     same_strides = weight.stride() == mask.stride()[mask.ndim - weight.ndim :]
     if integer is None or not same_strides or (weight.requires_grad and torch.is_grad_enabled()):
         return torch.where(mask, weight, weight.new_zeros(()))
@@ -228,10 +206,8 @@ def _masked(weight: Tensor, mask: Tensor) -> Tensor:
 class Supermask(nn.Module):
     """A parametrization that masks its parameter (`attach` registers it).
 
-    Attributes:
-        mask: bool, of the parameter's shape.
-        order: names of the module's parameters before, because torch moves a parameter to the end
-            when the parametrization is removed.
+    `order` are the names of the module's parameters before, because torch moves a parameter to the
+    end when the parametrization is removed; optimizers identify parameters by position.
     """
 
     mask: Tensor
@@ -251,8 +227,7 @@ def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
     Args:
         model: any module; the named parameters keep their dense values internally.
-        masks: qualified parameter name → bool tensor of the parameter's shape. A tied parameter
-            has one mask, under its first name, which applies to all its uses.
+        masks: qualified name → bool tensor of the parameter's shape; a tied parameter has one mask.
 
     Raises:
         InputError: a name that is no parameter, a mask of another shape or dtype.
@@ -294,12 +269,7 @@ def _remove_supermasks(model: nn.Module, *, keep_masked: bool) -> nn.Module:
             supermasks = [step for step in chain if isinstance(step, Supermask)]
             if supermasks:
                 parametrize.remove_parametrizations(module, leaf, leave_parametrized=keep_masked)
-                _restore_order(module, supermasks[0].order)
+                for name in supermasks[0].order:
+                    if name in module._parameters:
+                        module._parameters[name] = module._parameters.pop(name)
     return model
-
-
-def _restore_order(module: nn.Module, order: Sequence[str]) -> None:
-    """Restore the order of parameters: optimizers identify them by position."""
-    for name in order:
-        if name in module._parameters:
-            module._parameters[name] = module._parameters.pop(name)

@@ -27,10 +27,7 @@ def check_no_nan(scores: Tensor) -> None:
 def write_top_k(scores: Tensor, keep: int, mask: Tensor) -> None:
     """Write into `mask` which `keep` scores are the largest; ties are kept in index order.
 
-    Args:
-        scores: flat, any real dtype, without gradients.
-        keep: 0 to `len(scores)`.
-        mask: bool, of the same length and on the same device.
+    Both are flat and on the same device; scores have any real dtype and no gradients.
 
     Raises:
         InputError: `keep` is out of range, or a score is NaN.
@@ -59,8 +56,8 @@ def write_top_k(scores: Tensor, keep: int, mask: Tensor) -> None:
 def sample_stride(total: int) -> int:
     """Return the distance between sampled scores.
 
-    Columns of a layer differ (those at an image's margin are often all low), and the number of
-    columns is mostly 2ᵃ·3ᵇ·5ᶜ·7ᵈ. A stride without these factors samples all columns equally.
+    The number of columns of a layer is mostly 2ᵃ·3ᵇ·5ᶜ·7ᵈ, and columns differ (those at an image's
+    margin are often all low). A stride without these factors samples all columns equally.
     """
     stride = int(total**0.3)  # sampling and partitioning the bracket then cost about the same
     while gcd(stride, 2 * 3 * 5 * 7) > 1:

@@ -18,12 +18,10 @@ from gaprune.masks.supermask import Layout
 
 @dataclass(frozen=True, eq=False)
 class ChannelIndices:
-    """The channels that one weight produces and reads.
+    """The channels that one weight produces and reads, on its output axis and its input axis.
 
-    Attributes:
-        axes: the output axis and the input axis of the weight.
-        units: for both axes, the unit of every index, int64; the number of all units where an
-            index has none and always stays. None where the whole axis has no units.
+    `units` are for both axes the unit of every index, int64; the number of all units where an index
+    has none and always stays. None where the whole axis has no units.
     """
 
     axes: tuple[int, int]
@@ -34,10 +32,7 @@ class ChannelIndices:
 class ChannelUnits:
     """One unit per channel; a weight stays if both channels that it connects stay.
 
-    Attributes:
-        weights: layout of the network's prunable weights.
-        layout: layout of the channels, one layer for those that are produced together.
-        indices: the channels of each weight.
+    `weights` and `layout` describe weights and channels: one layer for those produced together.
     """
 
     weights: Layout
@@ -46,7 +41,6 @@ class ChannelUnits:
 
     def weight_mask(self, mask: Tensor) -> Tensor:
         """Return the flat mask of the weights for a flat mask of the units, on its device."""
-        # A weight stays if its output channel and its input channel do.
         alive = self._padded(mask)
         flat = torch.ones(self.weights.total, dtype=torch.bool, device=mask.device)
         for weight, indices in zip(self.weights.split(flat).values(), self.indices, strict=True):
@@ -59,15 +53,8 @@ class ChannelUnits:
     def unit_gradient(self, values: Tensor, mask: Tensor) -> Tensor:
         """Return per unit the sum of `values` over the weights that it alone decides on.
 
-        By the product rule this is the gradient of the unit scores, if `values` is that of the
-        weight scores. A weight counts for one of its channels only if its other channel stays.
-
-        Args:
-            values: flat, one per weight.
-            mask: flat mask of the units.
-
-        Returns:
-            Flat float32, one per unit.
+        By the product rule this is the gradient of the unit scores, float32, if `values` is that of
+        the weight scores. A weight counts for one of its channels only if its other channel stays.
         """
         return self._sums(values, self._padded(mask))
 
@@ -120,13 +107,8 @@ class ChannelUnits:
 class BlockUnits:
     """One unit per block of `rows` outputs by `columns` inputs; blocks at the edges are smaller.
 
-    A layer is treated as a matrix: its outputs by everything that one output reads (input channels
-    times kernel, in memory order). A vector has one column.
-
-    Attributes:
-        weights: layout of the network's prunable weights.
-        rows, columns: size of a block.
-        axes: the output axis of each layer.
+    A layer is treated as a matrix: its outputs (on the axis in `axes`) by everything that an output
+    reads (input channels times kernel, in memory order). A vector has one column.
     """
 
     weights: Layout

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import InputError, unknown_name
+from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import trainable_copy
 
 # Attributes of torch layers that hold their number of channels.
@@ -25,7 +26,7 @@ _INPUTS = ("in_channels", "in_features")
 
 
 class LayerChannel(NamedTuple):
-    """One channel of one layer."""
+    """A channel of a layer."""
 
     layer: str
     channel: int
@@ -35,10 +36,8 @@ class LayerChannel(NamedTuple):
 class CoupledChannels:
     """Channels that can only be removed together, in the order of the network's layers.
 
-    Attributes:
-        outputs: output channels: of the layer that computes them, of norms and depthwise
-            convolutions behind it, of other layers that are added to it.
-        inputs: input channels of the layers that read them; behind a flattening, several per layer.
+    `outputs` are those of the layer that computes them, of norms and depthwise convolutions behind
+    it, of other layers that are added to it; `inputs` are those of the layers that read them.
     """
 
     outputs: tuple[LayerChannel, ...]
@@ -47,12 +46,7 @@ class CoupledChannels:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """All coupled channels with outputs in the same layers.
-
-    Attributes:
-        layers: their names, in the order of the network.
-        channels: in the order of the first layer.
-    """
+    """All coupled channels with outputs in the same layers, in the order of the first layer."""
 
     layers: tuple[str, ...]
     channels: tuple[CoupledChannels, ...] = field(repr=False)
@@ -67,13 +61,7 @@ class ChannelRemoval(NamedTuple):
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """The channels that can be removed from a network.
-
-    Attributes:
-        model: the network.
-        groups: the removable channels.
-        fixed: layer → why its channels cannot be removed.
-    """
+    """The removable channels of a network, and layer → why its channels are fixed."""
 
     model: nn.Module
     groups: tuple[ChannelGroup, ...]
@@ -81,20 +69,14 @@ class ChannelGraph:
 
     @classmethod
     def trace(cls, model: nn.Module, example: Tensor) -> ChannelGraph:
-        """Trace a network on one input `[1, ...]`; the network stays unchanged.
-
-        Raises:
-            InputError: the network cannot be traced.
-            GapruneError: torch-pruning is not installed.
-        """
+        """Trace a network on one input `[1, ...]`, or raise `InputError`; it stays unchanged."""
         coupling = _Coupling()
         fixed: dict[str, str] = {}
         for root, dependents, obstacle in _trace(model, example):
             for layer, is_output, pairs in dependents:
                 for source, channel in pairs:
-                    coupling.add(
-                        LayerChannel(root, source), LayerChannel(layer, channel), output=is_output
-                    )
+                    reached = LayerChannel(layer, channel)
+                    coupling.add(LayerChannel(root, source), reached, output=is_output)
             if obstacle:
                 fixed[root] = obstacle
         # the order of registration makes groups and channels deterministic
@@ -110,10 +92,7 @@ class ChannelGraph:
         return cls(model, tuple(ChannelGroup(k, tuple(v)) for k, v in groups.items()), fixed)
 
     def removal(self, channels: Mapping[str, Sequence[int]]) -> ChannelRemoval:
-        """Return everything that must be removed together with these output channels.
-
-        Args:
-            channels: layer → indices of its output channels.
+        """Return all that must be removed together with `channels`: layer → output channels.
 
         Raises:
             InputError: an unknown layer or channel, channels that cannot be removed, or a layer
@@ -177,8 +156,6 @@ class _Coupling:
             self.readers[channel].add(other)
 
     def sets(self, order: Mapping[str, int]) -> list[CoupledChannels]:
-        """Return the disjoint sets, everything in the order of the network's layers."""
-
         def position(channel: LayerChannel) -> tuple[int, int]:
             return order[channel.layer], channel.channel
 
@@ -221,13 +198,7 @@ def num_inputs(layer: nn.Module) -> int:
 
 def torch_pruning() -> ModuleType:
     """Import torch-pruning, or raise a `GapruneError` if it is not installed."""
-    try:
-        import torch_pruning as module  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise GapruneError(
-            "channels: needs torch-pruning; pip install 'gaprune[compare]'"
-        ) from error
-    package: ModuleType = module
+    package: ModuleType = import_extra("torch_pruning", "compare", "channels")
     return package
 
 

@@ -19,17 +19,11 @@ def remove_channels(
 ) -> nn.Module:
     """Return a smaller copy, in evaluation mode, without these channels and their dependents.
 
-    It computes the same function as `masked_equivalent`; this is checked on the example.
-
-    Args:
-        model: stays unchanged.
-        example: one input `[1, ...]`.
-        channels: layer → indices of its output channels.
+    It computes the same function as `masked_equivalent`; this is checked on the example `[1, ...]`.
 
     Raises:
-        InputError: an unknown layer or channel, channels that cannot be removed (the message says
-            why), a layer left without channels, a network that computes something else without
-            them.
+        InputError: `channels` (layer → output channels) are unknown or cannot be removed, a layer
+            has no other, or the network computes something else without them.
         GapruneError: torch-pruning is not installed.
     """
     removal = ChannelGraph.trace(model, example).removal(channels)
@@ -54,9 +48,8 @@ def masked_equivalent(
 ) -> nn.Module:
     """Return a copy of the same size in which these channels are zero and are read as zero.
 
-    Zeroed are the weights and biases that compute them, γ and β of their norms (β would shift a
-    channel without input), and the weights that read them (an activation need not map 0 to 0).
-    Arguments and errors are those of `remove_channels`.
+    Zeroed are weights and biases that compute them, γ and β of their norms, and the weights that
+    read them (an activation need not map 0 to 0). For arguments see `remove_channels`.
     """
     return _zeroed_copy(model, ChannelGraph.trace(model, example).removal(channels))
 

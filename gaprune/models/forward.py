@@ -46,12 +46,7 @@ class _Batched(nn.Module):
 
 @torch.no_grad()
 def vmap_forward(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs `[G, N, …]` of one network under G sets of replaced tensors.
-
-    Args:
-        model: stays unchanged.
-        replaced: qualified name → `[G, …]`, G tensors stacked along a new first axis.
-        inputs: `[N, …]`, the same for all sets.
+    """Return the outputs `[G, N, …]` on inputs `[N, …]` under G sets of replaced tensors `[G, …]`.
 
     Raises:
         RuntimeError: `torch.func.vmap` cannot batch this network (a tensor is changed in place, or

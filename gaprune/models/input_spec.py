@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ KINDS = {
     "vector": "float `[features]`, no order between neighbours",
     "tokens": "int64 `[length]`, ids below `vocabulary`",
 }
-# Permitted numbers of axes. A vector has no entry: it may be arranged in any shape.
+# Permitted numbers of axes; a vector may have any.
 _AXES: dict[str, tuple[int, ...]] = {"image": (3,), "signal": (1, 2), "tokens": (1,)}
 # The kind suggested by a shape alone. A network that begins with a linear layer does not tell:
 # it may flatten images first.
@@ -28,26 +28,15 @@ _KIND_BY_AXES = {1: "vector", 2: "signal", 3: "image"}
 
 @dataclass(frozen=True, eq=False)
 class TokenIds:
-    """The vocabulary of a token network.
+    """Ordinary token ids, most frequent first; the ids that begin and end a text.
 
-    Attributes:
-        by_frequency: ids of ordinary tokens, most frequent first; empty if unknown.
-        start, end: ids that begin and end a text, or None.
-        embedding: the network's own `nn.Embedding` of the ids, or None. It is the module itself,
-            not a copy, so that a pickle of network and ids contains it once.
+    `embedding` is the network's own module, not a copy.
     """
 
     by_frequency: tuple[int, ...] = field(default=(), repr=False)
     start: int | None = None
     end: int | None = None
     embedding: Any = field(default=None, repr=False)
-
-    def facts(self) -> dict[str, Any]:
-        """Return as plain data what generated token sequences depend on; empty if unknown."""
-        if not self.by_frequency:
-            return {}
-        ids = hashlib.sha256(",".join(map(str, self.by_frequency)).encode()).hexdigest()
-        return {"by_frequency": ids, "start": self.start, "end": self.end}
 
 
 @dataclass(frozen=True)
@@ -59,9 +48,8 @@ class InputSpec:
         kind: a key of `KINDS`.
         low, high: the range of raw values, before normalisation.
         mean, std: normalisation of raw values, one number or one per channel.
-        vocabulary: number of token ids (kind `tokens` only).
+        vocabulary, token_ids: number of token ids, and details if known (kind `tokens` only).
         assumed: True if the range is not known and 0 to 1 is assumed.
-        token_ids: the vocabulary in detail (kind `tokens` only), or None.
 
     Raises:
         InputError: a value breaks one of these rules.
@@ -107,8 +95,11 @@ class InputSpec:
     def facts(self) -> dict[str, Any]:
         """Return as plain data everything that generated calibration inputs depend on."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "token_ids"}
-        ids = {} if self.token_ids is None else self.token_ids.facts()
-        return {**plain, "token_ids": ids} if ids else plain
+        ids = self.token_ids
+        if ids is None or not ids.by_frequency:
+            return plain
+        hashed = hashlib.sha256(",".join(map(str, ids.by_frequency)).encode()).hexdigest()
+        return {**plain, "token_ids": {"by_frequency": hashed, "start": ids.start, "end": ids.end}}
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,7 @@ class InputOptions:
         shape: sizes without the batch axis, such as (1, 28, 28).
         range: lowest and highest value that the network is fed. Not together with `mean`, `std`.
         mean, std: normalisation of raw values in 0 to 1, one number or one per channel.
-        kind: a key of `gaprune.models.input_spec.KINDS`.
+        kind: a key of `KINDS`.
         vocabulary: number of token ids; implies kind `tokens`.
     """
 
@@ -131,8 +122,7 @@ class InputOptions:
     vocabulary: int | None = None
 
 
-@dataclass(frozen=True)
-class _FirstLayer:
+class _FirstLayer(NamedTuple):
     """What the first layer reveals: kind, shape, vocabulary, and a shape to suggest in errors."""
 
     kind: str | None = None
@@ -141,23 +131,15 @@ class _FirstLayer:
     example: str = "1,28,28"
 
 
-# Layer type → what a network that begins with it takes.
-_FIRST_LAYERS: dict[tuple[type[nn.Module], ...], Callable[[Any], _FirstLayer]] = {
-    (nn.Embedding, nn.EmbeddingBag): lambda layer: _FirstLayer(
-        "tokens", vocabulary=layer.num_embeddings, example="128"
-    ),
-    (nn.Conv2d, nn.ConvTranspose2d): lambda layer: _FirstLayer(
-        "image", example=f"{layer.in_channels},224,224"
-    ),
-    (nn.Conv1d, nn.ConvTranspose1d): lambda layer: _FirstLayer(
-        "signal", example=f"{layer.in_channels},1024"
-    ),
-    (nn.Linear,): lambda layer: _FirstLayer(shape=(layer.in_features,)),
-    (nn.Conv3d, nn.ConvTranspose3d): lambda layer: _FirstLayer(
-        example=f"{layer.in_channels},16,64,64"
-    ),
-    (nn.RNNBase,): lambda layer: _FirstLayer(example=f"128,{layer.input_size}"),
-    (nn.MultiheadAttention,): lambda layer: _FirstLayer(example=f"128,{layer.embed_dim}"),
+# Type of a network's first layer → the kind of its input, if that is clear, and a shape to suggest.
+_FIRST_LAYERS: dict[tuple[type[nn.Module], ...], tuple[str | None, str]] = {
+    (nn.Embedding, nn.EmbeddingBag): ("tokens", "128"),
+    (nn.Conv2d, nn.ConvTranspose2d): ("image", "{layer.in_channels},224,224"),
+    (nn.Conv1d, nn.ConvTranspose1d): ("signal", "{layer.in_channels},1024"),
+    (nn.Linear,): (None, "{layer.in_features}"),
+    (nn.Conv3d, nn.ConvTranspose3d): (None, "{layer.in_channels},16,64,64"),
+    (nn.RNNBase,): (None, "128,{layer.input_size}"),
+    (nn.MultiheadAttention,): (None, "128,{layer.embed_dim}"),
 }
 
 
@@ -166,24 +148,15 @@ def resolve_inputs(
 ) -> InputSpec:
     """Return the full description of one input: as stated, else from `default`, else inferred.
 
-    The kind is inferred from the first layer in order of registration: an embedding takes tokens
-    of its vocabulary, a 2-D convolution an image, a 1-D convolution a signal. A linear layer takes
-    a vector of `in_features`, or the kind that a stated shape suggests (one axis: vector, two:
-    signal, three: image). If neither range nor normalisation is known, values from 0 to 1 are
-    assumed and the result has `assumed=True`. For token networks the result holds the network's
-    embedding module.
-
-    Args:
-        model: the network; it is not run.
-        options: what the user states.
-        default: the known inputs of a zoo, timm or transformers network.
+    The kind is inferred from the first layer in order of registration (see `_FIRST_LAYERS`), behind
+    a linear layer from the stated shape. If neither range nor normalisation is known, values from 0
+    to 1 are assumed and the result has `assumed=True`. For token networks the result holds the
+    network's embedding module. The network is not run.
 
     Raises:
         InputError: options that contradict each other or break a rule of `InputSpec`, or a shape,
             kind or vocabulary that cannot be inferred.
     """
-    if options.kind is not None and options.kind not in KINDS:
-        raise unknown_name("input kind", options.kind, KINDS)
     if options.vocabulary is not None and options.kind not in (None, "tokens"):
         raise InputError(f"vocabulary: is for token inputs only, got kind {options.kind!r}")
     first = _first_layer(model)
@@ -203,7 +176,7 @@ def resolve_inputs(
             f"input kind: cannot be inferred for shape {','.join(map(str, shape))}; "
             f"pass --input-kind, one of {', '.join(KINDS)}"
         )
-    if shape and len(shape) not in _AXES.get(kind, (len(shape),)):
+    if len(shape) not in _AXES.get(kind, (len(shape),)):
         raise InputError(
             f"input shape: kind {kind!r} is {KINDS[kind]}, got {','.join(map(str, shape))}; "
             "leave the batch axis out, or state another --input-kind"
@@ -226,11 +199,9 @@ def vocabulary_embeddings(model: nn.Module, vocabulary: int) -> Iterator[nn.Embe
 
 
 def sample_inputs(spec: InputSpec, count: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """Draw `count` random inputs as the network takes them: uniform in the range, then normalised.
+    """Draw inputs `[count, *spec.shape]`, on the CPU: uniform in the range, then normalised.
 
-    Returns:
-        `[count, *spec.shape]` on the CPU, of `dtype`. For tokens int64 ids that include the highest
-        one, so that a vocabulary larger than the embedding fails at once.
+    Token ids are int64 and include the highest one.
     """
     generator = torch.Generator().manual_seed(seed)
     size = (count, *spec.shape)
@@ -246,10 +217,12 @@ def sample_inputs(spec: InputSpec, count: int, dtype: torch.dtype, seed: int = 0
 
 
 def _first_layer(model: nn.Module) -> _FirstLayer:
-    for module in model.modules():
-        for types, describe in _FIRST_LAYERS.items():
-            if isinstance(module, types):
-                return describe(module)
+    for layer in model.modules():
+        for types, (kind, example) in _FIRST_LAYERS.items():
+            if isinstance(layer, types):
+                shape = (layer.in_features,) if isinstance(layer, nn.Linear) else None
+                vocabulary = getattr(layer, "num_embeddings", 0)
+                return _FirstLayer(kind, shape, vocabulary, example.format(layer=layer))
     return _FirstLayer()
 
 
@@ -280,7 +253,4 @@ def _token_ids(model: nn.Module, vocabulary: int, default: InputSpec | None) -> 
     """Return `default`'s token ids with the embedding, unless they belong to another vocabulary."""
     embedding = next(vocabulary_embeddings(model, vocabulary), None)
     known = default.token_ids if default and default.vocabulary == vocabulary else None
-    if embedding is None:
-        return known
-    known = known or TokenIds()
-    return TokenIds(known.by_frequency, known.start, known.end, embedding)
+    return known if embedding is None else replace(known or TokenIds(), embedding=embedding)

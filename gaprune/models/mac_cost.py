@@ -20,12 +20,7 @@ from gaprune.models.target import Target
 
 @dataclass(frozen=True)
 class MacCounts:
-    """The multiply-adds of a dense network for one input.
-
-    Attributes:
-        total: all of them.
-        by_weight: those with each prunable weight, by name; 0 for a weight that is not used.
-    """
+    """The multiply-adds of a dense network for one input: in total, and by prunable weight."""
 
     total: int
     by_weight: dict[str, int]
@@ -44,10 +39,7 @@ _counts: WeakKeyDictionary[Target, MacCounts] = WeakKeyDictionary()
 
 
 def kept_macs(target: Target, masks: Mapping[str, Tensor]) -> int:
-    """Return the multiply-adds that remain under masks, plus those without prunable weights.
-
-    If whole channels are dropped, this is what the smaller network costs.
-    """
+    """Return the multiply-adds that remain under masks, plus those without prunable weights."""
     counts = MacCounts.of(target)
     dropped = sum(
         counts.by_weight[name] * int((~mask).count_nonzero()) / mask.numel()
@@ -59,16 +51,10 @@ def kept_macs(target: Target, masks: Mapping[str, Tensor]) -> int:
 def mac_cost_of(
     target: Target, units: Units | None, limit: int | None = None, step: int = 1
 ) -> MacCost:
-    """Return the cost of the units of a pattern, or of single weights.
+    """Return the cost of the units of a pattern, or of single weights; see `MacCost`.
 
     The cost is an upper bound: all elements of a weight count as often as the most used one, and
     a smaller block at the edge of a layer counts as a whole block.
-
-    Args:
-        target: the network.
-        units: the units of the pattern; None: every weight is a unit.
-        limit: the budget in multiply-adds, if it does not follow from a sparsity.
-        step: the number of kept units per layer is a multiple of this, or all of them.
 
     Raises:
         InputError: torch counts no multiply-adds of prunable weights.

@@ -19,42 +19,30 @@ STEP_MACS = 1e9  # most multiply-adds per forward pass of a gradient step: about
 _AFTER_ALL_NAMES = "\U0010ffff"
 
 
-@torch.no_grad()
 def macs_per_input(model: nn.Module, example: Tensor) -> int:
     """Count the multiply-adds of a forward pass on one input `[1, …]`."""
-    counter = _FlopCounter({})
-    with counter:
-        model(example)
-    return counter.flops // 2  # torch counts a multiply-add as two operations
+    return macs_by_weight(model, example, {})[0]
 
 
 @torch.no_grad()
 def macs_by_weight(
     model: nn.Module, example: Tensor, weights: Mapping[str, Tensor]
 ) -> tuple[int, dict[str, int]]:
-    """Count the multiply-adds of a forward pass on one input, in total and per weight.
+    """Count the multiply-adds of a forward pass on one input `[1, …]`: in total, and by weight.
 
     A weight is recognised by its memory, so it is counted however `forward` uses it.
-
-    Args:
-        model: the network.
-        example: one input `[1, …]`.
-        weights: parameters of the model by name.
-
-    Returns:
-        The total, and name → multiply-adds with this weight (0 if it is not used).
     """
     counter = _FlopCounter(weights)
     with counter:
         model(example)
+    # torch counts a multiply-add as two operations
     return counter.flops // 2, {name: counter.by_weight[name] // 2 for name in weights}
 
 
 class _FlopCounter(TorchDispatchMode):
     """Sums up torch's own FLOP formulas. Its `FlopCounterMode` does too, but takes 1.6 s to start.
 
-    Args:
-        weights: parameters whose operations are also counted separately.
+    Operations with `weights` are also counted separately.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -122,10 +110,7 @@ def activation_bytes(
 ) -> int:
     """Return the memory that one input `[1, …]` needs between a forward and a backward pass.
 
-    Args:
-        model: the network.
-        example: one input; it is differentiated if its dtype is floating.
-        leaves: name → tensor that replaces this parameter and is differentiated as well.
+    The input, if floating, and `leaves`, which replace parameters, are differentiated.
     """
     replaced = dict(leaves or {})
     state = (*model.state_dict(keep_vars=True).values(), *replaced.values())

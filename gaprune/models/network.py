@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,7 @@ T = TypeVar("T")
 class LoadedNetwork(NamedTuple):
     """A trained network from the zoo, a factory, timm or transformers, before it is checked.
 
-    Attributes:
-        model: takes one tensor; its parameters have the names of its checkpoint.
-        inputs: one input as the network was trained on it, or None if unknown.
-        origin: a description of where network and weights came from.
-        zoo: its name in the zoo, or None.
+    Its parameters have the names of its checkpoint. For origin and zoo see `Target`.
     """
 
     model: nn.Module
@@ -72,7 +68,7 @@ class DenseNetwork:
         """All prunable weights as one vector `[total]`."""
         return self.layout.flatten({name: weight.detach() for name, weight in self.weights.items()})
 
-    def to(self, device: str | torch.device) -> DenseNetwork:
+    def to(self, device: str | torch.device) -> Self:
         """Return a copy on `device`, or the network itself if it is there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
@@ -89,13 +85,8 @@ class DenseNetwork:
     def once(self, key: str, calibration: Tensor, compute: Callable[[], T]) -> T:
         """Return `compute()`, computed once for all criteria that share these calibration inputs.
 
-        The result is dropped together with the calibration inputs, and recomputed if they were
-        changed in place.
-
-        Args:
-            key: the name of the result.
-            calibration: the inputs that the result depends on, compared by identity.
-            compute: returns the result, which no caller may change.
+        The result, which no caller may change, is stored under `key`. It is dropped together with
+        the inputs, which are compared by identity, and recomputed if they were changed in place.
         """
         version = 0 if calibration.is_inference() else calibration._version  # noqa: SLF001 # not public
         entry = self._memo.get(key)

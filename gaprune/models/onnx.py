@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import GapruneError
+from gaprune.errors import GapruneError, first_line
 from gaprune.models.input_spec import sample_inputs
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target
@@ -50,10 +50,9 @@ def save_onnx(model: nn.Module, target: Target, path: Path) -> None:
             # one file: weights inside, not in a second file beside it
             program.save(path, external_data=False)
     except Exception as error:  # the exporter runs the user's code, which may raise anything
-        first = (str(error).strip().splitlines() or [""])[0]
         raise GapruneError(
-            f"onnx: torch cannot export {target.name} ({type(error).__name__}: {first}); export "
-            "it as dense or sparse, which need no tracing"
+            f"onnx: torch cannot export {target.name} ({type(error).__name__}: "
+            f"{first_line(error)}); export it as dense or sparse, which need no tracing"
         ) from error
 
 
@@ -61,8 +60,7 @@ def save_onnx(model: nn.Module, target: Target, path: Path) -> None:
 def compare_with_torch(model: nn.Module, target: Target, path: Path) -> float:
     """Return the largest difference between ONNX Runtime and torch, relative to the largest output.
 
-    Raises:
-        GapruneError: it exceeds `TOLERANCE`, or shapes differ.
+    `GapruneError` if it exceeds `TOLERANCE`, or shapes differ.
     """
     run = OnnxSession(path)
     worst = 0.0  # over all batches: the batch size must really be free
@@ -88,10 +86,6 @@ def compare_with_torch(model: nn.Module, target: Target, path: Path) -> float:
 class OnnxSession:
     """An ONNX file in ONNX Runtime; called with inputs `[N, …]`, it returns outputs as an array.
 
-    Args:
-        path: the file.
-        threads: number of threads of ONNX Runtime.
-
     Raises:
         GapruneError: an optional package is missing, or the file cannot be loaded.
     """
@@ -108,7 +102,7 @@ class OnnxSession:
             )
         except Exception as error:  # compiled code with its own exception types
             raise GapruneError(
-                f"onnx: ONNX Runtime cannot load {path} ({str(error).splitlines()[0]}); "
+                f"onnx: ONNX Runtime cannot load {path} ({first_line(error)}); "
                 "export or fetch it again"
             ) from error
         self._input = self._session.get_inputs()[0].name
@@ -121,14 +115,11 @@ class OnnxSession:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's warnings and reports off the terminal; errors are raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

@@ -15,12 +15,7 @@ from gaprune.errors import InputError, unknown_name
 from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
-from gaprune.models.channel_groups import (
-    ChannelGraph,
-    ChannelGroup,
-    CoupledChannels,
-    LayerChannel,
-)
+from gaprune.models.channel_groups import ChannelGraph, ChannelGroup, CoupledChannels, LayerChannel
 from gaprune.models.mac_cost import mac_cost_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import (
@@ -41,11 +36,7 @@ _groups: WeakKeyDictionary[Target, tuple[ChannelGroup, ...]] = WeakKeyDictionary
 
 
 def check_pattern(settings: Settings) -> None:
-    """Raise unless pattern and budget fit together and fit the other settings.
-
-    Raises:
-        InputError: an unknown pattern or budget, or a setting that contradicts it.
-    """
+    """Raise `InputError` unless pattern and budget fit together and fit the other settings."""
     pattern, budget, text = parse_pattern(settings.pattern), settings.budget, settings.pattern
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
@@ -97,9 +88,10 @@ def _check_n_of_m(settings: Settings, pattern: NMPattern) -> None:
 
 def _refuse(settings: Settings, names: Sequence[str], reason: str, remedy: str) -> None:
     """Raise if one of these settings is in use."""
-    values = (settings.max_drop is not None, settings.pareto, settings.floor > 0)
-    used = dict(zip(("max_drop", "pareto", "floor"), values, strict=True))
-    for name in filter(used.get, names):
+    unused = {"max_drop": None, "pareto": False, "floor": 0}
+    for name in names:
+        if getattr(settings, name) == unused[name]:
+            continue
         option = name.replace("_", "-")
         raise InputError(f"{name}: {reason}; leave --{option} out, or {remedy}")
 
@@ -140,10 +132,7 @@ def _group_axis(target: Target, name: str, size: int) -> int | None:
 
 
 def units_of(target: Target, settings: Settings) -> Units | None:
-    """Return the units of a pattern, or None if every weight has a score of its own.
-
-    For errors see `channels_of`.
-    """
+    """Return the units of a pattern, or None if every weight has a score of its own."""
     pattern = parse_pattern(settings.pattern)
     if isinstance(pattern, BlockPattern):
         axes = tuple(_axes(target, name)[0] for name in target.layout.names)
@@ -161,9 +150,7 @@ def fixed_scope(settings: Settings) -> str | None:
 def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
     """Return the channels that masks of prunable weights can remove, as units.
 
-    Args:
-        target: the network.
-        alike: split groups so that all channels of a layer of the layout have the same cost.
+    With `alike`, groups are split until all channels of a layer of the layout have the same cost.
 
     Raises:
         InputError: there are none, or the network cannot be traced.
@@ -182,10 +169,7 @@ def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
 
 
 def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup, ...]:
-    """Return the channels behind the units of `channels_of`, in their order, traced once.
-
-    For arguments and errors see `channels_of`.
-    """
+    """Return the channels behind the units of `channels_of`, in their order, traced once."""
     if target not in _groups:
         is_maskable = _maskable(target)
         groups = [
@@ -243,8 +227,7 @@ def _group_names(groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
 def _maskable(target: Target) -> Callable[[CoupledChannels], bool]:
     """Return a function that tells whether masks of prunable weights can remove coupled channels.
 
-    They can if every layer that computes or reads the channels has prunable weights that no other
-    layer shares: a channel of a shared weight would also remove a channel of the other layer.
+    For this, every layer that computes or reads them needs prunable weights that it does not share.
     """
     modules = dict(target.model.named_modules())
     uses = Counter(id(p) for _, p in target.model.named_parameters(remove_duplicate=False))

@@ -33,43 +33,22 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_LISTED = 5  # names listed in a message
 
 # Hooks that recompute a weight before every forward: hook type → its attribute with the weight's
-# name, what it does, and the call that makes the weight plain again.
+# name, what it does, and the function of torch.nn.utils that makes the weight plain again.
 _REWRITING_HOOKS: dict[type, tuple[str, str, str]] = {
-    BasePruningMethod: (
-        "_tensor_name",
-        "is already pruned with torch.nn.utils.prune",
-        "torch.nn.utils.prune.remove(module, {leaf!r})",
-    ),
-    WeightNorm: (
-        "name",
-        "uses weight normalisation (torch.nn.utils.weight_norm)",
-        "torch.nn.utils.remove_weight_norm(module, {leaf!r})",
-    ),
-    SpectralNorm: (
-        "name",
-        "uses spectral normalisation (torch.nn.utils.spectral_norm)",
-        "torch.nn.utils.remove_spectral_norm(module, {leaf!r})",
-    ),
+    BasePruningMethod: ("_tensor_name", "is already pruned", "prune.remove"),
+    WeightNorm: ("name", "uses weight normalisation", "remove_weight_norm"),
+    SpectralNorm: ("name", "uses spectral normalisation", "remove_spectral_norm"),
 }
-
-_QUANTISED_MODULES = (
-    "torch.ao.nn.quantized",
-    "torch.ao.nn.intrinsic.quantized",
-    "torch.ao.nn.sparse.quantized",
-)
+_CALL = "{}; call torch.nn.utils.{}(module, {!r}) first"
+_QUANTISED = tuple(f"torch.ao.nn.{part}quantized" for part in ("", "intrinsic.", "sparse."))
 
 
 def find_prunable(model: nn.Module, extra: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """Return the prunable parameters by qualified name, in order of registration.
 
-    These are the weights of linear layers, of convolutions and transposed convolutions in one to
-    three dimensions, and the four projections of `nn.MultiheadAttention`. Biases, norms, embeddings
-    and others are prunable only if named. A parameter with several names appears once, under the
-    first (`torch.func.functional_call` then masks every use of it).
-
-    Args:
-        model: any module; it stays unchanged.
-        extra: qualified names of further parameters, such as `fc1.bias`.
+    These are the weights in `PRUNABLE_LAYERS`; biases, norms, embeddings and others only if `extra`
+    names them, such as `fc1.bias`. A parameter with several names appears once, under the first
+    (`torch.func.functional_call` then masks every use of it).
 
     Raises:
         InputError: `check_prunable` raises it, `extra` holds an unknown name, or nothing is
@@ -102,11 +81,9 @@ def find_prunable(model: nn.Module, extra: Sequence[str] = ()) -> dict[str, nn.P
 
 
 def check_prunable(model: nn.Module) -> None:
-    """Raise unless every parameter and buffer of `model` is plain, present and finite.
+    """Raise `InputError` unless every parameter and buffer of `model` is plain and finite.
 
-    Raises:
-        InputError: `check_structure` raises it; a parameter holds NaN or Inf; a buffer holds NaN or
-            +Inf (−Inf is permitted there: attention masks contain it). The message names it.
+    −Inf is permitted in buffers: attention masks contain it.
     """
     check_structure(model)
     for name, parameter in model.named_parameters():
@@ -121,10 +98,8 @@ def check_structure(model: nn.Module) -> None:
     """Raise unless weights of `model` can be read and replaced, whatever their values.
 
     Raises:
-        InputError: not a module; TorchScript; a layer that is quantised, pruned, parametrised or
-            under a weight or spectral norm; a parameter or buffer that is lazy, on the meta device,
-            quantised or sparse; a parameter that is not float16, bfloat16, float32 or float64. The
-            message names the layer and a remedy.
+        InputError: not a module, TorchScript, quantised, pruned, parametrised or normalised layers,
+            tensors without plain values; a parameter whose type is not in `DTYPES`.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be a torch.nn.Module, got {type(model).__name__}")
@@ -166,25 +141,21 @@ def _check_finite(kind: str, name: str, tensor: Tensor, permitted: Tensor) -> No
 def _module_problems(module: nn.Module) -> Iterator[str]:
     if isinstance(module, torch.jit.ScriptModule):
         yield "is TorchScript, whose weights cannot be replaced; pass the Python module instead"
-    if type(module).__module__.startswith(_QUANTISED_MODULES):
+    if type(module).__module__.startswith(_QUANTISED):
         yield "is quantised: its weights are packed integers; prune the network before quantising"
     # these hooks would overwrite masked weights before every forward pass
     for hook in module._forward_pre_hooks.values():
         for kind, (attribute, problem, remedy) in _REWRITING_HOOKS.items():
             if isinstance(hook, kind):
-                yield f"{problem}; call {remedy.format(leaf=getattr(hook, attribute))} first"
+                yield _CALL.format(problem, remedy, getattr(hook, attribute))
     # torch's pruning leaves these names behind even if its hook is lost, as after unpickling
     for leaf in module._parameters:
         stem = leaf.removesuffix("_orig")
         if stem != leaf and f"{stem}_mask" in module._buffers:
-            _, problem, remedy = _REWRITING_HOOKS[BasePruningMethod]
-            yield f"{problem}; call {remedy.format(leaf=stem)} first"
+            yield _CALL.format(*_REWRITING_HOOKS[BasePruningMethod][1:], stem)
     if parametrize.is_parametrized(module):
         leaf = next(iter(module.parametrizations))  # type: ignore[arg-type]
-        yield (
-            "is parametrised (torch.nn.utils.parametrize); call "
-            f"torch.nn.utils.parametrize.remove_parametrizations(module, {leaf!r}) first"
-        )
+        yield _CALL.format("is parametrised", "parametrize.remove_parametrizations", leaf)
 
 
 def _tensor_problems(tensor: Tensor) -> Iterator[str]:

@@ -4,86 +4,40 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaprune.errors import InputError, unknown_name
 from gaprune.io.user_code import call_user, load_function
 from gaprune.io.weights import apply_state, load_state, sha256_of
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.forward import deterministic
-from gaprune.models.input_spec import InputOptions, InputSpec, resolve_inputs, sample_inputs
+from gaprune.models.input_spec import InputOptions, resolve_inputs, sample_inputs
 from gaprune.models.network import DenseNetwork, LoadedNetwork
 from gaprune.models.prunable import check_structure, find_prunable
 from gaprune.models.sources import SOURCES, is_sourced, load_source
 from gaprune.models.sources.outputs import check_one_input, choose_output, describe_outputs
 from gaprune.models.zoo import ZOO
 
-__all__ = [
-    "InputOptions",
-    "Target",
-    "load_target",
-    "resolve_inputs",
-    "target_from_module",
-    "trainable_copy",
-]
-
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """A trained network to prune. The dense network is also the teacher of its candidates.
+class Target(DenseNetwork):
+    """A private copy of a trained network to prune, which is also the teacher of its candidates.
 
     Attributes:
-        name: the user's name for it.
-        network: a private copy of the network, with its prunable weights.
+        name, origin: the user's name for it; where network and weights came from.
         weights_sha256: hash of all parameters and buffers.
         zoo: its name in the zoo, or None; set even if other weights were loaded into it.
-        origin: a description of where network and weights came from.
     """
 
     name: str
-    network: DenseNetwork
     weights_sha256: str
     zoo: str | None
     origin: str
-
-    @property
-    def model(self) -> nn.Module:
-        """The network itself, in evaluation mode."""
-        return self.network.model
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """Its prunable weights by name."""
-        return self.network.weights
-
-    @property
-    def layout(self) -> Layout:
-        """The position of each prunable weight in a flat vector."""
-        return self.network.layout
-
-    @property
-    def inputs(self) -> InputSpec:
-        """Shape, kind and value range of one input."""
-        return self.network.inputs
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that the network computes in."""
-        return self.network.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the network."""
-        return self.network.device
-
-    def to(self, device: str | torch.device) -> Target:
-        """Return the target on `device`: a copy, or itself if it is there already."""
-        network = self.network.to(device)
-        return self if network is self.network else replace(self, network=network)
 
     def example(self) -> Tensor:
         """Return one random input `[1, *inputs.shape]`."""
@@ -92,8 +46,7 @@ class Target:
     def masked_state(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state dict under masks of prunable weights, by name, on the CPU.
 
-        Dropped weights are 0, all other bits are unchanged. Tensors are contiguous and share no
-        memory.
+        Other bits are unchanged. Tensors are contiguous and share no memory.
         """
         masks = {name: mask.to(self.device) for name, mask in masks.items()}
         masked = masked_weights({name: self.weights[name] for name in masks}, masks)
@@ -129,16 +82,13 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     """Load the network that a command line names.
 
     Args:
-        spec: a zoo name, `timm:NAME` or `hf:NAME` (see `gaprune.models.sources`), or
-            `path/to/file.py:factory`, a function without arguments that returns the network. The
-            file is code and is run.
-        weights: a checkpoint (see `load_state`). It replaces the weights of a zoo network; without
-            it a factory must return a trained network.
+        spec: a zoo name, `timm:NAME`, `hf:NAME`, or `path/to/file.py:factory`, a function without
+            arguments that returns the network. The file is code and is run.
+        weights: a checkpoint (see `load_state`), instead of the network's own weights.
         inputs: what the user states about the input (see `resolve_inputs`).
         prune_also: further parameters to prune, by qualified name.
         device: where to run the network.
-        output: which output to compare, by name or index, if the network has several (see
-            `gaprune.models.sources.outputs.choose_output`).
+        output: which output to compare, if the network has several (see `choose_output`).
         allow_download: whether pretrained weights of `timm:` or `hf:` may be downloaded.
 
     Raises:
@@ -173,17 +123,10 @@ def target_from_module(
     prune_also: Sequence[str] = (),
     device: str | torch.device = "cpu",
 ) -> Target:
-    """Make a target of a live network. The target holds a deep copy; the network stays unchanged.
+    """Make a target, called `name` in reports, of a deep copy of a network; see `load_target`.
 
     A network wrapped by `torch.compile`, `DataParallel` or `DistributedDataParallel` is unwrapped:
     parameters have the names of the inner network.
-
-    Args:
-        model: the trained network.
-        inputs: what is known about its input (see `resolve_inputs`).
-        name: its name in reports.
-        prune_also: further parameters to prune, by qualified name.
-        device: where to run the copy.
 
     Raises:
         InputError: the network cannot be pruned, copied or run on such inputs.
@@ -208,8 +151,9 @@ def _make_target(
     state = {key: v for key, v in model.state_dict().items() if isinstance(v, Tensor)}
     with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
         inputs = resolve_inputs(model, options, loaded.inputs)
-        network = DenseNetwork(model, weights, Layout.of(weights), inputs)
-        target = Target(name, network, sha256_of(state), loaded.zoo, loaded.origin)
+        layout = Layout.of(weights)
+        hashed = sha256_of(state)
+        target = Target(model, weights, layout, inputs, name, hashed, loaded.zoo, loaded.origin)
         _check_forward(target)
     return target
 
@@ -218,9 +162,7 @@ def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Mod
     """Return a deep copy on `device`, in evaluation mode, without gradients.
 
     Distinct parameters over the same memory become one tied parameter, under the first name.
-
-    Raises:
-        InputError: the network cannot be deep-copied, or there is no such device.
+    `InputError` if the network cannot be deep-copied, or there is no such device.
     """
     try:
         private = copy.deepcopy(model)
@@ -287,9 +229,6 @@ def _from_factory(spec: str) -> nn.Module:
     return model
 
 
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
 def _check_forward(target: Target) -> None:
     """Run the network on two random inputs and check that its output can be compared."""
     spec = target.inputs
@@ -312,7 +251,7 @@ def _check_forward(target: Target) -> None:
     norms = [
         name
         for name, module in target.model.named_modules()
-        if isinstance(module, _BATCHNORMS) and module.running_mean is None
+        if isinstance(module, _BatchNorm) and module.running_mean is None
     ]
     try:
         if norms:  # batch statistics may need several inputs, but MACs are counted on one

@@ -305,7 +305,7 @@ def make_evaluator(
     # Moved inputs make a search after repair worse: ResNet-20 at 0.9 had 61.9 instead of 67.2 %.
     augmented = calibration_set.augment and not settings.repair_in_loop
     return Evaluator(
-        network=target.network,
+        network=target,
         layout=resolved.layout,
         units=resolved.units,
         objective=objective,

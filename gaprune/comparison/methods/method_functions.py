@@ -53,7 +53,7 @@ def by_criterion(
 def _scores(context: ComparisonContext, criterion: Criterion, sparsity: float, seed: int) -> Tensor:
     calibration = context.criterion_inputs(seed) if criterion.needs_inputs else None
     generator = context.generator("comparison", criterion.name, seed)
-    network = context.target.network
+    network = context.target
     return score_with(criterion, network, calibration, generator, density=1 - sparsity)
 
 
@@ -76,7 +76,7 @@ def whole_channels(
     target, ranked = context.target, context.ranked_units
     for sparsity in sparsities:
         if isinstance(ranked.units, ChannelUnits):
-            norms = channel_norms(ranked.units, target.network.flat, norm)
+            norms = channel_norms(ranked.units, target.flat, norm)
             yield context.masked(sparsity, ranked.best_units_in_layers(norms, sparsity))
         else:
             yield context.masked(sparsity, structured_masks(target, sparsity, norm))

@@ -14,8 +14,6 @@ from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.hf import load_hf
 from gaprune.models.sources.timm import load_timm
 
-__all__ = ["SOURCES", "is_sourced", "load_source"]
-
 SOURCES: dict[str, Callable[[str, Path | None, str | int | None, bool], LoadedNetwork]] = {
     "timm": load_timm,
     "hf": load_hf,
@@ -38,12 +36,9 @@ def load_source(
 ) -> LoadedNetwork:
     """Load the network that `SCHEME:NAME` names.
 
-    Args:
-        spec: `timm:NAME`, a network of PyTorch Image Models, or `hf:NAME`, a network of
-            transformers: a folder or a name on the hub.
-        weights: the user's own checkpoint instead of the pretrained weights.
-        output: which of its outputs to compare (see `choose_output`); None: the usual one.
-        allow_download: download files that are not on this machine; otherwise they are an error.
+    `weights` is the user's own checkpoint instead of the pretrained one; `output` chooses one of
+    several (see `choose_output`), None the usual one; files that are not on this machine are an
+    error without `allow_download`.
 
     Raises:
         InputError: an unknown scheme or name, or weights that are not available or don't fit.

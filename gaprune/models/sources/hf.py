@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gaprune.errors import InputError, nearest
+from gaprune.errors import InputError, first_line, nearest
 from gaprune.io.weights import load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import LoadedNetwork
@@ -35,20 +35,13 @@ def load_hf(
 ) -> LoadedNetwork:
     """Return a network of transformers with what its configuration says about its input.
 
-    The class is the one that its configuration names. `output` is one of the network's outputs
-    (`logits`, `last_hidden_state`, `pooler_output`, or an index) or a pooling (`mean`, `cls`). The
-    default is `logits` for a network with a head, the stated pooling for a folder of
-    sentence-transformers, `mean` for another text encoder, else `last_hidden_state`. A pooling
-    layer that the output does not use is left out, so that it takes no part in a budget.
+    `output` is one of the network's outputs or a pooling (`mean`, `cls`). The default is `logits`
+    for a network with a head, the stated pooling for a folder of sentence-transformers, `mean` for
+    another text encoder, else `last_hidden_state`. A pooling layer that the output does not use is
+    left out, so that it takes no part in a budget.
 
     Token networks take ids alone; the attention mask follows from the padding id. Code that comes
-    with a network is never run, and its weights must be safetensors. For arguments see
-    `load_source`.
-
-    Raises:
-        GapruneError: transformers is not installed.
-        InputError: no such folder or cached network, weights that are missing or don't fit, a
-            network that needs several inputs.
+    with a network is never run, and its weights must be safetensors. For errors see `load_source`.
     """
     transformers = import_extra("transformers", "hf", f"target hf:{name}")
     folder = Path(name).expanduser()
@@ -95,13 +88,7 @@ def load_hf(
     return LoadedNetwork(model.eval(), inputs, origin)
 
 
-def _load_config(
-    transformers: Any,  # noqa: ANN401 - a module
-    name: str,
-    location: str,
-    *,
-    allow_download: bool,
-) -> Any:  # noqa: ANN401 - a configuration
+def _load_config(transformers: Any, name: str, location: str, *, allow_download: bool) -> Any:
     if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
         raise InputError(f"target: {name} holds no config.json; name a folder of save_pretrained")
     try:
@@ -119,7 +106,7 @@ def _load_config(
         )
         raise InputError(
             f"target: hf:{name} is not a folder with a config.json that this transformers knows, "
-            f"nor in the hub's cache ({_first_line(error)}; {nearest(name, cached, 'in it')}); "
+            f"nor in the hub's cache ({first_line(error)}; {nearest(name, cached, 'in it')}); "
             "nothing is downloaded unasked: name a folder written by save_pretrained, or allow the "
             "download (--allow-download yes)"
         ) from error
@@ -131,7 +118,7 @@ def _load_config(
     return config
 
 
-def _model_class(transformers: Any, config: Any) -> Any:  # noqa: ANN401 - module, configuration, class
+def _model_class(transformers: Any, config: Any) -> Any:
     names = config.architectures or ()
     for name in names:
         if inspect.isclass(model_class := getattr(transformers, name, None)):
@@ -145,14 +132,8 @@ def _model_class(transformers: Any, config: Any) -> Any:  # noqa: ANN401 - modul
 
 
 def _load_model(
-    read: Callable[..., Any],
-    model_class: Any,  # noqa: ANN401 - a class of transformers
-    config: Any,  # noqa: ANN401 - a configuration
-    name: str,
-    *,
-    pooled: bool,
+    read: Callable[..., Any], model_class: Any, config: Any, name: str, *, pooled: bool
 ) -> tuple[Any, Mapping[str, Any]]:
-    """Return the network and transformers' report on missing and unexpected weights."""
     arguments = inspect.signature(model_class.__init__).parameters
     pooling = {} if pooled or "add_pooling_layer" not in arguments else {"add_pooling_layer": False}
     try:
@@ -160,12 +141,12 @@ def _load_model(
             config=config,
             dtype="auto",
             attn_implementation="eager",  # fused kernels have no second derivatives (GraSP)
-            output_loading_info=True,
+            output_loading_info=True,  # the report on missing and unexpected weights
             **pooling,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(
-            f"weights: those of hf:{name} cannot be read ({_first_line(error)}); the folder or the "
+            f"weights: those of hf:{name} cannot be read ({first_line(error)}); the folder or the "
             "cache must hold safetensors; or give --weights FILE"
         ) from error
     return model, report
@@ -192,8 +173,8 @@ def _check_complete(report: Mapping[str, Any], name: str, *, own_file: bool) -> 
             )
 
 
-def _find_file(transformers: Any, location: str, local: bool, file: str) -> Path | None:  # noqa: ANN401, FBT001
-    """Return the path of a file beside the network, in its folder or the cache, or None."""
+def _find_file(transformers: Any, location: str, local: bool, file: str) -> Path | None:  # noqa: FBT001
+    # in the network's folder or the cache
     try:
         return Path(transformers.utils.cached_file(location, file, local_files_only=local))
     except OSError:
@@ -210,7 +191,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _default_output(model: Any, find: Callable[[str], Path | None]) -> str:  # noqa: ANN401
+def _default_output(model: Any, find: Callable[[str], Path | None]) -> str:
     if model.base_model is not model:  # there is a head
         return "logits"
     if model.main_input_name != "input_ids":
@@ -226,7 +207,7 @@ def _default_output(model: Any, find: Callable[[str], Path | None]) -> str:  # n
     )
 
 
-def _image_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec | None:  # noqa: ANN401
+def _image_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec | None:
     """Return the size from the configuration, and the normalisation from the preprocessor's."""
     size = getattr(model.config, "image_size", None)
     config = _read_json(find("preprocessor_config.json"))
@@ -253,7 +234,7 @@ def _side(size: object) -> object:
 
 
 @contextlib.contextmanager
-def _silent(transformers: Any) -> Iterator[None]:  # noqa: ANN401 - a module
+def _silent(transformers: Any) -> Iterator[None]:
     """Keep transformers' progress bars and loading reports off the terminal."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -265,7 +246,3 @@ def _silent(transformers: Any) -> Iterator[None]:  # noqa: ANN401 - a module
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

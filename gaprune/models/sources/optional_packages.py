@@ -16,22 +16,17 @@ _MISSING_OPERATOR = re.compile(r"operator (torchvision::\w+) does not exist")
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-def import_extra(package: str, extra: str, what: str) -> Any:  # noqa: ANN401 - a module
-    """Import an optional package.
-
-    Args:
-        package: its name.
-        extra: the extra of gaprune that installs it.
-        what: the feature that needs it; the error message begins with it.
+def import_extra(package: str, extra: str, what: str) -> Any:
+    """Import an optional package, which `extra` of gaprune installs.
 
     Raises:
-        GapruneError: it is not installed, or cannot be imported.
+        GapruneError: it is not installed, or cannot be imported. The message begins with `what`.
     """
     try:
         if find_spec(package.partition(".")[0]) is None:
             raise GapruneError(f"{what}: needs {package}; pip install 'gaprune[{extra}]'")
         if package in _USE_TORCHVISION:
-            mend_torchvision()
+            _mend_torchvision()
         return importlib.import_module(package)
     except (ImportError, RuntimeError) as error:  # a compiled part does not fit torch
         raise GapruneError(
@@ -41,16 +36,13 @@ def import_extra(package: str, extra: str, what: str) -> Any:  # noqa: ANN401 - 
         ) from error
 
 
-def mend_torchvision() -> None:
+def _mend_torchvision() -> None:
     """Make torchvision importable even if its compiled part does not fit this torch.
 
     This is so for the usual torchvision wheel beside a torch without CUDA: registering fake kernels
     for missing compiled operators fails, and with it the import. timm and transformers import
     torchvision but call none of these operators for the networks that gaprune loads. So the
     operators are declared without an implementation; calling one raises.
-
-    Raises:
-        RuntimeError: torchvision fails for another reason.
     """
     if find_spec("torchvision") is None:
         return

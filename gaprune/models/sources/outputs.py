@@ -14,19 +14,12 @@ from gaprune.errors import InputError
 def choose_output(model: nn.Module, output: str | int) -> nn.Module:
     """Make a network return one of its outputs, in place.
 
-    For networks that return a tuple, list, dict, dataclass or `ModelOutput`. The choice is a
-    forward hook, not a wrapper module: parameters keep the names of the checkpoint, so masks and
-    pruned weights fit the user's network. Copies and pickles keep the hook. A second choice
-    applies inside the first: `choose_output(choose_output(model, "boxes"), 0)`.
+    The choice is a forward hook, not a wrapper module: parameters keep the names of the checkpoint,
+    so masks and pruned weights fit the user's network. Copies and pickles keep the hook. A second
+    choice applies inside the first: `choose_output(choose_output(model, "boxes"), 0)`.
 
-    Args:
-        model: the network; it is also returned.
-        output: a key or attribute such as `logits`, or an index (negative: from the end); with
-            dots, nested: `heads.0`. Text that is a whole number is an index, as on the command
-            line.
-
-    Afterwards, running the network raises `InputError` if there is no such output; the message
-    lists the outputs.
+    `output` is a key or attribute such as `logits`, or an index (negative: from the end), also as
+    text; with dots, nested: `heads.0`. Running the network raises `InputError` if there is none.
     """
     model.register_forward_hook(partial(_output_hook, _parse_index(output)))
     return model
@@ -44,11 +37,7 @@ def _parse_index(output: str | int) -> str | int:
 
 
 def select_output(outputs: object, output: str | int) -> object:
-    """Return one of a network's outputs; `heads.0` is the first item of `heads`.
-
-    Raises:
-        InputError: there is no such output; the message lists the outputs.
-    """
+    """Return one of a network's outputs; if there is none, raise `InputError` with a list."""
     try:
         return _select(outputs, output)
     except (KeyError, IndexError, AttributeError, TypeError):
@@ -98,33 +87,23 @@ def _describe_value(value: object) -> str:
 
 
 def check_one_input(model: nn.Module) -> None:
-    """Raise unless `model` can be called with one tensor, judging by its signature.
-
-    Raises:
-        InputError: its forward needs several inputs (the message names them), or none.
-    """
+    """Raise `InputError` unless the signature of `model` permits calls with one tensor."""
     try:
-        parameters = inspect.signature(model.forward).parameters.values()
+        signature = inspect.signature(model.forward)
     except (TypeError, ValueError):  # compiled code has no signature
         return
-    needed = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    by_position = any(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters
-    )
-    kind = type(model).__name__
-    if len(needed) > 1:
+    try:
+        signature.bind("one input")
+    except TypeError as error:
+        needed = [
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
         raise InputError(
-            f"model: forward of {kind} needs {len(needed)} inputs ({', '.join(needed)}), but "
-            "gaprune passes one tensor; write a factory that returns a module whose forward takes "
-            "one tensor and derives the others from it (a mask, a length) or holds them fixed"
-        )
-    if not by_position:
-        raise InputError(
-            f"model: forward of {kind} takes no input by position; write a factory that "
-            "returns a module whose forward takes one tensor"
-        )
+            f"model: gaprune passes one tensor by position, but forward of {type(model).__name__} "
+            f"needs {len(needed)} inputs ({', '.join(needed)}); write a factory that returns a "
+            "module whose forward takes one tensor and derives the others from it (a mask, a "
+            "length) or holds them fixed"
+        ) from error

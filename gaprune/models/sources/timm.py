@@ -31,13 +31,8 @@ def load_timm(
     """Return a network of timm with what timm knows about its input.
 
     With `weights` the network is built to fit them: as many classes and input channels as they
-    have. Without, its pretrained weights are looked up in the caches of huggingface_hub and torch,
-    and nothing is downloaded unless `allow_download`. For arguments see `load_source`.
-
-    Raises:
-        GapruneError: timm is not installed.
-        InputError: an unknown name (the message lists the nearest), pretrained weights that are not
-            on this machine, or weights that don't fit.
+    have. Without, its pretrained weights are looked up in the caches of huggingface_hub and torch.
+    For arguments and errors see `load_source`.
     """
     timm = import_extra("timm", "timm", f"target timm:{name}")
     config = _pretrained_config(timm, name)
@@ -56,7 +51,7 @@ def load_timm(
     return LoadedNetwork(model.eval(), inputs, f"timm {timm.__version__} {name}, {source}")
 
 
-def _pretrained_config(timm: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 - a module
+def _pretrained_config(timm: Any, name: str) -> dict[str, Any]:
     """Return timm's description of a network and its weights."""
     if not timm.is_model(name):
         names = [*timm.list_models(), *timm.list_models(pretrained=True)]
@@ -71,7 +66,7 @@ def _pretrained_config(timm: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 
     return {} if config is None else dict(config.to_dict())
 
 
-def _build(timm: Any, name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - module, settings
+def _build(timm: Any, name: str, **settings: Any) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, **settings)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -98,11 +93,7 @@ def _sizes_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[st
 
 
 def _pretrained(
-    timm: Any,  # noqa: ANN401 - a module
-    name: str,
-    config: Mapping[str, Any],
-    *,
-    allow_download: bool,
+    timm: Any, name: str, config: Mapping[str, Any], *, allow_download: bool
 ) -> tuple[nn.Module, str]:
     source = f"pretrained weights {config.get('tag', '')}"
     file = _cached_weights(config)

@@ -29,11 +29,8 @@ def mask_of(tokens: Tensor, padding: int | None) -> Tensor:
 def take_ids(model: nn.Module, padding: int | None) -> nn.Module:
     """Make a network of transformers accept ids `[N, L]` alone, in place.
 
-    Calls with keywords, as transformers' own tokenisers prepare them, stay as they are.
-
-    Args:
-        model: the network; it is also returned.
-        padding: the id of padding, or None if all ids are tokens.
+    Calls with keywords, as transformers' own tokenisers prepare them, stay as they are. `padding`
+    is None if all ids are tokens.
     """
     takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
     # a hook, not a wrapper module: parameters keep the names of the checkpoint
@@ -59,13 +56,9 @@ def _ids_hook(
 def pool_tokens(model: nn.Module, pooling: str) -> nn.Module:
     """Make a network return one vector per text, pooled from its last hidden states, in place.
 
-    Args:
-        model: the network; it is also returned.
-        pooling: a key of `POOLINGS`.
-
     Raises:
-        InputError: an unknown pooling. Running the network raises it if there are no hidden states
-            `[N, L, features]`.
+        InputError: `pooling` is not in `POOLINGS`. Running the network raises it if there are no
+            hidden states `[N, L, features]`.
     """
     if pooling not in POOLINGS:
         raise unknown_name("output", pooling, POOLINGS)
@@ -83,18 +76,13 @@ def _pooling_hook(
     return POOLINGS[pooling](hidden, hidden.new_ones(hidden.shape[:2]) if mask is None else mask)
 
 
-def mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Average the hidden states of all tokens (Reimers & Gurevych 2019, section 3, MEAN)."""
+def _mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
     weights = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
-def first_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Return the first token's state (Reimers & Gurevych 2019, section 3, CLS)."""
-    return hidden[:, 0]
-
-
+# Strategies MEAN and CLS of Reimers & Gurevych 2019, section 3.
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": mean_of_tokens,
-    "cls": first_token,
+    "mean": _mean_of_tokens,
+    "cls": lambda hidden, _mask: hidden[:, 0],
 }

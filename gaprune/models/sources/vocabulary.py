@@ -1,8 +1,7 @@
 """Read which ids of a network are ordinary tokens, and which frame a text, from tokenizer files.
 
-WordPiece and BPE number pieces in the order in which they joined the vocabulary, Unigram by
-probability: close to the order of frequency. Calibration inputs can do without, so a file that is
-missing or not understood is no error.
+Pieces are numbered nearly in the order of frequency. Calibration inputs can do without, so a file
+that is missing or not understood is no error.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ def read_token_ids(find: Find, vocabulary: int) -> TokenIds | None:
 
     Special tokens, names in brackets such as `[unused7]` and single characters are not ordinary.
 
-    Args:
-        find: finds the files; `tokenizer.json` is preferred to `vocab.txt`.
-        vocabulary: number of ids of the network. A tokenizer with ids beyond it does not belong to
-            the network.
+    A tokenizer with ids beyond the network's `vocabulary` does not belong to it.
     """
     for name, read in _READERS.items():
         if (path := find(name)) is None:
@@ -65,16 +61,15 @@ def _start_and_end(processor: Mapping[str, Any] | None) -> tuple[int | None, int
         if "cls" in step and "sep" in step:  # BertProcessing, RobertaProcessing
             return _id(step["cls"][1]), _id(step["sep"][1])
         if "single" in step:  # TemplateProcessing
-            marks: list[int | None] = []
-            for index in (0, -1):  # first and last part of the template
-                part = step["single"][index]
-                mark = None
-                if "SpecialToken" in part:  # otherwise it is the text itself
-                    ids = step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-                    mark = _id(ids[index])
-                marks.append(mark)
-            return marks[0], marks[1]
+            return _template_mark(step, 0), _template_mark(step, -1)
     return None, None
+
+
+def _template_mark(step: Mapping[str, Any], index: int) -> int | None:
+    part = step["single"][index]
+    if "SpecialToken" not in part:  # it is the text itself
+        return None
+    return _id(step["special_tokens"][part["SpecialToken"]["id"]]["ids"][index])
 
 
 def _steps(processor: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

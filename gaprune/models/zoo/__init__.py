@@ -21,14 +21,7 @@ MNIST_INPUT = InputSpec(shape=(1, 28, 28), kind="image", low=0.0, high=1.0)
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A reference network.
-
-    Attributes:
-        name: its name on the command line.
-        factory: builds it with random weights.
-        description: one line for people.
-        inputs: shape, kind and value range of one input.
-    """
+    """A reference network; `factory` builds it with random weights."""
 
     name: str
     factory: Callable[[], nn.Module]
@@ -69,11 +62,7 @@ ZOO: dict[str, ZooEntry] = {
 
 
 def load_zoo_network(name: str) -> nn.Module:
-    """Return the trained network `name` of the zoo, in evaluation mode, on the CPU.
-
-    Raises:
-        InputError: the zoo has no such network (the message lists them).
-    """
+    """Return a trained network, in evaluation mode; `InputError` if the zoo has none `name`."""
     if name not in ZOO:
         raise unknown_name("zoo network", name, ZOO)
     entry = ZOO[name]

@@ -117,9 +117,7 @@ class _DepthwiseBlock(nn.Sequential):
 class MobileStudent(nn.Module):
     """A small MobileNet: a strided stem, five depthwise-separable blocks, average pooling, linear.
 
-    Args:
-        width: multiplier on every channel count (Howard et al. 2017, section 3.3), above 0.
-
+    The width multiplies every channel count (Howard et al. 2017, section 3.3).
     Input `[N, 1, 28, 28]` in [0, 1]; output logits `[N, 10]`.
     """
 
