@@ -325,7 +325,7 @@ def test_inputs_without_batchnorm_are_those_of_the_first_release(calibration: st
 def test_the_default_by_hand(mlp: Target, few_inputs: None) -> None:
     """The order of the draws is mutual information, validation inputs, search inputs."""
     generator, spec = seeded(5), mlp.inputs
-    values = mutual_information(mlp.network, GENERATORS["image"], generator)
+    values = mutual_information(mlp, GENERATORS["image"], generator)
     judge = list(values)[1]
     validation = GeneratorMixture(spec, {judge: 1.0}, torch.float32).draw(24, generator)
     shares = shares_by_name(["procedural"], values, judge)

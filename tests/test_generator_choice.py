@@ -90,7 +90,7 @@ def test_pen_drawings_rank_first_for_a_network_of_digits(monkeypatch: pytest.Mon
     """mnist-mlp ranks the three pen generators above noise and all others, without any data."""
     monkeypatch.setattr("gaprune.calibration.generator_choice.SAMPLE_INPUTS", 256)
     table = {**GENERATORS["image"], "noise": lambda spec, n, gen: torch.rand(n, *spec.shape)}
-    values = mutual_information(load_target("mnist-mlp").network, table, seeded())
+    values = mutual_information(load_target("mnist-mlp"), table, seeded())
     assert set(list(values)[:3]) == PENS
     assert list(values.values()) == sorted(values.values(), reverse=True)
     assert all(0 <= value <= np.log(10) for value in values.values())
@@ -221,7 +221,7 @@ def test_statistics_and_files_draw_nothing_from_the_run(
 def test_without_inversion_mutual_information_decides(far: Target) -> None:
     """Even with BatchNorm; the runner-up makes the validation inputs."""
     choice = choice_of(far, "procedural")
-    values = mutual_information(far.network, TABLE, seeded())
+    values = mutual_information(far, TABLE, seeded())
     assert choice.mutual_information == values
     assert choice.validation == list(values)[1]
     assert choice.shares == shares_by_name(["procedural"], values, choice.validation)

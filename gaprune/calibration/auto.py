@@ -141,7 +141,7 @@ def mixture_fitter(target: Target) -> MixtureFitter:
 
     def measure() -> Tensor:
         generator = torch.Generator().manual_seed(_SEED)
-        return measure_moments(target.network, table, generator)
+        return measure_moments(target, table, generator)
 
     large_input = math.prod(spec.shape) >= LARGE_INPUT
     if large_input or macs_per_input(target.model, target.example()) >= LARGE_MACS:

@@ -72,7 +72,7 @@ def choose_generators(
         if target.inputs.kind == "tokens":
             # `topics` is left out: without ranks it leads to worse masks.
             table = {name: table[name] for name in UNRANKED}
-        candidates = information = mutual_information(target.network, table, generator)
+        candidates = information = mutual_information(target, table, generator)
     judge = None if held_out else _validation_generator(validation, candidates, request)
     return GeneratorChoice(shares_by_name(request.names, candidates, judge), judge, information)
 
