@@ -19,9 +19,10 @@ from command_line import Run
 from repair_networks import (
     Convolutional,
     Encoder,
-    Perceptron,
     Residual,
-    loop_evaluator,
+    guided_evaluator,
+    in_loop_evaluator,
+    normed,
     target_of,
 )
 from search_cases import random_genes, run_to_bits, seeded, seeds_of, tiny_evaluator
@@ -33,7 +34,7 @@ from worker_tasks import Fail
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
+from gaprune.evaluation.forward_modes import GuidedForward
 from gaprune.evaluation.objectives import OBJECTIVES, find_objective
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement
@@ -111,32 +112,17 @@ def test_a_device_of_no_known_kind_is_refused(name: str) -> None:
         make_settings({"sparsity": 0.5, "device": name})
 
 
-def guided_by(evaluator: Evaluator) -> Evaluator:
-    """Return the evaluator with continuation and drift instead of repair in the loop."""
-    assert isinstance(evaluator.forward_mode, RepairedForward)
-    return replace(
-        evaluator, forward_mode=GuidedForward(evaluator.forward_mode, statistics_loss=1.0)
-    )
-
-
-def in_loop(build: Callable[[], nn.Module], shape: tuple[int, ...], share: float) -> Evaluator:
-    """Return a float32 evaluator with repair in the loop."""
-    return loop_evaluator(target_of(build, shape, double=False), gradient_share=share)
-
-
-def with_norm() -> Perceptron:
-    """Return a network with one BatchNorm."""
-    return Perceptron(norm=True)
-
-
+float32 = partial(target_of, double=False)
 EVALUATORS: dict[str, Callable[[], Evaluator]] = {
     "strict, generated inputs": tiny_evaluator,
     "strict, stored and generated inputs": lambda: tiny_evaluator(gradient_share=0.5),
     **{name: partial(tiny_evaluator, name, gradient_share=1, labels=True) for name in OBJECTIVES},
-    "repaired, convolutions": lambda: in_loop(Convolutional, (2, 6, 6), 1),
-    "repaired, attention": lambda: in_loop(Encoder, (5, 8), 1),
-    "guided, residual": lambda: guided_by(in_loop(Residual, (2, 6, 6), 1)),
-    "guided, generated inputs": lambda: guided_by(in_loop(with_norm, (6,), 0.5)),
+    "repaired, convolutions": lambda: in_loop_evaluator(float32(Convolutional, (2, 6, 6))),
+    "repaired, attention": lambda: in_loop_evaluator(float32(Encoder, (5, 8))),
+    "guided, residual": lambda: guided_evaluator(float32(Residual, (2, 6, 6)), statistics_loss=1.0),
+    "guided, generated inputs": lambda: guided_evaluator(
+        float32(normed, (6,)), share=0.5, statistics_loss=1.0
+    ),
 }
 
 
@@ -230,7 +216,9 @@ class Stuck(nn.Module):
 
 def test_a_network_that_cannot_be_moved_is_named_with_the_way_out() -> None:
     """Before anything is searched."""
-    evaluator = replace(in_loop(Stuck, (6,), 1), forward_mode=tiny_evaluator().forward_mode)
+    evaluator = replace(
+        in_loop_evaluator(float32(Stuck, (6,))), forward_mode=tiny_evaluator().forward_mode
+    )
     with second_device() as device, pytest.raises(InputError) as caught:
         evaluator.to(device).check_forward()
     message = str(caught.value)

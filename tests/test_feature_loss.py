@@ -30,7 +30,7 @@ from repair_networks import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gaprune import InputError, InputOptions, prune_target
+from gaprune import InputError, InputOptions
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import TeacherBatch
@@ -297,44 +297,6 @@ def test_the_dense_network_runs_once_per_input(
     assert torch.equal(evaluator.score_gradient(flat_mask(target), without_statistics), gradient)
     for mode in (evaluator.strict, evaluator.repaired):  # the inputs are those of every mode
         assert torch.equal(mode.draw_batch(20, seeded()).inputs, batch.inputs)
-
-
-SMALL: dict[str, Any] = {
-    "sparsity": 0.6,
-    "calibration": ("procedural",),
-    "calibration_count": 32,
-    "validation_count": 32,
-    "generations": 1,
-    "steps": 5,
-    "learning_rate": 3.0,
-    "batch": 16,
-    "population": 2,
-    "offspring": 3,
-    "objective": "relative-error",
-}
-
-
-@pytest.mark.parametrize(
-    "options", [{"repair_in_loop": True}, {"warmup": 2, "statistics_loss": 0.5}, {"method": "lamp"}]
-)
-def test_weight_0_changes_no_search_and_any_weight_no_one_shot_method(
-    options: dict[str, Any],
-) -> None:
-    """Bit for bit; another weight is another search."""
-    target = target_of(Bottlenecks, SHAPE, double=False)
-    results = [
-        prune_target(target, make_settings({**SMALL, **options, **stated}))
-        for stated in ({}, {"feature_loss": 0}, {"feature_loss": 300.0})
-    ]
-    assert [result.settings["feature_loss"] for result in results] == [0, 0, 300]
-    masks = [target.layout.flatten(result.masks).bool() for result in results]
-    histories = [[(record.best, record.mean) for record in r.history] for r in results]
-    assert torch.equal(masks[0], masks[1])
-    assert histories[0] == histories[1]
-    if "method" in options:
-        assert torch.equal(masks[0], masks[2])
-    else:
-        assert histories[0] != histories[2]
 
 
 BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))

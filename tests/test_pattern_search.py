@@ -21,8 +21,8 @@ from gaprune import InputOptions, Result, prune, resume
 from gaprune.config import make_settings
 from gaprune.criteria import CRITERIA
 from gaprune.evaluation.evaluator import Evaluator
-from gaprune.evolution.genome import Genes, Individual, rank
-from gaprune.evolution.gradient import Refinement, refine
+from gaprune.evolution.genome import Individual
+from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.tasks import BreedTask
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import layer_counts
@@ -183,31 +183,6 @@ def test_gradients_of_units_are_those_of_their_factor(pattern: str) -> None:
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_gradient_steps_bring_the_loss_down(pattern: str) -> None:
-    """From random scores, on the calibration inputs of the search, in most of five starts."""
-    evaluator = run_of(pattern, wide).evaluator
-    evaluator = replace(
-        evaluator,
-        gradient_inputs=evaluator.search,
-        gradient_share=1.0,
-        mixture=None,
-        batch_cache=None,
-    )
-    layout, better = evaluator.layout, 0
-    counts = layout.n_of_m.counts(layout.sizes) if layout.n_of_m else None
-    keep = round(0.6 * layout.total) if counts is None else sum(counts)
-    for seed in range(5):
-        scores = rank(torch.rand(layout.total, generator=seeded(seed)))
-        genes = Genes(scores, counts, keep, fixed=layout.n_of_m is not None)
-        moved = refine(
-            genes, evaluator, Refinement(steps=30, learning_rate=0.5, batch=24), seeded(6)
-        )
-        before, after = (evaluator.fitness(one.decode(layout)) for one in (genes, moved))
-        better += after > before
-    assert better >= 4
-
-
 def tasks_of(evaluator: Evaluator, seeds: list[Individual]) -> list[BreedTask]:
     """Return children of every kind: crossed, mutated, refined."""
     steps = Refinement(steps=2, learning_rate=0.5, batch=8)
@@ -323,13 +298,3 @@ def test_repair_in_the_loop_takes_channels() -> None:
     assert holds(result, "channel")
     assert repaired is not None
     assert repaired(torch.rand(3, *IMAGE)).isfinite().all()
-
-
-def test_without_a_pattern_nothing_changes() -> None:
-    """Stated or not, every weight has a score of its own."""
-    plain = searched(sparsity=0.5)
-    stated = searched(sparsity=0.5, pattern="unstructured")
-    assert found(plain) == found(stated)
-    run = run_of("unstructured", sparsity=0.5)
-    assert run.evaluator.units is None
-    assert run.evaluator.layout == run.target.layout

@@ -14,7 +14,7 @@ from gaprune import InputOptions
 from gaprune.config import make_settings
 from gaprune.errors import InputError
 from gaprune.evolution.genome import Genes, to_float16
-from gaprune.evolution.operators import MUTATIONS, threshold_swap
+from gaprune.evolution.operators import MUTATIONS
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
 from gaprune.masks.units import BlockUnits, Units
@@ -106,19 +106,6 @@ def test_n_of_m_keeps_the_best_of_every_group(
     child = MUTATIONS[mutation](genes, layout, seeded(seed + 1))
     assert layout.satisfies_pattern(child.decode(layout))
     assert torch.equal(child.decode(layout), group_mask(child.scores, pattern))
-
-
-def test_threshold_swaps_stay_within_groups() -> None:
-    """Scores are permuted, and masks change."""
-    layout = n_of_m_layout("2:4")
-    counts = layout.n_of_m.counts(layout.sizes) if layout.n_of_m else ()
-    genes = Genes(torch.rand(layout.total, generator=seeded(3)), counts, sum(counts), fixed=True)
-    before, changed = genes.decode(layout), 0
-    for seed in range(20):
-        child = threshold_swap(genes, layout, seeded(seed))
-        assert torch.equal(child.scores.sort().values, genes.scores.sort().values)
-        changed += int((child.decode(layout) != before).sum())
-    assert changed > 20
 
 
 BLOCKS = ("4x1", "16x1", "1x4", "3x5", "2x2")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 from gaprune.errors import InputError
-from gaprune.masks.supermask import masked_weights
 from gaprune.models.prunable import check_prunable, check_structure, find_prunable
 
 
@@ -104,52 +101,6 @@ def test_nothing_prunable(model: nn.Module) -> None:
     """A network without prunable weights is refused; the error names `prune_also`."""
     with pytest.raises(InputError, match="prune_also"):
         find_prunable(model)
-
-
-class TiedDecoder(nn.Module):
-    """An embedding whose weight is also that of the output layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(6, 4)
-        self.decoder = nn.Linear(4, 6, bias=False)
-        self.decoder.weight = self.embedding.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        hidden: Tensor = self.embedding(ids)
-        logits: Tensor = self.decoder(hidden.mean(1))
-        return logits
-
-
-def test_tied_parameters_come_once() -> None:
-    """A tied parameter has its first name, and a mask under that name masks every use."""
-    model = TiedDecoder()
-    assert list(find_prunable(model)) == ["embedding.weight"]
-    assert list(find_prunable(model, ["decoder.weight"])) == ["embedding.weight"]
-    ids = torch.tensor([[0, 3], [5, 1]])
-    (name,) = weights = find_prunable(model)
-    mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.5
-    masked = functional_call(model, masked_weights(weights, {name: mask}), (ids,))
-    table = model.embedding.weight.detach() * mask
-    assert torch.equal(masked, table[ids].mean(1) @ table.T)
-
-
-@pytest.mark.parametrize("dims", [{}, {"kdim": 3, "vdim": 2}])
-def test_masked_attention_equals_zeroed_attention(dims: dict[str, int]) -> None:
-    """Attention projections that are masked by name act as if zeroed in place."""
-    model = nn.MultiheadAttention(4, 2, batch_first=True, **dims).eval()
-    model.requires_grad_(False)  # torch rounds attention otherwise where a weight has the flag
-    query, key, value = (torch.rand(2, 3, dims.get(d, 4)) for d in ("", "kdim", "vdim"))
-    weights = find_prunable(model)
-    masked = {name: weight.detach() * (weight > 0) for name, weight in weights.items()}
-    zeroed = copy.deepcopy(model)
-    for name, weight in masked.items():
-        zeroed.get_parameter(name).data.copy_(weight)
-    assert len(weights) == (4 if dims else 2)
-    with torch.no_grad():
-        output = functional_call(model, masked, (query, key, value))[0]
-        assert torch.equal(output, zeroed(query, key, value)[0])
-        assert not torch.equal(output, model(query, key, value)[0])
 
 
 def _net() -> nn.Sequential:

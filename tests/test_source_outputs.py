@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import InputError
-from gaprune.models.input_spec import InputOptions
 from gaprune.models.prunable import find_prunable
-from gaprune.models.sources.outputs import (
-    check_one_input,
-    choose_output,
-    describe_outputs,
-    select_output,
-)
-from gaprune.models.target import target_from_module
+from gaprune.models.sources.outputs import check_one_input, choose_output, select_output
 
 
 class Pair(NamedTuple):
@@ -123,19 +116,6 @@ def test_copies_keep_the_choice(duplicate: Callable[[nn.Module], nn.Module]) -> 
     assert torch.equal(other(INPUTS), expected)
 
 
-def test_a_network_with_a_chosen_output_can_be_a_target() -> None:
-    """A network that was refused for its outputs is accepted once one of them is chosen."""
-    options = InputOptions(shape=(3,))
-    for model, message in (
-        (TwoHeaded("dict"), "one tensor"),
-        (choose_output(TwoHeaded("dict"), "logit"), "^output: .*'logit'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            target_from_module(model, inputs=options)
-    target = target_from_module(choose_output(TwoHeaded("dict"), "logits"), inputs=options)
-    assert target.model(target.example()).shape == (1, 2)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("output", ["scores", 2, -3])
 def test_a_missing_output_is_refused(form: str, output: str | int) -> None:
@@ -152,15 +132,6 @@ def test_choosing_from_one_tensor_is_refused(output: str | int) -> None:
     """A network that returns a tensor has no other outputs; not even its attributes."""
     with pytest.raises(InputError, match=r"\[5, 2\]; .*--output"):
         choose_output(nn.Linear(3, 2), output)(INPUTS)
-
-
-def test_outputs_are_described_with_names_and_shapes() -> None:
-    """Every output is named as it can be chosen."""
-    logits, hidden = torch.zeros(5, 2), torch.zeros(5, 4)
-    assert "dict of 'a': tensor [5, 2], 'b': NoneType" in describe_outputs({"a": logits, "b": None})
-    assert describe_outputs((logits, hidden)).endswith("0: tensor [5, 2], 1: tensor [5, 4]")
-    assert "Pair of 'logits'" in describe_outputs(Pair(logits, hidden))
-    assert "NoneType" in describe_outputs(None)
 
 
 class Keywords(nn.Module):

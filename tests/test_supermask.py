@@ -34,6 +34,7 @@ from gaprune.masks.supermask import (
     unpack,
 )
 from gaprune.masks.top_k import sample_stride
+from gaprune.models.prunable import find_prunable
 from gaprune.models.zoo.networks import LeNet, MobileStudent
 
 FLOAT_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -343,12 +344,14 @@ class Tied(nn.Module):
 
 
 def test_a_tied_parameter_is_masked_in_every_module() -> None:
-    """Embedding and head use the mask; after detach or bake they share one parameter again."""
+    """It has its first name; after detach or bake embedding and head share one parameter again."""
     model, ids = seeded_model(Tied), torch.arange(5)
+    assert list(find_prunable(model, ["head.weight"])) == ["table.weight"]
     weights, dense = prunable(model), model(ids)
     masks = random_masks(weights)
+    table = weights["table.weight"] * masks["table.weight"]
     expected = functional_call(model, masked_weights(weights, masks), (ids,))
-    assert not torch.equal(expected, dense)
+    torch.testing.assert_close(expected, table @ table.T)
     for finish, outputs in ((detach, dense), (bake, expected)):
         attach(model, masks)
         assert torch.equal(model(ids), expected)

@@ -344,4 +344,6 @@ def test_an_output_is_chosen_by_name(tmp_path: Path) -> None:
     )
     target = load_target(f"{file}:make", inputs=InputOptions(shape=(5,)), output="logits")
     assert target.model(torch.zeros(2, 5)).shape == (2, 3)
+    with pytest.raises(InputError, match=r"^output: .*'logit'"):
+        load_target(f"{file}:make", inputs=InputOptions(shape=(5,)), output="logit")
     assert target.layout.names == ("weight",)

@@ -96,10 +96,7 @@ def _bracket(values: NDArray[Any], density: float) -> tuple[Any, Any]:
     below, above = int(center - reach), int(center + reach)
     indices = [index for index in (below, above) if 0 <= index < count]
     ordered = np.partition(sample, indices) if indices else sample
-    return (
-        ordered[below] if below >= 0 else -np.inf,
-        ordered[above] if above < count else np.inf,
-    )
+    return (ordered[below] if below >= 0 else -np.inf, ordered[above] if above < count else np.inf)
 
 
 def _write_partitioned(values: NDArray[Any], keep: int, mask: NDArray[np.bool_]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError
 from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.hf import load_hf
 from gaprune.models.sources.timm import load_timm
@@ -45,8 +45,6 @@ def load_source(
         GapruneError: the source's package is not installed.
     """
     scheme, _, name = spec.partition(":")
-    if scheme not in SOURCES:
-        raise unknown_name("target", scheme, SOURCES)
     if not name:
         raise InputError(f"target: {spec!r} names no network; write {scheme}:NAME")
     return SOURCES[scheme](name, weights, output, allow_download)
