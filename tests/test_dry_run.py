@@ -91,10 +91,3 @@ def test_the_command_writes_nothing(run: Run, place: Path) -> None:
     assert {one["name"] for one in record["layers"]} == {"fc1.weight", "fc2.weight"}
     after = [one for one in sorted(place.rglob("*")) if "__pycache__" not in str(one)]
     assert after == before
-
-
-def test_what_a_run_refuses_it_refuses(run: Run, place: Path) -> None:
-    """The same message, before anything takes time."""
-    done = run("prune", "mnist-mlp", "--sparsity", "0.9", "--scope", "layr", "--dry-run")
-    assert done.code == 2
-    assert "scope" in done.err

@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from gaprune.callbacks import Callbacks, Observer, ObserverGroup
 from gaprune.cli.console import BARS, LAST, SearchProgress, generation_table, sparkline
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError, InputError
-from gaprune.records import BaselineScore, Generation
+from gaprune.records import Generation
 from gaprune.runs.status import ENDED, RUNNING, STOPPED, read_status
 
 if TYPE_CHECKING:
@@ -174,18 +173,6 @@ def test_functions_of_one_s_own_are_called() -> None:
     assert all(torch.equal(found.masks[name], mask) for name, mask in plain.masks.items())
 
 
-def test_functions_hear_warnings() -> None:
-    """Those that nobody wrote a function for are passed over."""
-    heard: list[str] = []
-    Callbacks(on_warning=heard.append).warning("mind the gap")
-    everything = Callbacks()
-    everything.warning("unheard")
-    everything.phase("a", "b")
-    everything.baseline("a", BaselineScore(0.5))
-    everything.generation(generation(0), None)
-    assert heard == ["mind the gap"]
-
-
 def test_tensorboard_reads_the_events(tmp_path: Path) -> None:
     """Its own reader finds one point per generation, with the figures of the run."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -251,11 +238,3 @@ def test_a_sparkline_is_as_high_as_its_values() -> None:
     assert sparkline([1, 1]) == BARS[0] * 2
     assert sparkline([0, 1, 0.5]) == f"{BARS[0]}{BARS[-1]}{BARS[4]}"
     assert len(sparkline(list(range(100)), width=10)) == 10
-
-
-def test_records_survive_the_way_over_the_disk(tmp_path: Path) -> None:
-    """Bit for bit."""
-    found = small(tmp_path / "run")
-    assert [asdict(one) for one in read_status(tmp_path / "run").history] == [
-        asdict(one) for one in found.history
-    ]

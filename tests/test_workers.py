@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import ray
 import torch
-from fault_tasks import Faulty
 from search_cases import random_genes, run_to_bits, seeds_of, shown, tiny_evaluator
 from worker_tasks import FAILURES, Echo, Fail, Threads, unreserved
 
@@ -231,14 +229,3 @@ def test_an_error_in_the_users_code_comes_out_of_an_actor(
     dense = ScoreTask(pack(torch.ones(user_evaluator.layout.total, dtype=torch.bool)), -1)
     with pytest.raises(InputError, match=r"own\.py:closeness raised ArithmeticError: too good"):
         actor.run([dense])
-
-
-def test_actors_hold_copies_of_the_evaluator(
-    actor: Workers, user_evaluator: Evaluator, tmp_path: Path
-) -> None:
-    """A task that changes weights reaches those of its own actor only, and no result."""
-    weights = user_evaluator.network.weights["hidden.weight"]
-    before = weights.clone()
-    (answer,) = actor.run([Faulty("weights", str(tmp_path), 1, Echo(5))])
-    assert answer == 5
-    assert torch.equal(weights, before)
