@@ -94,11 +94,7 @@ def remove_partial(folder: Path, name: str = "*") -> None:
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Make a folder and its missing parents; return those that were made, outermost first.
-
-    Raises:
-        OSError: one cannot be made; none is left then.
-    """
+    """Make a folder and its parents, all or (OSError) none; return those made, outermost first."""
     made: list[Path] = []
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -136,12 +132,9 @@ def writing(path: str | Path, error_type: type[GapruneError], remedy: str = "") 
 def check_output_folder(
     path: str | Path, allowed: Container[str], *, recursive: bool = False
 ) -> list[str]:
-    """Check that a folder is free for output, and return the names in it; nothing is written.
+    """Check that a folder, which may be missing, is free for output; return the names in it.
 
-    Args:
-        path: a folder that may be missing.
-        allowed: names of files that may be replaced there.
-        recursive: whether files in subfolders are looked at, by their relative paths.
+    Files with `allowed` names may be replaced. With `recursive` names are relative paths of files.
 
     Raises:
         InputError: `path` is a file, cannot be read, or holds other files.

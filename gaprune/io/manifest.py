@@ -28,12 +28,9 @@ def manifest_entry(path: Path) -> dict[str, Any]:
 
 
 def check_exported(path: Path) -> None:
-    """Raise if the `export.json` beside a file lists another hash for it.
+    """Raise InputError if the `export.json` beside a file, where there is one, lists another hash.
 
-    Formats of other tools do not notice a flipped bit. A file without `export.json` passes.
-
-    Raises:
-        InputError: the file was changed since the export.
+    Formats of other tools do not notice a flipped bit.
     """
     manifest = read_manifest(path.parent)
     # a file that the manifest does not list was put there by someone else

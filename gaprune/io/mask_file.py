@@ -26,15 +26,10 @@ PACKED = "gaprune packed masks"
 def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> Path:
     """Write masks as uint8 tensors of 0 and 1, the format of a run's `mask.safetensors`.
 
-    The file appears under its name only when it is complete, and replaces an existing one.
-
     Args:
         masks: parameter name → bool tensor of the parameter's shape, true where the weight stays.
-        path: ends in `.safetensors`; its folder exists.
+        path: ends in `.safetensors`; its folder exists. A file there is replaced as a whole.
         about: facts for the file's metadata, such as `target="lenet"`.
-
-    Returns:
-        The path.
 
     Raises:
         InputError: no masks, a mask that is not bool, another suffix.
@@ -74,11 +69,7 @@ def packed_bytes(masks: Mapping[str, Tensor], **about: str) -> bytes:
 
 
 def packed_shapes(path: Path) -> dict[str, list[int]] | None:
-    """Return the shapes of a file with packed masks, or None for any other file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """Return the shapes of a file with packed masks, None for others; InputError if damaged."""
     if path.suffix.lower() != SUFFIX:
         return None
     try:
@@ -102,11 +93,7 @@ def packed_shapes(path: Path) -> dict[str, list[int]] | None:
 def unpack_masks(
     stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path
 ) -> dict[str, Tensor]:
-    """Return the masks of a file with packed bits.
-
-    Raises:
-        InputError: the bits do not fit the shapes.
-    """
+    """Return the masks of a file with packed bits; InputError if they do not fit the shapes."""
     # the last byte of a mask may be incomplete: round up
     sizes = {name: -(-prod(shape) // 8) for name, shape in shapes.items()}
     if {name: bits.numel() for name, bits in stored.items()} != sizes or any(

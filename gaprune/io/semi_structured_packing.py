@@ -30,16 +30,10 @@ def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     for name, value in state.items():
         stem = name.removesuffix(VALUES).removesuffix(META)
+        dtypes = [state[stem + part].dtype for part in (VALUES, META) if stem + part in state]
         # a weight may happen to be called like a packed one: both parts must be there
-        if name == stem or not _is_packed(stem, state):
+        if name == stem or dtypes not in ([half, torch.int16] for half in HALVES):
             plain[name] = value
         elif name.endswith(VALUES):  # the positions are read together with the values
             plain[stem] = sparse_semi_structured_to_dense_cutlass(value, state[stem + META])
     return plain
-
-
-def _is_packed(stem: str, state: Mapping[str, Tensor]) -> bool:
-    values, positions = state.get(stem + VALUES), state.get(stem + META)
-    if values is None or positions is None:
-        return False
-    return values.dtype in HALVES and positions.dtype == torch.int16

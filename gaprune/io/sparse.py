@@ -36,11 +36,7 @@ Bytes = NDArray[np.uint8]
 
 
 def is_sparse(file: Any) -> bool:  # noqa: ANN401 - safetensors has no type for an open file
-    """Tell whether an open safetensors file is a sparse file, perhaps a damaged one.
-
-    Raises:
-        ValueError, TypeError: its metadata is damaged.
-    """
+    """Tell whether an open safetensors file is a sparse file, perhaps a damaged one."""
     return TABLE in file.keys() or from_metadata(file.metadata()).get("format") == FORMAT  # noqa: SIM118
 
 
@@ -117,12 +113,7 @@ def _read_table(metadata: dict[str, str], stored: Bytes, size: int) -> dict[str,
 
 
 def decode(facts: Mapping[str, Any], stored: Bytes) -> Tensor:
-    """Return the tensor of one table entry.
-
-    Raises:
-        ValueError: the bytes are damaged or don't fit the entry.
-        GapruneError: the bytes are compressed and Zstandard isn't installed.
-    """
+    """Return the tensor of one table entry; ValueError if the bytes don't fit it."""
     if entry_sha256(stored) != facts["sha256"]:
         raise ValueError("the SHA-256 is another one")
     plain = facts["bytes"][1:]
@@ -186,11 +177,7 @@ def table_sha256(metadata: Mapping[str, str], table: bytes) -> str:
 
 
 def zstandard(purpose: str) -> Any:  # noqa: ANN401 - a module
-    """Import the optional package Zstandard; the error message begins with `purpose`.
-
-    Raises:
-        GapruneError: it isn't installed.
-    """
+    """Import Zstandard, which is optional; the GapruneError without it begins with `purpose`."""
     try:
         return importlib.import_module("zstandard")
     except ImportError as error:

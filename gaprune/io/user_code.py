@@ -19,9 +19,7 @@ PREFIX = "_gaprune_user_"  # of the names of user files in `sys.modules`
 def load_function(spec: str, argument: str) -> Callable[..., Any]:
     """Return the function (or class) that `path/to/file.py:name` names; importing runs the file.
 
-    Args:
-        spec: the path, a colon, the name.
-        argument: the caller's name of this input; error messages begin with it.
+    `argument` is the caller's name of this input; error messages begin with it.
 
     Raises:
         InputError: not of this form, no such file or function, or the file raises.
@@ -32,16 +30,14 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
     module = import_file(Path(file), argument)
     function = getattr(module, name, None)
     if not callable(function):
-        # names defined in the file are more helpful than those that it imports
-        public = {
-            key: value
+        # names that the file imports do not help
+        defined = [
+            key
             for key, value in vars(module).items()
-            if callable(value) and not key.startswith("_")
-        }
-        defined = [key for key, value in public.items() if value.__module__ == module.__name__]
+            if callable(value) and value.__module__ == module.__name__ and key[0] != "_"
+        ]
         raise InputError(
-            f"{argument}: {file} has no function {name!r}; "
-            f"it has {', '.join(defined or public) or 'none'}"
+            f"{argument}: {file} has no function {name!r}; it has {', '.join(defined) or 'none'}"
         )
     return function  # type: ignore[no-any-return]
 
@@ -82,10 +78,7 @@ def import_file(path: Path, argument: str) -> ModuleType:
 def call_user(function: Callable[..., Any], *arguments: Any, where: str) -> Any:  # noqa: ANN401
     """Call the user's code. What it prints goes to stderr, what it raises becomes an `InputError`.
 
-    Args:
-        function: the code.
-        *arguments: passed to it.
-        where: the beginning of the error message.
+    `where` is the beginning of its message.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results

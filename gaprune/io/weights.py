@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from gaprune.io.manifest import check_exported
 from gaprune.io.semi_structured_packing import unpacked
 from gaprune.io.sparse import is_sparse, load_sparse
 
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Where training scripts nest the weights inside a larger checkpoint, tried in this order.
 NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 # Components that torch's wrappers (DataParallel, torch.compile) put in front of parameter names.
@@ -28,11 +30,9 @@ _MAX_LISTED = 5  # names listed in a message
 def load_state(path: Path) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint, on the CPU, in the order of the file.
 
-    Args:
-        path: `.safetensors`, also a sparse file or one with weights packed 2:4 of `gaprune export`;
-            or a state dict saved by `torch.save` as `.pt`, `.pth` or `.bin`, plain or nested under
-            one of `NESTED_UNDER`. A pickle that contains anything but tensors and plain containers
-            is refused before any of it runs, whatever torch's environment variables say.
+    `.safetensors` files may also be sparse or packed 2:4 ones of `gaprune export`. State dicts of
+    `torch.save` (`.pt`, `.pth`, `.bin`) are plain or nested under one of `NESTED_UNDER`; a pickle
+    that contains anything but tensors and plain containers is refused before any of it runs.
 
     Raises:
         InputError: the file is missing, empty, a directory, of another suffix, damaged, holds code,
@@ -40,16 +40,17 @@ def load_state(path: Path) -> dict[str, Tensor]:
         GapruneError: a compressed sparse file needs Zstandard, which is not installed.
     """
     path = Path(path)
-    if path.suffix.lower() not in _READERS:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise InputError(
-            f"weights: {path} must end in one of {', '.join(_READERS)}, got {path.suffix!r}"
+            f"weights: {path} must end in one of {', '.join(SUFFIXES)}, got {path.suffix!r}"
         )
     try:
         if path.is_dir():
             raise InputError(f"weights: {path} is a directory; name the file inside it")
         if path.stat().st_size == 0:
             raise InputError(f"weights: {path} is empty (0 bytes); save or fetch it again")
-        content = _READERS[path.suffix.lower()](path)
+        content = _read_safetensors(path) if suffix == ".safetensors" else _read_torch(path)
         check_exported(path)  # afterwards: a damaged format has the clearer message
     except OSError as error:
         raise InputError(f"weights: cannot read {path} ({error.strerror or error})") from error
@@ -64,10 +65,8 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     of the network.
 
     Raises:
-        InputError: missing or unexpected names, other shapes, integers where the network has
-            floats or the reverse, two different values for one tied parameter, or a state dict of a
-            pruned or parametrised network. After an error about names the other values may already
-            have been copied.
+        InputError: other names, shapes or number types, two values for one tied parameter, or a
+            pruned or parametrised network. After an error about names others may be copied already.
     """
     # keep_vars: the parameters themselves, so that tied ones are the same object
     expected = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
@@ -136,15 +135,6 @@ def _read_torch(path: Path) -> object:
             f"weights: {path} is damaged or not a state dict saved by torch.save "
             f"({type(error).__name__}); save it again with torch.save(model.state_dict(), path)"
         ) from error
-
-
-_READERS: dict[str, Callable[[Path], object]] = {
-    ".safetensors": _read_safetensors,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".bin": _read_torch,
-}
-SUFFIXES = tuple(_READERS)
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
@@ -240,10 +230,11 @@ def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             "check the arguments of the factory"
         )
     # a float checkpoint in an integer buffer would be truncated silently
+    kind = attrgetter("is_floating_point", "is_complex")
     kinds = [
         f"{name} is {state[name].dtype} where the network has {expected[name].dtype}"
         for name in shared
-        if _kind(state[name]) != _kind(expected[name])
+        if kind(state[name].dtype) != kind(expected[name].dtype)
     ]
     if kinds:
         raise InputError(
@@ -251,10 +242,6 @@ def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             f"{_some(kinds)}; save the checkpoint before it is quantised, or name the weights "
             "where this is a file of masks"
         )
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _some(items: Iterable[str]) -> str:
