@@ -83,11 +83,8 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
 def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
     """Write all files of a result except its report into an empty folder.
 
-    Args:
-        result: what `gaprune.prune` returned.
-        folder: where.
-        job: what was asked for, so that `config.toml` repeats it. Without it (a network in memory
-            was pruned) the file holds the settings and the inputs; the target has to be added.
+    `config.toml` repeats the job. Without one (a network in memory was pruned) the file holds the
+    settings and the inputs; the target has to be added.
     """
     report_data = {**(result.report_data or {}), "command": None if job is None else job.command()}
     texts = {

@@ -91,22 +91,13 @@ class MaxDropSearch:
         self.drop = base.settings.max_drop or 0.0
         self.trials: list[dict[str, Any]] = []
         self.best: tuple[PruningRun, Result] | None = None
-        self.beyond: float | None = None
+        self.within: float | None = None  # the largest sparsity within the limit
+        self.beyond: float | None = None  # the smallest beyond it
         self.evaluations = 0
         self._started = time.monotonic()
 
-    @property
-    def within(self) -> float | None:
-        """The largest sparsity within the limit, or None."""
-        return None if self.best is None else self.best[1].sparsity
-
     def run(self) -> Result:
-        """Return the sparsest result within the limit, with all trials.
-
-        Raises:
-            GapruneError: none is, down to `LEAST_SPARSITY`; the message has the figures.
-            KeyboardInterrupt: an interrupt came before a search was within the limit.
-        """
+        """Return the sparsest result within the limit, with all trials; GapruneError if none is."""
         interrupted = False
         with on_device(str(self.base.target.device)):
             try:
@@ -148,7 +139,7 @@ class MaxDropSearch:
         within = 1 - validation <= self.drop + ROUNDING
         interrupted = result.stopped == "interrupted"
         if within:
-            self.best = run, result
+            self.best, self.within = (run, result), sparsity
         elif not interrupted:
             self.beyond = sparsity
         if within or not interrupted:  # an interrupted search beyond the limit says nothing

@@ -112,13 +112,7 @@ def prune_target(
     test: Samples | None = None,
     observer: Observer | None = None,
 ) -> Result:
-    """Prune a loaded target; see `prune`.
-
-    Args:
-        target: the network.
-        settings: how to prune it.
-        test: labelled inputs for the final accuracy, such as `zoo_test(target)`, or None.
-        observer: told of progress.
+    """Prune a loaded target as `prune` does; `zoo_test(target)` is the test data of a zoo network.
 
     Raises:
         InputError: a setting does not fit the target.

@@ -7,7 +7,7 @@ workers. Settings that decide about the masks cannot be changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -128,7 +128,8 @@ def resume_run(
                 f"{text}: {now} here, {then} in {run_directory.path}; name the same network and "
                 "weights, or start a new run"
             )
-    _warn_of_changes(checked, facts["settings"], observer)
+    for text in _changes_of_masks(checked, facts["settings"]):
+        observer.warning(text)
     with writing(run_directory.path, GapruneError):
         write_file(run_directory.folder / CONFIG, config_text(target, used, job))
     run = prepare_run(
@@ -190,8 +191,8 @@ def _resumed_settings(
                 f"give other masks; leave it as it is ({CONFIG}), or start a new run"
             )
     settings = make_settings({**first, **differing, **changes})
-    for name in LIMITS:
-        if settings.max_drop is not None and getattr(settings, name) != first.get(name):
+    for name in LIMITS if settings.max_drop is not None else ():
+        if getattr(settings, name) != first.get(name):
             raise InputError(
                 f"{name}: all searches of a run with max_drop have the same limits, "
                 f"{first.get(name)!r} here; leave it out, or start a new run"
@@ -201,19 +202,17 @@ def _resumed_settings(
     return replace(checked, settings=settings)
 
 
-def _warn_of_changes(
-    checked: CheckedSettings, first: Mapping[str, Any], observer: Observer
-) -> None:
-    """Warn if the masks will not be those of an uninterrupted run."""
+def _changes_of_masks(checked: CheckedSettings, first: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why the masks will not be those of an uninterrupted run."""
     settings = checked.settings
     for name in ARITHMETIC:
         if getattr(settings, name) != first.get(name):
-            observer.warning(
+            yield (
                 f"{name}: {getattr(settings, name)} instead of {first.get(name)} may change the "
                 "last bits of sums, and so the masks"
             )
     if checked.preset.gradient and settings.generations != first["generations"]:
-        observer.warning(
+        yield (
             f"generations: learning rates were planned for {first['generations']}; with "
             f"{settings.generations} the masks are not those of a run that was started with it"
         )

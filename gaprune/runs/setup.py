@@ -55,6 +55,7 @@ FADE = (0.0, 0.95)  # fractions of the warm-up steps between which repair is fad
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front, as a fraction of the asked sparsity
 MAX_GROUPED = 1 << 22  # prunable weights of a network whose masks are scored in groups
 
+_LIMITS = ("evaluations", "seconds", "stagnation", "patience")
 _GUIDES = ("warmup", "statistics_loss", "feature_loss")
 _NO_FEATURES = (
     "this network has nothing to compare: no BatchNorm with running statistics, and no layer or "
@@ -191,20 +192,21 @@ def repair_sites(target: Target, inputs: Tensor | None = None) -> RepairSites:
     Raises:
         InputError: nothing can be corrected.
     """
-    inputs = _two_examples(target) if inputs is None else inputs
-    sites = find_repair_sites(target.model, inputs, frozen=target.weights)
+    sites = _sites(target, inputs)
     if not sites.rules:
         raise InputError(f"repair_in_loop: {_nothing(sites)}; leave --repair-in-loop out")
     return sites
 
 
+def _sites(target: Target, inputs: Tensor | None = None) -> RepairSites:
+    if inputs is None:
+        inputs = torch.cat([target.example(), target.example()])
+    return find_repair_sites(target.model, inputs, frozen=target.weights)
+
+
 def _nothing(sites: RepairSites) -> str:
     reason = sites.skipped[0] if sites.skipped else "it has no BatchNorm, no norm and no bias"
     return f"nothing in this network can be repaired ({reason})"
-
-
-def _two_examples(target: Target) -> Tensor:
-    return torch.cat([target.example(), target.example()])
 
 
 def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
@@ -265,7 +267,7 @@ def _why_impossible(name: str, draft: Settings, preset: Preset, target: Target) 
         return f"preset {draft.preset!r} takes no gradient steps"
     if draft.pareto and name == "warmup":
         return "--pareto searches many budgets at once, and a warm-up starts from one"
-    sites = find_repair_sites(target.model, _two_examples(target), frozen=target.weights)
+    sites = _sites(target)
     if name == "feature_loss":
         return None if sites.features else _NO_FEATURES
     return None if sites.rules else _nothing(sites)
@@ -329,7 +331,7 @@ def _forward_mode(target: Target, settings: Settings, domain_inputs: Tensor) -> 
         return RepairedForward(repair_sites(target, domain_inputs), domain_inputs, features)
     if settings.method != EVOLVED or not (settings.warmup or statistics or features):
         return STRICT_FORWARD
-    sites = find_repair_sites(target.model, domain_inputs, frozen=target.weights)
+    sites = _sites(target, domain_inputs)
     repaired = RepairedForward(sites, domain_inputs, features)
     return GuidedForward(repaired, statistics_loss=statistics)
 
@@ -372,13 +374,7 @@ def make_plan(target: Target, resolved: ResolvedSettings) -> SearchPlan:
         population=settings.population or 0,
         offspring=settings.offspring or 0,
         refinement=refinement,
-        limits=SearchLimits(
-            generations,
-            settings.evaluations,
-            settings.seconds,
-            settings.stagnation,
-            settings.patience,
-        ),
+        limits=SearchLimits(generations, *(getattr(settings, name) for name in _LIMITS)),
         keep=keep_total(layout, settings.sparsity),
         most=keep_total(layout, sparsest) if settings.pareto else None,
         density_search=density_search,
