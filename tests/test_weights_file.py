@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -58,14 +58,6 @@ def test_a_layer_called_model_is_not_a_nesting(tmp_path: Path) -> None:
     """A tensor under the name 'model' belongs to the network."""
     torch.save({"model": torch.ones(2)}, tmp_path / "weights.pt")
     assert list(load_state(tmp_path / "weights.pt")) == ["model"]
-
-
-def test_safetensors_files(tmp_path: Path) -> None:
-    """Safetensors files load bit for bit."""
-    state = _net().state_dict()
-    save_file(state, tmp_path / "weights.safetensors")
-    loaded = load_state(tmp_path / "weights.safetensors")
-    assert _equal(dict(sorted(loaded.items())), dict(sorted(state.items())))
 
 
 def _saved(content: object, **options: bool) -> bytes:
