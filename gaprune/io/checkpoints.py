@@ -39,11 +39,7 @@ class Checkpoint(NamedTuple):
 
 
 def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint at `path`, in a folder that exists.
-
-    Raises:
-        OSError: no space, or no right to write; nothing is changed then.
-    """
+    """Write a checkpoint at `path`, in a folder that exists; OSError changes nothing."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = {FACTS: json.dumps(facts, ensure_ascii=False).encode(), TENSORS: save(stored)}
     content[SUMS] = _sums(content).encode()
@@ -54,11 +50,7 @@ def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str,
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint whose files are, bit for bit, those that were written.
-
-    Raises:
-        DamagedError: they are not; the message says which.
-    """
+    """Read a checkpoint; DamagedError unless its files are, bit for bit, those that were written."""
     try:
         content = {name: (path / name).read_bytes() for name in (FACTS, TENSORS)}
         # Checked first: a damaged file is never parsed.
@@ -78,8 +70,7 @@ def _sums(content: Mapping[str, bytes]) -> str:
 def write_next(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Add a numbered checkpoint to a folder, which may be missing; then remove the oldest.
 
-    Raises:
-        OSError: it cannot be written; the earlier ones stay.
+    If it cannot be written (OSError), the earlier ones stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)

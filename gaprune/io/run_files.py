@@ -19,11 +19,7 @@ RESULT_SCHEMA = 2  # of `result.json`; gaprune up to 0.2 wrote 1
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the content of `result.json`.
-
-    Raises:
-        InputError: the run hasn't ended, the file is damaged, or another version wrote it.
-    """
+    """Return `result.json`; InputError if it is missing, damaged or of another version."""
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

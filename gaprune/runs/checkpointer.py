@@ -53,12 +53,8 @@ class SavedSearch(NamedTuple):
 class Checkpointer:
     """Writes and reads the checkpoints of a run, one search at a time.
 
-    Args:
-        run_directory: where; None writes nothing.
-        every: generations between two checkpoints; 0 writes none.
-        observer: told of what cannot be written or read.
-        job: what was asked for, or None for a network in memory.
-        start: the checkpoint at the start of a run that is resumed, or None.
+    Without a run directory nothing is written; else a checkpoint every `every` generations, 0 for
+    none. `start` is the first checkpoint of a run that is resumed.
     """
 
     def __init__(
@@ -118,12 +114,9 @@ class Checkpointer:
             )
 
     def load_search(self, plan: SearchPlan, sparsity: float | None = None) -> SavedSearch | None:
-        """Begin a search, and read its newest checkpoint; None if there is none.
+        """Begin a search, and read its newest checkpoint; GapruneError if all are damaged.
 
         `sparsity` is that of one search of several; None if the run has only one.
-
-        Raises:
-            GapruneError: all checkpoints are damaged.
         """
         # Without the calibration inputs on the disk, a checkpoint of the search is of no use.
         run, name = self._run_directory, "" if sparsity is None else f"{sparsity:.9g}"

@@ -62,10 +62,8 @@ class SparsityRange:
     def next(self, within: float | None, beyond: float | None, num_trials: int) -> float | None:
         """Return the next sparsity to try, or None if nothing is left to try.
 
-        Args:
-            within: the largest sparsity within the limit, or None.
-            beyond: the smallest sparsity beyond the limit, or None; not both are None.
-            num_trials: how many were tried.
+        After `num_trials`, `within` is the largest sparsity within the limit, and `beyond` the
+        smallest beyond it; at most one of them is None.
         """
         count = partial(keep_total, self.layout)
         if within is not None and beyond is not None:

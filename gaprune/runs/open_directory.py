@@ -2,14 +2,13 @@
 
 ::
 
-    config.toml           from the first checkpoint on
-    history.jsonl         one line per generation while the search runs (`gaprune watch`)
     checkpoint/lock       the process; the operating system releases it when the process ends
     checkpoint/start      settings, hash of the network, calibration inputs
     checkpoint/000007     the search after a generation; the last two are there
     checkpoint/0.95/…     with --max-drop: the same for every sparsity that is searched
 
-The other files (see `gaprune.runs.directory`) are written at the end, `result.json` last.
+The other files (see `gaprune.runs.directory`) are written at the end, `result.json` last, except
+for `config.toml`, which is there from the first checkpoint on, and `history.jsonl`, which grows.
 """
 
 from __future__ import annotations
@@ -188,11 +187,7 @@ def open_numbered_run(stem: Path) -> OpenRun:
 
 
 def reopen_run(path: str | Path) -> OpenRun:
-    """Open the directory of a run to resume it.
-
-    Raises:
-        InputError: no such folder, no checkpoint, or another process is writing to it.
-    """
+    """Open the directory of a run to resume it; InputError if that is not possible."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise InputError(f"run: there is no folder {path}; name the folder of a run")

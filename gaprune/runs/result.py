@@ -127,8 +127,8 @@ class Result:
     @property
     def macs(self) -> dict[str, int | None]:
         """Multiply-adds for one input: of the dense network, and of the kept weights."""
-        dense, kept = MacCounts.of(self.target).total, kept_macs(self.target, self.masks)
-        return {"dense": dense, "kept": kept}
+        dense = MacCounts.of(self.target).total
+        return {"dense": dense, "kept": kept_macs(self.target, self.masks)}
 
     @property
     def in_loop(self) -> bool:

@@ -52,13 +52,8 @@ class _Outcome(NamedTuple):
 class PruningRun:
     """One network and the settings to prune it; `run` does it.
 
-    Args:
-        target: the dense network.
-        resolved: the settings.
-        test: labelled inputs for the final accuracy, or None.
-        observer: told of progress.
-        checkpointer: writes the checkpoints, and has those of a run that is resumed.
-        base: the run whose calibration inputs this one shares, at another sparsity.
+    `test` are labelled inputs for the final accuracy, and `base` is the run whose calibration
+    inputs this one shares, at another sparsity.
 
     Raises:
         InputError: the test data does not fit the target.
@@ -252,12 +247,7 @@ class PruningRun:
         return [Individual.from_genes(random, plan.layout, "kaiming") for random in genes]
 
     def make_result(self, test: Samples | None, *, interrupted: bool = False) -> Result:
-        """Return the result of a run that has ended.
-
-        Args:
-            test: labelled inputs for the accuracy, or None.
-            interrupted: whether the user ended a search of several.
-        """
+        """Return the result of a run that has ended, or (one search of several) was interrupted."""
         settings, (calibration_set, evaluator) = self.settings, self.inputs
         assert self._outcome is not None, "run() comes first"
         seeds, scores, search = self._outcome
