@@ -50,7 +50,7 @@ def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str,
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; DamagedError unless its files are, bit for bit, those that were written."""
+    """Read a checkpoint; DamagedError if a bit of its files is not what was written."""
     try:
         content = {name: (path / name).read_bytes() for name in (FACTS, TENSORS)}
         # Checked first: a damaged file is never parsed.
