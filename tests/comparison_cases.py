@@ -19,7 +19,7 @@ from gaprune.config import make_settings
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "generations": 1,
     "steps": 2,
     "batch": 8,

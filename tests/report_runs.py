@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparison_cases import QUICK
 from torch import Tensor, nn
 
 from gaprune import InputOptions, prune
 
-TINY: dict[str, Any] = {
-    "generations": 2,
-    "steps": 2,
-    "batch": 8,
-    "population": 2,
-    "offspring": 2,
-    "calibration_count": 24,
-    "validation_count": 24,
-}
+TINY: dict[str, Any] = {**QUICK, "generations": 2}
 NAUGHTY = "<script>alert(1)</script>&\"'"
 
 

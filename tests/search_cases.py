@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gaprune.calibration.generators.mixture import GeneratorMixture
-from gaprune.evaluation.evaluator import Evaluator
+from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, Objective
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
-from gaprune.evolution.tasks import BreedResult
+from gaprune.evolution.tasks import BreedResult, ValidateTask
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
@@ -148,14 +148,27 @@ def run_to_bits(workers: Workers, tasks: Sequence[Any]) -> list[object]:
 
 
 class Recording(SerialWorkers):
-    """Workers that remember the children that they bred."""
+    """Workers that remember the tasks and the children of every call."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         super().__init__(evaluator)
-        self.bred: list[Genes] = []
+        self.calls: list[Sequence[Any]] = []
+        self.broods: list[list[BreedResult]] = []
+
+    @property
+    def bred(self) -> list[Genes]:
+        """The genes of all children."""
+        return [child.genes for brood in self.broods for child in brood]
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
         """Run and remember."""
         results = super().run(tasks)
-        self.bred += [child.genes for child in results if hasattr(child, "genes")]
+        self.calls.append(tasks)
+        if results and isinstance(results[0], BreedResult):
+            self.broods.append(results)
         return results
+
+
+def validated(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, ValidationScore]:
+    """Return the scores of seeds on the validation inputs, by mask key."""
+    return {seed.key: ValidateTask(seed.bits).run(evaluator) for seed in seeds}

@@ -27,10 +27,9 @@ from benchmarks.cluster.memory import measure_memory
 from benchmarks.cluster.utilisation import SleepingActors, measure_utilisation
 from benchmarks.exports import standalone
 from benchmarks.exports.export_case import Case, Context, run_at
-from benchmarks.exports.two_of_four import METHODS as PATTERN_METHODS
 from benchmarks.exports.two_of_four import groups_of
 from benchmarks.real.methods import METHODS
-from benchmarks.real.prune_and_score import make_row, settings_of
+from benchmarks.real.prune_and_score import make_row
 from benchmarks.real.rows import Key
 from benchmarks.row_store import FILE, RowStore
 from benchmarks.search_speed.equal_time import (
@@ -38,17 +37,13 @@ from benchmarks.search_speed.equal_time import (
     ON_COUNTS,
     ON_WEIGHTS,
     WEIGHTS,
-    measure_density_search,
-    measure_equal_time,
 )
-from benchmarks.search_speed.growth import Workload as GrowthWorkload
-from benchmarks.search_speed.growth import exponent, measure_growth
+from benchmarks.search_speed.growth import exponent
 from benchmarks.search_speed.optimizers import OPTIMIZERS
 from benchmarks.search_speed.original_algorithm import subnet
 from benchmarks.search_speed.original_comparison import Workload, measure_candidates, original_of
 from benchmarks.search_speed.overhead import measure_overhead
 from benchmarks.search_speed.timed_search import SearchProblem
-from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.models.zoo import mnist
 
@@ -263,15 +258,6 @@ def test_overhead_is_positive() -> None:
     assert exponent([10, 20, 40], [1.0, 4.0, 16.0]) == pytest.approx(2)
 
 
-@pytest.mark.slow
-def test_growth_is_measured_in_new_processes() -> None:
-    """Two sizes give costs and exponents."""
-    load = GrowthWorkload(population=4, steps=1, calibration=8, evaluations=2)
-    figures = measure_growth((8, 16), load)["growth"]
-    assert figures["weights"] == [8 * (784 + 8 + 10), 16 * (784 + 16 + 10)]
-    assert min(*figures["evaluation_s"], *figures["generation_s"], *figures["start_mb"]) > 0
-
-
 @pytest.mark.parametrize("density", [0.05, 0.3])
 def test_the_original_algorithm_keeps_the_top_scores(density: float) -> None:
     """Its masks equal those of torch's pruning by magnitude, and fitness is an accuracy."""
@@ -308,17 +294,6 @@ def test_every_optimizer_returns_a_mask(name: str) -> None:
     assert all(0 <= share <= 1 for share in (score.accuracy, score.agreement))
     assert score.evaluations >= 1
     assert score.peak_mb >= score.before_mb > 50
-
-
-def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others run in their own processes; without gaprune there is no gain."""
-    absent = replace(OPTIMIZERS["cma-counts"], package="no_such_package_here")
-    monkeypatch.setitem(OPTIMIZERS, "cma-counts", absent)
-    figures = measure_density_search(NO_TIME, shortened(COUNTS), ("cma-counts",))
-    assert "no_such_package_here" in figures["density_search_missing"]["cma-counts"]
-    figures = measure_equal_time(NO_TIME, shortened(WEIGHTS), ("deap",))
-    assert figures["equal_time"]["gain"] is None
-    assert figures["peak_mb"]["deap"] > 50
 
 
 # files
@@ -375,14 +350,6 @@ def test_groups_of_four_are_counted() -> None:
     assert counts == {"groups": 4 + 3 * 4, "broken": 2, "whole_layers": 1}
 
 
-def test_missing_data_is_a_note(tmp_path: Path, capsys: Capture) -> None:
-    """Without sentence pairs nothing is measured for MiniLM, which is exit code 1."""
-    assert files.main(["--only", "minilm-2:4", "--json", "--rows", str(tmp_path)]) == 1
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(PATTERN_METHODS)
-    assert all(row["note"] and not row["figures"] for row in rows)
-
-
 # real networks
 
 
@@ -425,13 +392,3 @@ def test_a_killed_process_is_a_note(tmp_path: Path) -> None:
     (row,) = real_networks.rows_of(cases, keys, RowStore(tmp_path), None, tmp_path)
     assert row.score is None
     assert "SIGKILL" in row.note
-
-
-def test_settings_of_all_real_rows_are_valid() -> None:
-    """Every network and method gives settings that gaprune accepts."""
-    for key in real_networks.keys_of(real_networks.CASES, [], [], [], [0]):
-        settings = make_settings(settings_of(real_networks.CASES[key.network], key))
-        assert settings.sparsity == key.sparsity
-        assert settings.repair == ("repair" in key.method)
-    with pytest.raises(InputError, match="sparsity"):
-        real_networks.keys_of(real_networks.CASES, [], [1.0], [], [0])

@@ -8,29 +8,19 @@ from pathlib import Path
 
 import pytest
 from command_line import Run
+from comparison_cases import QUICK
 
 from gaprune.callbacks import Observer
 from gaprune.cli.demo_command import SPARSITIES, Demo, compare_bits, run_demo, show_demo
 from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
 from gaprune.formatting import percent
-from gaprune.models.zoo import ZOO
-
-TINY = {
-    "generations": 1,
-    "steps": 2,
-    "batch": 8,
-    "population": 2,
-    "offspring": 2,
-    "calibration_count": 32,
-    "validation_count": 32,
-}
 
 
 @pytest.fixture(scope="module")
 def found() -> Demo:
     """The demonstration with a search of a moment."""
-    return run_demo(Observer(), TINY)
+    return run_demo(Observer(), QUICK)
 
 
 def test_every_method_has_a_row_at_every_sparsity(found: Demo) -> None:
@@ -92,10 +82,3 @@ def test_a_changed_bit_is_found(found: Demo) -> None:
     finally:
         weight[kept] = before
     assert compare_bits(result) == result.kept + 360
-
-
-def test_the_dense_accuracy_is_the_checkpoint_s(found: Demo) -> None:
-    """Measured again, not copied."""
-    assert found.results[0].dense_accuracy == pytest.approx(
-        ZOO["mnist-mlp"].dense_accuracy, abs=2e-4
-    )

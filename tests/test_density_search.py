@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from search_cases import random_genes, seeded, seeds_of, tiny_evaluator
+from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluator
 from torch import nn
 
 from gaprune.config import make_settings
@@ -22,15 +21,12 @@ from gaprune.evolution.search_plan import (
     SEARCH,
     SearchLimits,
     SearchPlan,
-    SearchResult,
 )
-from gaprune.evolution.tasks import BreedResult
 from gaprune.evolution.variation import MIN_ANNEALING, VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.setup import check_settings, make_plan, resolve_settings
-from gaprune.workers import SerialWorkers
 
 EVALUATOR = tiny_evaluator()
 KEEP = 60
@@ -56,35 +52,14 @@ def plan_of(
     )
 
 
-class Recording(SerialWorkers):
-    """Workers that remember the children of every call."""
-
-    def __init__(self) -> None:
-        super().__init__(EVALUATOR)
-        self.broods: list[list[BreedResult]] = []
-
-    def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run and remember."""
-        results = super().run(tasks)
-        if results and isinstance(results[0], BreedResult):
-            self.broods.append(results)
-        return results
-
-
-def search(
-    plan: SearchPlan, seeds: list[Individual]
-) -> tuple[SearchResult, list[list[BreedResult]]]:
-    """Return the outcome and the children of every generation."""
-    workers = Recording()
-    return Evolution(plan, workers).run(seeds), workers.broods
-
-
 @pytest.mark.parametrize("scope", ["allocated", "global"])
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_the_phase_changes_keep_counts_alone(preset: str, scope: str) -> None:
     """Inside every layer a child ranks the weights as a seed does; budgets are exact."""
     seeds = seeds_of(EVALUATOR, KEEP, scope=scope)
-    _, broods = search(plan_of(3, preset), seeds)
+    workers = Recording(EVALUATOR)
+    Evolution(plan_of(3, preset), workers).run(seeds)
+    broods = workers.broods
 
     def ranking(scores: torch.Tensor) -> tuple[int, ...]:
         order = [scores[part].argsort(stable=True) for part in EVALUATOR.layout.slices]
@@ -107,20 +82,11 @@ def test_the_phase_changes_keep_counts_alone(preset: str, scope: str) -> None:
 
 def test_the_phase_breeds_many_without_gradients_and_is_recorded() -> None:
     """Each child costs one evaluation, the faster half one more; rates and names are told."""
-    outcome, broods = search(plan_of(2), seeds_of(EVALUATOR, KEEP))
-    assert [len(brood) for brood in broods] == [
-        MIN_DENSITY_OFFSPRING,
-        MIN_DENSITY_OFFSPRING,
-        8,
-        8,
-        8,
-        8,
-    ]
+    workers, children = Recording(EVALUATOR), MIN_DENSITY_OFFSPRING
+    outcome = Evolution(plan_of(2), workers).run(seeds_of(EVALUATOR, KEEP))
+    assert [len(brood) for brood in workers.broods] == [children] * 2 + [8] * 4
     counted = [record.evaluations for record in outcome.history]
-    allocated, searched = (
-        MIN_DENSITY_OFFSPRING + MIN_DENSITY_OFFSPRING // 2,
-        8 * (1 + STEPS.steps) + 4,
-    )
+    allocated, searched = children + children // 2, 8 * (1 + STEPS.steps) + 4
     assert counted == [8, *(8 + n * allocated for n in (1, 2))] + [
         8 + 2 * allocated + n * searched for n in (1, 2, 3, 4)
     ]

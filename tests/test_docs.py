@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparison_cases import QUICK
 from documents import PAGES, ROOT, anchors, blocks, commands, links
 from typer.main import get_command
 
@@ -26,16 +27,6 @@ from gaprune.comparison.comparison_request import make_request
 from gaprune.criteria import CRITERIA
 from gaprune.runs.job import make_job
 
-LIMITS: dict[str, Any] = {
-    "generations": 1,
-    "steps": 2,
-    "batch": 8,
-    "population": 2,
-    "offspring": 2,
-    "calibration_count": 32,
-    "validation_count": 32,
-}
-"""Settings that shorten every search of the documents, unless the code sets them."""
 IMAGES = "torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(3600, 3)"
 BEFORE = {
     "README.md": f"import torch\nmodel = torch.nn.Sequential({IMAGES})\n",
@@ -88,7 +79,8 @@ def run_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPag
 
 
 def _shortened(prune: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments, **settings: prune(*arguments, **{**LIMITS, **settings})
+    # searches of the documents are short, unless their code sets the limits
+    return lambda *arguments, **settings: prune(*arguments, **{**QUICK, **settings})
 
 
 def _run_page(folder: Path, page: str) -> dict[str, Any]:
@@ -209,13 +201,6 @@ def test_links_lead_somewhere(page: str) -> None:
             assert path.startswith("docs/"), f"{page}: {path} is not a page of the site"
 
 
-def test_every_page_is_in_the_contents_once() -> None:
-    """The navigation of the site lists every page under docs/."""
-    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
-    named = re.findall(r": (\S+\.md)$", contents, re.MULTILINE)
-    assert sorted(named) == sorted(page[5:] for page in PAGES if page.startswith("docs/"))
-
-
 def _as_built(page: str) -> str:
     """Return the source of a page after the MkDocs hook."""
     script = runpy.run_path(str(ROOT / "scripts" / "command_reference.py"))
@@ -231,12 +216,6 @@ def test_the_reference_has_every_command_and_option() -> None:
         assert "Example: gaprune" in command.help, name
         for option in command.params:
             assert option.param_type_name == "argument" or f"`{option.opts[0]}`" in page
-
-
-def test_files_of_the_root_are_pages_with_links_that_hold() -> None:
-    """CONTRIBUTING.md becomes a page, and its links start in docs/."""
-    page = _as_built("docs/contributing.md")
-    assert "](how-to/plug-ins.md)" in page
 
 
 def test_examples_in_the_help_are_understood() -> None:

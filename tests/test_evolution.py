@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluator
+from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluator, validated
 
 from gaprune.errors import InputError
-from gaprune.evaluation.evaluator import Evaluator, ValidationScore
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
@@ -55,17 +55,12 @@ def plan_of(preset: str = "black-box", **changes: Any) -> SearchPlan:
     return replace(plan, **changes)
 
 
-def judged(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, ValidationScore]:
-    """Return how seeds do on the validation inputs."""
-    return {one.key: ValidateTask(one.bits).run(evaluator) for one in seeds}
-
-
 def search(
     plan: SearchPlan, evaluator: Evaluator = EVALUATOR, seeds: Sequence[Individual] | None = None
 ) -> SearchResult:
     """Search from the same seeds."""
     start = seeds_of(evaluator, plan.keep) if seeds is None else seeds
-    return Evolution(plan, SerialWorkers(evaluator)).run(start, judged(start, evaluator))
+    return Evolution(plan, SerialWorkers(evaluator)).run(start, validated(start, evaluator))
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
@@ -78,9 +73,7 @@ def test_the_result_is_never_worse_than_the_best_seed(preset: str, scope: str) -
         plan = replace(plan, keep=seeds[1].genes.keep)
         seeds = [one for one in seeds if one.genes.keep == plan.keep]
         outcome = search(plan, seeds=seeds)
-        best_seed = max(
-            validation_score.agreement for validation_score in judged(seeds, EVALUATOR).values()
-        )
+        best_seed = max(score.agreement for score in validated(seeds, EVALUATOR).values())
         assert outcome.validation_score.agreement >= best_seed
         assert outcome.validation_score == ValidateTask(outcome.best.bits).run(EVALUATOR)
         assert int(outcome.best.mask.count_nonzero()) == plan.keep
@@ -90,7 +83,7 @@ def test_a_search_on_misleading_calibration_returns_the_seed() -> None:
     """The result is never worse than the best seed, even if validation contradicts calibration."""
     evaluator = misled()
     magnitude = seeds_of(EVALUATOR, KEEP)[:1]
-    wanted = judged(magnitude, EVALUATOR)[magnitude[0].key].agreement
+    wanted = validated(magnitude, EVALUATOR)[magnitude[0].key].agreement
     outcome = search(
         plan_of(limits=SearchLimits(generations=8)), evaluator, seeds_of(EVALUATOR, KEEP)
     )
@@ -208,12 +201,10 @@ def test_an_interrupt_ends_the_search_with_the_best_so_far(at: int) -> None:
     """Wherever in a generation it comes, what was found until then is returned."""
     plan = plan_of(limits=SearchLimits(generations=50))
     seeds = seeds_of(EVALUATOR, KEEP)
-    known = judged(seeds, EVALUATOR)
+    known = validated(seeds, EVALUATOR)
     outcome = Evolution(plan, Interrupting(EVALUATOR, at)).run(seeds, known)
     assert outcome.stopped == "interrupted"
-    assert outcome.validation_score.agreement >= max(
-        validation_score.agreement for validation_score in known.values()
-    )
+    assert outcome.validation_score.agreement >= max(score.agreement for score in known.values())
     assert int(outcome.best.mask.count_nonzero()) == KEEP
     assert outcome.best.key in outcome.validation_scores
 
@@ -279,9 +270,7 @@ def test_a_pareto_search_returns_a_front(preset: str) -> None:
     assert len(set(kept)) > 1
     assert all(one.key in outcome.validation_scores for one in outcome.front)
     assert outcome.best.genes.keep == least
-    best_seed = max(
-        validation_score.agreement for validation_score in judged(seeds, EVALUATOR).values()
-    )
+    best_seed = max(score.agreement for score in validated(seeds, EVALUATOR).values())
     assert outcome.validation_score.agreement >= best_seed
 
 
@@ -327,14 +316,6 @@ def test_generations_apart_are_counted_from_the_end(validation: list[float]) -> 
     assert overfit_generations(validation) == expected
 
 
-def test_the_limit_of_patience_is_called_validation() -> None:
-    """It is met by as many generations apart, and by none where it is not set."""
-    now: dict[str, Any] = {"generation": 3, "evaluations": 9, "seconds": 1.0, "stagnant": 0}
-    assert SearchLimits(patience=2).reached(**now, overfit=1) is None
-    assert SearchLimits(patience=2).reached(**now, overfit=2) == "validation"
-    assert SearchLimits().reached(**now, overfit=99) is None
-
-
 def misled() -> Evaluator:
     """Return an evaluator whose calibration and validation inputs have different teachers."""
     evaluator = tiny_evaluator()
@@ -360,12 +341,3 @@ def test_a_misled_search_stops_when_patience_ends(patience: int) -> None:
         n for n in range(len(validation)) if overfit_generations(validation[: n + 1]) >= patience
     )
     assert [record.validation for record in stopped.history] == validation[: first + 1]
-
-
-def test_patience_changes_nothing_where_search_and_validation_agree() -> None:
-    """The same masks, generation for generation."""
-    evaluator = tiny_evaluator()
-    evaluator = replace(evaluator, validation=evaluator.search)
-    free, limited = search(patient(None), evaluator), search(patient(3), evaluator)
-    assert free.best.key == limited.best.key
-    assert [one.validation for one in free.history] == [one.validation for one in limited.history]

@@ -34,13 +34,6 @@ def test_ranks_are_the_places_of_a_sorted_list(scores: torch.Tensor) -> None:
     assert torch.equal(rank(scores.double()), expected)
 
 
-@given(st.integers(1, 30).flatmap(score_vectors), st.data())
-def test_ranks_keep_what_the_scores_keep(scores: torch.Tensor, data: st.DataObject) -> None:
-    """A top-k of ranks is the top-k of the scores, ties included."""
-    keep = data.draw(st.integers(0, len(scores)))
-    assert torch.equal(top_k_mask(rank(scores), keep), top_k_mask(scores, keep))
-
-
 def test_ranks_have_the_shape_of_the_scores() -> None:
     """A matrix of scores is ranked as a whole."""
     assert rank(torch.tensor([[3.0, 1.0], [2.0, 4.0]])).tolist() == [[0.5, 0.0], [0.25, 0.75]]
@@ -122,17 +115,6 @@ def test_an_individual_expresses_its_mask_once() -> None:
     assert not one.fitness.valid
     one.fitness.values = (0.25,)
     assert one.search_fitness == 0.25
-
-
-@given(st.integers(1, 40), st.data())
-def test_keys_are_equal_where_masks_are(total: int, data: st.DataObject) -> None:
-    """Equal masks have equal keys, one flipped bit makes another."""
-    masks = st.lists(st.booleans(), min_size=total, max_size=total)
-    one, other = torch.tensor(data.draw(masks)), torch.tensor(data.draw(masks))
-    assert (mask_key(pack(one)) == mask_key(pack(other))) == torch.equal(one, other)
-    flipped = one.clone()
-    flipped[data.draw(st.integers(0, total - 1))] ^= True
-    assert mask_key(pack(one)) == mask_key(pack(one.clone())) != mask_key(pack(flipped))
 
 
 @pytest.mark.parametrize("absolute", [False, True])

@@ -94,11 +94,8 @@ def test_refinement_lowers_the_loss_on_its_calibration(scope: str, objective: st
         assert evaluator.gradient_inputs is not None
         assert evaluator.objective.loss is not None
         outputs = evaluator.outputs(one.decode(evaluator.layout), evaluator.gradient_inputs.inputs)
-        return float(
-            evaluator.objective.loss(
-                outputs, evaluator.gradient_inputs.teacher, evaluator.gradient_inputs.labels
-            )
-        )
+        batch = evaluator.gradient_inputs
+        return float(evaluator.objective.loss(outputs, batch.teacher, batch.labels))
 
     assert loss(refined) < 0.7 * loss(genes)
 
@@ -153,12 +150,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     """Scores stay finite and the mask unchanged if the network overflows on some inputs."""
     evaluator = tiny_evaluator(gradient_share=1)
     assert evaluator.gradient_inputs is not None
-    evaluator = replace(
-        evaluator,
-        gradient_inputs=evaluator.gradient_inputs._replace(
-            inputs=evaluator.gradient_inputs.inputs * float("nan")
-        ),
-    )
+    overflowing = evaluator.gradient_inputs.inputs * float("nan")
+    batch = evaluator.gradient_inputs._replace(inputs=overflowing)
+    evaluator = replace(evaluator, gradient_inputs=batch)
     genes = random_genes(evaluator.layout, 60, 1)
     refined = refine(genes, evaluator, Refinement(steps=3, learning_rate=0.5, batch=8), seeded(1))
     assert refined.scores.isfinite().all()
@@ -225,15 +219,8 @@ def test_float64_networks_are_refined_too() -> None:
     )
     genes = random_genes(evaluator.layout, 60, 1)
     plan = Refinement(steps=3, learning_rate=0.5, batch=8)
-    wide = refine(
-        genes,
-        replace(
-            evaluator,
-            network=replace(evaluator.network, model=model, weights=weights),
-            gradient_inputs=pool,
-        ),
-        plan,
-        seeded(1),
-    )
+    network = replace(evaluator.network, model=model, weights=weights)
+    double = replace(evaluator, network=network, gradient_inputs=pool)
+    wide = refine(genes, double, plan, seeded(1))
     assert wide.scores.dtype == torch.float32
     assert torch.allclose(wide.scores, refine(genes, evaluator, plan, seeded(1)).scores, atol=1e-4)

@@ -42,6 +42,9 @@ def test_help_does_not_import_torch() -> None:
     )
     lines = _python(code).stdout.splitlines()
     assert [line for line in lines if line in ("True", "False")] == ["False", "True"]
+    code = "import sys\nfrom gaprune.cli import main\nmain([])\nprint('torch' in sys.modules)"
+    asked = {"COMP_WORDS": "gaprune p", "COMP_CWORD": "1", "_GAPRUNE_COMPLETE": "complete_bash"}
+    assert _python(code, **asked).stdout.split() == ["prune", "False"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -113,13 +116,6 @@ def test_other_shells_show_what_a_command_does(shell: str) -> None:
     """With its summary."""
     (line,) = (line for line in _completed("gaprune d", shell) if "doctor" in line)
     assert COMMANDS["doctor"].split(maxsplit=1)[1] in line
-
-
-def test_completion_of_commands_does_not_import_torch() -> None:
-    """It must not take seconds."""
-    code = "import sys\nfrom gaprune.cli import main\nmain([])\nprint('torch' in sys.modules)"
-    asked = {"COMP_WORDS": "gaprune p", "COMP_CWORD": "1", "_GAPRUNE_COMPLETE": "complete_bash"}
-    assert _python(code, **asked).stdout.split() == ["prune", "False"]
 
 
 @pytest.mark.parametrize("option", ["--probes", "--guard", "--rate=0.1"])

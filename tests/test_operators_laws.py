@@ -105,20 +105,6 @@ def test_a_swap_of_the_nearest_exchanges_the_weakest_with_the_strongest() -> Non
         assert bool(child.decode(layout)[first])
 
 
-def test_swaps_reach_a_quarter_of_the_kept_by_default() -> None:
-    """Nobody moves that is farther from the cut, and the farthest do at times."""
-    layout = layout_of([200])
-    genes = counted(layout)  # keeps 100, so 25 on both sides may move
-    order = genes.scores.argsort(descending=True).argsort()
-    places: set[int] = set()
-    for seed in range(400):
-        child = threshold_swap(genes, layout, seeded(seed))
-        changed = (child.scores != genes.scores).nonzero().flatten()
-        assert len(changed) == 2 * 2  # 2 % of 100
-        places |= set(order[changed].tolist())
-    assert (min(places), max(places)) == (75, 124)
-
-
 def quota_case(*, beside: bool = False) -> tuple[Layout, Genes]:
     """Return a 2:4 layout of one layer `[6, 8]`, or one more that stays whole, and genes."""
     names, shapes, axes = ("a", "b"), ((6, 8), (3, 3)), (1, None)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import TINY, Run
+from comparison_cases import QUICK
 from torch import Tensor, nn
 
 import gaprune
@@ -95,15 +96,6 @@ lost = tiny:lost
 listing = tiny:listing
 """
 INPUTS = InputOptions(range=(0, 1))
-SHORT: dict[str, Any] = {
-    "generations": 1,
-    "steps": 2,
-    "batch": 8,
-    "population": 2,
-    "offspring": 2,
-    "calibration_count": 32,
-    "validation_count": 32,
-}
 
 
 @pytest.fixture
@@ -131,7 +123,7 @@ def model() -> nn.Sequential:
 
 def small(model: nn.Module, **settings: Any) -> gaprune.Result:
     """Prune half of the weights in a short run."""
-    return gaprune.prune(model, inputs=INPUTS, **{"sparsity": 0.5, **SHORT, **settings})
+    return gaprune.prune(model, inputs=INPUTS, **{"sparsity": 0.5, **QUICK, **settings})
 
 
 def flat(result: gaprune.Result) -> Tensor:
@@ -153,7 +145,7 @@ def test_a_criterion_is_a_method_of_compare_when_it_is_named(
 ) -> None:
     """Over all layers and inside each; `all` stays what it is without plug-ins."""
     result = gaprune.compare(
-        model, sparsity=0.8, methods=("spread", "spread-layer"), inputs=INPUTS, **SHORT
+        model, sparsity=0.8, methods=("spread", "spread-layer"), inputs=INPUTS, **QUICK
     )
     assert [(row.method, row.error) for row in result.rows] == [
         ("spread", None),
@@ -195,7 +187,7 @@ def test_objectives_steer_as_they_can(tiny: Path, model: nn.Sequential) -> None:
     assert flat(steered).equal(flat(kl))
     with pytest.raises(InputError, match="black box"):
         small(model, objective="close")
-    short = {name: value for name, value in SHORT.items() if name not in ("steps", "batch")}
+    short = {name: value for name, value in QUICK.items() if name not in ("steps", "batch")}
     blind = gaprune.prune(
         model, sparsity=0.5, inputs=INPUTS, objective="close", preset="black-box", **short
     )
@@ -253,12 +245,8 @@ def test_a_built_in_name_cannot_be_taken(tiny: Path, model: nn.Sequential) -> No
     result = small(model, method="magnitude", scope="global")
     sizes = torch.cat([w.abs().flatten() for w in model.parameters() if w.ndim == 2])
     assert flat(result).equal(sizes >= sizes.sort(descending=True).values[35])
-    assert plugins.plugin_names(plugins.CRITERIA, ["magnitude"]) == [
-        "gone",
-        "number",
-        "spread",
-        "torn",
-    ]
+    names = plugins.plugin_names(plugins.CRITERIA, ["magnitude"])
+    assert names == ["gone", "number", "spread", "torn"]
 
 
 def test_broken_ones_are_left_out_of_lists(tiny: Path) -> None:

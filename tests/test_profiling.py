@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gaprune
-from gaprune import profiling
 from gaprune.profiling import (
     OTHER,
-    PARTS,
     Profile,
     Profiler,
     Timing,
@@ -125,22 +120,6 @@ def test_a_device_is_synchronized_at_both_ends_of_a_part() -> None:
         with profiled("forward"):
             assert len(waits) == 1
         assert len(waits) == 2
-
-
-def test_every_part_is_described_and_used() -> None:
-    """A part of another name would have no text in the table."""
-    constants = {name: value for name, value in vars(profiling).items() if name.isupper()}
-    used: set[str] = set()
-    for path in Path(gaprune.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "profiled":
-                (part,) = node.args
-                literal = isinstance(part, ast.Constant)
-                name = ast.literal_eval(part) if literal else constants.get(ast.unparse(part))
-                if name is not None:
-                    used.add(name)
-    # the pool of Ray workers chooses between these
-    assert used | {profiling.LOST, profiling.WAITING} == set(PARTS)
 
 
 def test_the_record_is_plain_data_slowest_first() -> None:

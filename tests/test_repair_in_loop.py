@@ -310,14 +310,6 @@ def test_a_network_without_repairable_modules_is_refused() -> None:
     assert observer.names == []
 
 
-@pytest.mark.parametrize("stated", [{}, {"repair": False}, {"repair": True}])
-def test_repair_in_the_loop_implies_repair(stated: dict[str, bool]) -> None:
-    """Whatever `repair` says."""
-    assert make_settings({"sparsity": 0.5, "repair_in_loop": True, **stated}).repair
-    alone = make_settings({"sparsity": 0.5, **stated})
-    assert (alone.repair, alone.repair_in_loop) == (stated.get("repair", False), False)
-
-
 def first_cells(text: str) -> list[str]:
     """Return the first cell of every line of a table."""
     return [line.strip().split("  ")[0] for line in text.splitlines()]

@@ -13,7 +13,7 @@ from report_runs import TINY, Pictures, built, labelled, named, pictures
 
 from gaprune import InputOptions, compare
 from gaprune.io.run_files import REPORT
-from gaprune.report.palette import DARK, LIGHT
+from gaprune.report.render import DARK, LIGHT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gaprune.report.charts import MAX_POINTS, Axis, Chart, DotPlot, Point, Series, thin
+from gaprune.report.charts import MAX_POINTS, SERIES, Axis, Chart, DotPlot, Point, Series, thin
 from gaprune.report.classes import MAX_CLASSES, class_accuracies
 from gaprune.report.images import curve, png, tiles
 from gaprune.report.input_samples import certainty
-from gaprune.report.palette import DARK, LIGHT, SERIES, as_css
+from gaprune.report.render import DARK, LIGHT, as_css
 from gaprune.report.scales import Fractions, Linear, Log, nice_ticks, short
 
 NUMBERS = st.floats(-1e9, 1e9)
@@ -38,19 +38,6 @@ def test_ticks_are_few_round_and_evenly_spaced(span: tuple[float, float], most: 
         assert all(math.isclose(s, step, rel_tol=1e-3, abs_tol=tolerance) for s in steps)
         leading = step / 10 ** math.floor(math.log10(step) + 1e-9)
         assert min(abs(leading - digit) for digit in (1, 2, 5, 10)) < 1e-2
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (-3, 7, [-2, 0, 2, 4, 6]),
-        (0, 3, [0, 1, 2, 3]),
-    ],
-)
-def test_ticks_of_known_ranges(low: float, high: float, ticks: list[float]) -> None:
-    """The ticks are those that a person would draw."""
-    assert nice_ticks(low, high) == ticks
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import ray
 import torch
 import yaml  # type: ignore[import-untyped] # Ray needs it
+from comparison_cases import QUICK
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -97,16 +98,7 @@ class Recorder(types.ModuleType):
         pass
 
 
-TINY: dict[str, Any] = {
-    "generations": 1,
-    "steps": 1,
-    "batch": 8,
-    "preset": "black-box",
-    "offspring": 2,
-    "population": 2,
-    "calibration_count": 32,
-    "validation_count": 32,
-}
+TINY: dict[str, Any] = {**QUICK, "preset": "black-box"}
 
 
 def test_the_search_example_writes_a_report_and_masks(
@@ -148,14 +140,7 @@ def test_the_tracker_examples_log_every_generation(
     stand_in = Recorder(package)
     monkeypatch.setitem(sys.modules, package, stand_in)
     monkeypatch.chdir(tmp_path)
-    tiny = {
-        "generations": 2,
-        "steps": 1,
-        "batch": 8,
-        "calibration_count": 32,
-        "validation_count": 32,
-    }
-    runpy.run_path(str(SCRIPTS / f"log_to_{package}.py"))["main"](**tiny, preset="black-box")
+    runpy.run_path(str(SCRIPTS / f"log_to_{package}.py"))["main"](**{**TINY, "generations": 2})
     logged = [arguments[0] for name, arguments in stand_in.calls if name == logs]
     steps = [entry for entry in logged if isinstance(entry, dict) and "validation" in entry]
     assert len(steps) == 3

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from command_line import PRUNE, Run
+from comparison_cases import QUICK
 from rich.console import Console
 from torch import nn
 
@@ -27,14 +28,7 @@ if TYPE_CHECKING:
     from started_commands import Command
 
 SEARCH = (*PRUNE, "--preset", "black-box", "--generations", "40", "--offspring", "8")
-TINY: dict[str, Any] = {
-    "generations": 3,
-    "preset": "black-box",
-    "population": 2,
-    "offspring": 2,
-    "calibration_count": 16,
-    "validation_count": 16,
-}
+TINY = {**QUICK, "generations": 3, "preset": "black-box"}
 
 
 def net() -> nn.Module:

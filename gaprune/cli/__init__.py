@@ -57,11 +57,7 @@ class _LazyCommand(TyperCommand):
     """Stands for a command by its name and summary, and loads it when it is used."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:  # noqa: ANN401 - click's own types
-        """Load the command and let it parse its arguments.
-
-        Raises:
-            InputError: an option has been renamed.
-        """
+        """Load the command and let it parse its arguments; InputError for a renamed option."""
         command = load_command(str(self.name))
         _check_renamed(args, {option for parameter in command.params for option in parameter.opts})
         return command.make_context(info_name, args, *rest, **extra)
@@ -127,13 +123,10 @@ def _global_options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command and return its exit code; `arguments` None reads those of the process.
 
     0 done; 1 failed; 2 wrong usage or input; 130 and 143 stopped by Ctrl-C and SIGTERM. An error is
     one message on stderr, with a traceback if `--debug` or `GAPRUNE_DEBUG=1` asks for it.
-
-    Args:
-        arguments: the command line without the program's name; None reads that of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):

@@ -45,9 +45,7 @@ def stated(options: Mapping[str, object]) -> dict[str, Any]:
 def completion(names: Iterable[str], *, joined: bool = False) -> Callable[[str], list[str]]:
     """Return the completion of an option; where nothing fits, shells complete file names.
 
-    Args:
-        names: its valid values.
-        joined: whether it takes several values joined by commas.
+    `names` are its valid values, of which it takes several by commas if they are `joined`.
 
     Examples:
         >>> completion(("lamp", "magnitude", "wanda"), joined=True)("lamp,")
@@ -58,11 +56,8 @@ def completion(names: Iterable[str], *, joined: bool = False) -> Callable[[str],
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",") if joined else ("", "", incomplete)
         taken = before.split(",")  # a name counts once, however often it is typed
-        return [
-            f"{before}{comma}{name}"
-            for name in known
-            if name.startswith(last) and name not in taken
-        ]
+        fitting = (name for name in known if name.startswith(last) and name not in taken)
+        return [f"{before}{comma}{name}" for name in fitting]
 
     return complete
 
@@ -70,9 +65,7 @@ def completion(names: Iterable[str], *, joined: bool = False) -> Callable[[str],
 def read_pairs(pairs: Iterable[str], options: Mapping[str, object]) -> dict[str, Any]:
     """Return the keys and values of `--set`; values are TOML, where quotes may be left out.
 
-    Args:
-        pairs: such as `steps=50`; `-` in a key means `_`.
-        options: keys that other options set.
+    `options` holds the keys that other options set.
 
     Raises:
         InputError: no `=`, an empty key, or a key that is set twice.
@@ -98,6 +91,9 @@ SET: Any = typer.Option(
     help="any key of config.toml, such as steps=50; repeatable",
     metavar="KEY=VALUE",
     rich_help_panel=OUTPUT,
+)
+CONFIG = value(
+    "TOML file with these options as keys, such as the config.toml of a run or comparison", "FILE"
 )
 NO_SAVE = switch("--no-save", "write no folder")
 PROFILE = switch("--profile", "show where the time went, and write it into result.json")

@@ -12,7 +12,7 @@ import typer
 
 from gaprune.cli import common_options as common
 from gaprune.cli.comparison_table import show_comparison
-from gaprune.cli.console import WIDEST, Monitor, add_row, stdout, table
+from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
 from gaprune.cli.prune_command import RUNS, slug
 from gaprune.cli.stop_signals import SignalHandler
@@ -42,12 +42,7 @@ def compare_command(
         ),
     ] = None,
     overwrite: Annotated[bool, common.switch("--overwrite", "delete earlier rows")] = False,
-    config: Annotated[
-        Path | None,
-        common.value(
-            "TOML file with these options as keys, such as the config.toml of a comparison", "FILE"
-        ),
-    ] = None,
+    config: Annotated[Path | None, common.CONFIG] = None,
     as_json: Annotated[bool, common.ROWS] = False,
     quiet: Annotated[bool, common.QUIET] = False,
     **options: Any,
@@ -127,13 +122,9 @@ def _list_methods(*, as_json: bool) -> None:
         rows = [{key: asdict(method)[key] for key in keys} for method in known]
         typer.echo(to_json(rows, indent=2))
         return
-    console = stdout()
-    if not console.is_terminal:
-        console.width = WIDEST
+    console = stdout(wide=True)
     head = ("method", "needs", "what it does", "source")[: None if console.width >= WIDE else -1]
-    listing = table(*head, title="Methods of gaprune compare")
-    for column in listing.columns:
-        column.justify = "left"
+    listing = table(*head, title="Methods of gaprune compare", left=head)
     for method in known:
         cells = [method.name, needs_text(method.needs), method.description, method.source]
         add_row(listing, cells[: len(head)])

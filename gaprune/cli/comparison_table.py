@@ -21,9 +21,7 @@ SHORT = 24  # names of methods up to this length are not wrapped; paths of users
 
 def show_comparison(comparison: Comparison, folder: Path) -> None:
     """Print the table, its notes, and where everything is saved."""
-    console = stdout()
-    if not console.is_terminal:
-        console.width = WIDEST
+    console = stdout(wide=True)
     dropped = print_table(console, comparison)
     if dropped:
         console.print(f"columns left out: {', '.join(dropped)}; {folder / TABLE} has all of them")
@@ -58,11 +56,9 @@ def _table(comparison: Comparison, dropped: list[str]) -> Table:
     labelled = comparison.dense_accuracy is not None
     measure = "accuracy" if labelled else "agreement with the dense network"
     title = f"{comparison.target}: {measure} in %, by fraction of {comparison.removed} removed"
-    rows = table(*(head[index] for index in present), title=title)
+    rows = table(*(head[index] for index in present), title=title, left=[TEXT_COLUMN])
     rows.padding = (0, 1, 0, 0)  # six sparsities fit in 120 columns
     for column in rows.columns:
-        if column.header == TEXT_COLUMN:
-            column.justify = "left"
         column.no_wrap = column.header in {"effort", "seconds"}
     rows.columns[0].no_wrap = all(len(line.method) <= SHORT for line in comparison.summaries)
     if comparison.dense_accuracy is not None:

@@ -25,17 +25,24 @@ BARS = "▁▂▃▄▅▆▇█"
 WIDEST = 1000  # columns of output to a file or a pipe: nothing there needs to wrap
 
 
-def stdout() -> Console:
-    """Return the console for results; it is coloured only on a terminal, and not with NO_COLOR."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+def stdout(*, wide: bool = False) -> Console:
+    """Return the console for results; it is coloured only on a terminal, and not with NO_COLOR.
+
+    With `wide`, files and pipes get lines of any length.
+    """
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    if wide and not console.is_terminal:
+        console.width = WIDEST
+    return console
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """Return a table without rows: the first column is text, the others are numbers."""
+def table(*columns: str, title: str | None = None, left: Sequence[str] = ()) -> Table:
+    """Return a table without rows: the first column and those `left` are text, others numbers."""
     heading = None if title is None else Text(title)
     empty = Table(title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        empty.add_column(column, justify="right" if index else "left", overflow="fold")
+        is_text = not index or column in left
+        empty.add_column(column, justify="left" if is_text else "right", overflow="fold")
     return empty
 
 

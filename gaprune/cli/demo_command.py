@@ -41,15 +41,10 @@ MOST_BASELINES = 4  # beside magnitude: the table fits on a README page
 
 @dataclass(frozen=True)
 class Demo:
-    """Results of the demo.
+    """Results of the demo."""
 
-    Attributes:
-        results: one per sparsity.
-        num_compared: weights and other values whose bits were compared with the checkpoint.
-    """
-
-    results: tuple[Result, ...]
-    num_compared: int
+    results: tuple[Result, ...]  # one per sparsity
+    num_compared: int  # values whose bits were compared with the checkpoint
 
     @property
     def methods(self) -> list[str]:
@@ -117,9 +112,7 @@ def demo_command(
 def run_demo(observer: Observer, settings: Mapping[str, Any]) -> Demo:
     """Prune `TARGET` to each of `SPARSITIES` and compare the kept bits with the checkpoint.
 
-    Args:
-        observer: receives the progress.
-        settings: fields of `Settings` beside the sparsity.
+    `settings` are fields of `Settings` beside the sparsity.
 
     Raises:
         KeyboardInterrupt: a search was interrupted; half a table is of no use.
@@ -129,12 +122,8 @@ def run_demo(observer: Observer, settings: Mapping[str, Any]) -> Demo:
         # load the network again: both runs start from the checkpoint
         observer.phase("demo", f"removing {sparsity:.0%} of the weights of {TARGET}")
         target = load_target(TARGET)
-        result = prune_target(
-            target,
-            make_settings({**settings, "sparsity": sparsity}),
-            test=zoo_test(target),
-            observer=observer,
-        )
+        job = make_settings({**settings, "sparsity": sparsity})
+        result = prune_target(target, job, test=zoo_test(target), observer=observer)
         if result.stopped == "interrupted":
             raise KeyboardInterrupt
         # the demo claims that kept weights are unchanged, so it checks every bit

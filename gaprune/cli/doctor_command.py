@@ -85,8 +85,7 @@ def doctor_command(
     if as_json:
         typer.echo(to_json([vars(check) for check in checks], indent=2))
     else:
-        rows = table("", "check", "finding")
-        rows.columns[-1].justify = rows.columns[1].justify = "left"
+        rows = table("", "check", "finding", left=["check", "finding"])
         for check in checks:
             finding = check.finding + (f"\n→ {check.remedy}" if check.remedy else "")
             add_row(rows, [check.status, check.name, finding], strong=check.status != OK)

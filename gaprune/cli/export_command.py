@@ -26,9 +26,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
         str,
         typer.Option(
             "--format",
-            help="; ".join(
-                f"{name}: {exporter.description}" for name, exporter in EXPORTERS.items()
-            ),
+            help="; ".join(f"{key}: {known.description}" for key, known in EXPORTERS.items()),
             metavar="FORMAT",
             show_default=False,
             autocompletion=common.completion(EXPORTERS),
@@ -62,10 +60,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
             "--no-compress", "sparse: no Zstandard compression, so readers do not need it", FORMAT
         ),
     ] = False,
-    as_json: Annotated[
-        bool,
-        common.switch("--json", "print what was written"),
-    ] = False,
+    as_json: Annotated[bool, common.switch("--json", "print what was written")] = False,
     quiet: Annotated[bool, common.QUIET] = False,
 ) -> None:
     """Write a pruned network in a format that other tools read.

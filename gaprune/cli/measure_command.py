@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gaprune.cli import common_options as common
-from gaprune.cli.console import WIDEST, Monitor, add_row, stdout, table
+from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.exports.measure import RUNTIMES, FileMeasurement, measure
 from gaprune.formatting import MISSING, percent
@@ -80,9 +80,7 @@ def measure_command(
 
 
 def _show(measurements: Sequence[FileMeasurement]) -> None:
-    console = stdout()
-    if not console.is_terminal:
-        console.width = WIDEST  # file names are not wrapped
+    console = stdout(wide=True)  # file names are not wrapped
     rows = table("", *(item.file for item in measurements))
     for label, cell in _ROWS.items():
         add_row(rows, [label, *map(cell, measurements)])

@@ -28,6 +28,8 @@ from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.option_keys import Key
 from gaprune.runs.setup import STATISTICS_LOSS, WARMUP
 
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 SEARCH, LIMITS = "Search", "When to stop"
 PANELS: dict[str, tuple[str, ...]] = {
     "What to remove": (
@@ -103,18 +105,13 @@ _VALUES: dict[str, Iterable[str]] = {
 _REPEATABLE = ("calibration", "initial_criteria", "prune_also", "methods")
 
 
-def with_options(
-    keys: Sequence[Key] = (), leave_out: Collection[str] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(keys: Sequence[Key] = (), leave_out: Collection[str] = ()) -> Decorator:
     """Give a command with `**options` a signature: target, settings, job keys, its own options.
 
     Every generated option is None, or an empty list, unless the user gives it, so that --config and
     the defaults can fill it in. Numbers are passed on as text: `make_job` parses the command line
-    and files by one rule, with one message.
-
-    Args:
-        keys: further keys that the command takes.
-        leave_out: settings that it does not take.
+    and files by one rule, with one message. `keys` are added to the job keys; settings in
+    `leave_out` are no options.
     """
     help_text = f"{JOB_KEYS[0].description}; not needed if --config names it"
     argument = typer.Argument(
@@ -131,7 +128,7 @@ def with_options(
     return _with_parameters(parameters)
 
 
-def with_changes(names: Collection[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_changes(names: Collection[str]) -> Decorator:
     """Give a command with `**options` its own options, and options for some settings of a run."""
     return _with_parameters(
         [
@@ -144,10 +141,10 @@ def with_changes(names: Collection[str]) -> Callable[[Callable[..., None]], Call
 
 def _with_parameters(
     parameters: Sequence[inspect.Parameter],
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Decorator:
     """Return a decorator that adds parameters to a signature: typer reads options from there."""
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Command) -> Command:
         stated = inspect.signature(function, eval_str=True).parameters.values()
         explicit = [p for p in stated if p.kind is not inspect.Parameter.VAR_KEYWORD]
         signature = inspect.Signature([*parameters, *explicit])
@@ -194,11 +191,7 @@ def _default_help(name: str) -> str:
     if field.default is not None:
         several = isinstance(field.default, tuple)
         return f" (default: {', '.join(field.default) if several else field.default})"
-    values = [
-        f"{key} {preset.defaults.get(name)}"
-        for key, preset in PRESETS.items()
-        if name in preset.defaults
-    ]
+    values = [f"{k} {p.defaults[name]}" for k, p in PRESETS.items() if name in p.defaults]
     if values:
         return f" (by preset: {', '.join(values)})"
     unlimited = name == "calibration_seconds" or name in PANELS[LIMITS]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -39,12 +39,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     ] = None,
     overwrite: Annotated[bool, common.switch("--overwrite", "replace an earlier run")] = False,
     no_save: Annotated[bool, common.NO_SAVE] = False,
-    config: Annotated[
-        Path | None,
-        common.value(
-            "TOML file with these options as keys, such as the config.toml of a run", "FILE"
-        ),
-    ] = None,
+    config: Annotated[Path | None, common.CONFIG] = None,
     as_json: Annotated[bool, common.RESULT] = False,
     quiet: Annotated[bool, common.QUIET] = False,
     profile: Annotated[bool, common.PROFILE] = False,
@@ -112,14 +107,8 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
             budget = f"{sparsity:g}" if drop is None else f"drop-{drop:g}"
             stem = RUNS / f"{slug(job.target)}-{budget}"
             run_directory = stack.enter_context(open_numbered_run(stem))
-        code = run_and_save(
-            prune,
-            run_directory,
-            as_json=as_json,
-            quiet=quiet,
-            profile=profile,
-            tensorboard=tensorboard,
-        )
+        display = Display(as_json, quiet, profile, tensorboard)
+        code = run_and_save(prune, run_directory, display)
     raise typer.Exit(code)
 
 
@@ -128,37 +117,37 @@ def slug(target: str) -> str:
     return re.sub(r"[^\w.]+", "-", re.sub(r"\.py:", "-", target.replace("\\", "/").split("/")[-1]))
 
 
+class Display(NamedTuple):
+    """What a command shows of a run."""
+
+    as_json: bool  # the record instead of tables
+    quiet: bool  # no progress
+    profile: bool  # measure where the time goes, and print it on stderr
+    tensorboard: str | None  # folder for events
+
+
 def run_and_save(
     run: Callable[[Observer], tuple[Result, PruneJob | None]],
     run_directory: OpenRun | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-    profile: bool,
-    tensorboard: str | None = None,
+    display: Display,
 ) -> int:
     """Carry out a run, print and save its result, and return the exit code.
 
-    Args:
-        run: returns the result and the job that it belongs to.
-        run_directory: where the result is saved; None saves nothing.
-        as_json: print the record instead of tables.
-        quiet: show no progress.
-        profile: measure where the time goes, and print it on stderr.
-        tensorboard: folder for events; None writes none.
+    `run` returns the result and its job; `run_directory` None saves nothing.
 
     Raises:
         GapruneError: the events cannot be written; nothing has been computed then.
     """
+    folder = display.tensorboard
     with (
-        nullcontext() if tensorboard is None else Events(tensorboard) as events,
+        nullcontext() if folder is None else Events(folder) as events,
         SignalHandler() as signals,
-        Monitor(quiet=quiet, signals=signals) as monitor,
+        Monitor(quiet=display.quiet, signals=signals) as monitor,
     ):
         observer: Observer = monitor if events is None else ObserverGroup(monitor, events)
         try:
             # networks of users may print, but stdout is for results
-            with redirect_stdout(sys.stderr), run_profiler(enabled=profile) as profiler:
+            with redirect_stdout(sys.stderr), run_profiler(enabled=display.profile) as profiler:
                 result, job = run(observer)
             result = result.timed(profiler)
         except KeyboardInterrupt:
@@ -173,14 +162,14 @@ def run_and_save(
                 where = f"saved in {run_directory.save(result, job)}"
             except GapruneError:
                 monitor.stop_bar()
-                _show(result, as_json=as_json)  # a full disk must not lose the search
+                _show(result, as_json=display.as_json)  # a full disk must not lose the search
                 raise
             # a run without checkpoints has a result, but cannot be continued
             if result.stopped == "interrupted" and run_directory.resumable:
                 where += f"; continue with {run_directory.command}"
         monitor.stop_bar()
-        _show(result, as_json=as_json)
-        if as_json:  # stdout holds the record alone
+        _show(result, as_json=display.as_json)
+        if display.as_json:  # stdout holds the record alone
             monitor.say(where)
         else:
             stdout().print(where, markup=False)

@@ -65,12 +65,8 @@ def _layer_table(result: Result) -> Table:
 
 
 def _method_table(result: Result) -> Table:
-    rows = table(
-        "method",
-        "agreement on the validation inputs",
-        "test accuracy",
-        title="Methods at the same budget",
-    )
+    heads = ("method", "agreement on the validation inputs", "test accuracy")
+    rows = table(*heads, title="Methods at the same budget")
     add_row(rows, ["dense network", percent(1.0), percent(result.dense_accuracy)])
     # a one-shot method is one of the baselines below, unless they are scored after repair
     if result.method == EVOLVED or result.in_loop:
@@ -137,9 +133,8 @@ def _budget_facts(result: Result) -> list[str]:
         if latency["predicted"] is not None:
             parts.append(f"{percent(latency['predicted'])} predicted")
         measured = latency["measured"]
-        parts.append(
-            "no channel was removed" if measured is None else f"{percent(measured)} measured"
-        )
+        removed = "no channel was removed"
+        parts.append(removed if measured is None else f"{percent(measured)} measured")
         lines.append(
             f"latency removed: {', '.join(parts)} ({latency['dense_ms']:.3g} ms to "
             f"{latency['compact_ms']:.3g} ms in {latency['runtime']} at batch {latency['batch']}, "
@@ -152,8 +147,8 @@ def _budget_facts(result: Result) -> list[str]:
 def show_profile(profile: Profile) -> None:
     """Print one line per part on stderr, slowest first: Ray workers, if any, then this process."""
     heads = ("part", "share", "seconds", "calls", "ms/call", "what")
-    rows = table(*heads, title="Where the time went")
-    rows.columns[-1].justify, rows.padding = "left", (0, 1, 0, 0)  # fits in 80 columns
+    rows = table(*heads, title="Where the time went", left=["what"])
+    rows.padding = (0, 1, 0, 0)  # fits in 80 columns
     if profile.worker_count:
         _add_timings(rows, f"{profile.worker_count} workers, sum", profile.workers)
         rows.add_section()

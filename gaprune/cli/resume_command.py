@@ -8,7 +8,7 @@ import typer
 
 from gaprune.cli import common_options as common
 from gaprune.cli.options import with_changes
-from gaprune.cli.prune_command import run_and_save
+from gaprune.cli.prune_command import Display, run_and_save
 from gaprune.runs.open_directory import reopen_run
 from gaprune.runs.resume import CHANGEABLE, resume_run
 
@@ -40,9 +40,6 @@ def resume_command(
         code = run_and_save(
             lambda observer: resume_run(run_directory, common.stated(options), observer),
             run_directory,
-            as_json=as_json,
-            quiet=quiet,
-            profile=profile,
-            tensorboard=tensorboard,
+            Display(as_json, quiet, profile, tensorboard),
         )
     raise typer.Exit(code)

@@ -16,10 +16,7 @@ class Events(Observer):
     Scalars by generation: `validation/agreement`, `fitness/best`, `fitness/mean`,
     `search/evaluations`, `search/seconds`, and the probability of every operator under `rates/`;
     the agreement of every one-shot mask at step 0 under `baselines/`. Phases and warnings are
-    texts.
-
-    Args:
-        folder: of the events; created if missing.
+    texts. The folder is created if it is missing.
 
     Raises:
         InputError: the folder cannot be written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -63,12 +64,20 @@ def watch_command(
         )
 
 
+def _statuses(run: str, every: float) -> Iterator[RunStatus]:
+    """Yield the status of a run again and again until it has ended."""
+    # polled, not notified: the run may be on another machine that shares the folder
+    while (status := read_status(run)).state == RUNNING:
+        yield status
+        time.sleep(every)
+    yield status
+
+
 def _print_json(run: str, every: float) -> RunStatus:
     """Print new generations as lines of JSON until the run ends."""
     printed: tuple[Generation, ...] = ()
     warned = False
-    while True:
-        status = read_status(run)
+    for status in _statuses(run, every):
         warned = _warn_silent(status, warned=warned)
         # --max-drop: another search of the same run has begun, with a new history
         if status.history[: len(printed)] != printed:
@@ -76,27 +85,24 @@ def _print_json(run: str, every: float) -> RunStatus:
         for record in status.history[len(printed) :]:
             typer.echo(to_json(asdict(record)))
         printed = status.history
-        if status.state != RUNNING:
-            if status.state == ENDED:
-                typer.echo(to_json({"result": status.record}))
-            return status
-        time.sleep(every)
+    if status.state == ENDED:
+        typer.echo(to_json({"result": status.record}))
+    return status
 
 
 def _show(run: str, every: float) -> RunStatus:
     """Redraw a table until the run ends; without a terminal, print lines."""
     console = stdout()
-    status = read_status(run)
     if console.is_terminal:
-        with Live(_picture(run, status), console=console, auto_refresh=False) as live:
-            # polled, not notified: the run may be on another machine that shares the folder
-            while status.state == RUNNING:
-                time.sleep(every)
-                status = read_status(run)
+        with Live(console=console, auto_refresh=False) as live:
+            for status in _statuses(run, every):
                 live.update(_picture(run, status), refresh=True)
         return status
     printed, warned = 0, False  # a file or a pipe: lines that are printed stay
-    while status.state == RUNNING:
+    for status in _statuses(run, every):
+        printed = min(printed, len(status.history))  # a new search has a shorter history
+        if status.state != RUNNING:
+            break  # the table below has its last generations
         warned = _warn_silent(status, warned=warned)
         for record in status.history[printed:]:
             total = f"/{status.total}" if status.total else ""
@@ -107,9 +113,6 @@ def _show(run: str, every: float) -> RunStatus:
             )
             console.print(Text(line))
         printed = len(status.history)
-        time.sleep(every)
-        status = read_status(run)
-        printed = min(printed, len(status.history))  # a new search has a shorter history
     console.print(_picture(run, status, ALL))
     return status
 

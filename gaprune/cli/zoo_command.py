@@ -25,22 +25,15 @@ def zoo_command(*, as_json: Annotated[bool, common.ROWS] = False) -> None:
     for name, entry in ZOO.items():
         target = load_target(name)  # counted in the loaded network, not written down twice
         parameters = sum(parameter.numel() for parameter in target.model.parameters())
-        rows.append(
-            {
-                "name": name,
-                "parameters": parameters,
-                "prunable": target.layout.total,
-                "dense_accuracy": entry.dense_accuracy,
-                "description": entry.description,
-            }
-        )
+        counts = {"name": name, "parameters": parameters, "prunable": target.layout.total}
+        texts = {"dense_accuracy": entry.dense_accuracy, "description": entry.description}
+        rows.append(counts | texts)
     if as_json:
         typer.echo(to_json(rows, indent=2))
         return
-    networks = table("network", "parameters", "prunable", "accuracy", "description")
-    networks.columns[-1].justify = "left"
+    heads = ("network", "parameters", "prunable", "accuracy", "description")
+    networks = table(*heads, left=["description"])
     for row in rows:
-        counts = [f"{row['parameters']:,}", f"{row['prunable']:,}"]
-        accuracy = percent(row["dense_accuracy"])
-        add_row(networks, [row["name"], *counts, accuracy, row["description"]])
+        cells = [row["name"], f"{row['parameters']:,}", f"{row['prunable']:,}"]
+        add_row(networks, [*cells, percent(row["dense_accuracy"]), row["description"]])
     stdout().print(networks)

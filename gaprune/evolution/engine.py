@@ -284,7 +284,11 @@ class Evolution:
 
         An individual that cannot be scored there leaves the population, and the next one leads.
         """
-        while new := [i for i in unique(self._best()) if i.key not in self.leaders]:
+        while new := [
+            individual
+            for individual in unique(self._front() or tools.selBest(self.population, 1))
+            if individual.key not in self.leaders
+        ]:
             scores = self.toolbox.map([ValidateTask(individual.bits) for individual in new])
             for individual, score in zip(new, scores, strict=True):
                 if isinstance(score, FailedTask):
@@ -292,9 +296,6 @@ class Evolution:
                     self._select([other for other in self.population if other is not individual])
                 else:
                     self.leaders[individual.key] = (individual, score)
-
-    def _best(self) -> list[Individual]:
-        return self._front() or list(tools.selBest(self.population, 1))
 
     def _front(self) -> list[Individual]:
         if self.plan.most is None:

@@ -49,10 +49,7 @@ class SearchLimits:
 
 
 def overfit_generations(agreements: Sequence[float]) -> int:
-    """Count the last generations whose leader is `OVERFIT_DROP` below an earlier leader.
-
-    `agreements` holds the validation agreement of the leader of every generation.
-    """
+    """Count the last generations whose leader is `OVERFIT_DROP` below an earlier leader."""
     best, count = 0.0, 0
     for agreement in agreements:
         best = max(best, agreement)

@@ -27,19 +27,14 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """The shared values of one layer, and which weight takes which.
-
-    Attributes:
-        parts: the parameters that share the codebook: the weight, and its bias if requested.
-        assignment: int64 `[n]`: the centroid of each of the n kept values, in order of the parts.
-        keep_mask: bool `[size]`: all other values are exactly 0 and take no part in clustering.
-    """
+    """The shared values of one layer, and which weight takes which."""
 
     name: str  # of the layer's weight parameter
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # the parameters that share it: the weight, and its bias if requested
     size: int  # number of values in all of them, kept or not
     centroids: Tensor = field(repr=False)  # `[k]` in the weights' dtype, ascending, all different
-    assignment: Tensor = field(repr=False)
+    assignment: Tensor = field(repr=False)  # int64 `[n]`: centroid of each kept value, in order
+    # bool `[size]`: all other values are exactly 0 and take no part in clustering
     keep_mask: Tensor = field(repr=False)
 
     @property
@@ -107,8 +102,7 @@ class Codebooks:
 
         Without masks it is n · b / (n · ⌈log₂ k⌉ + k · b), summed over layers in numerator and
         denominator (Han et al. 2015, eq. 1). With masks, only kept weights have indices, and the
-        mask itself counts 1 bit per weight. Parameters that are not clustered (biases, norms) do
-        not count.
+        mask itself counts 1 bit per weight.
         """
         size = sum(book.size for book in self.layers.values())
         stored = sum(book.bits for book in self.layers.values())
@@ -129,8 +123,7 @@ def cluster_weights(
     Centroids start evenly spaced from the smallest to the largest kept weight of the layer (Han et
     al. 2015, section 3.2, linear initialisation), so nothing is random. They are not trained
     afterwards (section 3.3), which would need data. A layer with no more different values than
-    clusters keeps its own. Pruned weights become 0 and take no part; a network that is already
-    pruned needs its masks (`weight != 0`) to stay pruned.
+    clusters keeps its own. Pruned weights become 0 and take no part.
 
     Args:
         target: the dense network; stays unchanged.
@@ -155,11 +148,7 @@ def cluster_weights(
 
 @dataclass(frozen=True)
 class ClusterPoint:
-    """Cost and quality of a number of clusters per layer.
-
-    Attributes:
-        bits_per_weight, distinct, compression: see `Codebooks`.
-    """
+    """Cost and quality of a number of clusters per layer; costs are those of `Codebooks`."""
 
     clusters: int  # requested per layer
     accuracy: float | None  # on the held-out labels, or None without labels
@@ -204,19 +193,10 @@ def sweep_clusters(
     *,
     biases: bool = False,
 ) -> ClusterSweep:
-    """Cluster the same weights with different numbers of clusters per layer.
+    """Cluster the same weights with different numbers of clusters per layer, each tried once.
 
-    Args:
-        target: the dense network; stays unchanged.
-        counts: clusters per layer, in any order, each tried once.
-        held_out: what accuracy and agreement are measured on.
-        masks: see `cluster_weights`.
-        on_point: receives each point as soon as it is measured.
-        biases: see `cluster_weights`.
-
-    Raises:
-        InputError: no counts, no inputs, or `cluster_weights` objects.
-        GapruneError: scikit-learn is not installed.
+    Accuracy and agreement are measured on `held_out`; `on_point` receives each point as soon as it
+    is measured. The other arguments and the errors are those of `cluster_weights`.
     """
     if not counts:
         raise InputError("counts: name at least one number of clusters, such as 16")
@@ -276,11 +256,7 @@ def _cluster_counts(target: Target, clusters: int | Mapping[str, int]) -> Mappin
 
 
 def shared_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Return the centroids `[k]` of values `[n]`, ascending, and each value's centroid `[n]`.
-
-    Raises:
-        GapruneError: scikit-learn is not installed.
-    """
+    """Return the centroids `[k]` of values `[n]`, ascending, and each value's centroid `[n]`."""
     distinct = values.unique()  # ascending
     if len(distinct) <= clusters:
         return distinct, torch.searchsorted(distinct, values)
@@ -305,9 +281,8 @@ def _k_means(values: Values, clusters: int) -> Values:
             threadpool_limits,
         )
     except ImportError as error:
-        raise GapruneError(
-            "clustering: needs scikit-learn; pip install 'gaprune[compare]'"
-        ) from error
+        text = "clustering: needs scikit-learn; pip install 'gaprune[compare]'"
+        raise GapruneError(text) from error
     points, weights = _summary(np.sort(values))
     # linear initialisation, section 3.2
     start = np.linspace(values.min(), values.max(), clusters)[:, None]

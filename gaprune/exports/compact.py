@@ -58,11 +58,7 @@ def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -
 
 
 def save_program(model: nn.Module, target: Target, path: Path) -> None:
-    """Write a network as a program of `torch.export` that takes any batch size.
-
-    Raises:
-        GapruneError: torch can't export it.
-    """
+    """Write a network as a program of `torch.export` that takes any batch size."""
     example = sample_inputs(target.inputs, TRACED_BATCH, target.dtype).to(target.device)
     try:
         with warnings.catch_warnings():
@@ -80,11 +76,7 @@ def save_program(model: nn.Module, target: Target, path: Path) -> None:
 
 
 def load_program(path: Path) -> nn.Module:
-    """Load the network of a program of `torch.export`.
-
-    Raises:
-        InputError: damaged, or no program.
-    """
+    """Load the network of a program of `torch.export`; raise InputError if it is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -27,24 +27,18 @@ from gaprune.io.serialization import to_json
 from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.result import Result
 
+_JOB_NAMES = tuple(key.name for key in JOB_KEYS)
+
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export wrote.
+    """What an export wrote."""
 
-    Attributes:
-        path: the folder.
-        format: its name.
-        file: the network in the folder.
-        files: file → bytes, without the card and `export.json`.
-        dense_bytes: of the same state dict in safetensors, zeros included.
-    """
-
-    path: Path
-    format: str
-    file: Path
-    files: Mapping[str, int]
-    dense_bytes: int
+    path: Path  # the folder
+    format: str  # its name
+    file: Path  # the network in the folder
+    files: Mapping[str, int]  # file → bytes, without the card and `export.json`
+    dense_bytes: int  # of the same state dict in safetensors, zeros included
 
     @property
     def bytes(self) -> int:
@@ -53,15 +47,8 @@ class ExportResult:
 
     def record(self) -> dict[str, Any]:
         """Return plain data."""
-        return {
-            "schema": SCHEMA,
-            "format": self.format,
-            "path": str(self.path),
-            "file": str(self.file),
-            "files": dict(self.files),
-            "bytes": self.bytes,
-            "dense_bytes": self.dense_bytes,
-        }
+        paths = {"path": str(self.path), "file": str(self.file), "bytes": self.bytes}
+        return {"schema": SCHEMA, **vars(self), "files": dict(self.files), **paths}
 
 
 def export(  # noqa: PLR0913 # options, each by its own name
@@ -123,15 +110,11 @@ def export(  # noqa: PLR0913 # options, each by its own name
                     for file in sorted(folder.rglob("*"))
                     if file.is_file()
                 }
-                config = {
-                    key.name: pruned.config[key.name]
-                    for key in JOB_KEYS
-                    if key.name in pruned.config
-                }
+                config = {name: pruned.config[name] for name in _JOB_NAMES if name in pruned.config}
                 manifest = {
                     "schema": SCHEMA,
                     "format": format,
-                    "options": {**vars(options)},
+                    "options": dict(vars(options)),
                     "repaired": pruned.repaired,
                     "target": pruned.name,
                     "weights_sha256": pruned.record["weights_sha256"],

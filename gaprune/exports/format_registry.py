@@ -143,11 +143,7 @@ def find_exporter(name: str) -> Exporter:
 
 
 def check_options(name: str, options: ExportOptions) -> None:
-    """Raise unless a format uses the options that aren't at their default.
-
-    Raises:
-        InputError: it doesn't, or the options don't fit each other.
-    """
+    """Raise InputError unless a format uses the options that aren't at their default."""
     options.check()
     exporter = find_exporter(name)
     # An option without effect is refused: it would promise something the file lacks.

@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 
-from jinja2 import Environment, StrictUndefined
-
-from gaprune import formatting
 from gaprune.exports.format_registry import find_exporter
 from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork
 from gaprune.exports.writers import HF_PREFIX
+from gaprune.report.render import environment
 
 CARD = "README.md"
 MAX_LAYERS = 40  # rows of the table of layers; the others are summed up
@@ -35,12 +33,7 @@ def model_card(
 ) -> str:
     """Return Markdown with the metadata that model hubs read.
 
-    Args:
-        pruned: the exported network.
-        format_name: a name that `find_exporter` knows.
-        options: of the format.
-        files: file → its bytes.
-        dense_bytes: of the same state dict in safetensors, zeros included.
+    `files` maps names to bytes; `dense_bytes` is the size of the same state dict with all zeros.
     """
     record = pruned.record
     # A repository NAME/NAME of a hub, not a local folder, is the base model.
@@ -48,28 +41,26 @@ def model_card(
     is_hub = pruned.name.startswith(HF_PREFIX) and base.count("/") == 1 and base[0] not in "./~"
     # Scores must be those of the network in this folder.
     after_repair = record.get("repaired") if pruned.repaired else None
-    environment = Environment(  # noqa: S701 - Markdown, not HTML
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {
-        name: getattr(formatting, name) for name in ("percent", "number", "duration")
-    }
     source = (resources.files("gaprune.exports") / "card.md").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        record=record,
-        provenance=record["provenance"],
-        format=format_name,
-        exporter=find_exporter(format_name),
-        options=options,
-        rounded=options.half or options.codebook is not None,
-        repaired=pruned.repaired,
-        agreement=(after_repair or record["agreement"])["validation"],
-        accuracy=after_repair["accuracy"] if after_repair else record["accuracy"]["pruned"],
-        files=files,
-        dense_bytes=dense_bytes,
-        total=sum(layer["total"] for layer in record["layers"]),
-        kept=sum(layer["kept"] for layer in record["layers"]),
-        base_model=json.dumps(base) if is_hub else "",
-        speed=_SPEED.get(format_name, _ZEROS),
-        max_layers=MAX_LAYERS,
+    return (
+        environment(keep_trailing_newline=True)
+        .from_string(source)
+        .render(
+            record=record,
+            provenance=record["provenance"],
+            format=format_name,
+            exporter=find_exporter(format_name),
+            options=options,
+            rounded=options.half or options.codebook is not None,
+            repaired=pruned.repaired,
+            agreement=(after_repair or record["agreement"])["validation"],
+            accuracy=after_repair["accuracy"] if after_repair else record["accuracy"]["pruned"],
+            files=files,
+            dense_bytes=dense_bytes,
+            total=sum(layer["total"] for layer in record["layers"]),
+            kept=sum(layer["kept"] for layer in record["layers"]),
+            base_model=json.dumps(base) if is_hub else "",
+            speed=_SPEED.get(format_name, _ZEROS),
+            max_layers=MAX_LAYERS,
+        )
     )

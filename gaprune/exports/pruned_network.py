@@ -30,17 +30,11 @@ class ExportOptions:
     """Options of a format."""
 
     half: bool = False  # round the kept weights to float16
-    # number of values that the kept weights of a layer share (k-means); None: each weight has its
-    # own
-    codebook: int | None = None
+    codebook: int | None = None  # number of values that a layer's kept weights share (k-means)
     compress: bool = True  # with Zstandard where that is smaller
 
     def check(self) -> None:
-        """Raise unless the options fit each other.
-
-        Raises:
-            InputError: they don't.
-        """
+        """Raise InputError unless the options fit each other."""
         if self.half and self.codebook is not None:
             raise InputError("half: can't be combined with codebook; leave one of them out")
         if self.codebook is not None and not 1 <= self.codebook <= 1 << 16:
@@ -92,13 +86,7 @@ class PrunedNetwork:
 def read_pruned(
     run: Result | str | Path, *, strict: bool = False, model: nn.Module | None = None
 ) -> PrunedNetwork:
-    """Return the pruned network of a result or a run directory.
-
-    Args:
-        run: what `gaprune.prune` returned, or a run directory.
-        strict: take the network without repair, where the run repaired it.
-        model: the dense network, where the run pruned one in memory; only formats that trace the
-            network need it.
+    """Return the pruned network of a result or a run directory; the arguments are `export`'s.
 
     Raises:
         InputError: no run there, or one that hasn't ended.
@@ -149,11 +137,7 @@ def _from_result(result: Result, *, strict: bool) -> PrunedNetwork:
 def _check_run(
     record: Mapping[str, Any], masks: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> None:
-    """Raise unless the files of a run belong together.
-
-    Raises:
-        ValueError, KeyError: they don't.
-    """
+    """Raise ValueError or KeyError unless the files of a run belong together."""
     expected = {layer["name"]: (layer["total"], layer["kept"]) for layer in record["layers"]}
     counts = {name: (mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()}
     # Each file may be intact and still belong to another run.
@@ -203,11 +187,7 @@ def find_target(config: Mapping[str, Any], owner: str, model: nn.Module | None =
 
 
 def to_half(name: str, values: Tensor) -> Tensor:
-    """Round values to float16.
-
-    Raises:
-        InputError: a finite value would become infinite; the message names the tensor.
-    """
+    """Round values to float16; raise InputError if a finite one would become infinite."""
     rounded = values.to(torch.float16)
     # Values that were infinite before stay so; rounding must not create new ones.
     if (rounded.isinf() & ~values.isinf()).any():
@@ -219,11 +199,7 @@ def to_half(name: str, values: Tensor) -> Tensor:
 
 
 def check_written(read_back: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
-    """Raise unless the tensors read back from a file have the bits that were written.
-
-    Raises:
-        GapruneError: they don't.
-    """
+    """Raise GapruneError unless the tensors read back have the bits that were written."""
     if sha256_of(read_back) != sha256_of(written):
         raise GapruneError(
             "export: the file read back is not what was written; check the disk, and try again"

@@ -41,7 +41,6 @@ def sparse_bytes(
     Raises:
         InputError: a mask without a tensor or over weights that aren't 0, a dtype that the format
             lacks, or weights that float16 can't hold.
-        GapruneError: an optional package isn't installed.
     """
     check_masks(masks, state)
     table: dict[str, Any] = {}

@@ -74,10 +74,8 @@ def write_sparse(pruned: PrunedNetwork, folder: Path, options: ExportOptions) ->
     # Half precision and codebooks round the masked weights; everything else must be unchanged.
     rounds = options.half or options.codebook is not None
     skipped = masks_by_name(pruned.state, pruned.masks) if rounds else {}
-    exact = [name for name in pruned.state if name not in skipped]
-    check_written(
-        {name: state[name] for name in exact}, {name: pruned.state[name] for name in exact}
-    )
+    exact = {name: value for name, value in pruned.state.items() if name not in skipped}
+    check_written({name: state[name] for name in exact}, exact)
 
 
 def write_onnx(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:

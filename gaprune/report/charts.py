@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gaprune.formatting import number
-from gaprune.report.palette import SERIES
 from gaprune.report.scales import Scale
 
+SERIES = 8  # colours s0 to s7 of `render`; later series repeat them with another marker
 MAX_POINTS = 120  # of a series that are drawn
 
 Text = Callable[[float], str]
@@ -139,9 +139,8 @@ class Chart:
         return round(100 - self.y.scale.at(value), 3)
 
     def _place(self, point: Point) -> Point:
-        low, high = (
-            None if value is None else self._from_top(value) for value in (point.low, point.high)
-        )
+        ends = (point.low, point.high)
+        low, high = (None if value is None else self._from_top(value) for value in ends)
         return Point(self.x.scale.at(point.x), self._from_top(point.y), point.text, low, high)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gaprune.formatting import number, percent
+from gaprune.formatting import number, percent, points
 
 MAX_CLASSES = 20  # rows of the table of accuracies
 
@@ -36,10 +36,9 @@ def class_accuracies(
 ) -> tuple[list[tuple[str, str, str, str, str]], str] | None:
     """Return the table of accuracies by class, the largest loss first; None without labels.
 
-    Returns:
-        rows: class, inputs, accuracy of the dense and the pruned network, and the difference in
-            percentage points; all classes where they are few, else those that changed.
-        rest: a sentence about the others; empty where there are none.
+    Its rows are class, inputs, accuracy of the dense and the pruned network, and the difference in
+    percentage points: of all classes where they are few, else of those that changed. A sentence,
+    which may be empty, is about the other classes.
     """
     if not confusion or not confusion.get("totals"):
         return None
@@ -62,13 +61,11 @@ def class_accuracies(
             rest.append(f"{number(same)} did not change")
         classes = changed[:MAX_CLASSES]
     rows = [
-        (
-            str(label),
-            number(total),
-            percent(dense),
-            percent(pruned),
-            f"{100 * (pruned - dense):+.2f}",
-        )
+        (str(label), number(total), percent(dense), percent(pruned), _change(pruned - dense))
         for label, total, dense, pruned in classes
     ]
     return rows, "; ".join(rest)
+
+
+def _change(difference: float) -> str:
+    return points(difference).partition(" ")[0]  # the head of the table has the unit

@@ -66,20 +66,18 @@ class ComparisonPage:
 
 def comparison_page(page: ComparisonPage) -> str:
     """Return the page as HTML."""
-    return render(
-        "comparison.html",
-        {
-            "title": f"{page.target}: gaprune comparison",
-            "top": _headline(page),
-            "page": page,
-            "chart": _chart(page) if page.sparsities else None,
-            "effort": _effort_chart(page) if page.sparsities else None,
-            "rows": [
-                (method, [_cell(method.scores.get(sparsity)) for sparsity in page.sparsities])
-                for method in page.methods
-            ],
-        },
-    )
+    content = {
+        "title": f"{page.target}: gaprune comparison",
+        "top": _headline(page),
+        "page": page,
+        "chart": _chart(page) if page.sparsities else None,
+        "effort": _effort_chart(page) if page.sparsities else None,
+        "rows": [
+            (method, [_cell(method.scores.get(sparsity)) for sparsity in page.sparsities])
+            for method in page.methods
+        ],
+    }
+    return render("comparison.html", content)
 
 
 def _headline(page: ComparisonPage) -> Headline:
@@ -165,32 +163,17 @@ def _effort_chart(page: ComparisonPage) -> Chart | None:
     # One point compares nothing.
     if len(ranked) < 2:
         return None
-    groups: dict[str, list[MethodScores]] = {
-        EVOLVED: [],
-        "without training": [],
-        "with training": [],
-    }
+    groups: dict[str, list[Point]] = {EVOLVED: [], "without training": [], "with training": []}
     for method in sorted(ranked, key=lambda method: method.seconds):
         training = "with training" if method.trains else "without training"
-        groups[EVOLVED if method.name == EVOLVED else training].append(method)
+        score = method.scores[last].score
+        text = f"{method.name}: {percent(score)} in {duration(method.seconds)}"
+        group = EVOLVED if method.name == EVOLVED else training
+        groups[group].append(Point(method.seconds, score, text))
     series = [
-        Series(
-            name,
-            [
-                Point(
-                    method.seconds,
-                    method.scores[last].score,
-                    f"{method.name}: {percent(method.scores[last].score)} in "
-                    f"{duration(method.seconds)}",
-                )
-                for method in methods
-            ],
-            style,
-            joined=False,
-            highlighted=name == EVOLVED,
-        )
-        for style, (name, methods) in enumerate(groups.items())
-        if methods
+        Series(name, dots, style, joined=False, highlighted=name == EVOLVED)
+        for style, (name, dots) in enumerate(groups.items())
+        if dots
     ]
     scores = [method.scores[last].score for method in ranked]
     return Chart(

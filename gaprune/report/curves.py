@@ -49,30 +49,25 @@ def _progress_charts(
     references = [] if agreement is None else [(float(agreement), f"{best}, the best criterion")]
 
     def series(name: str, key: str, style: int, text: Text) -> Series:
-        points = [
-            Point(
-                float(generation[x_name]),
-                float(generation[key]),
-                f"generation {generation['generation']}: {text(float(generation[key]))}, "
+        dots = []
+        for generation in history:
+            value = float(generation[key])
+            tooltip = (
+                f"generation {generation['generation']}: {text(value)}, "
                 f"{number(generation['evaluations'])} evaluations, "
-                f"{duration(float(generation['seconds']))}",
+                f"{duration(float(generation['seconds']))}"
             )
-            for generation in history
-        ]
-        return Series(name, points, style, highlighted=style == 0)
+            dots.append(Point(float(generation[x_name]), value, tooltip))
+        return Series(name, dots, style, highlighted=style == 0)
 
     validation = [float(generation["validation"]) for generation in history]
     fitness = [float(generation[key]) for generation in history for key in ("best", "mean")]
+    scale = _fractions(validation + [value for value, _ in references])
     return [
         Chart(
             "Agreement on the validation inputs",
             x,
-            Axis(
-                "agreement",
-                _fractions(validation + [value for value, _ in references]),
-                tick_percent,
-                exact=percent,
-            ),
+            Axis("agreement", scale, tick_percent, exact=percent),
             [series("best candidate", "validation", 0, percent)],
             note="The best candidate of each generation. The search never selects on these inputs.",
             references=references,
@@ -111,37 +106,30 @@ def front_chart(run: RunFiles) -> Chart | None:
         }
     else:
         return None
-    # Both axes must contain every group.
-    networks = [network for group in groups.values() for network in group]
+
+    def point(network: Mapping[str, Any]) -> Point:
+        sparsity, agreement = float(network["sparsity"]), float(network["validation"])
+        text = f"{percent(sparsity)} removed: {percent(agreement)} {VALIDATION}"
+        return Point(1 - sparsity, agreement, text)
+
     series = [
         Series(
             name,
-            [
-                Point(
-                    1 - float(network["sparsity"]),
-                    float(network["validation"]),
-                    f"{percent(network['sparsity'])} removed: {percent(network['validation'])} "
-                    f"{VALIDATION}",
-                )
-                for network in sorted(group, key=lambda network: -float(network["sparsity"]))
-            ],
+            sorted(map(point, group), key=lambda dot: dot.x),
             style,
             joined=bool(front),
             highlighted=style == 0,
         )
         for style, (name, group) in enumerate(groups.items())
     ]
+    # Both axes must contain every group.
+    dots = [dot for line in series for dot in line.points]
+    kept_weights = Log.around([dot.x for dot in dots])
+    agreement = _fractions([dot.y for dot in dots])
     return Chart(
         title,
-        Axis(
-            "weights kept", Log.around([1 - float(n["sparsity"]) for n in networks]), tick_percent
-        ),
-        Axis(
-            VALIDATION,
-            _fractions([float(network["validation"]) for network in networks]),
-            tick_percent,
-            exact=percent,
-        ),
+        Axis("weights kept", kept_weights, tick_percent),
+        Axis(VALIDATION, agreement, tick_percent, exact=percent),
         series,
         note=note,
     )

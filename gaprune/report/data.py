@@ -77,9 +77,7 @@ def report_data_of(
 def confusion_of(labels: Tensor, **logits: Tensor) -> dict[str, Any] | None:
     """Return accuracies by class and confusion matrices; None without classes, or with too many.
 
-    Args:
-        labels: int64 `[N]`.
-        logits: network → its outputs `[N, classes]`.
+    `labels` is int64 `[N]`; `logits` holds the outputs `[N, classes]` of every network.
     """
     first = next(iter(logits.values()))
     if first.ndim != 2 or not 2 <= (classes := first.shape[1]) <= MAX_CLASSES:
@@ -105,12 +103,12 @@ def _samples(
     predictions: list[dict[str, Any]] = [{} for _ in inputs]
     # Only logits of classes have a prediction and a probability.
     if dense.ndim == 2 and dense.shape[1] > 1:
-        pruned = evaluator.outputs(best.mask, inputs)
-        probabilities = functional.softmax(dense.float(), dim=1).amax(1)
-        columns = (dense.argmax(1).tolist(), probabilities.tolist(), pruned.argmax(1).tolist())
+        pruned = evaluator.outputs(best.mask, inputs).argmax(1).tolist()
+        probabilities = functional.softmax(dense.float(), dim=1).amax(1).tolist()
+        rows = zip(dense.argmax(1).tolist(), probabilities, pruned, strict=True)
         predictions = [
             {"dense": before, "probability": round(probability, 4), "pruned": after}
-            for before, probability, after in zip(*columns, strict=True)
+            for before, probability, after in rows
         ]
     values, shape = as_values(inputs, spec)
     return {

@@ -50,13 +50,11 @@ def png(pixels: Pixels) -> bytes:
     # Width, height, bit depth, colour type, and the only values of the last three fields.
     head = struct.pack(">IIBBBBB", width, height, 8, _KINDS[channels], 0, 0, 0)
     parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data))
-        + name
-        + data
-        + struct.pack(">I", zlib.crc32(name + data) & 0xFFFFFFFF)
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in parts
     )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def tinted(strength: NDArray[np.floating[Any]], colour: tuple[int, int, int]) -> Pixels:
@@ -73,9 +71,8 @@ def tiles(pictures: list[Pixels], columns: int, gap: int = 1) -> Pixels:
     rows = -(-len(pictures) // columns)
     columns = min(columns, len(pictures))
     # Zeros in the alpha channel make the gaps transparent.
-    sheet = np.zeros(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), np.uint8
-    )
+    size = (rows * (height + gap) - gap, columns * (width + gap) - gap)
+    sheet = np.zeros((*size, channels), np.uint8)
     for index, tile in enumerate(pictures):
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = tile

@@ -59,11 +59,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read the directory of a finished run.
-
-    Raises:
-        InputError: there is none, its record is damaged, or another version wrote it.
-    """
+    """Read the directory of a finished run; raise InputError without a complete record."""
     record = read_record(folder)
     if missing := [name for name in _NEEDED if name not in record]:
         raise InputError(f"run: {folder / RECORD} is damaged: it lacks {missing[0]}; prune again")

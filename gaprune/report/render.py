@@ -14,47 +14,64 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from gaprune import formatting
-from gaprune.report.palette import as_css
 
 _UNIT = re.compile(r"(?<=[\d×]) (?=(?:%|bytes|[kMGT]B|s|min|h)(?!\w))")
 _MINUS = re.compile(r"(?<![^\s(])-(?=\d)")
 
+_COLOURS = {  # tests check their contrast; CSS variable → light, dark
+    "page": ("#f7f6f2", "#121518"),
+    "card": ("#ffffff", "#1a1f23"),
+    "ink": ("#1c2024", "#eceae4"),
+    "soft": ("#59606a", "#a8aeb5"),
+    "line": ("#dcd9d0", "#343b41"),
+    "grid": ("#ebe8e0", "#272d32"),
+    "accent": ("#0b6e5d", "#52cfb2"),
+    "tint": ("#e3f1ed", "#17322d"),
+    "s0": ("#0b6e5d", "#52cfb2"),
+    "s1": ("#a54a06", "#f3a35c"),
+    "s2": ("#2563b8", "#84b4f5"),
+    "s3": ("#a3317a", "#ee8fc9"),
+    "s4": ("#6b6f12", "#cfcf5d"),
+    "s5": ("#6941c6", "#b9a3f8"),
+    "s6": ("#b3261e", "#f58f86"),
+    "s7": ("#59606a", "#a8aeb5"),
+}
+LIGHT = {name: light for name, (light, _) in _COLOURS.items()}
+DARK = {name: dark for name, (_, dark) in _COLOURS.items()}
+
+
+def environment(**options: Any) -> Environment:
+    """Return a template environment with the formats of `gaprune.formatting` as filters."""
+    made = Environment(  # noqa: S701 - pages set autoescape; Markdown needs none
+        # A misspelt variable must fail here and not print nothing.
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+    made.filters |= {name: getattr(formatting, name) for name in ("percent", "number", "duration")}
+    return made
+
 
 def render(template: str, content: Mapping[str, Any]) -> str:
-    """Return a page in which every text is escaped.
+    """Return a page of `templates/` in which every text is escaped.
 
     Its content security policy forbids it to load anything, and to run any script but its own.
-
-    Args:
-        template: a file in `templates/`.
-        content: the variables of the template.
     """
     script = _file("script.js")
     # The hash allows this script only; a name with markup in it could not run another.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     policy += f"script-src 'sha256-{digest}'"
-    page = _environment().get_template(template)
-    return page.render(
-        **content,
-        policy=policy,
-        style=Markup(as_css() + _file("style.css")),  # noqa: S704 - our own files
-        script=Markup(script),  # noqa: S704 - as above
-    )
+    # our own files: nothing of the user is marked as safe
+    code = {"style": Markup(as_css() + _file("style.css")), "script": Markup(script)}  # noqa: S704
+    return _environment().get_template(template).render(**content, policy=policy, **code)
 
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("gaprune.report"),
-        autoescape=True,
-        # A misspelt variable must fail here and not print nothing.
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_typeset,
-    )
-    made.filters |= {name: getattr(formatting, name) for name in ("percent", "number", "duration")}
+    loader = PackageLoader("gaprune.report")
+    made = environment(loader=loader, autoescape=True, finalize=_typeset)
     made.filters["breakable"] = _breakable
     return made
 
@@ -74,3 +91,21 @@ def _breakable(name: str) -> Markup:
 @cache
 def _file(name: str) -> str:
     return (resources.files("gaprune.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def as_css() -> str:
+    """Return both sets as CSS variables: the system's theme, unless the reader chooses another.
+
+    Printed pages are light.
+    """
+    light, dark = (
+        "".join(f"--{name}:{value};" for name, value in colours.items())
+        for colours in (LIGHT, DARK)
+    )
+    # The reader's choice overrides the theme of the system, and paper is always light.
+    return (
+        f":root{{color-scheme:light;{light}}}\n"
+        f"@media screen and (prefers-color-scheme:dark){{:root:not([data-theme=light])"
+        f"{{color-scheme:dark;{dark}}}}}\n"
+        f"@media screen{{:root[data-theme=dark]{{color-scheme:dark;{dark}}}}}\n"
+    )

@@ -29,14 +29,9 @@ MAX_LAYERS = 300  # rows of the table of layers
 
 
 def write_report(folder: str | Path, *, name: str | None = None) -> Path:
-    """Write `report.html` from the other files of a finished run, in place of an older one.
+    """Write `report.html` from the other files of a finished run and return its path.
 
-    Args:
-        folder: of the run.
-        name: of the folder in the page; None takes its real name.
-
-    Returns:
-        The path of the page.
+    The page calls the folder `name`; None takes its real name.
 
     Raises:
         InputError: there is no finished run.
@@ -51,11 +46,7 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
 
 
 def report_of(folder: Path, *, name: str | None = None) -> str:
-    """Return the page of a finished run as HTML.
-
-    Raises:
-        InputError: there is no finished run.
-    """
+    """Return the page of a finished run as HTML; raise InputError if there is none."""
     run = read_run(folder)
     top = headline(run)
     record, confusion = run.record, run.report_data.get("confusion")
@@ -72,30 +63,28 @@ def report_of(folder: Path, *, name: str | None = None) -> str:
         "calibration inputs, SHA-256": provenance.get("sha256"),
         "validation inputs, SHA-256": provenance.get("validation_sha256"),
     }
-    return render(
-        "run.html",
-        {
-            "title": f"{top.title}: gaprune report",
-            "top": top,
-            "methods": method_plot(run),
-            "search": search_charts(run),
-            "front": front_chart(run),
-            "samples": sample_groups(run),
-            "density": density_plot(run),
-            "first_layer": first_layer_images(run),
-            "density_maps": density_maps(run),
-            "matrices": confusion_matrices(confusion),
-            "accuracies": class_accuracies(confusion),
-            "method_rows": [(name, *map(percent, scores)) for name, *scores in method_scores(run)],
-            "layers": _layers(run),
-            "provenance": provenance,
-            "facts": [(key, str(value)) for key, value in facts.items() if value is not None],
-            "command": run.report_data.get("command"),
-            "folder": name or folder.name,
-            "config": run.config,
-            "versions": dict(record.get("versions") or {}),
-        },
-    )
+    content = {
+        "title": f"{top.title}: gaprune report",
+        "top": top,
+        "methods": method_plot(run),
+        "search": search_charts(run),
+        "front": front_chart(run),
+        "samples": sample_groups(run),
+        "density": density_plot(run),
+        "first_layer": first_layer_images(run),
+        "density_maps": density_maps(run),
+        "matrices": confusion_matrices(confusion),
+        "accuracies": class_accuracies(confusion),
+        "method_rows": [(name, *map(percent, scores)) for name, *scores in method_scores(run)],
+        "layers": _layers(run),
+        "provenance": provenance,
+        "facts": [(key, str(value)) for key, value in facts.items() if value is not None],
+        "command": run.report_data.get("command"),
+        "folder": name or folder.name,
+        "config": run.config,
+        "versions": dict(record.get("versions") or {}),
+    }
+    return render("run.html", content)
 
 
 def _layers(run: RunFiles) -> dict[str, Any]:

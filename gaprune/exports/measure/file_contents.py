@@ -55,9 +55,7 @@ class FileContents:
 
     @torch.no_grad()
     def load_into(self, dense: Target) -> nn.Module | None:
-        """Return a copy of the dense network with these weights; None for ONNX.
-
-        A program is returned as it is.
+        """Return a copy of the dense network with these weights, or a program; None for ONNX.
 
         Raises:
             InputError: names or shapes don't fit.
@@ -125,10 +123,8 @@ def _kind(path: Path) -> str:
 def _counts(tensors: Iterable[Tensor]) -> tuple[int, int]:
     """Return how many elements tensors have, and how many of them aren't 0."""
     listed = list(tensors)
-    return (
-        sum(tensor.numel() for tensor in listed),
-        sum(int(tensor.count_nonzero()) for tensor in listed),
-    )
+    nonzeros = sum(int(tensor.count_nonzero()) for tensor in listed)
+    return sum(tensor.numel() for tensor in listed), nonzeros
 
 
 def _from_state(path: Path, kind: str, state: Mapping[str, Tensor]) -> FileContents:
@@ -178,10 +174,8 @@ _READERS: dict[str, Callable[[Path, str], FileContents]] = {
 def find_dense(path: Path, stated: str | Target | None) -> Target | None:
     """Return the dense network of a file; None where nothing names it.
 
-    Args:
-        path: the file.
-        stated: a target's name, a run directory, or the target itself; None looks for an export
-            or a run in the folder of the file.
+    `stated` is a target's name, a run directory, or the target itself; None looks for an export or
+    a run in the folder of the file.
 
     Raises:
         InputError: what is named can't be loaded, or its weights have changed since pruning.

@@ -35,71 +35,43 @@ NOTICEABLE = 1.1  # speed-ups below this are noise of the machine
 
 
 class NonzeroMacs(NamedTuple):
-    """Multiply-adds for one input.
+    """Multiply-adds for one input."""
 
-    Attributes:
-        total: what a dense runtime computes.
-        nonzero: those with a weight that isn't 0, which a runtime that skips zeros would compute;
-            None where the layers aren't known.
-    """
-
-    total: int
+    total: int  # what a dense runtime computes
+    # those with a weight that isn't 0, which a runtime that skips zeros would compute; None where
+    # the layers aren't known
     nonzero: int | None
 
 
 @dataclass(frozen=True)
 class FileMeasurement:
-    """The measurements of one file.
+    """The measurements of one file; None where they need an unknown dense network."""
 
-    Attributes:
-        file: as the user named it.
-        kind: `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`.
-        bytes: on the disk.
-        zstd_bytes: compressed as the command zstd does by default; None without the package.
-        parameters: floating-point numbers in the file; of masks, the weights that they cover.
-        nonzeros: those that aren't 0.
-        macs: multiply-adds for one input; None where the dense network isn't known.
-        timed: latencies of file and dense network.
-        agreement: with the dense network, in [0, 1]; None as above.
-        accuracy: on labelled inputs, where there are any.
-        compared_on: the inputs of agreement and accuracy.
-        threads: of every runtime.
-        remarks: what the figures mean, in sentences.
-    """
-
-    file: str
-    kind: str
-    bytes: int
-    zstd_bytes: int | None
-    parameters: int
-    nonzeros: int
+    file: str  # as the user named it
+    kind: str  # `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`
+    bytes: int  # on the disk
+    zstd_bytes: int | None  # compressed as the command zstd does; None without the package
+    parameters: int  # floating-point numbers in the file; of masks, the weights that they cover
+    nonzeros: int  # those that aren't 0
     macs: NonzeroMacs | None
-    timed: LatencyTable
-    agreement: float | None
-    accuracy: float | None
-    compared_on: str | None
-    threads: int
-    remarks: tuple[str, ...]
+    timed: LatencyTable  # of file and dense network
+    agreement: float | None  # with the dense network, in [0, 1]
+    accuracy: float | None  # on labelled inputs, where there are any
+    compared_on: str | None  # the inputs of agreement and accuracy
+    threads: int  # of every runtime
+    remarks: tuple[str, ...]  # what the figures mean, in sentences
 
     def record(self) -> dict[str, Any]:
         """Return plain data."""
+        plain = {name: value for name, value in vars(self).items() if name != "timed"}
         return {
             "schema": SCHEMA,
-            "file": self.file,
-            "kind": self.kind,
-            "bytes": self.bytes,
-            "zstd_bytes": self.zstd_bytes,
-            "parameters": self.parameters,
-            "nonzeros": self.nonzeros,
+            **plain,
             "macs": None if self.macs is None else self.macs.total,
             "nonzero_macs": None if self.macs is None else self.macs.nonzero,
             "latency_ms": _plain(self.timed.pruned),
             "dense_latency_ms": _plain(self.timed.dense),
             "unavailable": dict(self.timed.missing),
-            "agreement": self.agreement,
-            "accuracy": self.accuracy,
-            "compared_on": self.compared_on,
-            "threads": self.threads,
             "remarks": list(self.remarks),
         }
 
@@ -244,13 +216,8 @@ def remarks(
     """Say whether a file is faster than the dense network, each in its fastest runtime.
 
     A network of the same shapes takes the same multiply-adds in every runtime that doesn't skip
-    zeros. Only torch-csr, which does, can be faster there; other differences are noise.
-
-    Args:
-        content: of the file.
-        timed: its latencies.
-        macs: its multiply-adds; None where the dense network isn't known.
-        dense_macs: multiply-adds of the dense network; None as above.
+    zeros. Only torch-csr, which does, can be faster there; other differences are noise. Both
+    `macs` and `dense_macs` are None where the dense network isn't known.
     """
     if macs is None or dense_macs is None:
         yield (
