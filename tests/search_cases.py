@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import TeacherBatch
 from gaprune.evaluation.objectives import OBJECTIVES, Objective
 from gaprune.evolution.genome import Genes, Individual, rank, seed_genes
+from gaprune.evolution.gradient import Refinement
+from gaprune.evolution.presets import find_preset
+from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import BreedResult, ValidateTask
 from gaprune.masks.supermask import Layout
 from gaprune.models.forward import batched_forward
@@ -100,6 +104,22 @@ def tiny_evaluator(
         gradient_share=gradient_share or 0.0,
         rungs=rungs,
     )
+
+
+def plan_for(evaluator: Evaluator, preset: str = "black-box", **changes: Any) -> SearchPlan:
+    """Return a small plan of a preset that keeps 60 weights; `changes` replaces fields."""
+    chosen = find_preset(preset)
+    plan = SearchPlan(
+        preset=chosen,
+        layout=evaluator.layout,
+        seed=1,
+        population=4,
+        offspring=8,
+        refinement=Refinement(steps=4, learning_rate=0.5, batch=16) if chosen.gradient else None,
+        limits=SearchLimits(generations=5),
+        keep=60,
+    )
+    return replace(plan, **changes)
 
 
 def random_genes(

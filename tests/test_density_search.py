@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluator
+from search_cases import Recording, plan_for, random_genes, seeded, seeds_of, tiny_evaluator
 from torch import nn
 
 from gaprune.config import make_settings
@@ -38,18 +38,8 @@ def plan_of(
     density_search: int, preset: str = "default", generations: int | None = 6
 ) -> SearchPlan:
     """Return a small plan with an allocation phase."""
-    chosen = find_preset(preset)
-    return SearchPlan(
-        preset=chosen,
-        layout=EVALUATOR.layout,
-        seed=1,
-        population=4,
-        offspring=8,
-        refinement=STEPS if chosen.gradient else None,
-        limits=SearchLimits(generations=generations),
-        keep=KEEP,
-        density_search=density_search,
-    )
+    limits = SearchLimits(generations=generations)
+    return plan_for(EVALUATOR, preset, limits=limits, density_search=density_search)
 
 
 @pytest.mark.parametrize("scope", ["allocated", "global"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import Recording, random_genes, seeded, seeds_of, tiny_evaluator, validated
+from search_cases import (
+    Recording,
+    plan_for,
+    random_genes,
+    seeded,
+    seeds_of,
+    tiny_evaluator,
+    validated,
+)
 
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
-from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import NONE, PRESETS, as_pareto, find_preset
 from gaprune.evolution.search_plan import (
@@ -36,23 +44,8 @@ from gaprune.workers import SerialWorkers
 EVALUATOR = tiny_evaluator()
 LABELLED = tiny_evaluator("accuracy", labels=True)
 KEEP = 60
-STEPS = Refinement(steps=4, learning_rate=0.5, batch=16)
-
-
-def plan_of(preset: str = "black-box", **changes: Any) -> SearchPlan:
-    """Return a small plan of a preset."""
-    chosen = find_preset(preset)
-    plan = SearchPlan(
-        preset=chosen,
-        layout=EVALUATOR.layout,
-        seed=1,
-        population=4,
-        offspring=8,
-        refinement=STEPS if chosen.gradient else None,
-        limits=SearchLimits(generations=5),
-        keep=KEEP,
-    )
-    return replace(plan, **changes)
+plan_of = partial(plan_for, EVALUATOR)
+STEPS = 4  # gradient steps of its children
 
 
 def search(
@@ -111,7 +104,7 @@ def test_every_evaluation_is_counted() -> None:
     """Seeds on both rungs; then each child, its gradient steps, and the faster half once more."""
     assert [r.evaluations for r in search(plan_of()).history] == [8, 20, 32, 44, 56, 68]
     counted = [r.evaluations for r in search(plan_of("default")).history]
-    assert counted == [8 + n * (8 * (1 + STEPS.steps) + 4) for n in range(6)]
+    assert counted == [8 + n * (8 * (1 + STEPS) + 4) for n in range(6)]
 
 
 @pytest.mark.parametrize(

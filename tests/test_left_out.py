@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 import pytest
-from search_cases import seeds_of, tiny_evaluator
+from search_cases import plan_for, seeds_of, tiny_evaluator
 
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
-from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.presets import as_pareto, find_preset
-from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
+from gaprune.evolution.presets import as_pareto
+from gaprune.evolution.search_plan import SearchLimits, SearchResult
 from gaprune.evolution.tasks import BreedTask, ScoreTask, ValidateTask
 from gaprune.workers import FailedTask, SerialWorkers
 
@@ -48,18 +48,9 @@ def search(
     workers: SerialWorkers, preset: str = "default", *, pareto: bool = False
 ) -> SearchResult:
     """Search a little, and check that every failure causes a warning."""
-    chosen = find_preset(preset)
-    plan = SearchPlan(
-        preset=as_pareto(chosen) if pareto else chosen,
-        layout=EVALUATOR.layout,
-        seed=3,
-        population=4,
-        offspring=6,
-        refinement=Refinement(2, 0.5, 16) if chosen.gradient else None,
-        limits=SearchLimits(generations=3),
-        keep=KEEP,
-        most=120 if pareto else None,
-    )
+    plan = plan_for(EVALUATOR, preset, seed=3, offspring=6, limits=SearchLimits(generations=3))
+    if pareto:
+        plan = replace(plan, preset=as_pareto(plan.preset), most=120)
     warnings: list[str] = []
     outcome = Evolution(plan, workers, warn=warnings.append).run(seeds_of(EVALUATOR, KEEP))
     if isinstance(workers, Losing):

@@ -210,15 +210,6 @@ def test_uniform_reset_redraws_a_fraction_between_its_bounds(
     assert abs(len(fresh) - WIDE.total * rate) <= 6 * deviation + 1
 
 
-def test_uniform_reset_is_uniform() -> None:
-    """The deciles of new scores are even (Kolmogorov–Smirnov below its 0.1 % bound)."""
-    parent = Genes(torch.zeros(WIDE.total), (40, 10, 50), 100)
-    fresh = uniform_reset(parent, WIDE, seeded(), rate=1.0, low=-1.0, high=3.0).scores
-    empirical = (fresh.sort().values + 1) / 4
-    expected = (torch.arange(WIDE.total) + 0.5) / WIDE.total
-    assert (empirical - expected).abs().max().item() < 1.95 / WIDE.total**0.5
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_threshold_swap_exchanges_weights_near_the_cut_of_one_layer(kind: str) -> None:
     """As many leave as enter, from the nearest quarter on both sides; the scores are the same."""

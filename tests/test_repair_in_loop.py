@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune import InputError, InputOptions, Result, prune, prune_target
-from gaprune.callbacks import Observer
+from gaprune.callbacks import Callbacks
 from gaprune.cli.console import stdout
 from gaprune.cli.result_table import show_result
 from gaprune.config import make_settings
@@ -290,24 +290,15 @@ def test_every_search_can_repair_in_the_loop(
     assert len(result.front) > 1 or "pareto" not in options
 
 
-class Phases(Observer):
-    """Records the names of phases."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def phase(self, name: str, detail: str) -> None:
-        """Record one."""
-        self.names.append(name)
-
-
 def test_a_network_without_repairable_modules_is_refused() -> None:
     """Before any calibration input is made."""
     net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
-    observer, inputs = Phases(), InputOptions(range=(0, 1))
+    phases: list[str] = []
+    observer = Callbacks(on_phase=lambda name, _: phases.append(name))
+    inputs = InputOptions(range=(0, 1))
     with pytest.raises(InputError, match=r"^repair_in_loop: .*0: .*--repair-in-loop"):
         prune(net, inputs=inputs, observer=observer, **SMALL, repair_in_loop=True)
-    assert observer.names == []
+    assert phases == []
 
 
 def first_cells(text: str) -> list[str]:

@@ -194,17 +194,6 @@ def test_the_axis_of_a_search_is_chosen(open_report: Open) -> None:
     assert [panel.is_visible() for panel in panels] == [False, True]
 
 
-def test_points_are_drawn_at_their_values(open_report: Open) -> None:
-    """On the screen, higher scores are higher and higher sparsities further right."""
-    points = open_report("comparison").locator("#sparsity .series:not(.off)").first.locator(".pt")
-    boxes = [box for box in (point.bounding_box() for point in points.all()) if box is not None]
-    labels = [str(point.get_attribute("aria-label")) for point in points.all()]
-    scores = [float(label.split(": ")[-1].split("\u00a0")[0]) for label in labels]
-    assert [box["x"] for box in boxes] == sorted(box["x"] for box in boxes)
-    order = sorted(range(len(boxes)), key=lambda index: boxes[index]["y"])
-    assert [scores[index] for index in order] == sorted(scores, reverse=True)
-
-
 def test_a_report_is_printed(open_report: Open) -> None:
     """A PDF has a few pages."""
     paper = open_report("run", dark=True).pdf(format="A4")

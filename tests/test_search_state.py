@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from search_cases import random_genes, seeds_of, tiny_evaluator
+from search_cases import plan_for, random_genes, seeds_of, tiny_evaluator
 
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual
-from gaprune.evolution.gradient import Refinement
-from gaprune.evolution.presets import as_pareto, find_preset
+from gaprune.evolution.presets import as_pareto
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan, SearchResult
 from gaprune.evolution.search_state import SearchState
 from gaprune.io.checkpoints import read_checkpoint, write_checkpoint
@@ -28,16 +27,11 @@ SCORES = {one.key: EVALUATOR.validate(one.mask) for one in SEEDS}
 
 def plan_of(preset: str, *, front: bool, generations: int = 6) -> SearchPlan:
     """Return a small plan; one with keep counts to allocate, where that can be."""
-    chosen = find_preset(preset)
-    return SearchPlan(
-        preset=as_pareto(chosen) if front else chosen,
-        layout=EVALUATOR.layout,
-        seed=3,
-        population=5,
-        offspring=6,
-        refinement=Refinement(steps=3, learning_rate=0.3, batch=8) if chosen.gradient else None,
+    plan = plan_for(EVALUATOR, preset, seed=3, population=5, offspring=6)
+    return replace(
+        plan,
+        preset=as_pareto(plan.preset) if front else plan.preset,
         limits=SearchLimits(generations=generations, stagnation=5),
-        keep=KEEP,
         most=120 if front else None,
         density_search=0 if front or preset == "classic" else 2,
     )
@@ -68,15 +62,8 @@ def genes_of(one: Individual) -> tuple[Any, ...]:
     genes = one.genes
     scores = genes.scores.numpy().tobytes()
     rest = (genes.counts, genes.keep, genes.fixed, genes.absolute)
-    return (
-        scores,
-        rest,
-        one.key,
-        one.origin,
-        one.step_scale,
-        one.race_fitness,
-        one.fitness.values,
-    )
+    origin = (one.key, one.origin, one.step_scale)
+    return scores, rest, origin, one.race_fitness, one.fitness.values
 
 
 def all_of(outcome: SearchResult) -> dict[str, Any]:

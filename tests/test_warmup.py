@@ -13,7 +13,7 @@ from comparison_cases import QUICK, conv_target
 from hypothesis import given
 from hypothesis import strategies as st
 from repair_networks import Convolutional, loop_evaluator, seeded, target_of
-from search_cases import Recording, random_genes, seeds_of, validated
+from search_cases import Recording, plan_for, random_genes, seeds_of, validated
 from torch import nn
 
 from gaprune import InputError, InputOptions, prune, prune_target
@@ -23,7 +23,6 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.forward_modes import GuidedForward, RepairedForward
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.gradient import Refinement, refine
-from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import (
     DENSITY_SEARCH,
     MIN_DENSITY_OFFSPRING,
@@ -61,18 +60,9 @@ EVALUATOR = evaluator_of()
 
 def plan_of(**changes: Any) -> SearchPlan:
     """Return a small plan with a continuation."""
-    plan = SearchPlan(
-        preset=find_preset("default"),
-        layout=EVALUATOR.layout,
-        seed=1,
-        population=2,
-        offspring=3,
-        refinement=STEPS,
-        limits=SearchLimits(generations=3),
-        keep=KEEP,
-        warmup=FADING,
-    )
-    return replace(plan, **changes)
+    limits = SearchLimits(generations=3)
+    common = {"population": 2, "offspring": 3, "refinement": STEPS, "limits": limits, "keep": KEEP}
+    return replace(plan_for(EVALUATOR, "default", **common, warmup=FADING), **changes)
 
 
 def search(plan: SearchPlan, workers: Workers | None = None) -> SearchResult:
