@@ -218,27 +218,21 @@ def test_wanda_measures_transformers() -> None:
         assert score(name, network, calibration, seeded()).isfinite().all()
 
 
-class Tied(nn.Module):
-    """Two linear layers that share one square weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-        self.second.weight = self.first.weight
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.second(self.first(inputs))
-        return logits
+def tied() -> nn.Module:
+    """Return two linear layers that share one square weight."""
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
 
 
 def test_tied_weights_are_scored_once() -> None:
     """A shared matrix has one score per weight, and the inputs of both uses count."""
-    network = network_of(Tied, VECTOR)
+    network = network_of(tied, VECTOR)
     calibration = torch.randn(9, 4, generator=seeded())
-    assert list(network.weights) == ["first.weight"]
-    inner = calibration @ network.weights["first.weight"].T
+    assert list(network.weights) == ["0.weight"]
+    inner = calibration @ network.weights["0.weight"].T
     expected = calibration.square().sum(0) + inner.square().sum(0)
-    energies = input_energies(network, calibration)["first.weight"]
+    energies = input_energies(network, calibration)["0.weight"]
     torch.testing.assert_close(energies, expected.double().expand(4, -1))
     for name in CRITERIA:
         assert score(name, network, calibration, seeded()).shape == (16,)

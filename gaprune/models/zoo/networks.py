@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import max_pool2d, relu
 
 
 class MnistMlp(nn.Module):
@@ -22,9 +22,8 @@ class MnistMlp(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        hidden = functional.relu(self.fc1(images.flatten(1)))
-        hidden = functional.relu(self.fc2(hidden))
-        logits: Tensor = self.fc3(hidden)
+        hidden = relu(self.fc1(images.flatten(1)))
+        logits: Tensor = self.fc3(relu(self.fc2(hidden)))
         return logits
 
 
@@ -45,11 +44,9 @@ class MnistCnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        hidden = functional.relu(self.conv1(images))
-        hidden = functional.relu(self.conv2(hidden))
-        hidden = self.dropout1(functional.max_pool2d(hidden, 2)).flatten(1)
-        hidden = self.dropout2(functional.relu(self.fc1(hidden)))
-        logits: Tensor = self.fc2(hidden)
+        hidden = relu(self.conv2(relu(self.conv1(images))))
+        hidden = self.dropout1(max_pool2d(hidden, 2)).flatten(1)
+        logits: Tensor = self.fc2(self.dropout2(relu(self.fc1(hidden))))
         return logits
 
 
@@ -69,11 +66,9 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        hidden = functional.max_pool2d(functional.relu(self.conv1(images)), 2)
-        hidden = functional.max_pool2d(functional.relu(self.conv2(hidden)), 2).flatten(1)
-        hidden = functional.relu(self.fc1(hidden))
-        hidden = functional.relu(self.fc2(hidden))
-        logits: Tensor = self.fc3(hidden)
+        hidden = max_pool2d(relu(self.conv1(images)), 2)
+        hidden = max_pool2d(relu(self.conv2(hidden)), 2).flatten(1)
+        logits: Tensor = self.fc3(relu(self.fc2(relu(self.fc1(hidden)))))
         return logits
 
 
@@ -93,10 +88,9 @@ class FourLayer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        hidden = functional.relu(self.conv1(images))
-        hidden = functional.max_pool2d(functional.relu(self.conv2(hidden)), 2).flatten(1)
-        hidden = functional.relu(self.fc1(hidden))
-        logits: Tensor = self.fc2(hidden)
+        hidden = relu(self.conv1(images))
+        hidden = max_pool2d(relu(self.conv2(hidden)), 2).flatten(1)
+        logits: Tensor = self.fc2(relu(self.fc1(hidden)))
         return logits
 
 
