@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
@@ -99,11 +100,6 @@ class Encoder(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.layer(inputs).mean(1))  # type: ignore[no-any-return]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    """Return a generator of its own."""
-    return torch.Generator().manual_seed(seed)
 
 
 def target_of(

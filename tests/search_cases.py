@@ -192,3 +192,9 @@ class Recording(SerialWorkers):
 def validated(seeds: Sequence[Individual], evaluator: Evaluator) -> dict[str, ValidationScore]:
     """Return the scores of seeds on the validation inputs, by mask key."""
     return {seed.key: ValidateTask(seed.bits).run(evaluator) for seed in seeds}
+
+
+def same_bits(model: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two networks hold the same bits."""
+    left, right = model.state_dict(), other.state_dict()
+    return all(torch.equal(left[name], right[name]) for name in left)

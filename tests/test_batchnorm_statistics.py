@@ -72,15 +72,6 @@ def test_norms_count_alike_and_every_call_counts() -> None:
     assert divergence_of(Both(), inputs) == pytest.approx(expected)
 
 
-def test_the_training_batch_has_no_divergence() -> None:
-    """After one training pass over a batch, that batch fits; a shifted one does not."""
-    norm = nn.BatchNorm2d(3, momentum=None)
-    data = 3 + 2 * torch.randn(50, 3, 4, 4, generator=seeded())
-    norm(data)
-    assert abs(divergence_of(norm.eval(), data)) < 1e-5
-    assert divergence_of(norm, data + 1) > 0.05
-
-
 def test_constant_and_dead_channels_stay_finite() -> None:
     """Divergence and gradient are finite if both variances are 0."""
     norm = nn.BatchNorm1d(2).eval()

@@ -24,9 +24,9 @@ from repair_networks import (
     masked,
     normed,
     outputs_of,
-    seeded,
     target_of,
 )
+from search_cases import seeded
 from torch import Tensor, nn
 from torch.nn import functional
 

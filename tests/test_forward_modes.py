@@ -18,9 +18,9 @@ from repair_networks import (
     hook_count,
     masked,
     normed,
-    seeded,
     target_of,
 )
+from search_cases import seeded
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional

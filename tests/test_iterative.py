@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from search_cases import seeded, tiny_model
+from search_cases import same_bits, seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -53,12 +53,6 @@ def data() -> TrainingData:
 def stages(seed: int = 0, *, rewind: bool = False) -> list[PruningStage]:
     """Return all stages of a run on `tiny_target`."""
     return list(prune_iteratively(tiny_target(), data(), STEPS, FAST, seeded(seed), rewind=rewind))
-
-
-def same(model: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two networks hold the same bits."""
-    left, right = model.state_dict(), other.state_dict()
-    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_stages_match_torchs_pruning_and_training() -> None:
@@ -134,8 +128,8 @@ def test_the_seed_decides() -> None:
     """Same generator, same bits; the global random state stays."""
     state = torch.get_rng_state()
     first, again, other = (stages(seed)[-1] for seed in (1, 1, 2))
-    assert same(first.model, again.model)
-    assert not same(first.model, other.model)
+    assert same_bits(first.model, again.model)
+    assert not same_bits(first.model, other.model)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -113,14 +113,6 @@ def test_without_an_order_all_ids_are_drawn(name: str, known: TokenIds | None) -
     assert first.mode().values.mode() != second.mode().values.mode()
 
 
-def test_zipf_bursts_without_an_order_do_not_depend_on_the_embedding() -> None:
-    """A known embedding does not change the draws."""
-    bare = InputSpec((30,), "tokens", vocabulary=200)
-    known = replace(bare, token_ids=TokenIds(embedding=table()))
-    draw = TOKENS["zipf-bursts"]
-    assert torch.equal(draw(bare, 9, seeded(4)), draw(known, 9, seeded(4)))
-
-
 @pytest.mark.parametrize("ranked", [(), ORDINARY])
 def test_neighbours_are_those_of_the_largest_cosine(ranked: tuple[int, ...]) -> None:
     """They match the cosine of torch in float64, centred on the mean of the ordinary rows."""

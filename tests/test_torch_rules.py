@@ -52,18 +52,19 @@ class Net(nn.Module):
         return logits
 
 
-def make_target(seed: int = 0, *, biases: bool = False) -> Target:
-    """Return a target of normal weights: no two of them are equal."""
-    model = Net()
+def target_of(
+    model: nn.Module, *shape: int, seed: int = 0, prune_also: Sequence[str] = ()
+) -> Target:
+    """Return a target of normal weights: no two of them, and no two norms, are equal."""
+    generator = seeded(seed)
     with torch.no_grad():
-        generator = seeded(seed)
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    options = InputOptions(shape=(2, 4, 4))
-    return target_from_module(model, inputs=options, prune_also=BIASES if biases else ())
+    return target_from_module(model, inputs=InputOptions(shape=shape), prune_also=prune_also)
 
 
-TARGET, WITH_BIASES = make_target(), make_target(biases=True)
+TARGET = target_of(Net(), 2, 4, 4)
+WITH_BIASES = target_of(Net(), 2, 4, 4, prune_also=BIASES)
 
 
 def masks_of(
@@ -115,15 +116,6 @@ def slices_left(mask: Tensor, dim: int) -> int:
     return sum(bool(mask.select(dim, i).any()) for i in range(mask.shape[dim]))
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
-def test_slices_match_ln_structured(norm: float) -> None:
-    """Slices of the smallest norm are removed, along every dimension of every layer type."""
-    for name, weight in TARGET.weights.items():
-        for dim in range(-weight.ndim, weight.ndim):
-            oracle = Torch(TARGET).each(prune.ln_structured, [name], amount=0.4, n=norm, dim=dim)
-            assert_same(masks_of([PruningRule(0.4, name, dim=dim, norm=norm)]), oracle.masks())
-
-
 @pytest.mark.parametrize("amount", [0.2, 0.81, 150])
 def test_global_magnitude_is_global_unstructured(amount: float) -> None:
     """All layers ranked together, also after a rule that has already removed some."""
@@ -133,18 +125,6 @@ def test_global_magnitude_is_global_unstructured(amount: float) -> None:
     for rules in ([rule], [rule, rule]):
         prune.global_unstructured(parameters, prune.L1Unstructured, amount=amount)
         assert_same(masks_of(rules), oracle.masks())
-
-
-@pytest.mark.parametrize("dim", [0, 1, -1])
-def test_random_slices_match_torchs_counts(dim: int) -> None:
-    """Half of the slices of every weight are removed, and the others are whole."""
-    with torch.random.fork_rng():
-        oracle = Torch(TARGET).each(prune.random_structured, WEIGHTS, amount=0.5, dim=dim).masks()
-    masks = masks_of([PruningRule(0.5, criterion="random", dim=dim)])
-    for name, mask in masks.items():
-        left = slices_left(oracle[name], dim)
-        assert slices_left(mask, dim) == left
-        assert int(mask.sum()) == left * mask.numel() // mask.shape[dim]
 
 
 def test_rules_start_from_custom_masks() -> None:
@@ -182,7 +162,7 @@ def test_any_sequence_of_rules_matches_torch(
     sequence: list[tuple[PruningRule, str]], seed: int
 ) -> None:
     """Both refuse an amount above what is left."""
-    target = make_target(seed, biases=True)
+    target = target_of(Net(), 2, 4, 4, seed=seed, prune_also=BIASES)
     oracle = Torch(target)
     try:
         for rule, name in sequence:
@@ -323,15 +303,6 @@ class Grouped(nn.Module):
         hidden = self.up(self.first(images).relu()).relu()
         logits: Tensor = self.head(self.down(hidden).relu().flatten(1))
         return logits
-
-
-def target_of(model: nn.Module, *shape: int) -> Target:
-    """Return a target of normal weights: no two norms are equal."""
-    with torch.no_grad():
-        generator = seeded()
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return target_from_module(model, inputs=InputOptions(shape=shape))
 
 
 GROUPED = target_of(Grouped(), 2, 4, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import seeded, tiny_model
+from search_cases import same_bits, seeded, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,31 +46,16 @@ def random_masks(model: nn.Module, keep: float = 0.4) -> dict[str, Tensor]:
     }
 
 
-def same(model: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two networks hold the same bits."""
-    left, right = model.state_dict(), other.state_dict()
-    return all(torch.equal(left[name], right[name]) for name in left)
-
-
 def plain_loop(
     model: nn.Module, options: TrainingOptions, steps: int, masks: dict[str, Tensor]
 ) -> nn.Module:
     """Train with torch's unfused optimisers, the gradients of dropped weights zeroed."""
     optimiser: torch.optim.Optimizer
+    weights, rate, shrink = model.parameters(), options.learning_rate, options.weight_decay
     if options.optimiser == "adam":
-        optimiser = torch.optim.Adam(
-            model.parameters(),
-            options.learning_rate,
-            weight_decay=options.weight_decay,
-            foreach=False,
-        )
+        optimiser = torch.optim.Adam(weights, rate, weight_decay=shrink, foreach=False)
     else:
-        optimiser = torch.optim.SGD(
-            model.parameters(),
-            options.learning_rate,
-            options.momentum,
-            weight_decay=options.weight_decay,
-        )
+        optimiser = torch.optim.SGD(weights, rate, options.momentum, weight_decay=shrink)
     generator = seeded(8)
     decay = {"constant": lambda _: 1, "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t / steps)}
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, decay[options.decay])
@@ -106,7 +91,7 @@ def test_steps_are_those_of_torch(optimiser: str, decay: str, masked: bool) -> N
     train(model, data(), options, 2.5, seeded(8), masks=masks)
     for name, value in expected.state_dict().items():
         assert torch.allclose(model.state_dict()[name], value, atol=2e-6), name
-    assert not same(model, tiny_model())
+    assert not same_bits(model, tiny_model())
 
 
 class CheckZeros:
@@ -198,8 +183,8 @@ def test_the_seed_decides_about_dropout_too() -> None:
         train(model, data(), TrainingOptions(batch=32), 2, seeded(seed))
         assert torch.equal(torch.get_rng_state(), before)
         models.append(model)
-    assert same(models[0], models[1])
-    assert not same(models[0], models[2])
+    assert same_bits(models[0], models[1])
+    assert not same_bits(models[0], models[2])
 
 
 def test_a_loss_that_is_not_finite_stops_training() -> None:

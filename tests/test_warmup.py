@@ -12,8 +12,8 @@ from command_line import OWN, TINY, Run
 from comparison_cases import QUICK, conv_target
 from hypothesis import given
 from hypothesis import strategies as st
-from repair_networks import Convolutional, loop_evaluator, seeded, target_of
-from search_cases import Recording, plan_for, random_genes, seeds_of, validated
+from repair_networks import Convolutional, loop_evaluator, target_of
+from search_cases import Recording, plan_for, random_genes, seeded, seeds_of, validated
 from torch import nn
 
 from gaprune import InputError, InputOptions, prune, prune_target
