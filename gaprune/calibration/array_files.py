@@ -29,11 +29,7 @@ class StoredArrays(NamedTuple):
 
 
 def load_arrays(path: Path) -> StoredArrays:
-    """Load inputs, and labels if the file has any.
-
-    Raises:
-        InputError: unknown suffix, damaged or unreadable file, pickled objects, missing keys.
-    """
+    """Load a file; an `InputError` says what is wrong with its suffix, bytes or keys."""
     reader = _READERS[file_format(path)]
     try:
         return reader(path)
@@ -48,11 +44,7 @@ def load_arrays(path: Path) -> StoredArrays:
 
 
 def file_format(path: Path) -> str:
-    """Return the format of a file by its name, a key of `_READERS`.
-
-    Raises:
-        InputError: the suffix is unknown.
-    """
+    """Return the format of a file by its name, a key of `_READERS`, or raise an `InputError`."""
     name = path.name.lower()
     if re.search(r"[.-]idx\d?(-\w+)?(\.gz)?$", name):  # as in train-images-idx3-ubyte.gz
         return "idx"

@@ -156,11 +156,7 @@ def make_calibration_set(
 
 
 def requested_data_levels(settings: Settings, target: Target) -> list[str]:
-    """Return every data level that the settings ask for, without reading a file.
-
-    Raises:
-        InputError: an unknown word in `calibration` or `validation`.
-    """
+    """Return every data level that the settings ask for, without reading a file."""
     request = resolve_calibration(settings.calibration, target).request
     return _data_levels(request, settings.validation, target.inputs)
 

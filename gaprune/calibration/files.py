@@ -109,11 +109,7 @@ def fit_inputs(stored: Tensor, spec: InputSpec, source: str) -> Tensor:
 
 
 def fit_labels(labels: Tensor, count: int, source: str) -> Tensor:
-    """Return labels as int64 `[count]`.
-
-    Raises:
-        InputError: not one non-negative integer per input.
-    """
+    """Return labels as int64 `[count]`; raise an `InputError` unless they are classes."""
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels: {source} must hold integers, got {labels.dtype}")
     if labels.shape != (count,):

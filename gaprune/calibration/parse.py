@@ -68,11 +68,7 @@ def available_generators(spec: InputSpec) -> dict[str, InputGenerator]:
 
 
 def _draw_from_plugin(name: str, spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
-    """Draw from a plug-in's generator and check dtype, shape and range of the result.
-
-    Raises:
-        InputError: the plug-in fails, or its inputs break a rule.
-    """
+    """Draw from a plug-in's generator and check dtype, shape and range of the result."""
     inputs = plugins.find_plugin(
         plugins.GENERATORS + spec.kind,
         name,
@@ -118,21 +114,13 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Calibratio
 
 
 def parse_validation(validation: str, spec: InputSpec) -> CalibrationFile | None:
-    """Return the file that `--validation` names; None for `auto` and for a generator.
-
-    Raises:
-        InputError: a word that is neither a generator nor a path.
-    """
+    """Return the file that `--validation` names; None for `auto` and for a generator."""
     known = [AUTO, *available_generators(spec)]
     return None if validation in known else parse_file("validation", validation, known)
 
 
 def parse_file(argument: str, text: str, known: Sequence[str]) -> CalibrationFile:
-    """Split `level:path`.
-
-    Raises:
-        InputError: the text cannot be a path; the error lists the `known` names.
-    """
+    """Split `level:path`; an `InputError` lists the `known` names if the text cannot be a path."""
     head, _, tail = text.partition(":")
     # C:\data.npz has a colon as well, so only the known prefixes count.
     level, path = (head, tail) if head in FILE_LEVELS else (FILE_LEVELS[0], text)

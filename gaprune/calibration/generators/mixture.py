@@ -25,13 +25,10 @@ class GeneratorMixture:
     dtype: torch.dtype  # what the network computes in (token ids stay int64)
 
     def draw_unit(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `[count, *spec.shape]` in the unit range, ordered by generator.
-
-        The number of inputs from each generator is multinomial with the shares.
-        """
+        """Draw `[count, *spec.shape]` in the unit range, ordered by generator."""
         table = available_generators(self.spec)
         shares = torch.tensor(list(self.shares.values()), dtype=torch.float64)
-        # A fixed split would give small batches the same generators every time.
+        # Multinomial: a fixed split would give small batches the same generators every time.
         sources = torch.multinomial(shares, count, replacement=True, generator=generator)
         counts = sources.bincount(minlength=len(shares)).tolist()
         batches = [

@@ -74,7 +74,7 @@ class _Ellipses(NamedTuple):
         return along.square_().add_(across.square_())
 
 
-def _ellipses(canvas: Canvas, radii: Tensor, generator: torch.Generator) -> _Ellipses:
+def _ellipses(radii: Tensor, generator: torch.Generator) -> _Ellipses:
     shape = radii.shape
     return _Ellipses(
         x=draw_uniform(generator, *shape),
@@ -89,11 +89,13 @@ def blobs(canvas: Canvas, generator: torch.Generator) -> Tensor:
     """Draw sums of up to ten soft ellipses, bright on dark; three of ten images are inverted."""
     count, channels, height, width = canvas.shape
     radii = draw_log_uniform(generator, count, BLOBS, low=0.04, high=0.3)
-    ellipses = _ellipses(canvas, radii, generator)
+    ellipses = _ellipses(radii, generator)
     number = torch.randint(1, BLOBS + 1, (count, 1), generator=generator)
     # All ten are always drawn and surplus ones get size 0: one batched draw serves all images.
     size = draw_uniform(generator, count, BLOBS, low=0.3) * (torch.arange(BLOBS) < number)
-    colours = _colours(count, BLOBS, channels, generator)
+    colours = torch.ones(count, BLOBS, 1)
+    if channels > 1:
+        colours = draw_uniform(generator, count, BLOBS, channels)
     ground = draw_uniform(generator, count, channels, 1, 1, high=0.15)
     image = ground.expand(count, channels, height, width).clone()
     for index in range(BLOBS):
@@ -112,9 +114,13 @@ def dead_leaves(canvas: Canvas, generator: torch.Generator) -> Tensor:
     smallest, largest = 0.06, 0.6
     draws = draw_uniform(generator, count, LEAVES)
     radii = (smallest**-2 - draws * (smallest**-2 - largest**-2)) ** -0.5  # inverse CDF of r^-3
-    ellipses = _ellipses(canvas, radii, generator)
+    ellipses = _ellipses(radii, generator)
     bend = draw_log_uniform(generator, count, 1, 1, low=0.5, high=3.0)  # lighter or darker colours
-    colours = _shades(count, LEAVES + 1, channels, generator) ** bend
+    grey = draw_uniform(generator, count, LEAVES + 1, 1)
+    coloured = draw_uniform(generator, count, LEAVES + 1, channels)
+    # How grey the colours are is random for each image.
+    colours = torch.lerp(grey.expand_as(coloured), coloured, draw_uniform(generator, count, 1, 1))
+    colours = colours**bend
     # The last colour is the background.
     image = colours[:, LEAVES, :, None, None].expand(count, channels, height, width).clone()
     pixels = ellipses.short * min(height, width)
@@ -152,20 +158,6 @@ def _smooth_field(canvas: Canvas, generator: torch.Generator) -> Tensor:
     coarse = draw_power_law_fields(canvas.count, size, slopes, generator).unsqueeze(1)
     sides = (canvas.height, canvas.width)
     return functional.interpolate(coarse, sides, mode="bicubic", align_corners=True).squeeze(1)
-
-
-def _colours(count: int, number: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Draw ink colours `[count, number, channels]`; 1 for a single channel."""
-    if channels == 1:
-        return torch.ones(count, number, 1)
-    return draw_uniform(generator, count, number, channels)
-
-
-def _shades(count: int, number: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Draw colours `[count, number, channels]`; how grey they are is random for each image."""
-    common = draw_uniform(generator, count, number, 1)
-    coloured = draw_uniform(generator, count, number, channels)
-    return torch.lerp(common.expand_as(coloured), coloured, draw_uniform(generator, count, 1, 1))
 
 
 def _invert_some(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -80,17 +80,9 @@ def invert(
 ) -> Tensor:
     """Optimise inputs towards the statistics that a network stores, and towards soft targets.
 
-    Args:
-        model: the dense network in evaluation mode, its parameters frozen; it is not changed.
-        spec: kind and range of the inputs.
-        starts: where the optimisation begins, floating `[N, *spec.shape]` in the unit range.
-        generator: draws targets, shifts and reflections.
-        options: lengths and weights of the optimisation.
-        progress: called after every step.
-
-    Returns:
-        `[N', *spec.shape]` as the network takes them, detached. N' is N, or a smaller number of
-        whole batches if `options.seconds` runs out; the first batch is always made.
+    `starts` is floating `[N, *spec.shape]` in the unit range; `generator` draws targets, shifts and
+    reflections. The result is `[N', *spec.shape]` as the network takes them, detached. N' is N, or
+    a smaller number of whole batches if the time runs out; the first batch is always made.
 
     Raises:
         InputError: token inputs, a network without BatchNorm statistics, or one that passes no

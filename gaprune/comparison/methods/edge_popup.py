@@ -47,13 +47,6 @@ def edge_popup(
     group. The largest |score| are kept, so the straight-through gradient moves a score by
     −rate · sign(score) · w · ∂loss/∂(w·m), with momentum and weight decay.
 
-    Args:
-        evaluator: the dense network, the loss, and the source of fresh batches; stays unchanged.
-        sparsity: fraction of weights to remove.
-        options: steps, batch, learning rate.
-        generator: draws the calibration inputs.
-        on_step: receives the number of steps done.
-
     Raises:
         InputError: the sparsity empties a layer, or the loss or network has no gradients.
         GapruneError: the gradient is not finite.

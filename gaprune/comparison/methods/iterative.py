@@ -94,11 +94,7 @@ def parse_schedule(text: str) -> str | tuple[PruningStep, ...]:
 
 
 def check_steps(steps: Sequence[PruningStep]) -> list[PruningStep]:
-    """Return the steps if there are any and their sparsities increase.
-
-    Raises:
-        InputError: there are none, or one does not remove more than the one before.
-    """
+    """Return the steps; raise an `InputError` unless there are any and sparsities increase."""
     if not steps:
         raise InputError("schedule: must have at least one step, such as 0.5:1, got none")
     for before, after in pairwise(steps):
@@ -167,15 +163,8 @@ def prune_iteratively(  # noqa: PLR0913 # what it depends on, each by its own na
     Each step keeps the largest of the remaining weights over all layers (exactly as many as the
     sparsity says, at least one per layer), and trains them.
 
-    Args:
-        target: the dense network; stays unchanged.
-        data: training data.
-        steps: increasing sparsities, with their epochs.
-        training: how to train in each step, with a new optimiser.
-        generator: the only source of randomness.
-        rewind: whether all parameters and buffers are reset to the original's before each training,
-            so that only the mask carries over.
-        on_epoch: receives the epochs done so far, all steps together.
+    With `rewind`, all parameters and buffers are reset to the original's before each training, so
+    that only the mask carries over. `on_epoch` receives the epochs done so far, all steps together.
 
     Raises:
         InputError: sparsities that don't increase, or one that empties a layer; before any work.

@@ -122,7 +122,7 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
     Args:
         target: the dense network; stays unchanged.
         data: what the smaller networks are trained on.
-        options: rounds, width, epochs, penalty, training.
+        options: how it is slimmed.
         generator: decides the order of the data, and what dropout drops.
         sparsity: fraction of the prunable weights to remove. Every round then removes about the
             same fraction of the remaining weights, the last one as few channels as reach the goal.
@@ -265,9 +265,7 @@ class Slimmer:
 
 
 def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
-    """Rank the channels of all layers together by mean |γ| (Liu et al. 2017, section 3).
-
-    Ties are in the order of the layers.
+    """Rank the channels of all layers together by mean |γ|; ties are in the order of the layers.
 
     Raises:
         InputError: no BatchNorm whose channels can be removed, or a network that cannot be traced.

@@ -108,15 +108,9 @@ def sweep_thresholds(
     """Zero every prunable weight below a threshold, for thresholds of a range.
 
     Layers of smaller weights lose more, and may become empty. Inputs on which the network's output
-    is then not finite count as wrong.
-
-    Args:
-        target: the dense network; stays unchanged.
-        thresholds: on |w|, from 0; sorted, each tried once. None tries 25 in even steps from 0 to
-            the 99.5th percentile of all |w|.
-        held_out: inputs to measure on, with labels if there are any.
-        biases: whether the biases of the prunable layers are zeroed by the same threshold.
-        on_point: receives each point when it is measured.
+    is then not finite count as wrong. `thresholds` on |w| are sorted, each tried once; None tries
+    25 in even steps from 0 to the 99.5th percentile of all |w|. `biases` says whether the biases of
+    the prunable layers are zeroed as well. `on_point` receives each point when it is measured.
 
     Raises:
         InputError: no thresholds, or a negative or infinite one; inputs that do not fit, labels
