@@ -106,7 +106,14 @@ def open_store(
         file = (path / ROWS).open("a+b", buffering=0)  # unbuffered: nothing to flush on close
     with file:
         with writing(path, GapruneError):
-            _lock(file, path)
+            try:
+                # released when the process ends, however it ends
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"out: another comparison writes to {path} now; wait for it, or name another "
+                    "folder"
+                ) from error
             if overwrite:
                 file.truncate(0)  # the identity is replaced below
                 for name in _DERIVED:
@@ -197,16 +204,6 @@ def _check_same(path: Path, now: Mapping[str, Any]) -> None:
 def _short(value: object) -> str:
     text = to_json(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _lock(file: io.FileIO, path: Path) -> None:
-    try:
-        # released when the process ends, however it ends
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"out: another comparison writes to {path} now; wait for it, or name another folder"
-        ) from error
 
 
 def identity_of(target: Target, spec: ComparisonSpec, data: ComparisonData) -> dict[str, Any]:

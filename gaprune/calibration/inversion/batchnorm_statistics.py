@@ -73,9 +73,7 @@ class BatchNormRecorder:
         """Return the moments `[2, channels]` of the last forward pass and the stored statistics.
 
         Both list the norms in the order of the forward pass; a norm that runs twice counts twice.
-
-        Raises:
-            InputError: no BatchNorm took part in the pass.
+        An `InputError` says if no BatchNorm took part.
         """
         records, self._records = self._records, []
         if not records:

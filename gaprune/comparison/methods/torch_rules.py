@@ -332,10 +332,7 @@ def output_layer(target: Target) -> str:
     """Return the prunable weight whose layer runs last: its outputs are the network's.
 
     If no layer is called as a module (the network uses its parameters directly), it is the last
-    weight in order of registration.
-
-    Raises:
-        InputError: only vectors are prunable.
+    weight in order of registration. An `InputError` says if only vectors are prunable.
     """
     names = {
         id(target.model.get_parameter(name)): name

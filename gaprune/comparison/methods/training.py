@@ -127,12 +127,8 @@ def from_teacher(target: Target, inputs: Tensor) -> TrainingData:
 
 
 def label_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy in nats, mean over the batch.
-
-    Raises:
-        InputError: a label outside the network's classes (on the CPU; CUDA reports its own error).
-    """
-    try:
+    """Cross-entropy in nats, mean over the batch."""
+    try:  # on CUDA, labels outside the classes give CUDA's own error
         return functional.cross_entropy(outputs, labels)
     except IndexError as error:
         raise InputError(
