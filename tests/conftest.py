@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,31 +24,30 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 torch.set_num_threads(1)
 
 # The first example of a property often pays for an import, so deadlines would fail at random.
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+# More examples find more: `HYPOTHESIS_EXAMPLES=1000 make test`.
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "30"))
+settings.register_profile("local", deadline=None, max_examples=EXAMPLES)
+settings.register_profile(
+    "ci", deadline=None, max_examples=EXAMPLES, derandomize=True, print_blob=True
+)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-FOLDER = Path(__file__).parent
-USES_RAY = re.compile(r"\bray_session\b|\bRayWorkers\(|\bworkers=2\b")
-
-
-@cache
-def uses_ray(file: str) -> bool:
-    """Whether a test file starts Ray, by its text: the scheduler sees no fixtures."""
-    return USES_RAY.search((FOLDER / file).read_text(encoding="utf-8")) is not None
+# Files with quick tests that start Ray: they run first, because they take longest, and in one
+# process, because two Ray sessions would compete for two cores.
+RAY_FILES = ("test_ray_pool.py", "test_workers.py", "test_pipeline.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files that use Ray first: they take longest."""
-    items.sort(key=lambda item: not uses_ray(item.path.name))
+    """Run files that use Ray first."""
+    items.sort(key=lambda item: item.path.name not in RAY_FILES)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # noqa: ANN401 - xdist's
-    """Run the tests of a file in one process, and all files that use Ray in the same process.
+    """Run the tests of a file in one process, and `RAY_FILES` in the same one.
 
-    Shared fixtures are then made once, and two Ray sessions never compete for two cores. Groups of
-    pytest-xdist (`--dist loadgroup`) do not work with pytest 9.2: it ignores the ids they change.
+    Shared fixtures are then made once. Groups of pytest-xdist (`--dist loadgroup`) do not work with
+    pytest 9.2: it ignores the ids they change.
     """
     from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - optional
 
@@ -59,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # noqa
 
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.split("::", maxsplit=1)[0]).name
-            return "ray" if uses_ray(file) else file
+            return "ray" if file in RAY_FILES else file
 
     return FileScheduling(config, log)
 

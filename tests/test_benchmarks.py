@@ -185,6 +185,7 @@ def test_channel_methods_reach_equal_macs(tmp_path: Path, capsys: Capture) -> No
     assert "BatchNorm" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_measures_the_cpu(capsys: Capture) -> None:
     """Every precision and grouped masks have a positive rate; without a GPU it fails."""
     options = ["--networks", "mnist-mlp", "--calibration", "16", "--seconds", "0", "--json"]
@@ -312,6 +313,7 @@ def figures_of(part: str, name: str, run: Path) -> dict[str, float]:
     return dict(case.measure(Context(run, None)))
 
 
+@pytest.mark.slow
 def test_file_sizes_and_accuracy(small_run: Path) -> None:
     """A lossless file loses nothing, a codebook is smaller, and every bound has a case."""
     accuracy = json.loads((small_run / "result.json").read_text())["accuracy"]["pruned"]
@@ -353,6 +355,7 @@ def test_groups_of_four_are_counted() -> None:
 # real networks
 
 
+@pytest.mark.slow
 def test_real_networks_continue_after_a_stop(tmp_path: Path, capsys: Capture) -> None:
     """A stored row is reused; a missing network gives rows with the reason."""
     options = ["--rows", str(tmp_path), "--json", "--method", "lamp"]
@@ -385,6 +388,7 @@ def test_every_method_gives_a_complete_row(method: str, tmp_path: Path) -> None:
     assert row.needs == ("none" if weights_only else level)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_a_note(tmp_path: Path) -> None:
     """The benchmark continues with the other rows."""
     cases = {"deadly": replace(TINY_CASE, open=open_deadly)}

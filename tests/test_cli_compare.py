@@ -120,6 +120,7 @@ def test_the_configuration_repeats_the_comparison(run: Run, place: Path) -> None
     assert {row["method"] for row in json.loads(less.out)} == {"lamp", "imp"}
 
 
+@pytest.mark.slow
 def test_all_methods_run_and_those_without_data_say_so(run: Run, place: Path) -> None:
     """The default is every method; without training data they go on without."""
     ran = run(

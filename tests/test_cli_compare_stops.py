@@ -21,7 +21,10 @@ COMPARE = (
 LONG = (*COMPARE, "--methods", "magnitude,imp:linear", "--epochs", "100000")  # hours
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_a_signal_keeps_the_rows(
     number: signal.Signals, code: int, start: Callable[..., Command], run: Run, place: Path
 ) -> None:

@@ -25,6 +25,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_watching_what_keeps_nothing_says_so_at_once(
     start: Callable[..., Command], run: Run, place: Path
 ) -> None:

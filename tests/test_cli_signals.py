@@ -121,6 +121,7 @@ def test_sigterm_with_workers_leaves_no_process_behind(
     assert not command.descendants()
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_search_saves_nothing(start: Callable[..., Command], place: Path) -> None:
     """There is nothing to save yet, and the message says so."""
     before = tree(place)

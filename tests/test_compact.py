@@ -69,6 +69,7 @@ def test_the_compact_network_equals_the_masked_one(
     assert sorted(value.numel() for name, value in state.items() if name in names) == sizes
 
 
+@pytest.mark.slow
 def test_programs_run_without_gaprune(
     result: Result, compact: ExportResult, tmp_path: Path
 ) -> None:

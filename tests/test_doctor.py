@@ -63,6 +63,7 @@ def test_a_damaged_file_is_found(tmp_path: Path) -> None:
     assert check.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_task_runs_on_a_real_actor() -> None:
     """Ray starts it in another process and brings its answer back."""

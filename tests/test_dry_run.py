@@ -28,6 +28,7 @@ def foreseen(target: Target, **changes: object) -> DryRun:
     return dry_run(target, check_settings(make_settings({"sparsity": 0.9, **QUICK, **changes})))
 
 
+@pytest.mark.slow
 def test_it_keeps_what_the_run_keeps(target: Target) -> None:
     """Budget, layers and filled settings are those of the run itself."""
     found = foreseen(target)

@@ -204,6 +204,7 @@ def test_ctrl_c_after_the_files_are_written(
     assert tree(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_the_interrupted_command_exits_with_130(
     run_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -319,6 +319,7 @@ def test_the_card_has_the_figures_of_the_run(
         compile(exporter.loading, form, "exec")
 
 
+@pytest.mark.slow
 def test_transformers_opens_its_folder(tmp_path: Path) -> None:
     """Weights are pruned, unused layers as before, and files beside the weights are copied."""
     transformers, source = save_bert(tmp_path / "source")

@@ -182,6 +182,7 @@ def test_a_search_in_groups_finds_what_it_finds_one_by_one() -> None:
     assert grouped[2] == alone[2]
 
 
+@pytest.mark.slow
 def test_groups_give_the_same_bits_on_actors(ray_session: None) -> None:
     """What is in a group follows from the search, not from the workers; also in bfloat16."""
     evaluator = replace(tiny_evaluator(gradient_share=0.5), precision="bfloat16")

@@ -213,6 +213,7 @@ def bits_of(people: Sequence[Individual]) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_a_search_of_a_large_network_goes_on_from_the_disk(preset: str, tmp_path: Path) -> None:
     """Half-precision genes come back to the bit, and so does everything after them."""

@@ -68,6 +68,7 @@ def test_counts_are_those_of_the_state(
     assert 0 < measured.zstd_bytes < measured.bytes * 1.01
 
 
+@pytest.mark.slow
 def test_onnx_is_measured_like_the_network(result: Result, exported: dict[str, Path]) -> None:
     """Its agreement and MACs are those of the dense format."""
     onnx, dense = measure(exported["onnx"], exported["dense"], runtimes=[ONNX], batches=[2])

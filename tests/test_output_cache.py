@@ -149,6 +149,7 @@ def test_the_least_recently_used_entry_is_dropped(calls: list[tuple[bool, int, i
     assert len(cache) == len(order)
 
 
+@pytest.mark.slow
 def test_ray_workers_and_this_process_give_the_same_bits(ray_session: None) -> None:
     """Whatever their caches contain."""
     evaluator = EVALUATORS["convolutions"]()

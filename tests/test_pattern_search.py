@@ -211,6 +211,7 @@ def test_any_workers_breed_the_same_children(ray_session: None) -> None:
                 assert evaluator.layout.satisfies_pattern(child.decode(evaluator.layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_second_device_gives_the_same_bits(pattern: str) -> None:
     """Children, fitness and judgement, where tensors of two devices do not mix."""
@@ -225,6 +226,7 @@ def test_a_second_device_gives_the_same_bits(pattern: str) -> None:
         assert [moved.validate(one.mask) for one in seeds] == judged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [*PATTERNS.values(), *PRICED.values()])
 def test_stopped_after_any_generation_it_finds_the_same(
     stated: dict[str, Any], tmp_path: Path

@@ -59,7 +59,13 @@ def wait_for_both(pool: RayWorkers) -> None:
         pool.run([Echo(0, 0.05)])
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[] if fault in ("exit", "memory") else pytest.mark.slow)
+        for fault in FAULTS
+    ],
+)
 def test_a_worker_that_is_lost_changes_no_result(
     fault: str, pool: RayWorkers, tmp_path: Path
 ) -> None:

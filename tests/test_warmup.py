@@ -225,6 +225,7 @@ class Counting(Observer):
         self.heard.append((record.generation, total, record.phase))
 
 
+@pytest.mark.slow
 def test_a_run_continues_allocates_and_searches() -> None:
     """Progress counts the generations of all; the same seed gives the same masks."""
     counting = Counting()

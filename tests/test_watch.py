@@ -48,6 +48,7 @@ def generation(number: int, validation: float = 0.5) -> Generation:
     return Generation(number, 10 * number, float(number), -0.5, -1.0, validation)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_process_is_watched_until_it_ends(
     start: Callable[..., Command], run: Run, place: Path
 ) -> None:
