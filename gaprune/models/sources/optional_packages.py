@@ -24,7 +24,8 @@ def import_extra(package: str, extra: str, what: str) -> Any:
     """
     try:
         if find_spec(package.partition(".")[0]) is None:
-            raise GapruneError(f"{what}: needs {package}; pip install 'gaprune[{extra}]'")
+            project = package.replace("_", "-")  # as pip spells it
+            raise GapruneError(f"{what}: needs {project}; pip install 'gaprune[{extra}]'")
         if package in _USE_TORCHVISION:
             _mend_torchvision()
         return importlib.import_module(package)
