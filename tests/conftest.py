@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 # Ray reads these when it starts: send no usage report, and do not warn about a future default.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+# Runs of a factory are remembered; the home directory of whoever runs the tests stays as it is.
+STATE = tempfile.TemporaryDirectory(prefix="gaprune-state-")
+os.environ["XDG_STATE_HOME"] = STATE.name
 
 # Results are reproducible for a fixed number of threads, and two test processes share two cores.
 torch.set_num_threads(1)

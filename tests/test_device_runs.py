@@ -298,7 +298,7 @@ def test_a_run_of_a_gpu_may_be_resumed_on_the_cpu(place: Path, run: Run) -> None
     assert resumed.settings["device"] == "cpu"
     assert resumed.target.device == torch.device("cpu")
     config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda"'))
-    network = find_target(gaprune.config.read_config(config), "the run")
+    network = find_target(gaprune.config.read_config(config), config)
     assert network.weights_sha256 == resumed.target.weights_sha256
 
 

@@ -40,7 +40,7 @@ ROUNDS = 60  # loads of each file, in turn
 
 def dense_network(run: Path) -> Target:
     """Return the dense network of a run."""
-    return find_target(read_config(run / CONFIG), str(run))
+    return find_target(read_config(run / CONFIG), run / CONFIG)
 
 
 def held_out(target: Target) -> HeldOut:

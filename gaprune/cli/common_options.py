@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from gaprune.config import read_config
 from gaprune.errors import InputError
+from gaprune.io.trusted_code import check_code
 
 OUTPUT = "Output"  # panel of the help
 
@@ -85,6 +88,26 @@ def read_pairs(pairs: Iterable[str], options: Mapping[str, object]) -> dict[str,
     return values
 
 
+def with_config(
+    stated: Mapping[str, Any], config: Path | None, *, trust_code: bool
+) -> dict[str, Any]:
+    """Return the options of the command line, and those of a configuration file beside them.
+
+    Args:
+        stated: options that the user has given; they take precedence.
+        config: a TOML file, or None.
+        trust_code: whether code that only the file names may run.
+
+    Raises:
+        InputError: the file cannot be read, or names code that may not run.
+    """
+    if config is None:
+        return dict(stated)
+    rest = {key: value for key, value in read_config(config).items() if key not in stated}
+    check_code(rest, config, trust_code=trust_code, remedy=", or name it on the command line")
+    return rest | dict(stated)
+
+
 QUIET: Any = typer.Option("--quiet", "-q", help="show no progress", rich_help_panel=OUTPUT)
 SET: Any = typer.Option(
     "--set",
@@ -96,6 +119,11 @@ CONFIG = value(
     "TOML file with these options as keys, such as the config.toml of a run or comparison", "FILE"
 )
 NO_SAVE = switch("--no-save", "write no folder")
+TRUST_CODE = switch(
+    "--trust-code",
+    "run code that a file names or holds: a factory, an objective, a method, a .pt2 program",
+    None,
+)
 PROFILE = switch("--profile", "show where the time went, and write it into result.json")
 TENSORBOARD = value("write TensorBoard events into this folder during the search", "DIR")
 RESULT = switch("--json", "print result.json to stdout instead of tables")

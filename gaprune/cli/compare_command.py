@@ -21,7 +21,6 @@ from gaprune.comparison.comparison_request import COMPARISON_KEYS, make_request
 from gaprune.comparison.context import ComparisonObserver, part_name
 from gaprune.comparison.rows import needs_text
 from gaprune.comparison.spec import UNUSED
-from gaprune.config import read_config
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json, to_toml
 
@@ -30,7 +29,7 @@ HEAD = "# gaprune compare --config THIS_FILE repeats this; relative paths are ke
 
 
 @with_options(keys=COMPARISON_KEYS, leave_out=UNUSED)
-def compare_command(
+def compare_command(  # noqa: PLR0913 # options, each by its own name
     *,
     list_methods: Annotated[
         bool, common.switch("--list-methods", "list the methods and exit", None)
@@ -43,6 +42,7 @@ def compare_command(
     ] = None,
     overwrite: Annotated[bool, common.switch("--overwrite", "delete earlier rows")] = False,
     config: Annotated[Path | None, common.CONFIG] = None,
+    trust_code: Annotated[bool, common.TRUST_CODE] = False,
     as_json: Annotated[bool, common.ROWS] = False,
     quiet: Annotated[bool, common.QUIET] = False,
     **options: Any,
@@ -66,8 +66,9 @@ def compare_command(
     if list_methods:
         _list_methods(as_json=as_json)
         return
-    from_file = read_config(config) if config else {}
-    request = make_request({**from_file, **common.stated(options)})
+    request = make_request(
+        common.with_config(common.stated(options), config, trust_code=trust_code)
+    )
     folder = Path(out).expanduser() if out else RUNS / f"compare-{slug(request.job.target)}"
     remark = f"the rows so far are in {folder}; the same command without --overwrite continues"
     with redirect_stdout(sys.stderr):  # networks of users may print, but stdout is for results

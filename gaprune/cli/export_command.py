@@ -60,6 +60,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
             "--no-compress", "sparse: no Zstandard compression, so readers do not need it", FORMAT
         ),
     ] = False,
+    trust_code: Annotated[bool, common.TRUST_CODE] = False,
     as_json: Annotated[bool, common.switch("--json", "print what was written")] = False,
     quiet: Annotated[bool, common.QUIET] = False,
 ) -> None:
@@ -89,6 +90,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
                 half=half,
                 codebook=codebook,
                 compress=not no_compress,
+                trust_code=trust_code,
             )
         if as_json:
             typer.echo(to_json(written.record(), indent=2))

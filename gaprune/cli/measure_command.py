@@ -53,6 +53,7 @@ def measure_command(
             panel=MEASUREMENT,
         ),
     ] = None,
+    trust_code: Annotated[bool, common.TRUST_CODE] = False,
     as_json: Annotated[bool, common.ROWS] = False,
     quiet: Annotated[bool, common.QUIET] = False,
 ) -> None:
@@ -72,7 +73,9 @@ def measure_command(
     with SignalHandler("nothing was written"):
         # networks of users may print, but stdout is for results
         with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
-            measurements = measure(*files, target=target, runtimes=chosen, observer=monitor)
+            measurements = measure(
+                *files, target=target, runtimes=chosen, observer=monitor, trust_code=trust_code
+            )
         if as_json:
             typer.echo(to_json([item.record() for item in measurements], indent=2))
         else:

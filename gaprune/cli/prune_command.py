@@ -18,7 +18,6 @@ from gaprune.cli.options import with_options
 from gaprune.cli.result_table import show_dry_run, show_profile, show_result
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.cli.tensorboard import Events
-from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.serialization import to_json
 from gaprune.profiling import run_profiler
@@ -40,6 +39,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     overwrite: Annotated[bool, common.switch("--overwrite", "replace an earlier run")] = False,
     no_save: Annotated[bool, common.NO_SAVE] = False,
     config: Annotated[Path | None, common.CONFIG] = None,
+    trust_code: Annotated[bool, common.TRUST_CODE] = False,
     as_json: Annotated[bool, common.RESULT] = False,
     quiet: Annotated[bool, common.QUIET] = False,
     profile: Annotated[bool, common.PROFILE] = False,
@@ -59,7 +59,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
 
     TARGET is a network of the zoo (see gaprune zoo), path/to/file.py:factory with --weights FILE,
     timm:NAME or hf:NAME. A factory file is code that is imported and runs: name only files that
-    you trust. Weight files never run code.
+    you trust. Weight files never run code, and code that only --config names needs --trust-code.
 
     Options on the command line take precedence over --config, and --config over the defaults.
     Results go to stdout and to a run directory, progress to stderr. Ctrl-C saves the best mask so
@@ -74,9 +74,8 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     Example: gaprune prune net.py:make --weights net.safetensors --sparsity 0.9 --range 0,1
     """
     given = common.stated(options)
-    # later dictionaries win: command line over --set over --config
-    from_file = read_config(config) if config else {}
-    job = make_job({**from_file, **common.read_pairs(pairs or (), given), **given})
+    given |= common.read_pairs(pairs or (), given)
+    job = make_job(common.with_config(given, config, trust_code=trust_code))
     if out is not None and no_save:
         raise InputError("out: cannot be combined with --no-save; leave one of them out")
     if dry_run:

@@ -17,6 +17,7 @@ from gaprune.runs.resume import CHANGEABLE, resume_run
 def resume_command(
     *,
     run: Annotated[str, common.RUN],
+    trust_code: Annotated[bool, common.TRUST_CODE] = False,
     as_json: Annotated[bool, common.RESULT] = False,
     quiet: Annotated[bool, common.QUIET] = False,
     profile: Annotated[bool, common.PROFILE] = False,
@@ -38,7 +39,9 @@ def resume_command(
     """
     with reopen_run(run) as run_directory:
         code = run_and_save(
-            lambda observer: resume_run(run_directory, common.stated(options), observer),
+            lambda observer: resume_run(
+                run_directory, common.stated(options), observer, trust_code=trust_code
+            ),
             run_directory,
             Display(as_json, quiet, profile, tensorboard),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evaluation.objectives import find_objective
+from gaprune.io.trusted_code import remember_code
 from gaprune.masks.budget import keep_total
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputOptions
@@ -156,6 +158,7 @@ def compare_target(  # noqa: PLR0913 # data and folder besides the spec, each by
         with open_store(out, identity_of(target, spec, data), overwrite=overwrite) as store:
             if config is not None:
                 store.write(CONFIG, config)
+                remember_code(store.folder, tomllib.loads(config))
             comparison = _run(context, chosen, data.test, store)
             publish(comparison, store, observer.warning)
             return comparison

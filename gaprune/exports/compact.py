@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import operator
 import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork, check_written
 from gaprune.exports.writers import MODEL
+from gaprune.io.manifest import read_manifest
+from gaprune.io.serialization import from_metadata, to_metadata
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.input_spec import sample_inputs
 from gaprune.models.patterns import silent_channels
 from gaprune.models.target import Target
 
 PROGRAM = "model.pt2"
+COMPACT = "gaprune compact"  # in the metadata of the state dict
 TRACED_BATCH = 2  # torch.export takes a batch of one for a fixed size
 COMPARED_BATCHES = (1, 7)
 TOLERANCE = 1e-5  # of the largest output, or of 1 where that is larger
@@ -49,12 +55,48 @@ def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -
         name: value.detach().cpu().clone().contiguous()
         for name, value in compact.state_dict().items()
     }
-    # Cloned above, as safetensors refuses views of shared memory.
-    save_file(state, folder / MODEL, {"format": "pt"})
+    # Cloned above, as safetensors refuses views of shared memory. With the channels, the network
+    # can be built from the dense one, without loading the program.
+    about = to_metadata(format=COMPACT, removed_channels=json.dumps(channels))
+    save_file(state, folder / MODEL, about)
     save_program(compact, target, folder / PROGRAM)
     # Compare what a reader will load, not the network in memory.
     _compare(load_program(folder / PROGRAM), masked, target)
     check_written(load_file(folder / MODEL), state)
+
+
+def is_compact(program: Path) -> bool:
+    """Tell whether the `export.json` beside a program says that gaprune wrote it."""
+    manifest = read_manifest(program.parent)
+    written = {} if manifest is None or manifest.get("format") != "compact" else manifest["files"]
+    return {program.name, MODEL} <= written.keys()
+
+
+def removed_channels(path: Path) -> dict[str, list[int]]:
+    """Return the channels that a smaller network lacks, layer → indices; {} for other files.
+
+    Args:
+        path: the state dict, which `load_state` has read.
+
+    Raises:
+        InputError: its metadata is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            facts = from_metadata(file.metadata())
+        if facts.get("format") != COMPACT:
+            return {}
+        channels = json.loads(facts["removed_channels"])
+        return {
+            str(layer): [operator.index(channel) for channel in indices]
+            for layer, indices in channels.items()
+        }
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"file: the list of removed channels in {path} is damaged ({error}); export it again"
+        ) from error
 
 
 def save_program(model: nn.Module, target: Target, path: Path) -> None:

@@ -24,6 +24,7 @@ from gaprune.io.atomic import (
 )
 from gaprune.io.manifest import MANIFEST, SCHEMA, manifest_entry, read_manifest
 from gaprune.io.serialization import to_json
+from gaprune.io.trusted_code import remember_code
 from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.result import Result
 
@@ -62,6 +63,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
     codebook: int | None = None,
     compress: bool = True,
     model: nn.Module | None = None,
+    trust_code: bool = False,
 ) -> ExportResult:
     """Write a pruned network in a format that other tools read, with a model card.
 
@@ -78,6 +80,8 @@ def export(  # noqa: PLR0913 # options, each by its own name
         compress: `sparse`: with Zstandard where that is smaller.
         model: the dense network, where the run pruned a network in memory and the format traces it
             (`onnx`, `compact`).
+        trust_code: whether the factory that the run directory names may run, if this user's gaprune
+            did not write that directory on this machine; `onnx` and `compact` run it.
 
     Returns:
         What was written. Every file has been read back and compared.
@@ -93,7 +97,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
     exporter = find_exporter(format)
     path = Path(out).expanduser().resolve()
     _check_free(path, out, overwrite=overwrite)
-    pruned = read_pruned(run, strict=strict, model=model)
+    pruned = read_pruned(run, strict=strict, model=model, trust_code=trust_code)
     # The card compares with the same state dict, stored whole.
     dense_bytes = len(save({name: value.clone() for name, value in pruned.state.items()}))
     with writing(out, GapruneError):
@@ -124,6 +128,8 @@ def export(  # noqa: PLR0913 # options, each by its own name
                 (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
                 card = model_card(pruned, format, options, files, dense_bytes)
                 (folder / CARD).write_text(card, encoding="utf-8")
+            if pruned.trusted:  # what another user's run names must not become known code
+                remember_code(path, config)
         # KeyboardInterrupt too: an interrupted export leaves nothing behind.
         except BaseException:
             remove_folders(parents)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.run_files import CONFIG, MASK, PRUNED, RECORD, REPAIRED, read_record
+from gaprune.io.trusted_code import check_code, may_run
 from gaprune.io.weights import load_state, sha256_of
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -55,6 +56,8 @@ class PrunedNetwork:
     repaired: bool  # whether `state` holds the repaired network
     # loads the dense network; use `target()`, which checks it
     find_target: Callable[[], Target] = field(repr=False)
+    # whether code that `config` names may run, now and later
+    trusted: bool = False
 
     @property
     def name(self) -> str:
@@ -84,7 +87,11 @@ class PrunedNetwork:
 
 
 def read_pruned(
-    run: Result | str | Path, *, strict: bool = False, model: nn.Module | None = None
+    run: Result | str | Path,
+    *,
+    strict: bool = False,
+    model: nn.Module | None = None,
+    trust_code: bool = False,
 ) -> PrunedNetwork:
     """Return the pruned network of a result or a run directory; the arguments are `export`'s.
 
@@ -113,7 +120,10 @@ def read_pruned(
         record=record,
         config=config,
         repaired=repaired,
-        find_target=lambda: find_target(config, f"the run in {run}", model),
+        find_target=lambda: find_target(
+            config, folder / CONFIG, model=model, trust_code=trust_code
+        ),
+        trusted=trust_code or may_run(config, folder / CONFIG),
     )
 
 
@@ -153,16 +163,25 @@ def _check_run(
         record[key]
 
 
-def find_target(config: Mapping[str, Any], owner: str, model: nn.Module | None = None) -> Target:
+def find_target(
+    config: Mapping[str, Any],
+    source: Path,
+    *,
+    model: nn.Module | None = None,
+    trust_code: bool = False,
+    remedy: str = "",
+) -> Target:
     """Load the dense network that a configuration names.
 
     Args:
         config: settings as in `config.toml`.
-        owner: whose network it is, for messages.
+        source: the file that they were read from.
         model: the network, where the configuration names none.
+        trust_code: whether a factory may run in any case; see `gaprune.io.trusted_code`.
+        remedy: see `check_code`.
 
     Raises:
-        InputError: it names none, or what it names can't be loaded.
+        InputError: it names none, or what it names can't be loaded or may not run.
     """
     if model is not None:
         options = {
@@ -178,9 +197,16 @@ def find_target(config: Mapping[str, Any], owner: str, model: nn.Module | None =
         )
     if "target" not in config:
         raise InputError(
-            f"model: {owner} is of a network in memory; give it as model=… in Python, or write "
+            f"model: {source} is of a network in memory; give it as model=… in Python, or write "
             "target and weights into config.toml"
         )
+    # The dense network alone: an objective that the run used is not called.
+    check_code(
+        {"target": config["target"]},
+        source,
+        trust_code=trust_code,
+        remedy=remedy,
+    )
     job = {key: value for key, value in config.items() if key not in _MACHINE_SETTINGS}
     # On the CPU: an export must give the same bits on every machine.
     return make_job({**job, "device": "cpu"}).load()[0]

@@ -14,4 +14,10 @@ def content_of(path: str) -> str:
     if file.is_dir():  # its files may be many gigabytes
         sizes = sorted((str(p.relative_to(file)), p.stat().st_size) for p in file.rglob("*"))
         return hashlib.sha256(repr(sizes).encode()).hexdigest()
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256_of_file(file)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file, which is read in pieces; OSError if it cannot be."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

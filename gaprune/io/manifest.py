@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from gaprune.errors import InputError
+from gaprune.io.file_hash import sha256_of_file
 
 MANIFEST = "export.json"
 SCHEMA = 2
@@ -24,7 +24,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def manifest_entry(path: Path) -> dict[str, Any]:
     """Return size and SHA-256 of a file."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def check_exported(path: Path) -> None:
@@ -34,14 +34,11 @@ def check_exported(path: Path) -> None:
     """
     manifest = read_manifest(path.parent)
     # a file that the manifest does not list was put there by someone else
-    entry = None if manifest is None else manifest["files"].get(path.name)
-    if isinstance(entry, dict) and path.is_file() and entry.get("sha256") != _sha256(path):
+    if manifest is None or path.name not in manifest["files"] or not path.is_file():
+        return
+    entry = manifest["files"][path.name]
+    if not isinstance(entry, dict) or entry.get("sha256") != sha256_of_file(path):
         raise InputError(
             f"weights: {path} is damaged or was changed: its SHA-256 is not the one in {MANIFEST} "
             "beside it; export or fetch it again, or move it out of that folder"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -42,6 +42,19 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+def code_file(spec: str) -> Path | None:
+    """Return the absolute path of the file in `path/to/file.py:function`, which may be missing.
+
+    None if it cannot be imported: no colon, no `.py` file (after links), or no valid path.
+    """
+    path, colon, _ = spec.rpartition(":")
+    try:
+        resolved = Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, no such user, a null character
+        return None
+    return resolved if colon and resolved.suffix == ".py" else None
+
+
 def import_file(path: Path, argument: str) -> ModuleType:
     """Import a Python file once per process, under a name that depends only on its full path.
 
@@ -52,8 +65,8 @@ def import_file(path: Path, argument: str) -> ModuleType:
     Raises:
         InputError: the file is missing, is not a `.py` file, or raises.
     """
-    resolved = path.expanduser().resolve()
-    if resolved.suffix != ".py":
+    resolved = code_file(f"{path}:")
+    if resolved is None:
         raise InputError(f"{argument}: must name a .py file, got {str(path)!r}")
     if not resolved.is_file():
         raise InputError(f"{argument}: no file {str(path)!r} (looked at {resolved})")

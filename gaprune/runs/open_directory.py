@@ -16,16 +16,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import tomllib
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Self
 
+from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.io import atomic
 from gaprune.io.atomic import make_folders, remove_folders, writing
 from gaprune.io.lock import Lock, lock_owner
 from gaprune.io.run_files import CHECKPOINT, CONFIG, LOCK, MAY_HOLD, RECORD, REPORT
+from gaprune.io.trusted_code import remember_code
 from gaprune.report import write_report
 from gaprune.runs.directory import write_files
 from gaprune.runs.job import PruneJob
@@ -76,7 +79,12 @@ class OpenRun:
         """Remove an earlier run, and write `config.toml`; OSError if it cannot be written."""
         self._begun = True
         self._remove_earlier()
+        self.write_config(config)
+
+    def write_config(self, config: str) -> None:
+        """Write `config.toml`, and remember the code that it names; OSError if that fails."""
         atomic.write_file(self.folder / CONFIG, config)
+        remember_code(self.folder, tomllib.loads(config))
 
     def save(self, result: Result, job: PruneJob | None = None) -> Path:
         """Write the files of a result, and return the absolute path of the folder.
@@ -107,6 +115,7 @@ class OpenRun:
             for file in files:
                 file.replace(self.folder / file.name)
             atomic.sync(self.folder)
+            remember_code(self.folder, read_config(self.folder / CONFIG))
         self.keep_files = self.keep_on_error = self._begun = True
         if report_error is not None:
             raise GapruneError(

@@ -21,9 +21,10 @@ from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.config import NEUTRAL, Settings, make_settings, read_config, unknown_setting
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.atomic import write_file, writing
+from gaprune.io.atomic import writing
 from gaprune.io.checkpoints import Checkpoint, DamagedError, read_checkpoint
 from gaprune.io.run_files import CONFIG
+from gaprune.io.trusted_code import check_code
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
 from gaprune.profiling import run_profiler
@@ -56,6 +57,7 @@ def resume(
     test: tuple[Tensor, Tensor] | None = None,
     observer: Observer | None = None,
     profile: bool = False,
+    trust_code: bool = False,
     **changes: Any,
 ) -> Result:
     """Continue a run that was stopped, however it was, and save its result in its folder.
@@ -66,6 +68,8 @@ def resume(
         test: labelled inputs for the final accuracy, with `model`.
         observer: told of progress.
         profile: measure where the time goes from here on (`result.profile`).
+        trust_code: whether code that the run directory names may run, if this user's gaprune did
+            not write that directory on this machine, or the code has changed since.
         changes: settings that may differ (`CHANGEABLE`). Workers and their place change no mask.
             With other limits a finished run continues: a preset without gradient steps then finds
             what a longer run would have found; learning rates were planned for the first limit, so
@@ -82,7 +86,14 @@ def resume(
     with reopen_run(path) as run_directory:
         samples = None if test is None else Samples(*test, "test data given by the caller")
         with run_profiler(enabled=profile) as profiler:
-            result, job = resume_run(run_directory, changes, observer or Observer(), model, samples)
+            result, job = resume_run(
+                run_directory,
+                changes,
+                observer or Observer(),
+                model,
+                samples,
+                trust_code=trust_code,
+            )
         result = result.timed(profiler)
         run_directory.save(result, job)
     return result
@@ -94,6 +105,8 @@ def resume_run(
     observer: Observer,
     model: nn.Module | None = None,
     test: Samples | None = None,
+    *,
+    trust_code: bool = False,
 ) -> tuple[Result, PruneJob | None]:
     """Return the result of a run that was opened again, and what was asked for; see `resume`."""
     start = _read_start(run_directory)
@@ -102,6 +115,10 @@ def resume_run(
     checked = _resumed_settings(run_directory, facts["settings"], stated, changes)
     settings, job = checked.settings, None
     used = settings.model_dump(mode="json")
+    code = {**stated, **used}  # `used` comes from the checkpoint, which is a file too
+    if model is not None:
+        code.pop("target", None)
+    check_code(code, run_directory.folder / CONFIG, trust_code=trust_code)
     if model is not None:
         target = target_from_module(
             model,
@@ -131,7 +148,7 @@ def resume_run(
     for text in _changes_of_masks(checked, facts["settings"]):
         observer.warning(text)
     with writing(run_directory.path, GapruneError):
-        write_file(run_directory.folder / CONFIG, config_text(target, used, job))
+        run_directory.write_config(config_text(target, used, job))
     run = prepare_run(
         target,
         checked,

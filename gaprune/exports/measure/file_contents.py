@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports.compact import load_program
+from gaprune.exports.compact import is_compact, load_program, removed_channels
 from gaprune.exports.pruned_network import find_target
-from gaprune.exports.writers import MASK_SUFFIX, ORIG_SUFFIX, without_prune
+from gaprune.exports.writers import MASK_SUFFIX, MODEL, ORIG_SUFFIX, without_prune
 from gaprune.io.manifest import MANIFEST, SCHEMA, check_exported, read_manifest
 from gaprune.io.mask_file import PACKED
 from gaprune.io.run_files import CONFIG, RECORD
 from gaprune.io.semi_structured_packing import META, VALUES
 from gaprune.io.serialization import from_metadata
 from gaprune.io.sparse import is_sparse, load_sparse
+from gaprune.io.trusted_code import check_program
 from gaprune.io.weights import SUFFIXES, apply_state, load_state
+from gaprune.models.channel_removal import remove_channels
 from gaprune.models.onnx import EXTRA
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target
@@ -35,6 +37,7 @@ DENSE, SPARSE, MASKS, PRUNE, ONNX = "dense", "sparse", "masks", "prune", "onnx"
 PROGRAM, TWO_FOUR = "program", "semi-structured"
 _KINDS_BY_SUFFIX = {".onnx": ONNX, ".pt2": PROGRAM}
 _NAME_PAIRS = {PRUNE: (MASK_SUFFIX, ORIG_SUFFIX), TWO_FOUR: (VALUES, META)}  # they tell a kind
+_REMEDY = ", or name it with --target"
 _MASK_FORMATS = ("gaprune mask", PACKED)
 
 
@@ -50,15 +53,20 @@ class FileContents:
     state: Mapping[str, Tensor] | None = field(default=None, repr=False)
     # the masks; None for other kinds
     masks: Mapping[str, Tensor] | None = field(default=None, repr=False)
-    # the network of a program of `torch.export`, else None
+    # layer → its output channels that the network no longer has; empty for other kinds
+    removed: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False)
+    # the network of a program that was loaded, else None
     network: nn.Module | None = field(default=None, repr=False)
 
     @torch.no_grad()
     def load_into(self, dense: Target) -> nn.Module | None:
         """Return a copy of the dense network with these weights, or a program; None for ONNX.
 
+        A smaller network is built from the dense one.
+
         Raises:
-            InputError: names or shapes don't fit.
+            InputError: names, shapes or channels don't fit.
+            GapruneError: building a smaller network needs torch-pruning.
         """
         if self.network is not None:
             return self.network
@@ -71,23 +79,36 @@ class FileContents:
             return dense.masked_copy(self.masks)
         if self.state is None:
             return None
-        model = copy.deepcopy(dense.model)
         try:
+            if self.removed:
+                model = remove_channels(dense.model, dense.example(), self.removed)
+            else:
+                model = copy.deepcopy(dense.model)
             apply_state(model, self.state)
         except InputError as error:
             raise InputError(f"{self.path}: {str(error).removeprefix('weights: ')}") from error
         return model
 
 
-def read_contents(path: Path) -> FileContents:
+def read_contents(path: Path, *, trust_code: bool = False) -> FileContents:
     """Read a file of weights.
 
+    Args:
+        path: the file.
+        trust_code: whether a program that no `compact` export wrote is loaded.
+
     Raises:
-        InputError: no such file, damaged, or of an unknown kind.
+        InputError: no such file, damaged, of an unknown kind, or a program that may not run.
         GapruneError: an optional package is missing.
     """
     kind = _kind(path)
     check_exported(path)
+    if kind == PROGRAM and not is_compact(path):
+        check_program(path, trust_code=trust_code)
+        network = load_program(path)
+        state = network.state_dict().values()
+        counts = _counts(value for value in state if value.is_floating_point())
+        return FileContents(path, kind, *counts, network=network)
     return _READERS[kind](path, kind)
 
 
@@ -127,9 +148,14 @@ def _counts(tensors: Iterable[Tensor]) -> tuple[int, int]:
     return sum(tensor.numel() for tensor in listed), nonzeros
 
 
-def _from_state(path: Path, kind: str, state: Mapping[str, Tensor]) -> FileContents:
+def _from_state(
+    path: Path,
+    kind: str,
+    state: Mapping[str, Tensor],
+    removed: Mapping[str, Sequence[int]] | None = None,
+) -> FileContents:
     counts = _counts(value for value in state.values() if value.is_floating_point())
-    return FileContents(path, kind, *counts, state=state)
+    return FileContents(path, kind, *counts, state=state, removed=removed or {})
 
 
 def _read_masks(path: Path, kind: str) -> FileContents:
@@ -137,11 +163,19 @@ def _read_masks(path: Path, kind: str) -> FileContents:
     return FileContents(path, kind, *_counts(masks.values()), masks=masks)
 
 
-def _read_program(path: Path, kind: str) -> FileContents:
-    network = load_program(path)
-    state = network.state_dict().values()
-    counts = _counts(value for value in state if value.is_floating_point())
-    return FileContents(path, kind, *counts, network=network)
+def _read_dense(path: Path, kind: str) -> FileContents:
+    return _from_state(path, kind, load_state(path), removed_channels(path))
+
+
+def _read_compact(path: Path, kind: str) -> FileContents:
+    """Read the state dict beside a program that gaprune wrote; the program is not loaded."""
+    file = path.with_name(MODEL)
+    removed = removed_channels(file)
+    if not removed:
+        raise InputError(
+            f"file: {file} does not list the channels that {path.name} lacks; export the run again"
+        )
+    return _from_state(path, kind, load_state(file), removed)
 
 
 def _read_onnx(path: Path, kind: str) -> FileContents:
@@ -161,36 +195,41 @@ def _read_onnx(path: Path, kind: str) -> FileContents:
 
 
 _READERS: dict[str, Callable[[Path, str], FileContents]] = {
-    DENSE: lambda path, kind: _from_state(path, kind, load_state(path)),
+    DENSE: _read_dense,
     TWO_FOUR: lambda path, kind: _from_state(path, kind, load_state(path)),
     SPARSE: lambda path, kind: _from_state(path, kind, load_sparse(path)),
     PRUNE: lambda path, kind: _from_state(path, kind, without_prune(load_state(path))),
     MASKS: _read_masks,
     ONNX: _read_onnx,
-    PROGRAM: _read_program,
+    PROGRAM: _read_compact,
 }
 
 
-def find_dense(path: Path, stated: str | Target | None) -> Target | None:
+def find_dense(
+    path: Path, stated: str | Target | None, *, trust_code: bool = False
+) -> Target | None:
     """Return the dense network of a file; None where nothing names it.
 
     `stated` is a target's name, a run directory, or the target itself; None looks for an export or
     a run in the folder of the file.
+    `trust_code` tells whether a factory that a run or export names may run in any case.
 
     Raises:
-        InputError: what is named can't be loaded, or its weights have changed since pruning.
+        InputError: what is named can't be loaded or may not run, or its weights have changed since
+            pruning.
     """
     if isinstance(stated, Target):
         return stated
     if stated is not None:
         config_path = Path(stated).expanduser() / CONFIG
         if config_path.is_file():
-            return find_target(read_config(config_path), f"the run in {stated}")
+            config = read_config(config_path)
+            return find_target(config, config_path, trust_code=trust_code, remedy=_REMEDY)
         return load_target(stated)
-    config, sha256 = _config_beside(path.resolve().parent)
+    config, source, sha256 = _config_beside(path.resolve().parent)
     if "target" not in config:
         return None
-    target = find_target(config, str(path))
+    target = find_target(config, source, trust_code=trust_code, remedy=_REMEDY)
     if sha256 not in (None, target.weights_sha256):
         raise InputError(
             f"target: the weights of {target.name} are no longer those that {path} was pruned from "
@@ -199,8 +238,8 @@ def find_dense(path: Path, stated: str | Target | None) -> Target | None:
     return target
 
 
-def _config_beside(folder: Path) -> tuple[Mapping[str, Any], str | None]:
-    """Return the settings of the export or run in a folder, and the hash of its dense weights."""
+def _config_beside(folder: Path) -> tuple[Mapping[str, Any], Path, str | None]:
+    """Return the settings of the export or run in a folder, their file, and the dense hash."""
     manifest = read_manifest(folder)
     if manifest is not None and manifest.get("schema") != SCHEMA:
         raise InputError(
@@ -208,11 +247,11 @@ def _config_beside(folder: Path) -> tuple[Mapping[str, Any], str | None]:
             "dense network with --target"
         )
     if manifest is not None and isinstance(manifest.get("config"), dict):
-        return manifest["config"], manifest.get("weights_sha256")
+        return manifest["config"], folder / MANIFEST, manifest.get("weights_sha256")
     if not (folder / CONFIG).is_file():
-        return {}, None
+        return {}, folder / CONFIG, None
     try:
         sha256 = json.loads((folder / RECORD).read_text(encoding="utf-8"))["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError):  # a run that hasn't ended
         sha256 = None
-    return read_config(folder / CONFIG), sha256
+    return read_config(folder / CONFIG), folder / CONFIG, sha256

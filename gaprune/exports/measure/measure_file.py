@@ -82,20 +82,26 @@ def measure(
     runtimes: Sequence[str] | None = None,
     batches: Sequence[int] = BATCHES,
     observer: Observer | None = None,
+    trust_code: bool = False,
 ) -> list[FileMeasurement]:
     """Measure files of weights, one after the other.
 
     Args:
         files: safetensors (dense, sparse, masks, or as `torch.nn.utils.prune` names them), ONNX,
-            a program of `torch.export` (.pt2), or a state dict of `torch.save`.
+            a program of `torch.export` (.pt2), or a state dict of `torch.save`. The program of a
+            `compact` export is not loaded: the network is built from the files beside it.
         target: the dense network: a target's name, a run directory, or a `Target`. None looks
             beside each file: an export or a run names it.
         runtimes: keys of `RUNTIMES`; None takes all.
         batches: batch sizes.
         observer: is told of progress.
+        trust_code: whether code runs that only a file names or holds: the factory that a run or
+            export names which this user's gaprune did not write on this machine, or a program of
+            another tool.
 
     Raises:
-        InputError: no such file, damaged, of no known kind, of another network; an unknown runtime.
+        InputError: no such file, damaged, of no known kind, of another network; an unknown runtime;
+            code that may not run.
         GapruneError: an optional package that a file needs is missing.
     """
     if not files:
@@ -107,23 +113,30 @@ def measure(
     if not batches or any(batch < 1 for batch in batches):
         raise InputError(f"batches: must be whole numbers from 1, got {list(batches)}")
     # Read all files first: a damaged one is refused before minutes are spent on the others.
-    contents = [read_contents(Path(file).expanduser()) for file in files]
+    contents = [read_contents(Path(file).expanduser(), trust_code=trust_code) for file in files]
     observer = observer or Observer()
     measurements: list[FileMeasurement] = []
     for file, content in zip(files, contents, strict=True):
         observer.progress(f"measure {file}", len(measurements), len(files))
-        measurements.append(_measure(str(file), content, target, names, batches))
+        measurements.append(
+            _measure(
+                str(file),
+                content,
+                find_dense(content.path, target, trust_code=trust_code),
+                names,
+                batches,
+            )
+        )
     return measurements
 
 
 def _measure(
     file: str,
     content: FileContents,
-    target: str | Target | None,
+    dense: Target | None,
     runtimes: list[str],
     batches: Sequence[int],
 ) -> FileMeasurement:
-    dense = find_dense(content.path, target)
     macs, timed, score, source, dense_macs = None, LatencyTable({}, {}, {}), None, None, None
     if dense is not None:
         model = content.load_into(dense)
