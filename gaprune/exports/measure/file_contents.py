@@ -223,8 +223,8 @@ def find_dense(
     if stated is not None:
         config_path = Path(stated).expanduser() / CONFIG
         if config_path.is_file():
-            config = read_config(config_path)
-            return find_target(config, config_path, trust_code=trust_code, remedy=_REMEDY)
+            named = read_config(config_path)
+            return find_target(named, config_path, trust_code=trust_code, remedy=_REMEDY)
         return load_target(stated)
     config, source, sha256 = _config_beside(path.resolve().parent)
     if "target" not in config:
