@@ -58,7 +58,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "config key": ((*PRUNE[1:], "--config", "typo.toml"), "'sparsiti'.*'sparsity'.*input_shape"),
     "config missing": ((*PRUNE[1:], "--config", "none.toml"), "config: .*none.toml"),
     "config not TOML": ((*PRUNE[1:], "--config", "broken.toml"), "config: .*TOML"),
-    "config value": (("--config", "wrong.toml"), "seed: .*got 'x'"),
+    "config value": (("--config", "wrong.toml", "--trust-code"), "seed: .*got 'x'"),
     "weights missing": ((*PRUNE[1:], "--weights", "none.pt"), "weights: .*none.pt"),
     "weights of another network": (
         ("mnist-mlp", "--weights", "net.safetensors", "--sparsity", "0.5"),
