@@ -43,16 +43,18 @@ def test_a_key_is_stated_once(pairs: list[str], options: dict[str, int]) -> None
 def test_a_run_is_made_with_them_and_says_so(run: Run, place: Path) -> None:
     """They go before a configuration file, and an unknown key is an error of its own."""
     Path("c.toml").write_text('target = "net.py:make"\nsteps = 7\nseed = 3\n')
-    network = (
-        "--config",
-        "c.toml",
+    network = ("--config", "c.toml", "--weights", "net.safetensors", "--range", "0,1")
+    asked = (
+        "prune",
+        *network,
         "--trust-code",
-        "--weights",
-        "net.safetensors",
-        "--range",
-        "0,1",
+        "--sparsity",
+        "0.5",
+        "--out",
+        "r",
+        "--generations",
+        "1",
     )
-    asked = ("prune", *network, "--sparsity", "0.5", "--out", "r", "--generations", "1")
     done = run(*asked, "--set", "steps=2", "--set", "population=2")
     assert done.code == 0, done.err
     kept = read_config(Path("r/config.toml"))
