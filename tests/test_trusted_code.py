@@ -86,7 +86,7 @@ def compact(tmp_path_factory: pytest.TempPathFactory) -> tuple[gaprune.Target, P
         inputs=inputs,
         pattern="channel",
         sparsity=0.5,
-        **{**TINY, "calibration": ("procedural",)},  # type: ignore[arg-type]
+        **{**TINY, "calibration": ("procedural",)},
     )
     gaprune.export(result, "compact", folder)
     return result.target, folder
@@ -203,8 +203,8 @@ def test_own_runs_need_no_option(place: Path, run: Run) -> None:
     assert run("resume", "moved").code == 2
     shutil.move("moved", "run")
     assert run("resume", "run").code == 0
-    with (place / "net.py").open("a") as file:
-        file.write("# another line\n")
+    with (place / "net.py").open("a") as code:
+        code.write("# another line\n")
     assert run("resume", "run").code == 2
     assert run("resume", "run", "--trust-code").code == 0
     assert run("resume", "run").code == 0
