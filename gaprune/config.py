@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -250,18 +248,3 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
         meaning = Settings.model_fields[key.split(".")[0]].description
         rule = first["msg"].replace("Input should be", "must be").partition(", unable")[0]
         raise InputError(f"{key}: {rule}, got {came} ({key}: {meaning})") from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the settings a TOML file states.
-
-    Raises:
-        InputError: the file is missing or is not TOML.
-    """
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"config: cannot read {path} ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"config: {path} is not valid TOML: {error}") from error

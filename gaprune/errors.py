@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 _MOST_NAMES = 5  # listed of a long list
+_ARGUMENT = re.compile(r"^(?!labels)[a-z_ ]+: ")  # the first word of every message
 
 
 class GapruneError(Exception):
@@ -19,6 +21,11 @@ class InputError(GapruneError, ValueError):
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def about(argument: str, error: Exception) -> InputError:
+    """Return the error of another argument as one of `argument`; the message is not nested."""
+    return InputError(f"{argument}: {_ARGUMENT.sub('', str(error))}")
 
 
 def nearest(name: str, known: Sequence[str], of: str) -> str:

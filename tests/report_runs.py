@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from comparison_cases import QUICK
 from torch import Tensor, nn
 
 from gaprune import InputOptions, prune
+from gaprune.io.manifest import FILES as LISTED
+from gaprune.io.manifest import file_entries, sealed
+from gaprune.io.run_files import CONFIG, CONFIG_SHA256, RECORD, config_sha256, read_config
 
 TINY: dict[str, Any] = {**QUICK, "generations": 2}
 NAUGHTY = "<script>alert(1)</script>&\"'"
@@ -83,3 +87,11 @@ def named(out: Path) -> Path:
     inputs = InputOptions((1, 6, 6), kind="image", range=(0, 1))
     prune(built(Named), inputs=inputs, out=out, sparsity=0.5, **TINY)
     return out
+
+
+def reseal(run: Path) -> None:
+    """Give edited files of a run the hashes of their present content."""
+    record = json.loads((run / RECORD).read_text())
+    record[LISTED] = file_entries(run, [name for name in record[LISTED] if (run / name).is_file()])
+    record[CONFIG_SHA256] = config_sha256(read_config(run / CONFIG))
+    (run / RECORD).write_text(json.dumps(sealed(record)))

@@ -26,10 +26,11 @@ from gaprune.comparison import (
     read_rows,
 )
 from gaprune.comparison.methods.training import TrainingOptions
-from gaprune.comparison.store import CSV, IDENTITY, LIST, ROWS, TABLE
+from gaprune.comparison.store import CSV, LIST, ROWS, TABLE
 from gaprune.config import NEUTRAL, Settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.file_hash import content_of
+from gaprune.io.manifest import IDENTITY, sealed
 from gaprune.io.user_code import PREFIX
 
 METHODS = ("magnitude", "random", "imp:linear", "evolved")
@@ -89,7 +90,7 @@ def test_all_files_have_the_same_rows(finished: tuple[Comparison, Path]) -> None
     comparison, folder = finished
     records = json.loads(json.dumps([row.record() for row in comparison.rows]))
     assert json.loads((folder / LIST).read_text()) == records
-    assert [json.loads(line) for line in lines(folder)] == records
+    assert [json.loads(line) for line in lines(folder)] == [sealed(row) for row in records]
     assert read_rows(folder) == list(comparison.rows)
     assert (folder / CSV).read_text().count("\n") == len(records) + 1
     assert (folder / TABLE).read_text().count("\n| ") == len(METHODS) + 3
@@ -238,6 +239,7 @@ def test_rows_without_valid_options_are_refused(content: str | None, tmp_path: P
         open_store(tmp_path, {"a": 1}),
     ):
         pass
+    path.unlink(missing_ok=True)
     assert read_rows(tmp_path) == [ROW]
 
 

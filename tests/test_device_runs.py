@@ -31,6 +31,7 @@ from gaprune.criteria import CRITERIA, score
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.pruned_network import find_target
 from gaprune.io.checkpoints import read_checkpoint
+from gaprune.io.run_files import read_config
 from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import repair
@@ -298,7 +299,7 @@ def test_a_run_of_a_gpu_may_be_resumed_on_the_cpu(place: Path, run: Run) -> None
     assert resumed.settings["device"] == "cpu"
     assert resumed.target.device == torch.device("cpu")
     config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda"'))
-    network = find_target(gaprune.config.read_config(config), config)
+    network = find_target(read_config(config), config)
     assert network.weights_sha256 == resumed.target.weights_sha256
 
 

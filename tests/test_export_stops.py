@@ -22,7 +22,7 @@ from benchmarks.cluster.kills import CALLS
 from gaprune import InputOptions, export, prune, save_run
 from gaprune.exports import EXPORTERS, export_run
 from gaprune.exports.model_card import CARD
-from gaprune.io.manifest import MANIFEST, check_exported, read_manifest
+from gaprune.io.manifest import MANIFEST, check_recorded, read_manifest
 from gaprune.runs.job import make_job
 from gaprune.runs.open_directory import open_run
 
@@ -71,7 +71,7 @@ def is_complete(path: Path) -> bool:
     facts = read_manifest(path)
     assert facts is not None
     for name in facts["files"]:
-        check_exported(path / name)
+        check_recorded(path / name)
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     return names == {*facts["files"], MANIFEST, CARD}
 

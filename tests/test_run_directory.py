@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gaprune import InputOptions, Result, load_masks, prune, save_run
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.manifest import sealed
 from gaprune.io.run_files import FILES, RESULT_SCHEMA, read_record
 from gaprune.io.serialization import to_json
 from gaprune.runs.job import PruneJob, make_job
@@ -111,9 +112,12 @@ def test_masks_are_read_back_as_they_were(result: Result, tmp_path: Path) -> Non
 
 
 def test_the_record_and_the_history_are_those_of_the_result(result: Result, tmp_path: Path) -> None:
-    """`result.json` is `record()`; the history has one line per generation."""
+    """`result.json` is `record()` with hashes; the history has one line per generation."""
     place = save_run(result, tmp_path / "run")
     record = json.loads((place / "result.json").read_text())
+    assert sealed(record) == record
+    hashes = {name: record.pop(name) for name in ("files", "config_sha256", "sha256")}
+    assert set(hashes["files"]) == set(FILES) - {"config.toml", "result.json", "report.html"}
     assert record == json.loads(json.dumps(result.record()))
     lines = [json.loads(line) for line in (place / "history.jsonl").read_text().splitlines()]
     assert [line["generation"] for line in lines] == [one.generation for one in result.history]

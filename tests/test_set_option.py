@@ -8,8 +8,8 @@ import pytest
 from command_line import Run
 
 from gaprune.cli.common_options import read_pairs
-from gaprune.config import read_config
 from gaprune.errors import InputError
+from gaprune.io.run_files import read_config
 
 
 def test_values_are_those_of_toml_and_quotes_may_be_left_out() -> None:

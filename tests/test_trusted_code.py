@@ -19,6 +19,7 @@ from export_cases import TINY
 
 import gaprune
 from gaprune.errors import InputError
+from gaprune.io.manifest import file_entries, sealed
 from gaprune.io.trusted_code import CODE_KEYS, named_code
 
 BLACK_BOX = ("--preset", "black-box", "--objective", "net.py:grade")
@@ -107,11 +108,11 @@ def test_a_program_is_never_loaded(
     with pytest.raises(InputError, match="--trust-code"):
         gaprune.measure(tmp_path / "alone.pt2", target=target)
     manifest["files"].pop("model.pt2")
-    (folder / "export.json").write_text(json.dumps(manifest))
+    (folder / "export.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(InputError, match="--trust-code"):
         gaprune.measure(folder / "model.pt2", target=target)
-    manifest["files"]["model.pt2"] = gaprune.io.manifest.manifest_entry(folder / "model.pt2")
-    (folder / "export.json").write_text(json.dumps(manifest))
+    manifest["files"] |= file_entries(folder, ["model.pt2"])
+    (folder / "export.json").write_text(json.dumps(sealed(manifest)))
     program = gaprune.measure(folder / "model.pt2", target=target, runtimes=["torch"], batches=[1])
     assert program[0].kind == "program"
     assert executed(tmp_path) == []

@@ -105,12 +105,16 @@ def test_a_run_that_has_ended_is_shown_at_once(run: Run, tmp_path: Path) -> None
 
 
 def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
-    """And what is no generation is passed over."""
+    """A complete line that is no generation is an error."""
     result = small(tmp_path / "run")
-    history = tmp_path / "run" / "history.jsonl"
-    with history.open("a") as file:
-        file.write('{"later": 1}\nnonsense\n{"generation": 9, "evalu')
-    assert read_status(tmp_path / "run").history == tuple(result.history)
+    (tmp_path / "run" / "result.json").unlink()
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"generation": 9, "evalu')
+        file.flush()
+        assert read_status(tmp_path / "run").history == tuple(result.history)
+        file.write("nonsense\n")
+    with pytest.raises(InputError, match=r"^run: line \d+ of"):
+        read_status(tmp_path / "run")
 
 
 def test_what_is_no_run_cannot_be_watched(run: Run, tmp_path: Path) -> None:

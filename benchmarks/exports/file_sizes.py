@@ -16,13 +16,12 @@ from torch import nn
 from benchmarks.exports.export_case import Case, Context, Figures
 from benchmarks.isolated_process import run_isolated
 from gaprune import export, load_sparse
-from gaprune.config import read_config
 from gaprune.errors import GapruneError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import time_calls
 from gaprune.exports.pruned_network import find_target
-from gaprune.io.run_files import CONFIG
+from gaprune.io.run_files import CONFIG, read_config
 from gaprune.io.weights import sha256_of
 from gaprune.models.target import Target
 

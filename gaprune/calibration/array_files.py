@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import pickle
 import re
-import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.tensor_files import (
+    check_dense,
+    is_npy,
+    load_tensors,
+    load_torch,
+    read_npy,
+    read_npz,
+)
 from gaprune.models.zoo.mnist import read_idx
 
 INPUT_KEYS = ("x", "inputs", "images")
@@ -59,23 +66,19 @@ def file_format(path: Path) -> str:
 
 
 def _read_numpy(path: Path) -> StoredArrays:
-    with path.open("rb") as file:  # numpy leaves damaged files open
-        content = np.load(file, allow_pickle=False)
-        suffix = ".npz" if isinstance(content, np.lib.npyio.NpzFile) else ".npy"
-        if path.suffix.lower() != suffix:
-            kind = "an archive" if suffix == ".npz" else "a single array"
-            raise InputError(f"calibration inputs: {path} is {kind}; rename it to {suffix}")
-        return (
-            _arrays_in(content, path) if suffix == ".npz" else StoredArrays(_tensor(content, path))
-        )
+    stated = path.suffix.lower()
+    suffix = ".npz" if zipfile.is_zipfile(path) else ".npy" if is_npy(path) else stated
+    if stated != suffix:
+        kind = "an archive" if suffix == ".npz" else "a single array"
+        raise InputError(f"calibration inputs: {path} is {kind}; rename it to {suffix}")
+    if suffix == ".npz":
+        return _arrays_in(read_npz(path, (*INPUT_KEYS, *LABEL_KEYS)), path)
+    return StoredArrays(_tensor(read_npy(path), path))
 
 
 def _read_torch(path: Path) -> StoredArrays:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error below tells what is wrong
-            # Stated, because an environment variable can switch the default off.
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch(path)
     except pickle.UnpicklingError as error:  # torch's own message advises to allow code
         raise InputError(
             f"calibration inputs: {path} is damaged, or holds objects other than tensors, which "
@@ -92,7 +95,7 @@ _READERS: dict[str, Callable[[Path], StoredArrays]] = {
     "npz": _read_numpy,
     "pt": _read_torch,
     "pth": _read_torch,
-    "safetensors": lambda path: _arrays_in(load_file(path), path),
+    "safetensors": lambda path: _arrays_in(load_tensors(path), path),
 }
 
 
@@ -121,7 +124,13 @@ def _tensor(content: object, path: Path) -> Tensor:
             raise InputError(
                 f"calibration inputs: {path} must hold numbers, got dtype {content.dtype}"
             ) from error
-    if not isinstance(content, Tensor) or content.layout != torch.strided or content.is_quantized:
-        actual = getattr(content, "layout", type(content).__name__)
+    if not isinstance(content, Tensor):
+        actual = type(content).__name__
         raise InputError(f"calibration inputs: {path} must hold dense tensors, got {actual}")
+    try:
+        check_dense("its tensor", content)
+    except ValueError as error:
+        raise InputError(
+            f"calibration inputs: {path} must hold dense tensors, and {error}"
+        ) from error
     return content.detach()

@@ -89,6 +89,9 @@ def make_calibration_set(
     resolved = resolve_calibration(settings.calibration, target)
     resolved.report(observer)
     request = resolved.request
+    # a file may hold fewer
+    count = 0 if request.files else settings.calibration_count + settings.validation_count
+    spec.check_memory(count, "calibration inputs")
     stored = [file.read(spec).to(target.dtype) for file in request.files]
     held_out = bool(stored) and settings.validation == AUTO
     choice = choose_generators(target, request, settings.validation, generator, held_out=held_out)

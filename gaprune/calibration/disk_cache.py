@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.io.atomic import write_file
 from gaprune.io.serialization import from_metadata, to_metadata
+from gaprune.io.tensor_files import open_tensors
 from gaprune.io.weights import sha256_of
 
 CACHE_VARIABLE = "GAPRUNE_CACHE"  # environment variable that names the folder
@@ -88,7 +89,7 @@ def _read(path: Path, key: str, warn: Callable[[str], None]) -> Tensor | None:
     try:
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             facts = from_metadata(file.metadata())
             inputs: Tensor = file.get_tensor(_INPUTS)
         if facts == {"key": key, "sha256": sha256_of({_INPUTS: inputs})}:
@@ -96,7 +97,7 @@ def _read(path: Path, key: str, warn: Callable[[str], None]) -> Tensor | None:
                 os.utime(path)  # marks the file as recently used
             return inputs
         reason = "its hash does not match"
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         reason = str(error)
     warn(f"cached inputs {path} are ignored ({reason}) and computed again")
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from typing import Annotated, Any, Final
@@ -122,6 +123,18 @@ def _global_options(
     """
 
 
+def _show_warning(message: Warning | str, category: object, filename: str, *_: object) -> None:
+    """Print a warning of gaprune or of the user's code; those of libraries help nobody here."""
+    if "site-packages" not in filename and not filename.startswith(sys.base_prefix):
+        typer.echo(_one_line(f"gaprune: warning: {message}"), err=True)
+
+
+def _one_line(message: str) -> str:
+    """Join lines, and escape what a terminal would obey; a message may quote a hostile file."""
+    text = " ".join(line.strip() for line in message.splitlines())
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` None reads those of the process.
 
@@ -132,12 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode must not end a run
+    debug = DEBUG in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     try:
-        _without_switch_types(get_command(app)).main(arguments, prog_name="gaprune")
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _show_warning  # type: ignore[assignment]
+            _without_switch_types(get_command(app)).main(arguments, prog_name="gaprune")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except Exception as error:  # noqa: BLE001 - the last handler of the program
-        if DEBUG in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        if debug:
             traceback.print_exc()
         message = f"gaprune: error: {error}"
         if not isinstance(error, GapruneError):
@@ -145,6 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"gaprune: error: {type(error).__name__}: {error} "
                 f"(unexpected; gaprune {DEBUG} … shows where)"
             )
-        typer.echo(message, err=True)
+        typer.echo(_one_line(message), err=True)
         return 2 if isinstance(error, InputError) else 1
     return 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from gaprune.config import read_config
 from gaprune.errors import InputError
+from gaprune.io.bounded_reading import parse_toml
+from gaprune.io.run_files import read_config
 from gaprune.io.trusted_code import check_code
 
 OUTPUT = "Output"  # panel of the help
@@ -82,8 +82,8 @@ def read_pairs(pairs: Iterable[str], options: Mapping[str, object]) -> dict[str,
         if key in values or key in options:
             raise InputError(f"set: {key!r} is set twice; leave one out")
         try:
-            values[key] = tomllib.loads(f"value = {text.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
+            values[key] = parse_toml(f"value = {text.strip()}")["value"]
+        except ValueError:
             values[key] = text.strip()  # a bare word, for which shells would need two quotes
     return values
 

@@ -19,6 +19,7 @@ from gaprune.cli.result_table import show_dry_run, show_profile, show_result
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.run_files import RECORD
 from gaprune.io.serialization import to_json
 from gaprune.profiling import run_profiler
 from gaprune.runs.dry_run import dry_run as predict
@@ -161,13 +162,13 @@ def run_and_save(
                 where = f"saved in {run_directory.save(result, job)}"
             except GapruneError:
                 monitor.stop_bar()
-                _show(result, as_json=display.as_json)  # a full disk must not lose the search
+                _show(result, None, as_json=display.as_json)  # a full disk must not lose the search
                 raise
             # a run without checkpoints has a result, but cannot be continued
             if result.stopped == "interrupted" and run_directory.resumable:
                 where += f"; continue with {run_directory.command}"
         monitor.stop_bar()
-        _show(result, as_json=display.as_json)
+        _show(result, run_directory, as_json=display.as_json)
         if display.as_json:  # stdout holds the record alone
             monitor.say(where)
         else:
@@ -175,8 +176,10 @@ def run_and_save(
     return signals.exit_code
 
 
-def _show(result: Result, *, as_json: bool) -> None:
-    if as_json:
+def _show(result: Result, run_directory: OpenRun | None, *, as_json: bool) -> None:
+    if as_json and run_directory is not None:  # with the hashes of the files
+        typer.echo((run_directory.folder / RECORD).read_text(encoding="utf-8").rstrip())
+    elif as_json:
         typer.echo(to_json(result.record(), indent=2))
     else:
         show_result(result, stdout())

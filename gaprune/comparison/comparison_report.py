@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,6 @@ from gaprune.comparison.rows import (
 from gaprune.comparison.store import (
     CONFIG,
     CSV,
-    IDENTITY,
     LIST,
     PLOTS,
     REPORT,
@@ -35,6 +32,9 @@ from gaprune.comparison.store import (
 )
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.atomic import write_file, writing
+from gaprune.io.bounded_reading import read_object
+from gaprune.io.manifest import IDENTITY, check_recorded, check_sealed
+from gaprune.io.run_files import read_config
 from gaprune.io.serialization import to_json
 from gaprune.pattern_names import UNSTRUCTURED, unit_name
 from gaprune.report import write_report
@@ -92,6 +92,7 @@ def publish(comparison: Comparison, store: Store, warn: Callable[[str], None]) -
     store.write(LIST, to_json([row.record() for row in comparison.rows], indent=2) + "\n")
     store.write(CSV, as_csv(comparison.rows))
     store.write(TABLE, markdown(summaries, dense, caption))
+    store.list_files()
     store.write(REPORT, _page(comparison.rows, caption, store.folder, comparison.removed))
     try:
         for name in PLOTS:
@@ -113,10 +114,9 @@ def make_report(folder: str | Path) -> Path:
     path = Path(folder).expanduser().resolve()
     if not (path / ROWS).is_file():
         return write_report(folder)
-    try:
-        config = tomllib.loads(_text(path / CONFIG))
-    except ValueError:
-        config = {}
+    for name in (CONFIG, TABLE):
+        check_recorded(path / name)
+    config = read_config(path / CONFIG) if (path / CONFIG).is_file() else {}
     rows = read_rows(path)
     for name, attribute in (("sparsity", "sparsity"), ("seeds", "seed")):
         requested = config.get(name)
@@ -196,11 +196,11 @@ def _missing_rows(rows: Sequence[Row], config: Mapping[str, Any], pattern: str) 
 
 def _facts(folder: Path) -> list[tuple[str, str]]:
     try:
-        identity: Any = json.loads(_text(folder / IDENTITY))
-    except ValueError:
+        identity = check_sealed(read_object(folder / IDENTITY))
+    except FileNotFoundError:
         return []
-    if not isinstance(identity, Mapping):
-        return []
+    except (OSError, ValueError) as error:
+        raise InputError(f"comparison: {folder / IDENTITY} is damaged ({error})") from error
     facts = [(name, identity[name]) for name in _FACTS if identity.get(name)]
     return [(name, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for name, v in facts]
 

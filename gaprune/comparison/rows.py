@@ -74,13 +74,6 @@ class Row:
         """Return it as plain data."""
         return asdict(self)
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Row:
-        """Return the row that `record` was made from; raise `TypeError` for other keys."""
-        lists = {name: tuple(record[name]) for name in ("path", "steps") if name in record}
-        needs = MethodRequirements(**record["needs"])
-        return cls(**{**record, "needs": needs, **lists})
-
 
 @dataclass(frozen=True)
 class SeedSummary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import check_labelled
 from gaprune.evaluation.objectives import find_objective
+from gaprune.io.bounded_reading import parse_toml
 from gaprune.io.trusted_code import remember_code
 from gaprune.masks.budget import keep_total
 from gaprune.models.forward import batched_forward
@@ -158,7 +158,7 @@ def compare_target(  # noqa: PLR0913 # data and folder besides the spec, each by
         with open_store(out, identity_of(target, spec, data), overwrite=overwrite) as store:
             if config is not None:
                 store.write(CONFIG, config)
-                remember_code(store.folder, tomllib.loads(config))
+                remember_code(store.folder, parse_toml(config))
             comparison = _run(context, chosen, data.test, store)
             publish(comparison, store, observer.warning)
             return comparison

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from gaprune.calibration.auto import expand_auto
 from gaprune.calibration.parse import CalibrationFile, parse_calibration, parse_validation
@@ -36,19 +37,30 @@ from gaprune.comparison.spec import ComparisonData, ComparisonSpec
 from gaprune.config import NEUTRAL, Settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.atomic import check_output_folder, write_file, writing
+from gaprune.io.bounded_reading import MAX_LINE, parse_as, parse_json, read_lines, read_object
 from gaprune.io.file_hash import content_of
+from gaprune.io.manifest import (
+    FILES,
+    IDENTITY,
+    SEAL,
+    check_recorded,
+    check_sealed,
+    file_entries,
+    sealed,
+)
 from gaprune.io.serialization import to_json
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.runs.setup import check_settings, resolve_settings
 
 SCHEMA = 2
-IDENTITY, ROWS, LIST, CSV = "comparison.json", "rows.jsonl", "rows.json", "rows.csv"
+ROWS, LIST, CSV = "rows.jsonl", "rows.json", "rows.csv"
 TABLE, CONFIG = "table.md", "config.toml"
 PLOTS = ("accuracy.svg", "accuracy.png")
 REPORT = "report.html"
 _DERIVED = (LIST, CSV, TABLE, CONFIG, REPORT, *PLOTS)  # can be made again from rows
 _MAY_HOLD = {IDENTITY, ROWS, *_DERIVED}
+_ROW = TypeAdapter(Row)
 _IN_KEYS = ("sparsity", "seed", "method")  # settings that belong to a row
 
 
@@ -72,11 +84,18 @@ class Store:
         if self.rows.get(row.key) == row:  # an error that occurs again is stored once
             return
         with writing(self.folder, GapruneError):
-            left = f"{to_json(row.record())}\n".encode()
+            left = f"{to_json(sealed(row.record()))}\n".encode()
             while left:  # unbuffered writes may be partial
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())  # the row survives a power cut
         self.rows[row.key] = row
+
+    def list_files(self) -> None:
+        """Add the hashes of the files that a report reads to the identity."""
+        content = check_sealed(read_object(self.folder / IDENTITY))
+        names = [name for name in (ROWS, CONFIG, TABLE) if (self.folder / name).is_file()]
+        listed = sealed(content | {FILES: file_entries(self.folder, names)})
+        self.write(IDENTITY, to_json(listed, indent=2) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """Write one of the other files, replacing an earlier one."""
@@ -99,7 +118,7 @@ def open_store(
         GapruneError: the folder cannot be written.
     """
     path = Path(folder).expanduser().resolve()
-    plain = json.loads(to_json(dict(identity)))  # as it will be read: tuples become lists
+    plain = sealed(identity)
     with writing(path, InputError):
         check_output_folder(path, _MAY_HOLD)
         path.mkdir(parents=True, exist_ok=True)
@@ -115,8 +134,8 @@ def open_store(
                     "folder"
                 ) from error
             if overwrite:
-                file.truncate(0)  # the identity is replaced below
-                for name in _DERIVED:
+                file.truncate(0)  # the identity is written below
+                for name in (IDENTITY, *_DERIVED):
                     (path / name).unlink(missing_ok=True)
             has_rows = _repair_last_line(file)
         if has_rows:
@@ -133,21 +152,23 @@ def read_rows(folder: str | Path) -> list[Row]:
     Raises:
         InputError: the folder holds no comparison, or a line of it is no row.
     """
-    path = Path(folder) / ROWS
+    path, number = Path(folder) / ROWS, 0
+    rows: dict[RowKey, Row] = {}
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # a last line without a break is incomplete
+        check_recorded(path)
+        for line in read_lines(path):
+            number += 1
+            row = parse_as(_ROW, json.dumps(check_sealed(parse_json(line))))
+            rows[row.key] = row
     except OSError as error:
         raise InputError(f"comparison: cannot read {path} ({error.strerror})") from error
-    rows: dict[RowKey, Row] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            row = Row.of(json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"comparison: line {number} of {path} is no row ({error}); "
-                "remove the line, or name another folder"
-            ) from error
-        rows[row.key] = row
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"comparison: line {number} of {path} is no row ({error}); "
+            "remove the line, or name another folder"
+        ) from error
     return list(rows.values())
 
 
@@ -171,19 +192,19 @@ def as_csv(rows: Iterable[Row]) -> str:
 
 def _repair_last_line(file: io.FileIO) -> bool:
     """Remove an incomplete last line (after a crash); return whether any row is left."""
-    file.seek(0)
-    content = file.read()
-    complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
-        file.truncate(len(complete))
-    return bool(complete)
+    size = file.seek(0, os.SEEK_END)
+    start = file.seek(max(0, size - MAX_LINE))
+    complete = start + file.readall().rfind(b"\n") + 1
+    if complete < size:
+        file.truncate(complete)
+    return complete > 0
 
 
 def _check_same(path: Path, now: Mapping[str, Any]) -> None:
     file = path / IDENTITY
     try:
-        before = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        before = check_sealed(read_object(file))
+    except (OSError, ValueError) as error:
         raise InputError(
             f"out: {file} is missing or damaged, so nobody knows what its rows compare; name "
             "another folder with --out, or throw those rows away with --overwrite"
@@ -191,7 +212,7 @@ def _check_same(path: Path, now: Mapping[str, Any]) -> None:
     differing = [
         f"{name} ({_short(before.get(name))} there, {_short(now.get(name))} now)"
         for name in {**before, **now}
-        if before.get(name) != now.get(name)
+        if name not in (FILES, SEAL) and before.get(name) != now.get(name)
     ]
     if differing:
         raise InputError(

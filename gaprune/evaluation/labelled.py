@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gaprune.calibration.files import read_samples
 from gaprune.calibration.samples import Samples
-from gaprune.errors import InputError
+from gaprune.errors import InputError, about
 from gaprune.models.target import Target
 from gaprune.models.zoo import mnist
 
@@ -22,7 +22,7 @@ def read_labelled(argument: str, text: str, target: Target) -> Samples:
         samples = read_samples(text, target.inputs)
     except InputError as error:
         # read_samples calls every file "calibration"; the user knows it by another name.
-        raise InputError(f"{argument}: {str(error).removeprefix('calibration: ')}") from error
+        raise about(argument, error) from error
     if samples.labels is None:
         raise InputError(
             f"{argument}: {text} has no labels; give a file with inputs and labels (npz keys x and "

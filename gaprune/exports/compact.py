@@ -8,15 +8,17 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import GapruneError, InputError, about
 from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork, check_written
 from gaprune.exports.writers import MODEL
+from gaprune.io.bounded_reading import parse_json
 from gaprune.io.manifest import read_manifest
 from gaprune.io.serialization import from_metadata, to_metadata
+from gaprune.io.tensor_files import load_tensors, open_tensors
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.input_spec import sample_inputs
 from gaprune.models.patterns import silent_channels
@@ -50,19 +52,19 @@ def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -
             )
         compact = remove_channels(masked, target.example(), channels).requires_grad_(False)
     except InputError as error:
-        raise GapruneError(f"compact: {error}") from error
+        raise GapruneError(str(about("compact", error))) from error
     state: dict[str, Tensor] = {
         name: value.detach().cpu().clone().contiguous()
         for name, value in compact.state_dict().items()
     }
     # Cloned above, as safetensors refuses views of shared memory. With the channels, the network
     # can be built from the dense one, without loading the program.
-    about = to_metadata(format=COMPACT, removed_channels=json.dumps(channels))
-    save_file(state, folder / MODEL, about)
+    metadata = to_metadata(format=COMPACT, removed_channels=json.dumps(channels))
+    save_file(state, folder / MODEL, metadata)
     save_program(compact, target, folder / PROGRAM)
     # Compare what a reader will load, not the network in memory.
     _compare(load_program(folder / PROGRAM), masked, target)
-    check_written(load_file(folder / MODEL), state)
+    check_written(load_tensors(folder / MODEL), state)
 
 
 def is_compact(program: Path) -> bool:
@@ -84,11 +86,11 @@ def removed_channels(path: Path) -> dict[str, list[int]]:
     if path.suffix != ".safetensors":
         return {}
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             facts = from_metadata(file.metadata())
         if facts.get("format") != COMPACT:
             return {}
-        channels = json.loads(facts["removed_channels"])
+        channels = parse_json(facts["removed_channels"])
         return {
             str(layer): [operator.index(channel) for channel in indices]
             for layer, indices in channels.items()

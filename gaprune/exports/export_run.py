@@ -22,7 +22,7 @@ from gaprune.io.atomic import (
     replacing,
     writing,
 )
-from gaprune.io.manifest import MANIFEST, SCHEMA, manifest_entry, read_manifest
+from gaprune.io.manifest import MANIFEST, SCHEMA, file_entries, read_manifest, sealed
 from gaprune.io.serialization import to_json
 from gaprune.io.trusted_code import remember_code
 from gaprune.runs.job import JOB_KEYS
@@ -122,10 +122,11 @@ def export(  # noqa: PLR0913 # options, each by its own name
                     "repaired": pruned.repaired,
                     "target": pruned.name,
                     "weights_sha256": pruned.record["weights_sha256"],
-                    "files": {name: manifest_entry(folder / name) for name in files},
+                    "files": file_entries(folder, files),
                     "config": {**config, "sparsity": pruned.record["sparsity"]["asked"]},
                 }
-                (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
+                text = to_json(sealed(manifest), indent=2) + "\n"
+                (folder / MANIFEST).write_text(text, encoding="utf-8")
                 card = model_card(pruned, format, options, files, dense_bytes)
                 (folder / CARD).write_text(card, encoding="utf-8")
             if pruned.trusted:  # what another user's run names must not become known code

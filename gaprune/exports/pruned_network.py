@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.run_files import CONFIG, MASK, PRUNED, RECORD, REPAIRED, read_record
+from gaprune.io.run_files import (
+    CONFIG,
+    MASK,
+    PRUNED,
+    RECORD,
+    REPAIRED,
+    read_record,
+    read_run_config,
+)
 from gaprune.io.trusted_code import check_code, may_run
 from gaprune.io.weights import load_state, sha256_of
 from gaprune.models.input_spec import InputOptions
@@ -96,8 +103,7 @@ def read_pruned(
     """Return the pruned network of a result or a run directory; the arguments are `export`'s.
 
     Raises:
-        InputError: no run there, or one that hasn't ended.
-        GapruneError: its files are damaged.
+        InputError: no run there, one that hasn't ended, or its files aren't those it wrote.
     """
     if isinstance(run, Result):
         return _from_result(run, strict=strict)
@@ -110,10 +116,12 @@ def read_pruned(
         # A run with repair stores both networks.
         repaired = (folder / REPAIRED).is_file() and not strict
         state = load_state(folder / (REPAIRED if repaired else PRUNED))
-        config = read_config(folder / CONFIG)
+        config = read_run_config(folder, record)
         _check_run(record, masks, state)
-    except (ValueError, KeyError, TypeError, OSError) as error:  # InputErrors too: damaged files
-        raise GapruneError(f"run: {run} is damaged ({error}); prune again") from error
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"run: {run} is damaged ({error}); prune again") from error
     return PrunedNetwork(
         state=state,
         masks=masks,
@@ -158,9 +166,6 @@ def _check_run(
             raise ValueError(f"{MASK} does not fit the weights: {name!r}")
         if state[name][~mask].count_nonzero():
             raise ValueError(f"{name!r} has weights that its mask removes")
-    # Missing keys raise here, before anything is written.
-    for key in ("target", "weights_sha256", "agreement", "accuracy", "provenance", "sparsity"):
-        record[key]
 
 
 def find_target(

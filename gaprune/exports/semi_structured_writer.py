@@ -6,7 +6,6 @@ are 0. Packing needs no GPU; running them does (`torch.sparse.to_sparse_semi_str
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from torch import Tensor
 from gaprune.errors import GapruneError, InputError
 from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork, check_written, to_half
 from gaprune.exports.writers import MODEL
+from gaprune.io.bounded_reading import read_object, reason
+from gaprune.io.manifest import check_recorded
 from gaprune.io.semi_structured_packing import HALVES, packed
 from gaprune.io.serialization import to_json
 from gaprune.io.weights import load_state
@@ -95,9 +96,12 @@ def load_semi_structured(folder: str | Path) -> dict[str, Tensor]:
     path = Path(folder)
     try:
         state = load_state(path / MODEL)
-        layers: dict[str, Any] = json.loads((path / LAYERS).read_text("utf-8"))["layers"]
-    except (OSError, ValueError, KeyError, TypeError) as error:  # InputErrors too: damaged files
-        raise _damaged(folder, str(error)) from error
+        check_recorded(path / LAYERS)
+        layers: dict[str, Any] = read_object(path / LAYERS)["layers"]
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, reason(error)) from error
     # Both files describe the same layers, or one of them was replaced.
     if missing := set(layers) - set(state):
         raise _damaged(folder, f"{MODEL} lacks {min(missing)}, which {LAYERS} lists")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
@@ -16,6 +16,7 @@ from gaprune.exports.pruned_network import ExportOptions, PrunedNetwork, check_w
 from gaprune.exports.sparse_writer import sparse_bytes
 from gaprune.io.mask_file import packed_bytes
 from gaprune.io.sparse import load_sparse
+from gaprune.io.tensor_files import load_tensors
 from gaprune.io.weights import sha256_of
 from gaprune.models.onnx import FILE, compare_with_torch, save_onnx
 from gaprune.models.sources.optional_packages import import_extra
@@ -32,7 +33,7 @@ _HF_SKIPPED = (".md", ".py")  # our card replaces theirs; code is never copied
 def write_dense(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
     """Write the whole state dict, zeros included, for the original class."""
     save_file(_contiguous(pruned.state), folder / MODEL, {"format": "pt"})
-    check_written(load_file(folder / MODEL), pruned.state)
+    check_written(load_tensors(folder / MODEL), pruned.state)
 
 
 def write_masks(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
@@ -58,7 +59,7 @@ def write_prune(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> 
             state[name] = value
     save_file(_contiguous(state), folder / MODEL, {"format": "pt"})
     # The masks are part of the file, so compare what they give with the weights.
-    check_written(without_prune(load_file(folder / MODEL)), pruned.state)
+    check_written(without_prune(load_tensors(folder / MODEL)), pruned.state)
 
 
 def write_sparse(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gaprune.errors import GapruneError
 from gaprune.io.atomic import hidden_name, remove, remove_partial, replacing
+from gaprune.io.bounded_reading import parse_json
 
 FACTS, TENSORS, SUMS = "facts.json", "tensors.safetensors", "SHA256SUMS"
 NUM_CHECKPOINTS = 2  # of one search; the older one is there in case the newer one is damaged
@@ -56,7 +57,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         # Checked first: a damaged file is never parsed.
         if _sums(content) != (path / SUMS).read_text(encoding="utf-8"):
             raise DamagedError(f"{path}: its files are not what was written (SHA-256)")
-        return Checkpoint(json.loads(content[FACTS]), load(content[TENSORS]))
+        return Checkpoint(parse_json(content[FACTS], bits=1 << 16), load(content[TENSORS]))
     except (OSError, ValueError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DamagedError(f"{path}: cannot be read ({reason})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -59,3 +60,10 @@ def lock_owner(path: Path) -> str | None:
     except OSError:  # no such file, or a file system without locks
         pass
     return None
+
+
+def writes_no_checkpoints(path: Path) -> bool:
+    """Tell whether a lock file has the note `NO_CHECKPOINTS`."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return NO_CHECKPOINTS.encode() in file.read(200)
+    return False

@@ -9,13 +9,15 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.atomic import write_file
+from gaprune.io.bounded_reading import parse_json
 from gaprune.io.serialization import from_metadata, to_metadata
+from gaprune.io.tensor_files import open_tensors
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import pack, unpack
 
@@ -43,16 +45,44 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path, **about: str) -> P
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise InputError(f"masks[{name!r}]: must be bool, got {mask.dtype}")
-    stored = {name: mask.to(torch.uint8).cpu().contiguous() for name, mask in masks.items()}
     try:
         # under a hidden name first, so that no reader sees an incomplete file
-        write_file(path, save(stored, to_metadata(format="gaprune mask", **about)))
+        write_file(path, mask_bytes(masks, **about))
     except OSError as error:
         raise GapruneError(
             f"path: cannot write {path} ({error.strerror or error}); name a file in an existing "
             "folder that you may write to"
         ) from error
     return path
+
+
+def mask_bytes(masks: Mapping[str, Tensor], kind: str = "gaprune mask", **about: str) -> bytes:
+    """Return the content of a mask file: uint8 tensors of 0 and 1, with a SHA-256 of them."""
+    stored = {name: mask.to("cpu", torch.uint8).contiguous() for name, mask in masks.items()}
+    return save(stored, to_metadata(format=kind, sha256=sha256_of(stored), **about))
+
+
+def check_mask_file(stored: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless tensors are masks, with the SHA-256 in the metadata of their file, if any.
+
+    Raises:
+        InputError: they are not.
+    """
+    for name, mask in stored.items():
+        if mask.dtype != torch.uint8 or (mask > 1).any():
+            raise InputError(
+                f"mask: {path} must hold uint8 tensors of 0 and 1, which {name!r} ({mask.dtype}) "
+                "is not; name the mask.safetensors of a run"
+            )
+    if path.suffix.lower() != SUFFIX:
+        return
+    with open_tensors(path) as file:
+        sha256 = from_metadata(file.metadata()).get("sha256")
+    if sha256 not in (None, sha256_of(stored)):
+        raise InputError(
+            f"mask: {path} is damaged (its SHA-256 is not the one in its metadata); export or "
+            "fetch it again"
+        )
 
 
 def packed_bytes(masks: Mapping[str, Tensor], **about: str) -> bytes:
@@ -73,13 +103,13 @@ def packed_shapes(path: Path) -> dict[str, list[int]] | None:
     if path.suffix.lower() != SUFFIX:
         return None
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             facts = from_metadata(file.metadata())
             if facts.get("format") != PACKED:
                 return None
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         sha256 = _sha256(stored, facts["shapes"])
-        shapes = dict(json.loads(facts["shapes"]))
+        shapes = dict(parse_json(facts["shapes"]))
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"mask: {path} is damaged ({error}); export or fetch it again") from error
     if facts.get("sha256", sha256) != sha256:  # files of older versions have none

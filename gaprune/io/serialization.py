@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from gaprune.io.bounded_reading import parse_json
 
 METADATA_KEY = "about"
 
@@ -34,25 +35,12 @@ def to_metadata(**facts: str) -> dict[str, str]:
 
 
 def from_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the facts that `to_metadata` wrote."""
-    return dict(json.loads((metadata or {}).get(METADATA_KEY, "{}")))
+    """Return the facts that `to_metadata` wrote.
 
-
-def text_or_empty(path: Path) -> str:
-    """Return the content of a file, or "" if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
-def object_or_empty(text: str) -> dict[str, Any]:
-    """Return the object in a JSON text, or {} if there is none."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    Raises:
+        ValueError, TypeError: the metadata is damaged.
+    """
+    return dict(parse_json((metadata or {}).get(METADATA_KEY, "{}")))
 
 
 def _toml(value: object) -> str:

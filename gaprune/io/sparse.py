@@ -9,18 +9,23 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le, Len
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.bounded_reading import MAX_JSON, memory_bytes, parse_as, parse_json
 from gaprune.io.serialization import from_metadata
+from gaprune.io.tensor_files import open_tensors
 
 FORMAT, VERSION = "gaprune sparse", "2"
 TABLE, DATA = "gaprune/table", "gaprune/data"
@@ -33,6 +38,24 @@ _TORCH_DTYPES = (
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _TORCH_DTYPES}
 
 Bytes = NDArray[np.uint8]
+Count = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class _TableEntry:
+    """The types of one entry; see `docs/sparse-format.md`."""
+
+    same_as: str | None = None
+    dtype: str | None = None
+    shape: list[Count] | None = None
+    kept: Count | None = None
+    stored_as: str | None = None
+    codebook: Annotated[int, Ge(1), Le(1 << 16)] | None = None
+    bytes: Annotated[list[Count], Len(1, 2)] | None = None
+    sha256: str | None = None
+
+
+_TABLE = TypeAdapter(dict[str, _TableEntry])
 
 
 def is_sparse(file: Any) -> bool:  # noqa: ANN401 - safetensors has no type for an open file
@@ -40,10 +63,15 @@ def is_sparse(file: Any) -> bool:  # noqa: ANN401 - safetensors has no type for 
     return TABLE in file.keys() or from_metadata(file.metadata()).get("format") == FORMAT  # noqa: SIM118
 
 
-def load_sparse(path: str | Path) -> dict[str, Tensor]:
+def load_sparse(path: str | Path, *, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Return the state dict in a sparse file, as `load_state_dict` takes it.
 
     Weights that the mask removes are +0; all others have the bits that were exported.
+
+    Args:
+        path: the file.
+        max_bytes: that the tensors may take, such as those of the network; None is the memory of
+            this machine.
 
     Raises:
         InputError: no such file, damaged, not a sparse file, or of another version.
@@ -53,11 +81,12 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"sparse: {path} is a folder; name the file inside it")
     subject = "the file"
     try:
-        with safe_open(path, "numpy") as file:
+        with open_tensors(path, "numpy") as file:
             metadata = from_metadata(file.metadata())
             _check_version(metadata, path)
             stored, data = file.get_tensor(TABLE), file.get_tensor(DATA)
         table = _read_table(metadata, stored, len(data))
+        _check_size(table, memory_bytes() if max_bytes is None else max_bytes)
         state: dict[str, Tensor] = {}
         begin = 0
         for subject, facts in table.items():
@@ -104,12 +133,26 @@ def _read_table(metadata: dict[str, str], stored: Bytes, size: int) -> dict[str,
     if table_sha256(metadata, stored.tobytes()) != expected:
         raise ValueError("the SHA-256 of its table is another one")
     plain = metadata["table"]
+    if plain and int(plain) > MAX_JSON:
+        raise ValueError(f"its table has more than {MAX_JSON:,} bytes")
     text = _decompress(stored, int(plain)) if plain else stored
-    table = dict(json.loads(text.tobytes()))
+    parse_as(_TABLE, text.tobytes())
+    table: dict[str, dict[str, Any]] = parse_json(text.tobytes())
     stated = sum(facts["bytes"][0] for facts in table.values() if "same_as" not in facts)
     if stated != size:
         raise ValueError(f"its tensors take {stated} bytes, and it has {size}")
     return table
+
+
+def _check_size(table: Mapping[str, Mapping[str, Any]], limit: int) -> None:
+    """Refuse tensors that take more memory than they may, before any of it is taken."""
+    size = sum(
+        prod(facts["shape"]) * DTYPES[facts["dtype"]].itemsize
+        for facts in table.values()
+        if "same_as" not in facts
+    )
+    if size > limit:
+        raise ValueError(f"its tensors take {size:,} bytes, and at most {limit:,} fit")
 
 
 def decode(facts: Mapping[str, Any], stored: Bytes) -> Tensor:
@@ -117,9 +160,12 @@ def decode(facts: Mapping[str, Any], stored: Bytes) -> Tensor:
     if entry_sha256(stored) != facts["sha256"]:
         raise ValueError("the SHA-256 is another one")
     plain = facts["bytes"][1:]
-    data = _decompress(stored, plain[0]) if plain else stored
     dtype, shape = DTYPES[facts["dtype"]], tuple(facts["shape"])
     count = facts.get("kept", prod(shape))
+    # No entry has more bytes than its values, a codebook, and a byte per distance.
+    if count > prod(shape) or (plain and plain[0] > (prod(shape) + (1 << 16)) * 17):
+        raise ValueError("it has more values or bytes than its shape")
+    data = _decompress(stored, plain[0]) if plain else stored
     if "codebook" in facts:
         data, codes = _split(data, count, code_dtype(facts["codebook"]))
         data, book = _split(data, facts["codebook"], dtype)

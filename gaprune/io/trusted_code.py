@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from gaprune.errors import InputError
 from gaprune.io.atomic import write_file
+from gaprune.io.bounded_reading import read_object
 from gaprune.io.file_hash import sha256_of_file
-from gaprune.io.serialization import object_or_empty, text_or_empty, to_json
+from gaprune.io.serialization import to_json
 from gaprune.io.user_code import code_file
 
 CODE_KEYS = ("target", "objective", "methods")
@@ -126,7 +127,9 @@ def _sha256(file: Path) -> str:
 
 def _remembered(folder: Path) -> Mapping[str, Any]:
     file = _memory(folder)
-    record = {} if file is None else object_or_empty(text_or_empty(file))
+    record: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # what cannot be read is not known
+        record = {} if file is None else read_object(file)
     code = record.get("code")
     return code if record.get("folder") == str(folder) and isinstance(code, dict) else {}
 

@@ -10,14 +10,15 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from gaprune.errors import InputError
-from gaprune.io.manifest import check_exported
+from gaprune.errors import InputError, about
+from gaprune.io.bounded_reading import MAX_DEPTH
+from gaprune.io.manifest import check_recorded
 from gaprune.io.semi_structured_packing import unpacked
 from gaprune.io.sparse import is_sparse, load_sparse
+from gaprune.io.tensor_files import check_dense, load_tensors, load_torch, open_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Where training scripts nest the weights inside a larger checkpoint, tried in this order.
@@ -27,16 +28,17 @@ _WRAPPERS = ("module", "_orig_mod")
 _MAX_LISTED = 5  # names listed in a message
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
+def load_state(path: Path, *, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint, on the CPU, in the order of the file.
 
     `.safetensors` files may also be sparse or packed 2:4 ones of `gaprune export`. State dicts of
     `torch.save` (`.pt`, `.pth`, `.bin`) are plain or nested under one of `NESTED_UNDER`; a pickle
     that contains anything but tensors and plain containers is refused before any of it runs.
+    `max_bytes` limits the tensors of a sparse file; None is the memory of this machine.
 
     Raises:
         InputError: the file is missing, empty, a directory, of another suffix, damaged, holds code,
-            differs from the `export.json` beside it, or is no mapping of names to tensors.
+            differs from `export.json` or `result.json` beside it, or maps no names to tensors.
         GapruneError: a compressed sparse file needs Zstandard, which is not installed.
     """
     path = Path(path)
@@ -50,8 +52,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
             raise InputError(f"weights: {path} is a directory; name the file inside it")
         if path.stat().st_size == 0:
             raise InputError(f"weights: {path} is empty (0 bytes); save or fetch it again")
-        content = _read_safetensors(path) if suffix == ".safetensors" else _read_torch(path)
-        check_exported(path)  # afterwards: a damaged format has the clearer message
+        is_safetensors = suffix == ".safetensors"
+        content = _read_safetensors(path, max_bytes) if is_safetensors else _read_torch(path)
+        check_recorded(path)  # afterwards: a damaged format has the clearer message
     except OSError as error:
         raise InputError(f"weights: cannot read {path} ({error.strerror or error})") from error
     return _named_tensors(content, path)
@@ -105,13 +108,13 @@ def sha256_of(model_state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_safetensors(path: Path) -> object:
+def _read_safetensors(path: Path, max_bytes: int | None) -> object:
     try:
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             sparse = is_sparse(file)
-        return load_sparse(path) if sparse else unpacked(load_file(path, device="cpu"))
+        return load_sparse(path, max_bytes=max_bytes) if sparse else unpacked(load_tensors(path))
     except InputError as error:  # of the sparse format; the user named `weights`
-        raise InputError(f"weights: {str(error).removeprefix('sparse: ')}") from error
+        raise about("weights", error) from error
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
             f"weights: {path} is damaged or not a safetensors file ({error}); fetch it again"
@@ -120,8 +123,7 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
-        # explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 overrides the default, not the argument
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch(path)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise any type at all
@@ -131,16 +133,19 @@ def _read_torch(path: Path) -> object:
                 f"{code[1].rstrip('.')!r}, which is refused; save the weights alone with "
                 "torch.save(model.state_dict(), path) or as safetensors"
             ) from error
+        reason = error if type(error) is ValueError else type(error).__name__
         raise InputError(
             f"weights: {path} is damaged or not a state dict saved by torch.save "
-            f"({type(error).__name__}); save it again with torch.save(model.state_dict(), path)"
+            f"({reason}); save it again with torch.save(model.state_dict(), path)"
         ) from error
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
     nested: object = content
     # descend until no key of `NESTED_UNDER` holds a mapping: {"model": {"state_dict": …}}
-    while isinstance(nested, Mapping):
+    for _ in range(MAX_DEPTH):  # a pickled dictionary may contain itself
+        if not isinstance(nested, Mapping):
+            break
         content = nested
         nested = next(
             (content[k] for k in NESTED_UNDER if isinstance(content.get(k), Mapping)), None
@@ -157,6 +162,10 @@ def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
                 f"weights: {path} must hold tensors only; entry {name!r} is a "
                 f"{type(value).__name__}; save model.state_dict() alone"
             )
+        try:
+            check_dense(name, value)
+        except ValueError as error:
+            raise InputError(f"weights: {path} must hold dense tensors, and {error}") from error
     return dict(content)
 
 

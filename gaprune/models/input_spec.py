@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, unknown_name
+from gaprune.io.bounded_reading import memory_bytes
 
 KINDS = {
     "image": "float `[channels, height, width]`",
@@ -73,6 +74,7 @@ class InputSpec:
                 "input shape: must be positive whole sizes without the batch axis, such as "
                 f"1,28,28; got {self.shape}"
             )
+        self.check_memory(2, "input shape")  # a network is tried on two inputs
         # only images and signals have a channel axis
         channels = self.shape[0] if self.kind in ("image", "signal") and len(self.shape) > 1 else 1
         values = {"range": (self.low, self.high), "mean": self.mean, "std": self.std}
@@ -91,6 +93,15 @@ class InputSpec:
             raise InputError(f"std: must be above 0, got {self.std}")
         if self.kind == "tokens" and self.vocabulary < 2:
             raise InputError(f"vocabulary: token inputs need at least 2 ids, got {self.vocabulary}")
+
+    def check_memory(self, count: int, argument: str) -> None:
+        """Raise `InputError` about an argument if so many inputs exceed this machine's memory."""
+        size = 4 * count * math.prod(self.shape)
+        if size > memory_bytes():
+            raise InputError(
+                f"{argument}: {count:,} inputs of shape {self.shape} take {size:,} bytes, and this "
+                f"machine has {memory_bytes():,}; choose a smaller shape or fewer inputs"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return as plain data everything that generated calibration inputs depend on."""

@@ -103,7 +103,9 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
         # the user's weights replace those of the zoo
         checkpoint = weights or (entry.checkpoint if entry else None)
         if checkpoint is not None:
-            apply_state(model, load_state(checkpoint))
+            # A sparse file states sizes: they are compared before memory is taken.
+            limit = sum(16 * value.numel() for value in model.state_dict().values())
+            apply_state(model, load_state(checkpoint, max_bytes=limit))
         if output is not None:
             choose_output(model, output)
         origin = f"zoo network {spec}" if entry else f"factory {spec}"

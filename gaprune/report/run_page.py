@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gaprune.errors import GapruneError
+from gaprune.errors import GapruneError, InputError
 from gaprune.formatting import number, percent
 from gaprune.io.atomic import write_file, writing
 from gaprune.io.run_files import REPORT
@@ -39,7 +39,15 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     """
     path = Path(folder).expanduser().resolve()
     # Render before writing: a failure keeps the older page.
-    text = report_of(path, name=name)
+    try:
+        text = report_of(path, name=name)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"run: {folder} holds values that no run writes ({type(error).__name__}: {error}); "
+            "prune again"
+        ) from error
     with writing(folder, GapruneError):
         write_file(path / REPORT, text)
     return path / REPORT

@@ -3,7 +3,7 @@
 ::
 
     config.toml           every setting, the target and its inputs; --config repeats the run
-    result.json           `Result.record()`
+    result.json           `Result.record()`, and the SHA-256 of the other files and of itself
     history.jsonl         one line per generation
     mask.safetensors      parameter name → uint8 tensor of its shape, 1 where the weight stays
     pruned.safetensors    the whole state dict: removed weights are 0, kept ones bit-identical
@@ -23,14 +23,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gaprune.errors import InputError
-from gaprune.io.mask_file import packed_shapes, unpack_masks
+from gaprune.errors import InputError, about
+from gaprune.io.manifest import FILES, file_entries, sealed
+from gaprune.io.mask_file import check_mask_file, mask_bytes, packed_shapes, unpack_masks
 from gaprune.io.run_files import (
     CONFIG,
+    CONFIG_SHA256,
     FRONT,
     HISTORY,
     MASK,
@@ -38,8 +39,10 @@ from gaprune.io.run_files import (
     RECORD,
     REPAIRED,
     REPORT_DATA,
+    config_sha256,
+    read_config,
 )
-from gaprune.io.serialization import to_json, to_metadata, to_toml
+from gaprune.io.serialization import to_json, to_toml
 from gaprune.io.weights import load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
@@ -68,15 +71,10 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
     try:
         stored = load_state(file)
     except InputError as error:
-        raise InputError(f"mask: {str(error).removeprefix('weights: ')}") from error
+        raise about("mask", error) from error
     if (shapes := packed_shapes(file)) is not None:
         return unpack_masks(stored, shapes, file)
-    for name, mask in stored.items():
-        if mask.dtype != torch.uint8 or (mask > 1).any():
-            raise InputError(
-                f"mask: {file} must hold uint8 tensors of 0 and 1, which {name!r} ({mask.dtype}) "
-                f"is not; name the {MASK} of a run"
-            )
+    check_mask_file(stored, file)
     return {name: mask.bool() for name, mask in stored.items()}
 
 
@@ -89,7 +87,6 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
     report_data = {**(result.report_data or {}), "command": None if job is None else job.command()}
     texts = {
         CONFIG: config_text(result.target, result.settings, job),
-        RECORD: to_json(result.record(), indent=2) + "\n",
         HISTORY: "".join(f"{to_json(asdict(record))}\n" for record in result.history),
         REPORT_DATA: to_json(report_data) + "\n",
     }
@@ -115,8 +112,14 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
     mask_files = {MASK: (result.masks, "gaprune mask"), FRONT: (front, "gaprune masks")}
     for name, (masks, kind) in mask_files.items():
         if masks:
-            stored = {key: mask.to("cpu", torch.uint8).contiguous() for key, mask in masks.items()}
-            save_file(stored, folder / name, to_metadata(format=kind, **about))
+            (folder / name).write_bytes(mask_bytes(masks, kind, **about))
+    # The record is last: it lists the others with their hashes.
+    listed = {file.name for file in folder.iterdir()} - {CONFIG}
+    record = result.record() | {
+        FILES: file_entries(folder, sorted(listed)),
+        CONFIG_SHA256: config_sha256(read_config(folder / CONFIG)),
+    }
+    (folder / RECORD).write_text(to_json(sealed(record), indent=2) + "\n", encoding="utf-8")
 
 
 def config_text(target: Target, settings: Mapping[str, Any], job: PruneJob | None) -> str:

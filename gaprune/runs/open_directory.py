@@ -16,18 +16,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import tomllib
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Self
 
-from gaprune.config import read_config
 from gaprune.errors import GapruneError, InputError
 from gaprune.io import atomic
 from gaprune.io.atomic import make_folders, remove_folders, writing
+from gaprune.io.bounded_reading import parse_toml
 from gaprune.io.lock import Lock, lock_owner
-from gaprune.io.run_files import CHECKPOINT, CONFIG, LOCK, MAY_HOLD, RECORD, REPORT
+from gaprune.io.run_files import CHECKPOINT, CONFIG, LOCK, MAY_HOLD, RECORD, REPORT, read_config
 from gaprune.io.trusted_code import remember_code
 from gaprune.report import write_report
 from gaprune.runs.directory import write_files
@@ -84,7 +83,7 @@ class OpenRun:
     def write_config(self, config: str) -> None:
         """Write `config.toml`, and remember the code that it names; OSError if that fails."""
         atomic.write_file(self.folder / CONFIG, config)
-        remember_code(self.folder, tomllib.loads(config))
+        remember_code(self.folder, parse_toml(config))
 
     def save(self, result: Result, job: PruneJob | None = None) -> Path:
         """Write the files of a result, and return the absolute path of the folder.

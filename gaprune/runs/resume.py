@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
-from gaprune.config import NEUTRAL, Settings, make_settings, read_config, unknown_setting
+from gaprune.config import NEUTRAL, Settings, make_settings, unknown_setting
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.atomic import writing
 from gaprune.io.checkpoints import Checkpoint, DamagedError, read_checkpoint
-from gaprune.io.run_files import CONFIG
+from gaprune.io.run_files import CONFIG, RECORD, check_files, read_config, read_record
 from gaprune.io.trusted_code import check_code
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
@@ -111,7 +111,10 @@ def resume_run(
     """Return the result of a run that was opened again, and what was asked for; see `resume`."""
     start = _read_start(run_directory)
     facts = start.facts
-    stated = read_config(run_directory.folder / CONFIG)
+    folder = run_directory.folder
+    if (folder / RECORD).is_file():  # a finished run; its limits in config.toml may be edited
+        check_files(folder, read_record(folder))
+    stated = read_config(folder / CONFIG)
     checked = _resumed_settings(run_directory, facts["settings"], stated, changes)
     settings, job = checked.settings, None
     used = settings.model_dump(mode="json")

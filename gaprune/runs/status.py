@@ -5,20 +5,27 @@ A search appends to `history.jsonl` while it runs; the result is written at its 
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gaprune.errors import InputError
-from gaprune.io.lock import NO_CHECKPOINTS, lock_owner
-from gaprune.io.run_files import CHECKPOINT, CONFIG, HISTORY, LOCK, RECORD, read_record
-from gaprune.io.serialization import object_or_empty, text_or_empty
+from gaprune.io.lock import lock_owner, writes_no_checkpoints
+from gaprune.io.manifest import check_recorded
+from gaprune.io.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    LOCK,
+    RECORD,
+    read_config,
+    read_history,
+    read_record,
+)
 from gaprune.records import Generation
 
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
-_FIELDS = {attribute.name for attribute in fields(Generation)}
 
 
 @dataclass(frozen=True)
@@ -43,33 +50,21 @@ def read_status(path: str | Path) -> RunStatus:
     """Read the status of a run.
 
     Raises:
-        InputError: the folder holds no run, or one of an older version.
+        InputError: the folder holds no run, a damaged one, or one of an older version.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise InputError(f"run: there is no folder {path}; name a run directory")
     owner = lock_owner(folder / CHECKPOINT / LOCK)
-    record = object_or_empty(text_or_empty(folder / RECORD))
-    try:
-        config = tomllib.loads(text_or_empty(folder / CONFIG))
-    except ValueError:
-        config = {}
-    if owner is None and not record and not config:
+    config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    ended = (folder / RECORD).is_file()
+    if owner is None and not ended and not config:
         raise InputError(f"run: {path} holds no run; name a run directory")
-    if owner is not None and NO_CHECKPOINTS in text_or_empty(folder / CHECKPOINT / LOCK):
+    if owner is not None and writes_no_checkpoints(folder / CHECKPOINT / LOCK):
         return RunStatus(RUNNING, owner=owner, silent=True)  # the files are of an earlier run
-    history = tuple(_generations(text_or_empty(folder / HISTORY)))
-    if owner is not None:
-        return RunStatus(RUNNING, history, {}, config, owner)
-    if not record:
-        return RunStatus(STOPPED, history, {}, config)
-    return RunStatus(ENDED, history, read_record(folder), config)
-
-
-def _generations(text: str) -> Iterator[Generation]:
-    for line in text.split("\n")[:-1]:  # a line without its line break is being written
-        record = object_or_empty(line)
-        try:
-            yield Generation(**{name: record[name] for name in record if name in _FIELDS})
-        except TypeError:
-            continue
+    if owner is None and ended:
+        record = read_record(folder)
+        check_recorded(folder / HISTORY)
+        return RunStatus(ENDED, read_history(folder), record, config)
+    state = STOPPED if owner is None else RUNNING
+    return RunStatus(state, read_history(folder), {}, config, owner)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.comparison.methods.training import TrainingData, TrainingOptions, train
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError, about, unknown_name
 from gaprune.masks.budget import check_sparsity, keep_total
 from gaprune.masks.supermask import global_mask
 from gaprune.models.target import Target, private_copy, trainable_copy
@@ -116,7 +116,7 @@ def _parse_step(part: str) -> PruningStep:
     try:
         return PruningStep(sparsity, epochs)
     except InputError as error:
-        raise InputError(f"schedule: step {part!r}: {error}") from None
+        raise about(f"schedule: step {part!r}", error) from None
 
 
 def _merged(grid: Sequence[float], goals: Sequence[float]) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from gaprune.config import read_config
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import GapruneError, InputError, about
 from gaprune.exports.compact import is_compact, load_program, removed_channels
 from gaprune.exports.pruned_network import find_target
 from gaprune.exports.writers import MASK_SUFFIX, MODEL, ORIG_SUFFIX, without_prune
-from gaprune.io.manifest import MANIFEST, SCHEMA, check_exported, read_manifest
+from gaprune.io.manifest import MANIFEST, SCHEMA, check_recorded, read_manifest
 from gaprune.io.mask_file import PACKED
-from gaprune.io.run_files import CONFIG, RECORD
+from gaprune.io.run_files import CONFIG, RECORD, read_config, read_record, read_run_config
 from gaprune.io.semi_structured_packing import META, VALUES
 from gaprune.io.serialization import from_metadata
 from gaprune.io.sparse import is_sparse, load_sparse
+from gaprune.io.tensor_files import open_tensors
 from gaprune.io.trusted_code import check_program
 from gaprune.io.weights import SUFFIXES, apply_state, load_state
 from gaprune.models.channel_removal import remove_channels
@@ -86,7 +85,7 @@ class FileContents:
                 model = copy.deepcopy(dense.model)
             apply_state(model, self.state)
         except InputError as error:
-            raise InputError(f"{self.path}: {str(error).removeprefix('weights: ')}") from error
+            raise about(str(self.path), error) from error
         return model
 
 
@@ -102,7 +101,7 @@ def read_contents(path: Path, *, trust_code: bool = False) -> FileContents:
         GapruneError: an optional package is missing.
     """
     kind = _kind(path)
-    check_exported(path)
+    check_recorded(path)
     if kind == PROGRAM and not is_compact(path):
         check_program(path, trust_code=trust_code)
         network = load_program(path)
@@ -124,7 +123,7 @@ def _kind(path: Path) -> str:
     if suffix != ".safetensors":
         return _KINDS_BY_SUFFIX.get(suffix, DENSE)
     try:
-        with safe_open(path, "numpy") as file:
+        with open_tensors(path, "numpy") as file:
             sparse = is_sparse(file)
             stated = from_metadata(file.metadata()).get("format")
             names = set(file.keys())
@@ -250,8 +249,7 @@ def _config_beside(folder: Path) -> tuple[Mapping[str, Any], Path, str | None]:
         return manifest["config"], folder / MANIFEST, manifest.get("weights_sha256")
     if not (folder / CONFIG).is_file():
         return {}, folder / CONFIG, None
-    try:
-        sha256 = json.loads((folder / RECORD).read_text(encoding="utf-8"))["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):  # a run that hasn't ended
-        sha256 = None
-    return read_config(folder / CONFIG), folder / CONFIG, sha256
+    if not (folder / RECORD).is_file():  # a run that hasn't ended
+        return read_config(folder / CONFIG), folder / CONFIG, None
+    record = read_record(folder)
+    return read_run_config(folder, record), folder / CONFIG, record["weights_sha256"]

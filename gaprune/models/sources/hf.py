@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gaprune.errors import InputError, first_line, nearest
+from gaprune.io.bounded_reading import read_json
 from gaprune.io.weights import load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import LoadedNetwork
@@ -185,7 +185,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"target: cannot read {path} ({error})") from error
     return content if isinstance(content, dict) else {}

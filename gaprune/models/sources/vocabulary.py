@@ -6,13 +6,13 @@ that is missing or not understood is no error.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gaprune.io.bounded_reading import MAX_JSON, read_bytes, read_json
 from gaprune.models.input_spec import TokenIds
 
 TOKENIZER, PLAIN, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
@@ -46,7 +46,7 @@ def read_token_ids(find: Find, vocabulary: int) -> TokenIds | None:
 
 def _read_tokenizer(path: Path, _find: Find) -> TokenIds:
     """Read `tokenizer.json` of the package tokenizers."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     pieces = content["model"]["vocab"]
     if isinstance(pieces, Sequence):  # Unigram: pairs of a piece and its log-probability
         pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
@@ -85,10 +85,10 @@ def _read_lines(path: Path, find: Find) -> TokenIds:
 
     Special tokens are those of `tokenizer_config.json`, else BERT's.
     """
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    lines = read_bytes(path, MAX_JSON).decode("utf-8").removesuffix("\n").split("\n")
     pieces = {piece.rstrip("\r"): number for number, piece in enumerate(lines)}
     settings_path = find(SETTINGS)
-    settings = {} if settings_path is None else json.loads(settings_path.read_text("utf-8"))
+    settings = {} if settings_path is None else read_json(settings_path)
     special = {
         # a token is written as its text, or as a table that holds it
         key: str(value["content"] if isinstance(value, Mapping) else value)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import nn
 
 from gaprune.errors import unknown_name
 from gaprune.io.serialization import from_metadata
+from gaprune.io.tensor_files import open_tensors
 from gaprune.io.weights import apply_state, load_state
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.zoo.networks import FourLayer, LeNet, MnistCnn, MnistMlp, MobileStudent
@@ -36,7 +36,7 @@ class ZooEntry:
     @property
     def metadata(self) -> dict[str, str]:
         """How the checkpoint was trained, from the metadata of its file."""
-        with safe_open(self.checkpoint, "pt") as file:
+        with open_tensors(self.checkpoint) as file:
             return from_metadata(file.metadata())
 
     @property

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gaprune.errors import InputError
+from gaprune.io.bounded_reading import check_expanded, open_gzip, read_exactly
 
 FOLDER = Path(__file__).parent / "data"
 TRAIN_IMAGES = FOLDER / "train-images-idx3-ubyte.gz"
@@ -55,28 +56,21 @@ def read_idx(path: Path) -> NDArray[np.generic]:
     Raises:
         InputError: the file is not IDX, is truncated, or holds more than it declares.
     """
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":  # gzip, whatever the name of the file
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(
-                f"IDX file {path}: the gzip data is damaged ({error}); fetch the file again"
-            ) from error
-    if len(raw) < 4 or raw[:2] != b"\x00\x00" or raw[2] not in _DTYPES:
+    try:
+        with open_gzip(path) as file:
+            magic = file.read(4)
+            axes, dtype = magic[-1:] or b"\0", _DTYPES.get(magic[2] if len(magic) == 4 else 0)
+            if dtype is not None and magic[:2] == b"\0\0":
+                shape = struct.unpack(f">{axes[0]}I", read_exactly(file, 4 * axes[0], more=True))
+                size = np.dtype(dtype).itemsize * math.prod(shape)
+                check_expanded(size, path.stat().st_size)
+                data = read_exactly(file, size)
+                return np.frombuffer(data, dtype).reshape(shape).astype(dtype.replace(">", "="))
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise InputError(
-            f"IDX file {path}: must start with 00 00, a type code and the number of axes; "
-            f"got {raw[:4].hex(' ') or 'nothing'}"
-        )
-    axes, start = raw[3], 4 + 4 * raw[3]
-    if len(raw) < start:
-        raise InputError(f"IDX file {path}: cut off inside its header; fetch the file again")
-    shape = struct.unpack(f">{axes}I", raw[4:start])
-    dtype = np.dtype(_DTYPES[raw[2]])
-    expected = start + dtype.itemsize * math.prod(shape)
-    if len(raw) != expected:
-        raise InputError(
-            f"IDX file {path}: declares shape {shape}, {expected} bytes in all; "
-            f"got {len(raw)} bytes"
-        )
-    return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+            f"IDX file {path}: it is damaged ({error}); fetch the file again"
+        ) from error
+    raise InputError(
+        f"IDX file {path}: must start with 00 00, a type code and the number of axes; "
+        f"got {magic.hex(' ') or 'nothing'}"
+    )
