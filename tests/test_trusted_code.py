@@ -16,6 +16,7 @@ from channel_networks import IMAGE, Separable, built
 from command_line import NETWORK, OWN, PRUNE, Run
 from documents import ROOT
 from export_cases import TINY
+from report_runs import reseal
 
 import gaprune
 from gaprune.errors import InputError
@@ -143,6 +144,7 @@ def foreign(place: Path, run: Run) -> Path:
     shutil.copytree("own", "foreign")
     config = Path("foreign/config.toml")
     config.write_text(config.read_text().replace("net.py", "evil.py"))
+    reseal(place / "foreign")
     return place / "foreign"
 
 

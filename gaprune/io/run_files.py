@@ -131,13 +131,13 @@ def check_run(folder: Path) -> dict[str, Any]:
         InputError: one is not what was written; or as `read_record`.
     """
     record = read_record(folder)
-    check_files(folder, record)
+    check_run_files(folder, record)
     if (folder / CONFIG).is_file():
         read_run_config(folder, record)
     return record
 
 
-def check_files(folder: Path, record: dict[str, Any]) -> None:
+def check_run_files(folder: Path, record: dict[str, Any]) -> None:
     """Raise InputError if a file that `result.json` lists is there and is not what was written."""
     for name in sorted(record[LISTED].keys() & MAY_HOLD):
         check_recorded(folder / name)

@@ -23,7 +23,7 @@ from gaprune.config import NEUTRAL, Settings, make_settings, unknown_setting
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.atomic import writing
 from gaprune.io.checkpoints import Checkpoint, DamagedError, read_checkpoint
-from gaprune.io.run_files import CONFIG, RECORD, check_files, read_config, read_record
+from gaprune.io.run_files import CONFIG, RECORD, check_run_files, read_config, read_record
 from gaprune.io.trusted_code import check_code
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
@@ -113,7 +113,7 @@ def resume_run(
     facts = start.facts
     folder = run_directory.folder
     if (folder / RECORD).is_file():  # a finished run; its limits in config.toml may be edited
-        check_files(folder, read_record(folder))
+        check_run_files(folder, read_record(folder))
     stated = read_config(folder / CONFIG)
     checked = _resumed_settings(run_directory, facts["settings"], stated, changes)
     settings, job = checked.settings, None
