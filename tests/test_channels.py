@@ -235,5 +235,5 @@ def test_tracing_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="model: torch-pruning"):
         ChannelGraph.trace(built(Separable), torch.rand(1, 5))
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(GapruneError, match=r"torch_pruning.*'gaprune\[compare\]'"):
+    with pytest.raises(GapruneError, match=r"torch-pruning.*'gaprune\[compare\]'"):
         ChannelGraph.trace(built(Separable), images(1))

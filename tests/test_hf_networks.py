@@ -291,5 +291,5 @@ def test_image_networks(tmp_path: Path) -> None:
 
 def test_a_missing_package_names_its_extra() -> None:
     """The error contains the command that installs the package."""
-    with pytest.raises(GapruneError, match=r"no_such_package.*gaprune\[hf\]"):
+    with pytest.raises(GapruneError, match=r"no-such-package.*gaprune\[hf\]"):
         import_extra("no_such_package", "hf", "target hf:x")
