@@ -186,7 +186,8 @@ def test_nothing_runs_where_no_code_is_needed(foreign: Path, run: Run) -> None:
         assert run(*command, "--json").code == 0
     assert run("measure", "dense/model.safetensors").code == 2
     assert executed(foreign.parent) == []
-    assert run("measure", "dense/model.safetensors", "--trust-code", "--quiet").code == 0
+    confirmed = ("--trust-code", "--runtimes", "torch", "--quiet")
+    assert run("measure", "dense/model.safetensors", *confirmed).code == 0
     assert executed(foreign.parent) == ["EXECUTED-factory"]
 
 
