@@ -1,8 +1,9 @@
-"""Which Ray is used, and whether its nodes have what the workers need."""
+"""Which Ray is used, whether its nodes have what the workers need, and whether it still runs."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,7 +26,15 @@ from gaprune.workers.base import LOCAL_RAY, WorkerOptions
 CLIENT = "ray://"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
 AUTH_VARIABLE = "RAY_AUTH_TOKEN"  # Ray's own: without it Ray reads or makes ~/.ray/auth_token
+TLS_VARIABLE = "RAY_USE_TLS"  # Ray's own
 CONNECT_TIMEOUT = 5.0  # seconds
+HTTP2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 6.5: a frame that changes nothing
+HTTP2_START = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS  # 3.4
+CHECK_EVERY = 1.0  # seconds between two checks of Ray's processes
+# Seconds without an answer after which a process of Ray is lost. A GCS elsewhere may be started
+# again (Ray's fault tolerance); after 60 s without it, Ray ends this process from C++.
+RAYLET_PATIENCE, GCS_PATIENCE = 1.0, 20.0
+BUSY = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # says nothing of the other process
 
 
 def connect(worker_options: WorkerOptions) -> bool:
@@ -41,7 +51,7 @@ def connect(worker_options: WorkerOptions) -> bool:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
     }
-    with _keep_sigterm_handler():
+    with _keep_sigterm_handler(), _no_raylet_logs():
         if address == LOCAL_RAY:
             cpus = max(worker_options.count * worker_options.threads, os.cpu_count() or 1)
             options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
@@ -53,12 +63,12 @@ def connect(worker_options: WorkerOptions) -> bool:
                 os.environ[AUTH_VARIABLE] = secrets.token_hex(32)
                 ray.init(**options)
             return True
-        check_address(address)
+        address = check_address(address)
         try:
             if address.startswith(CLIENT):
                 _enable_client_token()
             ray.init(address=address, **options)
-        except Exception as error:  # its type differs between versions and ways to connect
+        except (Exception, SystemExit) as error:  # Ray calls `sys.exit` as well
             raise _no_cluster(address, f"{type(error).__name__}: {error}") from error
     return True
 
@@ -74,24 +84,54 @@ def _enable_client_token() -> None:
         setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
-def check_address(address: str) -> None:
-    """Check in seconds what would let Ray wait for minutes.
+def check_address(address: str) -> str:
+    """Check in seconds what would let Ray wait for minutes; return the address behind `auto`.
 
     Raises:
         InputError: Ray's client is not installed.
-        GapruneError: nothing listens at the address.
+        GapruneError: nothing listens at the address, or something that is no server of Ray.
     """
+    if address == "auto":
+        address = os.environ.get(ADDRESS_VARIABLE, "") or _find_local_cluster()
     if address.startswith(CLIENT) and find_spec("grpc") is None:
         raise InputError(f"ray_address: {CLIENT} needs Ray's client; pip install 'ray[client]'")
-    if address == "auto":
-        address = os.environ.get(ADDRESS_VARIABLE, "")
-    host, _, port = address.removeprefix(CLIENT).rpartition(":")
-    if not port.isdigit():
-        return
+    target = _split(address.removeprefix(CLIENT))
+    if target is not None:
+        try:
+            _check_server(target)
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, str(error)) from error
+    return address
+
+
+def _check_server(target: tuple[str, int]) -> None:
+    """Begin HTTP/2, which all servers of Ray speak; OSError if the answer is another, or none."""
+    with socket.create_connection(target, CONNECT_TIMEOUT) as connection:
+        if os.environ.get(TLS_VARIABLE, "0") not in ("1", "true"):
+            connection.sendall(HTTP2_START)
+            answer = connection.recv(len(HTTP2_SETTINGS))
+            if answer[3:4] != HTTP2_SETTINGS[3:4]:  # the type of the frame
+                raise OSError("what listens there is not Ray")
+
+
+def _find_local_cluster() -> str:
+    """Return the address of the cluster on this machine, as `auto` in `ray.init` does.
+
+    It may be that of a cluster that is gone, which Ray would try to reach for two minutes.
+    """
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, str(error)) from error
+        services = import_module("ray._private.services")
+        return str(services.canonicalize_bootstrap_address("auto"))
+    except ConnectionError as error:
+        raise _no_cluster("auto", "none runs on this machine") from error
+    except (ImportError, AttributeError):  # private: other versions may lack it
+        return "auto"
+
+
+def _split(address: str) -> tuple[str, int] | None:
+    """Return host and port; None if the address has no port."""
+    host, _, port = address.rpartition(":")
+    return (host.strip("[]"), int(port)) if port.isdigit() else None
 
 
 def _no_cluster(address: str, why: str) -> GapruneError:
@@ -113,6 +153,77 @@ def _keep_sigterm_handler() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _no_raylet_logs() -> Iterator[None]:
+    """Keep Ray from printing 20 lines of the log of a dead raylet; `log_to_driver` does not."""
+    worker: Any = import_module("ray._private.worker")
+    listen = getattr(worker, "listen_error_messages", None)  # private: others may lack it
+    worker.listen_error_messages = lambda *_: None
+    try:
+        yield
+    finally:
+        worker.listen_error_messages = listen
+
+
+class ClusterLostError(GapruneError):
+    """Ray itself has failed: its functions would wait for an answer, or end this process."""
+
+
+class ClusterMonitor:
+    """Checks that the two processes of Ray that this process depends on accept connections.
+
+    They are the raylet, which manages this node, and the GCS, which manages the cluster. Where one
+    of them is gone, Ray's core ends this process from C++, some seconds or a minute later.
+
+    Args:
+        started_here: whether this process started Ray, so that nobody starts its GCS again.
+    """
+
+    def __init__(self, *, started_here: bool) -> None:
+        self._next_check = 0.0
+        self._failing_since: dict[str, float] = {}
+        # name → family and address of its socket, patience in seconds
+        self._processes: dict[str, tuple[int, Any, float]] = {}
+        if ray.util.client.ray.is_connected():
+            return  # they run elsewhere, and Ray's client raises exceptions
+        context = ray.get_runtime_context()
+        node_id, gcs = context.get_node_id(), _split(context.gcs_address)
+        if gcs is not None:
+            family = socket.AF_INET6 if ":" in gcs[0] else socket.AF_INET
+            patience = RAYLET_PATIENCE if started_here else GCS_PATIENCE
+            self._processes["GCS"] = (family, gcs, patience)
+        for node in ray.nodes():
+            if node["NodeID"] == node_id:
+                path = node["RayletSocketName"]
+                self._processes["raylet"] = (socket.AF_UNIX, path, RAYLET_PATIENCE)
+
+    def check(self) -> None:
+        """Raise GapruneError if one of them is gone; at most one check a second is made."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + CHECK_EVERY
+        for name, (family, address, patience) in self._processes.items():
+            if _accepts(family, address):
+                self._failing_since.pop(name, None)
+            elif now - self._failing_since.setdefault(name, now) >= patience:
+                raise ClusterLostError(
+                    f"workers: the {name} process of Ray is gone (killed, or out of memory?), and "
+                    "with it all workers"
+                )
+
+
+def _accepts(family: int, address: Any) -> bool:
+    """Return whether a process accepts connections at the address."""
+    with socket.socket(family) as connection:
+        connection.settimeout(CHECK_EVERY)
+        try:
+            connection.connect(address)
+        except OSError as error:
+            return error.errno in BUSY
+        return True
 
 
 def check_resources(worker_options: WorkerOptions) -> None:

@@ -22,7 +22,7 @@ from gaprune.io.user_code import PREFIX
 from gaprune.profiling import LOST, START, TRANSPORT, WAITING, Timings, profiled
 from gaprune.workers import cluster, transport
 from gaprune.workers.actor import Actor, ActorSetup, frozen_tensors, weights_digest
-from gaprune.workers.base import FailedTask, Warn, WorkerOptions
+from gaprune.workers.base import LOCAL_RAY, FailedTask, Warn, WorkerOptions
 from gaprune.workers.task_queue import FailedAttempt, PendingTask, TaskQueue
 
 FETCH_TIMEOUT = 120.0  # seconds after which a genome counts as lost
@@ -75,6 +75,7 @@ class RayWorkers:
         )
         self._create_actor = create_actor or reserving.remote
         self._owns_ray = False
+        self._monitor: cluster.ClusterMonitor | None = None  # of a Ray that runs
         self._slots: list[Slot] = []
         self.idle: list[Slot] = []
         self._busy: dict[Any, Slot] = {}  # reference → slot that loads the evaluator or runs a task
@@ -89,6 +90,8 @@ class RayWorkers:
         with profiled(START):
             self._owns_ray = cluster.connect(self._options)
             try:
+                local = self._owns_ray and self._options.address == LOCAL_RAY
+                self._monitor = cluster.ClusterMonitor(started_here=local)
                 self._start()
             except BaseException:
                 self._close()
@@ -126,7 +129,7 @@ class RayWorkers:
         with profiled(TRANSPORT):
             references = [handle.reference for handle in remote.values()]
             if references:  # all of them travel at the same time
-                ray.wait(references, num_returns=len(references), timeout=FETCH_TIMEOUT)
+                self._wait_for(references, len(references), FETCH_TIMEOUT)
             for index, handle in remote.items():
                 try:
                     packed = ray.get(handle.reference, timeout=FETCH_TIMEOUT)
@@ -167,12 +170,32 @@ class RayWorkers:
         left = max(0.0, min(times) - time.monotonic())
         with profiled(part):
             if not self._busy:
-                time.sleep(left)
+                time.sleep(min(left, cluster.CHECK_EVERY))
+                self._check_cluster()
                 return []
-            ready, others = ray.wait(list(self._busy), timeout=min(left, FETCH_TIMEOUT))
+            ready, others = self._wait_for(list(self._busy), 1, left)
         if ready and others:  # and whatever else has arrived meanwhile
             ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
         return list(ready)
+
+    def _wait_for(self, references: list[Any], count: int, seconds: float) -> tuple[Any, Any]:
+        """Call `ray.wait`; ClusterLostError, within seconds, if Ray itself fails meanwhile."""
+        deadline = time.monotonic() + seconds
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            step = min(left, cluster.CHECK_EVERY)
+            ready, others = ray.wait(references, num_returns=count, timeout=step)
+            self._check_cluster()
+            if len(ready) >= count or left <= step:
+                return ready, others
+
+    def _check_cluster(self) -> None:
+        if self._monitor is not None:
+            try:
+                self._monitor.check()
+            except cluster.ClusterLostError:
+                self._monitor = None  # ending tells Ray nothing: it would wait for an answer
+                raise
 
     def _receive(self, reference: Any, task_queue: TaskQueue) -> None:
         slot = self._busy.pop(reference)
@@ -343,9 +366,9 @@ class RayWorkers:
         self._retry(slot, call, why)
 
     def _kill(self, slot: Slot) -> None:
-        if slot.actor is not None:
+        if slot.actor is not None and self._monitor is not None:
             ray.kill(slot.actor, no_restart=True)  # `ray.cancel` cannot stop a running method
-            slot.actor = None
+        slot.actor = None
 
     def _close(self) -> None:
         for slot in self._busy.values():
