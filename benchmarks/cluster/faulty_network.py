@@ -31,9 +31,9 @@ DELAY = 0.01  # seconds per call, so that the benchmark has time to interfere
 class Network(nn.Module):
     """A small network that workers cannot load while the plan is locked."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(12, 48), nn.Linear(48, 4)
+        self.fc1, self.fc2 = nn.Linear(12, width), nn.Linear(width, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits `[N, 4]`."""
@@ -49,6 +49,11 @@ class Network(nn.Module):
 def make() -> nn.Module:
     """Build the network."""
     return Network()
+
+
+def make_large() -> nn.Module:
+    """Build the network with four million weights."""
+    return Network(250_000)
 
 
 def grade(outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:

@@ -8,12 +8,18 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
+import torch
 from ray.cluster_utils import Cluster
+from safetensors.torch import save_file
 
-from benchmarks.cluster.fault_case import FaultCase, Row
+from benchmarks.cluster.fault_case import NETWORK, PRUNE, FaultCase, Row, read_output
+from benchmarks.cluster.faulty_network import make_large
 
 WORKERS = ("--workers", "2")
+STORE = 80 * 1024**2  # bytes, Ray's smallest; twelve genomes of the large network take 200 MB
+CPP = re.compile(r"\.(cc|h):\d+|\[state-dump\]")  # what Ray's core prints before it ends a process
 
 
 def recovers(case: FaultCase, failure: str, *more: str) -> Row:
@@ -147,3 +153,61 @@ def lose_node(case: FaultCase) -> Row:
         return case.row(ended, seconds, survived="a worker was lost" in ended.err)
     finally:
         cluster.shutdown()
+
+
+def kill_raylet(case: FaultCase) -> Row:
+    """Kill the process of Ray that manages this node."""
+    return lose_ray(case, "raylet")
+
+
+def kill_gcs(case: FaultCase) -> Row:
+    """Kill the process of Ray that manages the cluster."""
+    return lose_ray(case, "gcs_server")
+
+
+def lose_ray(case: FaultCase, name: str) -> Row:
+    """Kill a process of Ray itself: the run stops with one error line and is resumed."""
+    command = case.prune(*WORKERS)
+    command.wait_for("generation 3/")
+    for number, line in command.descendants().items():
+        if line.split()[0].endswith(f"/{name}"):
+            os.kill(number, signal.SIGKILL)
+    started = time.monotonic()
+    ended = command.finish()
+    seconds = time.monotonic() - started
+    last = ended.err.strip().splitlines()[-1]
+    clear = last.startswith("gaprune: error: workers: ") and "gaprune resume run" in last
+    clear = clear and ended.code == 1 and not CPP.search(ended.err + ended.out)
+    row = case.resumed(ended, *WORKERS, survived=clear and command.leaves_no_process())
+    return replace(row, note=f"ended after {seconds:.1f} s; {row.note}")
+
+
+def fill_store(case: FaultCase) -> Row:
+    """Evolve genomes that do not fit into the object store of Ray together."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(make_large().state_dict(), case.folder / "net.safetensors")
+    large = (PRUNE[0], f"{NETWORK}:make_large", *PRUNE[2:], "--generations", "2")
+    alone = case.start(*large, "--out", "alone").finish()
+    head = {"num_cpus": 2, "object_store_memory": STORE, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        command = case.start(*large, *WORKERS, "--ray-address", cluster.address)
+        ended = command.finish()
+    finally:
+        cluster.shutdown()
+    finished = (alone.code, ended.code) == (0, 0)
+    right = finished and read_output(case.folder / "alone") == read_output(case.run)
+    return Row(right, 0 if finished else None, 0.0, f"{ended.err[-200:]}" if ended.code else "")
+
+
+def crowd(case: FaultCase) -> Row:
+    """Start three workers on two CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:2])
+    try:
+        command = case.prune("--workers", "3")
+    finally:
+        os.sched_setaffinity(0, before)
+    ended = command.finish()
+    return case.row(ended, 0.0, survived=command.leaves_no_process())

@@ -20,21 +20,19 @@ from typing import Any
 
 import ray
 
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import GapruneError, InputError, first_line
 from gaprune.workers.base import LOCAL_RAY, WorkerOptions
+from gaprune.workers.grpc_probe import check_grpc_server
 
 CLIENT = "ray://"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
 AUTH_VARIABLE = "RAY_AUTH_TOKEN"  # Ray's own: without it Ray reads or makes ~/.ray/auth_token
 TLS_VARIABLE = "RAY_USE_TLS"  # Ray's own
 CONNECT_TIMEOUT = 5.0  # seconds
-HTTP2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 6.5: a frame that changes nothing
-HTTP2_START = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS  # 3.4
 CHECK_EVERY = 1.0  # seconds between two checks of Ray's processes
-# Seconds without an answer after which a process of Ray is lost. A GCS elsewhere may be started
-# again (Ray's fault tolerance); after 60 s without it, Ray ends this process from C++.
-RAYLET_PATIENCE, GCS_PATIENCE = 1.0, 20.0
-BUSY = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # says nothing of the other process
+# Seconds without an answer until a process is lost. A GCS elsewhere may be started again (Ray's
+# fault tolerance), but after 60 s Ray ends this process.
+PATIENCE, LONG_PATIENCE = 1.0, 20.0
 
 
 def connect(worker_options: WorkerOptions) -> bool:
@@ -51,26 +49,36 @@ def connect(worker_options: WorkerOptions) -> bool:
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
     }
-    with _keep_sigterm_handler(), _no_raylet_logs():
+    with _undo_changes():
         if address == LOCAL_RAY:
             cpus = max(worker_options.count * worker_options.threads, os.cpu_count() or 1)
-            options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-            try:
-                ray.init(**options)
-            except OSError:  # Ray cannot write its token into the home folder: state one
-                if AUTH_VARIABLE in os.environ:
-                    raise
-                os.environ[AUTH_VARIABLE] = secrets.token_hex(32)
-                ray.init(**options)
+            _start_ray({**options, "address": "local", "num_cpus": cpus})
             return True
         address = check_address(address)
         try:
             if address.startswith(CLIENT):
                 _enable_client_token()
             ray.init(address=address, **options)
-        except (Exception, SystemExit) as error:  # Ray calls `sys.exit` as well
+        except Exception as error:  # its type differs between versions and ways to connect
             raise _no_cluster(address, f"{type(error).__name__}: {error}") from error
     return True
+
+
+def _start_ray(options: dict[str, Any]) -> None:
+    try:
+        try:
+            ray.init(**options, include_dashboard=False)
+        except OSError:  # Ray cannot write its token into the home folder: state one
+            if AUTH_VARIABLE in os.environ:
+                raise
+            os.environ[AUTH_VARIABLE] = secrets.token_hex(32)
+            ray.init(**options, include_dashboard=False)
+    except Exception as error:
+        ray.shutdown()  # ends the processes that have started
+        raise GapruneError(
+            f"workers: Ray cannot be started on this machine ({first_line(error)}); stop other "
+            "work that fills it, or use --workers 1"
+        ) from error
 
 
 def _enable_client_token() -> None:
@@ -98,27 +106,17 @@ def check_address(address: str) -> str:
     target = _split(address.removeprefix(CLIENT))
     if target is not None:
         try:
-            _check_server(target)
+            if os.environ.get(TLS_VARIABLE, "0") in ("1", "true"):
+                socket.create_connection(target, CONNECT_TIMEOUT).close()
+            else:
+                check_grpc_server(target, CONNECT_TIMEOUT)
         except (OSError, OverflowError) as error:
             raise _no_cluster(address, str(error)) from error
     return address
 
 
-def _check_server(target: tuple[str, int]) -> None:
-    """Begin HTTP/2, which all servers of Ray speak; OSError if the answer is another, or none."""
-    with socket.create_connection(target, CONNECT_TIMEOUT) as connection:
-        if os.environ.get(TLS_VARIABLE, "0") not in ("1", "true"):
-            connection.sendall(HTTP2_START)
-            answer = connection.recv(len(HTTP2_SETTINGS))
-            if answer[3:4] != HTTP2_SETTINGS[3:4]:  # the type of the frame
-                raise OSError("what listens there is not Ray")
-
-
 def _find_local_cluster() -> str:
-    """Return the address of the cluster on this machine, as `auto` in `ray.init` does.
-
-    It may be that of a cluster that is gone, which Ray would try to reach for two minutes.
-    """
+    """Return the address that `auto` means to `ray.init`; its cluster may be gone."""
     try:
         services = import_module("ray._private.services")
         return str(services.canonicalize_bootstrap_address("auto"))
@@ -145,30 +143,20 @@ def _no_cluster(address: str, why: str) -> GapruneError:
 
 
 @contextlib.contextmanager
-def _keep_sigterm_handler() -> Iterator[None]:
-    """Restore the SIGTERM handler: `ray.init` sets one that ends the process at once."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+def _undo_changes() -> Iterator[None]:
+    """Keep `ray.init` from a SIGTERM handler that ends the process, and from printing raylet logs.
 
-
-@contextlib.contextmanager
-def _no_raylet_logs() -> Iterator[None]:
-    """Keep Ray from printing 20 lines of the log of a dead raylet; `log_to_driver` does not."""
-    worker: Any = import_module("ray._private.worker")
+    `log_to_driver` does not prevent it from printing 20 lines of the log of a raylet that died.
+    """
+    handler, worker = signal.getsignal(signal.SIGTERM), import_module("ray._private.worker")
     listen = getattr(worker, "listen_error_messages", None)  # private: others may lack it
-    worker.listen_error_messages = lambda *_: None
+    vars(worker)["listen_error_messages"] = lambda *_: None
     try:
         yield
     finally:
-        worker.listen_error_messages = listen
-
-
-class ClusterLostError(GapruneError):
-    """Ray itself has failed: its functions would wait for an answer, or end this process."""
+        vars(worker)["listen_error_messages"] = listen
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 class ClusterMonitor:
@@ -179,25 +167,26 @@ class ClusterMonitor:
 
     Args:
         started_here: whether this process started Ray, so that nobody starts its GCS again.
+
+    Attributes:
+        lost: whether one of them is gone: Ray's functions would wait, or end this process.
     """
 
     def __init__(self, *, started_here: bool) -> None:
+        self.lost = False
         self._next_check = 0.0
         self._failing_since: dict[str, float] = {}
-        # name → family and address of its socket, patience in seconds
-        self._processes: dict[str, tuple[int, Any, float]] = {}
+        self._processes: dict[str, tuple[tuple[str, int], float]] = {}  # name → address, patience
         if ray.util.client.ray.is_connected():
             return  # they run elsewhere, and Ray's client raises exceptions
         context = ray.get_runtime_context()
         node_id, gcs = context.get_node_id(), _split(context.gcs_address)
         if gcs is not None:
-            family = socket.AF_INET6 if ":" in gcs[0] else socket.AF_INET
-            patience = RAYLET_PATIENCE if started_here else GCS_PATIENCE
-            self._processes["GCS"] = (family, gcs, patience)
+            self._processes["GCS"] = gcs, PATIENCE if started_here else LONG_PATIENCE
         for node in ray.nodes():
             if node["NodeID"] == node_id:
-                path = node["RayletSocketName"]
-                self._processes["raylet"] = (socket.AF_UNIX, path, RAYLET_PATIENCE)
+                address = node["NodeManagerAddress"], node["NodeManagerPort"]
+                self._processes["raylet"] = address, PATIENCE
 
     def check(self) -> None:
         """Raise GapruneError if one of them is gone; at most one check a second is made."""
@@ -205,25 +194,24 @@ class ClusterMonitor:
         if now < self._next_check:
             return
         self._next_check = now + CHECK_EVERY
-        for name, (family, address, patience) in self._processes.items():
-            if _accepts(family, address):
+        for name, (address, patience) in self._processes.items():
+            if _accepts(address):
                 self._failing_since.pop(name, None)
             elif now - self._failing_since.setdefault(name, now) >= patience:
-                raise ClusterLostError(
+                self.lost = True
+                raise GapruneError(
                     f"workers: the {name} process of Ray is gone (killed, or out of memory?), and "
                     "with it all workers"
                 )
 
 
-def _accepts(family: int, address: Any) -> bool:
+def _accepts(address: tuple[str, int]) -> bool:
     """Return whether a process accepts connections at the address."""
-    with socket.socket(family) as connection:
-        connection.settimeout(CHECK_EVERY)
-        try:
-            connection.connect(address)
-        except OSError as error:
-            return error.errno in BUSY
-        return True
+    try:
+        socket.create_connection(address, CHECK_EVERY).close()
+    except OSError as error:
+        return error.errno == errno.EMFILE  # of this process
+    return True
 
 
 def check_resources(worker_options: WorkerOptions) -> None:

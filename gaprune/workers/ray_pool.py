@@ -75,7 +75,7 @@ class RayWorkers:
         )
         self._create_actor = create_actor or reserving.remote
         self._owns_ray = False
-        self._monitor: cluster.ClusterMonitor | None = None  # of a Ray that runs
+        self._monitor: cluster.ClusterMonitor
         self._slots: list[Slot] = []
         self.idle: list[Slot] = []
         self._busy: dict[Any, Slot] = {}  # reference → slot that loads the evaluator or runs a task
@@ -171,7 +171,7 @@ class RayWorkers:
         with profiled(part):
             if not self._busy:
                 time.sleep(min(left, cluster.CHECK_EVERY))
-                self._check_cluster()
+                self._monitor.check()
                 return []
             ready, others = self._wait_for(list(self._busy), 1, left)
         if ready and others:  # and whatever else has arrived meanwhile
@@ -179,23 +179,15 @@ class RayWorkers:
         return list(ready)
 
     def _wait_for(self, references: list[Any], count: int, seconds: float) -> tuple[Any, Any]:
-        """Call `ray.wait`; ClusterLostError, within seconds, if Ray itself fails meanwhile."""
+        """Call `ray.wait`; GapruneError, within seconds, if Ray itself fails meanwhile."""
         deadline = time.monotonic() + seconds
         while True:
             left = max(0.0, deadline - time.monotonic())
             step = min(left, cluster.CHECK_EVERY)
             ready, others = ray.wait(references, num_returns=count, timeout=step)
-            self._check_cluster()
+            self._monitor.check()
             if len(ready) >= count or left <= step:
                 return ready, others
-
-    def _check_cluster(self) -> None:
-        if self._monitor is not None:
-            try:
-                self._monitor.check()
-            except cluster.ClusterLostError:
-                self._monitor = None  # ending tells Ray nothing: it would wait for an answer
-                raise
 
     def _receive(self, reference: Any, task_queue: TaskQueue) -> None:
         slot = self._busy.pop(reference)
@@ -366,7 +358,7 @@ class RayWorkers:
         self._retry(slot, call, why)
 
     def _kill(self, slot: Slot) -> None:
-        if slot.actor is not None and self._monitor is not None:
+        if slot.actor is not None and not self._monitor.lost:
             ray.kill(slot.actor, no_restart=True)  # `ray.cancel` cannot stop a running method
         slot.actor = None
 
