@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 from command_line import OWN, TINY
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +23,7 @@ from started_commands import Command
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.workers import RetryPolicy, WorkerOptions
-from gaprune.workers.cluster import capacity, check_address
+from gaprune.workers.cluster import ClusterMonitor, capacity, check_address
 
 NODES = [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 9.0}, {"GPU": 1.0}]
 
@@ -50,9 +54,46 @@ def test_an_address_where_no_cluster_answers_is_refused_at_once(address: str) ->
     assert time.monotonic() - started < 10
 
 
+def test_a_server_that_is_not_ray_is_refused_at_once() -> None:
+    """Ray would try for minutes to reach a web server, or a proxy that accepts every connection."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1000)
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(GapruneError, match=f"'{address}'"):
+            check_address(address)
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_ray_that_runs_is_accepted() -> None:
+    """Its GCS answers the request, and its processes accept connections."""
+    address = ray.get_runtime_context().gcs_address
+    assert check_address(address) == address
+    monitor = ClusterMonitor(started_here=True)
+    assert set(monitor._processes) == {"GCS", "raylet"}
+    monitor.check()
+    assert not monitor.lost
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("name", ["GCS", "raylet"])
+def test_a_process_of_ray_that_is_gone_is_noticed(name: str) -> None:
+    """At the first check after its patience is over; the error names it."""
+    monitor = ClusterMonitor(started_here=True)
+    monitor._processes[name] = ("127.0.0.1", 1), 0.0
+    with pytest.raises(GapruneError, match=name):
+        monitor.check()
+    assert monitor.lost
+
+
 def test_auto_is_the_address_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Ray's own variable names one; elsewhere Ray looks for a cluster on this machine."""
-    check_address("auto")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(GapruneError, match=r"'127.0.0.1:1'"):
         check_address("auto")
@@ -90,6 +131,27 @@ def test_what_cannot_be_is_refused(stated: dict[str, object], message: str) -> N
     """Before anything is started."""
     with pytest.raises(InputError, match=message):
         make_settings({"sparsity": 0.5, **stated})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
+@pytest.mark.parametrize("name", ["raylet", "gcs_server", "python"])
+def test_after_the_loss_of_ray_or_of_the_driver_no_process_is_left(
+    name: str, start: Callable[..., Command], place: Path
+) -> None:
+    """If Ray is lost, the last line says how to resume; nobody needs to clean up."""
+    endless = ("prune", *OWN, "--sparsity", "0.5", *TINY, "--generations", "1000000")
+    command = start(*endless, "--out", "run", "--workers", "2")
+    command.wait_for("generation 3/")
+    lines = command.descendants()
+    numbers = [number for number, line in lines.items() if line.split()[0].endswith(f"/{name}")]
+    os.kill(command.process.pid if name == "python" else numbers[0], signal.SIGKILL)
+    ran = command.end()
+    if name != "python":
+        assert ran.code == 1
+        assert "gaprune resume run" in ran.err.splitlines()[-1]
+        assert ".cc:" not in ran.err
+    assert command.leaves_no_process(10)
 
 
 @pytest.mark.slow

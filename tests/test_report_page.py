@@ -184,6 +184,35 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "classes" not in page.ids  # the run has no labels
 
 
+def inject(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Return JSON with markup behind every text in it."""
+    if isinstance(value, list):
+        return [inject(part) for part in value]
+    if isinstance(value, dict):
+        return {key: inject(part) for key, part in value.items()}
+    return value + NAUGHTY if isinstance(value, str) else value
+
+
+def test_markup_in_any_field_stays_text(copied: Path) -> None:
+    """Of the record and of the report's data, field by field: the page has one script, its own."""
+    tried = 0
+    for path in (copied / "result.json", copied / REPORT_DATA):
+        content = path.read_text()
+        for key, value in json.loads(content).items():
+            if inject(value) == value:
+                continue
+            change(path, **{key: inject(value)})
+            try:
+                text = report_of(copied)
+            except GapruneError:  # no other text is a value of this field
+                continue
+            finally:
+                path.write_text(content)
+            tried += 1
+            assert Page(text).scripts == text.count("<script") == 1, key
+    assert tried > 4
+
+
 @pytest.mark.parametrize("method", ["magnitude", "lamp"])
 def test_a_one_shot_run_has_no_search(tmp_path: Path, method: str) -> None:
     """Its own row of the methods is there once."""

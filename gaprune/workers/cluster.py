@@ -69,12 +69,9 @@ def _start_ray(options: dict[str, Any]) -> None:
         try:
             ray.init(**options, include_dashboard=False)
         except OSError:  # Ray cannot write its token into the home folder: state one
-            if AUTH_VARIABLE in os.environ:
-                raise
-            os.environ[AUTH_VARIABLE] = secrets.token_hex(32)
+            os.environ.setdefault(AUTH_VARIABLE, secrets.token_hex(32))
             ray.init(**options, include_dashboard=False)
     except Exception as error:
-        ray.shutdown()  # ends the processes that have started
         raise GapruneError(
             f"workers: Ray cannot be started on this machine ({first_line(error)}); stop other "
             "work that fills it, or use --workers 1"
@@ -144,10 +141,7 @@ def _no_cluster(address: str, why: str) -> GapruneError:
 
 @contextlib.contextmanager
 def _undo_changes() -> Iterator[None]:
-    """Keep `ray.init` from a SIGTERM handler that ends the process, and from printing raylet logs.
-
-    `log_to_driver` does not prevent it from printing 20 lines of the log of a raylet that died.
-    """
+    """Undo the SIGTERM handler of `ray.init`, and prevent that it prints the log of a raylet."""
     handler, worker = signal.getsignal(signal.SIGTERM), import_module("ray._private.worker")
     listen = getattr(worker, "listen_error_messages", None)  # private: others may lack it
     vars(worker)["listen_error_messages"] = lambda *_: None
@@ -160,16 +154,10 @@ def _undo_changes() -> Iterator[None]:
 
 
 class ClusterMonitor:
-    """Checks that the two processes of Ray that this process depends on accept connections.
+    """Checks that the raylet, which manages this node, and the GCS of the cluster are there.
 
-    They are the raylet, which manages this node, and the GCS, which manages the cluster. Where one
-    of them is gone, Ray's core ends this process from C++, some seconds or a minute later.
-
-    Args:
-        started_here: whether this process started Ray, so that nobody starts its GCS again.
-
-    Attributes:
-        lost: whether one of them is gone: Ray's functions would wait, or end this process.
+    Where one of them is gone (`lost`), Ray's functions wait or end this process from C++. Nobody
+    starts the GCS of a Ray that this process started (`started_here`) again.
     """
 
     def __init__(self, *, started_here: bool) -> None:
