@@ -92,7 +92,9 @@ class Settings(BaseModel):
     latency_runtime: str = Field(
         "torch", description="with budget latency: torch, torch-compile or onnxruntime"
     )
-    floor: float = Field(0.0, ge=0, lt=1, description="fraction of every layer that always stays")
+    floor: float = Field(
+        0.0, ge=0, lt=1, description="fraction of every layer that always stays, rounded up"
+    )
     objective: str = Field(
         "auto", description="auto, kl, agreement, accuracy, relative-error or file.py:function"
     )
@@ -170,7 +172,11 @@ class Settings(BaseModel):
     )
     generations: int | None = Field(None, ge=0, description="stop after this many generations")
     evaluations: int | None = Field(None, ge=1, description="stop after this many evaluations")
-    seconds: float | None = Field(None, gt=0, description="stop after this time")
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        description="stop a search after this time, set-up included; accuracy on test data is not",
+    )
     stagnation: int | None = Field(
         None, ge=1, description="stop after this many generations without improvement"
     )

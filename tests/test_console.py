@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, prune_target
-from gaprune.cli.console import Monitor, stdout
+from gaprune.cli.console import Monitor, seconds_left, stdout
 from gaprune.cli.result_table import show_result
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.config import make_settings
@@ -83,30 +84,32 @@ def test_without_a_terminal_every_generation_is_a_plain_line(
         "agreement of the baselines on the validation inputs: lamp 75.00 %, random 12.50 %",
         "search: with [brackets]",
         "generation 0/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s",
-        "generation 1/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s  9.0 s left",
+        "generation 1/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s",
         "generation 2/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s  8.0 s left",
         "warning: mind [this]",
         "test: measuring",
     ]
 
 
-def test_short_generations_of_the_first_phase_tell_no_time_left(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("seconds", "phases", "left"),
+    [
+        # short generations before the search; generations 4 and 5 of 6 are searches
+        ((0, 0.5, 1, 5, 9), ("density_search",) * 3 + ("search",) * 2, [None] * 4 + [8.0]),
+        # the first generation of a search is long
+        ((0, 30, 40, 50, 60), ("search",) * 5, [None, None, 40.0, 30.0, 20.0]),
+    ],
+)
+def test_the_time_left_is_predicted_from_the_second_generation_of_the_search_on(
+    seconds: Sequence[float], phases: Sequence[str], left: list[float | None]
 ) -> None:
-    """What is left is predicted from the search alone, and not where no generation is the last."""
-    seconds, phases = (0.0, 0.5, 1.0, 5.0, 9.0), ("density_search",) * 3 + ("search",) * 2
-    with Monitor() as monitor:
-        for number, (spent, phase) in enumerate(zip(seconds, phases, strict=True)):
-            record = replace(generation(number), seconds=spent, phase=phase)
-            monitor.generation(record, 6)
-        monitor.generation(generation(7), None)
-    lines = [line.split("  ") for line in capsys.readouterr().err.splitlines()]
-    assert [line[0] for line in lines] == [
-        *(f"generation {number}/6 (density_search)" for number in range(3)),
-        *(f"generation {number}/6 (search)" for number in (3, 4)),
-        "generation 7 (search)",
+    """Not by earlier phases, nor by its first generation, nor without a last generation."""
+    history = [
+        replace(generation(number), seconds=spent, phase=phase)
+        for number, (spent, phase) in enumerate(zip(seconds, phases, strict=True))
     ]
-    assert [line[4:] for line in lines] == [[], [], [], [], ["8.0 s left"], []]
+    assert [seconds_left(history[: n + 1], 6) for n in range(5)] == left
+    assert seconds_left(history, None) is None
 
 
 def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,9 +40,9 @@ KEEP = 60
 
 
 def lowest(size: int, floor: float) -> int:
-    """Return the largest whole number that is no more than the floor, or 1."""
+    """Return the smallest whole number from 1 that is no less than the floor."""
     part = Fraction(str(floor))
-    return max(n for n in range(size + 1) if n == 1 or n <= part * size)
+    return next(n for n in range(1, size + 1) if n >= part * size)
 
 
 def assert_counts(counts: Sequence[int], layout: Layout, keep: int) -> None:
@@ -61,12 +61,12 @@ def floored(draw: st.DrawFn) -> tuple[Layout, int]:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=5), FLOORS)
-def test_the_minimum_of_a_layer_is_its_floor_rounded_down(sizes: list[int], floor: float) -> None:
+def test_the_minimum_of_a_layer_is_its_floor_rounded_up(sizes: list[int], floor: float) -> None:
     """At least one weight; 0.1 is exactly a tenth."""
     layout = layout_of(sizes).with_floor(floor)
     assert layout.min_counts == tuple(lowest(size, floor) for size in sizes)
     assert layout_of(sizes).min_counts == (1,) * len(sizes)
-    assert layout_of([30]).with_floor(0.1).min_counts == (3,)
+    assert layout_of([30, 31]).with_floor(0.1).min_counts == (3, 4)
 
 
 @given(floored(), st.data())
@@ -198,7 +198,7 @@ def test_every_layer_of_a_pruned_network_keeps_its_floor(scope: str) -> None:
     """In every scope."""
     result = prune(tiny_model(), sparsity=0.75, floor=0.2, scope=scope, **SMALL)
     assert result.kept == 50
-    assert all(layer.kept >= 0.2 * layer.total - 1 for layer in result.layers)
+    assert all(layer.kept >= 0.2 * layer.total for layer in result.layers)
     assert result.settings["floor"] == 0.2
 
 

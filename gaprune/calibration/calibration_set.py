@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.generator_choice import choose_generators
 from gaprune.calibration.generators.mixture import GeneratorMixture
+from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.generators.token_sequences import UNRANKED
 from gaprune.calibration.inversion.augment import moving_axes, with_copies
 from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.inversion.synthesis import Synthesis
@@ -66,6 +68,31 @@ class CalibrationSet:
         if self.domain_count is None or self.gradient_inputs is None:
             return self.search
         return self.gradient_inputs.take(torch.arange(self.domain_count))
+
+    def first(self, count: int) -> CalibrationSet:
+        """Return a set of the first inputs, for a run that is out of time before its search."""
+        search, validation = (
+            samples.take(torch.arange(min(count, len(samples.inputs))))
+            for samples in (self.search, self.validation)
+        )
+        provenance = replace(
+            self.provenance,
+            samples=len(search.inputs),
+            fresh=False,
+            sha256=samples_sha256(search),
+            validation_samples=len(validation.inputs),
+            validation_sha256=samples_sha256(validation),
+        )
+        return replace(
+            self,
+            search=search,
+            validation=validation,
+            mixture=None,
+            gradient_inputs=None,
+            gradient_share=0.0,
+            domain_count=None,
+            provenance=provenance,
+        )
 
 
 def make_calibration_set(
@@ -155,6 +182,35 @@ def make_calibration_set(
             validation_sha256=samples_sha256(validation),
         ),
         mutual_information=choice.mutual_information,
+    )
+
+
+def draw_calibration_set(target: Target, count: int, generator: torch.Generator) -> CalibrationSet:
+    """Draw calibration and validation inputs from two generators; the network is not run."""
+    spec = target.inputs
+    first, second, *_ = [*UNRANKED] if spec.kind == "tokens" else [*GENERATORS[spec.kind], NOISY]
+    search, validation = (
+        _make_validation(name, count, target, generator) for name in (first, second)
+    )
+    return CalibrationSet(
+        search=search,
+        validation=validation,
+        mixture=None,
+        gradient_inputs=None,
+        gradient_share=0.0,
+        augment=False,
+        domain_count=None,
+        provenance=Provenance(
+            level=PROCEDURAL,
+            sources=(search.source,),
+            samples=count,
+            fresh=False,
+            sha256=samples_sha256(search),
+            validation=validation.source,
+            validation_samples=count,
+            validation_sha256=samples_sha256(validation),
+        ),
+        mutual_information={},
     )
 
 

@@ -107,7 +107,7 @@ class Monitor(Observer):
         self._progress: SearchProgress | None = None
         self._task = TaskID(0)
         self._is_phase_bar = False  # the bar only shows that a phase has begun
-        self._first: Generation | None = None  # of the phase
+        self._first: Generation | None = None  # of the phase, after the initial population
         self._history: tuple[Generation, ...] = ()
         self._last_line = time.monotonic()
 
@@ -142,7 +142,9 @@ class Monitor(Observer):
         self._signals.check()
         if self._quiet:
             return
-        if self._first is None or self._first.phase != record.phase:
+        # the first generation of a search is slower than the others: it draws most of the batches
+        # that gradient steps reuse
+        if self._first is None or self._first.phase != record.phase or not self._first.generation:
             self._first = record
         # --max-drop runs several searches: each begins with generation 0
         if record.generation == 0:
@@ -205,18 +207,28 @@ class Monitor(Observer):
 
 
 def _progress_texts(record: Generation, first: Generation, total: int | None) -> list[str]:
-    """Return generation, best fitness, validation, speed, and for the search the time left.
-
-    Generations of the warm-up are shorter than those that follow: they do not predict the time.
-    """
+    """Return generation, best fitness, validation, speed, and for the search the time left."""
     texts = [
         f"generation {record.generation}{f'/{total}' if total else ''} ({record.phase})",
         f"best {record.best:.4f}",
         f"validation {percent(record.validation)}",
         f"{record.evaluations / max(record.seconds, 1e-9):,.0f} evaluations/s",
     ]
-    done = record.generation - first.generation
-    if total and done and record.phase == SEARCH:
-        left = (record.seconds - first.seconds) / done * (total - record.generation)
+    if (left := seconds_left((first, record), total)) is not None:
         texts.append(f"{duration(left)} left")
     return texts
+
+
+def seconds_left(history: Sequence[Generation], total: int | None) -> float | None:
+    """Predict the seconds until generation `total`, or None where nothing predicts them.
+
+    Generations of earlier phases are shorter, and the first one of the search is longer: it draws
+    most of the batches that gradient steps reuse. So the time between the end of the first and the
+    last generation of the search counts.
+    """
+    last = history[-1]
+    searched = [r for r in history if r.generation and r.phase == SEARCH]
+    if not total or last not in searched or searched[0] is last:
+        return None
+    done = last.generation - searched[0].generation
+    return (last.seconds - searched[0].seconds) / done * (total - last.generation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, redirect_stdout
 from pathlib import Path
@@ -74,6 +75,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
 
     Example: gaprune prune net.py:make --weights net.safetensors --sparsity 0.9 --range 0,1
     """
+    started = time.monotonic()
     given = common.stated(options)
     given |= common.read_pairs(pairs or (), given)
     job = make_job(common.with_config(given, config, trust_code=trust_code))
@@ -93,7 +95,13 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     def prune(observer: Observer) -> tuple[Result, PruneJob]:
         target, test = job.load()
         prepared = prepare_run(
-            target, job.checked, test=test, observer=observer, run_directory=run_directory, job=job
+            target,
+            job.checked,
+            test=test,
+            observer=observer,
+            run_directory=run_directory,
+            job=job,
+            started=started,
         )
         return prepared.run(), job
 

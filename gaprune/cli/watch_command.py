@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from gaprune.cli import common_options as common
-from gaprune.cli.console import LAST, generation_table, sparkline, stdout
+from gaprune.cli.console import LAST, generation_table, seconds_left, sparkline, stdout
 from gaprune.errors import GapruneError
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json
@@ -142,12 +142,11 @@ def _picture(run: str, status: RunStatus, last: int = LAST) -> RenderableType:
 
 
 def _progress(status: RunStatus) -> str:
-    first, last = status.history[0], status.history[-1]
+    last = status.history[-1]
     parts = [f"validation {sparkline([record.validation for record in status.history])}"]
     if status.total and status.state == RUNNING:
         parts.append(f"generation {last.generation} of {status.total}")
-        if done := last.generation - first.generation:
-            left = (last.seconds - first.seconds) / done * (status.total - last.generation)
+        if (left := seconds_left(status.history, status.total)) is not None:
             parts.append(f"about {duration(left)} left")
     return "  ".join(parts)
 

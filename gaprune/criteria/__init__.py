@@ -25,6 +25,7 @@ from gaprune.models.network import DenseNetwork
 
 __all__ = ["CRITERIA", "Criterion", "DenseNetwork", "find_criterion", "score", "score_with"]
 
+PIECE = 1 << 20  # scores that are checked at once
 ScoreFunction = Callable[[DenseNetwork, Tensor | None, float | None, torch.Generator], Tensor]
 """`(network, calibration, density, generator)` → scores `[total]`, float32; higher means keep.
 
@@ -155,7 +156,8 @@ def score_with(
         )
     # layer by layer, so that the message can name the layer
     for layer, values in network.layout.split(scores).items():
-        if bad := int((~values.isfinite()).count_nonzero()):
+        pieces = values.reshape(-1).split(PIECE)  # of whole layers, temporary results are large
+        if bad := sum(int((~piece.isfinite()).count_nonzero()) for piece in pieces):
             raise GapruneError(
                 f"criterion {name!r}: {bad} of {values.numel()} scores of layer {layer!r} are not "
                 "finite, the network overflows; use other calibration inputs or another criterion"

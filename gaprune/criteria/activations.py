@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from gaprune.criteria.batching import batch_size, batches
-from gaprune.criteria.weights_only import lamp_scores
+from gaprune.criteria.weights_only import flat_scores, lamp_scores
 from gaprune.models.network import DenseNetwork
 
 COPIES = 6  # memory of the measurement, in sizes of the largest activation (float64 squares)
@@ -31,8 +31,7 @@ def wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tens
     paper's own comparison groups are those of `wanda_rows`.
     """
     products = _products(network, calibration)
-    scores = {name: lamp_scores(values) for name, values in products.items()}
-    return network.layout.flatten(scores).float()
+    return flat_scores(network, ((name, lamp_scores(values)) for name, values in products))
 
 
 def wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
@@ -41,8 +40,8 @@ def wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) ->
     The score is rank over row length, in (0, 1], so one threshold for all layers keeps the same
     density in every row (the first axis of a weight; a vector is one row).
     """
-    scores = {name: _row_ranks(p) for name, p in _products(network, calibration).items()}
-    return network.layout.flatten(scores).float()
+    products = _products(network, calibration)
+    return flat_scores(network, ((name, _row_ranks(values)) for name, values in products))
 
 
 def lamp_wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
@@ -59,19 +58,20 @@ def lamp_wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) ->
 def lamp_wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
     """LAMP decides how many weights each layer keeps, the ranks of `wanda_rows` decide which."""
     products = _products(network, calibration)
-    return _lamp_scores_in_order(network, {name: _row_ranks(p) for name, p in products.items()})
+    return _lamp_scores_in_order(network, ((name, _row_ranks(p)) for name, p in products))
 
 
-def _lamp_scores_in_order(network: DenseNetwork, orders: Mapping[str, Tensor]) -> Tensor:
+def _lamp_scores_in_order(network: DenseNetwork, orders: Iterable[tuple[str, Tensor]]) -> Tensor:
     """Assign each layer's LAMP scores by the magnitudes in `orders`; flat float32."""
-    scores = {}
-    for name, order in orders.items():
+
+    def assigned(name: str, order: Tensor) -> Tensor:
         values = lamp_scores(network.weights[name].detach()).flatten().sort(descending=True).values
         ranking = order.flatten().abs().argsort(descending=True, stable=True)
-        assigned = torch.empty_like(values).scatter_(0, ranking, values).view_as(order)
+        scores = torch.empty_like(values).scatter_(0, ranking, values).view_as(order)
         # NaN and Inf stay visible: `score` reports them
-        scores[name] = torch.where(order.isfinite(), assigned, order)
-    return network.layout.flatten(scores).float()
+        return torch.where(order.isfinite(), scores, order)
+
+    return flat_scores(network, ((name, assigned(name, order)) for name, order in orders))
 
 
 def _row_ranks(values: Tensor) -> Tensor:
@@ -83,15 +83,13 @@ def _row_ranks(values: Tensor) -> Tensor:
 
 def _products(
     network: DenseNetwork, calibration: Tensor | None, exponent: float = 1.0
-) -> dict[str, Tensor]:
-    """Return w·‖x‖₂^exponent in float64; w if the inputs of a weight are not observed."""
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and w·‖x‖₂^exponent in float64; w if the inputs of a weight are not observed."""
     assert calibration is not None  # `score_with` has checked it
     energies = network.once("energies", calibration, partial(input_energies, network, calibration))
-    return {
-        name: weight.detach().double()
-        * energies.get(name, torch.ones_like(weight)).sqrt().pow(exponent)
-        for name, weight in network.weights.items()
-    }
+    for name, weight in network.weights.items():
+        energy = energies.get(name, torch.ones_like(weight))
+        yield name, weight.detach().double() * energy.sqrt().pow(exponent)
 
 
 def input_energies(network: DenseNetwork, calibration: Tensor) -> dict[str, Tensor]:
@@ -142,7 +140,7 @@ def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[N
             for parameter, energy in by_parameter.items():
                 name = names.get(id(module.get_parameter(parameter)))
                 if name is not None:
-                    energies[name] = energies.get(name, 0) + energy.double()
+                    energies[name] = _rows_shared(energies.get(name, 0) + energy.double())
 
         return record
 
@@ -152,6 +150,13 @@ def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[N
                 handle = module.register_forward_pre_hook(hook(rule), with_kwargs=True)
                 hooks.enter_context(handle)
         yield
+
+
+def _rows_shared(energy: Tensor) -> Tensor:
+    """Return the energy with the memory of one row if all are equal, as those of linear layers."""
+    if energy.ndim > 1 and bool((energy == energy[:1]).all()):
+        return energy[:1].clone().expand_as(energy)
+    return energy
 
 
 def _affine_energy(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -43,7 +44,10 @@ def snip(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tenso
 
     c is a gate that multiplies the weight. The normalisation of eq. 6 changes no order.
     """
-    return (network.flat * _mean_gradient(network, calibration)).abs().float()
+    scores = _mean_gradient(network, calibration)
+    for name, part in network.layout.split(scores).items():
+        part.mul_(network.weights[name]).abs_()
+    return scores.float()
 
 
 def taylor(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
@@ -52,16 +56,21 @@ def taylor(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Ten
     The gradient is that of the mini-batch's mean loss, as in the paper. The square is taken before
     the average, so opposite gradients of mini-batches don't cancel as they do in SNIP.
     """
-    weights, leaves = network.flat, _leaves(network)
-    scores, count = torch.zeros_like(weights), 0
+    leaves = _leaves(network)
+    scores, count = _zeros(network), 0
     size = _batch_size(network, calibration, leaves)
     with _twice_differentiable():
         for batch in batches(network, calibration, TAYLOR_BATCH):
-            parts = (_gradient(network, leaves, part) for part in batch.split(size))
-            gradient = sum(parts, torch.zeros_like(weights)) / len(batch)
-            scores += len(batch) * (weights * gradient).square()
+            first, *others = batch.split(size)
+            gradients = _layer_gradients(network, leaves, first)
+            for part in others:
+                more = _layer_gradients(network, leaves, part)
+                gradients = {name: gradients[name] + more.pop(name) for name in leaves}
+            for name, part in network.layout.split(scores).items():
+                product = network.weights[name] * (gradients.pop(name) / len(batch))
+                part += len(batch) * product.square()
             count += len(batch)
-    return (scores / count).float()
+    return scores.div_(count).float()
 
 
 def grasp(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
@@ -77,7 +86,9 @@ def grasp(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tens
     with _twice_differentiable():
         for batch in batches(network, calibration, size):
             # differentiating gᵀ·stop(g) gives H·g without forming H
-            graph = _gradient(network, leaves, batch, GRASP_TEMPERATURE, create_graph=True)
+            outputs = functional_call(network.model, leaves, (batch,))
+            loss = pseudo_label_loss(outputs, GRASP_TEMPERATURE)
+            graph = _flat_gradient(network, leaves, loss, create_graph=True)
             product += _flat_gradient(network, leaves, graph @ gradient)
             count += len(batch)
     return (network.flat * product / count).float()
@@ -87,25 +98,31 @@ def _mean_gradient(
     network: DenseNetwork, calibration: Tensor | None, temperature: float = 1.0
 ) -> Tensor:
     leaves = _leaves(network)
-    total, count = torch.zeros_like(network.flat), 0
+    total, count = _zeros(network), 0
+    parts = network.layout.split(total)
     size = _batch_size(network, calibration, leaves)
     with _twice_differentiable():
         for batch in batches(network, calibration, size):
-            total += _gradient(network, leaves, batch, temperature)
+            gradients = _layer_gradients(network, leaves, batch, temperature)
+            for name, part in parts.items():
+                part += gradients.pop(name)  # frees it: all are as large as the network
             count += len(batch)
-    return total / count
+    return total.div_(count)
 
 
-def _gradient(
-    network: DenseNetwork,
-    leaves: dict[str, Tensor],
-    batch: Tensor,
-    temperature: float = 1.0,
-    *,
-    create_graph: bool = False,
-) -> Tensor:
+def _zeros(network: DenseNetwork) -> Tensor:
+    """Return zeros in the form of `network.flat`."""
+    dtype = reduce(torch.promote_types, (weight.dtype for weight in network.weights.values()))
+    return torch.zeros(network.layout.total, dtype=dtype, device=network.device)
+
+
+def _layer_gradients(
+    network: DenseNetwork, leaves: dict[str, Tensor], batch: Tensor, temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """Return the gradient of every weight by name."""
     loss = pseudo_label_loss(functional_call(network.model, leaves, (batch,)), temperature)
-    return _flat_gradient(network, leaves, loss, create_graph=create_graph)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def _flat_gradient(

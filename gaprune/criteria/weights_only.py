@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def random(
 
 def magnitude(network: DenseNetwork, *_: object) -> Tensor:
     """Score |w| (Han et al. 2015, section 3)."""
-    return network.flat.abs().float()
+    return network.flat.abs_().float()  # in place: it is a copy
 
 
 def lamp(network: DenseNetwork, *_: object) -> Tensor:
@@ -58,10 +58,12 @@ def lamp_scores(weight: Tensor) -> Tensor:
         Float64, in the shape of the weight.
     """
     magnitudes, order = torch.sort(weight.flatten().double().abs(), descending=True, stable=True)
-    squares = magnitudes.square()
-    scores = torch.empty_like(squares)
+    squares = magnitudes.square_()  # in place: a layer may have as many weights as a network
     sums = squares.cpu().cumsum(0).to(squares.device)  # a GPU would add in varying order
-    scores[order] = squares / sums.clamp_min(torch.finfo(torch.float64).tiny)
+    ratios = squares.div_(sums.clamp_min_(torch.finfo(torch.float64).tiny))
+    del sums
+    scores = torch.empty_like(ratios)
+    scores[order] = ratios
     return scores.view(weight.shape)
 
 
@@ -73,5 +75,16 @@ def _erk_scores(weight: Tensor) -> Tensor:
 
 
 def _by_layer(network: DenseNetwork, rule: Callable[[Tensor], Tensor]) -> Tensor:
-    scores = {name: rule(weight.detach()) for name, weight in network.weights.items()}
-    return network.layout.flatten(scores).float()
+    return flat_scores(network, ((name, rule(w.detach())) for name, w in network.weights.items()))
+
+
+def flat_scores(network: DenseNetwork, layers: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """Return scores of named layers as one float32 vector `[total]`.
+
+    Layers are copied one at a time: as float64, all of them take more memory than the network.
+    """
+    flat = torch.empty(network.layout.total, device=network.device)
+    parts = network.layout.split(flat)
+    for name, scores in layers:
+        parts[name].copy_(scores)
+    return flat

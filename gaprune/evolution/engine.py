@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import ceil, inf
 
@@ -31,6 +32,7 @@ from gaprune.evolution.search_state import SearchState
 from gaprune.evolution.tasks import BreedTask, ScoreGroupTask, ScoreTask, ValidateTask, derive_seed
 from gaprune.evolution.toolbox import make_toolbox, python_random, unique
 from gaprune.evolution.variation import VariationSampler
+from gaprune.models.time_limit import TimeIsUp, active_limit
 from gaprune.profiling import profiled
 from gaprune.records import Generation
 from gaprune.workers import FailedTask, Warn, Workers
@@ -71,6 +73,7 @@ class Evolution:
         self._best_fitness, self._best_generation = -inf, 0  # the last improvement
         self._random = random.Random(derive_seed(plan.seed, "selection"))
         self._samplers = {phase.name: VariationSampler(plan, phase) for phase in plan.phases}
+        self._best_child: Individual | None = None  # of this generation so far, without genes
         self._started = time.monotonic()
         # with one worker and large genomes, children are made one at a time, so that the genes of
         # those that lose the race are freed at once.
@@ -81,7 +84,10 @@ class Evolution:
         seeds: Sequence[Individual],
         validation_scores: Mapping[str, ValidationScore] | None = None,
     ) -> SearchResult:
-        """Search until a limit of the plan is reached, or until Ctrl-C, which keeps the result.
+        """Search until a limit is reached, or until Ctrl-C, which keeps the result.
+
+        The active `TimeLimit` may end a search inside a generation. Its best child until then is
+        used if it beats its population on the first rung and can be validated in time.
 
         Args:
             seeds: individuals of the initial population. A restored search ignores them.
@@ -89,6 +95,7 @@ class Evolution:
 
         Raises:
             GapruneError: every candidate crashes its workers.
+            TimeIsUp: the time is over, and no individual has a validation score.
         """
         known = validation_scores or {}
         races, elitist = self.plan.preset.races, self.plan.preset.elitist
@@ -110,6 +117,7 @@ class Evolution:
             while (stopped := self._reached_limit()) is None:
                 with profiled("select"):
                     self.generation += 1
+                    self._best_child = None
                     children = self._breed()
                     if races:
                         children = self._set_fitness(children, self._evaluate(children))
@@ -121,6 +129,15 @@ class Evolution:
             if not self.leaders:
                 raise
             stopped = "interrupted"
+        except TimeIsUp:
+            if not self.leaders:
+                raise
+            self._use_unfinished()
+            stopped = "seconds"
+        return self.result(stopped, known)
+
+    def result(self, stopped: str, known: Mapping[str, ValidationScore]) -> SearchResult:
+        """Return the result so far; for `known` see `run`."""
         best, validation = self._choose_best(known)
         return SearchResult(
             best=best,
@@ -184,8 +201,14 @@ class Evolution:
         children: list[Individual] = []
         num_children, size = 0, self._batch or len(tasks)
         for start in range(0, len(tasks), size):
-            results = self.toolbox.map(tasks[start : start + size])
+            time_is_up: TimeIsUp | None = None
+            try:
+                results = self.toolbox.map(tasks[start : start + size])
+            except TimeIsUp as error:
+                results, time_is_up = error.results, error
             for index, result in enumerate(results, start):
+                if result is None:
+                    continue
                 pair, (variation, step_scale) = pairs[index], drawn[index]
                 self.evaluations += 1 + variation.steps
                 if isinstance(result, FailedTask):
@@ -205,11 +228,27 @@ class Evolution:
                     race_fitness=result.fitness,
                 )
                 children += self._set_fitness([child], [result.fitness])
+                if self._best_child is None or result.fitness > self._best_child.race_fitness:
+                    self._best_child = replace(child, genes=None)
                 num_children += 1
+            if time_is_up is not None:
+                raise time_is_up
             if races:  # a child outside the best half of all planned cannot win: free its genes
                 children.sort(key=lambda child: -child.race_fitness)  # stable: earlier ones first
                 del children[ceil(len(tasks) / 2) :]
         return children[: ceil(num_children / 2)] if races else children
+
+    def _use_unfinished(self) -> None:
+        """Validate the best child of a generation that was cut short, if there is time."""
+        best = self._best_child
+        if best is None or best.key in self.leaders or self.plan.most is not None:
+            return
+        if best.race_fitness > max(parent.race_fitness for parent in self.population):
+            active_limit().start_grace()
+            with suppress(TimeIsUp):
+                (score,) = self.toolbox.map([ValidateTask(best.bits)])
+                if not isinstance(score, FailedTask):
+                    self.leaders[best.key] = (best, score)
 
     def _select_parents(self, phase: SearchPhase) -> list[Individual]:
         """Select two parents per child; in the warm-up all are the best individual after repair."""
@@ -351,14 +390,14 @@ class Evolution:
     def _reached_limit(self) -> str | None:
         main_start = self.plan.phases[-1].start
         overfit = overfit_generations([record.validation for record in self.history])
-        return self.plan.limits.reached(
+        reached = self.plan.limits.reached(
             generation=self.generation,
             evaluations=self.evaluations,
-            seconds=time.monotonic() - self._started,
             stagnant=self.generation - max(self._best_generation, main_start),
             # the main phase starts with the leader of the earlier ones, so those do not count
             overfit=min(overfit, self.generation - main_start),
         )
+        return reached or ("seconds" if active_limit().left <= 0 else None)
 
     def _warn_skipped(self, what: str, failed: FailedTask) -> None:
         self._warn(

@@ -21,26 +21,20 @@ OVERFIT_DROP = 0.02  # validation agreement that the leader loses when a search 
 
 @dataclass(frozen=True)
 class SearchLimits:
-    """When to stop; None is no limit."""
+    """When to stop; None is no limit. Time is the limit of the whole run, see `TimeLimit`."""
 
     generations: int | None = None  # after the initial population
     evaluations: int | None = None  # candidates scored; every gradient step counts as one
-    # Duration of the search. The number of generations then depends on the machine, so this is the
-    # one limit under which a seed does not determine the masks.
-    seconds: float | None = None
     stagnation: int | None = None  # generations without a better fitness
     # Consecutive generations that overfit the calibration inputs, see `overfit_generations`. Like
     # `stagnation`, it counts from the start of the main phase.
     patience: int | None = None
 
-    def reached(
-        self, generation: int, evaluations: int, seconds: float, stagnant: int, overfit: int
-    ) -> str | None:
+    def reached(self, generation: int, evaluations: int, stagnant: int, overfit: int) -> str | None:
         """Return the name of the first limit reached (`validation` for patience), or None."""
         pairs = {
             "generations": (generation, self.generations),
             "evaluations": (evaluations, self.evaluations),
-            "seconds": (seconds, self.seconds),
             "stagnation": (stagnant, self.stagnation),
             "validation": (overfit, self.patience),
         }

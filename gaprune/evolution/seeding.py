@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
-from gaprune.masks.supermask import Layout
+from gaprune.masks.supermask import Layout, global_mask, layered_mask, pack
+from gaprune.models.time_limit import check_time
 
 LAYERWISE = "-layer"  # suffix of a criterion whose layers all have the same density
 
@@ -27,6 +28,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     gradients: bool = True,
     only: Collection[str] | None = None,
     ranked: Evaluator | None = None,
+    with_genes: bool = True,
     warn: Callable[[str], None],
 ) -> Iterator[Individual]:
     """Yield the one-shot masks at a budget, one at a time; their origin is the criterion.
@@ -44,10 +46,12 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
         gradients: False skips the criteria that differentiate the network.
         only: names of criteria, also of plug-ins; None means all built-in ones.
         ranked: an evaluator whose units, if it has any, are ranked by the mean of their weights.
+        with_genes: False saves the memory of the genes, of masks that have no children.
         warn: called with a warning for a criterion that fails on this network.
 
     Raises:
         InputError: an unknown criterion, or a layer that scope `layer` would empty.
+        TimeIsUp: the active limit is reached; the cheapest criteria come first.
     """
     layout = network.layout if ranked is None else ranked.layout
     units = None if ranked is None else ranked.units
@@ -58,9 +62,21 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
         names = [name for name in CRITERIA if name in only]
         names += sorted(set(only) - set(names))
         criteria = {name: find_criterion(name) for name in names}
+
+    def seed(scores: Tensor, origin: str, uniform: Sequence[int] | None = None) -> Individual:
+        if with_genes or layout.n_of_m is not None or layout.mac_cost is not None:
+            genes = seed_genes(scores, layout, keep, scope, uniform)
+            return Individual.from_genes(genes, layout, origin)
+        if uniform is None:
+            mask = global_mask(scores, layout, keep)
+        else:
+            mask = layered_mask(scores, layout, uniform)
+        return Individual(pack(mask), layout.total, keep, origin)
+
     for name, criterion in criteria.items():
         if criterion.takes_gradients and not gradients:
             continue
+        check_time()
         try:
             scores = score_with(criterion, network, calibration, generator, 1 - sparsity)
         except (GapruneError, RuntimeError) as error:
@@ -68,8 +84,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
             continue
         scores = scores if units is None else units.unit_mean(scores)
         if scope != "layer":
-            genes = seed_genes(scores, layout, keep, scope)
-            yield Individual.from_genes(genes, layout, name)
+            yield seed(scores, name)
         if scope == "layer" or name == "magnitude" or units is not None:
             try:
                 uniform = uniform_counts(layout, sparsity)
@@ -77,9 +92,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
                 if scope == "layer":
                     raise
                 continue  # equal density would empty a small layer; the other masks remain
-            genes = seed_genes(scores, layout, keep, scope, uniform)
-            origin = name if scope == "layer" else name + LAYERWISE
-            yield Individual.from_genes(genes, layout, origin)
+            yield seed(scores, name if scope == "layer" else name + LAYERWISE, uniform)
 
 
 def kaiming_population(

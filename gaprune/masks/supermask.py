@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from math import floor
+from math import ceil
 
 import numpy as np
 import torch
@@ -57,9 +57,9 @@ class Layout:
 
     @cached_property
     def min_counts(self) -> tuple[int, ...]:
-        """The fewest weights of each layer: its floor rounded down, at least `MIN_KEEP`."""
+        """The fewest weights of each layer: its floor rounded up, at least `MIN_KEEP`."""
         fraction = Fraction(str(float(self.floor)))  # the decimal as written: 0.1 is a tenth
-        return tuple(max(MIN_KEEP, floor(size * fraction)) for size in self.sizes)
+        return tuple(max(MIN_KEEP, ceil(size * fraction)) for size in self.sizes)
 
     def with_floor(self, fraction: float) -> Layout:
         """Return the same layers with another floor."""

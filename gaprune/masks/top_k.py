@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gaprune.errors import InputError
 
+PIECE = 1 << 22  # scores compared at once: whole networks would need a second mask
 SAMPLED_ABOVE = 1 << 11  # scores; fewer are partitioned directly
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -75,9 +76,12 @@ def _write_sampled(values: NDArray[Any], keep: int, mask: NDArray[np.bool_]) -> 
         _write_partitioned(values, keep, mask)
         return
     low, high = _bracket(values, keep / len(values))
-    np.greater(values, high, out=mask)
-    below = np.less(values, low)
-    inside = np.flatnonzero(np.equal(below, mask, out=below))  # neither above nor below
+    inside = np.concatenate(
+        [
+            start + _between(values[start : start + PIECE], low, high, mask[start : start + PIECE])
+            for start in range(0, len(values), PIECE)
+        ]
+    )
     rank = keep - int(np.count_nonzero(mask))
     if not 0 < rank < len(inside):  # the sample was misleading: periodic values or many ties
         _write_partitioned(values, keep, mask)
@@ -85,6 +89,13 @@ def _write_sampled(values: NDArray[Any], keep: int, mask: NDArray[np.bool_]) -> 
     chosen = np.empty(len(inside), dtype=np.bool_)
     _write_partitioned(values[inside], rank, chosen)
     mask[inside] = chosen
+
+
+def _between(values: NDArray[Any], low: Any, high: Any, mask: NDArray[np.bool_]) -> NDArray[Any]:  # noqa: ANN401 - scalars of the dtype
+    """Mark the values above `high`, and return the indices of those from `low` to `high`."""
+    np.greater(values, high, out=mask)
+    below = np.less(values, low)
+    return np.flatnonzero(np.equal(below, mask, out=below))  # neither above nor below
 
 
 def _bracket(values: NDArray[Any], density: float) -> tuple[Any, Any]:

@@ -72,6 +72,10 @@ class DenseNetwork:
         """Return a copy on `device`, or the network itself if it is there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
+        return self.copied(device)
+
+    def copied(self, device: str | torch.device) -> Self:
+        """Return a copy on `device` that shares no memory with this network."""
         model = copy.deepcopy(self.model).to(device)
         weights = {name: model.get_parameter(name).detach() for name in self.weights}
         inputs, token_ids = self.inputs, self.inputs.token_ids

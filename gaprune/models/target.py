@@ -114,7 +114,8 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
         loaded = LoadedNetwork(
             model, entry.inputs if entry else None, origin, spec if entry else None
         )
-    return _make_target(loaded, spec, inputs or InputOptions(), prune_also, device)
+    options = inputs or InputOptions()
+    return _make_target(loaded, spec, options, prune_also, device, share_weights=True)
 
 
 def target_from_module(
@@ -124,8 +125,12 @@ def target_from_module(
     name: str = "model",
     prune_also: Sequence[str] = (),
     device: str | torch.device = "cpu",
+    share_weights: bool = False,
 ) -> Target:
     """Make a target, called `name` in reports, of a deep copy of a network; see `load_target`.
+
+    With `share_weights` its parameters share the memory of the network's, where they are on the
+    same device: nobody may change these until the target is replaced by `Target.copied`.
 
     A network wrapped by `torch.compile`, `DataParallel` or `DistributedDataParallel` is unwrapped:
     parameters have the names of the inner network.
@@ -135,7 +140,8 @@ def target_from_module(
     """
     model = _unwrapped(model)  # so that masks fit the names that the user knows
     origin = f"module {type(model).__module__}.{type(model).__qualname__}"
-    return _make_target(LoadedNetwork(model, None, origin), name, inputs, prune_also, device)
+    loaded = LoadedNetwork(model, None, origin)
+    return _make_target(loaded, name, inputs, prune_also, device, share_weights=share_weights)
 
 
 def _make_target(
@@ -144,9 +150,11 @@ def _make_target(
     options: InputOptions,
     prune_also: Sequence[str],
     device: str | torch.device,
+    *,
+    share_weights: bool,
 ) -> Target:
     check_structure(loaded.model)  # before copying: a pruned layer cannot be copied
-    model = private_copy(loaded.model, device)
+    model = private_copy(loaded.model, device, share_weights=share_weights)
     weights = {key: value.detach() for key, value in find_prunable(model, prune_also).items()}
     check_one_input(model)
     # some modules keep other objects than tensors in their state
@@ -160,14 +168,25 @@ def _make_target(
     return target
 
 
-def private_copy(model: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
+def private_copy(
+    model: nn.Module, device: str | torch.device = "cpu", *, share_weights: bool = False
+) -> nn.Module:
     """Return a deep copy on `device`, in evaluation mode, without gradients.
+
+    With `share_weights` the parameters of the copy are views of the same memory if that is on
+    `device`; buffers are always copied.
 
     Distinct parameters over the same memory become one tied parameter, under the first name.
     `InputError` if the network cannot be deep-copied, or there is no such device.
     """
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
+        # copies of other memory formats may get another one; inference tensors take no gradients
+        if share_weights and parameter.is_contiguous() and not parameter.is_inference()
+    }
     try:
-        private = copy.deepcopy(model)
+        private = copy.deepcopy(model, shared)  # takes these in place of copies
     except Exception as error:  # a __deepcopy__ may raise anything
         raise InputError(
             f"model: {type(model).__name__} cannot be deep-copied "

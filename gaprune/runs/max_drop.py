@@ -21,6 +21,7 @@ from gaprune.errors import GapruneError
 from gaprune.evolution.genome import Genes, Individual
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout
+from gaprune.models.time_limit import TimeIsUp
 from gaprune.profiling import profiled
 from gaprune.runs.result import Result
 from gaprune.runs.run import PruningRun
@@ -108,9 +109,17 @@ class MaxDropSearch:
 
     def _search(self) -> None:
         base, settings = self.base, self.settings
-        sparsities = SparsityRange.up_to(base.evaluator.layout, settings.scope, settings.sparsity)
         most = MAX_SEARCHES if settings.method == EVOLVED else MAX_ONE_SHOT
-        sparsity: float | None = self._first(sparsities)
+        try:
+            with base.limit.active(base.target.model):
+                layout = base.evaluator.layout
+                sparsities = SparsityRange.up_to(layout, settings.scope, settings.sparsity)
+                sparsity: float | None = self._first(sparsities)
+        except TimeIsUp as error:
+            raise GapruneError(
+                f"seconds: {settings.seconds:g} are over before the first search of max_drop; "
+                "allow more, or use fewer inputs (--calibration-count)"
+            ) from error
         while sparsity is not None and (len(self.trials) < most or self.best is None):
             self._try(sparsity)
             sparsity = sparsities.next(self.within, self.beyond, len(self.trials))

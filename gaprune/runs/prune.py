@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gaprune.calibration.parse import AUTO, PROCEDURAL
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Callbacks, Observer, ObserverGroup, WarnOnce
 from gaprune.config import EVOLVED, Settings, make_settings
+from gaprune.errors import GapruneError
 from gaprune.io.checkpoints import Checkpoint
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
+from gaprune.models.time_limit import TimeIsUp, TimeLimit
 from gaprune.profiling import profiled, run_profiler
 from gaprune.records import Generation
 from gaprune.runs.checkpointer import Checkpointer
@@ -50,7 +55,8 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         sparsity: fraction of its prunable weights to remove, in (0, 1). With `max_drop`, the
             agreement on the validation inputs that may be lost (0.01 is one percentage point), it
             is the largest that is tried; the result is the sparsest within that limit, found in
-            several searches (`result.trials`), to each of which the limits apply.
+            several searches (`result.trials`), to each of which the limits apply; the set-up before
+            the first one has to fit into `seconds` as well.
         inputs: shape, range, normalisation of one input; the shape can be left out if the first
             layer is linear or an embedding.
         test: inputs `[N, …]` as the network takes them and int64 labels `[N]`, for the final
@@ -63,6 +69,8 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             (see `gaprune.resume`), and the result at the end.
         profile: measure where the time goes (`result.profile`); nothing else changes.
         settings: any other field of `Settings` (max_drop, preset, calibration, seed, workers, …).
+            `seconds` counts from the call and includes everything but the accuracy on test data
+            and, with budget `latency`, measured times. A result follows at most 3 s or 10 % later.
 
     Returns:
         The result; `result.pruned_model()` is the pruned copy, and `gaprune.save_run` writes a
@@ -82,6 +90,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         >>> result.kept, result.target.layout.total
         (88, 176)
     """
+    started = time.monotonic()
     if on_generation is not None:
         callbacks = Callbacks(on_generation=on_generation)
         observer = ObserverGroup(observer or Observer(), callbacks)
@@ -91,18 +100,38 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
         device=checked.driver_device,
+        share_weights=True,  # a second network may not fit into memory
     )
+    versions = _versions(model)
     samples = None if test is None else Samples(*test, "test data given by the caller")
     with nullcontext() if out is None else open_run(out) as run_directory:
         with run_profiler(enabled=profile) as profiler:
             run = prepare_run(
-                target, checked, test=samples, observer=observer, run_directory=run_directory
+                target,
+                checked,
+                test=samples,
+                observer=observer,
+                run_directory=run_directory,
+                started=started,
             )
             result = run.run()
+        if _versions(model) != versions:
+            raise GapruneError(
+                "model: its weights changed while it was pruned, so the result is worth nothing; "
+                "prune a copy of a network that is trained at the same time (copy.deepcopy)"
+            )
         result = result.timed(profiler)
         if run_directory is not None:
             run_directory.save(result)
-    return result
+    # from here on the caller may change the network
+    return replace(result, target=result.target.copied("cpu"))
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """Return the number of changes of every parameter in place; torch counts those outside of
+    inference mode.
+    """
+    return [p._version for p in model.parameters() if not p.is_inference()]  # noqa: SLF001
 
 
 def prune_target(
@@ -130,11 +159,13 @@ def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
     run_directory: OpenRun | None = None,
     job: PruneJob | None = None,
     start: Checkpoint | None = None,
+    started: float | None = None,
 ) -> PruningRun | MaxDropSearch:
     """Return a run that is ready to `run`; only a latency budget is measured now.
 
     Checkpoints, and the job of the command line, are written into the run directory. `start` is the
-    first checkpoint of a run that is resumed: its settings have no gaps. See `prune_target`.
+    first checkpoint of a run that is resumed: its settings have no gaps. The limit `seconds` counts
+    from `started`, a time of `time.monotonic()`, or from now. See `prune_target`.
 
     Raises:
         InputError: a setting does not fit the target.
@@ -145,14 +176,24 @@ def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
         checked = check_settings(checked, target.device)
     if not checked.worker_options.in_process:
         target = target.to("cpu")  # what actors are sent
+    seconds = checked.settings.seconds if checked.settings.method == EVOLVED else None
+    limit = TimeLimit(seconds, started)
     checked = find_budget_macs(target, checked, observer)
     with profiled("settings"):
         resolve = resolve_settings if start is None else add_layout
-        resolved = resolve(checked, target)
+        try:
+            with limit.active(target.model):
+                resolved = resolve(checked, target)
+        except TimeIsUp:  # while `auto` was choosing; the run will say so
+            words = checked.settings.calibration
+            plain = tuple(PROCEDURAL if word == AUTO else word for word in words)
+            settings = checked.settings.model_copy(update={"calibration": plain})
+            resolved = resolve(replace(checked, settings=settings), target)
     asked = resolved.settings
     every = asked.checkpoint_every if asked.method == EVOLVED else 0
     if asked.max_drop is not None:
         observer = WarnOnce(observer)
     checkpointer = Checkpointer(run_directory, every, observer, job, start)
     run = PruningRun(target, resolved, test, observer, checkpointer)
+    run.limit = limit
     return run if asked.max_drop is None else MaxDropSearch(run)

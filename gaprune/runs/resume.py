@@ -7,6 +7,7 @@ workers. Settings that decide about the masks cannot be changed.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import metadata
@@ -109,7 +110,7 @@ def resume_run(
     trust_code: bool = False,
 ) -> tuple[Result, PruneJob | None]:
     """Return the result of a run that was opened again, and what was asked for; see `resume`."""
-    start = _read_start(run_directory)
+    started, start = time.monotonic(), _read_start(run_directory)
     facts = start.facts
     folder = run_directory.folder
     if (folder / RECORD).is_file():  # a finished run; its limits in config.toml may be edited
@@ -160,6 +161,7 @@ def resume_run(
         run_directory=run_directory,
         job=job,
         start=start,
+        started=started,
     )
     return run.run(), job
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
-from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
+from gaprune.calibration.calibration_set import (
+    CalibrationSet,
+    draw_calibration_set,
+    make_calibration_set,
+)
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED
+from gaprune.criteria import CRITERIA
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
+from gaprune.evaluation.forward_modes import StrictForward
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import check_labelled
-from gaprune.evaluation.objectives import accuracy, finite
+from gaprune.evaluation.objectives import AUTO, accuracy, finite
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.search_plan import SearchPlan, SearchResult
@@ -25,6 +32,7 @@ from gaprune.evolution.seeding import baselines, kaiming_population
 from gaprune.evolution.tasks import ValidateTask, derive_seed
 from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target
+from gaprune.models.time_limit import TimeIsUp, TimeLimit
 from gaprune.pattern_names import LATENCY
 from gaprune.profiling import profiled
 from gaprune.records import BaselineScore, Generation
@@ -39,6 +47,9 @@ from gaprune.workers import FailedTask, Workers, on_device, open_workers
 from gaprune.workers.serial import torch_threads
 
 NUM_CRITERION_INPUTS = 256  # calibration inputs for the criteria that need some
+# Of a run whose time is over: passes of one input that all its inputs cost, fewest inputs, and
+# passes of the validation inputs that a result takes after a search.
+PASSES, FEW, FINISHING = 16, 8, 4
 
 
 class _Outcome(NamedTuple):
@@ -53,7 +64,8 @@ class PruningRun:
     """One network and the settings to prune it; `run` does it.
 
     `test` are labelled inputs for the final accuracy, and `base` is the run whose calibration
-    inputs this one shares, at another sparsity.
+    inputs this one shares, at another sparsity. The time `limit` of a search begins here; a caller
+    may replace it by one that began earlier. A one-shot method has none.
 
     Raises:
         InputError: the test data does not fit the target.
@@ -74,7 +86,13 @@ class PruningRun:
         self.test = None if test is None else check_labelled("test", test, target)
         self.earlier_seconds = 0.0  # in processes that this one continues
         self._started = time.monotonic()
+        seconds = self.settings.seconds if self.settings.method == EVOLVED else None
+        self.limit = TimeLimit(seconds)
         self._outcome: _Outcome | None = None
+        self._calibration_set: CalibrationSet | None = None
+        self._seeds: list[Individual] = []  # one-shot masks made so far
+        self._scores: dict[str, ValidationScore] = {}  # of the seeds, by mask key, so far
+        self._evolution: Evolution | None = None
         self._shared_inputs: tuple[CalibrationSet, Evaluator] | None = None
         if base is None:
             self.generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, "run"))
@@ -102,6 +120,7 @@ class PruningRun:
                 self.checkpointer.save_calibration(
                     target, settings, calibration_set, self.generator
                 )
+            self._calibration_set = calibration_set
             evaluator = make_evaluator(target, self.resolved, calibration_set)
         for text in validation_warnings(evaluator):
             observer.warning(text)
@@ -127,55 +146,129 @@ class PruningRun:
         """Do the run, or what is left of it."""
         settings = self.settings
         with on_device(str(self.target.device)):
-            evaluator = self.evaluator
-            saved = self._load_search()
-            with profiled("baselines"), torch_threads(settings.threads_per_worker):
-                seeds = self.seeds() if saved is None else saved.seeds
-            options, warn = self.resolved.worker_options, self.observer.warning
-            with (
-                self.checkpointer.saving_at_exit(),
-                open_workers(evaluator, options, warn) as workers,
-            ):
-                scores = (
-                    self._validate(seeds, workers) if saved is None else saved.validation_scores
-                )
-                seeds = [seed for seed in seeds if seed.key in scores]
-                search = None
-                if settings.method == EVOLVED:
-                    evolution = self._make_evolution(workers, seeds, scores)
-                    if saved is not None:
-                        evolution.restore(saved.state)
-                    if self.resolved.preset.seeding == "baselines":
-                        search = evolution.run(seeds, scores)
-                    else:
-                        search = evolution.run(self._random_population())
+            try:
+                with self.limit.active(self.target.model):
+                    search = self._search()
+            except TimeIsUp:
+                search = self._cut_short()
             if search is not None:
                 with profiled("validate"), torch_threads(settings.threads_per_worker):
                     text = overfitting_warning(
-                        search, evaluator, settings.sparsity, self.agreed, front=settings.pareto
+                        search,
+                        self.evaluator,
+                        settings.sparsity,
+                        self.agreed,
+                        front=settings.pareto,
                     )
                 if text is not None:
-                    warn(text)
-            self._outcome = _Outcome(seeds, scores, search)
+                    self.observer.warning(text)
+            self._outcome = _Outcome(self._scored_seeds, self._scores, search)
             result = self.make_result(self.test)
         if settings.budget == LATENCY:
             latency = measure_latency(self.target, result.masks, self.resolved)
             result = replace(result, latency=latency)
         return result
 
-    def seeds(self) -> list[Individual]:
+    def _search(self) -> SearchResult | None:
+        """Make and score the one-shot masks and search from them; None with a one-shot method."""
+        settings, evaluator = self.settings, self.evaluator
+        saved = self._load_search()
+        if saved is None:
+            with profiled("baselines"), torch_threads(settings.threads_per_worker):
+                self.seeds(with_genes=settings.method == EVOLVED)
+        else:
+            self._seeds, self._scores = saved.seeds, saved.validation_scores
+            self.limit.bring_forward(saved.seconds)
+        workers = open_workers(evaluator, self.resolved.worker_options, self.observer.warning)
+        if saved is not None:
+            self._evolution = self._make_evolution(workers)
+            self._evolution.restore(saved.state)
+        with self.checkpointer.saving_at_exit(), workers:
+            if saved is None:
+                self._validate(workers)
+            if settings.method != EVOLVED:
+                return None
+            self._evolution = self._evolution or self._make_evolution(workers)
+            if self.resolved.preset.seeding == "baselines":
+                return self._evolution.run(self._scored_seeds, self._scores)
+            return self._evolution.run(self._random_population())
+
+    @property
+    def _scored_seeds(self) -> list[Individual]:
+        return [seed for seed in self._seeds if seed.key in self._scores]
+
+    def _cut_short(self) -> SearchResult | None:
+        """Return the best of a search whose time is over; None if it has not begun.
+
+        Then at least one of its one-shot masks is scored, on a few inputs if there are no others.
+        """
+        if self._evolution is not None and self._evolution.leaders:
+            return self._evolution.result("seconds", self._scores)
+        self.observer.warning(
+            f"seconds: {self.settings.seconds:g} are over before the search, so the result is the "
+            "best one-shot mask made until now; allow more, or use fewer inputs "
+            "(--calibration-count) or other ones (--calibration procedural)"
+        )
+        limit, settings = TimeLimit(self.limit.grace / 2), self.settings
+        with torch_threads(settings.threads_per_worker):
+            if "inputs" not in self.__dict__:
+                self.inputs = self._few_inputs()
+            evaluator = self.evaluator
+            self._seeds = self._seeds or list(self._baselines(("magnitude",), with_genes=False))
+            for seed in self._seeds:
+                if self._scores and limit.left <= 0:
+                    break
+                if seed.key not in self._scores:
+                    score = self._scores[seed.key] = evaluator.validate(seed.mask)
+                    self.observer.baseline(seed.origin, BaselineScore(score.agreement))
+        return None
+
+    def _few_inputs(self) -> tuple[CalibrationSet, Evaluator]:
+        """Return as many inputs as the network can run in the time for finishing the result."""
+        target = self.target
+        with torch.no_grad():
+            since = time.monotonic()
+            target.model(target.example())
+            passes = self.limit.grace / PASSES / max(time.monotonic() - since, 1e-9)
+        count = int(min(max(passes, FEW), NUM_CRITERION_INPUTS))
+        made = self._calibration_set or draw_calibration_set(target, count, self.generator)
+        # generated inputs have no labels, which an objective may need; nothing is searched anyway
+        settings = self.settings.model_copy(update={"objective": AUTO})
+        few = made.first(count)
+        return few, make_evaluator(target, replace(self.resolved, settings=settings), few)
+
+    def seeds(self, *, with_genes: bool = True) -> list[Individual]:
         """Make every one-shot mask at this sparsity: the first population, and what it must beat.
 
-        With `initial_criteria` these alone; with a one-shot method that one, and magnitude.
+        With `initial_criteria` these alone, with a one-shot method that one. Masks that are not
+        searched, nor cut at other sparsities, need no genes.
         """
-        settings, evaluator = self.settings, self.evaluator
+        settings = self.settings
         evolved = settings.method == EVOLVED
-        stated = settings.initial_criteria if evolved else (settings.method, "magnitude")
+        stated = settings.initial_criteria if evolved else (settings.method,)
         only = None if stated is None else dict.fromkeys(stated)
         after = ", to be validated after repair" if settings.repair_in_loop else ""
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
-        masks = baselines(
+        self._seeds = []
+        for seed in self._baselines(only, with_genes=with_genes):  # all are drawn before the search draws anything
+            self._seeds.append(seed)
+            if seed.origin == settings.method:  # a variant of the same criterion may follow
+                break
+        if not self._seeds:
+            argument = "initial_criteria" if evolved else "method"
+            plain = [name for name, rule in CRITERIA.items() if not rule.takes_gradients]
+            raise GapruneError(
+                f"{argument}: {', '.join(map(repr, only or CRITERIA))} cannot be computed on this "
+                f"network (see warnings); these need no gradients: {', '.join(plain)}"
+            )
+        return self._seeds
+
+    def _baselines(
+        self, only: Collection[str] | None, *, with_genes: bool
+    ) -> Iterator[Individual]:
+        settings, evaluator = self.settings, self.evaluator
+        return baselines(
             evaluator.network,
             evaluator.statistics_inputs[:NUM_CRITERION_INPUTS],
             settings.sparsity,
@@ -184,9 +277,9 @@ class PruningRun:
             gradients=self.resolved.preset.gradient or only is not None,
             only=only,
             ranked=evaluator,
+            with_genes=with_genes,
             warn=self.observer.warning,
         )
-        return list(masks)  # they share the generator, so all are drawn before the search begins
 
     def _load_search(self) -> SavedSearch | None:
         if self.settings.method != EVOLVED:
@@ -203,11 +296,17 @@ class PruningRun:
         self.observer.phase("resume", f"from the checkpoint of generation {saved.state.generation}")
         return saved
 
-    def _validate(self, seeds: list[Individual], workers: Workers) -> dict[str, ValidationScore]:
+    def _validate(self, workers: Workers) -> None:
         """Score the one-shot masks on the validation inputs; leave out those that end workers."""
-        scores = {}
-        results = workers.run([ValidateTask(seed.bits) for seed in seeds])
-        for seed, score in zip(seeds, results, strict=True):
+        tasks, since = [ValidateTask(seed.bits) for seed in self._seeds], time.monotonic()
+        time_is_up: TimeIsUp | None = None
+        try:
+            results: Sequence[Any] = workers.run(tasks)
+        except TimeIsUp as error:
+            results, time_is_up = error.results, error
+        for seed, score in zip(self._seeds, results, strict=False):
+            if score is None:
+                continue
             if isinstance(score, FailedTask):
                 self.observer.warning(
                     f"{seed.origin} is left out: its mask ended the worker that scored it "
@@ -215,25 +314,25 @@ class PruningRun:
                 )
                 continue
             self.observer.baseline(seed.origin, BaselineScore(score.agreement))
-            scores[seed.key] = score
-        if not scores:
+            self._scores[seed.key] = score
+        if time_is_up is not None:
+            raise time_is_up
+        if not self._scores:
             raise GapruneError(
                 "workers: every mask ends the worker that scores it, see the warnings; "
                 "try --workers 1 to see it happen in this process"
             )
-        return scores
+        each = (time.monotonic() - since) * workers.count / len(tasks)
+        self.limit.bring_forward(max(0.0, FINISHING * each - self.limit.grace))
 
-    def _make_evolution(
-        self,
-        workers: Workers,
-        seeds: list[Individual],
-        scores: dict[str, ValidationScore],
-    ) -> Evolution:
+    def _make_evolution(self, workers: Workers) -> Evolution:
         self.observer.phase("search", self.resolved.preset.description)
 
         def report(record: Generation) -> None:
             seconds = self.earlier_seconds + time.monotonic() - self._started
-            self.checkpointer.record_generation(evolution, seeds, scores, seconds)
+            self.checkpointer.record_generation(
+                evolution, self._scored_seeds, self._scores, seconds
+            )
             self.observer.generation(record, self.plan.limits.generations)
 
         evolution = Evolution(self.plan, workers, report, self.observer.warning)
@@ -253,21 +352,28 @@ class PruningRun:
         seeds, scores, search = self._outcome
         if search is not None and interrupted:
             search = replace(search, stopped="interrupted")
-        best = search.best if search else self._requested(seeds)
+        evolved = settings.method == EVOLVED
+        # without a search, of a one-shot method or if no time was left: the best one-shot mask
+        best = search.best if search else max(seeds, key=lambda seed: scores[seed.key])
+        known = search.validation_score if search else scores[best.key]
         with profiled("validate"), torch_threads(settings.threads_per_worker):
             calibration = evaluator.strict.validate(best.mask, evaluator.search).agreement
-            validation = evaluator.strict.validate(best.mask, evaluator.validation).agreement
-        stopped = search.stopped if search else "one-shot"
-        measured = [] if stopped == "interrupted" else seeds
-        accuracies, confusion = self._accuracies(best, measured, test)
+            validation = known.agreement
+            if not isinstance(evaluator.forward_mode, StrictForward):
+                validation = evaluator.strict.validate(best.mask).agreement
+        stopped = search.stopped if search else "seconds" if evolved else "one-shot"
+        accuracies, confusion = self._accuracies(best, seeds, test)
         front = search.front if search else []
         repaired = self._repaired(best, validation, test) if settings.repair else None
+        report_data = report_data_of(
+            evaluator, self.target.inputs, seeds, scores, best, confusion
+        )
         seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
             target=self.target.to("cpu"),
             masks=evaluator.masks(best.mask),
             method=settings.method,
-            preset=settings.preset if search else None,
+            preset=settings.preset if evolved else None,
             origin=best.origin,
             sparsity=settings.sparsity,
             calibration_agreement=calibration,
@@ -294,9 +400,7 @@ class PruningRun:
                 if search
             ],
             front_masks=[evaluator.masks(individual.mask) for individual in front],
-            report_data=report_data_of(
-                evaluator, self.target.inputs, seeds, scores, best, confusion
-            ),
+            report_data=report_data,
         )
 
     def _repaired(self, best: Individual, strict: float, test: Samples | None) -> RepairedScore:
@@ -346,12 +450,3 @@ class PruningRun:
                 out = evaluator.validation_outputs(seed.mask, inputs)
                 rows[seed.origin] = float(accuracy(out, dense, labels))
         return rows, confusion
-
-    def _requested(self, seeds: list[Individual]) -> Individual:
-        for seed in seeds:
-            if seed.origin == self.settings.method:
-                return seed
-        raise GapruneError(
-            f"method: {self.settings.method!r} cannot be computed on this network (see warnings); "
-            f"these can: {', '.join(seed.origin for seed in seeds)}"
-        )

@@ -55,7 +55,7 @@ FADE = (0.0, 0.95)  # fractions of the warm-up steps between which repair is fad
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front, as a fraction of the asked sparsity
 MAX_GROUPED = 1 << 22  # prunable weights of a network whose masks are scored in groups
 
-_LIMITS = ("evaluations", "seconds", "stagnation", "patience")
+_LIMITS = ("evaluations", "stagnation", "patience")
 _GUIDES = ("warmup", "statistics_loss", "feature_loss")
 _NO_FEATURES = (
     "this network has nothing to compare: no BatchNorm with running statistics, and no layer or "

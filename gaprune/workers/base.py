@@ -91,7 +91,7 @@ class Workers(Protocol):
         """Run all tasks and return their results in order; exceptions of tasks are raised.
 
         The result of a task whose workers were lost on every try is a `FailedTask`. The `genes` of
-        a result may be a handle; see `fetch`.
+        a result may be a handle; see `fetch`. Reaching the active `TimeLimit` raises `TimeIsUp`.
         """
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:

@@ -19,6 +19,7 @@ import ray
 from gaprune import profiling
 from gaprune.errors import GapruneError
 from gaprune.io.user_code import PREFIX
+from gaprune.models.time_limit import TimeIsUp, active_limit, check_time
 from gaprune.profiling import LOST, START, TRANSPORT, WAITING, Timings, profiled
 from gaprune.workers import cluster, transport
 from gaprune.workers.actor import Actor, ActorSetup, frozen_tensors, weights_digest
@@ -110,10 +111,13 @@ class RayWorkers:
 
         Raises:
             GapruneError: all workers are lost and none can be started.
+            TimeIsUp: the active limit is reached; it has the results of the finished tasks.
         """
         task_queue = TaskQueue(tasks, self._policy)
         with profiled(TRANSPORT):
             while not task_queue.is_finished:
+                if active_limit().left <= 0:
+                    raise TimeIsUp(task_queue.results)
                 self._end_overdue()
                 self._start_actors()
                 self._send_tasks(task_queue)
@@ -167,7 +171,7 @@ class RayWorkers:
         times += [slot.retry_at for slot in self._startable()]
         if self.idle:
             times.append(task_queue.next_task_at())
-        left = max(0.0, min(times) - time.monotonic())
+        left = max(0.0, min(min(times) - time.monotonic(), active_limit().left))
         with profiled(part):
             if not self._busy:
                 time.sleep(min(left, cluster.CHECK_EVERY))
@@ -270,6 +274,7 @@ class RayWorkers:
         self._slots, self._ready_at = [Slot() for _ in range(self.count)], 0.0
         no_tasks = TaskQueue([], self._policy)
         while not self._ready_at:
+            check_time()
             self._end_overdue()
             self._start_actors()
             for reference in self._wait(no_tasks, START):  # not a wait for results

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 
+from gaprune.models.time_limit import TimeIsUp, check_time
 from gaprune.profiling import OTHER, profiled
 from gaprune.workers.device import CPU, move_evaluator, on_device
 from gaprune.workers.malloc import keep_heap
@@ -23,13 +24,22 @@ class SerialWorkers:
         self._evaluator, self._threads, self._device = evaluator, threads, device
 
     def run(self, tasks: Sequence[Any]) -> list[Any]:
-        """Run the tasks one after the other; GapruneError if the memory of the GPU is full."""
+        """Run the tasks one after the other.
+
+        Raises:
+            GapruneError: the memory of the GPU is full.
+            TimeIsUp: the active limit is reached; it has the results of the finished tasks.
+        """
         keep_heap()
         results = []
         # OTHER: time of a task outside all named parts counts as on Ray workers
         with torch_threads(self._threads), on_device(self._device), profiled(OTHER):
-            for task in tasks:
-                results.append(task.run(self._on_device))  # noqa: PERF401 - one frame less
+            try:
+                for task in tasks:
+                    check_time()
+                    results.append(task.run(self._on_device))
+            except TimeIsUp:
+                raise TimeIsUp(results) from None
         return results
 
     def fetch(self, results: Sequence[Any]) -> list[Any]:
