@@ -291,7 +291,8 @@ def test_a_result_shares_no_memory_with_the_network_of_the_caller() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    assert all(torch.equal(value, dense[n]) for n, value in result.target.model.state_dict().items())
+    kept = result.target.model.state_dict()
+    assert all(torch.equal(value, dense[name]) for name, value in kept.items())
     assert all(torch.equal(value, pruned[n]) for n, value in result.state_dict().items())
 
 

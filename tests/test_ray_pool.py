@@ -20,6 +20,7 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.tasks import BreedTask, ScoreTask, Task, ValidateTask
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack
+from gaprune.models.time_limit import TimeIsUp, TimeLimit
 from gaprune.workers import FailedTask, RetryPolicy, SerialWorkers, WorkerOptions
 from gaprune.workers.ray_pool import RayWorkers
 from gaprune.workers.transport import RemoteGenome
@@ -57,6 +58,16 @@ def wait_for_both(pool: RayWorkers) -> None:
     """Let whoever starts or is busy come back."""
     while len(pool.idle) < 2:
         pool.run([Echo(0, 0.05)])
+
+
+def test_a_limit_of_time_ends_the_wait_for_workers(pool: RayWorkers) -> None:
+    """Finished tasks keep their results, and the workers serve again afterwards."""
+    wait_for_both(pool)
+    model = EVALUATOR.network.model
+    with pytest.raises(TimeIsUp) as caught, TimeLimit(1.0).active(model):
+        pool.run([Echo(1), Echo(2, 2.5), Echo(3, 2.5)])
+    assert list(caught.value.results) == [1, None, None]
+    assert pool.run([Echo(4)]) == [4]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def taylor(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Ten
                 gradients = {name: gradients[name] + more.pop(name) for name in leaves}
             for name, part in network.layout.split(scores).items():
                 product = network.weights[name] * (gradients.pop(name) / len(batch))
-                part += len(batch) * product.square()
+                part.add_(len(batch) * product.square())
             count += len(batch)
     return scores.div_(count).float()
 
@@ -105,7 +105,7 @@ def _mean_gradient(
         for batch in batches(network, calibration, size):
             gradients = _layer_gradients(network, leaves, batch, temperature)
             for name, part in parts.items():
-                part += gradients.pop(name)  # frees it: all are as large as the network
+                part.add_(gradients.pop(name))  # frees it: all are as large as the network
             count += len(batch)
     return total.div_(count)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria import CRITERIA, DenseNetwork, find_criterion, score_with
+from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, find_criterion, score_with
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, seed_genes
@@ -56,24 +57,8 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     layout = network.layout if ranked is None else ranked.layout
     units = None if ranked is None else ranked.units
     keep = keep_total(layout, sparsity)
-    if only is None:
-        criteria = CRITERIA
-    else:  # built-in ones in their own order: it decides the random draws
-        names = [name for name in CRITERIA if name in only]
-        names += sorted(set(only) - set(names))
-        criteria = {name: find_criterion(name) for name in names}
-
-    def seed(scores: Tensor, origin: str, uniform: Sequence[int] | None = None) -> Individual:
-        if with_genes or layout.n_of_m is not None or layout.mac_cost is not None:
-            genes = seed_genes(scores, layout, keep, scope, uniform)
-            return Individual.from_genes(genes, layout, origin)
-        if uniform is None:
-            mask = global_mask(scores, layout, keep)
-        else:
-            mask = layered_mask(scores, layout, uniform)
-        return Individual(pack(mask), layout.total, keep, origin)
-
-    for name, criterion in criteria.items():
+    seed = partial(_seed, layout, keep, scope, with_genes=with_genes)
+    for name, criterion in _chosen(only):
         if criterion.takes_gradients and not gradients:
             continue
         check_time()
@@ -93,6 +78,34 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
                     raise
                 continue  # equal density would empty a small layer; the other masks remain
             yield seed(scores, name if scope == "layer" else name + LAYERWISE, uniform)
+
+
+def _chosen(only: Collection[str] | None) -> list[tuple[str, Criterion]]:
+    # built-in ones in their own order: it decides the random draws
+    chosen = CRITERIA if only is None else [name for name in CRITERIA if name in only]
+    added = sorted(set(only or ()) - set(chosen))
+    return [(name, find_criterion(name)) for name in [*chosen, *added]]
+
+
+def _seed(  # noqa: PLR0913 # scores, the rules of a mask, and what is known of it
+    layout: Layout,
+    keep: int,
+    scope: str,
+    scores: Tensor,
+    origin: str,
+    uniform: Sequence[int] | None = None,
+    *,
+    with_genes: bool,
+) -> Individual:
+    if with_genes or layout.n_of_m is not None or layout.mac_cost is not None:
+        genes = seed_genes(scores, layout, keep, scope, uniform)
+        return Individual.from_genes(genes, layout, origin)
+    scores = scores.cpu()
+    if uniform is None:
+        mask = global_mask(scores, layout, keep)
+    else:
+        mask = layered_mask(scores, layout, uniform)
+    return Individual(pack(mask), layout.total, keep, origin)
 
 
 def kaiming_population(

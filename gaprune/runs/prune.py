@@ -128,9 +128,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
 
 
 def _versions(model: nn.Module) -> list[int]:
-    """Return the number of changes of every parameter in place; torch counts those outside of
-    inference mode.
-    """
+    """Return how often every parameter was changed in place, as far as torch counts it."""
     return [p._version for p in model.parameters() if not p.is_inference()]  # noqa: SLF001
 
 

@@ -251,7 +251,8 @@ class PruningRun:
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         self._seeds = []
-        for seed in self._baselines(only, with_genes=with_genes):  # all are drawn before the search draws anything
+        # all are drawn before the search draws anything
+        for seed in self._baselines(only, with_genes=with_genes):
             self._seeds.append(seed)
             if seed.origin == settings.method:  # a variant of the same criterion may follow
                 break
@@ -264,9 +265,7 @@ class PruningRun:
             )
         return self._seeds
 
-    def _baselines(
-        self, only: Collection[str] | None, *, with_genes: bool
-    ) -> Iterator[Individual]:
+    def _baselines(self, only: Collection[str] | None, *, with_genes: bool) -> Iterator[Individual]:
         settings, evaluator = self.settings, self.evaluator
         return baselines(
             evaluator.network,
@@ -365,9 +364,7 @@ class PruningRun:
         accuracies, confusion = self._accuracies(best, seeds, test)
         front = search.front if search else []
         repaired = self._repaired(best, validation, test) if settings.repair else None
-        report_data = report_data_of(
-            evaluator, self.target.inputs, seeds, scores, best, confusion
-        )
+        report_data = report_data_of(evaluator, self.target.inputs, seeds, scores, best, confusion)
         seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
             target=self.target.to("cpu"),
