@@ -40,7 +40,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def monotonic() -> float:
         clock.now += 1.0
-        return clock.now
+        return float(clock.now)
 
     monkeypatch.setattr(time_limit, "time", SimpleNamespace(monotonic=monotonic))
     return clock
