@@ -20,6 +20,7 @@ from gaprune.errors import InputError
 from gaprune.io.user_code import load_function
 from gaprune.io.weights import sha256_of
 from gaprune.masks.supermask import masked_weights
+from gaprune.models.forward import functional_forward
 from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.target import Target, load_target, target_from_module
 from gaprune.models.zoo import ZOO, load_zoo_network
@@ -152,6 +153,19 @@ def test_parameters_over_one_memory_are_tied() -> None:
     outputs = functional_call(target.model, masked, (torch.ones(1, 3),))
     assert torch.equal(outputs, torch.zeros(1, 3))
     assert model[2].weight is not model[0].weight
+
+
+def test_a_masked_pass_leaves_a_module_with_two_names_unchanged() -> None:
+    """A layer registered twice is masked at both uses, and no bit of the dense network changes."""
+    layer = nn.Linear(3, 3)
+    target = _target(nn.Sequential(layer, nn.Tanh(), layer))
+    before, inputs = copy.deepcopy(target.model.state_dict()), torch.ones(1, 3)
+    dropped = {"0.weight": torch.zeros(3, 3)}
+    expected = torch.tanh(layer.bias) @ torch.zeros(3, 3) + layer.bias
+    for _ in range(2):
+        assert torch.equal(functional_forward(target.model, dropped, inputs)[0], expected)
+    assert all(torch.equal(before[name], v) for name, v in target.model.state_dict().items())
+    assert isinstance(target.model.get_submodule("2").weight, nn.Parameter)
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")  # torch's own, in torch.compile

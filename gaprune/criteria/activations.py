@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from gaprune.criteria.batching import batch_size, batches
 from gaprune.criteria.weights_only import flat_scores, lamp_scores
+from gaprune.models.forward import functional_call
 from gaprune.models.network import DenseNetwork
 
 COPIES = 6  # memory of the measurement, in sizes of the largest activation (float64 squares)

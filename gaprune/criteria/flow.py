@@ -6,11 +6,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaprune.errors import GapruneError
 from gaprune.masks.supermask import top_k_mask
+from gaprune.models.forward import functional_call
 from gaprune.models.macs import macs_per_input
 from gaprune.models.network import DenseNetwork
 

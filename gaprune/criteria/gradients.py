@@ -14,11 +14,11 @@ from functools import reduce
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gaprune.criteria.batching import batch_size, batches
+from gaprune.models.forward import functional_call
 from gaprune.models.macs import activation_bytes
 from gaprune.models.network import DenseNetwork
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gaprune.criteria.batching import batch_size, batches
 from gaprune.criteria.layer_inputs import InputMoments, WeightShape, can_unfold, unfold
+from gaprune.models.forward import functional_call
 from gaprune.models.macs import activation_bytes
 from gaprune.models.network import DenseNetwork
 

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gaprune.errors import GapruneError
-from gaprune.models.forward import CHUNK, batched_forward, functional_forward
+from gaprune.models.forward import CHUNK, batched_forward, functional_call, functional_forward
 from gaprune.repair.channel_statistics import statistics_loss
 from gaprune.repair.dense_statistics import (
     DenseStatistics,

@@ -6,11 +6,11 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor, func, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
@@ -23,6 +23,30 @@ def batched_forward(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return the network's outputs `[N, …]`, computed batch by batch."""
     # map adds no Python frame between here and the model; a comprehension does before Python 3.12.
     return torch.cat(list(map(model, split_batches(inputs))))
+
+
+def functional_call(
+    model: nn.Module,
+    replaced: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:  # noqa: ANN401 - whatever the network returns
+    """Run a network with some parameters or buffers replaced, wherever it uses them.
+
+    `torch.func.functional_call` swaps a tensor once for every name. In a module that is registered
+    under two names the second swap would store the replacement in the network for good.
+    """
+    by_id = {}
+    for name, tensor in replaced.items():
+        path, _, leaf = name.rpartition(".")
+        by_id[id(getattr(model.get_submodule(path), leaf))] = tensor
+    places = {
+        f"{path}.{leaf}" if path else leaf: by_id[id(tensor)]
+        for path, module in model.named_modules()  # every module once
+        for leaf, tensor in chain(module._parameters.items(), module._buffers.items())
+        if id(tensor) in by_id
+    }
+    return func.functional_call(model, places, args, dict(kwargs or {}), tie_weights=False)  # noqa: TID251
 
 
 @torch.no_grad()
@@ -60,7 +84,7 @@ def vmap_forward(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tenso
     with warnings.catch_warnings():
         # torch warns about operations that it runs one by one; results are the same
         warnings.filterwarnings("ignore", "There is a performance drop")
-        batched = vmap(call, in_dims=(0, None))
+        batched = func.vmap(call, in_dims=(0, None))
         parts = [batched(dict(replaced), batch) for batch in split_batches(inputs)]
     return torch.cat(parts, dim=1)
 

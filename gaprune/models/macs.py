@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from gaprune.models.forward import functional_call
 
 SMALLEST_BATCH, LARGEST_BATCH = 32, 256
 STEP_MACS = 1e9  # most multiply-adds per forward pass of a gradient step: about 50 ms on one core

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from gaprune.models.forward import functional_call
 from gaprune.repair.channel_statistics import (
     ChannelStatistics,
     channel_statistics,

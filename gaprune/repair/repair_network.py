@@ -13,10 +13,10 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import check_masks, masked_weights
+from gaprune.models.forward import functional_call
 from gaprune.models.target import Target
 from gaprune.repair.channel_statistics import ChannelStatistics
 from gaprune.repair.dense_statistics import (
