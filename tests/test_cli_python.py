@@ -14,6 +14,7 @@ from started_commands import Command
 from torch import nn
 
 import gaprune
+from gaprune.io.manifest import file_entries, sealed
 from gaprune.runs.status import read_status
 
 FORGETFUL = """
@@ -67,6 +68,11 @@ def test_the_page_of_a_comparison_cut_short_says_what_is_missing(run: Run, place
     others = [line for line in lines if json.loads(line).get("method") != "lamp"]
     assert len(others) == len(lines) - 2
     rows.write_text("".join(others))
+    assert run("report", "c").code == 2  # the rows are not those that were listed
+    identity = Path("c/comparison.json")
+    content = json.loads(identity.read_text())
+    listed = file_entries(Path("c"), content["files"])
+    identity.write_text(json.dumps(sealed({**content, "files": listed})))
     assert run("report", "c").code == 0
     assert "2 rows are missing: lamp (2)" in Path("c/report.html").read_text()
 

@@ -64,12 +64,12 @@ DAMAGED = {
     "another format": (b"\x89PNG" + SOUND, "got 89 50 4e 47"),
     "unknown type": (b"\0\0\x0a\x01" + SOUND[4:], "got 00 00 0a 01"),
     "cut in the header": (SOUND[:9], "header"),
-    "cut in the data": (SOUND[:-1], r"shape \(2, 3\), 18 bytes .* 17 bytes"),
-    "too long": (SOUND + b"\0", "18 bytes .* 19 bytes"),
-    "huge": (b"\0\0\x0e\x03" + b"\xff" * 12 + b"\0", "17 bytes"),
-    "cut gzip": (gzip.compress(SOUND)[:-5], "gzip"),
-    "flipped gzip": (gzip.compress(SOUND)[:-6] + bytes(6), "gzip"),
-    "garbage in gzip": (gzip.compress(SOUND)[:10] + b"\xff" * 20, "gzip"),
+    "cut in the data": (SOUND[:-1], "6 bytes.*fewer"),
+    "too long": (SOUND + b"\0", "6 bytes.*more"),
+    "huge": (b"\0\0\x0e\x03" + b"\xff" * 12 + b"\0", "from 17 to"),
+    "cut gzip": (gzip.compress(SOUND)[:-5], "damaged"),
+    "flipped gzip": (gzip.compress(SOUND)[:-6] + bytes(6), "damaged"),
+    "garbage in gzip": (gzip.compress(SOUND)[:10] + b"\xff" * 20, "damaged"),
 }
 
 
