@@ -136,10 +136,10 @@ def test_what_cannot_be_is_refused(stated: dict[str, object], message: str) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 @pytest.mark.parametrize("name", ["raylet", "gcs_server", "python"])
-def test_after_the_loss_of_ray_or_of_the_driver_no_process_is_left(
+def test_after_the_loss_of_ray_or_of_the_driver_no_worker_is_left(
     name: str, start: Callable[..., Command], place: Path
 ) -> None:
-    """If Ray is lost, the last line says how to resume; nobody needs to clean up."""
+    """If Ray is lost, the last line says how to resume. Two agents of Ray stay for a while."""
     endless = ("prune", *OWN, "--sparsity", "0.5", *TINY, "--generations", "1000000")
     command = start(*endless, "--out", "run", "--workers", "2")
     command.wait_for("generation 3/")
@@ -151,7 +151,10 @@ def test_after_the_loss_of_ray_or_of_the_driver_no_process_is_left(
         assert ran.code == 1
         assert "gaprune resume run" in ran.err.splitlines()[-1]
         assert ".cc:" not in ran.err
-    assert command.leaves_no_process(10)
+    deadline = time.monotonic() + 20
+    while left := [line for line in command.descendants().values() if "Agent" not in line]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
