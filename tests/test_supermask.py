@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune.errors import InputError
+from gaprune.masks import supermask
 from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import (
     Layout,
@@ -379,3 +380,16 @@ def test_masks_that_fit_no_parameter_are_refused(masks: dict[str, Tensor], messa
         with pytest.raises(InputError, match=message):
             check()
     assert state_bits(layer) == before
+
+
+def test_large_weights_are_masked_in_pieces_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also infinite ones, and pieces that do not divide the rows."""
+    weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    weight[0, 0] = torch.inf
+    mask = weight > 0
+    whole = masked_weights({"w": weight}, {"w": mask})["w"]
+    monkeypatch.setattr(supermask, "PIECE", 10)
+    assert torch.equal(masked_weights({"w": weight}, {"w": mask})["w"], whole)
+    assert torch.equal(whole, torch.where(mask, weight, 0.0))

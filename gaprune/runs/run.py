@@ -179,6 +179,10 @@ class PruningRun:
         else:
             self._seeds, self._scores = saved.seeds, saved.validation_scores
             self.limit.bring_forward(saved.seconds)
+        if settings.method != EVOLVED:  # one mask needs no workers, and they keep freed memory
+            for seed in self._seeds:
+                self._score_here(seed)
+            return None
         workers = open_workers(evaluator, self.resolved.worker_options, self.observer.warning)
         if saved is not None:
             self._evolution = self._make_evolution(workers)
@@ -186,8 +190,6 @@ class PruningRun:
         with self.checkpointer.saving_at_exit(), workers:
             if saved is None:
                 self._validate(workers)
-            if settings.method != EVOLVED:
-                return None
             self._evolution = self._evolution or self._make_evolution(workers)
             if self.resolved.preset.seeding == "baselines":
                 return self._evolution.run(self._scored_seeds, self._scores)
@@ -213,15 +215,19 @@ class PruningRun:
         with torch_threads(settings.threads_per_worker):
             if "inputs" not in self.__dict__:
                 self.inputs = self._few_inputs()
-            evaluator = self.evaluator
             self._seeds = self._seeds or list(self._baselines(("magnitude",), with_genes=False))
-            for seed in self._seeds:
+            for seed in sorted(self._seeds, key=lambda seed: seed.origin == "random"):
                 if self._scores and limit.left <= 0:
                     break
                 if seed.key not in self._scores:
-                    score = self._scores[seed.key] = evaluator.validate(seed.mask)
-                    self.observer.baseline(seed.origin, BaselineScore(score.agreement))
+                    self._score_here(seed)
         return None
+
+    def _score_here(self, seed: Individual) -> None:
+        """Score a one-shot mask on the validation inputs, in this process."""
+        with profiled("validate"), torch_threads(self.settings.threads_per_worker):
+            score = self._scores[seed.key] = self.evaluator.validate(seed.mask)
+        self.observer.baseline(seed.origin, BaselineScore(score.agreement))
 
     def _few_inputs(self) -> tuple[CalibrationSet, Evaluator]:
         """Return as many inputs as the network can run in the time for finishing the result."""
