@@ -67,8 +67,8 @@ def taylor(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Ten
                 more = _layer_gradients(network, leaves, part)
                 gradients = {name: gradients[name] + more.pop(name) for name in leaves}
             for name, part in network.layout.split(scores).items():
-                product = network.weights[name] * (gradients.pop(name) / len(batch))
-                part.add_(len(batch) * product.square())
+                product = gradients.pop(name) / len(batch)  # changed in place: it is large
+                part.add_(product.mul_(network.weights[name]).square_().mul_(len(batch)))
             count += len(batch)
     return scores.div_(count).float()
 
