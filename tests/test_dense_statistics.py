@@ -55,7 +55,7 @@ class Odd(nn.Module):
         super().__init__()
         self.first = nn.Linear(6, 6)
         self.twice, self.unused = norm(6), norm(6)
-        self.batch = nn.BatchNorm1d(3, track_running_stats=False)
+        self.batch = nn.InstanceNorm1d(3)
         self.plain = nn.LayerNorm(6, elementwise_affine=False)
         self.bare = nn.Linear(6, 6, bias=False)
         self.tied = nn.Linear(6, 6)
@@ -152,16 +152,16 @@ def test_modules_that_cannot_be_repaired_are_skipped(
     assert repaired.skipped == sites.skipped
 
 
-BATCH_NORM = nn.BatchNorm1d(3, track_running_stats=False)
+INSTANCE_NORM = nn.InstanceNorm1d(3)
 
 
 @pytest.mark.parametrize(
     ("build", "shape", "sites"),
     [
         (Backwards, (6,), {"first": BIAS, "last": BIAS}),
-        # A BatchNorm removes the shift that a bias would correct; a layer norm does not.
+        # An InstanceNorm removes the shift that a bias would correct; a layer norm does not.
         (
-            lambda: nn.Sequential(nn.Linear(4, 2), BATCH_NORM, nn.Flatten(), nn.Linear(6, 3)),
+            lambda: nn.Sequential(nn.Linear(4, 2), INSTANCE_NORM, nn.Flatten(), nn.Linear(6, 3)),
             (3, 4),
             {"3": BIAS},
         ),

@@ -24,7 +24,6 @@ from gaprune.calibration.inversion.batchnorm_statistics import (
     BatchNormRecorder,
     batchnorms,
     has_seen_data,
-    untracked_batchnorms,
 )
 from gaprune.calibration.inversion.mixture_fit import SAMPLE, MixtureFitter, measure_moments
 from gaprune.calibration.parse import (
@@ -172,11 +171,6 @@ def _inversion_obstacle(target: Target) -> str | None:
     if target.inputs.kind == "tokens":
         return "token ids are discrete"
     if not batchnorms(target.model):
-        if names := untracked_batchnorms(target.model):
-            return (
-                f"its BatchNorm {names[0]!r} keeps no running statistics; build it with "
-                "track_running_stats=True and load a checkpoint that holds them"
-            )
         return "it has no BatchNorm"
     try:
         _outputs_with_gradient(target)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaprune.errors import InputError, unknown_name
 from gaprune.io.user_code import call_user, load_function
 from gaprune.io.weights import apply_state, load_state, sha256_of
 from gaprune.masks.supermask import Layout, masked_weights
+from gaprune.models.fixed_function import TRIED, make_fixed
 from gaprune.models.forward import deterministic
 from gaprune.models.input_spec import InputOptions, resolve_inputs, sample_inputs
 from gaprune.models.network import DenseNetwork, LoadedNetwork
@@ -251,38 +251,27 @@ def _from_factory(spec: str) -> nn.Module:
 
 
 def _check_forward(target: Target) -> None:
-    """Run the network on two random inputs and check that its output can be compared."""
+    """Run the network on random inputs; check its outputs, and that it is a fixed function."""
     spec = target.inputs
     shape = ",".join(map(str, spec.shape))
-    batch = sample_inputs(spec, 2, target.dtype).to(target.device)
+    inputs = sample_inputs(spec, TRIED, target.dtype).to(target.device)
+
+    def check(output: object) -> Tensor:
+        if problem := _output_problem(output):
+            raise InputError(f"model: for inputs of shape {shape} its output {problem}")
+        assert isinstance(output, Tensor)
+        return output
+
     try:
-        with torch.no_grad():
-            output = target.model(batch)
-    except InputError:  # the chosen output does not exist
+        make_fixed(target.model, inputs, check)
+    except InputError:  # of the check, or the chosen output does not exist
         raise
     except Exception as error:  # user code and torch raise any type for a wrong shape
         raise InputError(
             f"input shape: the network does not accept {shape} (kind {spec.kind}; tried a batch "
-            f"{list(batch.shape)} of {batch.dtype}): {type(error).__name__}: {error}; state the "
-            "shape of one input without the batch axis with --input-shape, its kind with "
+            f"{list(inputs[:2].shape)} of {inputs.dtype}): {type(error).__name__}: {error}; state "
+            "the shape of one input without the batch axis with --input-shape, its kind with "
             "--input-kind"
-        ) from error
-    if problem := _output_problem(output):
-        raise InputError(f"model: for inputs of shape {shape} its output {problem}")
-    norms = [
-        name
-        for name, module in target.model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is None
-    ]
-    try:
-        if norms:  # batch statistics may need several inputs, but MACs are counted on one
-            with torch.no_grad():
-                target.model(target.example())
-    except ValueError as error:
-        raise InputError(
-            f"model: its BatchNorm {norms[0]!r} keeps no running statistics and refuses a single "
-            f"input ({error}); build it with track_running_stats=True and load a checkpoint that "
-            "holds them"
         ) from error
 
 

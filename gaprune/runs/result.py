@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gaprune.io.run_files import RESULT_SCHEMA
 from gaprune.masks.supermask import attach
+from gaprune.models.forward_hooks import without_added_hooks
 from gaprune.models.mac_cost import MacCounts, kept_macs
 from gaprune.models.target import Target
 from gaprune.pattern_names import WEIGHTS
@@ -161,17 +162,17 @@ class Result:
 
     def pruned_model(self) -> nn.Module:
         """Return a copy of the network with the masks written into its weights."""
-        return self.target.masked_copy(self.masks)
+        return without_added_hooks(self.target.masked_copy(self.masks))
 
     def repaired_model(self) -> nn.Module | None:
         """Return a copy of the pruned network with the repair written into it, if there is one."""
         if self.repaired is None:
             return None
-        return repaired_copy(self.target, self.masks, self.repaired.repair)
+        return without_added_hooks(repaired_copy(self.target, self.masks, self.repaired.repair))
 
     def masked_model(self) -> nn.Module:
         """Return a copy with the masks attached as parametrizations (see `supermask.attach`)."""
-        return attach(copy.deepcopy(self.target.model), self.masks)
+        return attach(without_added_hooks(copy.deepcopy(self.target.model)), self.masks)
 
     def record(self) -> dict[str, Any]:
         """Return the content of `result.json`: plain data, the schema of the README."""

@@ -112,12 +112,6 @@ def batchnorms(model: nn.Module) -> list[nn.Module]:
     return [norm for norm in norms if norm.running_mean is not None]
 
 
-def untracked_batchnorms(model: nn.Module) -> list[str]:
-    """Return the names of the BatchNorms that hold no running statistics."""
-    norms = [(n, module) for n, module in model.named_modules() if isinstance(module, _TYPES)]
-    return [name for name, norm in norms if norm.running_mean is None]
-
-
 def has_seen_data(model: nn.Module) -> bool:
     """Return whether any running statistic differs from the initial mean 0 and variance 1."""
     return not all(
