@@ -40,7 +40,8 @@ WEIGHTS = [
     *(f"{layer}.weight" for layer in ("linear", "conv1", "conv2", "conv3", "up1", "up2", "up3")),
     *("packed.in_proj_weight", "packed.out_proj.weight"),
     *(f"unpacked.{part}_proj_weight" for part in "qkv"),
-    "unpacked.out_proj.weight",
+    *("unpacked.out_proj.weight", "bilinear.weight"),
+    *("recurrent.weight_ih_l0", "recurrent.weight_hh_l0"),
 ]
 
 
@@ -56,7 +57,7 @@ def empty_first() -> nn.Module:
 
 
 LAYER = nn.Linear(3, 3)
-ALL_EXTRA = ("scale", "bilinear.weight", "linear.bias", "embedding.weight", "norm.weight")
+ALL_EXTRA = ("scale", "linear.bias", "embedding.weight", "norm.weight")
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,8 @@ ALL_EXTRA = ("scale", "bilinear.weight", "linear.bias", "embedding.weight", "nor
         (nn.Linear(2, 2), (), ["weight"]),
         (empty_first(), (), ["1.weight"]),
         (nn.Sequential(LAYER, nn.Tanh(), LAYER), (), ["0.weight"]),  # the same layer twice
-        (nn.LSTM(2, 2), ["weight_hh_l0"], ["weight_hh_l0"]),
-        (nn.LSTM(2, 2), "weight_hh_l0", ["weight_hh_l0"]),
+        (nn.GRUCell(2, 2), ["bias_hh"], ["weight_ih", "weight_hh", "bias_hh"]),
+        (nn.GRUCell(2, 2), "bias_hh", ["weight_ih", "weight_hh", "bias_hh"]),
         (nn.Linear(2, 2).half(), (), ["weight"]),
         (nn.Linear(2, 2).bfloat16(), (), ["weight"]),
         (nn.Linear(2, 2).double(), (), ["weight"]),
@@ -96,7 +97,7 @@ def test_unknown_extra_name() -> None:
             find_prunable(model, [name])
 
 
-@pytest.mark.parametrize("model", [nn.ReLU(), nn.BatchNorm1d(3), nn.Bilinear(2, 2, 2)])
+@pytest.mark.parametrize("model", [nn.ReLU(), nn.BatchNorm1d(3), nn.EmbeddingBag(2, 2)])
 def test_nothing_prunable(model: nn.Module) -> None:
     """A network without prunable weights is refused; the error names `prune_also`."""
     with pytest.raises(InputError, match="prune_also"):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +13,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gaprune.errors import InputError
+from gaprune.models.layer_kinds import DTYPES, LAYER_KINDS, weight_kind
+from gaprune.models.name_patterns import matching_parameters
 
-# Layer type → attributes that hold its prunable weights; subclasses count as their base.
-PRUNABLE_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("weight",),
-    nn.Conv1d: ("weight",),
-    nn.Conv2d: ("weight",),
-    nn.Conv3d: ("weight",),
-    nn.ConvTranspose1d: ("weight",),
-    nn.ConvTranspose2d: ("weight",),
-    nn.ConvTranspose3d: ("weight",),
-    # The output projection is a Linear of its own. The input projections are one packed weight,
-    # or three if key or value sizes differ.
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_LISTED = 5  # names listed in a message
 
 # Hooks that recompute a weight before every forward: hook type → its attribute with the weight's
@@ -43,26 +29,39 @@ _CALL = "{}; call torch.nn.utils.{}(module, {!r}) first"
 _QUANTISED = tuple(f"torch.ao.nn.{part}quantized" for part in ("", "intrinsic.", "sparse."))
 
 
-def find_prunable(model: nn.Module, extra: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+def find_prunable(
+    model: nn.Module, extra: str | Sequence[str] = (), ignore: str | Sequence[str] = ()
+) -> dict[str, nn.Parameter]:
     """Return the prunable parameters by qualified name, in order of registration.
 
-    These are the weights in `PRUNABLE_LAYERS`; biases, norms, embeddings and others only if `extra`
-    names them, such as `fc1.bias`. A parameter with several names appears once, under the first
-    (`torch.func.functional_call` then masks every use of it).
+    These are the weights of `LAYER_KINDS` and of experts; biases, norms, embeddings and others only
+    if a pattern of `extra` fits them, such as `fc1.bias` (see `matching_parameters`). The output
+    head and tied embeddings of a language model count as others too. What a pattern of `ignore`
+    fits is left out, unless `extra` holds its full name. A parameter with several names appears
+    once, under the first (`torch.func.functional_call` then masks every use of it).
 
     Raises:
-        InputError: `check_prunable` raises it, `extra` holds an unknown name, or nothing is
-            prunable.
+        InputError: `check_prunable` raises it, a pattern fits nothing, a name is in both, or
+            nothing is prunable.
     """
     check_prunable(model)
-    prunable = {
-        id(getattr(module, attribute))
-        for module in model.modules()
-        for layer, attributes in PRUNABLE_LAYERS.items()
-        if isinstance(module, layer)
-        for attribute in attributes
+    named = dict(model.named_parameters(remove_duplicate=False))
+    stated, left_out = _patterns(extra), _patterns(ignore)
+    if both := [name for name in stated if name in left_out]:
+        raise InputError(f"ignore: {both[0]!r} is in prune_also too; leave one of them out")
+    asked = {
+        id(named[name])
+        for names in matching_parameters(model, stated, "prune_also").values()
+        for name in names
     }
-    prunable |= {id(parameter) for parameter in _named_parameters(model, extra)}
+    ignored = {
+        id(named[name])
+        for names in matching_parameters(model, left_out, "ignore").values()
+        for name in names
+    }
+    ignored -= {id(named[name]) for name in stated if name in named}
+    default = {id(parameter) for name, parameter in named.items() if weight_kind(model, name)}
+    prunable = (default - _language_model_ends(model) | asked) - ignored
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -70,14 +69,62 @@ def find_prunable(model: nn.Module, extra: Sequence[str] = ()) -> dict[str, nn.P
         if id(parameter) in prunable and parameter.numel()
     }
     if not parameters:
-        layers = ", ".join(layer.__name__ for layer in PRUNABLE_LAYERS)
-        names = [name for name, _ in model.named_parameters()][:_MAX_LISTED]
+        kinds = ", ".join(
+            kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+            for kind in LAYER_KINDS
+        )
+        names = list(named)[:_MAX_LISTED]
         listed = f" (such as {', '.join(names)})" if names else ", of which it has none"
         raise InputError(
-            f"model: {type(model).__name__} has no layer that can be pruned ({layers}); "
+            f"model: {type(model).__name__} has no layer that can be pruned ({kinds}); "
             f"name other parameters in prune_also{listed}"
         )
     return parameters
+
+
+def parameters_left_whole(
+    model: nn.Module, prunable: Iterable[str], ignore: Sequence[str] = ()
+) -> dict[str, int]:
+    """Return floating-point parameters that are not prunable → their size, largest first.
+
+    Those that fit a pattern of `ignore` were left whole on purpose and are missing.
+    """
+    known = {id(model.get_parameter(name)) for name in prunable}
+    for names in matching_parameters(model, ignore, "ignore").values():
+        known |= {id(model.get_parameter(name)) for name in names}
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and id(parameter) not in known
+    }
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def floating_total(model: nn.Module) -> int:
+    """Return the number of all floating-point weights of a network; tied ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.is_floating_point())
+
+
+def _patterns(stated: str | Sequence[str]) -> tuple[str, ...]:
+    return (stated,) if isinstance(stated, str) else tuple(stated)
+
+
+def _language_model_ends(model: nn.Module) -> set[int]:
+    """Return the output heads of language models, and layers tied to an embedding, by identity.
+
+    Every token uses them, and tables of rare tokens look small to every criterion.
+    """
+    ends = set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            ends.add(id(module.weight))
+        try:  # the interface of transformers; other libraries adopt it
+            head = module.get_output_embeddings()  # type: ignore[operator]
+        except (AttributeError, NotImplementedError, TypeError):
+            continue
+        if isinstance(getattr(head, "weight", None), nn.Parameter):
+            ends.add(id(head.weight))
+    return ends
 
 
 def check_prunable(model: nn.Module) -> None:
@@ -113,19 +160,6 @@ def check_structure(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if problem := next(_tensor_problems(buffer), None):
             raise InputError(f"model: buffer {name!r} {problem}")
-
-
-def _named_parameters(model: nn.Module, names: Sequence[str]) -> Iterator[nn.Parameter]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name in (names,) if isinstance(names, str) else names:
-        if name not in parameters:
-            near = difflib.get_close_matches(str(name), parameters, n=_MAX_LISTED, cutoff=0.4)
-            listed = ", ".join(near or list(parameters)[:_MAX_LISTED]) or "none"
-            raise InputError(
-                f"prune_also: the network has no parameter {name!r}; "
-                f"nearest of its {len(parameters)} parameters: {listed}"
-            )
-        yield parameters[name]
 
 
 def _check_finite(kind: str, name: str, tensor: Tensor, permitted: Tensor) -> None:

@@ -32,12 +32,15 @@ class Target(DenseNetwork):
         name, origin: the user's name for it; where network and weights came from.
         weights_sha256: hash of all parameters and buffers.
         zoo: its name in the zoo, or None; set even if other weights were loaded into it.
+        prune_also, ignore: patterns of further prunable parameters, and of those left whole.
     """
 
     name: str
     weights_sha256: str
     zoo: str | None
     origin: str
+    prune_also: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
 
     def example(self) -> Tensor:
         """Return one random input `[1, *inputs.shape]`."""
@@ -75,6 +78,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     weights: Path | None = None,
     inputs: InputOptions | None = None,
     prune_also: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     device: str | torch.device = "cpu",
     output: str | int | None = None,
     allow_download: bool = False,
@@ -86,7 +90,8 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
             arguments that returns the network. The file is code and is run.
         weights: a checkpoint (see `load_state`), instead of the network's own weights.
         inputs: what the user states about the input (see `resolve_inputs`).
-        prune_also: further parameters to prune, by qualified name.
+        prune_also: further parameters to prune; for patterns see `matching_parameters`.
+        ignore: patterns of parameters to leave whole; see `find_prunable`.
         device: where to run the network.
         output: which output to compare, if the network has several (see `choose_output`).
         allow_download: whether pretrained weights of `timm:` or `hf:` may be downloaded.
@@ -115,7 +120,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
             model, entry.inputs if entry else None, origin, spec if entry else None
         )
     options = inputs or InputOptions()
-    return _make_target(loaded, spec, options, prune_also, device, share_weights=True)
+    return _make_target(loaded, spec, options, (prune_also, ignore), device, share_weights=True)
 
 
 def target_from_module(
@@ -124,6 +129,7 @@ def target_from_module(
     inputs: InputOptions,
     name: str = "model",
     prune_also: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     device: str | torch.device = "cpu",
     share_weights: bool = False,
 ) -> Target:
@@ -141,21 +147,22 @@ def target_from_module(
     model = _unwrapped(model)  # so that masks fit the names that the user knows
     origin = f"module {type(model).__module__}.{type(model).__qualname__}"
     loaded = LoadedNetwork(model, None, origin)
-    return _make_target(loaded, name, inputs, prune_also, device, share_weights=share_weights)
+    chosen = prune_also, ignore
+    return _make_target(loaded, name, inputs, chosen, device, share_weights=share_weights)
 
 
 def _make_target(
     loaded: LoadedNetwork,
     name: str,
     options: InputOptions,
-    prune_also: Sequence[str],
+    selection: tuple[Sequence[str], Sequence[str]],
     device: str | torch.device,
     *,
     share_weights: bool,
 ) -> Target:
     check_structure(loaded.model)  # before copying: a pruned layer cannot be copied
     model = private_copy(loaded.model, device, share_weights=share_weights)
-    weights = {key: value.detach() for key, value in find_prunable(model, prune_also).items()}
+    weights = {key: value.detach() for key, value in find_prunable(model, *selection).items()}
     check_one_input(model)
     # some modules keep other objects than tensors in their state
     state = {key: v for key, v in model.state_dict().items() if isinstance(v, Tensor)}
@@ -163,7 +170,9 @@ def _make_target(
         inputs = resolve_inputs(model, options, loaded.inputs)
         layout = Layout.of(weights)
         hashed = sha256_of(state)
-        target = Target(model, weights, layout, inputs, name, hashed, loaded.zoo, loaded.origin)
+        source = hashed, loaded.zoo, loaded.origin
+        stated = ((part,) if isinstance(part, str) else tuple(part) for part in selection)
+        target = Target(model, weights, layout, inputs, name, *source, *stated)
         _check_forward(target)
     return target
 

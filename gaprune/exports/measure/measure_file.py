@@ -24,7 +24,7 @@ from gaprune.exports.measure.file_contents import ONNX, FileContents, find_dense
 from gaprune.io.sparse import zstandard
 from gaprune.models.macs import macs_per_input
 from gaprune.models.onnx import OnnxSession
-from gaprune.models.prunable import PRUNABLE_LAYERS
+from gaprune.models.layer_kinds import layer_kind
 from gaprune.models.target import Target
 
 SCHEMA = 1
@@ -186,7 +186,7 @@ def count_macs(model: nn.Module, example: Tensor) -> NonzeroMacs:
     skipped = 0
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, tuple(PRUNABLE_LAYERS)) and isinstance(weight, Tensor):
+        if layer_kind(module) is not None and isinstance(weight, Tensor):
             macs = by_layer.get(f"{root}.{name}" if name else root, 0)
             skipped += macs - round(macs * int(weight.count_nonzero()) / max(1, weight.numel()))
     return NonzeroMacs(total, total - skipped)
