@@ -92,6 +92,11 @@ class Settings(BaseModel):
     latency_runtime: str = Field(
         "torch", description="with budget latency: torch, torch-compile or onnxruntime"
     )
+    layer_sparsity: tuple[str, ...] = Field(
+        (),
+        description="PATTERN=FRACTION: the fraction to remove from the layers that a name, glob or "
+        "layer type fits; the other layers share the rest of the budget",
+    )
     floor: float = Field(
         0.0, ge=0, lt=1, description="fraction of every layer that always stays, rounded up"
     )
@@ -203,6 +208,23 @@ class Settings(BaseModel):
         if value > 1 and not value.is_integer():
             # Ray divides a GPU among workers, but gives one worker only whole ones
             raise PydanticCustomError("share", "must be up to 1, or a whole number of GPUs")
+        return value
+
+    @field_validator("layer_sparsity", mode="before")
+    @classmethod
+    def _join_fractions(cls, value: object) -> object:
+        if isinstance(value, Mapping):  # as Python callers write it: {"fc*": 0.3}
+            return tuple(f"{pattern}={fraction}" for pattern, fraction in value.items())
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("layer_sparsity", mode="after")
+    @classmethod
+    def _check_fractions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            pattern, _, fraction = text.rpartition("=")
+            if not pattern or not re.fullmatch(r"0(\.\d*)?|\.\d+", fraction):
+                rule = "must be PATTERN=FRACTION, a fraction from 0 to below 1, such as fc1=0.3"
+                raise PydanticCustomError("fraction", rule)
         return value
 
     @field_validator(*_FORMS, mode="after")

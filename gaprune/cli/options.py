@@ -35,7 +35,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     "What to remove": (
         *("sparsity", "max_drop", "pattern", "budget"),
         *("width_multiple", "budget_macs", "latency_batch", "latency_runtime"),
-        *("scope", "floor", "method", "repair", "repair_in_loop", "prune_also"),
+        *("scope", "floor", "method", "repair", "repair_in_loop"),
+        *("prune_also", "ignore", "layer_sparsity"),
     ),
     "Calibration, validation and test inputs": (
         *("calibration", "validation", "calibration_count", "validation_count", "gradient_count"),
@@ -64,7 +65,7 @@ _EXTRA_HELP: dict[str, str] = {
     "method": f": {', '.join(CRITERIA)}",
     "calibration": f": {', '.join([*_CALIBRATION_NAMES, *PATH_FORMS])}; repeatable, or joined by "
     "commas",
-    "prune_also": "; repeatable",
+    **dict.fromkeys(("prune_also", "ignore", "layer_sparsity"), "; repeatable"),
     "initial_criteria": f": {', '.join(CRITERIA)}; repeatable, or joined by commas",
     "methods": "; repeatable, or joined by commas",
 }
@@ -72,6 +73,7 @@ _DEFAULT_HELP = {
     "patience": " (default: 2 with impressions or inverted inputs, also those of 'auto'; otherwise "
     "no limit)",
     "max_drop": "",
+    "layer_sparsity": "",
     "initial_criteria": " (default: all)",
     "budget_macs": "",
     "task_timeout": " (default: 20 times the slowest task of its kind, and at least a minute)",
@@ -102,7 +104,10 @@ _VALUES: dict[str, Iterable[str]] = {
     "decay": DECAYS,
 }
 """What shells complete; other values may be valid as well."""
-_REPEATABLE = ("calibration", "initial_criteria", "prune_also", "methods")
+_REPEATABLE = (
+    *("calibration", "initial_criteria", "methods"),
+    *("prune_also", "ignore", "layer_sparsity"),
+)
 
 
 def with_options(keys: Sequence[Key] = (), leave_out: Collection[str] = ()) -> Decorator:

@@ -52,6 +52,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     train: tuple[Tensor, Tensor] | None = None,
     test: tuple[Tensor, Tensor] | None = None,
     prune_also: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
     observer: ComparisonObserver | None = None,
@@ -70,7 +71,8 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
             of those methods hold an error.
         test: held-out inputs and labels that all methods are measured on; without them the
             agreement with the dense network is measured on the validation inputs.
-        prune_also: further parameters to prune, by qualified name.
+        prune_also: further parameters to prune; see `gaprune.prune`.
+        ignore: parameters to leave whole.
         out: folder that keeps every row as soon as it is known; the next call continues there.
         overwrite: whether to delete rows that are there.
         observer: receives progress and rows.
@@ -114,6 +116,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
+        ignore=ignore,
         device=device if worker_options.in_process else "cpu",
     )
     data = ComparisonData(

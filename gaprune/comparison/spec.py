@@ -19,7 +19,7 @@ LINEAR = "linear"  # the default schedule
 UNUSED = (
     *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
     *("checkpoint_every", "budget", "budget_macs", "width_multiple"),  # single runs only
-    *("latency_batch", "latency_runtime"),
+    *("latency_batch", "latency_runtime", "layer_sparsity"),
 )
 """Settings that a comparison does not take: rows state them, or they fit no row."""
 DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)

@@ -70,6 +70,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     inputs: InputOptions | None = None,
     test: tuple[Tensor, Tensor] | None = None,
     prune_also: Sequence[str] = (),
+    ignore: Sequence[str] = (),
     observer: Observer | None = None,
 ) -> SweepResult:
     """Move one number over a range and see where a network breaks.
@@ -85,7 +86,8 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
         inputs: shape, range, normalisation of one input.
         test: held-out inputs and labels that every point is measured on; without them the
             agreement with the dense network is measured on generated inputs.
-        prune_also: further parameters, by qualified name.
+        prune_also: further parameters to prune; see `gaprune.prune`.
+        ignore: parameters to leave whole.
         observer: receives progress.
 
     Returns:
@@ -104,7 +106,10 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     """
     loaded = load_masks(masks) if isinstance(masks, (str, Path)) else masks
     options = SweepOptions(values, max_drop, biases=biases, masks=loaded)
-    target = target_from_module(model, inputs=inputs or InputOptions(), prune_also=prune_also)
+    options_of_inputs = inputs or InputOptions()
+    target = target_from_module(
+        model, inputs=options_of_inputs, prune_also=prune_also, ignore=ignore
+    )
     held_out = None if test is None else Samples(*test, "test data given by the caller")
     return sweep_target(by, target, held_out, options, observer)
 

@@ -75,10 +75,10 @@ class Genes:
     def _has_budget(self, counts: Sequence[int], layout: Layout) -> bool:
         if self.counts is not None:
             return tuple(counts) == self.counts
-        enough = all(n >= least for n, least in zip(counts, layout.min_counts, strict=True))
+        permitted = layout.permits(counts)
         if layout.mac_cost is not None:
-            return enough and layout.mac_cost.is_maximal(counts, self.keep)
-        return enough and sum(counts) == self.keep
+            return permitted and layout.mac_cost.is_maximal(counts, self.keep)
+        return permitted and sum(counts) == self.keep
 
 
 def mask_key(bits: NDArray[np.uint8]) -> str:
@@ -222,7 +222,11 @@ def _threshold_at_zero(genes: Genes, layout: Layout, dtype: torch.dtype) -> Gene
     gaps = [_gap(ranking[part], mask[part]) for part in layout.slices]
     # with MAC costs, cheap units are kept below better ones, so there is no common threshold
     common = genes.counts is None and layout.mac_cost is None
-    layer_thresholds = _common_thresholds(gaps) if common else [_middle(*gap) for gap in gaps]
+    if common:
+        fixed = layout.fixed_counts or (None,) * len(gaps)
+        layer_thresholds = _common_thresholds(gaps, [count is None for count in fixed])
+    else:
+        layer_thresholds = [_middle(*gap) for gap in gaps]
     for part, threshold in zip(layout.slices, layer_thresholds, strict=True):
         pieces = (flat[part].split(PIECE) for flat in (ranking, mask, shifted))
         for scores, keep_mask, out in zip(*pieces, strict=True):
@@ -253,11 +257,15 @@ def _middle(lowest: float, highest: float) -> float:
     return lowest if highest == -inf else (lowest + highest) / 2
 
 
-def _common_thresholds(gaps: Sequence[tuple[float, float]]) -> list[float]:
+def _common_thresholds(
+    gaps: Sequence[tuple[float, float]], is_ranked: Sequence[bool]
+) -> list[float]:
     """Return the threshold of one ranking for each layer, moved where the floor keeps more weights.
 
-    `gaps` holds the lowest kept and the highest dropped score of every layer.
+    `gaps` holds the lowest kept and the highest dropped score of every layer; layers with a fixed
+    count take no part in the ranking.
     """
-    highest = max(high for _, high in gaps)
-    threshold = _middle(min(low for low, _ in gaps if low >= highest), highest)
+    ranked = [gap for gap, is_free in zip(gaps, is_ranked, strict=True) if is_free] or list(gaps)
+    highest = max(high for _, high in ranked)
+    threshold = _middle(min((low for low, _ in ranked if low >= highest), default=highest), highest)
     return [min(max(threshold, high), low) for low, high in gaps]

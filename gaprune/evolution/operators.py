@@ -216,7 +216,7 @@ def _move(
         return layout.mac_cost.transfer(
             counts, (giver, taker, amount), layout.min_counts, genes.keep
         )
-    free = layout.sizes[taker] - counts[taker]
+    free = layout.max_counts[taker] - counts[taker]
     amount = max(0, min(amount, counts[giver] - layout.min_counts[giver], free))
     moved = list(counts)
     moved[giver] -= amount
@@ -250,7 +250,7 @@ def _mix_counts(
     mixed = np.asarray(a.counts) * (1 - weight) + np.asarray(b.counts) * weight
     if layout.mac_cost is not None:
         return tuple(layout.mac_cost.apportion(mixed, layout.min_counts, a.keep))
-    return tuple(apportion(mixed, a.keep, layout.sizes, layout.min_counts))
+    return tuple(apportion(mixed, a.keep, layout.max_counts, layout.min_counts))
 
 
 def find_mutation(name: str) -> Mutation:

@@ -199,6 +199,7 @@ def find_target(
             inputs=InputOptions(**options),
             name=str(config.get("target", "model")),
             prune_also=tuple(config.get("prune_also", ())),
+            ignore=tuple(config.get("ignore", ())),
         )
     if "target" not in config:
         raise InputError(

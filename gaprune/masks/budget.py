@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -39,7 +40,8 @@ def keep_total(layout: Layout, sparsity: float) -> int:
     multiply-adds and rounded down.
 
     Raises:
-        InputError: fewer than the layers' minimum (the message names what is possible).
+        InputError: fewer than the layers' minimum, or more than fixed layers leave (the message
+            names what is possible).
     """
     if layout.n_of_m is not None:
         return sum(layout.n_of_m.counts(layout.sizes))
@@ -47,9 +49,17 @@ def keep_total(layout: Layout, sparsity: float) -> int:
         return _mac_total(layout, layout.mac_cost, sparsity)
     # Fractions: 0.9 of 15 weights is exactly 13.5, which floats miss.
     keep = math.floor(layout.total * _density(sparsity) + Fraction(1, 2))
-    if keep < sum(layout.min_counts):
+    least, most = sum(layout.min_counts), sum(layout.max_counts)
+    if least <= keep <= most:
+        return keep
+    if not layout.fixed_counts:
         raise _too_few(layout, sparsity, keep)
-    return keep
+    lowest, highest = (1 - count / layout.total for count in (most, least))
+    raise InputError(
+        f"layer_sparsity: with the stated fractions {least} to {most} of {layout.total} weights "
+        f"can stay, and sparsity {sparsity} keeps {keep}; use a sparsity from {lowest:.9g} to "
+        f"{highest:.9g}, or other fractions"
+    )
 
 
 def _mac_total(layout: Layout, cost: MacCost, sparsity: float) -> int:
@@ -91,16 +101,44 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
     if layout.mac_cost is not None:
         keep = keep_total(layout, sparsity)
         return layout.mac_cost.apportion(layout.sizes, layout.min_counts, keep)
-    for name, size in zip(layout.names, layout.sizes, strict=True):
+    keep = keep_total(layout, sparsity)
+    density, fixed = _density(sparsity), layout.fixed_counts or (None,) * len(layout.names)
+    if layout.fixed_counts:  # the other layers share what is left
+        others = sum(n for n, count in zip(layout.sizes, fixed, strict=True) if count is None)
+        density = Fraction(keep - sum(count or 0 for count in fixed), max(1, others))
+    for name, size, count in zip(layout.names, layout.sizes, fixed, strict=True):
         # Half a weight is rounded up, so only less than that leaves a layer empty.
-        if size * _density(sparsity) < Fraction(1, 2):
+        if count is None and size * density < Fraction(1, 2):
             raise InputError(
                 f"sparsity: {sparsity} keeps nothing of layer {name!r} ({size} weights) when every "
                 f"layer keeps the same density; use a lower sparsity or --scope allocated"
             )
     # Equal densities rarely give whole counts; the remainders are apportioned.
-    exact = [float(size * _density(sparsity)) for size in layout.sizes]
-    return apportion(exact, keep_total(layout, sparsity), layout.sizes, layout.min_counts)
+    exact = [float(size * density) for size in layout.sizes]
+    return apportion(exact, keep, layout.max_counts, layout.min_counts)
+
+
+def with_layer_sparsity(layout: Layout, fractions: Mapping[str, float]) -> Layout:
+    """Return the layout with fixed counts for some layers: name → the fraction to remove.
+
+    Counts are rounded half up, as `keep_total` rounds.
+
+    Raises:
+        InputError: a layer would keep nothing, or less than the layout's floor.
+    """
+    counts: list[int | None] = []
+    for name, size, least in zip(layout.names, layout.sizes, layout.min_counts, strict=True):
+        if name not in fractions:
+            counts.append(None)
+            continue
+        count = math.floor(size * _density(fractions[name]) + Fraction(1, 2))
+        if count < least:
+            raise InputError(
+                f"layer_sparsity: {fractions[name]} of {name!r} keeps {count} of its {size} "
+                f"weights, fewer than its minimum {least}; use at most {1 - least / size:.9g}"
+            )
+        counts.append(count)
+    return replace(layout, fixed_counts=tuple(counts) if fractions else ())
 
 
 def _density(sparsity: float) -> Fraction:

@@ -38,6 +38,8 @@ class Layout:
         floor: the fraction of every layer, in [0, 1), that every mask keeps.
         n_of_m: the N:M pattern of every mask, or None.
         mac_cost: cost of units, where the budget is in multiply-adds; None counts entries.
+        fixed_counts: how many entries every mask keeps of each layer, None for layers that share
+            the rest of the budget; empty if no layer is fixed.
     """
 
     names: tuple[str, ...]
@@ -45,6 +47,7 @@ class Layout:
     floor: float = 0.0
     n_of_m: NOfM | None = None
     mac_cost: MacCost | None = None
+    fixed_counts: tuple[int | None, ...] = ()
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Layout:
@@ -60,7 +63,24 @@ class Layout:
     def min_counts(self) -> tuple[int, ...]:
         """The fewest weights of each layer: its floor rounded up, at least `MIN_KEEP`."""
         fraction = Fraction(str(float(self.floor)))  # the decimal as written: 0.1 is a tenth
-        return tuple(max(MIN_KEEP, ceil(size * fraction)) for size in self.sizes)
+        least = tuple(max(MIN_KEEP, ceil(size * fraction)) for size in self.sizes)
+        return self._with_fixed(least)
+
+    @cached_property
+    def max_counts(self) -> tuple[int, ...]:
+        """The most weights that masks keep of each layer: its size, unless its count is fixed."""
+        return self._with_fixed(self.sizes)
+
+    def _with_fixed(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        if not self.fixed_counts:
+            return counts
+        pairs = zip(counts, self.fixed_counts, strict=True)
+        return tuple(count if fixed is None else fixed for count, fixed in pairs)
+
+    def permits(self, counts: Sequence[int]) -> bool:
+        """Return whether no layer keeps fewer than its minimum or more than its maximum."""
+        bounds = zip(self.min_counts, counts, self.max_counts, strict=True)
+        return all(low <= count <= high for low, count, high in bounds)
 
     def with_floor(self, fraction: float) -> Layout:
         """Return the same layers with another floor."""
@@ -129,7 +149,7 @@ def layered_mask(scores: Tensor, layout: Layout, counts: Sequence[int]) -> Tenso
 
 
 def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
-    """Mark the `keep` best scores of the network, at least `layout.min_counts` in every layer.
+    """Mark the `keep` best scores of the network, between minimum and maximum in every layer.
 
     If the layout has a `mac_cost`, `keep` is in multiply-adds; see `MacCost.global_counts`.
 
@@ -140,7 +160,7 @@ def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
         counts = layout.mac_cost.global_counts(scores, layout.slices, layout.min_counts, keep)
         return layered_mask(scores, layout, counts)
     mask = top_k_mask(scores, keep)
-    if all(n >= low for n, low in zip(layer_counts(mask, layout), layout.min_counts, strict=True)):
+    if layout.permits(layer_counts(mask, layout)):
         return mask
     least = sum(layout.min_counts)
     if keep < least:
@@ -152,6 +172,9 @@ def global_mask(scores: Tensor, layout: Layout, keep: int) -> Tensor:
     # take weights from layers that are just at their minimum.
     mask = layered_mask(scores, layout, layout.min_counts)
     rest = ~mask
+    for part, fixed in zip(layout.slices, layout.fixed_counts, strict=False):
+        if fixed is not None:
+            rest[part] = False
     mask[rest] = top_k_mask(scores[rest], keep - least)
     return mask
 

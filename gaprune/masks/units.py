@@ -6,6 +6,7 @@ A search under such a pattern only handles units: scores, masks, budgets and ope
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -107,14 +108,14 @@ class ChannelUnits:
 class BlockUnits:
     """One unit per block of `rows` outputs by `columns` inputs; blocks at the edges are smaller.
 
-    A layer is treated as a matrix: its outputs (on the axis in `axes`) by everything that an output
-    reads (input channels times kernel, in memory order). A vector has one column.
+    A layer is treated as a matrix: its outputs (on the axes in `row_axes`) by everything that an
+    output reads (input channels times kernel, in memory order). A vector has one column.
     """
 
     weights: Layout
     rows: int
     columns: int
-    axes: tuple[int, ...]
+    row_axes: tuple[tuple[int, ...], ...]
 
     @cached_property
     def layout(self) -> Layout:
@@ -128,14 +129,13 @@ class BlockUnits:
         """Return the flat mask of the weights for a flat mask of the blocks, on its device."""
         flat = torch.empty(self.weights.total, dtype=mask.dtype, device=mask.device)
         blocks = self.layout.split(mask).values()
-        for block, weight, axis in zip(
-            blocks, self.weights.split(flat).values(), self.axes, strict=True
+        for block, weight, axes, (rows, columns) in zip(
+            blocks, self.weights.split(flat).values(), self.row_axes, self.matrices, strict=True
         ):
-            matrix = weight.movedim(axis, 0)
+            matrix = weight.movedim(axes, tuple(range(len(axes))))
             # Blocks at the edges are expanded to full size and cut by the slice below.
             expanded = block.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
-            columns = matrix[0].numel()
-            matrix.copy_(expanded[: len(matrix), :columns].reshape(matrix.shape))
+            matrix.copy_(expanded[:rows, :columns].reshape(matrix.shape))
         return flat
 
     def unit_gradient(self, values: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - as above
@@ -148,9 +148,10 @@ class BlockUnits:
 
     def _sums(self, values: Tensor) -> Tensor:
         sums = []
-        for weight, axis in zip(self.weights.split(values).values(), self.axes, strict=True):
-            matrix = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight.unsqueeze(1)
-            rows, columns = matrix.shape
+        for weight, axes, (rows, columns) in zip(
+            self.weights.split(values).values(), self.row_axes, self.matrices, strict=True
+        ):
+            matrix = weight.movedim(axes, tuple(range(len(axes)))).reshape(rows, columns)
             # Zeros complete the blocks at the edges and do not change sums.
             padded = functional.pad(matrix, (0, -columns % self.columns, 0, -rows % self.rows))
             tiles = padded.unflatten(1, (-1, self.columns)).unflatten(0, (-1, self.rows))
@@ -160,10 +161,11 @@ class BlockUnits:
     @cached_property
     def matrices(self) -> list[tuple[int, int]]:
         """Rows and columns of every layer, seen as a matrix."""
-        return [
-            (shape[axis], torch.Size(shape).numel() // shape[axis])
-            for shape, axis in zip(self.weights.shapes, self.axes, strict=True)
-        ]
+        sizes = []
+        for shape, axes in zip(self.weights.shapes, self.row_axes, strict=True):
+            rows = math.prod(shape[axis] for axis in axes)
+            sizes.append((rows, math.prod(shape) // rows))
+        return sizes
 
 
 Units = ChannelUnits | BlockUnits

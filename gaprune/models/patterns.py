@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from gaprune.config import Settings
 from gaprune.errors import InputError, unknown_name
+from gaprune.masks.budget import with_layer_sparsity
 from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
 from gaprune.models.channel_groups import ChannelGraph, ChannelGroup, CoupledChannels, LayerChannel
+from gaprune.models.layer_kinds import weight_axes, weight_kind
 from gaprune.models.mac_cost import mac_cost_of
+from gaprune.models.name_patterns import matching_parameters
 from gaprune.models.target import Target
 from gaprune.pattern_names import (
     BUDGETS,
@@ -62,11 +65,29 @@ def check_pattern(settings: Settings) -> None:
             f"pattern {text!r} and budget {budget!r}; add --pattern channel --budget macs, or "
             "leave it out"
         )
+    if settings.layer_sparsity:
+        _check_layer_sparsity(settings, pattern)
     if isinstance(pattern, NMPattern):
         _check_n_of_m(settings, pattern)
     elif budget == LATENCY:
         reason = "tries many budgets, but latency is measured for a single one"
         _refuse(settings, ("max_drop", "pareto"), reason, "use --budget macs")
+
+
+def _check_layer_sparsity(settings: Settings, pattern: object) -> None:
+    """Raise unless every layer of the budget is a layer of the network, counted in weights."""
+    reason = None
+    if isinstance(pattern, NMPattern):
+        reason = f"pattern {settings.pattern!r} already fixes the fraction of every layer"
+    elif pattern == CHANNEL:
+        reason = "channels of several layers are removed together"
+    elif settings.budget != WEIGHTS:
+        reason = f"budget {settings.budget!r} counts multiply-adds, not weights"
+    elif settings.max_drop is not None or settings.pareto:
+        reason = "max_drop and pareto try many budgets, which fixed layers may not leave"
+    if reason is not None:
+        text = ", ".join(settings.layer_sparsity)
+        raise InputError(f"layer_sparsity: {reason}, got {text}; leave one of them out")
 
 
 def _check_n_of_m(settings: Settings, pattern: NMPattern) -> None:
@@ -109,7 +130,7 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
         return replace(layout, mac_cost=cost)
     pattern = parse_pattern(settings.pattern)
     if not isinstance(pattern, NMPattern):
-        return layout
+        return with_layer_sparsity(layout, _layer_fractions(target, settings.layer_sparsity))
     axes = tuple(_group_axis(target, name, pattern.of) for name in target.layout.names)
     if not any(axis is not None for axis in axes):
         shapes = ", ".join(f"{name} {tuple(w.shape)}" for name, w in target.weights.items())
@@ -121,13 +142,31 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
     return replace(layout, n_of_m=NOfM(pattern.keep, pattern.of, axes))
 
 
+def _layer_fractions(target: Target, stated: Sequence[str]) -> dict[str, float]:
+    """Return layer → the fraction to remove from it; the last pattern that fits decides."""
+    fractions = dict(text.rpartition("=")[::2] for text in stated)
+    parameters = dict(target.model.named_parameters(remove_duplicate=False))
+    prunable = {id(parameters[name]): name for name in target.layout.names}
+    layers: dict[str, float] = {}
+    for pattern, names in matching_parameters(target.model, [*fractions], "layer_sparsity").items():
+        fitting = [prunable[key] for name in names if (key := id(parameters[name])) in prunable]
+        if not fitting:
+            raise InputError(
+                f"layer_sparsity: {pattern!r} fits {len(names)} parameters, such as {names[0]}, "
+                "and none of them is prunable; name them in prune_also, or other layers here"
+            )
+        layers |= dict.fromkeys(fitting, float(fractions[pattern]))
+    return layers
+
+
 def _group_axis(target: Target, name: str, size: int) -> int | None:
     """Return the input axis of a weight if it can be split into groups of `size`, else None."""
+    kind = weight_kind(target.model, name)
+    if kind is None or not kind.in_groups:
+        return None
     module = target.model.get_submodule(name.rpartition(".")[0])
     shape = target.weights[name].shape
-    if not isinstance(module, _LAYERS) or not name.endswith("weight") or len(shape) < 2:
-        return None
-    axis = 0 if isinstance(module, _TRANSPOSED) else 1
+    axis = 0 if isinstance(module, _TRANSPOSED) else kind.inputs
     return axis if shape[axis] % size == 0 else None
 
 
@@ -135,8 +174,8 @@ def units_of(target: Target, settings: Settings) -> Units | None:
     """Return the units of a pattern, or None if every weight has a score of its own."""
     pattern = parse_pattern(settings.pattern)
     if isinstance(pattern, BlockPattern):
-        axes = tuple(_axes(target, name)[0] for name in target.layout.names)
-        return BlockUnits(target.layout, pattern.rows, pattern.columns, axes)
+        rows = tuple(weight_axes(target.model, name).rows for name in target.layout.names)
+        return BlockUnits(target.layout, pattern.rows, pattern.columns, rows)
     if pattern == CHANNEL:
         return channels_of(target, alike=settings.budget != WEIGHTS)
     return None
@@ -266,7 +305,5 @@ def _channel_indices(
 
 def _axes(target: Target, name: str) -> tuple[int, int]:
     """Return the output and input axes of a prunable weight; a vector has an output axis only."""
-    module = target.model.get_submodule(name.rpartition(".")[0])
-    # transposed convolutions store [in, out, …], except depthwise ones
-    swapped = isinstance(module, _TRANSPOSED) and module.groups == 1
-    return (1, 0) if swapped and target.weights[name].ndim > 1 else (0, 1)
+    kind = weight_axes(target.model, name)
+    return (kind.rows[-1], kind.inputs) if target.weights[name].ndim > 1 else (0, 1)

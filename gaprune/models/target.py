@@ -123,7 +123,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     return _make_target(loaded, spec, options, (prune_also, ignore), device, share_weights=True)
 
 
-def target_from_module(
+def target_from_module(  # noqa: PLR0913 # what is known about a network
     model: nn.Module,
     *,
     inputs: InputOptions,

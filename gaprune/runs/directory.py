@@ -127,7 +127,9 @@ def config_text(target: Target, settings: Mapping[str, Any], job: PruneJob | Non
     used = {key: value for key, value in settings.items() if value is not None}
     if job is None:
         head = "# A network in memory was pruned; to repeat this run, add target and weights.\n"
-        return head + to_toml(inputs_config(target.inputs) | used)
+        patterns = {"prune_also": list(target.prune_also), "ignore": list(target.ignore)}
+        stated = {name: value for name, value in patterns.items() if value}
+        return head + to_toml(inputs_config(target.inputs) | stated | used)
     head = "# gaprune prune --config THIS_FILE repeats this run; paths are as they were given.\n"
     stated = {key: value for key, value in job.as_config().items() if key not in settings}
     return head + to_toml(stated | used)

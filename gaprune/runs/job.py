@@ -34,6 +34,7 @@ class PruneJob:
     weights: str | None = None  # None for a network of the zoo
     inputs: InputOptions = field(default_factory=InputOptions)
     prune_also: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     test: str | None = None  # None: that of the zoo, if it is a zoo network
     output: str | None = None
     allow_download: bool = False
@@ -57,6 +58,7 @@ class PruneJob:
                 weights=None if self.weights is None else Path(self.weights),
                 inputs=self.inputs,
                 prune_also=self.prune_also,
+                ignore=self.ignore,
                 device=device or self.checked.driver_device,
                 output=self.output,
                 allow_download=self.allow_download,
@@ -75,6 +77,7 @@ class PruneJob:
             "weights": self.weights,
             **{key.name: getattr(self.inputs, key.field) for key in JOB_KEYS if key.field},
             "prune_also": self.prune_also or None,
+            "ignore": self.ignore or None,
             "test": self.test,
             "output": self.output,
             "allow_download": self.allow_download or None,
@@ -127,7 +130,19 @@ JOB_KEYS: tuple[Key, ...] = (
         "checkpoint: .safetensors, or a state dict as .pt, .pth, .bin",
         metavar="FILE",
     ),
-    Key("prune_also", names, "prune this parameter too, by its qualified name", metavar="NAME"),
+    Key(
+        "prune_also",
+        names,
+        "prune these parameters too: a name, a glob, or a type as in MyLayer.weight",
+        metavar="PATTERN",
+    ),
+    Key(
+        "ignore",
+        names,
+        "leave these whole: a parameter, layer or layer type by name or glob, as fc1, '*.head', "
+        "Bilinear; they take no part in the budget",
+        metavar="PATTERN",
+    ),
     Key(
         "output",
         text,
@@ -169,6 +184,7 @@ _PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
     "sparsity": _sparsity,
     "calibration": names,
     "initial_criteria": names,
+    "layer_sparsity": names,
 }
 
 
@@ -205,6 +221,7 @@ def make_job(values: Mapping[str, Any]) -> PruneJob:
         weights=stated.get("weights"),
         inputs=InputOptions(**{key.field: stated.get(key.name) for key in JOB_KEYS if key.field}),
         prune_also=stated.get("prune_also", ()),
+        ignore=stated.get("ignore", ()),
         test=stated.get("test"),
         output=stated.get("output"),
         allow_download=stated.get("allow_download", False),

@@ -42,6 +42,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     inputs: InputOptions | None = None,
     test: tuple[Tensor, Tensor] | None = None,
     prune_also: tuple[str, ...] = (),
+    ignore: tuple[str, ...] = (),
     observer: Observer | None = None,
     on_generation: Callable[[Generation], object] | None = None,
     out: str | Path | None = None,
@@ -61,7 +62,9 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             layer is linear or an embedding.
         test: inputs `[N, …]` as the network takes them and int64 labels `[N]`, for the final
             accuracy only; they never reach the search.
-        prune_also: further parameters to prune, by qualified name.
+        prune_also: further parameters to prune: names, globs, or types as in `MyLayer.weight`.
+        ignore: parameters, layers and layer types to leave whole; globs work too. They take no
+            part in the budget.
         observer: told of progress.
         on_generation: called with the record of every generation (`gaprune.callbacks.Callbacks`
             has functions for more); an error that it raises ends the run.
@@ -99,6 +102,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         model,
         inputs=inputs or InputOptions(),
         prune_also=prune_also,
+        ignore=ignore,
         device=checked.driver_device,
         share_weights=True,  # a second network may not fit into memory
     )

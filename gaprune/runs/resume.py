@@ -127,7 +127,8 @@ def resume_run(
         target = target_from_module(
             model,
             inputs=_input_options(facts["inputs"]),
-            prune_also=facts["layers"],
+            prune_also=stated.get("prune_also", ()),
+            ignore=stated.get("ignore", ()),
             device=checked.driver_device,
         )
     elif "target" in stated:

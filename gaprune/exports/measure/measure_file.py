@@ -22,9 +22,9 @@ from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_ru
 from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject
 from gaprune.exports.measure.file_contents import ONNX, FileContents, find_dense, read_contents
 from gaprune.io.sparse import zstandard
+from gaprune.models.layer_kinds import layer_kind
 from gaprune.models.macs import macs_per_input
 from gaprune.models.onnx import OnnxSession
-from gaprune.models.layer_kinds import layer_kind
 from gaprune.models.target import Target
 
 SCHEMA = 1
