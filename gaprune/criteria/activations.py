@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from gaprune.criteria.batching import batch_size, batches
 from gaprune.criteria.weights_only import flat_scores, lamp_scores
 from gaprune.models.forward import functional_call
+from gaprune.models.layer_kinds import HF_CONV1D, is_layer, weight_axes
 from gaprune.models.network import DenseNetwork
 
 COPIES = 6  # memory of the measurement, in sizes of the largest activation (float64 squares)
@@ -38,10 +39,10 @@ def wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) ->
     """Rank |w|·‖x‖₂ inside each output row (Sun et al. 2023, section 3).
 
     The score is rank over row length, in (0, 1], so one threshold for all layers keeps the same
-    density in every row (the first axis of a weight; a vector is one row).
+    density in every row (all that one output reads; a vector is one row).
     """
     products = _products(network, calibration)
-    return flat_scores(network, ((name, _row_ranks(values)) for name, values in products))
+    return flat_scores(network, _ranked_rows(network, products))
 
 
 def lamp_wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
@@ -58,7 +59,7 @@ def lamp_wanda(network: DenseNetwork, calibration: Tensor | None, *_: object) ->
 def lamp_wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: object) -> Tensor:
     """LAMP decides how many weights each layer keeps, the ranks of `wanda_rows` decide which."""
     products = _products(network, calibration)
-    return _lamp_scores_in_order(network, ((name, _row_ranks(p)) for name, p in products))
+    return _lamp_scores_in_order(network, _ranked_rows(network, products))
 
 
 def _lamp_scores_in_order(network: DenseNetwork, orders: Iterable[tuple[str, Tensor]]) -> Tensor:
@@ -74,17 +75,37 @@ def _lamp_scores_in_order(network: DenseNetwork, orders: Iterable[tuple[str, Ten
     return flat_scores(network, ((name, assigned(name, order)) for name, order in orders))
 
 
-def _row_ranks(values: Tensor) -> Tensor:
-    rows = values.abs().reshape(len(values) if values.ndim > 1 else 1, -1)
+def _ranked_rows(
+    network: DenseNetwork, products: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, values in products:
+        module = network.model.get_submodule(name.rpartition(".")[0])
+        # Transposed convolutions are ranked by their first axis too: a seed keeps its masks.
+        is_conv = isinstance(module, _ConvNd)
+        yield name, _row_ranks(values, (0,) if is_conv else weight_axes(network.model, name).rows)
+
+
+def _row_ranks(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    if values.ndim < 2:
+        rows = values.abs().reshape(1, -1)
+        moved = values
+    else:  # the axes of the rows first
+        moved = values.movedim(axes, tuple(range(len(axes))))
+        rows = moved.abs().flatten(len(axes)).flatten(0, len(axes) - 1)
     ranks = rows.argsort(dim=1, stable=True).argsort(dim=1) + 1
-    ranked = (ranks.double() / rows.shape[1]).view_as(values)
+    ranked = (ranks.double() / rows.shape[1]).view(moved.shape)
+    if values.ndim > 1:
+        ranked = ranked.movedim(tuple(range(len(axes))), axes)
     return torch.where(values.isfinite(), ranked, values)
 
 
 def _products(
     network: DenseNetwork, calibration: Tensor | None, exponent: float = 1.0
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and w·‖x‖₂^exponent in float64; w if the inputs of a weight are not observed."""
+    """Yield name and w·‖x‖₂^exponent in float64.
+
+    It is w where the inputs of a weight are not observed: in recurrent layers and in experts.
+    """
     assert calibration is not None  # `score_with` has checked it
     energies = network.once("energies", calibration, partial(input_energies, network, calibration))
     for name, weight in network.weights.items():
@@ -146,16 +167,20 @@ def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[N
 
     with ExitStack() as hooks:
         for module, (kind, rule) in product(network.model.modules(), RULES.items()):
-            if isinstance(module, kind):
+            if is_layer(module, kind):
                 handle = module.register_forward_pre_hook(hook(rule), with_kwargs=True)
                 hooks.enter_context(handle)
         yield
 
 
 def _rows_shared(energy: Tensor) -> Tensor:
-    """Return the energy with the memory of one row if all are equal, as those of linear layers."""
-    if energy.ndim > 1 and bool((energy == energy[:1]).all()):
-        return energy[:1].clone().expand_as(energy)
+    """Return the energy with the memory of one row if all are equal, as those of linear layers.
+
+    The same for columns: weights [in, out] have inputs on axis 0.
+    """
+    for first in (energy[:1], energy[..., :1]) if energy.ndim > 1 else ():
+        if bool((energy == first).all()):
+            return first.clone().expand_as(energy)
     return energy
 
 
@@ -167,10 +192,14 @@ def _affine_energy(
     The derivative of the summed output by a weight is the sum of the inputs that it multiplies. On
     x² instead of x this is the sum of squares. A bias multiplies 1.
     """
-    inputs = args[0].float().square() if args[0].is_floating_point() else args[0]
+    # a bilinear layer multiplies two inputs
+    squares = (
+        arg.float().square() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+        for arg in args
+    )
     leaves = {name: p.detach().float().requires_grad_() for name, p in module.named_parameters()}
     with torch.enable_grad():
-        total = functional_call(module, leaves, (inputs, *args[1:]), kwargs).sum()
+        total = functional_call(module, leaves, tuple(squares), kwargs).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
     return dict(zip(leaves, gradients, strict=True))
 
@@ -202,9 +231,11 @@ def _column_energy(inputs: Tensor) -> Tensor:
 
 
 Rule = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], dict[str, Tensor]]
-RULES: dict[type[nn.Module], Rule] = {
+RULES: dict[type[nn.Module] | str, Rule] = {
     nn.Linear: _affine_energy,
     _ConvNd: _affine_energy,  # 1-D to 3-D, transposed too
+    nn.Bilinear: _affine_energy,
+    HF_CONV1D: _affine_energy,
     nn.Embedding: _affine_energy,
     nn.MultiheadAttention: _attention_energy,
 }

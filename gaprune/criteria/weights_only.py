@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from gaprune.models.layer_kinds import weight_axes
 from gaprune.models.network import DenseNetwork
 
 
@@ -38,9 +39,15 @@ def erk(network: DenseNetwork, *_: object) -> Tensor:
     Evci et al. 2020, section 3: layer l keeps the density ε·r_l, at most 1, where
     r_l = (Σ dimensions) / (Π dimensions) of its weight, kernel included. The score is −q / r_l,
     where q in (0, 1] is the rank by magnitude, from the top of the layer, over its size. It is at
-    least −ε exactly if q ≤ ε·r_l, so the best k weights have these densities for any k.
+    least −ε exactly if q ≤ ε·r_l, so the best k weights have these densities for any k. Experts
+    in one weight count as layers of their own, of equal density.
     """
-    return _by_layer(network, _erk_scores)
+    layers = (
+        # the first axes of the rows count experts
+        (name, _erk_scores(w.detach(), w.shape[len(weight_axes(network.model, name).rows) - 1 :]))
+        for name, w in network.weights.items()
+    )
+    return flat_scores(network, layers)
 
 
 def erk_factor(shape: tuple[int, ...]) -> float:
@@ -67,11 +74,11 @@ def lamp_scores(weight: Tensor) -> Tensor:
     return scores.view(weight.shape)
 
 
-def _erk_scores(weight: Tensor) -> Tensor:
+def _erk_scores(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     order = torch.sort(weight.flatten().abs(), descending=True, stable=True).indices
     ranks = torch.empty(weight.numel(), dtype=torch.float64, device=weight.device)
     ranks[order] = torch.arange(1, weight.numel() + 1, dtype=torch.float64, device=weight.device)
-    return (-ranks / weight.numel() / erk_factor(tuple(weight.shape))).view(weight.shape)
+    return (-ranks / weight.numel() / erk_factor(tuple(shape))).view(weight.shape)
 
 
 def _by_layer(network: DenseNetwork, rule: Callable[[Tensor], Tensor]) -> Tensor:

@@ -24,6 +24,7 @@ class LayerKind(NamedTuple):
     in_groups: bool = True  # whether N:M patterns group the inputs
 
 
+HF_CONV1D = "transformers.pytorch_utils.Conv1D"  # of GPT-2: a linear layer, weight [in, out]
 _TRANSPOSED = LayerKind(rows=(1,), inputs=0)
 # Of the four gates of an LSTM, or the three of a GRU; `hr` projects the hidden state.
 _RECURRENT = LayerKind(("weight_ih*", "weight_hh*", "weight_hr*"))
@@ -44,7 +45,7 @@ LAYER_KINDS: dict[type[nn.Module] | str, LayerKind] = {
     nn.RNNBase: _RECURRENT,
     nn.RNNCellBase: _RECURRENT,
     nn.Bilinear: LayerKind(inputs=2),
-    "transformers.pytorch_utils.Conv1D": _TRANSPOSED,
+    HF_CONV1D: _TRANSPOSED,
 }
 _PLAIN = LayerKind()
 # One matrix per expert: [experts, outputs, inputs], or with the last two exchanged.
@@ -55,13 +56,19 @@ _TRANSPOSED_CLASSES = ("Llama4TextExperts",)  # do not say so themselves
 
 def layer_kind(module: nn.Module) -> LayerKind | None:
     """Return the kind of a layer, or None if its weights are not in `LAYER_KINDS`."""
-    for base in type(module).__mro__:
-        kind = LAYER_KINDS.get(base) or LAYER_KINDS.get(f"{base.__module__}.{base.__qualname__}")
-        if kind is not None:
+    for layer, kind in LAYER_KINDS.items():
+        if is_layer(module, layer):
             # Grouped transposed convolutions are [in, out / groups, …]; only `in` has all channels.
             is_grouped = kind is _TRANSPOSED and getattr(module, "groups", 1) != 1
             return kind._replace(rows=(0,), inputs=1) if is_grouped else kind
     return None
+
+
+def is_layer(module: nn.Module, layer: type[nn.Module] | str) -> bool:
+    """Return whether a module is of a type, also given by its full name, or of a subclass."""
+    if isinstance(layer, type):
+        return isinstance(module, layer)
+    return any(f"{base.__module__}.{base.__qualname__}" == layer for base in type(module).__mro__)
 
 
 def weight_kind(model: nn.Module, name: str) -> LayerKind | None:
