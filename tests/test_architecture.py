@@ -43,7 +43,7 @@ HOMES = {  # third-party package → the only files or folders of gaprune that i
     "deap": ("evolution/",),
     "matplotlib": ("comparison/plots/",),
     "sklearn": ("exports/clustering.py",),
-    "torch_pruning": ("models/channel_groups.py", "comparison/methods/"),
+    "torch_pruning": ("models/channel_slicing.py", "comparison/methods/"),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "jinja2": ("report/", "exports/"),

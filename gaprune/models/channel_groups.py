@@ -1,28 +1,27 @@
 """Which channels of a network must be removed together, and which cannot be removed.
 
-The dependency graph is torch-pruning's (Fang et al. 2023, "DepGraph"): removing an output channel
-of a layer also removes that channel from norms and depthwise convolutions behind it and from
-layers whose outputs are added to it, and the matching input channels of the layers that read it.
+Dependencies are those of DepGraph (Fang et al. 2023): removing an output channel of a layer also
+removes that channel from norms and depthwise convolutions behind it and from layers whose outputs
+are added to it, and the matching input channels of the layers that read it. Channels are followed
+through a forward pass (`channel_tracing`), and every group is tried: without some of its channels
+the network must compute what it computes if no layer reads them. A group that fails stays whole.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from gaprune.errors import InputError, unknown_name
-from gaprune.models.sources.optional_packages import import_extra
-from gaprune.models.target import trainable_copy
-
-# Attributes of torch layers that hold their number of channels.
-_OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters")
-_INPUTS = ("in_channels", "in_features")
+from gaprune.errors import InputError, first_line, unknown_name
+from gaprune.models.channel_labels import CONSTANT
+from gaprune.models.channel_slicing import ChannelRemoval, num_inputs, num_outputs, torch_pruning
+from gaprune.models.channel_tracing import ChannelTracer
+from gaprune.models.channel_trial import ChannelTrial
+from gaprune.models.target import private_copy
 
 
 class LayerChannel(NamedTuple):
@@ -50,46 +49,56 @@ class ChannelGroup:
 
     layers: tuple[str, ...]
     channels: tuple[CoupledChannels, ...] = field(repr=False)
-
-
-class ChannelRemoval(NamedTuple):
-    """Channels to remove: layer → ascending output channels, and layer → input channels."""
-
-    outputs: dict[str, list[int]]
-    inputs: dict[str, list[int]]
+    joined: str | None = None  # the operation that couples channels of the same layer, if any does
 
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """The removable channels of a network, and layer → why its channels are fixed."""
+    """The removable channels of a network, and why other output channels are fixed."""
 
     model: nn.Module
     groups: tuple[ChannelGroup, ...]
-    fixed: dict[str, str]
+    fixed: dict[LayerChannel, str]
 
     @classmethod
     def trace(cls, model: nn.Module, example: Tensor) -> ChannelGraph:
-        """Trace a network on one input `[1, ...]`, or raise `InputError`; it stays unchanged."""
-        coupling = _Coupling()
-        fixed: dict[str, str] = {}
-        for root, dependents, obstacle in _trace(model, example):
-            for layer, is_output, pairs in dependents:
-                for source, channel in pairs:
-                    reached = LayerChannel(layer, channel)
-                    coupling.add(LayerChannel(root, source), reached, output=is_output)
-            if obstacle:
-                fixed[root] = obstacle
-        # the order of registration makes groups and channels deterministic
-        order = {name: number for number, (name, _) in enumerate(model.named_modules())}
-        groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
-        for channels in coupling.sets(order):
-            layers = tuple(dict.fromkeys(channel.layer for channel in channels.outputs))
-            obstacle = next((fixed[layer] for layer in layers if layer in fixed), None)
-            if obstacle is None:
-                groups[layers].append(channels)
-            else:  # what is coupled to a fixed layer is fixed for the same reason
-                fixed.update(dict.fromkeys(layers, obstacle))
-        return cls(model, tuple(ChannelGroup(k, tuple(v)) for k, v in groups.items()), fixed)
+        """Follow the channels of a network on one input `[1, ...]`; it stays unchanged.
+
+        Raises:
+            InputError: the network does not run on the example.
+            GapruneError: torch-pruning is not installed.
+        """
+        torch_pruning()  # before the work, if it is missing
+        device = next((parameter.device for parameter in model.parameters()), example.device)
+        private = private_copy(model, device)
+        trial = None
+        graph, factored = _untried(model, private, example, frozenset())
+        sites: set[str] = set()
+        if graph.groups:
+            trial = ChannelTrial(model, example)
+            graph, failed = _tried(graph, trial)
+            sites = {site for site, channels in factored.items() if channels & failed}
+        if trial and sites:  # where a reshape splits channels, the other factor may be constant
+            other, _ = _untried(model, private, example, frozenset(sites))
+            if other.groups:
+                other, _ = _tried(other, trial)
+                graph = max(graph, other, key=_num_removable)
+        return graph
+
+    def whole_layers(self) -> dict[str, str]:
+        """Return layer → why none, or how many, of its output channels cannot be removed."""
+        by_layer: dict[str, dict[str, int]] = defaultdict(dict)
+        for (layer, _), reason in self.fixed.items():
+            by_layer[layer][reason] = by_layer[layer].get(reason, 0) + 1
+        whole = {}
+        for layer, counts in by_layer.items():
+            total, reason = (
+                num_outputs(self.model.get_submodule(layer)),
+                max(counts, key=counts.__getitem__),
+            )
+            fixed = sum(counts.values())
+            whole[layer] = reason if fixed == total else f"{fixed} of {total} channels: {reason}"
+        return whole
 
     def removal(self, channels: Mapping[str, Sequence[int]]) -> ChannelRemoval:
         """Return all that must be removed together with `channels`: layer → output channels.
@@ -110,26 +119,31 @@ class ChannelGraph:
         for layer, indices in channels.items():
             self._check_layer(layer, removable)
             for index in indices:
+                if (reason := self.fixed.get(LayerChannel(layer, index))) is not None:
+                    raise InputError(
+                        f"channels: channel {index} of layer {layer!r} cannot be removed: {reason}"
+                    )
                 if LayerChannel(layer, index) not in coupled:
                     last = num_outputs(self.model.get_submodule(layer)) - 1
                     raise InputError(
                         f"channels: layer {layer!r} has channels 0 to {last}, got {index!r}"
                     )
                 removed.append(coupled[LayerChannel(layer, index)])
-        outputs = _by_layer(channel for coupled in removed for channel in coupled.outputs)
-        inputs = _by_layer(channel for coupled in removed for channel in coupled.inputs)
-        for indices_by_layer, count in ((outputs, num_outputs), (inputs, num_inputs)):
+        removal = _removal_of(removed)
+        counts = (num_outputs, num_inputs)
+        for indices_by_layer, count in zip(removal, counts, strict=True):
             for layer, indices in indices_by_layer.items():
                 if len(indices) >= count(self.model.get_submodule(layer)):
                     raise InputError(
                         f"channels: nothing would be left of layer {layer!r}; keep at least one"
                     )
-        return ChannelRemoval(outputs, inputs)
+        return removal
 
     def _check_layer(self, layer: str, removable: set[str]) -> None:
-        if layer in self.fixed:
+        whole = self.whole_layers()
+        if layer in whole and layer not in removable:
             raise InputError(
-                f"channels: those of layer {layer!r} cannot be removed: {self.fixed[layer]}"
+                f"channels: those of layer {layer!r} cannot be removed: {whole[layer]}"
             )
         modules = dict(self.model.named_modules())
         if layer not in modules:
@@ -141,42 +155,86 @@ class ChannelGraph:
             )
 
 
-class _Coupling:
-    """Disjoint sets of output channels, and the input channels that read them."""
+def _untried(
+    model: nn.Module, private: nn.Module, example: Tensor, inner: frozenset[str]
+) -> tuple[ChannelGraph, dict[str, set[LayerChannel]]]:
+    """Return the graph before any trial, and site of a reshape → output channels that it splits."""
+    tracer = ChannelTracer(private, inner)
+    try:
+        tracer.run(example)
+    except Exception as error:  # the network's own code runs, and may raise anything
+        raise InputError(
+            f"model: its channels cannot be followed ({type(error).__name__}: "
+            f"{first_line(error)}); channels can be removed from networks that accept the example"
+        ) from error
+    labels = tracer.labels
+    members = _members(tracer.outputs, private, labels.root)
+    readers = _members(tracer.inputs, private, labels.root)
+    fixed: dict[LayerChannel, str] = {}
+    groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
+    roots: dict[tuple[str, ...], int] = {}
+    for root, outputs in members.items():
+        if (reason := labels.reason(root)) is not None:
+            fixed.update(dict.fromkeys(outputs, reason))
+            continue
+        layers = tuple(dict.fromkeys(channel.layer for channel in outputs))
+        groups[layers].append(CoupledChannels(tuple(outputs), tuple(readers.get(root, ()))))
+        roots[layers] = root
+    for layers in [layers for layers, sets in groups.items() if len(sets) == 1]:
+        (single,) = groups[layers]
+        if len(single.outputs) > len(layers):  # several channels of a layer, joined
+            joined = labels.joined_by(roots[layers])
+            reason = f"they can only be removed all at once, because of {joined}"
+            fixed.update(dict.fromkeys(single.outputs, reason))
+            del groups[layers]
+    channel_of = {root: set(outputs) for root, outputs in members.items()}
+    factored = {
+        site: set().union(*(channel_of.get(labels.root(label), set()) for label in split))
+        for site, split in tracer.factored.items()
+    }
+    made = []
+    for layers, sets in groups.items():
+        is_joined = any(len(channels.outputs) > len(layers) for channels in sets)
+        joined = labels.joined_by(roots[layers]) if is_joined else None
+        made.append(ChannelGroup(layers, tuple(sets), joined))
+    return ChannelGraph(model, tuple(made), fixed), factored
 
-    def __init__(self) -> None:
-        self.parent: dict[LayerChannel, LayerChannel] = {}
-        self.readers: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
 
-    def add(self, channel: LayerChannel, other: LayerChannel, *, output: bool) -> None:
-        root = self._root(channel)
-        if output:  # both can only be removed together: join their sets
-            self.parent[root] = self._root(other)
-        else:
-            self.readers[channel].add(other)
+def _num_removable(graph: ChannelGraph) -> int:
+    return sum(len(channels.outputs) for group in graph.groups for channels in group.channels)
 
-    def sets(self, order: Mapping[str, int]) -> list[CoupledChannels]:
-        def position(channel: LayerChannel) -> tuple[int, int]:
-            return order[channel.layer], channel.channel
 
-        outputs: dict[LayerChannel, list[LayerChannel]] = defaultdict(list)
-        inputs: dict[LayerChannel, set[LayerChannel]] = defaultdict(set)
-        for channel in sorted(self.parent, key=position):
-            root = self._root(channel)
-            outputs[root].append(channel)
-            inputs[root] |= self.readers.get(channel, set())
-        return [
-            CoupledChannels(tuple(members), tuple(sorted(inputs[root], key=position)))
-            for root, members in outputs.items()
-        ]
+def _tried(graph: ChannelGraph, trial: ChannelTrial) -> tuple[ChannelGraph, set[LayerChannel]]:
+    """Return the graph without groups that cannot be removed, and the outputs of those."""
+    failures = trial.failures([group.channels for group in graph.groups], _removal_of)
+    failed = {}
+    for index, problem in failures.items():
+        group = graph.groups[index]
+        reason = f"they are coupled by {group.joined}, and {problem}" if group.joined else problem
+        failed.update((output, reason) for sets in group.channels for output in sets.outputs)
+    left = (group for index, group in enumerate(graph.groups) if index not in failures)
+    return ChannelGraph(graph.model, tuple(left), graph.fixed | failed), set(failed)
 
-    def _root(self, channel: LayerChannel) -> LayerChannel:
-        path = []
-        while (above := self.parent.setdefault(channel, channel)) != channel:
-            path.append(channel)
-            channel = above
-        self.parent.update(dict.fromkeys(path, channel))  # path compression
-        return channel
+
+def _members(
+    by_layer: Mapping[str, Tensor], model: nn.Module, root: Callable[[int], int]
+) -> dict[int, list[LayerChannel]]:
+    """Return the channels with the same label, in the order of registration of their layers."""
+    members: dict[int, list[LayerChannel]] = defaultdict(list)
+    for layer, _ in model.named_modules():
+        for channel, label in enumerate(by_layer[layer].tolist() if layer in by_layer else ()):
+            if label != CONSTANT:
+                members[root(label)].append(LayerChannel(layer, channel))
+    return members
+
+
+def _removal_of(coupled: Iterable[CoupledChannels]) -> ChannelRemoval:
+    """Return all channels of these sets, by layer."""
+    sets = list(coupled)
+    return ChannelRemoval(
+        _by_layer(channel for channels in sets for channel in channels.outputs),
+        _by_layer(channel for channels in sets for channel in channels.inputs),
+    )
 
 
 def _by_layer(channels: Iterable[LayerChannel]) -> dict[str, list[int]]:
@@ -184,87 +242,3 @@ def _by_layer(channels: Iterable[LayerChannel]) -> dict[str, list[int]]:
     for layer, channel in channels:
         by_layer[layer].add(channel)
     return {layer: sorted(indices) for layer, indices in by_layer.items()}
-
-
-def num_outputs(layer: nn.Module) -> int:
-    """Return the number of output channels of a layer (convolution, linear, norm, PReLU)."""
-    return next(int(getattr(layer, name)) for name in _OUTPUTS if hasattr(layer, name))
-
-
-def num_inputs(layer: nn.Module) -> int:
-    """Return the number of input channels of a layer (convolution, linear)."""
-    return next(int(getattr(layer, name)) for name in _INPUTS if hasattr(layer, name))
-
-
-def torch_pruning() -> ModuleType:
-    """Import torch-pruning, or raise a `GapruneError` if it is not installed."""
-    package: ModuleType = import_extra("torch_pruning", "compare", "channels")
-    return package
-
-
-# A layer that the output channels of another layer reach: its name, whether the channels are
-# outputs of it too (True) or inputs (False), and pairs (channel of the other layer, channel of it).
-_Dependent = tuple[str, bool, tuple[tuple[int, int], ...]]
-
-
-def _trace(model: nn.Module, example: Tensor) -> Iterator[tuple[str, list[_Dependent], str | None]]:
-    """Yield each convolution and linear layer, its dependents, and why its channels must stay."""
-    tp = torch_pruning()
-    private = trainable_copy(model)  # tracing needs gradients, and registers hooks
-    with torch.enable_grad():
-        # torch-pruning follows autograd's graph, so the inputs must be part of it to be seen
-        inputs = example.clone().requires_grad_() * 1 if example.is_floating_point() else example
-        try:
-            graph = tp.DependencyGraph().build_dependency(private, (inputs,), verbose=False)
-        except Exception as error:  # the network's own code runs, and may raise anything
-            raise InputError(
-                f"model: torch-pruning cannot trace it ({type(error).__name__}: {error}); channels "
-                "can be removed from networks of plain layers that accept the example"
-            ) from error
-    types = tp.ops.OPTYPE
-    names = {module: name for name, module in private.named_modules()}
-    for module, name in names.items():
-        node = graph.module2node.get(module)
-        if node is None or node.type not in {types.CONV, types.DEPTHWISE_CONV, types.LINEAR}:
-            continue
-        prune = graph.get_pruner_of_module(module).prune_out_channels
-        # all channels at once: the group then lists every channel pair of every dependent layer
-        items = graph.get_pruning_group(module, prune, list(range(num_outputs(module)))).items
-        dependents = [
-            (
-                names[item.dep.target.module],
-                graph.is_out_channel_pruning_fn(item.dep.handler),
-                tuple(zip(item.root_idxs, item.idxs, strict=True)),
-            )
-            for item in items
-            if item.dep.target.module in names and _has_channels(item.dep.target.module)
-        ]
-        obstacles = (_obstacle(graph, item.dep, inputs.grad_fn, types) for item in items)
-        yield name, dependents, next(filter(None, obstacles), None)
-
-
-def _has_channels(layer: nn.Module) -> bool:
-    # a PReLU with one weight shares it between all channels
-    return getattr(layer, "num_parameters", 0) != 1 and any(
-        hasattr(layer, name) for name in _OUTPUTS
-    )
-
-
-def _obstacle(graph: Any, dependency: Any, inputs: object, types: Any) -> str | None:  # noqa: ANN401 - torch-pruning is untyped
-    """Return why channels that reach the target of a dependency cannot be removed, or None."""
-    node = dependency.target
-    module = node.module
-    groups = getattr(module, "groups", 1)
-    # removing these would change the shape of the network's output
-    if not node.outputs and graph.is_out_channel_pruning_fn(dependency.handler):
-        return "they are the network's outputs"
-    if inputs is not None and node.grad_fn is inputs:
-        return "they are added to the network's inputs"
-    # these normalise or mix over all of their channels
-    if node.type in {types.LN, types.GN, types.IN, types.EMBED, types.MHA, types.LSTM}:
-        return f"they pass through a {type(module).__name__}"
-    if node.type in {types.PARAMETER, types.UNBIND, types.EXPAND, types.CUSTOMIZED}:
-        return "they meet a parameter of no layer, or are rearranged"
-    if groups > 1 and not groups == module.in_channels == module.out_channels:
-        return "they pass through a grouped convolution that is not depthwise"
-    return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError
-from gaprune.models.channel_groups import ChannelGraph, ChannelRemoval, torch_pruning
+from gaprune.models.channel_groups import ChannelGraph
+from gaprune.models.channel_slicing import sliced_copy, zeroed_copy
 
 ROUNDING = 1000  # permitted difference, in units of the dtype's precision at the output's size
 
@@ -27,19 +27,9 @@ def remove_channels(
         GapruneError: torch-pruning is not installed.
     """
     removal = ChannelGraph.trace(model, example).removal(channels)
-    # layer by layer, not by torch-pruning's groups: the graph has already resolved dependencies
-    pruners = torch_pruning().DependencyGraph()
-    compact = copy.deepcopy(model)
-    for layer, indices in removal.outputs.items():
-        module = compact.get_submodule(layer)
-        pruners.get_pruner_of_module(module).prune_out_channels(module, indices)
-    for layer, indices in removal.inputs.items():
-        module = compact.get_submodule(layer)
-        pruners.get_pruner_of_module(module).prune_in_channels(module, indices)
-    for name, parameter in model.named_parameters():  # the sliced ones are new and take gradients
-        compact.get_parameter(name).requires_grad_(parameter.requires_grad)
+    compact = sliced_copy(model, removal)
     # tracing can be wrong, for example about slices by position: compare before returning
-    _check_same(compact, _zeroed_copy(model, removal), example, sorted(channels))
+    _check_same(compact, zeroed_copy(model, removal), example, sorted(channels))
     return compact
 
 
@@ -51,28 +41,7 @@ def masked_equivalent(
     Zeroed are weights and biases that compute them, γ and β of their norms, and the weights that
     read them (an activation need not map 0 to 0). For arguments see `remove_channels`.
     """
-    return _zeroed_copy(model, ChannelGraph.trace(model, example).removal(channels))
-
-
-@torch.no_grad()
-def _zeroed_copy(model: nn.Module, removal: ChannelRemoval) -> nn.Module:
-    zeroed = copy.deepcopy(model)
-    for layer, indices in removal.outputs.items():
-        module = zeroed.get_submodule(layer)
-        for name, parameter in module.named_parameters(recurse=False):
-            # transposed convolutions store [in, out, …], except depthwise ones
-            axis = int(name == "weight" and _is_transposed(module) and module.groups == 1)
-            parameter.index_fill_(axis, torch.tensor(indices, device=parameter.device), 0)
-    for layer, indices in removal.inputs.items():
-        module = zeroed.get_submodule(layer)
-        weight = module.get_parameter("weight")
-        axis = int(not _is_transposed(module))
-        weight.index_fill_(axis, torch.tensor(indices, device=weight.device), 0)
-    return zeroed
-
-
-def _is_transposed(layer: nn.Module) -> bool:
-    return bool(getattr(layer, "transposed", False))
+    return zeroed_copy(model, ChannelGraph.trace(model, example).removal(channels))
 
 
 @torch.no_grad()

@@ -34,8 +34,9 @@ from gaprune.pattern_names import (
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-# Tracing takes seconds, so groups are kept as long as their target lives.
-_groups: WeakKeyDictionary[Target, tuple[ChannelGroup, ...]] = WeakKeyDictionary()
+MAX_REASONS = 3  # in a message
+# Tracing takes seconds, so graphs are kept as long as their target lives.
+_graphs: WeakKeyDictionary[Target, ChannelGraph] = WeakKeyDictionary()
 
 
 def check_pattern(settings: Settings) -> None:
@@ -192,7 +193,7 @@ def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
     With `alike`, groups are split until all channels of a layer of the layout have the same cost.
 
     Raises:
-        InputError: there are none, or the network cannot be traced.
+        InputError: there are none, or the network does not run.
         GapruneError: torch-pruning is not installed.
     """
     groups = channel_groups(target, alike=alike)
@@ -209,32 +210,50 @@ def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
 
 def channel_groups(target: Target, *, alike: bool = False) -> tuple[ChannelGroup, ...]:
     """Return the channels behind the units of `channels_of`, in their order, traced once."""
-    if target not in _groups:
-        is_maskable = _maskable(target)
-        groups = [
-            replace(group, channels=tuple(filter(is_maskable, group.channels)))
-            for group in ChannelGraph.trace(target.model, target.example()).groups
-        ]
-        # a single channel could never be removed: no layer may be emptied
-        groups = [group for group in groups if len(group.channels) > 1]
-        if not groups:
-            raise InputError(
-                "pattern: no channel of this network can be removed (its channels are outputs, "
-                "are added to inputs, or pass through layers that need all of them); use another "
-                "pattern"
-            )
-        _groups[target] = tuple(groups)
+    groups = _channel_graph(target).groups
+    if not groups:
+        reasons = Counter(whole_layers(target).values())
+        why = "; ".join(reason for reason, _ in reasons.most_common(MAX_REASONS))
+        raise InputError(
+            f"pattern: no channel of this network can be removed ({why or 'no layer has any'}); "
+            "use another pattern"
+        )
     if not alike:
-        return _groups[target]
-    # channels with the same readers have the same cost
+        return groups
+    # channels with as many outputs and inputs in the same layers have the same cost
     split = []
-    for group in _groups[target]:
-        by_readers: dict[tuple[str, ...], list[CoupledChannels]] = {}
+    for group in groups:
+        by_layers: dict[tuple[tuple[str, ...], ...], list[CoupledChannels]] = {}
         for channels in group.channels:
-            readers = tuple(channel.layer for channel in channels.inputs)
-            by_readers.setdefault(readers, []).append(channels)
-        split += [replace(group, channels=tuple(part)) for part in by_readers.values()]
+            sides = (channels.outputs, channels.inputs)
+            layers = tuple(tuple(channel.layer for channel in side) for side in sides)
+            by_layers.setdefault(layers, []).append(channels)
+        split += [replace(group, channels=tuple(part)) for part in by_layers.values()]
     return tuple(split)
+
+
+def whole_layers(target: Target) -> dict[str, str]:
+    """Return layer → why none, or how many, of its channels can be removed."""
+    return _channel_graph(target).whole_layers()
+
+
+def _channel_graph(target: Target) -> ChannelGraph:
+    """Return the channels that masks of prunable weights can remove, traced once."""
+    if target not in _graphs:
+        graph, is_maskable = ChannelGraph.trace(target.model, target.example()), _maskable(target)
+        groups, fixed = [], dict(graph.fixed)
+        for group in graph.groups:
+            sets = tuple(filter(is_maskable, group.channels))
+            # a single channel could never be removed: no layer may be emptied
+            reason = "a layer that computes or reads them has no prunable weights of its own"
+            if len(sets) == 1:
+                sets, reason = (), "no layer may be emptied"
+            if sets:
+                groups.append(replace(group, channels=sets))
+            left = (channels for channels in group.channels if channels not in sets)
+            fixed.update((output, reason) for channels in left for output in channels.outputs)
+        _graphs[target] = replace(graph, groups=tuple(groups), fixed=fixed)
+    return _graphs[target]
 
 
 def silent_channels(target: Target, masks: Mapping[str, Tensor]) -> dict[str, list[int]]:

@@ -21,8 +21,9 @@ from gaprune.comparison.methods.training import TrainingData, TrainingOptions, t
 from gaprune.errors import InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.masks.budget import check_sparsity, keep_total
-from gaprune.models.channel_groups import ChannelGraph, CoupledChannels, num_inputs, num_outputs
+from gaprune.models.channel_groups import ChannelGraph, CoupledChannels
 from gaprune.models.channel_removal import masked_equivalent, remove_channels
+from gaprune.models.channel_slicing import num_inputs, num_outputs
 from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target, trainable_copy
