@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from math import floor
@@ -23,6 +23,7 @@ import ray
 from gaprune.errors import GapruneError, InputError, first_line
 from gaprune.workers.base import LOCAL_RAY, WorkerOptions
 from gaprune.workers.grpc_probe import check_grpc_server
+from gaprune.workers.watchdog import start_watchdog
 
 CLIENT = "ray://"
 ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
@@ -35,13 +36,14 @@ CHECK_EVERY = 1.0  # seconds between two checks of Ray's processes
 PATIENCE, LONG_PATIENCE = 1.0, 20.0
 
 
-def connect(worker_options: WorkerOptions) -> bool:
+def connect(worker_options: WorkerOptions) -> Callable[[], None] | None:
     """Use the initialised Ray, join the cluster at the address, or start Ray on this machine.
 
-    Return whether the caller must shut it down; GapruneError if no cluster answers.
+    Return the function that ends it, or None if it was there before; GapruneError if no cluster
+    answers.
     """
     if ray.is_initialized():
-        return False
+        return None
     address = worker_options.address
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice on CPUs
     options: dict[str, Any] = {
@@ -52,8 +54,7 @@ def connect(worker_options: WorkerOptions) -> bool:
     with _undo_changes():
         if address == LOCAL_RAY:
             cpus = max(worker_options.count * worker_options.threads, os.cpu_count() or 1)
-            _start_ray({**options, "address": "local", "num_cpus": cpus})
-            return True
+            return _start_ray({**options, "address": "local", "num_cpus": cpus})
         address = check_address(address)
         try:
             if address.startswith(CLIENT):
@@ -61,21 +62,32 @@ def connect(worker_options: WorkerOptions) -> bool:
             ray.init(address=address, **options)
         except Exception as error:  # its type differs between versions and ways to connect
             raise _no_cluster(address, f"{type(error).__name__}: {error}") from error
-    return True
+    return ray.shutdown
 
 
-def _start_ray(options: dict[str, Any]) -> None:
+def _start_ray(options: dict[str, Any]) -> Callable[[], None]:
+    watchdog = start_watchdog()  # first: a process that is killed while Ray starts leaves it, too
+
+    def shut_down() -> None:
+        ray.shutdown()
+        if watchdog is not None:
+            watchdog.communicate()
+
     try:
         try:
             ray.init(**options, include_dashboard=False)
         except OSError:  # Ray cannot write its token into the home folder: state one
             os.environ.setdefault(AUTH_VARIABLE, secrets.token_hex(32))
             ray.init(**options, include_dashboard=False)
-    except Exception as error:
+    except BaseException as error:
+        shut_down()
+        if not isinstance(error, Exception):
+            raise
         raise GapruneError(
             f"workers: Ray cannot be started on this machine ({first_line(error)}); stop other "
             "work that fills it, or use --workers 1"
         ) from error
+    return shut_down
 
 
 def _enable_client_token() -> None:

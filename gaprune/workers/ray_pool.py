@@ -75,7 +75,7 @@ class RayWorkers:
             scheduling_strategy="SPREAD",
         )
         self._create_actor = create_actor or reserving.remote
-        self._owns_ray = False
+        self._shut_down: Callable[[], None] | None = None
         self._monitor: cluster.ClusterMonitor
         self._slots: list[Slot] = []
         self.idle: list[Slot] = []
@@ -89,9 +89,9 @@ class RayWorkers:
 
     def __enter__(self) -> Self:
         with profiled(START):
-            self._owns_ray = cluster.connect(self._options)
+            self._shut_down = cluster.connect(self._options)
             try:
-                local = self._owns_ray and self._options.address == LOCAL_RAY
+                local = self._shut_down is not None and self._options.address == LOCAL_RAY
                 self._monitor = cluster.ClusterMonitor(started_here=local)
                 self._start()
             except BaseException:
@@ -382,9 +382,9 @@ class RayWorkers:
         self._slots, self.idle = [], []
         self._busy.clear()
         self._stored.clear()
-        if self._owns_ray:
-            ray.shutdown()
-            self._owns_ray = False
+        if self._shut_down is not None:
+            self._shut_down()
+            self._shut_down = None
 
     def _add_time(self, slot: Slot, part: str, timings: Timings | None = None) -> None:
         """Add the time since the call of a slot began: what the actor measured, the rest to `part`.
