@@ -68,8 +68,8 @@ def varies(labels: Tensor, dim: int) -> bool:
     """Return whether labels differ along a dimension."""
     if labels.shape[dim] < 2 or labels.stride(dim) == 0:
         return False
-    stripped = stripped(labels, but=dim % labels.ndim)
-    return bool((stripped != stripped.narrow(dim, 0, 1)).any())
+    values = stripped(labels, but=dim % labels.ndim)
+    return bool((values != values.narrow(dim, 0, 1)).any())
 
 
 def stripped(labels: Tensor, but: int | None = None) -> Tensor:

@@ -219,8 +219,18 @@ class ChannelTracer(TorchDispatchMode):
             if (layer := self._owners.get(id(tensor))) is not None:
                 self._misused.setdefault(layer, f"its weights are used outside of {layer!r}")
         if any(tensor in self._of for tensor in tensors):
-            self._follow(operation, args, named, tensors, output)
+            try:
+                self._follow(operation, args, named, tensors, output)
+            except Exception:  # noqa: BLE001 - whatever labels do not survive mixes channels
+                reason = f"they pass through {self._site(operation)}"
+                for tensor in tensors:
+                    self._fix(tensor, reason)
+                self._set_fixed(output, reason)
         return output
+
+    def _site(self, operation: Any) -> str:  # noqa: ANN401
+        where = self._path[-1] if self._path else ""
+        return f"{_name_of(operation).strip('_')} in {where or 'the network'!r}"
 
     def _follow(
         self,
@@ -230,16 +240,13 @@ class ChannelTracer(TorchDispatchMode):
         tensors: list[Tensor],
         output: Any,  # noqa: ANN401
     ) -> None:
-        packet = operation._overloadpacket  # noqa: SLF001 # operations have no public name
-        full_name = str(packet).rpartition(".")[2]
+        full_name, what = _name_of(operation), self._site(operation)
         name = full_name.rstrip("_")
-        what = f"{name.strip('_')} in {self._path[-1] or 'the network'!r}"
         is_part = isinstance(output, Tensor) and output.untyped_storage().nbytes() > output.nbytes
         if full_name.endswith("_") and is_part and (name == "copy" or output not in self._of):
-            for tensor in tensors:  # the labels of the whole would have to change, too
-                self._fix(tensor, f"they are written in place by {what}")
-            self._set_fixed(output, f"they are written in place by {what}")
-        elif name in _RESHAPING:
+            # the labels of the whole would have to change, too
+            raise NotImplementedError(name)
+        if name in _RESHAPING:
             labels = self._of[tensors[0]]
             self._of[output] = self._reshaped(labels, output.shape, what)
         elif name in _MOVING:
@@ -257,9 +264,7 @@ class ChannelTracer(TorchDispatchMode):
         elif any(part in name for part in _SPATIAL):
             self._reduce_space(tensors[0], name, output, what)
         else:
-            for tensor in tensors:
-                self._fix(tensor, f"they pass through {what}")
-            self._set_fixed(output, f"they pass through {what}")
+            raise NotImplementedError(name)
 
     def _move(
         self,
@@ -402,6 +407,10 @@ class ChannelTracer(TorchDispatchMode):
         for tensor in tree_iter(output):
             if isinstance(tensor, Tensor):
                 self._of[tensor] = label.expand(tensor.shape)
+
+
+def _name_of(operation: Any) -> str:  # noqa: ANN401
+    return str(operation._overloadpacket).rpartition(".")[2]  # noqa: SLF001 # no public name
 
 
 def _is_layer(module: nn.Module) -> bool:
