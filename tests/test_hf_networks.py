@@ -208,6 +208,16 @@ def test_the_users_weights(classifier: tuple[Path, Any], tmp_path: Path, file: s
     assert file in loaded.origin
 
 
+def test_weights_of_a_trainer(classifier: tuple[Path, Any], tmp_path: Path) -> None:
+    """A checkpoint of Lightning loads: names behind the prefix of its module, a loss beside it."""
+    state = {f"model.{name}": value for name, value in classifier[1].state_dict().items()}
+    state["loss.weight"] = torch.ones(3)
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    loaded = load_source(f"hf:{classifier[0]}", weights=tmp_path / "last.ckpt")
+    assert torch.equal(loaded.model(TEXTS), classifier[1](TEXTS).logits)
+    assert "loss.weight" in loaded.origin
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

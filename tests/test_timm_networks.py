@@ -56,7 +56,7 @@ def test_the_users_weights(tmp_path: Path) -> None:
     assert str(file) in loaded.origin
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
 def test_the_network_is_built_for_its_weights(tmp_path: Path, prefix: str) -> None:
     """Classes and input channels are those of the checkpoint, also of a wrapped network."""
     file = tmp_path / "mine.pth"

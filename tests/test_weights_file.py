@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import copy
 import hashlib
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -13,16 +16,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from gaprune.errors import InputError
-from gaprune.io.weights import apply_state, load_state, sha256_of
+from gaprune.io.tensor_files import Unread, load_torch
+from gaprune.io.weights import apply_state, load_checkpoint, load_state, sha256_of
 
 
 def _net(seed: int = 0) -> nn.Sequential:
@@ -52,6 +57,118 @@ def test_torch_files(tmp_path: Path, file: str, nest: Callable[[object], object]
     state = _net().state_dict()
     torch.save(nest(state), tmp_path / file)
     assert _equal(load_state(tmp_path / file), state)
+
+
+def _behind(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+STATE = _net(1).state_dict()
+RAW = _net(3).state_dict()
+TRAINERS: dict[str, object] = {
+    "lightning.ckpt": {
+        "state_dict": _behind("model.", STATE),
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}],
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "loss.ckpt": {"state_dict": {**_behind("net.", STATE), "loss.weight": torch.ones(3)}},
+    "imagenet.pth.tar": {"state_dict": _behind("module.", STATE), "best": torch.tensor(70.0)},
+    "basicsr.pth": {"params_ema": STATE, "params": RAW},
+    "timm.pth": {"state_dict": RAW, "state_dict_ema": _behind("module.", STATE)},
+    "yolo.pt": {"model": RAW, "ema": {"module": STATE, "updates": 7}},
+    "mmengine.pth": {"ema_state_dict": RAW, "state_dict": STATE},
+    "deepspeed.pt": {"module": STATE, "optimizer": {"state": {}, "param_groups": []}},
+    "own_key.th": {"my_network": STATE, "rng_state": torch.ones(4, dtype=torch.uint8)},
+    "flat.bin": {**STATE, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
+    "beside.pt": {
+        "model": STATE,
+        "best": np.float64(0.9),
+        "curve": np.arange(3.0),
+        "args": argparse.Namespace(lr=0.1, out=Path("runs"), names=np.array(["a"], dtype=object)),
+        "losses": collections.defaultdict(list, train=[1.0]),
+    },
+}
+
+
+@pytest.mark.parametrize("file", TRAINERS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_of_trainers(tmp_path: Path, file: str, zipped: bool) -> None:
+    """The network's weights are read from what trainers save around and beside them."""
+    torch.save(TRAINERS[file], tmp_path / file, _use_new_zipfile_serialization=zipped)
+    assert _equal(_apply(load_state(tmp_path / file)), STATE)
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("params", {"params": STATE, "params_ema": RAW}),
+        ("ema.module", {"model": RAW, "ema": {"module": STATE, "updates": 7}}),
+        ("student", {"state_dict": {**_behind("student.", STATE), **_behind("teacher.", RAW)}}),
+        ("a.b", {"a.b": STATE, "c": RAW}),
+    ],
+)
+def test_one_of_several_state_dicts_is_chosen(tmp_path: Path, key: str, content: object) -> None:
+    """A key, a path of keys or a prefix of names chooses; what is not there is refused."""
+    path = tmp_path / "several.pt"
+    torch.save(content, path)
+    state, origin = load_checkpoint(path, key=key)
+    assert _equal(_apply(state), STATE)
+    assert repr(key) in origin
+    with pytest.raises(InputError, match=r"'gone'|a\.b, c"):
+        load_checkpoint(path, key="gone")
+
+
+def test_the_origin_names_the_average(tmp_path: Path) -> None:
+    """Where an average is taken instead of the raw weights, both are named."""
+    torch.save({"state_dict": RAW, "state_dict_ema": STATE}, tmp_path / "both.pt")
+    origin = load_checkpoint(tmp_path / "both.pt").origin
+    assert "'state_dict_ema'" in origin
+    assert "'state_dict'" in origin
+    torch.save({"state_dict": RAW}, tmp_path / "one.pt")
+    assert load_checkpoint(tmp_path / "one.pt").origin.endswith("one.pt")
+
+
+LARGE = {**STATE, **{f"layer{number}": torch.ones(1) for number in range(9)}}
+
+
+@pytest.mark.parametrize("extra", [_behind("ema.", RAW), _behind("other.", LARGE)])
+def test_a_part_of_a_file_must_be_stated(extra: dict[str, Tensor]) -> None:
+    """A network that fits two parts of a file, or the smaller part, is not guessed."""
+    with pytest.raises(InputError, match="--weights-key"):
+        _apply({**_behind("model.", STATE), **extra})
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_are_read_together(tmp_path: Path, suffix: str) -> None:
+    """A list of shards gives all tensors in the files beside it, and nothing from elsewhere."""
+    names = list(STATE)
+    index = {name: f"part-{number // 5}.{suffix}" for number, name in enumerate(names)}
+    for file in set(index.values()):
+        part = {name: STATE[name] for name in names if index[name] == file}
+        (save_file if suffix == "safetensors" else torch.save)(part, tmp_path / file)
+    path = tmp_path / f"model.{suffix}.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    assert _equal(_apply(load_state(path)), STATE)
+    for changed in ({**index, "gone": index[names[0]]}, {**index, "a": "../a.bin"}, {}):
+        path.write_text(json.dumps({"weight_map": changed}))
+        with pytest.raises(InputError, match=r"gone|beside it|weight_map"):
+            load_state(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    """A TorchScript archive is called by its name: it is sound, but a program."""
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "traced.pt")
+    with pytest.raises(InputError, match="TorchScript"):
+        load_state(tmp_path / "traced.pt")
+
+
+def test_what_lies_beside_the_weights_is_not_built(tmp_path: Path) -> None:
+    """Objects of allowed types are never made: their names stand for an inert type."""
+    torch.save({"w": torch.ones(2), "out": Path("x"), "n": np.float64(1)}, tmp_path / "a.pt")
+    content = load_torch(tmp_path / "a.pt")
+    assert isinstance(content, dict)
+    assert type(content["out"]) is type(content["n"]) is Unread
 
 
 def test_a_layer_called_model_is_not_a_nesting(tmp_path: Path) -> None:
@@ -93,9 +210,16 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "code, plain pickle": (".pt", pickle.dumps(Payload(), protocol=2), r"'posix\.system'"),
     "list": (".pt", _saved([torch.ones(2)]), "got list"),
     "tensor": (".pt", _saved(torch.ones(2)), "got Tensor"),
-    "empty dict": (".pt", _saved({}), "empty dict"),
-    "nested empty dict": (".pt", _saved({"model": {}}), "empty dict"),
-    "numbers": (".pt", _saved({"a": torch.ones(2), "epoch": 3}), "'epoch' is a int"),
+    "empty dict": (".pt", _saved({}), "empty"),
+    "nested empty dict": (".pt", _saved({"model": {}}), "'model'"),
+    "numbers": (".pt", _saved({"a": torch.ones(2), "a.scale": 3}), r"'a\.scale' is a int"),
+    "several": (
+        ".pt",
+        _saved({"one": STATE, "two": {"a": torch.ones(2)}}),
+        "one, two",
+    ),
+    "GGUF": (".bin", b"GGUF" + b"\0" * 20, "GGUF"),
+    "pointer": (".safetensors", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
     "numbered": (".pt", _saved({0: torch.ones(2)}), "0 is a Tensor"),
     "other suffix": (".onnx", b"x", r"\.safetensors.*'\.onnx'"),
 }

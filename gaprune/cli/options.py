@@ -43,7 +43,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("impressions", "inversions", "calibration_seconds", "test"),
     ),
     "Network and its inputs": (
-        *("weights", "output", "allow_download"),
+        *("weights", "weights_key", "output", "allow_download"),
         *(key.name for key in JOB_KEYS if key.field),
     ),
     LIMITS: ("generations", "evaluations", "seconds", "stagnation", "patience"),

@@ -31,7 +31,11 @@ CHECKPOINT, LOCK = "checkpoint", "lock"
 MAY_HOLD = {*FILES, FRONT, REPAIRED, CHECKPOINT}  # what --overwrite may remove
 RESULT_SCHEMA = 2  # of `result.json`; gaprune up to 0.2 wrote 1
 CONFIG_SHA256 = "config_sha256"  # key of `result.json`
-MAY_CHANGE = ("target", "weights")  # settings whose content is checked by another hash
+MAY_CHANGE = (
+    "target",
+    "weights",
+    "weights_key",
+)  # settings whose content is checked by another hash
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,32 @@ from torch import Tensor
 from gaprune.io.bounded_reading import ALWAYS_ALLOWED, check_expanded
 
 MAX_HEADER, MAX_TENSORS = 32 << 20, 100_000  # of a safetensors file
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+HARMLESS = (
+    *("numpy.dtype", "numpy.ndarray", "_codecs.encode"),
+    *(f"{module}.{name}" for module in _NUMPY for name in ("scalar", "_reconstruct")),
+    *("argparse.Namespace", "types.SimpleNamespace", "typing.Any"),
+    *(f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")),
+    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "Path")),
+    *("pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("String", "Integer", "Float", "Boolean")),
+    *(f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in ("list", "int")),
+)
+"""Types that trainers save beside weights. Instead of them a pickle makes an `Unread`."""
+_DICTIONARIES = (
+    "collections.defaultdict",
+    *(
+        f"{package}.AttributeDict"
+        for package in (
+            "pytorch_lightning.utilities.parsing",
+            "lightning.pytorch.utilities.parsing",
+            "lightning_fabric.utilities.data",
+            "lightning.fabric.utilities.data",
+        )
+    ),
+)
 
 
 @contextlib.contextmanager
@@ -45,8 +71,34 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
 
 
+class Unread:
+    """Stands for an object beside the weights; nothing of its own type is run or stored."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+class _Dictionary:
+    """Stands for a type of dictionary: the unpickler makes a plain one."""
+
+    def __new__(cls, *_: object) -> dict[object, object]:  # type: ignore[misc]
+        """Return an empty dictionary, which the unpickler fills."""
+        return {}
+
+
+def is_torchscript(path: Path) -> bool:
+    """Tell whether a file is a program of `torch.jit.save`."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist())
+
+
 def load_torch(path: Path) -> object:
     """Return what `torch.save` wrote, if that is tensors in plain containers.
+
+    Objects of `HARMLESS` types are left out: an `Unread` stands in their place.
 
     Raises:
         Exception: of any type, as a damaged pickle can raise any.
@@ -56,8 +108,11 @@ def load_torch(path: Path) -> object:
             check_expanded(sum(m.file_size for m in archive.infolist()), path.stat().st_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layouts that are refused later anyway
+        stand_ins: list[Any] = [(Unread, name) for name in HARMLESS]
+        stand_ins += [(_Dictionary, name) for name in _DICTIONARIES]
         # explicit: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 overrides the default, not the argument
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

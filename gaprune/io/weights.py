@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -14,58 +14,83 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, about
-from gaprune.io.bounded_reading import MAX_DEPTH
+from gaprune.io.bounded_reading import read_object, reason
 from gaprune.io.manifest import check_recorded
 from gaprune.io.semi_structured_packing import unpacked
 from gaprune.io.sparse import is_sparse, load_sparse
-from gaprune.io.tensor_files import check_dense, load_tensors, load_torch, open_tensors
+from gaprune.io.state_dicts import Checkpoint, select_state, some, without_prefix
+from gaprune.io.tensor_files import (
+    check_dense,
+    is_torchscript,
+    load_tensors,
+    load_torch,
+    open_tensors,
+)
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# Where training scripts nest the weights inside a larger checkpoint, tried in this order.
-NESTED_UNDER = ("state_dict", "model", "model_state_dict")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".tar")
+INDEX = ".index.json"  # end of the name of a list of shards
 # Components that torch's wrappers (DataParallel, torch.compile) put in front of parameter names.
 _WRAPPERS = ("module", "_orig_mod")
-_MAX_LISTED = 5  # names listed in a message
+# First bytes of files that are often taken for weights, what they are, and the way out.
+_OTHER_FORMATS = {
+    b"GGUF": "is a GGUF file of llama.cpp; load it as hf:FILE.gguf, or name safetensors",
+    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file with git lfs pull",
+    b"\x89HDF": "is an HDF5 file of Keras; convert it to a state dict of PyTorch first",
+    b"<!DOCTYPE": "is a web page and not the file it links to; fetch the file itself",
+    b"<html": "is a web page and not the file it links to; fetch the file itself",
+}
+# A file in a folder of shards without names → how to make one file of the folder.
+_SHARDED = {
+    ".metadata": "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, file)",
+    "zero_to_fp32.py": "python zero_to_fp32.py FOLDER OUTPUT",
+}
 
 
-def load_state(path: Path, *, max_bytes: int | None = None) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint, on the CPU, in the order of the file.
+def load_checkpoint(
+    path: Path, *, key: str | None = None, max_bytes: int | None = None
+) -> Checkpoint:
+    """Return the named tensors of a file, on the CPU, in its order, and which ones they are.
 
-    `.safetensors` files may also be sparse or packed 2:4 ones of `gaprune export`. State dicts of
-    `torch.save` (`.pt`, `.pth`, `.bin`) are plain or nested under one of `NESTED_UNDER`; a pickle
-    that contains anything but tensors and plain containers is refused before any of it runs.
-    `max_bytes` limits the tensors of a sparse file; None is the memory of this machine.
+    `.safetensors` files may also be sparse or packed 2:4 ones of `gaprune export`. Files of
+    `torch.save` hold a state dict, or mappings that hold one; what lies beside it is passed over. A
+    pickle that contains anything but tensors, plain containers and `HARMLESS` objects is refused
+    before any of it runs. A file `*.index.json` stands for the shards that it lists.
+
+    Args:
+        path: the file.
+        key: which of several state dicts, see `select_state`; None for the usual one.
+        max_bytes: the most that tensors of a sparse file may take; None is this machine's memory.
 
     Raises:
-        InputError: the file is missing, empty, a directory, of another suffix, damaged, holds code,
+        InputError: the file is missing, empty, a directory, of another format, damaged, holds code,
             differs from `export.json` or `result.json` beside it, or maps no names to tensors.
         GapruneError: a compressed sparse file needs Zstandard, which is not installed.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(
-            f"weights: {path} must end in one of {', '.join(SUFFIXES)}, got {path.suffix!r}"
-        )
     try:
-        if path.is_dir():
-            raise InputError(f"weights: {path} is a directory; name the file inside it")
-        if path.stat().st_size == 0:
-            raise InputError(f"weights: {path} is empty (0 bytes); save or fetch it again")
-        is_safetensors = suffix == ".safetensors"
-        content = _read_safetensors(path, max_bytes) if is_safetensors else _read_torch(path)
-        check_recorded(path)  # afterwards: a damaged format has the clearer message
+        content = _read_file(path, max_bytes)
     except OSError as error:
         raise InputError(f"weights: cannot read {path} ({error.strerror or error})") from error
-    return _named_tensors(content, path)
+    try:
+        content, origin = select_state(content, key)
+    except InputError as error:
+        raise InputError(str(error).replace("weights: it", f"weights: {path}", 1)) from error
+    return Checkpoint(_named_tensors(content, path), f"weights from {path}{origin}")
 
 
-def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_state(path: Path, *, max_bytes: int | None = None) -> dict[str, Tensor]:
+    """Return the named tensors of a file; see `load_checkpoint`."""
+    return load_checkpoint(path, max_bytes=max_bytes).state
+
+
+def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """Copy a state dict into `model`, in place; every name, shape and number type must fit.
 
-    Wrapper prefixes (`module.`, `_orig_mod.`, nested or on a compiled submodule) are removed, and a
-    tied parameter may be present under one of its names only. Floating types are converted to those
-    of the network.
+    Wrapper prefixes (`module.`, `_orig_mod.`, nested or on a compiled submodule, or one of a
+    trainer's that all names of the network share) are removed, and a tied parameter may be present
+    under one of its names only. Floating types are converted to those of the network.
+
+    Return the names that are left out because they are not behind the trainer's prefix.
 
     Raises:
         InputError: other names, shapes or number types, two values for one tied parameter, or a
@@ -74,7 +99,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     # keep_vars: the parameters themselves, so that tied ones are the same object
     expected = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     _check_plain(state, expected)
-    state = _without_wrappers(state, expected)
+    state, left_out = plain_names(state, expected)
     state |= _implied(state, expected)
     _check_fits(state, expected)  # before anything is copied
     try:
@@ -84,7 +109,7 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise InputError(f"weights: do not fit {type(model).__name__}: {error}") from error
     if missing or unexpected:
         parts = [
-            f"{label} {len(names)} ({_some(names)})"
+            f"{label} {len(names)} ({some(names)})"
             for label, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
@@ -92,6 +117,34 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             f"weights: the names must be those of {type(model).__name__}; {', '.join(parts)}; "
             "check that the checkpoint belongs to this network"
         )
+    return left_out
+
+
+def left_out_note(names: Sequence[str]) -> str:
+    """Return what is added to the origin of weights if names of the file were left out."""
+    return f", without {some(names)}" if names else ""
+
+
+def plain_names(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a state dict under the names that a network expects, and the names left out.
+
+    Args:
+        state: the names in the file, possibly behind prefixes.
+        expected: the network's own, tied ones with the same tensor.
+
+    Raises:
+        InputError: see `without_prefix`.
+    """
+    state = _without_wrappers(state, expected)
+    if any(name in state for name in expected):
+        return state, []
+    groups: dict[int, list[str]] = {}
+    for name, tensor in expected.items():
+        if not _is_counter(name):
+            groups.setdefault(id(tensor), []).append(name)
+    return without_prefix(state, groups.values())
 
 
 def sha256_of(model_state: Mapping[str, Tensor]) -> str:
@@ -108,6 +161,58 @@ def sha256_of(model_state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _read_file(path: Path, max_bytes: int | None) -> object:
+    """Return the content of a file, after checks of what it is."""
+    _check_format(path)
+    if path.name.endswith(INDEX):
+        return _read_shards(path, max_bytes)
+    is_safetensors = path.suffix.lower() == ".safetensors"
+    content = _read_safetensors(path, max_bytes) if is_safetensors else _read_torch(path)
+    check_recorded(path)  # afterwards: a damaged format has the clearer message
+    return content
+
+
+def _check_format(path: Path) -> None:
+    if path.is_dir():
+        remedy = "name the file inside it"
+        for file, command in _SHARDED.items():
+            if (path / file).is_file():
+                remedy = f"make one file of its parts: {command}"
+        raise InputError(f"weights: {path} is a directory; {remedy}")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise InputError(f"weights: {path} is empty (0 bytes); save or fetch it again")
+    for magic, description in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise InputError(f"weights: {path} {description}")
+    if path.suffix.lower() not in SUFFIXES and not path.name.endswith(INDEX):
+        raise InputError(
+            f"weights: {path} must end in one of {', '.join(SUFFIXES)} or {INDEX}, "
+            f"got {path.suffix!r}"
+        )
+
+
+def _read_shards(path: Path, max_bytes: int | None) -> dict[str, object]:
+    try:
+        index = read_object(path).get("weight_map")
+    except ValueError as error:
+        raise InputError(f"weights: {path} is damaged ({reason(error)})") from error
+    if not isinstance(index, dict) or not index:
+        raise InputError(f"weights: {path} must hold a weight_map of names and files")
+    tensors: dict[str, object] = {}
+    for name in dict.fromkeys(index.values()):
+        if not isinstance(name, str) or Path(name).name != name or name.endswith(INDEX):
+            raise InputError(f"weights: {path} must list files beside it, got {name!r}")
+        shard = _read_file(path.parent / name, max_bytes)
+        if not isinstance(shard, Mapping):
+            raise InputError(f"weights: {path.parent / name} must hold a state dict")
+        tensors |= shard
+    if missing := [name for name in index if name not in tensors]:
+        raise InputError(f"weights: the files that {path} lists lack {some(missing)}")
+    return tensors
+
+
 def _read_safetensors(path: Path, max_bytes: int | None) -> object:
     try:
         with open_tensors(path) as file:
@@ -122,6 +227,11 @@ def _read_safetensors(path: Path, max_bytes: int | None) -> object:
 
 
 def _read_torch(path: Path) -> object:
+    if is_torchscript(path):
+        raise InputError(
+            f"weights: {path} is TorchScript, a program; save model.state_dict() of the Python "
+            "network, or torch.jit.load(path).state_dict() if you trust the file"
+        )
     try:
         return load_torch(path)
     except OSError:
@@ -141,32 +251,32 @@ def _read_torch(path: Path) -> object:
 
 
 def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
-    nested: object = content
-    # descend until no key of `NESTED_UNDER` holds a mapping: {"model": {"state_dict": …}}
-    for _ in range(MAX_DEPTH):  # a pickled dictionary may contain itself
-        if not isinstance(nested, Mapping):
-            break
-        content = nested
-        nested = next(
-            (content[k] for k in NESTED_UNDER if isinstance(content.get(k), Mapping)), None
-        )
-    if not isinstance(content, Mapping) or not content:
-        got = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else ""
+    if not isinstance(content, Mapping):
         raise InputError(
-            f"weights: {path} must hold a state dict (name → tensor), plain or under "
-            f"{', '.join(map(repr, NESTED_UNDER))}; got {got or type(content).__name__}"
+            f"weights: {path} must hold a state dict (name → tensor), plain or under a key; got "
+            f"{type(content).__name__}"
         )
+    tensors = {}
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if isinstance(name, str) and isinstance(value, Tensor):
+            tensors[name] = value
+        elif not isinstance(name, str) or ("." in name and not name.endswith("._extra_state")):
+            # an entry of a layer, where one such as `epoch` is the trainer's
             raise InputError(
                 f"weights: {path} must hold tensors only; entry {name!r} is a "
                 f"{type(value).__name__}; save model.state_dict() alone"
             )
+    if not tensors:
+        raise InputError(
+            f"weights: {path} must hold a state dict (name → tensor); got a "
+            f"{type(content).__name__} without tensors ({some(map(repr, content)) or 'empty'})"
+        )
+    for name, value in tensors.items():
         try:
             check_dense(name, value)
         except ValueError as error:
             raise InputError(f"weights: {path} must hold dense tensors, and {error}") from error
-    return dict(content)
+    return tensors
 
 
 def _check_plain(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -221,9 +331,14 @@ def _implied(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
     for name, tensor in expected.items():
         if name not in state and id(tensor) in given:
             implied[name] = state[given[id(tensor)]]
-        elif name not in state and name.split(".")[-1] == "num_batches_tracked":
+        elif name not in state and _is_counter(name):
             implied[name] = tensor.detach()
     return implied
+
+
+def _is_counter(name: str) -> bool:
+    """Tell whether a buffer is BatchNorm's number of batches, which older checkpoints lack."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -235,7 +350,7 @@ def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     ]
     if shapes:
         raise InputError(
-            f"weights: shapes must be those of the network; got {_some(shapes)}; "
+            f"weights: shapes must be those of the network; got {some(shapes)}; "
             "check the arguments of the factory"
         )
     # a float checkpoint in an integer buffer would be truncated silently
@@ -248,12 +363,6 @@ def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     if kinds:
         raise InputError(
             f"weights: integer, float and complex values cannot stand for each other; "
-            f"{_some(kinds)}; save the checkpoint before it is quantised, or name the weights "
+            f"{some(kinds)}; save the checkpoint before it is quantised, or name the weights "
             "where this is a file of masks"
         )
-
-
-def _some(items: Iterable[str]) -> str:
-    listed = list(items)
-    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    return ", ".join(listed[:_MAX_LISTED]) + more

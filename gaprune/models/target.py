@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gaprune.errors import InputError, unknown_name
 from gaprune.io.user_code import call_user, load_function
-from gaprune.io.weights import apply_state, load_state, sha256_of
+from gaprune.io.weights import apply_state, left_out_note, load_checkpoint, sha256_of
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.fixed_function import TRIED, make_fixed
 from gaprune.models.forward import deterministic
@@ -76,6 +76,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     spec: str,
     *,
     weights: Path | None = None,
+    weights_key: str | None = None,
     inputs: InputOptions | None = None,
     prune_also: Sequence[str] = (),
     ignore: Sequence[str] = (),
@@ -88,7 +89,8 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     Args:
         spec: a zoo name, `timm:NAME`, `hf:NAME`, or `path/to/file.py:factory`, a function without
             arguments that returns the network. The file is code and is run.
-        weights: a checkpoint (see `load_state`), instead of the network's own weights.
+        weights: a checkpoint (see `load_checkpoint`), instead of the network's own weights.
+        weights_key: which of several state dicts in that file, such as `state_dict_ema`.
         inputs: what the user states about the input (see `resolve_inputs`).
         prune_also: further parameters to prune; for patterns see `matching_parameters`.
         ignore: patterns of parameters to leave whole; see `find_prunable`.
@@ -99,23 +101,32 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     Raises:
         InputError: an argument is wrong, or the network cannot be pruned.
     """
+    if weights_key is not None and weights is None:
+        raise InputError("weights_key: chooses from the file of --weights FILE, which is not given")
     # a scheme such as `timm:` is checked first: a factory's path may contain a colon too
     if is_sourced(spec):
-        loaded = load_source(spec, weights=weights, output=output, allow_download=allow_download)
+        loaded = load_source(
+            spec,
+            weights=weights,
+            weights_key=weights_key,
+            output=output,
+            allow_download=allow_download,
+        )
     else:
         entry = ZOO.get(spec)
         model = entry.factory() if entry else _from_factory(spec)
         # the user's weights replace those of the zoo
         checkpoint = weights or (entry.checkpoint if entry else None)
+        origin = f"zoo network {spec}" if entry else f"factory {spec}"
         if checkpoint is not None:
             # A sparse file states sizes: they are compared before memory is taken.
             limit = sum(16 * value.numel() for value in model.state_dict().values())
-            apply_state(model, load_state(checkpoint, max_bytes=limit))
+            read = load_checkpoint(checkpoint, key=weights_key, max_bytes=limit)
+            note = left_out_note(apply_state(model, read.state))
+            if weights is not None:
+                origin += f", {read.origin}{note}"
         if output is not None:
             choose_output(model, output)
-        origin = f"zoo network {spec}" if entry else f"factory {spec}"
-        if weights is not None:
-            origin += f", weights from {weights}"
         loaded = LoadedNetwork(
             model, entry.inputs if entry else None, origin, spec if entry else None
         )

@@ -32,6 +32,7 @@ class PruneJob:
     target: str
     checked: CheckedSettings
     weights: str | None = None  # None for a network of the zoo
+    weights_key: str | None = None
     inputs: InputOptions = field(default_factory=InputOptions)
     prune_also: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class PruneJob:
             target = load_target(
                 self.target,
                 weights=None if self.weights is None else Path(self.weights),
+                weights_key=self.weights_key,
                 inputs=self.inputs,
                 prune_also=self.prune_also,
                 ignore=self.ignore,
@@ -75,6 +77,7 @@ class PruneJob:
         stated = {
             "target": self.target,
             "weights": self.weights,
+            "weights_key": self.weights_key,
             **{key.name: getattr(self.inputs, key.field) for key in JOB_KEYS if key.field},
             "prune_also": self.prune_also or None,
             "ignore": self.ignore or None,
@@ -127,8 +130,14 @@ JOB_KEYS: tuple[Key, ...] = (
     Key(
         "weights",
         text,
-        "checkpoint: .safetensors, or a state dict as .pt, .pth, .bin",
+        "checkpoint: .safetensors, .pt, .pth, .bin, .ckpt, .th, .tar, or a list of shards",
         metavar="FILE",
+    ),
+    Key(
+        "weights_key",
+        text,
+        "which of several state dicts in that file is taken: state_dict_ema, model.generator",
+        metavar="NAME",
     ),
     Key(
         "prune_also",
@@ -219,6 +228,7 @@ def make_job(values: Mapping[str, Any]) -> PruneJob:
         target=stated["target"],
         checked=check_settings(settings),
         weights=stated.get("weights"),
+        weights_key=stated.get("weights_key"),
         inputs=InputOptions(**{key.field: stated.get(key.name) for key in JOB_KEYS if key.field}),
         prune_also=stated.get("prune_also", ()),
         ignore=stated.get("ignore", ()),

@@ -14,11 +14,11 @@ from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.hf import load_hf
 from gaprune.models.sources.timm import load_timm
 
-SOURCES: dict[str, Callable[[str, Path | None, str | int | None, bool], LoadedNetwork]] = {
+SOURCES: dict[str, Callable[..., LoadedNetwork]] = {
     "timm": load_timm,
     "hf": load_hf,
 }
-"""Scheme → `(name, weights, output, allow_download)` → the network; see `load_source`."""
+"""Scheme → function with the arguments of `load_source`, and a name instead of `spec`."""
 
 
 def is_sourced(spec: str) -> bool:
@@ -31,12 +31,14 @@ def load_source(
     spec: str,
     *,
     weights: Path | None = None,
+    weights_key: str | None = None,
     output: str | int | None = None,
     allow_download: bool = False,
 ) -> LoadedNetwork:
     """Load the network that `SCHEME:NAME` names.
 
-    `weights` is the user's own checkpoint instead of the pretrained one; `output` chooses one of
+    `weights` is the user's own checkpoint instead of the pretrained one, `weights_key` one of
+    several state dicts in it; `output` chooses one of
     several (see `choose_output`), None the usual one; files that are not on this machine are an
     error without `allow_download`.
 
@@ -47,4 +49,4 @@ def load_source(
     scheme, _, name = spec.partition(":")
     if not name:
         raise InputError(f"target: {spec!r} names no network; write {scheme}:NAME")
-    return SOURCES[scheme](name, weights, output, allow_download)
+    return SOURCES[scheme](name, weights, weights_key, output, allow_download)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gaprune.errors import InputError, first_line, nearest
 from gaprune.io.bounded_reading import read_json
-from gaprune.io.weights import load_state
+from gaprune.io.weights import left_out_note, load_checkpoint, plain_names
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.optional_packages import import_extra
@@ -30,6 +34,7 @@ _SENTENCE_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_toke
 def load_hf(
     name: str,
     weights: Path | None = None,
+    weights_key: str | None = None,
     output: str | int | None = None,
     allow_download: bool = False,  # noqa: FBT001, FBT002 - see `SOURCES`
 ) -> LoadedNetwork:
@@ -51,6 +56,7 @@ def load_hf(
         model_class = _model_class(transformers, config)
         # these outputs do not use the network's own pooling layer
         pooled = output not in (None, HIDDEN, *POOLINGS)
+        source = "its own weights"
         if weights is None:
             read = partial(
                 model_class.from_pretrained,
@@ -60,7 +66,10 @@ def load_hf(
             )
         else:
             # the class and sizes come from the configuration, the weights from the user's file
-            read = partial(model_class.from_pretrained, None, state_dict=load_state(weights))
+            state, source = load_checkpoint(weights, key=weights_key)
+            state, left_out = plain_names(state, _expected(model_class, config))
+            source += left_out_note(left_out)
+            read = partial(model_class.from_pretrained, None, state_dict=state)
         model, report = _load_model(read, model_class, config, name, pooled=pooled)
         _check_complete(report, name, own_file=weights is not None)
     model.config.use_cache = False  # calibration inputs have no past keys and values
@@ -80,7 +89,6 @@ def load_hf(
         pool_tokens(model, str(output))
     else:
         choose_output(model, output)
-    source = "its own weights" if weights is None else f"weights from {weights}"
     origin = (
         f"transformers {transformers.__version__} {name}, {type(model).__name__}, "
         f"output {output}, {source}"
@@ -129,6 +137,15 @@ def _model_class(transformers: Any, config: Any) -> Any:
             "code that comes with a network is not run: write a factory for it"
         )
     return transformers.MODEL_MAPPING[type(config)]
+
+
+def _expected(model_class: Any, config: Any) -> dict[str, Tensor]:
+    """Return the state dict of a network without memory for it; empty if it cannot be built so."""
+    try:
+        with torch.device("meta"):
+            return dict(model_class(copy.deepcopy(config)).state_dict(keep_vars=True))
+    except Exception:  # noqa: BLE001 - code of a network may compute with its weights
+        return {}
 
 
 def _load_model(

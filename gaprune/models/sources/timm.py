@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, nearest
-from gaprune.io.weights import apply_state, load_state
+from gaprune.io.weights import apply_state, left_out_note, load_checkpoint
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.outputs import choose_output
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # names of weight files on the hub
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")  # prefixes that torch's wrappers add
 
 
 def load_timm(
     name: str,
     weights: Path | None = None,
+    weights_key: str | None = None,
     output: str | int | None = None,
     allow_download: bool = False,  # noqa: FBT001, FBT002 - see `SOURCES`
 ) -> LoadedNetwork:
@@ -38,11 +37,10 @@ def load_timm(
     config = _pretrained_config(timm, name)
     sizes: dict[str, int] = {}
     if weights is not None:
-        state = load_state(weights)
+        state, source = load_checkpoint(weights, key=weights_key)
         sizes = _sizes_of(state, config)  # a fine-tuned classifier has its own number of classes
         model = _build(timm, name, **sizes)
-        apply_state(model, state)
-        source = f"weights from {weights}"
+        source += left_out_note(apply_state(model, state))
     else:
         model, source = _pretrained(timm, name, config, allow_download=allow_download)
     inputs = _input_spec(timm.data.resolve_model_data_config(model), sizes.get("in_chans"))
@@ -76,7 +74,6 @@ def _build(timm: Any, name: str, **settings: Any) -> nn.Module:
 
 def _sizes_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, int]:
     """Return numbers of classes and input channels of a checkpoint that differ from timm's own."""
-    plain = {_WRAPPERS.sub("", key): value for key, value in state.items()}
     defaults = {
         "num_classes": config.get("num_classes"),
         "in_chans": config.get("input_size", (3,))[0],
@@ -86,7 +83,9 @@ def _sizes_of(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[st
     for setting, key, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
         layers = config.get(key) or ()
         for layer in (layers,) if isinstance(layers, str) else layers:
-            weight = plain.get(f"{layer}.weight")
+            # behind a prefix, which is that of all names; inner blocks may have layers of that name
+            names = [key for key in state if f".{key}".endswith(f".{layer}.weight")]
+            weight = state[min(names, key=len)] if names else None
             if weight is not None and weight.ndim > axis:
                 sizes[setting] = weight.shape[axis]
     return {key: size for key, size in sizes.items() if size != defaults[key]}
