@@ -214,7 +214,8 @@ def test_weights_of_a_trainer(classifier: tuple[Path, Any], tmp_path: Path) -> N
     state["loss.weight"] = torch.ones(3)
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     loaded = load_source(f"hf:{classifier[0]}", weights=tmp_path / "last.ckpt")
-    assert torch.equal(loaded.model(TEXTS), classifier[1](TEXTS).logits)
+    loaded_state = loaded.model.state_dict()
+    assert all(torch.equal(loaded_state[n], v) for n, v in classifier[1].state_dict().items())
     assert "loss.weight" in loaded.origin
 
 

@@ -25,7 +25,7 @@ _PREFERRED = (
 _MAX_LISTED = 5  # names listed in a message
 
 
-class Checkpoint(NamedTuple):
+class LoadedWeights(NamedTuple):
     """The weights in a file."""
 
     state: dict[str, Tensor]

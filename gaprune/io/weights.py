@@ -18,7 +18,7 @@ from gaprune.io.bounded_reading import read_object, reason
 from gaprune.io.manifest import check_recorded
 from gaprune.io.semi_structured_packing import unpacked
 from gaprune.io.sparse import is_sparse, load_sparse
-from gaprune.io.state_dicts import Checkpoint, select_state, some, without_prefix
+from gaprune.io.state_dicts import LoadedWeights, select_state, some, without_prefix
 from gaprune.io.tensor_files import (
     check_dense,
     is_torchscript,
@@ -48,7 +48,7 @@ _SHARDED = {
 
 def load_checkpoint(
     path: Path, *, key: str | None = None, max_bytes: int | None = None
-) -> Checkpoint:
+) -> LoadedWeights:
     """Return the named tensors of a file, on the CPU, in its order, and which ones they are.
 
     `.safetensors` files may also be sparse or packed 2:4 ones of `gaprune export`. Files of
@@ -75,7 +75,7 @@ def load_checkpoint(
         content, origin = select_state(content, key)
     except InputError as error:
         raise InputError(str(error).replace("weights: it", f"weights: {path}", 1)) from error
-    return Checkpoint(_named_tensors(content, path), f"weights from {path}{origin}")
+    return LoadedWeights(_named_tensors(content, path), f"weights from {path}{origin}")
 
 
 def load_state(path: Path, *, max_bytes: int | None = None) -> dict[str, Tensor]:
