@@ -175,8 +175,8 @@ def _read_file(path: Path, max_bytes: int | None) -> object:
 def _check_format(path: Path) -> None:
     if path.is_dir():
         remedy = "name the file inside it"
-        for file, command in _SHARDED.items():
-            if (path / file).is_file():
+        for name, command in _SHARDED.items():
+            if (path / name).is_file():
                 remedy = f"make one file of its parts: {command}"
         raise InputError(f"weights: {path} is a directory; {remedy}")
     with path.open("rb") as file:
