@@ -23,6 +23,14 @@ def percent(value: float | None, digits: int | None = 2) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
+def removed_weights(removed: int, prunable: int, parameters: int | None = None) -> str:
+    """Format how many weights are gone: `50.00 % of 240 prunable weights; 47.62 % of all 252`."""
+    text = f"{percent(removed / max(1, prunable))} of {prunable:,} prunable weights"
+    if parameters is None:
+        return text
+    return f"{text}; {percent(removed / max(1, parameters))} of all {parameters:,}"
+
+
 def points(value: float | None) -> str:
     """Format a difference of two fractions: 0.012 → `+1.20 percentage points`."""
     return MISSING if value is None else f"{100 * value:+.2f} percentage points"

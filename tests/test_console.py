@@ -162,7 +162,7 @@ def test_the_summary_is_complete(result: Result, capsys: pytest.CaptureFixture[s
     show_result(result, stdout())
     out, err = capsys.readouterr()
     assert err == ""
-    assert "50.00 % of the 72 weights removed, 36 kept" in out
+    assert "50.00 % of 72 prunable weights; " in out
     assert "Layers of [red]net" in out
     for layer in result.layers:
         assert re.search(rf"{layer.name} +{layer.total} +{layer.kept} ", out)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gaprune.cli.console import add_row, table
 from gaprune.config import EVOLVED
-from gaprune.formatting import MISSING, duration, percent, points
+from gaprune.formatting import MISSING, duration, percent, points, removed_weights
 from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
 from gaprune.profiling import PARTS, Profile, Timings
 from gaprune.runs.dry_run import DryRun
@@ -31,10 +31,8 @@ _ENDINGS = {
 def show_result(result: Result, console: Console) -> None:
     """Print layers, methods at the same budget, and what the run used and cost."""
     total = result.target.layout.total
-    console.print(
-        f"[bold]{percent(result.actual_sparsity)}[/] of the {total:,} weights removed, "
-        f"{result.kept:,} kept, all of them unchanged"
-    )
+    removed = removed_weights(total - result.kept, total, result.parameters)
+    console.print(f"{removed} removed; {result.kept:,} kept, all of them unchanged")
     settings = result.settings
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
     if unit is not None:  # the sparsity above counts weights, the budget something else
@@ -192,6 +190,7 @@ def _dry_run_facts(prediction: DryRun) -> list[str]:
     why = f", chosen by auto: {prediction.why}" if prediction.why else ""
     lines = [
         f"prunable: {prediction.total:,} of {prediction.parameters:,} parameters",
+        *([] if prediction.coverage is None else [prediction.coverage]),
         f"kept: {budget}",
         f"calibration inputs: {' and '.join(prediction.calibration)}{why}",
     ]

@@ -84,6 +84,7 @@ class _Record:
     versions: dict[str, str]
     files: dict[str, _Entry]
     config_sha256: str
+    parameters: int | None = None  # not in every record of schema 2
 
 
 _RECORD, _GENERATION = TypeAdapter(_Record), TypeAdapter(Generation)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gaprune.formatting import duration, number, percent, points, ratio, size
+from gaprune.formatting import duration, number, percent, points, ratio, removed_weights, size
 from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
 from gaprune.report.reading import RunFiles
 
@@ -111,7 +111,7 @@ def _dense_accuracy(record: Mapping[str, Any]) -> float | None:
 def _lead(record: Mapping[str, Any]) -> str:
     validation, accuracy = network_scores(record)
     repaired = " after repair" if repaired_in_loop(record) else ""
-    subject = f"With {percent(record['sparsity']['actual'])} of its weights removed, "
+    subject = f"With {percent(record['sparsity']['actual'])} of its prunable weights removed, "
     subject += str(record["target"])
     if accuracy is not None:
         return (
@@ -126,7 +126,8 @@ def _lead(record: Mapping[str, Any]) -> str:
 
 def _sparsity(record: Mapping[str, Any]) -> Figure:
     total, keep_count = weight_counts(record)
-    text = f"{number(keep_count)} of {number(total)} weights are kept unchanged"
+    removed = removed_weights(total - keep_count, total, record.get("parameters"))
+    text = f"{removed}; the other {number(keep_count)} are kept unchanged"
     settings = record.get("settings") or {}
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), record.get("budget") or WEIGHTS)
     if unit is not None:

@@ -21,6 +21,7 @@ from gaprune.evolution.genome import score_dtype, seed_genes
 from gaprune.evolution.gradient import refine
 from gaprune.evolution.search_plan import SearchPhase, SearchPlan
 from gaprune.masks.budget import keep_total
+from gaprune.models.prunable import floating_total
 from gaprune.models.target import Target
 from gaprune.pattern_names import LATENCY
 from gaprune.runs.setup import (
@@ -31,6 +32,7 @@ from gaprune.runs.setup import (
     make_plan,
     resolve_settings,
 )
+from gaprune.runs.warnings import coverage_warning
 from gaprune.workers.serial import torch_threads
 
 NUM_ROUNDS, NUM_STEPS = 3, 8  # of every measurement; the fastest round counts
@@ -55,6 +57,7 @@ class DryRun:
     layers: tuple[tuple[str, tuple[int, ...], int], ...]  # name, shape, number of weights
     total: int  # prunable weights
     parameters: int  # of the network, prunable or not
+    coverage: str | None  # the warning that many weights are not prunable
     unit: str  # what the budget counts: weights, units of a pattern, or multiply-adds
     units: int  # how many there are
     keep: int | None  # how many stay; None if `max_drop` or a measured latency decides
@@ -106,7 +109,8 @@ def dry_run(target: Target, checked: CheckedSettings) -> DryRun:
     return DryRun(
         layers=tuple((name, tuple(w.shape), w.numel()) for name, w in weights.items()),
         total=sum(weight.numel() for weight in weights.values()),
-        parameters=sum(parameter.numel() for parameter in target.model.parameters()),
+        parameters=floating_total(target.model),
+        coverage=coverage_warning(target),
         unit=unit if layout.mac_cost is None else "multiply-adds for one input",
         units=layout.dense_cost,
         keep=None if found_by_trying else keep_total(layout, settings.sparsity),

@@ -15,6 +15,7 @@ from gaprune.io.run_files import RESULT_SCHEMA
 from gaprune.masks.supermask import attach
 from gaprune.models.forward_hooks import without_added_hooks
 from gaprune.models.mac_cost import MacCounts, kept_macs
+from gaprune.models.prunable import floating_total
 from gaprune.models.target import Target
 from gaprune.pattern_names import WEIGHTS
 from gaprune.profiling import Profile, Profiler
@@ -126,6 +127,11 @@ class Result:
         return 1 - self.kept / self.target.layout.total
 
     @property
+    def parameters(self) -> int:
+        """Number of all floating-point weights of the network, prunable or not."""
+        return floating_total(self.target.model)
+
+    @property
     def macs(self) -> dict[str, int | None]:
         """Multiply-adds for one input: of the dense network, and of the kept weights."""
         dense = MacCounts.of(self.target).total
@@ -188,6 +194,7 @@ class Result:
             "budget": self.settings.get("budget", WEIGHTS),
             "macs": self.macs,
             "latency": None if self.latency is None else dict(self.latency),
+            "parameters": self.parameters,
             "layers": [vars(layer) for layer in self.layers],
             "agreement": {
                 "calibration": self.calibration_agreement,

@@ -7,9 +7,30 @@ from collections.abc import Iterator
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
 from gaprune.evolution.search_plan import OVERFIT_DROP, SearchResult
+from gaprune.models.prunable import parameters_left_whole
+from gaprune.models.target import Target
 
 MAX_LISTED = 5  # layers in a message
+WELL_COVERED = 0.8  # prunable fraction of the weights below which a run warns
 ONE_CLASS = 0.99  # share of validation inputs in one class from which agreement says nothing
+
+
+def coverage_warning(target: Target) -> str | None:
+    """Return the warning that many weights are not prunable; None if few are.
+
+    Weights that the user ignores are left whole on purpose and do not count.
+    """
+    left = parameters_left_whole(target.model, target.layout.names, target.ignore)
+    total = target.layout.total + sum(left.values())
+    if target.layout.total >= WELL_COVERED * total:
+        return None
+    largest = list(left)[:MAX_LISTED]
+    listed = ", ".join(f"{name} ({left[name]:,})" for name in largest)
+    return (
+        f"only {target.layout.total:,} of {total:,} weights ({target.layout.total / total:.1%}) "
+        f"are prunable; the largest that are left whole: {listed}; --prune-also {largest[0]} "
+        f"includes one (prune_also= in Python), --ignore says that it is meant"
+    )
 
 
 def validation_warnings(evaluator: Evaluator) -> Iterator[str]:
@@ -21,8 +42,8 @@ def validation_warnings(evaluator: Evaluator) -> Iterator[str]:
         more = f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else ""
         yield (
             f"pattern {n_of_m.keep}:{n_of_m.of} does not prune {', '.join(names[:MAX_LISTED])}"
-            f"{more}: {n_of_m.of} does not divide the number of their inputs, or they are neither "
-            "linear layers nor convolutions"
+            f"{more}: {n_of_m.of} does not divide the number of their inputs, or they have none "
+            "(attention projections and other parameters)"
         )
     if evaluator.objective.agreement is not agreement:  # no classes are compared
         return
