@@ -156,9 +156,7 @@ def _result(status: RunStatus) -> list[str]:
     agreement, accuracy = record.get("agreement") or {}, record.get("accuracy") or {}
     removed = percent((record.get("sparsity") or {}).get("actual"))
     validation = percent(agreement.get("validation"))
-    lines = [
-        f"{removed} of the prunable weights removed, agreement on the validation inputs {validation}"
-    ]
+    lines = [f"{removed} of prunable weights removed, agreement on validation inputs {validation}"]
     if accuracy.get("pruned") is not None:
         dense = percent(accuracy.get("dense"))
         lines[0] += f", test accuracy {percent(accuracy['pruned'])} (dense {dense})"
