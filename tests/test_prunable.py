@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from gaprune.errors import InputError
-from gaprune.models.prunable import check_prunable, check_structure, find_prunable
+from gaprune.models.prunable import (
+    check_prunable,
+    check_structure,
+    find_prunable,
+    parts_left_as_they_are,
+)
 
 
 class EveryLayer(nn.Module):
@@ -158,7 +163,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         _with(lambda m: nn.utils.spectral_norm(m[0])),
         r"layer '0' .*remove_spectral_norm\(module, 'weight'\)",
     ),
-    "quantised layer": (_quantised_layer, "layer '0' .*quantised"),
     "quantised buffer": (_with(_quantised_buffer), r"'packed' .*torch.qint8"),
     "TorchScript": (lambda: torch.jit.script(_net()), "TorchScript"),
     "lazy": (lambda: nn.Sequential(nn.ReLU(), nn.LazyLinear(2)), "'1.weight' is lazy"),
@@ -167,15 +171,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "buffer '1.running_mean' is lazy",
     ),
     "meta": (lambda: nn.Linear(2, 2, device="meta"), "'weight' .*meta device"),
-    "int8": (_with_weight(lambda: torch.ones(2, 3, dtype=torch.int8)), "'0.weight' .*torch.int8"),
-    "float8": (
-        _with_weight(lambda: torch.ones(2, 3).to(torch.float8_e4m3fn)),
-        "'0.weight' .*torch.float8_e4m3",
-    ),
-    "complex": (
-        _with_weight(lambda: torch.ones(2, 3, dtype=torch.complex64)),
-        "'0.weight' .*torch.complex64",
-    ),
     "sparse": (
         _with_weight(lambda: torch.eye(2, 3).to_sparse()),
         r"'0.weight' .*torch.sparse_coo.*to_dense",
@@ -192,6 +187,41 @@ def test_structure_that_cannot_be_pruned(case: str) -> None:
     for check in (check_structure, check_prunable, find_prunable):
         with pytest.raises(InputError, match=message):
             check(build())
+
+
+UNFIT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "quantised layer": (_quantised_layer, "layer '0' .*quantised"),
+    "TorchScript layer": (
+        lambda: nn.Sequential(torch.jit.script(_net())),
+        "layer '0' .*TorchScript",
+    ),
+    "int8": (_with_weight(lambda: torch.ones(2, 3, dtype=torch.int8)), "'0.weight' .*torch.int8"),
+    "float8": (
+        _with_weight(lambda: torch.ones(2, 3).to(torch.float8_e4m3fn)),
+        "'0.weight' .*torch.float8_e4m3",
+    ),
+    "complex": (
+        _with_weight(lambda: torch.ones(2, 3, dtype=torch.complex64)),
+        "'0.weight' .*torch.complex64",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of some of these interfaces
+@pytest.mark.parametrize("case", UNFIT)
+def test_parts_that_are_left_as_they_are(case: str) -> None:
+    """Beside an ordinary layer they are listed; alone, or named in `prune_also`, refused."""
+    build, message = UNFIT[case]
+    with pytest.raises(InputError, match=message):
+        find_prunable(build())
+    both = nn.Sequential(build(), nn.Linear(2, 2))
+    check_structure(both)
+    assert list(find_prunable(both)) == ["1.weight"]
+    assert parts_left_as_they_are(both)
+    unfit = [name for name, _ in both.named_parameters() if name.startswith("0.0.weight")]
+    for name in unfit:
+        with pytest.raises(InputError, match=rf"^prune_also: .*'{name}'"):
+            find_prunable(both, [name])
 
 
 @pytest.mark.parametrize(

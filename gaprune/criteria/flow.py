@@ -85,6 +85,10 @@ def absolute_state(model: nn.Module) -> dict[str, Tensor]:
         name: tensor.detach().double().abs() * (name not in means)
         for name, tensor in state.items()
         if tensor.is_floating_point()
+    } | {
+        name: tensor.detach().abs().to(torch.complex128)
+        for name, tensor in state.items()
+        if tensor.is_complex()
     }
 
 

@@ -22,7 +22,7 @@ from gaprune.io.run_files import (
     read_run_config,
 )
 from gaprune.io.trusted_code import check_code, may_run
-from gaprune.io.weights import load_state, sha256_of
+from gaprune.io.weights import apply_state, load_state, sha256_of, tensors_of
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import inputs_config, load_masks
@@ -89,7 +89,7 @@ class PrunedNetwork:
     def network(self, target: Target) -> nn.Module:
         """Return a frozen copy of the dense network that holds this state."""
         model = copy.deepcopy(target.model)
-        model.load_state_dict(dict(self.state))
+        apply_state(model, self.state)
         return model
 
 
@@ -143,7 +143,7 @@ def _from_result(result: Result, *, strict: bool) -> PrunedNetwork:
     if result.target.zoo is not None:
         config = {"target": result.target.zoo} | config
     return PrunedNetwork(
-        state={name: value.detach().cpu().clone() for name, value in state.items()},
+        state={name: value.detach().cpu().clone() for name, value in tensors_of(state).items()},
         masks={name: mask.cpu() for name, mask in result.masks.items()},
         record=result.record(),
         config=config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -97,14 +98,20 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
             pruned or parametrised network. After an error about names others may be copied already.
     """
     # keep_vars: the parameters themselves, so that tied ones are the same object
-    expected = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    whole = model.state_dict(keep_vars=True)
+    expected = tensors_of(whole)
     _check_plain(state, expected)
     state, left_out = plain_names(state, expected)
     state |= _implied(state, expected)
     _check_fits(state, expected)  # before anything is copied
+    complete = dict(state)
+    if len(expected) < len(whole):  # only the network itself has these, and their versions
+        complete = {name: whole[name] for name in whole if name not in expected} | complete
+        complete = OrderedDict(complete)
+        complete._metadata = whole._metadata  # type: ignore[attr-defined] # noqa: SLF001
     try:
         # torch compares the names after the network's own renaming hooks have run
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing, unexpected = model.load_state_dict(complete, strict=False)
     except RuntimeError as error:
         raise InputError(f"weights: do not fit {type(model).__name__}: {error}") from error
     if missing or unexpected:
@@ -145,6 +152,14 @@ def plain_names(
         if not _is_counter(name):
             groups.setdefault(id(tensor), []).append(name)
     return without_prefix(state, groups.values())
+
+
+def tensors_of(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return the entries of a state dict that are tensors.
+
+    Modules may add others: `get_extra_state` returns any object, and quantised layers are packed.
+    """
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def sha256_of(model_state: Mapping[str, Tensor]) -> str:

@@ -17,12 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gaprune.errors import InputError
 from gaprune.models.forward import functional_call
 from gaprune.models.forward_hooks import BufferCopies, buffer_names, owner
+from gaprune.models.layer_kinds import DTYPES, is_quantised
 
 TRIED = 3  # inputs of the check
 REPEATS = 16  # passes of a network that draws random numbers in Python: they may matter rarely
 EXTREMES = (0.0, 1.0)  # in place of torch's random numbers: each drops, keeps or skips everything
 NUDGE = 4  # roundings by which weights are changed to measure how rounding grows
 GROWTH = 16  # of such a difference, still taken for rounding
+INTEGER_ROUNDING = 0.05  # of 8-bit layers, whose scale may be that of the whole batch
 _MAX_LISTED = 3
 _OBSERVES = "observer_enabled"  # a flag of torch's fake-quantisation modules
 
@@ -92,7 +94,7 @@ def _check_repeats(trial: _Trial, repeats: int) -> None:
     model, inputs, first, _ = trial
     for _ in range(repeats):
         difference = _difference(first, model(inputs[:2]))
-        if difference > _rounding(first):
+        if difference > _rounding(trial):
             names = [name for name, module in model.named_modules() if module.training]
             layers = f" (in training mode after eval(): {_listed(names)})" if names else ""
             raise InputError(
@@ -123,7 +125,7 @@ def _check_batches(trial: _Trial) -> None:
                 "the size of an output must not depend on the batch; return one output per input"
             )
         difference = _difference(expected, outputs[place : place + 1])
-        if difference > _rounding(first) and difference > GROWTH * _growth(trial):
+        if difference > _rounding(trial) and difference > GROWTH * _growth(trial):
             raise InputError(
                 f"model: its output for an input differs by {difference:.1%} with the other inputs "
                 f"of the batch, and every input must be answered on its own{_remedy(trial)}"
@@ -214,9 +216,11 @@ def _difference(expected: Tensor, outputs: Tensor) -> float:
     return difference / norm if difference > 0 and norm else math.inf if difference else 0.0
 
 
-def _rounding(outputs: Tensor) -> float:
+def _rounding(trial: _Trial) -> float:
     """Return the relative difference that a deep network may have by rounding."""
-    return float(torch.finfo(outputs.dtype).eps) ** 0.5
+    if any(map(is_quantised, trial.model.modules())):
+        return INTEGER_ROUNDING
+    return float(torch.finfo(trial.first.dtype).eps) ** 0.5
 
 
 def _growth(trial: _Trial) -> float:
@@ -238,9 +242,9 @@ def _growth(trial: _Trial) -> float:
 
 def _checksums(model: nn.Module) -> dict[str, object]:
     """Return a number per parameter that changes if it is written; copies would need memory."""
-    wide = {True: torch.float64, False: None}
     return {
-        name: parameter.detach().sum(dtype=wide[parameter.is_floating_point()]).item()
+        name: parameter.detach().sum(dtype=torch.float64).item()
+        if parameter.dtype in DTYPES
+        else parameter.detach().reshape(-1).view(torch.uint8).sum().item()
         for name, parameter in model.named_parameters()
-        if parameter.layout == torch.strided and not parameter.is_quantized
     }

@@ -11,6 +11,9 @@ from torch import nn
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+_QUANTISED = tuple(f"torch.ao.nn.{part}quantized" for part in ("", "intrinsic.", "sparse."))
+
+
 class LayerKind(NamedTuple):
     """A kind of layer: the names of its prunable weights, and the axes of each.
 
@@ -64,6 +67,11 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
     return None
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """Return whether a module computes with packed integers (`torch.ao.nn.quantized`)."""
+    return type(module).__module__.startswith(_QUANTISED)
+
+
 def is_layer(module: nn.Module, layer: type[nn.Module] | str) -> bool:
     """Return whether a module is of a type, also given by its full name, or of a subclass."""
     if isinstance(layer, type):
@@ -81,7 +89,7 @@ def weight_kind(model: nn.Module, name: str) -> LayerKind | None:
     kind = layer_kind(module)
     if kind is not None:
         return kind if any(fnmatchcase(leaf, pattern) for pattern in kind.weights) else None
-    parameter = model.get_parameter(name)
+    parameter = getattr(module, leaf)  # of TorchScript, a plain tensor
     is_matrices = parameter.ndim == 3 and 1 not in parameter.shape[1:] and "bias" not in leaf
     if parameter.dtype not in DTYPES or not is_matrices:
         return None

@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gaprune.errors import InputError
-from gaprune.models.layer_kinds import DTYPES, LAYER_KINDS, weight_kind
+from gaprune.models.layer_kinds import DTYPES, LAYER_KINDS, is_quantised, weight_kind
 from gaprune.models.name_patterns import matching_parameters
 
 _MAX_LISTED = 5  # names listed in a message
@@ -26,7 +26,7 @@ _REWRITING_HOOKS: dict[type, tuple[str, str, str]] = {
     SpectralNorm: ("name", "uses spectral normalisation", "remove_spectral_norm"),
 }
 _CALL = "{}; call torch.nn.utils.{}(module, {!r}) first"
-_QUANTISED = tuple(f"torch.ao.nn.{part}quantized" for part in ("", "intrinsic.", "sparse."))
+_SCRIPTED = "is TorchScript, whose weights cannot be replaced"
 
 
 def find_prunable(
@@ -61,7 +61,11 @@ def find_prunable(
     }
     ignored -= {id(named[name]) for name in stated if name in named}
     default = {id(parameter) for name, parameter in named.items() if weight_kind(model, name)}
-    prunable = (default - _language_model_ends(model) | asked) - ignored
+    unfit = dict(_unfit_parameters(model))
+    for name in stated:
+        if name in named and id(named[name]) in unfit:
+            raise InputError(f"prune_also: parameter {name!r} {unfit[id(named[name])]}")
+    prunable = (default - _language_model_ends(model) | asked) - ignored - unfit.keys()
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -69,6 +73,11 @@ def find_prunable(
         if id(parameter) in prunable and parameter.numel()
     }
     if not parameters:
+        for name, parameter in named.items():
+            if id(parameter) in unfit and id(parameter) in default:
+                raise InputError(f"model: parameter {name!r} {unfit[id(parameter)]}")
+        if foreign := next(_foreign_modules(model), None):
+            raise InputError(f"model: layer {foreign[0]!r} {foreign[1]}, and no other is prunable")
         kinds = ", ".join(
             kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
             for kind in LAYER_KINDS
@@ -98,6 +107,18 @@ def parameters_left_whole(
         if parameter.is_floating_point() and id(parameter) not in known
     }
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def parts_left_as_they_are(model: nn.Module) -> list[str]:
+    """Return, in words, the parts that are never pruned: other number types, foreign modules."""
+    return [
+        *(
+            f"{name} ({str(parameter.dtype).removeprefix('torch.')})"
+            for name, parameter in model.named_parameters()
+            if parameter.dtype not in DTYPES
+        ),
+        *(f"{path} ({problem.partition(':')[0]})" for path, problem in _foreign_modules(model)),
+    ]
 
 
 def floating_total(model: nn.Module) -> int:
@@ -134,7 +155,8 @@ def check_prunable(model: nn.Module) -> None:
     """
     check_structure(model)
     for name, parameter in model.named_parameters():
-        _check_finite("parameter", name, parameter, torch.isfinite(parameter))
+        if parameter.dtype in DTYPES:
+            _check_finite("parameter", name, parameter, torch.isfinite(parameter))
     for name, buffer in model.named_buffers():
         # integer buffers, such as counters, cannot be infinite
         if buffer.layout == torch.strided and buffer.dtype in DTYPES:
@@ -145,17 +167,19 @@ def check_structure(model: nn.Module) -> None:
     """Raise unless weights of `model` can be read and replaced, whatever their values.
 
     Raises:
-        InputError: not a module, TorchScript, quantised, pruned, parametrised or normalised layers,
-            tensors without plain values; a parameter whose type is not in `DTYPES`.
+        InputError: not a module, TorchScript as a whole, pruned, parametrised or normalised layers,
+            tensors without plain values.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(f"model: the network {_SCRIPTED}; pass the Python module instead")
     for path, module in model.named_modules():
         if problem := next(_module_problems(module), None):
             label = f"layer {path!r}" if path else "the network"
             raise InputError(f"model: {label} ({type(module).__name__}) {problem}")
     for name, parameter in model.named_parameters():
-        if problem := next(_parameter_problems(parameter), None):
+        if problem := next(_tensor_problems(parameter), None):
             raise InputError(f"model: parameter {name!r} {problem}")
     for name, buffer in model.named_buffers():
         if problem := next(_tensor_problems(buffer), None):
@@ -173,17 +197,13 @@ def _check_finite(kind: str, name: str, tensor: Tensor, permitted: Tensor) -> No
 
 
 def _module_problems(module: nn.Module) -> Iterator[str]:
-    if isinstance(module, torch.jit.ScriptModule):
-        yield "is TorchScript, whose weights cannot be replaced; pass the Python module instead"
-    if type(module).__module__.startswith(_QUANTISED):
-        yield "is quantised: its weights are packed integers; prune the network before quantising"
     # these hooks would overwrite masked weights before every forward pass
     for hook in module._forward_pre_hooks.values():
         for kind, (attribute, problem, remedy) in _REWRITING_HOOKS.items():
             if isinstance(hook, kind):
                 yield _CALL.format(problem, remedy, getattr(hook, attribute))
     # torch's pruning leaves these names behind even if its hook is lost, as after unpickling
-    for leaf in module._parameters:
+    for leaf, _ in module.named_parameters(recurse=False):
         stem = leaf.removesuffix("_orig")
         if stem != leaf and f"{stem}_mask" in module._buffers:
             yield _CALL.format(*_REWRITING_HOOKS[BasePruningMethod][1:], stem)
@@ -203,15 +223,35 @@ def _tensor_problems(tensor: Tensor) -> Iterator[str]:
             f"is a {type(tensor).__name__} of {tensor.dtype}, quantised or distributed; "
             "only plain tensors can be pruned: pass the network before it was converted"
         )
-
-
-def _parameter_problems(tensor: Tensor) -> Iterator[str]:
-    yield from _tensor_problems(tensor)
-    if tensor.layout != torch.strided:
+    if tensor.layout != torch.strided and isinstance(tensor, nn.Parameter):
         yield f"is stored as {tensor.layout}; make it dense with .to_dense() first"
-    if tensor.dtype not in DTYPES:
-        names = ", ".join(map(str, DTYPES))
-        yield (
-            f"is {tensor.dtype}, an integer, quantised or complex type; weights must be one of "
-            f"{names}: pass the network before it was converted"
-        )
+
+
+def _unfit_parameters(model: nn.Module) -> Iterator[tuple[int, str]]:
+    """Yield the identities of parameters that cannot be pruned, and why."""
+    for parameter in model.parameters():
+        if parameter.dtype not in DTYPES:
+            problem = (
+                f"is {parameter.dtype}, an integer, quantised or complex type; weights must be one "
+                f"of {', '.join(map(str, DTYPES))}: pass the network before it was converted"
+            )
+            yield id(parameter), problem
+    for path, problem in _foreign_modules(model):
+        for parameter in model.get_submodule(path).parameters():
+            yield id(parameter), f"belongs to {path!r}, which {problem}"
+
+
+def _foreign_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the outermost modules whose weights cannot be replaced, and why."""
+    outer: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if path.startswith(outer or "\0"):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            problem = _SCRIPTED
+        elif is_quantised(module):
+            problem = "is quantised: its weights are packed integers"
+        else:
+            continue
+        outer = (*outer, f"{path}.")
+        yield path, problem

@@ -6,13 +6,20 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, unknown_name
 from gaprune.io.user_code import call_user, load_function
-from gaprune.io.weights import apply_state, left_out_note, load_checkpoint, sha256_of
+from gaprune.io.weights import (
+    apply_state,
+    left_out_note,
+    load_checkpoint,
+    sha256_of,
+    tensors_of,
+)
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.fixed_function import TRIED, make_fixed
 from gaprune.models.forward import deterministic
@@ -46,10 +53,11 @@ class Target(DenseNetwork):
         """Return one random input `[1, *inputs.shape]`."""
         return sample_inputs(self.inputs, 1, self.dtype).to(self.device)
 
-    def masked_state(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def masked_state(self, masks: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the state dict under masks of prunable weights, by name, on the CPU.
 
-        Other bits are unchanged. Tensors are contiguous and share no memory.
+        Other bits are unchanged. Tensors are contiguous and share no memory. Entries that are no
+        tensors, such as those of `get_extra_state`, are copies.
         """
         masks = {name: mask.to(self.device) for name, mask in masks.items()}
         masked = masked_weights({name: self.weights[name] for name in masks}, masks)
@@ -57,13 +65,14 @@ class Target(DenseNetwork):
         by_address = {
             (self.weights[name].data_ptr(), weight.shape): weight for name, weight in masked.items()
         }
-        return {
-            name: by_address.get((value.data_ptr(), value.shape), value)
-            .detach()
-            .to("cpu", copy=True)
-            .contiguous()
-            for name, value in self.model.state_dict().items()
-        }
+        state: dict[str, Any] = self.model.state_dict()  # with the versions of its modules
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensor = by_address.get((value.data_ptr(), value.shape), value)
+                state[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            else:
+                state[name] = copy.deepcopy(value)
+        return state
 
     def masked_copy(self, masks: Mapping[str, Tensor]) -> nn.Module:
         """Return a copy of the network with masks written into its weights (`masked_state`)."""
@@ -175,8 +184,7 @@ def _make_target(
     model = private_copy(loaded.model, device, share_weights=share_weights)
     weights = {key: value.detach() for key, value in find_prunable(model, *selection).items()}
     check_one_input(model)
-    # some modules keep other objects than tensors in their state
-    state = {key: v for key, v in model.state_dict().items() if isinstance(v, Tensor)}
+    state = tensors_of(model.state_dict())
     with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
         inputs = resolve_inputs(model, options, loaded.inputs)
         layout = Layout.of(weights)
@@ -206,7 +214,8 @@ def private_copy(
         if share_weights and parameter.is_contiguous() and not parameter.is_inference()
     }
     try:
-        private = copy.deepcopy(model, shared)  # takes these in place of copies
+        with torch.no_grad():  # TorchScript records how it copies
+            private = copy.deepcopy(model, shared)  # takes these in place of copies
     except Exception as error:  # a __deepcopy__ may raise anything
         raise InputError(
             f"model: {type(model).__name__} cannot be deep-copied "
@@ -226,9 +235,12 @@ def private_copy(
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy whose parameters all take gradients; for errors see `private_copy`."""
+    """Return a deep copy whose parameters take gradients; for errors see `private_copy`."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return private_copy(model, device).requires_grad_()
+    private = private_copy(model, device)
+    for parameter in private.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return private
 
 
 def _tie_shared_memory(original: nn.Module, private: nn.Module) -> None:

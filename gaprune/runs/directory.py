@@ -43,7 +43,7 @@ from gaprune.io.run_files import (
     read_config,
 )
 from gaprune.io.serialization import to_json, to_toml
-from gaprune.io.weights import load_state
+from gaprune.io.weights import load_state, tensors_of
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.runs.job import PruneJob
@@ -102,11 +102,12 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
         "weights_sha256": result.target.weights_sha256,
         "sparsity": str(result.sparsity),
     }
-    save_file(result.state_dict(), folder / PRUNED, {"format": "pt"})
+    save_file(tensors_of(result.state_dict()), folder / PRUNED, {"format": "pt"})
     repaired = result.repaired_model()
     if repaired is not None:  # cloned: safetensors refuses tied weights, which share memory
         state = {
-            name: value.cpu().clone().contiguous() for name, value in repaired.state_dict().items()
+            name: value.cpu().clone().contiguous()
+            for name, value in tensors_of(repaired.state_dict()).items()
         }
         save_file(state, folder / REPAIRED, {"format": "pt"})
     mask_files = {MASK: (result.masks, "gaprune mask"), FRONT: (front, "gaprune masks")}

@@ -162,8 +162,11 @@ class Result:
         """Return the result with the profile of its run; unchanged without a profiler."""
         return self if profiler is None else replace(self, profile=profiler.profile)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the pruned network's state: dropped weights are 0, kept ones bit-identical."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the pruned network's state: dropped weights are 0, kept ones bit-identical.
+
+        Entries that are no tensors (`get_extra_state`) are kept; files hold the tensors alone.
+        """
         return self.target.masked_state(self.masks)
 
     def pruned_model(self) -> nn.Module:

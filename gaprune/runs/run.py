@@ -42,7 +42,7 @@ from gaprune.runs.checkpointer import Checkpointer, SavedSearch
 from gaprune.runs.latency_budget import measure_latency
 from gaprune.runs.result import RepairedScore, Result
 from gaprune.runs.setup import ResolvedSettings, make_evaluator, make_plan
-from gaprune.runs.warnings import coverage_warning, overfitting_warning, validation_warnings
+from gaprune.runs.warnings import network_warnings, overfitting_warning, validation_warnings
 from gaprune.workers import FailedTask, Workers, on_device, open_workers
 from gaprune.workers.serial import torch_threads
 
@@ -107,12 +107,7 @@ class PruningRun:
         if self._shared_inputs is not None:
             return self._shared_inputs
         target, settings, observer = self.target, self.settings, self.observer
-        if target.inputs.assumed:
-            observer.warning(
-                "the value range of the inputs is not stated; 0 to 1 is assumed "
-                "(--range LOW,HIGH or --mean and --std state it)"
-            )
-        if (text := coverage_warning(target)) is not None:
+        for text in network_warnings(target):
             observer.warning(text)
         with profiled("calibration"), torch_threads(settings.threads_per_worker):
             calibration_set = self.checkpointer.load_calibration(target, self.generator)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
 from gaprune.evolution.search_plan import OVERFIT_DROP, SearchResult
-from gaprune.models.prunable import parameters_left_whole
+from gaprune.io.weights import tensors_of
+from gaprune.models.prunable import parameters_left_whole, parts_left_as_they_are
 from gaprune.models.target import Target
 
 MAX_LISTED = 5  # layers in a message
@@ -15,7 +16,24 @@ WELL_COVERED = 0.8  # prunable fraction of the weights below which a run warns
 ONE_CLASS = 0.99  # share of validation inputs in one class from which agreement says nothing
 
 
-def coverage_warning(target: Target) -> str | None:
+def network_warnings(target: Target) -> Iterator[str]:
+    """Yield what the user should know about a network before its inputs are made."""
+    if target.inputs.assumed:
+        yield (
+            "the value range of the inputs is not stated; 0 to 1 is assumed "
+            "(--range LOW,HIGH or --mean and --std state it)"
+        )
+    if (text := _coverage_warning(target)) is not None:
+        yield text
+    state = target.model.state_dict()
+    others = [f"{name} (no tensor)" for name in state.keys() - tensors_of(state).keys()]
+    if parts := [*parts_left_as_they_are(target.model), *sorted(others)]:
+        more = f" and {len(parts) - MAX_LISTED} more" if parts[MAX_LISTED:] else ""
+        files = "; files hold tensors only" if others else ""
+        yield f"left as they are: {', '.join(parts[:MAX_LISTED])}{more}{files}"
+
+
+def _coverage_warning(target: Target) -> str | None:
     """Return the warning that many weights are not prunable; None if few are.
 
     Weights that the user ignores are left whole on purpose and do not count.

@@ -137,7 +137,7 @@ def _plan_stages(model: nn.Module, spec: InputSpec, steps: int) -> list[_Stage]:
 @torch.no_grad()
 def _accepts(model: nn.Module, spec: InputSpec, size: tuple[int, int]) -> bool:
     """Return whether a network has outputs of the same shape for images of another size."""
-    weight = next(model.parameters())
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     grey = torch.full((1, *spec.shape), 0.5, dtype=weight.dtype, device=weight.device)
     expected = model(to_network(spec, grey)).shape
     try:
