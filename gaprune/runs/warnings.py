@@ -23,7 +23,7 @@ def network_warnings(target: Target) -> Iterator[str]:
             "the value range of the inputs is not stated; 0 to 1 is assumed "
             "(--range LOW,HIGH or --mean and --std state it)"
         )
-    if (text := _coverage_warning(target)) is not None:
+    if (text := coverage_warning(target)) is not None:
         yield text
     state = target.model.state_dict()
     others = [f"{name} (no tensor)" for name in state.keys() - tensors_of(state).keys()]
@@ -33,7 +33,7 @@ def network_warnings(target: Target) -> Iterator[str]:
         yield f"left as they are: {', '.join(parts[:MAX_LISTED])}{more}{files}"
 
 
-def _coverage_warning(target: Target) -> str | None:
+def coverage_warning(target: Target) -> str | None:
     """Return the warning that many weights are not prunable; None if few are.
 
     Weights that the user ignores are left whole on purpose and do not count.
