@@ -96,8 +96,9 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     """Load the network that a command line names.
 
     Args:
-        spec: a zoo name, `timm:NAME`, `hf:NAME`, or `path/to/file.py:factory`, a function without
-            arguments that returns the network. The file is code and is run.
+        spec: a zoo name, `timm:NAME`, `hf:NAME`, or `path/to/file.py:factory` (or
+            `package.module:factory`), a function without arguments that returns the network. The
+            file is code and is run.
         weights: a checkpoint (see `load_checkpoint`), instead of the network's own weights.
         weights_key: which of several state dicts in that file, such as `state_dict_ema`.
         inputs: what the user states about the input (see `resolve_inputs`).

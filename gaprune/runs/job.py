@@ -124,7 +124,8 @@ JOB_KEYS: tuple[Key, ...] = (
     Key(
         "target",
         text,
-        "a network of the zoo, path/to/file.py:factory, timm:NAME, or hf:NAME",
+        "a network of the zoo, path/to/file.py:factory, package.module:factory, timm:NAME, or "
+        "hf:NAME",
         metavar="TARGET",
     ),
     Key(

@@ -30,6 +30,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"  # Ray's own: what `auto` means
 AUTH_VARIABLE = "RAY_AUTH_TOKEN"  # Ray's own: without it Ray reads or makes ~/.ray/auth_token
 TLS_VARIABLE = "RAY_USE_TLS"  # Ray's own
 CONNECT_TIMEOUT = 5.0  # seconds
+# Files in packages of the user's project that workers do not need.
+_DATA = ("*.pt", "*.pth", "*.ckpt", "*.safetensors", "*.bin", "*.npz", "*.onnx", ".git")
 CHECK_EVERY = 1.0  # seconds between two checks of Ray's processes
 # Seconds without an answer until a process is lost. A GCS elsewhere may be started again (Ray's
 # fault tolerance), but after 60 s Ray ends this process.

@@ -38,7 +38,7 @@ from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, read_criterion
 from gaprune.errors import InputError, unknown_name
 from gaprune.io.file_hash import content_of
-from gaprune.io.user_code import call_user, load_function
+from gaprune.io.user_code import call_user, code_file, load_function
 from gaprune.models.target import private_copy
 from gaprune.pattern_names import UNSTRUCTURED
 
@@ -247,9 +247,9 @@ def find_methods(
             new = "imp with --schedule" if ending == "schedule" else f"imp:{ending}"
             raise InputError(f"methods: {name!r} is now {new}")
         # a file of the user: its hash tells edited criteria apart
-        elif ".py:" in name:
+        elif (file := code_file(name)) is not None:
             method = _of_criterion(_user_criterion(name))
-            chosen[name] = replace(method, code=content_of(name.rpartition(":")[0]))
+            chosen[name] = replace(method, code=content_of(str(file)))
         else:
             chosen[name] = _plugin_method(name, [ALL, *known])
     if not chosen:
