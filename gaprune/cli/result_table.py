@@ -170,6 +170,9 @@ def _add_timings(rows: Table, title: str, timings: Timings) -> None:
         add_row(rows, [*cells, PARTS.get(part, "")], strong=timing is total)
 
 
+MOST_NAMES = 4  # layers in a line
+
+
 def show_dry_run(prediction: DryRun, console: Console) -> None:
     """Print layers, budget, calibration inputs, and the predicted time and memory."""
     rows = table("layer", "shape", "weights")
@@ -194,6 +197,12 @@ def _dry_run_facts(prediction: DryRun) -> list[str]:
         f"kept: {budget}",
         f"calibration inputs: {' and '.join(prediction.calibration)}{why}",
     ]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in prediction.whole:
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        lines.append(f"left whole: {', '.join(names[:MOST_NAMES])}{more}: {reason}")
     for phase in prediction.phases:
         steps = f" with {phase.steps} gradient steps" if phase.steps else ""
         count = phase.generations

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from gaprune.errors import InputError
+from gaprune.errors import GapruneError, InputError
 from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
 from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
 from gaprune.models.macs import macs_by_weight
@@ -58,6 +58,7 @@ def mac_cost_of(
 
     Raises:
         InputError: torch counts no multiply-adds of prunable weights.
+        GapruneError: the channels' prices do not add up to the dense network's.
     """
     counts = MacCounts.of(target)
     if not any(counts.by_weight.values()):
@@ -88,7 +89,15 @@ def mac_cost_of(
     fixed = counts.total - sum(counts.by_weight.values())
     used_terms = tuple(term for term in terms if term.each)
     layout = weights if units is None else units.layout
-    return MacCost(counts.total, fixed, used_terms, layout.sizes, limit, step)
+    cost = MacCost(counts.total, fixed, used_terms, layout.sizes, limit, step)
+    # uses are rounded up; wrong indices of channels would give another price
+    difference = cost.macs(layout.sizes) - counts.total
+    if isinstance(units, ChannelUnits) and not 0 <= difference <= sum(map(prod, weights.shapes)):
+        raise GapruneError(
+            f"budget: the prices of all channels add up to {counts.total + difference:,} "
+            f"multiply-adds, not to the {counts.total:,} of {target.name}; use --budget weights"
+        )
+    return cost
 
 
 def _channel_term(

@@ -21,9 +21,10 @@ from gaprune.evolution.genome import score_dtype, seed_genes
 from gaprune.evolution.gradient import refine
 from gaprune.evolution.search_plan import SearchPhase, SearchPlan
 from gaprune.masks.budget import keep_total
+from gaprune.models.patterns import whole_layers
 from gaprune.models.prunable import floating_total
 from gaprune.models.target import Target
-from gaprune.pattern_names import LATENCY
+from gaprune.pattern_names import CHANNEL, LATENCY
 from gaprune.runs.setup import (
     FIRST_RUNG,
     CheckedSettings,
@@ -55,6 +56,7 @@ class DryRun:
     """What a run would do."""
 
     layers: tuple[tuple[str, tuple[int, ...], int], ...]  # name, shape, number of weights
+    whole: tuple[tuple[str, str], ...]  # layers with channels that stay, and why; by channels only
     total: int  # prunable weights
     parameters: int  # of the network, prunable or not
     coverage: str | None  # the warning that many weights are not prunable
@@ -108,6 +110,7 @@ def dry_run(target: Target, checked: CheckedSettings) -> DryRun:
     weights = target.weights
     return DryRun(
         layers=tuple((name, tuple(w.shape), w.numel()) for name, w in weights.items()),
+        whole=tuple(whole_layers(target).items()) if settings.pattern == CHANNEL else (),
         total=sum(weight.numel() for weight in weights.values()),
         parameters=floating_total(target.model),
         coverage=coverage_warning(target),

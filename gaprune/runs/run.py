@@ -38,6 +38,7 @@ from gaprune.profiling import profiled
 from gaprune.records import BaselineScore, Generation
 from gaprune.repair import repair, repaired_copy
 from gaprune.report.data import confusion_of, report_data_of
+from gaprune.runs.budget_check import check_budget
 from gaprune.runs.checkpointer import Checkpointer, SavedSearch
 from gaprune.runs.latency_budget import measure_latency
 from gaprune.runs.result import RepairedScore, Result
@@ -357,6 +358,8 @@ class PruningRun:
         evolved = settings.method == EVOLVED
         # without a search, of a one-shot method or if no time was left: the best one-shot mask
         best = search.best if search else max(seeds, key=lambda seed: scores[seed.key])
+        masks = evaluator.masks(best.mask)
+        check_budget(self.target, self.plan, best, masks)
         known = search.validation_score if search else scores[best.key]
         with profiled("validate"), torch_threads(settings.threads_per_worker):
             calibration = evaluator.strict.validate(best.mask, evaluator.search).agreement
@@ -371,7 +374,7 @@ class PruningRun:
         seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
             target=self.target.to("cpu"),
-            masks=evaluator.masks(best.mask),
+            masks=masks,
             method=settings.method,
             preset=settings.preset if evolved else None,
             origin=best.origin,

@@ -1,0 +1,180 @@
+"""Channels that are split, padded, joined and shuffled: right groups, or whole with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from channel_networks import built
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gaprune
+from gaprune.errors import GapruneError
+from gaprune.models.channel_groups import ChannelGraph
+from gaprune.models.channel_removal import masked_equivalent, remove_channels
+from gaprune.models.channel_slicing import num_outputs
+from gaprune.models.mac_cost import MacCounts, kept_macs, mac_cost_of
+from gaprune.models.patterns import channels_of, whole_layers
+from gaprune.models.target import target_from_module
+from gaprune.runs import budget_check
+
+Middle = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Split(nn.Module):
+    """A convolution of 8 channels, any function of them with layers of 4, and a linear layer."""
+
+    def __init__(self, middle: Middle, features: int) -> None:
+        super().__init__()
+        self.middle = middle
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.half, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.wide = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(features, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.silu(self.first(images))
+        joined = torch.cat([self.middle(self, features), images], 1)
+        logits: Tensor = self.head(joined.mean((2, 3)))
+        return logits
+
+
+def _c2f(net: nn.Module, x: Tensor) -> Tensor:
+    parts = list(x.chunk(2, 1))
+    parts.append(net.get_submodule("half")(parts[-1]).relu())
+    return torch.cat(parts, 1)
+
+
+def _res2net(net: nn.Module, x: Tensor) -> Tensor:
+    left, right = torch.split(x, 4, 1)
+    left = net.get_submodule("half")(left)
+    return torch.cat([left, net.get_submodule("other")(left + right)], 1)
+
+
+def _csp(net: nn.Module, x: Tensor) -> Tensor:
+    left, right = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
+    return torch.cat([net.get_submodule("half")(left), right], 1)
+
+
+def _shuffled(net: nn.Module, x: Tensor) -> Tensor:
+    count, channels, *size = x.shape
+    x = x.view(count, 2, channels // 2, *size).transpose(1, 2).reshape(count, channels, *size)
+    left, right = x.chunk(2, 1)
+    return torch.cat([left, net.get_submodule("half")(right)], 1)
+
+
+def _pixels_by_hand(_: nn.Module, x: Tensor) -> Tensor:
+    count, channels, height, width = x.shape
+    x = x.view(count, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    x = x.reshape(count, channels // 4, 2 * height, 2 * width)
+    return functional.avg_pool2d(x, 2)
+
+
+def _pixels(_: nn.Module, x: Tensor) -> Tensor:
+    return functional.avg_pool2d(functional.pixel_shuffle(x, 2), 2)
+
+
+def _glu(net: nn.Module, x: Tensor) -> Tensor:
+    return net.get_submodule("half")(functional.glu(x, 1))
+
+
+def _branches(net: nn.Module, x: Tensor) -> Tensor:
+    left, right = x.chunk(2, 1)
+    stacked = torch.stack([net.get_submodule("half")(left), net.get_submodule("other")(right)], 1)
+    weights = stacked.mean((3, 4), keepdim=True).softmax(1)
+    return (stacked * weights).sum(1)
+
+
+# name → function, features of the head, and layer → sets of removable channels
+CASES: dict[str, tuple[Middle, int, dict[str, int]]] = {
+    "C2f": (_c2f, 14, {"first": 4, "half": 4}),
+    "CSP": (_csp, 10, {"first": 4, "half": 4}),
+    "channel shuffle": (_shuffled, 10, {"first": 4, "half": 4}),
+    "pixel shuffle": (_pixels, 4, {"first": 2}),
+    "pixel shuffle by hand": (_pixels_by_hand, 4, {"first": 2}),
+    "GLU": (_glu, 6, {"first": 4, "half": 4}),
+    "selected branches": (_branches, 6, {"first": 4, "half": 4}),
+    "Res2Net, sizes fixed in the code": (_res2net, 10, {"other": 4}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_groups_of_split_channels(case: str) -> None:
+    """All channels exist, removal equals the mask, and what cannot be removed has a reason."""
+    middle, features, expected = CASES[case]
+    model = built(lambda: Split(middle, features))
+    images = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    graph = ChannelGraph.trace(model, images)
+    assert {group.layers[0]: len(group.channels) for group in graph.groups} == expected
+    for group in graph.groups:
+        for layer, channel in (output for sets in group.channels for output in sets.outputs):
+            assert 0 <= channel < num_outputs(model.get_submodule(layer))
+    removed = {group.layers[0]: [group.channels[1].outputs[0].channel] for group in graph.groups}
+    compact = remove_channels(model, images, removed)
+    assert torch.allclose(compact(images), masked_equivalent(model, images, removed)(images))
+    assert {"head"} <= graph.whole_layers().keys()
+    assert ("first" in graph.whole_layers()) == ("first" not in expected)
+
+
+class OptionA(nn.Module):
+    """A residual block whose shortcut pads 4 channels to 8, as those of CIFAR ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inner, self.outer = nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.stem(images)))
+        shortcut = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        x = functional.relu(shortcut + self.outer(functional.relu(self.inner(x))))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+INPUTS = gaprune.InputOptions(shape=(2, 6, 6), range=(0, 1))
+
+
+def test_padded_shortcuts() -> None:
+    """Channel i of a stage joins channel i + 2 of the next; those that meet padding stay."""
+    graph = ChannelGraph.trace(built(OptionA), torch.rand(1, 2, 6, 6))
+    groups = {group.layers: group.channels for group in graph.groups}
+    stem = groups["stem", "norm", "outer"]
+    assert [sets.outputs for sets in stem] == [
+        (("stem", i), ("norm", i), ("outer", i + 2)) for i in range(4)
+    ]
+    assert [sets.inputs for sets in stem] == [(("inner", i), ("head", i + 2)) for i in range(4)]
+    assert len(groups["inner",]) == 8
+    assert graph.whole_layers()["outer"].startswith("4 of 8 channels")
+    target = target_from_module(built(OptionA), inputs=INPUTS)
+    cost = mac_cost_of(target, channels_of(target, alike=True))
+    assert cost.macs(cost.sizes) == cost.dense == MacCounts.of(target).total
+    assert whole_layers(target).keys() == {"outer", "head"}
+
+
+def test_a_result_that_is_not_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of a result cost what the budget says, or the run fails."""
+
+    def prune() -> gaprune.Result:
+        return gaprune.prune(
+            built(OptionA),
+            sparsity=0.4,
+            method="magnitude",
+            pattern="channel",
+            budget="macs",
+            calibration_count=32,
+            validation_count=32,
+            calibration=("noise",),
+            inputs=INPUTS,
+        )
+
+    result = prune()
+    dense = MacCounts.of(result.target).total
+    assert 0.35 < kept_macs(result.target, result.masks) / dense <= 0.6
+    monkeypatch.setattr(budget_check, "kept_macs", lambda *_: dense)
+    with pytest.raises(GapruneError, match="result: "):
+        prune()
