@@ -30,7 +30,7 @@ class Split(nn.Module):
         super().__init__()
         self.middle = middle
         self.first = nn.Conv2d(2, 8, 3, padding=1)
-        self.half, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.part, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.wide = nn.Conv2d(8, 8, 1)
         self.head = nn.Linear(features, 3)
 
@@ -43,26 +43,26 @@ class Split(nn.Module):
 
 def _c2f(net: nn.Module, x: Tensor) -> Tensor:
     parts = list(x.chunk(2, 1))
-    parts.append(net.get_submodule("half")(parts[-1]).relu())
+    parts.append(net.get_submodule("part")(parts[-1]).relu())
     return torch.cat(parts, 1)
 
 
 def _res2net(net: nn.Module, x: Tensor) -> Tensor:
     left, right = torch.split(x, 4, 1)
-    left = net.get_submodule("half")(left)
+    left = net.get_submodule("part")(left)
     return torch.cat([left, net.get_submodule("other")(left + right)], 1)
 
 
 def _csp(net: nn.Module, x: Tensor) -> Tensor:
     left, right = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
-    return torch.cat([net.get_submodule("half")(left), right], 1)
+    return torch.cat([net.get_submodule("part")(left), right], 1)
 
 
 def _shuffled(net: nn.Module, x: Tensor) -> Tensor:
     count, channels, *size = x.shape
     x = x.view(count, 2, channels // 2, *size).transpose(1, 2).reshape(count, channels, *size)
     left, right = x.chunk(2, 1)
-    return torch.cat([left, net.get_submodule("half")(right)], 1)
+    return torch.cat([left, net.get_submodule("part")(right)], 1)
 
 
 def _pixels_by_hand(_: nn.Module, x: Tensor) -> Tensor:
@@ -77,25 +77,25 @@ def _pixels(_: nn.Module, x: Tensor) -> Tensor:
 
 
 def _glu(net: nn.Module, x: Tensor) -> Tensor:
-    return net.get_submodule("half")(functional.glu(x, 1))
+    return net.get_submodule("part")(functional.glu(x, 1))
 
 
 def _branches(net: nn.Module, x: Tensor) -> Tensor:
     left, right = x.chunk(2, 1)
-    stacked = torch.stack([net.get_submodule("half")(left), net.get_submodule("other")(right)], 1)
+    stacked = torch.stack([net.get_submodule("part")(left), net.get_submodule("other")(right)], 1)
     weights = stacked.mean((3, 4), keepdim=True).softmax(1)
     return (stacked * weights).sum(1)
 
 
 # name → function, features of the head, and layer → sets of removable channels
 CASES: dict[str, tuple[Middle, int, dict[str, int]]] = {
-    "C2f": (_c2f, 14, {"first": 4, "half": 4}),
-    "CSP": (_csp, 10, {"first": 4, "half": 4}),
-    "channel shuffle": (_shuffled, 10, {"first": 4, "half": 4}),
+    "C2f": (_c2f, 14, {"first": 4, "part": 4}),
+    "CSP": (_csp, 10, {"first": 4, "part": 4}),
+    "channel shuffle": (_shuffled, 10, {"first": 2, "part": 4}),
     "pixel shuffle": (_pixels, 4, {"first": 2}),
     "pixel shuffle by hand": (_pixels_by_hand, 4, {"first": 2}),
-    "GLU": (_glu, 6, {"first": 4, "half": 4}),
-    "selected branches": (_branches, 6, {"first": 4, "half": 4}),
+    "GLU": (_glu, 6, {"first": 4, "part": 4}),
+    "selected branches": (_branches, 6, {"first": 4, "part": 4}),
     "Res2Net, sizes fixed in the code": (_res2net, 10, {"other": 4}),
 }
 

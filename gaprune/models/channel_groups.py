@@ -71,18 +71,15 @@ class ChannelGraph:
         torch_pruning()  # before the work, if it is missing
         device = next((parameter.device for parameter in model.parameters()), example.device)
         private = private_copy(model, device)
-        trial = None
-        graph, factored = _untried(model, private, example, frozenset())
-        sites: set[str] = set()
-        if graph.groups:
-            trial = ChannelTrial(model, example)
-            graph, failed = _tried(graph, trial)
-            sites = {site for site, channels in factored.items() if channels & failed}
-        if trial and sites:  # where a reshape splits channels, the other factor may be constant
-            other, _ = _untried(model, private, example, frozenset(sites))
-            if other.groups:
-                other, _ = _tried(other, trial)
-                graph = max(graph, other, key=_num_removable)
+        graph, factored, failed = _untried(model, private, example, frozenset())
+        trial = ChannelTrial(model, example)
+        graph, failed_trial = _tried(graph, trial)
+        failed |= failed_trial
+        sites = {site for site, channels in factored.items() if channels & failed}
+        if sites:  # where a reshape splits channels, the other factor may be constant
+            other, *_ = _untried(model, private, example, frozenset(sites))
+            other, _ = _tried(other, trial)
+            graph = max(graph, other, key=_num_removable)
         return graph
 
     def whole_layers(self) -> dict[str, str]:
@@ -157,8 +154,12 @@ class ChannelGraph:
 
 def _untried(
     model: nn.Module, private: nn.Module, example: Tensor, inner: frozenset[str]
-) -> tuple[ChannelGraph, dict[str, set[LayerChannel]]]:
-    """Return the graph before any trial, and site of a reshape → output channels that it splits."""
+) -> tuple[ChannelGraph, dict[str, set[LayerChannel]], set[LayerChannel]]:
+    """Return the graph before any trial, and channels that another trace may find removable.
+
+    These are site of a reshape → output channels that it splits, and those that could only be
+    removed all at once.
+    """
     tracer = ChannelTracer(private, inner)
     try:
         tracer.run(example)
@@ -171,6 +172,7 @@ def _untried(
     members = _members(tracer.outputs, private, labels.root)
     readers = _members(tracer.inputs, private, labels.root)
     fixed: dict[LayerChannel, str] = {}
+    at_once: set[LayerChannel] = set()
     groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
     roots: dict[tuple[str, ...], int] = {}
     for root, outputs in members.items():
@@ -186,6 +188,7 @@ def _untried(
             joined = labels.joined_by(roots[layers])
             reason = f"they can only be removed all at once, because of {joined}"
             fixed.update(dict.fromkeys(single.outputs, reason))
+            at_once.update(single.outputs)
             del groups[layers]
     channel_of = {root: set(outputs) for root, outputs in members.items()}
     factored = {
@@ -197,7 +200,7 @@ def _untried(
         is_joined = any(len(channels.outputs) > len(layers) for channels in sets)
         joined = labels.joined_by(roots[layers]) if is_joined else None
         made.append(ChannelGroup(layers, tuple(sets), joined))
-    return ChannelGraph(model, tuple(made), fixed), factored
+    return ChannelGraph(model, tuple(made), fixed), factored, at_once
 
 
 def _num_removable(graph: ChannelGraph) -> int:

@@ -36,8 +36,16 @@ class ChannelLabels:
             label = parents[label]
         return label
 
-    def join(self, label: int, other: int, why: str) -> None:
-        """Join two sets; `why` says which operation does. A constant fixes the other set."""
+    def roots(self, labels: Tensor) -> Tensor:
+        """Return labels in which each stands for its set."""
+        values, index = labels.unique(return_inverse=True)
+        return torch.tensor([self.root(label) for label in values.tolist()])[index]
+
+    def join(self, label: int, other: int, why: str, *, in_layer: bool = False) -> None:
+        """Join two sets; `why` says which operation does. A constant fixes the other set.
+
+        With `in_layer` they are channels of the same layer, and the reason is remembered.
+        """
         if CONSTANT in (label, other):
             self.fix(label or other, f"they are combined with padding or constants by {why}")
             return
@@ -45,7 +53,9 @@ class ChannelLabels:
         if low == high:
             return
         self._parents[high] = low
-        self._joined.setdefault(low, self._joined.pop(high, why))
+        for reason in (self._joined.pop(high, None), why if in_layer else None):
+            if reason is not None:
+                self._joined.setdefault(low, reason)
         reason = self._reasons.pop(high, None)
         if reason is not None:
             self._reasons.setdefault(low, reason)
@@ -60,8 +70,8 @@ class ChannelLabels:
         return self._reasons.get(self.root(label))
 
     def joined_by(self, label: int) -> str:
-        """Return the operation that joined a set first."""
-        return self._joined.get(self.root(label), "an operation")
+        """Return the operation that first joined channels of the same layer in a set."""
+        return self._joined.get(self.root(label), "several operations")
 
 
 def varies(labels: Tensor, dim: int) -> bool:

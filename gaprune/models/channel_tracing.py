@@ -195,7 +195,7 @@ class ChannelTracer(TorchDispatchMode):
         labels = self._of.get(inputs)
         if labels is None:
             return torch.zeros(inputs.shape[axis], dtype=torch.int64)
-        matrix = stripped(labels, but=axis).movedim(axis, 0).flatten(1)
+        matrix = self.labels.roots(stripped(labels, but=axis)).movedim(axis, 0).flatten(1)
         low, high = matrix.amin(1), matrix.amax(1)
         mixed = matrix[low != high]
         self._fix_labels(mixed, f"they are rearranged in front of {layer!r}")
@@ -253,7 +253,7 @@ class ChannelTracer(TorchDispatchMode):
             self._move(name, operation, args, named, what, output)
         elif name == "glu":
             first, second = self._of[args[0]].chunk(2, *(args[1:2] or (-1,)))
-            self._join(first, second, what)
+            self._join(first, second, what, in_layer=True)
             self._of[output] = first
         elif name in _ELEMENTWISE or torch.Tag.pointwise in operation.tags:
             self._combine(tensors, output, what)
@@ -382,16 +382,16 @@ class ChannelTracer(TorchDispatchMode):
 
     # --- sets of labels ---------------------------------------------------------------------------
 
-    def _join(self, labels: Tensor, others: Tensor, what: str) -> None:
+    def _join(self, labels: Tensor, others: Tensor, what: str, *, in_layer: bool = False) -> None:
         """Join labels at the same position."""
         first, second = torch.broadcast_tensors(stripped(labels), stripped(others))
         differ = first != second
         pairs = torch.stack([first[differ], second[differ]]).unique(dim=1)
         for label, other in pairs.T.tolist():
-            self.labels.join(label, other, what)
+            self.labels.join(label, other, what, in_layer=in_layer)
 
     def _join_along(self, labels: Tensor, dim: int, what: str) -> None:
-        self._join(labels, labels.narrow(dim, 0, 1).expand(labels.shape), what)
+        self._join(labels, labels.narrow(dim, 0, 1).expand(labels.shape), what, in_layer=True)
 
     def _fix(self, tensor: Any, reason: str) -> None:  # noqa: ANN401
         if isinstance(tensor, Tensor):
