@@ -92,8 +92,8 @@ class Settings(BaseModel):
     latency_runtime: str = Field(
         "torch", description="with budget latency: torch, torch-compile or onnxruntime"
     )
-    layer_sparsity: tuple[str, ...] = Field(
-        (),
+    layer_sparsity: tuple[str, ...] | None = Field(
+        None,
         description="PATTERN=FRACTION: the fraction to remove from the layers that a name, glob or "
         "layer type fits; the other layers share the rest of the budget",
     )
@@ -219,8 +219,8 @@ class Settings(BaseModel):
 
     @field_validator("layer_sparsity", mode="after")
     @classmethod
-    def _check_fractions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
+    def _check_fractions(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for text in value or ():
             pattern, _, fraction = text.rpartition("=")
             if not pattern or not re.fullmatch(r"0(\.\d*)?|\.\d+", fraction):
                 rule = "must be PATTERN=FRACTION, a fraction from 0 to below 1, such as fc1=0.3"

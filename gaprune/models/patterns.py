@@ -87,7 +87,7 @@ def _check_layer_sparsity(settings: Settings, pattern: object) -> None:
     elif settings.max_drop is not None or settings.pareto:
         reason = "max_drop and pareto try many budgets, which fixed layers may not leave"
     if reason is not None:
-        text = ", ".join(settings.layer_sparsity)
+        text = ", ".join(settings.layer_sparsity or ())
         raise InputError(f"layer_sparsity: {reason}, got {text}; leave one of them out")
 
 
@@ -131,7 +131,7 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
         return replace(layout, mac_cost=cost)
     pattern = parse_pattern(settings.pattern)
     if not isinstance(pattern, NMPattern):
-        return with_layer_sparsity(layout, _layer_fractions(target, settings.layer_sparsity))
+        return with_layer_sparsity(layout, _layer_fractions(target, settings.layer_sparsity or ()))
     axes = tuple(_group_axis(target, name, pattern.of) for name in target.layout.names)
     if not any(axis is not None for axis in axes):
         shapes = ", ".join(f"{name} {tuple(w.shape)}" for name, w in target.weights.items())
