@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
@@ -27,7 +26,7 @@ from gaprune.evaluation.objectives import find_objective
 from gaprune.io.bounded_reading import parse_toml
 from gaprune.io.trusted_code import remember_code
 from gaprune.masks.budget import keep_total
-from gaprune.models.forward import batched_forward
+from gaprune.models.forward import batched_forward, standard_torch
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
@@ -40,8 +39,7 @@ _SPEC_FIELDS = ("training", "epochs", "schedule", "clusters")
 _STEP_FIELDS = ("sparsity", "accuracy", "agreement", "epochs")  # recorded for every step of a path
 
 
-@torch.inference_mode(mode=False)  # methods need gradients, whatever the caller has switched off
-@torch.enable_grad()
+@standard_torch()
 def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     model: nn.Module,
     *,
@@ -126,6 +124,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     return compare_target(target, spec, data=data, out=out, overwrite=overwrite, observer=observer)
 
 
+@standard_torch()
 def compare_target(  # noqa: PLR0913 # data and folder besides the spec, each by its own name
     target: Target,
     spec: ComparisonSpec,

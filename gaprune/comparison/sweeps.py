@@ -21,6 +21,7 @@ from gaprune.config import make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.evolution.tasks import derive_seed
 from gaprune.exports.clustering import sweep_clusters
+from gaprune.models.forward import standard_torch
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks
@@ -114,6 +115,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     return sweep_target(by, target, held_out, options, observer)
 
 
+@standard_torch()
 def sweep_target(
     kind: str,
     target: Target,

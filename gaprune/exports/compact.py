@@ -20,7 +20,9 @@ from gaprune.io.manifest import read_manifest
 from gaprune.io.serialization import from_metadata, to_metadata
 from gaprune.io.tensor_files import load_tensors, open_tensors
 from gaprune.models.channel_removal import remove_channels
+from gaprune.models.forward import free_batch, relative_difference, rounding_tolerance
 from gaprune.models.input_spec import sample_inputs
+from gaprune.models.onnx import export_reason
 from gaprune.models.patterns import silent_channels
 from gaprune.models.target import Target
 
@@ -28,8 +30,6 @@ PROGRAM = "model.pt2"
 COMPACT = "gaprune compact"  # in the metadata of the state dict
 TRACED_BATCH = 2  # torch.export takes a batch of one for a fixed size
 COMPARED_BATCHES = (1, 7)
-TOLERANCE = 1e-5  # of the largest output, or of 1 where that is larger
-EPSILONS = 8  # tolerance of dtypes coarser than that
 
 
 def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> None:
@@ -107,15 +107,12 @@ def save_program(model: nn.Module, target: Target, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(
-                model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-            )
+            program = torch.export.export(model, (example,), dynamic_shapes=free_batch(model))
             torch.export.save(program, path)
     except Exception as error:  # tracing runs the user's code, which raises any type
-        first = (str(error).strip().splitlines() or [""])[0]
         raise GapruneError(
-            f"compact: torch cannot export {target.name} ({type(error).__name__}: {first}); export "
-            "it as dense or sparse, which need no tracing"
+            f"compact: torch cannot export {target.name} ({export_reason(error)}); export it as "
+            "dense or sparse, which need no tracing"
         ) from error
 
 
@@ -138,12 +135,9 @@ def _compare(program: nn.Module, masked: nn.Module, target: Target) -> None:
     for count in COMPARED_BATCHES:
         inputs = sample_inputs(target.inputs, count, target.dtype).to(target.device)
         expected, outputs = masked(inputs), program(inputs)
-        # Relative to the largest output: sums of fewer terms round differently.
-        scale = max(1.0, float(expected.abs().max()))
-        eps = torch.finfo(expected.dtype).eps
-        difference = float((outputs - expected).abs().max()) / scale
+        difference = relative_difference(outputs, expected)
         # `not <=` also catches NaN.
-        if not difference <= max(TOLERANCE, EPSILONS * eps):
+        if not difference <= rounding_tolerance(expected.dtype):
             raise GapruneError(
                 f"compact: the smaller network differs by {difference:.1e} of the largest output "
                 f"from the masked one; export {target.name} as dense or sparse"

@@ -25,6 +25,7 @@ from gaprune.io.atomic import (
 from gaprune.io.manifest import MANIFEST, SCHEMA, file_entries, read_manifest, sealed
 from gaprune.io.serialization import to_json
 from gaprune.io.trusted_code import remember_code
+from gaprune.models.forward import standard_torch
 from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.result import Result
 
@@ -52,6 +53,7 @@ class ExportResult:
         return {"schema": SCHEMA, **vars(self), "files": dict(self.files), **paths}
 
 
+@standard_torch()
 def export(  # noqa: PLR0913 # options, each by its own name
     run: Result | str | Path,
     format: str,  # noqa: A002 - the word of the command line

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -99,6 +100,51 @@ def forward_batch_size(inputs: Tensor) -> int:
     """Return how many inputs one forward pass takes; it depends on their size and device only."""
     most = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
     return max(1, min(most, ENTRIES // max(1, inputs[:1].numel())))
+
+
+def relative_difference(outputs: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest expected output.
+
+    Networks whose sums have another order, such as exported ones, differ by rounding.
+    """
+    scale = float(expected.double().abs().max())
+    difference = float((outputs.double() - expected.double()).abs().max())
+    return difference / scale if scale else difference
+
+
+def rounding_tolerance(dtype: torch.dtype) -> float:
+    """Return the relative difference up to which outputs of a dtype are equal but for rounding."""
+    return float(torch.finfo(dtype).eps) ** 0.5 / 4  # 9e-5 in float32, 8e-3 in float16
+
+
+@contextmanager
+def standard_torch() -> Iterator[None]:
+    """Use torch as it is by default, whatever the caller has set; a decorator of entry points.
+
+    Inside, tensors are float32 on the CPU unless stated, nothing is cast automatically, and
+    gradients can be computed.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        # entered only where needed: it slows every operation
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+def free_batch(model: nn.Module) -> tuple[Any, ...]:
+    """Return `dynamic_shapes` for torch.export: the first axis of the one input is free."""
+    first: Any = {0: torch.export.Dim.DYNAMIC}
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_any = next(iter(parameters)).kind is inspect.Parameter.VAR_POSITIONAL
+    return ((first,),) if takes_any else (first,)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from gaprune.io.weights import (
 )
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.fixed_function import TRIED, make_fixed
-from gaprune.models.forward import deterministic
+from gaprune.models.forward import deterministic, standard_torch
 from gaprune.models.input_spec import InputOptions, resolve_inputs, sample_inputs
 from gaprune.models.network import DenseNetwork, LoadedNetwork
 from gaprune.models.prunable import check_structure, find_prunable
@@ -81,6 +81,7 @@ class Target(DenseNetwork):
         return model
 
 
+@standard_torch()
 def load_target(  # noqa: PLR0913 # every argument is an option of the command line
     spec: str,
     *,
@@ -144,6 +145,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     return _make_target(loaded, spec, options, (prune_also, ignore), device, share_weights=True)
 
 
+@standard_torch()
 def target_from_module(  # noqa: PLR0913 # what is known about a network
     model: nn.Module,
     *,

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.parse import AUTO, PROCEDURAL
@@ -18,6 +17,7 @@ from gaprune.callbacks import Callbacks, Observer, ObserverGroup, WarnOnce
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import GapruneError
 from gaprune.io.checkpoints import Checkpoint
+from gaprune.models.forward import standard_torch
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.models.time_limit import TimeIsUp, TimeLimit
@@ -33,8 +33,7 @@ from gaprune.runs.run import PruningRun
 from gaprune.runs.setup import CheckedSettings, add_layout, check_settings, resolve_settings
 
 
-@torch.inference_mode(mode=False)  # whatever the caller has switched off
-@torch.enable_grad()
+@standard_torch()
 def prune(  # noqa: PLR0913 # what is known about a network, each by its own name
     model: nn.Module,
     *,
@@ -136,6 +135,7 @@ def _versions(model: nn.Module) -> list[int]:
     return [p._version for p in model.parameters() if not p.is_inference()]  # noqa: SLF001
 
 
+@standard_torch()
 def prune_target(
     target: Target,
     settings: Settings,

@@ -15,7 +15,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
@@ -26,6 +25,7 @@ from gaprune.io.atomic import writing
 from gaprune.io.checkpoints import Checkpoint, DamagedError, read_checkpoint
 from gaprune.io.run_files import CONFIG, RECORD, check_run_files, read_config, read_record
 from gaprune.io.trusted_code import check_code
+from gaprune.models.forward import standard_torch
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import target_from_module
 from gaprune.profiling import run_profiler
@@ -49,8 +49,7 @@ _DIFFERENCES = {
 }
 
 
-@torch.inference_mode(mode=False)  # whatever the caller has switched off
-@torch.enable_grad()
+@standard_torch()
 def resume(
     path: str | Path,
     *,

@@ -22,6 +22,7 @@ from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_ru
 from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject
 from gaprune.exports.measure.file_contents import ONNX, FileContents, find_dense, read_contents
 from gaprune.io.sparse import zstandard
+from gaprune.models.forward import standard_torch
 from gaprune.models.layer_kinds import layer_kind
 from gaprune.models.macs import macs_per_input
 from gaprune.models.onnx import OnnxSession
@@ -76,6 +77,7 @@ class FileMeasurement:
         }
 
 
+@standard_torch()
 def measure(
     *files: str | Path,
     target: str | Target | None = None,
