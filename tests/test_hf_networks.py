@@ -8,6 +8,7 @@ import pickle
 import shutil
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,14 @@ def test_image_networks(tmp_path: Path) -> None:
     loaded = load_source(f"hf:{tmp_path}")
     assert loaded.inputs == InputSpec(shape=(3, 8, 8), kind="image", mean=mean, std=std)
     assert loaded.model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.skipif(find_spec("gguf") is not None, reason="gguf is installed")
+def test_gguf_names_its_extra(tmp_path: Path) -> None:
+    """A GGUF file needs packages that only its extra installs."""
+    (tmp_path / "net.gguf").write_bytes(b"GGUF")
+    with pytest.raises(GapruneError, match=r"gaprune\[gguf\]"):
+        load_source(f"hf:{tmp_path}/net.gguf")
 
 
 def test_a_missing_package_names_its_extra() -> None:

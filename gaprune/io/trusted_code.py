@@ -1,10 +1,11 @@
 """Decide whether code that a file names, or holds, may run.
 
 A configuration can name functions (`path/to/file.py:function` or `package.module:function`), and a
-`.pt2` file is a program. They run only if the user names them in this call, confirms them (`--trust-code`), or if this user's
-gaprune wrote the folder on this machine and neither the names nor the code have changed since. For
-that, gaprune remembers every folder whose configuration names code, in one file per folder below
-`$XDG_STATE_HOME/gaprune`, else `~/.local/state/gaprune`. A folder that was moved is not known.
+`.pt2` file is a program. They run only if the user names them in this call, confirms them
+(`--trust-code`), or if this user's gaprune wrote the folder on this machine and neither the names
+nor the code have changed since. For that, gaprune remembers every folder whose configuration names
+code, in one file per folder below `$XDG_STATE_HOME/gaprune`, else `~/.local/state/gaprune`. A
+folder that was moved is not known.
 """
 
 from __future__ import annotations

@@ -122,7 +122,8 @@ def project_code() -> list[str]:
     They are those that this process has imported, without what is installed.
     """
     folders = [Path(folder).resolve() for folder in (*sys.path, ".")]
-    tops = {name.partition(".")[0] for name in list(sys.modules)} - {"gaprune", "__main__"}
+    tops = {name.partition(".")[0] for name in list(sys.modules)}
+    tops -= {"gaprune", "__main__", "__mp_main__"}
     code = []
     for module in (sys.modules[name] for name in sorted(tops) if name in sys.modules):
         locations = [*getattr(module, "__path__", ()), getattr(module, "__file__", None)]

@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 from gaprune.errors import GapruneError, InputError, first_line
+from gaprune.io.user_code import project_code
 from gaprune.workers.base import LOCAL_RAY, WorkerOptions
 from gaprune.workers.grpc_probe import check_grpc_server
 from gaprune.workers.watchdog import start_watchdog
@@ -58,6 +59,8 @@ def connect(worker_options: WorkerOptions) -> Callable[[], None] | None:
             cpus = max(worker_options.count * worker_options.threads, os.cpu_count() or 1)
             return _start_ray({**options, "address": "local", "num_cpus": cpus})
         address = check_address(address)
+        if code := project_code():  # other machines do not have the user's project: it travels
+            options["runtime_env"] |= {"py_modules": code, "excludes": list(_DATA)}
         try:
             if address.startswith(CLIENT):
                 _enable_client_token()

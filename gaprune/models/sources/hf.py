@@ -25,6 +25,7 @@ from gaprune.models.sources.vocabulary import read_token_ids
 
 LENGTH = 64  # default number of tokens per input: a few sentences, and fast to run
 POOLING_FILE = "1_Pooling/config.json"  # in a folder of sentence-transformers
+GGUF = ".gguf"  # files of llama.cpp, with the sizes of the network in them
 _MAX_LISTED = 5  # names listed in a message
 _CACHE_PREFIX = "models--"  # folders of the cache: models--OWNER--NAME
 # Old names of poolings in that file. Newer versions write "mean" or "cls".
@@ -45,15 +46,22 @@ def load_hf(
     another text encoder, else `last_hidden_state`. A pooling layer that the output does not use is
     left out, so that it takes no part in a budget.
 
+    `FILE.gguf` of llama.cpp is unpacked to floating point; its networks have a head.
+
     Token networks take ids alone; the attention mask follows from the padding id. Code that comes
     with a network is never run, and its weights must be safetensors. For errors see `load_source`.
     """
     transformers = import_extra("transformers", "hf", f"target hf:{name}")
     folder = Path(name).expanduser()
     location = str(folder) if folder.is_dir() else name
+    gguf: dict[str, str] = {}
+    if folder.suffix.lower() == GGUF and folder.is_file():  # sizes and weights are in the file
+        for package in ("gguf", "accelerate"):
+            import_extra(package, "gguf", f"target hf:{name}")
+        location, gguf = str(folder.parent), {"gguf_file": folder.name}
     with _silent(transformers):
-        config = _load_config(transformers, name, location, allow_download=allow_download)
-        model_class = _model_class(transformers, config)
+        config = _load_config(transformers, name, location, gguf, allow_download=allow_download)
+        model_class = _model_class(transformers, config, with_head=bool(gguf))
         # these outputs do not use the network's own pooling layer
         pooled = output not in (None, HIDDEN, *POOLINGS)
         source = "its own weights"
@@ -63,6 +71,7 @@ def load_hf(
                 location,
                 local_files_only=not allow_download,
                 use_safetensors=True,
+                **gguf,
             )
         else:
             # the class and sizes come from the configuration, the weights from the user's file
@@ -96,8 +105,15 @@ def load_hf(
     return LoadedNetwork(model.eval(), inputs, origin)
 
 
-def _load_config(transformers: Any, name: str, location: str, *, allow_download: bool) -> Any:
-    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
+def _load_config(
+    transformers: Any,
+    name: str,
+    location: str,
+    gguf: Mapping[str, str],
+    *,
+    allow_download: bool,
+) -> Any:
+    if not gguf and Path(location).is_dir() and not (Path(location) / "config.json").is_file():
         raise InputError(f"target: {name} holds no config.json; name a folder of save_pretrained")
     try:
         config = transformers.AutoConfig.from_pretrained(
@@ -105,8 +121,14 @@ def _load_config(transformers: Any, name: str, location: str, *, allow_download:
             location,
             local_files_only=not allow_download,
             trust_remote_code=False,
+            **gguf,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        if gguf:
+            raise InputError(
+                f"target: transformers cannot read hf:{name} ({first_line(error)}); name a folder "
+                "of save_pretrained"
+            ) from error
         cache = Path(import_extra("huggingface_hub", "hf", "target").constants.HF_HUB_CACHE)
         cached = sorted(
             path.name.removeprefix(_CACHE_PREFIX).replace("--", "/")
@@ -126,8 +148,10 @@ def _load_config(transformers: Any, name: str, location: str, *, allow_download:
     return config
 
 
-def _model_class(transformers: Any, config: Any) -> Any:
+def _model_class(transformers: Any, config: Any, *, with_head: bool) -> Any:
     names = config.architectures or ()
+    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    with_head = with_head and type(config) in classes
     for name in names:
         if inspect.isclass(model_class := getattr(transformers, name, None)):
             return model_class  # the first that this version of transformers knows
@@ -136,7 +160,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
             f"target: transformers has no network {', '.join(names) or type(config).__name__}; "
             "code that comes with a network is not run: write a factory for it"
         )
-    return transformers.MODEL_MAPPING[type(config)]
+    return (classes if with_head else transformers.MODEL_MAPPING)[type(config)]
 
 
 def _expected(model_class: Any, config: Any) -> dict[str, Tensor]:
