@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from gaprune.calibration.files import read_samples
@@ -44,6 +45,9 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
             f"{argument}: needs one integer label for each of the {len(samples.inputs)} inputs, "
             f"got {given}"
         )
+    shape = target.inputs.shape
+    if target.inputs.kind == "image" and tuple(samples.inputs.shape[1:]) == (math.prod(shape),):
+        samples = samples._replace(inputs=samples.inputs.reshape(-1, *shape))  # flat pictures
     check_inputs(argument, samples, target)
     # Token ids index an embedding and must stay integers.
     floating = target.inputs.kind != "tokens"

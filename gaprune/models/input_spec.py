@@ -22,6 +22,7 @@ KINDS = {
 }
 # Permitted numbers of axes; a vector may have any.
 _AXES: dict[str, tuple[int, ...]] = {"image": (3,), "signal": (1, 2), "tokens": (1,)}
+SMALLEST_PICTURE = 8  # pixels along a side
 # The kind suggested by a shape alone. A network that begins with a linear layer does not tell:
 # it may flatten images first.
 _KIND_BY_AXES = {1: "vector", 2: "signal", 3: "image"}
@@ -225,6 +226,44 @@ def sample_inputs(spec: InputSpec, count: int, dtype: torch.dtype, seed: int = 0
     per_channel = (-1, *[1] * (len(spec.shape) - 1))
     mean, std = (torch.tensor(values).view(per_channel) for values in (spec.mean, spec.std))
     return ((raw - mean) / std).to(dtype)
+
+
+def takes_flat_pictures(model: nn.Module, spec: InputSpec) -> bool:
+    """Return whether a network takes the pixels of a picture as one vector, without flattening.
+
+    Its first layer is linear with one input per pixel, and it has no layer that flattens.
+    """
+    return (
+        spec.kind == "image"
+        and _first_layer(model).shape == (math.prod(spec.shape),)
+        and not any(isinstance(layer, nn.Flatten | nn.Unflatten) for layer in model.modules())
+        and not _accepts(model, spec)
+    )
+
+
+def _accepts(model: nn.Module, spec: InputSpec) -> bool:
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    try:
+        with torch.no_grad():
+            model(sample_inputs(spec, 1, weight.dtype).to(weight.device))
+    except Exception:  # noqa: BLE001 - user code and torch raise any type for a wrong shape
+        return False
+    return True
+
+
+def picture_shapes(spec: InputSpec) -> list[tuple[int, int, int]]:
+    """Return the shapes of square pictures, grey or of three colours, whose pixels a vector holds.
+
+    Sides below `SMALLEST_PICTURE` are left out: such a vector is hardly a picture.
+    """
+    if spec.kind != "vector" or len(spec.shape) != 1:
+        return []
+    sides = ((channels, math.isqrt(spec.shape[0] // channels)) for channels in (1, 3))
+    return [
+        (channels, side, side)
+        for channels, side in sides
+        if channels * side * side == spec.shape[0] and side >= SMALLEST_PICTURE
+    ]
 
 
 def _first_layer(model: nn.Module) -> _FirstLayer:

@@ -23,7 +23,13 @@ from gaprune.io.weights import (
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models.fixed_function import TRIED, make_fixed
 from gaprune.models.forward import deterministic, standard_torch
-from gaprune.models.input_spec import InputOptions, resolve_inputs, sample_inputs
+from gaprune.models.forward_hooks import flatten_pictures
+from gaprune.models.input_spec import (
+    InputOptions,
+    resolve_inputs,
+    sample_inputs,
+    takes_flat_pictures,
+)
 from gaprune.models.network import DenseNetwork, LoadedNetwork
 from gaprune.models.prunable import check_structure, find_prunable
 from gaprune.models.sources import SOURCES, is_sourced, load_source
@@ -190,6 +196,8 @@ def _make_target(
     state = tensors_of(model.state_dict())
     with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
         inputs = resolve_inputs(model, options, loaded.inputs)
+        if takes_flat_pictures(model, inputs):
+            model.register_forward_pre_hook(flatten_pictures)
         layout = Layout.of(weights)
         hashed = sha256_of(state)
         source = hashed, loaded.zoo, loaded.origin

@@ -8,6 +8,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
 from gaprune.evolution.search_plan import OVERFIT_DROP, SearchResult
 from gaprune.io.weights import tensors_of
+from gaprune.models.input_spec import picture_shapes
 from gaprune.models.prunable import parameters_left_whole, parts_left_as_they_are
 from gaprune.models.target import Target
 
@@ -22,6 +23,12 @@ def network_warnings(target: Target) -> Iterator[str]:
         yield (
             "the value range of the inputs is not stated; 0 to 1 is assumed "
             "(--range LOW,HIGH or --mean and --std state it)"
+        )
+    if shapes := picture_shapes(target.inputs):
+        stated = " or ".join("--input-shape " + ",".join(map(str, shape)) for shape in shapes)
+        yield (
+            f"inputs are vectors of {target.inputs.shape[0]}, made without order between "
+            f"neighbours; if they are the pixels of pictures, state {stated}"
         )
     if (text := coverage_warning(target)) is not None:
         yield text
