@@ -51,7 +51,7 @@ def _is_rays(pid: int) -> bool:
         return False
 
 
-def main(driver: int) -> None:
+def guard(driver: int) -> None:
     """Record Ray's processes below `driver` until standard input closes; then end those left."""
     started: dict[int, str] = {}  # number → start time, as numbers are used again
 
@@ -77,4 +77,4 @@ def main(driver: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    guard(int(sys.argv[1]))

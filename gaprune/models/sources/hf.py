@@ -182,7 +182,7 @@ def _load_model(
             config=config,
             dtype="auto",
             attn_implementation="eager",  # fused kernels have no second derivatives (GraSP)
-            experts_implementation="eager",  # as plain products: grouped ones take no float64 (SynFlow)
+            experts_implementation="eager",  # grouped products take no float64 (SynFlow)
             output_loading_info=True,  # the report on missing and unexpected weights
             **pooling,
         )
