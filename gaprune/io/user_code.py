@@ -60,14 +60,10 @@ def code_file(spec: str) -> Path | None:
     The file may be missing. None if it cannot be imported: no colon, neither a `.py` file (after
     links) nor a module, or no valid path.
     """
-    path, colon, _ = spec.rpartition(":")
-    if _is_module(path):
-        return _module_file(path) if colon else None
-    try:
-        resolved = Path(path).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, no such user, a null character
+    source, colon, _ = spec.rpartition(":")
+    if not colon:
         return None
-    return resolved if colon and resolved.suffix == ".py" else None
+    return _module_file(source) if _is_module(source) else _python_file(source)
 
 
 def import_code(source: str, argument: str) -> ModuleType:
@@ -90,7 +86,7 @@ def import_code(source: str, argument: str) -> ModuleType:
     try:
         in_package = _is_module(source) or (file.parent / "__init__.py").is_file()
         if in_package and _finds(name, file):
-            module = call_user(
+            module: ModuleType = call_user(
                 importlib.import_module, name, where=f"{argument}: importing {source}"
             )
         else:
@@ -136,8 +132,16 @@ def project_code() -> list[str]:
     return code
 
 
+def _python_file(path: str) -> Path | None:
+    try:
+        resolved = Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, no such user, a null character
+        return None
+    return resolved if resolved.suffix == ".py" else None
+
+
 def _is_module(name: str) -> bool:
-    return bool(_MODULE.fullmatch(name)) and not name.endswith(".py")
+    return bool(_MODULE.fullmatch(name)) and _python_file(name) is None
 
 
 def _module_file(name: str) -> Path:
@@ -159,8 +163,10 @@ def _find(name: str, parent: ModuleSpec | None) -> ModuleSpec | None:
         folders = parent.submodule_search_locations or []
     for finder in sys.meta_path if parent is None else ():
         find = getattr(finder, "find_spec", None)
-        if finder is not PathFinder and find and (spec := find(name, None)) is not None:
-            return spec  # that of a package in development, for instance
+        if finder is not PathFinder and find:
+            spec: ModuleSpec | None = find(name, None)
+            if spec is not None:  # that of a package in development, for instance
+                return spec
     return PathFinder.find_spec(name, folders)
 
 
