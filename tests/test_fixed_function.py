@@ -152,6 +152,9 @@ def test_outputs_whose_size_depends_on_the_batch(change: Callable[[Tensor], Tens
 class Writes(Net):
     """A network that writes to buffers in evaluation mode, and registers another."""
 
+    seen: Tensor
+    moving: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
