@@ -33,7 +33,10 @@ class Net(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.first(inputs)
-        return self.last(torch.relu(hidden if self.change is None else self.change(self, hidden)))
+        outputs: Tensor = self.last(
+            torch.relu(hidden if self.change is None else self.change(self, hidden))
+        )
+        return outputs
 
 
 class Keeps(nn.Module):
@@ -44,7 +47,8 @@ class Keeps(nn.Module):
         self.layer = layer
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.layer(inputs)
+        outputs: Tensor = self.layer(inputs)
+        return outputs
 
     def train(self, mode: bool = True) -> Keeps:
         return self
@@ -58,7 +62,8 @@ class Recurrent(nn.Module):
         self.lstm, self.last = nn.LSTM(4, 8), nn.Linear(8, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.last(self.lstm(inputs)[0][:, -1])
+        outputs: Tensor = self.last(self.lstm(inputs)[0][:, -1])
+        return outputs
 
 
 def _target(model: nn.Module, *shape: int) -> Target:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from gaprune.models.target import target_from_module
 from gaprune.runs.warnings import network_warnings
 
 
-def _net() -> nn.Module:
+def _net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
 
@@ -20,7 +22,8 @@ def _net() -> nn.Module:
 def test_pictures_are_flattened() -> None:
     """The result is that of the same network behind `nn.Flatten`, under the network's own names."""
     options = InputOptions(shape=(1, 8, 8), range=(0, 1))
-    few = {"sparsity": 0.5, "calibration_count": 32, "validation_count": 32, "method": "wanda"}
+    few: dict[str, Any] = {"sparsity": 0.5, "calibration_count": 32, "validation_count": 32}
+    few["method"] = "wanda"
     net = _net()
     test = torch.rand(5, 64), torch.zeros(5, dtype=torch.long)
     vectors = gaprune.prune(net, inputs=options, test=test, **few)

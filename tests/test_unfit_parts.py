@@ -35,7 +35,8 @@ class Fourier(nn.Module):
         hidden = self.lift(inputs)
         mixed = torch.einsum("bix,iox->box", torch.fft.rfft(hidden)[..., :3], self.modes)
         low = torch.fft.irfft(mixed, n=inputs.shape[-1])
-        return self.out(functional.gelu(low + self.skip(hidden)))
+        outputs: Tensor = self.out(functional.gelu(low + self.skip(hidden)))
+        return outputs
 
 
 class Indexed(nn.Module):
@@ -47,7 +48,8 @@ class Indexed(nn.Module):
         self.last = nn.Linear(6, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.last(inputs[:, self.order])
+        outputs: Tensor = self.last(inputs[:, self.order])
+        return outputs
 
 
 class Scaled(nn.Linear):

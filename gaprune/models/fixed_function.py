@@ -201,7 +201,7 @@ def _python_state() -> tuple[object, ...]:
     return random.getstate(), numpy[1].tobytes(), numpy[2:]
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_LISTED} more" if names[_MAX_LISTED:] else ""
     return ", ".join(repr(name) for name in islice(names, _MAX_LISTED)) + more
 
@@ -220,7 +220,7 @@ def _rounding(trial: _Trial) -> float:
     """Return the relative difference that a deep network may have by rounding."""
     if any(map(is_quantised, trial.model.modules())):
         return INTEGER_ROUNDING
-    return float(torch.finfo(trial.first.dtype).eps) ** 0.5
+    return math.sqrt(torch.finfo(trial.first.dtype).eps)
 
 
 def _growth(trial: _Trial) -> float:
