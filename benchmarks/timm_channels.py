@@ -116,7 +116,8 @@ def _tried(model: nn.Module, example: torch.Tensor) -> dict[str, Any]:
 
 def _draw(groups: Sequence[Sequence[Any]]) -> dict[str, list[int]]:
     """Draw a third of every group; return layer → channels."""
-    draw, asked = random.Random(0), {}
+    draw = random.Random(0)
+    asked: dict[str, list[int]] = {}
     for sets in groups:
         for channels in draw.sample(sets, max(1, len(sets) // 3)):
             layer, channel = channels.outputs[0]

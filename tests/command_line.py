@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 class Shy(Net):
     def forward(self, x):
-        if len(x) > 2:
+        if len(x) > 8:
             raise RuntimeError("too many of them")
         return super().forward(x)
 

@@ -77,7 +77,8 @@ def _pixels(_: nn.Module, x: Tensor) -> Tensor:
 
 
 def _glu(net: nn.Module, x: Tensor) -> Tensor:
-    return net.get_submodule("part")(functional.glu(x, 1))
+    part: Tensor = net.get_submodule("part")(functional.glu(x, 1))
+    return part
 
 
 def _branches(net: nn.Module, x: Tensor) -> Tensor:

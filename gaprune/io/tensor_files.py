@@ -89,10 +89,11 @@ class _Dictionary:
 
 def is_torchscript(path: Path) -> bool:
     """Tell whether a file is a program of `torch.jit.save`."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist())
+    except zipfile.BadZipFile:  # no archive, or a damaged one
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist())
 
 
 def load_torch(path: Path) -> object:

@@ -185,8 +185,8 @@ def _untried(
     for layers in [layers for layers, sets in groups.items() if len(sets) == 1]:
         (single,) = groups[layers]
         if len(single.outputs) > len(layers):  # several channels of a layer, joined
-            joined = labels.joined_by(roots[layers])
-            reason = f"they can only be removed all at once, because of {joined}"
+            cause = labels.joined_by(roots[layers])
+            reason = f"they can only be removed all at once, because of {cause}"
             fixed.update(dict.fromkeys(single.outputs, reason))
             at_once.update(single.outputs)
             del groups[layers]
@@ -210,7 +210,7 @@ def _num_removable(graph: ChannelGraph) -> int:
 def _tried(graph: ChannelGraph, trial: ChannelTrial) -> tuple[ChannelGraph, set[LayerChannel]]:
     """Return the graph without groups that cannot be removed, and the outputs of those."""
     failures = trial.failures([group.channels for group in graph.groups], _removal_of)
-    failed = {}
+    failed: dict[LayerChannel, str] = {}
     for index, problem in failures.items():
         group = graph.groups[index]
         reason = f"they are coupled by {group.joined}, and {problem}" if group.joined else problem

@@ -102,7 +102,7 @@ class ChannelTracer(TorchDispatchMode):
         self.inputs: dict[str, Tensor] = {}
         self.factored: dict[str, set[int]] = {}  # site of a reshape that splits channels → labels
         self._inner = inner
-        self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._hidden = 0  # depth of layers whose operations are not looked at
         self._path: list[str] = []
         self._sites: dict[str, int] = {}

@@ -90,7 +90,7 @@ class ChannelTrial:
 def _perturbed(model: nn.Module) -> nn.Module:
     """Return a copy with noise on all weights, and on the statistics of its norms."""
     copied, generator = private_copy(model, _device_of(model)), torch.Generator().manual_seed(0)
-    state = dict(copied.named_parameters())
+    state: dict[str, Tensor] = dict(copied.named_parameters())
     state |= {
         k: v for k, v in copied.named_buffers() if k.endswith(("running_mean", "running_var"))
     }
