@@ -220,6 +220,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_without_the_extra_packages_other_methods_run(place: Path) -> None:
     """Rows and a warning name the extra to install; tables are written, plots are not."""
     names = "clustered,slimming,magnitude"

@@ -67,6 +67,7 @@ def test_an_interrupted_search_has_no_row(
     assert json.loads(run(*asked).out)[1]["error"] is None
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_rows(
     start: Callable[..., Command], run: Run, place: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_server_that_is_not_ray_is_refused_at_once() -> None:
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_ray_that_runs_is_accepted() -> None:
     """Its GCS answers the request, and its processes accept connections."""

@@ -72,6 +72,7 @@ def distinct_lists(smallest: int, largest: int) -> st.SearchStrategy[list[float]
     return st.lists(numbers, min_size=smallest, max_size=largest, unique=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=4), st.integers(1, 2))
 def test_separated_groups_reach_the_optimum(shifts: list[int], spread: int) -> None:

@@ -71,6 +71,7 @@ def test_units_are_counted_where_a_pattern_has_them(target: Target) -> None:
     assert 0 < found.keep < found.units
 
 
+@pytest.mark.slow
 def test_a_budget_in_work_is_told_in_work(target: Target) -> None:
     """Multiply-adds, of all of them; what a clock decides nobody knows yet."""
     found = foreseen(target, budget="macs")

@@ -253,6 +253,7 @@ def test_large_children_are_the_same_from_any_worker(ray_session: None) -> None:
         assert run_to_bits(actors, tasks) == run_to_bits(SerialWorkers(evaluator), tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["allocated", "global", "layer"])
 def test_children_whose_scores_stay_share_them_with_their_parent(scope: str) -> None:
     """Keep counts that move between layers, or a copy, cost no further scores."""
@@ -288,6 +289,7 @@ class Watching(SerialWorkers):
         return results
 
 
+@pytest.mark.slow
 def test_large_children_that_lose_the_race_are_let_go_of_as_they_come() -> None:
     """One worker breeds them one by one; half of them, the new one and the last are held."""
     preset = replace(find_preset("default"), crossovers={"averaging": 1.0})

@@ -54,6 +54,7 @@ def test_what_was_asked_predicted_and_measured_is_said(tmp_path: Path) -> None:
     assert timeless(prune(model, inputs=IMAGES, **stated)) == timeless(result)
 
 
+@pytest.mark.slow
 def test_what_no_network_reaches_is_refused() -> None:
     """With what is possible."""
     stated = {**SMALL, **BROAD, "sparsity": 0.999}

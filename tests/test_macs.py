@@ -77,6 +77,7 @@ def test_macs_are_half_the_flops_of_torch(name: str) -> None:
     assert macs_per_input(model, example) == counter.get_total_flops() // 2
 
 
+@pytest.mark.slow
 def test_counting_macs_does_not_import_the_compiler() -> None:
     """Importing torch's compiler takes longer than a small search."""
     lines = (

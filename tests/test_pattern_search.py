@@ -243,6 +243,7 @@ def test_stopped_after_any_generation_it_finds_the_same(
         assert saved(copy) == saved(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["weights", "macs"])
 @pytest.mark.parametrize("pattern", ["4x1", "channel"])
 def test_a_front_and_a_limit_hold_pattern_and_budget(pattern: str, budget: str) -> None:

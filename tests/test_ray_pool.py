@@ -60,6 +60,7 @@ def wait_for_both(pool: RayWorkers) -> None:
         pool.run([Echo(0, 0.05)])
 
 
+@pytest.mark.slow
 def test_a_limit_of_time_ends_the_wait_for_workers(pool: RayWorkers) -> None:
     """Finished tasks keep their results, and the workers serve again afterwards."""
     wait_for_both(pool)

@@ -321,6 +321,7 @@ def test_a_large_network_has_a_small_report(copied: Path) -> None:
     assert "history.jsonl" in words
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_report(tmp_path: Path) -> None:
     """It lists every method at every sparsity, and is the same when it is made again."""
     comparison = compare(

@@ -143,6 +143,7 @@ def test_networks_without_batchnorm_are_refused() -> None:
     assert epochs == []
 
 
+@pytest.mark.slow
 def test_a_round_returns_its_best_epoch() -> None:
     """Of the networks after 1 to 4 epochs, the one with the best held-out accuracy."""
     held_out = samples(60, 5)

@@ -73,6 +73,7 @@ def test_a_run_of_another_process_is_watched_until_it_ends(
     ]
 
 
+@pytest.mark.slow
 def test_watching_a_run_that_was_killed_says_how_to_go_on(
     start: Callable[..., Command], run: Run, place: Path
 ) -> None:
