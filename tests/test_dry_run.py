@@ -39,6 +39,7 @@ def test_it_keeps_what_the_run_keeps(target: Target) -> None:
     assert found.total == sum(mask.numel() for mask in result.masks.values())
 
 
+@pytest.mark.slow
 def test_work_adds_up(target: Target) -> None:
     """Twice the generations take twice as long; more workers, less."""
     once, twice = foreseen(target).phases[-1], foreseen(target, generations=4).phases[-1]
@@ -50,6 +51,7 @@ def test_work_adds_up(target: Target) -> None:
     assert found.search_seconds >= 2 * 4 * 3 * found.seconds_per["step"]
 
 
+@pytest.mark.slow
 def test_a_limit_in_seconds_bounds_the_search(target: Target) -> None:
     """It takes no longer than that, whatever is planned."""
     assert foreseen(target, seconds=1e-3).search_seconds == 1e-3

@@ -243,6 +243,7 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "black-box"])
 def test_a_pareto_search_returns_a_front(preset: str) -> None:
     """It holds all that nobody dominates, and they keep from the asked number to the most."""

@@ -97,6 +97,7 @@ def edit_json(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**content, **changes}))
 
 
+@pytest.mark.slow
 def test_default_outputs(bert: tuple[Path, Any], classifier: tuple[Path, Any]) -> None:
     """A classifier returns its logits; an encoder the mean over tokens without padding."""
     logits = reference(classifier[1]).logits

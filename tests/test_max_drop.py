@@ -156,6 +156,7 @@ class PressesStop(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_best_that_holds() -> None:
     """In the middle of the last search, what was found before; its own masks do not hold."""
     found = run(0.06)

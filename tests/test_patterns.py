@@ -111,6 +111,7 @@ def test_n_of_m_keeps_the_best_of_every_group(
 BLOCKS = ("4x1", "16x1", "1x4", "3x5", "2x2")
 
 
+@pytest.mark.slow
 @FEW
 @given(st.integers(0, 2**32), st.sampled_from(BLOCKS), st.floats(0.1, 0.8))
 def test_blocks_stay_or_go_as_a_whole(seed: int, pattern: str, sparsity: float) -> None:

@@ -163,6 +163,7 @@ def test_patterns_that_fit_nothing_or_contradict(
         find_prunable(mlp(), extra, ignore)
 
 
+@pytest.mark.slow
 def test_every_weight_of_a_recurrent_network_is_searched() -> None:
     """The budget holds, each matrix loses weights, and no criterion fails."""
     result = pruned(Recurrent(), 5, 4)

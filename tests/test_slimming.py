@@ -107,6 +107,7 @@ def test_no_layer_is_emptied() -> None:
     assert second.after == first.after
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(st.floats(0.05, 0.85), st.integers(0, 99))
 def test_a_sparsity_is_met_with_the_fewest_channels(sparsity: float, seed: int) -> None:

@@ -169,7 +169,9 @@ def test_a_masked_pass_leaves_a_module_with_two_names_unchanged() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")  # torch's own, in torch.compile
-@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+@pytest.mark.parametrize(
+    "wrap", [pytest.param(torch.compile, marks=pytest.mark.slow), nn.DataParallel]
+)
 def test_wrapped_modules_are_unwrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """A compiled or data-parallel network has the parameter names of the network inside."""
     assert _target(wrap(_mlp())).layout.names == ("0.weight", "3.weight")
