@@ -162,6 +162,7 @@ def plain_attention() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_attention")
 @pytest.mark.parametrize("name", EVALUATORS)
 def test_everything_happens_on_the_device_of_the_evaluator(name: str) -> None:

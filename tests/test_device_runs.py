@@ -178,6 +178,7 @@ SCORED: dict[str, Callable[[], Target]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_attention")
 @pytest.mark.parametrize("name", CRITERIA)
 @pytest.mark.parametrize("kind", SCORED)

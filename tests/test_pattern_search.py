@@ -265,6 +265,7 @@ def test_a_front_and_a_limit_hold_pattern_and_budget(pattern: str, budget: str) 
             assert result.macs["kept"] / result.macs["dense"] <= 1 - sparsity + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "black-box", "classic"])
 @pytest.mark.parametrize("pattern", PRICED)
 def test_a_search_spends_its_multiply_adds(pattern: str, preset: str) -> None:
