@@ -108,7 +108,7 @@ def _check_repeats(trial: _Trial, repeats: int) -> None:
 def _check_batches(trial: _Trial) -> None:
     model, inputs, first, _ = trial
     expected = first[:1]
-    for batch, place in ((inputs[:1], 0), (inputs[[2, 0, 1]], 1)):
+    for batch, index in ((inputs[:1], 0), (inputs[[2, 0, 1]], 1)):
         try:
             outputs = model(batch)
         except Exception as error:  # user code raises any type
@@ -124,7 +124,7 @@ def _check_batches(trial: _Trial) -> None:
                 f"{got} for a batch of {len(batch)}, where {shape} is expected: "
                 "the size of an output must not depend on the batch; return one output per input"
             )
-        difference = _difference(expected, outputs[place : place + 1])
+        difference = _difference(expected, outputs[index : index + 1])
         if difference > _rounding(trial) and difference > GROWTH * _growth(trial):
             raise InputError(
                 f"model: its output for an input differs by {difference:.1%} with the other inputs "

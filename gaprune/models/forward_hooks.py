@@ -39,23 +39,23 @@ class BufferCopies:
         replaced = []
         for name in self.names:
             module, leaf = owner(model, name)
-            own = copied = module._buffers.get(leaf)
+            original = copied = module._buffers.get(leaf)
             existed = leaf in module._buffers
-            if own is not None:
-                copied = torch.zeros_like(own) if name in self.zeroed else own.clone()
+            if original is not None:
+                copied = torch.zeros_like(original) if name in self.zeroed else original.clone()
                 module._buffers[leaf] = copied
-            replaced.append((name, own, copied, existed))
+            replaced.append((name, original, copied, existed))
         self._passes.append(replaced)
 
     def restore(self, model: nn.Module, _args: object, _output: object) -> None:
         """Put the network's own buffers back."""
         # In reverse: a module that is registered under two names was replaced twice.
-        for name, own, copied, existed in reversed(self._passes.pop()):
+        for name, original, copied, existed in reversed(self._passes.pop()):
             module, leaf = owner(model, name)
-            if module._buffers.get(leaf) is not copied or not _unchanged(own, copied):
+            if module._buffers.get(leaf) is not copied or not _unchanged(original, copied):
                 self.written.add(name)
             if existed:
-                module._buffers[leaf] = own
+                module._buffers[leaf] = original
             else:
                 module._buffers.pop(leaf, None)
 
@@ -70,12 +70,12 @@ def buffer_names(model: nn.Module) -> list[str]:
     ]
 
 
-def _unchanged(own: Tensor | None, copied: Tensor | None) -> bool:
-    if own is None or copied is None or own.layout != torch.strided:
-        return own is None or copied is None or own.shape == copied.shape
+def _unchanged(original: Tensor | None, copied: Tensor | None) -> bool:
+    if original is None or copied is None or original.layout != torch.strided:
+        return original is None or copied is None or original.shape == copied.shape
     # a write of equal values counts too: the next one may have others
     written = not copied.is_inference() and copied._version > 0
-    return not written and own.shape == copied.shape and torch.equal(own, copied)
+    return not written and original.shape == copied.shape and torch.equal(original, copied)
 
 
 def flatten_pictures(_model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
