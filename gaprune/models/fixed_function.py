@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gaprune.errors import InputError
 from gaprune.models.forward import functional_call
 from gaprune.models.forward_hooks import BufferCopies, buffer_names, owner
 from gaprune.models.layer_kinds import DTYPES, is_quantised
+from gaprune.models.macs import UncompiledDispatchMode
 
 TRIED = 3  # inputs of the check
 REPEATS = 16  # passes of a network that draws random numbers in Python: they may matter rarely
@@ -157,17 +157,12 @@ def _causes(model: nn.Module, written: Sequence[str]) -> Iterator[str]:
         )
 
 
-class _Drawing(TorchDispatchMode):
+class _Drawing(UncompiledDispatchMode):
     """Replaces what torch's random operations return by one value."""
 
     def __init__(self, value: float, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.value, self.device = value, device
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Return False: nothing is compiled, and with True torch would import its compiler."""
-        return False
 
     def __torch_dispatch__(
         self,

@@ -40,7 +40,16 @@ def macs_by_weight(
     return counter.flops // 2, {name: counter.by_weight[name] // 2 for name in weights}
 
 
-class _FlopCounter(TorchDispatchMode):
+class UncompiledDispatchMode(TorchDispatchMode):
+    """A mode that does not import torch's compiler."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: nothing is compiled, and with True torch would import its compiler."""
+        return False
+
+
+class _FlopCounter(UncompiledDispatchMode):
     """Sums up torch's own FLOP formulas. Its `FlopCounterMode` does too, but takes 1.6 s to start.
 
     Operations with `weights` are also counted separately.
@@ -53,11 +62,6 @@ class _FlopCounter(TorchDispatchMode):
         # start addresses in order, for a binary search
         self._starts = sorted((weight.data_ptr(), name) for name, weight in weights.items())
         self._bytes = {name: weight.nbytes for name, weight in weights.items()}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Return False: nothing is compiled, and with True torch would import its compiler."""
-        return False
 
     def __torch_dispatch__(
         self,
