@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,14 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], run: Run) -> None:
     assert ran.code == 2
     assert "Usage: gaprune" in ran.out + ran.err
     assert all(word in ran.out + ran.err for word in arguments[-2:-1])
+
+
+def test_several_workers_name_the_extra_with_ray(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker never imports Ray."""
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    ran = run(*PRUNE, "--workers", "2")
+    assert ran.code == 2
+    assert "gaprune[ray]" in ran.err
+    assert run(*PRUNE, "--method", "magnitude", "--no-save", "--quiet").code == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import InputError
 from gaprune.exports.pruned_network import ExportOptions
 from gaprune.exports.sparse_writer import sparse_bytes
 from gaprune.io.serialization import to_metadata
@@ -284,19 +283,3 @@ def test_mnist_cnn_at_a_fiftieth_takes_a_fortieth(tmp_path: Path) -> None:
         assert len(content) * factor <= dense.stat().st_size
     assert content == sparse_bytes(state, masks, ExportOptions())
     assert same_bits(load_sparse(write(tmp_path / "x.safetensors", content)), state)
-
-
-def test_uncompressed_files_need_no_zstandard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compressed files name the extra that installs it."""
-    weight, mask = pruned((300, 30), 0.1)
-    state, masks = {"w": weight}, {"w": mask}
-    path = write(tmp_path / "x.safetensors", sparse_bytes(state, masks, ExportOptions()))
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(GapruneError, match=r"gaprune\[export\]"):
-        load_sparse(path)
-    with pytest.raises(GapruneError, match=r"gaprune\[export\]"):
-        sparse_bytes(state, masks, ExportOptions())
-    write(path, sparse_bytes(state, masks, PLAIN))
-    assert torch.equal(load_sparse(path)["w"], weight)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -209,6 +210,9 @@ def check_folder() -> Check:
 
 def check_ray() -> Check:
     """Start Ray, run a task on an actor, and stop Ray."""
+    if find_spec("ray") is None:
+        remedy = "pip install 'gaprune[ray]' for --workers 2 and more"
+        return Check("ray", OK, "not installed; one worker does not need it", remedy)
     from gaprune.workers.ray_pool import RayWorkers  # noqa: PLC0415 - importing Ray takes long
 
     started = time.monotonic()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zstandard
 from safetensors.torch import save
 from torch import Tensor
 
@@ -138,5 +139,4 @@ def _planes(values: Tensor) -> bytes:
 
 
 def _compress(data: bytes) -> bytes:
-    compressed: bytes = sparse.zstandard("compress").ZstdCompressor(level=LEVEL).compress(data)
-    return compressed
+    return zstandard.ZstdCompressor(level=LEVEL).compress(data)

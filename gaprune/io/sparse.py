@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+import zstandard
 from annotated_types import Ge, Le, Len
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import InputError
 from gaprune.io.bounded_reading import MAX_JSON, memory_bytes, parse_as, parse_json
 from gaprune.io.serialization import from_metadata
 from gaprune.io.tensor_files import open_tensors
@@ -75,7 +75,6 @@ def load_sparse(path: str | Path, *, max_bytes: int | None = None) -> dict[str, 
 
     Raises:
         InputError: no such file, damaged, not a sparse file, or of another version.
-        GapruneError: the file is compressed and Zstandard isn't installed.
     """
     if Path(path).is_dir():
         raise InputError(f"sparse: {path} is a folder; name the file inside it")
@@ -222,21 +221,12 @@ def table_sha256(metadata: Mapping[str, str], table: bytes) -> str:
     return hashlib.sha256(text.encode() + table).hexdigest()
 
 
-def zstandard(purpose: str) -> Any:  # noqa: ANN401 - a module
-    """Import Zstandard, which is optional; the GapruneError without it begins with `purpose`."""
-    try:
-        return importlib.import_module("zstandard")
-    except ImportError as error:
-        raise GapruneError(f"{purpose}: needs zstandard; pip install 'gaprune[export]'") from error
-
-
 def _decompress(data: Bytes, size: int) -> Bytes:
-    package = zstandard("sparse: reading a compressed file")
     try:
         # The frame states its size: check it before memory for it is allocated.
-        if package.frame_content_size(data.tobytes()) != size:
+        if zstandard.frame_content_size(data.tobytes()) != size:
             raise ValueError(f"its content doesn't have the {size} bytes that the table states")
-        content = package.ZstdDecompressor().decompress(data.tobytes(), max_output_size=size)
-    except package.ZstdError as error:
+        content = zstandard.ZstdDecompressor().decompress(data.tobytes(), max_output_size=size)
+    except zstandard.ZstdError as error:
         raise ValueError(f"its bytes can't be decompressed ({error})") from error
     return np.frombuffer(content, np.uint8)

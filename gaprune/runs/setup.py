@@ -7,6 +7,7 @@ everything parsed; nothing below parses or checks a setting again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -108,6 +109,11 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
         )
     check_pattern(settings)
     options = WorkerOptions.from_settings(settings)
+    if not options.in_process and find_spec("ray") is None:
+        raise InputError(
+            "workers: more than one worker, GPUs per worker and clusters need Ray; "
+            "pip install 'gaprune[ray]', or leave workers, gpus_per_worker and ray_address out"
+        )
     options = replace(options, device=choose_device(options, device))
     check_precision(settings.precision, options.device)
     preset = as_pareto(preset) if settings.pareto else preset

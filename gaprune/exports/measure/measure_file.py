@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import zstandard
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,13 +16,12 @@ from gaprune.calibration.generators.procedural import procedural
 from gaprune.calibration.generators.random_draws import to_network
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import InputError, unknown_name
 from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_runtimes
 from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject
 from gaprune.exports.measure.file_contents import ONNX, FileContents, find_dense, read_contents
-from gaprune.io.sparse import zstandard
 from gaprune.models.forward import standard_torch
 from gaprune.models.layer_kinds import layer_kind
 from gaprune.models.macs import macs_per_input
@@ -51,7 +51,7 @@ class FileMeasurement:
     file: str  # as the user named it
     kind: str  # `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`
     bytes: int  # on the disk
-    zstd_bytes: int | None  # compressed as the command zstd does; None without the package
+    zstd_bytes: int  # compressed as the command zstd does
     parameters: int  # floating-point numbers in the file; of masks, the weights that they cover
     nonzeros: int  # those that aren't 0
     macs: NonzeroMacs | None
@@ -155,11 +155,12 @@ def _measure(
         score, source, problem = _score(model or _OnnxModule(content.path), dense)
         if problem is not None:
             timed.missing["agreement"] = problem
+    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
     return FileMeasurement(
         file=file,
         kind=content.kind,
         bytes=content.path.stat().st_size,
-        zstd_bytes=_zstd_size(content.path),
+        zstd_bytes=len(compressor.compress(content.path.read_bytes())),
         parameters=content.parameters,
         nonzeros=content.nonzeros,
         macs=macs,
@@ -265,14 +266,6 @@ def remarks(
 
 def _fastest(latencies: Latencies, batch: int) -> tuple[float, str]:
     return min((times[batch], name) for name, times in latencies.items() if batch in times)
-
-
-def _zstd_size(path: Path) -> int | None:
-    try:
-        compressor = zstandard("measure").ZstdCompressor(level=ZSTD_LEVEL)
-    except GapruneError:
-        return None
-    return len(compressor.compress(path.read_bytes()))
 
 
 def _plain(latencies: Latencies) -> dict[str, Mapping[str, float]]:
