@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gaprune.comparison import Comparison, ComparisonSpec, compare, compare_target
     from gaprune.comparison.comparison_report import make_report
     from gaprune.comparison.sweeps import sweep
-    from gaprune.errors import GapruneError, InputError
+    from gaprune.errors import GapruneError, GapruneWarning, InputError
     from gaprune.exports import export, load_sparse
     from gaprune.exports.measure import measure
     from gaprune.io.mask_file import save_masks
@@ -27,6 +27,7 @@ __all__ = [
     "Comparison",
     "ComparisonSpec",
     "GapruneError",
+    "GapruneWarning",
     "InputError",
     "InputOptions",
     "Result",
@@ -53,7 +54,7 @@ _MODULES = {
     "comparison": ("Comparison", "ComparisonSpec", "compare", "compare_target"),
     "comparison.comparison_report": ("make_report",),
     "comparison.sweeps": ("sweep",),
-    "errors": ("GapruneError", "InputError"),
+    "errors": ("GapruneError", "GapruneWarning", "InputError"),
     "exports": ("export", "load_sparse"),
     "io.mask_file": ("save_masks",),
     "masks.supermask": ("attach", "bake", "detach"),

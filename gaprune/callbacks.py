@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gaprune.errors import in_words_of_the_caller
 from gaprune.records import BaselineScore, Generation
 
 
@@ -105,17 +106,23 @@ class ObserverGroup(Observer):
 
 
 class WarnOnce(ObserverGroup):
-    """Forwards every event, but no warning twice."""
+    """Forwards every event, but no warning twice; `warnings` lists those of the run so far."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__(observer)
         # `max_drop` runs many searches of one network, which have the same warnings
-        self._warned: set[str] = set()
+        self.warnings: list[str] = []
+
+    @classmethod
+    def of(cls, observer: Observer | None) -> WarnOnce:
+        """Return an observer that is one already, or wrap it."""
+        return observer if isinstance(observer, cls) else cls(observer or Observer())
 
     def warning(self, text: str) -> None:
-        """Forward it the first time."""
-        if text not in self._warned:
-            self._warned.add(text)
+        """Forward it the first time, in the words of the caller."""
+        text = in_words_of_the_caller(text)
+        if text not in self.warnings:
+            self.warnings.append(text)
             super().warning(text)
 
 

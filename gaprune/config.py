@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError, describe, unknown_name
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 
 EVOLVED = "evolved"
@@ -272,7 +272,7 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
         # one problem at a time, in our words: pydantic's list of all of them is hard to read
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        came = "nothing" if first["type"] == "missing" else repr(first["input"])
+        came = "nothing" if first["type"] == "missing" else describe(first["input"])
         meaning = Settings.model_fields[key.split(".")[0]].description
         rule = first["msg"].replace("Input should be", "must be").partition(", unable")[0]
         raise InputError(f"{key}: {rule}, got {came} ({key}: {meaning})") from None

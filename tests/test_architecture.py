@@ -46,6 +46,7 @@ HOMES = {  # third-party package → the only files or folders of gaprune that i
     "torch_pruning": ("models/channel_slicing.py", "comparison/methods/"),
     "typer": ("cli/",),
     "rich": ("cli/",),
+    "tqdm": ("runs/python_display.py",),
     "jinja2": ("report/", "exports/"),
     "markupsafe": ("report/",),
 }

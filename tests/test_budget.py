@@ -81,7 +81,7 @@ def test_uniform_counts_add_up_and_stay_near_the_same_density(
 
 def test_a_layer_that_would_become_empty_is_named() -> None:
     """Half a weight is enough."""
-    with pytest.raises(InputError, match=r"'l1' \(4 .*--scope allocated"):
+    with pytest.raises(InputError, match=r"'l1' \(4 .*scope='allocated'"):
         uniform_counts(layout_of(1000, 4), 0.9)
     assert uniform_counts(layout_of(1000, 5), 0.9) == [100, 1]
 

@@ -145,7 +145,7 @@ def test_rows_of_other_options_are_refused(
     with pytest.raises(InputError) as refused:
         compare_tiny(("magnitude",), out=finished[1], **changes)
     assert named in str(refused.value)
-    assert "--overwrite" in str(refused.value)
+    assert "overwrite=True" in str(refused.value)
     assert tree(finished[1]) == before
 
 

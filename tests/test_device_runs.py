@@ -294,7 +294,7 @@ def test_a_run_of_a_gpu_may_be_resumed_on_the_cpu(place: Path, run: Run) -> None
     stated = config.read_text()
     assert 'device = "cpu"' in stated
     config.write_text(stated.replace('device = "cpu"', 'device = "cuda"'))
-    with pytest.raises(InputError, match=r"^device: 'cuda'.*--device cpu"):
+    with pytest.raises(InputError, match=r"^device: 'cuda'.*device='cpu'"):
         gaprune.resume(place / "run")
     resumed = gaprune.resume(place / "run", device="cpu", generations=2)
     assert resumed.settings["device"] == "cpu"

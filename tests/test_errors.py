@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
+import torch
 
-from gaprune.errors import GapruneError, InputError, nearest, unknown_name
+from gaprune.errors import (
+    GapruneError,
+    InputError,
+    describe,
+    nearest,
+    options_of_the_command_line,
+    unknown_name,
+)
 
 
 def test_wrong_input_is_a_value_error_and_a_gaprune_error() -> None:
@@ -22,6 +31,55 @@ def test_errors_travel_between_processes(kind: type[GapruneError]) -> None:
     returned = pickle.loads(pickle.dumps(kind("the reason")))
     assert type(returned) is kind
     assert str(returned) == "the reason"
+
+
+@pytest.mark.parametrize(
+    ("written", "in_python", "on_the_command_line"),
+    [
+        ("--scope", "scope=", "--scope"),
+        ("(--scope=global, or", "(scope='global', or", "(--scope global, or"),
+        ("--workers=1;", "workers=1;", "--workers 1;"),
+        ("--overwrite", "overwrite=True", "--overwrite"),
+        ("--allow-download=yes", "allow_download=True", "--allow-download yes"),
+        (
+            "--calibration=labelled:FILE",
+            "calibration='labelled:FILE'",
+            "--calibration labelled:FILE",
+        ),
+        ("--input-shape=784", "inputs=InputOptions(shape=(784,))", "--input-shape 784"),
+        ("--range=LOW,HIGH.", "inputs=InputOptions(range=(LOW, HIGH)).", "--range LOW,HIGH."),
+        ("--input-kind", "InputOptions(kind=…)", "--input-kind"),
+        (
+            "gaprune resume runs/a.b goes",
+            "gaprune.resume('runs/a.b') goes",
+            "gaprune resume runs/a.b goes",
+        ),
+    ],
+)
+def test_messages_name_options_as_the_caller_writes_them(
+    written: str, in_python: str, on_the_command_line: str
+) -> None:
+    """A message is written once; Python and the command line each get their form."""
+    error = InputError(written)
+    assert str(error) == in_python
+    with options_of_the_command_line():
+        assert str(error) == on_the_command_line
+    assert str(error) == in_python
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ((torch.zeros(2, 3),), "tuple of Tensor [2, 3] of torch.float32"),
+        (np.zeros((2, 3)), "ndarray [2, 3] of float64"),
+        (list(range(100)), "a list"),
+        (0.5, "0.5"),
+    ],
+    ids=str,
+)
+def test_a_value_takes_few_words(value: object, text: str) -> None:
+    """The content of an array does not fit into a message."""
+    assert describe(value) == text
 
 
 @pytest.mark.parametrize(("name", "near"), [("lmap", "'lamp'"), ("xyz", ""), (None, "")])

@@ -314,7 +314,7 @@ def test_an_impossible_feature_loss_is_refused(
     net: nn.Module, stated: dict[str, Any], word: str
 ) -> None:
     """0 may be stated and is the default."""
-    with pytest.raises(InputError, match=f"feature.*4.0 .*{word}.*--feature.loss"):
+    with pytest.raises(InputError, match=f"feature.*4.0 .*{word}.*feature.loss="):
         resolved(net, **stated, feature_loss=4)
     assert resolved(net, **stated) == resolved(net, **stated, feature_loss=0) == 0
 

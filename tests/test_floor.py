@@ -102,9 +102,9 @@ def test_a_floor_above_the_density_is_refused_with_advice_that_works(
         assert keep_total(bound, sparsity) == keep
         return
     assert any(lowest(size, floor) > 1 for size in sizes)
-    with pytest.raises(InputError, match=r"^floor: .*--floor") as caught:
+    with pytest.raises(InputError, match=r"^floor: .*floor=") as caught:
         keep_total(bound, sparsity)
-    offered = float(str(caught.value).partition("--floor ")[2].split()[0])
+    offered = float(str(caught.value).partition("floor=")[2].split()[0])
     assert offered < floor
     assert keep_total(layout.with_floor(offered), sparsity) == keep
     with pytest.raises(InputError, match=r"^floor: "):

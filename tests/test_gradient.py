@@ -164,7 +164,7 @@ def test_a_black_box_is_refused() -> None:
     black_box = replace(OBJECTIVES["kl"], name="mine.py:score", loss=None)
     evaluator = tiny_evaluator(black_box)
     genes = random_genes(evaluator.layout, 60, 1)
-    with pytest.raises(InputError, match=r"mine\.py:score.*black box.*--preset black-box"):
+    with pytest.raises(InputError, match=r"mine\.py:score.*black box.*preset='black-box'"):
         refine(genes, evaluator, Refinement(1, 0.5, 8), seeded())
 
 
@@ -203,7 +203,7 @@ def test_a_layer_that_is_not_used_has_gradient_zero() -> None:
 def test_a_network_without_gradients_is_refused() -> None:
     """The message says why and names the way out."""
     evaluator = user_evaluator(detached=True)
-    with pytest.raises(InputError, match=r"no gradient.*--preset black-box"):
+    with pytest.raises(InputError, match=r"no gradient.*preset='black-box'"):
         refine(random_genes(evaluator.layout, 60, 1), evaluator, Refinement(1, 0.5, 8), seeded())
 
 

@@ -96,10 +96,10 @@ class Detached(nn.Linear):
 def test_networks_without_gradients_refuse_impressions() -> None:
     """The error names an alternative."""
     spec = InputSpec((6,), "vector")
-    with pytest.raises(InputError, match=r"gradients.*--calibration procedural"):
+    with pytest.raises(InputError, match=r"gradients.*calibration='procedural'"):
         impressions(Detached(6, 3), spec, torch.rand(2, 6), seeded())
     tokens = InputSpec((5,), "tokens", vocabulary=11)
-    with pytest.raises(InputError, match=r"token ids.*--calibration procedural"):
+    with pytest.raises(InputError, match=r"token ids.*calibration='procedural'"):
         impressions(Detached(6, 3), tokens, torch.zeros(2, 5), seeded())
 
 

@@ -84,5 +84,5 @@ def test_a_generation_may_lose_all_its_children() -> None:
 @pytest.mark.parametrize("kind", [ScoreTask, ValidateTask])
 def test_without_any_candidate_the_search_fails(kind: type) -> None:
     """The error names an option."""
-    with pytest.raises(GapruneError, match="--workers 1"):
+    with pytest.raises(GapruneError, match="workers=1"):
         search(Losing(EVALUATOR, kind, lambda _: True))

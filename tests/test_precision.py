@@ -279,7 +279,7 @@ def test_a_run_may_be_resumed_on_another_device(network: nn.Module, tmp_path: Pa
     assert (resumed.settings["device"], resumed.settings["precision"]) == (device, "float32")
     changes = [text for text in warnings if text.startswith("device: cuda")]
     assert len(changes) == (device == "cuda")
-    with pytest.raises(InputError, match=r"^device: 'cpu'.*--gpus-per-worker 0.5"):
+    with pytest.raises(InputError, match=r"^device: 'cpu'.*gpus_per_worker=0.5"):
         gaprune.resume(tmp_path / "run", model=network, gpus_per_worker=0.5, device="cpu")
     assert "device" in CHANGEABLE
 

@@ -316,7 +316,7 @@ def test_a_run_warns_about_a_network_that_is_mostly_left_whole() -> None:
     model = nn.Sequential(Scaled(), nn.Linear(4, 2))
     text = coverage_warning(target_of(model, 4))
     assert text is not None
-    assert "--prune-also 0.weight" in text
+    assert "--prune-also=0.weight" in text
     assert coverage_warning(target_of(model, 4, ignore=("Scaled", "*.bias"))) is None
     assert coverage_warning(target_of(mlp(), 4)) is None
     assert parameters_left_whole(model, ["1.weight"], "*.bias") == {"0.weight": 16}

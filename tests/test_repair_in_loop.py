@@ -296,7 +296,7 @@ def test_a_network_without_repairable_modules_is_refused() -> None:
     phases: list[str] = []
     observer = Callbacks(on_phase=lambda name, _: phases.append(name))
     inputs = InputOptions(range=(0, 1))
-    with pytest.raises(InputError, match=r"^repair_in_loop: .*0: .*--repair-in-loop"):
+    with pytest.raises(InputError, match=r"^repair_in_loop: .*0: .*repair_in_loop=True"):
         prune(net, inputs=inputs, observer=observer, **SMALL, repair_in_loop=True)
     assert phases == []
 

@@ -477,7 +477,7 @@ def test_a_run_that_keeps_no_checkpoints_leaves_none(tmp_path: Path) -> None:
         place = tmp_path / str(number)
         prune(net(), out=place, **{**SHORT, **own})
         assert {path.name for path in place.iterdir()} == set(FILES)
-        with pytest.raises(InputError, match="--checkpoint-every 0"):
+        with pytest.raises(InputError, match="checkpoint_every=0"):
             resume(place, model=net())
 
 

@@ -154,7 +154,7 @@ def test_an_earlier_run_stays_unless_it_is_to_be_replaced(result: Result, tmp_pa
     place = save_run(result, tmp_path / "run")
     (place / "report.html").write_text("of the earlier run")
     before = tree(tmp_path)
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="overwrite=True"):
         save_run(result, place)
     assert tree(tmp_path) == before
     save_run(result, place, overwrite=True)

@@ -96,7 +96,7 @@ def test_a_network_that_predicts_one_class_gives_one_warning(asked: dict[str, An
     prune(model, inputs=inputs, observer=observer, method="magnitude", **asked)
     (warning,) = warnings
     assert "(0) on 100.0%" in warning
-    assert "--validation" in warning
+    assert "validation=" in warning
 
 
 def test_one_class_counts_from_99_percent_on() -> None:

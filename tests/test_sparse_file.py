@@ -220,7 +220,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     """The error tells a dense file, an image, a folder, a missing file and versions apart."""
     path = tmp_path / "x.safetensors"
     save_file({"w": torch.ones(3)}, path, {"format": "pt"})
-    with pytest.raises(InputError, match="--format sparse"):
+    with pytest.raises(InputError, match="format='sparse'"):
         load_sparse(path)
     with pytest.raises(InputError, match="damaged"):
         load_sparse(write(tmp_path / "x.png", b"\x89PNG\r\n" + bytes(50)))

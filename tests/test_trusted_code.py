@@ -106,11 +106,11 @@ def test_a_program_is_never_loaded(
         gaprune.measure(folder / "model.pt2", target=target, trust_code=True)
     manifest = json.loads((folder / "export.json").read_text())
     shutil.copy(folder / "model.pt2", tmp_path / "alone.pt2")
-    with pytest.raises(InputError, match="--trust-code"):
+    with pytest.raises(InputError, match="trust_code=True"):
         gaprune.measure(tmp_path / "alone.pt2", target=target)
     manifest["files"].pop("model.pt2")
     (folder / "export.json").write_text(json.dumps(sealed(manifest)))
-    with pytest.raises(InputError, match="--trust-code"):
+    with pytest.raises(InputError, match="trust_code=True"):
         gaprune.measure(folder / "model.pt2", target=target)
     manifest["files"] |= file_entries(folder, ["model.pt2"])
     (folder / "export.json").write_text(json.dumps(sealed(manifest)))

@@ -99,7 +99,7 @@ def test_names_of_modules_are_code(project: Path, monkeypatch: pytest.MonkeyPatc
         f"{project}/a/b.py:c",
     ]
     assert "broken" not in sys.modules
-    with pytest.raises(InputError, match="--trust-code"):
+    with pytest.raises(InputError, match="trust_code=True"):
         check_code(config, project / "config.toml", trust_code=False)
     for target in ("timm:resnet18.a1_in1k", "hf:a/b.c", "timm:resnet18"):
         assert code_file(target) is None

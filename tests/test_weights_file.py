@@ -134,7 +134,7 @@ LARGE = {**STATE, **{f"layer{number}": torch.ones(1) for number in range(9)}}
 @pytest.mark.parametrize("extra", [_behind("ema.", RAW), _behind("other.", LARGE)])
 def test_a_part_of_a_file_must_be_stated(extra: dict[str, Tensor]) -> None:
     """A network that fits two parts of a file, or the smaller part, is not guessed."""
-    with pytest.raises(InputError, match="--weights-key"):
+    with pytest.raises(InputError, match="weights_key="):
         _apply({**_behind("model.", STATE), **extra})
 
 

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import GapruneError, InputError, options_of_the_command_line
 
 DEBUG, DEBUG_VARIABLE = "--debug", "GAPRUNE_DEBUG"
 MARKUP: Final = "markdown"  # rejoins the lines of a docstring's paragraph
@@ -146,6 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode must not end a run
     debug = DEBUG in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+    with options_of_the_command_line():
+        return _run_command(arguments, debug=debug)
+
+
+def _run_command(arguments: Sequence[str], *, debug: bool) -> int:
     try:
         with warnings.catch_warnings():
             if not debug:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from gaprune.callbacks import Observer
 from gaprune.cli.stop_signals import SignalHandler
+from gaprune.errors import in_words_of_the_caller
 from gaprune.evolution.search_plan import SEARCH
 from gaprune.formatting import duration, percent
 from gaprune.records import BaselineScore, Generation
@@ -169,7 +170,7 @@ class Monitor(Observer):
 
     def warning(self, text: str) -> None:
         """Print it, even if progress is quiet."""
-        self._console.print(Text.assemble(("warning: ", "yellow"), text))
+        self._console.print(Text.assemble(("warning: ", "yellow"), in_words_of_the_caller(text)))
 
     def say(self, text: str) -> None:
         """Print a line of progress."""

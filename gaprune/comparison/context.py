@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer
+from gaprune.callbacks import Observer, ObserverGroup
 from gaprune.comparison.rows import Row
 from gaprune.comparison.spec import ComparisonSpec
 from gaprune.config import Settings, make_settings
@@ -39,6 +39,18 @@ class ComparisonObserver(Observer):
 
     def row(self, row: Row, done: int, total: int) -> None:
         """A row is known, the `done`-th of `total`; rows of an earlier run come first."""
+
+
+class ComparisonObservers(ObserverGroup, ComparisonObserver):
+    """Forwards every event to several observers, and rows as progress to those of other runs."""
+
+    def row(self, row: Row, done: int, total: int) -> None:
+        """Forward it."""
+        for observer in self.observers:
+            if isinstance(observer, ComparisonObserver):
+                observer.row(row, done, total)
+            else:
+                observer.progress("rows", done, total)
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ class ComparisonContext:
         """Return the training data, or raise an `InputError` if there is none."""
         if self.train is None:
             raise InputError(
-                "train: this method needs labelled training data and has none; give --train FILE"
+                "train: this method needs labelled training data and has none; give --train=FILE"
             )
         return self.train
 

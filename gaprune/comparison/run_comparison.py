@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.comparison_report import Comparison, publish
-from gaprune.comparison.context import ComparisonContext, ComparisonObserver, part_name
+from gaprune.comparison.context import (
+    ComparisonContext,
+    ComparisonObserver,
+    ComparisonObservers,
+    part_name,
+)
 from gaprune.comparison.methods.method_registry import Method, find_methods
 from gaprune.comparison.rows import Row, RowKey
 from gaprune.comparison.spec import UNUSED, ComparisonData, ComparisonSpec
@@ -31,6 +36,7 @@ from gaprune.models.input_spec import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
+from gaprune.runs.python_display import python_display
 from gaprune.runs.setup import check_settings
 from gaprune.workers import WorkerOptions, choose_device, on_device
 from gaprune.workers.serial import torch_threads
@@ -54,6 +60,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     out: str | Path | None = None,
     overwrite: bool = False,
     observer: ComparisonObserver | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> Comparison:
     """Compare methods on a live network, which stays unchanged; see `gaprune compare --help`.
@@ -74,6 +81,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         out: folder that keeps every row as soon as it is known; the next call continues there.
         overwrite: whether to delete rows that are there.
         observer: receives progress and rows.
+        progress: whether to show a progress bar on stderr.
         options: further fields of `ComparisonSpec` (training, epochs, schedule, clusters), and of
             `Settings` (preset, calibration, pattern, generations, workers, …); `floor` applies to
             the methods that search (evolved, edge-popup).
@@ -121,7 +129,11 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         None if train is None else Samples(*train, "training data given by the caller"),
         None if test is None else Samples(*test, "test data given by the caller"),
     )
-    return compare_target(target, spec, data=data, out=out, overwrite=overwrite, observer=observer)
+    with python_display(progress=progress) as display:
+        observers = ComparisonObservers(display, observer or ComparisonObserver())
+        return compare_target(
+            target, spec, data=data, out=out, overwrite=overwrite, observer=observers
+        )
 
 
 @standard_torch()
@@ -138,18 +150,30 @@ def compare_target(  # noqa: PLR0913 # data and folder besides the spec, each by
     """Compare methods on a loaded target; see `compare`.
 
     `out` is the folder of the rows, see `gaprune.comparison.store`; None keeps them in memory.
-    `config` is the content of its `config.toml`.
+    `config` is the content of its `config.toml`. Without an `observer`, progress and warnings are
+    shown as `compare` shows them.
 
     Raises:
         InputError: something breaks a rule; nothing has been computed then.
     """
-    observer = observer or ComparisonObserver()
+    if observer is None:
+        with python_display() as display:
+            observer = ComparisonObservers(display)
+            return compare_target(
+                target,
+                spec,
+                data=data,
+                out=out,
+                overwrite=overwrite,
+                config=config,
+                observer=observer,
+            )
     chosen = find_methods(spec.methods, spec.settings.pattern, spec.schedule)
     data = _checked(target, spec, data)
     if target.inputs.assumed:  # warn once, not in every run of a search
         observer.warning(
             "the value range of the inputs is not stated; 0 to 1 is assumed "
-            "(--range LOW,HIGH or --mean and --std say it)"
+            "(--range=LOW,HIGH or --mean and --std state it)"
         )
         inputs = replace(target.inputs, assumed=False)
         target = replace(target, inputs=inputs)

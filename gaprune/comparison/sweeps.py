@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.parse import PROCEDURAL
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer
+from gaprune.callbacks import Observer, ObserverGroup
 from gaprune.comparison.methods.threshold import sweep_thresholds
 from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
 from gaprune.config import make_settings
@@ -25,6 +25,7 @@ from gaprune.models.forward import standard_torch
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks
+from gaprune.runs.python_display import python_display
 
 CLUSTERS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)  # default range: 8 bits to 1
 
@@ -73,6 +74,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     prune_also: Sequence[str] = (),
     ignore: Sequence[str] = (),
     observer: Observer | None = None,
+    progress: bool = True,
 ) -> SweepResult:
     """Move one number over a range and see where a network breaks.
 
@@ -90,6 +92,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
         prune_also: further parameters to prune; see `gaprune.prune`.
         ignore: parameters to leave whole.
         observer: receives progress.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         Its points as `rows`, the furthest within `max_drop` as `best`, and `plot(path)`.
@@ -112,7 +115,9 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
         model, inputs=options_of_inputs, prune_also=prune_also, ignore=ignore
     )
     held_out = None if test is None else Samples(*test, "test data given by the caller")
-    return sweep_target(by, target, held_out, options, observer)
+    with python_display(progress=progress) as display:
+        observers = ObserverGroup(display, observer or Observer())
+        return sweep_target(by, target, held_out, options, observers)
 
 
 @standard_torch()

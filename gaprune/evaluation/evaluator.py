@@ -164,7 +164,7 @@ class Evaluator:
         setting = f"on {self.device} in {self.precision}"
         full = self.precision == FULL
         argument, remedy = (
-            ("device", "use --device cpu") if full else ("precision", "leave --precision out")
+            ("device", "use --device=cpu") if full else ("precision", "leave --precision out")
         )
         try:
             # Two inputs, because a norm without running statistics rejects a single one.
@@ -313,7 +313,7 @@ class Evaluator:
         if self.objective.loss is None:
             raise InputError(
                 f"objective: {self.objective.name!r} is a black box without gradients; "
-                "use --preset black-box"
+                "use --preset=black-box"
             )
         with profiled("mask"):
             weights = self._masked(self.weight_mask(mask))
@@ -328,7 +328,7 @@ class Evaluator:
             if not loss.requires_grad:
                 raise InputError(
                     "model: its outputs carry no gradient (torch.no_grad, detach or numpy inside "
-                    "its forward?); use --preset black-box"
+                    "its forward?); use --preset=black-box"
                 )
             if penalty is not None:
                 loss = loss + penalty

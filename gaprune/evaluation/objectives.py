@@ -87,8 +87,8 @@ def relative_error(outputs: Tensor, teacher: Tensor, labels: Tensor | None = Non
 def _required(labels: Tensor | None) -> Tensor:
     if labels is None:
         raise InputError(
-            "objective: 'accuracy' needs labelled calibration inputs; use --calibration "
-            "labelled:FILE"
+            "objective: 'accuracy' needs labelled calibration inputs; use "
+            "--calibration=labelled:FILE"
         )
     return labels
 

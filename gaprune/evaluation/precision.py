@@ -33,7 +33,7 @@ def check_precision(asked: str, device: str) -> None:
     if asked == "float16" and device == "cpu":
         raise InputError(
             "precision: float16 needs a GPU, and candidates run on the CPU; use "
-            "--precision bfloat16, or --device cuda"
+            "--precision=bfloat16, or --device=cuda"
         )
 
 

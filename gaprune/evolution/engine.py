@@ -311,7 +311,7 @@ class Evolution:
         if not candidates:
             raise GapruneError(
                 "workers: every candidate crashes its workers, see the warnings; run with "
-                "--workers 1 to see the error"
+                "--workers=1 to see the error"
             )
         self.population = self.toolbox.survive(unique(candidates), self.plan.population)
         genes = self.toolbox.fetch(self.population)

@@ -48,7 +48,7 @@ def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -
         if not channels:
             raise GapruneError(
                 "compact: every channel of this run is read by weights that are kept; prune with "
-                "--pattern channel, or export it as sparse"
+                "--pattern=channel, or export it as sparse"
             )
         compact = remove_channels(masked, target.example(), channels).requires_grad_(False)
     except InputError as error:

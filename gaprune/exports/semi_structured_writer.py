@@ -40,7 +40,7 @@ def write_semi_structured(pruned: PrunedNetwork, folder: Path, options: ExportOp
     if not layers:
         raise GapruneError(
             "semi-structured: no linear layer of this run keeps at most 2 of every 4 weights along "
-            "its inputs; prune with --pattern 2:4, or export it as sparse"
+            "its inputs; prune with --pattern=2:4, or export it as sparse"
         )
     state = {name: value.detach().cpu().clone() for name, value in pruned.state.items()}
     if options.half:

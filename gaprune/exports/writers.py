@@ -146,8 +146,8 @@ def _hf_source(transformers: Any, name: str) -> Path:  # noqa: ANN401 - a module
         config = transformers.utils.cached_file(name, _HF_CONFIG, local_files_only=True)
     except OSError as error:
         raise GapruneError(
-            f"hf: the files of {name} are no longer on this machine; fetch them again (gaprune "
-            "prune … --allow-download yes)"
+            f"hf: the files of {name} are no longer on this machine; fetch them again "
+            "(--allow-download=yes)"
         ) from error
     return Path(config).parent
 

@@ -112,8 +112,7 @@ def _check_version(metadata: Mapping[str, str], path: str | Path) -> None:
     version = metadata.get("version")
     if metadata.get("format") != FORMAT:
         raise InputError(
-            f"sparse: {path} is a safetensors file of another kind; name a file of "
-            "gaprune export --format sparse"
+            f"sparse: {path} is a safetensors file of another kind; export it with --format=sparse"
         )
     if version == "1":
         raise InputError(

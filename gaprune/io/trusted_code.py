@@ -26,7 +26,7 @@ from gaprune.io.user_code import code_file
 
 CODE_KEYS = ("target", "objective", "methods")
 """Keys of a configuration that may name a function of the user's."""
-REMEDY = "--trust-code (in Python trust_code=True)"
+REMEDY = "--trust-code"
 
 
 class NamedCode(NamedTuple):
@@ -100,7 +100,7 @@ def check_program(path: Path, *, trust_code: bool) -> None:
     if not trust_code:
         raise InputError(
             f"file: {path} is a program, which can run any code when it is loaded; measure it in "
-            "the folder that gaprune export --format compact wrote, where it need not be loaded, "
+            "the folder of its compact export, where it need not be loaded, "
             f"or add {REMEDY} if you trust its author"
         )
 

@@ -89,8 +89,8 @@ def _too_few(layout: Layout, sparsity: float, keep: int) -> InputError:
     )
     return InputError(
         f"floor: {layout.floor} of every layer is {sum(layout.min_counts)} weights, more than the "
-        f"{keep} of {layout.total} that sparsity {sparsity} keeps; use --floor "
-        f"{(needed - 1) / 1000} at most, or a lower sparsity"
+        f"{keep} of {layout.total} that sparsity {sparsity} keeps; use "
+        f"--floor={(needed - 1) / 1000} at most, or a lower sparsity"
     )
 
 
@@ -111,7 +111,7 @@ def uniform_counts(layout: Layout, sparsity: float) -> list[int]:
         if count is None and size * density < Fraction(1, 2):
             raise InputError(
                 f"sparsity: {sparsity} keeps nothing of layer {name!r} ({size} weights) when every "
-                f"layer keeps the same density; use a lower sparsity or --scope allocated"
+                "layer keeps the same density; use a lower sparsity or --scope=allocated"
             )
     # Equal densities rarely give whole counts; the remainders are apportioned.
     exact = [float(size * density) for size in layout.sizes]

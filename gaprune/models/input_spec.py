@@ -178,7 +178,7 @@ def resolve_inputs(
     if shape is None:
         raise InputError(
             "input shape: cannot be inferred from the network; pass the shape of one input without "
-            f"the batch axis, such as --input-shape {first.example}"
+            f"the batch axis, such as --input-shape={first.example}"
         )
     # stated first, then known, then inferred from the first layer, then from the shape
     kind = options.kind or ("tokens" if options.vocabulary is not None else None)

@@ -64,7 +64,7 @@ def mac_cost_of(
     if not any(counts.by_weight.values()):
         raise InputError(
             f"budget: none of {target.name}'s prunable weights takes part in a matrix product or "
-            "convolution that torch counts; use --budget weights"
+            "convolution that torch counts; use --budget=weights"
         )
     weights = target.layout
     # how often each element of a weight is multiplied: once per position of the layer's output
@@ -95,7 +95,7 @@ def mac_cost_of(
     if isinstance(units, ChannelUnits) and not 0 <= difference <= sum(map(prod, weights.shapes)):
         raise GapruneError(
             f"budget: the prices of all channels add up to {counts.total + difference:,} "
-            f"multiply-adds, not to the {counts.total:,} of {target.name}; use --budget weights"
+            f"multiply-adds, not to the {counts.total:,} of {target.name}; use --budget=weights"
         )
     return cost
 

@@ -53,17 +53,17 @@ def check_pattern(settings: Settings) -> None:
     if budget == LATENCY and pattern != CHANNEL:
         raise InputError(
             "budget: latency is measured on the compact network, which only whole channels make "
-            f"possible, got pattern {text!r}; add --pattern channel, or use --budget macs"
+            f"possible, got pattern {text!r}; add --pattern=channel, or use --budget=macs"
         )
     if budget != LATENCY and settings.budget_macs is not None:
         raise InputError(
-            f"budget_macs: belongs to --budget latency, got {budget!r}; with --budget macs state "
+            f"budget_macs: belongs to --budget=latency, got {budget!r}; with --budget=macs state "
             "the fraction of the MACs to remove as --sparsity"
         )
     if settings.width_multiple > 1 and (budget == WEIGHTS or pattern != CHANNEL):
         raise InputError(
             "width_multiple: rounds numbers of channels under a budget of their cost, got "
-            f"pattern {text!r} and budget {budget!r}; add --pattern channel --budget macs, or "
+            f"pattern {text!r} and budget {budget!r}; add --pattern=channel --budget=macs, or "
             "leave it out"
         )
     if settings.layer_sparsity:
@@ -72,7 +72,7 @@ def check_pattern(settings: Settings) -> None:
         _check_n_of_m(settings, pattern)
     elif budget == LATENCY:
         reason = "tries many budgets, but latency is measured for a single one"
-        _refuse(settings, ("max_drop", "pareto"), reason, "use --budget macs")
+        _refuse(settings, ("max_drop", "pareto"), reason, "use --budget=macs")
 
 
 def _check_layer_sparsity(settings: Settings, pattern: object) -> None:

@@ -119,7 +119,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
         InputError: an argument is wrong, or the network cannot be pruned.
     """
     if weights_key is not None and weights is None:
-        raise InputError("weights_key: chooses from the file of --weights FILE, which is not given")
+        raise InputError("weights_key: chooses from the file of --weights=FILE, which is not given")
     # a scheme such as `timm:` is checked first: a factory's path may contain a colon too
     if is_sourced(spec):
         loaded = load_source(
@@ -321,7 +321,7 @@ def _check_forward(target: Target) -> None:
 def _output_problem(output: object) -> str | None:
     if not isinstance(output, Tensor):
         return (
-            f"must be one tensor; {describe_outputs(output)}; choose one with --output NAME, or "
+            f"must be one tensor; {describe_outputs(output)}; choose one with --output=NAME, or "
             "NAME.NAME inside another one, or wrap the network so that forward returns the logits "
             "or the embedding alone"
         )

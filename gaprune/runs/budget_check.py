@@ -35,7 +35,7 @@ def check_budget(
     if not lowest <= kept <= keep + 1:  # fractions of a multiply-add are rounded
         raise GapruneError(
             f"result: it costs {kept:,} multiply-adds, but {keep:,} of "
-            f"{layout.mac_cost.dense:,} were asked for; use --budget weights, or another pattern"
+            f"{layout.mac_cost.dense:,} were asked for; use --budget=weights, or another pattern"
         )
 
 

@@ -172,7 +172,7 @@ class _LatencyCurve:
                 f"removed: with {macs[0] / self.dense_macs:.1%} of the multiply-adds a compact "
                 f"network still takes {fractions[0]:.1%} of the dense one's time; ask for at most "
                 f"{max(0.0, 1 - fractions[0]):.2f}, a larger --latency-batch or another "
-                "--latency-runtime, or use --budget macs"
+                "--latency-runtime, or use --budget=macs"
             )
         last = max(index for index, value in enumerate(fractions) if value <= fraction)
         if last + 1 == len(macs):

@@ -126,7 +126,7 @@ class MaxDropSearch:
         if sparsity is not None:
             base.observer.warning(
                 f"after {len(self.trials)} searches the limit is between sparsity {self.within} "
-                f"and {self.beyond or sparsities.most}; --sparsity {sparsity} without --max-drop "
+                f"and {self.beyond or sparsities.most}; --sparsity={sparsity} without --max-drop "
                 "tries one between"
             )
 
@@ -204,6 +204,7 @@ class MaxDropSearch:
             seconds=time.monotonic() - self._started,
             settings={**result.settings, **stated},
             trials=tuple(self.trials),
+            warnings=tuple(self.base.observer.warnings),
         )
 
 

@@ -201,7 +201,7 @@ def reopen_run(path: str | Path) -> OpenRun:
         raise InputError(f"run: there is no folder {path}; name the folder of a run")
     if not (folder / CHECKPOINT).is_dir():
         raise InputError(
-            f"run: {path} has no checkpoint (nor have one-shot methods, or --checkpoint-every 0); "
+            f"run: {path} has no checkpoint (nor have one-shot methods, or --checkpoint-every=0); "
             "start it again with gaprune prune"
         )
     return OpenRun(Path(path), reopened=True)

@@ -28,6 +28,7 @@ from gaprune.runs.job import PruneJob
 from gaprune.runs.latency_budget import find_budget_macs
 from gaprune.runs.max_drop import MaxDropSearch
 from gaprune.runs.open_directory import OpenRun, open_run
+from gaprune.runs.python_display import python_display
 from gaprune.runs.result import Result
 from gaprune.runs.run import PruningRun
 from gaprune.runs.setup import CheckedSettings, add_layout, check_settings, resolve_settings
@@ -45,6 +46,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     observer: Observer | None = None,
     on_generation: Callable[[Generation], object] | None = None,
     out: str | Path | None = None,
+    progress: bool = True,
     profile: bool = False,
     **settings: Any,
 ) -> Result:
@@ -69,6 +71,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             has functions for more); an error that it raises ends the run.
         out: a run directory, new or empty: checkpoints are written there after every generation
             (see `gaprune.resume`), and the result at the end.
+        progress: whether to show a progress bar on stderr.
         profile: measure where the time goes (`result.profile`); nothing else changes.
         settings: any other field of `Settings` (max_drop, preset, calibration, seed, workers, …).
             `seconds` counts from the call and includes everything but the accuracy on test data
@@ -93,9 +96,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         (88, 176)
     """
     started = time.monotonic()
-    if on_generation is not None:
-        callbacks = Callbacks(on_generation=on_generation)
-        observer = ObserverGroup(observer or Observer(), callbacks)
+    callbacks = Callbacks(on_generation=on_generation)
     checked = check_settings(make_settings({"sparsity": sparsity, **settings}))
     target = target_from_module(
         model,
@@ -107,13 +108,16 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     )
     versions = _versions(model)
     samples = None if test is None else Samples(*test, "test data given by the caller")
-    with nullcontext() if out is None else open_run(out) as run_directory:
+    with (
+        python_display(progress=progress) as display,
+        nullcontext() if out is None else open_run(out) as run_directory,
+    ):
         with run_profiler(enabled=profile) as profiler:
             run = prepare_run(
                 target,
                 checked,
                 test=samples,
-                observer=observer,
+                observer=ObserverGroup(display, observer or Observer(), callbacks),
                 run_directory=run_directory,
                 started=started,
             )
@@ -145,11 +149,14 @@ def prune_target(
 ) -> Result:
     """Prune a loaded target as `prune` does; `zoo_test(target)` is the test data of a zoo network.
 
+    Without an `observer`, progress and warnings are shown as `prune` shows them.
+
     Raises:
         InputError: a setting does not fit the target.
         GapruneError: no sparsity is within `max_drop`.
     """
-    return prepare_run(target, settings, test=test, observer=observer).run()
+    with python_display() as display:
+        return prepare_run(target, settings, test=test, observer=observer or display).run()
 
 
 def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
@@ -172,7 +179,7 @@ def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
     Raises:
         InputError: a setting does not fit the target.
     """
-    observer = observer or Observer()
+    observer = WarnOnce.of(observer)
     checked = settings
     if isinstance(checked, Settings):
         checked = check_settings(checked, target.device)
@@ -193,8 +200,6 @@ def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
             resolved = resolve(replace(checked, settings=settings), target)
     asked = resolved.settings
     every = asked.checkpoint_every if asked.method == EVOLVED else 0
-    if asked.max_drop is not None:
-        observer = WarnOnce(observer)
     checkpointer = Checkpointer(run_directory, every, observer, job, start)
     run = PruningRun(target, resolved, test, observer, checkpointer)
     run.limit = limit

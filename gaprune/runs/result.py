@@ -82,6 +82,7 @@ class Result:
         versions: of gaprune, Python, torch, numpy, deap and ray.
         report_data: data that only the report needs (`gaprune.report.data`), or None.
         profile: where the time went, if it was measured; of a resumed run, since then.
+        warnings: what the user should know to judge the result, in sentences.
     """
 
     target: Target
@@ -109,6 +110,7 @@ class Result:
     versions: Mapping[str, str] = field(default_factory=versions_here, repr=False)
     report_data: Mapping[str, Any] | None = field(default=None, repr=False)
     profile: Profile | None = field(default=None, repr=False)
+    warnings: Sequence[str] = ()
 
     @property
     def layers(self) -> list[LayerCount]:
@@ -211,6 +213,7 @@ class Result:
             "repaired": None if self.repaired is None else self.repaired.record(),
             "front": [dict(point) for point in self.front],
             "trials": [dict(trial) for trial in self.trials],
+            "warnings": list(self.warnings),
             "stopped": self.stopped,
             "evaluations": self.evaluations,
             "seconds": round(self.seconds, 3),

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer
+from gaprune.callbacks import Observer, ObserverGroup, WarnOnce
 from gaprune.config import NEUTRAL, Settings, make_settings, unknown_setting
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.atomic import writing
@@ -34,6 +34,7 @@ from gaprune.runs.directory import config_text
 from gaprune.runs.job import PruneJob, make_job
 from gaprune.runs.open_directory import OpenRun, reopen_run
 from gaprune.runs.prune import prepare_run
+from gaprune.runs.python_display import python_display
 from gaprune.runs.result import Result
 from gaprune.runs.setup import CheckedSettings, check_settings
 
@@ -50,12 +51,13 @@ _DIFFERENCES = {
 
 
 @standard_torch()
-def resume(
+def resume(  # noqa: PLR0913 # options, each by its own name
     path: str | Path,
     *,
     model: nn.Module | None = None,
     test: tuple[Tensor, Tensor] | None = None,
     observer: Observer | None = None,
+    progress: bool = True,
     profile: bool = False,
     trust_code: bool = False,
     **changes: Any,
@@ -67,6 +69,7 @@ def resume(
         model: the network, if the run pruned one in memory; else the run knows where it is from.
         test: labelled inputs for the final accuracy, with `model`.
         observer: told of progress.
+        progress: whether to show a progress bar on stderr.
         profile: measure where the time goes from here on (`result.profile`).
         trust_code: whether code that the run directory names may run, if this user's gaprune did
             not write that directory on this machine, or the code has changed since.
@@ -85,11 +88,14 @@ def resume(
     """
     with reopen_run(path) as run_directory:
         samples = None if test is None else Samples(*test, "test data given by the caller")
-        with run_profiler(enabled=profile) as profiler:
+        with (
+            python_display(progress=progress) as display,
+            run_profiler(enabled=profile) as profiler,
+        ):
             result, job = resume_run(
                 run_directory,
                 changes,
-                observer or Observer(),
+                ObserverGroup(display, observer or Observer()),
                 model,
                 samples,
                 trust_code=trust_code,
@@ -110,6 +116,7 @@ def resume_run(
 ) -> tuple[Result, PruneJob | None]:
     """Return the result of a run that was opened again, and what was asked for; see `resume`."""
     started, start = time.monotonic(), _read_start(run_directory)
+    observer = WarnOnce.of(observer)
     facts = start.facts
     folder = run_directory.folder
     if (folder / RECORD).is_file():  # a finished run; its limits in config.toml may be edited

@@ -16,7 +16,7 @@ from gaprune.calibration.calibration_set import (
     make_calibration_set,
 )
 from gaprune.calibration.samples import Samples
-from gaprune.callbacks import Observer
+from gaprune.callbacks import Observer, WarnOnce
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA
 from gaprune.errors import GapruneError
@@ -82,7 +82,7 @@ class PruningRun:
         base: PruningRun | None = None,
     ) -> None:
         self.target, self.resolved, self.settings = target, resolved, resolved.settings
-        self.observer = observer or Observer()
+        self.observer = WarnOnce.of(observer)
         self.checkpointer = checkpointer or Checkpointer()
         self.test = None if test is None else check_labelled("test", test, target)
         self.earlier_seconds = 0.0  # in processes that this one continues
@@ -207,7 +207,7 @@ class PruningRun:
         self.observer.warning(
             f"seconds: {self.settings.seconds:g} are over before the search, so the result is the "
             "best one-shot mask made until now; allow more, or use fewer inputs "
-            "(--calibration-count) or other ones (--calibration procedural)"
+            "(--calibration-count) or other ones (--calibration=procedural)"
         )
         limit, settings = TimeLimit(self.limit.grace / 2), self.settings
         with torch_threads(settings.threads_per_worker):
@@ -323,7 +323,7 @@ class PruningRun:
         if not self._scores:
             raise GapruneError(
                 "workers: every mask ends the worker that scores it, see the warnings; "
-                "try --workers 1 to see it happen in this process"
+                "try --workers=1 to see it happen in this process"
             )
         each = (time.monotonic() - since) * workers.count / len(tasks)
         self.limit.bring_forward(max(0.0, FINISHING * each - self.limit.grace))
@@ -404,6 +404,7 @@ class PruningRun:
             ],
             front_masks=[evaluator.masks(individual.mask) for individual in front],
             report_data=report_data,
+            warnings=tuple(self.observer.warnings),
         )
 
     def _repaired(self, best: Individual, strict: float, test: Samples | None) -> RepairedScore:

@@ -170,7 +170,7 @@ def resolve_settings(checked: CheckedSettings, target: Target) -> ResolvedSettin
     if draft.pareto and draft.scope != "global":
         raise InputError(
             f"scope: a Pareto search ranks all layers together, got {draft.scope!r}; "
-            "leave --scope out or use --scope global"
+            "leave --scope out or use --scope=global"
         )
     changes |= _density_search(draft, settings.density_search, num_layers)
     changes |= _guides(draft, settings, preset, target)
@@ -295,12 +295,12 @@ def make_evaluator(
     if objective.needs_labels and search.labels is None:
         raise InputError(
             f"objective: {objective.name!r} needs labelled calibration inputs, and these have no "
-            "labels; give --calibration labelled:FILE, or use the objective 'kl'"
+            "labels; give --calibration=labelled:FILE, or use the objective 'kl'"
         )
     if refined and objective.loss is None:
         raise InputError(
             f"objective: {objective.name!r} is a black box without gradients; "
-            "use it with --preset black-box"
+            "use it with --preset=black-box"
         )
     domain_inputs = calibration_set.domain_inputs.inputs.to(target.device)
     own_domain = calibration_set.domain_inputs is not calibration_set.search

@@ -22,10 +22,10 @@ def network_warnings(target: Target) -> Iterator[str]:
     if target.inputs.assumed:
         yield (
             "the value range of the inputs is not stated; 0 to 1 is assumed "
-            "(--range LOW,HIGH or --mean and --std state it)"
+            "(--range=LOW,HIGH or --mean and --std state it)"
         )
     if shapes := picture_shapes(target.inputs):
-        stated = " or ".join("--input-shape " + ",".join(map(str, shape)) for shape in shapes)
+        stated = " or ".join("--input-shape=" + ",".join(map(str, shape)) for shape in shapes)
         yield (
             f"inputs are vectors of {target.inputs.shape[0]}, made without order between "
             f"neighbours; if they are the pixels of pictures, state {stated}"
@@ -53,8 +53,8 @@ def coverage_warning(target: Target) -> str | None:
     listed = ", ".join(f"{name} ({left[name]:,})" for name in largest)
     return (
         f"only {target.layout.total:,} of {total:,} weights ({target.layout.total / total:.1%}) "
-        f"are prunable; the largest that are left whole: {listed}; --prune-also {largest[0]} "
-        f"includes one (prune_also= in Python), --ignore says that it is meant"
+        f"are prunable; the largest that are left whole: {listed}; --prune-also={largest[0]} "
+        "includes one, --ignore says that it is meant"
     )
 
 

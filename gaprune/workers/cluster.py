@@ -90,7 +90,7 @@ def _start_ray(options: dict[str, Any]) -> Callable[[], None]:
             raise
         raise GapruneError(
             f"workers: Ray cannot be started on this machine ({first_line(error)}); stop other "
-            "work that fills it, or use --workers 1"
+            "work that fills it, or use --workers=1"
         ) from error
     return shut_down
 
@@ -228,7 +228,7 @@ def check_resources(worker_options: WorkerOptions) -> None:
         return
     totals = [sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")]
     has = f"the Ray cluster has {totals[0]:g} CPUs and {totals[1]:g} GPUs on {len(nodes)} node(s)"
-    setting, remedy = "workers", f"use --workers {fit}"
+    setting, remedy = "workers", f"use --workers={fit}"
     if gpus and not capacity(nodes, 0, gpus):
         setting = "gpus_per_worker"
         remedy = "leave --gpus-per-worker out, or name a cluster with GPUs by --ray-address"

@@ -32,16 +32,16 @@ def choose_device(worker_options: WorkerOptions, target: torch.device | None = N
         if requested in (AUTO, CUDA):
             return CUDA
         raise InputError(
-            f"device: {requested!r} asked, but --gpus-per-worker {worker_options.gpus:g} reserves "
+            f"device: {requested!r} asked, but --gpus-per-worker={worker_options.gpus:g} reserves "
             "GPUs, and Ray chooses which (CUDA_VISIBLE_DEVICES limits its choice); use "
-            "--device cuda, or leave --gpus-per-worker out"
+            "--device=cuda, or leave --gpus-per-worker out"
         )
     if not worker_options.in_process:
         if requested in (AUTO, CPU):
             return CPU
         raise InputError(
             f"device: {requested!r} asked, but Ray workers see only the GPUs that they reserve, "
-            "and these reserve none; add --gpus-per-worker 1, or 0.25 for four workers on one "
+            "and these reserve none; add --gpus-per-worker=1, or 0.25 for four workers on one "
             "GPU, or use one worker"
         )
     if requested == AUTO:
@@ -53,7 +53,7 @@ def choose_device(worker_options: WorkerOptions, target: torch.device | None = N
     if not torch.cuda.is_available():
         raise InputError(
             f"device: {requested!r} asked, but torch {torch.__version__} sees no CUDA GPU; use "
-            "--device cpu, or install a torch that sees one (gaprune doctor shows what it sees)"
+            "--device=cpu, or install a torch that sees one (gaprune doctor shows what it sees)"
         )
     count, index = torch.cuda.device_count(), torch.device(requested).index or 0
     if index >= count:
@@ -89,5 +89,5 @@ def on_device(device: str) -> Iterator[None]:
         except torch.OutOfMemoryError as error:
             raise GapruneError(
                 f"device: the memory of {device} is full ({error}); use a smaller "
-                "--batch, --precision bfloat16, or --device cpu"
+                "--batch, --precision=bfloat16, or --device=cpu"
             ) from error

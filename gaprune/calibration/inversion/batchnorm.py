@@ -92,7 +92,7 @@ def invert(
     if not batchnorms(model):
         raise InputError(
             "calibration inputs: only a network with BatchNorm (with running statistics) can be "
-            "inverted; use --calibration impressions"
+            "inverted; use --calibration=impressions"
         )
     optimiser = _BatchOptimiser(
         model, spec, options, generator, _plan_stages(model, spec, options.steps)

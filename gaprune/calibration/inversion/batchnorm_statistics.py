@@ -79,7 +79,7 @@ class BatchNormRecorder:
         if not records:
             raise InputError(
                 "calibration inputs: no BatchNorm with running statistics takes part in the "
-                "forward pass of this network; use --calibration impressions"
+                "forward pass of this network; use --calibration=impressions"
             )
         moments = torch.cat([moments for _, moments in records], 1)
         return moments, _training_statistics([norm for norm, _ in records])

@@ -102,7 +102,7 @@ def check_continuous(spec: InputSpec, method: str) -> None:
     if spec.kind == "tokens":
         raise InputError(
             f"calibration inputs: {method} need continuous inputs, but token ids are discrete; "
-            "use --calibration procedural"
+            "use --calibration=procedural"
         )
 
 
@@ -111,7 +111,7 @@ def check_differentiable(outputs: Tensor, method: str) -> None:
     if not outputs.requires_grad:
         raise InputError(
             f"calibration inputs: {method} need a network that passes gradients to its inputs, and "
-            "this one does not; use --calibration procedural"
+            "this one does not; use --calibration=procedural"
         )
 
 

@@ -204,7 +204,7 @@ class _Search:
         if not recorded or not value.requires_grad:
             raise InputError(
                 "calibration inputs: a token search needs an nn.Embedding of the whole vocabulary "
-                "with gradients from the outputs to it; use --calibration procedural"
+                "with gradients from the outputs to it; use --calibration=procedural"
             )
         table, leaf = recorded[0]
         (gradient,) = torch.autograd.grad(value, leaf)

@@ -16,7 +16,7 @@ from gaprune.calibration.generators.procedural import procedural
 from gaprune.calibration.generators.random_draws import to_network
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError, in_words_of_the_caller, unknown_name
 from gaprune.evaluation.held_out import HeldOut, HeldOutScore
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_runtimes
@@ -236,7 +236,7 @@ def remarks(
     `macs` and `dense_macs` are None where the dense network isn't known.
     """
     if macs is None or dense_macs is None:
-        yield (
+        yield in_words_of_the_caller(
             "nothing was run, as the dense network is unknown: name it with --target, or measure "
             "the file in the folder of its run or export"
         )

@@ -138,7 +138,7 @@ def _load_config(
             f"target: hf:{name} is not a folder with a config.json that this transformers knows, "
             f"nor in the hub's cache ({first_line(error)}; {nearest(name, cached, 'in it')}); "
             "nothing is downloaded unasked: name a folder written by save_pretrained, or allow the "
-            "download (--allow-download yes)"
+            "download (--allow-download=yes)"
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
@@ -189,7 +189,7 @@ def _load_model(
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(
             f"weights: those of hf:{name} cannot be read ({first_line(error)}); the folder or the "
-            "cache must hold safetensors; or give --weights FILE"
+            "cache must hold safetensors; or give --weights=FILE"
         ) from error
     return model, report
 

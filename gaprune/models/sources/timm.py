@@ -101,12 +101,12 @@ def _pretrained(
         model = _build(timm, name, pretrained=True, pretrained_cfg_overlay=overlay)
         return model, f"{source} from the local cache"
     if not (config.get("hf_hub_id") or config.get("url")):
-        raise InputError(f"weights: timm has none for {name!r}; give --weights FILE")
+        raise InputError(f"weights: timm has none for {name!r}; give --weights=FILE")
     if not allow_download:
         raise InputError(
             f"weights: those of timm:{name} are not on this machine, and nothing is downloaded "
-            "unasked; give --weights FILE (any state dict of this network), or allow the download "
-            "(--allow-download yes), or download them once with "
+            "unasked; give --weights=FILE (any state dict of this network), or allow the download "
+            "(--allow-download=yes), or download them once with "
             f"python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
         )
     try:
@@ -114,7 +114,7 @@ def _pretrained(
     except Exception as error:  # a download can fail in any way
         raise InputError(
             f"weights: those of timm:{name} could not be downloaded "
-            f"({type(error).__name__}: {error}); give --weights FILE"
+            f"({type(error).__name__}: {error}); give --weights=FILE"
         ) from error
 
 
