@@ -101,15 +101,32 @@ def test_points_agree_with_the_axes(tmp_path: Path) -> None:
     across = [float(e.attrib["x"]) for e in ticks[:4]]
     upward = {e.text: float(e.attrib["y"]) for e in ticks[4:]}
     ((_, points),) = picture.data(4)
-    shift = points[0][0] - across[0]
-    assert [x - shift for x, _ in points] == pytest.approx(across, abs=0.01)
+    left = points[0][0] - across[0]  # a label begins left of its tick
+    assert [x - left for x, _ in points] == pytest.approx(across, abs=0.01)
     rise = upward["90 %"] - points[0][1]  # a label is below its tick
     heights = [upward[f"{100 * s:g} %"] - rise for s in SPARSITIES]
     assert [y for _, y in points] == pytest.approx(heights, abs=0.01)
     bars = [p for style, p in picture.lines() if len(p) == 2 and p[0][0] == points[2][0]]
-    assert sorted(y for _, y in bars[0]) == pytest.approx(
+    assert sorted(y for _, y in bars[-1]) == pytest.approx(
         [upward["99 %"] - rise, upward["90 %"] - rise], abs=0.01
     )
+
+
+def test_every_method_is_at_the_sparsity_that_it_reached(tmp_path: Path) -> None:
+    """No point is moved sideways; the caption has the version and the seeds."""
+    removed = {"a": SPARSITIES, "b": SPARSITIES, "c": (0.9, 0.95, 0.97, 0.98)}
+    rows = [
+        Row("lenet", s, method, 0, WEIGHTS, 0.9, actual=actual)
+        for method, reached in removed.items()
+        for s, actual in zip(SPARSITIES, reached, strict=True)
+    ]
+    plot_comparison(summarise(rows), tmp_path / "plot.svg", None, "lenet", "seeds 0, 1")
+    picture = Picture(tmp_path / "plot.svg")
+    a, b, c = ([x for x, _ in points] for _, points in picture.data(4))
+    assert a == b
+    assert c[:2] == a[:2]
+    assert c[3] == pytest.approx(a[2])
+    assert "seeds 0, 1" in picture.texts
 
 
 def test_line_styles_show_requirements(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from gaprune.report.comparison_page import (
     SparsityScore,
     comparison_page,
 )
+from gaprune.report.next_steps import enter, relative_path, repeat
 
 _FACTS = (
     *("target", "weights_sha256", "train", "test", "preset", "scope", "objective"),
@@ -72,6 +74,14 @@ class Comparison:
         return summarise(self.rows)
 
     @property
+    def origin(self) -> str:
+        """The version that made the figures, and the seeds."""
+        seeds = sorted({row.seed for row in self.rows})
+        listed = ", ".join(map(str, seeds))
+        version = metadata.version("gaprune")
+        return f"gaprune {version}, seed{'s' if len(seeds) > 1 else ''} {listed}"
+
+    @property
     def caption(self) -> str:
         """What the figures are, in a sentence."""
         measure = "Agreement with the dense network" if self.dense_accuracy is None else "Accuracy"
@@ -96,7 +106,9 @@ def publish(comparison: Comparison, store: Store, warn: Callable[[str], None]) -
     store.write(REPORT, _page(comparison.rows, caption, store.folder, comparison.removed))
     try:
         for name in PLOTS:
-            plot_comparison(summaries, store.folder / name, dense, comparison.target)
+            plot_comparison(
+                summaries, store.folder / name, dense, comparison.target, comparison.origin
+            )
     except GapruneError as error:  # matplotlib is optional
         warn(f"no plots: {error}")
 
@@ -147,7 +159,7 @@ def _page(rows: Sequence[Row], caption: str, folder: Path, removed: str) -> str:
             notes=notes(summaries),
             config=_text(folder / CONFIG),
             facts=_facts(folder),
-            folder=folder.name,
+            steps=[enter(Path.cwd()), repeat("compare", relative_path(folder, Path.cwd()))],
             removed=removed,
         )
     )
@@ -159,7 +171,9 @@ def _method_scores(summary: MethodSummary) -> MethodScores:
         needs=needs_text(summary.needs),
         trains=summary.needs.training,
         scores={
-            sparsity: SparsityScore(cell.score, cell.low, cell.high, cell.seeds)
+            sparsity: SparsityScore(
+                cell.score, cell.low, cell.high, cell.seeds, cell.actual or sparsity
+            )
             for sparsity, cell in summary.cells.items()
         },
         effort=effort_text(summary) if summary.cells else "",

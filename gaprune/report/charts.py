@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gaprune.formatting import number
-from gaprune.report.scales import Scale
+from gaprune.report.scales import Fractions, Linear, Log, Scale
 
 SERIES = 8  # colours s0 to s7 of `render`; later series repeat them with another marker
 MAX_POINTS = 120  # of a series that are drawn
@@ -71,6 +71,21 @@ class Axis:
     def describe(self, value: float) -> str:
         """Format a value for a table."""
         return (self.exact or self.text)(value)
+
+    @property
+    def label(self) -> str:
+        """The title, and what a reader has to know about the scale."""
+        if isinstance(self.scale, Log):
+            return f"{self.title} (log scale)"
+        if isinstance(self.scale, Fractions):
+            return f"{self.title} (log scale of the rest)"
+        return f"{self.title} (the axis does not start at 0)" if self.broken else self.title
+
+    @property
+    def broken(self) -> bool:
+        """Whether the axis is linear and leaves out 0: the page marks a break at its start."""
+        scale = self.scale
+        return isinstance(scale, Linear) and not scale.low <= 0 <= scale.high
 
     @property
     def labels(self) -> list[tuple[float, str]]:

@@ -9,6 +9,7 @@ from gaprune.formatting import MISSING, duration, percent, points
 from gaprune.report.charts import Axis, Chart, Point, Series
 from gaprune.report.curves import tick_percent
 from gaprune.report.headline import EVOLVED, Figure, Headline
+from gaprune.report.next_steps import NextStep
 from gaprune.report.render import render
 from gaprune.report.scales import Fractions, Log
 
@@ -17,12 +18,16 @@ VISIBLE = 7  # methods that are drawn before the reader switches on more
 
 @dataclass(frozen=True)
 class SparsityScore:
-    """The score of a method at one sparsity: median, lowest and highest over seeds."""
+    """The score of a method at one sparsity: median, lowest and highest over seeds.
+
+    `removed` is the fraction of weights that it really removed.
+    """
 
     score: float
     low: float
     high: float
     seeds: int
+    removed: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ComparisonPage:
     config: str = ""  # settings that repeat the comparison, as TOML; may be empty
     # names and values that identify the comparison
     facts: Sequence[tuple[str, str]] = field(default=())
-    folder: str = ""  # name of its folder
+    steps: Sequence[NextStep] = ()  # what a reader does next
     removed: str = "weights"  # what sparsity is a fraction of: weights, blocks or channels
 
     @property
@@ -70,6 +75,7 @@ def comparison_page(page: ComparisonPage) -> str:
         "title": f"{page.target}: gaprune comparison",
         "top": _headline(page),
         "page": page,
+        "steps": page.steps,
         "chart": _chart(page) if page.sparsities else None,
         "effort": _effort_chart(page) if page.sparsities else None,
         "rows": [
@@ -114,7 +120,8 @@ def _headline(page: ComparisonPage) -> Headline:
 
 
 def _chart(page: ComparisonPage) -> Chart:
-    values = [score.score for method in page.methods for score in method.scores.values()]
+    scores = [score for method in page.methods for score in method.scores.values()]
+    values, removed = [score.score for score in scores], [score.removed for score in scores]
     references = []
     if page.dense is not None:
         values.append(page.dense)
@@ -127,7 +134,7 @@ def _chart(page: ComparisonPage) -> Chart:
     series = [
         Series(
             method.name,
-            [_point(sparsity, score) for sparsity, score in sorted(method.scores.items())],
+            [_point(score) for _, score in sorted(method.scores.items())],
             style,
             visible=method.name in visible,
             highlighted=method.name == EVOLVED,
@@ -137,23 +144,22 @@ def _chart(page: ComparisonPage) -> Chart:
     ]
     return Chart(
         f"{page.measure.capitalize()} against sparsity",
-        Axis("sparsity", Fractions.around(page.sparsities), tick_percent, ticks=page.sparsities),
+        Axis("weights removed", Fractions.around(removed), tick_percent, page.sparsities, percent),
         Axis(page.measure, Fractions.around(values), tick_percent, exact=percent),
         series,
-        note="Medians over seeds; bars show the lowest and the highest. Both axes are logarithmic: "
-        f"in the {page.removed} kept, and in the error.",
+        note="Medians over seeds; bars show the lowest and the highest.",
         references=references,
         height=400,
     )
 
 
-def _point(sparsity: float, score: SparsityScore) -> Point:
-    text = f"at {tick_percent(sparsity)}: {percent(score.score)}"
+def _point(score: SparsityScore) -> Point:
+    text = f"at {tick_percent(round(score.removed, 4))}: {percent(score.score)}"
     # A single seed has no spread to show.
     if score.seeds == 1:
-        return Point(sparsity, score.score, text)
+        return Point(score.removed, score.score, text)
     text += f" ({percent(score.low)} to {percent(score.high)} over {score.seeds} seeds)"
-    return Point(sparsity, score.score, text, score.low, score.high)
+    return Point(score.removed, score.score, text, score.low, score.high)
 
 
 def _effort_chart(page: ComparisonPage) -> Chart | None:
@@ -181,7 +187,7 @@ def _effort_chart(page: ComparisonPage) -> Chart | None:
         Axis("seconds", Log.around([method.seconds for method in ranked], gain=1.6)),
         Axis(page.measure, Fractions.around(scores), tick_percent, exact=percent),
         series,
-        note=f"At sparsity {tick_percent(last)}, on this machine. Both axes are logarithmic.",
+        note=f"At sparsity {tick_percent(last)}, on this machine.",
         height=260,
     )
 

@@ -166,7 +166,8 @@ def method_plot(run: RunFiles) -> DotPlot | None:
     labelled = any(accuracy is not None for _, _, accuracy in rows)
     # Without test labels there is no accuracy to draw.
     names = (VALIDATION, "test accuracy")[: 1 + labelled]
-    axis = Axis("", Linear(0.0, 1.0), tick_percent, exact=percent, ticks=(0, 0.25, 0.5, 0.75, 1))
+    ticks, name = (0, 0.25, 0.5, 0.75, 1), "agreement, accuracy" if labelled else "agreement"
+    axis = Axis(name, Linear(0.0, 1.0), tick_percent, exact=percent, ticks=ticks)
     return DotPlot(
         "Methods at the same budget",
         "All keep the same number of weights; none was fine-tuned.",
@@ -200,10 +201,13 @@ def density_plot(run: RunFiles) -> DotPlot | None:
     logarithmic = max(values) / min(values) > LOG_RATIO
     scale = Log(min(values) / 1.3, max(1.0, *values)) if logarithmic else Linear(0.0, 1.0)
     note = "Fraction of weights kept in each layer, from input to output."
-    note += " The axis is logarithmic." if logarithmic else ""
     more = len(layers) - len(rows)
     note += f" {more} more layers are in the table below." if more else ""
     names = [network_name(run.record), *others]
     return DotPlot(
-        "Density by layer", note, Axis("", scale, tick_percent, exact=percent), names, rows
+        "Layer density",
+        note,
+        Axis("density, the fraction of weights kept", scale, tick_percent, exact=percent),
+        names,
+        rows,
     )

@@ -4,6 +4,7 @@
 
     schema        2
     inputs        `InputSpec.facts()`
+    agreement     what it is: `class` (the same one is predicted) or `explained variance`
     layer_counts  method → weights that it keeps in each layer: magnitude, LAMP, the best criterion
     batches       some calibration and validation inputs, with the predictions of both networks
     confusion     on labelled test data, else null: `totals` (inputs) and `correct` predictions by
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import TeacherBatch
+from gaprune.evaluation.objectives import agreement
 from gaprune.evolution.genome import Individual
 from gaprune.models.input_spec import InputSpec
 
@@ -61,6 +63,9 @@ def report_data_of(
     return {
         "schema": SCHEMA,
         "inputs": spec.facts(),
+        "agreement": "class"
+        if evaluator.objective.agreement is agreement
+        else "explained variance",
         "layer_counts": {
             name: [int(mask.count_nonzero()) for mask in evaluator.masks(made[name].mask).values()]
             for name in wanted

@@ -8,20 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gaprune.formatting import duration, number, percent, points, ratio, removed_weights, size
-from gaprune.pattern_names import UNSTRUCTURED, WEIGHTS, sparsity_unit
+from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, WEIGHTS, sparsity_unit
 from gaprune.report.reading import RunFiles
 
 EVOLVED = "evolved"
-_DATA_LEVELS = {
-    "none": "No calibration inputs were used: the scores depend on the weights alone.",
-    "noise": "No real data was used: the calibration inputs are random noise.",
-    "procedural": "No real data was used: a program drew the calibration inputs.",
-    "inversion": "No real data was used: the calibration inputs were inverted from the network.",
-    "proxy": "The calibration inputs are real data of the same kind, but not of the network's "
-    "domain.",
-    "unlabelled": "The calibration inputs are real data of the network's domain, without labels.",
-    "labelled": "The calibration inputs are real data of the network's domain, with labels.",
-}
+_GENERATED = ("none", "noise", "procedural", "inversion")  # data levels without real inputs
 _STOP_REASONS = {
     "generations": "after all generations",
     "evaluations": "at its limit of evaluations",
@@ -49,13 +40,18 @@ class Headline:
     lead: str  # the result, in a sentence
     figures: tuple[Figure, ...]  # the main ones
     remarks: tuple[str, ...]  # what a reader must know to judge them
+    warnings: tuple[str, ...] = ()  # those of the run
 
 
 def headline(run: RunFiles) -> Headline:
     """Return the headline of a run."""
     record = run.record
-    figures = [_sparsity(record), _quality(record), _size(run), *_gain(record)]
-    return Headline(str(record["target"]), _lead(record), tuple(figures), tuple(_remarks(record)))
+    figures = [_kept_weights(record), *_quality(run), *_gain(record), _size(run), *_speed(record)]
+    warnings = [str(text) for text in record.get("warnings") or ()]
+    if record["method"] == EVOLVED and (record.get("gain") or 0) <= 0:
+        warnings.append("The search found nothing better than the best one-shot criterion.")
+    title, lead = str(record["target"]), _lead(run)
+    return Headline(title, lead, tuple(figures), tuple(_remarks(record)), tuple(warnings))
 
 
 def weight_counts(record: Mapping[str, Any]) -> tuple[int, int]:
@@ -108,7 +104,8 @@ def _dense_accuracy(record: Mapping[str, Any]) -> float | None:
     return (record.get("accuracy") or {}).get("dense")
 
 
-def _lead(record: Mapping[str, Any]) -> str:
+def _lead(run: RunFiles) -> str:
+    record = run.record
     validation, accuracy = network_scores(record)
     repaired = " after repair" if repaired_in_loop(record) else ""
     subject = f"With {percent(record['sparsity']['actual'])} of its prunable weights removed, "
@@ -118,33 +115,50 @@ def _lead(record: Mapping[str, Any]) -> str:
             f"{subject} has a test accuracy of {percent(accuracy)}{repaired}; the dense network "
             f"has {percent(_dense_accuracy(record))}."
         )
+    if not _compares_classes(run):
+        return f"{subject} explains {percent(validation)} of the dense outputs' variance{repaired}."
     return (
         f"{subject} agrees with the dense network on {percent(validation)} of the validation "
         f"inputs{repaired}."
     )
 
 
-def _sparsity(record: Mapping[str, Any]) -> Figure:
+def _compares_classes(run: RunFiles) -> bool:
+    return bool(run.report_data.get("agreement", "class") == "class")
+
+
+def _kept_weights(record: Mapping[str, Any]) -> Figure:
     total, keep_count = weight_counts(record)
-    removed = removed_weights(total - keep_count, total, record.get("parameters"))
-    text = f"{removed}; the other {number(keep_count)} are kept unchanged"
+    text = f"{number(keep_count)} weights, unchanged; removed: "
+    text += removed_weights(total - keep_count, total, record.get("parameters"))
     settings = record.get("settings") or {}
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), record.get("budget") or WEIGHTS)
     if unit is not None:
         text += f"; the target was {percent(record['sparsity']['asked'])} of the {unit}"
-    name = "Sparsity" if unit is None else "Sparsity of weights"
-    return Figure(name, percent(record["sparsity"]["actual"]), text)
+    return Figure("Weights kept", percent(keep_count / max(1, total)), text)
 
 
-def _quality(record: Mapping[str, Any]) -> Figure:
+def _quality(run: RunFiles) -> list[Figure]:
+    """Return the test accuracy, where it is known, and the agreement with what it means."""
+    record = run.record
     validation, accuracy = network_scores(record)
-    if accuracy is None:
-        text = "of the validation inputs get the class that the dense network predicts"
-        return Figure("Agreement", percent(validation), text)
-    dense = _dense_accuracy(record)
-    lost = "" if dense is None else f"{points(accuracy - dense)} against the dense network; "
-    text = f"{lost}{percent(validation)} agreement with it on the validation inputs"
-    return Figure("Test accuracy", percent(accuracy), text)
+    provenance = record["provenance"]
+    source = str(provenance.get("validation") or "")
+    generated = provenance.get("level") in _GENERATED or source.startswith("generated")
+    inputs = f"on {number(provenance['validation_samples'])} validation inputs, real ones"
+    if generated:
+        inputs = "on generated inputs, which are harder than real ones"
+    name = "the same class predicted as by the dense network"
+    if not _compares_classes(run):
+        name = "of the variance of the dense network's outputs explained"
+    figures = [Figure("Agreement", percent(validation), f"{inputs}: {name}")]
+    if accuracy is not None:
+        dense = _dense_accuracy(record)
+        text = "of the pruned network"
+        if dense is not None:
+            text = f"{points(accuracy - dense)} against the dense network, {percent(dense)}"
+        figures.insert(0, Figure("Test accuracy", percent(accuracy), text))
+    return figures
 
 
 def _size(run: RunFiles) -> Figure:
@@ -154,8 +168,27 @@ def _size(run: RunFiles) -> Figure:
         return Figure("Size", ratio(total / max(1, keep_count)), "fewer weights")
     # The estimate ignores compression of values, so real files are often smaller.
     dense, sparse = estimate
-    text = f"estimate for a sparse file; the dense file has {size(dense)}, "
-    return Figure("Size", size(sparse), text + f"{ratio(dense / max(sparse, 1))} as much")
+    text = f"of a sparse file, estimated; the dense file has {size(dense)}, "
+    return Figure("Bytes", size(sparse), text + f"{ratio(dense / max(sparse, 1))} as much")
+
+
+def _speed(record: Mapping[str, Any]) -> list[Figure]:
+    """Return the multiply-adds, and the latency where the run measured it."""
+    macs, latency = record.get("macs") or {}, record.get("latency") or {}
+    figures = []
+    if macs.get("dense") and macs.get("kept") is not None:
+        text = f"{number(macs['kept'])} of {number(macs['dense'])}; fewer in runtimes that skip "
+        text += "zeros" if latency else "zeros only; latency was not measured"
+        if (record.get("settings") or {}).get("pattern") == CHANNEL:
+            text = (
+                f"{number(macs['kept'])} of {number(macs['dense'])}; the compact export skips them"
+            )
+        figures.append(Figure("MACs", percent(macs["kept"] / macs["dense"]), text))
+    if latency.get("compact_ms") is not None:
+        text = f"of {latency['dense_ms']:.3g} ms, the dense network's; measured in "
+        text += f"{latency['runtime']}, batch {latency['batch']}, threads: {latency['threads']}"
+        figures.append(Figure("Latency", f"{latency['compact_ms']:.3g} ms", text))
+    return figures
 
 
 def _gain(record: Mapping[str, Any]) -> list[Figure]:
@@ -164,9 +197,7 @@ def _gain(record: Mapping[str, Any]) -> list[Figure]:
     if best is None or gain is None or record["method"] != EVOLVED:
         return []
     value, unit = points(gain).split(" ", 1)
-    text = (
-        f"{unit} of agreement over {best}, the best of {len(record['baselines'])} one-shot criteria"
-    )
+    text = f"{unit} of agreement over {best}, the best of {len(record['baselines'])} one-shot masks"
     # Agreement decides the search; accuracy shows whether the gain is real.
     baseline = (record["baselines"].get(best) or {}).get("accuracy")
     accuracy = network_scores(record)[1]
@@ -176,7 +207,7 @@ def _gain(record: Mapping[str, Any]) -> list[Figure]:
 
 
 def _remarks(record: Mapping[str, Any]) -> list[str]:
-    remarks = [_DATA_LEVELS.get(record["provenance"].get("level"), "")]
+    remarks = []
     reason = _STOP_REASONS.get(str(record.get("stopped")))
     if record.get("seconds") is not None:
         took = duration(record["seconds"])
@@ -192,6 +223,4 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
         if repaired.get("accuracy") is not None:
             scores.append(f"{percent(repaired['accuracy'])} test accuracy")
         remarks.append(f"After repair of statistics and biases: {' and '.join(scores)}.")
-    if record["method"] == EVOLVED and (record.get("gain") or 0) <= 0:
-        remarks.append("The search found nothing better than the best one-shot criterion.")
-    return [remark for remark in remarks if remark]
+    return remarks

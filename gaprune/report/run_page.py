@@ -22,16 +22,17 @@ from gaprune.report.curves import (
 from gaprune.report.headline import headline, network_name, weight_counts
 from gaprune.report.input_samples import sample_groups
 from gaprune.report.mask_images import density_maps, first_layer_images
+from gaprune.report.next_steps import next_steps
 from gaprune.report.reading import RunFiles, read_run
 from gaprune.report.render import render
 
 MAX_LAYERS = 300  # rows of the table of layers
 
 
-def write_report(folder: str | Path, *, name: str | None = None) -> Path:
+def write_report(folder: str | Path, *, final: Path | None = None) -> Path:
     """Write `report.html` from the other files of a finished run and return its path.
 
-    The page calls the folder `name`; None takes its real name.
+    `final` is the absolute path of the directory that the files will be moved to; None: they stay.
 
     Raises:
         InputError: there is no finished run.
@@ -40,7 +41,7 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     path = Path(folder).expanduser().resolve()
     # Render before writing: a failure keeps the older page.
     try:
-        text = report_of(path, name=name)
+        text = report_of(path, final=final)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -53,7 +54,7 @@ def write_report(folder: str | Path, *, name: str | None = None) -> Path:
     return path / REPORT
 
 
-def report_of(folder: Path, *, name: str | None = None) -> str:
+def report_of(folder: Path, *, final: Path | None = None) -> str:
     """Return the page of a finished run as HTML; raise InputError if there is none."""
     run = read_run(folder)
     top = headline(run)
@@ -88,7 +89,7 @@ def report_of(folder: Path, *, name: str | None = None) -> str:
         "provenance": provenance,
         "facts": [(key, str(value)) for key, value in facts.items() if value is not None],
         "command": run.report_data.get("command"),
-        "folder": name or folder.name,
+        "steps": next_steps(run, final or folder.resolve()),
         "config": run.config,
         "versions": dict(record.get("versions") or {}),
     }

@@ -84,7 +84,11 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
     `config.toml` repeats the job. Without one (a network in memory was pruned) the file holds the
     settings and the inputs; the target has to be added.
     """
-    report_data = {**(result.report_data or {}), "command": None if job is None else job.command()}
+    report_data = {
+        **(result.report_data or {}),
+        "command": None if job is None else job.command(),
+        "directory": _working_directory(),  # where relative paths of the command hold
+    }
     texts = {
         CONFIG: config_text(result.target, result.settings, job),
         HISTORY: "".join(f"{to_json(asdict(record))}\n" for record in result.history),
@@ -121,6 +125,13 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
         CONFIG_SHA256: config_sha256(read_config(folder / CONFIG)),
     }
     (folder / RECORD).write_text(to_json(sealed(record), indent=2) + "\n", encoding="utf-8")
+
+
+def _working_directory() -> str | None:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it was removed meanwhile
+        return None
 
 
 def config_text(target: Target, settings: Mapping[str, Any], job: PruneJob | None) -> str:

@@ -100,7 +100,7 @@ class OpenRun:
             fresh.mkdir()
             write_files(result, fresh, job)
             try:
-                write_report(fresh, name=self.folder.name)
+                write_report(fresh, final=self.folder)
             except OSError:
                 raise
             except Exception as error:  # noqa: BLE001 # a bug must not cost the result of a search

@@ -27,11 +27,15 @@ SMALLEST = 1e-4  # smallest fraction kept, or of errors, that the axes distingui
 
 
 def plot_comparison(
-    summaries: Sequence[MethodSummary], path: str | Path, dense: float | None, title: str
+    summaries: Sequence[MethodSummary],
+    path: str | Path,
+    dense: float | None,
+    title: str,
+    caption: str = "",
 ) -> None:
     """Draw the score against sparsity: medians over seeds, bars from the worst seed to the best.
 
-    Both axes are logarithmic, in the weights kept and in the errors made, so that 90, 95, 98 and
+    Each point is at the fraction of weights that the method really removed. Both axes are logarithmic, in the weights kept and in the errors made, so that 90, 95, 98 and
     99 % are well separated. Lines are solid for methods that use the weights alone, dashed for
     those that need calibration inputs or gradients, dotted for those that train weights. The
     legend lists the methods of each kind, the best at the highest sparsity first.
@@ -42,6 +46,7 @@ def plot_comparison(
         dense: accuracy of the dense network in [0, 1], drawn as a line; None if the scores are
             agreement with it.
         title: above the plot.
+        caption: below the title, small: which version and which seeds.
 
     Raises:
         InputError: no method has a score, or another suffix.
@@ -58,8 +63,11 @@ def plot_comparison(
             label = f"dense network, {percent(dense, digits=None)}"
             axes.axhline(_decades(dense), color=MUTED, linewidth=1, zorder=1, label=label)
         measure = "agreement with the dense network" if dense is None else "accuracy"
-        _scale(axes, sorted({s for summary in summaries for s in summary.cells}), measure)
-        axes.set_title(title)
+        _scale(axes, summaries, measure)
+        axes.set_title(title, pad=24 if caption else None)
+        axes.annotate(
+            caption, (0, 1), (0, 6), "axes fraction", "offset points", color=MUTED, fontsize="small"
+        )
         _legend(figure, axes, summaries)
 
 
@@ -79,10 +87,9 @@ def _decades(fraction: float) -> float:
 
 def _draw(axes: Axes, summaries: Sequence[MethodSummary]) -> None:
     for index, summary in enumerate(summaries):
-        shift = 0.03 * (index / max(len(summaries) - 1, 1) - 0.5)  # keeps bars from overlapping
         cells, bold = summary.cells.values(), summary.method.startswith(BOLD)
         axes.errorbar(
-            [_decades(sparsity) + shift for sparsity in summary.cells],
+            [_decades(removed) for removed in _removed(summary)],
             [_decades(cell.score) for cell in cells],
             [
                 [_decades(cell.score) - _decades(cell.low) for cell in cells],
@@ -93,17 +100,25 @@ def _draw(axes: Axes, summaries: Sequence[MethodSummary]) -> None:
             linestyle=GROUPS[_group(summary)][1],
             linewidth=2.8 if bold else 1.4,
             markersize=6 if bold else 4.5,
+            # hollow markers and caps of several widths: points at one position stay visible
+            markerfacecolor="black" if bold else "none",
             elinewidth=1,
+            capsize=2 + index % 4,
             zorder=4 if bold else 2,
             label=_label(summary),
         )
 
 
-def _scale(axes: Axes, sparsities: Sequence[float], measure: str) -> None:
-    axes.set_xticks(
-        [_decades(s) for s in sparsities], [percent(s, digits=None) for s in sparsities]
-    )
-    axes.set_xlim(_decades(sparsities[0]) - 0.06, _decades(sparsities[-1]) + 0.06)
+def _removed(summary: MethodSummary) -> list[float]:
+    """Return the fraction of weights removed at each sparsity; rows without it have the asked."""
+    return [cell.actual or sparsity for sparsity, cell in summary.cells.items()]
+
+
+def _scale(axes: Axes, summaries: Sequence[MethodSummary], measure: str) -> None:
+    removed = sorted(fraction for summary in summaries for fraction in _removed(summary))
+    ticks = sorted({sparsity for summary in summaries for sparsity in summary.cells})
+    axes.set_xticks([_decades(s) for s in ticks], [percent(s, digits=None) for s in ticks])
+    axes.set_xlim(_decades(removed[0]) - 0.06, _decades(removed[-1]) + 0.06)
     axes.set_xlabel("weights removed (log scale of those kept)")
     low, high = axes.get_ylim()  # before ticks extend the range
     ticks = [tick for tick in TICKS if low <= _decades(tick) <= high]

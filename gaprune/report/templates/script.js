@@ -27,6 +27,30 @@
     remembered(theme);
   });
 
+  // Copying selects the code first: where there is no clipboard, the reader presses Ctrl-C.
+  for (const copy of all("[data-copy]")) {
+    const code = copy.closest(".step").querySelector("code");
+    copy.hidden = false;
+    copy.addEventListener("click", async () => {
+      getSelection().selectAllChildren(code);
+      let done = false;
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        done = true;
+      } catch { done = document.execCommand("copy"); }
+      copy.textContent = done ? "Copied" : "Selected";
+      setTimeout(() => { copy.textContent = "Copy"; }, 2000);
+    });
+  }
+
+  // A link to a folded section opens it.
+  const unfold = () => {
+    const details = document.querySelector(`${location.hash || "#none"} > details`);
+    if (details) details.open = true;
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
   // The reader chooses the x axis of the charts of a search.
   for (const choice of all(".choice")) {
     const buttons = all("[data-show]", choice);
