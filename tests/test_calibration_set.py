@@ -374,3 +374,22 @@ def test_inverted_inputs_are_augmented_unless_repair_is_in_the_loop(loop: bool) 
         target = conv_target()
         run = PruningRun(target, resolve_settings(check_settings(settings), target))
         assert (run.evaluator.augmentation is not None) == augmented
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        ({"method": "magnitude"}, 256),
+        ({"method": "magnitude", "calibration_count": 500}, 500),
+        ({"method": "magnitude", "repair": True}, 1024),
+        ({"method": "wanda"}, 1024),
+        ({}, 1024),
+    ],
+)
+def test_few_inputs_serve_where_a_large_network_needs_none(
+    vector: Target, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], count: int
+) -> None:
+    """A stated number, repair, a criterion that runs the network and a search keep all of them."""
+    monkeypatch.setattr("gaprune.runs.setup.LARGE_MACS", 1)
+    settings = make_settings({"sparsity": 0.5, **values})
+    assert resolve_settings(check_settings(settings), vector).settings.calibration_count == count

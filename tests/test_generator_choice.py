@@ -86,11 +86,10 @@ def test_unknown_words_are_refused_with_the_valid_ones(words: list[str], named: 
         assert name in str(error.value)
 
 
-def test_pen_drawings_rank_first_for_a_network_of_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pen_drawings_rank_first_for_a_network_of_digits() -> None:
     """mnist-mlp ranks the three pen generators above noise and all others, without any data."""
-    monkeypatch.setattr("gaprune.calibration.generator_choice.SAMPLE_INPUTS", 256)
     table = {**GENERATORS["image"], "noise": lambda spec, n, gen: torch.rand(n, *spec.shape)}
-    values = mutual_information(load_target("mnist-mlp"), table, seeded())
+    values = mutual_information(load_target("mnist-mlp"), table, seeded(), 256)
     assert set(list(values)[:3]) == PENS
     assert list(values.values()) == sorted(values.values(), reverse=True)
     assert all(0 <= value <= np.log(10) for value in values.values())
@@ -116,7 +115,7 @@ class Constant(nn.Module):
 def test_mutual_information_of_input_and_class(model: nn.Module, expected: float) -> None:
     """Confident, evenly distributed classes give ln 4; constant outputs and regressors 0."""
     table = {"even": lambda spec, n, gen: torch.arange(n)[:, None].expand(-1, 6) / n}
-    values = mutual_information(bare_network(model, VECTOR), table, seeded())
+    values = mutual_information(bare_network(model, VECTOR), table, seeded(), 256)
     assert values["even"] == pytest.approx(expected, abs=1e-9)
 
 
@@ -221,7 +220,7 @@ def test_statistics_and_files_draw_nothing_from_the_run(
 def test_without_inversion_mutual_information_decides(far: Target) -> None:
     """Even with BatchNorm; the runner-up makes the validation inputs."""
     choice = choice_of(far, "procedural")
-    values = mutual_information(far, TABLE, seeded())
+    values = mutual_information(far, TABLE, seeded(), 1024)
     assert choice.mutual_information == values
     assert choice.validation == list(values)[1]
     assert choice.shares == shares_by_name(["procedural"], values, choice.validation)

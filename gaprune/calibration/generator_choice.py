@@ -21,10 +21,13 @@ from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.generators.random_draws import InputGenerator, to_network
 from gaprune.calibration.generators.token_sequences import LIKE_TEXT, UNRANKED, is_ranked
 from gaprune.calibration.parse import AUTO, PROCEDURAL, CalibrationRequest
+from gaprune.models.macs import macs_per_input
 from gaprune.models.network import DenseNetwork
 from gaprune.models.target import Target
 
 SAMPLE_INPUTS = 1024  # per generator
+FEWER_INPUTS = 256  # for networks of `LARGE_MACS` multiply-adds per input: seconds per generator
+LARGE_MACS = 1 << 27
 BATCH = 256  # inputs per forward pass
 TEMPERATURE = 0.15  # nats: a generator this far behind the best gets 1/e of its share
 
@@ -72,7 +75,9 @@ def choose_generators(
         if target.inputs.kind == "tokens":
             # `topics` is left out: without ranks it leads to worse masks.
             table = {name: table[name] for name in UNRANKED}
-        candidates = information = mutual_information(target, table, generator)
+        large = macs_per_input(target.model, target.example()) >= LARGE_MACS
+        count = FEWER_INPUTS if large else SAMPLE_INPUTS
+        candidates = information = mutual_information(target, table, generator, count)
     judge = None if held_out else _validation_generator(validation, candidates, request)
     return GeneratorChoice(shares_by_name(request.names, candidates, judge), judge, information)
 
@@ -116,15 +121,19 @@ def _validation_generator(
 
 @torch.no_grad()
 def mutual_information(
-    network: DenseNetwork, generators: Mapping[str, InputGenerator], generator: torch.Generator
+    network: DenseNetwork,
+    generators: Mapping[str, InputGenerator],
+    generator: torch.Generator,
+    count: int,
 ) -> dict[str, float]:
     """Return the mutual information of input and class for every generator in nats, best first.
 
+    It is measured on `count` inputs of each.
     Networks whose outputs are not logits `[N, classes]` get 0 for all, in the given order.
     """
     spec, values = network.inputs, {}
     for name, draw in generators.items():
-        unit = draw(spec, SAMPLE_INPUTS, generator)
+        unit = draw(spec, count, generator)
         inputs = to_network(spec, unit, network.dtype).to(network.device)
         outputs = torch.cat([network.model(batch) for batch in inputs.split(BATCH)])
         values[name] = 0.0

@@ -282,7 +282,10 @@ class Evaluator:
     def validate(self, mask: Tensor, batch: TeacherBatch | None = None) -> ValidationScore:
         """Score a flat bool mask on the validation inputs, or on another batch."""
         batch = self.validation if batch is None else batch
-        outputs = self.validation_outputs(mask, batch.inputs)
+        weights = self._masked(self.weight_mask(mask))
+        del mask  # a byte per weight, and the forward pass needs room
+        outputs = self.forward_mode.validation_outputs(self.network.model, weights, batch.inputs)
+        del weights
         agreement = finite(float(self.objective.agreement(outputs, batch.teacher, batch.labels)))
         # Validation inputs may be generated and unlabelled even where the objective needs labels.
         if self.objective.needs_labels and batch.labels is None:

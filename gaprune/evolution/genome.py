@@ -83,7 +83,7 @@ class Genes:
 
 def mask_key(bits: NDArray[np.uint8]) -> str:
     """Return a hash of a packed mask: equal keys mean equal masks."""
-    return hashlib.blake2b(bits.tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(bits.data, digest_size=16).hexdigest()
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]  # deap carries no type hints

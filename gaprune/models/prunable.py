@@ -156,11 +156,11 @@ def check_prunable(model: nn.Module) -> None:
     check_structure(model)
     for name, parameter in model.named_parameters():
         if parameter.dtype in DTYPES:
-            _check_finite("parameter", name, parameter, torch.isfinite(parameter))
+            _check_finite("parameter", name, parameter)
     for name, buffer in model.named_buffers():
         # integer buffers, such as counters, cannot be infinite
         if buffer.layout == torch.strided and buffer.dtype in DTYPES:
-            _check_finite("buffer", name, buffer, torch.isfinite(buffer) | torch.isneginf(buffer))
+            _check_finite("buffer", name, buffer)
 
 
 def check_structure(model: nn.Module) -> None:
@@ -186,14 +186,17 @@ def check_structure(model: nn.Module) -> None:
             raise InputError(f"model: buffer {name!r} {problem}")
 
 
-def _check_finite(kind: str, name: str, tensor: Tensor, permitted: Tensor) -> None:
-    bad = tensor.numel() - int(permitted.count_nonzero())
-    if bad:  # counted only now: a second pass over every tensor would take time
-        nan = int(torch.isnan(tensor).count_nonzero())
-        raise InputError(
-            f"model: {kind} {name!r} must be finite, but {nan} of its {tensor.numel()} values are "
-            f"NaN and {bad - nan} are infinite; load a sound checkpoint"
-        )
+def _check_finite(kind: str, name: str, tensor: Tensor) -> None:
+    if not tensor.numel():
+        return
+    low, high = tensor.detach().aminmax()  # both NaN if a value is; nothing large is allocated
+    if not (low.isnan() or high.isposinf() or (low.isneginf() and kind == "parameter")):
+        return
+    nan, infinite = (int(test(tensor).count_nonzero()) for test in (torch.isnan, torch.isinf))
+    raise InputError(
+        f"model: {kind} {name!r} must be finite, but {nan} of its {tensor.numel()} values are NaN "
+        f"and {infinite} are infinite; load a sound checkpoint"
+    )
 
 
 def _module_problems(module: nn.Module) -> Iterator[str]:

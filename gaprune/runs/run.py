@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gaprune.calibration.calibration_set import (
     CalibrationSet,
@@ -358,8 +359,6 @@ class PruningRun:
         evolved = settings.method == EVOLVED
         # without a search, of a one-shot method or if no time was left: the best one-shot mask
         best = search.best if search else max(seeds, key=lambda seed: scores[seed.key])
-        masks = evaluator.masks(best.mask)
-        check_budget(self.target, self.plan, best, masks)
         known = search.validation_score if search else scores[best.key]
         with profiled("validate"), torch_threads(settings.threads_per_worker):
             calibration = evaluator.strict.validate(best.mask, evaluator.search).agreement
@@ -369,8 +368,11 @@ class PruningRun:
         stopped = search.stopped if search else "seconds" if evolved else "one-shot"
         accuracies, confusion = self._accuracies(best, seeds, test)
         front = search.front if search else []
-        repaired = self._repaired(best, validation, test) if settings.repair else None
         report_data = report_data_of(evaluator, self.target.inputs, seeds, scores, best, confusion)
+        # only now: every score above has needed a copy of the masked weights
+        masks = evaluator.masks(best.mask)
+        check_budget(self.target, self.plan, best, masks)
+        repaired = self._repaired(masks, validation, test) if settings.repair else None
         seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
             target=self.target.to("cpu"),
@@ -407,7 +409,9 @@ class PruningRun:
             warnings=tuple(self.observer.warnings),
         )
 
-    def _repaired(self, best: Individual, strict: float, test: Samples | None) -> RepairedScore:
+    def _repaired(
+        self, masks: Mapping[str, Tensor], strict: float, test: Samples | None
+    ) -> RepairedScore:
         """Repair the best network on the calibration inputs, and score it.
 
         `strict` is its agreement on the validation inputs without repair.
@@ -415,7 +419,6 @@ class PruningRun:
         evaluator, validation = self.evaluator, self.evaluator.validation
         self.observer.phase("repair", "matching activations to those of the dense network")
         with profiled("repair"), torch_threads(self.settings.threads_per_worker):
-            masks = evaluator.masks(best.mask)
             result = repair(self.target, masks, evaluator.statistics_inputs)
             model = repaired_copy(self.target, masks, result)
             outputs = batched_forward(model, validation.inputs)

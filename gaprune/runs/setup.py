@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.calibration_set import CalibrationSet
+from gaprune.calibration.generator_choice import FEWER_INPUTS, LARGE_MACS
 from gaprune.calibration.samples import Samples
 from gaprune.config import EVOLVED, Settings
 from gaprune.criteria import find_criterion
@@ -225,7 +226,14 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
             outputs = batched_forward(target.model, target.example())
             if find_objective(AUTO, outputs).name == "kl":
                 changes["objective"] = "logits"
-    if settings.method != EVOLVED or settings.pareto:
+    if settings.method != EVOLVED:
+        is_stated = "calibration_count" in settings.model_fields_set
+        if settings.repair or is_stated or find_criterion(settings.method).needs_inputs:
+            return changes
+        # The mask does not depend on them: they only tell the agreement on such inputs.
+        large = macs_per_input(target.model, target.example()) >= LARGE_MACS
+        return changes | ({"calibration_count": FEWER_INPUTS} if large else {})
+    if settings.pareto:
         return changes
     if settings.patience is None and (request.inversion or request.impressions):
         changes["patience"] = PATIENCE
