@@ -81,5 +81,5 @@ if not TYPE_CHECKING:  # else mypy would accept any name
         return value
 
     def __dir__() -> list[str]:
-        """List the public names, loaded or not."""
-        return sorted({*globals(), *__all__})
+        """List the public names, loaded or not, and no others."""
+        return sorted(__all__)

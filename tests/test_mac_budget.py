@@ -234,7 +234,7 @@ def test_an_error_names_the_highest_sparsity() -> None:
         ({"budget": "flops"}, "budget"),
         ({"budget": "macs", "pattern": "2:4"}, "^budget: .*'2:4'"),
         ({"budget": "latency"}, "^budget: latency"),
-        ({"budget": "macs", "budget_macs": 9}, "^budget_macs: .*--budget latency"),
+        ({"budget": "macs", "budget_macs": 9}, "^budget_macs: .*budget=.latency."),
         ({"width_multiple": 8}, "^width_multiple: "),
         ({"budget": "latency", "pattern": "channel", "max_drop": 0.1}, "^max_drop: "),
         ({"budget": "latency", "pattern": "channel", "pareto": True}, "^pareto: "),

@@ -186,7 +186,7 @@ def test_where_nothing_holds_the_figures_are_told() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "^sparsity: .*--max-drop"),
+        ({}, "^sparsity: .*max_drop="),
         ({"max_drop": 1.0}, "max_drop: .*1.0"),
         ({"max_drop": -0.1}, "max_drop: .*-0.1"),
         ({"max_drop": float("nan")}, "max_drop: .*nan"),

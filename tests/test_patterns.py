@@ -242,7 +242,7 @@ def test_an_invalid_pattern_is_refused(text: str, message: str) -> None:
     [
         ({"sparsity": 0.9}, "^sparsity: .*'2:4' .* 0.5 .* 0.9"),
         ({"scope": "global"}, "^scope: .*'2:4'"),
-        ({"floor": 0.1}, "^floor: .*'2:4'.*--floor"),
+        ({"floor": 0.1}, "^floor: .*'2:4'.*floor="),
         ({"pareto": True}, "^pareto: .*'2:4'"),
         ({"max_drop": 0.1}, "--max-drop"),
     ],

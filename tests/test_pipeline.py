@@ -410,7 +410,7 @@ def test_the_classic_preset_learns_from_labelled_calibration(tmp_path: Path) -> 
         ({"generatons": 3}, "setting: .*'generations'"),
         ({"objective": "accuracy"}, "^objective: .*labelled:FILE"),
         ({"workers": 0}, "workers: .*got 0"),
-        ({"pareto": True, "scope": "layer"}, "^scope: .*--scope global"),
+        ({"pareto": True, "scope": "layer"}, "^scope: .*scope='global'"),
     ],
     ids=str,
 )

@@ -45,13 +45,25 @@ def read_samples(path_spec: str, spec: InputSpec) -> Samples:
         raise InputError(
             f"calibration inputs: cannot read {path_spec!r} ({error.strerror})"
         ) from error
-    inputs = fit_inputs(stored.inputs, spec, path_spec)
-    labels = None if stored.labels is None else fit_labels(stored.labels, len(inputs), path_spec)
+    return fit_samples(stored, spec, path_spec, normalised=path_spec in spec.in_memory)
+
+
+def fit_samples(
+    stored: StoredArrays, spec: InputSpec, source: str, *, normalised: bool = False
+) -> Samples:
+    """Return stored inputs as the network takes them, and their labels, if any, as int64 `[N]`.
+
+    With `normalised` the inputs may be normalised already; see `fit_inputs`, also for errors.
+    """
+    inputs = fit_inputs(stored.inputs, spec, source, normalised=normalised)
+    labels = None if stored.labels is None else fit_labels(stored.labels, len(inputs), source)
     kind = "unlabelled" if labels is None else "labelled"
-    return Samples(inputs, labels, f"{path_spec} ({len(inputs)} inputs, {kind})")
+    return Samples(inputs, labels, f"{source} ({len(inputs)} inputs, {kind})")
 
 
 def _read(path_spec: str, spec: InputSpec) -> StoredArrays:
+    if path_spec in spec.in_memory:
+        return StoredArrays(*spec.in_memory[path_spec])
     if path_spec in ALIASES:
         return _read_pair(*ALIASES[path_spec])
     path = Path(path_spec)
@@ -81,11 +93,13 @@ def _read_pair(inputs: Path, labels: Path) -> StoredArrays:
     return StoredArrays(load_arrays(inputs).inputs, load_arrays(labels).inputs)
 
 
-def fit_inputs(stored: Tensor, spec: InputSpec, source: str) -> Tensor:
+def fit_inputs(stored: Tensor, spec: InputSpec, source: str, *, normalised: bool = False) -> Tensor:
     """Return stored inputs as the network takes them: `[N, *spec.shape]`, normalised.
 
     uint8 values are divided by 255 and mapped to [low, high]. Other numbers must be raw values in
-    [low, high]. Then mean and std are applied. Token ids become int64.
+    [low, high]. Then mean and std are applied. Token ids become int64. With `normalised`, values
+    that exceed [low, high], but not that range after mean and std, are taken as they are: loaders
+    of trainers apply mean and std themselves.
 
     Raises:
         InputError: no sample, a dtype that is not real, a shape that does not fit, NaN or Inf,
@@ -104,6 +118,10 @@ def fit_inputs(stored: Tensor, spec: InputSpec, source: str) -> Tensor:
     if inputs.dtype == torch.uint8:
         return to_network(spec, inputs.float() / 255)
     raw = inputs.float()
+    if normalised and not _within(raw, spec.low, spec.high):
+        ends = normalise(spec, torch.tensor([spec.low, spec.high]).view(2, *[1] * len(spec.shape)))
+        if _within(raw, float(ends.min()), float(ends.max())):
+            return raw
     _check_values(raw, spec, source)
     return normalise(spec, raw)
 
@@ -156,16 +174,21 @@ def _check_ids(ids: Tensor, spec: InputSpec, source: str) -> Tensor:
     return ids.long()
 
 
+def _within(values: Tensor, low: float, high: float) -> bool:
+    """Return whether all values are in a range; NaN is not."""
+    return bool((values >= low - _TOLERANCE).all() and (values <= high + _TOLERANCE).all())
+
+
 def _check_values(raw: Tensor, spec: InputSpec, source: str) -> None:
     if count := int((~raw.isfinite()).sum()):
         raise InputError(
             f"calibration inputs: {source} must be finite, got {count} values of NaN or Inf"
         )
-    low, high = raw.min().item(), raw.max().item()
-    if low < spec.low - _TOLERANCE or high > spec.high + _TOLERANCE:
+    if not _within(raw, spec.low, spec.high):
+        low, high = raw.min().item(), raw.max().item()
         origin = "assumed" if spec.assumed else "stated"
         raise InputError(
             f"calibration inputs: {source} must hold raw values in the {origin} range {spec.low:g} "
             f"to {spec.high:g}, before mean and std are applied, got {low:g} to {high:g}; state "
-            "the range of the values, or store pixels as uint8 (0 to 255)"
+            "the range of the values (--range=LOW,HIGH), or store pixels as uint8 (0 to 255)"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,7 +106,9 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Calibratio
             word for word in calibration if word in known and word not in (AUTO, *OPTIMISED)
         ),
         files=tuple(
-            parse_file("calibration", word, known) for word in calibration if word not in known
+            parse_file("calibration", word, known, spec.in_memory)
+            for word in calibration
+            if word not in known
         ),
         impressions=IMPRESSIONS in calibration,
         inversion=INVERSION in calibration,
@@ -116,15 +118,26 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Calibratio
 def parse_validation(validation: str, spec: InputSpec) -> CalibrationFile | None:
     """Return the file that `--validation` names; None for `auto` and for a generator."""
     known = [AUTO, *available_generators(spec)]
-    return None if validation in known else parse_file("validation", validation, known)
+    if validation in known:
+        return None
+    return parse_file("validation", validation, known, spec.in_memory)
 
 
-def parse_file(argument: str, text: str, known: Sequence[str]) -> CalibrationFile:
-    """Split `level:path`; an `InputError` lists the `known` names if the text cannot be a path."""
+def parse_file(
+    argument: str, text: str, known: Sequence[str], in_memory: Collection[str] = ()
+) -> CalibrationFile:
+    """Split `level:path`; an `InputError` lists the `known` names if the text cannot be a path.
+
+    Names of data `in_memory` are read as files are.
+    """
     head, _, tail = text.partition(":")
     # C:\data.npz has a colon as well, so only the known prefixes count.
     level, path = (head, tail) if head in FILE_LEVELS else (FILE_LEVELS[0], text)
     looks_like_path = any(mark in path for mark in "./\\+")
-    if path not in ALIASES and not looks_like_path and not (path and Path(path).exists()):
+    if (
+        path not in (*ALIASES, *in_memory)
+        and not looks_like_path
+        and not (path and Path(path).exists())
+    ):
         raise unknown_name(argument, text, [*known, *ALIASES, *PATH_FORMS])
     return CalibrationFile(level, path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gaprune.comparison.store import (
     TABLE,
     Store,
     as_csv,
+    flat_records,
     read_rows,
 )
 from gaprune.errors import GapruneError, InputError
@@ -53,7 +55,7 @@ _FACTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The result of a comparison."""
 
@@ -72,6 +74,19 @@ class Comparison:
     def summaries(self) -> list[MethodSummary]:
         """One summary per method: medians and spread over seeds."""
         return summarise(self.rows)
+
+    def __repr__(self) -> str:
+        return markdown(self.summaries, self.dense_accuracy, self.caption)
+
+    def to_dataframe(self) -> Any:  # noqa: ANN401 - pandas is not needed for anything else
+        """Return the rows as a `pandas.DataFrame`, with the columns of `rows.csv`.
+
+        Raises:
+            GapruneError: pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise GapruneError("to_dataframe: needs pandas; pip install pandas")
+        return import_module("pandas").DataFrame(flat_records(self.rows))
 
     @property
     def origin(self) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from gaprune.calibration.in_memory import name_data, with_data
 from gaprune.calibration.samples import Samples
 from gaprune.comparison.comparison_report import Comparison, publish
 from gaprune.comparison.context import (
@@ -26,7 +27,7 @@ from gaprune.comparison.store import CONFIG, Store, identity_of, open_store, req
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.held_out import HeldOut
-from gaprune.evaluation.labelled import check_labelled
+from gaprune.evaluation.labelled import check_labelled, read_labelled
 from gaprune.evaluation.objectives import find_objective
 from gaprune.io.bounded_reading import parse_toml
 from gaprune.io.trusted_code import remember_code
@@ -34,7 +35,7 @@ from gaprune.masks.budget import keep_total
 from gaprune.models.forward import batched_forward, standard_torch
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.patterns import searched_layout
-from gaprune.models.target import Target, target_from_module
+from gaprune.models.target import LayerPatterns, Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
 from gaprune.runs.python_display import python_display
 from gaprune.runs.setup import check_settings
@@ -53,10 +54,11 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     methods: str | Sequence[str] = "all",
     seeds: int | Sequence[int] = 0,
     inputs: InputOptions | None = None,
-    train: tuple[Tensor, Tensor] | None = None,
-    test: tuple[Tensor, Tensor] | None = None,
-    prune_also: tuple[str, ...] = (),
-    ignore: tuple[str, ...] = (),
+    train: object = None,
+    test: object = None,
+    prune_also: LayerPatterns = (),
+    ignore: LayerPatterns = (),
+    output: str | int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     observer: ComparisonObserver | None = None,
@@ -72,12 +74,13 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         methods: one or several names as `gaprune.comparison.find_methods` takes them.
         seeds: one or several; methods without randomness run for the first one only.
         inputs: shape, range, normalisation of one input.
-        train: inputs `[N, …]` and labels `[N]` for the methods that train; without them the rows
-            of those methods hold an error.
-        test: held-out inputs and labels that all methods are measured on; without them the
-            agreement with the dense network is measured on the validation inputs.
+        train: labelled data, as `test` of `gaprune.prune`, for the methods that train; without it
+            the rows of those methods hold an error.
+        test: held-out labelled data that all methods are measured on; without it the agreement
+            with the dense network is measured on the validation inputs.
         prune_also: further parameters to prune; see `gaprune.prune`.
         ignore: parameters to leave whole.
+        output: which output is compared, where the network returns several.
         out: folder that keeps every row as soon as it is known; the next call continues there.
         overwrite: whether to delete rows that are there.
         observer: receives progress and rows.
@@ -108,6 +111,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         raise InputError(
             "sparsity: none given; name one or several fractions of weights to remove, such as 0.9"
         )
+    options, arrays = name_data(options)
     fields = {name: options.pop(name) for name in _SPEC_FIELDS if name in options}
     spec = ComparisonSpec(
         (sparsity,) if isinstance(sparsity, (int, float)) else tuple(sparsity),
@@ -120,14 +124,16 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     device = choose_device(worker_options)
     target = target_from_module(
         model,
-        inputs=inputs or InputOptions(),
+        inputs=inputs,
         prune_also=prune_also,
         ignore=ignore,
         device=device if worker_options.in_process else "cpu",
+        output=output,
     )
+    target = with_data(target, arrays, spec.settings)
     data = ComparisonData(
-        None if train is None else Samples(*train, "training data given by the caller"),
-        None if test is None else Samples(*test, "test data given by the caller"),
+        None if train is None else read_labelled("train", train, target),
+        None if test is None else read_labelled("test", test, target),
     )
     with python_display(progress=progress) as display:
         observers = ComparisonObservers(display, observer or ComparisonObserver())

@@ -32,6 +32,7 @@ from pydantic import TypeAdapter
 from gaprune.calibration.auto import expand_auto
 from gaprune.calibration.parse import CalibrationFile, parse_calibration, parse_validation
 from gaprune.calibration.provenance import samples_sha256
+from gaprune.calibration.samples import Samples
 from gaprune.comparison.rows import Row, RowKey
 from gaprune.comparison.spec import ComparisonData, ComparisonSpec
 from gaprune.config import NEUTRAL, Settings
@@ -172,8 +173,8 @@ def read_rows(folder: str | Path) -> list[Row]:
     return list(rows.values())
 
 
-def as_csv(rows: Iterable[Row]) -> str:
-    """Return rows as CSV, one per line: `needs` as columns, `path` joined by spaces."""
+def flat_records(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return rows as records without nesting: `needs` as columns, `path` joined by spaces."""
     records = []
     for row in rows:
         record = row.record()
@@ -181,6 +182,12 @@ def as_csv(rows: Iterable[Row]) -> str:
         del record["steps"]  # nested lists don't fit; rows.json has them
         columns = {f"needs_{name}": value for name, value in needs.items()}
         records.append({**record, "path": " ".join(map(str, path)), **columns})
+    return records
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """Return rows as CSV, one per line, with the columns of `flat_records`."""
+    records = flat_records(rows)
     if not records:
         return ""
     text = io.StringIO()
@@ -257,6 +264,10 @@ def identity_of(target: Target, spec: ComparisonSpec, data: ComparisonData) -> d
         "epochs": spec.epochs,
         "schedule": schedule,
         "clusters": spec.clusters,
+        **{
+            name: samples_sha256(Samples(*arrays, name))
+            for name, arrays in target.inputs.in_memory.items()
+        },
         **{f"file {path}": content_of(path) for path in sorted(set(_files(target, spec.settings)))},
         "gaprune": metadata.version("gaprune"),  # another version may give other rows
         "torch": torch.__version__,

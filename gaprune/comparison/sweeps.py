@@ -19,11 +19,12 @@ from gaprune.comparison.methods.threshold import sweep_thresholds
 from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
 from gaprune.config import make_settings
 from gaprune.errors import InputError, unknown_name
+from gaprune.evaluation.labelled import read_labelled
 from gaprune.evolution.tasks import derive_seed
 from gaprune.exports.clustering import sweep_clusters
 from gaprune.models.forward import standard_torch
 from gaprune.models.input_spec import InputOptions
-from gaprune.models.target import Target, target_from_module
+from gaprune.models.target import LayerPatterns, Target, target_from_module
 from gaprune.runs.directory import load_masks
 from gaprune.runs.python_display import python_display
 
@@ -70,9 +71,10 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     biases: bool = False,
     masks: Mapping[str, Tensor] | str | Path | None = None,
     inputs: InputOptions | None = None,
-    test: tuple[Tensor, Tensor] | None = None,
-    prune_also: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    test: object = None,
+    prune_also: LayerPatterns = (),
+    ignore: LayerPatterns = (),
+    output: str | int | None = None,
     observer: Observer | None = None,
     progress: bool = True,
 ) -> SweepResult:
@@ -87,10 +89,11 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
         biases: whether biases are zeroed, or clustered, too.
         masks: of an earlier pruning, or the folder of a run: only kept weights are clustered.
         inputs: shape, range, normalisation of one input.
-        test: held-out inputs and labels that every point is measured on; without them the
-            agreement with the dense network is measured on generated inputs.
+        test: held-out labelled data, as that of `gaprune.prune`, that every point is measured on;
+            without it the agreement with the dense network is measured on generated inputs.
         prune_also: further parameters to prune; see `gaprune.prune`.
         ignore: parameters to leave whole.
+        output: which output is compared, where the network returns several.
         observer: receives progress.
         progress: whether to show a progress bar on stderr.
 
@@ -110,11 +113,10 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     """
     loaded = load_masks(masks) if isinstance(masks, (str, Path)) else masks
     options = SweepOptions(values, max_drop, biases=biases, masks=loaded)
-    options_of_inputs = inputs or InputOptions()
     target = target_from_module(
-        model, inputs=options_of_inputs, prune_also=prune_also, ignore=ignore
+        model, inputs=inputs, prune_also=prune_also, ignore=ignore, output=output
     )
-    held_out = None if test is None else Samples(*test, "test data given by the caller")
+    held_out = None if test is None else read_labelled("test", test, target)
     with python_display(progress=progress) as display:
         observers = ObserverGroup(display, observer or Observer())
         return sweep_target(by, target, held_out, options, observers)

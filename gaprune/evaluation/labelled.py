@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
-from gaprune.calibration.files import read_samples
+from gaprune.calibration.files import fit_samples, read_samples
+from gaprune.calibration.in_memory import read_data
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError, about
 from gaprune.models.target import Target
 from gaprune.models.zoo import mnist
 
 
-def read_labelled(argument: str, text: str, target: Target) -> Samples:
-    """Read a labelled file (see `read_samples`) for a target.
+def read_labelled(argument: str, data: object, target: Target) -> Samples:
+    """Read a labelled file (see `read_samples`), or data in memory (`read_data`), for a target.
 
     Raises:
         InputError: the file does not exist, does not fit the network, or has no labels. Messages
             begin with `argument`, the user's name for it.
     """
+    spec = target.inputs
     try:
-        samples = read_samples(text, target.inputs)
+        if isinstance(data, (str, Path)):
+            text = str(data)
+            samples = read_samples(text, spec)
+        else:
+            text = f"the data given as {argument}="
+            arrays = read_data(argument, data, labelled=True)
+            samples = fit_samples(arrays, spec, text, normalised=True)
     except InputError as error:
         # read_samples calls every file "calibration"; the user knows it by another name.
         raise about(argument, error) from error
     if samples.labels is None:
         raise InputError(
             f"{argument}: {text} has no labels; give a file with inputs and labels (npz keys x and "
-            "y, or IMAGES+LABELS)"
+            "y, or IMAGES+LABELS); in Python also a pair (inputs, labels) or a DataLoader"
         )
     return check_labelled(argument, samples, target)
 

@@ -27,6 +27,7 @@ from gaprune.io.serialization import to_json
 from gaprune.io.trusted_code import remember_code
 from gaprune.models.forward import standard_torch
 from gaprune.runs.job import JOB_KEYS
+from gaprune.runs.live_networks import live_network, remember_network
 from gaprune.runs.result import Result
 
 _JOB_NAMES = tuple(key.name for key in JOB_KEYS)
@@ -131,6 +132,9 @@ def export(  # noqa: PLR0913 # options, each by its own name
                 (folder / MANIFEST).write_text(text, encoding="utf-8")
                 card = model_card(pruned, format, options, files, dense_bytes)
                 (folder / CARD).write_text(card, encoding="utf-8")
+            dense = run.target.model if isinstance(run, Result) else model or live_network(run)
+            if dense is not None:
+                remember_network(path, dense)
             if pruned.trusted:  # what another user's run names must not become known code
                 remember_code(path, config)
         # KeyboardInterrupt too: an interrupted export leaves nothing behind.

@@ -25,8 +25,9 @@ from gaprune.io.trusted_code import check_code, may_run
 from gaprune.io.weights import apply_state, load_state, sha256_of, tensors_of
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
-from gaprune.runs.directory import inputs_config, load_masks
+from gaprune.runs.directory import load_masks, network_config
 from gaprune.runs.job import JOB_KEYS, make_job
+from gaprune.runs.live_networks import live_network
 from gaprune.runs.result import Result
 
 # An export ignores the settings of the machine that searched.
@@ -139,7 +140,7 @@ def _from_result(result: Result, *, strict: bool) -> PrunedNetwork:
     repaired = None if strict else result.repaired_model()
     state = result.state_dict() if repaired is None else repaired.state_dict()
     config = {key: value for key, value in result.settings.items() if value is not None}
-    config = inputs_config(result.target.inputs) | config
+    config = network_config(result.target) | config
     if result.target.zoo is not None:
         config = {"target": result.target.zoo} | config
     return PrunedNetwork(
@@ -188,6 +189,8 @@ def find_target(
     Raises:
         InputError: it names none, or what it names can't be loaded or may not run.
     """
+    if model is None and "target" not in config:
+        model = live_network(source.parent)
     if model is not None:
         options = {
             key.field: key.parse(config[key.name], key.name)
@@ -197,14 +200,15 @@ def find_target(
         return target_from_module(
             model,
             inputs=InputOptions(**options),
-            name=str(config.get("target", "model")),
+            name=config.get("target"),
             prune_also=tuple(config.get("prune_also", ())),
             ignore=tuple(config.get("ignore", ())),
+            output=config.get("output"),
         )
     if "target" not in config:
         raise InputError(
-            f"model: {source} is of a network in memory; give it as model=… in Python, or write "
-            "target and weights into config.toml"
+            f"model: {source} is of a network in memory; give it as model=… in Python (target=… of "
+            "measure), or write target and weights into config.toml"
         )
     # The dense network alone: an objective that the run used is not called.
     check_code(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError, describe, unknown_name
 from gaprune.io.bounded_reading import memory_bytes
 
 KINDS = {
@@ -52,6 +52,7 @@ class InputSpec:
         mean, std: normalisation of raw values, one number or one per channel.
         vocabulary, token_ids: number of token ids, and details if known (kind `tokens` only).
         assumed: True if the range is not known and 0 to 1 is assumed.
+        in_memory: name → inputs and labels that a Python caller gave, as they were given.
 
     Raises:
         InputError: a value breaks one of these rules.
@@ -66,6 +67,9 @@ class InputSpec:
     vocabulary: int = 0
     assumed: bool = False
     token_ids: TokenIds | None = field(default=None, compare=False, repr=False)
+    in_memory: Mapping[str, tuple[Tensor, Tensor | None]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -106,7 +110,7 @@ class InputSpec:
 
     def facts(self) -> dict[str, Any]:
         """Return as plain data everything that generated calibration inputs depend on."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "token_ids"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
         ids = self.token_ids
         if ids is None or not ids.by_frequency:
             return plain
@@ -132,6 +136,17 @@ class InputOptions:
     std: tuple[float, ...] | None = None
     kind: str | None = None
     vocabulary: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "range", "mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)):
+                object.__setattr__(self, name, (value,))
+            elif value is not None and not (
+                isinstance(value, (tuple, list))
+                and all(isinstance(number, (int, float)) for number in value)
+            ):
+                raise InputError(f"inputs: {name} must be numbers, got {describe(value)}")
 
 
 class _FirstLayer(NamedTuple):

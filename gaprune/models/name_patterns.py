@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from gaprune.errors import InputError
+from gaprune.errors import InputError, describe
 
 _MAX_LISTED = 5  # names listed in a message
 
@@ -46,6 +46,29 @@ def matching_parameters(
                 f"nearest of its {len(aliases)} parameters: {listed}"
             )
     return matches
+
+
+def layer_patterns(model: nn.Module, parts: object, argument: str) -> tuple[str, ...]:
+    """Return patterns as texts; a layer, a parameter or a type of layers stands for its name.
+
+    Raises:
+        InputError: a part is none of these, or no part of the network.
+    """
+    several = isinstance(parts, (list, tuple, set, frozenset, nn.ModuleList))
+    names = {
+        id(part): name for name, part in (*model.named_parameters(), *model.named_modules()) if name
+    }
+    patterns = []
+    for part in parts if several else (parts,):
+        name = part if isinstance(part, str) else names.get(id(part))
+        name = part.__name__ if isinstance(part, type) else name
+        if name is None:
+            raise InputError(
+                f"{argument}: must be names, globs, or layers and layer types of the network, got "
+                f"{describe(part)}"
+            )
+        patterns.append(name)
+    return tuple(patterns)
 
 
 def _aliases(model: nn.Module, name: str) -> Iterator[str]:

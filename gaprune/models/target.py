@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import InputError, unknown_name
+from gaprune.errors import InputError, describe, unknown_name
 from gaprune.io.user_code import call_user, load_function
 from gaprune.io.weights import (
     apply_state,
@@ -30,11 +30,15 @@ from gaprune.models.input_spec import (
     sample_inputs,
     takes_flat_pictures,
 )
+from gaprune.models.name_patterns import layer_patterns
 from gaprune.models.network import DenseNetwork, LoadedNetwork
 from gaprune.models.prunable import check_structure, find_prunable
 from gaprune.models.sources import SOURCES, is_sourced, load_source
 from gaprune.models.sources.outputs import check_one_input, choose_output, describe_outputs
 from gaprune.models.zoo import ZOO
+
+LayerPatterns = str | nn.Module | type[nn.Module] | Sequence[str | nn.Module | type[nn.Module]]
+"""Names, globs, layers and types of layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ class Target(DenseNetwork):
         weights_sha256: hash of all parameters and buffers.
         zoo: its name in the zoo, or None; set even if other weights were loaded into it.
         prune_also, ignore: patterns of further prunable parameters, and of those left whole.
+        output: the output that was chosen of a network in memory, if it has several.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Target(DenseNetwork):
     origin: str
     prune_also: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    output: str | int | None = None
 
     def example(self) -> Tensor:
         """Return one random input `[1, *inputs.shape]`."""
@@ -148,21 +154,26 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
             model, entry.inputs if entry else None, origin, spec if entry else None
         )
     options = inputs or InputOptions()
-    return _make_target(loaded, spec, options, (prune_also, ignore), device, share_weights=True)
+    selection = prune_also, ignore, None
+    return _make_target(loaded, spec, options, selection, device, share_weights=True)
 
 
 @standard_torch()
 def target_from_module(  # noqa: PLR0913 # what is known about a network
     model: nn.Module,
     *,
-    inputs: InputOptions,
-    name: str = "model",
-    prune_also: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    inputs: InputOptions | None = None,
+    name: str | None = None,
+    prune_also: LayerPatterns = (),
+    ignore: LayerPatterns = (),
     device: str | torch.device = "cpu",
+    output: str | int | None = None,
     share_weights: bool = False,
 ) -> Target:
-    """Make a target, called `name` in reports, of a deep copy of a network; see `load_target`.
+    """Make a target of a deep copy of a network; see `load_target`.
+
+    Reports call it `name`, or after its class. `prune_also` and `ignore` may hold layers and types
+    of layers.
 
     With `share_weights` its parameters share the memory of the network's, where they are on the
     same device: nobody may change these until the target is replaced by `Target.copied`.
@@ -173,25 +184,44 @@ def target_from_module(  # noqa: PLR0913 # what is known about a network
     Raises:
         InputError: the network cannot be pruned, copied or run on such inputs.
     """
-    model = _unwrapped(model)  # so that masks fit the names that the user knows
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: must be a torch.nn.Module, got {describe(model)}")
+    if not isinstance(inputs, InputOptions | None):
+        raise InputError(f"inputs: must be gaprune.InputOptions(…), got {describe(inputs)}")
+    model = unwrapped(model)  # so that masks fit the names that the user knows
     origin = f"module {type(model).__module__}.{type(model).__qualname__}"
     loaded = LoadedNetwork(model, None, origin)
-    chosen = prune_also, ignore
-    return _make_target(loaded, name, inputs, chosen, device, share_weights=share_weights)
+    selection = (
+        layer_patterns(model, prune_also, "prune_also"),
+        layer_patterns(model, ignore, "ignore"),
+    )
+    return _make_target(
+        loaded,
+        name or type(model).__name__,
+        inputs or InputOptions(),
+        (*selection, output),
+        device,
+        share_weights=share_weights,
+    )
 
 
 def _make_target(
     loaded: LoadedNetwork,
     name: str,
     options: InputOptions,
-    selection: tuple[Sequence[str], Sequence[str]],
+    selection: tuple[Sequence[str], Sequence[str], str | int | None],
     device: str | torch.device,
     *,
     share_weights: bool,
 ) -> Target:
     check_structure(loaded.model)  # before copying: a pruned layer cannot be copied
     model = private_copy(loaded.model, device, share_weights=share_weights)
-    weights = {key: value.detach() for key, value in find_prunable(model, *selection).items()}
+    if selection[2] is not None:
+        choose_output(model, selection[2])
+    weights = {
+        key: value.detach()
+        for key, value in find_prunable(model, selection[0], selection[1]).items()
+    }
     check_one_input(model)
     state = tensors_of(model.state_dict())
     with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
@@ -201,8 +231,10 @@ def _make_target(
         layout = Layout.of(weights)
         hashed = sha256_of(state)
         source = hashed, loaded.zoo, loaded.origin
-        stated = ((part,) if isinstance(part, str) else tuple(part) for part in selection)
-        target = Target(model, weights, layout, inputs, name, *source, *stated)
+        prune_also, ignore = ((p,) if isinstance(p, str) else tuple(p) for p in selection[:2])
+        target = Target(
+            model, weights, layout, inputs, name, *source, prune_also, ignore, selection[2]
+        )
         _check_forward(target)
     return target
 
@@ -266,11 +298,12 @@ def _tie_shared_memory(original: nn.Module, private: nn.Module) -> None:
             setattr(private.get_submodule(path), leaf, private.get_parameter(owner))
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside `torch.compile`, `DataParallel` or `DistributedDataParallel`."""
     # torch.compile keeps the inner network in `_orig_mod`
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _from_factory(spec: str) -> nn.Module:
@@ -288,7 +321,7 @@ def _from_factory(spec: str) -> nn.Module:
         raise InputError(
             f"target: factory {spec} must return a torch.nn.Module, got {type(model).__name__}"
         )
-    model = _unwrapped(model)
+    model = unwrapped(model)
     check_structure(model)  # before weights are loaded: its message is clearer
     return model
 

@@ -44,7 +44,6 @@ from gaprune.io.run_files import (
 )
 from gaprune.io.serialization import to_json, to_toml
 from gaprune.io.weights import load_state, tensors_of
-from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.runs.job import PruneJob
 from gaprune.runs.result import Result
@@ -139,16 +138,15 @@ def config_text(target: Target, settings: Mapping[str, Any], job: PruneJob | Non
     used = {key: value for key, value in settings.items() if value is not None}
     if job is None:
         head = "# A network in memory was pruned; to repeat this run, add target and weights.\n"
-        patterns = {"prune_also": list(target.prune_also), "ignore": list(target.ignore)}
-        stated = {name: value for name, value in patterns.items() if value}
-        return head + to_toml(inputs_config(target.inputs) | stated | used)
+        return head + to_toml(network_config(target) | used)
     head = "# gaprune prune --config THIS_FILE repeats this run; paths are as they were given.\n"
     stated = {key: value for key, value in job.as_config().items() if key not in settings}
     return head + to_toml(stated | used)
 
 
-def inputs_config(spec: InputSpec) -> dict[str, Any]:
-    """Return the inputs of a network as keys of `config.toml`."""
+def network_config(target: Target) -> dict[str, Any]:
+    """Return inputs, chosen parameters and output of a network as keys of `config.toml`."""
+    spec = target.inputs
     inputs: dict[str, Any] = {"input_shape": list(spec.shape), "input_kind": spec.kind}
     if spec.kind == "tokens":
         inputs["vocabulary"] = spec.vocabulary
@@ -156,4 +154,9 @@ def inputs_config(spec: InputSpec) -> dict[str, Any]:
         inputs |= {"mean": list(spec.mean), "std": list(spec.std)}
     else:
         inputs["range"] = [spec.low, spec.high]
-    return inputs
+    chosen = {
+        "prune_also": list(target.prune_also) or None,
+        "ignore": list(target.ignore) or None,
+        "output": None if target.output is None else str(target.output),
+    }
+    return inputs | {name: value for name, value in chosen.items() if value is not None}

@@ -31,6 +31,7 @@ from gaprune.io.trusted_code import remember_code
 from gaprune.report import write_report
 from gaprune.runs.directory import write_files
 from gaprune.runs.job import PruneJob
+from gaprune.runs.live_networks import remember_network
 from gaprune.runs.result import Result
 
 
@@ -223,4 +224,5 @@ def save_run(
         GapruneError: writing failed, for example on a full disk.
     """
     with open_run(path, overwrite=overwrite) as run_directory:
+        remember_network(path, result.target.model)
         return run_directory.save(result, job)

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from gaprune.calibration.in_memory import name_data, with_data
 from gaprune.calibration.parse import AUTO, PROCEDURAL
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Callbacks, Observer, ObserverGroup, WarnOnce
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import GapruneError
+from gaprune.evaluation.labelled import read_labelled
 from gaprune.io.checkpoints import Checkpoint
 from gaprune.models.forward import standard_torch
 from gaprune.models.input_spec import InputOptions
-from gaprune.models.target import Target, target_from_module
+from gaprune.models.name_patterns import layer_patterns
+from gaprune.models.target import LayerPatterns, Target, target_from_module, unwrapped
 from gaprune.models.time_limit import TimeIsUp, TimeLimit
 from gaprune.profiling import profiled, run_profiler
 from gaprune.records import Generation
 from gaprune.runs.checkpointer import Checkpointer
 from gaprune.runs.job import PruneJob
 from gaprune.runs.latency_budget import find_budget_macs
+from gaprune.runs.live_networks import remember_network
 from gaprune.runs.max_drop import MaxDropSearch
 from gaprune.runs.open_directory import OpenRun, open_run
 from gaprune.runs.python_display import python_display
@@ -40,9 +44,10 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     *,
     sparsity: float | None = None,
     inputs: InputOptions | None = None,
-    test: tuple[Tensor, Tensor] | None = None,
-    prune_also: tuple[str, ...] = (),
-    ignore: tuple[str, ...] = (),
+    test: object = None,
+    prune_also: LayerPatterns = (),
+    ignore: LayerPatterns = (),
+    output: str | int | None = None,
     observer: Observer | None = None,
     on_generation: Callable[[Generation], object] | None = None,
     out: str | Path | None = None,
@@ -61,11 +66,14 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             the first one has to fit into `seconds` as well.
         inputs: shape, range, normalisation of one input; the shape can be left out if the first
             layer is linear or an embedding.
-        test: inputs `[N, …]` as the network takes them and int64 labels `[N]`, for the final
-            accuracy only; they never reach the search.
+        test: labelled data for the final accuracy only; it never reaches the search. A pair of
+            inputs `[N, …]` and labels `[N]`, a `Dataset` or a `DataLoader` of such pairs, or a
+            file. Values as those of `calibration`.
         prune_also: further parameters to prune: names, globs, or types as in `MyLayer.weight`.
-        ignore: parameters, layers and layer types to leave whole; globs work too. They take no
-            part in the budget.
+        ignore: parameters, layers and layer types to leave whole: names, globs, or the layers
+            and types themselves. They take no part in the budget.
+        output: which output is compared, where the network returns several: a key, an attribute or
+            an index.
         observer: told of progress.
         on_generation: called with the record of every generation (`gaprune.callbacks.Callbacks`
             has functions for more); an error that it raises ends the run.
@@ -73,7 +81,13 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             (see `gaprune.resume`), and the result at the end.
         progress: whether to show a progress bar on stderr.
         profile: measure where the time goes (`result.profile`); nothing else changes.
-        settings: any other field of `Settings` (max_drop, preset, calibration, seed, workers, …).
+        settings: any other field of `Settings` (max_drop, preset, seed, workers, …). `calibration`
+            and `validation` also take data of the network's domain, without labels or with labels
+            that are ignored: a tensor or an array `[N, …]`, a `Dataset`, a `DataLoader` or another
+            iterable of batches. Of the last three only as many inputs are read as the counts ask
+            for (with `gradient_count`, so many). Values are uint8, or in the range that `inputs`
+            states before or after `mean` and `std`. `layer_sparsity` takes a dictionary of names,
+            globs, layers or layer types and fractions.
             `seconds` counts from the call and includes everything but the accuracy on test data
             and, with budget `latency`, measured times. A result follows at most 3 s or 10 % later.
 
@@ -97,21 +111,30 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     """
     started = time.monotonic()
     callbacks = Callbacks(on_generation=on_generation)
-    checked = check_settings(make_settings({"sparsity": sparsity, **settings}))
+    stated, data = name_data({"sparsity": sparsity, **settings})
+    fractions = stated.get("layer_sparsity")
+    if isinstance(fractions, Mapping) and isinstance(model, nn.Module):
+        names = layer_patterns(unwrapped(model), [*fractions], "layer_sparsity")
+        stated["layer_sparsity"] = dict(zip(names, fractions.values(), strict=True))
+    checked = check_settings(make_settings(stated))
     target = target_from_module(
         model,
-        inputs=inputs or InputOptions(),
+        inputs=inputs,
         prune_also=prune_also,
         ignore=ignore,
         device=checked.driver_device,
+        output=output,
         share_weights=True,  # a second network may not fit into memory
     )
+    target = with_data(target, data, checked.settings)
     versions = _versions(model)
-    samples = None if test is None else Samples(*test, "test data given by the caller")
+    samples = None if test is None else read_labelled("test", test, target)
     with (
         python_display(progress=progress) as display,
         nullcontext() if out is None else open_run(out) as run_directory,
     ):
+        if out is not None:
+            remember_network(out, model)
         with run_profiler(enabled=profile) as profiler:
             run = prepare_run(
                 target,

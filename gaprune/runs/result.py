@@ -21,6 +21,7 @@ from gaprune.pattern_names import WEIGHTS
 from gaprune.profiling import Profile, Profiler
 from gaprune.records import BaselineScore, Generation, LayerCount, Provenance
 from gaprune.repair import RepairResult, repaired_copy
+from gaprune.runs.result_text import LayerTable, result_html, result_text
 
 
 def versions_here() -> dict[str, str]:
@@ -47,7 +48,7 @@ class RepairedScore:
         return {**scores, "changed": changed, "skipped": skipped}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """A pruned network and everything known about it.
 
@@ -86,7 +87,7 @@ class Result:
     """
 
     target: Target
-    masks: Mapping[str, Tensor] = field(repr=False)
+    masks: Mapping[str, Tensor]
     method: str
     preset: str | None
     origin: str
@@ -97,20 +98,43 @@ class Result:
     dense_accuracy: float | None
     baselines: Mapping[str, BaselineScore]
     provenance: Provenance
-    history: Sequence[Generation] = field(repr=False)
+    history: Sequence[Generation]
     stopped: str
     evaluations: int
     seconds: float
-    settings: Mapping[str, Any] = field(repr=False)
+    settings: Mapping[str, Any]
     repaired: RepairedScore | None = None
     front: Sequence[Mapping[str, float]] = ()
-    front_masks: Sequence[Mapping[str, Tensor]] = field(default=(), repr=False)
+    front_masks: Sequence[Mapping[str, Tensor]] = ()
     trials: Sequence[Mapping[str, Any]] = ()
     latency: Mapping[str, Any] | None = None
-    versions: Mapping[str, str] = field(default_factory=versions_here, repr=False)
-    report_data: Mapping[str, Any] | None = field(default=None, repr=False)
-    profile: Profile | None = field(default=None, repr=False)
+    versions: Mapping[str, str] = field(default_factory=versions_here)
+    report_data: Mapping[str, Any] | None = None
+    profile: Profile | None = None
     warnings: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return result_text(self.record())
+
+    def _repr_html_(self) -> str:
+        """Return the main figures and the search curve, for notebooks."""
+        return result_html(self.record(), [vars(record) for record in self.history])
+
+    def summary(self) -> LayerTable:
+        """Return layer, shape, weights, kept weights and density of every prunable layer.
+
+        It prints as a table, and is a list of dictionaries for `pandas.DataFrame`.
+        """
+        return LayerTable(
+            {
+                "layer": layer.name,
+                "shape": tuple(self.masks[layer.name].shape),
+                "weights": layer.total,
+                "kept": layer.kept,
+                "density": layer.kept / layer.total,
+            }
+            for layer in self.layers
+        )
 
     @property
     def layers(self) -> list[LayerCount]:

@@ -15,12 +15,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer, ObserverGroup, WarnOnce
 from gaprune.config import NEUTRAL, Settings, make_settings, unknown_setting
 from gaprune.errors import GapruneError, InputError
+from gaprune.evaluation.labelled import read_labelled
 from gaprune.io.atomic import writing
 from gaprune.io.checkpoints import Checkpoint, DamagedError, read_checkpoint
 from gaprune.io.run_files import CONFIG, RECORD, check_run_files, read_config, read_record
@@ -32,6 +32,7 @@ from gaprune.profiling import run_profiler
 from gaprune.runs.checkpointer import FORMAT, START, VERSIONS, fingerprint
 from gaprune.runs.directory import config_text
 from gaprune.runs.job import PruneJob, make_job
+from gaprune.runs.live_networks import live_network
 from gaprune.runs.open_directory import OpenRun, reopen_run
 from gaprune.runs.prune import prepare_run
 from gaprune.runs.python_display import python_display
@@ -55,7 +56,7 @@ def resume(  # noqa: PLR0913 # options, each by its own name
     path: str | Path,
     *,
     model: nn.Module | None = None,
-    test: tuple[Tensor, Tensor] | None = None,
+    test: object = None,
     observer: Observer | None = None,
     progress: bool = True,
     profile: bool = False,
@@ -66,8 +67,9 @@ def resume(  # noqa: PLR0913 # options, each by its own name
 
     Args:
         path: the run directory: of `gaprune prune`, or of `gaprune.prune(…, out=path)`.
-        model: the network, if the run pruned one in memory; else the run knows where it is from.
-        test: labelled inputs for the final accuracy, with `model`.
+        model: the network, if the run pruned one in memory that is there no longer; else the run
+            knows where it is from.
+        test: labelled data for the final accuracy of a network in memory; see `gaprune.prune`.
         observer: told of progress.
         progress: whether to show a progress bar on stderr.
         profile: measure where the time goes from here on (`result.profile`).
@@ -87,7 +89,6 @@ def resume(  # noqa: PLR0913 # options, each by its own name
         GapruneError: the checkpoints are damaged.
     """
     with reopen_run(path) as run_directory:
-        samples = None if test is None else Samples(*test, "test data given by the caller")
         with (
             python_display(progress=progress) as display,
             run_profiler(enabled=profile) as profiler,
@@ -97,7 +98,7 @@ def resume(  # noqa: PLR0913 # options, each by its own name
                 changes,
                 ObserverGroup(display, observer or Observer()),
                 model,
-                samples,
+                test,
                 trust_code=trust_code,
             )
         result = result.timed(profiler)
@@ -110,7 +111,7 @@ def resume_run(
     changes: Mapping[str, Any],
     observer: Observer,
     model: nn.Module | None = None,
-    test: Samples | None = None,
+    test: object = None,
     *,
     trust_code: bool = False,
 ) -> tuple[Result, PruneJob | None]:
@@ -125,6 +126,8 @@ def resume_run(
     checked = _resumed_settings(run_directory, facts["settings"], stated, changes)
     settings, job = checked.settings, None
     used = settings.model_dump(mode="json")
+    if model is None and "target" not in stated:
+        model = live_network(folder)
     code = {**stated, **used}  # `used` comes from the checkpoint, which is a file too
     if model is not None:
         code.pop("target", None)
@@ -136,11 +139,13 @@ def resume_run(
             prune_also=stated.get("prune_also", ()),
             ignore=stated.get("ignore", ()),
             device=checked.driver_device,
+            output=stated.get("output"),
         )
+        samples = None if test is None else read_labelled("test", test, target)
     elif "target" in stated:
         # `device` is the one chosen now: that of the first process may not exist here.
         job = make_job({**stated, **{name: v for name, v in used.items() if v is not None}})
-        target, test = job.load()
+        target, samples = job.load()
     else:
         raise InputError(
             f"model: {run_directory.path} pruned a network in memory; pass it to gaprune.resume"
@@ -163,7 +168,7 @@ def resume_run(
     run = prepare_run(
         target,
         checked,
-        test=test,
+        test=samples,
         observer=observer,
         run_directory=run_directory,
         job=job,

@@ -120,6 +120,9 @@ class PruningRun:
                     target, settings, calibration_set, self.generator
                 )
             self._calibration_set = calibration_set
+            if target.inputs.in_memory:  # read by now; workers are not sent the caller's data
+                inputs = replace(target.inputs, in_memory={})
+                target = self.target = replace(target, inputs=inputs)
             evaluator = make_evaluator(target, self.resolved, calibration_set)
         for text in validation_warnings(evaluator):
             observer.warning(text)

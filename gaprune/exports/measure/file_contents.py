@@ -31,6 +31,7 @@ from gaprune.models.onnx import EXTRA
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target
 from gaprune.runs.directory import load_masks
+from gaprune.runs.live_networks import live_network
 
 DENSE, SPARSE, MASKS, PRUNE, ONNX = "dense", "sparse", "masks", "prune", "onnx"
 PROGRAM, TWO_FOUR = "program", "semi-structured"
@@ -205,12 +206,12 @@ _READERS: dict[str, Callable[[Path, str], FileContents]] = {
 
 
 def find_dense(
-    path: Path, stated: str | Target | None, *, trust_code: bool = False
+    path: Path, stated: str | Target | nn.Module | None, *, trust_code: bool = False
 ) -> Target | None:
     """Return the dense network of a file; None where nothing names it.
 
-    `stated` is a target's name, a run directory, or the target itself; None looks for an export or
-    a run in the folder of the file.
+    `stated` is a target's name, a run directory, the target itself, or a network whose inputs an
+    export or a run in the folder of the file describes; None looks there for the network too.
     `trust_code` tells whether a factory that a run or export names may run in any case.
 
     Raises:
@@ -219,16 +220,16 @@ def find_dense(
     """
     if isinstance(stated, Target):
         return stated
-    if stated is not None:
+    if isinstance(stated, (str, Path)):
         config_path = Path(stated).expanduser() / CONFIG
         if config_path.is_file():
             named = read_config(config_path)
             return find_target(named, config_path, trust_code=trust_code, remedy=_REMEDY)
         return load_target(stated)
     config, source, sha256 = _config_beside(path.resolve().parent)
-    if "target" not in config:
+    if "target" not in config and stated is None and live_network(source.parent) is None:
         return None
-    target = find_target(config, source, trust_code=trust_code, remedy=_REMEDY)
+    target = find_target(config, source, model=stated, trust_code=trust_code, remedy=_REMEDY)
     if sha256 not in (None, target.weights_sha256):
         raise InputError(
             f"target: the weights of {target.name} are no longer those that {path} was pruned from "

@@ -80,7 +80,7 @@ class FileMeasurement:
 @standard_torch()
 def measure(
     *files: str | Path,
-    target: str | Target | None = None,
+    target: str | Target | nn.Module | None = None,
     runtimes: Sequence[str] | None = None,
     batches: Sequence[int] = BATCHES,
     observer: Observer | None = None,
@@ -92,8 +92,8 @@ def measure(
         files: safetensors (dense, sparse, masks, or as `torch.nn.utils.prune` names them), ONNX,
             a program of `torch.export` (.pt2), or a state dict of `torch.save`. The program of a
             `compact` export is not loaded: the network is built from the files beside it.
-        target: the dense network: a target's name, a run directory, or a `Target`. None looks
-            beside each file: an export or a run names it.
+        target: the dense network: a target's name, a run directory, a `Target`, or a module whose
+            inputs an export or a run beside the file describes. None looks there for the network.
         runtimes: keys of `RUNTIMES`; None takes all.
         batches: batch sizes.
         observer: is told of progress.
