@@ -160,7 +160,7 @@ def test_networks_of_many_layers_are_allocated_first(stated: dict[str, Any], exp
 
 @pytest.mark.parametrize(
     ("stated", "words"),
-    [({"scope": "layer"}, "scope 'layer'"), ({"pareto": True}, "--pareto")],
+    [({"scope": "layer"}, "scope 'layer'"), ({"pareto": True}, "pareto=True")],
 )
 def test_a_phase_without_free_counts_is_refused(stated: dict[str, Any], words: str) -> None:
     """The message says why and what to do."""

@@ -244,7 +244,7 @@ def test_an_invalid_pattern_is_refused(text: str, message: str) -> None:
         ({"scope": "global"}, "^scope: .*'2:4'"),
         ({"floor": 0.1}, "^floor: .*'2:4'.*floor="),
         ({"pareto": True}, "^pareto: .*'2:4'"),
-        ({"max_drop": 0.1}, "--max-drop"),
+        ({"max_drop": 0.1}, "max_drop"),
     ],
 )
 def test_options_that_contradict_n_of_m_fail(stated: dict[str, object], message: str) -> None:

@@ -56,7 +56,7 @@ class Stream(IterableDataset[Any]):
 def run(model: nn.Module | None = None, **options: Any) -> gaprune.Result:
     """Prune a tiny network by magnitude, silently."""
     options = {"inputs": UNIT, "progress": False, **ONE_SHOT, **options}
-    return gaprune.prune(model or tiny_model(), **options)
+    return gaprune.prune(tiny_model() if model is None else model, **options)
 
 
 def test_warnings_name_the_line_of_the_caller() -> None:
@@ -217,7 +217,7 @@ def test_test_data_out_of_the_stated_range_is_refused(inputs: InputOptions | Non
         ({"layer_sparsity": {5: 0.5}}, "layer_sparsity: .*got 5$"),
         ({"scope": "layer", "pareto": True, "method": "evolved"}, "scope='global'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_wrong_types_are_named_in_one_line(options: dict[str, Any], message: str) -> None:
     """With the argument's name in Python, and a short form of the value."""

@@ -218,10 +218,10 @@ def test_when_all_workers_are_lost_for_good_the_run_fails(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("worker_options", "message"),
     [
-        (WorkerOptions(5), r"workers: 5 .*2 CPUs.*--workers 2"),
-        (WorkerOptions(2, threads=2), r"workers: 2 .*--workers 1"),
-        (WorkerOptions(1, threads=3), r"threads_per_worker: .*3 CPU.*--threads-per-worker"),
-        (WorkerOptions(2, gpus=0.25), r"gpus_per_worker: .*0.25 GPU.*--gpus-per-w"),
+        (WorkerOptions(5), r"workers: 5 .*2 CPUs.*workers=2"),
+        (WorkerOptions(2, threads=2), r"workers: 2 .*workers=1"),
+        (WorkerOptions(1, threads=3), r"threads_per_worker: .*3 CPU.*threads_per_worker="),
+        (WorkerOptions(2, gpus=0.25), r"gpus_per_worker: .*0.25 GPU.*gpus_per_w"),
     ],
 )
 def test_what_the_cluster_lacks_is_refused_at_once(

@@ -134,7 +134,7 @@ class Detached(Attention):
 @pytest.mark.parametrize(
     ("model", "spec", "message"),
     [
-        (Detached(), TOKENS, r"gradients.*--calibration procedural"),
+        (Detached(), TOKENS, r"gradients.*calibration='procedural'"),
         (Attention(), InputSpec((5,), "tokens", vocabulary=9), r"nn\.Embedding"),
     ],
 )

@@ -274,9 +274,9 @@ def resolved(net: nn.Module, **stated: Any) -> tuple[int | None, float | None, S
 BARE = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
 BIASED = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 IMPOSSIBLE: list[tuple[str, nn.Module, dict[str, Any], str]] = [
-    ("warmup", BIASED, {"repair_in_loop": True}, "--repair-in-loop"),
-    ("statistics_loss", BIASED, {"repair_in_loop": True}, "--repair-in-loop"),
-    ("warmup", BIASED, {"pareto": True}, "--pareto"),
+    ("warmup", BIASED, {"repair_in_loop": True}, "repair_in_loop=True"),
+    ("statistics_loss", BIASED, {"repair_in_loop": True}, "repair_in_loop=True"),
+    ("warmup", BIASED, {"pareto": True}, "pareto=True"),
     ("warmup", BIASED, {"preset": "black-box"}, "'black-box'"),
     ("statistics_loss", BIASED, {"preset": "classic"}, "'classic'"),
     ("warmup", BARE, {}, "0: has no bias"),

@@ -67,7 +67,7 @@ def result_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def result_text(record: Mapping[str, Any]) -> str:
     """Return the figures of a result as at most 12 lines."""
-    return "\n".join(f"{name:<14}{text}" for name, text in result_lines(record))
+    return "\n".join(f"{name:<15}{text}" for name, text in result_lines(record))
 
 
 def result_html(record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
