@@ -23,6 +23,11 @@ _FORMS = {  # setting → the form of its text, and the rule in words
 LARGEST_SPARSITY = 0.999  # tried for a `max_drop` without a sparsity
 NEUTRAL = ("workers", "ray_address", "task_timeout", "retries", "checkpoint_every")
 """Settings that never change the masks, only how long a run takes and what it survives."""
+ARITHMETIC = ("threads_per_worker", "gpus_per_worker", "device")
+"""Settings that decide about order and place of floating-point sums."""
+LIMITS = ("generations", "evaluations", "seconds", "stagnation", "patience")
+CHANGEABLE = (*NEUTRAL, *ARITHMETIC, *LIMITS)
+"""Settings that may change when a run continues."""
 RENAMED = {
     "starts": "initial_criteria",
     "probes": "calibration",
@@ -66,18 +71,22 @@ class Settings(BaseModel):
         min_length=1,
         description="one-shot criteria that seed the search; others are not computed",
     )
-    preset: str = Field("default", description="default, black-box or classic")
-    scope: str = Field("allocated", description="allocated, global or layer")
+    preset: str = Field("default", description="kind of search")
+    scope: str = Field(
+        "allocated",
+        description="whether every layer has its own evolved share of the weights to keep, all "
+        "weights share one ranking, or every layer keeps the same fraction",
+    )
     pattern: str = Field(
         UNSTRUCTURED,
-        description="what is removed together: unstructured (single weights), N:M (N of every M "
-        "weights along a layer's inputs stay; implies the sparsity), ROWSxCOLUMNS (blocks, such as "
-        "4x1) or channel; sparsity then counts blocks or channels",
+        description="what is removed together: unstructured (single weights), N:M such as 2:4, "
+        "blocks of ROWSxCOLUMNS such as 4x1, or channel; N:M keeps N of every M weights along a "
+        "layer's inputs, which implies the sparsity; otherwise sparsity counts blocks or channels",
     )
     budget: str = Field(
         "weights",
         description="what sparsity is a fraction of: weights (or blocks, or channels), macs "
-        "(multiply-adds for one input) or latency (measured; needs pattern channel)",
+        "(multiply-adds for one input) or latency (measured, needs pattern channel)",
     )
     width_multiple: int = Field(
         1,
@@ -89,9 +98,7 @@ class Settings(BaseModel):
         None, ge=1, description="with budget latency: multiply-adds to keep, instead of measuring"
     )
     latency_batch: int = Field(1, ge=1, description="with budget latency: inputs per pass")
-    latency_runtime: str = Field(
-        "torch", description="with budget latency: torch, torch-compile or onnxruntime"
-    )
+    latency_runtime: str = Field("torch", description="with budget latency: where it is measured")
     layer_sparsity: tuple[str, ...] | None = Field(
         None,
         description="PATTERN=FRACTION: the fraction to remove from the layers that a name, glob or "
@@ -132,8 +139,8 @@ class Settings(BaseModel):
     )
     precision: str = Field(
         "float32",
-        description="arithmetic of the search: float32, bfloat16, float16 (GPU only), or auto "
-        "(bfloat16 on a GPU); validation is always exact",
+        description="arithmetic of the search; float16 on GPUs only, auto: bfloat16 on a GPU; "
+        "validation is always exact",
     )
     ray_address: str = Field(
         "none", description="Ray cluster: auto, ray://HOST:PORT, HOST:PORT, or none: this machine"

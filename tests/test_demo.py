@@ -11,7 +11,7 @@ from command_line import Run
 from comparison_cases import QUICK
 
 from gaprune.callbacks import Observer
-from gaprune.cli.demo_command import SPARSITIES, Demo, compare_bits, run_demo, show_demo
+from gaprune.cli.demo_run import SPARSITIES, Demo, compare_bits, run_demo, show_demo
 from gaprune.config import EVOLVED
 from gaprune.errors import GapruneError
 from gaprune.formatting import percent
@@ -52,7 +52,7 @@ def test_the_sparsest_run_is_saved_with_its_report(
     found: Demo, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a new folder every time, unless nobody wants one."""
-    monkeypatch.setattr("gaprune.cli.demo_command.run_demo", lambda *_: found)
+    monkeypatch.setattr("gaprune.cli.demo_run.run_demo", lambda *_: found)
     assert "runs/demo/report.html" in run("demo").out
     assert json.loads(run("demo", "--json", "--quiet").out) == found.rows()
     assert "report.html" not in run("demo", "--no-save").out

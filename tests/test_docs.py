@@ -48,7 +48,7 @@ WITH_EXAMPLES = [
 ]
 COMMAND_ONLY = (
     *("out", "overwrite", "no_save", "config", "as_json", "quiet", "profile", "dry_run"),
-    *("list_methods", "tensorboard", "pairs", "trust_code"),
+    *("list_methods", "tensorboard", "pairs", "trust_code", "verbose"),
 )
 """Options that are not settings of a run."""
 COMMANDS: Any = get_command(app)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gaprune.cli import main
-from gaprune.cli.doctor_command import CHECKS, FAIL, OK, Check, check_files, check_ray, run_checks
+from gaprune.cli.machine_checks import CHECKS, FAIL, OK, Check, check_files, check_ray, run_checks
 from gaprune.models.zoo import ZOO, mnist
 
 

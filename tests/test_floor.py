@@ -21,6 +21,7 @@ from search_cases import (
 )
 
 from gaprune import InputOptions, prune
+from gaprune.choices import SCOPES
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
@@ -30,7 +31,7 @@ from gaprune.evolution.operators import CROSSOVERS, MUTATIONS
 from gaprune.evolution.presets import find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.seeding import kaiming_population
-from gaprune.masks.budget import SCOPES, apportion, keep_total
+from gaprune.masks.budget import apportion, keep_total
 from gaprune.masks.supermask import Layout, global_mask, layer_counts
 
 FEW = settings(max_examples=40)

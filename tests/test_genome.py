@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_cases import layout_of, layouts_with_counts, score_vectors, seeded
 
+from gaprune.choices import SCOPES
 from gaprune.evolution.genome import Genes, Individual, align, mask_key, rank, seed_genes
-from gaprune.masks.budget import SCOPES
 from gaprune.masks.supermask import (
     Layout,
     global_mask,

@@ -16,11 +16,25 @@ import pytest
 from command_line import Run
 
 import gaprune
+from gaprune import choices
+from gaprune.calibration.files import ALIASES
+from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.parse import AUTO, NOISY, OPTIMISED, PROCEDURAL
 from gaprune.cli import COMMANDS, load_command
+from gaprune.cli.command_help import ESSENTIAL
+from gaprune.comparison.methods.iterative import SCHEDULES
+from gaprune.comparison.methods.method_registry import known_methods
+from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
+from gaprune.comparison.sweeps import SWEEPS
 from gaprune.config import Settings
 from gaprune.criteria import CRITERIA
+from gaprune.evaluation.batch_pool import BATCHES
+from gaprune.evaluation.objectives import OBJECTIVES
+from gaprune.evaluation.precision import PRECISIONS
 from gaprune.exports import EXPORTERS
+from gaprune.exports.measure import RUNTIMES
 from gaprune.models.zoo import ZOO
+from gaprune.runs.setup import STATISTICS_LOSS, WARMUP
 
 
 def _python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -34,17 +48,68 @@ def _python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_does_not_import_torch() -> None:
-    """Help, version and a mistyped command answer at once; a command imports what it needs."""
+    """Help, version, wrong usage and completion answer at once; a command imports what it needs."""
     code = (
-        "import sys\nfrom gaprune.cli import main\n"
-        "for words in (['--help'], ['--version'], ['pruen'], []): main(words)\n"
-        "print('torch' in sys.modules)\nmain(['prune', '--help'])\nprint('torch' in sys.modules)"
+        "import sys\nfrom gaprune.cli import COMMANDS, main\n"
+        "for words in (['--help'], ['--version'], ['pruen'], [], ['prune', '--sparsty', '0.5'],\n"
+        "    *([name, '--help'] for name in COMMANDS), ['prune', '--help-all']): main(words)\n"
+        "print('loaded:', {'torch', 'numpy', 'rich'} & set(sys.modules))"
     )
-    lines = _python(code).stdout.splitlines()
-    assert [line for line in lines if line in ("True", "False")] == ["False", "True"]
-    code = "import sys\nfrom gaprune.cli import main\nmain([])\nprint('torch' in sys.modules)"
-    asked = {"COMP_WORDS": "gaprune p", "COMP_CWORD": "1", "_GAPRUNE_COMPLETE": "complete_bash"}
-    assert _python(code, **asked).stdout.split() == ["prune", "False"]
+    assert _python(code).stdout.splitlines()[-1] == "loaded: set()"
+    code = (
+        "import sys\nfrom gaprune.cli import main\nmain([])\n"
+        "print('torch' in sys.modules, 'rich' in sys.modules)"
+    )
+    for line, word in {
+        "gaprune p": "prune",
+        "gaprune prune --method wanda-r": "wanda-rows",
+    }.items():
+        count = str(len(line.split()) - 1)
+        asked = {"COMP_WORDS": line, "COMP_CWORD": count, "_GAPRUNE_COMPLETE": "complete_bash"}
+        assert _python(code, **asked).stdout.split() == [word, "False", "False"]
+
+
+@pytest.mark.parametrize("columns", ["80", "100", "120"])
+@pytest.mark.parametrize("name", ESSENTIAL)
+def test_the_short_help_fits_on_a_screen(
+    name: str, columns: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 22 options in 60 lines, of `prune` 20; `--help-all` shows the others."""
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = run(name, "--help").out.splitlines()
+    options = [line for line in lines if line.startswith("  -")]
+    assert len(lines) <= 60
+    assert len(options) <= (20 if name == "prune" else 22)
+    assert len(options) == sum(map(len, ESSENTIAL[name].values()))
+    assert max(map(len, lines)) <= int(columns)
+    full = run(name, "--help-all").out
+    assert "TEXT" not in full  # a choice is listed, other values have a name
+    assert (name == "sweep") == ("[allocated|global|layer]" not in full)
+
+
+def test_the_names_in_the_help_are_those_of_the_registries() -> None:
+    """`gaprune.choices` repeats them because the registries import torch."""
+    assert list(choices.ZOO) == list(ZOO)
+    assert set(choices.INPUT_KINDS) == set(GENERATORS)
+    assert list(choices.CRITERIA) == list(CRITERIA)
+    assert list(choices.METHODS) == list(known_methods())
+    named = (AUTO, PROCEDURAL, *OPTIMISED, *GENERATORS["image"], NOISY, *ALIASES)
+    assert list(choices.CALIBRATION) == list(named)
+    assert list(choices.OBJECTIVES) == list(OBJECTIVES)
+    assert list(choices.PRECISIONS) == [*PRECISIONS, AUTO]
+    assert list(choices.RUNTIMES) == list(RUNTIMES)
+    assert list(choices.SCHEDULES) == list(SCHEDULES)
+    assert list(choices.OPTIMISERS) == list(OPTIMISERS)
+    assert list(choices.DECAYS) == list(DECAYS)
+    assert list(choices.SWEEPS) == list(SWEEPS)
+    assert list(choices.EXPORT_FORMATS) == list(EXPORTERS)
+    texts = {parameter.name: parameter.help for parameter in load_command("prune").params}
+    for name, number in {
+        "warmup": WARMUP,
+        "statistics_loss": STATISTICS_LOSS,
+        "batch_cache": BATCHES,
+    }.items():
+        assert f"(default: {number}" in texts[name]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -61,9 +126,9 @@ def test_the_help_is_complete(
 ) -> None:
     """No word is cut or taken for markup, no line is too wide, every option has a help text."""
     monkeypatch.setenv("COLUMNS", columns)
-    shown = run(name, "--help").out
+    shown = run(name, "--help-all" if name in ESSENTIAL else "--help").out
     assert max(map(len, shown.splitlines())) <= int(columns)
-    words = set(re.sub(r"[│\s]+", " ", shown).split())
+    words = set(re.sub(r"(?<=\s)(-\w), ", r"\1 ", shown).split())
     command: Any = load_command(name)
     if name == "prune":
         assert set(Settings.model_fields) <= {parameter.name for parameter in command.params}

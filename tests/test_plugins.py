@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gaprune
 from gaprune import InputError, InputOptions, plugins
-from gaprune.cli import doctor_command as doctor
+from gaprune.cli import machine_checks as doctor
 from gaprune.comparison import added_methods, find_methods
 from gaprune.evolution.operators import find_crossover, find_mutation
 from gaprune.exports import export

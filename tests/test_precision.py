@@ -23,14 +23,13 @@ from torch.nn import functional
 
 import gaprune
 from gaprune.callbacks import Observer
-from gaprune.config import NEUTRAL
+from gaprune.config import CHANGEABLE, NEUTRAL
 from gaprune.errors import InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.precision import PRECISIONS, SCALES, choose_precision, gradients, reduced
 from gaprune.evolution.gradient import Refinement, refine
 from gaprune.models.forward import deterministic
 from gaprune.models.input_spec import InputOptions
-from gaprune.runs.resume import CHANGEABLE
 from gaprune.workers.device import move_evaluator
 
 cuda = pytest.mark.skipif(

@@ -8,16 +8,16 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module, metadata
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
+from gaprune.cli.command_help import HelpCommand
 from gaprune.errors import GapruneError, InputError, options_of_the_command_line
 
 DEBUG, DEBUG_VARIABLE = "--debug", "GAPRUNE_DEBUG"
-MARKUP: Final = "markdown"  # rejoins the lines of a docstring's paragraph
 COMMANDS: dict[str, str] = {
     "prune": "Prune a pretrained network without its training data.",
     "resume": "Continue a run that was stopped by Ctrl-C, a crash or a power cut.",
@@ -47,15 +47,20 @@ repository; start with docs/index.md.
 app = typer.Typer(
     name="gaprune",
     no_args_is_help=True,
-    rich_markup_mode=MARKUP,
+    rich_markup_mode=None,  # plain text: importing rich takes as long as all the rest of the help
     pretty_exceptions_enable=False,  # main() prints errors
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=EPILOG,
 )
 
 
 class _LazyCommand(TyperCommand):
     """Stands for a command by its name and summary, and loads it when it is used."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the whole summary; click cuts long ones."""
+        del limit
+        return str(self.help)
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:  # noqa: ANN401 - click's own types
         """Load the command and let it parse its arguments; InputError for a renamed option."""
@@ -66,8 +71,9 @@ class _LazyCommand(TyperCommand):
 
 def load_command(name: str) -> Any:  # noqa: ANN401 - typer has click's classes as its own
     """Return a command with all its options; `name` is a key of `COMMANDS`."""
-    single = typer.Typer(rich_markup_mode=MARKUP, add_completion=False)
-    single.command(name)(getattr(import_module(f"{__name__}.{name}_command"), f"{name}_command"))
+    single = typer.Typer(rich_markup_mode=None, add_completion=False)
+    module = import_module(f"{__name__}.{name}_command")
+    single.command(name, cls=HelpCommand)(getattr(module, f"{name}_command"))
     return _without_switch_types(get_command(single))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,8 @@ from typing import Any
 import typer
 
 from gaprune.errors import InputError
-from gaprune.io.bounded_reading import parse_toml
-from gaprune.io.run_files import read_config
-from gaprune.io.trusted_code import check_code
 
+RUNS = Path("runs")  # where results go without --out
 OUTPUT = "Output"  # panel of the help
 
 
@@ -38,6 +37,11 @@ def value(  # its type is not public either
         rich_help_panel=panel,
         autocompletion=completion(names, joined=joined) if names else None,
     )
+
+
+def slug(target: str) -> str:
+    """Return the folder name of a target: `path/to/net.py:make` → `net-make`."""
+    return re.sub(r"[^\w.]+", "-", re.sub(r"\.py:", "-", target.replace("\\", "/").split("/")[-1]))
 
 
 def stated(options: Mapping[str, object]) -> dict[str, Any]:
@@ -73,6 +77,8 @@ def read_pairs(pairs: Iterable[str], options: Mapping[str, object]) -> dict[str,
     Raises:
         InputError: no `=`, an empty key, or a key that is set twice.
     """
+    from gaprune.io.bounded_reading import parse_toml  # noqa: PLC0415 - help needs to read nothing
+
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -103,12 +109,18 @@ def with_config(
     """
     if config is None:
         return dict(stated)
+    from gaprune.io.run_files import read_config  # noqa: PLC0415 - help needs to read nothing
+    from gaprune.io.trusted_code import check_code  # noqa: PLC0415 - as above
+
     rest = {key: value for key, value in read_config(config).items() if key not in stated}
     check_code(rest, config, trust_code=trust_code, remedy=", or name it on the command line")
     return rest | dict(stated)
 
 
 QUIET: Any = typer.Option("--quiet", "-q", help="show no progress", rich_help_panel=OUTPUT)
+VERBOSE: Any = typer.Option(
+    "--verbose", "-v", help="show layers, one-shot methods and inputs too", rich_help_panel=OUTPUT
+)
 SET: Any = typer.Option(
     "--set",
     help="any key of config.toml, such as steps=50; repeatable",

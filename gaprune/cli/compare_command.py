@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gaprune.cli import common_options as common
-from gaprune.cli.comparison_table import show_comparison
-from gaprune.cli.console import Monitor, add_row, stdout, table
 from gaprune.cli.options import with_options
-from gaprune.cli.prune_command import RUNS, slug
-from gaprune.cli.stop_signals import SignalHandler
-from gaprune.comparison import ComparisonData, Row, added_methods, compare_target, known_methods
-from gaprune.comparison.comparison_request import COMPARISON_KEYS, make_request
-from gaprune.comparison.context import ComparisonObserver, part_name
-from gaprune.comparison.rows import needs_text
-from gaprune.comparison.spec import UNUSED
-from gaprune.formatting import duration, percent
-from gaprune.io.serialization import to_json, to_toml
+from gaprune.runs.option_keys import COMPARISON_KEYS, UNUSED
 
-WIDE = 120  # terminal columns from which the sources of methods are listed
 HEAD = "# gaprune compare --config THIS_FILE repeats this; relative paths are kept.\n"
 
 
@@ -63,13 +51,23 @@ def compare_command(  # noqa: PLR0913 # options, each by its own name
 
     Example: gaprune compare mnist-mlp --sparsity 0.9,0.98 --methods magnitude,evolved,imp
     """
+    from gaprune.cli.comparison_table import RowMonitor, list_all_methods, show_comparison
+    from gaprune.cli.stop_signals import SignalHandler
+    from gaprune.comparison import ComparisonData, compare_target
+    from gaprune.comparison.comparison_request import make_request
+    from gaprune.io.serialization import to_json, to_toml
+
     if list_methods:
-        _list_methods(as_json=as_json)
+        list_all_methods(as_json=as_json)
         return
     request = make_request(
         common.with_config(common.stated(options), config, trust_code=trust_code)
     )
-    folder = Path(out).expanduser() if out else RUNS / f"compare-{slug(request.job.target)}"
+    folder = (
+        Path(out).expanduser()
+        if out
+        else common.RUNS / f"compare-{common.slug(request.job.target)}"
+    )
     remark = f"the rows so far are in {folder}; the same command without --overwrite continues"
     with redirect_stdout(sys.stderr):  # networks of users may print, but stdout is for results
         target, train, test = request.load()
@@ -90,43 +88,3 @@ def compare_command(  # noqa: PLR0913 # options, each by its own name
         show_comparison(comparison, folder)
     if all(row.error for row in comparison.rows):
         raise typer.Exit(1)
-
-
-class RowMonitor(Monitor, ComparisonObserver):
-    """A monitor that prints a line for every row; of rows with the same error, for the first."""
-
-    def __init__(self, *, quiet: bool, signals: SignalHandler) -> None:
-        super().__init__(quiet=quiet, signals=signals)
-        self._failed: set[tuple[str, str]] = set()
-
-    def progress(self, what: str, done: float, total: float | None) -> None:
-        """Show it, unless a signal was lost while a method trained or searched."""
-        self._signals.check()
-        super().progress(what, done, total)
-
-    def row(self, row: Row, done: int, total: int) -> None:
-        """Print the outcome of a row."""
-        self.stop_bar()
-        if row.error is not None:
-            # a method fails alike for every seed and sparsity: one line is enough
-            if (row.method, row.error) in self._failed:
-                return
-            self._failed.add((row.method, row.error))
-        outcome = row.error or row.note or f"{percent(row.score)} in {duration(row.seconds)}"
-        self.say(f"{done}/{total} {part_name(row.method, row.seed, row.sparsity)}: {outcome}")
-
-
-def _list_methods(*, as_json: bool) -> None:
-    known = [*known_methods().values(), *added_methods().values()]
-    if as_json:
-        keys = ("name", "description", "source", "needs", "seeded", "path")
-        rows = [{key: asdict(method)[key] for key in keys} for method in known]
-        typer.echo(to_json(rows, indent=2))
-        return
-    console = stdout(wide=True)
-    head = ("method", "needs", "what it does", "source")[: None if console.width >= WIDE else -1]
-    listing = table(*head, title="Methods of gaprune compare", left=head)
-    for method in known:
-        cells = [method.name, needs_text(method.needs), method.description, method.source]
-        add_row(listing, cells[: len(head)])
-    console.print(listing)

@@ -9,12 +9,8 @@ from typing import Annotated
 
 import typer
 
+from gaprune.choices import EXPORT_FORMATS, listed
 from gaprune.cli import common_options as common
-from gaprune.cli.console import Monitor, add_row, stdout, table
-from gaprune.cli.stop_signals import SignalHandler
-from gaprune.exports import EXPORTERS, ExportResult, export
-from gaprune.formatting import percent
-from gaprune.io.serialization import to_json
 
 FORMAT = "File"
 
@@ -26,10 +22,10 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
         str,
         typer.Option(
             "--format",
-            help="; ".join(f"{key}: {known.description}" for key, known in EXPORTERS.items()),
-            metavar="FORMAT",
+            help="; ".join(f"{name}: {text}" for name, text in EXPORT_FORMATS.items()),
+            metavar=listed(EXPORT_FORMATS),
             show_default=False,
-            autocompletion=common.completion(EXPORTERS),
+            autocompletion=common.completion(EXPORT_FORMATS),
             rich_help_panel=FORMAT,
         ),
     ],
@@ -76,6 +72,12 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
 
     Example: gaprune export runs/mnist-cnn-0.98 --format onnx --out mnist-cnn-onnx
     """
+    from gaprune.cli.console import Monitor
+    from gaprune.cli.file_tables import show_export
+    from gaprune.cli.stop_signals import SignalHandler
+    from gaprune.exports import export
+    from gaprune.io.serialization import to_json
+
     folder = out if out is not None else f"{Path(run).expanduser().resolve()}-{form}"
     with SignalHandler("nothing was written"):
         # networks of users may print, but stdout is for results
@@ -95,15 +97,4 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
         if as_json:
             typer.echo(to_json(written.record(), indent=2))
         else:
-            _show(written)
-
-
-def _show(written: ExportResult) -> None:
-    rows = table("file", "bytes", "of dense")
-    for name, size in written.files.items():
-        add_row(rows, [name, f"{size:,}", percent(size / written.dense_bytes)])
-    if len(written.files) > 1:  # the sum of one file is that file
-        cells = ["all", f"{written.bytes:,}", percent(written.bytes / written.dense_bytes)]
-        add_row(rows, cells, strong=True)
-    stdout().print(rows)
-    stdout().print(f"read back and compared; written to {written.path}", markup=False)
+            show_export(written)

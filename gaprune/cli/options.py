@@ -8,29 +8,18 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from gaprune.calibration.files import ALIASES
-from gaprune.calibration.generators.procedural import GENERATORS
-from gaprune.calibration.parse import AUTO, OPTIMISED, PATH_FORMS, PROCEDURAL, available_generators
+from gaprune import choices
+from gaprune.choices import CRITERIA, listed
+from gaprune.cli.command_help import HELP_ALL
 from gaprune.cli.common_options import completion
-from gaprune.comparison.methods.method_registry import known_methods
-from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
-from gaprune.comparison.spec import ALL
-from gaprune.config import EVOLVED, Settings
-from gaprune.criteria import CRITERIA
-from gaprune.evaluation.batch_pool import BATCHES, BYTES
-from gaprune.evaluation.objectives import OBJECTIVES
+from gaprune.config import EVOLVED, LIMITS, Settings
 from gaprune.evolution.presets import PRESETS
-from gaprune.exports.measure import RUNTIMES
-from gaprune.masks.budget import SCOPES
-from gaprune.models.zoo import MNIST_INPUT, ZOO
 from gaprune.pattern_names import BUDGETS, CHANNEL, UNSTRUCTURED
-from gaprune.runs.job import JOB_KEYS
-from gaprune.runs.option_keys import Key
-from gaprune.runs.setup import STATISTICS_LOSS, WARMUP
+from gaprune.runs.option_keys import ALL, JOB_KEYS, Key
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
-SEARCH, LIMITS = "Search", "When to stop"
+SEARCH = "Search"
 PANELS: dict[str, tuple[str, ...]] = {
     "What to remove": (
         *("sparsity", "max_drop", "pattern", "budget"),
@@ -46,7 +35,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("weights", "weights_key", "output", "allow_download"),
         *(key.name for key in JOB_KEYS if key.field),
     ),
-    LIMITS: ("generations", "evaluations", "seconds", "stagnation", "patience"),
+    "When to stop": LIMITS,
     "Workers and device": (
         *("workers", "threads_per_worker", "gpus_per_worker", "device", "precision"),
         *("ray_address", "task_timeout", "retries", "checkpoint_every"),
@@ -60,11 +49,10 @@ PANELS: dict[str, tuple[str, ...]] = {
 """Heading in the help → its options; all other options come under `SEARCH`."""
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
-_CALIBRATION_NAMES = (AUTO, PROCEDURAL, *OPTIMISED, *available_generators(MNIST_INPUT), *ALIASES)
 _EXTRA_HELP: dict[str, str] = {
     "method": f": {', '.join(CRITERIA)}",
-    "calibration": f": {', '.join([*_CALIBRATION_NAMES, *PATH_FORMS])}; repeatable, or joined by "
-    "commas",
+    "calibration": f"; names: {', '.join(choices.CALIBRATION)}, PATH, labelled:PATH, proxy:PATH; "
+    "repeatable, or joined by commas",
     **dict.fromkeys(("prune_also", "ignore", "layer_sparsity"), "; repeatable"),
     "initial_criteria": f": {', '.join(CRITERIA)}; repeatable, or joined by commas",
     "methods": "; repeatable, or joined by commas",
@@ -77,31 +65,42 @@ _DEFAULT_HELP = {
     "initial_criteria": " (default: all)",
     "budget_macs": "",
     "task_timeout": " (default: 20 times the slowest task of its kind, and at least a minute)",
-    "warmup": f" (default: {WARMUP} with inverted inputs)",
-    "batch_cache": f" (default: {BATCHES}, or what fits in {BYTES >> 20} MB; 0 if that is little)",
-    "statistics_loss": f" (default: {STATISTICS_LOSS} with inverted inputs)",
+    "warmup": " (default: 300 with inverted inputs)",
+    "batch_cache": " (default: 128, or what fits in 128 MB; 0 if that is little)",
+    "statistics_loss": " (default: 2.0 with inverted inputs)",
     "feature_loss": " (default: 0)",
 }
-_VALUES: dict[str, Iterable[str]] = {
-    "target": ZOO,
-    "method": (EVOLVED, *CRITERIA),
-    "methods": (ALL, *known_methods()),
-    "initial_criteria": CRITERIA,
+_CHOICES: dict[str, Iterable[str]] = {
     "preset": PRESETS,
-    "scope": SCOPES,
-    "pattern": (UNSTRUCTURED, "2:4", "4x1", CHANNEL),
+    "scope": choices.SCOPES,
     "budget": BUDGETS,
-    "latency_runtime": [name for name in RUNTIMES if name != "torch-csr"],
-    "objective": (AUTO, *OBJECTIVES),
-    "calibration": _CALIBRATION_NAMES,
-    "validation": _CALIBRATION_NAMES,
-    "device": (AUTO, "cpu", "cuda"),
-    "precision": ("float32", "bfloat16", "float16", AUTO),
-    "ray_address": (AUTO, "none"),
+    "latency_runtime": [name for name in choices.RUNTIMES if name != "torch-csr"],
+    "precision": choices.PRECISIONS,
+}
+"""Settings of closed lists, which the help shows in full."""
+_METAVARS = {
+    "pattern": "PATTERN",
+    "layer_sparsity": "PATTERN=FRACTION",
+    "device": "DEVICE",
+    "ray_address": "ADDRESS",
+    **dict.fromkeys(("method", "objective", "validation"), "NAME"),
+    **dict.fromkeys(("calibration", "initial_criteria"), "NAMES"),
+}
+_VALUES: dict[str, Iterable[str]] = {
+    **_CHOICES,
+    "method": (EVOLVED, *CRITERIA),
+    "methods": (ALL, *choices.METHODS),
+    "initial_criteria": CRITERIA,
+    "pattern": (UNSTRUCTURED, "2:4", "4x1", CHANNEL),
+    "objective": ("auto", *choices.OBJECTIVES),
+    "calibration": choices.CALIBRATION,
+    "validation": choices.CALIBRATION,
+    "device": ("auto", "cpu", "cuda"),
+    "ray_address": ("auto", "none"),
     "allow_download": ("yes", "no"),
-    "input_kind": GENERATORS,
-    "optimiser": OPTIMISERS,
-    "decay": DECAYS,
+    "input_kind": choices.INPUT_KINDS,
+    "optimiser": choices.OPTIMISERS,
+    "decay": choices.DECAYS,
 }
 """What shells complete; other values may be valid as well."""
 _REPEATABLE = (
@@ -120,16 +119,18 @@ def with_options(keys: Sequence[Key] = (), leave_out: Collection[str] = ()) -> D
     """
     help_text = f"{JOB_KEYS[0].description}; not needed if --config names it"
     argument = typer.Argument(
-        help=help_text, metavar="TARGET", show_default=False, autocompletion=completion(ZOO)
+        help=help_text, metavar="TARGET", show_default=False, autocompletion=completion(choices.ZOO)
     )
     # one option per field of `Settings`: a new setting is an option at once
     parameters = [_parameter("target", Annotated[str | None, argument])]
     for name, field in Settings.model_fields.items():
         if name not in leave_out:
-            text = f"{field.description or name}{_default_help(name)}"
-            parameters.append(_option(name, text, _metavar(field.annotation)))
+            summary, semicolon, details = (field.description or name).partition("; ")
+            text = f"{summary}{_default_help(name)}{semicolon}{details}"
+            parameters.append(_option(name, text, _metavar(name, field.annotation)))
     job_keys = (*keys, *JOB_KEYS[1:])
     parameters += [_option(key.name, key.description, key.metavar) for key in job_keys]
+    parameters.append(_parameter("help_all", Annotated[bool | None, HELP_ALL]))
     return _with_parameters(parameters)
 
 
@@ -137,7 +138,9 @@ def with_changes(names: Collection[str]) -> Decorator:
     """Give a command with `**options` its own options, and options for some settings of a run."""
     return _with_parameters(
         [
-            _option(name, f"{field.description} (default: unchanged)", _metavar(field.annotation))
+            _option(
+                name, f"{field.description} (default: unchanged)", _metavar(name, field.annotation)
+            )
             for name, field in Settings.model_fields.items()
             if name in names
         ]
@@ -159,12 +162,14 @@ def _with_parameters(
     return decorate
 
 
-def _metavar(annotation: Any) -> str | None:  # noqa: ANN401 - any type a setting may have
+def _metavar(name: str, annotation: Any) -> str | None:  # noqa: ANN401 - any type a setting may have
     """Return the placeholder for a value in the help; None for a switch, which takes none."""
     kinds = get_args(annotation) or (annotation,)  # `int | None` → int, NoneType
     if bool in kinds:
         return None
-    return "INTEGER" if int in kinds else "NUMBER" if float in kinds else "TEXT"
+    if name in _CHOICES:
+        return listed(_CHOICES[name])
+    return "INTEGER" if int in kinds else "NUMBER" if float in kinds else _METAVARS[name]
 
 
 def _option(name: str, text: str, metavar: str | None) -> inspect.Parameter:
@@ -199,5 +204,5 @@ def _default_help(name: str) -> str:
     values = [f"{k} {p.defaults[name]}" for k, p in PRESETS.items() if name in p.defaults]
     if values:
         return f" (by preset: {', '.join(values)})"
-    unlimited = name == "calibration_seconds" or name in PANELS[LIMITS]
+    unlimited = name == "calibration_seconds" or name in LIMITS
     return f" (default: {'no limit' if unlimited else 'chosen by the network'})"

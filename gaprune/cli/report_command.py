@@ -8,9 +8,6 @@ from typing import Annotated
 import typer
 
 from gaprune.cli import common_options as common
-from gaprune.cli.console import Monitor
-from gaprune.comparison.comparison_report import make_report
-from gaprune.io.serialization import to_json
 
 
 def report_command(
@@ -30,6 +27,10 @@ def report_command(
 
     Example: gaprune report runs/compare-mnist-mlp --open
     """
+    from gaprune.cli.console import Monitor
+    from gaprune.comparison.comparison_report import make_report
+    from gaprune.io.serialization import to_json
+
     with Monitor() as monitor:
         monitor.progress("drawing the page", 0, None)
         page = make_report(run)

@@ -8,18 +8,17 @@ import typer
 
 from gaprune.cli import common_options as common
 from gaprune.cli.options import with_changes
-from gaprune.cli.prune_command import Display, run_and_save
-from gaprune.runs.open_directory import reopen_run
-from gaprune.runs.resume import CHANGEABLE, resume_run
+from gaprune.config import CHANGEABLE
 
 
 @with_changes(CHANGEABLE)
-def resume_command(
+def resume_command(  # noqa: PLR0913 # one per option
     *,
     run: Annotated[str, common.RUN],
     trust_code: Annotated[bool, common.TRUST_CODE] = False,
     as_json: Annotated[bool, common.RESULT] = False,
     quiet: Annotated[bool, common.QUIET] = False,
+    verbose: Annotated[bool, common.VERBOSE] = False,
     profile: Annotated[bool, common.PROFILE] = False,
     tensorboard: Annotated[str | None, common.TENSORBOARD] = None,
     **options: Any,
@@ -37,6 +36,10 @@ def resume_command(
 
     Example: gaprune resume runs/mnist-mlp-0.95 --workers 4
     """
+    from gaprune.cli.run_display import Display, run_and_save
+    from gaprune.runs.open_directory import reopen_run
+    from gaprune.runs.resume import resume_run
+
     with reopen_run(run) as run_directory:
         code = run_and_save(
             lambda observer: resume_run(

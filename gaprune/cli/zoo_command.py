@@ -7,11 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from gaprune.cli import common_options as common
-from gaprune.cli.console import add_row, stdout, table
-from gaprune.formatting import percent
-from gaprune.io.serialization import to_json
-from gaprune.models.target import load_target
-from gaprune.models.zoo import ZOO
 
 
 def zoo_command(*, as_json: Annotated[bool, common.ROWS] = False) -> None:
@@ -21,6 +16,12 @@ def zoo_command(*, as_json: Annotated[bool, common.ROWS] = False) -> None:
 
     Example: gaprune zoo
     """
+    from gaprune.cli.console import add_row, stdout, table
+    from gaprune.formatting import percent
+    from gaprune.io.serialization import to_json
+    from gaprune.models.target import load_target
+    from gaprune.models.zoo import ZOO
+
     rows: list[dict[str, Any]] = []
     for name, entry in ZOO.items():
         target = load_target(name)  # counted in the loaded network, not written down twice

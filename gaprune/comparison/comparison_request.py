@@ -7,49 +7,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gaprune.calibration.samples import Samples
-from gaprune.comparison.methods.iterative import SCHEDULES, PruningStep, parse_schedule
+from gaprune.comparison.methods.iterative import parse_schedule
 from gaprune.comparison.methods.method_registry import find_methods
-from gaprune.comparison.methods.training import DECAYS, OPTIMISERS, TrainingOptions
-from gaprune.comparison.spec import ALL, DEFAULT_SPARSITIES, IMP, LINEAR, UNUSED, ComparisonSpec
+from gaprune.comparison.methods.training import TrainingOptions
+from gaprune.comparison.spec import ComparisonSpec
 from gaprune.config import Settings
 from gaprune.errors import unknown_name
 from gaprune.evaluation.labelled import read_labelled, zoo_train
 from gaprune.models.target import Target
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
-from gaprune.runs.job import JOB_KEYS, PruneJob, make_job
-from gaprune.runs.option_keys import Key, count, names, numbers, single_number, sizes, text
-
-
-def _schedule(value: object, name: str) -> str | tuple[PruningStep, ...]:
-    return parse_schedule(text(value, name))
-
-
-_SPEC_KEYS = (
-    Key("sparsity", numbers, "fractions of prunable weights to remove, joined by commas "
-        f"(default: {','.join(map(str, DEFAULT_SPARSITIES))})", metavar="NUMBERS"),
-    Key("methods", names, "names, FILE.py:FUNCTION for a criterion of your own, or "
-        f"{ALL} (the default); --list-methods shows them"),
-    Key("seeds", sizes, "one row per seed for every method with randomness (default: 0)",
-        metavar="NUMBERS"),
-    Key("epochs", single_number, "of training at one step of a schedule; may be a fraction "
-        "(default: 1)", metavar="NUMBER"),
-    Key("schedule", _schedule, f"of the method {IMP}: {', '.join(SCHEDULES)} (default: {LINEAR}), "
-        f"or pairs of sparsity and epochs: 0.5:1,0.9:3; {IMP}:NAME is a method of its own"),
-    Key("clusters", count, "values per codebook, for the method clustered (default: 16)",
-        metavar="INTEGER"),
-)  # fmt: skip
-_TRAINING_KEYS: dict[str, Key] = {  # field of `TrainingOptions` → key
-    "optimiser": Key("optimiser", text, f"{', '.join(OPTIMISERS)} (default: adam)"),
-    "learning_rate": Key("train_learning_rate", single_number,
-                         "step size of the optimiser (default: 0.001)", metavar="NUMBER"),
-    "batch": Key("train_batch", count, "inputs per step (default: 128)", metavar="INTEGER"),
-    "weight_decay": Key("weight_decay", single_number, "L2 penalty (default: 0)", metavar="NUMBER"),
-    "decay": Key("decay", text,
-                 f"of the learning rate: {', '.join(DECAYS)} (default: constant)"),
-}  # fmt: skip
-_TRAIN = Key("train", text, "labelled training data; a zoo network brings its own", metavar="FILE")
-COMPARISON_KEYS = (*_SPEC_KEYS, _TRAIN, *_TRAINING_KEYS.values())
-"""Every key of a comparison besides those of a job."""
+from gaprune.runs.job import PruneJob, make_job
+from gaprune.runs.option_keys import (
+    ALL,
+    COMPARISON_KEYS,
+    DEFAULT_SPARSITIES,
+    IMP,
+    JOB_KEYS,
+    LINEAR,
+    SPEC_KEYS,
+    TRAINING_KEYS,
+    UNUSED,
+)
 
 
 @dataclass(frozen=True)
@@ -80,12 +58,12 @@ class ComparisonRequest:
             steps = ",".join(f"{step.sparsity}:{step.epochs}" for step in steps)
         values = {
             **{key: value for key, value in self.job.as_config().items() if key not in UNUSED},
-            **{key.name: getattr(spec, key.name, None) for key in _SPEC_KEYS},
+            **{key.name: getattr(spec, key.name, None) for key in SPEC_KEYS},
             "sparsity": spec.sparsities,
             # a schedule adds the method `imp`, so the default is left out
             "schedule": None if steps == LINEAR else steps,
             "train": self.train,
-            **{key.name: training[field] for field, key in _TRAINING_KEYS.items()},
+            **{key.name: training[field] for field, key in TRAINING_KEYS.items()},
         }
         lists = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
         return {key: value for key, value in lists.items() if value is not None}
@@ -121,9 +99,11 @@ def make_request(values: Mapping[str, Any]) -> ComparisonRequest:
     # a job needs one sparsity; rows state theirs
     job = make_job({**of_job, "sparsity": max(sparsities, default=0.5)})
     training = {
-        field: parsed[key.name] for field, key in _TRAINING_KEYS.items() if key.name in parsed
+        field: parsed[key.name] for field, key in TRAINING_KEYS.items() if key.name in parsed
     }
-    fields = {key.name: parsed[key.name] for key in _SPEC_KEYS[1:] if key.name in parsed}
+    fields = {key.name: parsed[key.name] for key in SPEC_KEYS[1:] if key.name in parsed}
+    if "schedule" in fields:
+        fields["schedule"] = parse_schedule(fields["schedule"])
     if "schedule" in fields and not {ALL, IMP} & set(fields.get("methods", (ALL,))):
         fields["methods"] = (*fields["methods"], IMP)
     spec = ComparisonSpec(

@@ -22,7 +22,7 @@ from gaprune.comparison.context import (
 )
 from gaprune.comparison.methods.method_registry import Method, find_methods
 from gaprune.comparison.rows import Row, RowKey
-from gaprune.comparison.spec import UNUSED, ComparisonData, ComparisonSpec
+from gaprune.comparison.spec import ComparisonData, ComparisonSpec
 from gaprune.comparison.store import CONFIG, Store, identity_of, open_store, requested_files
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
@@ -37,6 +37,7 @@ from gaprune.models.input_spec import InputOptions
 from gaprune.models.patterns import searched_layout
 from gaprune.models.target import LayerPatterns, Target, target_from_module
 from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
+from gaprune.runs.option_keys import UNUSED
 from gaprune.runs.python_display import python_display
 from gaprune.runs.setup import check_settings
 from gaprune.workers import WorkerOptions, choose_device, on_device

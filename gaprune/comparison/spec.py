@@ -13,16 +13,7 @@ from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import InputError, unknown_name
 from gaprune.masks.budget import check_sparsity
 from gaprune.models.patterns import check_pattern
-
-ALL, IMP = "all", "imp"  # every method; iterative magnitude pruning
-LINEAR = "linear"  # the default schedule
-UNUSED = (
-    *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
-    *("checkpoint_every", "budget", "budget_macs", "width_multiple"),  # single runs only
-    *("latency_batch", "latency_runtime", "layer_sparsity"),
-)
-"""Settings that a comparison does not take: rows state them, or they fit no row."""
-DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)
+from gaprune.runs.option_keys import ALL, IMP, LINEAR
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from gaprune import plugins
 from gaprune.errors import InputError
-from gaprune.evolution.operators import find_crossover, find_mutation
 
 FRONT = {"population": 24, "offspring": 12, "steps": 20, "generations": 12}  # for a Pareto search
 NONE = "none"  # stands for "no crossover" and "no mutation" among the operators
@@ -107,6 +106,9 @@ def find_preset(name: str) -> Preset:
 
 def read_preset(plugin: plugins.Plugin, value: Any) -> Preset:  # noqa: ANN401 - from a plug-in
     """Return a plug-in's preset; raise InputError if it is none or names an unknown operator."""
+    # not above: the help of the commands reads the presets, and must not import torch
+    from gaprune.evolution.operators import find_crossover, find_mutation  # noqa: PLC0415
+
     preset = plugins.require_type(Preset)(plugin, value)
     for names, find in ((preset.mutations, find_mutation), (preset.crossovers, find_crossover)):
         for name in set(names) - {NONE}:

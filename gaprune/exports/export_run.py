@@ -26,8 +26,8 @@ from gaprune.io.manifest import MANIFEST, SCHEMA, file_entries, read_manifest, s
 from gaprune.io.serialization import to_json
 from gaprune.io.trusted_code import remember_code
 from gaprune.models.forward import standard_torch
-from gaprune.runs.job import JOB_KEYS
 from gaprune.runs.live_networks import live_network, remember_network
+from gaprune.runs.option_keys import JOB_KEYS
 from gaprune.runs.result import Result
 
 _JOB_NAMES = tuple(key.name for key in JOB_KEYS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gaprune import plugins
+from gaprune.choices import EXPORT_FORMATS
 from gaprune.errors import InputError
 from gaprune.exports import compact, writers
 from gaprune.exports import semi_structured_writer as semi_structured
@@ -37,7 +38,7 @@ class Exporter:
 
 EXPORTERS: dict[str, Exporter] = {
     "dense": Exporter(
-        "the whole state dict with zeros, for the original class",
+        EXPORT_FORMATS["dense"],
         writers.write_dense,
         writers.MODEL,
         f"""from safetensors.torch import load_file
@@ -47,7 +48,7 @@ model.load_state_dict(load_file("{writers.MODEL}"))""",
         "pytorch",
     ),
     "masks": Exporter(
-        "one bit per prunable weight, for users of the dense network",
+        EXPORT_FORMATS["masks"],
         writers.write_masks,
         writers.MASKS,
         f"""import gaprune
@@ -57,7 +58,7 @@ gaprune.bake(gaprune.attach(model, gaprune.load_masks("{writers.MASKS}")))""",
         "gaprune",
     ),
     "prune": Exporter(
-        "weight_orig and weight_mask, for a network under torch.nn.utils.prune",
+        EXPORT_FORMATS["prune"],
         writers.write_prune,
         writers.MODEL,
         f"""from safetensors.torch import load_file
@@ -73,7 +74,7 @@ model.load_state_dict(state)""",
         "pytorch",
     ),
     "sparse": Exporter(
-        "the kept weights and their positions, the smallest file",
+        EXPORT_FORMATS["sparse"],
         writers.write_sparse,
         writers.SPARSE,
         f"""import gaprune
@@ -84,7 +85,7 @@ model.load_state_dict(gaprune.load_sparse("{writers.SPARSE}"))""",
         frozenset({"half", "codebook", "compress"}),
     ),
     "onnx": Exporter(
-        "an ONNX file, compared with torch in ONNX Runtime",
+        EXPORT_FORMATS["onnx"],
         writers.write_onnx,
         onnx.FILE,
         f"""import onnxruntime
@@ -94,7 +95,7 @@ outputs = session.run(None, {{"{onnx.INPUT}": inputs}})[0]  # inputs: [N, …]""
         "onnx",
     ),
     "compact": Exporter(
-        "a smaller network without unused channels, as a program of torch.export",
+        EXPORT_FORMATS["compact"],
         compact.write_compact,
         compact.PROGRAM,
         f"""import torch
@@ -104,7 +105,7 @@ outputs = model(inputs)  # inputs: [N, …]; {writers.MODEL} is its state dict""
         "pytorch",
     ),
     "semi-structured": Exporter(
-        "2:4 checked in every group, for to_sparse_semi_structured on CUDA; packed in 16 bits",
+        EXPORT_FORMATS["semi-structured"],
         semi_structured.write_semi_structured,
         writers.MODEL,
         f"""import json
@@ -125,7 +126,7 @@ for name, facts in layers.items():
         frozenset({"half"}),
     ),
     "hf": Exporter(
-        "a folder that transformers opens; for networks of hf:NAME",
+        EXPORT_FORMATS["hf"],
         writers.write_hf,
         writers.MODEL,
         """from transformers import AutoModel  # or the class in config.json

@@ -26,8 +26,9 @@ from gaprune.io.weights import apply_state, load_state, sha256_of, tensors_of
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.runs.directory import load_masks, network_config
-from gaprune.runs.job import JOB_KEYS, make_job
+from gaprune.runs.job import make_job
 from gaprune.runs.live_networks import live_network
+from gaprune.runs.option_keys import JOB_KEYS
 from gaprune.runs.result import Result
 
 # An export ignores the settings of the machine that searched.

@@ -14,12 +14,6 @@ from gaprune.errors import InputError
 from gaprune.masks.mac_budget import MacCost
 from gaprune.masks.supermask import MIN_KEEP, Layout
 
-SCOPES = {
-    "allocated": "each layer has its own keep count under one exact total; the counts evolve",
-    "global": "all layers share one ranking",
-    "layer": "every layer keeps the same density",
-}
-
 
 def check_sparsity(sparsity: object) -> float:
     """Return `sparsity` as a float; raise `InputError` unless it is strictly between 0 and 1."""

@@ -21,7 +21,7 @@ from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import ZOO
 from gaprune.profiling import profiled
-from gaprune.runs.option_keys import Key, count, names, numbers, sizes, text, yes_or_no
+from gaprune.runs.option_keys import JOB_KEYS, names
 from gaprune.runs.setup import CheckedSettings, check_settings
 
 
@@ -119,76 +119,6 @@ def _sparsity(value: object, name: str) -> float:
             ) from None
     return check_sparsity(value)
 
-
-JOB_KEYS: tuple[Key, ...] = (
-    Key(
-        "target",
-        text,
-        "a network of the zoo, path/to/file.py:factory, package.module:factory, timm:NAME, or "
-        "hf:NAME",
-        metavar="TARGET",
-    ),
-    Key(
-        "weights",
-        text,
-        "checkpoint: .safetensors, .pt, .pth, .bin, .ckpt, .th, .tar, or a list of shards",
-        metavar="FILE",
-    ),
-    Key(
-        "weights_key",
-        text,
-        "which of several state dicts in that file is taken: state_dict_ema, model.generator",
-        metavar="NAME",
-    ),
-    Key(
-        "prune_also",
-        names,
-        "prune these parameters too: a name, a glob, or a type as in MyLayer.weight",
-        metavar="PATTERN",
-    ),
-    Key(
-        "ignore",
-        names,
-        "leave these whole: a parameter, layer or layer type by name or glob, as fc1, '*.head', "
-        "Bilinear; they take no part in the budget",
-        metavar="PATTERN",
-    ),
-    Key(
-        "output",
-        text,
-        "which output is compared, where there are several: logits, 0",
-        metavar="NAME",
-    ),
-    Key("allow_download", yes_or_no, "fetch the weights of timm:NAME or hf:NAME", metavar="yes|no"),
-    Key("test", text, "labelled inputs, for the final accuracy only", metavar="FILE"),
-    Key(
-        "input_shape", sizes, "sizes of one input without the batch axis: 1,28,28", "shape", "SIZES"
-    ),
-    Key("input_kind", text, "image, signal, vector or tokens", "kind", "KIND"),
-    Key(
-        "range",
-        numbers,
-        "lowest and highest value that the network is fed: 0,1",
-        "range",
-        "LOW,HIGH",
-    ),
-    Key(
-        "mean",
-        numbers,
-        "normalisation of raw values in 0 to 1, per channel or one for all",
-        "mean",
-        "NUMBERS",
-    ),
-    Key("std", numbers, "the same: what they are divided by", "std", "NUMBERS"),
-    Key(
-        "vocabulary",
-        count,
-        "number of token ids, for networks that take tokens",
-        "vocabulary",
-        "COUNT",
-    ),
-)
-"""Every key of a job beside the settings."""
 
 _PARSE_SETTING: dict[str, Callable[[Any, str], Any]] = {
     "sparsity": _sparsity,

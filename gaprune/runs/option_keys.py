@@ -1,4 +1,4 @@
-"""Parsers of the keys that are no settings, from command-line text or TOML values."""
+"""The keys that are no settings: their parsers, from command-line text or TOML values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gaprune.choices import DECAYS, INPUT_KINDS, OPTIMISERS, SCHEDULES, listed
 from gaprune.errors import InputError
 
 T = TypeVar("T")
+ALL, IMP = "all", "imp"  # methods of a comparison: every one; iterative magnitude pruning
+LINEAR = "linear"  # the default schedule
+DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)  # of a comparison
+UNUSED = (
+    *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
+    *("checkpoint_every", "budget", "budget_macs", "width_multiple"),  # single runs only
+    *("latency_batch", "latency_runtime", "layer_sparsity"),
+)
+"""Settings that a comparison does not take: rows state them, or they fit no row."""
 
 
 @dataclass(frozen=True)
@@ -94,3 +104,105 @@ def yes_or_no(value: object, name: str) -> bool:
     if str(value).lower() not in words:
         raise InputError(f"{name}: must be yes or no, got {value!r}")
     return words[str(value).lower()]
+
+
+JOB_KEYS: tuple[Key, ...] = (
+    Key(
+        "target",
+        text,
+        "a network of the zoo, path/to/file.py:factory, package.module:factory, timm:NAME, or "
+        "hf:NAME",
+        metavar="TARGET",
+    ),
+    Key(
+        "weights",
+        text,
+        "checkpoint: .safetensors, .pt, .pth, .bin, .ckpt, .th, .tar, or a list of shards",
+        metavar="FILE",
+    ),
+    Key(
+        "weights_key",
+        text,
+        "which of several state dicts in that file is taken: state_dict_ema, model.generator",
+        metavar="NAME",
+    ),
+    Key(
+        "prune_also",
+        names,
+        "prune these parameters too: a name, a glob, or a type as in MyLayer.weight",
+        metavar="PATTERN",
+    ),
+    Key(
+        "ignore",
+        names,
+        "leave these whole: a parameter, layer or layer type by name or glob, as fc1, '*.head', "
+        "Bilinear; they take no part in the budget",
+        metavar="PATTERN",
+    ),
+    Key(
+        "output",
+        text,
+        "which output is compared, where there are several: logits, 0",
+        metavar="NAME",
+    ),
+    Key(
+        "allow_download", yes_or_no, "fetch the weights of timm:NAME or hf:NAME", metavar="[yes|no]"
+    ),
+    Key("test", text, "labelled inputs, for the final accuracy only", metavar="FILE"),
+    Key(
+        "input_shape", sizes, "sizes of one input without the batch axis: 1,28,28", "shape", "SIZES"
+    ),
+    Key("input_kind", text, "what the inputs are", "kind", listed(INPUT_KINDS)),
+    Key(
+        "range",
+        numbers,
+        "lowest and highest value that the network is fed: 0,1",
+        "range",
+        "LOW,HIGH",
+    ),
+    Key(
+        "mean",
+        numbers,
+        "normalisation of raw values in 0 to 1, per channel or one for all",
+        "mean",
+        "NUMBERS",
+    ),
+    Key("std", numbers, "the same: what they are divided by", "std", "NUMBERS"),
+    Key(
+        "vocabulary",
+        count,
+        "number of token ids, for networks that take tokens",
+        "vocabulary",
+        "COUNT",
+    ),
+)
+"""Every key of a job beside the settings."""
+
+SPEC_KEYS = (
+    Key("sparsity", numbers, "fractions of prunable weights to remove, joined by commas "
+        f"(default: {','.join(map(str, DEFAULT_SPARSITIES))})", metavar="NUMBERS"),
+    Key("methods", names, "names, FILE.py:FUNCTION for a criterion of your own, or "
+        f"{ALL} (the default); --list-methods shows them", metavar="NAMES"),
+    Key("seeds", sizes, "one row per seed for every method with randomness (default: 0)",
+        metavar="NUMBERS"),
+    Key("epochs", single_number, "of training at one step of a schedule; may be a fraction "
+        "(default: 1)", metavar="NUMBER"),
+    Key("schedule", text, f"of the method {IMP}: {', '.join(SCHEDULES)} (default: {LINEAR}), "
+        f"or pairs of sparsity and epochs: 0.5:1,0.9:3; {IMP}:NAME is a method of its own",
+        metavar="SCHEDULE"),
+    Key("clusters", count, "values per codebook, for the method clustered (default: 16)",
+        metavar="INTEGER"),
+)  # fmt: skip
+TRAINING_KEYS: dict[str, Key] = {  # field of `TrainingOptions` → key
+    "optimiser": Key("optimiser", text, "of the training (default: adam)",
+                     metavar=listed(OPTIMISERS)),
+    "learning_rate": Key("train_learning_rate", single_number,
+                         "step size of the optimiser (default: 0.001)", metavar="NUMBER"),
+    "batch": Key("train_batch", count, "inputs per step (default: 128)", metavar="INTEGER"),
+    "weight_decay": Key("weight_decay", single_number, "L2 penalty (default: 0)", metavar="NUMBER"),
+    "decay": Key("decay", text, "of the learning rate (default: constant)",
+                 metavar=listed(DECAYS)),
+}  # fmt: skip
+_TRAIN = Key("train", text, "labelled training data; a zoo network brings its own", metavar="FILE")
+COMPARISON_KEYS = (*SPEC_KEYS, _TRAIN, *TRAINING_KEYS.values())
+"""Every key of a comparison besides those of a job."""

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from gaprune.runs.result_text import LayerTable, result_html, result_text
 
 def versions_here() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide about masks."""
-    packages = ("gaprune", "torch", "numpy", "deap", "ray")
+    packages = ["gaprune", "torch", "numpy", "deap", *(["ray"] if find_spec("ray") else [])]
     return {"python": platform.python_version()} | {
         name: metadata.version(name) for name in packages
     }
@@ -80,7 +81,7 @@ class Result:
         trials: with `max_drop`, every sparsity that was searched, in order: its agreement on the
             validation inputs (with `repair` after repair), and whether it was within the limit.
         latency: with budget `latency`, the asked, predicted and measured latency; else None.
-        versions: of gaprune, Python, torch, numpy, deap and ray.
+        versions: of gaprune, Python, torch, numpy, deap, and ray if it is installed.
         report_data: data that only the report needs (`gaprune.report.data`), or None.
         profile: where the time went, if it was measured; of a resumed run, since then.
         warnings: what the user should know to judge the result, in sentences.

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from gaprune.callbacks import Observer, ObserverGroup, WarnOnce
-from gaprune.config import NEUTRAL, Settings, make_settings, unknown_setting
+from gaprune.config import ARITHMETIC, CHANGEABLE, LIMITS, Settings, make_settings, unknown_setting
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.labelled import read_labelled
 from gaprune.io.atomic import writing
@@ -39,10 +39,6 @@ from gaprune.runs.python_display import python_display
 from gaprune.runs.result import Result
 from gaprune.runs.setup import CheckedSettings, check_settings
 
-LIMITS = ("generations", "evaluations", "seconds", "stagnation", "patience")
-ARITHMETIC = ("threads_per_worker", "gpus_per_worker", "device")
-"""Settings that decide about order and place of floating-point sums."""
-CHANGEABLE = (*NEUTRAL, *ARITHMETIC, *LIMITS)
 _DIFFERENCES = {
     "weights_sha256": "weights: they are not those of the run",
     "network": "model: the network is not built as in the run",

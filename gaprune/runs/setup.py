@@ -17,6 +17,7 @@ from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.calibration_set import CalibrationSet
 from gaprune.calibration.generator_choice import FEWER_INPUTS, LARGE_MACS
 from gaprune.calibration.samples import Samples
+from gaprune.choices import SCOPES
 from gaprune.config import EVOLVED, Settings
 from gaprune.criteria import find_criterion
 from gaprune.errors import InputError, unknown_name
@@ -35,7 +36,7 @@ from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
 from gaprune.evolution.tasks import derive_seed
-from gaprune.masks.budget import SCOPES, keep_total
+from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import Units
 from gaprune.models.forward import batched_forward
@@ -113,7 +114,7 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
     if not options.in_process and find_spec("ray") is None:
         raise InputError(
             "workers: more than one worker, GPUs per worker and clusters need Ray; "
-            "pip install 'gaprune[ray]', or leave workers, gpus_per_worker and ray_address out"
+            "pip install 'gaprune[ray]', or leave --workers, --gpus-per-worker and --ray-address out"
         )
     options = replace(options, device=choose_device(options, device))
     check_precision(settings.precision, options.device)

@@ -33,7 +33,6 @@ from gaprune.comparison.methods.method_functions import (
     whole_channels,
 )
 from gaprune.comparison.rows import MethodRequirements
-from gaprune.comparison.spec import ALL, IMP, LINEAR
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, read_criterion
 from gaprune.errors import InputError, unknown_name
@@ -41,6 +40,7 @@ from gaprune.io.file_hash import content_of
 from gaprune.io.user_code import call_user, code_file, load_function
 from gaprune.models.target import private_copy
 from gaprune.pattern_names import UNSTRUCTURED
+from gaprune.runs.option_keys import ALL, IMP, LINEAR
 
 LAYERWISE = "-layer"  # suffix of a criterion that ranks inside layers of equal density
 CALIBRATION, TRAIN = "calibration", "labelled"  # values of a method's data, besides `none`
