@@ -1,7 +1,9 @@
 """Try channel removal on the architectures of timm, with random weights.
 
 Each is right (the smaller network equals the masked one for a third of every group), refused in
-words before any search, or a failure. One JSON line each; a run continues the file that is there.
+words before any search, or a failure; or it is not tried: it takes too long, or none of the sizes.
+One of each of timm's modules comes first, then all, small ones first. One JSON line each; a run
+continues the file that is there.
 
     python -m benchmarks.timm_channels --out timm.jsonl --limit 50
 """
@@ -11,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
+import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +28,18 @@ from torch import nn
 
 from gaprune.errors import GapruneError, first_line
 from gaprune.models.channel_groups import ChannelGraph
-from gaprune.models.channel_removal import remove_channels
-from gaprune.models.channel_slicing import num_outputs
+from gaprune.models.channel_removal import check_same
+from gaprune.models.channel_slicing import num_outputs, sliced_copy, zeroed_copy
 from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.time_limit import TimeIsUp
 
-SIZES = (64, 96, 128, 224)  # of images, the smallest that an architecture accepts
+SIZES = (64, 96, 128, 160, 192, 224)  # of images, the smallest that an architecture accepts
 BUILD_SECONDS = 10.0
+SIZE_WORDS = (  # of names, from small to large
+    *("test", "zepto", "atto", "femto", "pico", "nano", "xxs", "xxt", "xxtiny", "xs", "xt"),
+    *("xtiny", "t", "tiny", "mini", "s", "small", "m", "medium", "b", "base", "l", "large"),
+    *("xl", "xlarge", "xxl", "xxlarge", "h", "huge", "g", "giant", "gigantic"),
+)
 
 
 def main() -> None:
@@ -37,8 +48,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="names, as a pattern of timm")
     parser.add_argument("--limit", type=int, help="architectures to try now")
     parser.add_argument("--seconds", type=float, help="begin no other after so many seconds")
-    parser.add_argument("--every", type=int, default=1, help="try each n-th of the names")
-    parser.add_argument("--most", type=float, default=60.0, help="millions of parameters")
+    parser.add_argument("--each", type=float, default=300.0, help="seconds for an architecture")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, continued")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -47,43 +57,71 @@ def main() -> None:
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     records = [json.loads(line) for line in lines]
     done = {record["name"] for record in records}
-    names = [name for name in timm.list_models(options.only)[:: options.every] if name not in done]
+    names = [name for name in _ordered(timm, options.only) if name not in done]
     started = time.monotonic()
     with options.out.open("a") as file:
         for name in names[: options.limit]:
             if options.seconds and time.monotonic() - started > options.seconds:
                 break
-            records.append({"name": name, **try_architecture(timm, name, options.most)})
+            records.append({"name": name, **try_architecture(timm, name, options.each)})
             file.write(json.dumps(records[-1]) + "\n")
             file.flush()
     print(dict(Counter(record["outcome"] for record in records)))
 
 
-def try_architecture(timm: Any, name: str, most: float) -> dict[str, Any]:  # noqa: ANN401 - an optional package
-    """Return the outcome (right, refused, failed or skipped), groups and seconds."""
+def _ordered(timm: Any, only: str) -> list[str]:  # noqa: ANN401 - an optional package
+    """Return the names, those that seem small first, beginning with one of each module."""
+    names = sorted(timm.list_models(only), key=_seeming_size)
+    first_of = {timm.model_entrypoint(name).__module__: name for name in reversed(names)}
+    return sorted(names, key=lambda name: name not in first_of.values())
+
+
+def _seeming_size(name: str) -> tuple[int, int]:
+    """Return the size that the words and numbers of a name promise: building all takes minutes."""
+    words = re.split(r"[_\d]+", name)
+    sizes = [SIZE_WORDS.index(word) for word in words if word in SIZE_WORDS]
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    return max(sizes, default=SIZE_WORDS.index("small")), next(iter(numbers), 0)
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeIsUp`, which no handler of a network's errors catches, after so many seconds."""
+
+    def stop(*_: object) -> None:
+        raise TimeIsUp
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def try_architecture(timm: Any, name: str, limit: float) -> dict[str, Any]:  # noqa: ANN401
+    """Return the outcome (right, refused, failed or not tried), groups and seconds."""
     started = time.monotonic()
     torch.manual_seed(0)
     try:
-        model, example = _build(timm, name, most)
+        with _limit(BUILD_SECONDS):
+            model, example = _build(timm, name)
+    except TimeIsUp:
+        return {"outcome": "not tried", "why": f"takes more than {BUILD_SECONDS:.0f} s to build"}
     except Exception as error:  # noqa: BLE001 - whatever an architecture raises
-        return {"outcome": "skipped", "why": first_line(error)}
-    seconds = time.monotonic() - started
-    if seconds > BUILD_SECONDS:
-        return {"outcome": "skipped", "why": f"builds in {seconds:.0f} s"}
+        return {"outcome": "not tried", "why": first_line(error)}
     try:
-        record = _tried(model, example)
-    except GapruneError as error:
-        record = {"outcome": "refused", "why": str(error)}
+        with _limit(limit):
+            record = _tried(model, example)
+    except TimeIsUp:
+        record = {"outcome": "not tried", "why": f"takes more than {limit:.0f} s"}
     except Exception as error:  # noqa: BLE001 - a failure is what is looked for
         record = {"outcome": "failed", "why": f"{type(error).__name__}: {first_line(error)}"}
     return {**record, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _build(timm: Any, name: str, most: float) -> tuple[nn.Module, torch.Tensor]:  # noqa: ANN401
-    with torch.device("meta"):
-        count = sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())
-    if count > most * 1e6:
-        raise ValueError(f"{count / 1e6:.0f} million parameters")
+def _build(timm: Any, name: str) -> tuple[nn.Module, torch.Tensor]:  # noqa: ANN401
     model = timm.create_model(name, pretrained=False, num_classes=10).eval()
     for size in SIZES:
         example = torch.rand(1, 3, size, size)
@@ -98,11 +136,10 @@ def _build(timm: Any, name: str, most: float) -> tuple[nn.Module, torch.Tensor]:
 
 
 def _tried(model: nn.Module, example: torch.Tensor) -> dict[str, Any]:
-    graph = ChannelGraph.trace(model, example)
-    for group in graph.groups:
-        for layer, channel in (output for sets in group.channels for output in sets.outputs):
-            if not 0 <= channel < num_outputs(model.get_submodule(layer)):
-                raise IndexError(f"{layer} has no channel {channel}")
+    try:
+        graph = ChannelGraph.trace(model, example)
+    except GapruneError as error:
+        return {"outcome": "refused", "why": str(error)}
     whole = graph.whole_layers()
     reasons = dict(Counter(whole.values()).most_common(5))
     removable = sum(len(sets.outputs) for group in graph.groups for sets in group.channels)
@@ -110,7 +147,11 @@ def _tried(model: nn.Module, example: torch.Tensor) -> dict[str, Any]:
     asked = _draw([group.channels for group in graph.groups if len(group.channels) > 1])
     if not asked:
         return {"outcome": "refused", "why": "every layer stays whole", "reasons": reasons, **facts}
-    remove_channels(model, example, asked)  # compares the smaller network with the masked one
+    removal = graph.removal(asked)
+    for layer, channels in removal.outputs.items():
+        if not 0 <= min(channels) <= max(channels) < num_outputs(model.get_submodule(layer)):
+            raise IndexError(f"{layer} has no channel {channels}")
+    check_same(sliced_copy(model, removal), zeroed_copy(model, removal), example, sorted(asked))
     return {"outcome": "right", "reasons": reasons, **facts}
 
 

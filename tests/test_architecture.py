@@ -43,7 +43,6 @@ HOMES = {  # third-party package → the only files or folders of gaprune that i
     "deap": ("evolution/",),
     "matplotlib": ("comparison/plots/",),
     "sklearn": ("exports/clustering.py",),
-    "torch_pruning": ("models/channel_slicing.py", "comparison/methods/"),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "tqdm": ("runs/python_display.py",),

@@ -20,7 +20,7 @@ from gaprune.models.patterns import channels_of, whole_layers
 from gaprune.models.target import target_from_module
 from gaprune.runs import budget_check
 
-Middle = Callable[[nn.Module, Tensor], Tensor]
+Middle = Callable[["Split", Tensor], Tensor]
 
 
 class Split(nn.Module):
@@ -32,6 +32,10 @@ class Split(nn.Module):
         self.first = nn.Conv2d(2, 8, 3, padding=1)
         self.part, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.wide = nn.Conv2d(8, 8, 1)
+        self.width, self.thin, self.widths = 4, 3, [3, 5]
+        self.scale, self.shift = nn.Parameter(torch.rand(8, 1, 1)), nn.Parameter(torch.rand(6))
+        self.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+        self.grouped, self.gate = nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.Conv2d(8, 1, 1)
         self.head = nn.Linear(features, 3)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,6 +55,44 @@ def _res2net(net: nn.Module, x: Tensor) -> Tensor:
     left, right = torch.split(x, 4, 1)
     left = net.get_submodule("part")(left)
     return torch.cat([left, net.get_submodule("other")(left + right)], 1)
+
+
+def _res2net_of_width(net: Split, x: Tensor) -> Tensor:
+    left, right = torch.split(x, net.width, 1)
+    return torch.cat([net.part(left), net.other(left + right)], 1)
+
+
+def _unequal(net: Split, x: Tensor) -> Tensor:
+    left, right = torch.split(x, net.widths, 1)
+    return torch.cat([left.relu(), right.tanh()], 1)
+
+
+def _unequal_slices(net: Split, x: Tensor) -> Tensor:
+    return torch.cat([x[:, : net.thin].relu(), x[:, net.thin :].tanh()], 1)
+
+
+def _viewed(net: Split, x: Tensor) -> Tensor:
+    heads = x.view(len(x), 2, net.width, *x.shape[2:])
+    part: Tensor = net.part(heads[:, 0] * heads[:, 1])
+    return part
+
+
+def _scaled(net: Split, x: Tensor) -> Tensor:
+    return net.wide(x * net.scale) + net.shift[2] * net.shift  # along the width
+
+
+def _normed(net: Split, x: Tensor) -> Tensor:
+    normed: Tensor = net.norm(x)
+    return normed
+
+
+def _in_groups(net: Split, x: Tensor) -> Tensor:
+    grouped: Tensor = net.grouped(x)
+    return grouped
+
+
+def _gated(net: Split, x: Tensor) -> Tensor:
+    return x * net.gate(x).sigmoid()
 
 
 def _csp(net: nn.Module, x: Tensor) -> Tensor:
@@ -98,6 +140,14 @@ CASES: dict[str, tuple[Middle, int, dict[str, int]]] = {
     "GLU": (_glu, 6, {"first": 4, "part": 4}),
     "selected branches": (_branches, 6, {"first": 4, "part": 4}),
     "Res2Net, sizes fixed in the code": (_res2net, 10, {"other": 4}),
+    "Res2Net, the size an attribute": (_res2net_of_width, 10, {"first": 4, "part": 4, "other": 4}),
+    "parts of unequal sizes": (_unequal, 10, {"first": 8}),
+    "slices of unequal sizes": (_unequal_slices, 10, {"first": 8}),
+    "a view of a size": (_viewed, 6, {"first": 4, "part": 4}),
+    "LayerScale": (_scaled, 10, {"first": 8, "wide": 8}),
+    "InstanceNorm": (_normed, 10, {"first": 8}),
+    "grouped convolution": (_in_groups, 18, {"first": 8}),
+    "a gate of one channel": (_gated, 10, {"first": 8}),
 }
 
 
@@ -118,6 +168,7 @@ def test_groups_of_split_channels(case: str) -> None:
     assert torch.allclose(compact(images), masked_equivalent(model, images, removed)(images))
     assert {"head"} <= graph.whole_layers().keys()
     assert ("first" in graph.whole_layers()) == ("first" not in expected)
+    assert (model.width, model.widths) == (4, [3, 5])
 
 
 class OptionA(nn.Module):

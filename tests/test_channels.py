@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -23,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gaprune.errors import GapruneError, InputError
+from gaprune.errors import InputError
 from gaprune.io.weights import sha256_of
 from gaprune.models.channel_groups import ChannelGraph
 from gaprune.models.channel_removal import masked_equivalent, remove_channels
@@ -200,7 +199,7 @@ class Custom(nn.Module):
         self.pair = nn.Conv2d(2, 2, 3, padding=1)
         self.norm = nn.GroupNorm(2, 4)
         self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
-        self.scale = nn.Parameter(torch.rand(4, 1, 1))
+        self.scale = nn.Parameter(torch.rand(4, 6, 6))
         self.unused = nn.Conv2d(2, 4, 3)
         self.head = nn.Linear(features, 3)
 
@@ -214,7 +213,7 @@ FIXED: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], Tensor], int, str, 
     "split": (lambda _, x, y: torch.cat(y.split([1, 3], 1), 1), 4, "conv", "unequal parts"),
     "group norm": (lambda net, _, y: net.get_submodule("norm")(y), 4, "conv", "GroupNorm"),
     "grouped": (lambda net, _, y: net.get_submodule("grouped")(y), 4, "conv", "grouped"),
-    "parameter": (lambda net, _, y: net.get_parameter("scale") * y, 4, "conv", "parameter"),
+    "parameter": (lambda net, _, y: net.get_parameter("scale") + y, 4, "conv", "parameter"),
     "halves": (lambda _, x, y: torch.cat([y[:, :2] * 2, y[:, 2:]], 1), 4, "conv", "computes"),
     "fixed shape": (lambda _, x, y: y.relu().reshape(len(y), 4, 6, 6), 4, "conv", "doesn't run"),
     "not traced": (lambda net, x, y: y, 4, "unused", r"'unused' \(Conv2d\)"),
@@ -230,10 +229,7 @@ def test_channels_that_must_stay(case: str) -> None:
         remove_channels(model, images(1), {layer: [0]})
 
 
-def test_tracing_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors of the network become input errors; a missing package names its extra."""
+def test_tracing_that_fails() -> None:
+    """Errors of the network become input errors."""
     with pytest.raises(InputError, match=r"model: .*RuntimeError"):
         ChannelGraph.trace(built(Separable), torch.rand(1, 5))
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(GapruneError, match=r"torch-pruning.*'gaprune\[compare\]'"):
-        ChannelGraph.trace(built(Separable), images(1))

@@ -38,8 +38,8 @@ def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -
     At least one channel of every layer is kept.
 
     Raises:
-        GapruneError: no channel can be removed, torch-pruning isn't installed or can't trace the
-            network, torch can't export it, or its outputs differ from the masked network's.
+        GapruneError: no channel can be removed, torch can't export the network, or its outputs
+            differ from the masked network's.
     """
     target = pruned.target()
     masked = pruned.network(target)

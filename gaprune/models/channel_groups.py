@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, first_line, unknown_name
 from gaprune.models.channel_labels import CONSTANT
-from gaprune.models.channel_slicing import ChannelRemoval, num_inputs, num_outputs, torch_pruning
+from gaprune.models.channel_slicing import ChannelRemoval, num_inputs, num_outputs
 from gaprune.models.channel_tracing import ChannelTracer
 from gaprune.models.channel_trial import ChannelTrial
 from gaprune.models.target import private_copy
@@ -37,10 +37,12 @@ class CoupledChannels:
 
     `outputs` are those of the layer that computes them, of norms and depthwise convolutions behind
     it, of other layers that are added to it; `inputs` are those of the layers that read them.
+    `attributes` are elements of modules' vectors, and what their numbers of channels count.
     """
 
     outputs: tuple[LayerChannel, ...]
     inputs: tuple[LayerChannel, ...]
+    attributes: tuple[LayerChannel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,25 @@ class ChannelGraph:
 
         Raises:
             InputError: the network does not run on the example.
-            GapruneError: torch-pruning is not installed.
         """
-        torch_pruning()  # before the work, if it is missing
         device = next((parameter.device for parameter in model.parameters()), example.device)
         private = private_copy(model, device)
-        graph, factored, failed = _untried(model, private, example, frozenset())
         trial = ChannelTrial(model, example)
-        graph, failed_trial = _tried(graph, trial)
-        failed |= failed_trial
-        sites = {site for site, channels in factored.items() if channels & failed}
+
+        def graph_of(**options: Any) -> tuple[ChannelGraph, ChannelTracer, set[LayerChannel]]:
+            tracer = _traced(private, example, **options)
+            graph, at_once = _untried(model, tracer)
+            graph, failed = _tried(graph, trial)
+            return graph, tracer, at_once | failed
+
+        first, tracer, failed = graph_of()
+        graphs = [first]
+        sites = {site for site, channels in _factored(tracer).items() if channels & failed}
         if sites:  # where a reshape splits channels, the other factor may be constant
-            other, *_ = _untried(model, private, example, frozenset(sites))
-            other, _ = _tried(other, trial)
-            graph = max(graph, other, key=_num_removable)
-        return graph
+            graphs.append(graph_of(inner=frozenset(sites))[0])
+        if failed and tracer.numbers:  # a number may only happen to equal one of channels
+            graphs.append(graph_of(with_numbers=False)[0])
+        return max(graphs, key=_num_removable)
 
     def whole_layers(self) -> dict[str, str]:
         """Return layer → why none, or how many, of its output channels cannot be removed."""
@@ -128,7 +134,7 @@ class ChannelGraph:
                 removed.append(coupled[LayerChannel(layer, index)])
         removal = _removal_of(removed)
         counts = (num_outputs, num_inputs)
-        for indices_by_layer, count in zip(removal, counts, strict=True):
+        for indices_by_layer, count in zip(removal[:2], counts, strict=True):
             for layer, indices in indices_by_layer.items():
                 if len(indices) >= count(self.model.get_submodule(layer)):
                     raise InputError(
@@ -152,15 +158,8 @@ class ChannelGraph:
             )
 
 
-def _untried(
-    model: nn.Module, private: nn.Module, example: Tensor, inner: frozenset[str]
-) -> tuple[ChannelGraph, dict[str, set[LayerChannel]], set[LayerChannel]]:
-    """Return the graph before any trial, and channels that another trace may find removable.
-
-    These are site of a reshape → output channels that it splits, and those that could only be
-    removed all at once.
-    """
-    tracer = ChannelTracer(private, inner)
+def _traced(private: nn.Module, example: Tensor, **options: Any) -> ChannelTracer:
+    tracer = ChannelTracer(private, **options)
     try:
         tracer.run(example)
     except Exception as error:  # the network's own code runs, and may raise anything
@@ -168,9 +167,25 @@ def _untried(
             f"model: its channels cannot be followed ({type(error).__name__}: "
             f"{first_line(error)}); channels can be removed from networks that accept the example"
         ) from error
-    labels = tracer.labels
-    members = _members(tracer.outputs, private, labels.root)
-    readers = _members(tracer.inputs, private, labels.root)
+    return tracer
+
+
+def _factored(tracer: ChannelTracer) -> dict[str, set[LayerChannel]]:
+    """Return site of a reshape → output channels that it splits."""
+    root = tracer.labels.root
+    members = _members(tracer.outputs, tracer.outputs, root)
+    return {
+        site: {channel for label in split for channel in members.get(root(label), ())}
+        for site, split in tracer.factored.items()
+    }
+
+
+def _untried(model: nn.Module, tracer: ChannelTracer) -> tuple[ChannelGraph, set[LayerChannel]]:
+    """Return the graph before any trial, and channels that could only be removed all at once."""
+    labels, layers_in_order = tracer.labels, [name for name, _ in model.named_modules()]
+    members = _members(tracer.outputs, layers_in_order, labels.root)
+    readers = _members(tracer.inputs, layers_in_order, labels.root)
+    attributes = _members(tracer.attributes, sorted(tracer.attributes), labels.root)
     fixed: dict[LayerChannel, str] = {}
     at_once: set[LayerChannel] = set()
     groups: dict[tuple[str, ...], list[CoupledChannels]] = defaultdict(list)
@@ -180,7 +195,8 @@ def _untried(
             fixed.update(dict.fromkeys(outputs, reason))
             continue
         layers = tuple(dict.fromkeys(channel.layer for channel in outputs))
-        groups[layers].append(CoupledChannels(tuple(outputs), tuple(readers.get(root, ()))))
+        sides = (outputs, readers.get(root, ()), attributes.get(root, ()))
+        groups[layers].append(CoupledChannels(*map(tuple, sides)))
         roots[layers] = root
     for layers in [layers for layers, sets in groups.items() if len(sets) == 1]:
         (single,) = groups[layers]
@@ -190,17 +206,12 @@ def _untried(
             fixed.update(dict.fromkeys(single.outputs, reason))
             at_once.update(single.outputs)
             del groups[layers]
-    channel_of = {root: set(outputs) for root, outputs in members.items()}
-    factored = {
-        site: set().union(*(channel_of.get(labels.root(label), set()) for label in split))
-        for site, split in tracer.factored.items()
-    }
     made = []
     for layers, sets in groups.items():
         is_joined = any(len(channels.outputs) > len(layers) for channels in sets)
         joined = labels.joined_by(roots[layers]) if is_joined else None
         made.append(ChannelGroup(layers, tuple(sets), joined))
-    return ChannelGraph(model, tuple(made), fixed), factored, at_once
+    return ChannelGraph(model, tuple(made), fixed), at_once
 
 
 def _num_removable(graph: ChannelGraph) -> int:
@@ -220,11 +231,11 @@ def _tried(graph: ChannelGraph, trial: ChannelTrial) -> tuple[ChannelGraph, set[
 
 
 def _members(
-    by_layer: Mapping[str, Tensor], model: nn.Module, root: Callable[[int], int]
+    by_layer: Mapping[str, Tensor], order: Iterable[str], root: Callable[[int], int]
 ) -> dict[int, list[LayerChannel]]:
-    """Return the channels with the same label, in the order of registration of their layers."""
+    """Return the channels with the same label, with their layers in this order."""
     members: dict[int, list[LayerChannel]] = defaultdict(list)
-    for layer, _ in model.named_modules():
+    for layer in order:
         for channel, label in enumerate(by_layer[layer].tolist() if layer in by_layer else ()):
             if label != CONSTANT:
                 members[root(label)].append(LayerChannel(layer, channel))
@@ -237,6 +248,7 @@ def _removal_of(coupled: Iterable[CoupledChannels]) -> ChannelRemoval:
     return ChannelRemoval(
         _by_layer(channel for channels in sets for channel in channels.outputs),
         _by_layer(channel for channels in sets for channel in channels.inputs),
+        _by_layer(channel for channels in sets for channel in channels.attributes),
     )
 
 

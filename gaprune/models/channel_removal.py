@@ -24,12 +24,11 @@ def remove_channels(
     Raises:
         InputError: `channels` (layer → output channels) are unknown or cannot be removed, a layer
             has no other, or the network computes something else without them.
-        GapruneError: torch-pruning is not installed.
     """
     removal = ChannelGraph.trace(model, example).removal(channels)
     compact = sliced_copy(model, removal)
     # tracing can be wrong, for example about slices by position: compare before returning
-    _check_same(compact, zeroed_copy(model, removal), example, sorted(channels))
+    check_same(compact, zeroed_copy(model, removal), example, sorted(channels))
     return compact
 
 
@@ -45,7 +44,7 @@ def masked_equivalent(
 
 
 @torch.no_grad()
-def _check_same(
+def check_same(
     compact: nn.Module, expected: nn.Module, example: Tensor, layers: Sequence[str]
 ) -> None:
     """Raise unless both networks agree on the example: tracing misses some of what forward does."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from torch import nn
-
-from gaprune.models.sources.optional_packages import import_extra
+from torch import Tensor, nn
 
 # Attributes of torch layers that hold their number of channels.
 _OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters")
@@ -18,10 +15,14 @@ _INPUTS = ("in_channels", "in_features")
 
 
 class ChannelRemoval(NamedTuple):
-    """Channels to remove: layer → ascending output channels, and layer → input channels."""
+    """Channels to remove: layer → ascending output channels, and layer → input channels.
+
+    `attributes` are modules' vectors, and numbers of channels that their code uses.
+    """
 
     outputs: dict[str, list[int]]
     inputs: dict[str, list[int]]
+    attributes: dict[str, list[int]]
 
 
 def num_outputs(layer: nn.Module) -> int:
@@ -34,28 +35,72 @@ def num_inputs(layer: nn.Module) -> int:
     return next(int(getattr(layer, name)) for name in _INPUTS if hasattr(layer, name))
 
 
-def torch_pruning() -> ModuleType:
-    """Import torch-pruning, or raise a `GapruneError` if it is not installed."""
-    package: ModuleType = import_extra("torch_pruning", "compare", "channels")
-    return package
-
-
 def sliced_copy(model: nn.Module, removal: ChannelRemoval, *, share: bool = False) -> nn.Module:
     """Return a smaller copy without these channels; with `share`, it shares all other tensors."""
-    # layer by layer, not by torch-pruning's groups: dependencies are already resolved
-    pruners = torch_pruning().DependencyGraph()
-    # torch-pruning replaces tensors, it does not write into them
+    # slicing replaces tensors, it does not write into them
     shared = [*model.parameters(), *model.buffers()] if share else []
     compact = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     for layer, indices in removal.outputs.items():
-        module = compact.get_submodule(layer)
-        pruners.get_pruner_of_module(module).prune_out_channels(module, indices)
+        _slice_outputs(compact.get_submodule(layer), indices)
     for layer, indices in removal.inputs.items():
         module = compact.get_submodule(layer)
-        pruners.get_pruner_of_module(module).prune_in_channels(module, indices)
-    for name, parameter in model.named_parameters():  # the sliced ones are new and take gradients
-        compact.get_parameter(name).requires_grad_(parameter.requires_grad)
+        _slice(module, "weight", _input_axis(module), indices)
+        _subtract(module, _INPUTS, len(indices))
+    for name, indices in removal.attributes.items():
+        _slice_attribute(compact, name, indices)
     return compact
+
+
+def _slice_outputs(module: nn.Module, indices: Sequence[int]) -> None:
+    count, groups = num_outputs(module), getattr(module, "groups", 1)
+    if groups > 1:  # whole groups go, with the inputs that only they read
+        module.groups = groups - len(indices) * groups // count
+        _subtract(module, _INPUTS, len(indices) * num_inputs(module) // count)
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    for name, tensor in tensors:
+        # transposed convolutions store [in, out, …], except depthwise ones
+        axis = int(name == "weight" and is_transposed(module) and groups == 1)
+        if tensor.ndim > axis and tensor.shape[axis] == count:  # also a subclass's own scales
+            _slice(module, name, axis, indices)
+    _subtract(module, _OUTPUTS, len(indices))
+
+
+def _slice(module: nn.Module, name: str, axis: int, indices: Sequence[int]) -> None:
+    """Replace a parameter or buffer by one without these indices."""
+    tensor = getattr(module, name)
+    kept = torch.ones(tensor.shape[axis], dtype=torch.bool)
+    kept[list(indices)] = False
+    sliced = tensor.detach().index_select(axis, kept.nonzero().flatten().to(tensor.device))
+    if isinstance(tensor, nn.Parameter):
+        sliced = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
+    setattr(module, name, sliced)
+
+
+def _subtract(module: nn.Module, names: Sequence[str], count: int) -> None:
+    for name in names:
+        if hasattr(module, name):
+            setattr(module, name, getattr(module, name) - count)
+
+
+def _slice_attribute(model: nn.Module, name: str, indices: Sequence[int]) -> None:
+    """Slice a vector, or lower a number of channels: `a.width`, or `a.widths[0]` of several."""
+    owner, _, attribute = name.rpartition(".")
+    module, (attribute, _, index) = model.get_submodule(owner), attribute.partition("[")
+    value = getattr(module, attribute)
+    if isinstance(value, Tensor):
+        _slice(module, attribute, vector_axis(value), indices)
+    elif not index:
+        setattr(module, attribute, value - len(indices))
+    else:
+        numbers = list(value)
+        numbers[int(index[:-1])] -= len(indices)
+        setattr(module, attribute, type(value)(numbers))
+
+
+def vector_axis(tensor: Tensor) -> int:
+    """Return the only axis along which a tensor has more than one element, or -1."""
+    axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+    return axes[0] if len(axes) == 1 else -1
 
 
 @torch.no_grad()
@@ -74,8 +119,7 @@ def unread_copy(
     for layer, indices in inputs.items():
         module = unread.get_submodule(layer)
         weight = module.get_parameter("weight")
-        axis = int(not is_transposed(module))
-        weight.index_fill_(axis, torch.tensor(indices, device=weight.device), 0)
+        weight.index_fill_(_input_axis(module), torch.tensor(indices, device=weight.device), 0)
     return unread
 
 
@@ -90,6 +134,10 @@ def zeroed_copy(model: nn.Module, removal: ChannelRemoval) -> nn.Module:
             axis = int(name == "weight" and is_transposed(module) and module.groups == 1)
             parameter.index_fill_(axis, torch.tensor(indices, device=parameter.device), 0)
     return zeroed
+
+
+def _input_axis(layer: nn.Module) -> int:
+    return int(not is_transposed(layer))
 
 
 def is_transposed(layer: nn.Module) -> bool:

@@ -7,83 +7,36 @@ themselves, so index maps are exact; operations on several elements join their l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gaprune.models.channel_labels import ChannelLabels, stripped, varies
-from gaprune.models.channel_slicing import num_inputs, num_outputs
-
-# Layers that normalise or mix all of their channels, or have no input channels.
-_MIXING = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    _InstanceNorm,
-    nn.MultiheadAttention,
-    nn.RNNBase,
-    nn.Embedding,
-    nn.EmbeddingBag,
-    nn.Bilinear,
+from gaprune.models.channel_layers import (
+    MIXING,
+    channel_axis,
+    is_traced_layer,
+    num_groups,
+    passing_through,
+    refusal,
 )
-
-
-def _names(*lines: str) -> frozenset[str]:
-    return frozenset(name for line in lines for name in line.split())
-
-
-# Operations of ATen by name, without the underscore of in-place variants.
-_MOVING = _names(
-    "permute transpose t squeeze unsqueeze expand slice select split split_with_sizes unbind cat",
-    "stack constant_pad_nd repeat roll flip unfold im2col index_select narrow diagonal",
-    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d",
-    "replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
+from gaprune.models.channel_operations import (
+    ALONG_DIMENSIONS,
+    ELEMENTWISE,
+    MOVING,
+    PARTS,
+    RESHAPING,
+    SHUFFLED_DIMENSION,
+    SIZED,
+    SPATIAL,
 )
-_RESHAPING = _names("view _unsafe_view reshape _reshape_alias")
-_ELEMENTWISE = _names(
-    "hardswish _prelu_kernel prelu native_dropout dropout where masked_fill _to_copy copy detach",
-    "alias clone lift_fresh contiguous nan_to_num celu selu rrelu",
-)
-_ALONG_DIMENSIONS = _names(
-    "mean sum amax amin max min var std var_mean std_mean prod logsumexp _softmax _log_softmax",
-    "linalg_vector_norm norm cumsum argmax argmin any all",
-)
-
-
-def _split_sizes(arguments: Mapping[str, Any], _: int) -> tuple[int, int, int]:
-    sizes = {int(size) for size in arguments["split_sizes"]}
-    return 0, sizes.pop() if len(sizes) == 1 else 0, 1
-
-
-def _sliced(arguments: Mapping[str, Any], size: int) -> tuple[int, int, int]:
-    start, stop, stride = slice(*(arguments[key] for key in ("start", "end", "step"))).indices(size)
-    return (start, stop - start, 1) if stride == 1 else (0, size // stride, stride)
-
-
-# Operations that take parts of a dimension: arguments and its size → where a part starts, its
-# length (0 if parts differ), and the distance of its elements.
-_PARTS: dict[str, Callable[[Mapping[str, Any], int], tuple[int, int, int]]] = {
-    "split": lambda arguments, _: (0, int(arguments["split_size"]), 1),
-    "split_with_sizes": _split_sizes,
-    "unbind": lambda *_: (0, 1, 1),
-    "select": lambda *_: (0, 0, 1),
-    "index_select": lambda *_: (0, 0, 1),
-    "slice": _sliced,
-    "channel_shuffle": lambda arguments, size: (0, size // int(arguments["groups"]), 1),
-    "native_channel_shuffle": lambda arguments, size: (0, size // int(arguments["groups"]), 1),
-    "pixel_shuffle": lambda a, size: (0, size // int(a["upscale_factor"]) ** 2, 2),
-}
-_SHUFFLED_DIMENSION = {"pixel_shuffle": -3, "channel_shuffle": 1, "native_channel_shuffle": 1}
-_SPATIAL = ("avg_pool", "max_pool", "upsample_", "lp_pool")
+from gaprune.models.channel_slicing import num_inputs, num_outputs, vector_axis
 
 
 class ChannelTracer(TorchDispatchMode):
@@ -93,15 +46,28 @@ class ChannelTracer(TorchDispatchMode):
         labels: the sets of coupled channels.
         outputs: layer → label of each output channel; also norms and depthwise convolutions.
         inputs: layer → label of each input channel that it reads.
+        attributes: name → label of each element of a module's vector, such as that of LayerScale,
+            or of each channel that a module's number counts, such as the width of Res2Net's parts.
+        numbers: those of the attributes that are numbers.
     """
 
-    def __init__(self, model: nn.Module, inner: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner: frozenset[str] = frozenset(),
+        with_numbers: bool = True,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = ChannelLabels()
         self.outputs: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
+        self.attributes: dict[str, Tensor] = {}
+        self.numbers: set[str] = set()
         self.factored: dict[str, set[int]] = {}  # site of a reshape that splits channels → labels
         self._inner = inner
+        self._with_numbers = with_numbers
+        self._first_channel = 1  # labels below are those of vectors
         self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._hidden = 0  # depth of layers whose operations are not looked at
         self._path: list[str] = []
@@ -110,8 +76,8 @@ class ChannelTracer(TorchDispatchMode):
         self._owners = {
             id(parameter): name
             for name, module in model.named_modules()
-            if _is_layer(module)
-            for parameter in module.parameters(recurse=False)
+            if is_traced_layer(module)
+            for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False))
         }
         self._misused: dict[str, str] = {}
 
@@ -123,6 +89,7 @@ class ChannelTracer(TorchDispatchMode):
     @torch.no_grad()
     def run(self, example: Tensor) -> None:
         """Run the network on one input `[1, …]`."""
+        self._label_vectors()
         source = self.labels.fixed("they are added to the network's inputs")
         with ExitStack() as hooks:
             for name, module in self._model.named_modules():
@@ -139,19 +106,29 @@ class ChannelTracer(TorchDispatchMode):
             for labels in (self.outputs.get(layer), self.inputs.get(layer)):
                 self._fix_labels(labels, reason)
 
+    def _label_vectors(self) -> None:
+        """Give labels to the elements of vectors that no layer holds: they may scale channels."""
+        for name, tensor in (*self._model.named_parameters(), *self._model.named_buffers()):
+            axis = vector_axis(tensor)
+            if axis < 0 or id(tensor) in self._owners or not tensor.is_floating_point():
+                continue
+            self.attributes[name] = self.labels.new(tensor.shape[axis])
+            self._of[tensor] = self.attributes[name].view(tensor.shape)
+            self._first_channel = int(self.attributes[name][-1]) + 1
+
     # --- layers -----------------------------------------------------------------------------------
 
     def _entering(self, name: str) -> Any:  # noqa: ANN401 - torch's type of a hook
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             self._path.append(name)
-            if self._hidden or _is_layer(module):
+            if self._hidden or is_traced_layer(module):
                 self._hidden += 1
             if self._hidden != 1:
                 return
             tensors = [value for value in tree_iter((args, named)) if isinstance(value, Tensor)]
-            if isinstance(module, _MIXING):
+            if isinstance(module, MIXING):
                 for tensor in tensors:
-                    self._fix(tensor, _passing(module))
+                    self._fix(tensor, passing_through(module))
             elif tensors:
                 self._enter_layer(name, module, tensors[0])
 
@@ -161,33 +138,37 @@ class ChannelTracer(TorchDispatchMode):
         def hook(module: nn.Module, _: object, output: Any) -> None:  # noqa: ANN401
             self._path.pop()
             self._hidden = max(0, self._hidden - 1)
-            if self._hidden or not _is_layer(module):
+            if self._hidden or not is_traced_layer(module):
                 return
-            if isinstance(module, _MIXING) or name not in self.outputs:
-                self._set_fixed(output, _passing(module))
+            if isinstance(module, MIXING) or name not in self.outputs:
+                self._set_fixed(output, passing_through(module))
                 return
-            axis = _channel_axis(module, output)
+            axis = channel_axis(module, output)
             shape = [-1 if index == axis else 1 for index in range(output.ndim)]
             self._of[output] = self.outputs[name].view(shape).expand(output.shape)
 
         return hook
 
     def _enter_layer(self, name: str, module: nn.Module, inputs: Tensor) -> None:
-        read = self._read(inputs, _channel_axis(module, inputs), name)
+        read = self._read(inputs, channel_axis(module, inputs), name)
         if name not in self.outputs:
             self.outputs[name] = self.labels.new(num_outputs(module))
         made = self.outputs[name]
-        if _is_channelwise(module):
-            self._join(read, made, f"{type(module).__name__} {name}")
-            return
-        if getattr(module, "groups", 1) > 1:
-            reason = "they pass through a grouped convolution that is not depthwise"
+        groups = num_groups(module)
+        reason = refusal(module, len(read))
+        if reason is not None:
             self._fix_labels(read, reason)
             self._fix_labels(made, reason)
-        if len(read) != num_inputs(module):  # a subclass with a forward of its own
-            self._fix_labels(read, _passing(module))
-            self._fix_labels(made, _passing(module))
+            if groups > 1:
+                return
             read = torch.zeros(num_inputs(module), dtype=torch.int64)
+        elif groups > 1:  # whole groups can be removed
+            what = f"{type(module).__name__} {name}"
+            parts = read.view(groups, -1), made.view(groups, -1)
+            for part in parts:
+                self._join_along(part, 1, what)
+            self._join(parts[0][:, :1], parts[1][:, :1], what)
+            return
         self._join(self.inputs.setdefault(name, read), read, f"the second call of {name}")
 
     def _read(self, inputs: Tensor, axis: int, layer: str) -> Tensor:
@@ -223,9 +204,11 @@ class ChannelTracer(TorchDispatchMode):
                 self._follow(operation, args, named, tensors, output)
             except Exception:  # noqa: BLE001 - whatever labels do not survive mixes channels
                 reason = f"they pass through {self._site(operation)}"
-                for tensor in tensors:
-                    self._fix(tensor, reason)
-                self._set_fixed(output, reason)
+                labels = [self._of[tensor] for tensor in tensors if tensor in self._of]
+                for of in labels:
+                    self._fix_labels(of, reason)
+                if any(int(of.max()) >= self._first_channel for of in labels):
+                    self._set_fixed(output, reason)  # else a constant, made of vectors
         return output
 
     def _site(self, operation: Any) -> str:  # noqa: ANN401
@@ -246,22 +229,22 @@ class ChannelTracer(TorchDispatchMode):
         if full_name.endswith("_") and is_part and (name == "copy" or output not in self._of):
             # the labels of the whole would have to change, too
             raise NotImplementedError(name)
-        if name in _RESHAPING:
+        if name in RESHAPING:
             labels = self._of[tensors[0]]
             self._of[output] = self._reshaped(labels, output.shape, what)
-        elif name in _MOVING:
+        elif name in MOVING:
             self._move(name, operation, args, named, what, output)
         elif name == "glu":
             first, second = self._of[args[0]].chunk(2, *(args[1:2] or (-1,)))
             self._join(first, second, what, in_layer=True)
             self._of[output] = first
-        elif name in _ELEMENTWISE or torch.Tag.pointwise in operation.tags:
+        elif name in ELEMENTWISE or torch.Tag.pointwise in operation.tags:
             self._combine(tensors, output, what)
-        elif name in _ALONG_DIMENSIONS:
+        elif name in ALONG_DIMENSIONS:
             arguments = dict(zip((a.name for a in operation._schema.arguments), args, strict=False))  # noqa: SLF001
             dims = {**arguments, **named}.get("dim")
             self._reduce(tensors[0], dims, output, what)
-        elif any(part in name for part in _SPATIAL):
+        elif any(part in name for part in SPATIAL):
             self._reduce_space(tensors[0], name, output, what)
         else:
             raise NotImplementedError(name)
@@ -282,8 +265,9 @@ class ChannelTracer(TorchDispatchMode):
         }
         names = [argument.name for argument in operation._schema.arguments]  # noqa: SLF001
         arguments |= dict(zip(names, args, strict=False)) | named
-        if isinstance(args[0], Tensor):
-            self._couple_parts(name, self._of.get(args[0]), arguments, what)
+        labels = self._of.get(args[0]) if isinstance(args[0], Tensor) else None
+        if labels is not None and name in PARTS:
+            self._couple_parts(name, labels, arguments, what)
         if name == "constant_pad_nd":
             args, named = args[:2], {}  # whatever the value, no channel computes it
         # float64, since some of these exist for floating-point numbers only
@@ -303,51 +287,107 @@ class ChannelTracer(TorchDispatchMode):
         return value.cpu()  # indices
 
     def _couple_parts(
-        self, name: str, labels: Tensor | None, arguments: Mapping[str, Any], what: str
+        self, name: str, labels: Tensor, arguments: Mapping[str, Any], what: str
     ) -> None:
         """Join channels at the same position of equal parts: then each part loses the same."""
-        if labels is None or name not in _PARTS:
-            return
-        dim = int(arguments.get("dim", _SHUFFLED_DIMENSION.get(name, 0))) % labels.ndim
+        dim = int(arguments.get("dim", SHUFFLED_DIMENSION.get(name, 0))) % labels.ndim
         size = labels.shape[dim]
-        start, length, stride = _PARTS[name](arguments, size)
-        if length == size or not varies(labels, dim):
+        start, length, stride = PARTS[name](arguments, size)
+        if length == size or not varies(self.labels.roots(stripped(labels, but=dim)), dim):
+            return
+        if name == "split_with_sizes" and self._count_list(labels, arguments["split_sizes"], dim):
             return
         if length > 0 and size % length == 0 and start % length == 0:
             # parts are adjacent (stride 1) or interleaved
             shape = (size // length, length) if stride == 1 else (length, size // length)
             parts = labels.unflatten(dim, shape)
             self._join_along(parts, dim if stride == 1 else dim + 1, what)
-        else:
+            if name in SIZED and not self._count(length, labels.narrow(dim, start, length), dim):
+                self._count(size, labels, dim)  # the code divides it
+        elif not self._count_unequal(name, labels, arguments, dim):
             self._fix_labels(labels, f"they are split into unequal parts by {what}")
+
+    def _count_unequal(
+        self, name: str, labels: Tensor, arguments: Mapping[str, Any], dim: int
+    ) -> bool:
+        """Count the channels of unequal parts; return whether the module stores all sizes."""
+        size = labels.shape[dim]
+        if name == "slice" and arguments["step"] == 1:
+            start, stop, _ = slice(arguments["start"], arguments["end"]).indices(size)
+            ends = [end for end in (start, stop) if 0 < end < size]
+            return all(self._count(end, labels.narrow(dim, 0, end), dim) for end in ends)
+        if name != "split_with_sizes":
+            return False
+        sizes = [int(part) for part in arguments["split_sizes"]]
+        parts = labels.split(sizes, dim)
+        for part, other in ((a, b) for a in parts for b in parts if a.shape == b.shape):
+            self._join(part, other, name, in_layer=True)  # the same number may count both
+        return all(self._count(size, part, dim) for size, part in zip(sizes, parts, strict=True))
+
+    def _count(self, number: int, labels: Tensor, dim: int) -> bool:
+        """Let numbers of the calling module that equal a count of channels count these channels.
+
+        Return whether it has one.
+        """
+        names = [key for key, value in self._numbers() if value == number and type(value) is int]
+        return bool(names) and all(self._attach(name, labels, dim) for name in names)
+
+    def _count_list(self, labels: Tensor, sizes: Sequence[int], dim: int) -> bool:
+        """Let a list of the calling module count the parts; return whether it has one."""
+        names = [
+            key
+            for key, value in self._numbers()
+            if isinstance(value, (list, tuple)) and list(value) == list(sizes)
+        ]
+        parts = list(enumerate(labels.split(list(sizes), dim)))
+        return bool(names) and all(
+            self._attach(f"{name}[{index}]", part, dim) for name in names for index, part in parts
+        )
+
+    def _numbers(self) -> list[tuple[str, Any]]:
+        """Return name → value of the attributes of the module whose forward pass runs."""
+        if not self._with_numbers or not self._path:
+            return []
+        path = self._path[-1]
+        attributes = vars(self._model.get_submodule(path))
+        return [(f"{path}.{key}".lstrip("."), value) for key, value in attributes.items()]
+
+    def _attach(self, name: str, labels: Tensor, dim: int) -> bool:
+        """Let a number count channels along a dimension, unless other dimensions differ."""
+        matrix = self.labels.roots(stripped(labels, but=dim)).movedim(dim, 0).flatten(1)
+        if bool((matrix != matrix[:, :1]).any()):
+            return False
+        counted = matrix[:, 0]
+        self._join(self.attributes.setdefault(name, counted), counted, f"the number {name}")
+        self.numbers.add(name)
+        return True
 
     def _reshaped(self, labels: Tensor, shape: torch.Size, what: str) -> Tensor:
         """Return reshaped labels; where channels are split into factors, all but one are fixed."""
         result = labels.reshape(shape)
         before = [dim for dim in range(labels.ndim) if varies(labels, dim)]
         after = [dim for dim in range(result.ndim) if varies(result, dim)]
+        free = after
         if len(after) > max(1, len(before)):
             self._sites[what] = self._sites.get(what, 0) + 1
             site = f"{what} {self._sites[what]}"
             self.factored[site] = set(torch.unique(labels).tolist())
             # usually the outer factors are constants of `forward` (groups, branches)
-            for dim in after[1:] if site in self._inner else after[:-1]:
+            joined, free = after[:-1], after[-1:]
+            if site in self._inner:
+                joined, free = after[1:], after[:1]
+            for dim in joined:
                 self._join_along(result, dim, what)
+        if labels.shape != shape:
+            for dim in free:
+                self._count(result.shape[dim], result, dim)
         return result
 
     def _combine(self, tensors: Sequence[Tensor], output: Any, what: str) -> None:  # noqa: ANN401
         """Join the labels that an operation by element combines."""
         first = output if isinstance(output, Tensor) else next(iter(tree_iter(output)))
         shape = first.shape
-        known = [self._of[tensor].expand(shape) for tensor in tensors if tensor in self._of]
-        for tensor in tensors:
-            if tensor in self._of or tensor.ndim > len(shape):
-                continue
-            offset = len(shape) - tensor.ndim
-            wide = [offset + dim for dim, size in enumerate(tensor.shape) if size > 1]
-            for labels in known:
-                if any(varies(labels, dim) for dim in wide):
-                    self._fix_labels(labels, f"they meet a parameter or constant in {what}")
+        known = self._joined_labels(tensors, shape, what)
         result = known[0]
         for labels in known[1:]:
             self._join(result, labels, what)
@@ -356,6 +396,28 @@ class ChannelTracer(TorchDispatchMode):
         for tensor in tree_iter(output):
             if isinstance(tensor, Tensor):
                 self._of[tensor] = result.expand(tensor.shape)
+
+    def _joined_labels(
+        self, tensors: Sequence[Tensor], shape: torch.Size, what: str
+    ) -> list[Tensor]:
+        """Return the labels that are joined, and fix those that meet constants, or all others."""
+        labels = {id(t): self._of[t].expand(shape) for t in tensors if t in self._of}
+        # a vector matters only where it meets channels
+        channels = {key: of for key, of in labels.items() if int(of.max()) >= self._first_channel}
+        channels = channels or labels
+        among = {dim for of in channels.values() for dim in range(len(shape)) if varies(of, dim)}
+        known = []
+        for tensor in tensors:
+            key, met = id(tensor), _wide(tensor, len(shape)) & among
+            if key in labels and (met or (key in channels and not among)):
+                known.append(labels[key])
+            elif key in channels:
+                self._fix_labels(labels[key], f"they are combined with all channels in {what}")
+            elif key not in labels:
+                for of in channels.values():
+                    if any(varies(of, dim) for dim in met):
+                        self._fix_labels(of, f"they meet a parameter or constant in {what}")
+        return known
 
     def _reduce(self, tensor: Tensor, dims: Any, output: Any, what: str) -> None:  # noqa: ANN401
         labels = self._of[tensor]
@@ -413,26 +475,6 @@ def _name_of(operation: Any) -> str:  # noqa: ANN401
     return str(operation._overloadpacket).rpartition(".")[2]  # noqa: SLF001 # no public name
 
 
-def _is_layer(module: nn.Module) -> bool:
-    """Return whether a module is seen as a whole, not by its operations."""
-    prelu = isinstance(module, nn.PReLU) and module.num_parameters > 1
-    return prelu or isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, *_MIXING))
-
-
-def _is_channelwise(module: nn.Module) -> bool:
-    """Return whether each output channel is computed from the input channel of the same index."""
-    if isinstance(module, _ConvNd):
-        return 1 < module.groups == module.in_channels == module.out_channels
-    return isinstance(module, (_BatchNorm, nn.PReLU))
-
-
-def _channel_axis(module: nn.Module, tensor: Tensor) -> int:
-    if isinstance(module, nn.Linear):
-        return tensor.ndim - 1
-    if isinstance(module, _ConvNd):  # a batch may be missing
-        return tensor.ndim - 1 - len(module.kernel_size)
-    return min(1, tensor.ndim - 1)
-
-
-def _passing(module: nn.Module) -> str:
-    return f"they pass through a {type(module).__name__}"
+def _wide(tensor: Tensor, ndim: int) -> set[int]:
+    """Return the dimensions of a result of `ndim` dimensions that a tensor does not broadcast."""
+    return {ndim - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1}

@@ -194,7 +194,6 @@ def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:
 
     Raises:
         InputError: there are none, or the network does not run.
-        GapruneError: torch-pruning is not installed.
     """
     groups = channel_groups(target, alike=alike)
     layout = Layout(_group_names(groups), tuple((len(group.channels),) for group in groups))

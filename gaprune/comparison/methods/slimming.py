@@ -136,7 +136,7 @@ def slim(  # noqa: PLR0913 # what slimming depends on, each by its own name
     Raises:
         InputError: no BatchNorm whose channels can be removed, a sparsity that removing channels
             cannot reach, or what `ChannelGraph.trace` and `train` object to.
-        GapruneError: torch-pruning is not installed, or training overflows.
+        GapruneError: training overflows.
     """
     test = None if held_out is None else HeldOut(target, held_out)
     slimmer = Slimmer(target, data, options, generator, test, on_epoch)
@@ -270,7 +270,6 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
 
     Raises:
         InputError: no BatchNorm whose channels can be removed, or a network that cannot be traced.
-        GapruneError: torch-pruning is not installed.
     """
     scales = _gammas(model)
     ranked = []
