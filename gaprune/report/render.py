@@ -78,7 +78,8 @@ def _environment() -> Environment:
 
 def _typeset(value: object) -> object:
     """Keep a figure and its unit on one line, and print a minus sign instead of a hyphen."""
-    if type(value) is not str:  # Markup is code or was typeset before: it is copied as it is
+    # Markup is copied as it is: templates escape code with `| e`, so that it works when pasted.
+    if type(value) is not str:
         return value
     return _MINUS.sub("−", _UNIT.sub("\u00a0", value))
 

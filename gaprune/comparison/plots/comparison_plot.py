@@ -35,10 +35,11 @@ def plot_comparison(
 ) -> None:
     """Draw the score against sparsity: medians over seeds, bars from the worst seed to the best.
 
-    Each point is at the fraction of weights that the method really removed. Both axes are logarithmic, in the weights kept and in the errors made, so that 90, 95, 98 and
-    99 % are well separated. Lines are solid for methods that use the weights alone, dashed for
-    those that need calibration inputs or gradients, dotted for those that train weights. The
-    legend lists the methods of each kind, the best at the highest sparsity first.
+    Each point is at the fraction of weights that the method really removed. Both axes are
+    logarithmic, in the weights kept and in the errors made, so that 90, 95, 98 and 99 % are well
+    separated. Lines are solid for methods that use the weights alone, dashed for those that need
+    calibration inputs or gradients, dotted for those that train weights. The legend lists the
+    methods of each kind, the best at the highest sparsity first.
 
     Args:
         summaries: one per method, as `summarise` sorts them.
