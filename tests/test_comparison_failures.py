@@ -35,7 +35,7 @@ from gaprune.models.target import target_from_module
         ({"seed": 3}, "seed: "),
         ({"method": "lamp"}, "method: "),
         ({"repair_in_loop": True}, "repair_in_loop: "),
-        ({"sparsity": (0.5, 0.9), "floor": 0.2}, "floor: .*0.2.*--floor"),
+        ({"sparsity": (0.5, 0.9), "floor": 0.2}, "floor: .*0.2.*floor="),
         ({"sede": 3}, "setting: .*'sede'"),
         ({"validation": "nois"}, "validation: .*'nois'"),
         ({"train": (torch.rand(4, 5), torch.zeros(4).long())}, "train: "),

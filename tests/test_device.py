@@ -82,10 +82,10 @@ def test_actors_use_the_gpus_that_they_reserve(
 @pytest.mark.parametrize(
     ("worker_options", "message"),
     [
-        (WorkerOptions(2, device="cuda"), "'cuda'.*add --gpus-per-worker"),
-        (WorkerOptions(2, gpus=0.5, device="cpu"), "'cpu'.*--gpus-per-worker 0.5"),
-        (WorkerOptions(2, gpus=1, device="cuda:1"), "'cuda:1'.*--device cuda"),
-        pytest.param(WorkerOptions(device="cuda:0"), "'cuda:0'.*--device cpu", marks=without_cuda),
+        (WorkerOptions(2, device="cuda"), "'cuda'.*add gpus_per_worker"),
+        (WorkerOptions(2, gpus=0.5, device="cpu"), "'cpu'.*gpus_per_worker=0.5"),
+        (WorkerOptions(2, gpus=1, device="cuda:1"), "'cuda:1'.*device='cuda'"),
+        pytest.param(WorkerOptions(device="cuda:0"), "'cuda:0'.*device='cpu'", marks=without_cuda),
         pytest.param(WorkerOptions(device="cuda:99"), "'cuda:99'", marks=cuda),
     ],
     ids=str,

@@ -300,14 +300,14 @@ class Detached(nn.BatchNorm1d):
 @pytest.mark.parametrize(
     ("model", "spec", "message"),
     [
-        (tiny_model(), InputSpec((6,), "vector"), r"BatchNorm.*--calibration impressions"),
+        (tiny_model(), InputSpec((6,), "vector"), r"BatchNorm.*calibration='impressions'"),
         (
             nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)),
             InputSpec((6,), "vector"),
-            r"running statistics.*--calibration impressions",
+            r"running statistics.*calibration='impressions'",
         ),
         (Attention(), InputSpec((5,), "tokens", vocabulary=11), "token ids"),
-        (Detached(6), InputSpec((6,), "vector"), r"gradients.*--calibration procedural"),
+        (Detached(6), InputSpec((6,), "vector"), r"gradients.*calibration='procedural'"),
     ],
 )
 def test_networks_that_cannot_be_inverted(model: nn.Module, spec: InputSpec, message: str) -> None:

@@ -190,7 +190,7 @@ def test_where_nothing_holds_the_figures_are_told() -> None:
         ({"max_drop": 1.0}, "max_drop: .*1.0"),
         ({"max_drop": -0.1}, "max_drop: .*-0.1"),
         ({"max_drop": float("nan")}, "max_drop: .*nan"),
-        ({"max_drop": 0.1, "pareto": True}, "max_drop: .*--pareto"),
+        ({"max_drop": 0.1, "pareto": True}, "max_drop: .*pareto=True"),
     ],
     ids=str,
 )

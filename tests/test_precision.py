@@ -131,9 +131,9 @@ def test_auto_reduces_the_precision_of_float32_on_a_gpu(
     ("asked", "device", "dtype", "message"),
     [
         ("half", "cpu", torch.float32, ".*'half'.*auto, bfloat16, float16, float32"),
-        ("float16", "cpu", torch.float32, "float16.*--precision bfloat16"),
-        ("bfloat16", "cpu", torch.float64, "bfloat16.*float64.*--precision"),
-        ("float16", "cuda", torch.bfloat16, "float16.*in bfloat16.*--precision"),
+        ("float16", "cpu", torch.float32, "float16.*precision='bfloat16'"),
+        ("bfloat16", "cpu", torch.float64, "bfloat16.*float64.*precision="),
+        ("float16", "cuda", torch.bfloat16, "float16.*in bfloat16.*precision="),
     ],
 )
 def test_an_impossible_precision_is_refused(

@@ -206,13 +206,13 @@ class Returns(nn.Module):
 
 
 OUTPUTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
-    "tuple": (lambda x: (x, None), r"0: tensor \[2, 3\], 1: NoneType; .*--output"),
-    "dict": (lambda x: {"logits": x}, r"'logits': tensor \[2, 3\]; .*--output"),
+    "tuple": (lambda x: (x, None), r"0: tensor \[2, 3\], 1: NoneType; .*output="),
+    "dict": (lambda x: {"logits": x}, r"'logits': tensor \[2, 3\]; .*output="),
     "None": (lambda _: None, "NoneType"),
     "no batch": (lambda x: x.sum(), r"shape \[\]"),
     "batch elsewhere": (lambda x: x.T, r"shape \[3, 2\]"),
     "classes": (lambda x: x.argmax(1), r"torch\.int64"),
-    "NaN": (lambda x: x * torch.nan, "finite.*--range"),
+    "NaN": (lambda x: x * torch.nan, "finite.*range="),
     "Inf": (lambda x: x / 0, "finite"),
 }
 

@@ -92,8 +92,8 @@ def test_weights_in_the_cache_of_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        (f"timm:{SMALL}", {}, r"--weights FILE.*allow-download"),
-        (f"timm:{SMALL}", {"allow_download": True}, r"weights: .*--weights FILE"),
+        (f"timm:{SMALL}", {}, r"weights=FILE.*allow_download"),
+        (f"timm:{SMALL}", {"allow_download": True}, r"weights: .*weights=FILE"),
         ("timm:resnet_18", {}, "'resnet_18'.*resnet18"),
         ("timm:resnet18.nope", {}, r"'resnet18\.nope'.*resnet18\.a1_in1k"),
         ("timm:", {}, "'timm:'"),
