@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gaprune.io.mask_file import save_masks
     from gaprune.masks.supermask import attach, bake, detach
     from gaprune.models.input_spec import InputOptions
+    from gaprune.models.parametrizations import fold_parametrizations
     from gaprune.models.target import Target, load_target
     from gaprune.runs.directory import load_masks
     from gaprune.runs.open_directory import save_run
@@ -38,6 +39,7 @@ __all__ = [
     "compare_target",
     "detach",
     "export",
+    "fold_parametrizations",
     "load_masks",
     "load_sparse",
     "load_target",
@@ -60,6 +62,7 @@ _MODULES = {
     "masks.supermask": ("attach", "bake", "detach"),
     "exports.measure": ("measure",),
     "models.input_spec": ("InputOptions",),
+    "models.parametrizations": ("fold_parametrizations",),
     "models.target": ("Target", "load_target"),
     "runs.directory": ("load_masks",),
     "runs.open_directory": ("save_run",),

@@ -29,7 +29,14 @@ class GapruneWarning(UserWarning):
 
 # The command line sets it while it runs: messages name arguments as the caller writes them.
 _command_line = False
-_SWITCHES = ("overwrite", "pareto", "repair", "repair_in_loop", "trust_code")
+_SWITCHES = (
+    "fold_parametrizations",
+    "overwrite",
+    "pareto",
+    "repair",
+    "repair_in_loop",
+    "trust_code",
+)
 _OF_INPUTS = {"input_shape": "shape", "input_kind": "kind"} | {
     name: name for name in ("range", "mean", "std", "vocabulary")
 }  # option → field of `InputOptions`

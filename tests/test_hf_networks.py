@@ -17,12 +17,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gaprune import export
 from gaprune.errors import GapruneError, InputError
 from gaprune.models.input_spec import InputOptions, InputSpec
+from gaprune.models.parametrizations import set_computed_weights
 from gaprune.models.sources import load_source
 from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.sources.outputs import choose_tower
 from gaprune.models.sources.tokenizer import mask_of, pool_tokens
-from gaprune.models.target import target_from_module
+from gaprune.models.target import load_target, target_from_module
+from gaprune.runs.job import make_job
+from gaprune.runs.open_directory import open_run
+from gaprune.runs.prune import prepare_run
 
 SIZES = {
     "vocab_size": 50,
@@ -273,18 +279,15 @@ def test_code_in_a_folder_is_not_run(folder: Path) -> None:
 
 def test_names_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown names list the nearest in the cache; nothing is downloaded without permission."""
-    cache, empty, decoder = (tmp_path / name for name in ("cache", "empty", "decoder"))
+    cache, empty = (tmp_path / name for name in ("cache", "empty"))
     empty.mkdir()
     for name in ("models--prajjwal1--bert-tiny", "models--gpt2", "datasets--prajjwal1--bert-tiny"):
         (cache / name).mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    sizes = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "d_kv": 8}
-    transformers().T5Config(**sizes).save_pretrained(decoder)
     for name, message in (
         ("nobody/nothing-of-this-name", "allow-download"),
         ("prajjwal1/bert-tinyy", r" 2 .*prajjwal1/bert-tiny\)"),
         (str(empty), r"config\.json"),
-        (str(decoder), "two inputs"),
     ):
         with pytest.raises(InputError, match=message):
             load_source(f"hf:{name}")
@@ -314,3 +317,120 @@ def test_a_missing_package_names_its_extra() -> None:
     """The error contains the command that installs the package."""
     with pytest.raises(GapruneError, match=r"no-such-package.*gaprune\[hf\]"):
         import_extra("no_such_package", "hf", "target hf:x")
+
+
+SPEECH = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16),
+    "conv_stride": (5, 2),
+    "conv_kernel": (10, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+PAIR = {
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "d_model": 16,
+    "num_mel_bins": 8,
+    "max_source_positions": 10,
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
+}
+T5 = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "d_kv": 8}
+QUICK = {"sparsity": 0.5, "method": "magnitude", "calibration_count": 8, "validation_count": 8}
+
+
+def clip(folder: Path) -> Any:  # noqa: ANN401 - a network
+    """Write a small CLIP, and return it."""
+    sizes = {name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 32}
+    text = {**sizes, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    return saved(folder, "CLIPModel", text_config=text, vision_config=vision)
+
+
+def run_of(spec: str, out: Path, **options: object) -> Any:  # noqa: ANN401 - a result
+    """Prune a network as the command line does, and write the run directory."""
+    job = make_job({"target": spec, **QUICK, **options})
+    with open_run(out) as directory:
+        target, test = job.load()
+        result = prepare_run(target, job.checked, test=test, run_directory=directory, job=job).run()
+        directory.save(result, job)
+    return result
+
+
+def test_a_speech_network_is_folded(tmp_path: Path) -> None:
+    """The position convolution is folded by default, and export `hf` writes it as it was.
+
+    Weights are equal to rounding there, also where a part without any weight has no direction.
+    """
+    model = saved(tmp_path / "net", "HubertModel", **SPEECH)
+    name = "encoder.pos_conv_embed.conv.weight"
+    with pytest.raises(InputError, match="fold_parametrizations"):
+        load_target(f"hf:{tmp_path / 'net'}", fold_parametrizations=False)
+    result = run_of(f"hf:{tmp_path / 'net'}", tmp_path / "run", input_shape=(200,))
+    assert result.target.folded == (name,)
+    sound = torch.randn(2, 200)
+    expected = model(sound).last_hidden_state
+    torch.testing.assert_close(result.target.model(sound), expected.detach())
+    export(tmp_path / "run", format="hf", out=tmp_path / "export")
+    written = type(model).from_pretrained(tmp_path / "export").state_dict()
+    assert written.keys() == model.state_dict().keys()
+    pruned = result.state_dict()[name].clone()
+    pruned[:, :, 0] = 0
+    rest = set_computed_weights(model, {name: pruned, "other": sound})
+    assert list(rest) == ["other"]
+    convolution = model.get_submodule(name.rpartition(".")[0])
+    torch.testing.assert_close(convolution.weight, pruned)
+    assert torch.equal(convolution.weight == 0, pruned == 0)
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "tower", "inputs"),
+    [
+        ("WhisperForConditionalGeneration", PAIR, "encoder", ((8, 20), "signal")),
+        ("T5ForConditionalGeneration", T5, "encoder", ((40,), "tokens")),
+        ("CLIPModel", {}, "vision_model", ((3, 8, 8), "image")),
+        ("CLIPModel", {}, "text_model", ((64,), "tokens")),
+    ],
+)
+def test_one_tower(
+    tmp_path: Path,
+    network: str,
+    settings: dict[str, Any],
+    tower: str,
+    inputs: tuple[tuple[int, ...], str],
+) -> None:
+    """A tower is pruned alone with the names of its own state dict; without, towers are named."""
+    folder = tmp_path / "net"
+    model = clip(folder) if network == "CLIPModel" else saved(folder, network, **settings)
+    with pytest.raises(InputError, match=rf"tower.*{tower}"):
+        load_target(f"hf:{folder}")
+    target = load_target(f"hf:{folder}", tower=tower)
+    assert (target.inputs.shape, target.inputs.kind) == inputs
+    part = choose_tower(model, tower)
+    state = target.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in part.state_dict().items())
+
+
+def test_a_tower_is_written_into_its_network(tmp_path: Path) -> None:
+    """Export `hf` writes the whole network; the other tower keeps its weights."""
+    model = clip(tmp_path / "net")
+    result = run_of(f"hf:{tmp_path / 'net'}", tmp_path / "run", tower="vision_model")
+    export(tmp_path / "run", format="hf", out=tmp_path / "export")
+    written = type(model).from_pretrained(tmp_path / "export").state_dict()
+    pruned = {f"vision_model.{name}": value for name, value in result.state_dict().items()}
+    expected = {**model.state_dict(), **pruned}
+    assert all(torch.equal(written[name], value) for name, value in expected.items())
+
+
+def test_a_classifier_on_half_of_a_pair(tmp_path: Path) -> None:
+    """A class is judged by what it runs on, not by the configuration of its family."""
+    saved(tmp_path, "WhisperForAudioClassification", **PAIR, num_labels=3)
+    target = load_target(f"hf:{tmp_path}")
+    assert target.model(target.example()).shape == (1, 3)

@@ -60,6 +60,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     prune_also: LayerPatterns = (),
     ignore: LayerPatterns = (),
     output: str | int | None = None,
+    fold_parametrizations: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
     observer: ComparisonObserver | None = None,
@@ -82,6 +83,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         prune_also: further parameters to prune; see `gaprune.prune`.
         ignore: parameters to leave whole.
         output: which output is compared, where the network returns several.
+        fold_parametrizations: see `gaprune.prune`.
         out: folder that keeps every row as soon as it is known; the next call continues there.
         overwrite: whether to delete rows that are there.
         observer: receives progress and rows.
@@ -128,6 +130,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
         inputs=inputs,
         prune_also=prune_also,
         ignore=ignore,
+        fold_parametrizations=fold_parametrizations,
         device=device if worker_options.in_process else "cpu",
         output=output,
     )

@@ -75,6 +75,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     prune_also: LayerPatterns = (),
     ignore: LayerPatterns = (),
     output: str | int | None = None,
+    fold_parametrizations: bool = False,
     observer: Observer | None = None,
     progress: bool = True,
 ) -> SweepResult:
@@ -94,6 +95,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
         prune_also: further parameters to prune; see `gaprune.prune`.
         ignore: parameters to leave whole.
         output: which output is compared, where the network returns several.
+        fold_parametrizations: see `gaprune.prune`.
         observer: receives progress.
         progress: whether to show a progress bar on stderr.
 
@@ -114,7 +116,12 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
     loaded = load_masks(masks) if isinstance(masks, (str, Path)) else masks
     options = SweepOptions(values, max_drop, biases=biases, masks=loaded)
     target = target_from_module(
-        model, inputs=inputs, prune_also=prune_also, ignore=ignore, output=output
+        model,
+        inputs=inputs,
+        prune_also=prune_also,
+        ignore=ignore,
+        output=output,
+        fold_parametrizations=fold_parametrizations,
     )
     held_out = None if test is None else read_labelled("test", test, target)
     with python_display(progress=progress) as display:

@@ -205,6 +205,7 @@ def find_target(
             prune_also=tuple(config.get("prune_also", ())),
             ignore=tuple(config.get("ignore", ())),
             output=config.get("output"),
+            fold_parametrizations=bool(config.get("fold_parametrizations")),
         )
     if "target" not in config:
         raise InputError(

@@ -19,7 +19,10 @@ from gaprune.io.sparse import load_sparse
 from gaprune.io.tensor_files import load_tensors
 from gaprune.io.weights import sha256_of
 from gaprune.models.onnx import FILE, compare_with_torch, save_onnx
+from gaprune.models.parametrizations import set_computed_weights
+from gaprune.models.sources.hf import model_class_of
 from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.sources.outputs import choose_tower
 from gaprune.runs.directory import load_masks
 
 MODEL, MASKS, SPARSE = "model.safetensors", "masks.safetensors", "model.sparse.safetensors"
@@ -101,7 +104,8 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
     """Write a folder that `from_pretrained` of transformers opens.
 
     Configuration and tokenizer are copied from the source, as are the weights of layers that the
-    pruned network doesn't use, such as a pooler.
+    pruned network doesn't use, such as a pooler or another tower. Folded weights are written as
+    those that they are computed from again: equal to rounding, and 0 where they are pruned.
 
     Raises:
         InputError: the network isn't one of `hf:NAME`.
@@ -115,18 +119,22 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
         )
     transformers = import_extra("transformers", "hf", "hf")
     source = _hf_source(transformers, name.removeprefix(HF_PREFIX))
-    model_class: Any = type(pruned.target().model)
+    pruned.target()  # raises if the source has changed
+    model_class = model_class_of(transformers, transformers.AutoConfig.from_pretrained(source))
     # Offline, without pickles, and in the dtype of the checkpoint.
     loading = {"local_files_only": True, "use_safetensors": True, "dtype": "auto"}
     model = model_class.from_pretrained(source, **loading)
-    state = model.state_dict()
-    if unknown := [name for name in pruned.state if name not in state]:
+    tower = pruned.config.get("tower")
+    part = model if tower is None else choose_tower(model, tower)
+    plain = set_computed_weights(part, pruned.state)
+    state = part.state_dict()
+    if unknown := [name for name in plain if name not in state]:
         raise GapruneError(
-            f"hf: {model_class.__name__} has no {unknown[0]}, which the run holds; its source has "
+            f"hf: {type(part).__name__} has no {unknown[0]}, which the run holds; its source has "
             "changed since"
         )
-    # Layers that the pruned network lacks, such as a pooler, keep their weights.
-    model.load_state_dict({**state, **pruned.state})
+    # Layers that the pruned network lacks, such as a pooler or another tower, keep their weights.
+    part.load_state_dict({**state, **plain})
     model.save_pretrained(folder)
     for file in sorted(source.rglob("*")):
         path = file.relative_to(source)

@@ -7,25 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from gaprune.errors import InputError
 from gaprune.models.layer_kinds import DTYPES, LAYER_KINDS, is_quantised, weight_kind
 from gaprune.models.name_patterns import matching_parameters
+from gaprune.models.parametrizations import computed_weights
 
 _MAX_LISTED = 5  # names listed in a message
 
-# Hooks that recompute a weight before every forward: hook type → its attribute with the weight's
-# name, what it does, and the function of torch.nn.utils that makes the weight plain again.
-_REWRITING_HOOKS: dict[type, tuple[str, str, str]] = {
-    BasePruningMethod: ("_tensor_name", "is already pruned", "prune.remove"),
-    WeightNorm: ("name", "uses weight normalisation", "remove_weight_norm"),
-    SpectralNorm: ("name", "uses spectral normalisation", "remove_spectral_norm"),
-}
-_CALL = "{}; call torch.nn.utils.{}(module, {!r}) first"
+_CALL = "call torch.nn.utils.{}(module, {!r}) first"
 _SCRIPTED = "is TorchScript, whose weights cannot be replaced"
 
 
@@ -163,8 +154,10 @@ def check_prunable(model: nn.Module) -> None:
             _check_finite("buffer", name, buffer)
 
 
-def check_structure(model: nn.Module) -> None:
+def check_structure(model: nn.Module, *, fold: bool = False) -> None:
     """Raise unless weights of `model` can be read and replaced, whatever their values.
+
+    With `fold`, weights that `fold_parametrizations` can make plain are permitted.
 
     Raises:
         InputError: not a module, TorchScript as a whole, pruned, parametrised or normalised layers,
@@ -178,6 +171,13 @@ def check_structure(model: nn.Module) -> None:
         if problem := next(_module_problems(module), None):
             label = f"layer {path!r}" if path else "the network"
             raise InputError(f"model: {label} ({type(module).__name__}) {problem}")
+    for weight in () if fold else computed_weights(model):
+        label = f"layer {weight.path!r}" if weight.path else "the network"
+        raise InputError(
+            f"model: {label} ({type(weight.module).__name__}) {weight.problem}; "
+            "--fold-parametrizations makes its weights plain; or "
+            f"{_CALL.format(weight.remedy, weight.leaf)}"
+        )
     for name, parameter in model.named_parameters():
         if problem := next(_tensor_problems(parameter), None):
             raise InputError(f"model: parameter {name!r} {problem}")
@@ -200,19 +200,20 @@ def _check_finite(kind: str, name: str, tensor: Tensor) -> None:
 
 
 def _module_problems(module: nn.Module) -> Iterator[str]:
-    # these hooks would overwrite masked weights before every forward pass
-    for hook in module._forward_pre_hooks.values():
-        for kind, (attribute, problem, remedy) in _REWRITING_HOOKS.items():
-            if isinstance(hook, kind):
-                yield _CALL.format(problem, remedy, getattr(hook, attribute))
+    # a hook of torch's pruning would overwrite masked weights before every forward pass
+    pruned = [
+        hook._tensor_name
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, BasePruningMethod)
+    ]
     # torch's pruning leaves these names behind even if its hook is lost, as after unpickling
-    for leaf, _ in module.named_parameters(recurse=False):
-        stem = leaf.removesuffix("_orig")
-        if stem != leaf and f"{stem}_mask" in module._buffers:
-            yield _CALL.format(*_REWRITING_HOOKS[BasePruningMethod][1:], stem)
-    if parametrize.is_parametrized(module):
-        leaf = next(iter(module.parametrizations))  # type: ignore[arg-type]
-        yield _CALL.format("is parametrised", "parametrize.remove_parametrizations", leaf)
+    pruned += [
+        leaf.removesuffix("_orig")
+        for leaf, _ in module.named_parameters(recurse=False)
+        if leaf.endswith("_orig") and f"{leaf.removesuffix('_orig')}_mask" in module._buffers
+    ]
+    for leaf in pruned:
+        yield f"is already pruned; {_CALL.format('prune.remove', leaf)}"
 
 
 def _tensor_problems(tensor: Tensor) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.errors import InputError, describe, unknown_name
+from gaprune.errors import InputError, describe, first_line, unknown_name
 from gaprune.io.user_code import call_user, load_function
 from gaprune.io.weights import (
     apply_state,
@@ -21,11 +21,13 @@ from gaprune.io.weights import (
     tensors_of,
 )
 from gaprune.masks.supermask import Layout, masked_weights
+from gaprune.models import parametrizations
 from gaprune.models.fixed_function import TRIED, make_fixed
 from gaprune.models.forward import deterministic, standard_torch
 from gaprune.models.forward_hooks import flatten_pictures
 from gaprune.models.input_spec import (
     InputOptions,
+    InputSpec,
     resolve_inputs,
     sample_inputs,
     takes_flat_pictures,
@@ -34,7 +36,13 @@ from gaprune.models.name_patterns import layer_patterns
 from gaprune.models.network import DenseNetwork, LoadedNetwork
 from gaprune.models.prunable import check_structure, find_prunable
 from gaprune.models.sources import SOURCES, is_sourced, load_source
-from gaprune.models.sources.outputs import check_one_input, choose_output, describe_outputs
+from gaprune.models.sources.outputs import (
+    check_one_input,
+    choose_output,
+    choose_tower,
+    describe_outputs,
+    tower_names,
+)
 from gaprune.models.zoo import ZOO
 
 LayerPatterns = str | nn.Module | type[nn.Module] | Sequence[str | nn.Module | type[nn.Module]]
@@ -51,6 +59,7 @@ class Target(DenseNetwork):
         zoo: its name in the zoo, or None; set even if other weights were loaded into it.
         prune_also, ignore: patterns of further prunable parameters, and of those left whole.
         output: the output that was chosen of a network in memory, if it has several.
+        folded: names of weights that were computed from other parameters and are plain here.
     """
 
     name: str
@@ -60,6 +69,7 @@ class Target(DenseNetwork):
     prune_also: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     output: str | int | None = None
+    folded: tuple[str, ...] = ()
 
     def example(self) -> Tensor:
         """Return one random input `[1, *inputs.shape]`."""
@@ -104,7 +114,9 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     ignore: Sequence[str] = (),
     device: str | torch.device = "cpu",
     output: str | int | None = None,
+    tower: str | None = None,
     allow_download: bool = False,
+    fold_parametrizations: bool | None = None,
 ) -> Target:
     """Load the network that a command line names.
 
@@ -119,7 +131,11 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
         ignore: patterns of parameters to leave whole; see `find_prunable`.
         device: where to run the network.
         output: which output to compare, if the network has several (see `choose_output`).
+        tower: a part of the network that is pruned alone, see `choose_tower`; names in results are
+            those of the part.
         allow_download: whether pretrained weights of `timm:` or `hf:` may be downloaded.
+        fold_parametrizations: whether computed weights are made plain, as those of weight_norm and
+            spectral_norm; None does so for `hf:`.
 
     Raises:
         InputError: an argument is wrong, or the network cannot be pruned.
@@ -127,17 +143,19 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     if weights_key is not None and weights is None:
         raise InputError("weights_key: chooses from the file of --weights=FILE, which is not given")
     # a scheme such as `timm:` is checked first: a factory's path may contain a colon too
+    fold = spec.startswith("hf:") if fold_parametrizations is None else fold_parametrizations
     if is_sourced(spec):
         loaded = load_source(
             spec,
             weights=weights,
             weights_key=weights_key,
             output=output,
+            tower=tower,
             allow_download=allow_download,
         )
     else:
         entry = ZOO.get(spec)
-        model = entry.factory() if entry else _from_factory(spec)
+        model = entry.factory() if entry else _from_factory(spec, fold=fold)
         # the user's weights replace those of the zoo
         checkpoint = weights or (entry.checkpoint if entry else None)
         origin = f"zoo network {spec}" if entry else f"factory {spec}"
@@ -145,17 +163,24 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
             # A sparse file states sizes: they are compared before memory is taken.
             limit = sum(16 * value.numel() for value in model.state_dict().values())
             read = load_checkpoint(checkpoint, key=weights_key, max_bytes=limit)
+            if fold and not _names_computed(model, read.state):
+                parametrizations.fold_parametrizations(model)
             note = left_out_note(apply_state(model, read.state))
             if weights is not None:
                 origin += f", {read.origin}{note}"
+        if tower is not None:
+            model, origin = choose_tower(model, tower), f"{origin}, tower {tower}"
         if output is not None:
             choose_output(model, output)
         loaded = LoadedNetwork(
-            model, entry.inputs if entry else None, origin, spec if entry else None
+            model,
+            entry.inputs if entry and tower is None else None,
+            origin,
+            spec if entry else None,
         )
-    options = inputs or InputOptions()
     selection = prune_also, ignore, None
-    return _make_target(loaded, spec, options, selection, device, share_weights=True)
+    options = inputs or InputOptions()
+    return _make_target(loaded, spec, options, selection, device, share_weights=True, fold=fold)
 
 
 @standard_torch()
@@ -169,6 +194,7 @@ def target_from_module(  # noqa: PLR0913 # what is known about a network
     device: str | torch.device = "cpu",
     output: str | int | None = None,
     share_weights: bool = False,
+    fold_parametrizations: bool = False,
 ) -> Target:
     """Make a target of a deep copy of a network; see `load_target`.
 
@@ -202,10 +228,11 @@ def target_from_module(  # noqa: PLR0913 # what is known about a network
         (*selection, output),
         device,
         share_weights=share_weights,
+        fold=fold_parametrizations,
     )
 
 
-def _make_target(
+def _make_target(  # noqa: PLR0913 # what is known about a network
     loaded: LoadedNetwork,
     name: str,
     options: InputOptions,
@@ -213,30 +240,42 @@ def _make_target(
     device: str | torch.device,
     *,
     share_weights: bool,
+    fold: bool,
 ) -> Target:
-    check_structure(loaded.model)  # before copying: a pruned layer cannot be copied
+    check_structure(loaded.model, fold=fold)  # before copying: a pruned layer cannot be copied
     model = private_copy(loaded.model, device, share_weights=share_weights)
     if selection[2] is not None:
         choose_output(model, selection[2])
-    weights = {
-        key: value.detach()
-        for key, value in find_prunable(model, selection[0], selection[1]).items()
-    }
-    check_one_input(model)
-    state = tensors_of(model.state_dict())
+    inputs, folded = None, ()
     with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
-        inputs = resolve_inputs(model, options, loaded.inputs)
-        if takes_flat_pictures(model, inputs):
-            model.register_forward_pre_hook(flatten_pictures)
+        if fold and any(parametrizations.computed_weights(model)):
+            inputs = _inputs_of(model, options, loaded.inputs)
+            example = sample_inputs(inputs, TRIED, next(model.parameters()).dtype).to(device)
+            folded = parametrizations.fold_checked(model, example)
+        weights = {key: w.detach() for key, w in find_prunable(model, *selection[:2]).items()}
+        check_one_input(model)
+        state = tensors_of(model.state_dict())
+        inputs = inputs or _inputs_of(model, options, loaded.inputs)
         layout = Layout.of(weights)
-        hashed = sha256_of(state)
-        source = hashed, loaded.zoo, loaded.origin
+        source = sha256_of(state), loaded.zoo, loaded.origin
         prune_also, ignore = ((p,) if isinstance(p, str) else tuple(p) for p in selection[:2])
-        target = Target(
-            model, weights, layout, inputs, name, *source, prune_also, ignore, selection[2]
-        )
+        stated = prune_also, ignore, selection[2], folded
+        target = Target(model, weights, layout, inputs, name, *source, *stated)
         _check_forward(target)
     return target
+
+
+def _inputs_of(model: nn.Module, options: InputOptions, default: InputSpec | None) -> InputSpec:
+    inputs = resolve_inputs(model, options, default)
+    if takes_flat_pictures(model, inputs):
+        model.register_forward_pre_hook(flatten_pictures)
+    return inputs
+
+
+def _names_computed(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a checkpoint holds what a network computes weights from, not the weights."""
+    plain = tuple(f".{weight.name}" for weight in parametrizations.computed_weights(model))
+    return not any(f".{name}".endswith(plain) for name in state)
 
 
 def private_copy(
@@ -250,12 +289,15 @@ def private_copy(
     Distinct parameters over the same memory become one tied parameter, under the first name.
     `InputError` if the network cannot be deep-copied, or there is no such device.
     """
-    shared = {
+    shared: dict[int, Tensor] = {
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
         for parameter in model.parameters()
         # copies of other memory formats may get another one; inference tensors take no gradients
         if share_weights and parameter.is_contiguous() and not parameter.is_inference()
     }
+    # these have gradient history, and are computed again before every pass
+    for weight in parametrizations.attributes_of_hooks(model):
+        shared[id(weight)] = weight.detach()
     try:
         with torch.no_grad():  # TorchScript records how it copies
             private = copy.deepcopy(model, shared)  # takes these in place of copies
@@ -306,7 +348,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
-def _from_factory(spec: str) -> nn.Module:
+def _from_factory(spec: str, *, fold: bool) -> nn.Module:
     file, colon, _ = spec.partition(":")
     if not colon or (file and not Path(file).suffix and not Path(file).exists()):
         problem = str(unknown_name("target", file, [*ZOO, *SOURCES] if colon else ZOO))
@@ -322,7 +364,7 @@ def _from_factory(spec: str) -> nn.Module:
             f"target: factory {spec} must return a torch.nn.Module, got {type(model).__name__}"
         )
     model = unwrapped(model)
-    check_structure(model)  # before weights are loaded: its message is clearer
+    check_structure(model, fold=fold)  # before weights are loaded: its message is clearer
     return model
 
 
@@ -343,6 +385,13 @@ def _check_forward(target: Target) -> None:
     except InputError:  # of the check, or the chosen output does not exist
         raise
     except Exception as error:  # user code and torch raise any type for a wrong shape
+        towers = tower_names(target.model)
+        if len(towers) > 1:
+            raise InputError(
+                f"target: {type(target.model).__name__} does not run on one input "
+                f"({type(error).__name__}: {first_line(error)}); prune one of its parts alone with "
+                f"--tower: {', '.join(towers)}"
+            ) from error
         raise InputError(
             f"input shape: the network does not accept {shape} (kind {spec.kind}; tried a batch "
             f"{list(inputs[:2].shape)} of {inputs.dtype}): {type(error).__name__}: {error}; state "

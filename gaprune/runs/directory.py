@@ -158,5 +158,6 @@ def network_config(target: Target) -> dict[str, Any]:
         "prune_also": list(target.prune_also) or None,
         "ignore": list(target.ignore) or None,
         "output": None if target.output is None else str(target.output),
+        "fold_parametrizations": True if target.folded else None,
     }
     return inputs | {name: value for name, value in chosen.items() if value is not None}

@@ -38,7 +38,9 @@ class PruneJob:
     ignore: tuple[str, ...] = ()
     test: str | None = None  # None: that of the zoo, if it is a zoo network
     output: str | None = None
+    tower: str | None = None
     allow_download: bool = False
+    fold_parametrizations: bool | None = None  # None for the default of the target's source
 
     @property
     def settings(self) -> Settings:
@@ -63,7 +65,9 @@ class PruneJob:
                 ignore=self.ignore,
                 device=device or self.checked.driver_device,
                 output=self.output,
+                tower=self.tower,
                 allow_download=self.allow_download,
+                fold_parametrizations=self.fold_parametrizations,
             )
             if self.test is None:
                 return target, zoo_test(target)
@@ -83,7 +87,9 @@ class PruneJob:
             "ignore": self.ignore or None,
             "test": self.test,
             "output": self.output,
+            "tower": self.tower,
             "allow_download": self.allow_download or None,
+            "fold_parametrizations": self.fold_parametrizations,
             **self.settings.model_dump(mode="json"),
         }
         listed = {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}
@@ -92,12 +98,14 @@ class PruneJob:
     def command(self) -> str:
         """Return the command line that does this job, with every option that was stated."""
         words = ["gaprune", "prune", self.target]
+        switches = [key.name for key in JOB_KEYS if key.metavar is None]
         for name, value in self.as_config().items():
             is_setting = name in Settings.model_fields
+            is_switch = is_setting or name in switches
             if name == "target" or (is_setting and name not in self.settings.model_fields_set):
                 continue
             option = f"--{name.replace('_', '-')}"
-            if is_setting and isinstance(value, bool):
+            if is_switch and isinstance(value, bool):
                 words.append(option if value else option.replace("--", "--no-", 1))
             elif isinstance(value, bool):
                 words += [option, "yes" if value else "no"]
@@ -165,5 +173,7 @@ def make_job(values: Mapping[str, Any]) -> PruneJob:
         ignore=stated.get("ignore", ()),
         test=stated.get("test"),
         output=stated.get("output"),
+        tower=stated.get("tower"),
         allow_download=stated.get("allow_download", False),
+        fold_parametrizations=stated.get("fold_parametrizations"),
     )

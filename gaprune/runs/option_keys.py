@@ -30,7 +30,7 @@ class Key:
     parse: Callable[[Any, str], Any]  # from text or a TOML value, and the key's name
     description: str  # one line for people
     field: str | None = None  # of `InputOptions`, that it fills
-    metavar: str = "TEXT"  # stands for its value in the help
+    metavar: str | None = "TEXT"  # stands for its value in the help; None for a switch
 
 
 def text(value: object, name: str) -> str:

@@ -48,6 +48,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     prune_also: LayerPatterns = (),
     ignore: LayerPatterns = (),
     output: str | int | None = None,
+    fold_parametrizations: bool = False,
     observer: Observer | None = None,
     on_generation: Callable[[Generation], object] | None = None,
     out: str | Path | None = None,
@@ -74,6 +75,8 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             and types themselves. They take no part in the budget.
         output: which output is compared, where the network returns several: a key, an attribute or
             an index.
+        fold_parametrizations: make weights plain that weight_norm, spectral_norm or a
+            parametrization computes, in the copy that is pruned; results have the plain names.
         observer: told of progress.
         on_generation: called with the record of every generation (`gaprune.callbacks.Callbacks`
             has functions for more); an error that it raises ends the run.
@@ -122,6 +125,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         inputs=inputs,
         prune_also=prune_also,
         ignore=ignore,
+        fold_parametrizations=fold_parametrizations,
         device=checked.driver_device,
         output=output,
         share_weights=True,  # a second network may not fit into memory

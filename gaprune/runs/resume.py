@@ -134,6 +134,7 @@ def resume_run(
             inputs=_input_options(facts["inputs"]),
             prune_also=stated.get("prune_also", ()),
             ignore=stated.get("ignore", ()),
+            fold_parametrizations=bool(stated.get("fold_parametrizations")),
             device=checked.driver_device,
             output=stated.get("output"),
         )

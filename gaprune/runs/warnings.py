@@ -32,6 +32,12 @@ def network_warnings(target: Target) -> Iterator[str]:
         )
     if (text := coverage_warning(target)) is not None:
         yield text
+    if target.folded:
+        more = f" and {len(target.folded) - MAX_LISTED} more" if target.folded[MAX_LISTED:] else ""
+        yield (
+            f"folded into plain weights: {', '.join(target.folded[:MAX_LISTED])}{more}; files hold "
+            "them under these names (gaprune.fold_parametrizations prepares a network for them)"
+        )
     state = target.model.state_dict()
     others = [f"{name} (no tensor)" for name in state.keys() - tensors_of(state).keys()]
     if parts := [*parts_left_as_they_are(target.model), *sorted(others)]:

@@ -33,14 +33,15 @@ def load_source(
     weights: Path | None = None,
     weights_key: str | None = None,
     output: str | int | None = None,
+    tower: str | None = None,
     allow_download: bool = False,
 ) -> LoadedNetwork:
     """Load the network that `SCHEME:NAME` names.
 
     `weights` is the user's own checkpoint instead of the pretrained one, `weights_key` one of
-    several state dicts in it; `output` chooses one of
-    several (see `choose_output`), None the usual one; files that are not on this machine are an
-    error without `allow_download`.
+    several state dicts in it; `output` chooses one of several (see `choose_output`), None the usual
+    one; `tower` a part (`choose_tower`); files that are not on this machine are an error without
+    `allow_download`.
 
     Raises:
         InputError: an unknown scheme or name, or weights that are not available or don't fit.
@@ -49,4 +50,4 @@ def load_source(
     scheme, _, name = spec.partition(":")
     if not name:
         raise InputError(f"target: {spec!r} names no network; write {scheme}:NAME")
-    return SOURCES[scheme](name, weights, weights_key, output, allow_download)
+    return SOURCES[scheme](name, weights, weights_key, output, tower, allow_download)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaprune.errors import InputError, first_line, nearest
 from gaprune.io.bounded_reading import read_json
@@ -19,13 +20,15 @@ from gaprune.io.weights import left_out_note, load_checkpoint, plain_names
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.optional_packages import import_extra
-from gaprune.models.sources.outputs import choose_output
+from gaprune.models.sources.outputs import choose_output, choose_tower
 from gaprune.models.sources.tokenizer import HIDDEN, POOLINGS, pool_tokens, take_ids
 from gaprune.models.sources.vocabulary import read_token_ids
 
 LENGTH = 64  # default number of tokens per input: a few sentences, and fast to run
 POOLING_FILE = "1_Pooling/config.json"  # in a folder of sentence-transformers
 GGUF = ".gguf"  # files of llama.cpp, with the sizes of the network in them
+SECOND = 16_000  # default number of samples of a waveform, at 16 kHz
+_HEAD = re.compile("For[A-Z]")
 _MAX_LISTED = 5  # names listed in a message
 _CACHE_PREFIX = "models--"  # folders of the cache: models--OWNER--NAME
 # Old names of poolings in that file. Newer versions write "mean" or "cls".
@@ -37,6 +40,7 @@ def load_hf(
     weights: Path | None = None,
     weights_key: str | None = None,
     output: str | int | None = None,
+    tower: str | None = None,
     allow_download: bool = False,  # noqa: FBT001, FBT002 - see `SOURCES`
 ) -> LoadedNetwork:
     """Return a network of transformers with what its configuration says about its input.
@@ -45,6 +49,8 @@ def load_hf(
     for a network with a head, the stated pooling for a folder of sentence-transformers, `mean` for
     another text encoder, else `last_hidden_state`. A pooling layer that the output does not use is
     left out, so that it takes no part in a budget.
+
+    `tower` takes a part, such as the encoder of a pair, with the names of its parameters.
 
     `FILE.gguf` of llama.cpp is unpacked to floating point; its networks have a head.
 
@@ -61,7 +67,7 @@ def load_hf(
         location, gguf = str(folder.parent), {"gguf_file": folder.name}
     with _silent(transformers):
         config = _load_config(transformers, name, location, gguf, allow_download=allow_download)
-        model_class = _model_class(transformers, config, with_head=bool(gguf))
+        model_class = model_class_of(transformers, config, with_head=bool(gguf))
         # these outputs do not use the network's own pooling layer
         pooled = output not in (None, HIDDEN, *POOLINGS)
         source = "its own weights"
@@ -82,26 +88,20 @@ def load_hf(
         model, report = _load_model(read, model_class, config, name, pooled=pooled)
         _check_complete(report, name, own_file=weights is not None)
     model.config.use_cache = False  # calibration inputs have no past keys and values
+    part = f"{type(model).__name__}, "
+    if tower is not None:
+        model = choose_tower(model, tower)
+        part += f"tower {tower}, "
     find = partial(_find_file, transformers, location, not allow_download)
     if output is None:
         output = _default_output(model, find)
-    inputs = None
-    if model.main_input_name == "input_ids":
-        vocabulary = model.get_input_embeddings().num_embeddings
-        longest = getattr(model.config, "max_position_embeddings", None) or LENGTH
-        shape, ids = (min(LENGTH, longest),), read_token_ids(find, vocabulary)
-        inputs = InputSpec(shape, "tokens", vocabulary=vocabulary, token_ids=ids)
-        take_ids(model, getattr(model.config, "pad_token_id", None))
-    elif model.main_input_name == "pixel_values":
-        inputs = _image_inputs(model, find)
+    read_inputs = _INPUTS.get(_input_name(model))
+    inputs = read_inputs(model, find) if read_inputs else None
     if output in POOLINGS:
         pool_tokens(model, str(output))
     else:
         choose_output(model, output)
-    origin = (
-        f"transformers {transformers.__version__} {name}, {type(model).__name__}, "
-        f"output {output}, {source}"
-    )
+    origin = f"transformers {transformers.__version__} {name}, {part}output {output}, {source}"
     return LoadedNetwork(model.eval(), inputs, origin)
 
 
@@ -140,15 +140,15 @@ def _load_config(
             "nothing is downloaded unasked: name a folder written by save_pretrained, or allow the "
             "download (--allow-download=yes)"
         ) from error
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"target: hf:{name} is an encoder and a decoder and needs two inputs, but gaprune "
-            "passes one tensor; write a factory that returns one of the two"
-        )
     return config
 
 
-def _model_class(transformers: Any, config: Any, *, with_head: bool) -> Any:
+def model_class_of(transformers: Any, config: Any, *, with_head: bool = False) -> Any:
+    """Return the class of transformers that a configuration names.
+
+    `with_head` takes that of a language model where it names none. Raises InputError if this
+    version of transformers has no such class.
+    """
     names = config.architectures or ()
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     with_head = with_head and type(config) in classes
@@ -234,9 +234,10 @@ def _read_json(path: Path | None) -> dict[str, Any]:
 
 
 def _default_output(model: Any, find: Callable[[str], Path | None]) -> str:
-    if model.base_model is not model:  # there is a head
+    # a head: classes with one that need no whole base model are called XForTask
+    if getattr(model, "base_model", model) is not model or _HEAD.search(type(model).__name__):
         return "logits"
-    if model.main_input_name != "input_ids":
+    if _input_name(model) != "input_ids":
         return HIDDEN
     config = _read_json(find(POOLING_FILE))
     modes = [key for key, value in config.items() if key.startswith("pooling_mode") and value]
@@ -251,20 +252,67 @@ def _default_output(model: Any, find: Callable[[str], Path | None]) -> str:
 
 def _image_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec | None:
     """Return the size from the configuration, and the normalisation from the preprocessor's."""
-    size = getattr(model.config, "image_size", None)
+    settings = getattr(model, "config", None)
+    size = getattr(settings, "image_size", None)
     config = _read_json(find("preprocessor_config.json"))
     if size is None:
         size = _side(config.get("crop_size")) or _side(config.get("size"))
     if size is None:
         return None
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    shape = (getattr(model.config, "num_channels", None) or 3, *sides)
+    shape = (getattr(settings, "num_channels", None) or 3, *sides)
     if not config:
         return InputSpec(shape=shape, kind="image", assumed=True)
     if not config.get("do_normalize", True):
         return InputSpec(shape=shape, kind="image")
     mean, std = (tuple(config.get(key, ())) for key in ("image_mean", "image_std"))
     return InputSpec(shape=shape, kind="image", mean=mean or (0.0,), std=std or (1.0,))
+
+
+def _token_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec | None:
+    """Take ids alone, in place, and return their shape."""
+    embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    with contextlib.suppress(AttributeError, NotImplementedError):
+        embedding = model.get_input_embeddings()
+    if embedding is None:
+        return None
+    settings = getattr(model, "config", None)
+    longest = getattr(settings, "max_position_embeddings", None) or LENGTH
+    take_ids(model, getattr(settings, "pad_token_id", None))
+    ids = read_token_ids(find, embedding.num_embeddings)
+    return InputSpec(
+        (min(LENGTH, longest),), "tokens", vocabulary=embedding.num_embeddings, token_ids=ids
+    )
+
+
+def _spectrogram_inputs(model: Any, _find: object) -> InputSpec | None:
+    """Return Whisper's `[mel bins, frames]`, of which two become one position."""
+    sizes = [getattr(model.config, name, 0) for name in ("num_mel_bins", "max_source_positions")]
+    if not all(sizes):
+        return None
+    return InputSpec((sizes[0], 2 * sizes[1]), "signal", low=-1.0, high=1.0)
+
+
+def _waveform_inputs(model: Any, _find: object) -> InputSpec | None:
+    """Return a second of sound for networks with convolutions over samples, as wav2vec 2.0."""
+    if not hasattr(model.config, "conv_stride"):
+        return None
+    return InputSpec((SECOND,), "signal", low=-1.0, high=1.0)
+
+
+_INPUTS: dict[str, Callable[[Any, Callable[[str], Path | None]], InputSpec | None]] = {
+    "input_ids": _token_inputs,
+    "pixel_values": _image_inputs,
+    "input_features": _spectrogram_inputs,
+    "input_values": _waveform_inputs,
+}
+"""Argument of forward → what is known about it."""
+
+
+def _input_name(model: Any) -> str:
+    # a part that is no network of transformers lacks the attribute
+    first = next(iter(inspect.signature(model.forward).parameters), "")
+    return str(getattr(model, "main_input_name", first))
 
 
 def _side(size: object) -> object:

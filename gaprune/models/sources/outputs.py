@@ -1,4 +1,4 @@
-"""Networks with several outputs or inputs: choose one output, check that one input is enough."""
+"""Networks with several parts, outputs or inputs: choose one, check that one input is enough."""
 
 from __future__ import annotations
 
@@ -84,6 +84,36 @@ def _describe_value(value: object) -> str:
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         return f"{type(value).__name__} of {len(value)}"
     return type(value).__name__
+
+
+def choose_tower(model: nn.Module, tower: str) -> nn.Module:
+    """Return a part of a network, such as the encoder of a pair.
+
+    `tower` is the part's name with dots, or the end of it: `encoder` for `model.encoder`.
+
+    Raises:
+        InputError: there is no such part, or several of the same depth.
+    """
+    parts = dict(model.named_modules())
+    if tower in parts:
+        return parts[tower]
+    matches = [name for name in parts if name.endswith(f".{tower}")]
+    outermost = min((name.count(".") for name in matches), default=0)
+    matches = [name for name in matches if name.count(".") == outermost]
+    if len(matches) == 1:
+        return parts[matches[0]]
+    listed = matches or tower_names(model) or [name for name, _ in model.named_children()]
+    raise InputError(
+        f"tower: {type(model).__name__} has {'several parts' if matches else 'no part'} {tower!r}; "
+        f"name one of {', '.join(listed)}"
+    )
+
+
+def tower_names(model: nn.Module) -> list[str]:
+    """Return the names of the parts of a network of transformers that are networks themselves."""
+    # transformers' attribute of everything that takes inputs of its own
+    names = [name for name, part in model.named_modules() if hasattr(part, "main_input_name")]
+    return [n for n in names if n and not any(other.startswith(f"{n}.") for other in names)]
 
 
 def check_one_input(model: nn.Module) -> None:

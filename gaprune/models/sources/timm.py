@@ -15,7 +15,7 @@ from gaprune.io.weights import apply_state, left_out_note, load_checkpoint
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.optional_packages import import_extra
-from gaprune.models.sources.outputs import choose_output
+from gaprune.models.sources.outputs import choose_output, choose_tower
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # names of weight files on the hub
 
@@ -25,6 +25,7 @@ def load_timm(
     weights: Path | None = None,
     weights_key: str | None = None,
     output: str | int | None = None,
+    tower: str | None = None,
     allow_download: bool = False,  # noqa: FBT001, FBT002 - see `SOURCES`
 ) -> LoadedNetwork:
     """Return a network of timm with what timm knows about its input.
@@ -43,7 +44,11 @@ def load_timm(
         source += left_out_note(apply_state(model, state))
     else:
         model, source = _pretrained(timm, name, config, allow_download=allow_download)
-    inputs = _input_spec(timm.data.resolve_model_data_config(model), sizes.get("in_chans"))
+    inputs = None
+    if tower is None:
+        inputs = _input_spec(timm.data.resolve_model_data_config(model), sizes.get("in_chans"))
+    else:  # its input is another one
+        model, source = choose_tower(model, tower), f"tower {tower}, {source}"
     if output is not None:
         choose_output(model, output)
     return LoadedNetwork(model.eval(), inputs, f"timm {timm.__version__} {name}, {source}")
