@@ -7,6 +7,7 @@ package that owns the code; a test compares them.
 from __future__ import annotations
 
 ZOO = ("mnist-mlp", "mnist-cnn", "lenet", "mobile-student", "four-layer")
+FEW_EXAMPLES = 32  # of `--inputs` from which they are the calibration inputs themselves
 INPUT_KINDS = ("image", "signal", "tokens", "vector")
 CRITERIA = (
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),

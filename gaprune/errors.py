@@ -76,6 +76,7 @@ def _python_argument(option: re.Match[str]) -> str:
         value = _python_value(value)
         if name in ("input_shape", "mean", "std") and not value.startswith("("):
             value = f"({value},)"
+    name = "example_inputs" if name == "inputs" else name  # Python's `inputs` are `InputOptions`
     if name in _OF_INPUTS:
         argument = f"InputOptions({_OF_INPUTS[name]}={value or '…'})"
         return f"inputs={argument}" if value else argument

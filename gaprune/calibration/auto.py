@@ -35,6 +35,7 @@ from gaprune.calibration.parse import (
 )
 from gaprune.callbacks import Observer
 from gaprune.errors import InputError
+from gaprune.models.arguments import EXAMPLES
 from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target
 
@@ -112,6 +113,9 @@ def expand_auto(calibration: Sequence[str], target: Target) -> tuple[str, ...]:
 
 def choose_auto(target: Target) -> AutoChoice:
     """Choose inverted inputs if no mixture of generators resembles the training data."""
+    if target.inputs.examples:
+        level = target.inputs.examples.partition(":")[0]
+        return AutoChoice((f"{level}:{EXAMPLES}",), "the network takes several inputs")
     obstacle = _inversion_obstacle(target)
     if obstacle is None and not has_seen_data(target.model):
         obstacle = "its BatchNorms have never seen data"

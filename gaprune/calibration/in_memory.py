@@ -67,7 +67,9 @@ def with_data(target: Target, data: Mapping[str, object], settings: Settings) ->
         name: read_data(name.rpartition(" ")[2].rstrip("="), part, limit)
         for name, part in data.items()
     }
-    return replace(target, inputs=replace(target.inputs, in_memory=arrays))
+    return replace(
+        target, inputs=replace(target.inputs, in_memory={**target.inputs.in_memory, **arrays})
+    )
 
 
 def read_data(

@@ -32,7 +32,15 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("impressions", "inversions", "calibration_seconds", "test"),
     ),
     "Network and its inputs": (
-        *("weights", "weights_key", "output", "tower", "allow_download", "fold_parametrizations"),
+        *(
+            "weights",
+            "weights_key",
+            "output",
+            "tower",
+            "inputs",
+            "allow_download",
+            "fold_parametrizations",
+        ),
         *(key.name for key in JOB_KEYS if key.field),
     ),
     "When to stop": LIMITS,

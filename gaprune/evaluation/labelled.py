@@ -47,6 +47,11 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
     Raises:
         InputError: missing or non-integer labels, wrong shapes, or no inputs.
     """
+    if target.inputs.examples:
+        raise InputError(
+            f"{argument}: labelled data needs one tensor per input, and this network takes several "
+            "arguments; leave it out: the agreement with the dense network is measured"
+        )
     labels = samples.labels
     if labels is None or labels.shape != samples.inputs.shape[:1] or labels.is_floating_point():
         given = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"

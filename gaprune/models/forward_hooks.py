@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gaprune.models.arguments import ArgumentRows
+
 
 class BufferCopies:
     """Gives every forward pass copies of some buffers, so that the network keeps its own.
@@ -84,11 +86,13 @@ def flatten_pictures(_model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
 
 
 def without_added_hooks(model: nn.Module) -> nn.Module:
-    """Remove from a network, in place, the hooks of this module; a chosen output stays chosen."""
+    """Remove the hooks of a private copy from it, in place; a chosen output stays chosen."""
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key, hook in list(hooks.items()):
-            if hook is flatten_pictures or isinstance(getattr(hook, "__self__", 0), BufferCopies):
+            added = isinstance(hook, ArgumentRows) or hook is flatten_pictures
+            if added or isinstance(getattr(hook, "__self__", 0), BufferCopies):
                 del hooks[key]
+                model._forward_pre_hooks_with_kwargs.pop(key, None)
                 model._forward_hooks_always_called.pop(key, None)
     return model
 

@@ -53,6 +53,8 @@ class InputSpec:
         vocabulary, token_ids: number of token ids, and details if known (kind `tokens` only).
         assumed: True if the range is not known and 0 to 1 is assumed.
         in_memory: name → inputs and labels that a Python caller gave, as they were given.
+        examples: data level and hash of the rows of a network with several inputs, whose inputs
+            are row numbers (`gaprune.models.arguments`); empty for others.
 
     Raises:
         InputError: a value breaks one of these rules.
@@ -70,6 +72,7 @@ class InputSpec:
     in_memory: Mapping[str, tuple[Tensor, Tensor | None]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    examples: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -111,6 +114,8 @@ class InputSpec:
     def facts(self) -> dict[str, Any]:
         """Return as plain data everything that generated calibration inputs depend on."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        if self.examples:
+            plain["examples"] = self.examples
         ids = self.token_ids
         if ids is None or not ids.by_frequency:
             return plain

@@ -22,6 +22,7 @@ from gaprune.io.weights import (
 )
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models import parametrizations
+from gaprune.models.arguments import take_arguments
 from gaprune.models.fixed_function import TRIED, make_fixed
 from gaprune.models.forward import deterministic, standard_torch
 from gaprune.models.forward_hooks import flatten_pictures
@@ -117,6 +118,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
     tower: str | None = None,
     allow_download: bool = False,
     fold_parametrizations: bool | None = None,
+    example_inputs: object = None,
 ) -> Target:
     """Load the network that a command line names.
 
@@ -136,6 +138,7 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
         allow_download: whether pretrained weights of `timm:` or `hf:` may be downloaded.
         fold_parametrizations: whether computed weights are made plain, as those of weight_norm and
             spectral_norm; None does so for `hf:`.
+        example_inputs: arguments of a network with several inputs, see `take_arguments`.
 
     Raises:
         InputError: an argument is wrong, or the network cannot be pruned.
@@ -180,7 +183,8 @@ def load_target(  # noqa: PLR0913 # every argument is an option of the command l
         )
     selection = prune_also, ignore, None
     options = inputs or InputOptions()
-    return _make_target(loaded, spec, options, selection, device, share_weights=True, fold=fold)
+    rest: dict[str, Any] = {"fold": fold, "example_inputs": example_inputs}
+    return _make_target(loaded, spec, options, selection, device, share_weights=True, **rest)
 
 
 @standard_torch()
@@ -195,6 +199,7 @@ def target_from_module(  # noqa: PLR0913 # what is known about a network
     output: str | int | None = None,
     share_weights: bool = False,
     fold_parametrizations: bool = False,
+    example_inputs: object = None,
 ) -> Target:
     """Make a target of a deep copy of a network; see `load_target`.
 
@@ -229,6 +234,7 @@ def target_from_module(  # noqa: PLR0913 # what is known about a network
         device,
         share_weights=share_weights,
         fold=fold_parametrizations,
+        example_inputs=example_inputs,
     )
 
 
@@ -241,19 +247,22 @@ def _make_target(  # noqa: PLR0913 # what is known about a network
     *,
     share_weights: bool,
     fold: bool,
+    example_inputs: object,
 ) -> Target:
     check_structure(loaded.model, fold=fold)  # before copying: a pruned layer cannot be copied
     model = private_copy(loaded.model, device, share_weights=share_weights)
     if selection[2] is not None:
         choose_output(model, selection[2])
-    inputs, folded = None, ()
+    folded: tuple[str, ...] = ()
+    inputs = None if example_inputs is None else take_arguments(model, example_inputs)
     with deterministic(device):  # before the first kernel: torch reads the cuBLAS setting once
         if fold and any(parametrizations.computed_weights(model)):
-            inputs = _inputs_of(model, options, loaded.inputs)
+            inputs = inputs or _inputs_of(model, options, loaded.inputs)
             example = sample_inputs(inputs, TRIED, next(model.parameters()).dtype).to(device)
             folded = parametrizations.fold_checked(model, example)
         weights = {key: w.detach() for key, w in find_prunable(model, *selection[:2]).items()}
-        check_one_input(model)
+        if example_inputs is None:
+            check_one_input(model)
         state = tensors_of(model.state_dict())
         inputs = inputs or _inputs_of(model, options, loaded.inputs)
         layout = Layout.of(weights)
@@ -390,7 +399,7 @@ def _check_forward(target: Target) -> None:
             raise InputError(
                 f"target: {type(target.model).__name__} does not run on one input "
                 f"({type(error).__name__}: {first_line(error)}); prune one of its parts alone with "
-                f"--tower: {', '.join(towers)}"
+                f"--tower: {', '.join(towers)}; or state all its inputs with --inputs=FILE.npz"
             ) from error
         raise InputError(
             f"input shape: the network does not accept {shape} (kind {spec.kind}; tried a batch "

@@ -24,7 +24,6 @@ from gaprune.profiling import profiled
 from gaprune.runs.option_keys import JOB_KEYS, names
 from gaprune.runs.setup import CheckedSettings, check_settings
 
-
 @dataclass(frozen=True)
 class PruneJob:
     """What one `gaprune prune` is asked to do; `JOB_KEYS` describes the fields."""
@@ -40,6 +39,7 @@ class PruneJob:
     output: str | None = None
     tower: str | None = None
     allow_download: bool = False
+    example_inputs: str | None = None  # a .npz file
     fold_parametrizations: bool | None = None  # None for the default of the target's source
 
     @property
@@ -68,6 +68,7 @@ class PruneJob:
                 tower=self.tower,
                 allow_download=self.allow_download,
                 fold_parametrizations=self.fold_parametrizations,
+                example_inputs=self.example_inputs,
             )
             if self.test is None:
                 return target, zoo_test(target)
@@ -90,6 +91,7 @@ class PruneJob:
             "tower": self.tower,
             "allow_download": self.allow_download or None,
             "fold_parametrizations": self.fold_parametrizations,
+            "inputs": self.example_inputs,
             **self.settings.model_dump(mode="json"),
         }
         listed = {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}
@@ -176,4 +178,5 @@ def make_job(values: Mapping[str, Any]) -> PruneJob:
         tower=stated.get("tower"),
         allow_download=stated.get("allow_download", False),
         fold_parametrizations=stated.get("fold_parametrizations"),
+        example_inputs=stated.get("inputs"),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gaprune.choices import DECAYS, INPUT_KINDS, OPTIMISERS, SCHEDULES, listed
+from gaprune.choices import FEW_EXAMPLES, DECAYS, INPUT_KINDS, OPTIMISERS, SCHEDULES, listed
 from gaprune.errors import InputError
 
 T = TypeVar("T")
@@ -144,6 +144,26 @@ JOB_KEYS: tuple[Key, ...] = (
         text,
         "which output is compared, where there are several: logits, 0",
         metavar="NAME",
+    ),
+    Key(
+        "tower",
+        text,
+        "the part that is pruned, alone: encoder, vision_model; files then hold its names",
+        metavar="NAME",
+    ),
+    Key(
+        "inputs",
+        text,
+        "for networks with several inputs: a .npz with one array per argument of forward; with "
+        f"fewer than {FEW_EXAMPLES} examples, inputs are generated around them",
+        metavar="FILE",
+    ),
+    Key(
+        "fold_parametrizations",
+        yes_or_no,
+        "make weights under weight_norm, spectral_norm or a parametrization plain, which masks "
+        "need (default: for hf:NAME)",
+        metavar=None,
     ),
     Key(
         "allow_download", yes_or_no, "fetch the weights of timm:NAME or hf:NAME", metavar="[yes|no]"

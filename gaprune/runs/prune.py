@@ -49,6 +49,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     ignore: LayerPatterns = (),
     output: str | int | None = None,
     fold_parametrizations: bool = False,
+    example_inputs: object = None,
     observer: Observer | None = None,
     on_generation: Callable[[Generation], object] | None = None,
     out: str | Path | None = None,
@@ -77,6 +78,10 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
             an index.
         fold_parametrizations: make weights plain that weight_norm, spectral_norm or a
             parametrization computes, in the copy that is pruned; results have the plain names.
+        example_inputs: arguments of forward, for networks with several: a tuple or a dict of
+            arrays `[N, …]`, or a .npz file. From 32 examples they are the calibration inputs;
+            around fewer, integers are drawn from their range, other numbers from a normal
+            distribution, and masks are repeated.
         observer: told of progress.
         on_generation: called with the record of every generation (`gaprune.callbacks.Callbacks`
             has functions for more); an error that it raises ends the run.
@@ -126,6 +131,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
         prune_also=prune_also,
         ignore=ignore,
         fold_parametrizations=fold_parametrizations,
+        example_inputs=example_inputs,
         device=checked.driver_device,
         output=output,
         share_weights=True,  # a second network may not fit into memory

@@ -53,6 +53,7 @@ def resume(  # noqa: PLR0913 # options, each by its own name
     *,
     model: nn.Module | None = None,
     test: object = None,
+    example_inputs: object = None,
     observer: Observer | None = None,
     progress: bool = True,
     profile: bool = False,
@@ -66,6 +67,7 @@ def resume(  # noqa: PLR0913 # options, each by its own name
         model: the network, if the run pruned one in memory that is there no longer; else the run
             knows where it is from.
         test: labelled data for the final accuracy of a network in memory; see `gaprune.prune`.
+        example_inputs: those of the run, for a network in memory with several inputs.
         observer: told of progress.
         progress: whether to show a progress bar on stderr.
         profile: measure where the time goes from here on (`result.profile`).
@@ -95,6 +97,7 @@ def resume(  # noqa: PLR0913 # options, each by its own name
                 ObserverGroup(display, observer or Observer()),
                 model,
                 test,
+                example_inputs=example_inputs,
                 trust_code=trust_code,
             )
         result = result.timed(profiler)
@@ -102,13 +105,14 @@ def resume(  # noqa: PLR0913 # options, each by its own name
     return result
 
 
-def resume_run(
+def resume_run(  # noqa: PLR0913 # see resume
     run_directory: OpenRun,
     changes: Mapping[str, Any],
     observer: Observer,
     model: nn.Module | None = None,
     test: object = None,
     *,
+    example_inputs: object = None,
     trust_code: bool = False,
 ) -> tuple[Result, PruneJob | None]:
     """Return the result of a run that was opened again, and what was asked for; see `resume`."""
@@ -135,6 +139,7 @@ def resume_run(
             prune_also=stated.get("prune_also", ()),
             ignore=stated.get("ignore", ()),
             fold_parametrizations=bool(stated.get("fold_parametrizations")),
+            example_inputs=example_inputs,
             device=checked.driver_device,
             output=stated.get("output"),
         )

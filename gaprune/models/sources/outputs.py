@@ -133,7 +133,7 @@ def check_one_input(model: nn.Module) -> None:
         ]
         raise InputError(
             f"model: gaprune passes one tensor by position, but forward of {type(model).__name__} "
-            f"needs {len(needed)} inputs ({', '.join(needed)}); write a factory that returns a "
-            "module whose forward takes one tensor and derives the others from it (a mask, a "
-            "length) or holds them fixed"
+            f"needs {len(needed)} inputs ({', '.join(needed)}); state examples of all with "
+            "--inputs=FILE.npz, or write a factory that returns a module whose forward takes one "
+            "tensor"
         ) from error
