@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import gaprune
-from gaprune.errors import InputError
 from gaprune.choices import FEW_EXAMPLES as FEW
+from gaprune.errors import InputError
 from gaprune.models.arguments import GENERATED, ArgumentRows
 from gaprune.models.target import load_target, target_from_module
 from gaprune.runs.job import make_job

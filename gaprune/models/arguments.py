@@ -107,7 +107,7 @@ def take_arguments(model: nn.Module, examples: object) -> InputSpec:
 
     Args:
         model: a network.
-        examples: see `ArgumentRows.of`. Fewer than `FEW_EXAMPLES` examples stand for generated ones.
+        examples: see `ArgumentRows.of`. Fewer than `FEW_EXAMPLES` stand for generated ones.
 
     Returns:
         The description of such a number.

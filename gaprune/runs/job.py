@@ -24,6 +24,7 @@ from gaprune.profiling import profiled
 from gaprune.runs.option_keys import JOB_KEYS, names
 from gaprune.runs.setup import CheckedSettings, check_settings
 
+
 @dataclass(frozen=True)
 class PruneJob:
     """What one `gaprune prune` is asked to do; `JOB_KEYS` describes the fields."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gaprune.choices import FEW_EXAMPLES, DECAYS, INPUT_KINDS, OPTIMISERS, SCHEDULES, listed
+from gaprune.choices import DECAYS, FEW_EXAMPLES, INPUT_KINDS, OPTIMISERS, SCHEDULES, listed
 from gaprune.errors import InputError
 
 T = TypeVar("T")
