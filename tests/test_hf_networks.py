@@ -285,7 +285,7 @@ def test_names_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (cache / name).mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     for name, message in (
-        ("nobody/nothing-of-this-name", "allow-download"),
+        ("nobody/nothing-of-this-name", "allow.download"),
         ("prajjwal1/bert-tinyy", r" 2 .*prajjwal1/bert-tiny\)"),
         (str(empty), r"config\.json"),
     ):
