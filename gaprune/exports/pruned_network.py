@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
+from gaprune.io.bounded_reading import read_object
 from gaprune.io.run_files import (
     CONFIG,
     MASK,
     PRUNED,
     RECORD,
     REPAIRED,
+    REPORT_DATA,
     read_record,
     read_run_config,
 )
@@ -67,6 +69,8 @@ class PrunedNetwork:
     find_target: Callable[[], Target] = field(repr=False)
     # whether code that `config` names may run, now and later
     trusted: bool = False
+    # the content of `report.json`, empty where it is missing
+    report_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -119,6 +123,8 @@ def read_pruned(
         repaired = (folder / REPAIRED).is_file() and not strict
         state = load_state(folder / (REPAIRED if repaired else PRUNED))
         config = read_run_config(folder, record)
+        known = (folder / REPORT_DATA).is_file()
+        report_data = read_object(folder / REPORT_DATA) if known else {}
         _check_run(record, masks, state)
     except InputError:
         raise
@@ -134,6 +140,7 @@ def read_pruned(
             config, folder / CONFIG, model=model, trust_code=trust_code
         ),
         trusted=trust_code or may_run(config, folder / CONFIG),
+        report_data=report_data,
     )
 
 
@@ -151,6 +158,7 @@ def _from_result(result: Result, *, strict: bool) -> PrunedNetwork:
         config=config,
         repaired=repaired is not None,
         find_target=lambda: result.target,
+        report_data=result.report_data or {},
     )
 
 

@@ -120,10 +120,11 @@ def _inputs(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `gaprune.prune` that a configuration states, without defaults."""
-    stated = {name: config[name] for name in ("prune_also", "ignore") if name in config}
+    stated = {name: config[name] for name in ("prune_also", "ignore", "output") if name in config}
     for name, known in Settings.model_fields.items():
         if name in config and _plain(config[name]) != known.default:
-            stated[name] = config[name]
+            in_memory = f"given as {name}=" in str(config[name])
+            stated[name] = _Code("...") if in_memory else config[name]
     return {**stated, **dict(_inputs(config))}
 
 
