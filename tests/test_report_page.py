@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -366,3 +368,61 @@ def test_the_command_makes_reports_of_runs_and_comparisons(
     assert str(rows / REPORT) in ran.out
     ran = run("report", str(tmp_path / "nothing"))
     assert (ran.code, "result.json" in ran.err) == (2, True)
+
+
+def steps_of(folder: Path) -> dict[str, str]:
+    """Return the next steps of a report: title → code, as a reader copies it."""
+    pattern = r'<div class="step[^"]*"><p>(.*?)</p>.*?<code>(.*?)</code>'
+    found = re.findall(pattern, (folder / REPORT).read_text(), re.DOTALL)
+    return {html.unescape(title): html.unescape(code) for title, code in found}
+
+
+FACTORY = """from torch import nn
+def make():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+
+
+def test_the_steps_of_a_report_work_when_pasted(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading and repeating, with relative paths, blanks, a negative range and settings."""
+    project = tmp_path / "my project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    (project / "net.py").write_text(FACTORY)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.save(net.state_dict(), "my weights.pt")
+    words = ["prune", "net.py:make", "--weights", "my weights.pt", "--range", "-1,1"]
+    words += ["--sparsity", "0.5", "--method", "magnitude", "--set", "validation_count=64"]
+    assert run(*words, "--set", "calibration_count=64", "--out", "runs/a run").code == 0
+    steps = steps_of(Path("runs/a run"))
+    monkeypatch.chdir(tmp_path)
+    (enter, load), (export_step, repeat) = list(steps.values())[:2], list(steps.values())[2:]
+    assert shlex.split(enter) == ["cd", str(project)]
+    monkeypatch.chdir(project)
+    names: dict[str, Any] = {}
+    exec(load, names)  # noqa: S102 - what a reader pastes
+    assert int(names["model"][0].weight.count_nonzero()) < 48
+    assert shlex.split(export_step)[:3] == ["gaprune", "export", "runs/a run"]
+    assert run(*shlex.split(repeat)[1:]).code == 0
+    masks = [Path(f"runs/a run{end}/mask.safetensors").read_bytes() for end in ("", "-again")]
+    assert masks[0] == masks[1]
+
+
+def test_the_steps_of_a_network_in_memory_are_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They load into the user's network, export it and repeat the run."""
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "run", method="lamp")
+    load, _, repeat = steps_of(tmp_path / "run").values()
+    names = {"model": built(Pictures)}
+    exec(load.replace("model = ...", "pass"), names)  # noqa: S102 - what a reader pastes
+    assert int(names["model"].head.weight.count_nonzero()) < 3 * 144
+    names["model"] = built(Pictures)
+    exec(repeat, names)  # noqa: S102 - the same
+    folders = (tmp_path / "run", tmp_path / "run-again")
+    masks = [(folder / "mask.safetensors").read_bytes() for folder in folders]
+    assert masks[0] == masks[1]

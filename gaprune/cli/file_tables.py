@@ -22,6 +22,11 @@ def show_export(written: ExportResult) -> None:
         cells = ["all", f"{written.bytes:,}", percent(written.bytes / written.dense_bytes)]
         add_row(rows, cells, strong=True)
     stdout().print(rows)
+    scores = f"agreement with the dense network: {percent(written.agreement)} "
+    scores += f"on {written.compared_on}"
+    if written.accuracy is not None:
+        scores += f"; test accuracy in the run: {percent(written.accuracy)}"
+    stdout().print(scores, markup=False)
     stdout().print(f"read back and compared; written to {written.path}", markup=False)
 
 
@@ -48,14 +53,15 @@ def _count(value: int | None) -> str:
 _ROWS: dict[str, Callable[[FileMeasurement], str]] = {
     "kind": lambda item: item.kind,
     "bytes": lambda item: _count(item.bytes),
+    "bytes of the whole export": lambda item: _count(item.export_bytes),
     "bytes after zstd": lambda item: _count(item.zstd_bytes),
     "parameters": lambda item: _count(item.parameters),
     "nonzero parameters": lambda item: _count(item.nonzeros),
     "multiply-adds": lambda item: _count(item.macs and item.macs.total),
     "nonzero multiply-adds": lambda item: _count(item.macs and item.macs.nonzero),
-    "agreement": lambda item: percent(item.agreement),
+    "agreement with the dense network": lambda item: percent(item.agreement),
     "accuracy": lambda item: percent(item.accuracy),
-    "measured on": lambda item: item.compared_on or MISSING,
+    "both measured on": lambda item: item.compared_on or MISSING,
 }
 
 

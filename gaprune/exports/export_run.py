@@ -42,6 +42,10 @@ class ExportResult:
     file: Path  # the network in the folder
     files: Mapping[str, int]  # file → bytes, without the card and `export.json`
     dense_bytes: int  # of the same state dict in safetensors, zeros included
+    # with the dense network, as the run measured it before an export rounds weights
+    agreement: float
+    accuracy: float | None  # on the test data of the run
+    compared_on: str  # the inputs of the agreement
 
     @property
     def bytes(self) -> int:
@@ -141,7 +145,12 @@ def export(  # noqa: PLR0913 # options, each by its own name
         except BaseException:
             remove_folders(parents)
             raise
-    return ExportResult(path, format, path / exporter.file, files, dense_bytes)
+    provenance = pruned.record["provenance"]
+    source = f"{provenance['validation_samples']:,} validation inputs of the run: "
+    source += str(provenance["validation"])
+    return ExportResult(
+        path, format, path / exporter.file, files, dense_bytes, *pruned.scores, source
+    )
 
 
 def _check_free(path: Path, out: str | Path, *, overwrite: bool) -> None:

@@ -49,8 +49,7 @@ def model_card(
     `files` maps names to bytes; `dense_bytes` is the size of the same state dict with all zeros.
     """
     record = pruned.record
-    # Scores must be those of the network in this folder.
-    after_repair = record.get("repaired") if pruned.repaired else None
+    agreement, accuracy = pruned.scores
     source = (resources.files("gaprune.exports") / "card.md").read_text(encoding="utf-8")
     return (
         _environment()
@@ -63,8 +62,8 @@ def model_card(
             options=options,
             rounded=options.half or options.codebook is not None,
             repaired=pruned.repaired,
-            agreement=(after_repair or record["agreement"])["validation"],
-            accuracy=after_repair["accuracy"] if after_repair else record["accuracy"]["pruned"],
+            agreement=agreement,
+            accuracy=accuracy,
             files=files,
             dense_bytes=dense_bytes,
             total=sum(layer["total"] for layer in record["layers"]),

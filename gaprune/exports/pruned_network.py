@@ -77,6 +77,14 @@ class PrunedNetwork:
         """The name of the dense network."""
         return str(self.record["target"])
 
+    @property
+    def scores(self) -> tuple[float, float | None]:
+        """Agreement on the validation inputs and test accuracy that the run measured on it."""
+        if self.repaired:
+            repaired = self.record["repaired"]
+            return repaired["validation"], repaired["accuracy"]
+        return self.record["agreement"]["validation"], self.record["accuracy"]["pruned"]
+
     def target(self) -> Target:
         """Load the dense network.
 

@@ -46,7 +46,7 @@ def next_steps(run: RunFiles, folder: Path) -> list[NextStep]:
     weights = f"{path}/{REPAIRED if run.record.get('repaired') else PRUNED}"
     config = parse_toml(run.config)
     target = config.get("target")
-    model = "...  # the network, as it was before"
+    model = f"...  # {run.record['target']}, as it was before"
     if target is not None:
         model = f"gaprune.load_target({_arguments(_loading(config))}).model"
     load = f"model = {model}\nmodel.load_state_dict(load_file({_literal(weights)}))"

@@ -22,6 +22,7 @@ from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, Latencies, LatencyTable, time_runtimes
 from gaprune.evaluation.runtimes import CSR, RUNTIMES, RuntimeSubject
 from gaprune.exports.measure.file_contents import ONNX, FileContents, find_dense, read_contents
+from gaprune.io.manifest import read_manifest
 from gaprune.models.forward import standard_torch
 from gaprune.models.layer_kinds import layer_kind
 from gaprune.models.macs import macs_per_input
@@ -51,6 +52,7 @@ class FileMeasurement:
     file: str  # as the user named it
     kind: str  # `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`
     bytes: int  # on the disk
+    export_bytes: int | None  # of all files of the export that it belongs to, or None
     zstd_bytes: int  # compressed as the command zstd does
     parameters: int  # floating-point numbers in the file; of masks, the weights that they cover
     nonzeros: int  # those that aren't 0
@@ -160,6 +162,7 @@ def _measure(
         file=file,
         kind=content.kind,
         bytes=content.path.stat().st_size,
+        export_bytes=_export_bytes(content.path),
         zstd_bytes=len(compressor.compress(content.path.read_bytes())),
         parameters=content.parameters,
         nonzeros=content.nonzeros,
@@ -213,10 +216,11 @@ def _score(model: nn.Module, dense: Target) -> tuple[HeldOutScore | None, str | 
         generator = torch.Generator().manual_seed(SEED)
         unit = procedural(dense.inputs, GENERATED_INPUTS, generator)
         inputs = to_network(dense.inputs, unit, dense.dtype)
-        samples = Samples(inputs, None, "procedural inputs")
+        samples = Samples(inputs, None, "generated here, not those of the run")
     elif samples.labels is not None:
         first = slice(TEST_INPUTS)
-        samples = Samples(samples.inputs[first], samples.labels[first], samples.source)
+        source = f"the first of {samples.source}"
+        samples = Samples(samples.inputs[first], samples.labels[first], source)
     source = f"{len(samples.inputs):,} inputs: {samples.source}"
     try:
         return HeldOut(dense, samples).measure(model), source, None
@@ -266,6 +270,13 @@ def remarks(
 
 def _fastest(latencies: Latencies, batch: int) -> tuple[float, str]:
     return min((times[batch], name) for name, times in latencies.items() if batch in times)
+
+
+def _export_bytes(path: Path) -> int | None:
+    manifest = read_manifest(path.parent)
+    if manifest is None or path.name not in manifest["files"]:
+        return None
+    return sum(int(entry["bytes"]) for entry in manifest["files"].values())
 
 
 def _plain(latencies: Latencies) -> dict[str, Mapping[str, float]]:
