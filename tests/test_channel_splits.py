@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch.nn import functional
 
 import gaprune
 from gaprune.errors import GapruneError
+from gaprune.exports.compact import load_program, removed_channels
+from gaprune.io.tensor_files import load_tensors
 from gaprune.models.channel_groups import ChannelGraph
 from gaprune.models.channel_removal import masked_equivalent, remove_channels
 from gaprune.models.channel_slicing import num_outputs
@@ -86,6 +90,11 @@ def _normed(net: Split, x: Tensor) -> Tensor:
     return normed
 
 
+def _pooled(net: Split, x: Tensor) -> Tensor:
+    x = net.wide(x).contiguous(memory_format=torch.channels_last)
+    return functional.adaptive_avg_pool2d(x, 1).expand(-1, -1, 6, 6)
+
+
 def _in_groups(net: Split, x: Tensor) -> Tensor:
     grouped: Tensor = net.grouped(x)
     return grouped
@@ -146,6 +155,7 @@ CASES: dict[str, tuple[Middle, int, dict[str, int]]] = {
     "a view of a size": (_viewed, 6, {"first": 4, "part": 4}),
     "LayerScale": (_scaled, 10, {"first": 8, "wide": 8}),
     "InstanceNorm": (_normed, 10, {"first": 8}),
+    "pooling in channels-last order": (_pooled, 10, {"first": 8, "wide": 8}),
     "grouped convolution": (_in_groups, 18, {"first": 8}),
     "a gate of one channel": (_gated, 10, {"first": 8}),
 }
@@ -171,6 +181,38 @@ def test_groups_of_split_channels(case: str) -> None:
     assert (model.width, model.widths) == (4, [3, 5])
 
 
+INPUTS = gaprune.InputOptions(shape=(2, 6, 6), range=(0, 1))
+OPTIONS: dict[str, Any] = {
+    "calibration_count": 32,
+    "validation_count": 32,
+    "calibration": ("noise",),
+    "method": "magnitude",
+    "budget": "macs",
+    "sparsity": 0.4,
+}
+EXPORTED = ("Res2Net, the size an attribute", "grouped convolution")
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+@torch.no_grad()
+def test_compact_networks_of_split_channels(case: str, tmp_path: Path) -> None:
+    """The exported program and its state dict are those of the network with lowered numbers."""
+    middle, features, _ = CASES[case]
+    model = built(lambda: Split(middle, features))
+    result = gaprune.prune(model, pattern="channel", inputs=INPUTS, **OPTIONS)
+    gaprune.export(result, "compact", tmp_path / "compact")
+    state = load_tensors(tmp_path / "compact" / "model.safetensors")
+    removed = removed_channels(tmp_path / "compact" / "model.safetensors")
+    smaller = remove_channels(model, torch.rand(1, 2, 6, 6), removed)
+    assert {name: value.shape for name, value in smaller.state_dict().items()} == {
+        name: value.shape for name, value in state.items()
+    }
+    smaller.load_state_dict(state)
+    images = torch.rand(3, 2, 6, 6)
+    program = load_program(tmp_path / "compact" / "model.pt2")
+    assert torch.allclose(program(images), smaller(images), atol=1e-6)
+
+
 class OptionA(nn.Module):
     """A residual block whose shortcut pads 4 channels to 8, as those of CIFAR ResNets."""
 
@@ -186,9 +228,6 @@ class OptionA(nn.Module):
         x = functional.relu(shortcut + self.outer(functional.relu(self.inner(x))))
         logits: Tensor = self.head(x.mean((2, 3)))
         return logits
-
-
-INPUTS = gaprune.InputOptions(shape=(2, 6, 6), range=(0, 1))
 
 
 def test_padded_shortcuts() -> None:
@@ -208,21 +247,12 @@ def test_padded_shortcuts() -> None:
     assert whole_layers(target).keys() == {"outer", "head"}
 
 
-def test_a_result_that_is_not_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pattern", ["channel", "4x4"])  # some blocks at edges are smaller
+def test_a_result_that_is_not_what_was_asked(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masks of a result cost what the budget says, or the run fails."""
 
     def prune() -> gaprune.Result:
-        return gaprune.prune(
-            built(OptionA),
-            sparsity=0.4,
-            method="magnitude",
-            pattern="channel",
-            budget="macs",
-            calibration_count=32,
-            validation_count=32,
-            calibration=("noise",),
-            inputs=INPUTS,
-        )
+        return gaprune.prune(built(OptionA), pattern=pattern, inputs=INPUTS, **OPTIONS)
 
     result = prune()
     dense = MacCounts.of(result.target).total

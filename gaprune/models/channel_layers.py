@@ -9,11 +9,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gaprune.models.channel_slicing import is_transposed, num_inputs, num_outputs
 
+# Layers whose statistics would be others without some of their channels.
+NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Layers that normalise or mix all of their channels, or have no input channels.
 MIXING = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
+    *NORMALISING,
     nn.MultiheadAttention,
     nn.RNNBase,
     nn.Embedding,
@@ -64,4 +64,5 @@ def channel_axis(module: nn.Module, tensor: Tensor) -> int:
 
 def passing_through(module: nn.Module) -> str:
     """Return why channels stay that a layer mixes or computes in a way of its own."""
-    return f"they pass through a {type(module).__name__}"
+    does = ", which normalises over all of them" if isinstance(module, NORMALISING) else ""
+    return f"they pass through a {type(module).__name__}{does}"
