@@ -20,6 +20,12 @@ class Provenance:
     validation_samples: int  # number of validation inputs
     validation_sha256: str
 
+    @property
+    def is_generated(self) -> bool:
+        """Whether gaprune made the validation inputs; otherwise they came from the user."""
+        made = self.level in ("none", "noise", "procedural", "inversion")
+        return made or self.validation.startswith("generated")
+
 
 @dataclass(frozen=True)
 class LayerCount:

@@ -79,7 +79,7 @@ def test_without_a_name_runs_are_numbered(run: Run, place: Path) -> None:
     for _ in range(2):
         ran = run(*PRUNE, "--method", "lamp", "--quiet")
     assert {path.name for path in Path("runs").iterdir()} == {"net-make-0.5", "net-make-0.5-2"}
-    assert re.search(r"saved in .*runs/net-make-0\.5-2\n$", ran.out)
+    assert re.search(r"→ runs/net-make-0\.5-2/report\.html\n$", ran.out)
     assert all(line.startswith("warning: ") for line in ran.err.splitlines())  # no progress
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from gaprune import InputOptions, Result, prune, prune_target
-from gaprune.cli.console import Monitor, seconds_left, stdout
-from gaprune.cli.result_table import show_result
+from gaprune.cli.console import Monitor, fitness_sign, seconds_left, stdout
+from gaprune.cli.result_table import gain_text, show_result
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.config import make_settings
 from gaprune.formatting import percent, points
@@ -73,19 +73,20 @@ def tell(monitor: Monitor, generations: int = 3) -> None:
 def test_without_a_terminal_every_generation_is_a_plain_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Generation, best, validation, speed and time left; stdout stays empty."""
+    """Generation, agreement, loss, speed and time left; stdout stays empty."""
     with Monitor() as monitor:
         tell(monitor)
     out, err = capsys.readouterr()
     assert out == ""
     assert "\x1b" not in err
+    scores = "agreement 87.50 %  loss 0.5000 (lower is better)  100 evaluations/s"
     assert err.splitlines() == [
         "calibration: making inputs",
-        "agreement of the baselines on the validation inputs: lamp 75.00 %, random 12.50 %",
+        "best of 2 one-shot masks: lamp, agreement 75.00 %",
         "search: with [brackets]",
-        "generation 0/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s",
-        "generation 1/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s",
-        "generation 2/10 (search)  best -0.5000  validation 87.50 %  100 evaluations/s  8.0 s left",
+        f"generation 0/10 (search)  {scores}",
+        f"generation 1/10 (search)  {scores}",
+        f"generation 2/10 (search)  {scores}  8.0 s left",
         "warning: mind [this]",
         "test: measuring",
     ]
@@ -159,7 +160,7 @@ def test_the_terminal_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPat
 
 def test_the_summary_is_complete(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
     """Sparsity, counts, every layer and method, the provenance, the gain, the cost."""
-    show_result(result, stdout())
+    show_result(result, stdout(), verbose=True)
     out, err = capsys.readouterr()
     assert err == ""
     assert "50.00 % of 72 prunable weights; " in out
@@ -186,7 +187,7 @@ def test_a_one_shot_method_is_marked_and_has_no_gain(
     result: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing was evolved, so nothing claims to be."""
-    show_result(replace(result, method="lamp", stopped="one-shot"), stdout())
+    show_result(replace(result, method="lamp", stopped="one-shot"), stdout(), verbose=True)
     out = capsys.readouterr().out
     assert "evolved" not in out
     assert "gain" not in out
@@ -197,7 +198,8 @@ def test_a_deep_network_is_summed_up(capsys: pytest.CaptureFixture[str]) -> None
     """Past 40 layers one row holds the rest, and its sums are right."""
     deep = nn.Sequential(*[nn.Linear(*((2, 5) if n % 2 == 0 else (5, 2))) for n in range(45)])
     how: dict[str, Any] = {"method": "magnitude", "scope": "layer", "calibration_count": 16}
-    show_result(prune(deep, sparsity=0.7, inputs=InputOptions(range=(0, 1)), **how), stdout())
+    pruned = prune(deep, sparsity=0.7, inputs=InputOptions(range=(0, 1)), **how)
+    show_result(pruned, stdout(), verbose=True)
     out = capsys.readouterr().out
     assert "39.weight " in out
     assert "40.weight" not in out
@@ -211,3 +213,21 @@ def test_a_front_is_a_table(result: Result, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert re.search(r"50\.00 % +87\.50 %", out)
     assert re.search(r"25\.00 % +100\.00 %", out)
+
+
+def test_the_last_line_tells_accuracy_or_agreement(result: Result) -> None:
+    """Accuracy of the dense network's with test data, otherwise agreement, and the weights left."""
+    left = f"with {percent(round(1 - result.actual_sparsity, 4), None)} of the weights"
+    tested = replace(result, accuracy=0.9665, dense_accuracy=0.9735)
+    assert gain_text(tested) == f"accuracy 96.65 % of 97.35 % {left}"
+    untested = gain_text(replace(result, accuracy=None, dense_accuracy=None))
+    assert "accuracy" not in untested
+    assert f"agreement {percent(result.validation_agreement)}" in untested
+    assert untested.endswith(left)
+
+
+def test_counted_answers_are_a_score_and_other_objectives_a_loss() -> None:
+    """People expect a loss to be above 0 and better if it is low."""
+    record = Generation(0, 1, 1.0, best=-0.5, mean=-0.6, validation=0.5)
+    assert fitness_sign([record]) == ("loss", -1)
+    assert fitness_sign([replace(record, best=0.9)]) == ("score", 1)

@@ -328,6 +328,6 @@ def test_a_one_shot_method_has_a_strict_and_a_repaired_row(
     capsys: pytest.CaptureFixture[str], one_shot: dict[str, Result]
 ) -> None:
     """It is not repeated among the repaired baselines."""
-    show_result(one_shot["in loop"], stdout())
+    show_result(one_shot["in loop"], stdout(), verbose=True)
     rows = first_cells(capsys.readouterr().out)
     assert rows.count("magnitude") == rows.count("magnitude, repaired") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,11 @@ from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import ValidationScore
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evolution.search_plan import SearchResult
+from gaprune.models.fresh_weights import fresh_layers
 from gaprune.models.target import target_from_module
+from gaprune.models.zoo import ZOO, load_zoo_network
 from gaprune.runs.setup import check_settings, resolve_settings
-from gaprune.runs.warnings import overfitting_warning, validation_warnings
+from gaprune.runs.warnings import baseline_warning, overfitting_warning, validation_warnings
 
 EVALUATOR = tiny_evaluator()
 
@@ -133,3 +136,38 @@ def test_patience_is_two_with_optimised_calibration_inputs(
     settings = make_settings({"sparsity": 0.5, **changes})
     target = target_from_module(tiny_model(), inputs=InputOptions(range=(0, 1)))
     assert resolve_settings(check_settings(settings), target).settings.patience == patience
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_untrained_networks_are_noticed_and_trained_ones_are_not(name: str) -> None:
+    """Every bundled network, as its factory makes it and with its weights."""
+    torch.manual_seed(0)
+    fresh = ZOO[name].factory()
+    assert fresh_layers(load_zoo_network(name)) is None
+    layers = fresh_layers(fresh)
+    assert layers is not None
+    assert layers[0] == layers[1] >= 3
+
+
+@pytest.mark.parametrize("initialise", [nn.init.xavier_uniform_, nn.init.kaiming_normal_, None])
+def test_one_trained_scale_is_enough_to_be_trained(
+    initialise: Callable[[torch.Tensor], object] | None,
+) -> None:
+    """Normalisations with other weights than 1 contradict what the matrices look like."""
+    torch.manual_seed(0)
+    linear, norm = nn.Linear(60, 40), nn.LayerNorm(40)
+    if initialise is not None:
+        initialise(linear.weight)
+    network = nn.Sequential(linear, norm)
+    assert fresh_layers(network) == (1, 1)
+    with torch.no_grad():
+        norm.weight[3] += 0.1
+    assert fresh_layers(network) is None
+
+
+def test_a_random_mask_that_is_the_best_is_reported() -> None:
+    """Not where it is the only one, or where another is as good."""
+    assert baseline_warning({"random": 0.6, "magnitude": 0.5}) is not None
+    assert baseline_warning({"random": 0.6}) is None
+    assert baseline_warning({"random": 0.6, "magnitude": 0.6}) is None
+    assert baseline_warning({"magnitude": 0.1}) is None

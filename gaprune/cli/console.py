@@ -55,20 +55,31 @@ def add_row(rows: Table, cells: Iterable[str], *, strong: bool = False) -> None:
 def generation_table(history: Sequence[Generation], last: int = LAST) -> Table:
     """Return the last generations, newest at the bottom, the best on validation in bold."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("generation", "best", "mean", "validation", "evaluations", "seconds"):
+    fitness, sign = fitness_sign(history)
+    for name in ("generation", fitness, f"mean {fitness}", "agreement", "evaluations", "seconds"):
         rows.add_column(name, justify="right", no_wrap=True)
     top = max((record.validation for record in history), default=0.0)
     for record in history[-last:]:
         cells = [
             f"{record.generation}",
-            f"{record.best:.4f}",
-            f"{record.mean:.4f}",
+            f"{sign * record.best:.4f}",
+            f"{sign * record.mean:.4f}",
             percent(record.validation),
             f"{record.evaluations:,}",
             f"{record.seconds:,.1f}",
         ]
         add_row(rows, cells, strong=record.validation == top)
     return rows
+
+
+def fitness_sign(history: Sequence[Generation]) -> tuple[str, int]:
+    """Return the name of the fitness, and the sign with which it is shown.
+
+    An objective that counts answers is above 0 and better if it is high; the others are negated
+    losses, and people expect a loss to be above 0 and better if it is low.
+    """
+    is_loss = all(record.best <= 0 for record in history)
+    return ("loss", -1) if is_loss else ("score", 1)
 
 
 def sparkline(values: Sequence[float], width: int = 32) -> str:
@@ -123,10 +134,10 @@ class Monitor(Observer):
         """Print what begins."""
         self._signals.phase(name)
         self.stop_bar()
-        scores = sorted(self._baselines.items(), key=lambda item: -item[1].agreement)
-        if scores:
-            listing = ", ".join(f"{name} {percent(score.agreement)}" for name, score in scores)
-            self.say(f"agreement of the baselines on the validation inputs: {listing}")
+        if self._baselines:
+            best = max(self._baselines, key=lambda name: self._baselines[name].agreement)
+            agreed = percent(self._baselines[best].agreement)
+            self.say(f"best of {len(self._baselines)} one-shot masks: {best}, agreement {agreed}")
         self._baselines.clear()
         self._first = None  # phases differ in speed, so the time left is predicted within one
         self.say(f"{name}: {detail}")
@@ -135,7 +146,7 @@ class Monitor(Observer):
             self._is_phase_bar = True
 
     def baseline(self, name: str, score: BaselineScore) -> None:
-        """Keep it; the next phase prints all of them in one line."""
+        """Keep it; the next phase prints the best of them."""
         self._baselines[name] = score
 
     def generation(self, record: Generation, total: int | None) -> None:
@@ -208,11 +219,12 @@ class Monitor(Observer):
 
 
 def _progress_texts(record: Generation, first: Generation, total: int | None) -> list[str]:
-    """Return generation, best fitness, validation, speed, and for the search the time left."""
+    """Return generation, agreement, best fitness, speed, and for the search the time left."""
+    name, sign = fitness_sign([record])
     texts = [
         f"generation {record.generation}{f'/{total}' if total else ''} ({record.phase})",
-        f"best {record.best:.4f}",
-        f"validation {percent(record.validation)}",
+        f"agreement {percent(record.validation)}",
+        f"{name} {sign * record.best:.4f}{' (lower is better)' if sign < 0 else ''}",
         f"{record.evaluations / max(record.seconds, 1e-9):,.0f} evaluations/s",
     ]
     if (left := seconds_left((first, record), total)) is not None:

@@ -114,6 +114,6 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
             budget = f"{sparsity:g}" if drop is None else f"drop-{drop:g}"
             stem = common.RUNS / f"{common.slug(job.target)}-{budget}"
             run_directory = stack.enter_context(open_numbered_run(stem))
-        display = Display(as_json, quiet, profile, tensorboard)
+        display = Display(as_json, quiet, verbose, profile, tensorboard)
         code = run_and_save(prune, run_directory, display)
     raise typer.Exit(code)

@@ -28,8 +28,8 @@ _ENDINGS = {
 }
 
 
-def show_result(result: Result, console: Console) -> None:
-    """Print layers, methods at the same budget, and what the run used and cost."""
+def show_result(result: Result, console: Console, *, verbose: bool = False) -> None:
+    """Print what was removed, gained and spent; with `verbose` layers, methods and inputs too."""
     total = result.target.layout.total
     removed = removed_weights(total - result.kept, total, result.parameters)
     console.print(f"{removed} removed; {result.kept:,} kept, all of them unchanged")
@@ -37,8 +37,9 @@ def show_result(result: Result, console: Console) -> None:
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
     if unit is not None:  # the sparsity above counts weights, the budget something else
         console.print(f"requested: {percent(result.sparsity)} of the {unit} removed")
-    console.print(_layer_table(result))
-    console.print(_method_table(result))
+    if verbose:
+        console.print(_layer_table(result))
+        console.print(_method_table(result))
     if result.front:
         names = list(result.front[0])
         front = table(*(name.replace("_", " ") for name in names), title="Pareto front")
@@ -47,8 +48,21 @@ def show_result(result: Result, console: Console) -> None:
         console.print(front)
     if result.trials:
         console.print(_trial_table(result))
-    for line in _result_facts(result):
+    for line in [*(_input_facts(result) if verbose else ()), *_result_facts(result)]:
         console.print(Text(line))
+
+
+def gain_text(result: Result) -> str:
+    """Return what is left of the network in one line: accuracy, or agreement without test data."""
+    repaired = result.repaired
+    accuracy = result.accuracy if repaired is None else repaired.accuracy
+    left = 1 - result.actual_sparsity
+    weights = f"with {percent(round(left, 4) or left, None)} of the weights"
+    if accuracy is not None:
+        return f"accuracy {percent(accuracy)} of {percent(result.dense_accuracy)} {weights}"
+    agreement = result.validation_agreement if repaired is None else repaired.validation
+    inputs = "generated inputs" if result.provenance.is_generated else "validation inputs"
+    return f"agreement {percent(agreement)} with the dense network on {inputs} {weights}"
 
 
 def _layer_table(result: Result) -> Table:
@@ -93,25 +107,30 @@ def _trial_table(result: Result) -> Table:
     return rows
 
 
-def _result_facts(result: Result) -> list[str]:
+def _input_facts(result: Result) -> list[str]:
     provenance = result.provenance
     sources = "; ".join(provenance.sources)
     lines = [
         f"calibration inputs ({provenance.level}): {sources} ({provenance.samples:,} inputs)",
         f"validation inputs: {provenance.validation} ({provenance.validation_samples:,} inputs)",
-        *_budget_facts(result),
     ]
-    if result.method == EVOLVED and result.best_baseline is not None:
-        both = ", both repaired," if result.in_loop else ""
-        lines.append(
-            f"gain over the best baseline ({result.best_baseline}){both} on the validation "
-            f"inputs: {points(result.gain)}"
-        )
-        if result.in_loop:
-            lines.append("masks were selected by their scores after repair (--repair-in-loop)")
     # the claim of the tool: labels never steer the search
     if result.accuracy is not None and provenance.level != "labelled":
         lines.append("test labels were used only for the test accuracy above")
+    return lines
+
+
+def _result_facts(result: Result) -> list[str]:
+    lines = _budget_facts(result)
+    if result.method == EVOLVED and result.best_baseline is not None:
+        agreement, after = result.validation_agreement, ""
+        if result.repaired is not None and result.in_loop:
+            agreement, after = result.repaired.validation, " after repair"
+            lines.append("masks were selected by their scores after repair (--repair-in-loop)")
+        lines.append(
+            f"agreement on the validation inputs{after}: {percent(agreement)}, "
+            f"{points(result.gain)} over the best one-shot method ({result.best_baseline})"
+        )
     lines.append(
         f"{duration(result.seconds)}, {result.evaluations:,} evaluations, "
         f"seed {result.settings['seed']}; {_ENDINGS[result.stopped]}"

@@ -46,6 +46,6 @@ def resume_command(  # noqa: PLR0913 # one per option
                 run_directory, common.stated(options), observer, trust_code=trust_code
             ),
             run_directory,
-            Display(as_json, quiet, profile, tensorboard),
+            Display(as_json, quiet, verbose, profile, tensorboard),
         )
     raise typer.Exit(code)

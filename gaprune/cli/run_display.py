@@ -11,11 +11,11 @@ import typer
 
 from gaprune.callbacks import Observer, ObserverGroup
 from gaprune.cli.console import Monitor, stdout
-from gaprune.cli.result_table import show_profile, show_result
+from gaprune.cli.result_table import gain_text, show_profile, show_result
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.cli.tensorboard import Events
 from gaprune.errors import GapruneError
-from gaprune.io.run_files import RECORD
+from gaprune.io.run_files import RECORD, REPORT
 from gaprune.io.serialization import to_json
 from gaprune.profiling import run_profiler
 from gaprune.runs.job import PruneJob
@@ -28,6 +28,7 @@ class Display(NamedTuple):
 
     as_json: bool  # the record instead of tables
     quiet: bool  # no progress
+    verbose: bool  # layers, one-shot methods and inputs too
     profile: bool  # measure where the time goes, and print it on stderr
     tensorboard: str | None  # folder for events
 
@@ -61,33 +62,35 @@ def run_and_save(
                 signals.remark = f"continue with {run_directory.command}"
             raise
         signals.saving = True  # from here on the first Ctrl-C does not interrupt
-        where = "not saved (--no-save)"
+        where, resumed = "not saved (--no-save)", ""
         if run_directory is not None:
             monitor.progress("saving, and drawing the report", 0, None)
             try:
-                where = f"saved in {run_directory.save(result, job)}"
+                run_directory.save(result, job)
+                where = str(run_directory.path / REPORT)
             except GapruneError:
                 monitor.stop_bar()
-                _show(result, None, as_json=display.as_json)  # a full disk must not lose the search
+                _show(result, None, display)  # a full disk must not lose the search
                 raise
             # a run without checkpoints has a result, but cannot be continued
             if result.stopped == "interrupted" and run_directory.resumable:
-                where += f"; continue with {run_directory.command}"
+                resumed = f"; continue with {run_directory.command}"
         monitor.stop_bar()
-        _show(result, run_directory, as_json=display.as_json)
+        _show(result, run_directory, display)
+        last = f"{gain_text(result)} → {where}{resumed}"
         if display.as_json:  # stdout holds the record alone
-            monitor.say(where)
+            monitor.say(last)
         else:
-            stdout().print(where, markup=False)
+            stdout().print(last, markup=False)
     return signals.exit_code
 
 
-def _show(result: Result, run_directory: OpenRun | None, *, as_json: bool) -> None:
-    if as_json and run_directory is not None:  # with the hashes of the files
+def _show(result: Result, run_directory: OpenRun | None, display: Display) -> None:
+    if display.as_json and run_directory is not None:  # with the hashes of the files
         typer.echo((run_directory.folder / RECORD).read_text(encoding="utf-8").rstrip())
-    elif as_json:
+    elif display.as_json:
         typer.echo(to_json(result.record(), indent=2))
     else:
-        show_result(result, stdout())
+        show_result(result, stdout(), verbose=display.verbose)
     if result.profile is not None:
         show_profile(result.profile)

@@ -11,7 +11,14 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from gaprune.cli.console import LAST, generation_table, seconds_left, sparkline, stdout
+from gaprune.cli.console import (
+    LAST,
+    fitness_sign,
+    generation_table,
+    seconds_left,
+    sparkline,
+    stdout,
+)
 from gaprune.formatting import duration, percent
 from gaprune.io.serialization import to_json
 from gaprune.records import Generation
@@ -66,9 +73,10 @@ def show_progress(run: str, every: float) -> RunStatus:
         warned = _warn_silent(status, warned=warned)
         for record in status.history[printed:]:
             total = f"/{status.total}" if status.total else ""
+            name, sign = fitness_sign([record])
             line = (
-                f"generation {record.generation}{total}  best {record.best:.4f}  "
-                f"mean {record.mean:.4f}  validation {percent(record.validation)}  "
+                f"generation {record.generation}{total}  agreement {percent(record.validation)}  "
+                f"{name} {sign * record.best:.4f}  mean {sign * record.mean:.4f}  "
                 f"{record.evaluations:,} evaluations  {duration(record.seconds)}"
             )
             console.print(Text(line))
@@ -103,7 +111,7 @@ def _picture(run: str, status: RunStatus, last: int = LAST) -> RenderableType:
 
 def _progress(status: RunStatus) -> str:
     last = status.history[-1]
-    parts = [f"validation {sparkline([record.validation for record in status.history])}"]
+    parts = [f"agreement {sparkline([record.validation for record in status.history])}"]
     if status.total and status.state == RUNNING:
         parts.append(f"generation {last.generation} of {status.total}")
         if (left := seconds_left(status.history, status.total)) is not None:

@@ -44,7 +44,12 @@ from gaprune.runs.checkpointer import Checkpointer, SavedSearch
 from gaprune.runs.latency_budget import measure_latency
 from gaprune.runs.result import RepairedScore, Result
 from gaprune.runs.setup import ResolvedSettings, make_evaluator, make_plan
-from gaprune.runs.warnings import network_warnings, overfitting_warning, validation_warnings
+from gaprune.runs.warnings import (
+    baseline_warning,
+    network_warnings,
+    overfitting_warning,
+    validation_warnings,
+)
 from gaprune.workers import FailedTask, Workers, on_device, open_workers
 from gaprune.workers.serial import torch_threads
 
@@ -164,7 +169,11 @@ class PruningRun:
                     )
                 if text is not None:
                     self.observer.warning(text)
-            self._outcome = _Outcome(self._scored_seeds, self._scores, search)
+            seeds = self._scored_seeds
+            self._outcome = _Outcome(seeds, self._scores, search)
+            text = baseline_warning({s.origin: self._scores[s.key].agreement for s in seeds})
+            if text is not None:
+                self.observer.warning(text)
             result = self.make_result(self.test)
         if settings.budget == LATENCY:
             latency = measure_latency(self.target, result.masks, self.resolved)

@@ -114,7 +114,8 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
     if not options.in_process and find_spec("ray") is None:
         raise InputError(
             "workers: more than one worker, GPUs per worker and clusters need Ray; "
-            "pip install 'gaprune[ray]', or leave --workers, --gpus-per-worker and --ray-address out"
+            "pip install 'gaprune[ray]', or leave out --workers, --gpus-per-worker, "
+            "--ray-address"
         )
     options = replace(options, device=choose_device(options, device))
     check_precision(settings.precision, options.device)

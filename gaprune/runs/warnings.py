@@ -1,13 +1,14 @@
-"""Warnings of a run: validation inputs that say little, and a search that overfits."""
+"""Warnings of a run: untrained networks, inputs that say little, a search that overfits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
 from gaprune.evolution.search_plan import OVERFIT_DROP, SearchResult
 from gaprune.io.weights import tensors_of
+from gaprune.models.fresh_weights import fresh_layers
 from gaprune.models.input_spec import picture_shapes
 from gaprune.models.prunable import parameters_left_whole, parts_left_as_they_are
 from gaprune.models.target import Target
@@ -19,6 +20,14 @@ ONE_CLASS = 0.99  # share of validation inputs in one class from which agreement
 
 def network_warnings(target: Target) -> Iterator[str]:
     """Yield what the user should know about a network before its inputs are made."""
+    if (fresh := fresh_layers(target.model)) is not None:
+        # a factory that was given weights says so in its origin
+        without = target.origin == f"factory {target.name}"
+        remedy = "no --weights are given" if without else "load its weights first"
+        yield (
+            f"the network looks untrained: the weights of {fresh[0]} of {fresh[1]} large layers "
+            f"are distributed as at their initialisation; {remedy}"
+        )
     if target.inputs.assumed:
         yield (
             "the value range of the inputs is not stated; 0 to 1 is assumed "
@@ -89,6 +98,18 @@ def validation_warnings(evaluator: Evaluator) -> Iterator[str]:
             "within any --max-drop: distrust the figures, and use other inputs (--calibration, "
             "--validation; --range, --mean and --std state their values)"
         )
+
+
+def baseline_warning(agreements: Mapping[str, float]) -> str | None:
+    """Return the warning that a random mask is the best one-shot mask; None if another is."""
+    others = [value for name, value in agreements.items() if name != "random"]
+    if "random" not in agreements or not others or agreements["random"] <= max(others):
+        return None
+    return (
+        "a random mask agrees more with the dense network than that of any criterion: is it "
+        "trained, and are the inputs those that it was trained for (--weights, --range, --mean, "
+        "--std)?"
+    )
 
 
 def overfitting_warning(
