@@ -61,7 +61,7 @@ def test_there_is_one_row_for_each_method_sparsity_and_seed(comparison: Comparis
     }
     assert {row.key for row in comparison.rows} == expected
     assert len(comparison.rows) == len(expected)
-    assert {(row.target, row.error) for row in comparison.rows} == {("model", None)}
+    assert {(row.target, row.error) for row in comparison.rows} == {("Sequential", None)}
 
 
 def test_rows_meet_the_budget(comparison: Comparison) -> None:

@@ -27,8 +27,8 @@ UNIT = InputOptions(range=(0, 1))
 SCALED = InputOptions(mean=0.5, std=0.25)
 VECTORS = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 4
-SMALL = {"preset": "black-box", "population": 4, "offspring": 4, "generations": 2}
-ONE_SHOT = {"sparsity": 0.5, "method": "magnitude"}
+SMALL: dict[str, Any] = {"preset": "black-box", "population": 4, "offspring": 4, "generations": 2}
+ONE_SHOT: dict[str, Any] = {"sparsity": 0.5, "method": "magnitude"}
 
 
 class Entries(Dataset[Any]):
@@ -81,7 +81,7 @@ def test_a_run_without_remarks_warns_of_nothing() -> None:
 
 def test_comparisons_and_sweeps_warn_too() -> None:
     """Each at the line of its caller."""
-    shown = {"progress": False, "inputs": None}
+    shown: dict[str, Any] = {"progress": False, "inputs": None}
     with pytest.warns(GapruneWarning) as caught:
         gaprune.compare(tiny_model(), sparsity=0.5, methods="magnitude", **shown)
     assert Path(caught[0].filename).name == Path(__file__).name
@@ -166,7 +166,7 @@ def test_data_and_names_can_be_combined() -> None:
 def test_large_datasets_are_read_as_far_as_counts_need() -> None:
     """At equal distances, since many are sorted; streams from their beginning."""
     entries = Entries()
-    counts = {"calibration_count": 30, "validation_count": 10}
+    counts: dict[str, Any] = {"calibration_count": 30, "validation_count": 10}
     assert run(calibration=entries, **counts).provenance.samples == 32  # a fifth is validation
     assert entries.read == 40
     entries = Entries()
@@ -265,7 +265,7 @@ def test_a_run_in_memory_is_known_as_long_as_its_network(tmp_path: Path) -> None
     """It bears the name of the class; resume, export and measure find the network."""
     model = Two()
     folder, exported = tmp_path / "run", tmp_path / "masks"
-    options = {**SMALL, "method": "evolved", "output": "logits", "ignore": "head"}
+    options: dict[str, Any] = {**SMALL, "method": "evolved", "output": "logits", "ignore": "head"}
     result = run(model, out=folder, **options)
     assert result.target.name == "Two"
     assert (
@@ -275,7 +275,7 @@ def test_a_run_in_memory_is_known_as_long_as_its_network(tmp_path: Path) -> None
     )
     gaprune.export(folder, "sparse", exported)
     file = next(exported.glob("*.safetensors"))
-    what = {"runtimes": ["torch"], "batches": [1]}
+    what: dict[str, Any] = {"runtimes": ["torch"], "batches": [1]}
     assert gaprune.measure(file, **what)[0].agreement is not None
     assert gaprune.measure(file, target=model, **what)[0].agreement is not None
     del model, result

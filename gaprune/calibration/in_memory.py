@@ -29,19 +29,18 @@ def name_data(stated: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, obje
     Returns:
         The settings; and name → data.
     """
-    settings, data = dict(stated), {}
+    settings, data = dict(stated), dict[str, object]()
     for argument in DATA_ARGUMENTS:
         value = settings.get(argument)
-        parts = value if _has_words(value) else [value]
-        words = []
-        for part in parts:
-            if part is None or isinstance(part, (str, Path)):
-                words.append(part if part is None else str(part))
-                continue
-            words.append(f"{type(part).__name__} given as {argument}=")
-            data[words[-1]] = part
-        if value is not None:
-            settings[argument] = tuple(words) if argument == "calibration" else words[0]
+        if value is None:
+            continue
+        words: list[str] = []
+        for part in value if _has_words(value) else [value]:
+            is_word = isinstance(part, (str, Path))
+            words.append(str(part) if is_word else f"{type(part).__name__} given as {argument}=")
+            if not is_word:
+                data[words[-1]] = part
+        settings[argument] = tuple(words) if argument == "calibration" else words[0]
     return settings, data
 
 

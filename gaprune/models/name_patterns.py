@@ -54,12 +54,12 @@ def layer_patterns(model: nn.Module, parts: object, argument: str) -> tuple[str,
     Raises:
         InputError: a part is none of these, or no part of the network.
     """
-    several = isinstance(parts, (list, tuple, set, frozenset, nn.ModuleList))
+    several = parts if isinstance(parts, (list, tuple, set, frozenset, nn.ModuleList)) else (parts,)
     names = {
         id(part): name for name, part in (*model.named_parameters(), *model.named_modules()) if name
     }
     patterns = []
-    for part in parts if several else (parts,):
+    for part in several:
         name = part if isinstance(part, str) else names.get(id(part))
         name = part.__name__ if isinstance(part, type) else name
         if name is None:
