@@ -115,6 +115,9 @@ def test_a_run_is_resumed_with_its_examples(tmp_path: Path) -> None:
     result = gaprune.prune(model, example_inputs=examples, out=tmp_path / "run", **SEARCH)
     again = gaprune.resume(tmp_path / "run", model=model, example_inputs=examples)
     assert all(torch.equal(again.masks[name], mask) for name, mask in result.masks.items())
+    for name in ("onnx", "compact"):
+        with pytest.raises(InputError, match="several inputs"):
+            gaprune.export(result, format=name, out=tmp_path / name)
     with pytest.raises(InputError):
         gaprune.resume(tmp_path / "run", model=model, example_inputs=arguments(FEW + 1))
 

@@ -393,3 +393,13 @@ def test_large_weights_are_masked_in_pieces_with_the_same_bits(
     monkeypatch.setattr(supermask, "PIECE", 10)
     assert torch.equal(masked_weights({"w": weight}, {"w": mask})["w"], whole)
     assert torch.equal(whole, torch.where(mask, weight, 0.0))
+
+
+@pytest.mark.parametrize("remove", [bake, detach])
+def test_copies_are_independent(remove: Callable[[nn.Module], nn.Module]) -> None:
+    """Masks removed from a copy stay attached to the original."""
+    model = attach(nn.Sequential(nn.Linear(3, 2)), {"0.weight": torch.zeros(2, 3) > 1})
+    copied = remove(copy.deepcopy(model))
+    assert isinstance(copied[0].weight, nn.Parameter)
+    assert not model[0].weight.any()
+    assert detach(model)[0].weight.any()

@@ -41,7 +41,7 @@ def write_compact(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -
         GapruneError: no channel can be removed, torch can't export the network, or its outputs
             differ from the masked network's.
     """
-    target = pruned.target()
+    target = pruned.traced_target()
     masked = pruned.network(target)
     try:
         channels = silent_channels(target, pruned.masks)

@@ -100,6 +100,20 @@ class PrunedNetwork:
             )
         return target
 
+    def traced_target(self) -> Target:
+        """Load the dense network for a format that traces it; see `target`.
+
+        Raises:
+            InputError: also if it takes several inputs.
+        """
+        target = self.target()
+        if target.inputs.examples:
+            raise InputError(
+                f"format: {target.name} takes several inputs, and this format traces networks with "
+                "one; export it as dense or sparse"
+            )
+        return target
+
     def network(self, target: Target) -> nn.Module:
         """Return a frozen copy of the dense network that holds this state."""
         model = copy.deepcopy(target.model)

@@ -89,7 +89,7 @@ def write_onnx(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> N
         GapruneError: an optional package is missing, torch can't export the network, or the
             outputs differ.
     """
-    target = pruned.target()
+    target = pruned.traced_target()
     if target.dtype == torch.bfloat16:
         raise GapruneError(
             f"onnx: {target.name} computes in bfloat16, which ONNX Runtime doesn't take as input; "

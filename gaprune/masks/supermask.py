@@ -235,6 +235,9 @@ def _masked(weight: Tensor, mask: Tensor) -> Tensor:
     return masked.view(weight.dtype)
 
 
+_PER_CLASS = ("__dict__", "__weakref__")  # what Python makes for every class
+
+
 class Supermask(nn.Module):
     """A parametrization that masks its parameter (`attach` registers it).
 
@@ -300,6 +303,9 @@ def _remove_supermasks(model: nn.Module, *, keep_masked: bool) -> nn.Module:
         for leaf, chain in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
             supermasks = [step for step in chain if isinstance(step, Supermask)]
             if supermasks:
+                # torch changes the class that it made for this layer, which copies share
+                members = {k: v for k, v in vars(type(module)).items() if k not in _PER_CLASS}
+                module.__class__ = type(type(module).__name__, type(module).__bases__, members)
                 parametrize.remove_parametrizations(module, leaf, leave_parametrized=keep_masked)
                 for name in supermasks[0].order:
                     if name in module._parameters:

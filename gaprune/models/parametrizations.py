@@ -62,7 +62,7 @@ def fold_parametrizations(model: nn.Module) -> nn.Module:
     Examples:
         >>> from torch.nn.utils.parametrizations import weight_norm
         >>> net = torch.nn.Sequential(weight_norm(torch.nn.Linear(3, 2)))
-        >>> sorted(gaprune.fold_parametrizations(net).state_dict())
+        >>> sorted(fold_parametrizations(net).state_dict())
         ['0.bias', '0.weight']
     """
     for weight in list(computed_weights(model)):
