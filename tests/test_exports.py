@@ -321,6 +321,19 @@ def test_the_card_has_the_figures_of_the_run(
         compile(exporter.loading, form, "exec")
 
 
+def test_model_hubs_read_the_card(exports: dict[str, ExportResult]) -> None:
+    """It has the licence, the library and the metrics of the run; unknown things are left out."""
+    hub = pytest.importorskip("huggingface_hub")
+    written = exports["sparse"]
+    data = hub.ModelCard.load(written.path / "README.md").data
+    assert data.library_name == "gaprune"
+    assert data.license == "other"
+    assert data.base_model is None
+    metrics = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert metrics["agreement"] == pytest.approx(written.agreement)
+    assert metrics.get("accuracy") == written.accuracy
+
+
 @pytest.mark.slow
 def test_transformers_opens_its_folder(tmp_path: Path) -> None:
     """Weights are pruned, unused layers as before, and files beside the weights are copied."""

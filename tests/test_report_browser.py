@@ -109,6 +109,42 @@ def test_pages_fit_every_width(open_report: Open, kind: str, width: int) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_cut_on_a_phone(open_report: Open, kind: str) -> None:
+    """No table and no code needs scrolling sideways, with all details open."""
+    page = open_report(kind, WIDTHS["phone"])
+    page.locator("details").evaluate_all("items => items.forEach(item => { item.open = true; })")
+    wider = "items => items.filter(item => item.scrollWidth > item.clientWidth + 1).length"
+    assert page.locator(".scroll, pre").evaluate_all(wider) == 0
+
+
+@pytest.mark.parametrize("kind", ["run", "plain"])
+def test_one_screen_has_the_result_and_the_next_steps(open_report: Open, kind: str) -> None:
+    """They end above 800 px, and the page above 3,500 px, at 1,200 px width."""
+    page = open_report(kind, 1200)
+    bottom = "item => item.getBoundingClientRect().bottom"
+    assert page.locator(".steps").evaluate(bottom) <= 800
+    assert page.evaluate("document.documentElement.scrollHeight") <= 3500
+
+
+def test_steps_are_copied(open_report: Open) -> None:
+    """The button copies the code as it is displayed."""
+    page = open_report("run")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-copy]").first.click()
+    code = page.locator(".step code").first.text_content()
+    assert page.evaluate("navigator.clipboard.readText()") == code
+
+
+def test_a_link_opens_a_folded_section(open_report: Open) -> None:
+    """Sections are folded until they are asked for."""
+    page = open_report("run")
+    details = page.locator("#layers > details")
+    assert details.get_attribute("open") is None
+    page.locator(".toc a[href='#layers']").click()
+    assert details.get_attribute("open") is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_theme_is_the_system_s_until_it_is_chosen(open_report: Open, kind: str) -> None:
     """The button switches auto, light, dark; the choice is stored, and paper is light."""
     page = open_report(kind, dark=True)

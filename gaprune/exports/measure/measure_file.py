@@ -216,7 +216,7 @@ def _score(model: nn.Module, dense: Target) -> tuple[HeldOutScore | None, str | 
         generator = torch.Generator().manual_seed(SEED)
         unit = procedural(dense.inputs, GENERATED_INPUTS, generator)
         inputs = to_network(dense.inputs, unit, dense.dtype)
-        samples = Samples(inputs, None, "generated here, not those of the run")
+        samples = Samples(inputs, None, "generated here, not the run's")
     elif samples.labels is not None:
         first = slice(TEST_INPUTS)
         source = f"the first of {samples.source}"
