@@ -54,7 +54,7 @@ def sliced_copy(model: nn.Module, removal: ChannelRemoval, *, share: bool = Fals
 def _slice_outputs(module: nn.Module, indices: Sequence[int]) -> None:
     count, groups = num_outputs(module), getattr(module, "groups", 1)
     if groups > 1:  # whole groups go, with the inputs that only they read
-        module.groups = groups - len(indices) * groups // count
+        _subtract(module, ("groups",), len(indices) * groups // count)
         _subtract(module, _INPUTS, len(indices) * num_inputs(module) // count)
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     for name, tensor in tensors:
