@@ -134,7 +134,7 @@ def test_a_terminal_has_a_live_bar_unless_it_cannot(
         tell(monitor)
     output = terminal.getvalue()
     assert "generation 2/10" in output
-    assert "validation 87.50 %" in output
+    assert "agreement 87.50 %" in output
     assert "mind [this]" in output
     assert ("\x1b[2K" in output) == ("━" in output) == moves
     assert bool(COLOUR.search(output)) == coloured

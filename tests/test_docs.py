@@ -59,7 +59,13 @@ OPTIONS = {
     for option in command.params
     for name in (*option.opts, *option.secondary_opts)
 } | {"--help"}
-OTHER_TOOLS = {"--no-deps", "--only", "--data", "--logdir"}  # pip, benchmarks, TensorBoard
+SCRIPT_OPTIONS = {
+    option
+    for folder in ("benchmarks", "scripts")
+    for path in (ROOT / folder).rglob("*.py")
+    for option in re.findall(r'"(--[a-z][a-z-]+)"', path.read_text(encoding="utf-8"))
+}
+OTHER_TOOLS = {"--force-reinstall", "--no-deps", "--head", "--logdir"}  # pip, Ray, TensorBoard
 RunPage = Callable[[str], dict[str, Any]]
 
 
@@ -238,12 +244,24 @@ def test_the_rendered_diagram_has_the_labels_of_its_source() -> None:
             assert re.sub(r"\s+", "", line) in rendered, line
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if not p.startswith(("bench", "CHANGE"))])
+@pytest.mark.parametrize("page", [p for p in PAGES if p != "CHANGELOG.md"])
 def test_every_option_that_is_named_exists(page: str) -> None:
-    """`--option` in README, docs/ and CONTRIBUTING.md belongs to a command or to another tool."""
-    text = re.sub(r"https?://\S+", "", PAGES[page])
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    assert named <= OPTIONS | OTHER_TOOLS, named - OPTIONS - OTHER_TOOLS
+    """`--option` in a page belongs to a command, a script of the repository or another tool."""
+    unknown = _named_options(PAGES[page]) - OPTIONS - OTHER_TOOLS - SCRIPT_OPTIONS
+    assert not unknown
+
+
+def test_options_in_messages_and_docstrings_exist() -> None:
+    """Every `--option` in the code of gaprune is one of its own, or of another tool."""
+    for path in sorted((ROOT / "gaprune").rglob("*.py")):
+        unknown = _named_options(path.read_text(encoding="utf-8")) - OPTIONS - OTHER_TOOLS
+        assert not unknown, path
+
+
+def _named_options(text: str) -> set[str]:
+    return set(
+        re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])", re.sub(r"https?://\S+", "", text))
+    )
 
 
 @pytest.mark.slow

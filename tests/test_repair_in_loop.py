@@ -311,7 +311,7 @@ def test_the_command_prints_and_writes_the_repaired_network(
     run: Run, place: Path, option: str
 ) -> None:
     """A network without BatchNorm has its biases corrected; the run can be repeated."""
-    ran = run("prune", *OWN, "--sparsity", "0.5", *TINY, option, "--out", "r")
+    ran = run("prune", *OWN, "--sparsity", "0.5", *TINY, option, "--out", "r", "--verbose")
     assert ran.code == 0
     rows = first_cells(ran.out)
     assert {"evolved", "evolved, repaired"} <= set(rows)

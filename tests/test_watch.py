@@ -102,7 +102,7 @@ def test_a_run_that_has_ended_is_shown_at_once(run: Run, tmp_path: Path) -> None
     assert "50.00 %" in ran.out
     assert "ended: generations" in ran.out
     for one in result.history:
-        assert f"{one.best:.4f}" in ran.out
+        assert f"{abs(one.best):.4f}" in ran.out
 
 
 def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:

@@ -364,7 +364,8 @@ def _from_factory(spec: str, *, fold: bool) -> nn.Module:
         if not colon and file.endswith(".py"):
             problem = f"target: {file} names no factory, as {file}:make would; {', '.join(ZOO)}"
         raise InputError(
-            f"{problem}; or path/to/file.py:factory, {', '.join(s + ':NAME' for s in SOURCES)}"
+            f"{problem}; or path/to/file.py:factory, package.module:factory, "
+            f"{', '.join(s + ':NAME' for s in SOURCES)}"
         )
     factory = load_function(spec, "target")
     model = call_user(factory, where=f"target: factory {spec}")

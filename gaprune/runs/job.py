@@ -156,7 +156,7 @@ def make_job(values: Mapping[str, Any]) -> PruneJob:
     if "target" not in values:
         raise InputError(
             f"target: none given; name a network of the zoo ({', '.join(ZOO)}), or "
-            "path/to/file.py:factory with --weights=FILE for one of your own"
+            "path/to/file.py:factory or package.module:factory with --weights=FILE for your own"
         )
     stated = {name: key.parse(values[name], name) for name, key in keys.items() if name in values}
     settings = make_settings(
