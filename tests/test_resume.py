@@ -76,7 +76,7 @@ class Copying(Observer):
 
 
 def found(result: Result) -> dict[str, Any]:
-    """Return everything that a result says and holds, but for its time, its warnings and who worked."""
+    """Return everything that a result says and holds, but for time, warnings and who worked."""
     record: dict[str, Any] = json.loads(to_json(result.record()))
     del record["seconds"], record["warnings"]  # such as those of a full disk
     record["settings"] = {k: v for k, v in record["settings"].items() if k not in NEUTRAL}
