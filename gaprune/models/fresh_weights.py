@@ -36,9 +36,10 @@ def _is_trained_norm(module: nn.Module) -> bool:
         if isinstance(tensor, Tensor) and bool((tensor != value).any()):
             return True
     weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or not len(weight):
+        return False
     # the weights of a norm begin with 1, or with 0 at the end of a block, all the same
-    is_scale = isinstance(weight, Tensor) and weight.ndim == 1 and weight.numel() > 1
-    return is_scale and bool((weight != weight[0]).any())
+    return bool((weight != weight[0]).any())
 
 
 def _large_matrices(model: nn.Module) -> Iterator[Tensor]:
