@@ -339,7 +339,7 @@ class ChannelTracer(TorchDispatchMode):
         names = [
             key
             for key, value in self._numbers()
-            if isinstance(value, (list, tuple)) and list(value) == list(sizes)
+            if type(value) in (list, tuple) and list(value) == list(sizes)
         ]
         parts = list(enumerate(labels.split(list(sizes), dim)))
         return bool(names) and all(
