@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 import gaprune
@@ -26,6 +27,7 @@ from gaprune.models.sources.optional_packages import import_extra
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "architectures.md"
 PATTERNS = ("unstructured", "channel", "2:4")
 SETTINGS = {"method": "magnitude", "calibration_count": 8, "validation_count": 8}
+COUNT = 16  # inputs; a choice among generators would take longer than everything else
 LISTED = 2  # layers left whole that are named
 SIDE = 64  # pixels
 SIZES = {
@@ -142,9 +144,12 @@ def _cells(row: Row, folder: Path) -> Iterator[str]:
     except (gaprune.GapruneError, OSError, RuntimeError) as error:
         yield from (_reason(error), "", "", "", "", row.option)
         return
+    stated = dict(SETTINGS)
+    if not target.inputs.examples:
+        stated["calibration"] = (str(_inputs(target.inputs, folder)),)
     for pattern in PATTERNS:
         try:
-            settings = make_settings({"sparsity": 0.5, "pattern": pattern, **SETTINGS})
+            settings = make_settings({"sparsity": 0.5, "pattern": pattern, **stated})
             gaprune.prune_target(target, settings, observer=Observer())
         except gaprune.GapruneError as error:
             yield _reason(error)
@@ -156,6 +161,15 @@ def _cells(row: Row, folder: Path) -> Iterator[str]:
     largest = sorted(left, key=lambda name: -left[name])[:LISTED]
     yield ", ".join(f"`{name}`" for name in largest) + (", …" if left.keys() - largest else "")
     yield row.option
+
+
+def _inputs(spec: Any, folder: Path) -> Path:  # noqa: ANN401 - of a target
+    """Write random inputs; bytes are scaled to the range of the network."""
+    highest = spec.vocabulary if spec.kind == "tokens" else 256
+    values = np.random.default_rng(0).integers(highest, size=(COUNT, *spec.shape))
+    path = folder / "inputs.npy"
+    np.save(path, values if spec.kind == "tokens" else values.astype(np.uint8))
+    return path
 
 
 def _reason(error: Exception) -> str:
