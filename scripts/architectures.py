@@ -95,7 +95,7 @@ def _rows() -> Iterator[Row]:
         *("ghostnet_050", "lcnet_050", "tinynet_e", "convnext_atto", "mobilevit_xxs"),
     ):
         yield Row(f"timm:{name}", partial(_timm, name))
-    for name, settings in (
+    variants: tuple[tuple[str, dict[str, Any]], ...] = (
         ("BertForSequenceClassification", SIZES),
         ("DistilBertForSequenceClassification", SIZES),
         ("RobertaForSequenceClassification", {**SIZES, "max_position_embeddings": 80}),
@@ -105,7 +105,8 @@ def _rows() -> Iterator[Row]:
         ("MixtralForCausalLM", {**SIZES, "num_local_experts": 2, "num_key_value_heads": 2}),
         ("ViTForImageClassification", {**SIZES, **PICTURES}),
         ("ConvNextForImageClassification", {"hidden_sizes": (8, 16), "depths": (1, 1)}),
-    ):
+    )
+    for name, settings in variants:
         stated = {**settings, "image_size": 32} if "ConvNext" in name else settings
         yield Row(f"hf: {name}", partial(_hf, name, stated))
     sound = gaprune.InputOptions(shape=(800,))
@@ -113,11 +114,12 @@ def _rows() -> Iterator[Row]:
     for name in ("Wav2Vec2ForSequenceClassification", "HubertForSequenceClassification"):
         load = partial(_hf, name, {**SIZES, **SPEECH}, inputs=sound)
         yield Row(f"hf: {name}", load, folded)
-    for name, settings, tower in (
+    parts: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("WhisperForConditionalGeneration", {**SIZES, **PAIR}, "encoder"),
         ("T5ForConditionalGeneration", {**SIZES, "d_kv": 8, "d_ff": 64}, "encoder"),
         ("CLIPModel", TOWERS, "vision_model"),
-    ):
+    )
+    for name, settings, tower in parts:
         yield Row(f"hf: {name}", partial(_hf, name, settings, tower=tower), f"`--tower {tower}`")
     load = partial(_hf, "CLIPModel", TOWERS, output="logits_per_image", example_inputs=CLIP_INPUTS)
     yield Row("hf: CLIPModel", load, "`--inputs FILE.npz`")

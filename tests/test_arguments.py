@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from gaprune.models.arguments import GENERATED, ArgumentRows
 from gaprune.models.target import load_target, target_from_module
 from gaprune.runs.job import make_job
 
-QUICK = {"sparsity": 0.5, "calibration_count": 16, "validation_count": 8}
-SEARCH = {**QUICK, "generations": 1, "offspring": 2, "steps": 1}
+QUICK: dict[str, Any] = {"sparsity": 0.5, "calibration_count": 16, "validation_count": 8}
+SEARCH: dict[str, Any] = {**QUICK, "generations": 1, "offspring": 2, "steps": 1}
 FACTORY = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -94,7 +95,8 @@ def test_criteria_score_them(method: str) -> None:
 
 def test_the_command_line_reads_a_file(tmp_path: Path) -> None:
     """`--inputs FILE.npz` holds one array per argument; the run directory remembers it."""
-    np.savez(tmp_path / "examples.npz", **{k: v.numpy() for k, v in arguments(FEW).items()})
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in arguments(FEW).items()}
+    np.savez(tmp_path / "examples.npz", **arrays)
     (tmp_path / "net.py").write_text(FACTORY.format(folder=str(Path(__file__).parent)))
     spec = f"{tmp_path / 'net.py'}:make"
     job = make_job({"target": spec, "inputs": str(tmp_path / "examples.npz"), **QUICK})

@@ -82,7 +82,8 @@ def _viewed(net: Split, x: Tensor) -> Tensor:
 
 
 def _scaled(net: Split, x: Tensor) -> Tensor:
-    return net.wide(x * net.scale) + net.shift[2] * net.shift  # along the width
+    wide: Tensor = net.wide(x * net.scale)
+    return wide + net.shift[2] * net.shift  # along the width
 
 
 def _normed(net: Split, x: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ def _in_groups(net: Split, x: Tensor) -> Tensor:
 
 
 def _gated(net: Split, x: Tensor) -> Tensor:
-    return x * net.gate(x).sigmoid()
+    gate: Tensor = net.gate(x)
+    return x * gate.sigmoid()
 
 
 def _csp(net: nn.Module, x: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ def test_groups_of_split_channels(case: str) -> None:
     assert torch.allclose(compact(images), masked_equivalent(model, images, removed)(images))
     assert {"head"} <= graph.whole_layers().keys()
     assert ("first" in graph.whole_layers()) == ("first" not in expected)
-    assert (model.width, model.widths) == (4, [3, 5])
+    assert (vars(model)["width"], vars(model)["widths"]) == (4, [3, 5])
 
 
 INPUTS = gaprune.InputOptions(shape=(2, 6, 6), range=(0, 1))

@@ -24,7 +24,7 @@ from gaprune.runs import python_display
 from gaprune.runs.python_display import PythonDisplay
 
 UNIT = InputOptions(range=(0, 1))
-SCALED = InputOptions(mean=0.5, std=0.25)
+SCALED = InputOptions(mean=(0.5,), std=(0.25,))
 VECTORS = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 4
 SMALL: dict[str, Any] = {"preset": "black-box", "population": 4, "offspring": 4, "generations": 2}
@@ -230,7 +230,8 @@ def test_wrong_types_are_named_in_one_line(options: dict[str, Any], message: str
 
 def test_inputs_are_checked_when_they_are_stated() -> None:
     """A number stands for one of all channels."""
-    assert InputOptions(shape=6, mean=0.5).mean == (0.5,)
+    stated: dict[str, Any] = {"shape": 6, "mean": 0.5}
+    assert InputOptions(**stated).mean == (0.5,)
     with pytest.raises(InputError, match=r"inputs: range .*Tensor"):
         InputOptions(range=VECTORS)  # type: ignore[arg-type]
 

@@ -34,15 +34,15 @@ class ArgumentRows:
 
     def __init__(self, positional: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         self.positional, self.named = positional, dict(named)
-        arrays = {**dict(enumerate(positional)), **named}
-        counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+        arrays: list[tuple[object, Tensor]] = [*enumerate(positional), *named.items()]
+        counts = {array.shape[0] if array.ndim else 0 for _, array in arrays}
         if len(counts) != 1 or 0 in counts:
-            shapes = ", ".join(f"{name}: {list(array.shape)}" for name, array in arrays.items())
+            shapes = ", ".join(f"{name}: {list(array.shape)}" for name, array in arrays)
             raise InputError(
                 "example_inputs: the first axis of every array must count the same examples, at "
                 f"least one; got {shapes or 'no arrays'}"
             )
-        for name, array in arrays.items():
+        for name, array in arrays:
             if array.is_complex() or not bool(torch.isfinite(array).all()):
                 raise InputError(f"example_inputs: {name!r} must hold finite real numbers")
         self.count = counts.pop()

@@ -43,10 +43,10 @@ def computed_weights(model: nn.Module) -> Iterator[ComputedWeight]:
         for hook in module._forward_pre_hooks.values():
             if type(hook) in _HOOKS:
                 problem, remove = _HOOKS[type(hook)]
-                leaf: str = hook.name  # type: ignore[attr-defined]
+                leaf: str = hook.name
                 yield ComputedWeight(path, module, leaf, problem, remove.__name__)
         if parametrize.is_parametrized(module):
-            for leaf in module.parametrizations:  # type: ignore[union-attr]
+            for leaf in module.parametrizations:
                 remedy = "parametrize.remove_parametrizations"
                 yield ComputedWeight(path, module, leaf, "is parametrised", remedy)
 
@@ -138,7 +138,7 @@ def set_computed_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[
         if weight.name not in rest or not parametrize.is_parametrized(weight.module):
             continue
         value = rest.pop(weight.name)
-        chain: Any = weight.module.parametrizations[weight.leaf]  # type: ignore[union-attr, index, operator]
+        chain: Any = weight.module.parametrizations[weight.leaf]  # type: ignore[index]
         with suppress(RuntimeError, NotImplementedError, ValueError):  # compared below
             chain.right_inverse(value.clone())  # it may keep the tensor
         if isinstance(chain[0], parametrizations._WeightNorm):

@@ -268,8 +268,10 @@ def _make_target(  # noqa: PLR0913 # what is known about a network
         layout = Layout.of(weights)
         source = sha256_of(state), loaded.zoo, loaded.origin
         prune_also, ignore = ((p,) if isinstance(p, str) else tuple(p) for p in selection[:2])
-        stated = prune_also, ignore, selection[2], folded
-        target = Target(model, weights, layout, inputs, name, *source, *stated)
+        target = Target(
+            *(model, weights, layout, inputs, name, *source),
+            *(prune_also, ignore, selection[2], folded),
+        )
         _check_forward(target)
     return target
 

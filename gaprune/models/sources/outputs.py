@@ -94,7 +94,7 @@ def choose_tower(model: nn.Module, tower: str) -> nn.Module:
     Raises:
         InputError: there is no such part, or several of the same depth.
     """
-    parts = dict(model.named_modules())
+    parts: dict[str, nn.Module] = dict(model.named_modules())
     if tower in parts:
         return parts[tower]
     matches = [name for name in parts if name.endswith(f".{tower}")]
