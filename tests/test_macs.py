@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from criterion_networks import CASES, network_of, seeded
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gaprune.criteria import batching, score
@@ -75,6 +76,67 @@ def test_macs_are_half_the_flops_of_torch(name: str) -> None:
         model(example)
     assert counter.get_total_flops() > 0
     assert macs_per_input(model, example) == counter.get_total_flops() // 2
+
+
+class Attention(nn.MultiheadAttention):
+    """Attends to its own inputs."""
+
+    def forward(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
+        """Return `[N, T, E]`."""
+        attended: Tensor = super().forward(inputs, inputs, inputs, need_weights=False)[0]
+        return attended
+
+
+class Paired(nn.Bilinear):
+    """Combines its inputs with themselves."""
+
+    def forward(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
+        """Return `[N, T, out_features]`."""
+        return super().forward(inputs, inputs)
+
+
+class Experts(nn.Module):
+    """Two experts: the first takes two tokens, the second the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(2, 16, 8, dtype=torch.bfloat16))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return `[N·T, 8]`."""
+        ends = torch.tensor([2, 5], dtype=torch.int32)
+        return torch._grouped_mm(inputs.flatten(0, 1).bfloat16(), self.weight, offs=ends)
+
+
+PROJECTIONS, SIMILARITIES = 4 * 5 * 16 * 16, 2 * 5 * 5 * 16  # of 5 tokens with 16 features
+
+
+@pytest.mark.parametrize(
+    ("make", "macs"),
+    [
+        (lambda: Attention(16, 2, batch_first=True), PROJECTIONS + SIMILARITIES),
+        (
+            lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+            PROJECTIONS + SIMILARITIES + 2 * 5 * 16 * 32,
+        ),
+        (lambda: nn.LSTM(16, 8, batch_first=True), 5 * 4 * 8 * (16 + 8)),
+        (lambda: nn.GRU(16, 8, batch_first=True), 5 * 3 * 8 * (16 + 8)),
+        (lambda: Paired(16, 16, 3), 5 * 16 * 16 * 3),
+        (Experts, 5 * 16 * 8),
+    ],
+    ids=["attention", "transformer", "LSTM", "GRU", "bilinear", "experts"],
+)
+def test_macs_of_fused_operations(make: Callable[[], nn.Module], macs: int) -> None:
+    """They are counted by hand here; torch's settings are what they were afterwards."""
+    backends = torch.backends
+
+    def settings() -> tuple[bool, ...]:
+        fast = backends.mha.get_fastpath_enabled()
+        return fast, backends.mkldnn.enabled, backends.cudnn.enabled
+
+    before = settings()
+    assert macs_per_input(make().eval(), torch.rand(1, 5, 16)) == macs
+    assert settings() == before
 
 
 @pytest.mark.slow

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -17,6 +19,14 @@ from gaprune.models.forward import functional_call
 
 SMALLEST_BATCH, LARGEST_BATCH = 32, 256
 STEP_MACS = 1e9  # most multiply-adds per forward pass of a gradient step: about 50 ms on one core
+# FLOPs of products for which torch has no formula, from their arguments and output
+_PRODUCTS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.dot: lambda left, _, **__: 2 * left.numel(),
+    torch.ops.aten.mv: lambda matrix, _, **__: 2 * matrix.numel(),
+    torch.ops.aten.addmv: lambda _, matrix, *__, **___: 2 * matrix.numel(),
+    torch.ops.aten._grouped_mm: lambda left, right, *_, **__: 2 * left.numel() * right.shape[-1],  # noqa: SLF001 # experts
+    torch.ops.aten._trilinear: lambda left, weight, *_, **__: 2 * len(left) * weight.numel(),  # noqa: SLF001 # of nn.Bilinear
+}
 _AFTER_ALL_NAMES = "\U0010ffff"
 
 
@@ -34,10 +44,25 @@ def macs_by_weight(
     A weight is recognised by its memory, so it is counted however `forward` uses it.
     """
     counter = _FlopCounter(weights)
-    with counter:
+    with _unfused(), counter:
         model(example)
     # torch counts a multiply-add as two operations
     return counter.flops // 2, {name: counter.by_weight[name] // 2 for name in weights}
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Run attention and recurrent layers as single products: torch counts no fused operation."""
+    backends = torch.backends
+    before = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
+    try:
+        backends.mha.set_fastpath_enabled(False)
+        backends.mkldnn.enabled = backends.cudnn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        backends.mha.set_fastpath_enabled(before[0])
+        backends.mkldnn.enabled, backends.cudnn.enabled = before[1:]
 
 
 class UncompiledDispatchMode(TorchDispatchMode):
@@ -72,7 +97,7 @@ class _FlopCounter(UncompiledDispatchMode):
     ) -> Any:  # noqa: ANN401
         named = kwargs or {}
         packet = operation._overloadpacket  # noqa: SLF001 # the key of torch's own registry
-        formula: Callable[..., int] | None = flop_registry.get(packet)
+        formula: Callable[..., int] | None = flop_registry.get(packet) or _PRODUCTS.get(packet)
         if formula is None:  # a composite operation is counted by its parts
             with self:
                 result = operation.decompose(*args, **named)
