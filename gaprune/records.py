@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LOW_FIT = 0.7  # domain fit below which generated inputs tell little, see `calibration.domain_fit`
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -19,6 +21,11 @@ class Provenance:
     validation: str  # source of the validation inputs
     validation_samples: int  # number of validation inputs
     validation_sha256: str
+    # from 0 to 1, see `calibration.domain_fit`; None for networks that are no classifiers
+    domain_fit: float | None = None
+    # nats per channel from the BatchNorm statistics to the nearest mixture of generators; None
+    # where there are none, or nothing depended on it
+    statistics_divergence: float | None = None
 
     @property
     def is_generated(self) -> bool:

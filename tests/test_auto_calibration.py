@@ -15,13 +15,21 @@ from criterion_networks import Attention
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
-from gaprune.calibration.auto import MAX_DIVERGENCE, choose_auto, expand_auto, mixture_fitter
+from gaprune.calibration.auto import (
+    MAX_DIVERGENCE,
+    UNTRAINED,
+    best_generator_fit,
+    choose_auto,
+    expand_auto,
+    mixture_fitter,
+)
 from gaprune.calibration.calibration_set import make_calibration_set, requested_data_levels
 from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.inversion.mixture_fit import SAMPLE
 from gaprune.config import Settings, make_settings
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
+from gaprune.records import LOW_FIT
 
 INVERTED = ("inversion", "procedural")
 
@@ -72,13 +80,28 @@ class Shut(nn.Module):
         return logits
 
 
+class Separating(nn.Module):
+    """Is confident about the class of every input, and finds all four of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        with torch.no_grad():
+            self.fc.weight.copy_(200 * torch.eye(4, 6))
+            self.fc.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return which of four features is the largest, as logits `[N, 4]`."""
+        logits: Tensor = self.fc(x)
+        return logits
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: vectors(tiny_model()), "it has no BatchNorm$"),
+        (lambda: vectors(Separating()), "it has no BatchNorm"),
         (lambda: target_from_module(Attention(), inputs=InputOptions((5,))), "token ids"),
         (lambda: vectors(vector_net()), "never seen data"),
-        (lambda: vectors(Idle()), "none of its BatchNorms"),
         (lambda: vectors(Shut()), "no gradients"),
         (lambda: vector_target(near=True), " by 0.0[012]"),
     ],
@@ -193,3 +216,35 @@ def test_moments_of_generators_are_cached_for_large_inputs_and_networks(
         assert model.inputs - before > SAMPLE
     else:
         assert model.inputs - before < SAMPLE
+
+
+@pytest.mark.parametrize("make", [tiny_model, Idle])
+def test_auto_adds_impressions_where_no_generator_fits(make: Callable[[], nn.Module]) -> None:
+    """A classifier without BatchNorm statistics that separates generated inputs a little."""
+    target = vectors(make())
+    fit = best_generator_fit(target)
+    assert fit is not None
+    assert UNTRAINED < fit < LOW_FIT
+    plan = make_calibration_set(target, settings_of(), seeded())
+    assert choose_auto(target).calibration == ("procedural", "impressions")
+    assert plan.provenance.level == "inversion"
+    assert plan.gradient_inputs is not None
+    assert len(plan.gradient_inputs.inputs) == 16
+    assert plan.mixture is not None
+
+
+def test_an_untrained_network_gets_no_impressions() -> None:
+    """It separates no inputs, so there is nothing to optimise towards."""
+    torch.manual_seed(0)
+    target = vectors(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)))
+    fit = best_generator_fit(target)
+    assert fit is not None
+    assert fit < UNTRAINED
+    assert choose_auto(target).calibration == ("procedural",)
+
+
+@pytest.mark.parametrize("outputs", [1, 0])
+def test_other_networks_than_classifiers_have_no_domain_fit(outputs: int) -> None:
+    """Regressors, and outputs that are no rows of logits."""
+    model = nn.Linear(6, 1) if outputs else nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)))
+    assert best_generator_fit(vectors(model)) is None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import (
     CalibrationSet,
+    _may_be_moved,
     make_calibration_set,
     mix_validation,
 )
@@ -78,7 +79,7 @@ def assert_disjoint(plan: CalibrationSet) -> None:
 @pytest.fixture
 def few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure mutual information on few inputs."""
-    monkeypatch.setattr("gaprune.calibration.generator_choice.SAMPLE_INPUTS", 64)
+    monkeypatch.setattr("gaprune.calibration.domain_fit.SAMPLE_INPUTS", 64)
 
 
 @pytest.fixture(scope="module")
@@ -393,3 +394,44 @@ def test_few_inputs_serve_where_a_large_network_needs_none(
     monkeypatch.setattr("gaprune.runs.setup.LARGE_MACS", 1)
     settings = make_settings({"sparsity": 0.5, **values})
     assert resolve_settings(check_settings(settings), vector).settings.calibration_count == count
+
+
+def test_few_inputs_of_a_file_are_filled_up(vector: Target, tmp_path: Path) -> None:
+    """Generated inputs and impressions join both sets; held-out inputs validate, and none twice."""
+    few = np.random.default_rng(0).random((10, 6), np.float32)
+    np.savez(tmp_path / "few.npz", x=few)
+    plan = make_calibration_set(vector, settings_of(f"{tmp_path}/few.npz"), seeded())
+    known = rows(torch.from_numpy(few))
+    assert len(rows(plan.validation.inputs) & known) == 2
+    assert len(rows(stored_inputs(plan)) & known) == 8
+    assert len(plan.validation.inputs) == 2 + 24
+    assert plan.mixture is not None
+    assert plan.provenance.level == "unlabelled"
+    assert_disjoint(plan)
+
+
+class Dot(nn.Module):
+    """Tells whether an image has a lit pixel: anywhere, or in its corner."""
+
+    def __init__(self, *, anywhere: bool) -> None:
+        super().__init__()
+        self.fc, self.anywhere = nn.Linear(1, 2), anywhere
+        with torch.no_grad():
+            self.fc.weight.copy_(torch.tensor([[50.0], [-50.0]]))
+            self.fc.bias.copy_(torch.tensor([-25.0, 25.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[N, 2]` of images `[N, 1, 8, 8]`."""
+        lit = x.amax((2, 3)) if self.anywhere else x[:, :, 0, 0]
+        logits: Tensor = self.fc(lit)
+        return logits
+
+
+@pytest.mark.parametrize("anywhere", [True, False])
+def test_inputs_are_moved_only_where_the_network_allows_it(anywhere: bool) -> None:
+    """Moved inputs must be separated as well as the originals."""
+    options = InputOptions((1, 8, 8), kind="image", range=(0, 1))
+    images = torch.zeros(40, 1, 8, 8)
+    images[::2, :, 0, 0] = 1
+    target = target_from_module(Dot(anywhere=anywhere), inputs=options)
+    assert _may_be_moved(target, [Samples(images, None, "dots")]) == anywhere

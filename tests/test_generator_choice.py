@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.calibration.auto import mixture_fitter
+from gaprune.calibration.domain_fit import mutual_information
 from gaprune.calibration.generator_choice import (
     GeneratorChoice,
     choose_generators,
-    mutual_information,
     shares_by_name,
 )
 from gaprune.calibration.generators.mixture import GeneratorMixture

@@ -20,8 +20,14 @@ from gaprune.evolution.search_plan import SearchResult
 from gaprune.models.fresh_weights import fresh_layers
 from gaprune.models.target import target_from_module
 from gaprune.models.zoo import ZOO, load_zoo_network
+from gaprune.records import Provenance
 from gaprune.runs.setup import check_settings, resolve_settings
-from gaprune.runs.warnings import baseline_warning, overfitting_warning, validation_warnings
+from gaprune.runs.warnings import (
+    baseline_warning,
+    domain_warning,
+    overfitting_warning,
+    validation_warnings,
+)
 
 EVALUATOR = tiny_evaluator()
 
@@ -118,7 +124,7 @@ def test_one_class_counts_from_99_percent_on() -> None:
 @pytest.mark.parametrize(
     ("changes", "patience"),
     [
-        ({}, None),
+        ({"calibration": ("procedural",)}, None),
         ({"calibration": ("noise",)}, None),
         ({"calibration": ("inversion",), "method": "lamp"}, None),
         ({"calibration": ("procedural", "impressions")}, 2),
@@ -171,3 +177,14 @@ def test_a_random_mask_that_is_the_best_is_reported() -> None:
     assert baseline_warning({"random": 0.6}) is None
     assert baseline_warning({"random": 0.6, "magnitude": 0.6}) is None
     assert baseline_warning({"magnitude": 0.1}) is None
+
+
+@pytest.mark.parametrize(
+    ("fit", "warned"), [(None, False), (0.9, False), (0.7, False), (0.4, True)]
+)
+def test_inputs_far_from_the_domain_are_warned_about(fit: float | None, warned: bool) -> None:
+    """The warning states the figure; networks that are no classifiers have none."""
+    provenance = Provenance("procedural", (), 1, True, "", "", 1, "", domain_fit=fit)
+    text = domain_warning(provenance)
+    assert (text is not None) == warned
+    assert text is None or f"{fit:.2f}" in text

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gaprune.calibration.auto import resolve_calibration
-from gaprune.calibration.generator_choice import choose_generators
+from gaprune.calibration.auto import filled_up, resolve_calibration, statistics_divergence
+from gaprune.calibration.domain_fit import SAMPLE_INPUTS, domain_fit, information_of
+from gaprune.calibration.generator_choice import GeneratorChoice, choose_generators
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.generators.token_sequences import UNRANKED
-from gaprune.calibration.inversion.augment import moving_axes, with_copies
+from gaprune.calibration.inversion.augment import augment, moving_axes, with_copies
 from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.inversion.synthesis import Synthesis
 from gaprune.calibration.parse import (
@@ -31,10 +32,13 @@ from gaprune.calibration.samples import Samples, concatenate
 from gaprune.callbacks import Observer
 from gaprune.config import Settings
 from gaprune.errors import InputError
+from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
 from gaprune.records import Provenance
 
+LEAST_DOMAIN = 256  # inputs that statistics of layers need, or that validate beside a few others
+KEPT_FIT = 0.95  # of the information, for inputs that are moved
 VALIDATION_FRACTION = 0.2  # of a file or of inverted inputs, held out for validation
 
 _SAMPLES = ("search", "validation", "gradient_inputs")  # in checkpoints
@@ -103,9 +107,10 @@ def make_calibration_set(
 ) -> CalibrationSet:
     """Make the calibration and validation inputs that the settings ask for.
 
-    A file is split, and a part of it is held out for validation. Otherwise one generator makes the
-    validation inputs and the others the search inputs; with inversion, half of the validation
-    inputs are inverted ones.
+    A file is split, and a part of it is held out for validation. If files hold fewer inputs than a
+    search needs, generated ones fill up both. Without files one generator makes the validation
+    inputs and the others the search inputs; with inversion, half of the validation inputs are
+    inverted ones.
 
     Raises:
         InputError: an unknown word in `calibration` or `validation`, or a file that does not fit
@@ -120,27 +125,21 @@ def make_calibration_set(
     count = 0 if request.files else settings.calibration_count + settings.validation_count
     spec.check_memory(count, "calibration inputs")
     stored = [file.read(spec).to(target.dtype) for file in request.files]
-    held_out = bool(stored) and settings.validation == AUTO
-    choice = choose_generators(target, request, settings.validation, generator, held_out=held_out)
+    few = _are_few(stored, request, settings)
+    if few:
+        request = filled_up(request, target)
+    moved = few and _may_be_moved(target, stored)
+    choice, validation = _validation_inputs(
+        target, request, settings, generator, stored, few=few, moved=moved
+    )
     mixture = GeneratorMixture(spec, choice.shares, target.dtype)
-    if choice.validation is None:
-        if len(stored[0].inputs) < 2:
-            raise InputError(
-                f"calibration inputs: {stored[0].source} must hold at least 2 inputs, one for the "
-                f"search and one for validation; got {len(stored[0].inputs)}"
-            )
-        validation, stored[0] = _hold_out(stored[0], settings.validation_count, generator)
-    else:
-        validation = _make_validation(
-            choice.validation, settings.validation_count, target, generator
-        )
     synthesis = Synthesis(target, mixture, generator, observer)
     seconds = settings.calibration_seconds
     if request.impressions:
         stored.append(synthesis.impressions(settings.impressions, seconds))
     if request.inversion:
         inverted = synthesis.inverted(settings.inversions, InversionOptions(seconds=seconds))
-        if settings.validation == AUTO and not held_out:
+        if settings.validation == AUTO and not request.files:
             validation, inverted = mix_validation(inverted, validation, generator)
         stored.append(with_copies(inverted, spec, generator))
 
@@ -153,9 +152,6 @@ def make_calibration_set(
     # Half of every gradient batch is generated if there are stored inputs as well.
     share = 0.0 if gradient_inputs is None else 1.0 if fresh is None else 0.5
     search = _search_samples(settings.calibration_count, fresh, gradient_inputs, share, generator)
-    domain_count = None
-    if fresh is not None and gradient_inputs is not None and not request.impressions:
-        domain_count = min(len(gradient_inputs.inputs), settings.calibration_count)
     sources = [samples.source for samples in stored]
     if fresh is not None:
         sources.append(f"generated for gradient steps: {fresh.description}")
@@ -169,8 +165,8 @@ def make_calibration_set(
         mixture=fresh,
         gradient_inputs=gradient_inputs,
         gradient_share=share,
-        augment=request.inversion and not request.files and bool(moving_axes(spec)),
-        domain_count=domain_count,
+        augment=moved or (request.inversion and not request.files and bool(moving_axes(spec))),
+        domain_count=_domain_count(gradient_inputs, request, settings, few=few),
         provenance=Provenance(
             level=highest_level(_data_levels(request, settings.validation, spec)),
             sources=tuple(sources),
@@ -180,9 +176,97 @@ def make_calibration_set(
             validation=validation.source,
             validation_samples=len(validation.inputs),
             validation_sha256=samples_sha256(validation),
+            domain_fit=_fit(target, stored[: len(request.files)], choice.mutual_information),
+            statistics_divergence=statistics_divergence(target),
         ),
         mutual_information=choice.mutual_information,
     )
+
+
+def _are_few(stored: Sequence[Samples], request: CalibrationRequest, settings: Settings) -> bool:
+    """Return whether files hold fewer inputs than a search needs, so that others fill up.
+
+    Stated words are enough as they are, and labels would be lost beside generated inputs.
+    """
+    others = request.names or request.impressions or request.inversion
+    labelled = any(samples.labels is not None for samples in stored)
+    total = sum(len(samples.inputs) for samples in stored)
+    return bool(stored) and not (others or labelled) and total < settings.calibration_count
+
+
+def _validation_inputs(  # noqa: PLR0913 # what a run validates on depends on all of it
+    target: Target,
+    request: CalibrationRequest,
+    settings: Settings,
+    generator: torch.Generator,
+    stored: list[Samples],
+    *,
+    few: bool,
+    moved: bool,
+) -> tuple[GeneratorChoice, Samples]:
+    """Choose the generators, and take the validation inputs: a part of the first file, if any.
+
+    If there are `few`, as many generated inputs, or `LEAST_DOMAIN`, are added; `moved` adds copies
+    of that part. The file in `stored` loses the part.
+    """
+    held_out = bool(stored) and settings.validation == AUTO
+    count, spec = settings.validation_count, target.inputs
+    choice = choose_generators(
+        target, request, settings.validation, generator, held_out=held_out and not few
+    )
+    parts: list[Samples] = []
+    if held_out:
+        if len(stored[0].inputs) < 2:
+            raise InputError(
+                f"calibration inputs: {stored[0].source} must hold at least 2 inputs, one for the "
+                f"search and one for validation; got {len(stored[0].inputs)}"
+            )
+        part, stored[0] = _hold_out(stored[0], count, generator)
+        parts.append(with_copies(part, spec, generator) if moved else part)
+        count = min(count, max(len(parts[0].inputs), LEAST_DOMAIN))
+    if choice.validation is not None:
+        parts.append(_make_validation(choice.validation, count, target, generator))
+    return choice, concatenate(parts)
+
+
+def _may_be_moved(target: Target, stored: Sequence[Samples]) -> bool:
+    """Return whether the network separates shifted and mirrored inputs as well as the originals.
+
+    Convolutional networks do; in others moved inputs are of another domain.
+    """
+    if not moving_axes(target.inputs):
+        return False
+    inputs = concatenate(stored).inputs
+    moved = augment(inputs, target.inputs, torch.Generator().manual_seed(0))
+    before, after = (
+        information_of(batched_forward(target.model, part.to(target.device))) or 0.0
+        for part in (inputs, moved)
+    )
+    return after >= KEPT_FIT * before > 0
+
+
+def _domain_count(
+    gradient_inputs: Samples | None, request: CalibrationRequest, settings: Settings, *, few: bool
+) -> int | None:
+    """Return how many stored inputs the statistics of layers are measured on; None: on others."""
+    if gradient_inputs is None or not request.names or request.impressions:
+        return None
+    count = min(len(gradient_inputs.inputs), settings.calibration_count)
+    return None if few and count < LEAST_DOMAIN else count  # statistics of few inputs are noise
+
+
+def _fit(
+    target: Target, files: Sequence[Samples], information: Mapping[str, float]
+) -> float | None:
+    """Return the domain fit of the inputs from files, else of the best generator."""
+    outputs = batched_forward(target.model, target.example())
+    if information_of(outputs) is None:
+        return None
+    best = max(information.values(), default=None)
+    if files:
+        inputs = concatenate(files).inputs[:SAMPLE_INPUTS].to(target.device)
+        best = information_of(batched_forward(target.model, inputs))
+    return None if best is None else domain_fit(best, outputs.shape[1])
 
 
 def draw_calibration_set(target: Target, count: int, generator: torch.Generator) -> CalibrationSet:

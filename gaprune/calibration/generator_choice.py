@@ -1,10 +1,8 @@
 """Which generators make the calibration inputs, in which shares, and which one the validation.
 
-Without BatchNorm the outputs of the teacher decide. A network separates inputs like those it was
-trained on: it is confident about each, and its predictions differ between them. The mutual
-information of input and class, H(mean p) − mean H(p) in nats (the logarithm of the inception score,
-Salimans et al. 2016, section 4), measures both. On the reference networks it orders the generators
-as the accuracy of masks searched with them does.
+Without BatchNorm the outputs of the teacher decide, by the mutual information of input and class
+(`domain_fit`). On the reference networks it orders the generators as the accuracy of masks searched
+with them does.
 """
 
 from __future__ import annotations
@@ -13,22 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from gaprune.calibration.auto import mixture_fitter
+from gaprune.calibration.domain_fit import mutual_information, sample_count
 from gaprune.calibration.generators.mixture import MIN_SHARE
 from gaprune.calibration.generators.procedural import GENERATORS
-from gaprune.calibration.generators.random_draws import InputGenerator, to_network
 from gaprune.calibration.generators.token_sequences import LIKE_TEXT, UNRANKED, is_ranked
 from gaprune.calibration.parse import AUTO, PROCEDURAL, CalibrationRequest
-from gaprune.models.macs import macs_per_input
-from gaprune.models.network import DenseNetwork
 from gaprune.models.target import Target
 
-SAMPLE_INPUTS = 1024  # per generator
-FEWER_INPUTS = 256  # for networks of `LARGE_MACS` multiply-adds per input: seconds per generator
-LARGE_MACS = 1 << 27
-BATCH = 256  # inputs per forward pass
 TEMPERATURE = 0.15  # nats: a generator this far behind the best gets 1/e of its share
 
 
@@ -75,8 +66,7 @@ def choose_generators(
         if target.inputs.kind == "tokens":
             # `topics` is left out: without ranks it leads to worse masks.
             table = {name: table[name] for name in UNRANKED}
-        large = macs_per_input(target.model, target.example()) >= LARGE_MACS
-        count = FEWER_INPUTS if large else SAMPLE_INPUTS
+        count = sample_count(target, table)
         candidates = information = mutual_information(target, table, generator, count)
     judge = None if held_out else _validation_generator(validation, candidates, request)
     return GeneratorChoice(shares_by_name(request.names, candidates, judge), judge, information)
@@ -117,34 +107,6 @@ def _validation_generator(
     # `procedural` searches on the best generator, so the runner-up validates.
     shared = PROCEDURAL in request.names or not request.names
     return free[1] if len(free) > 1 and shared else free[0]
-
-
-@torch.no_grad()
-def mutual_information(
-    network: DenseNetwork,
-    generators: Mapping[str, InputGenerator],
-    generator: torch.Generator,
-    count: int,
-) -> dict[str, float]:
-    """Return the mutual information of input and class for every generator in nats, best first.
-
-    It is measured on `count` inputs of each.
-    Networks whose outputs are not logits `[N, classes]` get 0 for all, in the given order.
-    """
-    spec, values = network.inputs, {}
-    for name, draw in generators.items():
-        unit = draw(spec, count, generator)
-        inputs = to_network(spec, unit, network.dtype).to(network.device)
-        outputs = torch.cat([network.model(batch) for batch in inputs.split(BATCH)])
-        values[name] = 0.0
-        if outputs.ndim == 2 and outputs.shape[1] > 1:
-            p = outputs.double().softmax(1)
-            values[name] = float((_entropy(p.mean(0)) - _entropy(p).mean()).nan_to_num())
-    return dict(sorted(values.items(), key=lambda item: -item[1]))
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    return -torch.xlogy(probabilities, probabilities).sum(-1)
 
 
 def shares_by_name(

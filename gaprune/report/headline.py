@@ -9,6 +9,7 @@ from typing import Any
 
 from gaprune.formatting import duration, number, percent, points, ratio, removed_weights, size
 from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, WEIGHTS, sparsity_unit
+from gaprune.records import LOW_FIT
 from gaprune.report.reading import RunFiles
 
 EVOLVED = "evolved"
@@ -147,7 +148,10 @@ def _quality(run: RunFiles) -> list[Figure]:
     generated = provenance.get("level") in _GENERATED or source.startswith("generated")
     inputs = f"on {number(provenance['validation_samples'])} validation inputs, real ones"
     if generated:
+        fit = provenance.get("domain_fit")
         inputs = "on generated inputs, which are harder than real ones"
+        if fit is not None and fit < LOW_FIT:
+            inputs = f"on generated inputs, which are far from the domain (domain fit {fit:.2f})"
     name = "the same class predicted as by the dense network"
     if not _compares_classes(run):
         name = "of the variance of the dense network's outputs explained"

@@ -46,6 +46,7 @@ from gaprune.runs.result import RepairedScore, Result
 from gaprune.runs.setup import ResolvedSettings, make_evaluator, make_plan
 from gaprune.runs.warnings import (
     baseline_warning,
+    domain_warning,
     network_warnings,
     overfitting_warning,
     validation_warnings,
@@ -129,7 +130,8 @@ class PruningRun:
                 inputs = replace(target.inputs, in_memory={})
                 target = self.target = replace(target, inputs=inputs)
             evaluator = make_evaluator(target, self.resolved, calibration_set)
-        for text in validation_warnings(evaluator):
+        domain = domain_warning(calibration_set.provenance) if settings.method == EVOLVED else None
+        for text in filter(None, [*validation_warnings(evaluator), domain]):
             observer.warning(text)
         return calibration_set, evaluator
 

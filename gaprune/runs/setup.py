@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.calibration_set import CalibrationSet
-from gaprune.calibration.generator_choice import FEWER_INPUTS, LARGE_MACS
 from gaprune.calibration.samples import Samples
 from gaprune.choices import SCOPES
 from gaprune.config import EVOLVED, Settings
@@ -50,6 +49,10 @@ from gaprune.workers.serial import torch_threads
 # With optimised calibration inputs: generations that may lose on the validation inputs.
 PATIENCE = 2
 MANY_LAYERS = 8  # from here on, densities are searched first and gradients are clipped
+FEWER_INPUTS, LARGE_MACS = (
+    256,
+    1 << 27,
+)  # calibration inputs of networks so large, where they decide nothing
 CLIP = 3.0  # root mean squares
 WARMUP, STATISTICS_LOSS = 300, 2.0  # with inverted calibration inputs
 FIRST_RUNG = 4  # the first rung of the race has a quarter of the calibration inputs

@@ -12,6 +12,7 @@ from gaprune.models.fresh_weights import fresh_layers
 from gaprune.models.input_spec import picture_shapes
 from gaprune.models.prunable import parameters_left_whole, parts_left_as_they_are
 from gaprune.models.target import Target
+from gaprune.records import LOW_FIT, Provenance
 
 MAX_LISTED = 5  # layers in a message
 WELL_COVERED = 0.8  # prunable fraction of the weights below which a run warns
@@ -70,6 +71,19 @@ def coverage_warning(target: Target) -> str | None:
         f"only {target.layout.total:,} of {total:,} weights ({target.layout.total / total:.1%}) "
         f"are prunable; the largest that are left whole: {listed}; --prune-also={largest[0]} "
         "includes one, --ignore says that it is meant"
+    )
+
+
+def domain_warning(provenance: Provenance) -> str | None:
+    """Return the warning that a search knows little of the network's domain; None if it does."""
+    fit = provenance.domain_fit
+    if fit is None or fit >= LOW_FIT:
+        return None
+    return (
+        f"domain fit {fit:.2f} (below {LOW_FIT}): the network separates these calibration inputs "
+        "worse than it does inputs of its own domain, so agreement on such inputs says little and "
+        "a one-shot mask (--method=correlation) may be better on real ones; 50 to 500 unlabelled "
+        "inputs of the domain help most (--calibration=FILE)"
     )
 
 
