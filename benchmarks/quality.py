@@ -1,11 +1,12 @@
-"""Accuracy of masks on MNIST: every figure of the README about accuracy, in one table.
+"""Accuracy of masks on MNIST, in one table.
 
     python -m benchmarks.quality                        # everything, three seeds; about 2 hours
     python -m benchmarks.quality --only mnist-mlp       # one network, about 20 minutes
     python -m benchmarks.quality --seeds 0 --json       # one seed, rows as JSON
 
 Each case is one `gaprune prune`; test labels are used only after the masks are fixed. A median
-below the lower limit of its case is marked and makes the exit code 1.
+below the lower limit of its case is marked and makes the exit code 1. Rows are written to
+runs/quality as soon as they are known: a stopped benchmark continues with the same command.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.row_store import VERSION, RowStore
 from gaprune.config import make_settings
+from gaprune.criteria import CRITERIA
+from gaprune.errors import InputError
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.models.target import load_target
 from gaprune.runs.prune import prune_target
 
-NO_DATA = "no data"
+DEFAULT_FOLDER = Path("runs/quality")
+NO_DATA, UNLABELLED = "no data", "unlabelled images"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Case:
     seeds: int = 3
 
 
-UNLABELLED = {"calibration": ["mnist-train"]}
+IMAGES = {"calibration": ["mnist-train"]}
 BLACK_BOX = {"preset": "black-box"}
 CLASSIC = {"preset": "classic", "calibration": ["labelled:mnist-test"], "calibration_count": 1000}
 CASES = (
@@ -58,9 +63,9 @@ CASES = (
     Case("mnist-mlp", 0.98, NO_DATA, 0.910),
     Case("mnist-cnn", 0.98, NO_DATA, 0.978),
     Case("mnist-cnn", 0.99, NO_DATA, 0.970),
-    Case("mnist-mlp", 0.95, "unlabelled images", 0.974, UNLABELLED),
-    Case("mnist-mlp", 0.98, "unlabelled images", 0.968, UNLABELLED),
-    Case("mnist-cnn", 0.98, "unlabelled images", 0.985, UNLABELLED),
+    Case("mnist-mlp", 0.95, UNLABELLED, 0.974, IMAGES),
+    Case("mnist-mlp", 0.98, UNLABELLED, 0.968, IMAGES),
+    Case("mnist-cnn", 0.98, UNLABELLED, 0.985, IMAGES),
     Case("mnist-mlp", 0.95, "black box, no data", 0.905, BLACK_BOX),
     Case("lenet", 0.95, NO_DATA, 0.0),
     Case("mobile-student", 0.7, NO_DATA, 0.0),
@@ -81,6 +86,22 @@ class Row:
     agreement_validation: float
     evaluations: int
     seconds: float
+    version: str = VERSION
+
+
+def rows_of(case: Case, seed: int, workers: int, store: RowStore) -> list[Row]:
+    """Return the row of the search for one seed, then those of its one-shot masks.
+
+    They are measured unless this version has stored them.
+    """
+    identity = {"target": case.target, "sparsity": case.sparsity, "seed": seed, "version": VERSION}
+    if store.find(**identity, method=case.method) is None:
+        # the search last: it says that all rows are there
+        for row in reversed(list(measure(case, seed, workers))):
+            store.add(asdict(row))
+    methods = (case.method, *(f"{case.method}: {name}" for name in CRITERIA))
+    records = (store.find(**identity, method=method) for method in methods)
+    return [Row(**record) for record in records if record is not None]
 
 
 def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
@@ -106,6 +127,29 @@ def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:
         )
 
 
+def best_one_shot(case: Case, rows: Sequence[Row]) -> tuple[str, float]:
+    """Return the one-shot mask with the highest median accuracy, and this accuracy."""
+    accuracies: dict[str, list[float]] = {}
+    for row in rows:
+        label, _, name = row.method.partition(": ")
+        if (row.target, row.sparsity, label) == (case.target, case.sparsity, case.method) and name:
+            accuracies.setdefault(name, []).append(row.accuracy or 0.0)
+    best = max(accuracies, key=lambda name: median(accuracies[name]))
+    return best, median(accuracies[best])
+
+
+def median_accuracy(case: Case, rows: Sequence[Row]) -> float | None:
+    """Return the median over the seeds of a search, None if no seed was measured."""
+    accuracies = [row.accuracy or 0.0 for row in searches(case, rows)]
+    return median(accuracies) if accuracies else None
+
+
+def searches(case: Case, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the search, one for each seed."""
+    identity = (case.target, case.sparsity, case.method)
+    return [row for row in rows if (row.target, row.sparsity, row.method) == identity]
+
+
 def table(cases: Sequence[Case], rows: Sequence[Row]) -> tuple[list[str], bool]:
     """Return the table in Markdown, and whether every median reaches its limit."""
     lines = [
@@ -114,22 +158,18 @@ def table(cases: Sequence[Case], rows: Sequence[Row]) -> tuple[list[str], bool]:
     ]
     reached = True
     for case in cases:
-        case_rows = [
-            row for row in rows if (row.target, row.sparsity) == (case.target, case.sparsity)
-        ]
-        evolved = [row for row in case_rows if row.method == case.method]
+        evolved = searches(case, rows)
         if not evolved:
             continue
         accuracies = [row.accuracy or 0.0 for row in evolved]
-        baselines = [row for row in case_rows if row.method.startswith(f"{case.method}: ")]
-        best = max(baselines, key=lambda row: row.accuracy or 0.0)
+        name, best = best_one_shot(case, rows)
         short = "" if median(accuracies) >= case.limit else " **below**"
         reached = reached and not short
         listing = " ".join(f"{100 * value:.2f}" for value in accuracies)
         lines.append(
             f"| {case.target} | {case.sparsity} | {case.method} | {median(accuracies):.2%}{short} "
-            f"| {listing} | {case.limit:.1%} | {best.method.rpartition(' ')[2]} "
-            f"{best.accuracy:.2%} | {median(row.seconds for row in evolved):.0f} |"
+            f"| {listing} | {case.limit:.1%} | {name} {best:.2%} "
+            f"| {median(row.seconds for row in evolved):.0f} |"
         )
     return lines, reached
 
@@ -143,13 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparsity", type=float, help="cases of this sparsity")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument(
-        "--rows",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="print rows of earlier --json; run nothing",
-    )
+    parser.add_argument("--rows", type=Path, default=DEFAULT_FOLDER, help="folder of the rows")
     parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     options = parser.parse_args(arguments)
     cases = [
@@ -160,10 +194,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if not cases:
         parser.error(f"no case matches --only {options.only!r} --sparsity {options.sparsity}")
-    rows = [Row(**row) for file in options.rows or [] for row in json.loads(file.read_text())]
-    for case in [] if rows else cases:
+    try:
+        store = RowStore(options.rows)
+    except InputError as error:
+        parser.error(str(error))
+    rows: list[Row] = []
+    for case in cases:
         for seed in options.seeds[: case.seeds]:
-            new = list(measure(case, seed, options.workers))
+            new = rows_of(case, seed, options.workers, store)
             rows += new
             print(
                 f"{case.target} {case.sparsity} {case.method}, seed {seed}: "

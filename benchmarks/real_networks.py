@@ -32,7 +32,7 @@ from benchmarks.real.prune_and_score import Case, make_row, settings_of
 from benchmarks.real.report import FULL_WIDTH, line, show
 from benchmarks.real.rows import Key, Row
 from benchmarks.real.settings import OVERRIDES, SETTINGS, SPARSITIES
-from benchmarks.row_store import RowStore
+from benchmarks.row_store import VERSION, RowStore
 from gaprune.cli.console import stdout
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
@@ -86,7 +86,7 @@ def rows_of(
     for key in keys:
         case = cases[key.network]
         settings = settings_of(case, key)
-        stored = store.find(**key._asdict(), settings=settings)
+        stored = store.find(**key._asdict(), settings=settings, version=VERSION)
         if stored is not None:
             yield Row.from_record(stored)
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gaprune.errors import InputError
 from gaprune.io.serialization import to_json
 
 FILE = "rows.jsonl"
+VERSION = metadata.version("gaprune")  # searches of another version may give other rows
 
 
 class RowStore:

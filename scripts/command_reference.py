@@ -1,4 +1,4 @@
-"""MkDocs hook: insert the command reference, files of the root and the diagram of the data flow.
+"""MkDocs hook: insert the command reference, files of the root, notebooks, and the data flow.
 
 MkDocs calls `on_page_markdown` for every page (`hooks` in mkdocs.yml). The reference is generated
 from the commands, so it cannot be out of date. Run as a script, it prints the reference.
@@ -6,6 +6,7 @@ from the commands, so it cannot be out of date. Run as a script, it prints the r
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gaprune.cli import COMMANDS, app, load_command
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "<!-- commands -->"
 FILE = re.compile(r"<!-- file: (\S+) -->")
+NOTEBOOK = re.compile(r"<!-- notebook: (\S+) -->")
 DIAGRAM = re.compile(r"```mermaid\n.*?```", re.DOTALL)
 # Mermaid's JavaScript would be fetched from a server by every reader, so the pages show an SVG that
 # Mermaid rendered. A test compares its labels with the source in CONTRIBUTING.md.
@@ -29,12 +31,28 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if MARKER in markdown:
         return markdown.replace(MARKER, reference())
     markdown = FILE.sub(lambda match: _root_file(match[1]), markdown)
+    markdown = NOTEBOOK.sub(lambda match: notebook(ROOT / match[1]), markdown)
     return DIAGRAM.sub(RENDERED, markdown)
 
 
 def _root_file(name: str) -> str:
     """Return a file of the root with its links rewritten to start in docs/."""
     return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+
+
+def notebook(path: Path) -> str:
+    """Return the cells of a notebook with their outputs as Markdown."""
+    parts: list[str] = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            text = "".join(data["text/plain"]).rstrip()
+            page = "".join(data.get("text/html", ""))
+            # a blank line would end the HTML in Markdown
+            parts.append(re.sub(r"\n\s*\n", "\n", page) if page else f"```text\n{text}\n```")
+    return "\n\n".join(parts)
 
 
 def reference() -> str:

@@ -13,7 +13,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
-        ROOT / "benchmarks" / "README.md",
+        *sorted((ROOT / "benchmarks").glob("*.md")),
         *sorted((ROOT / "docs").rglob("*.md")),
     ]
 }

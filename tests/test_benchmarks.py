@@ -144,11 +144,15 @@ def test_stored_rows_are_reused_unless_their_inputs_change(tmp_path: Path) -> No
 # quality, channels, gpu, faults
 
 
-def test_a_median_below_the_limit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The median is over seeds; the best one-shot mask has its own column."""
+def test_a_median_below_the_limit_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    """The median is over seeds; the best one-shot mask has its column; rows are stored."""
     case = quality.Case("mnist-mlp", 0.95, "no data", 0.5)
+    measured: list[int] = []
 
     def measure(case: quality.Case, seed: int, _workers: int) -> Iterator[quality.Row]:
+        measured.append(seed)
         row = quality.Row(case.target, case.sparsity, case.method, seed, 0.6, 0.9, 0.9, 10, 1.0)
         yield replace(row, accuracy=0.6 + 0.1 * seed)
         yield replace(row, method=f"{case.method}: lamp", accuracy=0.4)
@@ -156,7 +160,10 @@ def test_a_median_below_the_limit_fails(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(quality, "measure", measure)
     for limit, code in ((0.7, 0), (0.71, 1)):
         monkeypatch.setattr(quality, "CASES", (replace(case, limit=limit),))
-        assert quality.main(["--seeds", "0", "1", "2"]) == code
+        assert quality.main(["--seeds", "0", "1", "2", "--rows", str(tmp_path)]) == code
+        assert "| 70.00%" in (out := capsys.readouterr().out)
+        assert "lamp 40.00%" in out
+    assert measured == [0, 1, 2]
 
 
 CHANNELS = {

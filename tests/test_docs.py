@@ -15,10 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import torch
 from comparison_cases import QUICK
 from documents import PAGES, ROOT, anchors, blocks, commands, links
+from nbclient import NotebookClient
 from typer.main import get_command
 
 import gaprune
@@ -262,6 +264,19 @@ def _named_options(text: str) -> set[str]:
     return set(
         re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])", re.sub(r"https?://\S+", "", text))
     )
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """A kernel runs every cell; the notebook keeps as many outputs, and the site shows them."""
+    path = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
+    stored, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, resources=place).execute()
+    outputs = [
+        [len(cell.get("outputs", ())) for cell in cells] for cells in (stored.cells, notebook.cells)
+    ]
+    assert outputs[0] == outputs[1]
+    assert "```text" in _as_built("docs/notebooks/quickstart.md")
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from benchmarks.row_store import VERSION
+
 
 class Key(NamedTuple):
     """The identity of a row."""
@@ -41,6 +43,7 @@ class Row:
         settings: settings that differ from the defaults.
         warnings: warnings of the run.
         note: why there is no score, or empty.
+        version: of gaprune.
     """
 
     network: str
@@ -63,6 +66,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     note: str = ""
+    version: str = VERSION
 
     @property
     def key(self) -> Key:

@@ -1,0 +1,338 @@
+"""Write the tables of README and documentation from saved rows of the benchmarks.
+
+    python -m benchmarks.tables                                    # write all tables
+    python -m benchmarks.tables --check                            # exit code 1 if a page differs
+    python -m benchmarks.tables --add FILE... --machine "2 cores"  # save rows, write all tables
+
+A page has a table between `<!-- table: NAME -->` and `<!-- end of table -->`. benchmarks/rows holds
+the rows. FILE is what `--json` of benchmarks.quality or benchmarks.real_networks printed, a
+rows.jsonl of their folders. Its rows replace saved ones of the same network, sparsity, method and
+seed; saved rows of other versions are removed, so that no table mixes versions. A row that was not
+measured does not appear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import quality
+from benchmarks.quality import NO_DATA, UNLABELLED, Case
+from benchmarks.real.methods import METHODS, ONE_SHOT
+from benchmarks.row_store import VERSION
+from gaprune.errors import InputError
+from gaprune.formatting import MISSING
+from gaprune.io.serialization import to_json
+from gaprune.models.zoo import ZOO
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = Path(__file__).parent / "rows"
+TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+STAMP = ("version", "machine")
+QUALITY, REAL = "quality", "real-networks"
+FIELDS = {
+    QUALITY: tuple(field.name for field in fields(quality.Row)),
+    REAL: (
+        *("network", "sparsity", "method", "seed", "score", "dense", "agreement", "seconds"),
+        *("calibration_seconds", "cached", "peak_mb", "needs", "removed", "measure", "test_count"),
+    ),
+}
+"""Benchmark → fields of its rows that are saved, besides version and machine."""
+NETWORKS = {
+    "resnet20": "ResNet-20, CIFAR-10",
+    "crepe-tiny": "CREPE tiny, pitch of tones",
+    "crepe-full": "CREPE full, pitch of tones",
+    "efficientnet-lite0": "EfficientNet-Lite0, photographs",
+    "minilm": "MiniLM, sentence pairs (rank correlation)",
+}
+"""Real networks in the order of the tables."""
+README_CASES = (
+    ("mnist-mlp", 0.95, NO_DATA),
+    ("mnist-mlp", 0.98, NO_DATA),
+    ("mnist-mlp", 0.98, UNLABELLED),
+    ("mnist-cnn", 0.98, NO_DATA),
+    ("resnet20", 0.7, "strict"),
+    ("resnet20", 0.9, "strict"),
+    ("crepe-full", 0.9, "strict"),
+    ("minilm", 0.7, "strict"),
+)
+ONE_SHOTS = ("magnitude", "lamp", "erk", "wanda", "synflow", "correlation")  # of `frozen_table`
+Saved = Mapping[str, Sequence[Mapping[str, Any]]]  # benchmark → rows
+
+
+class Gain(NamedTuple):
+    """A row of the README; accuracies as fractions."""
+
+    dense: float
+    pruned: float
+    one_shot: tuple[str, float] | None  # the best one, None if none was measured
+    data: str
+
+
+def load_rows(folder: Path | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Return the saved rows of every benchmark."""
+    paths = {name: (folder or ROWS) / f"{name}.jsonl" for name in FIELDS}
+    return {name: read_rows(path) if path.exists() else [] for name, path in paths.items()}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file: a JSON list, or one row a line.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in lines]
+        return [dict(row) for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"add: {path} holds no rows ({error})") from error
+
+
+def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None = None) -> None:
+    """Save rows; those of the same identity, and of other versions, are dropped.
+
+    Args:
+        new: rows as the benchmarks print them; a row without a figure is not saved.
+        machine: words about the machine, for rows that have none.
+        folder: folder of the saved rows.
+    """
+    folder = folder or ROWS
+    saved = load_rows(folder)
+    for row in new:
+        if row.get("note"):
+            continue
+        name = REAL if "network" in row else QUALITY
+        stamped = {"version": VERSION, "machine": machine, **row}
+        record = {key: stamped[key] for key in dict.fromkeys((*FIELDS[name], *STAMP))}
+        saved[name] = [old for old in saved[name] if _identity(old) != _identity(record)]
+        saved[name].append(record)
+    folder.mkdir(exist_ok=True)
+    for name, rows in saved.items():
+        current = sorted((row for row in rows if row["version"] == VERSION), key=_identity)
+        if current:
+            text = "".join(f"{to_json(row)}\n" for row in current)
+            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[str, float, str, int]:
+    network = row["network"] if "network" in row else row["target"]
+    return network, row["sparsity"], row["method"], row["seed"]
+
+
+def results_table(saved: Saved) -> list[str]:
+    """Return the table of the README."""
+    lines = [
+        "| network | removed | dense | pruned | gain over the best one-shot | data it was given |",
+        "|---|---|---|---|---|---|",
+    ]
+    for network, sparsity, method in README_CASES:
+        find = _real_gain if network in NETWORKS else _quality_gain
+        row = find(saved, network, sparsity, method)
+        if row is None:
+            continue
+        gain = MISSING
+        if row.one_shot is not None:
+            name, best = row.one_shot
+            gain = f"{_points(row.pruned - best)} ({name} {100 * best:.2f})"
+        lines.append(
+            f"| {NETWORKS.get(network, network)} | {100 * sparsity:g} % | {100 * row.dense:.2f} "
+            f"| **{100 * row.pruned:.2f}** | {gain} | {row.data} |"
+        )
+    return [*lines, "", _caption([*saved[QUALITY], *saved[REAL]])]
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}".replace("-", "−")
+
+
+def _quality_rows(saved: Saved) -> list[quality.Row]:
+    names = FIELDS[QUALITY]
+    return [quality.Row(**{name: row[name] for name in names}) for row in saved[QUALITY]]
+
+
+def _quality_gain(saved: Saved, network: str, sparsity: float, method: str) -> Gain | None:
+    rows, case = _quality_rows(saved), Case(network, sparsity, method, 0)
+    accuracy = quality.median_accuracy(case, rows)
+    if accuracy is None:
+        return None
+    dense = ZOO[network].dense_accuracy
+    data = "none" if method == NO_DATA else method
+    return Gain(dense, accuracy, quality.best_one_shot(case, rows), data)
+
+
+def _real_gain(saved: Saved, network: str, sparsity: float, method: str) -> Gain | None:
+    scores = {
+        row["method"]: row["score"]
+        for row in saved[REAL]
+        if (row["network"], row["sparsity"], row["seed"]) == (network, sparsity, 0)
+    }
+    if method not in scores:
+        return None
+    dense = next(row["dense"] for row in saved[REAL] if row["network"] == network)
+    measured = [(name, scores[name]) for name in ONE_SHOT if name in scores]
+    best = max(measured, key=lambda pair: pair[1], default=None)
+    return Gain(dense, scores[method], best, "none")
+
+
+def quality_table(saved: Saved) -> list[str]:
+    """Return the table of `benchmarks.quality`."""
+    lines, _ = quality.table(quality.CASES, _quality_rows(saved))
+    return [*lines, "", _caption(saved[QUALITY])]
+
+
+def unlabelled_table(saved: Saved) -> list[str]:
+    """Return what unlabelled images gain."""
+    lines = ["| network | removed | no data | unlabelled images |", "|---|---|---|---|"]
+    rows = _quality_rows(saved)
+    for case in quality.CASES:
+        if case.method != UNLABELLED:
+            continue
+        without = quality.median_accuracy(Case(case.target, case.sparsity, NO_DATA, 0), rows)
+        images = quality.median_accuracy(case, rows)
+        if without is not None and images is not None:
+            lines.append(
+                f"| {case.target} | {100 * case.sparsity:g} % | {100 * without:.2f} "
+                f"| {100 * images:.2f} |"
+            )
+    return [*lines, "", _caption(saved[QUALITY])]
+
+
+def real_table(saved: Saved) -> list[str]:
+    """Return the scores on real networks: one column per measured method."""
+    rows = [row for row in saved[REAL] if row["seed"] == 0]
+    if not rows:
+        return [_caption(rows)]
+    methods = [name for name in METHODS if any(row["method"] == name for row in rows)]
+    lines = [
+        f"| network | removed | dense | {' | '.join(methods)} |",
+        "|---" * (3 + len(methods)) + "|",
+    ]
+    for network, label in NETWORKS.items():
+        for sparsity in sorted({row["sparsity"] for row in rows if row["network"] == network}):
+            scores = {
+                row["method"]: row["score"]
+                for row in rows
+                if (row["network"], row["sparsity"]) == (network, sparsity)
+            }
+            dense = next(row["dense"] for row in rows if row["network"] == network)
+            cells = [_cell(scores, name) for name in methods]
+            lines.append(
+                f"| {label} | {100 * sparsity:g} % | {100 * dense:.2f} | {' | '.join(cells)} |"
+            )
+    return [*lines, "", _caption(rows)]
+
+
+def _cell(scores: Mapping[str, float], name: str) -> str:
+    if name not in scores:
+        return MISSING
+    text = f"{100 * scores[name]:.2f}"
+    return f"**{text}**" if scores[name] == max(scores.values()) else text
+
+
+def frozen_table(saved: Saved) -> list[str]:
+    """Return mnist-mlp pruned without data by the search and by one-shot criteria."""
+    rows = _quality_rows(saved)
+    cases = [case for case in quality.CASES if (case.target, case.method) == ("mnist-mlp", NO_DATA)]
+    lines = [
+        f"| method | {' | '.join(f'{100 * case.sparsity:g} %' for case in cases)} |",
+        "|---" * (1 + len(cases)) + "|",
+    ]
+    for name in ("", *ONE_SHOTS):
+        named = [replace(case, method=f"{NO_DATA}: {name}" if name else NO_DATA) for case in cases]
+        accuracies = [quality.median_accuracy(case, rows) for case in named]
+        cells = [MISSING if value is None else f"{100 * value:.2f}" for value in accuracies]
+        label = name or "**gaprune: evolved masks**"
+        if set(cells) != {MISSING}:
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return [*lines, "", _caption(saved[QUALITY])]
+
+
+def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return version, seeds and machine of rows."""
+    versions, machines = ({row[name] for row in rows} for name in STAMP)
+    seeds = sorted({row["seed"] for row in rows})
+    if not rows:
+        return "*Not measured yet.*"
+    counted = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"*gaprune {'; '.join([*sorted(versions), counted, *sorted(machines)])}.*"
+
+
+TABLES: dict[str, Callable[[Saved], list[str]]] = {
+    "results": results_table,
+    "quality": quality_table,
+    "unlabelled": unlabelled_table,
+    "real-networks": real_table,
+    "frozen-masks": frozen_table,
+}
+
+
+def with_tables(text: str, saved: Saved) -> str:
+    """Return the text of a page with its tables written anew.
+
+    Raises:
+        InputError: a table that does not exist.
+    """
+
+    def rendered(match: re.Match[str]) -> str:
+        if match["name"] not in TABLES:
+            raise InputError(f"table: {match['name']} is none of {', '.join(TABLES)}")
+        table = "\n".join(TABLES[match["name"]](saved))
+        return f"{match[1]}\n{table}\n\n{match[3]}"
+
+    return TABLE.sub(rendered, text)
+
+
+def outdated_pages(saved: Saved) -> dict[Path, str]:
+    """Return the pages whose tables differ from the rows, with the text that they should have."""
+    paths = [
+        *(ROOT / name for name in ("README.md", "benchmarks/README.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]
+    pages = {path: path.read_text(encoding="utf-8") for path in paths}
+    written = {path: with_tables(text, saved) for path, text in pages.items()}
+    return {path: text for path, text in written.items() if text != pages[path]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Save rows if there are any, then write or check the tables.
+
+    Returns:
+        0 if all pages have the tables of the rows, 1 if `--check` finds one that does not, 2 for
+        wrong usage.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; name pages that differ"
+    )
+    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="FILE", help="new rows")
+    parser.add_argument("--machine", default="", help='what measured them, such as "2 cores"')
+    options = parser.parse_args(arguments)
+    if options.add and not options.machine:
+        parser.error("--add needs --machine")
+    try:
+        if options.add:
+            add_rows([row for path in options.add for row in read_rows(path)], options.machine)
+        pages = outdated_pages(load_rows())
+    except InputError as error:
+        parser.error(str(error))
+    for path, text in pages.items():
+        if options.check:
+            name = path.relative_to(ROOT)
+            print(f"{name}: run python -m benchmarks.tables", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+    return 1 if options.check and pages else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

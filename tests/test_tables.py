@@ -1,0 +1,77 @@
+"""Tables of README and documentation: written from saved rows, checked, of one version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.quality import NO_DATA, Row
+from benchmarks.row_store import VERSION
+from gaprune.errors import InputError
+
+ROW = Row("mnist-mlp", 0.98, NO_DATA, 0, 0.96, 0.8, 0.8, 10, 1.0)
+REAL_ROW = dict.fromkeys(tables.FIELDS[tables.REAL]) | {
+    "network": "resnet20",
+    "sparsity": 0.7,
+    "seed": 0,
+    "dense": 0.8,
+    "note": "",
+}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Iterator[Path]:
+    """A folder with rows of a search on two seeds, of a real network, and of one-shot masks."""
+    folder = tmp_path / "rows"
+    one_shot = replace(ROW, method=f"{NO_DATA}: lamp", accuracy=0.5)
+    quality = [ROW, replace(ROW, seed=1, accuracy=0.94), one_shot]
+    real = [{**REAL_ROW, "method": name, "score": 0.7} for name in ("strict", "lamp")]
+    missing = {**REAL_ROW, "method": "wanda", "score": None, "note": "no package"}
+    tables.add_rows([*map(asdict, quality), *real, missing], "two cores", folder)
+    return folder
+
+
+def test_the_pages_have_the_tables_of_the_saved_rows() -> None:
+    """README and documentation show the rows in benchmarks/rows."""
+    assert tables.main(["--check"]) == 0
+
+
+def test_a_page_that_differs_is_named(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` fails and names it; without the option it is written."""
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("README.md", "benchmarks/README.md"):
+        (tmp_path / name).write_text("<!-- table: results -->\n<!-- end of table -->\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "ROWS", rows)
+    assert tables.main(["--check"]) == 1
+    assert "benchmarks/README.md: " in capsys.readouterr().err
+    assert tables.main([]) == tables.main(["--check"]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "| mnist-mlp | 98 % | 98.37 | **95.00** | +45.00 (lamp 50.00) | none |" in text
+    assert "| ResNet-20, CIFAR-10 | 70 % | 80.00 | **70.00** | +0.00 (lamp 70.00) | none |" in text
+    (tmp_path / "README.md").write_text("<!-- table: resluts -->\n<!-- end of table -->\n")
+    with pytest.raises(InputError, match="resluts"):
+        tables.outdated_pages(tables.load_rows())
+
+
+def test_new_rows_replace_saved_ones(rows: Path, tmp_path: Path) -> None:
+    """A row without a score is not saved, and no two versions are mixed."""
+    saved = tables.load_rows(rows)
+    assert [len(saved[name]) for name in (tables.QUALITY, tables.REAL)] == [3, 2]
+    assert all(row["version"] == VERSION for row in saved[tables.QUALITY])
+    (tmp_path / "new.json").write_text(json.dumps([asdict(replace(ROW, accuracy=0.97))]))
+    tables.add_rows(tables.read_rows(tmp_path / "new.json"), "two cores", rows)
+    accuracies = [row["accuracy"] for row in tables.load_rows(rows)[tables.QUALITY]]
+    assert accuracies == [0.97, 0.94, 0.5]
+    tables.add_rows([asdict(replace(ROW, seed=2, version="0.0.1"))], "two cores", rows)
+    assert len(tables.load_rows(rows)[tables.QUALITY]) == 3
+    (tmp_path / "new.json").write_text("text")
+    with pytest.raises(InputError, match="add"):
+        tables.read_rows(tmp_path / "new.json")
