@@ -111,6 +111,8 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], run: Run) -> None:
     assert ran.code == 2
     assert "Usage: gaprune" in ran.out + ran.err
     assert all(word in ran.out + ran.err for word in arguments[-2:-1])
+    errors = [line for line in ran.err.splitlines() if "error: " in line.lower()]
+    assert [line.startswith("gaprune: error: ") for line in errors] == [True] * bool(arguments)
 
 
 def test_several_workers_name_the_extra_with_ray(

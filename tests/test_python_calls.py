@@ -111,7 +111,7 @@ def test_progress_goes_to_stderr(
     monkeypatch.setattr("sys.stderr", terminal)
     run(progress=progress, method="evolved", **SMALL)
     assert ("2/2" in terminal.getvalue()) == progress
-    assert ("validation" in terminal.getvalue()) == progress
+    assert ("agreement" in terminal.getvalue()) == progress
     assert capsys.readouterr().out == ""
 
 

@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
 
 A command is imported when it is used, since importing torch takes seconds.
 """
+_UsageError: Any = typer.BadParameter.__base__  # typer has click's classes as its own
 EPILOG = f"""
 Exit codes: 0 done; 1 failed; 2 wrong usage or input; 130 stopped by Ctrl-C; 143 by SIGTERM.
 
@@ -161,9 +162,12 @@ def _run_command(arguments: Sequence[str], *, debug: bool) -> int:
         with warnings.catch_warnings():
             if not debug:
                 warnings.showwarning = _show_warning  # type: ignore[assignment]
-            _without_switch_types(get_command(app)).main(arguments, prog_name="gaprune")
+            command = _without_switch_types(get_command(app))
+            code = command.main(arguments, prog_name="gaprune", standalone_mode=False)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except _UsageError as error:
+        return _report_usage(error, arguments)
     except Exception as error:  # noqa: BLE001 - the last handler of the program
         if debug:
             traceback.print_exc()
@@ -175,4 +179,15 @@ def _run_command(arguments: Sequence[str], *, debug: bool) -> int:
             )
         typer.echo(_one_line(message), err=True)
         return 2 if isinstance(error, InputError) else 1
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _report_usage(error: Any, arguments: Sequence[str]) -> int:  # noqa: ANN401 - click's own type
+    """Print wrong usage as other errors are printed; no arguments at all show the help."""
+    if arguments and error.ctx:
+        typer.echo(error.ctx.get_usage(), err=True)
+        hint = f"`{error.ctx.command_path} --help` lists what is valid"
+        typer.echo(_one_line(f"gaprune: error: {error.format_message()} ({hint})"), err=True)
+    else:
+        error.show()
+    return 2

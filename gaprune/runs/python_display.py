@@ -38,7 +38,7 @@ class PythonDisplay(Observer):
         """Move the bar of the search; it stays at the end."""
         self._move(record.phase, record.generation, total, stays=True)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"validation {percent(record.validation)}", refresh=False)
+            self._bar.set_postfix_str(f"agreement {percent(record.validation)}", refresh=False)
 
     def progress(self, what: str, done: float, total: float | None) -> None:
         """Move the bar of a task."""
