@@ -58,10 +58,17 @@ PAIR = {
 }
 PICTURES = {"image_size": 32, "patch_size": 8}
 TOWERS = {"text_config": SIZES, "vision_config": {**SIZES, **PICTURES}, "projection_dim": 16}
-CLIP_INPUTS = {
-    "input_ids": torch.arange(2 * 16).reshape(2, 16) + 1,
-    "attention_mask": torch.ones(2, 16, dtype=torch.int64),
-    "pixel_values": torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32),
+LXMERT = {
+    **{name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_attention_heads")},
+    **dict.fromkeys(("l_layers", "x_layers", "r_layers"), 1),
+    "intermediate_size": 64,
+    "visual_feat_dim": 8,
+    "num_qa_labels": 10,
+}
+QUESTIONS = {
+    "input_ids": torch.arange(2 * 12).reshape(2, 12) + 1,
+    "visual_feats": torch.linspace(-1, 1, 2 * 5 * 8).reshape(2, 5, 8),
+    "visual_pos": torch.linspace(0, 1, 2 * 5 * 4).reshape(2, 5, 4),
 }
 
 
@@ -90,7 +97,14 @@ def _hf(name: str, settings: dict[str, Any], folder: Path, **options: Any) -> An
 
 def _rows() -> Iterator[Row]:
     for name in (
-        *("resnet18", "resnet26d", "skresnet18", "regnetx_002", "repvgg_a0", "dla46_c"),
+        *(
+            "resnet10t",
+            "semnasnet_050",
+            "edgenext_xx_small",
+            "regnetx_002",
+            "repghostnet_050",
+            "dla46_c",
+        ),
         *("mobilenetv2_050", "mobilenetv3_small_050", "efficientnet_lite0", "mixnet_s"),
         *("ghostnet_050", "lcnet_050", "tinynet_e", "convnext_atto", "mobilevit_xxs"),
     ):
@@ -104,11 +118,10 @@ def _rows() -> Iterator[Row]:
         ("LlamaForCausalLM", SIZES),
         ("MixtralForCausalLM", {**SIZES, "num_local_experts": 2, "num_key_value_heads": 2}),
         ("ViTForImageClassification", {**SIZES, **PICTURES}),
-        ("ConvNextForImageClassification", {"hidden_sizes": (8, 16), "depths": (1, 1)}),
+        ("DeiTForImageClassification", {**SIZES, **PICTURES}),
     )
     for name, settings in variants:
-        stated = {**settings, "image_size": 32} if "ConvNext" in name else settings
-        yield Row(f"hf: {name}", partial(_hf, name, stated))
+        yield Row(f"hf: {name}", partial(_hf, name, settings))
     sound = gaprune.InputOptions(shape=(800,))
     folded = "default: `--fold-parametrizations`"
     for name in ("Wav2Vec2ForSequenceClassification", "HubertForSequenceClassification"):
@@ -121,8 +134,10 @@ def _rows() -> Iterator[Row]:
     )
     for name, settings, tower in parts:
         yield Row(f"hf: {name}", partial(_hf, name, settings, tower=tower), f"`--tower {tower}`")
-    load = partial(_hf, "CLIPModel", TOWERS, output="logits_per_image", example_inputs=CLIP_INPUTS)
-    yield Row("hf: CLIPModel", load, "`--inputs FILE.npz`")
+    options = {"output": "question_answering_score", "example_inputs": QUESTIONS}
+    load = partial(_hf, "LxmertForQuestionAnswering", LXMERT, **options)
+    option = "`--inputs FILE.npz --output question_answering_score`"
+    yield Row("hf: LxmertForQuestionAnswering", load, option)
 
 
 def table() -> str:
