@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +110,7 @@ class DigitsCnn(nn.Module):
 def mlp(*sizes: int) -> nn.Sequential:
     """Return linear layers of these sizes with ReLU between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -200,7 +201,7 @@ def open_trained(name: str, data: Path | None, cache: Path) -> tuple[Target, Dat
 
 
 def _train(recipe: TrainedNetwork, samples: Samples) -> nn.Module:
-    """Train with Adam and a cosine schedule, without weight decay, unlike the networks of the zoo."""
+    """Train with Adam and a cosine schedule, without weight decay."""
     assert samples.labels is not None
     with torch.random.fork_rng():
         torch.manual_seed(0)
