@@ -29,9 +29,7 @@ from gaprune.comparison.comparison_request import make_request
 from gaprune.criteria import CRITERIA
 from gaprune.runs.job import make_job
 
-IMAGES = "torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(3600, 3)"
 BEFORE = {
-    "README.md": f"import torch\nmodel = torch.nn.Sequential({IMAGES})\n",
     "docs/sparse-format.md": "import torch\n",
     "docs/tutorial.md": (
         "import gaprune\nfrom net import make\n"
