@@ -134,7 +134,7 @@ def _rows() -> Iterator[Row]:
     )
     for name, settings, tower in parts:
         yield Row(f"hf: {name}", partial(_hf, name, settings, tower=tower), f"`--tower {tower}`")
-    options = {"output": "question_answering_score", "example_inputs": QUESTIONS}
+    options: dict[str, Any] = {"output": "question_answering_score", "example_inputs": QUESTIONS}
     load = partial(_hf, "LxmertForQuestionAnswering", LXMERT, **options)
     option = "`--inputs FILE.npz --output question_answering_score`"
     yield Row("hf: LxmertForQuestionAnswering", load, option)

@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+import typer
 from comparison_cases import QUICK
 from documents import PAGES, ROOT, anchors, blocks, commands, links
 from nbclient import NotebookClient
@@ -141,6 +142,8 @@ def _parsed(words: list[str], *, whole: bool) -> Any:  # noqa: ANN401 - typer's 
     command = COMMANDS.commands[words[0]]
     try:
         return command.make_context(words[0], words[1:])
+    except typer.Exit:  # an option that prints something instead, such as --help-all
+        return None
     except Exception as error:
         if not whole and type(error).__name__ in ("MissingParameter", "BadOptionUsage"):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ PROJECTIONS, SIMILARITIES = 4 * 5 * 16 * 16, 2 * 5 * 5 * 16  # of 5 tokens with 
 )
 def test_macs_of_fused_operations(make: Callable[[], nn.Module], macs: int) -> None:
     """They are counted by hand here; torch's settings are what they were afterwards."""
-    backends = torch.backends
+    backends: Any = torch.backends
 
     def settings() -> tuple[bool, ...]:
         fast = backends.mha.get_fastpath_enabled()

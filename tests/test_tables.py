@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ REAL_ROW = dict.fromkeys(tables.FIELDS[tables.REAL]) | {
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Iterator[Path]:
+def rows(tmp_path: Path) -> Path:
     """A folder with rows of a search on two seeds, of a real network, and of one-shot masks."""
     folder = tmp_path / "rows"
     one_shot = replace(ROW, method=f"{NO_DATA}: lamp", accuracy=0.5)

@@ -53,7 +53,7 @@ def macs_by_weight(
 @contextmanager
 def _unfused() -> Iterator[None]:
     """Run attention and recurrent layers as single products: torch counts no fused operation."""
-    backends = torch.backends
+    backends: Any = torch.backends  # its settings have types of their own
     before = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
     try:
         backends.mha.set_fastpath_enabled(False)

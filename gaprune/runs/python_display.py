@@ -25,7 +25,7 @@ class PythonDisplay(Observer):
 
     def __init__(self, *, progress: bool = True) -> None:
         self._enabled, self._task = progress, ""
-        self._live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._live = sys.stderr.isatty() or _in_notebook()
         self._bar: Any = None
 
     def phase(self, name: str, detail: str) -> None:
@@ -84,6 +84,12 @@ class PythonDisplay(Observer):
             delay=0 if self._live else LINE_INTERVAL,
             bar_format="{desc} [{elapsed}]" if total is None else None,
         )
+
+
+def _in_notebook() -> bool:
+    """Tell whether this process is a notebook's kernel; others may have imported its package."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def _callers_level() -> int:
