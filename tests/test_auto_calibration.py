@@ -24,8 +24,12 @@ from gaprune.calibration.auto import (
     mixture_fitter,
 )
 from gaprune.calibration.calibration_set import make_calibration_set, requested_data_levels
+from gaprune.calibration.domain_fit import FEWEST
+from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.inversion.mixture_fit import SAMPLE
+from gaprune.calibration.weighing import QUICK_INPUTS, WEIGHING, weighing
+from gaprune.callbacks import Observer
 from gaprune.config import Settings, make_settings
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -204,6 +208,7 @@ def test_moments_of_generators_are_cached_for_large_inputs_and_networks(
     """A second target of the same network then needs one forward pass; small ones measure again."""
     if limit is not None:
         monkeypatch.setattr(f"gaprune.calibration.auto.{limit}", 1)
+    sample = FEWEST if limit == "LARGE_MACS" else SAMPLE
     first, second = (
         target_from_module(Counted(), inputs=InputOptions((1, 8, 8), range=(0, 1)))
         for _ in range(2)
@@ -213,9 +218,29 @@ def test_moments_of_generators_are_cached_for_large_inputs_and_networks(
     fit, before = mixture_fitter(first).fit(), model.inputs
     assert mixture_fitter(second).fit() == fit
     if limit is None:
-        assert model.inputs - before > SAMPLE
+        assert model.inputs - before > sample
     else:
-        assert model.inputs - before < SAMPLE
+        assert model.inputs - before < sample
+
+
+def test_an_estimate_does_not_replace_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large network is weighed again after a dry run; the observer hears how far it is."""
+    monkeypatch.setattr("gaprune.calibration.auto.LARGE_MACS", 1)
+    target = target_from_module(Counted(), inputs=InputOptions((1, 8, 8), range=(0, 1)))
+    heard: list[tuple[str, float, float | None]] = []
+
+    class Heard(Observer):
+        def progress(self, what: str, done: float, total: float | None) -> None:
+            heard.append((what, done, total))
+
+    with weighing(Heard(), quick=True):
+        estimate = mixture_fitter(target)
+    total = QUICK_INPUTS * len(GENERATORS["image"])
+    assert heard[-1] == (WEIGHING, total, total)
+    with weighing(Heard()):
+        assert mixture_fitter(target) is not estimate
+    assert heard[-1][1] == FEWEST * len(GENERATORS["image"])
+    assert mixture_fitter(target) is mixture_fitter(target)
 
 
 @pytest.mark.parametrize("make", [tiny_model, Idle])

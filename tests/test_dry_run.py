@@ -95,3 +95,19 @@ def test_the_command_writes_nothing(run: Run, place: Path) -> None:
     assert {one["name"] for one in record["layers"]} == {"fc1.weight", "fc2.weight"}
     after = [one for one in sorted(place.rglob("*")) if "__pycache__" not in str(one)]
     assert after == before
+
+
+def test_a_large_network_is_estimated_from_a_few_inputs(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far fewer inputs pass than a candidate of the run has; time and memory are scaled up."""
+    monkeypatch.setattr("gaprune.runs.dry_run.MEASURED_MACS", 1.0)
+    passed: list[int] = []
+    hook = target.model.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    changes = {"calibration": ("blobs",), "calibration_count": 4096, "batch": 4096}
+    prediction = foreseen(target, **changes, validation="blobs")
+    hook.remove()
+    assert max(passed) <= 256  # of the measurement that chooses generators
+    assert prediction.settings.calibration_count == 4096
+    assert prediction.seconds_per["step"] > 0
+    assert prediction.peak_mb > 4096 * 784 * 4 / 1e6

@@ -205,6 +205,20 @@ def test_named_generators_get_equal_parts_beside_inversion(far: Target) -> None:
     assert choice.validation == min(single, key=lambda name: single[name])
 
 
+@pytest.mark.parametrize("words", [("noise",), ("inversion", "sparse")])
+def test_stated_generators_are_not_weighed_where_that_takes_long(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If validation is stated as well, no measurement decides anything."""
+    monkeypatch.setattr("gaprune.calibration.auto.LARGE_MACS", 1)
+    target = vector_target(near=False)
+    request, passed = parse_calibration(words, target.inputs), []
+    target.model.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    choice = choose_generators(target, request, "uniform", seeded(), held_out=False)
+    assert choice == GeneratorChoice({words[-1]: 1.0}, "uniform", {})
+    assert sum(passed) <= 1  # an example, to count multiply-adds
+
+
 @pytest.mark.parametrize(("words", "held_out"), [(("inversion",), False), (("a.npz",), True)])
 def test_statistics_and_files_draw_nothing_from_the_run(
     far: Target, words: tuple[str, ...], held_out: bool

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gaprune.calibration.generators.random_draws import InputGenerator, to_network
+from gaprune.calibration.generators.random_draws import InputGenerator
+from gaprune.calibration.weighing import LARGE_BATCH, QUICK_INPUTS, inputs_of_each, is_quick
 from gaprune.models.macs import macs_per_input
 from gaprune.models.network import DenseNetwork
 from gaprune.models.target import Target
@@ -45,7 +46,9 @@ def domain_fit(information: float, classes: int) -> float:
 def sample_count(target: Target, generators: Mapping[str, InputGenerator]) -> int:
     """Return how many inputs of each generator are measured: fewer for large networks."""
     macs = len(generators) * macs_per_input(target.model, target.example())
-    return min(SAMPLE_INPUTS, max(FEWEST, int(MEASURED_MACS // max(1, macs))))
+    fewest = QUICK_INPUTS if is_quick() else FEWEST
+    measured = MEASURED_MACS * fewest / FEWEST
+    return min(SAMPLE_INPUTS, max(fewest, int(measured // max(1, macs))))
 
 
 @torch.no_grad()
@@ -63,11 +66,11 @@ def mutual_information(
         generator: draws the inputs.
         count: inputs of each; see `sample_count`.
     """
-    spec, values = network.inputs, {}
-    for name, draw in generators.items():
-        inputs = to_network(spec, draw(spec, count, generator), network.dtype).to(network.device)
-        outputs = torch.cat([network.model(batch) for batch in inputs.split(BATCH)])
-        values[name] = information_of(outputs) or 0.0
+    size = BATCH if count > FEWEST else LARGE_BATCH
+    outputs: dict[str, list[Tensor]] = {name: [] for name in generators}
+    for name, batch in inputs_of_each(network, generators, generator, count, size):
+        outputs[name].append(network.model(batch))
+    values = {name: information_of(torch.cat(parts)) or 0.0 for name, parts in outputs.items()}
     return dict(sorted(values.items(), key=lambda item: -item[1]))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from gaprune.calibration.auto import mixture_fitter
+from gaprune.calibration.auto import information_of_generators, is_large, mixture_fitter
 from gaprune.calibration.domain_fit import mutual_information, sample_count
 from gaprune.calibration.generators.mixture import MIN_SHARE
 from gaprune.calibration.generators.procedural import GENERATORS
@@ -66,8 +66,12 @@ def choose_generators(
         if target.inputs.kind == "tokens":
             # `topics` is left out: without ranks it leads to worse masks.
             table = {name: table[name] for name in UNRANKED}
-        count = sample_count(target, table)
-        candidates = information = mutual_information(target, table, generator, count)
+        if not is_large(target):
+            count = sample_count(target, table)
+            candidates = information = mutual_information(target, table, generator, count)
+        elif not _is_stated(request, validation, held_out=held_out):
+            # from a seed of its own, so that it is measured once and not for every run
+            candidates = information = information_of_generators(target, table)
     judge = None if held_out else _validation_generator(validation, candidates, request)
     return GeneratorChoice(shares_by_name(request.names, candidates, judge), judge, information)
 
@@ -76,6 +80,8 @@ def _by_statistics(
     target: Target, request: CalibrationRequest, validation: str, *, held_out: bool
 ) -> GeneratorChoice:
     """Take the shares of the fitted mixture, and validate on the nearest generator outside it."""
+    if _is_stated(request, validation, held_out=held_out):
+        return GeneratorChoice(equal_parts(request.names, {}), None if held_out else validation, {})
     fitter, table = mixture_fitter(target), GENERATORS[target.inputs.kind]
     # A generator that validates must not be used by the search.
     free = [name for name in table if name != validation] or list(table)
@@ -93,6 +99,12 @@ def _by_statistics(
         judge = next((name for name in nearest if name not in shares), None)
     # If the user named all generators, the nearest one validates with other random numbers.
     return GeneratorChoice(shares, judge or nearest[0], {})
+
+
+def _is_stated(request: CalibrationRequest, validation: str, *, held_out: bool) -> bool:
+    """Return whether the user named all generators, so that no measurement decides anything."""
+    stated = bool(request.names) and PROCEDURAL not in request.names
+    return stated and (held_out or validation != AUTO)
 
 
 def _validation_generator(

@@ -84,7 +84,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
         # networks of users may print, but stdout is for results
         with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
             monitor.progress("predicting time and memory", 0, None)
-            prediction = predict(job.load()[0], job.checked)
+            prediction = predict(job.load()[0], job.checked, monitor)
         if as_json:
             typer.echo(to_json(prediction.record(), indent=2))
         else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import CalibrationSet, make_calibration_set
 from gaprune.calibration.samples import Samples
+from gaprune.calibration.weighing import weighing
 from gaprune.callbacks import Observer, ObserverGroup
 from gaprune.comparison.rows import Row
 from gaprune.comparison.spec import ComparisonSpec
@@ -169,11 +170,12 @@ class ComparisonContext:
         if seed not in self._prepared:
             stated = self.settings_for(self.spec.settings.sparsity, seed)
             checked = check_settings(stated, self.target.device)
-            resolved = resolve_settings(checked, self.target)
-            # the same generator as `gaprune prune`, so the same calibration inputs
-            calibration = make_calibration_set(
-                self.target, resolved.settings, self.generator(seed, "run"), self.observer
-            )
+            with weighing(self.observer):
+                resolved = resolve_settings(checked, self.target)
+                # the same generator as `gaprune prune`, so the same calibration inputs
+                calibration = make_calibration_set(
+                    self.target, resolved.settings, self.generator(seed, "run"), self.observer
+                )
             self._prepared.clear()  # methods use one seed after the other: save memory
             self._prepared[seed] = make_evaluator(self.target, resolved, calibration), calibration
         return self._prepared[seed]

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from gaprune.calibration.auto import resolve_calibration
 from gaprune.calibration.calibration_set import make_calibration_set
+from gaprune.calibration.weighing import weighing
+from gaprune.callbacks import Observer
 from gaprune.config import EVOLVED, Settings
 from gaprune.evaluation.batch_pool import BatchPool
 from gaprune.evaluation.evaluator import Evaluator
@@ -21,6 +23,7 @@ from gaprune.evolution.genome import score_dtype, seed_genes
 from gaprune.evolution.gradient import refine
 from gaprune.evolution.search_plan import SearchPhase, SearchPlan
 from gaprune.masks.budget import keep_total
+from gaprune.models.macs import activation_bytes, macs_per_input
 from gaprune.models.patterns import whole_layers
 from gaprune.models.prunable import floating_total
 from gaprune.models.target import Target
@@ -37,6 +40,10 @@ from gaprune.runs.warnings import coverage_warning
 from gaprune.workers.serial import torch_threads
 
 NUM_ROUNDS, NUM_STEPS = 3, 8  # of every measurement; the fastest round counts
+# Multiply-adds of all measurements: seconds on one core. A network that would need more is measured
+# once, on so few inputs, and the times are scaled up.
+MEASURED_MACS, FEWEST, FEW_STEPS = 3e10, 4, 1
+PASSES = 3  # forward and backward pass of a gradient step, in forward passes
 _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes per unit of getrusage
 
 
@@ -83,23 +90,26 @@ class DryRun:
         return {**asdict(self), "layers": layers, "settings": self.settings.model_dump(mode="json")}
 
 
-def dry_run(target: Target, checked: CheckedSettings) -> DryRun:
+def dry_run(target: Target, checked: CheckedSettings, observer: Observer | None = None) -> DryRun:
     """Return what `prune` would do with a network, without doing it.
 
     A candidate and a gradient step are timed on noise. Inverting inputs, criteria that run the
-    network many times and limits that stop a search early are not predicted.
+    network many times and limits that stop a search early are not predicted. For large networks all
+    figures are estimates from a few inputs, also those by which `auto` chooses.
 
     Raises:
         InputError: a setting does not fit the target.
     """
-    resolved = resolve_settings(checked, target)
-    settings, layout = resolved.settings, resolved.layout
-    choice = resolve_calibration(settings.calibration, target).choice
-    plan = make_plan(target, resolved)
-    evolved = settings.method == EVOLVED
-    with torch_threads(settings.threads_per_worker):
-        evaluator = _evaluator_on_noise(target, resolved)
-        seconds_per = _measure(evaluator, plan, settings) if evolved else {}
+    with weighing(observer or Observer(), quick=True):
+        resolved = resolve_settings(checked, target)
+        settings, layout = resolved.settings, resolved.layout
+        choice = resolve_calibration(settings.calibration, target).choice
+        plan = make_plan(target, resolved)
+        evolved = settings.method == EVOLVED
+        sample = _sample(target, plan, settings)
+        with torch_threads(settings.threads_per_worker):
+            evaluator = _evaluator_on_noise(target, resolved, sample)
+            seconds_per = _measure(evaluator, plan, settings, sample) if evolved else {}
     phases = tuple(_phase(phase, seconds_per, settings) for phase in plan.phases if evolved)
     search_seconds = settings.seconds
     if all(phase.generations is not None for phase in phases):
@@ -122,16 +132,47 @@ def dry_run(target: Target, checked: CheckedSettings) -> DryRun:
         phases=phases,
         seconds_per=seconds_per,
         search_seconds=search_seconds if phases else None,
-        peak_mb=_peak_mb(plan, evaluator, settings),
+        peak_mb=_peak_mb(plan, evaluator, settings, sample, target),
         settings=settings,
     )
 
 
-def _evaluator_on_noise(target: Target, resolved: ResolvedSettings) -> Evaluator:
+class _Sample(NamedTuple):
+    """What is measured of a run: rounds, gradient steps, and inputs of a candidate and a step."""
+
+    rounds: int
+    steps: int
+    count: int
+    batch: int
+
+    def scaled(self, settings: Settings) -> tuple[float, float]:
+        """Return by how much a candidate and a step of the run take longer."""
+        return settings.calibration_count / self.count, (settings.batch or 1) / self.batch
+
+
+def _sample(target: Target, plan: SearchPlan, settings: Settings) -> _Sample:
+    """Measure all inputs and several rounds, unless the network is too large for that."""
+    count, batch = settings.calibration_count, settings.batch or 1
+    steps = 0 if plan.refinement is None else NUM_STEPS + 2
+    passes = count + NUM_ROUNDS * (count + PASSES * batch * steps)
+    fits = MEASURED_MACS / max(1, macs_per_input(target.model, target.example()))
+    if passes <= fits:
+        return _Sample(NUM_ROUNDS, NUM_STEPS, count, batch)
+    # half for the teacher and the candidate, half for the steps
+    few = max(FEWEST, int(fits / 4))
+    return _Sample(1, FEW_STEPS, min(count, few), min(batch, max(FEWEST, few // 6)))
+
+
+def _evaluator_on_noise(target: Target, resolved: ResolvedSettings, sample: _Sample) -> Evaluator:
     """Return the evaluator of the run with noise as calibration inputs, which takes no time."""
     settings = resolved.settings
     noise = settings.model_copy(
-        update={"calibration": ("noise",), "validation": "noise", "validation_count": 1}
+        update={
+            "calibration": ("noise",),
+            "validation": "noise",
+            "validation_count": 1,
+            "calibration_count": sample.count,
+        }
     )
     generator = torch.Generator().manual_seed(settings.seed)
     calibration_set = make_calibration_set(target, noise, generator)
@@ -142,26 +183,34 @@ def _evaluator_on_noise(target: Target, resolved: ResolvedSettings) -> Evaluator
     return replace(evaluator, batch_cache=BatchPool(calibration_set.mixture, 1, settings.seed))
 
 
-def _measure(evaluator: Evaluator, plan: SearchPlan, settings: Settings) -> dict[str, float]:
+def _measure(
+    evaluator: Evaluator, plan: SearchPlan, settings: Settings, sample: _Sample
+) -> dict[str, float]:
     """Return the seconds of a candidate, of a gradient step and of a child without its steps."""
     generator = torch.Generator().manual_seed(settings.seed)
+    more_inputs, larger_batch = sample.scaled(settings)
     least: dict[int, float] = {}  # gradient steps → seconds; 0 scores a candidate
-    for _ in range(NUM_ROUNDS):
+    for _ in range(sample.rounds):
         scores = torch.rand(plan.layout.total, generator=generator)
         genes = seed_genes(scores, plan.layout, plan.keep, settings.scope)
         started = time.perf_counter()
         evaluator.fitness(genes.decode(plan.layout))
         times = {0: time.perf_counter() - started}
         if plan.refinement is not None:
-            for steps in (1, 1 + NUM_STEPS):
+            for steps in (1, 1 + sample.steps):
+                refinement = replace(plan.refinement, steps=steps, batch=sample.batch)
                 fixed, started = torch.Generator().manual_seed(0), time.perf_counter()
-                refine(genes, evaluator, replace(plan.refinement, steps=steps), fixed)
+                refine(genes, evaluator, refinement, fixed)
                 times[steps] = time.perf_counter() - started
         least = {steps: min(value, least.get(steps, value)) for steps, value in times.items()}
     if plan.refinement is None:
-        return {"candidate": least[0]}
-    step = max(0.0, least[1 + NUM_STEPS] - least[1]) / NUM_STEPS
-    return {"candidate": least[0], "step": step, "child": max(0.0, least[1] - step)}
+        return {"candidate": more_inputs * least[0]}
+    step = max(0.0, least[1 + sample.steps] - least[1]) / sample.steps
+    return {
+        "candidate": more_inputs * least[0],
+        "step": larger_batch * step,
+        "child": max(0.0, least[1] - step),
+    }
 
 
 def _phase(phase: SearchPhase, seconds_per: Mapping[str, float], settings: Settings) -> DryRunPhase:
@@ -176,11 +225,20 @@ def _phase(phase: SearchPhase, seconds_per: Mapping[str, float], settings: Setti
     return DryRunPhase(phase.name, phase.length, phase.offspring, steps, seconds)
 
 
-def _peak_mb(plan: SearchPlan, evaluator: Evaluator, settings: Settings) -> float:
+def _peak_mb(
+    plan: SearchPlan, evaluator: Evaluator, settings: Settings, sample: _Sample, target: Target
+) -> float:
     """Return the peak memory of this process so far, and what a search adds."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
     genomes = (
         (plan.population + plan.offspring) * plan.layout.total * score_dtype(plan.layout).itemsize
     )
     num_inputs = (settings.batch_cache or 0) * (settings.batch or 0)
-    return round((peak + genomes + num_inputs * evaluator.search.inputs[0].nbytes) / 1e6, 1)
+    num_inputs += settings.calibration_count - sample.count
+    inputs = num_inputs * evaluator.search.inputs[0].nbytes
+    activations = 0
+    if plan.refinement is not None and plan.refinement.batch > sample.batch:
+        leaves = {name: w.detach().requires_grad_() for name, w in target.weights.items()}
+        of_one = activation_bytes(target.model, target.example(), leaves)
+        activations = (plan.refinement.batch - sample.batch) * of_one
+    return round((peak + genomes + inputs + activations) / 1e6, 1)

@@ -14,6 +14,7 @@ from torch import nn
 from gaprune.calibration.in_memory import name_data, with_data
 from gaprune.calibration.parse import AUTO, PROCEDURAL
 from gaprune.calibration.samples import Samples
+from gaprune.calibration.weighing import weighing
 from gaprune.callbacks import Callbacks, Observer, ObserverGroup, WarnOnce
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import GapruneError
@@ -224,7 +225,7 @@ def prepare_run(  # noqa: PLR0913 # parts of a run, each by its own name
     with profiled("settings"):
         resolve = resolve_settings if start is None else add_layout
         try:
-            with limit.active(target.model):
+            with limit.active(target.model), weighing(observer):
                 resolved = resolve(checked, target)
         except TimeIsUp:  # while `auto` was choosing; the run will say so
             words = checked.settings.calibration

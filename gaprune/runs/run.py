@@ -17,6 +17,7 @@ from gaprune.calibration.calibration_set import (
     make_calibration_set,
 )
 from gaprune.calibration.samples import Samples
+from gaprune.calibration.weighing import weighing
 from gaprune.callbacks import Observer, WarnOnce
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA
@@ -117,7 +118,8 @@ class PruningRun:
         target, settings, observer = self.target, self.settings, self.observer
         for text in network_warnings(target):
             observer.warning(text)
-        with profiled("calibration"), torch_threads(settings.threads_per_worker):
+        threads = torch_threads(settings.threads_per_worker)
+        with profiled("calibration"), threads, weighing(observer):
             calibration_set = self.checkpointer.load_calibration(target, self.generator)
             if calibration_set is None:
                 observer.phase("calibration", "making the calibration inputs")

@@ -44,6 +44,7 @@ from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout,
 from gaprune.models.target import Target
 from gaprune.repair import RepairSites, find_repair_sites
 from gaprune.workers import WorkerOptions, choose_device
+from gaprune.workers.malloc import keep_heap
 from gaprune.workers.serial import torch_threads
 
 # With optimised calibration inputs: generations that may lose on the validation inputs.
@@ -146,6 +147,7 @@ def resolve_settings(checked: CheckedSettings, target: Target) -> ResolvedSettin
     Raises:
         InputError: a setting does not fit the network.
     """
+    keep_heap()  # generators are weighed now
     settings, preset = checked.settings, checked.preset
     num_layers = len(target.layout.names)
     changes: dict[str, Any] = {

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.generators.mixture import MIN_SHARE
-from gaprune.calibration.generators.random_draws import InputGenerator, to_network
+from gaprune.calibration.generators.random_draws import InputGenerator
 from gaprune.calibration.inversion.batchnorm_statistics import (
     BatchNormRecorder,
     TrainingStatistics,
 )
+from gaprune.calibration.weighing import inputs_of_each
 from gaprune.models.network import DenseNetwork
 
 SAMPLE = 256  # inputs per generator
@@ -47,25 +48,26 @@ def measure_moments(
     network: DenseNetwork,
     generators: Mapping[str, InputGenerator],
     generator: torch.Generator,
+    count: int | None = None,
+    batch: int = CHUNK,
 ) -> Tensor:
     """Return the moments of the inputs of all BatchNorms for every generator.
 
-    `generator` draws `SAMPLE` inputs from each of the generators, in order. The moments are means
-    and mean squares, float64 `[generators, 2, channels]` on the CPU.
+    `generator` draws `count` inputs from each of the generators, in order; None means `SAMPLE`.
+    They pass through the network in batches. The moments are means and mean squares, float64
+    `[generators, 2, channels]` on the CPU.
 
     Raises:
         InputError: no BatchNorm with running statistics takes part in the forward pass.
     """
-    spec, rows = network.inputs, []
-    for draw in generators.values():
-        inputs = to_network(spec, draw(spec, SAMPLE, generator), network.dtype).to(network.device)
-        row = torch.zeros((), dtype=torch.float64, device=network.device)
-        with BatchNormRecorder(network.model) as recorder:
-            for chunk in inputs.split(CHUNK):
-                network.model(chunk)
-                row = row + recorder.take()[0].double() * (len(chunk) / SAMPLE)
-        rows.append(row)
-    return torch.stack(rows).cpu()
+    count = count or SAMPLE
+    zero = torch.zeros((), dtype=torch.float64, device=network.device)
+    rows = dict.fromkeys(generators, zero)
+    with BatchNormRecorder(network.model) as recorder:
+        for name, chunk in inputs_of_each(network, generators, generator, count, batch):
+            network.model(chunk)
+            rows[name] = rows[name] + recorder.take()[0].double() * (len(chunk) / count)
+    return torch.stack(list(rows.values())).cpu()
 
 
 class MixtureFitter:
