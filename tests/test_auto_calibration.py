@@ -12,6 +12,8 @@ import pytest
 import torch
 from batchnorm_targets import Listener, signal_target, vector_net, vector_target
 from criterion_networks import Attention
+from hypothesis import given
+from hypothesis import strategies as st
 from search_cases import seeded, tiny_model
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from gaprune.calibration.auto import (
     mixture_fitter,
 )
 from gaprune.calibration.calibration_set import make_calibration_set, requested_data_levels
-from gaprune.calibration.domain_fit import FEWEST
+from gaprune.calibration.domain_fit import FEWEST, domain_fit, information_of
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.inversion.mixture_fit import SAMPLE
@@ -273,3 +275,15 @@ def test_other_networks_than_classifiers_have_no_domain_fit(outputs: int) -> Non
     """Regressors, and outputs that are no rows of logits."""
     model = nn.Linear(6, 1) if outputs else nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)))
     assert best_generator_fit(vectors(model)) is None
+
+
+@given(st.integers(2, 2000), st.integers(2, 500))
+def test_the_domain_fit_of_confident_answers_is_one(classes: int, count: int) -> None:
+    """Even if fewer inputs are measured than there are classes."""
+    outputs = 1000 * torch.eye(classes)[torch.arange(count) % classes]
+    information = information_of(outputs)
+    assert information is not None
+    fit = domain_fit(information, classes, count)
+    assert fit <= 1 + 1e-9
+    if count % classes == 0 or count <= classes:
+        assert fit == pytest.approx(1)

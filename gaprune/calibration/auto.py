@@ -184,8 +184,9 @@ def best_generator_fit(target: Target) -> float | None:
         outputs = target.model(target.example())
     if information_of(outputs) is None:
         return None
-    values = information_of_generators(target, GENERATORS[target.inputs.kind])
-    return domain_fit(max(values.values()), outputs.shape[1])
+    table = GENERATORS[target.inputs.kind]
+    values = information_of_generators(target, table)
+    return domain_fit(max(values.values()), outputs.shape[1], sample_count(target, table))
 
 
 def information_of_generators(

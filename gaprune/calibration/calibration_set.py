@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.auto import filled_up, resolve_calibration, statistics_divergence
-from gaprune.calibration.domain_fit import SAMPLE_INPUTS, domain_fit, information_of
+from gaprune.calibration.domain_fit import (
+    SAMPLE_INPUTS,
+    domain_fit,
+    information_of,
+    sample_count,
+)
 from gaprune.calibration.generator_choice import GeneratorChoice, choose_generators
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
@@ -262,11 +267,14 @@ def _fit(
     outputs = batched_forward(target.model, target.example())
     if information_of(outputs) is None:
         return None
-    best = max(information.values(), default=None)
     if files:
         inputs = concatenate(files).inputs[:SAMPLE_INPUTS].to(target.device)
-        best = information_of(batched_forward(target.model, inputs))
-    return None if best is None else domain_fit(best, outputs.shape[1])
+        known = information_of(batched_forward(target.model, inputs)) or 0.0
+        return domain_fit(known, outputs.shape[1], len(inputs))
+    if not information:
+        return None
+    count = sample_count(target, information)
+    return domain_fit(max(information.values()), outputs.shape[1], count)
 
 
 def draw_calibration_set(target: Target, count: int, generator: torch.Generator) -> CalibrationSet:

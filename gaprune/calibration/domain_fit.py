@@ -11,7 +11,7 @@ where masks that were searched on generated inputs are weak on real ones (benchm
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -38,12 +38,15 @@ def information_of(outputs: Tensor) -> float | None:
     return float((_entropy(p.mean(0)) - _entropy(p).mean()).nan_to_num())
 
 
-def domain_fit(information: float, classes: int) -> float:
-    """Return the mutual information in nats as a fraction of ln(classes), from 0 to 1."""
-    return max(0.0, information / math.log(classes))
+def domain_fit(information: float, classes: int, count: int) -> float:
+    """Return the mutual information in nats as a fraction of its largest value, from 0 to 1.
+
+    This is ln(classes), or ln(count) if it is measured on fewer inputs than there are classes.
+    """
+    return max(0.0, information / math.log(max(2, min(classes, count))))
 
 
-def sample_count(target: Target, generators: Mapping[str, InputGenerator]) -> int:
+def sample_count(target: Target, generators: Collection[str]) -> int:
     """Return how many inputs of each generator are measured: fewer for large networks."""
     macs = len(generators) * macs_per_input(target.model, target.example())
     fewest = QUICK_INPUTS if is_quick() else FEWEST
