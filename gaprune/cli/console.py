@@ -162,7 +162,7 @@ class Monitor(Observer):
         if record.generation == 0:
             self._history = ()
         self._history = (*self._history[-LAST:], record)
-        title, *figures = _progress_texts(record, self._first, total)
+        title, *figures = _progress_texts(record, self._first, total, brief=self._live)
         if not self._live:  # a log: every generation stays readable
             self.say("  ".join([title, *figures]))
             return
@@ -218,13 +218,19 @@ class Monitor(Observer):
         return bar
 
 
-def _progress_texts(record: Generation, first: Generation, total: int | None) -> list[str]:
-    """Return generation, agreement, best fitness, speed, and for the search the time left."""
+def _progress_texts(
+    record: Generation, first: Generation, total: int | None, *, brief: bool
+) -> list[str]:
+    """Return generation, agreement, best fitness, speed, and for the search the time left.
+
+    `brief` leaves out what the fitness means: 80 columns have no room for it.
+    """
     name, sign = fitness_sign([record])
+    meaning = " (lower is better)" if sign < 0 and not brief else ""
     texts = [
         f"generation {record.generation}{f'/{total}' if total else ''} ({record.phase})",
         f"agreement {percent(record.validation)}",
-        f"{name} {sign * record.best:.4f}{' (lower is better)' if sign < 0 else ''}",
+        f"{name} {sign * record.best:.4f}{meaning}",
         f"{record.evaluations / max(record.seconds, 1e-9):,.0f} evaluations/s",
     ]
     if (left := seconds_left((first, record), total)) is not None:
