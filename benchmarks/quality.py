@@ -24,7 +24,6 @@ import torch
 
 from benchmarks.row_store import VERSION, RowStore
 from gaprune.config import make_settings
-from gaprune.criteria import CRITERIA
 from gaprune.errors import InputError
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.models.target import load_target
@@ -99,9 +98,12 @@ def rows_of(case: Case, seed: int, workers: int, store: RowStore) -> list[Row]:
         # the search last: it says that all rows are there
         for row in reversed(list(measure(case, seed, workers))):
             store.add(asdict(row))
-    methods = (case.method, *(f"{case.method}: {name}" for name in CRITERIA))
-    records = (store.find(**identity, method=method) for method in methods)
-    return [Row(**record) for record in records if record is not None]
+    stored = {record["method"]: Row(**record) for record in store.find_all(**identity)}
+    prefix = f"{case.method}: "
+    return [
+        stored[case.method],
+        *(row for method, row in stored.items() if method.startswith(prefix)),
+    ]
 
 
 def measure(case: Case, seed: int, workers: int) -> Iterator[Row]:

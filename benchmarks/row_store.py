@@ -43,19 +43,23 @@ class RowStore:
         self._rows: list[dict[str, Any]] = [self._parse(line) for line in complete.splitlines()]
 
     def find(self, **values: object) -> dict[str, Any] | None:
-        """Return the newest row that has these values and no `note`, or None.
+        """Return the newest row that `find_all` finds, or None."""
+        rows = self.find_all(**values)
+        return rows[-1] if rows else None
+
+    def find_all(self, **values: object) -> list[dict[str, Any]]:
+        """Return the rows that have these values and no `note`, the newest last.
 
         A row with a note has no figures, for example because a package was missing. It is measured
         again, since the reason may be gone.
         """
         expected = _plain(values)
-        row: dict[str, Any]
-        for row in reversed(self._rows):
-            if row.get("note"):
-                continue
-            if all(row.get(name) == value for name, value in expected.items()):
-                return row
-        return None
+        return [
+            row
+            for row in self._rows
+            if not row.get("note")
+            and all(row.get(name) == value for name, value in expected.items())
+        ]
 
     def add(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Append a row, flush it to the disk and return it as plain data."""
