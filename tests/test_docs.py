@@ -267,6 +267,7 @@ def _named_options(text: str) -> set[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """A kernel runs every cell; the notebook keeps as many outputs, and the site shows them."""
     path = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
