@@ -20,9 +20,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks import quality
+from benchmarks import generalisation, quality
 from benchmarks.quality import NO_DATA, UNLABELLED, Case
 from benchmarks.real.methods import METHODS, ONE_SHOT
 from benchmarks.row_store import VERSION
@@ -35,13 +36,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).parent / "rows"
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 STAMP = ("version", "machine")
-QUALITY, REAL = "quality", "real-networks"
+QUALITY, REAL, DOMAINS = "quality", "real-networks", "generalisation"
 FIELDS = {
     QUALITY: tuple(field.name for field in fields(quality.Row)),
     REAL: (
         *("network", "sparsity", "method", "seed", "score", "dense", "agreement", "seconds"),
         *("calibration_seconds", "cached", "peak_mb", "needs", "removed", "measure", "test_count"),
     ),
+    DOMAINS: tuple(field.name for field in fields(generalisation.Row) if field.name != "note"),
 }
 """Benchmark → fields of its rows that are saved, besides version and machine."""
 NETWORKS = {
@@ -52,11 +54,19 @@ NETWORKS = {
     "minilm": "MiniLM, sentence pairs (rank correlation)",
 }
 """Real networks in the order of the tables."""
+LABELS = NETWORKS | {
+    "fashion-mlp": "784-250-100-10, Fashion-MNIST",
+    "digits-vectors": "64-128-64-10, 8×8 digits as vectors",
+}
+"""Names of networks in the README."""
 README_CASES = (
     ("mnist-mlp", 0.95, NO_DATA),
     ("mnist-mlp", 0.98, NO_DATA),
     ("mnist-mlp", 0.98, UNLABELLED),
     ("mnist-cnn", 0.98, NO_DATA),
+    ("fashion-mlp", 0.98, "none"),
+    ("fashion-mlp", 0.98, "256"),
+    ("digits-vectors", 0.9, "none"),
     ("resnet20", 0.7, "strict"),
     ("resnet20", 0.9, "strict"),
     ("crepe-full", 0.9, "strict"),
@@ -110,6 +120,7 @@ def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None
         if row.get("note"):
             continue
         name = REAL if "network" in row else QUALITY
+        name = DOMAINS if "best_one_shot" in row else name
         stamped = {"version": VERSION, "machine": machine, **row}
         record = {key: stamped[key] for key in dict.fromkeys((*FIELDS[name], *STAMP))}
         saved[name] = [old for old in saved[name] if _identity(old) != _identity(record)]
@@ -122,9 +133,9 @@ def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
-def _identity(row: Mapping[str, Any]) -> tuple[str, float, str, int]:
+def _identity(row: Mapping[str, Any]) -> tuple[str, float, str, str, int]:
     network = row["network"] if "network" in row else row["target"]
-    return network, row["sparsity"], row["method"], row["seed"]
+    return network, row["sparsity"], row["method"], row.get("data", ""), row["seed"]
 
 
 def results_table(saved: Saved) -> list[str]:
@@ -135,6 +146,7 @@ def results_table(saved: Saved) -> list[str]:
     ]
     for network, sparsity, method in README_CASES:
         find = _real_gain if network in NETWORKS else _quality_gain
+        find = _domain_gain if method in generalisation.GIVEN else find
         row = find(saved, network, sparsity, method)
         if row is None:
             continue
@@ -143,10 +155,10 @@ def results_table(saved: Saved) -> list[str]:
             name, best = row.one_shot
             gain = f"{_points(row.pruned - best)} ({name} {100 * best:.2f})"
         lines.append(
-            f"| {NETWORKS.get(network, network)} | {100 * sparsity:g} % | {100 * row.dense:.2f} "
+            f"| {LABELS.get(network, network)} | {100 * sparsity:g} % | {100 * row.dense:.2f} "
             f"| **{100 * row.pruned:.2f}** | {gain} | {row.data} |"
         )
-    return [*lines, "", _caption([*saved[QUALITY], *saved[REAL]])]
+    return [*lines, "", _caption([*saved[QUALITY], *saved[REAL], *saved[DOMAINS]])]
 
 
 def _points(difference: float) -> str:
@@ -180,6 +192,50 @@ def _real_gain(saved: Saved, network: str, sparsity: float, method: str) -> Gain
     measured = [(name, scores[name]) for name in ONE_SHOT if name in scores]
     best = max(measured, key=lambda pair: pair[1], default=None)
     return Gain(dense, scores[method], best, "none")
+
+
+def _domain_rows(saved: Saved) -> list[generalisation.Row]:
+    names = FIELDS[DOMAINS]
+    return [generalisation.Row(**{name: row[name] for name in names}) for row in saved[DOMAINS]]
+
+
+def _domain_gain(saved: Saved, network: str, sparsity: float, data: str) -> Gain | None:
+    rows = [
+        row
+        for row in _domain_rows(saved)
+        if (row.network, row.sparsity, row.data) == (network, sparsity, data)
+    ]
+    accuracies = [row.accuracy for row in rows if row.accuracy is not None]
+    if not accuracies:
+        return None
+    shots = [(r.best_one_shot, r.best_one_shot_accuracy) for r in rows]
+    best = [(name, value) for name, value in shots if name is not None and value is not None]
+    middle = sorted(best, key=lambda pair: pair[1])[len(best) // 2] if best else None
+    given = "none" if data == "none" else f"{data} unlabelled inputs"
+    return Gain(rows[0].dense or 0.0, median(accuracies), middle, given)
+
+
+def domains_table(saved: Saved) -> list[str]:
+    """Return accuracies on several domains by the data that the search was given."""
+    rows = _domain_rows(saved)
+    given = [data for data in generalisation.GIVEN if any(row.data == data for row in rows)]
+    heads = ["network", "removed", "dense", "domain fit", "best one-shot", *given]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for network, sparsity in dict.fromkeys((row.network, row.sparsity) for row in rows):
+        gains = {data: _domain_gain(saved, network, sparsity, data) for data in given}
+        known = next(gain for gain in gains.values() if gain is not None)
+        fits = [
+            row.domain_fit
+            for row in rows
+            if (row.network, row.data) == (network, "none") and row.domain_fit is not None
+        ]
+        shot = MISSING if known.one_shot is None else f"{100 * known.one_shot[1]:.2f}"
+        cells = [f"{100 * gain.pruned:.2f}" if gain else MISSING for gain in gains.values()]
+        lines.append(
+            f"| {network} | {100 * sparsity:g} % | {100 * known.dense:.2f} "
+            f"| {f'{median(fits):.2f}' if fits else MISSING} | {shot} | {' | '.join(cells)} |"
+        )
+    return [*lines, "", _caption(saved[DOMAINS])]
 
 
 def quality_table(saved: Saved) -> list[str]:
@@ -271,6 +327,7 @@ TABLES: dict[str, Callable[[Saved], list[str]]] = {
     "unlabelled": unlabelled_table,
     "real-networks": real_table,
     "frozen-masks": frozen_table,
+    "domains": domains_table,
 }
 
 

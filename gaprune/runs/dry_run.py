@@ -142,12 +142,12 @@ class _Sample(NamedTuple):
 
     rounds: int
     steps: int
-    count: int
+    inputs: int
     batch: int
 
     def scaled(self, settings: Settings) -> tuple[float, float]:
         """Return by how much a candidate and a step of the run take longer."""
-        return settings.calibration_count / self.count, (settings.batch or 1) / self.batch
+        return settings.calibration_count / self.inputs, (settings.batch or 1) / self.batch
 
 
 def _sample(target: Target, plan: SearchPlan, settings: Settings) -> _Sample:
@@ -171,7 +171,7 @@ def _evaluator_on_noise(target: Target, resolved: ResolvedSettings, sample: _Sam
             "calibration": ("noise",),
             "validation": "noise",
             "validation_count": 1,
-            "calibration_count": sample.count,
+            "calibration_count": sample.inputs,
         }
     )
     generator = torch.Generator().manual_seed(settings.seed)
@@ -234,7 +234,7 @@ def _peak_mb(
         (plan.population + plan.offspring) * plan.layout.total * score_dtype(plan.layout).itemsize
     )
     num_inputs = (settings.batch_cache or 0) * (settings.batch or 0)
-    num_inputs += settings.calibration_count - sample.count
+    num_inputs += settings.calibration_count - sample.inputs
     inputs = num_inputs * evaluator.search.inputs[0].nbytes
     activations = 0
     if plan.refinement is not None and plan.refinement.batch > sample.batch:
