@@ -145,8 +145,11 @@ def results_table(saved: Saved) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for network, sparsity, method in README_CASES:
-        find = _real_gain if network in NETWORKS else _quality_gain
-        find = _domain_gain if method in generalisation.GIVEN else find
+        find: Callable[[Saved, str, float, str], Gain | None] = _quality_gain
+        if method in generalisation.GIVEN:
+            find = _domain_gain
+        elif network in NETWORKS:
+            find = _real_gain
         row = find(saved, network, sparsity, method)
         if row is None:
             continue
