@@ -36,6 +36,7 @@ from gaprune.runs.open_directory import open_run, reopen_run
 
 TINY: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
+    "calibration": ("procedural",),  # impressions, which auto may add, would end a search early
     "population": 3,
     "offspring": 3,
     "calibration_count": 32,
