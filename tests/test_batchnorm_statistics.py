@@ -102,6 +102,20 @@ def test_moments_of_chunks_are_those_of_the_batch(sizes: list[int], seed: int) -
     assert torch.allclose(joined, whole, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_is_that_of_the_moments(layout: torch.memory_format) -> None:
+    """It agrees with finite differences, in either memory layout."""
+    norm, weights = norm_of(nn.BatchNorm2d, 3, 1), torch.randn(2, 3, generator=seeded(2)).double()
+    inputs = torch.randn(2, 3, 4, 5, generator=seeded(), dtype=torch.float64)
+
+    def weighted(values: Tensor) -> Tensor:
+        with BatchNormRecorder(norm) as watch:
+            norm(values.contiguous(memory_format=layout))
+            return (weights * watch.take()[0]).sum()
+
+    assert torch.autograd.gradcheck(weighted, inputs.requires_grad_())
+
+
 def test_norms_without_running_statistics_are_left_out() -> None:
     """The others are returned, including subclasses."""
 

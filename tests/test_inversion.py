@@ -290,6 +290,26 @@ def test_large_images_begin_at_half_the_resolution(any_size: bool) -> None:
         assert model.widths.count(48) == 1  # the attempt that fails
 
 
+class Viewed(nn.Module):
+    """Views its features as vectors, which only the usual memory layout allows."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.view(len(features), -1)
+
+
+@pytest.mark.parametrize("flatten", [nn.Flatten, Viewed])
+def test_images_pass_in_a_layout_that_the_network_accepts(flatten: type[nn.Module]) -> None:
+    """Channels come last where the network's code allows it."""
+    head = (nn.ReLU(), flatten(), nn.Linear(8 * 64, 3))
+    net = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), *head)
+    model, layouts = remembering(net, to_network(IMAGE, images(64))), list[bool]()
+    model.register_forward_pre_hook(
+        lambda _, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    invert(model, IMAGE, starts(IMAGE, 4), seeded(5), InversionOptions(steps=2))
+    assert layouts[-1] == (flatten is nn.Flatten)
+
+
 class Detached(nn.BatchNorm1d):
     """Passes no gradients to its inputs."""
 

@@ -25,7 +25,7 @@ from gaprune.io.tensor_files import open_tensors
 from gaprune.io.weights import sha256_of
 
 CACHE_VARIABLE = "GAPRUNE_CACHE"  # environment variable that names the folder
-FORMAT = 1  # increase it when the same settings give other inputs
+FORMAT = 2  # increase it when the same settings give other inputs
 MAX_BYTES = 2 * 2**30  # of all files; the least recently used ones are deleted
 SUBFOLDER = "calibration"  # a separate folder, so that no other file is ever deleted
 SUFFIX = ".safetensors"

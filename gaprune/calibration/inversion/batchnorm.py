@@ -94,9 +94,11 @@ def invert(
             "calibration inputs: only a network with BatchNorm (with running statistics) can be "
             "inverted; use --calibration=impressions"
         )
-    optimiser = _BatchOptimiser(
-        model, spec, options, generator, _plan_stages(model, spec, options.steps)
-    )
+    # Convolutions of a CPU otherwise reorder their inputs and outputs.
+    fast = spec.kind == "image" and _accepts(model, spec, spec.shape[-2:], torch.channels_last)
+    layout = torch.channels_last if fast else torch.contiguous_format
+    stages = _plan_stages(model, spec, options.steps, layout)
+    optimiser = _BatchOptimiser(model, spec, options, generator, layout, stages)
     batches = starts.tensor_split(math.ceil(len(starts) / options.batch))
     inverted: list[Tensor] = []
     begin, longest, total = time.monotonic(), 0.0, options.steps * len(batches)
@@ -123,11 +125,13 @@ class _Stage(NamedTuple):
     cost: int  # of a step, relative to the other stages
 
 
-def _plan_stages(model: nn.Module, spec: InputSpec, steps: int) -> list[_Stage]:
+def _plan_stages(
+    model: nn.Module, spec: InputSpec, steps: int, layout: torch.memory_format
+) -> list[_Stage]:
     """Plan half the resolution first, for large images if the network accepts them."""
     height, width = spec.shape[-2:] if spec.kind == "image" else (0, 0)
     size = height // 2, width // 2
-    if steps < 2 or min(height, width) < LARGE_SIDE or not _accepts(model, spec, size):
+    if steps < 2 or min(height, width) < LARGE_SIDE or not _accepts(model, spec, size, layout):
         return [_Stage(None, steps, 1)]
     small = round(SMALL_STEPS * steps)
     # A pass at the full resolution has four times as many pixels.
@@ -135,14 +139,17 @@ def _plan_stages(model: nn.Module, spec: InputSpec, steps: int) -> list[_Stage]:
 
 
 @torch.no_grad()
-def _accepts(model: nn.Module, spec: InputSpec, size: tuple[int, int]) -> bool:
-    """Return whether a network has outputs of the same shape for images of another size."""
+def _accepts(
+    model: nn.Module, spec: InputSpec, size: Sequence[int], layout: torch.memory_format
+) -> bool:
+    """Return whether outputs have the same shape for images of another size or memory layout."""
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     grey = torch.full((1, *spec.shape), 0.5, dtype=weight.dtype, device=weight.device)
     expected = model(to_network(spec, grey)).shape
     try:
-        actual = model(to_network(spec, functional.interpolate(grey, size))).shape
-    except Exception:  # noqa: BLE001 - the network's code may raise anything on another size
+        resized = functional.interpolate(to_network(spec, grey), tuple(size))
+        actual = model(resized.contiguous(memory_format=layout)).shape
+    except Exception:  # noqa: BLE001 - the network's code may raise anything on other images
         return False
     return bool(actual == expected)
 
@@ -155,6 +162,7 @@ class _BatchOptimiser:
     spec: InputSpec
     options: InversionOptions
     generator: torch.Generator
+    layout: torch.memory_format  # of the network's inputs
     stages: Sequence[_Stage]
 
     def optimise(
@@ -179,7 +187,7 @@ class _BatchOptimiser:
             # The targets stay the same at every resolution.
             if targets is None:
                 with torch.no_grad():
-                    outputs = [self.model(to_network(self.spec, chunk)) for chunk in chunks]
+                    outputs = [self._outputs(chunk) for chunk in chunks]
                 targets = draw_targets(torch.cat(outputs), self.generator)
             # Every resolution needs a new Adam: its moments have the shape of the inputs.
             adam = torch.optim.Adam(chunks, self.options.learning_rate)
@@ -200,6 +208,12 @@ class _BatchOptimiser:
             inputs = torch.cat([chunk.detach() for chunk in chunks])
         return inputs
 
+    def _outputs(self, chunk: Tensor) -> Tensor:
+        """Return the network's outputs for inputs `[n, *shape]` in the unit range."""
+        inputs = to_network(self.spec, chunk).contiguous(memory_format=self.layout)
+        outputs: Tensor = self.model(inputs)
+        return outputs
+
     def _split(self, inputs: Tensor) -> list[Tensor]:
         """Split a batch into chunks whose activations fit into memory."""
         needed = len(inputs) * activation_bytes(self.model, to_network(self.spec, inputs[:1]))
@@ -211,7 +225,7 @@ class _BatchOptimiser:
         """Measure all chunks, so that the first step knows the moments of the whole batch."""
         moments = ChunkedMoments([len(chunk) for chunk in chunks])
         for number, chunk in enumerate(chunks if len(chunks) > 1 else ()):
-            self.model(to_network(self.spec, chunk))
+            self._outputs(chunk)
             moments.update(number, recorder.take()[0])
         return moments
 
@@ -231,7 +245,7 @@ class _BatchOptimiser:
             jittered = shift_and_mirror(
                 chunk, self.spec, options.jitter, self.generator, mirror=options.mirror
             )
-            outputs = self.model(to_network(self.spec, jittered))
+            outputs = self._outputs(jittered)
             check_differentiable(outputs, METHOD)
             moments, statistics = recorder.take()
             loss = options.statistics * statistics.divergence(batch_moments.update(number, moments))
