@@ -67,7 +67,8 @@ class BatchNormRecorder:
         self._records.clear()
 
     def _record(self, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self._records.append((norm, _Moments.apply(arguments[0])))
+        moments = _Moments.apply(arguments[0])  # type: ignore[no-untyped-call] - torch's own
+        self._records.append((norm, moments))
 
     def take(self) -> tuple[Tensor, TrainingStatistics]:
         """Return the moments `[2, channels]` of the last forward pass and the stored statistics.
