@@ -67,7 +67,7 @@ class BatchNormRecorder:
         self._records.clear()
 
     def _record(self, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
-        moments = _Moments.apply(arguments[0])  # type: ignore[no-untyped-call] - torch's own
+        moments = _Moments.apply(arguments[0])  # type: ignore[no-untyped-call]  # torch's own
         self._records.append((norm, moments))
 
     def take(self) -> tuple[Tensor, TrainingStatistics]:
