@@ -23,7 +23,8 @@ SHARING_CLASSES = 10  # with more classes, the concentration falls: as few of th
 
 STEPS, LEARNING_RATE = 60, 0.05  # of Adam; the rate is a fraction of the unit range
 SMOOTHNESS = 0.005  # weight of the total variation, per pair of neighbours
-BATCH = 256  # inputs optimised together
+BATCH = 256  # inputs whose targets are drawn together
+VALUES = 1 << 20  # input values optimised together, in 256 to 1,024 inputs: small steps cost time
 
 
 def impressions(
@@ -37,24 +38,29 @@ def impressions(
         InputError: token inputs, or a network that passes no gradients to its inputs.
     """
     check_continuous(spec, "impressions")
-    batches = []
-    for batch in starts.split(BATCH):
-        inputs = batch.clone().requires_grad_()
+    with torch.no_grad():
+        drawn = [
+            draw_targets(model(to_network(spec, batch)), generator) for batch in starts.split(BATCH)
+        ]
+    size = min(4 * BATCH, max(BATCH, VALUES // max(1, starts[:1].numel())))
+    pairs = zip(starts.split(size), torch.cat(drawn).split(size), strict=True)
+    return torch.cat([_optimised(model, spec, batch, targets) for batch, targets in pairs])
+
+
+def _optimised(model: nn.Module, spec: InputSpec, starts: Tensor, targets: Tensor) -> Tensor:
+    inputs = starts.clone().requires_grad_()
+    adam = torch.optim.Adam([inputs], LEARNING_RATE)
+    for _ in range(STEPS):
+        outputs = model(to_network(spec, inputs))
+        check_differentiable(outputs, "impressions")
+        loss = target_loss(outputs, targets)
+        loss = loss + SMOOTHNESS * total_variation(inputs, spec)
+        (inputs.grad,) = torch.autograd.grad(loss, inputs)
+        adam.step()
         with torch.no_grad():
-            targets = draw_targets(model(to_network(spec, batch)), generator)
-        adam = torch.optim.Adam([inputs], LEARNING_RATE)
-        for _ in range(STEPS):
-            outputs = model(to_network(spec, inputs))
-            check_differentiable(outputs, "impressions")
-            loss = target_loss(outputs, targets)
-            loss = loss + SMOOTHNESS * total_variation(inputs, spec)
-            (inputs.grad,) = torch.autograd.grad(loss, inputs)
-            adam.step()
-            with torch.no_grad():
-                # Projected gradient descent: the network never sees values outside the range.
-                inputs.clamp_(0, 1)
-        batches.append(inputs.detach())
-    return torch.cat(batches)
+            # Projected gradient descent: the network never sees values outside the range.
+            inputs.clamp_(0, 1)
+    return inputs.detach()
 
 
 def soft_targets(count: int, classes: int, generator: torch.Generator) -> Tensor:
