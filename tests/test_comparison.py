@@ -158,7 +158,7 @@ def test_distillation_needs_no_data() -> None:
     rows = compare_tiny(("lamp", "distilled"), seeds=(0, 1), data=data, epochs=0.005).rows
     distilled = [row for row in rows if row.method == "distilled"]
     assert [row.actual for row in distilled] == [*SPARSITIES, *SPARSITIES]
-    assert {row.needs.data for row in distilled} == {"procedural"}
+    assert {row.needs.data for row in distilled} == {"inversion"}  # auto adds impressions
     alone = compare_tiny(("distilled",), seeds=(1,), data=data, epochs=0.005).rows
     assert timeless(alone) == timeless(distilled[2:])
 

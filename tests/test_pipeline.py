@@ -349,7 +349,7 @@ def test_the_record_is_the_content_of_result_json(pruned: Result) -> None:
     }
     assert record["accuracy"] == {"dense": None, "pruned": None}
     assert set(record["baselines"]["magnitude"]) == {"agreement", "accuracy"}
-    assert record["provenance"]["level"] == "procedural"
+    assert record["provenance"]["level"] == pruned.provenance.level == "inversion"
     assert record["seed"] == 0
     assert record["settings"]["sparsity"] == 0.7
     assert record["evaluations"] == pruned.history[-1].evaluations > 0
@@ -451,7 +451,8 @@ def test_a_validation_of_real_data_is_on_the_provenance(tmp_path: Path) -> None:
     path = tmp_path / "real.npy"
     np.save(path, np.random.default_rng(0).random((20, 6), dtype=np.float32))
     assert run(validation=str(path)).provenance.level == "unlabelled"
-    assert run(validation="noise").provenance.level == "procedural"
+    noise = run(validation="noise", calibration=("procedural",))
+    assert noise.provenance.level == "procedural"
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])

@@ -23,6 +23,7 @@ from gaprune.workers import SerialWorkers
 SMALL: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
     "sparsity": 0.7,
+    "calibration": ("procedural",),
     "calibration_count": 64,
     "validation_count": 64,
     "generations": 3,

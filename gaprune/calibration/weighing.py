@@ -59,7 +59,8 @@ def inputs_of_each(
 ) -> Iterator[tuple[str, Tensor]]:
     """Draw `count` inputs from each of the generators, in order, and yield name and batch.
 
-    Batches are `[≤ batch, *shape]` as the network takes them, on its device.
+    Batches are `[≤ batch, *shape]` as the network takes them, on its device. Progress is reported
+    where batches are small: it takes long then.
     """
     spec, done, report = network.inputs, 0, _active.get().observer.progress
     for name, draw in generators.items():
@@ -67,4 +68,5 @@ def inputs_of_each(
         for chunk in inputs.split(batch):
             yield name, chunk
             done += len(chunk)
-            report(WEIGHING, done, count * len(generators))
+            if batch <= LARGE_BATCH:
+                report(WEIGHING, done, count * len(generators))

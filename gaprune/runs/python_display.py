@@ -46,7 +46,7 @@ class PythonDisplay(Observer):
 
     def warning(self, text: str) -> None:
         """Issue a `GapruneWarning`; where a filter makes it an error, the run ends."""
-        if self._bar is not None:
+        if self._bar is not None and self._live:
             self._bar.clear()
         level = _callers_level()
         warnings.warn(in_words_of_the_caller(text), GapruneWarning, stacklevel=level)
