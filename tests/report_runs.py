@@ -15,7 +15,7 @@ from gaprune.io.manifest import FILES as LISTED
 from gaprune.io.manifest import file_entries, sealed
 from gaprune.io.run_files import CONFIG, CONFIG_SHA256, RECORD, config_sha256, read_config
 
-TINY: dict[str, Any] = {**QUICK, "generations": 2}
+TINY: dict[str, Any] = {**QUICK, "generations": 2, "calibration": ("procedural",)}
 NAUGHTY = "<script>alert(1)</script>&\"'"
 
 

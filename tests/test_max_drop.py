@@ -27,6 +27,7 @@ from gaprune.runs.max_drop import CLOSE, LEAST_SPARSITY, MAX_SEARCHES, SparsityR
 
 SMALL: dict[str, Any] = {
     "inputs": InputOptions(range=(0, 1)),
+    "calibration": ("procedural",),
     "calibration_count": 64,
     "validation_count": 64,
     "generations": 2,
@@ -105,8 +106,7 @@ def test_settings_and_record_repeat_the_question(found: Result) -> None:
     assert record["settings"]["sparsity"] == LARGEST_SPARSITY
     assert record["sparsity"]["asked"] == found.sparsity < LARGEST_SPARSITY
     assert record["trials"] == [dict(one) for one in found.trials]
-    used = {key: value for key, value in found.settings.items() if key != "calibration"}
-    again = prune(tiny_model(), inputs=SMALL["inputs"], **used)
+    again = prune(tiny_model(), inputs=SMALL["inputs"], **found.settings)
     assert again.trials == found.trials
 
 

@@ -80,10 +80,9 @@ def domain_warning(provenance: Provenance) -> str | None:
     if fit is None or fit >= LOW_FIT:
         return None
     return (
-        f"domain fit {fit:.2f} (below {LOW_FIT}): the network separates these calibration inputs "
-        "worse than it does inputs of its own domain, so agreement on such inputs says little and "
-        "a one-shot mask (--method=correlation) may be better on real ones; 50 to 500 unlabelled "
-        "inputs of the domain help most (--calibration=FILE)"
+        f"domain fit {fit:.2f} (below {LOW_FIT}): the network separates these inputs worse than "
+        "those of its domain, so agreement on them says little, and --method=correlation may be "
+        "better on real ones; 50 to 500 unlabelled inputs help most (--calibration=FILE)"
     )
 
 
