@@ -391,7 +391,7 @@ def test_few_inputs_serve_where_a_large_network_needs_none(
     vector: Target, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], count: int
 ) -> None:
     """A stated number, repair, a criterion that runs the network and a search keep all of them."""
-    monkeypatch.setattr("gaprune.runs.setup.LARGE_MACS", 1)
+    monkeypatch.setattr("gaprune.runs.setup.SLOW_MACS", 1)
     settings = make_settings({"sparsity": 0.5, **values})
     assert resolve_settings(check_settings(settings), vector).settings.calibration_count == count
 

@@ -223,7 +223,7 @@ def _progress_texts(
 ) -> list[str]:
     """Return generation, agreement, best fitness, speed, and for the search the time left.
 
-    `brief` leaves out what the fitness means: 80 columns have no room for it.
+    With `brief`, the meaning of the fitness is left out, so that the line fits 80 columns.
     """
     name, sign = fitness_sign([record])
     meaning = " (lower is better)" if sign < 0 and not brief else ""

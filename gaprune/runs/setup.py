@@ -50,7 +50,7 @@ from gaprune.workers.serial import torch_threads
 # With optimised calibration inputs: generations that may lose on the validation inputs.
 PATIENCE = 2
 MANY_LAYERS = 8  # from here on, densities are searched first and gradients are clipped
-FEWER_INPUTS, LARGE_MACS = (
+FEWER_INPUTS, SLOW_MACS = (
     256,
     1 << 27,
 )  # calibration inputs of networks so large, where they decide nothing
@@ -238,7 +238,7 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
         if settings.repair or is_stated or find_criterion(settings.method).needs_inputs:
             return changes
         # The mask does not depend on them: they only tell the agreement on such inputs.
-        large = macs_per_input(target.model, target.example()) >= LARGE_MACS
+        large = macs_per_input(target.model, target.example()) >= SLOW_MACS
         return changes | ({"calibration_count": FEWER_INPUTS} if large else {})
     if settings.pareto:
         return changes
