@@ -50,10 +50,8 @@ from gaprune.workers.serial import torch_threads
 # With optimised calibration inputs: generations that may lose on the validation inputs.
 PATIENCE = 2
 MANY_LAYERS = 8  # from here on, densities are searched first and gradients are clipped
-FEWER_INPUTS, SLOW_MACS = (
-    256,
-    1 << 27,
-)  # calibration inputs of networks so large, where they decide nothing
+# A network of so many multiply-adds per input is run on fewer inputs where its mask needs none.
+SLOW_MACS, FEWER_INPUTS = 1 << 27, 256
 CLIP = 3.0  # root mean squares
 WARMUP, STATISTICS_LOSS = 300, 2.0  # with inverted calibration inputs
 FIRST_RUNG = 4  # the first rung of the race has a quarter of the calibration inputs
