@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from command_line import OWN, TINY
+from command_line import NETWORK, OWN, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from started_commands import Command
@@ -180,10 +180,21 @@ def test_the_loss_of_a_node_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_cluster_is_reached_through_rays_client(
-    start: Callable[..., Command], place: Path
+    start: Callable[..., Command], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that asks for a token, as Ray's own does; masks are those of a run without it."""
+    """Also one that asks for a token, as Ray's own does; masks are those of a run without it.
+
+    The network is part of a package that the cluster's own processes can only have from Ray.
+    """
     pytest.importorskip("grpc", reason="Ray's client is not installed")
+    package = place / "project" / "parts"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "net.py").write_text("from .blocks import make\n")
+    (package / "blocks.py").write_text(
+        f"{NETWORK}\nif {str(place)!r} in __file__ and 'AT_HOME' not in os.environ:\n"
+        "    raise ImportError('read from the folder of the user')\n"
+    )
     with subprocess.Popen(
         [sys.executable, Path(__file__).parent / "client_server.py"],
         cwd=place,
@@ -194,7 +205,9 @@ def test_a_cluster_is_reached_through_rays_client(
         assert server.stdin is not None
         assert server.stdout is not None
         address = server.stdout.readline().strip()
-        run = ("prune", *OWN, *TINY, "--sparsity", "0.5", "--no-save", "--json")
+        monkeypatch.setenv("AT_HOME", "1")  # the cluster has started without it
+        run = ("prune", "project/parts/net.py:make", *OWN[1:], *TINY)
+        run = (*run, "--sparsity", "0.5", "--no-save", "--json")
         there = start(*run, "--workers", "2", "--ray-address", address).end()
         server.stdin.close()
     here = start(*run).end()
