@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import pickle
 import shutil
 import socket
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from gaprune import export
 from gaprune.errors import GapruneError, InputError
 from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.parametrizations import set_computed_weights
-from gaprune.models.sources import load_source
+from gaprune.models.sources import load_source, optional_packages
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.outputs import choose_tower
 from gaprune.models.sources.tokenizer import mask_of, pool_tokens
@@ -305,12 +305,53 @@ def test_image_networks(tmp_path: Path) -> None:
     assert loaded.model(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
 
-@pytest.mark.skipif(find_spec("gguf") is not None, reason="gguf is installed")
-def test_gguf_names_its_extra(tmp_path: Path) -> None:
+def test_gguf_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GGUF file needs packages that only its extra installs."""
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        optional_packages, "find_spec", lambda name: None if name == "gguf" else known(name)
+    )
     (tmp_path / "net.gguf").write_bytes(b"GGUF")
     with pytest.raises(GapruneError, match=r"gaprune\[gguf\]"):
         load_source(f"hf:{tmp_path}/net.gguf")
+
+
+def write_gguf(file: Path, model: Any) -> None:  # noqa: ANN401 - a Llama of transformers
+    """Write a Llama with the package of llama.cpp, which orders query and key rows its own way."""
+    gguf, config = pytest.importorskip("gguf"), model.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()
+        if "q_proj" in name or "k_proj" in name:
+            halves = values.reshape(config.num_attention_heads, 2, config.head_dim // 2, -1)
+            values = halves.swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)), values.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_the_network_that_was_written(tmp_path: Path) -> None:
+    """Its weights are unpacked, sizes and vocabulary come from the file, no folder is needed."""
+    model = saved(tmp_path, "LlamaForCausalLM", tie_word_embeddings=False)
+    write_gguf(tmp_path / "net.gguf", model)
+    loaded = load_source(f"hf:{tmp_path}/net.gguf")
+    assert loaded.inputs is not None
+    assert (loaded.inputs.shape, loaded.inputs.vocabulary) == ((40,), 50)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(TEXTS[:1]), model(TEXTS[:1]).logits)
 
 
 def test_a_missing_package_names_its_extra() -> None:
