@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from gaprune.io.serialization import to_metadata
+from gaprune.models.subnormal_numbers import with_subnormals_zeroed
 from gaprune.models.zoo import mnist, networks
 
 CHECKPOINTS = Path(mnist.__file__).parent / "checkpoints"
@@ -98,7 +99,10 @@ def main() -> None:
         started, recipe = time.monotonic(), RECIPES[name]
         model = train(recipe, train_data, arguments.seed)
         score = accuracy(model, test_data)
-        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        state = {
+            key: with_subnormals_zeroed(value).contiguous()
+            for key, value in model.state_dict().items()
+        }
         metadata = to_metadata(
             network=name,
             test_accuracy=f"{score:.4f}",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from command_line import NETWORK, OWN, TINY
+from command_line import NETWORK, OWN, PRUNE, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from started_commands import Command
@@ -206,8 +206,7 @@ def test_a_cluster_is_reached_through_rays_client(
         assert server.stdout is not None
         address = server.stdout.readline().strip()
         monkeypatch.setenv("AT_HOME", "1")  # the cluster has started without it
-        run = ("prune", "project/parts/net.py:make", *OWN[1:], *TINY)
-        run = (*run, "--sparsity", "0.5", "--no-save", "--json")
+        run = ("prune", "project/parts/net.py:make", *PRUNE[2:], "--no-save", "--json")
         there = start(*run, "--workers", "2", "--ray-address", address).end()
         server.stdin.close()
     here = start(*run).end()

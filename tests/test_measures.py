@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import PRUNE, Run
 from export_cases import dense_network, tiny_result, zoo_result
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from gaprune import Result, export, load_target, measure, save_run
@@ -185,7 +185,7 @@ def test_a_speed_up_needs_fewer_macs_or_a_sparse_runtime(
     words: tuple[str, ...],
 ) -> None:
     """The fastest runtimes of both networks are compared, batch by batch."""
-    contents = FileContents(Path("x"), "dense", 10, 2)
+    contents = FileContents(Path("x"), "dense", 10, 2, 0)
     lines = list(remarks(contents, LatencyTable(pruned, dense, {}), macs, 100))
     assert all(word in " ".join(lines) for word in words), lines
     assert any("not time" in line for line in lines) == (macs is SAME and "2.00" not in words)
@@ -206,11 +206,11 @@ def test_a_file_without_a_named_network_is_counted(tmp_path: Path, target: Targe
     assert measured.agreement is not None
 
 
-def test_the_dense_network_agrees_with_itself(tmp_path: Path) -> None:
+def test_the_dense_network_agrees_with_itself(tmp_path: Path, target: Target) -> None:
     """Agreement is 1, and a remark says that nothing is pruned."""
     path = tmp_path / "dense.safetensors"
-    save_file(load_target("lenet").model.state_dict(), path)
-    (measured,) = measure(path, target="lenet", runtimes=[EAGER], batches=[1])
+    save_model(target.model, path)
+    (measured,) = measure(path, target=target, runtimes=[EAGER], batches=[1])
     assert measured.agreement == 1.0
     assert any("nothing" in line for line in measured.remarks)
 

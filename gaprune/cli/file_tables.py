@@ -57,6 +57,7 @@ _ROWS: dict[str, Callable[[FileMeasurement], str]] = {
     "bytes after zstd": lambda item: _count(item.zstd_bytes),
     "parameters": lambda item: _count(item.parameters),
     "nonzero parameters": lambda item: _count(item.nonzeros),
+    "subnormal parameters": lambda item: _count(item.subnormals),
     "multiply-adds": lambda item: _count(item.macs and item.macs.total),
     "nonzero multiply-adds": lambda item: _count(item.macs and item.macs.nonzero),
     "agreement with the dense network": lambda item: percent(item.agreement),

@@ -36,6 +36,8 @@ class Exporter:
     options: frozenset[str] = frozenset()
 
 
+_WEIGHTS = frozenset({"flush_subnormals"})  # of every format that holds weights
+
 EXPORTERS: dict[str, Exporter] = {
     "dense": Exporter(
         EXPORT_FORMATS["dense"],
@@ -46,6 +48,7 @@ EXPORTERS: dict[str, Exporter] = {
 model = ...  # the original class
 model.load_state_dict(load_file("{writers.MODEL}"))""",
         "pytorch",
+        _WEIGHTS,
     ),
     "masks": Exporter(
         EXPORT_FORMATS["masks"],
@@ -72,6 +75,7 @@ for key in state:
         prune.identity(model.get_submodule(path), name)
 model.load_state_dict(state)""",
         "pytorch",
+        _WEIGHTS,
     ),
     "sparse": Exporter(
         EXPORT_FORMATS["sparse"],
@@ -82,7 +86,7 @@ model.load_state_dict(state)""",
 model = ...  # the original class
 model.load_state_dict(gaprune.load_sparse("{writers.SPARSE}"))""",
         "gaprune",
-        frozenset({"half", "codebook", "compress"}),
+        _WEIGHTS | {"half", "codebook", "compress"},
     ),
     "onnx": Exporter(
         EXPORT_FORMATS["onnx"],
@@ -93,6 +97,7 @@ model.load_state_dict(gaprune.load_sparse("{writers.SPARSE}"))""",
 session = onnxruntime.InferenceSession("{onnx.FILE}")
 outputs = session.run(None, {{"{onnx.INPUT}": inputs}})[0]  # inputs: [N, …]""",
         "onnx",
+        _WEIGHTS,
     ),
     "compact": Exporter(
         EXPORT_FORMATS["compact"],
@@ -103,6 +108,7 @@ outputs = session.run(None, {{"{onnx.INPUT}": inputs}})[0]  # inputs: [N, …]""
 model = torch.export.load("{compact.PROGRAM}").module()  # gaprune is not needed
 outputs = model(inputs)  # inputs: [N, …]; {writers.MODEL} is its state dict""",
         "pytorch",
+        _WEIGHTS,
     ),
     "semi-structured": Exporter(
         EXPORT_FORMATS["semi-structured"],
@@ -123,7 +129,7 @@ for name, facts in layers.items():
         module = model.get_submodule(name.rpartition(".")[0])
         module.weight = torch.nn.Parameter(to_sparse_semi_structured(module.weight))""",
         "pytorch",
-        frozenset({"half"}),
+        _WEIGHTS | {"half"},
     ),
     "hf": Exporter(
         EXPORT_FORMATS["hf"],
@@ -133,6 +139,7 @@ for name, facts in layers.items():
 
 model = AutoModel.from_pretrained(".")""",
         "transformers",
+        _WEIGHTS,
     ),
 }
 

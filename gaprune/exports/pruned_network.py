@@ -44,6 +44,7 @@ class ExportOptions:
     half: bool = False  # round the kept weights to float16
     codebook: int | None = None  # number of values that a layer's kept weights share (k-means)
     compress: bool = True  # with Zstandard where that is smaller
+    flush_subnormals: bool = False  # write subnormal weights, which slow processors down, as 0
 
     def check(self) -> None:
         """Raise InputError unless the options fit each other."""

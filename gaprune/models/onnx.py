@@ -118,6 +118,7 @@ class OnnxSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1  # operators one after the other, as torch does
         options.log_severity_level = 3  # errors only; they are raised as exceptions too
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # as torch here
         try:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

@@ -11,6 +11,7 @@ from gaprune.io.weights import tensors_of
 from gaprune.models.fresh_weights import fresh_layers
 from gaprune.models.input_spec import picture_shapes
 from gaprune.models.prunable import parameters_left_whole, parts_left_as_they_are
+from gaprune.models.subnormal_numbers import count_subnormal
 from gaprune.models.target import Target
 from gaprune.records import LOW_FIT, Provenance
 
@@ -42,6 +43,12 @@ def network_warnings(target: Target) -> Iterator[str]:
         )
     if (text := coverage_warning(target)) is not None:
         yield text
+    if count := count_subnormal(target.model.parameters()):
+        yield (
+            f"{count:,} weights are below 1.2e-38, which slows Intel processors down where other "
+            "programs run the network; here they count as 0, and `gaprune export "
+            "--flush-subnormals` writes them as 0"
+        )
     if target.folded:
         more = f" and {len(target.folded) - MAX_LISTED} more" if target.folded[MAX_LISTED:] else ""
         yield (

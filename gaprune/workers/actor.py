@@ -48,6 +48,7 @@ class Actor:
             GapruneError: the weights differ from those sent, or the actor sees no GPU.
         """
         torch.set_num_threads(setup.threads)
+        torch.set_flush_denormal(True)
         keep_heap()
         # a user's file may import from beside it; last in the path, so nothing is shadowed
         sys.path.extend(folder for folder in setup.folders if folder not in sys.path)

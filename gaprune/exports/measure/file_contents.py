@@ -29,6 +29,7 @@ from gaprune.io.weights import SUFFIXES, apply_state, load_state
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.onnx import EXTRA
 from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.subnormal_numbers import is_subnormal
 from gaprune.models.target import Target, load_target
 from gaprune.runs.directory import load_masks
 from gaprune.runs.live_networks import live_network
@@ -49,6 +50,7 @@ class FileContents:
     kind: str  # `dense`, `sparse`, `masks`, `prune`, `semi-structured`, `onnx` or `program`
     parameters: int  # floating-point numbers in it; of masks, the weights that they cover
     nonzeros: int  # those that aren't 0; of masks, the weights that are kept
+    subnormals: int  # those too small for the usual format, which slow processors down
     # the state dict; None for masks, ONNX and programs
     state: Mapping[str, Tensor] | None = field(default=None, repr=False)
     # the masks; None for other kinds
@@ -141,11 +143,12 @@ def _kind(path: Path) -> str:
     return DENSE
 
 
-def _counts(tensors: Iterable[Tensor]) -> tuple[int, int]:
-    """Return how many elements tensors have, and how many of them aren't 0."""
+def _counts(tensors: Iterable[Tensor]) -> tuple[int, int, int]:
+    """Return how many elements tensors have, how many aren't 0, and how many are subnormal."""
     listed = list(tensors)
-    nonzeros = sum(int(tensor.count_nonzero()) for tensor in listed)
-    return sum(tensor.numel() for tensor in listed), nonzeros
+    subnormals = [is_subnormal(tensor) for tensor in listed]
+    nonzeros = sum(int(((t != 0) | s).sum()) for t, s in zip(listed, subnormals, strict=True))
+    return sum(t.numel() for t in listed), nonzeros, sum(int(s.sum()) for s in subnormals)
 
 
 def _from_state(
@@ -189,9 +192,8 @@ def _read_onnx(path: Path, kind: str) -> FileContents:
         raise InputError(
             f"file: {path} is damaged or not an ONNX file ({type(error).__name__}); export it again"
         ) from error
-    numbers = [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
-    nonzeros = sum(int(np.count_nonzero(array)) for array in numbers)
-    return FileContents(path, kind, sum(array.size for array in numbers), nonzeros)
+    numbers = (array for array in arrays if np.issubdtype(array.dtype, np.floating))
+    return FileContents(path, kind, *_counts(torch.tensor(array) for array in numbers))
 
 
 _READERS: dict[str, Callable[[Path, str], FileContents]] = {

@@ -56,6 +56,7 @@ class FileMeasurement:
     zstd_bytes: int  # compressed as the command zstd does
     parameters: int  # floating-point numbers in the file; of masks, the weights that they cover
     nonzeros: int  # those that aren't 0
+    subnormals: int  # those below 1.2e-38 (of float32), which slow some processors down
     macs: NonzeroMacs | None
     timed: LatencyTable  # of file and dense network
     agreement: float | None  # with the dense network, in [0, 1]
@@ -166,6 +167,7 @@ def _measure(
         zstd_bytes=len(compressor.compress(content.path.read_bytes())),
         parameters=content.parameters,
         nonzeros=content.nonzeros,
+        subnormals=content.subnormals,
         macs=macs,
         timed=timed,
         agreement=None if score is None else score.agreement,
