@@ -68,7 +68,6 @@ class FileContents:
 
         Raises:
             InputError: names, shapes or channels don't fit.
-            GapruneError: building a smaller network needs torch-pruning.
         """
         if self.network is not None:
             return self.network

@@ -30,6 +30,7 @@ from gaprune.models.onnx import OnnxSession
 from gaprune.models.target import Target
 
 SCHEMA = 1
+NOTHING_PRUNED = "nothing is pruned here: the file holds the dense network"
 TEST_INPUTS, GENERATED_INPUTS = 1000, 256  # on which a file is compared with the dense network
 SEED = 0
 ZSTD_LEVEL = 3  # the default of the command zstd
@@ -143,12 +144,14 @@ def _measure(
     batches: Sequence[int],
 ) -> FileMeasurement:
     macs, timed, score, source, dense_macs = None, LatencyTable({}, {}, {}), None, None, None
+    is_dense = False
     if dense is not None:
         model = content.load_into(dense)
         example = dense.example()
         dense_macs = macs_per_input(dense.model, example)
         macs = NonzeroMacs(dense_macs, None) if model is None else count_macs(model, example)
         onnx = content.path if content.kind == ONNX else None
+        is_dense = model is not None and _equal(model, dense.model)
         timed = time_runtimes(
             RuntimeSubject(model, dense, onnx),
             RuntimeSubject(dense.model, dense),
@@ -174,7 +177,7 @@ def _measure(
         accuracy=None if score is None else score.accuracy,
         compared_on=source,
         threads=torch.get_num_threads(),
-        remarks=tuple(remarks(content, timed, macs, dense_macs)),
+        remarks=(*remarks(timed, macs, dense_macs), *([NOTHING_PRUNED] if is_dense else [])),
     )
 
 
@@ -232,9 +235,12 @@ def _score(model: nn.Module, dense: Target) -> tuple[HeldOutScore | None, str | 
         return None, None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
-def remarks(
-    content: FileContents, timed: LatencyTable, macs: NonzeroMacs | None, dense_macs: int | None
-) -> Iterator[str]:
+def _equal(model: nn.Module, other: nn.Module) -> bool:
+    state, others = model.state_dict(), other.state_dict()
+    return state.keys() == others.keys() and all(map(torch.equal, state.values(), others.values()))
+
+
+def remarks(timed: LatencyTable, macs: NonzeroMacs | None, dense_macs: int | None) -> Iterator[str]:
     """Say whether a file is faster than the dense network, each in its fastest runtime.
 
     A network of the same shapes takes the same multiply-adds in every runtime that doesn't skip
@@ -266,8 +272,6 @@ def remarks(
             f"it takes all {macs.total:,} multiply-adds of the dense network, also those by zero, "
             "in every runtime but torch-csr: this sparsity saves bytes, not time"
         )
-    if content.nonzeros == content.parameters and not smaller:
-        yield "the file holds no zeros: nothing is pruned here"
 
 
 def _fastest(latencies: Latencies, batch: int) -> tuple[float, str]:
