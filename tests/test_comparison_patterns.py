@@ -27,10 +27,11 @@ from gaprune.models.patterns import channel_groups, channels_of
 from gaprune.models.target import Target, target_from_module
 
 TRAINED = ("distilled", "imp")
+SINGLE = ("swaps", "swaps-layer")  # they exchange single weights
 UNSUPPORTED = {
     "2:4": ("magnitude-layer", "threshold", "structured-l1", "structured-l2", "slimming", *TRAINED),
-    "4x1": ("threshold", "structured-l1", "structured-l2", "slimming", *TRAINED),
-    "channel": ("threshold", "slimming", *TRAINED),
+    "4x1": ("threshold", "structured-l1", "structured-l2", "slimming", *TRAINED, *SINGLE),
+    "channel": ("threshold", "slimming", *TRAINED, *SINGLE),
 }
 LAYERED = {f"{name}-layer" for name in CRITERIA} - {"magnitude-layer"}
 FAST_METHODS = ("random", "magnitude", "snip", "wanda-rows", "clustered", "evolved")

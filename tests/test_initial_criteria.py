@@ -49,6 +49,8 @@ def test_a_stated_start_is_computed_also_where_no_gradient_is_taken() -> None:
     [
         ({"initial_criteria": ["lamp", "nope"]}, "unknown .*'nope'.*lamp-wanda"),
         ({"initial_criteria": []}, "initial_criteria"),
+        ({"initial_criteria": ["swaps"], "pattern": "2x1"}, "initial_criteria: 'swaps'"),
+        ({"method": "swaps", "pattern": "channel"}, "method: 'swaps'"),
         ({"initial_criteria": ["lamp"], "method": "snip"}, "initial_criteria: .*'snip'"),
         (
             {"initial_criteria": ["lamp"], "preset": "classic"},

@@ -88,4 +88,5 @@ OVERRIDES: dict[str, dict[str, dict[str, Any]]] = {  # network → method → be
     "efficientnet-lite0": {
         "repair": {"warmup": 0, "generations": 2, "steps": 40},
     },
+    "minilm": {"swaps": {"calibration_count": 1536}},
 }

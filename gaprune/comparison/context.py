@@ -26,7 +26,6 @@ from gaprune.masks.units import Units
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockPattern, NMPattern, parse_pattern
-from gaprune.runs.run import NUM_CRITERION_INPUTS
 from gaprune.runs.setup import check_settings, make_evaluator, resolve_settings
 
 WEIGHTS, N_OF_M, BLOCK, CHANNELS = "weights", "N:M", "blocks", "channels"  # kinds of patterns
@@ -146,9 +145,9 @@ class ComparisonContext:
         """Return the calibration inputs of one seed."""
         return self._prepare(seed)[1]
 
-    def criterion_inputs(self, seed: int) -> Tensor:
-        """Return the inputs of criteria, `[N, …]`."""
-        return self.evaluator(seed).statistics_inputs[:NUM_CRITERION_INPUTS]
+    def criterion_inputs(self, seed: int, most: int) -> Tensor:
+        """Return at most `most` inputs of a criterion, `[N, …]`."""
+        return self.evaluator(seed).statistics_inputs[:most]
 
     def training_samples(self) -> Samples:
         """Return the training data, or raise an `InputError` if there is none."""

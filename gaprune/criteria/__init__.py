@@ -18,13 +18,23 @@ from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wan
 from gaprune.criteria.correlation import correlation
 from gaprune.criteria.flow import synflow
 from gaprune.criteria.gradients import grasp, snip, taylor
+from gaprune.criteria.swaps import MOST_INPUTS, swaps
 from gaprune.criteria.weights_only import erk, lamp, magnitude, random
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
 from gaprune.models.network import DenseNetwork
 
-__all__ = ["CRITERIA", "Criterion", "DenseNetwork", "find_criterion", "score", "score_with"]
+__all__ = [
+    "CRITERIA",
+    "NUM_INPUTS",
+    "Criterion",
+    "DenseNetwork",
+    "find_criterion",
+    "score",
+    "score_with",
+]
 
+NUM_INPUTS = 256  # calibration inputs that criteria use, unless they say otherwise
 PIECE = 1 << 20  # scores that are checked at once
 ScoreFunction = Callable[[DenseNetwork, Tensor | None, float | None, torch.Generator], Tensor]
 """`(network, calibration, density, generator)` → scores `[total]`, float32; higher means keep.
@@ -39,7 +49,9 @@ class Criterion:
     """A criterion and where it comes from (paper and equation).
 
     `needs_inputs` tells whether it runs the network on calibration inputs, `takes_gradients`
-    whether it differentiates the network.
+    whether it differentiates the network. `most_inputs` is how many calibration inputs it uses,
+    `for_repair` replaces `function` where the network is repaired after pruning, and
+    `single_weights` tells that it cannot rank blocks or channels.
     """
 
     name: str
@@ -48,6 +60,14 @@ class Criterion:
     takes_gradients: bool
     source: str
     description: str
+    most_inputs: int = NUM_INPUTS
+    for_repair: ScoreFunction | None = None
+    single_weights: bool = False
+
+    @property
+    def repairing(self) -> Criterion:
+        """The criterion for a network that is repaired after pruning."""
+        return replace(self, function=self.for_repair or self.function)
 
 
 _OURS = "our own, after Lee et al. 2021, eq. 4"
@@ -66,10 +86,17 @@ _ROWS: tuple[tuple[ScoreFunction, bool, bool, str, str], ...] = (
     (lamp_wanda, True, False, f"{_OURS} and Zhang et al. 2024, eq. 4", "LAMP counts, Wanda ranks"),
     (lamp_wanda_rows, True, False, f"{_OURS} and Sun et al. 2023", "LAMP counts, Wanda rows rank"),
     (correlation, True, True, "our own, after Hassibi and Stork 1993", "lost output correlation"),
+    (swaps, True, False, "SparseSwaps, arXiv 2512.10922", "lamp-wanda-rows, then swaps in rows"),
 )
 CRITERIA: dict[str, Criterion] = {
     (name := row[0].__name__.replace("_", "-")): Criterion(name, *row) for row in _ROWS
 }
+CRITERIA["swaps"] = replace(
+    CRITERIA["swaps"],
+    most_inputs=MOST_INPUTS,
+    for_repair=partial(swaps, correlated=True),
+    single_weights=True,
+)
 
 
 def find_criterion(
@@ -98,8 +125,9 @@ def read_criterion(plugin: plugins.Plugin, value: Any) -> Criterion:  # noqa: AN
         text = (getattr(value, "__doc__", None) or plugin.title).strip().splitlines()[0]
         function = plugins.require_function(plugin, value)
         criterion = Criterion(plugin.name, function, True, True, plugin.package, text)
-    safe_function = partial(call_user, criterion.function, where=plugin.title)
-    return replace(criterion, name=plugin.name, function=safe_function)
+    safe_function = partial(call_user, criterion.repairing.function, where=plugin.title)
+    safe = replace(criterion, name=plugin.name, for_repair=criterion.for_repair and safe_function)
+    return replace(safe, function=partial(call_user, criterion.function, where=plugin.title))
 
 
 def score(

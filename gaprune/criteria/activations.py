@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from gaprune.criteria.batching import batch_size, batches
+from gaprune.criteria.batching import batch_size, batches, largest_input
 from gaprune.criteria.weights_only import flat_scores, lamp_scores
 from gaprune.models.forward import functional_call
 from gaprune.models.layer_kinds import HF_CONV1D, is_layer, weight_axes
@@ -121,25 +121,11 @@ def input_energies(network: DenseNetwork, calibration: Tensor) -> dict[str, Tens
     """
     energies: dict[str, Tensor] = {}
     with torch.no_grad():
-        largest = _largest_input(network.model, next(batches(network, calibration, 1)))
+        largest = largest_input(network.model, next(batches(network, calibration, 1)))
         with _recording(network, energies):
             for batch in batches(network, calibration, batch_size(largest, COPIES)):
                 network.model(batch)
     return energies
-
-
-def _largest_input(model: nn.Module, example: Tensor) -> int:
-    # bytes of a tensor that a module takes
-    sizes = [1]
-
-    def record(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        sizes.extend(arg.nbytes for arg in args if isinstance(arg, Tensor))
-
-    with ExitStack() as hooks:
-        for module in model.modules():
-            hooks.enter_context(module.register_forward_pre_hook(record))
-        model(example)
-    return max(sizes)
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaprune.models.network import DenseNetwork
 
@@ -24,3 +26,17 @@ def batches(
 def batch_size(bytes_per_input: int, copies: int = 1) -> int:
     """Return how many inputs fit into `MEMORY`, `copies` times each, from 1 to `MAX_BATCH`."""
     return max(1, min(MAX_BATCH, int(MEMORY // (bytes_per_input * copies))))
+
+
+def largest_input(model: nn.Module, example: Tensor) -> int:
+    """Return the bytes of the largest tensor that a module takes, for an example."""
+    sizes = [1]
+
+    def record(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        sizes.extend(arg.nbytes for arg in args if isinstance(arg, Tensor))
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(record))
+        model(example)
+    return max(sizes)

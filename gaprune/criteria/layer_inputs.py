@@ -42,6 +42,11 @@ class WeightShape:
         width = min(BLOCK, max(1, TABLE // (groups * size)))
         return cls(weight.ndim - 1, groups, size, math.ceil(size / width), width)
 
+    @property
+    def matrix_bytes(self) -> int:
+        """Memory of the layer's Gram matrix in float32."""
+        return 4 * self.groups * self.blocks * self.width**2
+
 
 def can_unfold(module: nn.Module) -> bool:
     """Tell whether inputs can be unfolded: a linear layer, or a convolution, not transposed."""
@@ -76,6 +81,15 @@ class InputMoments:
         products = (self._products / self.count).double()
         products -= mean.unsqueeze(-1) * mean.unsqueeze(-2)
         return products
+
+    def gram(self) -> Tensor:
+        """Return the mean of x·xᵀ, `[groups, blocks, width, width]`, float64."""
+        shape, shift = self.shape, self._shift
+        assert shift is not None  # `add` has been called
+        padding = shape.blocks * shape.width - shape.size
+        mean = functional.pad(shift, (0, padding)).view_as(self._sums) + self._sums / self.count
+        mean = mean.double()
+        return self.covariance() + mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
     def _add(self, columns: Tensor) -> None:
         shape = self.shape

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria.batching import batch_size, batches
+from gaprune.criteria.batching import batch_size, batches, largest_input
 from gaprune.criteria.layer_inputs import InputMoments, WeightShape, can_unfold, unfold
 from gaprune.models.forward import functional_call
 from gaprune.models.macs import activation_bytes
@@ -21,6 +22,8 @@ COLUMNS_PER_INPUT = 64  # columns of a layer per input of a channel, for its cov
 FEWEST_COLUMNS, MOST_COLUMNS = 2**13, 2**15
 FEWEST_INPUTS = 64
 ACTIVATIONS = 8e9  # most bytes of activations of all inputs together; further inputs are not used
+MATRICES = 2**28  # bytes of the matrices that are measured in one pass through the network
+COPIES = 6  # memory of a pass without gradients, in sizes of the largest activation
 FISHER_BATCH = 16  # inputs per squared gradient of a weight: more squares, less variance
 
 
@@ -85,6 +88,32 @@ def measure_responses(
     return Responses(layers, information)
 
 
+def input_moments(
+    network: DenseNetwork, calibration: Tensor | None, generator: torch.Generator
+) -> Iterator[tuple[str, InputMoments]]:
+    """Yield name and input moments of each layer that can be unfolded, in the order of its weight.
+
+    The network runs once for all layers whose matrices fit into `MATRICES` together.
+    """
+    assert calibration is not None  # `batches` has checked it
+    example = next(batches(network, calibration, 1))
+    shapes = _unfoldable(network, example)
+    with torch.no_grad():
+        size = batch_size(largest_input(network.model, example), COPIES)
+    names = [name for name in network.weights if name in shapes]
+    while names:
+        bytes_so_far = accumulate(shapes[name].matrix_bytes for name in names)
+        count = max(1, sum(total <= MATRICES for total in bytes_so_far))
+        group, names = names[:count], names[count:]
+        recorder = _Recorder({name: shapes[name] for name in group}, example.device, generator)
+        with _layer_hooks(network, recorder.add_moments), torch.no_grad():
+            for batch in batches(network, calibration, size):
+                recorder.share = len(batch) / len(calibration)
+                network.model(batch)
+        for name in group:
+            yield name, recorder.moments.pop(name)
+
+
 def _unfoldable(network: DenseNetwork, example: Tensor) -> dict[str, WeightShape]:
     shapes: dict[str, set[WeightShape | None]] = {}
 
@@ -137,17 +166,24 @@ class _Recorder:
         self.origin = torch.zeros((), device=device, requires_grad=True)
         self._generator = generator
 
+    def add_moments(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> None:
+        """Add the inputs of one call to the moments."""
+        if name in self.moments:
+            patches = unfold(module, args[0].detach(), output)
+            assert patches is not None  # as in `_unfoldable`
+            moments = self.moments[name]
+            moments.add(patches, self._draw_positions(moments.shape, patches))
+
     def record(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Record one call. The output is made to depend on `origin`, a zero with a gradient."""
         if name not in self.moments:
             return output
-        moments, inputs = self.moments[name], args[0].detach()
-        patches = unfold(module, inputs, output)
-        assert patches is not None  # as in `_unfoldable`
-        moments.add(patches, self._draw_positions(moments.shape, patches))
+        self.add_moments(name, module, args, output)
         if not output.requires_grad:
             output = output + self.origin.to(output.dtype)
-        channel = output.ndim - moments.shape.axes
+        channel = output.ndim - self.moments[name].shape.axes
         output.register_hook(lambda gradient: self._add(name, gradient, channel))
         return output
 

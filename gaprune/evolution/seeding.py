@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, find_criterion, score_with
+from gaprune.criteria import (
+    CRITERIA,
+    NUM_INPUTS,
+    Criterion,
+    DenseNetwork,
+    find_criterion,
+    score_with,
+)
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, seed_genes
@@ -30,6 +38,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     only: Collection[str] | None = None,
     ranked: Evaluator | None = None,
     with_genes: bool = True,
+    repairs: bool = False,
     warn: Callable[[str], None],
 ) -> Iterator[Individual]:
     """Yield the one-shot masks at a budget, one at a time; their origin is the criterion.
@@ -40,13 +49,14 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
 
     Args:
         network: the dense network.
-        calibration: inputs `[N, …]` for the criteria that need some.
+        calibration: inputs `[N, …]`; each criterion uses as many of the first as it needs.
         sparsity: fraction of weights to remove.
         scope: `allocated`, `global` or `layer`.
         generator: for the random criterion.
         gradients: False skips the criteria that differentiate the network.
         only: names of criteria, also of plug-ins; None means all built-in ones.
         ranked: an evaluator whose units, if it has any, are ranked by the mean of their weights.
+        repairs: whether the network is repaired after pruning.
         with_genes: False saves the memory of the genes, of masks that have no children.
         warn: called with a warning for a criterion that fails on this network.
 
@@ -57,13 +67,21 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     layout = network.layout if ranked is None else ranked.layout
     units = None if ranked is None else ranked.units
     keep = keep_total(layout, sparsity)
+    few = calibration[:NUM_INPUTS]  # one tensor: criteria share what they measure on it
+    # criteria that depend on the final mask need its rules
+    ruled = network if units is not None else with_rules(network, layout, sparsity, scope)
     seed = partial(_seed, layout, keep, scope, with_genes=with_genes)
     for name, criterion in _chosen(only):
         if criterion.takes_gradients and not gradients:
             continue
+        if criterion.single_weights and units is not None and only is None:
+            continue
         check_time()
         try:
-            scores = score_with(criterion, network, calibration, generator, 1 - sparsity)
+            most = criterion.most_inputs
+            inputs = few if most == NUM_INPUTS else calibration[:most]
+            rule = criterion.repairing if repairs else criterion
+            scores = score_with(rule, ruled, inputs, generator, 1 - sparsity)
         except (GapruneError, RuntimeError) as error:
             warn(f"baseline {name} is skipped: {error}")
             continue
@@ -78,6 +96,13 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
                     raise
                 continue  # equal density would empty a small layer; the other masks remain
             yield seed(scores, name if scope == "layer" else name + LAYERWISE, uniform)
+
+
+def with_rules(network: DenseNetwork, layout: Layout, sparsity: float, scope: str) -> DenseNetwork:
+    """Return the network with the rules of its masks: `layout`, and equal densities in `layer`."""
+    if scope == "layer" and layout.n_of_m is None:
+        layout = replace(layout, fixed_counts=tuple(uniform_counts(layout, sparsity)))
+    return replace(network, layout=layout)
 
 
 def _chosen(only: Collection[str] | None) -> list[tuple[str, Criterion]]:

@@ -20,7 +20,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.calibration.weighing import weighing
 from gaprune.callbacks import Observer, WarnOnce
 from gaprune.config import EVOLVED
-from gaprune.criteria import CRITERIA
+from gaprune.criteria import CRITERIA, NUM_INPUTS
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import StrictForward
@@ -55,7 +55,6 @@ from gaprune.runs.warnings import (
 from gaprune.workers import FailedTask, Workers, on_device, open_workers
 from gaprune.workers.serial import torch_threads
 
-NUM_CRITERION_INPUTS = 256  # calibration inputs for the criteria that need some
 # Of a run whose time is over: passes of one input that all its inputs cost, fewest inputs, and
 # passes of the validation inputs that a result takes after a search.
 PASSES, FEW, FINISHING = 16, 8, 4
@@ -251,7 +250,7 @@ class PruningRun:
             since = time.monotonic()
             target.model(target.example())
             passes = self.limit.grace / PASSES / max(time.monotonic() - since, 1e-9)
-        count = int(min(max(passes, FEW), NUM_CRITERION_INPUTS))
+        count = int(min(max(passes, FEW), NUM_INPUTS))
         made = self._calibration_set or draw_calibration_set(target, count, self.generator)
         # generated inputs have no labels, which an objective may need; nothing is searched anyway
         settings = self.settings.model_copy(update={"objective": AUTO})
@@ -290,13 +289,14 @@ class PruningRun:
         settings, evaluator = self.settings, self.evaluator
         return baselines(
             evaluator.network,
-            evaluator.statistics_inputs[:NUM_CRITERION_INPUTS],
+            evaluator.statistics_inputs,
             settings.sparsity,
             settings.scope,
             self.generator,
             gradients=self.resolved.preset.gradient or only is not None,
             only=only,
             ranked=evaluator,
+            repairs=settings.repair,
             with_genes=with_genes,
             warn=self.observer.warning,
         )

@@ -42,6 +42,7 @@ from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout, units_of
 from gaprune.models.target import Target
+from gaprune.pattern_names import UNSTRUCTURED, NMPattern, parse_pattern
 from gaprune.repair import RepairSites, find_repair_sites
 from gaprune.workers import WorkerOptions, choose_device
 from gaprune.workers.malloc import keep_heap
@@ -112,6 +113,7 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
             "max_drop: looks for one sparsity and --pareto searches many at once; leave one out"
         )
     check_pattern(settings)
+    _check_units(settings)
     options = WorkerOptions.from_settings(settings)
     if not options.in_process and find_spec("ray") is None:
         raise InputError(
@@ -123,6 +125,20 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
     check_precision(settings.precision, options.device)
     preset = as_pareto(preset) if settings.pareto else preset
     return CheckedSettings(settings=settings, preset=preset, worker_options=options)
+
+
+def _check_units(settings: Settings) -> None:
+    """Raise `InputError` if a named criterion cannot rank the blocks or channels of the pattern."""
+    if isinstance(parse_pattern(settings.pattern), NMPattern) or settings.pattern == UNSTRUCTURED:
+        return
+    one_shot = () if settings.method == EVOLVED else (settings.method,)
+    for argument, names in (("method", one_shot), ("initial_criteria", settings.initial_criteria)):
+        for name in names or ():
+            if find_criterion(name).single_weights:
+                raise InputError(
+                    f"{argument}: {name!r} ranks single weights, and pattern {settings.pattern!r} "
+                    "keeps or removes groups of them; use another criterion"
+                )
 
 
 def _check_initial_criteria(settings: Settings, preset: Preset) -> None:

@@ -25,6 +25,7 @@ from gaprune.comparison.methods.torch_rules import structured_masks
 from gaprune.comparison.methods.training import TrainingData, from_labels, from_teacher
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA, Criterion, score_with
+from gaprune.evolution.seeding import with_rules
 from gaprune.exports.clustering import cluster_weights
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.macs import macs_per_input, suitable_batch
@@ -45,15 +46,25 @@ def by_criterion(
     """Rank all layers together by a criterion, or each layer on its own at the same density."""
     units = context.ranked_units
     to_mask = units.best_in_layers if in_layers else units.best
+    scope = "layer" if in_layers else "global"
     for sparsity in sparsities:
-        scores = _scores(context, criterion, sparsity, seed)
+        scores = _scores(context, criterion, sparsity, seed, scope)
         yield context.masked(sparsity, to_mask(scores, sparsity))
 
 
-def _scores(context: ComparisonContext, criterion: Criterion, sparsity: float, seed: int) -> Tensor:
-    calibration = context.criterion_inputs(seed) if criterion.needs_inputs else None
+def _scores(
+    context: ComparisonContext,
+    criterion: Criterion,
+    sparsity: float,
+    seed: int,
+    scope: str = "global",
+) -> Tensor:
+    most = criterion.most_inputs if criterion.needs_inputs else 0
+    calibration = context.criterion_inputs(seed, most) if most else None
     generator = context.generator("comparison", criterion.name, seed)
-    network = context.target
+    network, ranked = context.target, context.ranked_units
+    if ranked.units is None:
+        network = with_rules(network, ranked.layout, sparsity, scope)
     return score_with(criterion, network, calibration, generator, density=1 - sparsity)
 
 

@@ -98,6 +98,9 @@ def _of_criterion(criterion: Criterion) -> Method:
             CALIBRATION if criterion.needs_inputs else "none", gradients=criterion.takes_gradients
         ),
         seeded=criterion.needs_inputs or criterion.name == "random",
+        excluded=dict.fromkeys(UNIT_KINDS, "it swaps single weights")
+        if criterion.single_weights
+        else {},
     )
 
 
@@ -107,7 +110,10 @@ def _layerwise(criterion: Criterion) -> Method:
         name=criterion.name + LAYERWISE,
         run=partial(by_criterion, criterion, in_layers=True),
         description=f"{criterion.name} inside every layer, all at the same density",
-        excluded={N_OF_M: f"all methods rank inside layers there; see {criterion.name}"},
+        excluded={
+            **_of_criterion(criterion).excluded,
+            N_OF_M: f"all methods rank inside layers there; see {criterion.name}",
+        },
         in_all=UNIT_KINDS,  # means over large and small units are hardly comparable across layers
     )
 
