@@ -21,7 +21,7 @@ METHODS = (
 )
 PICTURES = ("blobs", "contours", "dead-leaves", "fields", "glyphs", "outlines", "strokes")
 CALIBRATION = (
-    *("auto", "procedural", "impressions", "inversion", *PICTURES, "noise"),
+    *("auto", "procedural", "impressions", "inversion", "self-text", *PICTURES, "noise"),
     *("mnist-test", "mnist-train"),
 )
 OBJECTIVES = ("kl", "agreement", "accuracy", "logits", "relative-error")

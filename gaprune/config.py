@@ -53,7 +53,7 @@ class Settings(BaseModel):
     own the lists (`gaprune.runs.setup.check_settings`); types and numbers are checked here.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     sparsity: float = Field(
         gt=0, lt=1, description="fraction of prunable weights to remove; with max-drop the largest"

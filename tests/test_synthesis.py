@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.inversion.batchnorm import InversionOptions
+from gaprune.calibration.inversion.self_text import keep_likely
 from gaprune.calibration.inversion.synthesis import (
     ROWS,
     VARYING,
@@ -173,7 +174,9 @@ def test_another_network_gets_sequences_that_spread_its_outputs() -> None:
 def test_a_time_limit_ends_the_work() -> None:
     """One batch is always written; if no token can be replaced, the starts remain."""
     listener = Listener()
-    assert len(sequences(causal(), seeded(), listener, 1e-9).inputs) == ROWS
+    drafts = torch.arange(ROWS)
+    few = len(keep_likely(drafts, drafts.float()))
+    assert len(sequences(causal(), seeded(), listener, 1e-9).inputs) == few < ROWS
     assert listener.steps == [(WRITING, ROWS)]
     target = classifier()
     varied = sequences(target, seeded(1), listener, 1e-9)

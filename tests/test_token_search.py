@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gaprune.calibration.generators.token_sequences import zipf_bursts
+from gaprune.calibration.inversion.self_text import is_causal_language_model
 from gaprune.calibration.inversion.token_search import (
     TokenSearchOptions,
     decorrelation,
     diversify,
     information,
-    is_causal_language_model,
-    sample_sequences,
     spread_of,
 )
 from gaprune.errors import InputError
@@ -161,18 +160,6 @@ class LookAhead(Chain):
 
 
 LETTERS = InputSpec((12,), "tokens", vocabulary=7)
-
-
-def test_a_language_model_samples_its_own_distribution() -> None:
-    """Steps are those of the chain, with its probabilities."""
-    ids = torch.randint(7, (300, 12), generator=seeded(1))
-    sequences = sample_sequences(Chain(), ids, seeded(2))
-    steps = sequences.diff(dim=1) % 7
-    assert torch.equal(sequences[:, 0], ids[:, 0])
-    assert set(steps.unique().tolist()) == {1, 2}
-    likely = torch.sigmoid(torch.tensor(0.5)).item()
-    assert (steps == 1).double().mean().item() == pytest.approx(likely, abs=0.03)
-    assert torch.equal(sequences, sample_sequences(Chain(), ids, seeded(2)))
 
 
 @pytest.mark.parametrize("model", [LookAhead(), Attention()])

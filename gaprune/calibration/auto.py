@@ -46,6 +46,7 @@ from gaprune.calibration.parse import (
     IMPRESSIONS,
     INVERSION,
     PROCEDURAL,
+    SELF_TEXT,
     CalibrationRequest,
     parse_calibration,
 )
@@ -143,6 +144,8 @@ def choose_auto(target: Target) -> AutoChoice:
     if target.inputs.examples:
         level = target.inputs.examples.partition(":")[0]
         return AutoChoice((f"{level}:{EXAMPLES}",), "the network takes several inputs")
+    if target.inputs.text is not None and target.inputs.text.packs:
+        return AutoChoice((SELF_TEXT,), "the network is a causal language model")
     obstacle = _inversion_obstacle(target)
     if obstacle is None and not has_seen_data(target.model):
         obstacle = "its BatchNorms have never seen data"

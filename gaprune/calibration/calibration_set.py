@@ -134,12 +134,17 @@ def make_calibration_set(
     if few:
         request = filled_up(request, target)
     moved = few and _may_be_moved(target, stored)
+    seconds = settings.calibration_seconds
+    if request.self_text:  # before the validation inputs, which are a part of it
+        mixture = GeneratorMixture(spec, {UNRANKED[0]: 1.0}, target.dtype)
+        total = settings.calibration_count + settings.validation_count
+        written = Synthesis(target, mixture, generator, observer).self_text(total, seconds)
+        stored.append(written)
     choice, validation = _validation_inputs(
         target, request, settings, generator, stored, few=few, moved=moved
     )
     mixture = GeneratorMixture(spec, choice.shares, target.dtype)
     synthesis = Synthesis(target, mixture, generator, observer)
-    seconds = settings.calibration_seconds
     if request.impressions:
         stored.append(synthesis.impressions(settings.impressions, seconds))
     if request.inversion:
@@ -193,7 +198,7 @@ def _are_few(stored: Sequence[Samples], request: CalibrationRequest, settings: S
 
     Stated words are enough as they are, and labels would be lost beside generated inputs.
     """
-    others = request.names or request.impressions or request.inversion
+    others = request.names or request.impressions or request.inversion or request.self_text
     labelled = any(samples.labels is not None for samples in stored)
     total = sum(len(samples.inputs) for samples in stored)
     return bool(stored) and not (others or labelled) and total < settings.calibration_count
@@ -314,7 +319,7 @@ def requested_data_levels(settings: Settings, target: Target) -> list[str]:
 
 def _data_levels(request: CalibrationRequest, validation: str, spec: InputSpec) -> list[str]:
     levels = [file.level for file in request.files]
-    if request.impressions or request.inversion:
+    if request.impressions or request.inversion or request.self_text:
         levels.append(INVERSION)
     names = list(request.names)
     # Stated validation inputs choose the final candidate, so their level counts as well.

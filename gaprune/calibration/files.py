@@ -12,6 +12,8 @@ from gaprune.calibration.array_files import StoredArrays, file_format, load_arra
 from gaprune.calibration.generators.random_draws import normalise, to_network
 from gaprune.calibration.image_folder import read_image_folder
 from gaprune.calibration.samples import Samples
+from gaprune.calibration.text_files import SUFFIX as TEXT
+from gaprune.calibration.text_files import read_texts
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.zoo import mnist
@@ -30,9 +32,10 @@ def read_samples(path_spec: str, spec: InputSpec) -> Samples:
     """Read inputs, and labels if there are any.
 
     Args:
-        path_spec: `file.npz` (keys x, inputs or images; y or labels), `.npy`, `.pt` or `.pth` (a
-            tensor or a dictionary with those keys), `.safetensors`, IDX (also `.gz`), a folder of
-            images, `IMAGES+LABELS` for a pair of .npy or IDX files, `mnist-train`, `mnist-test`.
+        path_spec: `.txt` in UTF-8 (for networks with a tokenizer), `file.npz` (keys x, inputs or
+            images; y or labels), `.npy`, `.pt` or `.pth` (a tensor or a dictionary with those
+            keys), `.safetensors`, IDX (also `.gz`), a folder of images, `IMAGES+LABELS` for a pair
+            of .npy or IDX files, `mnist-train`, `mnist-test`.
         spec: shape, kind and range of one input.
 
     Raises:
@@ -70,7 +73,8 @@ def _read(path_spec: str, spec: InputSpec) -> StoredArrays:
     if path_spec and path.is_dir():
         return StoredArrays(*read_image_folder(path, spec))
     if path_spec and path.exists():
-        return load_arrays(path)
+        is_text = path.suffix.lower() == TEXT
+        return StoredArrays(read_texts(path, spec)) if is_text else load_arrays(path)
     # File names may contain a plus sign themselves, so every split is tried.
     parts = path_spec.split("+")
     for cut in range(1, len(parts)):

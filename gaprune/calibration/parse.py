@@ -20,8 +20,8 @@ from gaprune.io.user_code import call_user
 from gaprune.models.input_spec import InputSpec
 
 AUTO, PROCEDURAL, NOISY = "auto", "procedural", "noise"
-IMPRESSIONS, INVERSION = "impressions", "inversion"
-OPTIMISED = (IMPRESSIONS, INVERSION)  # inputs that gradients optimise against the network
+IMPRESSIONS, INVERSION, SELF_TEXT = "impressions", "inversion", "self-text"
+FROM_NETWORK = (IMPRESSIONS, INVERSION, SELF_TEXT)  # inputs that are made with the network
 FILE_LEVELS = ("unlabelled", "labelled", "proxy")  # prefixes of a path; a bare path is unlabelled
 PATH_FORMS = ("PATH", "labelled:PATH", "proxy:PATH")
 
@@ -54,6 +54,7 @@ class CalibrationRequest:
     files: tuple[CalibrationFile, ...]  # files of inputs
     impressions: bool  # whether class impressions are wanted
     inversion: bool  # whether inputs inverted from BatchNorm statistics are wanted
+    self_text: bool = False  # whether texts that a language model writes are wanted
 
 
 def available_generators(spec: InputSpec) -> dict[str, InputGenerator]:
@@ -62,7 +63,7 @@ def available_generators(spec: InputSpec) -> dict[str, InputGenerator]:
     A plug-in is imported only when its generator is called.
     """
     built_in = {**GENERATORS[spec.kind], NOISY: NOISE[spec.kind]}
-    reserved = (*built_in, AUTO, PROCEDURAL, *OPTIMISED, *ALIASES)
+    reserved = (*built_in, AUTO, PROCEDURAL, *FROM_NETWORK, *ALIASES)
     added = plugins.plugin_names(plugins.GENERATORS + spec.kind, reserved)
     return {**built_in, **{name: partial(_draw_from_plugin, name) for name in added}}
 
@@ -98,12 +99,12 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Calibratio
     Raises:
         InputError: an empty list, or a word that is neither a generator nor a path.
     """
-    known = [AUTO, PROCEDURAL, *OPTIMISED, *available_generators(spec)]
+    known = [AUTO, PROCEDURAL, *FROM_NETWORK, *available_generators(spec)]
     if not calibration:
         raise InputError(f"calibration inputs: name at least one of {', '.join(known)}, or a file")
     return CalibrationRequest(
         names=tuple(
-            word for word in calibration if word in known and word not in (AUTO, *OPTIMISED)
+            word for word in calibration if word in known and word not in (AUTO, *FROM_NETWORK)
         ),
         files=tuple(
             parse_file("calibration", word, known, spec.in_memory)
@@ -112,6 +113,7 @@ def parse_calibration(calibration: Sequence[str], spec: InputSpec) -> Calibratio
         ),
         impressions=IMPRESSIONS in calibration,
         inversion=INVERSION in calibration,
+        self_text=SELF_TEXT in calibration,
     )
 
 

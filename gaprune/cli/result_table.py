@@ -60,6 +60,8 @@ def gain_text(result: Result) -> str:
     weights = f"with {percent(round(left, 4) or left, None)} of the weights"
     if accuracy is not None:
         return f"accuracy {percent(accuracy)} of {percent(result.dense_accuracy)} {weights}"
+    if (scores := result.perplexity) is not None:
+        return f"perplexity {scores['pruned']:.4g} (dense {scores['dense']:.4g}) {weights}"
     agreement = result.validation_agreement if repaired is None else repaired.validation
     inputs = "generated inputs" if result.provenance.is_generated else "validation inputs"
     return f"agreement {percent(agreement)} with the dense network on {inputs} {weights}"

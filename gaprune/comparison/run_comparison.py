@@ -27,7 +27,7 @@ from gaprune.comparison.store import CONFIG, Store, identity_of, open_store, req
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.held_out import HeldOut
-from gaprune.evaluation.labelled import check_labelled, read_labelled
+from gaprune.evaluation.labelled import check_labelled, read_labelled, read_test
 from gaprune.evaluation.objectives import find_objective
 from gaprune.io.bounded_reading import parse_toml
 from gaprune.io.trusted_code import remember_code
@@ -137,7 +137,7 @@ def compare(  # noqa: PLR0913 # what belongs to a network, each by its own name
     target = with_data(target, arrays, spec.settings)
     data = ComparisonData(
         None if train is None else read_labelled("train", train, target),
-        None if test is None else read_labelled("test", test, target),
+        None if test is None else read_test(test, target),
     )
     with python_display(progress=progress) as display:
         observers = ComparisonObservers(display, observer or ComparisonObserver())

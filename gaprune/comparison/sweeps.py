@@ -19,7 +19,7 @@ from gaprune.comparison.methods.threshold import sweep_thresholds
 from gaprune.comparison.plots.sweep_plots import plot_clusters, plot_thresholds
 from gaprune.config import make_settings
 from gaprune.errors import InputError, unknown_name
-from gaprune.evaluation.labelled import read_labelled
+from gaprune.evaluation.labelled import read_test
 from gaprune.evolution.tasks import derive_seed
 from gaprune.exports.clustering import sweep_clusters
 from gaprune.models.forward import standard_torch
@@ -123,7 +123,7 @@ def sweep(  # noqa: PLR0913 # options, each by its own name
         output=output,
         fold_parametrizations=fold_parametrizations,
     )
-    held_out = None if test is None else read_labelled("test", test, target)
+    held_out = None if test is None else read_test(test, target)
     with python_display(progress=progress) as display:
         observers = ObserverGroup(display, observer or Observer())
         return sweep_target(by, target, held_out, options, observers)

@@ -54,7 +54,7 @@ class HeldOut:
         self._labels = None if samples.labels is None else samples.labels.to(target.device)
         self._teacher = batched_forward(target.model, self._inputs)
         # Classes are compared by agreement, everything else by explained variance.
-        objective = find_objective(AUTO, self._teacher)
+        objective = find_objective(AUTO, self._teacher, target.inputs.vocabulary)
         self._agreement = objective.agreement
         if self._labels is not None and objective.name != "kl":
             raise InputError(

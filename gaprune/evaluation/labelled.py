@@ -41,6 +41,34 @@ def read_labelled(argument: str, data: object, target: Target) -> Samples:
     return check_labelled(argument, samples, target)
 
 
+def is_language_model(target: Target) -> bool:
+    """Return whether a target predicts the next token, so that a text tests it."""
+    return target.inputs.text is not None and bool(target.inputs.text.packs)
+
+
+def read_test(data: object, target: Target) -> Samples:
+    """Read test data: a text for a causal language model, else labelled inputs.
+
+    Raises:
+        InputError: as `read_labelled`.
+    """
+    if is_language_model(target) and isinstance(data, (str, Path)):
+        try:
+            samples = read_samples(str(data), target.inputs)
+        except InputError as error:
+            raise about("test", error) from error
+        return samples._replace(labels=None)
+    return read_labelled("test", data, target)
+
+
+def check_test(samples: Samples, target: Target) -> Samples:
+    """Return test data as `check_labelled` does; a text for a language model has no labels."""
+    if is_language_model(target) and samples.labels is None:
+        check_inputs("test", samples, target)
+        return samples
+    return check_labelled("test", samples, target)
+
+
 def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
     """Return labelled samples with inputs in the dtype of the network and int64 labels.
 

@@ -61,6 +61,12 @@ def kl_divergence(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None
     return (log_teacher.exp() * (log_teacher - log_outputs)).sum(dim=1).mean()
 
 
+def token_divergence(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return KL(teacher ‖ outputs) of the distributions over tokens, in nats; tokens on axis 1."""
+    log_teacher, log_outputs = (functional.log_softmax(x, dim=1) for x in (teacher, outputs))
+    return (log_teacher.exp() * (log_teacher - log_outputs)).sum(dim=1).mean()
+
+
 def agreement(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return the fraction of inputs with the same predicted class; classes on axis 1."""
     # float64: a mean of many 0s and 1s is then exact enough to compare with a threshold.
@@ -113,16 +119,39 @@ OBJECTIVES: dict[str, Objective] = {
 AUTO = "auto"
 
 
-def find_objective(name: str, teacher: Tensor) -> Objective:
+def _at_every_token(metric: Metric) -> Metric:
+    """Return a metric of classes on axis 1 for distributions over tokens, `[N, L, vocabulary]`."""
+
+    def metric_of_tokens(outputs: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
+        return metric(outputs.flatten(0, 1), teacher.flatten(0, 1), labels)
+
+    return metric_of_tokens
+
+
+_TOKEN_AGREEMENT, _TOKEN_LOSS = _at_every_token(agreement), _at_every_token(token_divergence)
+TOKEN_OBJECTIVES: dict[str, Objective] = {
+    "kl": Objective("kl", _negative(_TOKEN_LOSS), _TOKEN_LOSS, _TOKEN_AGREEMENT),
+    "agreement": Objective("agreement", _TOKEN_AGREEMENT, _TOKEN_LOSS, _TOKEN_AGREEMENT),
+}
+"""The objectives of classes for networks that return a distribution over tokens at each place."""
+
+
+def find_objective(name: str, teacher: Tensor, vocabulary: int = 0) -> Objective:
     """Return an objective by name, checked against the shape of the teacher's outputs `[N, …]`.
 
-    The name is `auto` (`kl` for logits `[N, classes]`, else `relative-error`), a key of
-    `OBJECTIVES`, the name of a plug-in, or `path/to/file.py:function` with the signature
-    `(outputs, teacher, labels) -> float` on CPU tensors, larger is better.
+    The name is `auto` (`kl` for logits `[N, classes]` and for those of a language model,
+    `[N, L, vocabulary]`, else `relative-error`), a key of `OBJECTIVES`, the name of a plug-in, or
+    `path/to/file.py:function` with the signature `(outputs, teacher, labels) -> float` on CPU
+    tensors, larger is better. `vocabulary` is the number of token ids, 0 for other inputs.
 
     Raises:
         InputError: an unknown name, or an objective for classes on outputs without classes.
     """
+    if vocabulary and teacher.ndim == 3 and teacher.shape[2] == vocabulary:
+        if name in (AUTO, *TOKEN_OBJECTIVES):
+            return TOKEN_OBJECTIVES["kl" if name == AUTO else name]
+        if ":" in name:
+            return black_box(name, load_function(name, "objective"), _TOKEN_AGREEMENT)
     classes = teacher.ndim >= 2 and teacher.shape[1] >= 2
     if name == AUTO:
         return OBJECTIVES["kl" if classes and teacher.ndim == 2 else "relative-error"]

@@ -55,6 +55,7 @@ class InputSpec:
         in_memory: name → inputs and labels that a Python caller gave, as they were given.
         examples: data level and hash of the rows of a network with several inputs, whose inputs
             are row numbers (`gaprune.models.arguments`); empty for others.
+        text: turns texts into token ids (`sources.text_encoder.TextEncoder`), or None.
 
     Raises:
         InputError: a value breaks one of these rules.
@@ -73,6 +74,7 @@ class InputSpec:
         default_factory=dict, compare=False, repr=False
     )
     examples: str = field(default="", compare=False, repr=False)
+    text: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -220,7 +222,13 @@ def resolve_inputs(
     if vocabulary is None:
         vocabulary = (default.vocabulary if default else 0) or first.vocabulary
     token_ids = _token_ids(model, vocabulary, default)
-    return InputSpec(shape=tuple(shape), kind=kind, vocabulary=vocabulary, token_ids=token_ids)
+    return InputSpec(
+        shape=tuple(shape),
+        kind=kind,
+        vocabulary=vocabulary,
+        token_ids=token_ids,
+        text=default and default.text,
+    )
 
 
 def vocabulary_embeddings(model: nn.Module, vocabulary: int) -> Iterator[nn.Embedding]:

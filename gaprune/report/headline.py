@@ -156,6 +156,9 @@ def _quality(run: RunFiles) -> list[Figure]:
     if not _compares_classes(run):
         name = "of the variance of the dense network's outputs explained"
     figures = [Figure("Agreement", percent(validation), f"{inputs}: {name}")]
+    if perplexity := record.get("perplexity"):
+        text = f"on the test text; the dense network has {perplexity['dense']:.4g}"
+        figures.insert(0, Figure("Perplexity", f"{perplexity['pruned']:.4g}", text))
     if accuracy is not None:
         dense = _dense_accuracy(record)
         text = "of the pruned network"

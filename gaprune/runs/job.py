@@ -15,7 +15,7 @@ from typing import Any
 from gaprune.calibration.samples import Samples
 from gaprune.config import Settings, make_settings, unknown_setting
 from gaprune.errors import InputError
-from gaprune.evaluation.labelled import read_labelled, zoo_test
+from gaprune.evaluation.labelled import read_test, zoo_test
 from gaprune.masks.budget import check_sparsity
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, load_target
@@ -73,7 +73,7 @@ class PruneJob:
             )
             if self.test is None:
                 return target, zoo_test(target)
-            return target, read_labelled("test", self.test, target)
+            return target, read_test(self.test, target)
 
     def as_config(self) -> dict[str, Any]:
         """Return everything stated as flat plain data, such as a TOML file holds; None is left out.

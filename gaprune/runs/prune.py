@@ -18,7 +18,7 @@ from gaprune.calibration.weighing import weighing
 from gaprune.callbacks import Callbacks, Observer, ObserverGroup, WarnOnce
 from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import GapruneError
-from gaprune.evaluation.labelled import read_labelled
+from gaprune.evaluation.labelled import read_test
 from gaprune.io.checkpoints import Checkpoint
 from gaprune.models.forward import standard_torch
 from gaprune.models.input_spec import InputOptions
@@ -139,7 +139,7 @@ def prune(  # noqa: PLR0913 # what is known about a network, each by its own nam
     )
     target = with_data(target, data, checked.settings)
     versions = _versions(model)
-    samples = None if test is None else read_labelled("test", test, target)
+    samples = None if test is None else read_test(test, target)
     with (
         python_display(progress=progress) as display,
         nullcontext() if out is None else open_run(out) as run_directory,

@@ -64,6 +64,7 @@ class Result:
         validation_agreement: agreement on the validation inputs.
         accuracy: on the labelled test set, or None.
         dense_accuracy: that of the dense network.
+        perplexity: of a language model on a test text, `dense` and `pruned`; else None.
         baselines: one-shot method → its scores at the same sparsity; with `repair_in_loop` after
             repair.
         provenance: where calibration and validation inputs came from.
@@ -104,6 +105,7 @@ class Result:
     evaluations: int
     seconds: float
     settings: Mapping[str, Any]
+    perplexity: Mapping[str, float] | None = None
     repaired: RepairedScore | None = None
     front: Sequence[Mapping[str, float]] = ()
     front_masks: Sequence[Mapping[str, Tensor]] = ()
@@ -231,6 +233,7 @@ class Result:
                 "validation": self.validation_agreement,
             },
             "accuracy": {"dense": self.dense_accuracy, "pruned": self.accuracy},
+            "perplexity": None if self.perplexity is None else dict(self.perplexity),
             "baselines": {name: vars(score) for name, score in self.baselines.items()},
             "best_baseline": self.best_baseline,
             "gain": self.gain,

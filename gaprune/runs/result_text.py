@@ -51,6 +51,9 @@ def result_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if accuracy is not None:
         dense = record["accuracy"]["dense"]
         lines.append(("accuracy", f"{percent(accuracy)} on the test data (dense {percent(dense)})"))
+    if perplexity := record.get("perplexity"):
+        dense, pruned = (f"{perplexity[name]:.4g}" for name in ("dense", "pruned"))
+        lines.append(("perplexity", f"{pruned} on the test text (dense {dense})"))
     lines.append(("agreement", f"{percent(agreement)} with the dense network, validation inputs"))
     best = record["best_baseline"]
     if best is not None:

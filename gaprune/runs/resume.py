@@ -20,7 +20,7 @@ from torch import nn
 from gaprune.callbacks import Observer, ObserverGroup, WarnOnce
 from gaprune.config import ARITHMETIC, CHANGEABLE, LIMITS, Settings, make_settings, unknown_setting
 from gaprune.errors import GapruneError, InputError
-from gaprune.evaluation.labelled import read_labelled
+from gaprune.evaluation.labelled import read_test
 from gaprune.io.atomic import writing
 from gaprune.io.checkpoints import Checkpoint, DamagedError, read_checkpoint
 from gaprune.io.run_files import CONFIG, RECORD, check_run_files, read_config, read_record
@@ -143,7 +143,7 @@ def resume_run(  # noqa: PLR0913 # see resume
             device=checked.driver_device,
             output=stated.get("output"),
         )
-        samples = None if test is None else read_labelled("test", test, target)
+        samples = None if test is None else read_test(test, target)
     elif "target" in stated:
         # `device` is the one chosen now: that of the first process may not exist here.
         job = make_job({**stated, **{name: v for name, v in used.items() if v is not None}})

@@ -25,8 +25,9 @@ from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import StrictForward
 from gaprune.evaluation.held_out import HeldOut
-from gaprune.evaluation.labelled import check_labelled
+from gaprune.evaluation.labelled import check_test, is_language_model
 from gaprune.evaluation.objectives import AUTO, accuracy, finite
+from gaprune.evaluation.perplexity import perplexity
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.search_plan import SearchPlan, SearchResult
@@ -91,7 +92,7 @@ class PruningRun:
         self.target, self.resolved, self.settings = target, resolved, resolved.settings
         self.observer = WarnOnce.of(observer)
         self.checkpointer = checkpointer or Checkpointer()
-        self.test = None if test is None else check_labelled("test", test, target)
+        self.test = None if test is None else check_test(test, target)
         self.earlier_seconds = 0.0  # in processes that this one continues
         self._started = time.monotonic()
         seconds = self.settings.seconds if self.settings.method == EVOLVED else None
@@ -389,6 +390,7 @@ class PruningRun:
         masks = evaluator.masks(best.mask)
         check_budget(self.target, self.plan, best, masks)
         repaired = self._repaired(masks, validation, test) if settings.repair else None
+        perplexities = self._perplexities(masks, test)
         seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
             target=self.target.to("cpu"),
@@ -401,6 +403,7 @@ class PruningRun:
             validation_agreement=validation,
             accuracy=accuracies.get("pruned"),
             dense_accuracy=accuracies.get("dense"),
+            perplexity=perplexities,
             baselines={
                 seed.origin: BaselineScore(scores[seed.key].agreement, accuracies.get(seed.origin))
                 for seed in seeds
@@ -449,6 +452,18 @@ class PruningRun:
                 f"{agreement:.1%}: use the strict network, unless your own inputs say otherwise"
             )
         return RepairedScore(result, agreement, tested, self.settings.repair_in_loop)
+
+    def _perplexities(
+        self, masks: Mapping[str, Tensor], test: Samples | None
+    ) -> dict[str, float] | None:
+        """Return the perplexity of the dense and of the pruned language model on a test text."""
+        if test is None or not is_language_model(self.target):
+            return None
+        self.observer.phase("test", f"measuring perplexity on {test.inputs.numel():,} tokens")
+        ids = test.inputs.to(self.target.device)
+        with profiled("test"), torch_threads(self.settings.threads_per_worker):
+            dense = perplexity(self.target.model, ids)
+            return {"dense": dense, "pruned": perplexity(self.target.masked_copy(masks), ids)}
 
     def _accuracies(
         self, best: Individual, seeds: list[Individual], test: Samples | None

@@ -29,6 +29,7 @@ from gaprune.evaluation.forward_modes import (
     RepairedForward,
     TeacherBatch,
 )
+from gaprune.evaluation.labelled import is_language_model
 from gaprune.evaluation.objectives import AUTO, find_objective
 from gaprune.evaluation.precision import check_precision, choose_precision
 from gaprune.evolution.gradient import Refinement
@@ -51,6 +52,7 @@ from gaprune.workers.serial import torch_threads
 # With optimised calibration inputs: generations that may lose on the validation inputs.
 PATIENCE = 2
 MANY_LAYERS = 8  # from here on, densities are searched first and gradients are clipped
+TEXTS = {"calibration_count": 64, "validation_count": 16}  # for language models
 # A network of so many multiply-adds per input is run on fewer inputs where its mask needs none.
 SLOW_MACS, FEWER_INPUTS = 1 << 27, 256
 CLIP = 3.0  # root mean squares
@@ -241,14 +243,14 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
     """Return what follows from the calibration inputs: a search overfits optimised ones."""
     with torch_threads(settings.threads_per_worker):
         request = resolve_calibration(settings.calibration, target).request
-        changes: dict[str, Any] = {}
+        changes = _text_counts(settings) if is_language_model(target) else {}
         # Inverted inputs lie between classes, where no decision is clear: compare all logits.
         if settings.objective == AUTO and request.inversion:
             outputs = batched_forward(target.model, target.example())
-            if find_objective(AUTO, outputs).name == "kl":
+            if find_objective(AUTO, outputs, target.inputs.vocabulary).name == "kl":
                 changes["objective"] = "logits"
     if settings.method != EVOLVED:
-        is_stated = "calibration_count" in settings.model_fields_set
+        is_stated = "calibration_count" in {*settings.model_fields_set, *changes}
         if settings.repair or is_stated or find_criterion(settings.method).needs_inputs:
             return changes
         # The mask does not depend on them: they only tell the agreement on such inputs.
@@ -262,6 +264,12 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
         defaults = {"warmup": WARMUP, "statistics_loss": STATISTICS_LOSS}
         changes |= {name: v for name, v in defaults.items() if getattr(settings, name) is None}
     return changes
+
+
+def _text_counts(settings: Settings) -> dict[str, Any]:
+    """Return the numbers of texts for a language model: every text is hundreds of predictions."""
+    stated = settings.model_fields_set
+    return {name: count for name, count in TEXTS.items() if name not in stated}
 
 
 def _density_search(draft: Settings, stated: int | None, num_layers: int) -> dict[str, Any]:
@@ -319,7 +327,7 @@ def make_evaluator(
     """
     settings, evolved = resolved.settings, resolved.settings.method == EVOLVED
     search = _teacher_batch(target, calibration_set.search)
-    objective = find_objective(settings.objective, search.teacher)
+    objective = find_objective(settings.objective, search.teacher, target.inputs.vocabulary)
     refined = resolved.preset.gradient and evolved
     if objective.needs_labels and search.labels is None:
         raise InputError(

@@ -16,19 +16,23 @@ from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.random_draws import to_network
 from gaprune.calibration.inversion.batchnorm import InversionOptions, invert
 from gaprune.calibration.inversion.impressions import impressions
-from gaprune.calibration.inversion.token_search import (
-    TokenSearchOptions,
-    diversify,
+from gaprune.calibration.inversion.self_text import (
+    TEMPERATURES,
+    first_words,
     is_causal_language_model,
-    sample_sequences,
+    keep_likely,
+    num_drafts,
+    write_texts,
 )
+from gaprune.calibration.inversion.token_search import TokenSearchOptions, diversify
 from gaprune.calibration.samples import Samples
 from gaprune.callbacks import Observer
+from gaprune.errors import InputError
 from gaprune.models.target import Target
 
 INVERTING = "inverting the network"  # names of the tasks whose progress is reported
-WRITING, VARYING = "writing sequences", "varying sequences"
-ROWS = 32  # sequences written together
+WRITING, VARYING = "writing texts", "varying sequences"
+ROWS = 32  # texts written together
 MEMORY = 5e8  # bytes for the outputs of one pass
 COPIES_OF_OUTPUTS = 6  # that a token search holds at a time
 
@@ -72,32 +76,51 @@ class Synthesis:
         return Samples(inputs, None, f"{len(inputs)} inputs {origin}")
 
     def sequences(self, count: int, seconds: float | None) -> Samples:
-        """Make token sequences.
+        """Make token sequences; a causal language model writes them (`self_text`).
 
-        A causal language model continues the first tokens of starting points; a time limit may
-        leave fewer than `count`. For other networks, tokens are replaced until the outputs differ.
+        For other networks, tokens are replaced until the outputs differ.
 
         Raises:
             InputError: the network neither writes nor passes gradients to an embedding of the ids.
         """
         model, spec, example = self.target.model, self.target.inputs, self.target.example()
         if is_causal_language_model(model, spec, example):
-            rows = self._rows(example, ROWS, least=1, copies=1)
-            facts: dict[str, Any] = {"form": "written", "rows": rows, "seconds": seconds}
-            inputs = self._make_or_read(count, facts, partial(self._write, rows, seconds))
-            source = "sequences written by the network, first token from"
-        else:
-            most = TokenSearchOptions.batch
-            rows = self._rows(example, most, least=2, copies=COPIES_OF_OUTPUTS)
-            options = TokenSearchOptions(batch=rows, seconds=seconds)
-            report = partial(self.observer.progress, VARYING)
+            return self.self_text(count, seconds)
+        most = TokenSearchOptions.batch
+        rows = self._rows(example, most, least=2, copies=COPIES_OF_OUTPUTS)
+        options = TokenSearchOptions(batch=rows, seconds=seconds)
+        report = partial(self.observer.progress, VARYING)
 
-            def vary(starts: Tensor, draws: torch.Generator) -> Tensor:
-                return diversify(model, spec, starts, draws, options, report)
+        def vary(starts: Tensor, draws: torch.Generator) -> Tensor:
+            return diversify(model, spec, starts, draws, options, report)
 
-            inputs = self._make_or_read(count, {"form": "varied", **asdict(options)}, vary)
-            source = "sequences varied until the answers differ, started from"
+        inputs = self._make_or_read(count, {"form": "varied", **asdict(options)}, vary)
+        source = "sequences varied until the answers differ, started from"
         return Samples(inputs, None, f"{len(inputs)} {source} {self.mixture.description}")
+
+    def self_text(self, count: int, seconds: float | None) -> Samples:
+        """Let a causal language model write texts; a time limit may leave fewer than `count`.
+
+        Texts begin with the start token of its tokenizer, or where it is not known with the first
+        tokens of starting points.
+
+        Raises:
+            InputError: the network is no causal language model.
+        """
+        target, example = self.target, self.target.example()
+        if not is_causal_language_model(target.model, target.inputs, example):
+            raise InputError(
+                "calibration inputs: self-text needs a causal language model, which maps ids "
+                "[N, L] to logits [N, L, vocabulary]; use --calibration=procedural"
+            )
+        rows = self._rows(example, ROWS, least=1, copies=1)
+        start = target.inputs.text and target.inputs.text.start
+        heat = ", ".join(map(str, TEMPERATURES))
+        facts = {"form": "written", "rows": rows, "seconds": seconds, "start": start, "heat": heat}
+        inputs = self._make_or_read(count, facts, partial(self._write, rows, seconds, start))
+        begin = self.mixture.description if start is None else "its start token"
+        source = f"{len(inputs)} texts of the network itself at temperatures {heat}, begun with "
+        return Samples(inputs, None, f"{source}{begin}, without the least and most likely ones")
 
     def _make_or_read(self, count: int, options: Mapping[str, Any], make: Maker) -> Tensor:
         """Make inputs on the CPU, or read those made for the same weights, options and seed."""
@@ -128,17 +151,28 @@ class Synthesis:
         return max(least, min(most, int(MEMORY // needed)))
 
     def _write(
-        self, rows: int, seconds: float | None, starts: Tensor, draws: torch.Generator
+        self,
+        rows: int,
+        seconds: float | None,
+        start: int | None,
+        points: Tensor,
+        draws: torch.Generator,
     ) -> Tensor:
-        """Continue the first token of each start `[N, L]`, in batches, until the time is over."""
-        batches: list[Tensor] = []
+        """Write texts as long as `points` `[N, L]`, in batches, until the time is over."""
+        model, count = self.target.model, num_drafts(len(points))
+        if start is None:
+            starts = points[:, :1].repeat(2, 1)[:count]
+        else:
+            starts = first_words(model, start, count, draws)
+        written: list[tuple[Tensor, Tensor]] = []
         begin, longest, done = time.monotonic(), 0.0, 0
         for batch in starts.split(rows):
-            start = time.monotonic()
+            before = time.monotonic()
             # No batch begins that would probably end too late.
-            if batches and seconds is not None and start - begin + longest > seconds:
+            if written and seconds is not None and before - begin + longest > seconds:
                 break
-            batches.append(sample_sequences(self.target.model, batch, draws))
-            longest, done = max(longest, time.monotonic() - start), done + len(batch)
+            written.append(write_texts(model, batch, points.shape[1], draws))
+            longest, done = max(longest, time.monotonic() - before), done + len(batch)
             self.observer.progress(WRITING, done, len(starts))
-        return torch.cat(batches)
+        ids, surprise = map(torch.cat, zip(*written, strict=True))
+        return keep_likely(ids, surprise)[: len(points)]

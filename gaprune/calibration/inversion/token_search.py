@@ -3,7 +3,7 @@
 Token ids are discrete, so gradients cannot optimise them directly. Single tokens are replaced where
 the gradient promises the largest increase of the spread of the outputs (first-order substitution,
 HotFlip, Ebrahimi et al. 2018, section 3); a round is kept only if the spread really grows. A causal
-language model needs no search: it writes sequences itself (LLM-QAT, Liu et al. 2023, section 2.1).
+language model needs no search: it writes texts itself (`self_text`).
 """
 
 from __future__ import annotations
@@ -77,39 +77,6 @@ def diversify(
         improved.append(search.improve(batch, seconds, report))
     progress(total, total)
     return torch.cat(improved)
-
-
-@torch.no_grad()
-def sample_sequences(model: nn.Module, starts: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample sequences, int64 ids `[N, L]`, from a causal language model, token after token.
-
-    Of the ids `starts` `[N, L]`, L at least 2, the first of each row is kept. The model maps ids to
-    logits `[N, L, vocabulary]` of the next token (`is_causal_language_model`).
-    """
-    ids = starts.clone()
-    for position in range(1, ids.shape[1]):
-        probabilities = model(ids)[:, position - 1].float().softmax(1).cpu()
-        tokens = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-        ids[:, position] = tokens.to(ids.device)
-    return ids
-
-
-@torch.no_grad()
-def is_causal_language_model(model: nn.Module, spec: InputSpec, ids: Tensor) -> bool:
-    """Return whether outputs `[N, L, vocabulary]` depend on previous and present ids only.
-
-    The test changes the last of the ids `[N, L]`, so L must be at least 2.
-    """
-    if spec.kind != "tokens" or ids.ndim != 2 or ids.shape[1] < 2:
-        return False
-    outputs = model(ids)
-    if outputs.shape != (*ids.shape, spec.vocabulary):
-        return False
-    changed_ids = ids.clone()
-    changed_ids[:, -1] = (changed_ids[:, -1] + 1) % spec.vocabulary
-    # isclose takes equal infinities as close: -inf forbids a token.
-    same = torch.isclose(model(changed_ids), outputs, rtol=1e-4, atol=1e-5)
-    return bool(same[:, :-1].all() and not same[:, -1].all())
 
 
 def information(outputs: Tensor, others: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import LoadedNetwork
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.outputs import choose_output, choose_tower
+from gaprune.models.sources.text_encoder import TextEncoder
 from gaprune.models.sources.tokenizer import HIDDEN, POOLINGS, pool_tokens, take_ids
 from gaprune.models.sources.vocabulary import read_token_ids
 
 LENGTH = 64  # default number of tokens per input: a few sentences, and fast to run
+CAUSAL_LENGTH = 256  # that of a causal language model, whose every token is a prediction
+MOST_LOGITS = 1 << 19  # of an input: a causal language model returns fewer positions above it
 POOLING_FILE = "1_Pooling/config.json"  # in a folder of sentence-transformers
 GGUF = ".gguf"  # files of llama.cpp, with the sizes of the network in them
 SECOND = 16_000  # default number of samples of a waveform, at 16 kHz
@@ -97,6 +101,12 @@ def load_hf(
         output = _default_output(model, find)
     read_inputs = _INPUTS.get(_input_name(model))
     inputs = read_inputs(model, find) if read_inputs else None
+    if inputs is not None and inputs.kind == "tokens":
+        packs = _is_causal(transformers, model)
+        start = getattr(model.config, "bos_token_id", None) if packs else None
+        local = not allow_download
+        text = TextEncoder(location, gguf.get("gguf_file", ""), packs, start, local)
+        inputs = replace(inputs, text=text)
     if output in POOLINGS:
         pool_tokens(model, str(output))
     else:
@@ -269,6 +279,10 @@ def _image_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec |
     return InputSpec(shape=shape, kind="image", mean=mean or (0.0,), std=std or (1.0,))
 
 
+def _is_causal(transformers: Any, model: Any) -> bool:
+    return type(model) is transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+
+
 def _token_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec | None:
     """Take ids alone, in place, and return their shape."""
     embedding = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
@@ -277,12 +291,15 @@ def _token_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec |
     if embedding is None:
         return None
     settings = getattr(model, "config", None)
-    longest = getattr(settings, "max_position_embeddings", None) or LENGTH
-    take_ids(model, getattr(settings, "pad_token_id", None))
-    ids = read_token_ids(find, embedding.num_embeddings)
-    return InputSpec(
-        (min(LENGTH, longest),), "tokens", vocabulary=embedding.num_embeddings, token_ids=ids
-    )
+    # of networks of transformers, only causal language models return chosen positions
+    causal = "logits_to_keep" in inspect.signature(model.forward).parameters
+    length = CAUSAL_LENGTH if causal else LENGTH
+    length = min(length, getattr(settings, "max_position_embeddings", None) or length)
+    vocabulary = embedding.num_embeddings
+    positions = max(1, MOST_LOGITS // vocabulary) if causal else None
+    take_ids(model, getattr(settings, "pad_token_id", None), positions)
+    ids = read_token_ids(find, vocabulary)
+    return InputSpec((length,), "tokens", vocabulary=vocabulary, token_ids=ids)
 
 
 def _spectrogram_inputs(model: Any, _find: object) -> InputSpec | None:

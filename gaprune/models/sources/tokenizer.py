@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, unknown_name
@@ -26,21 +27,24 @@ def mask_of(tokens: Tensor, padding: int | None) -> Tensor:
     return (is_token | ~is_token.any(dim=1, keepdim=True)).to(tokens.dtype)
 
 
-def take_ids(model: nn.Module, padding: int | None) -> nn.Module:
+def take_ids(model: nn.Module, padding: int | None, positions: int | None = None) -> nn.Module:
     """Make a network of transformers accept ids `[N, L]` alone, in place.
 
     Calls with keywords, as transformers' own tokenisers prepare them, stay as they are. `padding`
-    is None if all ids are tokens.
+    is None if all ids are tokens. With `positions`, a causal language model that is called with ids
+    alone returns the logits of so many tokens of each text, evenly spaced, the last one included.
     """
     takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
     # a hook, not a wrapper module: parameters keep the names of the checkpoint
-    model.register_forward_pre_hook(partial(_ids_hook, padding, takes_mask), with_kwargs=True)
+    hook = partial(_ids_hook, padding, takes_mask, positions)
+    model.register_forward_pre_hook(hook, with_kwargs=True)
     return model
 
 
 def _ids_hook(
     padding: int | None,
     takes_mask: bool,  # noqa: FBT001 - bound by `take_ids`
+    positions: int | None,
     model: nn.Module,
     inputs: tuple[Any, ...],
     keywords: dict[str, Any],
@@ -50,6 +54,9 @@ def _ids_hook(
     named = {"input_ids": inputs[0]}
     if takes_mask:
         named["attention_mask"] = mask_of(inputs[0], padding)
+    if positions is not None and positions < (length := inputs[0].shape[1]):
+        kept = torch.arange(1, positions + 1, device=inputs[0].device) * length // positions - 1
+        named["logits_to_keep"] = kept
     return (), named
 
 
