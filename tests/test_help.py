@@ -19,7 +19,7 @@ import gaprune
 from gaprune import choices
 from gaprune.calibration.files import ALIASES
 from gaprune.calibration.generators.procedural import GENERATORS
-from gaprune.calibration.parse import AUTO, NOISY, OPTIMISED, PROCEDURAL
+from gaprune.calibration.parse import AUTO, FROM_NETWORK, NOISY, PROCEDURAL
 from gaprune.cli import COMMANDS, load_command
 from gaprune.cli.command_help import ESSENTIAL
 from gaprune.comparison.methods.iterative import SCHEDULES
@@ -93,7 +93,7 @@ def test_the_names_in_the_help_are_those_of_the_registries() -> None:
     assert set(choices.INPUT_KINDS) == set(GENERATORS)
     assert list(choices.CRITERIA) == list(CRITERIA)
     assert list(choices.METHODS) == list(known_methods())
-    named = (AUTO, PROCEDURAL, *OPTIMISED, *GENERATORS["image"], NOISY, *ALIASES)
+    named = (AUTO, PROCEDURAL, *FROM_NETWORK, *GENERATORS["image"], NOISY, *ALIASES)
     assert list(choices.CALIBRATION) == list(named)
     assert list(choices.OBJECTIVES) == list(OBJECTIVES)
     assert list(choices.PRECISIONS) == [*PRECISIONS, AUTO]

@@ -455,7 +455,9 @@ def test_a_validation_of_real_data_is_on_the_provenance(tmp_path: Path) -> None:
     assert noise.provenance.level == "procedural"
 
 
-@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "off", [pytest.param(torch.no_grad, marks=pytest.mark.slow), torch.inference_mode]
+)
 @pytest.mark.parametrize("calibration", ["inversion", "impressions"])
 def test_it_makes_no_difference_what_the_caller_has_switched_off(
     off: Callable[[], AbstractContextManager[None]],

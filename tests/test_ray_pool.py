@@ -73,10 +73,7 @@ def test_a_limit_of_time_ends_the_wait_for_workers(pool: RayWorkers) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        pytest.param(fault, marks=[] if fault in ("exit", "memory") else pytest.mark.slow)
-        for fault in FAULTS
-    ],
+    [pytest.param(fault, marks=[] if fault == "exit" else pytest.mark.slow) for fault in FAULTS],
 )
 def test_a_worker_that_is_lost_changes_no_result(
     fault: str, pool: RayWorkers, tmp_path: Path
