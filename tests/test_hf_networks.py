@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gaprune import export
+from gaprune import export, prune_target
+from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.models.input_spec import InputOptions, InputSpec
 from gaprune.models.parametrizations import set_computed_weights
@@ -352,6 +353,14 @@ def test_a_gguf_file_is_the_network_that_was_written(tmp_path: Path) -> None:
     assert (loaded.inputs.shape, loaded.inputs.vocabulary) == ((40,), 50)
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(TEXTS[:1]), model(TEXTS[:1]).logits)
+    settings = make_settings({**QUICK, "calibration": ("uniform",)})
+    result = prune_target(load_target(f"hf:{tmp_path}/net.gguf"), settings)
+    exported = export(result, "hf", tmp_path / "exported")
+    again = transformers().LlamaForCausalLM.from_pretrained(exported.path)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            again(TEXTS[:1]).logits, result.pruned_model()(input_ids=TEXTS[:1])
+        )
 
 
 def test_a_missing_package_names_its_extra() -> None:

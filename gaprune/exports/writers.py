@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gaprune.io.tensor_files import load_tensors
 from gaprune.io.weights import sha256_of
 from gaprune.models.onnx import FILE, compare_with_torch, save_onnx
 from gaprune.models.parametrizations import set_computed_weights
-from gaprune.models.sources.hf import model_class_of
+from gaprune.models.sources.hf import GGUF, model_class_of
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.outputs import choose_tower
 from gaprune.runs.directory import load_masks
@@ -120,10 +121,18 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
     transformers = import_extra("transformers", "hf", "hf")
     source = _hf_source(transformers, name.removeprefix(HF_PREFIX))
     pruned.target()  # raises if the source has changed
-    model_class = model_class_of(transformers, transformers.AutoConfig.from_pretrained(source))
     # Offline, without pickles, and in the dtype of the checkpoint.
-    loading = {"local_files_only": True, "use_safetensors": True, "dtype": "auto"}
-    model = model_class.from_pretrained(source, **loading)
+    loading: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": "auto"}
+    if source.suffix.lower() == GGUF:
+        model, files = _from_gguf(transformers, source), []
+        with suppress(Exception):  # a file may hold no tokenizer, or one of an unknown kind
+            transformers.AutoTokenizer.from_pretrained(
+                source.parent, gguf_file=source.name, local_files_only=True
+            ).save_pretrained(folder)
+    else:
+        config = transformers.AutoConfig.from_pretrained(source)
+        model = model_class_of(transformers, config).from_pretrained(source, **loading)
+        files = sorted(source.rglob("*"))
     tower = pruned.config.get("tower")
     part = model if tower is None else choose_tower(model, tower)
     plain = set_computed_weights(part, pruned.state)
@@ -136,19 +145,27 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
     # Layers that the pruned network lacks, such as a pooler or another tower, keep their weights.
     part.load_state_dict({**state, **plain})
     model.save_pretrained(folder)
-    for file in sorted(source.rglob("*")):
+    for file in files:
         path = file.relative_to(source)
         hidden = any(part.startswith(".") for part in path.parts)
         if file.is_file() and not hidden and not file.name.endswith((*_HF_WEIGHTS, *_HF_SKIPPED)):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / path)
-    check_written(model_class.from_pretrained(folder, **loading).state_dict(), model.state_dict())
+    check_written(type(model).from_pretrained(folder, **loading).state_dict(), model.state_dict())
+
+
+def _from_gguf(transformers: Any, file: Path) -> Any:  # noqa: ANN401 - a module, a network
+    """Return a network with the sizes in a GGUF file; transformers refuses to save a loaded one."""
+    named = {"gguf_file": file.name, "local_files_only": True}
+    config = transformers.AutoConfig.from_pretrained(file.parent, **named)
+    vars(config).pop("quantization_config", None)
+    return model_class_of(transformers, config, with_head=True)(config)
 
 
 def _hf_source(transformers: Any, name: str) -> Path:  # noqa: ANN401 - a module
     """Return the local folder with the files of a network of transformers."""
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.suffix.lower() == GGUF and folder.is_file()):
         return folder
     try:
         config = transformers.utils.cached_file(name, _HF_CONFIG, local_files_only=True)

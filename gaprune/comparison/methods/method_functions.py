@@ -32,7 +32,8 @@ from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.runs.prune import prune_target
 
 GENERATED_COUNT = 32768  # generated inputs that replace a training set
-MAX_VALUES = 2**28  # of all generated inputs together: 1 GiB of float32
+MAX_VALUES = 2**28  # of all generated inputs together: 1 GiB of float32from gaprune.models.network import DenseNetwork
+
 
 
 def by_criterion(
@@ -62,7 +63,8 @@ def _scores(
     most = criterion.most_inputs if criterion.needs_inputs else 0
     calibration = context.criterion_inputs(seed, most) if most else None
     generator = context.generator("comparison", criterion.name, seed)
-    network, ranked = context.target, context.ranked_units
+    network: DenseNetwork = context.target
+    ranked = context.ranked_units
     if ranked.units is None:
         network = with_rules(network, ranked.layout, sparsity, scope)
     return score_with(criterion, network, calibration, generator, density=1 - sparsity)
