@@ -29,11 +29,11 @@ from gaprune.evolution.seeding import with_rules
 from gaprune.exports.clustering import cluster_weights
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.models.network import DenseNetwork
 from gaprune.runs.prune import prune_target
 
 GENERATED_COUNT = 32768  # generated inputs that replace a training set
-MAX_VALUES = 2**28  # of all generated inputs together: 1 GiB of float32from gaprune.models.network import DenseNetwork
-
+MAX_VALUES = 2**28  # of all generated inputs together: 1 GiB of float32
 
 
 def by_criterion(
