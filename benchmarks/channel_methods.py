@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ class ChannelPruned:
 Method = Callable[[Target, Case, int], ChannelPruned]
 
 
-def _searched(target: Target, case: Case, seed: int, *, repair: bool) -> ChannelPruned:
+def _searched(
+    target: Target, case: Case, seed: int, *, repair: bool = False, compensate: bool = False
+) -> ChannelPruned:
     settings = make_settings(
         {
             "sparsity": case.sparsity,
@@ -68,13 +71,14 @@ def _searched(target: Target, case: Case, seed: int, *, repair: bool) -> Channel
             "budget": "macs",
             "width_multiple": case.width_multiple,
             "repair_in_loop": repair,
+            "compensate": compensate,
             "seed": seed,
             **case.search,
         }
     )
     result = prune_target(target, settings)
-    model = result.repaired_model() if repair else result.pruned_model()
-    assert model is not None
+    models = (result.compensated_model(), result.repaired_model(), result.pruned_model())
+    model = next(model for model in models if model is not None)
     return ChannelPruned(_compact(target, model, result.masks), result.provenance.level)
 
 
@@ -145,8 +149,9 @@ def _slimming(target: Target, case: Case, seed: int) -> ChannelPruned:
 
 
 METHODS: dict[str, Method] = {
-    "evolved": lambda *arguments: _searched(*arguments, repair=False),
-    "evolved+repair": lambda *arguments: _searched(*arguments, repair=True),
+    "evolved": _searched,
+    "evolved+repair": partial(_searched, repair=True),
+    "evolved+compensation": partial(_searched, compensate=True),
     "magnitude-structured": _magnitude,
     "slimming": _slimming,
 }

@@ -201,6 +201,10 @@ class Settings(BaseModel):
         validate_default=True,
         description="correct BatchNorm statistics and biases at the end",
     )
+    compensate: bool = Field(
+        False,
+        description="with pattern channel: express removed channels by kept ones; changes weights",
+    )
     pareto: bool = Field(False, description="search agreement against sparsity with NSGA-II")
 
     # `repair` comes after `repair_in_loop` among the fields, so the latter is known here
@@ -241,6 +245,11 @@ class Settings(BaseModel):
         if not re.fullmatch(form, value):
             raise PydanticCustomError("form", "must be {rule}", {"rule": rule})
         return value
+
+    @property
+    def scores_corrected(self) -> bool:
+        """Whether candidates are scored after repair or compensation."""
+        return self.repair_in_loop or self.compensate
 
     def replace(self, **changes: Any) -> Settings:
         """Return a validated copy with some settings changed."""

@@ -30,6 +30,7 @@ class GapruneWarning(UserWarning):
 # The command line sets it while it runs: messages name arguments as the caller writes them.
 _command_line = False
 _SWITCHES = (
+    "compensate",
     "fold_parametrizations",
     "overwrite",
     "pareto",

@@ -36,7 +36,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
     overwrite: Annotated[bool, common.switch("--overwrite", "replace an earlier export")] = False,
     strict: Annotated[
         bool,
-        common.switch("--strict", "the network before --repair, if the run repaired it", FORMAT),
+        common.switch("--strict", "the network before --repair or --compensate", FORMAT),
     ] = False,
     half: Annotated[
         bool,
@@ -70,7 +70,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
     network's.
 
     Every file is read back and compared before the folder gets its name: bit for bit, and ONNX in
-    ONNX Runtime. A repaired run is exported repaired.
+    ONNX Runtime. A compensated or repaired run is exported so.
 
     Example: gaprune export runs/mnist-cnn-0.98 --format sparse
 

@@ -25,6 +25,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("sparsity", "max_drop", "pattern", "budget"),
         *("width_multiple", "budget_macs", "latency_batch", "latency_runtime"),
         *("scope", "floor", "method", "repair", "repair_in_loop"),
+        "compensate",
         *("prune_also", "ignore", "layer_sparsity"),
     ),
     "Calibration, validation and test inputs": (

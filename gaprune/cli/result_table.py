@@ -32,7 +32,8 @@ def show_result(result: Result, console: Console, *, verbose: bool = False) -> N
     """Print what was removed, gained and spent; with `verbose` layers, methods and inputs too."""
     total = result.target.layout.total
     removed = removed_weights(total - result.kept, total, result.parameters)
-    console.print(f"{removed} removed; {result.kept:,} kept, all of them unchanged")
+    values = "all of them unchanged" if result.compensated is None else "some changed to compensate"
+    console.print(f"{removed} removed; {result.kept:,} kept, {values}")
     settings = result.settings
     unit = sparsity_unit(settings.get("pattern", UNSTRUCTURED), settings.get("budget", WEIGHTS))
     if unit is not None:  # the sparsity above counts weights, the budget something else
@@ -54,15 +55,13 @@ def show_result(result: Result, console: Console, *, verbose: bool = False) -> N
 
 def gain_text(result: Result) -> str:
     """Return what is left of the network in one line: accuracy, or agreement without test data."""
-    repaired = result.repaired
-    accuracy = result.accuracy if repaired is None else repaired.accuracy
+    agreement, accuracy = result.final_scores
     left = 1 - result.actual_sparsity
     weights = f"with {percent(round(left, 4) or left, None)} of the weights"
     if accuracy is not None:
         return f"accuracy {percent(accuracy)} of {percent(result.dense_accuracy)} {weights}"
     if (scores := result.perplexity) is not None:
         return f"perplexity {scores['pruned']:.4g} (dense {scores['dense']:.4g}) {weights}"
-    agreement = result.validation_agreement if repaired is None else repaired.validation
     inputs = "generated inputs" if result.provenance.is_generated else "validation inputs"
     return f"agreement {percent(agreement)} with the dense network on {inputs} {weights}"
 
@@ -86,13 +85,13 @@ def _method_table(result: Result) -> Table:
     if result.method == EVOLVED or result.in_loop:
         cells = [result.method, percent(result.validation_agreement), percent(result.accuracy)]
         add_row(rows, cells, strong=True)
-    if result.repaired is not None:
-        scores = [percent(result.repaired.validation), percent(result.repaired.accuracy)]
-        add_row(rows, [f"{result.method}, repaired", *scores], strong=True)
+    for name, network in result.corrected.items():
+        cells = [percent(network.validation), percent(network.accuracy)]
+        add_row(rows, [f"{result.method}, {name}", *cells], strong=True)
     for name, score in sorted(result.baselines.items(), key=lambda item: -item[1].agreement):
         if result.in_loop and name == result.method:
-            continue  # the repaired row above is the same network
-        label = f"{name}, repaired" if result.in_loop else name
+            continue  # a row above is the same network
+        label = f"{name}, {result.scored_as}" if result.in_loop else name
         cells = [label, percent(score.agreement), percent(score.accuracy)]
         add_row(rows, cells, strong=name == result.method)
     return rows
@@ -128,9 +127,10 @@ def _result_facts(result: Result) -> list[str]:
     lines = _budget_facts(result)
     if result.method == EVOLVED and result.best_baseline is not None:
         agreement, after = result.validation_agreement, ""
-        if result.repaired is not None and result.in_loop:
-            agreement, after = result.repaired.validation, " after repair"
-            lines.append("masks were selected by their scores after repair (--repair-in-loop)")
+        if result.scored_as is not None:
+            agreement, after = result.corrected[result.scored_as].validation, " after repair"
+            option = "--compensate" if result.compensated else "--repair-in-loop"
+            lines.append(f"masks were selected by their scores after repair ({option})")
         lines.append(
             f"agreement on the validation inputs{after}: {percent(agreement)}, "
             f"{points(result.gain)} over the best one-shot method ({result.best_baseline})"

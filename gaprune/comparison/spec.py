@@ -53,11 +53,12 @@ class ComparisonSpec:
         if self.clusters < 1:
             raise InputError(f"clusters: must be at least 1, got {self.clusters}")
         settings = self.settings
-        other = settings.pareto or settings.repair or settings.max_drop is not None
+        corrected = settings.repair or settings.compensate
+        other = settings.pareto or corrected or settings.max_drop is not None
         if settings.method != EVOLVED or other:
             raise InputError(
                 "settings: the search is one of the methods, at given sparsities and without "
-                "repair; leave method, pareto, max_drop, repair and repair_in_loop out"
+                "repair; leave method, pareto, max_drop, repair, repair_in_loop and compensate out"
             )
         for sparsity in self.sparsities:
             check_pattern(self.settings.replace(sparsity=sparsity))

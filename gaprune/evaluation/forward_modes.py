@@ -1,4 +1,4 @@
-"""How a pruned network computes outputs during the search: as it is, repaired, or in between."""
+"""How a pruned network computes outputs in a search: as it is, repaired, compensated, between."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gaprune.errors import GapruneError
 from gaprune.models.forward import CHUNK, batched_forward, functional_call, functional_forward
 from gaprune.repair.channel_statistics import statistics_loss
+from gaprune.repair.compensation import ChannelReaders, compensated_weights
 from gaprune.repair.dense_statistics import (
     DenseStatistics,
     correct_sites,
@@ -89,7 +90,7 @@ STRICT_FORWARD = StrictForward()
 
 @dataclass(frozen=True, eq=False)
 class RepairedForward:
-    """Runs the pruned network after repair; prunable weights keep their bits.
+    """Runs the pruned network after repair, and after compensation where channels are read.
 
     Search and gradient steps repair on the very inputs that are scored, which costs one forward
     pass but flatters the candidate. Validation is honest: it repairs on separate calibration
@@ -99,11 +100,13 @@ class RepairedForward:
         sites: where repair changes the network that this mode is for.
         calibration: `[N, …]`, the inputs on which validation repairs.
         features: weight of the feature loss in gradient steps, the mean of `feature_errors`.
+        readers: the layers that are compensated for removed channels; gradient steps ignore them.
     """
 
     sites: RepairSites
     calibration: Tensor = field(repr=False)
     features: float = 0.0
+    readers: ChannelReaders = field(default_factory=dict, repr=False)
     _dense: dict[tuple[int, int, int | None], DenseStatistics] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -117,8 +120,11 @@ class RepairedForward:
     ) -> Tensor:
         """Repair every chunk by its own statistics and return the outputs `[N, …]`."""
         # Chunks of `CHUNK` inputs give stable statistics and bounded memory.
+        # A compensated network is repaired by all inputs at once, on which it is compensated.
+        dense = self._measured(model, inputs, None if self.readers else CHUNK)
+        weights = self._compensated(model, weights, dense)
         with torch.no_grad():
-            return repaired_outputs(model, weights, self._measured(model, inputs, CHUNK))
+            return repaired_outputs(model, weights, dense)
 
     def validation_outputs(
         self, model: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor
@@ -130,6 +136,7 @@ class RepairedForward:
         """
         dense = self._measured(model, self.calibration, None)
         try:
+            weights = self._compensated(model, weights, dense)
             state = repair_candidate(model, weights, dense).state
         except GapruneError:
             if not dense.outputs.isfinite().all():
@@ -159,6 +166,11 @@ class RepairedForward:
     def statistics_of(self, model: nn.Module, batch: TeacherBatch) -> DenseStatistics:
         """Return the dense network's statistics on a batch; measure them if it has none."""
         return self._measure(model, batch.inputs) if batch.dense is None else batch.dense
+
+    def _compensated(
+        self, model: nn.Module, weights: Mapping[str, Tensor], dense: DenseStatistics
+    ) -> Mapping[str, Tensor]:
+        return {**weights, **compensated_weights(model, weights, self.readers, dense)}
 
     def _measure(self, model: nn.Module, inputs: Tensor) -> DenseStatistics:
         features = self.features != 0

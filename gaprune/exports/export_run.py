@@ -82,7 +82,8 @@ def export(  # noqa: PLR0913 # options, each by its own name
             the name of a plug-in's.
         out: the folder for the files, new or empty.
         overwrite: whether to replace an earlier export there; other files are never replaced.
-        strict: write the network without repair, where the run repaired it.
+        strict: write the network without compensation and repair, where the run made one with. Else
+            a compensated run is written compensated, a repaired one repaired.
         half: `sparse`: round the kept weights to float16; `semi-structured`: round all weights.
         codebook: `sparse`: the number of values that the kept weights of each layer share
             (k-means).
@@ -135,7 +136,8 @@ def export(  # noqa: PLR0913 # options, each by its own name
                     "schema": SCHEMA,
                     "format": format,
                     "options": dict(vars(options)),
-                    "repaired": pruned.repaired,
+                    "repaired": pruned.corrected == "repaired",
+                    "compensated": pruned.corrected == "compensated",
                     "target": pruned.name,
                     "weights_sha256": pruned.record["weights_sha256"],
                     "files": file_entries(folder, files),

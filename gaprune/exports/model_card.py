@@ -61,7 +61,7 @@ def model_card(
             exporter=find_exporter(format_name),
             options=options,
             rounded=options.half or options.codebook is not None,
-            repaired=pruned.repaired,
+            corrected=pruned.corrected,
             agreement=agreement,
             accuracy=accuracy,
             files=files,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gaprune.errors import GapruneError, InputError
 from gaprune.io.bounded_reading import read_object
 from gaprune.io.run_files import (
+    COMPENSATED,
     CONFIG,
     MASK,
     PRUNED,
@@ -33,6 +34,7 @@ from gaprune.runs.live_networks import live_network
 from gaprune.runs.option_keys import JOB_KEYS
 from gaprune.runs.result import Result
 
+_CORRECTED = {COMPENSATED: "compensated", REPAIRED: "repaired"}  # the first of them is exported
 # An export ignores the settings of the machine that searched.
 _MACHINE_SETTINGS = ("workers", "gpus_per_worker", "ray_address", "device", "precision")
 
@@ -65,7 +67,8 @@ class PrunedNetwork:
     record: Mapping[str, Any] = field(repr=False)  # the content of `result.json`
     # settings as in `config.toml`; without a target where the network was in memory
     config: Mapping[str, Any] = field(repr=False)
-    repaired: bool  # whether `state` holds the repaired network
+    # what `state` holds: `compensated`, `repaired`, or None for the strict network
+    corrected: str | None
     # loads the dense network; use `target()`, which checks it
     find_target: Callable[[], Target] = field(repr=False)
     # whether code that `config` names may run, now and later
@@ -81,9 +84,9 @@ class PrunedNetwork:
     @property
     def scores(self) -> tuple[float, float | None]:
         """Agreement on the validation inputs and test accuracy that the run measured on it."""
-        if self.repaired:
-            repaired = self.record["repaired"]
-            return repaired["validation"], repaired["accuracy"]
+        if self.corrected is not None:
+            corrected = self.record[self.corrected]
+            return corrected["validation"], corrected["accuracy"]
         return self.record["agreement"]["validation"], self.record["accuracy"]["pruned"]
 
     def target(self) -> Target:
@@ -142,9 +145,9 @@ def read_pruned(
     record = read_record(folder)
     try:
         masks = load_masks(folder)
-        # A run with repair stores both networks.
-        repaired = (folder / REPAIRED).is_file() and not strict
-        state = load_state(folder / (REPAIRED if repaired else PRUNED))
+        # A run with repair or compensation stores several networks.
+        stored = [name for name in _CORRECTED if (folder / name).is_file() and not strict]
+        state = load_state(folder / [*stored, PRUNED][0])
         config = read_run_config(folder, record)
         known = (folder / REPORT_DATA).is_file()
         report_data = read_object(folder / REPORT_DATA) if known else {}
@@ -158,7 +161,7 @@ def read_pruned(
         masks=masks,
         record=record,
         config=config,
-        repaired=repaired,
+        corrected=_CORRECTED[stored[0]] if stored else None,
         find_target=lambda: find_target(
             config, folder / CONFIG, model=model, trust_code=trust_code
         ),
@@ -168,8 +171,10 @@ def read_pruned(
 
 
 def _from_result(result: Result, *, strict: bool) -> PrunedNetwork:
-    repaired = None if strict else result.repaired_model()
-    state = result.state_dict() if repaired is None else repaired.state_dict()
+    corrected = None if strict or not result.corrected else [*result.corrected][-1]
+    models = {"repaired": result.repaired_model, "compensated": result.compensated_model}
+    model = None if corrected is None else models[corrected]()
+    state = result.state_dict() if model is None else model.state_dict()
     config = {key: value for key, value in result.settings.items() if value is not None}
     config = network_config(result.target) | config
     if result.target.zoo is not None:
@@ -179,7 +184,7 @@ def _from_result(result: Result, *, strict: bool) -> PrunedNetwork:
         masks={name: mask.cpu() for name, mask in result.masks.items()},
         record=result.record(),
         config=config,
-        repaired=repaired is not None,
+        corrected=corrected,
         find_target=lambda: result.target,
         report_data=result.report_data or {},
     )

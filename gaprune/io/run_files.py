@@ -24,11 +24,11 @@ from gaprune.records import BaselineScore, Generation, LayerCount, Provenance
 __all__ = ["RECORD"]  # with the other names of files, for readers
 CONFIG, HISTORY = "config.toml", "history.jsonl"
 MASK, PRUNED, FRONT = "mask.safetensors", "pruned.safetensors", "front.safetensors"
-REPAIRED = "repaired.safetensors"
+REPAIRED, COMPENSATED = "repaired.safetensors", "compensated.safetensors"
 REPORT_DATA, REPORT = "report.json", "report.html"
 FILES = (CONFIG, RECORD, HISTORY, MASK, PRUNED, REPORT_DATA, REPORT)
 CHECKPOINT, LOCK = "checkpoint", "lock"
-MAY_HOLD = {*FILES, FRONT, REPAIRED, CHECKPOINT}  # what --overwrite may remove
+MAY_HOLD = {*FILES, FRONT, REPAIRED, COMPENSATED, CHECKPOINT}  # what --overwrite may remove
 RESULT_SCHEMA = 2  # of `result.json`; gaprune up to 0.2 wrote 1
 CONFIG_SHA256 = "config_sha256"  # key of `result.json`
 MAY_CHANGE = (
@@ -84,7 +84,8 @@ class _Record:
     versions: dict[str, str]
     files: dict[str, _Entry]
     config_sha256: str
-    parameters: int | None = None  # not in every record of schema 2
+    parameters: int | None = None  # not in every record of schema 2, as the following
+    compensated: _Repaired | None = None
 
 
 _RECORD, _GENERATION = TypeAdapter(_Record), TypeAdapter(Generation)

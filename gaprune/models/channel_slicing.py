@@ -44,7 +44,7 @@ def sliced_copy(model: nn.Module, removal: ChannelRemoval, *, share: bool = Fals
         _slice_outputs(compact.get_submodule(layer), indices)
     for layer, indices in removal.inputs.items():
         module = compact.get_submodule(layer)
-        _slice(module, "weight", _input_axis(module), indices)
+        _slice(module, "weight", input_axis(module), indices)
         _subtract(module, _INPUTS, len(indices))
     for name, indices in removal.attributes.items():
         _slice_attribute(compact, name, indices)
@@ -119,7 +119,7 @@ def unread_copy(
     for layer, indices in inputs.items():
         module = unread.get_submodule(layer)
         weight = module.get_parameter("weight")
-        weight.index_fill_(_input_axis(module), torch.tensor(indices, device=weight.device), 0)
+        weight.index_fill_(input_axis(module), torch.tensor(indices, device=weight.device), 0)
     return unread
 
 
@@ -136,7 +136,8 @@ def zeroed_copy(model: nn.Module, removal: ChannelRemoval) -> nn.Module:
     return zeroed
 
 
-def _input_axis(layer: nn.Module) -> int:
+def input_axis(layer: nn.Module) -> int:
+    """Return the axis of a weight along which the input channels are."""
     return int(not is_transposed(layer))
 
 

@@ -1,4 +1,4 @@
-"""Repair after pruning: corrects statistics, biases and norms; prunable weights keep their bits."""
+"""Repair after pruning: corrects statistics, biases and norms, and compensates channels."""
 
 from gaprune.repair.repair_network import RepairResult, repair, repaired_copy
 from gaprune.repair.repair_sites import RepairSites, find_repair_sites

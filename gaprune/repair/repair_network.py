@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import check_masks, masked_weights
 from gaprune.models.forward import functional_call
+from gaprune.models.patterns import channel_groups
 from gaprune.models.target import Target
 from gaprune.repair.channel_statistics import ChannelStatistics
+from gaprune.repair.compensation import compensated_weights, find_readers
 from gaprune.repair.dense_statistics import (
     DenseStatistics,
     correct_sites,
@@ -34,7 +36,7 @@ class RepairResult:
 
     Attributes:
         state: qualified name → new value, only of buffers and parameters that change; `repair`
-            returns CPU tensors.
+            returns CPU tensors. After compensation, those of weights too.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -42,8 +44,13 @@ class RepairResult:
     skipped: tuple[str, ...]  # "name: reason", for modules that cannot be repaired
 
 
-def repair(target: Target, masks: Mapping[str, Tensor], calibration: Tensor) -> RepairResult:
+def repair(
+    target: Target, masks: Mapping[str, Tensor], calibration: Tensor, *, compensate: bool = False
+) -> RepairResult:
     """Repair a pruned network on calibration inputs; prunable parameters keep their bits.
+
+    With `compensate` they do not: before, what is lost with removed channels is folded into the
+    weights that read them (`compensation`).
 
     Each site is corrected while the data pass it, so later corrections are measured behind earlier
     ones. One pass is exact where all calibration inputs fit into one chunk; otherwise each chunk is
@@ -53,7 +60,7 @@ def repair(target: Target, masks: Mapping[str, Tensor], calibration: Tensor) -> 
     network takes them.
 
     Raises:
-        InputError: no inputs, or a mask of another name, shape or dtype.
+        InputError: no inputs, a mask of another name, shape or dtype, or no removable channels.
         GapruneError: the network overflows on these inputs.
     """
     if len(calibration) == 0:
@@ -65,8 +72,13 @@ def repair(target: Target, masks: Mapping[str, Tensor], calibration: Tensor) -> 
     # Masks come from the CPU, whatever the device of the network.
     moved = {name: mask.to(target.device) for name, mask in masks.items()}
     weights = masked_weights({name: target.weights[name] for name in masks}, moved)
-    result = repair_candidate(target.model, weights, dense)
-    return replace(result, state={name: value.cpu() for name, value in result.state.items()})
+    changed = {}
+    if compensate:
+        readers = find_readers(target.model, channel_groups(target))
+        changed = compensated_weights(target.model, weights, readers, dense)
+    result = repair_candidate(target.model, {**weights, **changed}, dense)
+    state = {name: value.cpu() for name, value in {**changed, **result.state}.items()}
+    return replace(result, state=state, changed=tuple(state))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 
 from gaprune.formatting import duration, number, percent
 from gaprune.report.charts import Axis, Chart, DotPlot, Point, Series, Text
-from gaprune.report.headline import network_name, network_scores, repaired_in_loop
+from gaprune.report.headline import corrected_networks, network_name, network_scores
 from gaprune.report.reading import RunFiles
 from gaprune.report.scales import Linear, Log, short
 
@@ -151,10 +151,12 @@ def method_scores(run: RunFiles) -> list[tuple[str, float | None, float | None]]
     # A one-shot run is one of its own baselines: list it once.
     if network_name(record) != method or method not in record["baselines"]:
         rows.append((network_name(record), *network_scores(record)))
-    repaired = record.get("repaired")
-    # Repair after the search gives a second network with scores of its own.
-    if repaired and not repaired_in_loop(record):
-        rows.append((f"{method}, repaired", repaired.get("validation"), repaired.get("accuracy")))
+    # Repair and compensation after the search give networks with scores of their own.
+    rows += [
+        (f"{method}, {name}", network.get("validation"), network.get("accuracy"))
+        for name, network in corrected_networks(record).items()
+        if not network.get("in_loop")
+    ]
     return sorted(rows, key=lambda row: -(row[1] or 0.0))
 
 

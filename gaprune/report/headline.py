@@ -61,20 +61,26 @@ def weight_counts(record: Mapping[str, Any]) -> tuple[int, int]:
     return sum(layer["total"] for layer in layers), sum(layer["kept"] for layer in layers)
 
 
-def repaired_in_loop(record: Mapping[str, Any]) -> bool:
-    """Tell whether the search scored candidates after repair."""
-    return bool((record.get("repaired") or {}).get("in_loop"))
+def corrected_networks(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the networks beside the strict one by name: `repaired`, `compensated`."""
+    return {name: record[name] for name in ("repaired", "compensated") if record.get(name)}
+
+
+def in_loop(record: Mapping[str, Any]) -> str | None:
+    """Return as which of them the search scored candidates, or None."""
+    networks = corrected_networks(record).items()
+    return next((name for name, network in networks if network.get("in_loop")), None)
 
 
 def network_name(record: Mapping[str, Any]) -> str:
     """Return the name of the run's network: its method, or `evolved, repaired`."""
-    return f"{record['method']}, repaired" if repaired_in_loop(record) else str(record["method"])
+    return ", ".join(filter(None, [str(record["method"]), in_loop(record)]))
 
 
 def network_scores(record: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Return validation agreement and test accuracy of the run's network."""
-    if repaired_in_loop(record):
-        return record["repaired"].get("validation"), record["repaired"].get("accuracy")
+    if (name := in_loop(record)) is not None:
+        return record[name].get("validation"), record[name].get("accuracy")
     accuracy = record.get("accuracy") or {}
     return record["agreement"].get("validation"), accuracy.get("pruned")
 
@@ -108,7 +114,7 @@ def _dense_accuracy(record: Mapping[str, Any]) -> float | None:
 def _lead(run: RunFiles) -> str:
     record = run.record
     validation, accuracy = network_scores(record)
-    repaired = " after repair" if repaired_in_loop(record) else ""
+    repaired = "" if in_loop(record) is None else f", {in_loop(record)}"
     subject = f"With {percent(record['sparsity']['actual'])} of its prunable weights removed, "
     subject += str(record["target"])
     if accuracy is not None:
@@ -223,11 +229,11 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
         elif reason is not None:
             evaluations = number(record.get("evaluations") or 0)
             remarks.append(f"The search stopped {reason}: {evaluations} evaluations in {took}.")
-    repaired = record.get("repaired")
-    # The headline shows the network without repair, which is the one that was selected.
-    if repaired and not repaired_in_loop(record):
-        scores = [f"{percent(repaired['validation'])} agreement on the validation inputs"]
-        if repaired.get("accuracy") is not None:
-            scores.append(f"{percent(repaired['accuracy'])} test accuracy")
-        remarks.append(f"After repair of statistics and biases: {' and '.join(scores)}.")
+    for name, network in corrected_networks(record).items():
+        if network.get("in_loop"):
+            continue  # the headline shows it; else the strict one, which was selected
+        scores = [f"{percent(network['validation'])} agreement on the validation inputs"]
+        if network.get("accuracy") is not None:
+            scores.append(f"{percent(network['accuracy'])} test accuracy")
+        remarks.append(f"The network {name}: {' and '.join(scores)}.")
     return remarks

@@ -15,7 +15,8 @@ from typing import Any
 
 from gaprune.config import Settings
 from gaprune.io.bounded_reading import parse_toml
-from gaprune.io.run_files import CONFIG, PRUNED, REPAIRED
+from gaprune.io.run_files import CONFIG, PRUNED
+from gaprune.report.headline import corrected_networks
 from gaprune.report.reading import RunFiles
 
 _INPUTS = {  # key of `config.toml` → field of `InputOptions`
@@ -43,7 +44,8 @@ def next_steps(run: RunFiles, folder: Path) -> list[NextStep]:
     """
     directory = Path(run.report_data.get("directory") or Path.cwd())
     path = relative_path(folder, directory)
-    weights = f"{path}/{REPAIRED if run.record.get('repaired') else PRUNED}"
+    last = [f"{name}.safetensors" for name in corrected_networks(run.record)]
+    weights = f"{path}/{[PRUNED, *last][-1]}"
     config = parse_toml(run.config)
     target = config.get("target")
     model = f"...  # {run.record['target']}, as it was before"

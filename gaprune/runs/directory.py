@@ -8,6 +8,7 @@
     mask.safetensors      parameter name → uint8 tensor of its shape, 1 where the weight stays
     pruned.safetensors    the whole state dict: removed weights are 0, kept ones bit-identical
     repaired.safetensors  with --repair only: the same with statistics and biases corrected
+    compensated.safetensors  with --compensate only: kept channels stand in for removed ones
     front.safetensors     with --pareto only: `NUMBER/parameter` → mask, numbered as `front`
     report.json           data that only the report needs, see `gaprune.report.data`
     report.html           the report, see `gaprune.report`
@@ -30,6 +31,7 @@ from gaprune.errors import InputError, about
 from gaprune.io.manifest import FILES, file_entries, sealed
 from gaprune.io.mask_file import check_mask_file, mask_bytes, packed_shapes, unpack_masks
 from gaprune.io.run_files import (
+    COMPENSATED,
     CONFIG,
     CONFIG_SHA256,
     FRONT,
@@ -106,13 +108,14 @@ def write_files(result: Result, folder: Path, job: PruneJob | None) -> None:
         "sparsity": str(result.sparsity),
     }
     save_file(tensors_of(result.state_dict()), folder / PRUNED, {"format": "pt"})
-    repaired = result.repaired_model()
-    if repaired is not None:  # cloned: safetensors refuses tied weights, which share memory
-        state = {
-            name: value.cpu().clone().contiguous()
-            for name, value in tensors_of(repaired.state_dict()).items()
-        }
-        save_file(state, folder / REPAIRED, {"format": "pt"})
+    corrected = {REPAIRED: result.repaired_model(), COMPENSATED: result.compensated_model()}
+    for name, model in corrected.items():
+        if model is not None:  # cloned: safetensors refuses tied weights, which share memory
+            state = {
+                name: value.cpu().clone().contiguous()
+                for name, value in tensors_of(model.state_dict()).items()
+            }
+            save_file(state, folder / name, {"format": "pt"})
     mask_files = {MASK: (result.masks, "gaprune mask"), FRONT: (front, "gaprune masks")}
     for name, (masks, kind) in mask_files.items():
         if masks:

@@ -141,8 +141,7 @@ class MaxDropSearch:
         result = run.run()
         self.evaluations += result.evaluations
         self._started -= run.earlier_seconds
-        repaired = result.repaired
-        validation = result.validation_agreement if repaired is None else repaired.validation
+        validation, _ = result.final_scores
         within = 1 - validation <= self.drop + ROUNDING
         interrupted = result.stopped == "interrupted"
         if within:
@@ -185,7 +184,10 @@ class MaxDropSearch:
     def _result(self, *, interrupted: bool) -> Result:
         settings = self.settings
         if self.best is None:
-            last, remedy = self.trials[-1], "" if settings.repair else ", or add --repair"
+            last, remedy = (
+                self.trials[-1],
+                "" if settings.repair or settings.compensate else ", or add --repair",
+            )
             self.base.checkpointer.discard()
             raise GapruneError(
                 f"max_drop: {self.drop:g} cannot be met: at sparsity {last['sparsity']:g}, the "

@@ -35,9 +35,9 @@ def versions_here() -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class RepairedScore:
-    """A pruned network after repair."""
+    """A pruned network after repair, or after compensation and repair."""
 
-    repair: RepairResult  # what changed; no prunable weight is among it
+    repair: RepairResult  # what changed; only compensation changes prunable weights
     validation: float  # agreement with the dense network on the validation inputs, 0 to 1
     accuracy: float | None  # on the labelled test set
     in_loop: bool = False  # whether masks, baselines and front were scored after repair
@@ -76,6 +76,7 @@ class Result:
         settings: every setting, as used.
         repaired: the network after repair, or None. The figures above are those of the strict
             network, whose kept values are all bit-identical.
+        compensated: the network after compensation and repair, or None; its weights differ.
         front: with `pareto`, the non-dominated networks: sparsity and agreement on the validation
             inputs (after repair with `repair_in_loop`).
         front_masks: their masks, in the same order.
@@ -107,6 +108,7 @@ class Result:
     settings: Mapping[str, Any]
     perplexity: Mapping[str, float] | None = None
     repaired: RepairedScore | None = None
+    compensated: RepairedScore | None = None
     front: Sequence[Mapping[str, float]] = ()
     front_masks: Sequence[Mapping[str, Tensor]] = ()
     trials: Sequence[Mapping[str, Any]] = ()
@@ -167,9 +169,26 @@ class Result:
         return {"dense": dense, "kept": kept_macs(self.target, self.masks)}
 
     @property
+    def corrected(self) -> dict[str, RepairedScore]:
+        """The networks beside the strict one: `repaired`, `compensated`; the last one counts."""
+        scores = {"repaired": self.repaired, "compensated": self.compensated}
+        return {name: score for name, score in scores.items() if score is not None}
+
+    @property
+    def scored_as(self) -> str | None:
+        """As which of them masks were scored: `repaired`, `compensated`, or None."""
+        return next((name for name, score in self.corrected.items() if score.in_loop), None)
+
+    @property
     def in_loop(self) -> bool:
-        """Whether masks were scored after repair."""
-        return self.repaired is not None and self.repaired.in_loop
+        """Whether masks were scored after repair or compensation."""
+        return self.scored_as is not None
+
+    @property
+    def final_scores(self) -> tuple[float, float | None]:
+        """Agreement on the validation inputs and accuracy of the last network of the run."""
+        last = [(score.validation, score.accuracy) for score in self.corrected.values()]
+        return [(self.validation_agreement, self.accuracy), *last][-1]
 
     @property
     def best_baseline(self) -> str | None:
@@ -180,11 +199,11 @@ class Result:
     def gain(self) -> float | None:
         """Validation agreement minus that of the best baseline; at least 0 if evolved.
 
-        With `repair_in_loop`, of both after repair.
+        With `repair_in_loop` or `compensate`, of both after it.
         """
         best, agreement = self.best_baseline, self.validation_agreement
-        if self.repaired is not None and self.repaired.in_loop:
-            agreement = self.repaired.validation
+        if self.scored_as is not None:
+            agreement = self.corrected[self.scored_as].validation
         return None if best is None else agreement - self.baselines[best].agreement
 
     def timed(self, profiler: Profiler | None) -> Result:
@@ -204,9 +223,16 @@ class Result:
 
     def repaired_model(self) -> nn.Module | None:
         """Return a copy of the pruned network with the repair written into it, if there is one."""
-        if self.repaired is None:
+        return self._corrected_model(self.repaired)
+
+    def compensated_model(self) -> nn.Module | None:
+        """Return a copy of the compensated and repaired network, if there is one."""
+        return self._corrected_model(self.compensated)
+
+    def _corrected_model(self, score: RepairedScore | None) -> nn.Module | None:
+        if score is None:
             return None
-        return without_added_hooks(repaired_copy(self.target, self.masks, self.repaired.repair))
+        return without_added_hooks(repaired_copy(self.target, self.masks, score.repair))
 
     def masked_model(self) -> nn.Module:
         """Return a copy with the masks attached as parametrizations (see `supermask.attach`)."""
@@ -239,6 +265,7 @@ class Result:
             "gain": self.gain,
             "provenance": vars(self.provenance),
             "repaired": None if self.repaired is None else self.repaired.record(),
+            "compensated": None if self.compensated is None else self.compensated.record(),
             "front": [dict(point) for point in self.front],
             "trials": [dict(trial) for trial in self.trials],
             "warnings": list(self.warnings),

@@ -268,7 +268,7 @@ class PruningRun:
         evolved = settings.method == EVOLVED
         stated = settings.initial_criteria if evolved else (settings.method,)
         only = None if stated is None else dict.fromkeys(stated)
-        after = ", to be validated after repair" if settings.repair_in_loop else ""
+        after = ", to be validated after repair" if settings.scores_corrected else ""
         what = "every data-free criterion" if only is None else " and ".join(only)
         self.observer.phase("baselines", f"scoring the weights with {what}{after}")
         self._seeds = []
@@ -389,7 +389,11 @@ class PruningRun:
         # only now: every score above has needed a copy of the masked weights
         masks = evaluator.masks(best.mask)
         check_budget(self.target, self.plan, best, masks)
-        repaired = self._repaired(masks, validation, test) if settings.repair else None
+        repaired = compensated = None
+        if settings.repair:
+            repaired = self._corrected("repair", masks, validation, test)
+        if settings.compensate:
+            compensated = self._corrected("compensate", masks, validation, test)
         perplexities = self._perplexities(masks, test)
         seconds = self.earlier_seconds + time.monotonic() - self._started
         return Result(
@@ -414,6 +418,7 @@ class PruningRun:
             evaluations=search.evaluations if search else 0,
             settings=settings.model_dump(mode="json"),
             repaired=repaired,
+            compensated=compensated,
             seconds=seconds,
             front=[
                 {
@@ -428,17 +433,19 @@ class PruningRun:
             warnings=tuple(self.observer.warnings),
         )
 
-    def _repaired(
-        self, masks: Mapping[str, Tensor], strict: float, test: Samples | None
+    def _corrected(
+        self, step: str, masks: Mapping[str, Tensor], strict: float, test: Samples | None
     ) -> RepairedScore:
-        """Repair the best network on the calibration inputs, and score it.
+        """Repair, or compensate and repair, the best network on the calibration inputs; score it.
 
-        `strict` is its agreement on the validation inputs without repair.
+        `strict` is its agreement on the validation inputs without.
         """
         evaluator, validation = self.evaluator, self.evaluator.validation
-        self.observer.phase("repair", "matching activations to those of the dense network")
+        self.observer.phase(step, "matching activations to those of the dense network")
+        compensate = step == "compensate"
         with profiled("repair"), torch_threads(self.settings.threads_per_worker):
-            result = repair(self.target, masks, evaluator.statistics_inputs)
+            inputs = evaluator.statistics_inputs
+            result = repair(self.target, masks, inputs, compensate=compensate)
             model = repaired_copy(self.target, masks, result)
             outputs = batched_forward(model, validation.inputs)
             value = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)
@@ -448,10 +455,11 @@ class PruningRun:
             self.observer.warning(f"not repaired: {reason}")
         if agreement < strict:
             self.observer.warning(
-                f"repair lowers the agreement on the validation inputs from {strict:.1%} to "
+                f"{step}: lowers the agreement on the validation inputs from {strict:.1%} to "
                 f"{agreement:.1%}: use the strict network, unless your own inputs say otherwise"
             )
-        return RepairedScore(result, agreement, tested, self.settings.repair_in_loop)
+        in_loop = compensate or (self.settings.repair_in_loop and not self.settings.compensate)
+        return RepairedScore(result, agreement, tested, in_loop)
 
     def _perplexities(
         self, masks: Mapping[str, Tensor], test: Samples | None

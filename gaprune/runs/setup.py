@@ -41,10 +41,17 @@ from gaprune.masks.supermask import Layout
 from gaprune.masks.units import Units
 from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input, suitable_batch
-from gaprune.models.patterns import check_pattern, fixed_scope, searched_layout, units_of
+from gaprune.models.patterns import (
+    channel_groups,
+    check_pattern,
+    fixed_scope,
+    searched_layout,
+    units_of,
+)
 from gaprune.models.target import Target
 from gaprune.pattern_names import UNSTRUCTURED, NMPattern, parse_pattern
 from gaprune.repair import RepairSites, find_repair_sites
+from gaprune.repair.compensation import find_readers
 from gaprune.workers import WorkerOptions, choose_device
 from gaprune.workers.malloc import keep_heap
 from gaprune.workers.serial import torch_threads
@@ -251,7 +258,8 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
                 changes["objective"] = "logits"
     if settings.method != EVOLVED:
         is_stated = "calibration_count" in {*settings.model_fields_set, *changes}
-        if settings.repair or is_stated or find_criterion(settings.method).needs_inputs:
+        corrected = settings.repair or settings.compensate
+        if corrected or is_stated or find_criterion(settings.method).needs_inputs:
             return changes
         # The mask does not depend on them: they only tell the agreement on such inputs.
         large = macs_per_input(target.model, target.example()) >= SLOW_MACS
@@ -304,8 +312,9 @@ def _guides(draft: Settings, stated: Settings, preset: Preset, target: Target) -
 
 
 def _why_impossible(name: str, draft: Settings, preset: Preset, target: Target) -> str | None:
-    if draft.repair_in_loop and name != "feature_loss":
-        return "with --repair-in-loop candidates are scored after repair"
+    if draft.scores_corrected and name != "feature_loss":
+        option = "--compensate" if draft.compensate else "--repair-in-loop"
+        return f"with {option} candidates are scored after repair"
     if not preset.gradient:
         return f"preset {draft.preset!r} takes no gradient steps"
     if draft.pareto and name == "warmup":
@@ -348,7 +357,7 @@ def make_evaluator(
         # The text is part of the seed: another text gives other batches, hence other masks.
         batch_cache = BatchPool(mixture, settings.batch_cache, derive_seed(settings.seed, "stock"))
     # Moved inputs make a search after repair worse: ResNet-20 at 0.9 had 61.9 instead of 67.2 %.
-    augmented = calibration_set.augment and not settings.repair_in_loop
+    augmented = calibration_set.augment and not settings.scores_corrected
     return Evaluator(
         network=target,
         layout=resolved.layout,
@@ -370,6 +379,9 @@ def make_evaluator(
 
 def _forward_mode(target: Target, settings: Settings, domain_inputs: Tensor) -> ForwardMode:
     features, statistics = settings.feature_loss or 0.0, settings.statistics_loss or 0.0
+    if settings.compensate:
+        readers = find_readers(target.model, channel_groups(target))
+        return RepairedForward(_sites(target, domain_inputs), domain_inputs, features, readers)
     if settings.repair_in_loop:
         return RepairedForward(repair_sites(target, domain_inputs), domain_inputs, features)
     if settings.method != EVOLVED or not (settings.warmup or statistics or features):

@@ -1,0 +1,181 @@
+"""Compensation of removed channels: their readers read a combination of kept channels instead.
+
+On calibration inputs every removed channel is expressed by the kept ones (ridge regression), and
+this expression is multiplied into the weights that read it, as in Neuron Merging (Kim et al. 2020)
+with activations in place of weights. Unlike repair, this changes prunable weights.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.errors import GapruneError
+from gaprune.models.channel_groups import ChannelGroup
+from gaprune.models.channel_layers import channel_axis
+from gaprune.models.channel_slicing import input_axis, num_inputs
+from gaprune.models.forward import functional_call
+from gaprune.repair.dense_statistics import DenseStatistics, correct_sites
+from gaprune.repair.repair_sites import STATISTICS
+
+RIDGE = 1e-3  # λ, relative to the mean energy of the kept channels
+MAX_SAMPLES = 1 << 16  # positions of activations per layer, evenly spaced: more change nothing
+
+ChannelReaders = Mapping[str, Sequence[Tensor]]
+"""Layer → indices `[positions, channels]` of the input features that it reads.
+
+Where a linear layer reads flattened pictures, a channel is expressed position by position.
+"""
+
+
+def find_readers(model: nn.Module, groups: Sequence[ChannelGroup]) -> ChannelReaders:
+    """Return the layers that read channels of any group, with all of their input features."""
+    features: dict[str, list[list[int]]] = defaultdict(list)
+    for channels in (channels for group in groups for channels in group.channels):
+        by_layer: dict[str, list[int]] = defaultdict(list)
+        for layer, index in channels.inputs:
+            by_layer[layer].append(index)
+        for layer, indices in by_layer.items():
+            features[layer].append(sorted(indices))
+    readers = {}
+    for layer, by_channel in features.items():
+        module = model.get_submodule(layer)
+        flattened = isinstance(module, nn.Linear)
+        by_size: dict[int, list[list[int]]] = defaultdict(list)
+        for indices in by_channel:
+            if flattened and len(indices) > 1:
+                by_size[len(indices)].append(indices)
+        apart = {index for same in by_size.values() for indices in same for index in indices}
+        rest = [[index for index in range(num_inputs(module)) if index not in apart]]
+        tables = [torch.tensor(rows).T for rows in by_size.values()]
+        readers[layer] = [torch.tensor(rest), *tables] if rest[0] else tables
+    return readers
+
+
+@torch.no_grad()
+def compensated_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    readers: ChannelReaders,
+    dense: DenseStatistics,
+    ridge: float = RIDGE,
+) -> dict[str, Tensor]:
+    """Return the weights and biases of all layers that read removed channels, by qualified name.
+
+    One pass of the first chunk of inputs: every layer is compensated just before it runs, so it
+    sees the network as pruned and repaired so far, in which removed channels are still computed.
+
+    `weights` are masked parameters that replace those of the dense `model`, by qualified name; a
+    channel is removed where all weights that read it are 0.
+
+    Raises:
+        GapruneError: activations are not finite.
+    """
+    inputs, statistics = next(dense.by_chunk())
+    repaired = any(rule.part == STATISTICS for rule in dense.sites.rules.values())
+    readings = []
+    with ExitStack() as hooks:
+        for layer, tables in readers.items():
+            name, module = f"{layer}.weight", model.get_submodule(layer)
+            nonzero = weights[name].movedim(input_axis(module), 0).flatten(1) != 0
+            kept = nonzero.any(1)
+            if kept.all():
+                continue
+            weight, bias = module.get_parameter("weight").clone(), None
+            dense_bias: Tensor | None = getattr(module, "bias", None)
+            # the taps of a transposed convolution do not all meet at every output
+            if dense_bias is not None and f"{layer}.bias" not in weights and input_axis(module):
+                bias = dense_bias.clone()
+            centred = bias is not None or (dense_bias is None and repaired)
+            reading = _Reading(layer, weight, bias, tables, kept, centred, ridge)
+            readings.append(reading)
+            hook = partial(_compensate, reading)
+            hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        hooks.enter_context(correct_sites(model, dense.sites, statistics))
+        replaced = {name: tensor for reading in readings for name, tensor in reading.named.items()}
+        functional_call(model, replaced, (inputs,))
+    for reading in readings:
+        name = f"{reading.layer}.weight"
+        axis = 1 - input_axis(model.get_submodule(reading.layer))
+        rows = (weights[name].movedim(axis, 0).flatten(1) != 0).any(1)
+        reading.weight.movedim(axis, 0)[~rows] = 0  # outputs that are removed themselves
+    return replaced
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A layer whose weight and bias, copies, are compensated when its inputs are known."""
+
+    layer: str
+    weight: Tensor
+    bias: Tensor | None  # None where it may not change
+    tables: Sequence[Tensor]
+    kept: Tensor  # bool `[inputs]`
+    centred: bool  # whether bias or BatchNorm takes up a shift
+    ridge: float
+    done: bool = field(default=False)
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The parameters by qualified name."""
+        named = {f"{self.layer}.weight": self.weight}
+        return named if self.bias is None else named | {f"{self.layer}.bias": self.bias}
+
+
+def _compensate(
+    reading: _Reading, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    if reading.done:  # of several calls the first decides
+        return
+    reading.done = True
+    inputs = next(iter((*args, *kwargs.values())))
+    samples = inputs.movedim(channel_axis(module, inputs), -1).flatten(0, -2)
+    samples = samples[:: -(-len(samples) // MAX_SAMPLES)]
+    if samples.element_size() < 4:
+        samples = samples.float()
+    matrix = reading.weight.movedim(input_axis(module), -1)
+    for table in reading.tables:
+        is_kept = reading.kept[table].any(0)
+        kept, removed = table[:, is_kept], table[:, ~is_kept]
+        if not kept.numel() or not removed.numel():
+            continue
+        factors, shifts = _expressed(samples[:, kept], samples[:, removed], reading)
+        # [..., removed] @ [removed, kept], one position after the other
+        for position, (factor, shift) in enumerate(zip(factors, shifts, strict=True)):
+            unread = matrix[..., removed[position]]
+            matrix[..., kept[position]] += (unread.to(factor) @ factor).to(matrix)
+            if reading.bias is not None:
+                # of a convolution: summed over its kernel
+                change = (unread.to(shift) @ shift).reshape(len(matrix), -1).sum(1)
+                reading.bias += change.to(reading.bias)
+    matrix[..., ~reading.kept] = 0
+
+
+def _expressed(kept: Tensor, removed: Tensor, reading: _Reading) -> tuple[Tensor, Tensor]:
+    """Return B = G_HP (G_PP + λI)⁻¹ and the shift of every position, float64.
+
+    From `[samples, positions, channels]`: `[positions, removed, kept]`, `[positions, removed]`.
+    """
+    kept, removed = kept.transpose(0, 1), removed.transpose(0, 1)
+    means = kept.mean(1, keepdim=True), removed.mean(1, keepdim=True)
+    if reading.centred:
+        kept, removed = kept - means[0], removed - means[1]
+    gram, cross = (kept.mT @ kept).double(), (kept.mT @ removed).double()
+    energy = gram.diagonal(dim1=1, dim2=2)
+    # the smallest normal number: channels that are 0 everywhere express nothing
+    energy += reading.ridge * energy.mean(1, keepdim=True) + torch.finfo(gram.dtype).tiny
+    factors = torch.linalg.solve(gram, cross).mT
+    shifts = (means[1] - means[0] @ factors.mT.to(kept)).squeeze(1).double()
+    if not (factors.isfinite().all() and shifts.isfinite().all()):
+        raise GapruneError(
+            f"compensate: activations at {reading.layer} are not finite, because the network "
+            "overflows on these calibration inputs; use other inputs or float32 weights"
+        )
+    return factors, shifts if reading.centred else torch.zeros_like(shifts)
