@@ -85,8 +85,8 @@ def compensated_weights(
         for layer, tables in readers.items():
             name, module = f"{layer}.weight", model.get_submodule(layer)
             nonzero = weights[name].movedim(input_axis(module), 0).flatten(1) != 0
-            kept = nonzero.any(1)
-            if kept.all():
+            alive = nonzero.any(1)
+            if alive.all():
                 continue
             weight, bias = module.get_parameter("weight").clone(), None
             dense_bias: Tensor | None = getattr(module, "bias", None)
@@ -94,7 +94,7 @@ def compensated_weights(
             if dense_bias is not None and f"{layer}.bias" not in weights and input_axis(module):
                 bias = dense_bias.clone()
             centred = bias is not None or (dense_bias is None and repaired)
-            reading = _Reading(layer, weight, bias, tables, kept, centred, ridge)
+            reading = _Reading(layer, weight, bias, tables, alive, centred, ridge)
             readings.append(reading)
             hook = partial(_compensate, reading)
             hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -117,7 +117,7 @@ class _Reading:
     weight: Tensor
     bias: Tensor | None  # None where it may not change
     tables: Sequence[Tensor]
-    kept: Tensor  # bool `[inputs]`
+    alive: Tensor  # bool `[inputs]`
     centred: bool  # whether bias or BatchNorm takes up a shift
     ridge: float
     done: bool = field(default=False)
@@ -142,37 +142,37 @@ def _compensate(
         samples = samples.float()
     matrix = reading.weight.movedim(input_axis(module), -1)
     for table in reading.tables:
-        is_kept = reading.kept[table].any(0)
-        kept, removed = table[:, is_kept], table[:, ~is_kept]
-        if not kept.numel() or not removed.numel():
+        is_alive = reading.alive[table].any(0)
+        alive, removed = table[:, is_alive], table[:, ~is_alive]
+        if not alive.numel() or not removed.numel():
             continue
-        factors, shifts = _expressed(samples[:, kept], samples[:, removed], reading)
+        factors, shifts = _expressed(samples[:, alive], samples[:, removed], reading)
         # [..., removed] @ [removed, kept], one position after the other
         for position, (factor, shift) in enumerate(zip(factors, shifts, strict=True)):
             unread = matrix[..., removed[position]]
-            matrix[..., kept[position]] += (unread.to(factor) @ factor).to(matrix)
+            matrix[..., alive[position]] += (unread.to(factor) @ factor).to(matrix)
             if reading.bias is not None:
                 # of a convolution: summed over its kernel
                 change = (unread.to(shift) @ shift).reshape(len(matrix), -1).sum(1)
                 reading.bias += change.to(reading.bias)
-    matrix[..., ~reading.kept] = 0
+    matrix[..., ~reading.alive] = 0
 
 
-def _expressed(kept: Tensor, removed: Tensor, reading: _Reading) -> tuple[Tensor, Tensor]:
+def _expressed(alive: Tensor, removed: Tensor, reading: _Reading) -> tuple[Tensor, Tensor]:
     """Return B = G_HP (G_PP + λI)⁻¹ and the shift of every position, float64.
 
     From `[samples, positions, channels]`: `[positions, removed, kept]`, `[positions, removed]`.
     """
-    kept, removed = kept.transpose(0, 1), removed.transpose(0, 1)
-    means = kept.mean(1, keepdim=True), removed.mean(1, keepdim=True)
+    alive, removed = alive.transpose(0, 1), removed.transpose(0, 1)
+    means = alive.mean(1, keepdim=True), removed.mean(1, keepdim=True)
     if reading.centred:
-        kept, removed = kept - means[0], removed - means[1]
-    gram, cross = (kept.mT @ kept).double(), (kept.mT @ removed).double()
+        alive, removed = alive - means[0], removed - means[1]
+    gram, cross = (alive.mT @ alive).double(), (alive.mT @ removed).double()
     energy = gram.diagonal(dim1=1, dim2=2)
     # the smallest normal number: channels that are 0 everywhere express nothing
     energy += reading.ridge * energy.mean(1, keepdim=True) + torch.finfo(gram.dtype).tiny
     factors = torch.linalg.solve(gram, cross).mT
-    shifts = (means[1] - means[0] @ factors.mT.to(kept)).squeeze(1).double()
+    shifts = (means[1] - means[0] @ factors.mT.to(alive)).squeeze(1).double()
     if not (factors.isfinite().all() and shifts.isfinite().all()):
         raise GapruneError(
             f"compensate: activations at {reading.layer} are not finite, because the network "
