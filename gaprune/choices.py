@@ -11,7 +11,7 @@ FEW_EXAMPLES = 32  # of `--inputs` from which they are the calibration inputs th
 INPUT_KINDS = ("image", "signal", "tokens", "vector")
 CRITERIA = (
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),
-    *("wanda-rows", "lamp-wanda", "lamp-wanda-rows", "correlation", "swaps"),
+    *("wanda-rows", "lamp-wanda", "lamp-wanda-rows", "correlation", "swaps", "correlation-swaps"),
 )
 METHODS = (
     *CRITERIA,

@@ -27,7 +27,8 @@ from gaprune.models.patterns import channel_groups, channels_of
 from gaprune.models.target import Target, target_from_module
 
 TRAINED = ("distilled", "imp")
-SINGLE = ("swaps", "swaps-layer")  # they exchange single weights
+SWAPS = ("swaps", "correlation-swaps")  # they exchange single weights
+SINGLE = (*SWAPS, *(f"{name}-layer" for name in SWAPS))
 UNSUPPORTED = {
     "2:4": ("magnitude-layer", "threshold", "structured-l1", "structured-l2", "slimming", *TRAINED),
     "4x1": ("threshold", "structured-l1", "structured-l2", "slimming", *TRAINED, *SINGLE),

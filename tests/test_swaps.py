@@ -17,6 +17,7 @@ from gaprune.criteria.swaps import one_shot_mask
 from gaprune.masks.n_of_m import NOfM
 from gaprune.models.network import DenseNetwork
 
+BASES = ("lamp", "lamp-wanda-rows")
 ROWS, SIZE = 5, 12
 PLAIN = WeightShape(1, 1, SIZE, 1, SIZE)
 
@@ -162,15 +163,15 @@ def test_rows_without_a_choice_stay() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_scores_decode_to_the_same_counts(case: str) -> None:
-    """In every layer `swaps` keeps as many weights of each row as `lamp-wanda-rows`."""
+    """In every layer swaps keep as many weights as their bases do."""
     network, calibration = CASES[case][0](), CASES[case][1]()
     layout = network.layout
     masks = [
         layout.split(one_shot_mask(score(name, network, calibration, seeded(3), 0.5), layout, 0.5))
-        for name in ("lamp-wanda-rows", "swaps")
+        for name in (*BASES, "swaps", "correlation-swaps")
     ]
-    for base, refined in zip(masks[0].values(), masks[1].values(), strict=True):
-        assert int(base.sum()) == int(refined.sum())
+    for parts in zip(*(mask.values() for mask in masks), strict=True):
+        assert len({int(part.sum()) for part in parts}) == 1
     again = score("swaps", network, calibration, seeded(9), 0.5)
     assert torch.equal(again, score("swaps", network, calibration, seeded(9), 0.5))
 
@@ -183,7 +184,8 @@ class Nested(nn.Module):
         self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.last(self.first(inputs).relu())
+        outputs: Tensor = self.last(self.first(inputs).relu())
+        return outputs
 
 
 def layer_errors(network: DenseNetwork, mask: Tensor, calibration: Tensor) -> Tensor:
@@ -201,16 +203,17 @@ def layer_errors(network: DenseNetwork, mask: Tensor, calibration: Tensor) -> Te
 
 
 def test_the_criterion_lowers_the_error_of_every_layer() -> None:
-    """The mask at the density that the criterion was told has less error than its base."""
+    """The mask at the density that the criterion was told has less error than its bases."""
     network, calibration = network_of(Nested, VECTOR), columns(4, 300).float()
     errors = {}
-    for name in ("lamp-wanda-rows", "swaps"):
+    for name in (*BASES, "swaps"):
         scores = score(name, network, calibration, seeded(3), 0.5)
         mask = one_shot_mask(scores, network.layout, 0.5)
         assert int(mask.sum()) == round(network.layout.total / 2)
         errors[name] = layer_errors(network, mask, calibration)
-    assert (errors["swaps"] <= errors["lamp-wanda-rows"] + 1e-6).all()
-    assert errors["swaps"].sum() < errors["lamp-wanda-rows"].sum()
+    *bases, refined = errors.values()
+    assert (refined <= torch.stack(bases).amax(0) + 1e-6).all()
+    assert all(refined.sum() < base.sum() for base in bases)
 
 
 def test_a_pattern_is_kept() -> None:
@@ -219,11 +222,12 @@ def test_a_pattern_is_kept() -> None:
     layout = replace(network.layout, n_of_m=NOfM(2, 4, (1, 1)))
     network = replace(network, layout=layout)
     errors = {}
-    for name in ("lamp-wanda-rows", "swaps"):
+    for name in (*BASES, "swaps"):
         mask = one_shot_mask(score(name, network, calibration, seeded(3), 0.5), layout, 0.5)
         assert layout.satisfies_pattern(mask)
         errors[name] = layer_errors(network, mask, calibration)
-    assert errors["swaps"].sum() < errors["lamp-wanda-rows"].sum()
+    *bases, refined = errors.values()
+    assert all(refined.sum() < base.sum() for base in bases)
 
 
 def test_a_repaired_network_keeps_the_correlation() -> None:
@@ -233,10 +237,10 @@ def test_a_repaired_network_keeps_the_correlation() -> None:
     assert isinstance(model, Nested)
     inputs = model.first(calibration).relu()
     lost = {}
+    weights = network.weights["last.weight"]
     for criterion in (CRITERIA["swaps"], CRITERIA["swaps"].repairing):
         scores = score_with(criterion, network, calibration, seeded(3), 0.5)
         mask = network.layout.split(one_shot_mask(scores, network.layout, 0.5))["last.weight"]
-        weights = network.weights["last.weight"]
         lost[criterion.function] = [
             float(losses(weights, mask, inputs, correlated=correlated).mean())
             for correlated in (False, True)

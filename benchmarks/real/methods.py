@@ -12,9 +12,9 @@ from gaprune.criteria import CRITERIA
 REPAIR = {"repair": True}
 ONE_SHOT = (
     *("magnitude", "lamp", "wanda", "wanda-rows", "lamp-wanda", "lamp-wanda-rows"),
-    *("snip", "synflow", "correlation", "swaps"),
+    *("snip", "synflow", "correlation", "swaps", "correlation-swaps"),
 )
-REPAIRED = ("magnitude", "lamp", "lamp-wanda", "correlation", "swaps")
+REPAIRED = ("magnitude", "lamp", "lamp-wanda", "correlation", "correlation-swaps")
 SEARCH_ONLY = frozenset(  # settings that one-shot criteria ignore
     {
         "initial_criteria",

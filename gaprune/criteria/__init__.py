@@ -18,7 +18,7 @@ from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wan
 from gaprune.criteria.correlation import correlation
 from gaprune.criteria.flow import synflow
 from gaprune.criteria.gradients import grasp, snip, taylor
-from gaprune.criteria.swaps import MOST_INPUTS, swaps
+from gaprune.criteria.swaps import MOST_INPUTS, correlation_swaps, swaps
 from gaprune.criteria.weights_only import erk, lamp, magnitude, random
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
@@ -86,17 +86,28 @@ _ROWS: tuple[tuple[ScoreFunction, bool, bool, str, str], ...] = (
     (lamp_wanda, True, False, f"{_OURS} and Zhang et al. 2024, eq. 4", "LAMP counts, Wanda ranks"),
     (lamp_wanda_rows, True, False, f"{_OURS} and Sun et al. 2023", "LAMP counts, Wanda rows rank"),
     (correlation, True, True, "our own, after Hassibi and Stork 1993", "lost output correlation"),
-    (swaps, True, False, "SparseSwaps, arXiv 2512.10922", "lamp-wanda-rows, then swaps in rows"),
 )
 CRITERIA: dict[str, Criterion] = {
     (name := row[0].__name__.replace("_", "-")): Criterion(name, *row) for row in _ROWS
 }
-CRITERIA["swaps"] = replace(
-    CRITERIA["swaps"],
-    most_inputs=MOST_INPUTS,
-    for_repair=partial(swaps, correlated=True),
-    single_weights=True,
+_SWAPS: tuple[tuple[ScoreFunction, str], ...] = (
+    (swaps, "LAMP or lamp-wanda-rows, then swaps in rows against the error of their outputs"),
+    (correlation_swaps, "LAMP, then swaps in rows for the correlation of their outputs"),
 )
+CRITERIA |= {
+    (name := function.__name__.replace("_", "-")): Criterion(
+        name,
+        function,
+        needs_inputs=True,
+        takes_gradients=False,
+        source="SparseSwaps, arXiv 2512.10922",
+        description=description,
+        most_inputs=MOST_INPUTS,
+        for_repair=correlation_swaps,
+        single_weights=True,
+    )
+    for function, description in _SWAPS
+}
 
 
 def find_criterion(

@@ -11,12 +11,15 @@ from gaprune.criteria.activations import lamp_wanda_rows
 from gaprune.criteria.layer_inputs import InputMoments
 from gaprune.criteria.responses import input_moments
 from gaprune.criteria.row_swaps import refine_mask
+from gaprune.criteria.weights_only import lamp
 from gaprune.masks.budget import keep_total
-from gaprune.masks.supermask import Layout, global_mask
+from gaprune.masks.supermask import Layout, global_mask, masked_weights
+from gaprune.models.forward import batched_forward, functional_forward
 from gaprune.models.network import DenseNetwork
 from gaprune.models.time_limit import check_time
 
 MOST_INPUTS = 4096  # calibration inputs: the more, the better the matrices of wide layers
+COMPARED = 256  # calibration inputs on which masks are compared
 DENSITY = 0.5  # of the mask that is refined if no density is given
 
 
@@ -25,31 +28,72 @@ def swaps(
     calibration: Tensor | None,
     density: float | None,
     generator: torch.Generator,
-    *,
-    correlated: bool = False,
 ) -> Tensor:
-    """Refine the mask of `lamp-wanda-rows` at a density by swaps, see `refine_mask`.
+    """Refine a one-shot mask by swaps that lower the squared error of its rows' outputs.
 
-    This covers linear layers and convolutions, also under an N:M pattern. Inputs of very large
-    layers are compared in blocks. Other weights keep their scores.
+    The mask is that of `lamp` or `lamp-wanda-rows`, whichever brings the network's outputs on the
+    calibration inputs closer to the dense ones. See `refined_scores`.
+    """
+    assert calibration is not None  # `score_with` has checked it
+    density = DENSITY if density is None else density
+    bases = [lamp(network), lamp_wanda_rows(network, calibration)]
+    if not all(bool(base.isfinite().all()) for base in bases):
+        return bases[1]  # `score` reports which layer is not finite
+    inputs = calibration[:COMPARED].to(network.device)
+    masks = [one_shot_mask(base, network.layout, density) for base in bases]
+    errors = [output_error(network, mask, inputs) for mask in masks]
+    base = bases[errors.index(min(errors))]
+    return refined_scores(base, network, calibration, density, generator, correlated=False)
+
+
+def correlation_swaps(
+    network: DenseNetwork,
+    calibration: Tensor | None,
+    density: float | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Refine LAMP's mask by swaps that raise the correlation of each row with its dense outputs.
+
+    The network's outputs lose their scale, which repair restores, and which the order of classes
+    does not need. See `refined_scores`.
+    """
+    density = DENSITY if density is None else density
+    return refined_scores(lamp(network), network, calibration, density, generator, correlated=True)
+
+
+def refined_scores(  # the scores, and how they are refined
+    scores: Tensor,
+    network: DenseNetwork,
+    calibration: Tensor | None,
+    density: float,
+    generator: torch.Generator,
+    *,
+    correlated: bool,
+) -> Tensor:
+    """Refine the mask of scores `[total]` at a density, see `refine_mask`, and order them by it.
+
+    This covers linear layers and convolutions, also under an N:M pattern. Very large layers are
+    compared in blocks of inputs. Other layers stay. The generator is not advanced.
 
     Returns:
-        In every layer the scores of `lamp-wanda-rows`, the highest ones for the refined mask. So
-        the layers keep their numbers of weights at every density; at this one, the best scores
-        are the refined mask.
+        The same scores in every layer, the highest ones for the refined mask. So the layers keep
+        their numbers of weights at every density, and at this one the best scores are the mask.
     """
-    base = lamp_wanda_rows(network, calibration)
-    if not base.isfinite().all():  # `score` reports which layer is not finite
-        return base
-    mask = one_shot_mask(base, network.layout, DENSITY if density is None else density).to(
-        base.device
-    )
-    scores, masks = network.layout.split(base), network.layout.split(mask)
+    mask = one_shot_mask(scores, network.layout, density)
+    layers, masks = network.layout.split(scores), network.layout.split(mask)
     for name, moments in input_moments(network, calibration, generator.clone_state()):
         check_time()
         refined = refined_layer(network, name, moments, masks[name], correlated=correlated)
-        scores[name].copy_(reordered(scores[name], refined))
-    return base
+        layers[name].copy_(reordered(layers[name], refined))
+    return scores
+
+
+def output_error(network: DenseNetwork, mask: Tensor, inputs: Tensor) -> float:
+    """Return the squared error of the masked network's outputs on inputs `[N, …]`."""
+    weights = masked_weights(network.weights, network.layout.split(mask))
+    outputs = functional_forward(network.model, weights, inputs)
+    error = float((outputs - batched_forward(network.model, inputs)).square().sum())
+    return error if math.isfinite(error) else math.inf
 
 
 def one_shot_mask(scores: Tensor, layout: Layout, density: float) -> Tensor:

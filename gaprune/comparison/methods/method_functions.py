@@ -24,7 +24,7 @@ from gaprune.comparison.methods.threshold import percentile_mask
 from gaprune.comparison.methods.torch_rules import structured_masks
 from gaprune.comparison.methods.training import TrainingData, from_labels, from_teacher
 from gaprune.config import EVOLVED
-from gaprune.criteria import CRITERIA, Criterion, score_with
+from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, score_with
 from gaprune.evolution.seeding import with_rules
 from gaprune.exports.clustering import cluster_weights
 from gaprune.masks.units import ChannelUnits
