@@ -29,7 +29,6 @@ from gaprune.evolution.seeding import with_rules
 from gaprune.exports.clustering import cluster_weights
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.macs import macs_per_input, suitable_batch
-from gaprune.models.network import DenseNetwork
 from gaprune.runs.prune import prune_target
 
 GENERATED_COUNT = 32768  # generated inputs that replace a training set
