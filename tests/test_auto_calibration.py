@@ -259,6 +259,16 @@ def test_auto_adds_impressions_where_no_generator_fits(make: Callable[[], nn.Mod
     assert plan.gradient_inputs is not None
     assert len(plan.gradient_inputs.inputs) == 16
     assert plan.mixture is not None
+    # They also validate, from starts that the search does not use.
+    assert len(plan.validation.inputs) == 12
+    assert plan.validation.source.startswith("12 class impressions")
+    assert not any(name in plan.validation.source for name in plan.mixture.shares)
+
+
+def test_stated_validation_inputs_are_no_impressions() -> None:
+    """Also where no generator fits."""
+    plan = make_calibration_set(vectors(tiny_model()), settings_of(validation="uniform"), seeded())
+    assert plan.validation.source.startswith("generated: uniform")
 
 
 def test_an_untrained_network_gets_no_impressions() -> None:

@@ -40,7 +40,7 @@ from gaprune.errors import InputError
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.target import Target
-from gaprune.records import Provenance
+from gaprune.records import LOW_FIT, Provenance
 
 LEAST_DOMAIN = 256  # inputs that statistics of layers need, or that validate beside a few others
 KEPT_FIT = 0.95  # of the information, for inputs that are moved
@@ -141,7 +141,7 @@ def make_calibration_set(
         written = Synthesis(target, mixture, generator, observer).self_text(total, seconds)
         stored.append(written)
     choice, validation = _validation_inputs(
-        target, request, settings, generator, stored, few=few, moved=moved
+        target, request, settings, generator, stored, observer, few=few, moved=moved
     )
     mixture = GeneratorMixture(spec, choice.shares, target.dtype)
     synthesis = Synthesis(target, mixture, generator, observer)
@@ -210,6 +210,7 @@ def _validation_inputs(  # noqa: PLR0913 # what a run validates on depends on al
     settings: Settings,
     generator: torch.Generator,
     stored: list[Samples],
+    observer: Observer,
     *,
     few: bool,
     moved: bool,
@@ -234,9 +235,28 @@ def _validation_inputs(  # noqa: PLR0913 # what a run validates on depends on al
         part, stored[0] = _hold_out(stored[0], count, generator)
         parts.append(with_copies(part, spec, generator) if moved else part)
         count = min(count, max(len(parts[0].inputs), LEAST_DOMAIN))
-    if choice.validation is not None:
+    if choice.validation is not None and _impressions_validate(target, request, settings, choice):
+        starts = GeneratorMixture(spec, {choice.validation: 1.0}, target.dtype)
+        synthesis = Synthesis(target, starts, generator, observer)
+        parts.append(synthesis.impressions(count, settings.calibration_seconds))
+    elif choice.validation is not None:
         parts.append(_make_validation(choice.validation, count, target, generator))
     return choice, concatenate(parts)
+
+
+def _impressions_validate(
+    target: Target, request: CalibrationRequest, settings: Settings, choice: GeneratorChoice
+) -> bool:
+    """Return whether impressions, started from the chosen generator, validate in its place.
+
+    Where no generator fits, the network predicts few classes on generated inputs, and a mask that
+    always predicts these agrees. Impressions show every class: they rank one-shot masks as real
+    inputs do (Spearman 0.87 to 0.97; generators -0.26 to 0.66).
+    """
+    if not request.impressions or settings.validation != AUTO or target.inputs.kind == "tokens":
+        return False
+    fit = _fit(target, (), choice.mutual_information)
+    return fit is not None and fit < LOW_FIT
 
 
 def _may_be_moved(target: Target, stored: Sequence[Samples]) -> bool:
