@@ -20,6 +20,9 @@ from gaprune.models.time_limit import check_time
 
 MOST_INPUTS = 4096  # calibration inputs: the more, the better the matrices of wide layers
 COMPARED = 256  # calibration inputs on which masks are compared
+# Couplings of inputs are weakened by this fraction: calibration inputs are few, or not of the
+# domain of the training data. MiniLM at 0.7 on generated texts: 78.46 without, 78.65 with it.
+SHRINK = 0.25
 DENSITY = 0.5  # of the mask that is refined if no density is given
 
 
@@ -109,10 +112,11 @@ def refined_layer(
 ) -> Tensor:
     """Return the refined mask of a layer, in the shape of its weight."""
     weight = network.weights[name].detach()
-    matrix = moments.covariance() if correlated else moments.gram()
+    matrix = (moments.covariance() if correlated else moments.gram()).float()
+    diagonal = torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
     return refine_mask(
         weight.flatten(1).float(),
-        matrix.float(),
+        torch.lerp(matrix, diagonal, SHRINK),
         mask.flatten(1),
         moments.shape,
         correlated=correlated,
