@@ -180,11 +180,24 @@ def test_a_random_mask_that_is_the_best_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fit", "warned"), [(None, False), (0.9, False), (0.7, False), (0.4, True)]
+    ("fit", "method", "warned"),
+    [
+        (None, "evolved", False),
+        (0.9, "evolved", False),
+        (0.7, "evolved", False),
+        (0.4, "evolved", True),
+        (0.4, "lamp-wanda", True),
+        (0.4, "lamp", False),
+    ],
 )
-def test_inputs_far_from_the_domain_are_warned_about(fit: float | None, warned: bool) -> None:
-    """The warning states the figure; networks that are no classifiers have none."""
+def test_inputs_far_from_the_domain_are_warned_about(
+    fit: float | None, method: str, *, warned: bool
+) -> None:
+    """The warning states the figure; networks that are no classifiers have none.
+
+    Criteria of the weights alone do not depend on the inputs.
+    """
     provenance = Provenance("procedural", (), 1, True, "", "", 1, "", domain_fit=fit)
-    text = domain_warning(provenance)
+    text = domain_warning(provenance, method)
     assert (text is not None) == warned
     assert text is None or f"{fit:.2f}" in text

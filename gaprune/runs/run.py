@@ -132,7 +132,7 @@ class PruningRun:
                 inputs = replace(target.inputs, in_memory={})
                 target = self.target = replace(target, inputs=inputs)
             evaluator = make_evaluator(target, self.resolved, calibration_set)
-        domain = domain_warning(calibration_set.provenance) if settings.method == EVOLVED else None
+        domain = domain_warning(calibration_set.provenance, settings.method)
         for text in filter(None, [*validation_warnings(evaluator), domain]):
             observer.warning(text)
         return calibration_set, evaluator

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from gaprune.config import EVOLVED
+from gaprune.criteria import find_criterion
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
 from gaprune.evolution.search_plan import OVERFIT_DROP, SearchResult
@@ -81,15 +83,19 @@ def coverage_warning(target: Target) -> str | None:
     )
 
 
-def domain_warning(provenance: Provenance) -> str | None:
-    """Return the warning that a search knows little of the network's domain; None if it does."""
-    fit = provenance.domain_fit
-    if fit is None or fit >= LOW_FIT:
+def domain_warning(provenance: Provenance, method: str) -> str | None:
+    """Return the warning that a method knows little of the network's domain; None if it does.
+
+    A criterion of the weights alone needs to know nothing.
+    """
+    fit, searched = provenance.domain_fit, method == EVOLVED
+    if fit is None or fit >= LOW_FIT or not (searched or find_criterion(method).needs_inputs):
         return None
+    other = ", and --method=correlation may be better on real ones" if searched else ""
     return (
         f"domain fit {fit:.2f} (below {LOW_FIT}): the network separates these inputs worse than "
-        "those of its domain, so agreement on them says little, and --method=correlation may be "
-        "better on real ones; 50 to 500 unlabelled inputs help most (--calibration=FILE)"
+        f"those of its domain, so agreement on them says little{other}; 50 to 500 unlabelled "
+        "inputs help most (--calibration=FILE)"
     )
 
 
