@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from gaprune.errors import InputError, first_line, unknown_name
-from gaprune.models.channel_labels import CONSTANT
+from gaprune.models.channel_labels import CONSTANT, HEAD_WIDTH
 from gaprune.models.channel_slicing import ChannelRemoval, num_inputs, num_outputs
 from gaprune.models.channel_tracing import ChannelTracer
 from gaprune.models.channel_trial import ChannelTrial
@@ -80,12 +80,22 @@ class ChannelGraph:
             return graph, tracer, at_once | failed
 
         first, tracer, failed = graph_of()
-        graphs = [first]
-        sites = {site for site, channels in _factored(tracer).items() if channels & failed}
-        if sites:  # where a reshape splits channels, the other factor may be constant
-            graphs.append(graph_of(inner=frozenset(sites))[0])
-        if failed and tracer.numbers:  # a number may only happen to equal one of channels
-            graphs.append(graph_of(with_numbers=False)[0])
+        graphs, last, unfit = [first], tracer, failed
+        free_factors: dict[str, int] = {}
+        # where a reshape splits channels, another factor may be the one that can become smaller
+        for position in range(2):
+            sites = [site for site, channels in _factored(last).items() if channels & unfit]
+            sites = [site for site in sites if last.num_factors[site] > position + 1]
+            if not sites:
+                break
+            free_factors |= dict.fromkeys(sites, position)
+            graph, last, unfit = graph_of(free_factors=dict(free_factors))
+            graphs.append(graph)
+        # a number may only happen to equal one of channels
+        for factors in ([free_factors] if free_factors else []) + [{}]:
+            if unfit and tracer.numbers:
+                graph, _, unfit = graph_of(free_factors=factors, with_numbers=False)
+                graphs.append(graph)
         return max(graphs, key=_num_removable)
 
     def whole_layers(self) -> dict[str, str]:
@@ -193,6 +203,8 @@ def _untried(model: nn.Module, tracer: ChannelTracer) -> tuple[ChannelGraph, set
     for root, outputs in members.items():
         if (reason := labels.reason(root)) is not None:
             fixed.update(dict.fromkeys(outputs, reason))
+            if reason == HEAD_WIDTH:
+                at_once.update(outputs)
             continue
         layers = tuple(dict.fromkeys(channel.layer for channel in outputs))
         sides = (outputs, readers.get(root, ()), attributes.get(root, ()))

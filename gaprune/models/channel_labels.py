@@ -7,6 +7,11 @@ from torch import Tensor
 
 CONSTANT = 0  # the label of elements that no channel computes: padding, parameters, positions
 
+# The reason of channels that one head of an attention compares; whole heads may be removable.
+HEAD_WIDTH = "they are parts of attention heads"
+
+_HALF = 32  # bits of a label in a pair
+
 
 class ChannelLabels:
     """Disjoint sets of labels; a set may be fixed for a reason."""
@@ -64,6 +69,53 @@ class ChannelLabels:
         """Fix a set, unless it is constant; the first reason counts."""
         if label != CONSTANT:
             self._reasons.setdefault(self.root(label), reason)
+
+    def join_all(
+        self, labels: Tensor, others: Tensor, what: str, *, in_layer: bool = False
+    ) -> None:
+        """Join labels at the same position."""
+        first, second = torch.broadcast_tensors(stripped(labels), stripped(others))
+        differ = first != second
+        # one number per pair: torch finds unique numbers much faster than unique rows
+        pairs = (first[differ] << _HALF | second[differ]).unique()
+        for pair in pairs.tolist():
+            self.join(pair >> _HALF, pair & ((1 << _HALF) - 1), what, in_layer=in_layer)
+
+    def join_along(self, labels: Tensor, dim: int, what: str) -> None:
+        """Join labels along a dimension."""
+        self.join_all(labels, labels.narrow(dim, 0, 1).expand(labels.shape), what, in_layer=True)
+
+    def fix_all(self, labels: Tensor | None, reason: str) -> None:
+        """Fix the sets of labels, if there are any."""
+        if labels is not None:
+            for label in torch.unique(stripped(labels)).tolist():
+                self.fix(label, reason)
+
+    def vary(self, labels: Tensor, dim: int) -> bool:
+        """Return whether sets of labels differ along a dimension."""
+        if not varies(labels, dim):
+            return False
+        dim %= labels.ndim
+        return varies(self.roots(stripped(labels, but=dim)), dim)
+
+    def multiply(self, left: Tensor, right: Tensor, what: str) -> Tensor:
+        """Return the labels of a product of matrices `[…, n, k]` and `[…, k, m]`, as in attention.
+
+        A head can be removed as a whole: then its queries, keys and values go together.
+        """
+        size = (*left.shape[:-1], right.shape[-1])
+        for labels, inner, outer in ((left, -1, -2), (right, -2, -1)):
+            if self.vary(labels, inner):
+                self.fix_all(left, HEAD_WIDTH)
+                self.fix_all(right, HEAD_WIDTH)
+            if labels is left and self.vary(labels, outer):
+                self.fix_all(left, f"they are rows of a product in {what}")
+        rows = left.narrow(-1, 0, 1).expand(size)
+        columns = right.narrow(-2, 0, 1).expand(size)
+        if not int(rows.max()) or not int(columns.max()):  # one of them is a constant
+            return torch.maximum(rows, columns)
+        self.join_all(rows, columns, what)
+        return columns
 
     def reason(self, label: int) -> str | None:
         """Return why a set is fixed, or None."""

@@ -53,4 +53,5 @@ PARTS: dict[str, Callable[[Mapping[str, Any], int], tuple[int, int, int]]] = {
     "pixel_shuffle": lambda a, size: (0, size // int(a["upscale_factor"]) ** 2, 2),
 }
 SHUFFLED_DIMENSION = {"pixel_shuffle": -3, "channel_shuffle": 1, "native_channel_shuffle": 1}
+ATTENTION = "scaled_dot_product"  # in the names of all fused kernels
 SPATIAL = ("avg_pool", "max_pool", "upsample_", "lp_pool")

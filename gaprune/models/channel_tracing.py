@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from gaprune.models.channel_labels import ChannelLabels, stripped, varies
+from gaprune.models.channel_labels import CONSTANT, ChannelLabels, stripped, varies
 from gaprune.models.channel_layers import (
     MIXING,
     channel_axis,
@@ -28,6 +28,7 @@ from gaprune.models.channel_layers import (
 )
 from gaprune.models.channel_operations import (
     ALONG_DIMENSIONS,
+    ATTENTION,
     ELEMENTWISE,
     MOVING,
     PARTS,
@@ -55,7 +56,7 @@ class ChannelTracer(TorchDispatchMode):
         self,
         model: nn.Module,
         *,
-        inner: frozenset[str] = frozenset(),
+        free_factors: Mapping[str, int] | None = None,
         with_numbers: bool = True,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,7 +66,8 @@ class ChannelTracer(TorchDispatchMode):
         self.attributes: dict[str, Tensor] = {}
         self.numbers: set[str] = set()
         self.factored: dict[str, set[int]] = {}  # site of a reshape that splits channels → labels
-        self._inner = inner
+        self.num_factors: dict[str, int] = {}  # the same site → into how many dimensions
+        self._free_factors = free_factors or {}
         self._with_numbers = with_numbers
         self._first_channel = 1  # labels below are those of vectors
         self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -104,7 +106,7 @@ class ChannelTracer(TorchDispatchMode):
             self._fix(tensor, "they are the network's outputs")
         for layer, reason in self._misused.items():
             for labels in (self.outputs.get(layer), self.inputs.get(layer)):
-                self._fix_labels(labels, reason)
+                self.labels.fix_all(labels, reason)
 
     def _label_vectors(self) -> None:
         """Give labels to the elements of vectors that no layer holds: they may scale channels."""
@@ -157,8 +159,8 @@ class ChannelTracer(TorchDispatchMode):
         groups = num_groups(module)
         reason = refusal(module, len(read))
         if reason is not None:
-            self._fix_labels(read, reason)
-            self._fix_labels(made, reason)
+            self.labels.fix_all(read, reason)
+            self.labels.fix_all(made, reason)
             if groups > 1:
                 return
             read = torch.zeros(num_inputs(module), dtype=torch.int64)
@@ -166,10 +168,10 @@ class ChannelTracer(TorchDispatchMode):
             what = f"{type(module).__name__} {name}"
             parts = read.view(groups, -1), made.view(groups, -1)
             for part in parts:
-                self._join_along(part, 1, what)
-            self._join(parts[0][:, :1], parts[1][:, :1], what)
+                self.labels.join_along(part, 1, what)
+            self.labels.join_all(parts[0][:, :1], parts[1][:, :1], what)
             return
-        self._join(self.inputs.setdefault(name, read), read, f"the second call of {name}")
+        self.labels.join_all(self.inputs.setdefault(name, read), read, f"the second call of {name}")
 
     def _read(self, inputs: Tensor, axis: int, layer: str) -> Tensor:
         """Return the label of each input channel, whose elements must all have the same."""
@@ -179,7 +181,7 @@ class ChannelTracer(TorchDispatchMode):
         matrix = self.labels.roots(stripped(labels, but=axis)).movedim(axis, 0).flatten(1)
         low, high = matrix.amin(1), matrix.amax(1)
         mixed = matrix[low != high]
-        self._fix_labels(mixed, f"they are rearranged in front of {layer!r}")
+        self.labels.fix_all(mixed, f"they are rearranged in front of {layer!r}")
         return high
 
     # --- operations -------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ class ChannelTracer(TorchDispatchMode):
                 reason = f"they pass through {self._site(operation)}"
                 labels = [self._of[tensor] for tensor in tensors if tensor in self._of]
                 for of in labels:
-                    self._fix_labels(of, reason)
+                    self.labels.fix_all(of, reason)
                 if any(int(of.max()) >= self._first_channel for of in labels):
                     self._set_fixed(output, reason)  # else a constant, made of vectors
         return output
@@ -238,7 +240,7 @@ class ChannelTracer(TorchDispatchMode):
             self._of[output] = self._of[tensors[0]]  # as global pooling does in channels-last order
         elif name == "glu":
             first, second = self._of[args[0]].chunk(2, *(args[1:2] or (-1,)))
-            self._join(first, second, what, in_layer=True)
+            self.labels.join_all(first, second, what, in_layer=True)
             self._of[output] = first
         elif name in ELEMENTWISE or torch.Tag.pointwise in operation.tags:
             self._combine(tensors, output, what)
@@ -246,6 +248,8 @@ class ChannelTracer(TorchDispatchMode):
             arguments = dict(zip((a.name for a in operation._schema.arguments), args, strict=False))  # noqa: SLF001
             dims = {**arguments, **named}.get("dim")
             self._reduce(tensors[0], dims, output, what)
+        elif name == "bmm" or ATTENTION in name:
+            self._multiply(name, [self._labels_of(value) for value in args[:3]], output, what)
         elif any(part in name for part in SPATIAL):
             self._reduce_space(tensors[0], name, output, what)
         else:
@@ -303,11 +307,11 @@ class ChannelTracer(TorchDispatchMode):
             # parts are adjacent (stride 1) or interleaved
             shape = (size // length, length) if stride == 1 else (length, size // length)
             parts = labels.unflatten(dim, shape)
-            self._join_along(parts, dim if stride == 1 else dim + 1, what)
+            self.labels.join_along(parts, dim if stride == 1 else dim + 1, what)
             if name in SIZED and not self._count(length, labels.narrow(dim, start, length), dim):
                 self._count(size, labels, dim)  # the code divides it
         elif not self._count_unequal(name, labels, arguments, dim):
-            self._fix_labels(labels, f"they are split into unequal parts by {what}")
+            self.labels.fix_all(labels, f"they are split into unequal parts by {what}")
 
     def _count_unequal(
         self, name: str, labels: Tensor, arguments: Mapping[str, Any], dim: int
@@ -323,7 +327,7 @@ class ChannelTracer(TorchDispatchMode):
         sizes = [int(part) for part in arguments["split_sizes"]]
         parts = labels.split(sizes, dim)
         for part, other in ((a, b) for a in parts for b in parts if a.shape == b.shape):
-            self._join(part, other, name, in_layer=True)  # the same number may count both
+            self.labels.join_all(part, other, name, in_layer=True)  # the same number may count both
         return all(self._count(size, part, dim) for size, part in zip(sizes, parts, strict=True))
 
     def _count(self, number: int, labels: Tensor, dim: int) -> bool:
@@ -360,7 +364,9 @@ class ChannelTracer(TorchDispatchMode):
         if bool((matrix != matrix[:, :1]).any()):
             return False
         counted = matrix[:, 0]
-        self._join(self.attributes.setdefault(name, counted), counted, f"the number {name}")
+        self.labels.join_all(
+            self.attributes.setdefault(name, counted), counted, f"the number {name}"
+        )
         self.numbers.add(name)
         return True
 
@@ -374,12 +380,12 @@ class ChannelTracer(TorchDispatchMode):
             self._sites[what] = self._sites.get(what, 0) + 1
             site = f"{what} {self._sites[what]}"
             self.factored[site] = set(torch.unique(labels).tolist())
+            self.num_factors[site] = len(after)
             # usually the outer factors are constants of `forward` (groups, branches)
-            joined, free = after[:-1], after[-1:]
-            if site in self._inner:
-                joined, free = after[1:], after[:1]
-            for dim in joined:
-                self._join_along(result, dim, what)
+            free = [after[self._free_factors.get(site, -1)]]
+            for dim in after:
+                if dim not in free:
+                    self.labels.join_along(result, dim, what)
         if labels.shape != shape:
             for dim in free:
                 self._count(result.shape[dim], result, dim)
@@ -392,7 +398,7 @@ class ChannelTracer(TorchDispatchMode):
         known = self._joined_labels(tensors, shape, what)
         result = known[0]
         for labels in known[1:]:
-            self._join(result, labels, what)
+            self.labels.join_all(result, labels, what)
             result = torch.maximum(*torch.broadcast_tensors(stripped(result), stripped(labels)))
             result = result.expand(shape)
         for tensor in tree_iter(output):
@@ -407,19 +413,35 @@ class ChannelTracer(TorchDispatchMode):
         # a vector matters only where it meets channels
         channels = {key: of for key, of in labels.items() if int(of.max()) >= self._first_channel}
         channels = channels or labels
-        among = {dim for of in channels.values() for dim in range(len(shape)) if varies(of, dim)}
+        dims = range(len(shape))
+        among = {dim for of in channels.values() for dim in dims if self.labels.vary(of, dim)}
         known = []
         for tensor in tensors:
             key, met = id(tensor), _wide(tensor, len(shape)) & among
             if key in labels and (met or (key in channels and not among)):
                 known.append(labels[key])
             elif key in channels:
-                self._fix_labels(labels[key], f"they are combined with all channels in {what}")
+                self.labels.fix_all(labels[key], f"they are combined with all channels in {what}")
             elif key not in labels:
                 for of in channels.values():
-                    if any(varies(of, dim) for dim in met):
-                        self._fix_labels(of, f"they meet a parameter or constant in {what}")
+                    if any(self.labels.vary(of, dim) for dim in met):
+                        self.labels.fix_all(of, f"they meet a parameter or constant in {what}")
         return known
+
+    def _multiply(self, name: str, factors: list[Tensor], output: Any, what: str) -> None:  # noqa: ANN401
+        """Follow a product of matrices, or a fused attention of queries, keys and values."""
+        left, right = factors[:2]
+        if name == "bmm":
+            self._of[output] = self.labels.multiply(left, right, what)
+            return
+        shared = left.shape[1] // right.shape[1]  # queries of several heads use the same keys
+        keys, values = (labels.repeat_interleave(shared, 1) for labels in factors[1:])
+        weights = self.labels.multiply(left, keys.transpose(-2, -1), what)
+        self._of[output[0]] = self.labels.multiply(weights, values, what)
+
+    def _labels_of(self, tensor: Tensor) -> Tensor:
+        labels = self._of.get(tensor)
+        return torch.tensor(CONSTANT).expand(tensor.shape) if labels is None else labels
 
     def _reduce(self, tensor: Tensor, dims: Any, output: Any, what: str) -> None:  # noqa: ANN401
         labels = self._of[tensor]
@@ -428,7 +450,7 @@ class ChannelTracer(TorchDispatchMode):
         dims = [dims] if isinstance(dims, int) else list(dims)
         for dim in dims:
             if varies(labels, dim):
-                self._join_along(labels, dim, what)
+                self.labels.join_along(labels, dim, what)
             labels = labels.narrow(dim, 0, 1) if labels.ndim else labels
         for result in tree_iter(output):
             same = result.shape == tensor.shape
@@ -439,32 +461,16 @@ class ChannelTracer(TorchDispatchMode):
         rank = next((n for n in (1, 2, 3) if f"{n}d" in name), tensor.ndim - 2)
         for dim in range(-rank, 0):
             if varies(labels, dim):
-                self._join_along(labels, dim, what)
+                self.labels.join_along(labels, dim, what)
             labels = labels.narrow(dim, 0, 1)
         for result in tree_iter(output):
             self._of[result] = labels.expand(result.shape)
 
     # --- sets of labels ---------------------------------------------------------------------------
 
-    def _join(self, labels: Tensor, others: Tensor, what: str, *, in_layer: bool = False) -> None:
-        """Join labels at the same position."""
-        first, second = torch.broadcast_tensors(stripped(labels), stripped(others))
-        differ = first != second
-        pairs = torch.stack([first[differ], second[differ]]).unique(dim=1)
-        for label, other in pairs.T.tolist():
-            self.labels.join(label, other, what, in_layer=in_layer)
-
-    def _join_along(self, labels: Tensor, dim: int, what: str) -> None:
-        self._join(labels, labels.narrow(dim, 0, 1).expand(labels.shape), what, in_layer=True)
-
     def _fix(self, tensor: Any, reason: str) -> None:  # noqa: ANN401
         if isinstance(tensor, Tensor):
-            self._fix_labels(self._of.get(tensor), reason)
-
-    def _fix_labels(self, labels: Tensor | None, reason: str) -> None:
-        if labels is not None:
-            for label in torch.unique(stripped(labels)).tolist():
-                self.labels.fix(label, reason)
+            self.labels.fix_all(self._of.get(tensor), reason)
 
     def _set_fixed(self, output: Any, reason: str) -> None:  # noqa: ANN401
         label = torch.tensor(self.labels.fixed(reason))

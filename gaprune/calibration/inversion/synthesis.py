@@ -32,7 +32,7 @@ from gaprune.models.target import Target
 
 INVERTING = "inverting the network"  # names of the tasks whose progress is reported
 WRITING, VARYING = "writing texts", "varying sequences"
-ROWS = 32  # texts written together
+ROWS = 64  # texts written together
 MEMORY = 5e8  # bytes for the outputs of one pass
 COPIES_OF_OUTPUTS = 6  # that a token search holds at a time
 
