@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from gaprune.errors import InputError, describe, unknown_name
-from gaprune.pattern_names import UNSTRUCTURED, pattern_sparsity
+from gaprune.pattern_names import CHANNEL, LATENCY, UNSTRUCTURED, pattern_sparsity
 
 EVOLVED = "evolved"
 _FORMS = {  # setting → the form of its text, and the rule in words
@@ -64,6 +65,12 @@ class Settings(BaseModel):
         lt=1,
         description="instead of a sparsity: the agreement on the validation inputs that may be "
         "lost (0.01 is one percentage point); several searches, each with the limits below",
+    )
+    speed_up: float | None = Field(
+        None,
+        gt=1,
+        description="instead of a sparsity: how many times as fast as the dense network the one "
+        "without some channels must be; means pattern channel and budget latency",
     )
     method: str = Field(EVOLVED, description="'evolved', or the name of a one-shot criterion")
     initial_criteria: tuple[str, ...] | None = Field(
@@ -263,6 +270,29 @@ def unknown_setting(what: str, name: str, valid: Iterable[str]) -> InputError:
     return unknown_name(what, name, valid)
 
 
+def _without_speed_up(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which a speed-up above 1 is the fraction of the latency to remove."""
+    if (stated_factor := values.get("speed_up")) is None:
+        return dict(values)
+    try:
+        factor = float(stated_factor)  # numbers may come as text
+    except (TypeError, ValueError):
+        factor = math.nan
+    if not 1 < factor < math.inf:
+        raise InputError(
+            f"speed_up: must be a number above 1, got {describe(stated_factor)}; 2 means half of "
+            "the latency"
+        )
+    implied = {"sparsity": 1 - 1 / factor, "pattern": CHANNEL, "budget": LATENCY}
+    usual = {name: Settings.model_fields[name].get_default() for name in implied}
+    stated = [n for n, v in implied.items() if values.get(n) not in (None, usual[n], v)]
+    stated += [] if values.get("max_drop") is None else ["max_drop"]
+    if stated:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in stated)
+        raise InputError(f"speed_up: {factor:g} says what to remove; leave {options} out")
+    return {**values, **implied, "speed_up": None}
+
+
 def make_settings(values: Mapping[str, Any]) -> Settings:
     """Validate settings; the first broken rule becomes one message.
 
@@ -272,6 +302,7 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     for key in values:
         if key not in Settings.model_fields:
             raise unknown_setting("setting", key, Settings.model_fields)
+    values = _without_speed_up(values)
     if values.get("sparsity") is None:
         implied = pattern_sparsity(values.get("pattern", UNSTRUCTURED))
         if implied is None and values.get("max_drop") is not None:

@@ -12,6 +12,7 @@ from test_resume import Copying, found
 from torch import nn
 
 from gaprune import Result, prune, resume
+from gaprune.config import make_settings
 from gaprune.errors import InputError
 
 BROAD: dict[str, Any] = {"pattern": "channel", "budget": "latency", "latency_batch": 64}
@@ -40,6 +41,9 @@ def test_what_was_asked_predicted_and_measured_is_said(tmp_path: Path) -> None:
     assert said["predicted"] >= 0.3 - 1e-3
     assert 0 < said["compact_ms"] < said["dense_ms"]
     assert said["measured"] > 0
+    low, middle, high = said["speed_up"]
+    assert low <= middle <= high
+    assert middle == pytest.approx(1 / (1 - said["measured"]), rel=0.01)
     assert (said["runtime"], said["batch"], said["threads"]) == ("torch", 64, 1)
     assert said["budget_macs"] == result.settings["budget_macs"]
     kept = result.macs["kept"]
@@ -52,6 +56,32 @@ def test_what_was_asked_predicted_and_measured_is_said(tmp_path: Path) -> None:
     assert again.latency["predicted"] is None
     stated = {**stated, "budget_macs": said["budget_macs"]}
     assert timeless(prune(model, inputs=IMAGES, **stated)) == timeless(result)
+
+
+@pytest.mark.parametrize("factor", [1.25, 2, 4.0])
+def test_a_speed_up_is_a_budget_of_latency(factor: float) -> None:
+    """Twice as fast is half of the latency removed, by channels; a copy means the same."""
+    settings = make_settings({"speed_up": factor})
+    assert settings.sparsity == 1 - 1 / factor
+    assert (settings.pattern, settings.budget) == ("channel", "latency")
+    assert settings.replace(seed=1).sparsity == settings.sparsity
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"sparsity": 0.9}, r"speed_up.*sparsity"),
+        ({"pattern": "2:4"}, r"speed_up.*pattern"),
+        ({"budget": "macs"}, r"speed_up.*budget"),
+        ({"max_drop": 0.01}, r"speed_up.*max.drop"),
+        ({"speed_up": 1}, "above 1"),
+        ({"speed_up": "fast"}, "speed_up"),
+    ],
+)
+def test_a_speed_up_says_all(stated: dict[str, Any], message: str) -> None:
+    """Another target beside it, or no speed-up, is refused."""
+    with pytest.raises(InputError, match=message):
+        make_settings({"speed_up": 2, **stated})
 
 
 @pytest.mark.slow

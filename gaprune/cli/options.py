@@ -22,7 +22,7 @@ Decorator = Callable[[Command], Command]
 SEARCH = "Search"
 PANELS: dict[str, tuple[str, ...]] = {
     "What to remove": (
-        *("sparsity", "max_drop", "pattern", "budget"),
+        *("sparsity", "max_drop", "speed_up", "pattern", "budget"),
         *("width_multiple", "budget_macs", "latency_batch", "latency_runtime"),
         *("scope", "floor", "method", "repair", "repair_in_loop"),
         "compensate",
@@ -70,6 +70,7 @@ _DEFAULT_HELP = {
     "patience": " (default: 2 with impressions or inverted inputs, also those of 'auto'; otherwise "
     "no limit)",
     "max_drop": "",
+    "speed_up": "",
     "layer_sparsity": "",
     "initial_criteria": " (default: all)",
     "budget_macs": "",

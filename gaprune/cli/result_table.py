@@ -162,6 +162,9 @@ def _budget_facts(result: Result) -> list[str]:
             f"{latency['threads']} thread(s); times vary between runs, "
             f"--budget-macs {latency['budget_macs']} repeats this search)"
         )
+        if (factors := latency["speed_up"]) is not None:
+            low, middle, high = factors
+            lines.append(f"{middle:.2f} times as fast ({low:.2f} to {high:.2f}, quartiles)")
     return lines
 
 

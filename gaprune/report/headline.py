@@ -200,6 +200,8 @@ def _speed(record: Mapping[str, Any]) -> list[Figure]:
     if latency.get("compact_ms") is not None:
         text = f"of {latency['dense_ms']:.3g} ms, the dense network's; measured in "
         text += f"{latency['runtime']}, batch {latency['batch']}, threads: {latency['threads']}"
+        if factors := latency.get("speed_up"):
+            text = f"{factors[1]:.2f} times as fast ({factors[0]:.2f} to {factors[2]:.2f}); {text}"
         figures.append(Figure("Latency", f"{latency['compact_ms']:.3g} ms", text))
     return figures
 

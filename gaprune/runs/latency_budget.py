@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,9 @@ def measure_latency(
         `asked`, `predicted` and `measured` are fractions of the dense network's latency that are
         removed. `predicted` is that of networks of the same width everywhere at this budget, and
         None if the multiply-adds were stated or the run was resumed. `measured` is the median of
-        paired passes, and None if no channel was removed. `dense_ms` and `compact_ms` are median
-        milliseconds of one pass.
+        paired passes, and None if no channel was removed. `speed_up` are quartiles of how many
+        times as fast the compact network is. `dense_ms` and `compact_ms` are median milliseconds
+        of one pass.
 
     Raises:
         GapruneError: the runtime cannot run one of them.
@@ -90,10 +91,12 @@ def measure_latency(
     runtime, batch = settings.latency_runtime, settings.latency_batch
     threads = settings.threads_per_worker
     times = time_models(target, [target.model, compact], runtime, batch, threads)
+    ratios = [dense / this for dense, this in zip(*times, strict=True)]
     return {
         "asked": settings.sparsity,
         "predicted": None if predicted is None else round(predicted, 4),
         "measured": round(1 - paired_ratio(times, 1), 4) if removed else None,
+        "speed_up": [round(ratio, 3) for ratio in quantiles(ratios)] if removed else None,
         "dense_ms": round(median(times[0]), 4),
         "compact_ms": round(median(times[1]), 4),
         "runtime": runtime,

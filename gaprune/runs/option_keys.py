@@ -15,7 +15,7 @@ ALL, IMP = "all", "imp"  # methods of a comparison: every one; iterative magnitu
 LINEAR = "linear"  # the default schedule
 DEFAULT_SPARSITIES = (0.5, 0.9, 0.95, 0.98)  # of a comparison
 UNUSED = (
-    *("sparsity", "method", "seed", "pareto", "max_drop", "repair", "repair_in_loop"),
+    *("sparsity", "method", "seed", "pareto", "max_drop", "speed_up", "repair", "repair_in_loop"),
     "compensate",
     *("checkpoint_every", "budget", "budget_macs", "width_multiple"),  # single runs only
     *("latency_batch", "latency_runtime", "layer_sparsity"),
