@@ -22,10 +22,11 @@ from gaprune.errors import InputError
 from gaprune.exports.compact import load_program
 from gaprune.masks.supermask import masked_weights
 from gaprune.models.channel_groups import CoupledChannels
+from gaprune.models.channel_readers import find_readers
 from gaprune.models.patterns import channel_groups, channels_of
 from gaprune.models.target import Target, target_from_module
 from gaprune.repair import RepairResult, find_repair_sites, repair, repaired_copy
-from gaprune.repair.compensation import compensated_weights, find_readers
+from gaprune.repair.compensation import compensated_weights
 from gaprune.repair.dense_statistics import measure_dense
 
 IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
@@ -55,7 +56,7 @@ def compensated(
     """Return the changed weights and biases, without repair behind them."""
     sites = find_repair_sites(target.model, inputs, frozen=target.weights)
     dense = measure_dense(target.model, sites, inputs)
-    readers = find_readers(target.model, channel_groups(target))
+    readers = find_readers(target.model, channels_of(target))
     weights = masked_weights(target.weights, masks)
     return compensated_weights(target.model, weights, readers, dense, ridge)
 

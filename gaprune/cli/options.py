@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from gaprune import choices
-from gaprune.choices import CRITERIA, listed
+from gaprune.choices import CHANNEL_CRITERIA, CRITERIA, listed
 from gaprune.cli.command_help import HELP_ALL
 from gaprune.cli.common_options import completion
 from gaprune.config import EVOLVED, LIMITS, Settings
@@ -59,7 +59,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
 _EXTRA_HELP: dict[str, str] = {
-    "method": f": {', '.join(CRITERIA)}",
+    "method": f": {', '.join(CRITERIA)}; for channels {', '.join(CHANNEL_CRITERIA)}",
     "calibration": f"; names: {', '.join(choices.CALIBRATION)}, PATH, labelled:PATH, proxy:PATH; "
     "repeatable, or joined by commas",
     **dict.fromkeys(("prune_also", "ignore", "layer_sparsity"), "; repeatable"),
@@ -98,9 +98,9 @@ _METAVARS = {
 }
 _VALUES: dict[str, Iterable[str]] = {
     **_CHOICES,
-    "method": (EVOLVED, *CRITERIA),
+    "method": (EVOLVED, *CRITERIA, *CHANNEL_CRITERIA),
     "methods": (ALL, *choices.METHODS),
-    "initial_criteria": CRITERIA,
+    "initial_criteria": (*CRITERIA, *CHANNEL_CRITERIA),
     "pattern": (UNSTRUCTURED, "2:4", "4x1", CHANNEL),
     "objective": ("auto", *choices.OBJECTIVES),
     "calibration": choices.CALIBRATION,

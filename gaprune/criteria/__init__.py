@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gaprune import plugins
 from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wanda_rows
+from gaprune.criteria.conditional import conditional, conditional_channels
 from gaprune.criteria.correlation import correlation
 from gaprune.criteria.flow import synflow
 from gaprune.criteria.gradients import grasp, snip, taylor
@@ -22,6 +23,7 @@ from gaprune.criteria.swaps import MOST_INPUTS, correlation_swaps, swaps
 from gaprune.criteria.weights_only import erk, lamp, magnitude, random
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
+from gaprune.masks.units import ChannelUnits
 from gaprune.models.network import DenseNetwork
 
 __all__ = [
@@ -50,8 +52,9 @@ class Criterion:
 
     `needs_inputs` tells whether it runs the network on calibration inputs, `takes_gradients`
     whether it differentiates the network. `most_inputs` is how many calibration inputs it uses,
-    `for_repair` replaces `function` where the network is repaired after pruning, and
-    `single_weights` tells that it cannot rank blocks or channels.
+    `for_repair` replaces `function` where the network is repaired after pruning,
+    `single_weights` tells that it cannot rank blocks or channels, and `for_channels` scores whole
+    channels, `[units]`.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Criterion:
     most_inputs: int = NUM_INPUTS
     for_repair: ScoreFunction | None = None
     single_weights: bool = False
+    for_channels: Callable[[DenseNetwork, Tensor | None, ChannelUnits], Tensor] | None = None
 
     @property
     def repairing(self) -> Criterion:
@@ -109,6 +113,19 @@ CRITERIA |= {
     for function, description in _SWAPS
 }
 
+# They rank whole channels, and no single weights.
+CHANNEL_CRITERIA = {
+    "conditional": Criterion(
+        "conditional",
+        conditional,
+        needs_inputs=True,
+        takes_gradients=False,
+        source="our own, after Hassibi and Stork 1993, eq. 5",
+        description="channels: variance that kept ones cannot express, times weights that read it",
+        for_channels=conditional_channels,
+    )
+}
+
 
 def find_criterion(
     name: str, argument: str = "criterion", beside: Collection[str] = ()
@@ -119,12 +136,12 @@ def find_criterion(
         InputError: a broken plug-in, or an unknown name; the message calls it `argument` and lists
             the names in `beside` too.
     """
-    if name in CRITERIA:
-        return CRITERIA[name]
+    if (built_in := CRITERIA.get(name) or CHANNEL_CRITERIA.get(name)) is not None:
+        return built_in
     criterion = plugins.find_plugin(plugins.CRITERIA, name, read_criterion)
     if criterion is None:
         added = plugins.plugin_names(plugins.CRITERIA, CRITERIA)
-        raise unknown_name(argument, name, [*beside, *CRITERIA, *added])
+        raise unknown_name(argument, name, [*beside, *CRITERIA, *CHANNEL_CRITERIA, *added])
     return criterion
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError
+from gaprune.models.channel_readers import ChannelReaders
 from gaprune.models.forward import CHUNK, batched_forward, functional_call, functional_forward
 from gaprune.repair.channel_statistics import statistics_loss
-from gaprune.repair.compensation import ChannelReaders, compensated_weights
+from gaprune.repair.compensation import compensated_weights
 from gaprune.repair.dense_statistics import (
     DenseStatistics,
     correct_sites,

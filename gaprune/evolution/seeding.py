@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.criteria import (
+    CHANNEL_CRITERIA,
     CRITERIA,
     NUM_INPUTS,
     Criterion,
@@ -22,6 +23,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layered_mask, pack
+from gaprune.masks.units import ChannelUnits
 from gaprune.models.time_limit import check_time
 
 LAYERWISE = "-layer"  # suffix of a criterion whose layers all have the same density
@@ -71,7 +73,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     # criteria that depend on the final mask need its rules
     ruled = network if units is not None else with_rules(network, layout, sparsity, scope)
     seed = partial(_seed, layout, keep, scope, with_genes=with_genes)
-    for name, criterion in _chosen(only):
+    for name, criterion in _chosen(only, channels=isinstance(units, ChannelUnits)):
         if criterion.takes_gradients and not gradients:
             continue
         if criterion.single_weights and units is not None and only is None:
@@ -81,11 +83,14 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
             most = criterion.most_inputs
             inputs = few if most == NUM_INPUTS else calibration[:most]
             rule = criterion.repairing if repairs else criterion
-            scores = score_with(rule, ruled, inputs, generator, 1 - sparsity)
+            if rule.for_channels is not None and isinstance(units, ChannelUnits):
+                scores = rule.for_channels(network, inputs, units)
+            else:
+                scores = score_with(rule, ruled, inputs, generator, 1 - sparsity)
+                scores = scores if units is None else units.unit_mean(scores)
         except (GapruneError, RuntimeError) as error:
             warn(f"baseline {name} is skipped: {error}")
             continue
-        scores = scores if units is None else units.unit_mean(scores)
         if scope != "layer":
             yield seed(scores, name)
         if scope == "layer" or name == "magnitude" or units is not None:
@@ -105,9 +110,10 @@ def with_rules(network: DenseNetwork, layout: Layout, sparsity: float, scope: st
     return replace(network, layout=layout)
 
 
-def _chosen(only: Collection[str] | None) -> list[tuple[str, Criterion]]:
+def _chosen(only: Collection[str] | None, *, channels: bool) -> list[tuple[str, Criterion]]:
     # built-in ones in their own order: it decides the random draws
-    chosen = CRITERIA if only is None else [name for name in CRITERIA if name in only]
+    built_in = [*CRITERIA, *(CHANNEL_CRITERIA if channels else ())]
+    chosen = built_in if only is None else [name for name in built_in if name in only]
     added = sorted(set(only or ()) - set(chosen))
     return [(name, find_criterion(name)) for name in [*chosen, *added]]
 

@@ -7,7 +7,6 @@ with activations in place of weights. Unlike repair, this changes prunable weigh
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,45 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.errors import GapruneError
-from gaprune.models.channel_groups import ChannelGroup
-from gaprune.models.channel_layers import channel_axis
-from gaprune.models.channel_slicing import input_axis, num_inputs
+from gaprune.models.channel_readers import ChannelReaders, reader_samples
+from gaprune.models.channel_slicing import input_axis
 from gaprune.models.forward import functional_call
 from gaprune.repair.dense_statistics import DenseStatistics, correct_sites
 from gaprune.repair.repair_sites import STATISTICS
 
 RIDGE = 1e-3  # λ, relative to the mean energy of the kept channels
-MAX_SAMPLES = 1 << 16  # positions of activations per layer, evenly spaced: more change nothing
-
-ChannelReaders = Mapping[str, Sequence[Tensor]]
-"""Layer → indices `[positions, channels]` of the input features that it reads.
-
-Where a linear layer reads flattened pictures, a channel is expressed position by position.
-"""
-
-
-def find_readers(model: nn.Module, groups: Sequence[ChannelGroup]) -> ChannelReaders:
-    """Return the layers that read channels of any group, with all of their input features."""
-    features: dict[str, list[list[int]]] = defaultdict(list)
-    for channels in (channels for group in groups for channels in group.channels):
-        by_layer: dict[str, list[int]] = defaultdict(list)
-        for layer, index in channels.inputs:
-            by_layer[layer].append(index)
-        for layer, indices in by_layer.items():
-            features[layer].append(sorted(indices))
-    readers = {}
-    for layer, by_channel in features.items():
-        module = model.get_submodule(layer)
-        flattened = isinstance(module, nn.Linear)
-        by_size: dict[int, list[list[int]]] = defaultdict(list)
-        for indices in by_channel:
-            if flattened and len(indices) > 1:
-                by_size[len(indices)].append(indices)
-        apart = {index for same in by_size.values() for indices in same for index in indices}
-        rest = [[index for index in range(num_inputs(module)) if index not in apart]]
-        tables = [torch.tensor(rows).T for rows in by_size.values()]
-        readers[layer] = [torch.tensor(rest), *tables] if rest[0] else tables
-    return readers
 
 
 @torch.no_grad()
@@ -135,11 +102,7 @@ def _compensate(
     if reading.done:  # of several calls the first decides
         return
     reading.done = True
-    inputs = next(iter((*args, *kwargs.values())))
-    samples = inputs.movedim(channel_axis(module, inputs), -1).flatten(0, -2)
-    samples = samples[:: -(-len(samples) // MAX_SAMPLES)]
-    if samples.element_size() < 4:
-        samples = samples.float()
+    samples = reader_samples(module, args, kwargs)
     matrix = reading.weight.movedim(input_axis(module), -1)
     for table in reading.tables:
         is_alive = reading.alive[table].any(0)

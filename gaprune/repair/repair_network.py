@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import check_masks, masked_weights
+from gaprune.models.channel_readers import find_readers
 from gaprune.models.forward import functional_call
-from gaprune.models.patterns import channel_groups
+from gaprune.models.patterns import channels_of
 from gaprune.models.target import Target
 from gaprune.repair.channel_statistics import ChannelStatistics
-from gaprune.repair.compensation import compensated_weights, find_readers
+from gaprune.repair.compensation import compensated_weights
 from gaprune.repair.dense_statistics import (
     DenseStatistics,
     correct_sites,
@@ -74,7 +75,7 @@ def repair(
     weights = masked_weights({name: target.weights[name] for name in masks}, moved)
     changed = {}
     if compensate:
-        readers = find_readers(target.model, channel_groups(target))
+        readers = find_readers(target.model, channels_of(target))
         changed = compensated_weights(target.model, weights, readers, dense)
     result = repair_candidate(target.model, {**weights, **changed}, dense)
     state = {name: value.cpu() for name, value in {**changed, **result.state}.items()}

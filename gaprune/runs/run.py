@@ -297,7 +297,7 @@ class PruningRun:
             gradients=self.resolved.preset.gradient or only is not None,
             only=only,
             ranked=evaluator,
-            repairs=settings.repair,
+            repairs=settings.repair or settings.compensate,
             with_genes=with_genes,
             warn=self.observer.warning,
         )

@@ -39,19 +39,19 @@ from gaprune.evolution.tasks import derive_seed
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import Units
+from gaprune.models.channel_readers import find_readers
 from gaprune.models.forward import batched_forward
 from gaprune.models.macs import macs_per_input, suitable_batch
 from gaprune.models.patterns import (
-    channel_groups,
+    channels_of,
     check_pattern,
     fixed_scope,
     searched_layout,
     units_of,
 )
 from gaprune.models.target import Target
-from gaprune.pattern_names import UNSTRUCTURED, NMPattern, parse_pattern
+from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, NMPattern, parse_pattern
 from gaprune.repair import RepairSites, find_repair_sites
-from gaprune.repair.compensation import find_readers
 from gaprune.workers import WorkerOptions, choose_device
 from gaprune.workers.malloc import keep_heap
 from gaprune.workers.serial import torch_threads
@@ -137,13 +137,19 @@ def check_settings(settings: Settings, device: torch.device | None = None) -> Ch
 
 
 def _check_units(settings: Settings) -> None:
-    """Raise `InputError` if a named criterion cannot rank the blocks or channels of the pattern."""
-    if isinstance(parse_pattern(settings.pattern), NMPattern) or settings.pattern == UNSTRUCTURED:
-        return
+    """Raise `InputError` if a named criterion cannot rank what the pattern removes."""
+    pattern = parse_pattern(settings.pattern)
+    singles = isinstance(pattern, NMPattern) or settings.pattern == UNSTRUCTURED
     one_shot = () if settings.method == EVOLVED else (settings.method,)
     for argument, names in (("method", one_shot), ("initial_criteria", settings.initial_criteria)):
         for name in names or ():
-            if find_criterion(name).single_weights:
+            criterion = find_criterion(name)
+            if criterion.for_channels is not None and pattern != CHANNEL:
+                raise InputError(
+                    f"{argument}: {name!r} ranks whole channels, got pattern {settings.pattern!r}; "
+                    "add --pattern=channel, or use another criterion"
+                )
+            if criterion.single_weights and not singles:
                 raise InputError(
                     f"{argument}: {name!r} ranks single weights, and pattern {settings.pattern!r} "
                     "keeps or removes groups of them; use another criterion"
@@ -380,7 +386,7 @@ def make_evaluator(
 def _forward_mode(target: Target, settings: Settings, domain_inputs: Tensor) -> ForwardMode:
     features, statistics = settings.feature_loss or 0.0, settings.statistics_loss or 0.0
     if settings.compensate:
-        readers = find_readers(target.model, channel_groups(target))
+        readers = find_readers(target.model, channels_of(target))
         return RepairedForward(_sites(target, domain_inputs), domain_inputs, features, readers)
     if settings.repair_in_loop:
         return RepairedForward(repair_sites(target, domain_inputs), domain_inputs, features)

@@ -1,0 +1,50 @@
+"""The layers that read removable channels, and the activations that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaprune.masks.units import ChannelUnits
+from gaprune.models.channel_layers import channel_axis
+
+MAX_SAMPLES = 1 << 16  # of a layer and batch, evenly spaced: more change nothing
+
+ChannelReaders = Mapping[str, Sequence[Tensor]]
+"""Layer → tables of its input features, `[positions, channels]`; every feature is in one.
+
+Where a linear layer reads flattened pictures, its features are those of several positions.
+"""
+
+
+def find_readers(model: nn.Module, units: ChannelUnits) -> ChannelReaders:
+    """Return the layers that read channels which are units."""
+    readers = {}
+    for name, indices in zip(units.weights.names, units.indices, strict=True):
+        unit_of = indices.units[1]
+        if unit_of is None:
+            continue
+        layer = name.rpartition(".")[0]
+        positions = unit_of.bincount(minlength=units.layout.total + 1)[unit_of]
+        # features without a unit stand alone, as those of other layers do
+        positions[unit_of == units.layout.total] = 1
+        if not isinstance(model.get_submodule(layer), nn.Linear):
+            positions.fill_(1)
+        tables = []
+        for count in positions.unique().tolist():
+            features = (positions == count).nonzero().flatten()
+            by_unit = features[unit_of[features].argsort(stable=True)]
+            tables.append(by_unit.view(-1, count).T)
+        readers[layer] = tables
+    return readers
+
+
+def reader_samples(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what a layer is called with as `[samples, features]`, at least in float32."""
+    inputs: Tensor = next(iter((*args, *kwargs.values())))
+    samples = inputs.movedim(channel_axis(module, inputs), -1).flatten(0, -2)
+    samples = samples[:: -(-len(samples) // MAX_SAMPLES)]
+    return samples.float() if samples.element_size() < torch.float32.itemsize else samples
