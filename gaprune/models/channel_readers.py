@@ -21,16 +21,22 @@ Where a linear layer reads flattened pictures, its features are those of several
 
 
 def find_readers(model: nn.Module, units: ChannelUnits) -> ChannelReaders:
-    """Return the layers that read channels which are units."""
-    readers = {}
+    """Return the layers that read channels which are units.
+
+    A unit may be several channels, such as an attention head; they are expressed one by one.
+    """
+    total, readers = units.layout.total, {}
+    made = [indices.units[0] for indices in units.indices if indices.units[0] is not None]
+    counts = torch.stack([unit_of.bincount(minlength=total + 1) for unit_of in made])
+    widths = counts.amax(0).clamp_min(1)  # channels of every unit
     for name, indices in zip(units.weights.names, units.indices, strict=True):
         unit_of = indices.units[1]
         if unit_of is None:
             continue
         layer = name.rpartition(".")[0]
-        positions = unit_of.bincount(minlength=units.layout.total + 1)[unit_of]
+        positions = (unit_of.bincount(minlength=total + 1) // widths).clamp_min(1)[unit_of]
         # features without a unit stand alone, as those of other layers do
-        positions[unit_of == units.layout.total] = 1
+        positions[unit_of == total] = 1
         if not isinstance(model.get_submodule(layer), nn.Linear):
             positions.fill_(1)
         tables = []

@@ -68,12 +68,13 @@ def compensated_weights(
         hooks.enter_context(correct_sites(model, dense.sites, statistics))
         replaced = {name: tensor for reading in readings for name, tensor in reading.named.items()}
         functional_call(model, replaced, (inputs,))
+    readings = [reading for reading in readings if reading.done]  # others are never called
     for reading in readings:
         name = f"{reading.layer}.weight"
         axis = 1 - input_axis(model.get_submodule(reading.layer))
         rows = (weights[name].movedim(axis, 0).flatten(1) != 0).any(1)
         reading.weight.movedim(axis, 0)[~rows] = 0  # outputs that are removed themselves
-    return replaced
+    return {name: tensor for reading in readings for name, tensor in reading.named.items()}
 
 
 @dataclass(eq=False)
