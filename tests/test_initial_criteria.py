@@ -38,6 +38,16 @@ def test_a_search_begins_with_what_is_stated() -> None:
     assert set(everywhere.baselines) > set(result.baselines)
 
 
+def test_the_result_beats_masks_from_which_no_search_starts() -> None:
+    """`correlation-swaps` is scored, but only a search that names it starts from it."""
+    result = prune_tiny()
+    assert {"swaps", "correlation-swaps"} <= result.baselines.keys()
+    assert result.validation_agreement >= result.baselines["correlation-swaps"].agreement
+    named = prune_tiny(initial_criteria=["correlation-swaps"], generations=0)
+    assert named.origin == "correlation-swaps"
+    assert prune_tiny(pareto=True).front
+
+
 def test_a_stated_start_is_computed_also_where_no_gradient_is_taken() -> None:
     """The preset `black-box` leaves gradient criteria out, unless somebody names one."""
     result = prune_tiny(preset="black-box", initial_criteria=["snip"], population=4, offspring=4)

@@ -52,9 +52,10 @@ class Criterion:
 
     `needs_inputs` tells whether it runs the network on calibration inputs, `takes_gradients`
     whether it differentiates the network. `most_inputs` is how many calibration inputs it uses,
-    `for_repair` replaces `function` where the network is repaired after pruning,
-    `single_weights` tells that it cannot rank blocks or channels, and `for_channels` scores whole
-    channels, `[units]`.
+    `for_repair` replaces `function` where the network is repaired after pruning, `single_weights`
+    tells that it cannot rank blocks or channels, and `for_channels` scores whole channels,
+    `[units]`. `in_population` tells whether a search starts from its mask also if it is not named;
+    else the mask is only one that the result must beat.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Criterion:
     for_repair: ScoreFunction | None = None
     single_weights: bool = False
     for_channels: Callable[[DenseNetwork, Tensor | None, ChannelUnits], Tensor] | None = None
+    in_population: bool = True
 
     @property
     def repairing(self) -> Criterion:
@@ -109,6 +111,9 @@ CRITERIA |= {
         most_inputs=MOST_INPUTS,
         for_repair=correlation_swaps,
         single_weights=True,
+        # searches from the mask of `correlation-swaps` end lower: mnist-mlp at 0.98 96.1 to 96.2
+        # instead of 96.3 %
+        in_population=function is swaps,
     )
     for function, description in _SWAPS
 }

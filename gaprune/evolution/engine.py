@@ -110,7 +110,8 @@ class Evolution:
                     race = self._evaluate(initial, FIRST_RUNG) if races else None
                     for index, individual in enumerate(initial):
                         individual.race_fitness = race[index] if race else individual.search_fitness
-                    self._select(initial)
+                    # masks without genes are there to be beaten
+                    self._select([i for i in initial if i.genes is not None])
                     del initial  # frees the genes of seeds that were not selected
                     self._validate_leaders()
                     self._record()

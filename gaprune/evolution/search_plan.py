@@ -126,6 +126,8 @@ class SearchPlan:
         individuals = []
         for keep in budgets:
             for seed in seeds:
+                if seed.genes is None:
+                    continue
                 genes = replace(seed.genes, keep=keep, counts=None)
                 individual = Individual.from_genes(genes, self.layout, seed.origin)
                 individual.fitness = self.new_fitness()

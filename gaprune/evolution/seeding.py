@@ -23,7 +23,7 @@ from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Genes, Individual, seed_genes
 from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layered_mask, pack
-from gaprune.masks.units import ChannelUnits
+from gaprune.masks.units import ChannelUnits, Units
 from gaprune.models.time_limit import check_time
 
 LAYERWISE = "-layer"  # suffix of a criterion whose layers all have the same density
@@ -72,11 +72,9 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     few = calibration[:NUM_INPUTS]  # one tensor: criteria share what they measure on it
     # criteria that depend on the final mask need its rules
     ruled = network if units is not None else with_rules(network, layout, sparsity, scope)
-    seed = partial(_seed, layout, keep, scope, with_genes=with_genes)
-    for name, criterion in _chosen(only, channels=isinstance(units, ChannelUnits)):
+    seed = partial(_seed, layout, keep, scope)
+    for name, criterion in _chosen(only, units, repairs=repairs):
         if criterion.takes_gradients and not gradients:
-            continue
-        if criterion.single_weights and units is not None and only is None:
             continue
         check_time()
         try:
@@ -91,8 +89,9 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
         except (GapruneError, RuntimeError) as error:
             warn(f"baseline {name} is skipped: {error}")
             continue
+        genes = with_genes and (criterion.in_population or only is not None)
         if scope != "layer":
-            yield seed(scores, name)
+            yield seed(scores, name, with_genes=genes)
         if scope == "layer" or name == "magnitude" or units is not None:
             try:
                 uniform = uniform_counts(layout, sparsity)
@@ -100,7 +99,8 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
                 if scope == "layer":
                     raise
                 continue  # equal density would empty a small layer; the other masks remain
-            yield seed(scores, name if scope == "layer" else name + LAYERWISE, uniform)
+            origin = name if scope == "layer" else name + LAYERWISE
+            yield seed(scores, origin, uniform, with_genes=genes)
 
 
 def with_rules(network: DenseNetwork, layout: Layout, sparsity: float, scope: str) -> DenseNetwork:
@@ -110,12 +110,20 @@ def with_rules(network: DenseNetwork, layout: Layout, sparsity: float, scope: st
     return replace(network, layout=layout)
 
 
-def _chosen(only: Collection[str] | None, *, channels: bool) -> list[tuple[str, Criterion]]:
+def _chosen(
+    only: Collection[str] | None, units: Units | None, *, repairs: bool
+) -> list[tuple[str, Criterion]]:
     # built-in ones in their own order: it decides the random draws
-    built_in = [*CRITERIA, *(CHANNEL_CRITERIA if channels else ())]
-    chosen = built_in if only is None else [name for name in built_in if name in only]
-    added = sorted(set(only or ()) - set(chosen))
-    return [(name, find_criterion(name)) for name in [*chosen, *added]]
+    built_in = [*CRITERIA, *(CHANNEL_CRITERIA if isinstance(units, ChannelUnits) else ())]
+    if only is not None:
+        chosen = [name for name in built_in if name in only]
+        added = sorted(set(only) - set(chosen))
+        return [(name, find_criterion(name)) for name in [*chosen, *added]]
+    criteria = [(name, find_criterion(name)) for name in built_in]
+    if units is not None:
+        return [(name, rule) for name, rule in criteria if not rule.single_weights]
+    # for a network that is repaired, `correlation-swaps` repeats `swaps`
+    return [(name, rule) for name, rule in criteria if rule.in_population or not repairs]
 
 
 def _seed(  # noqa: PLR0913 # scores, the rules of a mask, and what is known of it

@@ -168,6 +168,7 @@ class MaxDropSearch:
         with profiled("baselines"), torch_threads(self.settings.threads_per_worker):
             seeds = base.at(sparsities.at(math.sqrt(low * high))).seeds()
             seeds = [seed for seed in seeds if seed.origin == self.settings.method] or seeds
+            seeds = [seed for seed in seeds if seed.genes is not None]
             batch = evaluator.validation.select(slice(NUM_QUICK_INPUTS))
             while high > GRID * low:
                 density = math.sqrt(low * high)
