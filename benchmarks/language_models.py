@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.isolated_process import peak_mb, run_isolated
 from benchmarks.row_store import VERSION, RowStore
@@ -33,7 +34,7 @@ from gaprune.calibration.inversion.self_text import all_logits
 from gaprune.config import Settings, make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.objectives import token_divergence
-from gaprune.evaluation.perplexity import perplexity
+from gaprune.evaluation.perplexity import ROWS
 from gaprune.io.serialization import to_json
 from gaprune.models.target import Target
 
@@ -125,13 +126,7 @@ def _make_row(network: str, key: dict[str, Any], calibration: str, scored: Path)
         pruned = target.masked_copy(result.masks)
     seconds = time.monotonic() - started
     peak = peak_mb()
-    return {
-        "perplexity": perplexity(pruned, ids),
-        "dense": perplexity(target.model, ids),
-        "kl": _divergence(pruned, target.model, ids),
-        "seconds": seconds,
-        "peak_mb": peak,
-    }
+    return {**_scores(pruned, target.model, ids), "seconds": seconds, "peak_mb": peak}
 
 
 def _by_sparse_gpt(target: Target, settings: Settings) -> nn.Module:
@@ -143,13 +138,24 @@ def _by_sparse_gpt(target: Target, settings: Settings) -> nn.Module:
 
 
 @torch.no_grad()
-def _divergence(pruned: nn.Module, dense: nn.Module, ids: Tensor) -> float:
-    """Return the mean KL divergence in nats of the next-token distributions."""
-    total = 0.0
-    for texts in ids.split(2):
-        outputs, teacher = (all_logits(model, texts).flatten(0, 1) for model in (pruned, dense))
-        total += float(token_divergence(outputs, teacher)) * len(texts)
-    return total / len(ids)
+def _scores(pruned: nn.Module, dense: nn.Module, ids: Tensor) -> dict[str, float]:
+    """Return both perplexities, and the mean KL divergence of the next-token distributions."""
+    totals = torch.zeros(3, dtype=torch.float64)
+    for texts in ids.split(ROWS):
+        outputs, teacher = (all_logits(model, texts)[:, :-1] for model in (pruned, dense))
+        outputs, teacher = outputs.flatten(0, 1), teacher.flatten(0, 1)
+        losses = [
+            functional.cross_entropy(logits, texts[:, 1:].flatten())
+            for logits in (outputs, teacher)
+        ]
+        losses.append(token_divergence(outputs, teacher))
+        totals += len(texts) * torch.stack(losses).double()
+    totals /= len(ids)
+    return {
+        "perplexity": totals[0].exp().item(),
+        "dense": totals[1].exp().item(),
+        "kl": totals[2].item(),
+    }
 
 
 if __name__ == "__main__":
