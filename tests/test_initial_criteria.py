@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from command_line import OWN, TINY, Run
 from search_cases import tiny_model
+from torch import Tensor, nn
 
 from gaprune import InputError, InputOptions, Result, prune
 
@@ -46,6 +47,30 @@ def test_the_result_beats_masks_from_which_no_search_starts() -> None:
     named = prune_tiny(initial_criteria=["correlation-swaps"], generations=0)
     assert named.origin == "correlation-swaps"
     assert prune_tiny(pareto=True).front
+
+
+class TokenEncoder(nn.Module):
+    """Token ids `[N, 5]` → embeddings `[N, 5, 6]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(12, 8), nn.Linear(8, 6)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(self.embedding(ids))
+        return outputs
+
+
+def test_encoders_of_texts_are_not_searched_unless_asked() -> None:
+    """On generated texts gradient steps mislead: the default is the best one-shot mask."""
+    inputs = InputOptions((5,), kind="tokens", vocabulary=12)
+    counts = {"calibration_count": 32, "validation_count": 32, "steps": 1}
+    model = TokenEncoder().eval()
+    best = prune(model, sparsity=0.5, inputs=inputs, **counts)
+    assert best.settings["generations"] == 0
+    assert best.origin in best.baselines
+    searched = prune(model, sparsity=0.5, inputs=inputs, generations=2, **counts)
+    assert len(searched.history) == 3
 
 
 def test_a_stated_start_is_computed_also_where_no_gradient_is_taken() -> None:

@@ -66,18 +66,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learning_rate": 2.5,
         "batch": 16,
     },
-    "minilm": {  # outputs are embeddings; LayerNorm has no statistics to invert
+    "minilm": {  # outputs are embeddings; the search ends with the best of these masks
         "calibration": ["topics"],
-        "initial_criteria": ["lamp-wanda-rows"],
+        "initial_criteria": ["lamp-wanda-rows", "swaps"],
         "objective": "relative-error",
-        "calibration_count": 256,
+        "calibration_count": 1536,
         "validation_count": 256,
-        "population": 2,
-        "offspring": 1,
-        "generations": 1,
-        "density_search": 0,
-        "steps": 20,
-        "learning_rate": 4.0,  # higher rates improve the cosine and lower the rank correlation
         "batch": 32,
     },
 }
@@ -88,5 +82,4 @@ OVERRIDES: dict[str, dict[str, dict[str, Any]]] = {  # network → method → be
     "efficientnet-lite0": {
         "repair": {"warmup": 0, "generations": 2, "steps": 40},
     },
-    "minilm": {"swaps": {"calibration_count": 1536}},
 }
