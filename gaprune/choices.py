@@ -25,7 +25,7 @@ CALIBRATION = (
     *("auto", "procedural", "impressions", "inversion", "self-text", *PICTURES, "noise"),
     *("mnist-test", "mnist-train"),
 )
-OBJECTIVES = ("kl", "agreement", "accuracy", "logits", "relative-error")
+OBJECTIVES = ("kl", "scaled-kl", "agreement", "accuracy", "logits", "relative-error")
 SCOPES = {
     "allocated": "each layer has its own keep count under one exact total; the counts evolve",
     "global": "all layers share one ranking",

@@ -115,7 +115,8 @@ class Settings(BaseModel):
         0.0, ge=0, lt=1, description="fraction of every layer that always stays, rounded up"
     )
     objective: str = Field(
-        "auto", description="auto, kl, agreement, accuracy, relative-error or file.py:function"
+        "auto",
+        description="auto, kl, scaled-kl, agreement, accuracy, relative-error or file.py:function",
     )
     calibration: tuple[str, ...] = Field(
         ("auto",), description="generators or files of the inputs that score candidates"

@@ -36,6 +36,7 @@ from gaprune.config import Settings, make_settings
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
 from gaprune.records import LOW_FIT
+from gaprune.runs.setup import check_settings, resolve_settings
 
 INVERTED = ("inversion", "procedural")
 
@@ -263,6 +264,10 @@ def test_auto_adds_impressions_where_no_generator_fits(make: Callable[[], nn.Mod
     assert len(plan.validation.inputs) == 12
     assert plan.validation.source.startswith("12 class impressions")
     assert not any(name in plan.validation.source for name in plan.mixture.shares)
+    # Of inputs so far from the domain, decisions count and not their confidence.
+    assert resolve_settings(check_settings(settings_of()), target).settings.objective == "scaled-kl"
+    stated = settings_of(objective="kl")
+    assert resolve_settings(check_settings(stated), target).settings.objective == "kl"
 
 
 def test_stated_validation_inputs_are_no_impressions() -> None:

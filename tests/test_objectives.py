@@ -51,6 +51,20 @@ def test_kl_equals_that_of_torch_on_sharpened_predictions(
     assert kl.score(teacher, teacher, None) == pytest.approx(0, abs=1e-6)
 
 
+@given(st.integers(0, 999), st.integers(2, 20), st.integers(2, 9), st.floats(0.05, 20))
+def test_scaled_kl_ignores_the_scale_of_logits(
+    seed: int, count: int, classes: int, scale: float
+) -> None:
+    """Nor does a constant added to all logits of an input matter; equal logits are finite."""
+    outputs, teacher = (random_outputs(seed + shift, count, classes) for shift in (0, 1))
+    scaled = OBJECTIVES["scaled-kl"]
+    fitness = scaled.score(outputs, teacher, None)
+    moved = scale * outputs + random_outputs(seed + 2, count, 1)
+    assert scaled.score(moved, teacher, None) == pytest.approx(fitness, rel=1e-3, abs=1e-3)
+    assert scaled.score(scale * teacher, teacher, None) == pytest.approx(0, abs=1e-3)
+    assert WORST < scaled.score(torch.ones(count, classes), teacher, None) < 0
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 999), st.integers(1, 20), st.integers(2, 5))
 def test_agreement_and_accuracy_count_equal_classes(seed: int, count: int, classes: int) -> None:

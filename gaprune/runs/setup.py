@@ -258,10 +258,12 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
         request = resolve_calibration(settings.calibration, target).request
         changes = _text_counts(settings) if is_language_model(target) else {}
         # Inverted inputs lie between classes, where no decision is clear: compare all logits.
-        if settings.objective == AUTO and request.inversion:
+        # Where no generator fits, impressions help, and only decisions carry over to real inputs.
+        objective = "logits" if request.inversion else "scaled-kl" if request.impressions else None
+        if settings.objective == AUTO and objective and target.inputs.kind != "tokens":
             outputs = batched_forward(target.model, target.example())
-            if find_objective(AUTO, outputs, target.inputs.vocabulary).name == "kl":
-                changes["objective"] = "logits"
+            if find_objective(AUTO, outputs).name == "kl":
+                changes["objective"] = objective
     if settings.method != EVOLVED:
         is_stated = "calibration_count" in {*settings.model_fields_set, *changes}
         corrected = settings.repair or settings.compensate
