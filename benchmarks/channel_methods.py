@@ -18,7 +18,7 @@ from gaprune.comparison.methods.slimming import (
 )
 from gaprune.comparison.methods.torch_rules import output_dim, slice_norms
 from gaprune.comparison.methods.training import TrainingOptions, from_labels
-from gaprune.config import make_settings
+from gaprune.config import EVOLVED, make_settings
 from gaprune.errors import GapruneError
 from gaprune.evaluation.labelled import zoo_train
 from gaprune.masks.budget import keep_total, uniform_counts
@@ -62,7 +62,13 @@ Method = Callable[[Target, Case, int], ChannelPruned]
 
 
 def _searched(
-    target: Target, case: Case, seed: int, *, repair: bool = False, compensate: bool = False
+    target: Target,
+    case: Case,
+    seed: int,
+    *,
+    method: str = EVOLVED,
+    repair: bool = False,
+    compensate: bool = False,
 ) -> ChannelPruned:
     settings = make_settings(
         {
@@ -70,6 +76,7 @@ def _searched(
             "pattern": "channel",
             "budget": "macs",
             "width_multiple": case.width_multiple,
+            "method": method,
             "repair_in_loop": repair,
             "compensate": compensate,
             "seed": seed,
@@ -152,6 +159,7 @@ METHODS: dict[str, Method] = {
     "evolved": _searched,
     "evolved+repair": partial(_searched, repair=True),
     "evolved+compensation": partial(_searched, compensate=True),
+    "conditional+compensation": partial(_searched, method="conditional", compensate=True),
     "magnitude-structured": _magnitude,
     "slimming": _slimming,
 }

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.channel_layers import channel_axis
 
-MAX_SAMPLES = 1 << 16  # of a layer and batch, evenly spaced: more change nothing
+# Samples of a layer and batch, evenly spaced: so many entries, or so many samples per feature.
+MAX_ENTRIES, SAMPLES_PER_FEATURE = 1 << 22, 4
 
 ChannelReaders = Mapping[str, Sequence[Tensor]]
 """Layer → tables of its input features, `[positions, channels]`; every feature is in one.
@@ -52,5 +53,7 @@ def reader_samples(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     """Return what a layer is called with as `[samples, features]`, at least in float32."""
     inputs: Tensor = next(iter((*args, *kwargs.values())))
     samples = inputs.movedim(channel_axis(module, inputs), -1).flatten(0, -2)
-    samples = samples[:: -(-len(samples) // MAX_SAMPLES)]
+    features = samples.shape[1]
+    most = max(MAX_ENTRIES // features, SAMPLES_PER_FEATURE * features)
+    samples = samples[:: -(-len(samples) // most)]
     return samples.float() if samples.element_size() < torch.float32.itemsize else samples

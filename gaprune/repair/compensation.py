@@ -1,8 +1,9 @@
 """Compensation of removed channels: their readers read a combination of kept channels instead.
 
-On calibration inputs every removed channel is expressed by the kept ones (ridge regression), and
-this expression is multiplied into the weights that read it, as in Neuron Merging (Kim et al. 2020)
-with activations in place of weights. Unlike repair, this changes prunable weights.
+On calibration inputs every channel of the dense network is expressed by the kept ones of the pruned
+network (ridge regression), and this expression is multiplied into the weights that read it, as in
+Neuron Merging (Kim et al. 2020) with activations in place of weights. Kept channels differ from the
+dense ones too, behind other removed channels. Unlike repair, this changes prunable weights.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ from gaprune.repair.dense_statistics import DenseStatistics, correct_sites
 from gaprune.repair.repair_sites import STATISTICS
 
 RIDGE = 1e-3  # λ, relative to the mean energy of the kept channels
+# Dense statistics → what the readers of channels read in the dense network, on the first chunk.
+_dense_samples: WeakKeyDictionary[DenseStatistics, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -47,6 +51,7 @@ def compensated_weights(
     """
     inputs, statistics = next(dense.by_chunk())
     repaired = any(rule.part == STATISTICS for rule in dense.sites.rules.values())
+    expected = _samples_of(model, readers, dense)
     readings = []
     with ExitStack() as hooks:
         for layer, tables in readers.items():
@@ -61,14 +66,16 @@ def compensated_weights(
             if dense_bias is not None and f"{layer}.bias" not in weights and input_axis(module):
                 bias = dense_bias.clone()
             centred = bias is not None or (dense_bias is None and repaired)
-            reading = _Reading(layer, weight, bias, tables, alive, centred, ridge)
+            targets = expected.get(layer)
+            if targets is None:  # never called
+                continue
+            reading = _Reading(layer, weight, bias, tables, targets, alive, centred, ridge)
             readings.append(reading)
             hook = partial(_compensate, reading)
             hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         hooks.enter_context(correct_sites(model, dense.sites, statistics))
         replaced = {name: tensor for reading in readings for name, tensor in reading.named.items()}
         functional_call(model, replaced, (inputs,))
-    readings = [reading for reading in readings if reading.done]  # others are never called
     for reading in readings:
         name = f"{reading.layer}.weight"
         axis = 1 - input_axis(model.get_submodule(reading.layer))
@@ -85,6 +92,7 @@ class _Reading:
     weight: Tensor
     bias: Tensor | None  # None where it may not change
     tables: Sequence[Tensor]
+    targets: Tensor  # its inputs in the dense network, `[samples, inputs]`
     alive: Tensor  # bool `[inputs]`
     centred: bool  # whether bias or BatchNorm takes up a shift
     ridge: float
@@ -110,28 +118,53 @@ def _compensate(
         alive, removed = table[:, is_alive], table[:, ~is_alive]
         if not alive.numel() or not removed.numel():
             continue
-        factors, shifts = _expressed(samples[:, alive], samples[:, removed], reading)
-        # [..., removed] @ [removed, kept], one position after the other
+        # what is missing: removed channels, and how far the kept ones are from the dense ones
+        missing = reading.targets[:, table]
+        missing[:, :, is_alive] -= samples[:, alive]
+        factors, shifts = _expressed(samples[:, alive], missing, reading)
+        # [..., channels] @ [channels, kept], one position after the other
         for position, (factor, shift) in enumerate(zip(factors, shifts, strict=True)):
-            unread = matrix[..., removed[position]]
-            matrix[..., alive[position]] += (unread.to(factor) @ factor).to(matrix)
+            dense_weight = matrix[..., table[position]].to(factor)
+            matrix[..., alive[position]] += (dense_weight @ factor).to(matrix)
             if reading.bias is not None:
                 # of a convolution: summed over its kernel
-                change = (unread.to(shift) @ shift).reshape(len(matrix), -1).sum(1)
+                change = (dense_weight @ shift).reshape(len(matrix), -1).sum(1)
                 reading.bias += change.to(reading.bias)
     matrix[..., ~reading.alive] = 0
 
 
-def _expressed(alive: Tensor, removed: Tensor, reading: _Reading) -> tuple[Tensor, Tensor]:
-    """Return B = G_HP (G_PP + λI)⁻¹ and the shift of every position, float64.
+def _samples_of(
+    model: nn.Module, readers: ChannelReaders, dense: DenseStatistics
+) -> dict[str, Tensor]:
+    """Return what every reader reads in the dense network, measured once."""
+    if dense not in _dense_samples:
+        samples: dict[str, Tensor] = {}
 
-    From `[samples, positions, channels]`: `[positions, removed, kept]`, `[positions, removed]`.
+        def record(layer: str, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:  # noqa: ANN401
+            if layer not in samples:
+                samples[layer] = reader_samples(module, args, kwargs).clone()
+
+        with ExitStack() as hooks:
+            for layer in readers:
+                module = model.get_submodule(layer)
+                hook = module.register_forward_pre_hook(partial(record, layer), with_kwargs=True)
+                hooks.enter_context(hook)
+            if readers:
+                model(next(dense.by_chunk())[0])
+        _dense_samples[dense] = samples
+    return _dense_samples[dense]
+
+
+def _expressed(alive: Tensor, missing: Tensor, reading: _Reading) -> tuple[Tensor, Tensor]:
+    """Return B = G_MP (G_PP + λI)⁻¹ and the shift of every position, float64.
+
+    From `[samples, positions, channels]`: `[positions, channels, kept]`, `[positions, channels]`.
     """
-    alive, removed = alive.transpose(0, 1), removed.transpose(0, 1)
-    means = alive.mean(1, keepdim=True), removed.mean(1, keepdim=True)
+    alive, missing = alive.transpose(0, 1), missing.transpose(0, 1)
+    means = alive.mean(1, keepdim=True), missing.mean(1, keepdim=True)
     if reading.centred:
-        alive, removed = alive - means[0], removed - means[1]
-    gram, cross = (alive.mT @ alive).double(), (alive.mT @ removed).double()
+        alive, missing = alive - means[0], missing - means[1]
+    gram, cross = (alive.mT @ alive).double(), (alive.mT @ missing).double()
     energy = gram.diagonal(dim1=1, dim2=2)
     # the smallest normal number: channels that are 0 everywhere express nothing
     energy += reading.ridge * energy.mean(1, keepdim=True) + torch.finfo(gram.dtype).tiny
