@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from channel_networks import IMAGE, Joined, Residual, Separable, built, images
@@ -70,8 +72,9 @@ def test_a_repeated_channel_goes_early(kind: type[nn.Module]) -> None:
 
 def test_it_seeds_a_search_of_channels_and_refuses_other_patterns() -> None:
     """As a method, it is the one-shot mask of that name."""
-    short = {"calibration": ("procedural",), "calibration_count": 16, "validation_count": 16}
-    options = {**short, "sparsity": 0.5, "pattern": "channel", "generations": 0}
+    short: dict[str, Any] = {"calibration": ("procedural",), "calibration_count": 16}
+    options = {**short, "sparsity": 0.5, "pattern": "channel", "validation_count": 16}
+    options["generations"] = 0
     searched = prune(built(Residual), inputs=IMAGES, **options)
     assert {"conditional", "conditional-layer"} <= set(searched.baselines)
     one_shot = prune(built(Residual), inputs=IMAGES, **options, method="conditional")
