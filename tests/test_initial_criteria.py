@@ -64,7 +64,7 @@ class TokenEncoder(nn.Module):
 def test_encoders_of_texts_are_not_searched_unless_asked() -> None:
     """On generated texts gradient steps mislead: the default is the best one-shot mask."""
     inputs = InputOptions((5,), kind="tokens", vocabulary=12)
-    counts = {"calibration_count": 32, "validation_count": 32, "steps": 1}
+    counts: dict[str, Any] = {"calibration_count": 32, "validation_count": 32, "steps": 1}
     model = TokenEncoder().eval()
     best = prune(model, sparsity=0.5, inputs=inputs, **counts)
     assert best.settings["generations"] == 0
