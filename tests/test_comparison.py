@@ -167,7 +167,7 @@ def test_without_test_labels_rows_have_agreement_only() -> None:
     """It is measured on the validation inputs, and is the score."""
     comparison = compare_tiny(("magnitude", "random"), data=ComparisonData())
     assert comparison.dense_accuracy is None
-    assert "generated" in comparison.measured_on
+    assert "impressions" in comparison.measured_on
     for row in comparison.rows:
         assert row.accuracy is None
         assert row.agreement is not None

@@ -95,7 +95,10 @@ def refined_scores(
     for name, moments in input_moments(network, calibration, generator.clone_state()):
         check_time()
         refined = refined_layer(network, name, moments, masks[name], correlated=correlated)
-        layers[name].copy_(reordered(layers[name], refined))
+        if refined is None:
+            layers[name].fill_(math.nan)  # `score` reports which layer is not finite
+        else:
+            layers[name].copy_(reordered(layers[name], refined))
     return scores
 
 
@@ -117,13 +120,15 @@ def one_shot_mask(scores: Tensor, layout: Layout, density: float) -> Tensor:
 
 def refined_layer(
     network: DenseNetwork, name: str, moments: InputMoments, mask: Tensor, *, correlated: bool
-) -> Tensor:
-    """Return the refined mask of a layer, in the shape of its weight."""
+) -> Tensor | None:
+    """Return the refined mask of a layer, in the shape of its weight; None if inputs overflow."""
     weight = network.weights[name].detach()
     matrix = moments.covariance()
     if not correlated:
         matrix.lerp_(moments.gram(), MEAN_SHARE)
     matrix = matrix.float()
+    if not matrix.isfinite().all():
+        return None
     diagonal = torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
     return refine_mask(
         weight.flatten(1).float(),

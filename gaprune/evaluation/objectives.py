@@ -159,16 +159,15 @@ def find_objective(name: str, teacher: Tensor, vocabulary: int = 0) -> Objective
     Raises:
         InputError: an unknown name, or an objective for classes on outputs without classes.
     """
-    if vocabulary and teacher.ndim == 3 and teacher.shape[2] == vocabulary:
-        if name in (AUTO, *TOKEN_OBJECTIVES):
-            return TOKEN_OBJECTIVES["kl" if name == AUTO else name]
-        if ":" in name:
-            return black_box(name, load_function(name, "objective"), _TOKEN_AGREEMENT)
+    tokens = bool(vocabulary) and teacher.ndim == 3 and teacher.shape[2] == vocabulary
+    if tokens and name in (AUTO, *TOKEN_OBJECTIVES):
+        return TOKEN_OBJECTIVES["kl" if name == AUTO else name]
     classes = teacher.ndim >= 2 and teacher.shape[1] >= 2
     if name == AUTO:
         return OBJECTIVES["kl" if classes and teacher.ndim == 2 else "relative-error"]
     # Agreement is independent of the objective, so that results are comparable.
     agreement_of = OBJECTIVES["kl" if classes else "relative-error"].agreement
+    agreement_of = _TOKEN_AGREEMENT if tokens else agreement_of
     if ":" in name:
         return black_box(name, load_function(name, "objective"), agreement_of)
     objective = OBJECTIVES.get(name)

@@ -41,6 +41,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     ranked: Evaluator | None = None,
     with_genes: bool = True,
     repairs: bool = False,
+    rivals: bool = True,
     warn: Callable[[str], None],
 ) -> Iterator[Individual]:
     """Yield the one-shot masks at a budget, one at a time; their origin is the criterion.
@@ -59,6 +60,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
         only: names of criteria, also of plug-ins; None means all built-in ones.
         ranked: an evaluator whose units, if it has any, are ranked by the mean of their weights.
         repairs: whether the network is repaired after pruning.
+        rivals: whether to make masks that a search must beat and does not start from.
         with_genes: False saves the memory of the genes, of masks that have no children.
         warn: called with a warning for a criterion that fails on this network.
 
@@ -73,7 +75,7 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
     # criteria that depend on the final mask need its rules
     ruled = network if units is not None else with_rules(network, layout, sparsity, scope)
     seed = partial(_seed, layout, keep, scope)
-    for name, criterion in _chosen(only, units, repairs=repairs):
+    for name, criterion in _chosen(only, units, rivals=rivals and not repairs):
         if criterion.takes_gradients and not gradients:
             continue
         check_time()
@@ -111,7 +113,7 @@ def with_rules(network: DenseNetwork, layout: Layout, sparsity: float, scope: st
 
 
 def _chosen(
-    only: Collection[str] | None, units: Units | None, *, repairs: bool
+    only: Collection[str] | None, units: Units | None, *, rivals: bool
 ) -> list[tuple[str, Criterion]]:
     # built-in ones in their own order: it decides the random draws
     built_in = [*CRITERIA, *(CHANNEL_CRITERIA if isinstance(units, ChannelUnits) else ())]
@@ -123,7 +125,7 @@ def _chosen(
     if units is not None:
         return [(name, rule) for name, rule in criteria if not rule.single_weights]
     # for a network that is repaired, `correlation-swaps` repeats `swaps`
-    return [(name, rule) for name, rule in criteria if rule.in_population or not repairs]
+    return [(name, rule) for name, rule in criteria if rule.in_population or rivals]
 
 
 def _seed(  # noqa: PLR0913 # scores, the rules of a mask, and what is known of it

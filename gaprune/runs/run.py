@@ -298,6 +298,7 @@ class PruningRun:
             only=only,
             ranked=evaluator,
             repairs=settings.repair or settings.compensate,
+            rivals=not settings.pareto,  # a front consists of masks of the search alone
             with_genes=with_genes,
             warn=self.observer.warning,
         )
