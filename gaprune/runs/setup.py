@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaprune.calibration.auto import resolve_calibration
+from gaprune.calibration.auto import filled_up, resolve_calibration
 from gaprune.calibration.calibration_set import CalibrationSet
+from gaprune.calibration.parse import CalibrationRequest
 from gaprune.calibration.samples import Samples
 from gaprune.choices import SCOPES
 from gaprune.config import EVOLVED, LIMITS, Settings
@@ -259,7 +260,8 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
         changes = _text_counts(settings) if is_language_model(target) else {}
         # Inverted inputs lie between classes, where no decision is clear: compare all logits.
         # Where no generator fits, impressions help, and only decisions carry over to real inputs.
-        objective = "logits" if request.inversion else "scaled-kl" if request.impressions else None
+        impressions = request.impressions or _would_be_filled_up(request, settings, target)
+        objective = "logits" if request.inversion else "scaled-kl" if impressions else None
         if settings.objective == AUTO and objective and target.inputs.kind != "tokens":
             outputs = batched_forward(target.model, target.example())
             if find_objective(AUTO, outputs).name == "kl":
@@ -296,6 +298,16 @@ def _is_text_encoder(settings: Settings, target: Target) -> bool:
         return settings.objective == "relative-error"
     outputs = batched_forward(target.model, target.example())
     return find_objective(AUTO, outputs, target.inputs.vocabulary).name == "relative-error"
+
+
+def _would_be_filled_up(request: CalibrationRequest, settings: Settings, target: Target) -> bool:
+    """Return whether a file holds so few unlabelled inputs that impressions are added to them."""
+    if not request.files or request.names or any(f.level == "labelled" for f in request.files):
+        return False
+    if not filled_up(request, target).impressions:
+        return False
+    count = sum(len(file.read(target.inputs).inputs) for file in request.files)
+    return count < settings.calibration_count
 
 
 def _text_counts(settings: Settings) -> dict[str, Any]:
