@@ -260,7 +260,7 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
         changes = _text_counts(settings) if is_language_model(target) else {}
         # Inverted inputs lie between classes, where no decision is clear: compare all logits.
         # Where no generator fits, impressions help, and only decisions carry over to real inputs.
-        impressions = request.impressions or _would_be_filled_up(request, settings, target)
+        impressions = request.impressions or _impressions_would_help(request, target)
         objective = "logits" if request.inversion else "scaled-kl" if impressions else None
         if settings.objective == AUTO and objective and target.inputs.kind != "tokens":
             outputs = batched_forward(target.model, target.example())
@@ -300,14 +300,11 @@ def _is_text_encoder(settings: Settings, target: Target) -> bool:
     return find_objective(AUTO, outputs, target.inputs.vocabulary).name == "relative-error"
 
 
-def _would_be_filled_up(request: CalibrationRequest, settings: Settings, target: Target) -> bool:
-    """Return whether a file holds so few unlabelled inputs that impressions are added to them."""
-    if not request.files or request.names or any(f.level == "labelled" for f in request.files):
+def _impressions_would_help(request: CalibrationRequest, target: Target) -> bool:
+    """Return whether no generator fits the network that unlabelled files are for."""
+    if not request.files or any(file.level == "labelled" for file in request.files):
         return False
-    if not filled_up(request, target).impressions:
-        return False
-    count = sum(len(file.read(target.inputs).inputs) for file in request.files)
-    return count < settings.calibration_count
+    return filled_up(request, target).impressions
 
 
 def _text_counts(settings: Settings) -> dict[str, Any]:
