@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gaprune.calibration.auto import filled_up, resolve_calibration
 from gaprune.calibration.calibration_set import CalibrationSet
+from gaprune.calibration.inversion.batchnorm_statistics import batchnorms
 from gaprune.calibration.parse import CalibrationRequest
 from gaprune.calibration.samples import Samples
 from gaprune.choices import SCOPES
@@ -301,8 +302,13 @@ def _is_text_encoder(settings: Settings, target: Target) -> bool:
 
 
 def _impressions_would_help(request: CalibrationRequest, target: Target) -> bool:
-    """Return whether no generator fits the network that unlabelled files are for."""
+    """Return whether no generator fits the network that unlabelled files are for.
+
+    Generators are not weighed for networks with BatchNorm: what `auto` adds there is inverted.
+    """
     if not request.files or any(file.level == "labelled" for file in request.files):
+        return False
+    if batchnorms(target.model):
         return False
     return filled_up(request, target).impressions
 
