@@ -24,8 +24,10 @@ from gaprune.calibration.inversion.self_text import (
     num_drafts,
     write_texts,
 )
+from gaprune.calibration.samples import Samples
 from gaprune.config import make_settings
 from gaprune.errors import InputError
+from gaprune.evaluation.labelled import check_test
 from gaprune.evaluation.objectives import find_objective
 from gaprune.evaluation.perplexity import perplexity
 from gaprune.models.input_spec import InputOptions
@@ -228,6 +230,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path, target: Target) -> None:
     classifier = target_from_module(nn.Linear(4, 2), inputs=InputOptions(range=(0, 1)))
     with pytest.raises(InputError, match=r"tokenizer.*npy"):
         read_samples(str(tmp_path / "short.txt"), classifier.inputs)
+    ids = torch.zeros(2, LENGTH, dtype=torch.int64)
+    labelled = Samples(ids, torch.zeros(2, dtype=torch.int64), "ids")
+    with pytest.raises(InputError, match=r"test: .*labels"):
+        check_test(labelled, target)
     settings = make_settings({"sparsity": 0.5, "calibration": ("self-text",)})
     with pytest.raises(InputError, match=r"self-text.*procedural"):
         make_calibration_set(classifier, settings, seeded())

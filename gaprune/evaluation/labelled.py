@@ -63,10 +63,15 @@ def read_test(data: object, target: Target) -> Samples:
 
 def check_test(samples: Samples, target: Target) -> Samples:
     """Return test data as `check_labelled` does; a text for a language model has no labels."""
-    if is_language_model(target) and samples.labels is None:
-        check_inputs("test", samples, target)
-        return samples
-    return check_labelled("test", samples, target)
+    if not is_language_model(target):
+        return check_labelled("test", samples, target)
+    if samples.labels is not None:
+        raise InputError(
+            f"test: {samples.source} holds labels, and a language model is tested by the text "
+            "itself; give a text (.txt) or token ids without labels"
+        )
+    check_inputs("test", samples, target)
+    return samples
 
 
 def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
