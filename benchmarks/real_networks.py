@@ -40,8 +40,8 @@ from gaprune.io.serialization import to_json
 
 DEFAULT_FOLDER = Path("runs/real-networks")
 CASES: dict[str, Case] = {
-    name: Case(opener, SPARSITIES[name], SETTINGS[name], PROXIES[name], OVERRIDES.get(name, {}))
-    for name, opener in NETWORKS.items()
+    name: Case(NETWORKS[name], fractions, SETTINGS[name], PROXIES[name], OVERRIDES.get(name, {}))
+    for name, fractions in SPARSITIES.items()
 }
 
 

@@ -1,4 +1,4 @@
-"""ResNet-20 for CIFAR-10 (He et al. 2016), with weights and test images from the data folder."""
+"""ResNets for CIFAR-10 (He et al. 2016), with weights and test images from the data folder."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ class BasicBlock(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """A 3×3 stem, three stages of three blocks with 16, 32 and 64 channels, pooling, linear.
+    """A 3×3 stem, three stages of `blocks` with 16, 32 and 64 channels, pooling, linear.
 
     Input `[N, 3, 32, 32]`, normalised; output logits `[N, 10]`.
     """
+
+    blocks = 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,10 +62,10 @@ class ResNet20(nn.Module):
         self.layer3 = self._stage(32, 64)
         self.linear = nn.Linear(64, 10)
 
-    @staticmethod
-    def _stage(inputs: int, outputs: int) -> nn.Sequential:
+    def _stage(self, inputs: int, outputs: int) -> nn.Sequential:
         first = BasicBlock(inputs, outputs, 1 if inputs == outputs else 2)
-        return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(2)))
+        others = (BasicBlock(outputs, outputs, 1) for _ in range(self.blocks - 1))
+        return nn.Sequential(first, *others)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
@@ -73,25 +75,41 @@ class ResNet20(nn.Module):
         return logits
 
 
+class ResNet56(ResNet20):
+    """The same network with nine blocks a stage."""
+
+    blocks = 9
+
+
 def open_resnet20(data: Path | None) -> RealNetwork:
-    """Return ResNet-20 with `cifar10/resnet20.safetensors` and `cifar10/test2000.npz` of `data`.
+    """Return ResNet-20; see `_open`."""
+    return _open("resnet20", ResNet20, data)
+
+
+def open_resnet56(data: Path | None) -> RealNetwork:
+    """Return ResNet-56; see `_open`."""
+    return _open("resnet56", ResNet56, data)
+
+
+def _open(name: str, architecture: type[ResNet20], data: Path | None) -> RealNetwork:
+    """Return a network with `cifar10/NAME.safetensors` and `cifar10/test2000.npz` of `data`.
 
     The file of images holds `images` (uint8 `[N, 32, 32, 3]`) and `labels` `[N]`.
 
     Raises:
         InputError: a file is missing or malformed.
     """
-    weights = data_path(data, "cifar10", "resnet20.safetensors")
+    weights = data_path(data, "cifar10", f"{name}.safetensors")
     images, labels = _read(data_path(data, "cifar10", "test2000.npz"))
 
     def load() -> Target:
-        model = ResNet20()
+        model = architecture()
         apply_state(model, load_state(weights))
         options = InputOptions(shape=(3, 32, 32), kind="image", mean=MEAN, std=STD)
-        return target_from_module(model, inputs=options, name="resnet20")
+        return target_from_module(model, inputs=options, name=name)
 
     return RealNetwork(
-        name="resnet20",
+        name=name,
         load=load,
         outputs=lambda model: outputs_of(model, images),
         grade=lambda outputs: accuracy(outputs, labels),
