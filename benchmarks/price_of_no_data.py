@@ -4,6 +4,7 @@
     python -m benchmarks.price_of_no_data --only table:mnist-mlp # one table, about 40 minutes
     python -m benchmarks.price_of_no_data --only slimming        # or: clustering, minutes each
     python -m benchmarks.price_of_no_data --seeds 0 --json       # one seed, rows as JSON
+    python -m benchmarks.price_of_no_data --sparsity 0.98        # one budget
 
 Rows of the tables are written to runs/price-of-no-data as soon as they are known: a stopped
 benchmark continues with the same command. Accuracy is measured on the 10,000 MNIST test images,
@@ -38,7 +39,7 @@ from gaprune.models.macs import macs_per_input
 from gaprune.models.target import Target, load_target
 
 DEFAULT_FOLDER = Path("runs/price-of-no-data")
-SPARSITIES = (0.5, 0.7, 0.9, 0.95, 0.98, 0.99)
+SPARSITIES = (0.9, 0.95, 0.98)
 HELD_BACK = 5000  # training images that select the best epoch of a slimming round
 CLUSTERS = (256, 128, 64, 40, 39, 32, 16, 12, 8, 6, 4, 3, 2)
 PRUNED_FIRST = (0.5, 0.7)  # sparsities at which pruned networks are clustered
@@ -86,12 +87,12 @@ def report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def compared(case: Case, seeds: Sequence[int], folder: Path) -> Part:
+def compared(case: Case, seeds: Sequence[int], sparsities: Sequence[float], folder: Path) -> Part:
     """Run or continue one table."""
     target = load_target(case.target)
     table = compare_target(
         target,
-        ComparisonSpec(SPARSITIES, case.methods, seeds, epochs=case.epochs, training=case.training),
+        ComparisonSpec(sparsities, case.methods, seeds, epochs=case.epochs, training=case.training),
         data=ComparisonData(zoo_train(target), zoo_test(target)),
         out=folder / case.name,
         observer=Progress(),
@@ -100,7 +101,7 @@ def compared(case: Case, seeds: Sequence[int], folder: Path) -> Part:
         f"{case.training.optimiser} at rate {case.training.learning_rate:g}, {case.training.decay}"
     )
     caption = f"{table.caption} Epochs per training step: {case.epochs:g}, {training}."
-    rows = [row.record() for row in table.rows]
+    rows = [{"case": case.name, **row.record()} for row in table.rows]
     return Part(rows, markdown(table.summaries, table.dense_accuracy, caption))
 
 
@@ -136,7 +137,7 @@ def _rounds(target: Target, seed: int) -> Iterator[dict[str, Any]]:
         yield {**named, **cost, "before": before, "accuracy": after}
 
 
-def clustered(_seeds: Sequence[int]) -> Part:
+def clustered() -> Part:
     """Cluster the weights of four-layer, dense and pruned, into ever fewer values per layer."""
     target = load_target("four-layer")
     test = _some(zoo_test(target))
@@ -155,10 +156,10 @@ def clustered(_seeds: Sequence[int]) -> Part:
     return Part(rows, _table("four-layer, k-means codebooks", names, rows))
 
 
-PARTS: dict[str, Callable[[Sequence[int], Path], Part]] = {
+PARTS: dict[str, Callable[[Sequence[int], Sequence[float], Path], Part]] = {
     **{f"table:{case.name}": partial(compared, case) for case in CASES},
-    "slimming": lambda seeds, _folder: slimmed(seeds),
-    "clustering": lambda seeds, _folder: clustered(seeds),
+    "slimming": lambda seeds, _sparsities, _folder: slimmed(seeds),
+    "clustering": lambda _seeds, _sparsities, _folder: clustered(),
 }
 
 
@@ -192,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = f"parts with this text in their name: {', '.join(PARTS)}"
     parser.add_argument("--only", default="", metavar="TEXT", help=known)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sparsity", type=float, nargs="+", default=list(SPARSITIES))
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the rows")
     parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
     options = parser.parse_args(arguments)
@@ -199,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error(f"no part matches --only {options.only!r}; {known}")
     torch.set_num_threads(1)
-    results = [part(options.seeds, options.out) for part in chosen]
+    results = [part(options.seeds, options.sparsity, options.out) for part in chosen]
     if options.json:
         print(to_json([row for part in results for row in part.rows], indent=1))
     else:

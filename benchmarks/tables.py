@@ -5,10 +5,9 @@
     python -m benchmarks.tables --add FILE... --machine "2 cores"  # save rows, write all tables
 
 A page has a table between `<!-- table: NAME -->` and `<!-- end of table -->`. benchmarks/rows holds
-the rows. FILE is what `--json` of benchmarks.quality or benchmarks.real_networks printed, a
-rows.jsonl of their folders. Its rows replace saved ones of the same network, sparsity, method and
-seed; saved rows of other versions are removed, so that no table mixes versions. A row that was not
-measured does not appear.
+the rows. FILE is what `--json` of a benchmark printed, or a rows.jsonl of its folder. Its rows
+replace saved ones of the same network, sparsity, method and seed; saved rows of other versions are
+removed, so that no table mixes versions. A row that was not measured does not appear.
 """
 
 from __future__ import annotations
@@ -23,10 +22,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks import generalisation, quality
+from benchmarks import generalisation, price_of_no_data, quality
 from benchmarks.quality import NO_DATA, UNLABELLED, Case
 from benchmarks.real.methods import METHODS, ONE_SHOT
 from benchmarks.row_store import VERSION
+from gaprune.comparison.rows import MethodRequirements, markdown, summarise
+from gaprune.comparison.rows import Row as ComparisonRow
 from gaprune.errors import InputError
 from gaprune.formatting import MISSING
 from gaprune.io.serialization import to_json
@@ -37,6 +38,7 @@ ROWS = Path(__file__).parent / "rows"
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 STAMP = ("version", "machine")
 QUALITY, REAL, DOMAINS = "quality", "real-networks", "generalisation"
+PRICE = "price-of-no-data"
 FIELDS = {
     QUALITY: tuple(field.name for field in fields(quality.Row)),
     REAL: (
@@ -44,6 +46,10 @@ FIELDS = {
         *("calibration_seconds", "cached", "peak_mb", "needs", "removed", "measure", "test_count"),
     ),
     DOMAINS: tuple(field.name for field in fields(generalisation.Row) if field.name != "note"),
+    PRICE: (
+        *("case", "target", "sparsity", "method", "seed", "needs", "accuracy", "agreement"),
+        *("evaluations", "epochs", "seconds", "actual", "dense_accuracy"),
+    ),
 }
 """Benchmark → fields of its rows that are saved, besides version and machine."""
 NETWORKS = {
@@ -117,10 +123,11 @@ def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None
     folder = folder or ROWS
     saved = load_rows(folder)
     for row in new:
-        if row.get("note"):
+        if row.get("note") or row.get("error"):
             continue
         name = REAL if "network" in row else QUALITY
         name = DOMAINS if "best_one_shot" in row else name
+        name = PRICE if "case" in row else name
         stamped = {"version": VERSION, "machine": machine, **row}
         record = {key: stamped[key] for key in dict.fromkeys((*FIELDS[name], *STAMP))}
         saved[name] = [old for old in saved[name] if _identity(old) != _identity(record)]
@@ -134,7 +141,7 @@ def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[str, float, str, str, int]:
-    network = row["network"] if "network" in row else row["target"]
+    network = row["network"] if "network" in row else row.get("case", row["target"])
     return network, row["sparsity"], row["method"], row.get("data", ""), row["seed"]
 
 
@@ -314,6 +321,53 @@ def frozen_table(saved: Saved) -> list[str]:
     return [*lines, "", _caption(saved[QUALITY])]
 
 
+def price_table(saved: Saved) -> list[str]:
+    """Return every method on every network of `benchmarks.price_of_no_data`."""
+    lines = []
+    for case in price_of_no_data.CASES:
+        rows = [row for row in saved[PRICE] if row["case"] == case.name]
+        if rows:
+            training = case.training
+            caption = (
+                f"**{case.name}**, {case.epochs:g} epochs per training step, "
+                f"{training.optimiser} at rate {training.learning_rate:g}, {training.decay}."
+            )
+            summaries = summarise(_comparison_row(row) for row in rows)
+            text = markdown(summaries, rows[0]["dense_accuracy"], caption)
+            lines += [text, _caption(rows), ""]
+    return lines[:-1] or [_caption([])]
+
+
+def _comparison_row(row: Mapping[str, Any]) -> ComparisonRow:
+    needs = MethodRequirements(**row["needs"])
+    names = [name for name in FIELDS[PRICE] if name not in ("case", "needs")]
+    return ComparisonRow(needs=needs, **{name: row[name] for name in names})
+
+
+def training_table(saved: Saved) -> list[str]:
+    """Return the search beside the methods that train, on mnist-mlp."""
+    wanted = (
+        ("mnist-mlp", "evolved", "evolved masks, no weight changed", "none"),
+        ("mnist-mlp", "distilled", "fine-tuned on generated inputs", "none"),
+        ("mnist-mlp", "imp:linear", "iterative magnitude pruning, linear steps, Adam", "labels"),
+        ("mnist-mlp", "imp:cubic", "the same in cubic steps", "labels"),
+        ("mnist-mlp-sgd", "imp:long", "the same, 42 epochs, SGD", "labels"),
+    )
+    lines = ["| method | data | 95 % | 98 % |", "|---|---|---|---|"]
+    used = []
+    for case, method, label, data in wanted:
+        rows = [row for row in saved[PRICE] if (row["case"], row["method"]) == (case, method)]
+        cells = []
+        for sparsity in (0.95, 0.98):
+            scores = [row["accuracy"] for row in rows if row["sparsity"] == sparsity]
+            cells.append(f"{100 * median(scores):.2f}" if scores else MISSING)
+        given = "none" if data == "none" else "60,000 images with labels"
+        if rows:
+            lines.append(f"| {label} | {given} | {' | '.join(cells)} |")
+            used += rows
+    return [*lines, "", _caption(used)]
+
+
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return version, seeds and machine of rows."""
     versions, machines = ({row[name] for row in rows} for name in STAMP)
@@ -331,6 +385,8 @@ TABLES: dict[str, Callable[[Saved], list[str]]] = {
     "real-networks": real_table,
     "frozen-masks": frozen_table,
     "domains": domains_table,
+    "price": price_table,
+    "training": training_table,
 }
 
 
