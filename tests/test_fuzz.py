@@ -20,6 +20,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FileFormat]:
     return make_formats(tmp_path_factory.mktemp("formats"))
 
 
+@pytest.mark.slow
 def test_a_few_hundred_mutations(formats: dict[str, FileFormat]) -> None:
     """Every format is damaged some ten times."""
     faults = fuzz(formats, QUICK)

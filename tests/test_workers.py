@@ -213,6 +213,7 @@ def actor(ray_session: None, user_evaluator: Evaluator) -> Iterator[Workers]:
     assert ray.is_initialized()  # it ran before, so it still runs
 
 
+@pytest.mark.slow
 def test_the_users_own_code_works_in_actors(actor: Workers, user_evaluator: Evaluator) -> None:
     """A network and an objective from a file, with a module beside it, score as they do here."""
     genes = [random_genes(user_evaluator.layout, 20, seed) for seed in (1, 2)]

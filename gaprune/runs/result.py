@@ -6,6 +6,7 @@ import copy
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -25,6 +26,7 @@ from gaprune.repair import RepairResult, repaired_copy
 from gaprune.runs.result_text import LayerTable, result_html, result_text
 
 
+@cache
 def versions_here() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide about masks."""
     packages = ["gaprune", "torch", "numpy", "deap", *(["ray"] if find_spec("ray") else [])]
