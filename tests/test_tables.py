@@ -74,3 +74,20 @@ def test_new_rows_replace_saved_ones(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "new.json").write_text("text")
     with pytest.raises(InputError, match="add"):
         tables.read_rows(tmp_path / "new.json")
+
+
+def test_a_comparison_with_training_has_its_table(tmp_path: Path) -> None:
+    """Rows of the methods, the dense network above them; a row with an error is left out."""
+    row: dict[str, object] = {
+        **dict.fromkeys(tables.FIELDS[tables.PRICE], 0),
+        **{"case": "mnist-mlp-sgd", "target": "mnist-mlp", "method": "imp:long"},
+        **{"sparsity": 0.98, "actual": 0.98, "accuracy": 0.9813, "dense_accuracy": 0.9837},
+        "needs": {"data": "labelled", "labels": True, "gradients": True, "training": True},
+    }
+    tables.add_rows([row, {**row, "method": "slimming", "error": "no"}], "two cores", tmp_path)
+    lines = tables.price_table(tables.load_rows(tmp_path))
+    text = "\n".join(lines)
+    assert "| *dense network* |  | 98.37 |" in text
+    assert "| imp:long | labels, training | 98.13 |" in text
+    assert "slimming" not in text
+    assert "98.13" in "\n".join(tables.training_table(tables.load_rows(tmp_path)))
