@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaprune.comparison import ComparisonSpec, find_methods
+from gaprune.comparison.context import ComparisonContext, ComparisonObserver
 from gaprune.comparison.methods.slimming import (
     ChannelRanking,
     Slimmer,
     SlimmingOptions,
     rank_channels,
 )
-from gaprune.comparison.methods.torch_rules import output_dim, slice_norms
 from gaprune.comparison.methods.training import TrainingOptions, from_labels
-from gaprune.config import EVOLVED, make_settings
+from gaprune.config import EVOLVED, Settings, make_settings
 from gaprune.errors import GapruneError
 from gaprune.evaluation.labelled import zoo_train
-from gaprune.masks.budget import keep_total, uniform_counts
-from gaprune.masks.supermask import layered_mask
+from gaprune.masks.budget import keep_total
 from gaprune.models.channel_removal import remove_channels
 from gaprune.models.macs import macs_per_input
-from gaprune.models.patterns import channel_groups, searched_layout, silent_channels, units_of
+from gaprune.models.patterns import searched_layout, silent_channels
 from gaprune.models.target import Target, trainable_copy
 from gaprune.runs.prune import prune_target
 
@@ -61,7 +61,7 @@ class ChannelPruned:
 Method = Callable[[Target, Case, int], ChannelPruned]
 
 
-def _searched(
+def searched(
     target: Target,
     case: Case,
     seed: int,
@@ -70,56 +70,37 @@ def _searched(
     repair: bool = False,
     compensate: bool = False,
 ) -> ChannelPruned:
-    settings = make_settings(
-        {
-            "sparsity": case.sparsity,
-            "pattern": "channel",
-            "budget": "macs",
-            "width_multiple": case.width_multiple,
-            "method": method,
-            "repair_in_loop": repair,
-            "compensate": compensate,
-            "seed": seed,
-            **case.search,
-        }
-    )
-    result = prune_target(target, settings)
+    """Prune by `gaprune prune`."""
+    options = {"method": method, "repair_in_loop": repair, "compensate": compensate}
+    result = prune_target(target, _settings(case, seed, **options))
     models = (result.compensated_model(), result.repaired_model(), result.pruned_model())
     model = next(model for model in models if model is not None)
     return ChannelPruned(_compact(target, model, result.masks), result.provenance.level)
 
 
-def _magnitude(target: Target, case: Case, seed: int) -> ChannelPruned:
-    """Remove the channels of smallest L1 norm, an equal fraction per layer (Li et al. 2017)."""
-    del seed
-    settings = make_settings(
+def _settings(case: Case, seed: int, **options: Any) -> Settings:
+    return make_settings(
         {
             "sparsity": case.sparsity,
             "pattern": "channel",
             "budget": "macs",
             "width_multiple": case.width_multiple,
+            "seed": seed,
+            **case.search,
+            **options,
         }
     )
-    layout, units = searched_layout(target, settings), units_of(target, settings)
-    assert units is not None
-    norms = {
-        name: slice_norms(weight, output_dim(target.model, name), 1.0)
-        for name, weight in target.weights.items()
-        if weight.ndim > 1
-    }
-    scores = [
-        sum(
-            float(norms[f"{output.layer}.weight"][output.channel])
-            for output in channel.outputs
-            if f"{output.layer}.weight" in norms
-        )
-        for group in channel_groups(target, alike=True)
-        for channel in group.channels
-    ]
-    counts = uniform_counts(layout, case.sparsity)
-    mask = layered_mask(torch.tensor(scores), layout, counts)
-    masks = target.layout.split(units.weight_mask(mask))
-    return ChannelPruned(_compact(target, target.masked_copy(masks), masks), "none")
+
+
+def compared(name: str, target: Target, case: Case, seed: int) -> ChannelPruned:
+    """Prune by a method of `gaprune compare`."""
+    settings = _settings(case, seed)
+    spec = ComparisonSpec((case.sparsity,), settings=settings)
+    context = ComparisonContext(target, spec, None, ComparisonObserver())
+    (method,) = find_methods((name,), settings.pattern)
+    (result,) = method.run(context, (case.sparsity,), seed)
+    masks = {name: result.model.get_parameter(name) != 0 for name in target.layout.names}
+    return ChannelPruned(_compact(target, result.model, masks), method.needs_in(context).data)
 
 
 def _slimming(target: Target, case: Case, seed: int) -> ChannelPruned:
@@ -156,11 +137,11 @@ def _slimming(target: Target, case: Case, seed: int) -> ChannelPruned:
 
 
 METHODS: dict[str, Method] = {
-    "evolved": _searched,
-    "evolved+repair": partial(_searched, repair=True),
-    "evolved+compensation": partial(_searched, compensate=True),
-    "conditional+compensation": partial(_searched, method="conditional", compensate=True),
-    "magnitude-structured": _magnitude,
+    "evolved": searched,
+    "evolved+repair": partial(searched, repair=True),
+    "evolved+compensation": partial(searched, compensate=True),
+    "conditional+compensation": partial(searched, method="conditional", compensate=True),
+    "magnitude-structured": partial(compared, "structured-l1"),
     "slimming": _slimming,
 }
 

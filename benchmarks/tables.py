@@ -7,7 +7,8 @@
 A page has a table between `<!-- table: NAME -->` and `<!-- end of table -->`. benchmarks/rows holds
 the rows. FILE is what `--json` of a benchmark printed, or a rows.jsonl of its folder. Its rows
 replace saved ones of the same network, sparsity, method and seed; saved rows of other versions are
-removed, so that no table mixes versions. A row that was not measured does not appear.
+removed, so that no table mixes versions. A row that was not measured does not appear, except in
+the table of other tools, which says why.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks import generalisation, price_of_no_data, quality
+from benchmarks import generalisation, peers, price_of_no_data, quality
+from benchmarks.peer_tools import TOOLS
 from benchmarks.quality import NO_DATA, UNLABELLED, Case
 from benchmarks.real.methods import METHODS, ONE_SHOT
 from benchmarks.row_store import VERSION
@@ -38,7 +40,7 @@ ROWS = Path(__file__).parent / "rows"
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 STAMP = ("version", "machine")
 QUALITY, REAL, DOMAINS = "quality", "real-networks", "generalisation"
-PRICE = "price-of-no-data"
+PRICE, PEERS = "price-of-no-data", "peers"
 FIELDS = {
     QUALITY: tuple(field.name for field in fields(quality.Row)),
     REAL: (
@@ -50,6 +52,7 @@ FIELDS = {
         *("case", "target", "sparsity", "method", "seed", "needs", "accuracy", "agreement"),
         *("evaluations", "epochs", "seconds", "actual", "dense_accuracy"),
     ),
+    PEERS: tuple(field.name for field in fields(peers.Row)),
 }
 """Benchmark → fields of its rows that are saved, besides version and machine."""
 NETWORKS = {
@@ -123,11 +126,12 @@ def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None
     folder = folder or ROWS
     saved = load_rows(folder)
     for row in new:
-        if row.get("note") or row.get("error"):
+        if (row.get("note") and "tool" not in row) or row.get("error"):
             continue
         name = REAL if "network" in row else QUALITY
         name = DOMAINS if "best_one_shot" in row else name
         name = PRICE if "case" in row else name
+        name = PEERS if "tool" in row else name
         stamped = {"version": VERSION, "machine": machine, **row}
         record = {key: stamped[key] for key in dict.fromkeys((*FIELDS[name], *STAMP))}
         saved[name] = [old for old in saved[name] if _identity(old) != _identity(record)]
@@ -142,6 +146,8 @@ def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None
 
 def _identity(row: Mapping[str, Any]) -> tuple[str, float, str, str, int]:
     network = row["network"] if "network" in row else row.get("case", row["target"])
+    if "tool" in row:
+        return network, row["sparsity"], row["tool"], "", row["seed"]
     return network, row["sparsity"], row["method"], row.get("data", ""), row["seed"]
 
 
@@ -368,6 +374,24 @@ def training_table(saved: Saved) -> list[str]:
     return [*lines, "", _caption(used)]
 
 
+def peers_table(saved: Saved) -> list[str]:
+    """Return what other tools make of the same networks, and below why figures are missing."""
+    rows = [peers.Row(**{name: row[name] for name in FIELDS[PEERS]}) for row in saved[PEERS]]
+    lines = [f"| {' | '.join(peers.HEADS)} |", "|---" * len(peers.HEADS) + "|"]
+    notes: dict[str, list[str]] = {}
+    for network in peers.CASES:
+        for tool in TOOLS:
+            for row in rows:
+                if (row.network, row.tool) != (network, tool):
+                    continue
+                if row.note:
+                    notes.setdefault(row.note, []).append(f"{network}, {tool}")
+                else:
+                    lines.append(f"| {' | '.join(peers.cells(row))} |")
+    reasons = [f"- {'; '.join(names)}: {note}" for note, names in notes.items()]
+    return [*lines, "", *reasons, *([""] if reasons else []), _caption(saved[PEERS])]
+
+
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return version, seeds and machine of rows."""
     versions, machines = ({row[name] for row in rows} for name in STAMP)
@@ -385,6 +409,7 @@ TABLES: dict[str, Callable[[Saved], list[str]]] = {
     "real-networks": real_table,
     "frozen-masks": frozen_table,
     "domains": domains_table,
+    "peers": peers_table,
     "price": price_table,
     "training": training_table,
 }

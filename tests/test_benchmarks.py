@@ -18,7 +18,7 @@ from real_network_cases import open_deadly
 from torch import nn
 from torch.nn.utils import prune
 
-from benchmarks import channels, faults, files, gpu, quality, real_networks, scaling, speed
+from benchmarks import channels, faults, files, gpu, peers, quality, real_networks, scaling, speed
 from benchmarks.bounds import Bound, bounds_table, flatten_figures, missed_bounds
 from benchmarks.channel_methods import Case as ChannelCase
 from benchmarks.cluster.actor_speed import measure_black_box
@@ -62,6 +62,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "faults": faults.main,
     "files": files.main,
     "gpu": gpu.main,
+    "peers": peers.main,
     "real_networks": real_networks.main,
     "scaling": scaling.main,
     "speed": speed.main,
@@ -71,7 +72,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_part_is_wrong_usage(name: str, tmp_path: Path, capsys: Capture) -> None:
     """The exit code is 2 and stderr repeats the name."""
-    rows = ["--rows", str(tmp_path)] if name in ("channels", "files", "real_networks") else []
+    stored = name in ("channels", "files", "peers", "real_networks")
+    rows = ["--rows", str(tmp_path)] if stored else []
     try:
         code: object = COMMANDS[name](["--only", "everythink", *rows])
     except SystemExit as ended:

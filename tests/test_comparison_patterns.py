@@ -34,6 +34,7 @@ UNSUPPORTED = {
     "4x1": ("threshold", "structured-l1", "structured-l2", "slimming", *TRAINED, *SINGLE),
     "channel": ("threshold", "slimming", *TRAINED, *SINGLE),
 }
+WHOLE = {"structured-l1-repaired", "neuron-merging", "folding"}  # only under `channel` in `all`
 LAYERED = {f"{name}-layer" for name in CRITERIA} - {"magnitude-layer"}
 FAST_METHODS = ("random", "magnitude", "snip", "wanda-rows", "clustered", "evolved")
 
@@ -63,7 +64,8 @@ def separable() -> Target:
 @pytest.mark.parametrize("pattern", UNSUPPORTED)
 def test_every_method_has_a_figure_or_a_note(pattern: str) -> None:
     """No method fails; methods that cannot obey the pattern have a note that names it."""
-    names = [m.name for m in find_methods(("all",), pattern) if m.name != "edge-popup"]
+    left_out = {"edge-popup", "batchnorm-scale"}  # slow; the network has no BatchNorm
+    names = [m.name for m in find_methods(("all",), pattern) if m.name not in left_out]
     rows = compare_tiny(names, settings={"pattern": pattern, "steps": 1}, sparsities=(0.5,)).rows
     notes = {row.method: row.note for row in rows if row.note is not None}
     assert set(notes) == set(UNSUPPORTED[pattern])
@@ -71,8 +73,9 @@ def test_every_method_has_a_figure_or_a_note(pattern: str) -> None:
     for row in rows:
         assert row.error is None
         assert (row.score is None) == (row.note is not None), row
-    usual = set(known_methods()) - LAYERED - {"edge-popup"}
-    assert {row.method for row in rows} == usual | (LAYERED if pattern != "2:4" else set())
+    usual = set(known_methods()) - LAYERED - WHOLE - left_out
+    more = (LAYERED if pattern != "2:4" else set()) | (WHOLE if pattern == "channel" else set())
+    assert {row.method for row in rows} == usual | more
 
 
 @pytest.mark.parametrize("method", [*FAST_METHODS, "lamp", "correlation"])

@@ -84,6 +84,7 @@ def test_notes_state_other_budgets_and_errors() -> None:
         (MethodRequirements("procedural"), "calibration"),
         (MethodRequirements("procedural", gradients=True, training=True), "calibration, training"),
         (TRAINED, "labels, training"),
+        (MethodRequirements(changes="weights"), "weights only; changes weights"),
     ],
 )
 def test_requirements_as_text(needs: MethodRequirements, text: str) -> None:

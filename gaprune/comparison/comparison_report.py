@@ -185,6 +185,7 @@ def _method_scores(summary: MethodSummary) -> MethodScores:
         name=summary.method,
         needs=needs_text(summary.needs),
         trains=summary.needs.training,
+        corrects=bool(summary.needs.changes),
         scores={
             sparsity: SparsityScore(
                 cell.score, cell.low, cell.high, cell.seeds, cell.actual or sparsity

@@ -158,12 +158,22 @@ class ComparisonContext:
         return self.train
 
     def masked(
-        self, sparsity: float, masks: Mapping[str, Tensor] | Tensor, **cost: Any
+        self,
+        sparsity: float,
+        masks: Mapping[str, Tensor] | Tensor,
+        model: nn.Module | None = None,
+        **cost: Any,
     ) -> MethodResult:
-        """Return the target with masks (flat, or by name) applied to its weights."""
+        """Return the target, or a changed `model`, with masks (flat, or by name) on its weights."""
         by_name = self.target.layout.split(masks) if isinstance(masks, Tensor) else dict(masks)
         count = sum(int(by_name[name].count_nonzero()) for name in self.target.layout.names)
-        return MethodResult(sparsity, self.target.masked_copy(by_name), count, **cost)
+        if model is None:
+            return MethodResult(sparsity, self.target.masked_copy(by_name), count, **cost)
+        with torch.no_grad():
+            for name, mask in by_name.items():
+                weight = model.get_parameter(name)
+                weight.masked_fill_(~mask.to(weight.device), 0)
+        return MethodResult(sparsity, model, count, **cost)
 
     def _prepare(self, seed: int) -> tuple[Evaluator, CalibrationSet]:
         if seed not in self._prepared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -28,7 +28,8 @@ class MethodRequirements:
     data: str = "none"
     labels: bool = False  # whether it uses labels of the training set
     gradients: bool = False  # whether it differentiates the network
-    training: bool = False  # whether it changes weights
+    training: bool = False  # whether it trains weights
+    changes: str = ""  # what it changes in closed form besides: `weights`, `statistics` or none
 
 
 @dataclass(frozen=True)
@@ -109,18 +110,18 @@ class MethodSummary:
 def summarise(rows: Iterable[Row]) -> list[MethodSummary]:
     """Summarise every method over its seeds.
 
-    Methods without training come first; among them those that reach the highest sparsity, then
-    those with the best score there.
+    Methods that change nothing they keep come first, then those that do so in closed form, then
+    training; in each part those that reach the highest sparsity, then those with the best score.
     """
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     summaries = [_summary(method, of_method) for method, of_method in by_method.items()]
 
-    def rank(summary: MethodSummary) -> tuple[bool, float, float]:
+    def rank(summary: MethodSummary) -> tuple[bool, bool, float, float]:
         last = max(summary.cells, default=0.0)
         score = summary.cells[last].score if summary.cells else 0.0
-        return summary.needs.training, -last, -score
+        return summary.needs.training, bool(summary.needs.changes), -last, -score
 
     return sorted(summaries, key=rank)  # stable: equal methods stay in order
 
@@ -151,6 +152,8 @@ def _summary(method: str, rows: Sequence[Row]) -> MethodSummary:
 
 def needs_text(needs: MethodRequirements) -> str:
     """Name what a method needs: `calibration, gradients`; `training` includes gradients."""
+    if needs.changes:
+        return f"{needs_text(replace(needs, changes=''))}; changes {needs.changes}"
     data = _DATA_NAMES.get(needs.data, needs.data)
     effort = "training" if needs.training else "gradients" if needs.gradients else None
     if effort is None:

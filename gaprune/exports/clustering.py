@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -275,6 +275,23 @@ def shared_values(values: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
 
 def _k_means(values: Values, clusters: int) -> Values:
     """Return k ascending centroids: Lloyd's algorithm from evenly spaced ones, on a summary."""
+    points, weights = _summary(np.sort(values))
+    # linear initialisation, section 3.2
+    start = np.linspace(values.min(), values.max(), clusters)[:, None]
+    options = {"init": start, "n_init": 1, "max_iter": MAX_STEPS, "tol": 0, "random_state": 0}
+    fit = fitted_k_means(points[:, None], clusters, weights, **options)
+    centroids: Values = np.sort(fit.cluster_centers_.astype(np.float64).ravel())
+    return centroids
+
+
+def fitted_k_means(
+    points: Values, clusters: int, weights: Values | None = None, **options: Any
+) -> Any:  # noqa: ANN401 - the class of an optional extra
+    """Return scikit-learn's `KMeans(clusters, **options)` of points `[N, features]`.
+
+    Raises:
+        GapruneError: scikit-learn is not installed.
+    """
     try:
         from sklearn.cluster import KMeans  # noqa: PLC0415 - an optional extra
         from threadpoolctl import (  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -283,14 +300,8 @@ def _k_means(values: Values, clusters: int) -> Values:
     except ImportError as error:
         text = "clustering: needs scikit-learn; pip install 'gaprune[compare]'"
         raise GapruneError(text) from error
-    points, weights = _summary(np.sort(values))
-    # linear initialisation, section 3.2
-    start = np.linspace(values.min(), values.max(), clusters)[:, None]
-    fit = KMeans(clusters, init=start, n_init=1, max_iter=MAX_STEPS, tol=0, random_state=0)
     with threadpool_limits(limits=1):  # with more threads the order of additions is not fixed
-        fit.fit(points[:, None], sample_weight=weights)
-    centroids: Values = np.sort(fit.cluster_centers_.astype(np.float64).ravel())
-    return centroids
+        return KMeans(clusters, **options).fit(points, sample_weight=weights)
 
 
 def _summary(ordered: Values) -> tuple[Values, Values]:

@@ -223,6 +223,12 @@ def find_repair_sites(
     )
 
 
+def norms_behind(model: nn.Module, inputs: Tensor) -> dict[str, str]:
+    """Return layer → the norm that takes its output, for one forward pass of inputs `[N, …]`."""
+    with torch.no_grad():
+        return _trace(model, inputs[:EXAMPLES]).norm_after
+
+
 @dataclass
 class _Trace:
     """One forward pass, by module name."""

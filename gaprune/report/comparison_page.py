@@ -36,7 +36,8 @@ class MethodScores:
 
     name: str  # of the method
     needs: str  # what data and training it needs, in words
-    trains: bool  # whether it changes weights
+    trains: bool  # whether it trains weights
+    corrects: bool  # whether it changes what it keeps in closed form
     scores: Mapping[float, SparsityScore]  # sparsity → score
     effort: str  # what the highest sparsity took, in words
     seconds: float  # the same in time
@@ -92,8 +93,8 @@ def _headline(page: ComparisonPage) -> Headline:
         return Headline(page.target, lead, (), (page.caption,))
     last = page.sparsities[-1]
     ranked = page.ranked(last)
-    untrained = [method for method in ranked if not method.trains]
-    # Methods that train weights are not comparable with those that keep them.
+    # Methods that change weights or statistics are not comparable with those that keep them.
+    untrained = [method for method in ranked if not method.trains and not method.corrects]
     best = untrained[0] if untrained else ranked[0]
     lead = (
         f"With {percent(last)} of the {page.removed} of {page.target} removed, {best.name} is the "
@@ -112,6 +113,10 @@ def _headline(page: ComparisonPage) -> Headline:
         value, unit = points(gain).split(" ", 1)
         text = f"{unit} over {others[0].name}, the best other method without training"
         figures.append(Figure("Gain", value, text))
+    corrected = next((method for method in ranked if method.corrects), None)
+    if corrected is not None:
+        text = f"{corrected.name}, the best method with a correction ({corrected.needs})"
+        figures.append(Figure("Corrected", percent(corrected.scores[last].score), text))
     trained = next((method for method in ranked if method.trains), None)
     if trained is not None:
         text = f"{trained.name}, the best method that trains weights ({trained.needs})"

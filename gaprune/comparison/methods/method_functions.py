@@ -13,22 +13,31 @@ from torch import Tensor
 from gaprune.callbacks import SubrunObserver
 from gaprune.comparison.context import ComparisonContext, MethodResult, part_name
 from gaprune.comparison.methods.edge_popup import EdgePopupOptions, edge_popup
+from gaprune.comparison.methods.folding import folded
 from gaprune.comparison.methods.iterative import (
     REWIND,
     SCHEDULES,
     PruningStep,
     prune_iteratively,
 )
-from gaprune.comparison.methods.slimming import SlimmingOptions, slim
+from gaprune.comparison.methods.neuron_merging import merged
+from gaprune.comparison.methods.slimming import SlimmingOptions, channel_scales, slim
 from gaprune.comparison.methods.threshold import percentile_mask
 from gaprune.comparison.methods.torch_rules import structured_masks
 from gaprune.comparison.methods.training import TrainingData, from_labels, from_teacher
 from gaprune.config import EVOLVED
 from gaprune.criteria import CRITERIA, Criterion, DenseNetwork, score_with
+from gaprune.errors import InputError
 from gaprune.evolution.seeding import with_rules
 from gaprune.exports.clustering import cluster_weights
+from gaprune.masks.budget import keep_total, uniform_counts
+from gaprune.masks.supermask import Layout, global_mask, layered_mask
 from gaprune.masks.units import ChannelUnits
+from gaprune.models.channel_groups import ChannelGroup
 from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.models.patterns import channel_groups
+from gaprune.pattern_names import WEIGHTS
+from gaprune.repair import repair, repaired_copy
 from gaprune.runs.prune import prune_target
 
 GENERATED_COUNT = 32768  # generated inputs that replace a training set
@@ -85,13 +94,81 @@ def whole_channels(
     Under the pattern `channel` the weights that read a channel are removed as well, and the
     sparsity counts channels.
     """
-    target, ranked = context.target, context.ranked_units
     for sparsity in sparsities:
-        if isinstance(ranked.units, ChannelUnits):
-            norms = channel_norms(ranked.units, target.flat, norm)
-            yield context.masked(sparsity, ranked.best_units_in_layers(norms, sparsity))
-        else:
-            yield context.masked(sparsity, structured_masks(target, sparsity, norm))
+        yield context.masked(sparsity, _channel_masks(norm, context, sparsity))
+
+
+def _channel_masks(norm: float, context: ComparisonContext, sparsity: float) -> dict[str, Tensor]:
+    target, ranked = context.target, context.ranked_units
+    if not isinstance(ranked.units, ChannelUnits):
+        return structured_masks(target, sparsity, norm)
+    norms = channel_norms(ranked.units, target.flat, norm)
+    return target.layout.split(ranked.best_units_in_layers(norms, sparsity))
+
+
+def repaired_channels(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Remove channels by L1 norm, then repair the network (`gaprune.repair`)."""
+    target = context.target
+    for sparsity in sparsities:
+        masks = _channel_masks(1, context, sparsity)
+        correction = repair(target, masks, context.evaluator(seed).statistics_inputs)
+        yield context.masked(sparsity, masks, repaired_copy(target, masks, correction))
+
+
+def merged_channels(
+    context: ComparisonContext, sparsities: Sequence[float], _seed: int
+) -> Iterator[MethodResult]:
+    """Remove channels by L1 norm, and merge them into the most similar kept ones."""
+    target, (units, layout, groups) = context.target, _ranked_channels(context)
+    for sparsity in sparsities:
+        norms = channel_norms(units, target.flat, 1)
+        alive = layered_mask(norms, layout, uniform_counts(layout, sparsity)).cpu()
+        masks = target.layout.split(units.weight_mask(alive))
+        yield context.masked(sparsity, masks, merged(target, groups, alive))
+
+
+def folded_channels(
+    context: ComparisonContext, sparsities: Sequence[float], seed: int
+) -> Iterator[MethodResult]:
+    """Cluster the channels of every layer, and keep one for each cluster."""
+    target, (units, layout, groups) = context.target, _ranked_channels(context)
+    for sparsity in sparsities:
+        model, alive = folded(target, groups, uniform_counts(layout, sparsity), seed)
+        masks = target.layout.split(units.weight_mask(alive))
+        yield context.masked(sparsity, masks, model)
+
+
+def by_batchnorm_scale(
+    context: ComparisonContext, sparsities: Sequence[float], _seed: int
+) -> Iterator[MethodResult]:
+    """Keep the channels of the largest BatchNorm scales, and those without BatchNorm.
+
+    Raises:
+        InputError: the channels with BatchNorm are too few to remove.
+    """
+    units, layout, groups = _ranked_channels(context)
+    scales = channel_scales(context.target.model, [c for group in groups for c in group.channels])
+    scored = torch.tensor([torch.inf if scale is None else scale for scale in scales])
+    for sparsity in sparsities:
+        mask = global_mask(scored, layout, keep_total(layout, sparsity))
+        if not mask[scored.isinf()].all():
+            raise InputError(
+                f"sparsity: {sparsity} needs channels without BatchNorm, and this method removes "
+                "none of them; use a lower sparsity"
+            )
+        yield context.masked(sparsity, units.weight_mask(mask))
+
+
+def _ranked_channels(
+    context: ComparisonContext,
+) -> tuple[ChannelUnits, Layout, Sequence[ChannelGroup]]:
+    """Return the channels of the pattern `channel`, and those behind every layer of the layout."""
+    ranked, settings = context.ranked_units, context.spec.settings
+    assert isinstance(ranked.units, ChannelUnits)
+    groups = channel_groups(context.target, alike=settings.budget != WEIGHTS)
+    return ranked.units, ranked.layout, groups
 
 
 def channel_norms(channels: ChannelUnits, weights: Tensor, norm: float) -> Tensor:

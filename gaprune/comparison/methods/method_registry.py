@@ -14,20 +14,26 @@ from gaprune.calibration.calibration_set import requested_data_levels
 from gaprune.calibration.provenance import highest_level
 from gaprune.comparison.context import (
     BLOCK,
+    CHANNELS,
     N_OF_M,
     UNIT_KINDS,
+    WEIGHTS,
     ComparisonContext,
     MethodFunction,
     kind_of,
 )
 from gaprune.comparison.methods.iterative import SCHEDULES, PruningStep
 from gaprune.comparison.methods.method_functions import (
+    by_batchnorm_scale,
     by_criterion,
     by_percentile,
     clustered,
     distilled,
     evolved,
+    folded_channels,
     iterative,
+    merged_channels,
+    repaired_channels,
     scores_by_gradient,
     slimmed,
     whole_channels,
@@ -135,6 +141,7 @@ def _imp(name: str, schedule: str | Sequence[PruningStep]) -> Method:
 _WITH_CALIBRATION = MethodRequirements(CALIBRATION, gradients=True)
 _WITH_LABELS = MethodRequirements(TRAIN, labels=True, gradients=True, training=True)
 _TRAINS = dict.fromkeys((N_OF_M, *UNIT_KINDS), "it trains along masks of single weights")
+_WHOLE_CHANNELS = dict.fromkeys((WEIGHTS, N_OF_M, BLOCK), "it removes whole channels")
 _OTHERS = (
     replace(
         _layerwise(CRITERIA["magnitude"]),
@@ -158,6 +165,45 @@ _OTHERS = (
             excluded=dict.fromkeys((N_OF_M, BLOCK), "it removes whole channels"),
         )
         for norm in (1, 2)
+    ),
+    Method(
+        "structured-l1-repaired",
+        repaired_channels,
+        "structured-l1, then BatchNorm statistics, or biases and norms, corrected on calibration "
+        "inputs",
+        "Li et al. 2017; this project",
+        MethodRequirements(CALIBRATION, changes="statistics"),
+        seeded=True,
+        excluded=dict.fromkeys((N_OF_M, BLOCK), "it removes whole channels"),
+        in_all=(CHANNELS,),
+    ),
+    Method(
+        "batchnorm-scale",
+        by_batchnorm_scale,
+        "channels of small BatchNorm γ, without training; needs BatchNorm",
+        "Liu et al. 2017, section 3",
+        excluded=_WHOLE_CHANNELS,
+        in_all=(CHANNELS,),
+    ),
+    Method(
+        "neuron-merging",
+        merged_channels,
+        "structured-l1, and removed channels are read as multiples of the most similar kept ones",
+        "Kim et al. 2020, algorithms 1 to 3",
+        MethodRequirements(changes="weights"),
+        excluded=_WHOLE_CHANNELS,
+        in_all=(CHANNELS,),
+    ),
+    Method(
+        "folding",
+        folded_channels,
+        "channels clustered by k-means on their weights; means replace clusters, with running "
+        "variances that fit",
+        "Wang et al. 2025: model folding, with its Fold-AR",
+        MethodRequirements(changes="weights"),
+        seeded=True,
+        excluded=_WHOLE_CHANNELS,
+        in_all=(CHANNELS,),
     ),
     Method(
         "clustered",

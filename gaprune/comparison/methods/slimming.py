@@ -271,13 +271,10 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
     Raises:
         InputError: no BatchNorm whose channels can be removed, or a network that cannot be traced.
     """
-    scales = _gammas(model)
-    ranked = []
-    for group in ChannelGraph.trace(model, example).groups:
-        for channel in group.channels:
-            gammas = [scales[layer][index] for layer, index in channel.outputs if layer in scales]
-            if gammas:
-                ranked.append((float(torch.stack(gammas).detach().abs().mean()), channel))
+    groups = ChannelGraph.trace(model, example).groups
+    channels = [channel for group in groups for channel in group.channels]
+    scales = zip(channel_scales(model, channels), channels, strict=True)
+    ranked = [(scale, channel) for scale, channel in scales if scale is not None]
     if not ranked:
         raise InputError(
             "model: network slimming ranks channels by the scales of BatchNorm layers, and this "
@@ -285,6 +282,15 @@ def rank_channels(model: nn.Module, example: Tensor) -> ChannelRanking:
         )
     ranked.sort(key=lambda pair: pair[0])  # stable: ties in order of the layers
     return ChannelRanking(tuple(_never_empty(model, [c for _, c in ranked])), len(ranked))
+
+
+def channel_scales(model: nn.Module, channels: Sequence[CoupledChannels]) -> list[float | None]:
+    """Return the mean |γ| of the BatchNorms behind each channel; None if it has none."""
+    by_layer, scales = _gammas(model), []
+    for channel in channels:
+        gammas = [by_layer[layer][index] for layer, index in channel.outputs if layer in by_layer]
+        scales.append(float(torch.stack(gammas).detach().abs().mean()) if gammas else None)
+    return scales
 
 
 def gamma_penalty(strength: float) -> Callable[[nn.Module], Tensor] | None:

@@ -1,0 +1,294 @@
+"""Compare gaprune with other tools that prune channels without data.
+
+    python -m benchmarks.peers --data DIR                                 # everything
+    python -m benchmarks.peers --only mobile-student --tools gaprune folding --json
+
+All tools get the same network, the same fraction of its multiply-adds (one counter for all) and the
+same multiple for widths, and no data; accuracy is measured on test data that no tool sees. A pruned
+network is timed in turn with the dense one on one thread: quartiles of how many times as fast it
+is. The tools come from pip install 'gaprune[bench]'; a tool that is missing or cannot prune a
+network is a row that says why. Rows are written to runs/peers as soon as they are known: a stopped
+benchmark continues with the same command. ResNets need `cifar10/` in DIR (benchmarks/networks).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib import metadata
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from torch import nn
+
+from benchmarks.channel_methods import Case
+from benchmarks.channels import CASES as ZOO_CASES
+from benchmarks.networks import NETWORKS, RealNetwork
+from benchmarks.networks.scoring import accuracy, outputs_of, same_class
+from benchmarks.peer_tools import TOOLS
+from benchmarks.row_store import VERSION, RowStore
+from gaprune.cli.console import add_row, stdout, table
+from gaprune.cli.stop_signals import SignalHandler
+from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.evaluation.labelled import zoo_test
+from gaprune.evaluation.latency import BATCHES
+from gaprune.evaluation.runtimes import EAGER, ONNX
+from gaprune.formatting import MISSING, percent
+from gaprune.io.serialization import to_json
+from gaprune.models.macs import macs_per_input
+from gaprune.models.target import Target, load_target
+from gaprune.models.zoo import ZOO
+from gaprune.runs.latency_budget import time_models
+from gaprune.workers.serial import torch_threads
+
+DEFAULT_FOLDER = Path("runs/peers")
+SPARSITY = 0.5  # fraction of the multiply-adds that is removed
+FULL_WIDTH = 140  # columns of a table written to a file or a pipe
+INVERTED = {  # settings of gaprune and of methods that look at inputs
+    "calibration": ("inversion",),
+    "inversions": 256,
+    "calibration_count": 256,
+    "validation_count": 64,
+}
+CASES: dict[str, Case] = {
+    **{name: replace(case, sparsity=SPARSITY) for name, case in ZOO_CASES.items()},
+    "resnet20": Case(SPARSITY, 8, INVERTED),
+    "resnet56": Case(SPARSITY, 8, INVERTED),
+    "crepe-full": Case(SPARSITY, 16, {"calibration": ("procedural",), "calibration_count": 128}),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network pruned by one tool.
+
+    Attributes:
+        params, macs: parameters, and multiply-adds for one input, of the pruned network.
+        latency_torch, latency_onnx: batch size → milliseconds of one pass of the dense and the
+            pruned network, medians, and quartiles of the speed-up.
+        seconds: time of pruning, with what the tool generates.
+        data: level of the inputs that it made for itself.
+    """
+
+    tool: str
+    network: str
+    sparsity: float  # fraction of the multiply-adds to remove
+    seed: int
+    width_multiple: int  # of the numbers of channels
+    package: str = ""  # that does the work, with its version
+    params: int | None = None
+    macs: int | None = None
+    accuracy: float | None = None
+    dense: Mapping[str, float] = field(default_factory=dict)  # the dense network's figures
+    latency_torch: Mapping[str, Any] = field(default_factory=dict)
+    latency_onnx: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    data: str = ""
+    note: str = ""  # why figures are missing, or empty
+    version: str = VERSION  # of gaprune
+
+
+def open_peer(name: str, data: Path | None) -> RealNetwork:
+    """Return a real network, or one of the zoo with its test images.
+
+    Raises:
+        InputError: test data are missing.
+        GapruneError: a package is missing.
+    """
+    if name not in ZOO:
+        return NETWORKS[name](data)
+    test = zoo_test(load_target(name))
+    assert test is not None  # zoo networks have test images
+    assert test.labels is not None
+    images, labels = test.inputs, test.labels
+    return RealNetwork(
+        name=name,
+        load=lambda: load_target(name),
+        outputs=lambda model: outputs_of(model, images),
+        grade=lambda outputs: accuracy(outputs, labels),
+        agreement=same_class,
+        test_count=len(labels),
+        measure="top-1 on MNIST test images",
+    )
+
+
+def make_row(row: Row, case: Case, network: RealNetwork, dense: Mapping[str, float]) -> Row:
+    """Return a row with its figures, or with a note that says why there are none."""
+    package, tool = TOOLS[row.tool]
+    target = network.load()
+    try:
+        row = replace(row, package=f"{package} {metadata.version(package)}")
+        started = time.perf_counter()
+        pruned = tool(target, case, row.seed)
+        seconds = time.perf_counter() - started
+        figures = measure(target, network, pruned.model)
+        return replace(row, **figures, seconds=round(seconds, 1), data=pruned.level, dense=dense)
+    except metadata.PackageNotFoundError:
+        return replace(row, note=f"{package} is not installed")
+    except GapruneError as error:
+        return replace(row, note=str(error))
+
+
+def measure(target: Target, network: RealNetwork, model: nn.Module) -> dict[str, Any]:
+    """Return size, score and latency of a network."""
+    return {
+        **size_and_score(target, network, model),
+        "latency_torch": speed(target, model, EAGER),
+        "latency_onnx": speed(target, model, ONNX),
+    }
+
+
+def size_and_score(target: Target, network: RealNetwork, model: nn.Module) -> dict[str, Any]:
+    """Return the parameters, multiply-adds and score of a network."""
+    return {
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": macs_per_input(model, target.example()),
+        "accuracy": network.score(model),
+    }
+
+
+def speed(target: Target, model: nn.Module, runtime: str) -> dict[str, Any]:
+    """Return the latencies of a network, timed in turn with the dense one."""
+    latency = {}
+    for batch in BATCHES:
+        times = time_models(target, [target.model, model], runtime, batch)
+        ratios = [dense / this for dense, this in zip(*times, strict=True)]
+        latency[str(batch)] = {
+            "dense_ms": round(median(times[0]), 4),
+            "ms": round(median(times[1]), 4),
+            "speed_up": [round(ratio, 3) for ratio in quantiles(ratios)],
+        }
+    return latency
+
+
+def rows_of(
+    cases: Mapping[str, Case],
+    tools: Sequence[str],
+    seeds: Sequence[int],
+    store: RowStore,
+    data: Path | None,
+) -> Iterator[Row]:
+    """Yield a stored or new row for every network, tool and seed."""
+    for name, case in cases.items():
+        network: RealNetwork | None = None
+        dense: dict[str, float] = {}
+        for tool in tools:
+            for seed in seeds:
+                row = Row(tool, name, case.sparsity, seed, case.width_multiple)
+                identity = ("tool", "network", "sparsity", "seed", "width_multiple", "version")
+                stored = store.find(**{key: getattr(row, key) for key in identity})
+                if stored is not None:
+                    yield Row(**stored)
+                    continue
+                try:
+                    if network is None:
+                        network = open_peer(name, data)
+                        target = network.load()
+                        dense = size_and_score(target, network, target.model)
+                    row = make_row(row, case, network, dense)
+                except GapruneError as error:
+                    row = replace(row, note=str(error))
+                store.add({key.name: getattr(row, key.name) for key in fields(row)})
+                print(", ".join(cells(row)), row.note, file=sys.stderr, flush=True)
+                yield row
+
+
+HEADS = (
+    *("network", "tool", "macs", "params", "accuracy (dense)"),
+    *(f"{runtime}, batch {' / '.join(map(str, BATCHES))}" for runtime in (EAGER, ONNX)),
+    *("s", "data"),
+)
+"""Headings of `cells`."""
+
+
+def cells(row: Row) -> list[str]:
+    """Return the cells of a row in the table."""
+    if row.accuracy is None or row.macs is None or row.params is None:
+        return [row.network, row.tool, *[MISSING] * (len(HEADS) - 2)]
+    return [
+        row.network,
+        row.tool,
+        percent(row.macs / row.dense["macs"], 1),
+        percent(row.params / row.dense["params"], 1),
+        f"{percent(row.accuracy)} ({percent(row.dense['accuracy'])})",
+        *(
+            " / ".join(f"{latency[str(batch)]['speed_up'][1]:.2f}×" for batch in BATCHES)
+            for latency in (row.latency_torch, row.latency_onnx)
+        ),
+        f"{row.seconds:.0f}",
+        row.data,
+    ]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    printed = table(*HEADS, title="The same network, budget and test data; speed on one thread")
+    for row in rows:
+        add_row(printed, cells(row))
+    console = stdout()
+    if not console.is_terminal:
+        console.width = FULL_WIDTH
+    console.print(printed)
+    for row in rows:
+        if row.note:
+            console.print(f"{row.network}, {row.tool}: {row.note}", markup=False)
+
+
+def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CASES) -> int:
+    """Measure and print the selected rows.
+
+    Returns:
+        0 if any network was pruned, 1 if none was, 2 for wrong usage.
+    """
+    options = _parser(cases).parse_args(arguments)
+    try:
+        for argument, names, known in (
+            ("only", options.only, cases),
+            ("tools", options.tools, TOOLS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise unknown_name(argument, name, known)
+        store = RowStore(options.rows)
+    except InputError as error:
+        print(f"peers: error: {error}", file=sys.stderr)
+        return 2
+    chosen = {
+        name: case if options.sparsity is None else replace(case, sparsity=options.sparsity)
+        for name, case in cases.items()
+        if name in (options.only or cases)
+    }
+    tools = options.tools or list(TOOLS)
+    with SignalHandler("finished rows are saved"), torch_threads(1):
+        rows = list(rows_of(chosen, tools, options.seeds, store, options.data))
+    if options.json:
+        print(to_json([{key.name: getattr(row, key.name) for key in fields(row)} for row in rows]))
+    else:
+        show(rows)
+    return 0 if any(row.accuracy is not None for row in rows) else 1
+
+
+def _parser(cases: Mapping[str, Case]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with test data")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK", help=", ".join(cases))
+    parser.add_argument("--tools", nargs="+", default=[], metavar="TOOL", help=", ".join(TOOLS))
+    parser.add_argument(
+        "--sparsity", type=float, metavar="S", help="fraction of the multiply-adds to remove"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument(
+        "--rows", type=Path, default=DEFAULT_FOLDER, metavar="DIR", help="folder of the rows"
+    )
+    parser.add_argument("--json", action="store_true", help="print only rows, as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
