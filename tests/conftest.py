@@ -43,7 +43,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # Files with quick tests that start Ray: they run first, because they take longest, and in one
 # process, because two Ray sessions would compete for two cores.
-RAY_FILES = ("test_ray_pool.py", "test_workers.py", "test_pipeline.py")
+RAY_FILES = ("test_ray_pool.py", "test_workers.py", "test_pipeline.py", "test_layer_tasks.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -91,6 +91,24 @@ class InputMoments:
         mean = mean.double()
         return self.covariance() + mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
+    def merge(self, other: InputMoments) -> None:
+        """Add the moments of other inputs of the same weight."""
+        if other._shift is None:
+            return
+        if self._shift is None:
+            self._shift, self.count = other._shift, other.count
+            self._sums, self._products = other._sums, other._products
+            return
+        shape = self.shape
+        padding = shape.blocks * shape.width - shape.size
+        change = functional.pad(other._shift - self._shift, (0, padding)).view_as(self._sums)
+        sums = other._sums + other.count * change  # about this shift
+        self._products += other._products
+        self._products += other._sums.unsqueeze(-1) * change.unsqueeze(-2)
+        self._products += change.unsqueeze(-1) * sums.unsqueeze(-2)
+        self._sums += sums
+        self.count += other.count
+
     def _add(self, columns: Tensor) -> None:
         shape = self.shape
         if self._shift is None:

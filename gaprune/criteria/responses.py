@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria.batching import batch_size, batches, largest_input
+from gaprune.criteria.batching import batch_size, batches
 from gaprune.criteria.layer_inputs import InputMoments, WeightShape, can_unfold, unfold
 from gaprune.models.forward import functional_call
 from gaprune.models.macs import activation_bytes
@@ -22,8 +21,6 @@ COLUMNS_PER_INPUT = 64  # columns of a layer per input of a channel, for its cov
 FEWEST_COLUMNS, MOST_COLUMNS = 2**13, 2**15
 FEWEST_INPUTS = 64
 ACTIVATIONS = 8e9  # most bytes of activations of all inputs together; further inputs are not used
-MATRICES = 2**28  # bytes of the matrices that are measured in one pass through the network
-COPIES = 6  # memory of a pass without gradients, in sizes of the largest activation
 FISHER_BATCH = 16  # inputs per squared gradient of a weight: more squares, less variance
 
 
@@ -56,7 +53,7 @@ def measure_responses(
     activations are large.
     """
     example = next(batches(network, calibration, 1))
-    shapes = _unfoldable(network, example)
+    shapes = unfoldable(network, example)
     leaves = {name: weight.detach().requires_grad_() for name, weight in network.weights.items()}
     bytes_per_input = activation_bytes(network.model, example, leaves)
     size = batch_size(bytes_per_input, copies=2)  # activations and their gradients
@@ -65,10 +62,10 @@ def measure_responses(
         size = min(size, FISHER_BATCH)
     assert calibration is not None  # `batches` has checked it
     inputs = calibration[: max(FEWEST_INPUTS, int(ACTIVATIONS // bytes_per_input))]
-    recorder = _Recorder(shapes, example.device, generator)
+    recorder = Recorder(shapes, example.device, generator)
     information = {name: torch.zeros_like(weight) for name, weight in others.items()}
     sources = [*others.values(), recorder.origin]
-    with _layer_hooks(network, recorder.record), torch.enable_grad():
+    with layer_hooks(network, recorder.record), torch.enable_grad():
         for batch in batches(network, inputs, size):
             recorder.share = len(batch) / len(inputs)
             outputs = functional_call(network.model, others, (batch,))
@@ -88,33 +85,8 @@ def measure_responses(
     return Responses(layers, information)
 
 
-def input_moments(
-    network: DenseNetwork, calibration: Tensor | None, generator: torch.Generator
-) -> Iterator[tuple[str, InputMoments]]:
-    """Yield name and input moments of each layer that can be unfolded, in the order of its weight.
-
-    The network runs once for all layers whose matrices fit into `MATRICES` together.
-    """
-    assert calibration is not None  # `batches` has checked it
-    example = next(batches(network, calibration, 1))
-    shapes = _unfoldable(network, example)
-    with torch.no_grad():
-        size = batch_size(largest_input(network.model, example), COPIES)
-    names = [name for name in network.weights if name in shapes]
-    while names:
-        bytes_so_far = accumulate(shapes[name].matrix_bytes for name in names)
-        count = max(1, sum(total <= MATRICES for total in bytes_so_far))
-        group, names = names[:count], names[count:]
-        recorder = _Recorder({name: shapes[name] for name in group}, example.device, generator)
-        with _layer_hooks(network, recorder.add_moments), torch.no_grad():
-            for batch in batches(network, calibration, size):
-                recorder.share = len(batch) / len(calibration)
-                network.model(batch)
-        for name in group:
-            yield name, recorder.moments.pop(name)
-
-
-def _unfoldable(network: DenseNetwork, example: Tensor) -> dict[str, WeightShape]:
+def unfoldable(network: DenseNetwork, example: Tensor) -> dict[str, WeightShape]:
+    """Return the shape of each weight whose inputs can be unfolded, in the order of the calls."""
     shapes: dict[str, set[WeightShape | None]] = {}
 
     def record(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -125,7 +97,7 @@ def _unfoldable(network: DenseNetwork, example: Tensor) -> dict[str, WeightShape
         )
         shapes.setdefault(name, set()).add(WeightShape.of(module) if unfolds else None)
 
-    with _layer_hooks(network, record), torch.no_grad():
+    with layer_hooks(network, record), torch.no_grad():
         network.model(example)
     return {
         name: shape
@@ -136,7 +108,7 @@ def _unfoldable(network: DenseNetwork, example: Tensor) -> dict[str, WeightShape
 
 
 @contextmanager
-def _layer_hooks(
+def layer_hooks(
     network: DenseNetwork, record: Callable[[str, nn.Module, tuple[Any, ...], Any], Any]
 ) -> Iterator[None]:
     """Call `record(weight name, module, inputs, output)` for every call of an unfoldable layer."""
@@ -154,7 +126,7 @@ def _layer_hooks(
         yield
 
 
-class _Recorder:
+class Recorder:
     """Records moments of layers' inputs and gradients of their outputs while the network runs."""
 
     def __init__(
@@ -172,7 +144,7 @@ class _Recorder:
         """Add the inputs of one call to the moments."""
         if name in self.moments:
             patches = unfold(module, args[0].detach(), output)
-            assert patches is not None  # as in `_unfoldable`
+            assert patches is not None  # as in `unfoldable`
             moments = self.moments[name]
             moments.add(patches, self._draw_positions(moments.shape, patches))
 

@@ -18,6 +18,7 @@ from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.io.weights import sha256_of
 from gaprune.models.forward import deterministic
+from gaprune.models.sources.optional_packages import mend_torchvision
 from gaprune.profiling import profiled, run_profiler
 from gaprune.workers.device import CPU, CUDA, move_evaluator, synchronizer
 from gaprune.workers.malloc import keep_heap
@@ -32,6 +33,7 @@ class ActorSetup(NamedTuple):
     gpu: bool  # whether it reserves one
     folders: list[str]  # import path of the driver
     profile: bool = False  # whether results include timings
+    torchvision: bool = False  # whether the network may import it
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -57,6 +59,8 @@ class Actor:
                 f"gpus_per_worker: torch {torch.__version__} of the workers sees no GPU; install "
                 "one that does on every node, or leave --gpus-per-worker out"
             )
+        if setup.torchvision:
+            mend_torchvision()
         device = CUDA if setup.gpu else CPU
         self._determinism = ExitStack()  # never closed: it lasts as long as the process
         self._determinism.enter_context(deterministic(device))

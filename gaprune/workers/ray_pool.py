@@ -270,6 +270,7 @@ class RayWorkers:
             self._options.gpus > 0,
             sys.path,
             self._profiler is not None,
+            "torchvision" in sys.modules,
         )
         self._slots, self._ready_at = [Slot() for _ in range(self.count)], 0.0
         no_tasks = TaskQueue([], self._policy)

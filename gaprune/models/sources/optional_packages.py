@@ -27,7 +27,7 @@ def import_extra(package: str, extra: str, what: str) -> Any:
             project = package.replace("_", "-")  # as pip spells it
             raise GapruneError(f"{what}: needs {project}; pip install 'gaprune[{extra}]'")
         if package in _USE_TORCHVISION:
-            _mend_torchvision()
+            mend_torchvision()
         return importlib.import_module(package)
     except (ImportError, RuntimeError) as error:  # a compiled part does not fit torch
         raise GapruneError(
@@ -37,7 +37,7 @@ def import_extra(package: str, extra: str, what: str) -> Any:
         ) from error
 
 
-def _mend_torchvision() -> None:
+def mend_torchvision() -> None:
     """Make torchvision importable even if its compiled part does not fit this torch.
 
     This is so for the usual torchvision wheel beside a torch without CUDA: registering fake kernels
