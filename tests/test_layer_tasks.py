@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from criterion_networks import network_of, seeded
@@ -139,16 +141,16 @@ def test_two_actors_find_the_same_masks() -> None:
     """Workers refine the layers of blocks; the scores are the same bit for bit."""
     network = llama()
     expected = score("swaps", network, IDS, seeded(), 0.5)
-    tasks = []
+    kinds = set()
     with open_workers(network, WorkerOptions(2)) as workers:
 
-        def run(given: list[object]) -> list[object]:
-            tasks.extend(type(task).__name__ for task in given)
-            return workers.run(given)
+        def run(tasks: Sequence[object]) -> Sequence[object]:
+            kinds.update(type(task).__name__ for task in tasks)
+            return workers.run(tasks)
 
         with layer_tasks_on(run):
             spread = score("swaps", network, IDS, seeded(), 0.5)
     assert torch.equal(spread, expected)
-    assert set(tasks) == {"BlockPass", "RefineLayer"}
+    assert kinds == {"BlockPass", "RefineLayer"}
     mask = one_shot_mask(spread, network.layout, 0.5)
     assert int(mask.sum()) == network.layout.total // 2

@@ -124,7 +124,7 @@ class BlockPass:
 
     block: str
     calls: tuple[BlockCall, ...]
-    shapes: Mapping[str, WeightShape]  # of the weights that are measured
+    shapes: dict[str, WeightShape]  # of the weights that are measured
     share: float  # the calls' fraction of all calls
     seed: int
 
@@ -149,7 +149,7 @@ class Passed(NamedTuple):
 def _block_by_block(
     network: DenseNetwork,
     parts: Sequence[Tensor],
-    inside: Mapping[str, Mapping[str, WeightShape]],
+    inside: Mapping[str, dict[str, WeightShape]],
     make_tasks: Callable[[Mapping[str, InputMoments]], tuple[list[str], list[Any]]],
     generator: torch.Generator,
 ) -> Iterator[tuple[str, Any]]:
@@ -162,7 +162,8 @@ def _block_by_block(
         calls = [first_call(network.model, first, part.to(network.device)) for part in parts]
     shards = [tuple(calls[begin::SHARDS]) for begin in range(min(SHARDS, len(calls)))]
     del calls
-    names, work = [], []
+    names: list[str] = []
+    work: list[Any] = []
     for block, shapes in inside.items():
         seeds = torch.randint(2**62, (len(shards),), generator=generator).tolist()
         passes = [

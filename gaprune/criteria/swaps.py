@@ -49,12 +49,12 @@ def swaps(
     if network.inputs.kind == "tokens":
         count = min(count, TOKENS // inputs.numel())
     inputs = calibration[: max(1, count)].to(network.device)
-    best, lowest = None, math.inf
+    best, lowest, dense = None, math.inf, batched_forward(network.model, inputs)
     for base in (lamp, lamp_wanda_rows, wanda_rows):
         scores = base(network, calibration)
         if not scores.isfinite().all():
             return scores  # `score` reports which layer is not finite
-        error = output_error(network, one_shot_mask(scores, network.layout, density), inputs)
+        error = output_error(network, one_shot_mask(scores, network.layout, density), inputs, dense)
         if best is None or error < lowest:
             best, lowest = scores, error
         del scores
@@ -142,11 +142,11 @@ class RefineLayer:
         ).view_as(weight)
 
 
-def output_error(network: DenseNetwork, mask: Tensor, inputs: Tensor) -> float:
+def output_error(network: DenseNetwork, mask: Tensor, inputs: Tensor, dense: Tensor) -> float:
     """Return the squared error of the masked network's outputs on inputs `[N, …]`."""
     weights = masked_weights(network.weights, network.layout.split(mask))
     outputs = functional_forward(network.model, weights, inputs)
-    error = float((outputs - batched_forward(network.model, inputs)).square().sum())
+    error = float((outputs - dense).square().sum())
     return error if math.isfinite(error) else math.inf
 
 
