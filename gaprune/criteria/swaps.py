@@ -38,19 +38,22 @@ def swaps(
 ) -> Tensor:
     """Refine a one-shot mask by swaps that lower the squared error of its rows' outputs.
 
-    The mask is that of `lamp`, `lamp-wanda-rows` or `wanda-rows`, whichever brings the network's
-    outputs on calibration inputs closest to the dense ones. See `refined_scores`.
+    The mask is that of `lamp`, `lamp-wanda-rows` or, for networks that take tokens, `wanda-rows`,
+    whichever brings the network's outputs on calibration inputs closest to the dense ones. See
+    `refined_scores`.
     """
     assert calibration is not None  # `score_with` has checked it
     density = DENSITY if density is None else density
     inputs = calibration[:1].to(network.device)
     values = batched_forward(network.model, inputs).numel()
     count = min(COMPARED, OUTPUTS // values)
+    bases = [lamp, lamp_wanda_rows]
     if network.inputs.kind == "tokens":
         count = min(count, TOKENS // inputs.numel())
+        bases.append(wanda_rows)
     inputs = calibration[: max(1, count)].to(network.device)
     best, lowest, dense = None, math.inf, batched_forward(network.model, inputs)
-    for base in (lamp, lamp_wanda_rows, wanda_rows):
+    for base in bases:
         scores = base(network, calibration)
         if not scores.isfinite().all():
             return scores  # `score` reports which layer is not finite
