@@ -5,10 +5,11 @@
 
 All tools get the same network, the same fraction of its multiply-adds (one counter for all) and the
 same multiple for widths, and no data; accuracy is measured on test data that no tool sees. A pruned
-network is timed in turn with the dense one on one thread: quartiles of how many times as fast it
-is. The tools come from pip install 'gaprune[bench]'; a tool that is missing or cannot prune a
-network is a row that says why. Rows are written to runs/peers as soon as they are known: a stopped
-benchmark continues with the same command. ResNets need `cifar10/` in DIR (benchmarks/networks).
+network is timed in turn with the dense one on one thread, without the time of other processes:
+quartiles of how many times as fast it is. The tools come from pip install 'gaprune[bench]'; a tool
+that is missing or cannot prune a network is a row that says why. Rows are written to runs/peers as
+soon as they are known: a stopped benchmark continues with the same command. ResNets need `cifar10/`
+in DIR (benchmarks/networks).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -35,29 +39,32 @@ from gaprune.cli.console import add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
 from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.evaluation.labelled import zoo_test
-from gaprune.evaluation.latency import BATCHES
-from gaprune.evaluation.runtimes import EAGER, ONNX
+from gaprune.evaluation.latency import BATCHES, time_in_turn
+from gaprune.evaluation.runtimes import EAGER, ONNX, RuntimeSubject, UnavailableError
 from gaprune.formatting import MISSING, percent
 from gaprune.io.serialization import to_json
+from gaprune.models.input_spec import sample_inputs
 from gaprune.models.macs import macs_per_input
+from gaprune.models.onnx import save_onnx
 from gaprune.models.target import Target, load_target
 from gaprune.models.zoo import ZOO
-from gaprune.runs.latency_budget import time_models
 from gaprune.workers.serial import torch_threads
 
 DEFAULT_FOLDER = Path("runs/peers")
 SPARSITY = 0.5  # fraction of the multiply-adds that is removed
 FULL_WIDTH = 140  # columns of a table written to a file or a pipe
-INVERTED = {  # settings of gaprune and of methods that look at inputs
-    "calibration": ("inversion",),
-    "inversions": 256,
-    "calibration_count": 256,
-    "validation_count": 64,
-}
+
+
+def _inverted(count: int) -> dict[str, Any]:
+    """Return settings of gaprune, and of methods that look at inputs: `count` inverted images."""
+    counts = {"inversions": count, "calibration_count": 256, "validation_count": 128}
+    return {"calibration": ("inversion",), **counts}
+
+
 CASES: dict[str, Case] = {
     **{name: replace(case, sparsity=SPARSITY) for name, case in ZOO_CASES.items()},
-    "resnet20": Case(SPARSITY, 8, INVERTED),
-    "resnet56": Case(SPARSITY, 8, INVERTED),
+    "resnet20": Case(SPARSITY, 8, _inverted(512)),
+    "resnet56": Case(SPARSITY, 8, _inverted(128)),
     "crepe-full": Case(SPARSITY, 16, {"calibration": ("procedural",), "calibration_count": 128}),
 }
 
@@ -116,47 +123,63 @@ def open_peer(name: str, data: Path | None) -> RealNetwork:
     )
 
 
-def make_row(row: Row, case: Case, network: RealNetwork, dense: Mapping[str, float]) -> Row:
+def make_row(row: Row, case: Case, network: RealNetwork, dense: Dense) -> Row:
     """Return a row with its figures, or with a note that says why there are none."""
     package, tool = TOOLS[row.tool]
-    target = network.load()
     try:
         row = replace(row, package=f"{package} {metadata.version(package)}")
         started = time.perf_counter()
-        pruned = tool(target, case, row.seed)
+        pruned = tool(dense.subject.target, case, row.seed)
         seconds = time.perf_counter() - started
-        figures = measure(target, network, pruned.model)
-        return replace(row, **figures, seconds=round(seconds, 1), data=pruned.level, dense=dense)
+        with TemporaryDirectory() as folder:
+            subject = _subject(dense.subject.target, pruned.model, Path(folder) / "pruned.onnx")
+            figures = {
+                **_size_and_score(network, subject),
+                "latency_torch": _speed(dense.subject, subject, EAGER),
+                "latency_onnx": _speed(dense.subject, subject, ONNX),
+            }
     except metadata.PackageNotFoundError:
         return replace(row, note=f"{package} is not installed")
-    except GapruneError as error:
+    except (GapruneError, UnavailableError) as error:
         return replace(row, note=str(error))
+    level = pruned.level
+    return replace(row, **figures, seconds=round(seconds, 1), data=level, dense=dense.figures)
 
 
-def measure(target: Target, network: RealNetwork, model: nn.Module) -> dict[str, Any]:
-    """Return size, score and latency of a network."""
-    return {
-        **size_and_score(target, network, model),
-        "latency_torch": speed(target, model, EAGER),
-        "latency_onnx": speed(target, model, ONNX),
-    }
+class Dense(NamedTuple):
+    """The dense network, and its size and score."""
+
+    subject: RuntimeSubject
+    figures: Mapping[str, float]
 
 
-def size_and_score(target: Target, network: RealNetwork, model: nn.Module) -> dict[str, Any]:
-    """Return the parameters, multiply-adds and score of a network."""
+def _subject(target: Target, model: nn.Module, path: Path) -> RuntimeSubject:
+    """Return a network to be timed, written to an ONNX file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter
+        save_onnx(model, target, path)
+    return RuntimeSubject(model, target, path)
+
+
+def _size_and_score(network: RealNetwork, subject: RuntimeSubject) -> dict[str, Any]:
+    model = subject.model
+    assert model is not None
     return {
         "params": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": macs_per_input(model, target.example()),
+        "macs": macs_per_input(model, subject.target.example()),
         "accuracy": network.score(model),
     }
 
 
-def speed(target: Target, model: nn.Module, runtime: str) -> dict[str, Any]:
+def _speed(dense: RuntimeSubject, pruned: RuntimeSubject, runtime: str) -> dict[str, Any]:
     """Return the latencies of a network, timed in turn with the dense one."""
-    latency = {}
+    target, latency = dense.target, {}
     for batch in BATCHES:
-        times = time_models(target, [target.model, model], runtime, batch)
-        ratios = [dense / this for dense, this in zip(*times, strict=True)]
+        inputs = sample_inputs(target.inputs, batch, target.dtype)
+        # other processes do not count: one thread waits for nothing but them
+        subjects = [(runtime, dense), (runtime, pruned)]
+        times = time_in_turn(subjects, inputs, clock=time.process_time)
+        ratios = [whole / part for whole, part in zip(*times, strict=True)]
         latency[str(batch)] = {
             "dense_ms": round(median(times[0]), 4),
             "ms": round(median(times[1]), 4),
@@ -174,10 +197,9 @@ def rows_of(
 ) -> Iterator[Row]:
     """Yield a stored or new row for every network, tool and seed."""
     for name, case in cases.items():
-        network: RealNetwork | None = None
-        dense: dict[str, float] = {}
-        for tool in tools:
-            for seed in seeds:
+        with TemporaryDirectory() as folder:
+            dense: Dense | None = None
+            for tool, seed in product(tools, seeds):
                 row = Row(tool, name, case.sparsity, seed, case.width_multiple)
                 identity = ("tool", "network", "sparsity", "seed", "width_multiple", "version")
                 stored = store.find(**{key: getattr(row, key) for key in identity})
@@ -185,14 +207,15 @@ def rows_of(
                     yield Row(**stored)
                     continue
                 try:
-                    if network is None:
+                    if dense is None:
                         network = open_peer(name, data)
                         target = network.load()
-                        dense = size_and_score(target, network, target.model)
+                        subject = _subject(target, target.model, Path(folder) / "dense.onnx")
+                        dense = Dense(subject, _size_and_score(network, subject))
                     row = make_row(row, case, network, dense)
                 except GapruneError as error:
                     row = replace(row, note=str(error))
-                store.add({key.name: getattr(row, key.name) for key in fields(row)})
+                store.add(asdict(row))
                 print(", ".join(cells(row)), row.note, file=sys.stderr, flush=True)
                 yield row
 
@@ -266,7 +289,7 @@ def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CAS
     with SignalHandler("finished rows are saved"), torch_threads(1):
         rows = list(rows_of(chosen, tools, options.seeds, store, options.data))
     if options.json:
-        print(to_json([{key.name: getattr(row, key.name) for key in fields(row)} for row in rows]))
+        print(to_json([asdict(row) for row in rows]))
     else:
         show(rows)
     return 0 if any(row.accuracy is not None for row in rows) else 1

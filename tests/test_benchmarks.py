@@ -28,6 +28,7 @@ from benchmarks.cluster.utilisation import SleepingActors, measure_utilisation
 from benchmarks.exports import standalone
 from benchmarks.exports.export_case import Case, Context, run_at
 from benchmarks.exports.two_of_four import groups_of
+from benchmarks.networks import RealNetwork
 from benchmarks.real.methods import METHODS
 from benchmarks.real.prune_and_score import make_row
 from benchmarks.real.rows import Key
@@ -45,6 +46,7 @@ from benchmarks.search_speed.original_comparison import Workload, measure_candid
 from benchmarks.search_speed.overhead import measure_overhead
 from benchmarks.search_speed.timed_search import SearchProblem
 from gaprune.errors import GapruneError, InputError
+from gaprune.models.target import load_target
 from gaprune.models.zoo import mnist
 
 Capture = pytest.CaptureFixture[str]
@@ -192,6 +194,54 @@ def test_channel_methods_reach_equal_macs(tmp_path: Path, capsys: Capture) -> No
     options = ["--rows", str(tmp_path), "--only", "mnist-cnn", "--method", "slimming"]
     assert channels.main(options, CHANNELS) == 1
     assert "BatchNorm" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_other_tools_get_the_same_budget(tmp_path: Path, capsys: Capture) -> None:
+    """Masks in torch save nothing; a stopped benchmark continues from its rows."""
+    tools = ["folding", "torch-pruning: magnitude", "torch.nn.utils.prune"]
+    options = ["--rows", str(tmp_path), "--only", "mobile-student", "--tools", *tools]
+    assert peers.main([*options, "--json"], CHANNELS) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["tool"] for row in rows] == tools
+    for row in rows:
+        fraction = row["macs"] / row["dense"]["macs"]
+        assert fraction == 1 if row["tool"] == tools[-1] else 0.2 < fraction <= 0.5
+        assert (row["params"] == row["dense"]["params"]) == (fraction == 1)
+        assert 0 < row["accuracy"] <= row["dense"]["accuracy"]
+        for latency in (row["latency_torch"], row["latency_onnx"]):
+            for batch in ("1", "64"):
+                low, middle, high = latency[batch]["speed_up"]
+                assert 0 < low <= middle <= high
+    assert peers.main([*options, "--json"], CHANNELS) == 0
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_a_tool_that_is_missing_or_fails_is_a_row_that_says_so(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no figures, and the exit code is that of a benchmark without any."""
+
+    def broken(*_: object) -> None:
+        raise GapruneError("out of order")
+
+    monkeypatch.setitem(peers.TOOLS, "missing", ("no-such-package", broken))
+    monkeypatch.setitem(peers.TOOLS, "broken", ("torch", broken))
+    options = ["--rows", str(tmp_path), "--only", "mnist-cnn", "--tools", "missing", "broken"]
+    network = RealNetwork(
+        "mnist-cnn",
+        lambda: load_target("mnist-cnn"),
+        lambda model: model(torch.zeros(1, 1, 28, 28)),
+        lambda _: 0.5,
+        lambda *_: 1.0,
+        1,
+        "nothing",
+    )
+    monkeypatch.setattr(peers, "open_peer", lambda *_: network)
+    assert peers.main([*options, "--json"], CHANNELS) == 1
+    notes = {row["tool"]: row["note"] for row in json.loads(capsys.readouterr().out)}
+    assert "no-such-package" in notes["missing"]
+    assert notes["broken"] == "out of order"
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import peers, tables
 from benchmarks.quality import NO_DATA, Row
 from benchmarks.row_store import VERSION
 from gaprune.errors import InputError
@@ -80,8 +80,13 @@ def test_a_comparison_with_training_has_its_table(tmp_path: Path) -> None:
     """Rows of the methods, the dense network above them; a row with an error is left out."""
     row: dict[str, object] = {
         **dict.fromkeys(tables.FIELDS[tables.PRICE], 0),
-        **{"case": "mnist-mlp-sgd", "target": "mnist-mlp", "method": "imp:long"},
-        **{"sparsity": 0.98, "actual": 0.98, "accuracy": 0.9813, "dense_accuracy": 0.9837},
+        "case": "mnist-mlp-sgd",
+        "target": "mnist-mlp",
+        "method": "imp:long",
+        "sparsity": 0.98,
+        "actual": 0.98,
+        "accuracy": 0.9813,
+        "dense_accuracy": 0.9837,
         "needs": {"data": "labelled", "labels": True, "gradients": True, "training": True},
     }
     tables.add_rows([row, {**row, "method": "slimming", "error": "no"}], "two cores", tmp_path)
@@ -91,3 +96,28 @@ def test_a_comparison_with_training_has_its_table(tmp_path: Path) -> None:
     assert "| imp:long | labels, training | 98.13 |" in text
     assert "slimming" not in text
     assert "98.13" in "\n".join(tables.training_table(tables.load_rows(tmp_path)))
+
+
+def test_the_table_of_other_tools_says_why_figures_are_missing(tmp_path: Path) -> None:
+    """A tool that failed is a note below it, until it is measured."""
+    latency = {batch: {"speed_up": [1.0, 2.0, 3.0]} for batch in ("1", "64")}
+    failed = peers.Row("folding", "resnet20", 0.5, 0, 8, note="out of order")
+    measured = replace(
+        failed,
+        note="",
+        params=30,
+        macs=50,
+        accuracy=0.5,
+        dense={"params": 100, "macs": 100, "accuracy": 0.8},
+        latency_torch=latency,
+        latency_onnx=latency,
+        seconds=1.2,
+        data="none",
+    )
+    tables.add_rows([asdict(failed)], "two cores", tmp_path)
+    lines = tables.peers_table(tables.load_rows(tmp_path))
+    assert "- resnet20, folding: out of order" in lines
+    tables.add_rows([asdict(measured)], "two cores", tmp_path)
+    lines = tables.peers_table(tables.load_rows(tmp_path))
+    assert any("50.0 % | 30.0 % | 50.00 % (80.00 %) | 2.00× / 2.00×" in line for line in lines)
+    assert len(tables.load_rows(tmp_path)[tables.PEERS]) == 1

@@ -58,7 +58,9 @@ def time_runtimes(
 
 @torch.no_grad()
 def time_in_turn(
-    subjects: Sequence[tuple[str, RuntimeSubject]], inputs: Tensor
+    subjects: Sequence[tuple[str, RuntimeSubject]],
+    inputs: Tensor,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Return for every network the milliseconds of its passes on `inputs`; see `time_calls`.
 
@@ -69,7 +71,8 @@ def time_in_turn(
         runs: list[Run] = [
             stack.enter_context(ready(name, subject, inputs)) for name, subject in subjects
         ]
-        return time_calls([partial(run, inputs) for run in runs], seconds=SECONDS * len(runs))
+        calls = [partial(run, inputs) for run in runs]
+        return time_calls(calls, seconds=SECONDS * len(runs), clock=clock)
 
 
 def time_calls(

@@ -34,20 +34,28 @@ def folded(
 
     Channels are clustered by k-means on the weights that compute and read them. The first one of a
     cluster becomes their mean, in every layer that computes it, and is read by the sum of what read
-    them. Running variances are those of the mean (`_fold_variances`); nothing else is corrected.
+    them. Running variances are those of the mean (`_variances`); nothing else is corrected.
 
     Returns:
         A network of full size, and the channels that stand for a cluster, bool `[units]`; what the
         others hold is not defined.
     """
     model, norms = copy.deepcopy(target.model), norms_behind(target.model, target.example())
-    masks = []
+    masks, parts = [], []
     for group, count in zip(groups, counts, strict=True):
         outputs, inputs = positions(group, target.device)
         clusters = _clusters(_features(target.model, outputs, inputs), count, seed)
         membership = functional.one_hot(clusters, count).T.to(target.device)
         first = membership.argmax(1)
-        means = membership / membership.sum(1, keepdim=True)
+        for layer, channels in inputs:
+            columns = input_columns(model.get_submodule(layer))
+            sums = _mixed(membership, columns[channels])
+            columns[channels] = 0
+            columns[channels[first]] = sums
+        masks.append(torch.zeros(len(group.channels), dtype=torch.bool))
+        masks[-1][first.cpu()] = True
+        parts.append((outputs, membership / membership.sum(1, keepdim=True), first))
+    for outputs, means, first in parts:  # filters read what is left now
         variances = _variances(model, outputs, norms, means)
         for layer, channels in outputs:
             for rows in channel_tensors(model.get_submodule(layer)):
@@ -55,11 +63,6 @@ def folded(
         for layer, (channels, values) in variances.items():
             variance = model.get_submodule(layer).get_buffer("running_var")
             variance[channels[first]] = values.to(variance)
-        for layer, channels in inputs:
-            columns = input_columns(model.get_submodule(layer))
-            columns[channels[first]] = _mixed(membership, columns[channels])
-        masks.append(torch.zeros(len(group.channels), dtype=torch.bool))
-        masks[-1][first.cpu()] = True
     return model, torch.cat(masks)
 
 
