@@ -13,7 +13,7 @@ CRITERIA = (
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),
     *("wanda-rows", "lamp-wanda", "lamp-wanda-rows", "correlation", "swaps", "correlation-swaps"),
 )
-CHANNEL_CRITERIA = ("conditional",)
+UNIT_CRITERIA = {"conditional": "channel", "reap": "expert"}  # name → the pattern that it ranks
 METHODS = (
     *CRITERIA,
     *("magnitude-layer", "threshold", "structured-l1", "structured-l2", "clustered", "evolved"),

@@ -87,8 +87,9 @@ class Settings(BaseModel):
     pattern: str = Field(
         UNSTRUCTURED,
         description="what is removed together: unstructured (single weights), N:M such as 2:4, "
-        "blocks of ROWSxCOLUMNS such as 4x1, or channel; N:M keeps N of every M weights along a "
-        "layer's inputs, which implies the sparsity; otherwise sparsity counts blocks or channels",
+        "blocks of ROWSxCOLUMNS such as 4x1, channel, or expert; N:M keeps N of every M weights "
+        "along a layer's inputs, which implies the sparsity; otherwise sparsity counts blocks, "
+        "channels or experts",
     )
     budget: str = Field(
         "weights",

@@ -8,16 +8,17 @@ from functools import cache
 
 from gaprune.errors import InputError
 
-UNSTRUCTURED, CHANNEL = "unstructured", "channel"
+UNSTRUCTURED, CHANNEL, EXPERT = "unstructured", "channel", "expert"
+_UNITS = {UNSTRUCTURED: "weights", CHANNEL: "channels", EXPERT: "experts"}
 WEIGHTS, MACS, LATENCY = "weights", "macs", "latency"
 BUDGETS = {
-    WEIGHTS: "single weights, blocks or channels, depending on the pattern",
+    WEIGHTS: "single weights, blocks, channels or experts, depending on the pattern",
     MACS: "multiply-adds for one input",
     LATENCY: "measured median time of one forward pass of the compact network",
 }
 """What a sparsity is a fraction of."""
 _BUDGET_UNITS = {MACS: "multiply-adds for one input", LATENCY: "time of one pass"}
-FORMS = "unstructured, N:M such as 2:4, a block of ROWSxCOLUMNS such as 4x1, or channel"
+FORMS = "unstructured, N:M such as 2:4, a block of ROWSxCOLUMNS such as 4x1, channel, or expert"
 TOLERANCE = 1e-3  # allowed difference between a given sparsity and that of an N:M pattern
 _N_OF_M, _BLOCK = re.compile(r"(\d+):(\d+)"), re.compile(r"(\d+)x(\d+)")
 
@@ -45,12 +46,12 @@ class BlockPattern:
 
 @cache
 def parse_pattern(text: str) -> str | NMPattern | BlockPattern:
-    """Return `unstructured`, `channel`, an N:M pattern or a block pattern.
+    """Return `unstructured`, `channel`, `expert`, an N:M pattern or a block pattern.
 
     Raises:
         InputError: `text` is no pattern, or a pattern that removes nothing or everything.
     """
-    if text in (UNSTRUCTURED, CHANNEL):
+    if text in _UNITS:
         return text
     n_of_m, block = (form.fullmatch(text) for form in (_N_OF_M, _BLOCK))
     if n_of_m is not None:
@@ -72,10 +73,10 @@ def parse_pattern(text: str) -> str | NMPattern | BlockPattern:
 
 
 def unit_name(pattern: str) -> str:
-    """Return what a sparsity counts under a pattern: weights, 4x1 blocks, channels."""
+    """Return what a sparsity counts under a pattern: weights, 4x1 blocks, channels, experts."""
     parsed = parse_pattern(pattern)
     if isinstance(parsed, str):
-        return {UNSTRUCTURED: "weights", CHANNEL: "channels"}[parsed]
+        return _UNITS[parsed]
     return f"weights under {pattern}" if isinstance(parsed, NMPattern) else f"{pattern} blocks"
 
 

@@ -27,7 +27,7 @@ from gaprune.comparison.methods.method_registry import known_methods
 from gaprune.comparison.methods.training import DECAYS, OPTIMISERS
 from gaprune.comparison.sweeps import SWEEPS
 from gaprune.config import Settings
-from gaprune.criteria import CHANNEL_CRITERIA, CRITERIA
+from gaprune.criteria import CRITERIA, UNIT_CRITERIA
 from gaprune.evaluation.batch_pool import BATCHES
 from gaprune.evaluation.objectives import OBJECTIVES
 from gaprune.evaluation.precision import PRECISIONS
@@ -92,7 +92,8 @@ def test_the_names_in_the_help_are_those_of_the_registries() -> None:
     assert list(choices.ZOO) == list(ZOO)
     assert set(choices.INPUT_KINDS) == set(GENERATORS)
     assert list(choices.CRITERIA) == list(CRITERIA)
-    assert list(choices.CHANNEL_CRITERIA) == list(CHANNEL_CRITERIA)
+    patterns = {name: criterion.pattern for name, criterion in UNIT_CRITERIA.items()}
+    assert patterns == choices.UNIT_CRITERIA
     assert list(choices.METHODS) == list(known_methods())
     named = (AUTO, PROCEDURAL, *FROM_NETWORK, *GENERATORS["image"], NOISY, *ALIASES)
     assert list(choices.CALIBRATION) == list(named)

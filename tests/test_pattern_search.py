@@ -19,7 +19,7 @@ from torch import nn
 
 from gaprune import InputOptions, Result, prune, resume
 from gaprune.config import make_settings
-from gaprune.criteria import CHANNEL_CRITERIA, CRITERIA
+from gaprune.criteria import CRITERIA
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
@@ -145,7 +145,7 @@ def test_every_criterion_seeds_the_search(pattern: str) -> None:
     run = run_of(pattern)
     seeds = {one.origin.removesuffix("-layer"): one for one in run.seeds()}
     of_units = {name for name, criterion in CRITERIA.items() if not criterion.single_weights}
-    expected = {"channel": of_units | set(CHANNEL_CRITERIA), "4x1": of_units}
+    expected = {"channel": of_units | {"conditional"}, "4x1": of_units}
     assert set(seeds) == expected.get(pattern, set(CRITERIA))
     evaluator = run.evaluator
     for one in seeds.values():

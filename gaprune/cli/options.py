@@ -9,12 +9,12 @@ from typing import Annotated, Any, get_args
 import typer
 
 from gaprune import choices
-from gaprune.choices import CHANNEL_CRITERIA, CRITERIA, listed
+from gaprune.choices import CRITERIA, UNIT_CRITERIA, listed
 from gaprune.cli.command_help import HELP_ALL
 from gaprune.cli.common_options import completion
 from gaprune.config import EVOLVED, LIMITS, Settings
 from gaprune.evolution.presets import PRESETS
-from gaprune.pattern_names import BUDGETS, CHANNEL, UNSTRUCTURED
+from gaprune.pattern_names import BUDGETS, CHANNEL, EXPERT, UNSTRUCTURED
 from gaprune.runs.option_keys import ALL, JOB_KEYS, Key
 
 Command = Callable[..., None]
@@ -59,7 +59,8 @@ PANELS: dict[str, tuple[str, ...]] = {
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
 _EXTRA_HELP: dict[str, str] = {
-    "method": f": {', '.join(CRITERIA)}; for channels {', '.join(CHANNEL_CRITERIA)}",
+    "method": f": {', '.join(CRITERIA)}; "
+    + ", ".join(f"for pattern {pattern} {name}" for name, pattern in UNIT_CRITERIA.items()),
     "calibration": f"; names: {', '.join(choices.CALIBRATION)}, PATH, labelled:PATH, proxy:PATH; "
     "repeatable, or joined by commas",
     **dict.fromkeys(("prune_also", "ignore", "layer_sparsity"), "; repeatable"),
@@ -98,10 +99,10 @@ _METAVARS = {
 }
 _VALUES: dict[str, Iterable[str]] = {
     **_CHOICES,
-    "method": (EVOLVED, *CRITERIA, *CHANNEL_CRITERIA),
+    "method": (EVOLVED, *CRITERIA, *UNIT_CRITERIA),
     "methods": (ALL, *choices.METHODS),
-    "initial_criteria": (*CRITERIA, *CHANNEL_CRITERIA),
-    "pattern": (UNSTRUCTURED, "2:4", "4x1", CHANNEL),
+    "initial_criteria": (*CRITERIA, *UNIT_CRITERIA),
+    "pattern": (UNSTRUCTURED, "2:4", "4x1", CHANNEL, EXPERT),
     "objective": ("auto", *choices.OBJECTIVES),
     "calibration": choices.CALIBRATION,
     "validation": choices.CALIBRATION,

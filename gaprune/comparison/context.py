@@ -25,7 +25,14 @@ from gaprune.masks.supermask import Layout, global_mask, layered_mask
 from gaprune.masks.units import Units
 from gaprune.models.patterns import searched_layout, units_of
 from gaprune.models.target import Target
-from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, BlockPattern, NMPattern, parse_pattern
+from gaprune.pattern_names import (
+    CHANNEL,
+    EXPERT,
+    UNSTRUCTURED,
+    BlockPattern,
+    NMPattern,
+    parse_pattern,
+)
 from gaprune.runs.setup import check_settings, make_evaluator, resolve_settings
 
 WEIGHTS, N_OF_M, BLOCK, CHANNELS = "weights", "N:M", "blocks", "channels"  # kinds of patterns
@@ -193,6 +200,11 @@ class ComparisonContext:
 def kind_of(pattern: str) -> str:
     """Return the kind of a pattern: `weights`, `N:M`, `blocks` or `channels`."""
     parsed = parse_pattern(pattern)
+    if parsed == EXPERT:
+        raise InputError(
+            "pattern: expert keeps as many experts in every layer, which the methods of a "
+            "comparison do not; run gaprune prune once for each method"
+        )
     return _NAMED_KINDS[parsed] if isinstance(parsed, str) else _KINDS[type(parsed)]
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gaprune import plugins
 from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wanda_rows
-from gaprune.criteria.conditional import conditional, conditional_channels
+from gaprune.criteria.conditional import conditional
 from gaprune.criteria.correlation import correlation
+from gaprune.criteria.expert_outputs import reap
 from gaprune.criteria.flow import synflow
 from gaprune.criteria.gradients import grasp, snip, taylor
 from gaprune.criteria.swaps import MOST_INPUTS, correlation_swaps, swaps
@@ -25,6 +26,7 @@ from gaprune.errors import GapruneError, InputError, unknown_name
 from gaprune.io.user_code import call_user
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.network import DenseNetwork
+from gaprune.pattern_names import CHANNEL, EXPERT
 
 __all__ = [
     "CRITERIA",
@@ -53,7 +55,7 @@ class Criterion:
     `needs_inputs` tells whether it runs the network on calibration inputs, `takes_gradients`
     whether it differentiates the network. `most_inputs` is how many calibration inputs it uses,
     `for_repair` replaces `function` where the network is repaired after pruning, `single_weights`
-    tells that it cannot rank blocks or channels, and `for_channels` scores whole channels,
+    tells that it cannot rank blocks or channels, and `for_units` scores the units of `pattern`,
     `[units]`. `in_population` tells whether a search starts from its mask also if it is not named;
     else the mask is only one that the result must beat. `by_layers` tells that workers can do parts
     of its work (`gaprune.criteria.layer_tasks`).
@@ -68,7 +70,8 @@ class Criterion:
     most_inputs: int = NUM_INPUTS
     for_repair: ScoreFunction | None = None
     single_weights: bool = False
-    for_channels: Callable[[DenseNetwork, Tensor | None, ChannelUnits], Tensor] | None = None
+    for_units: Callable[[DenseNetwork, Tensor | None, ChannelUnits], Tensor] | None = None
+    pattern: str | None = None
     in_population: bool = True
     by_layers: bool = False
 
@@ -121,17 +124,38 @@ CRITERIA |= {
     for function, description in _SWAPS
 }
 
-# They rank whole channels, and no single weights.
-CHANNEL_CRITERIA = {
-    "conditional": Criterion(
-        "conditional",
+
+def _no_weights(name: str, pattern: str, *_: object) -> Tensor:
+    raise InputError(f"criterion {name!r}: ranks whole {pattern}s; add --pattern={pattern}")
+
+
+_UNIT_ROWS = (
+    (
         conditional,
+        CHANNEL,
+        "our own, after Hassibi and Stork 1993, eq. 5",
+        "channels: variance that kept ones cannot express, times weights that read it",
+    ),
+    (
+        reap,
+        EXPERT,
+        "Lasby et al. 2025, section 4",
+        "experts: gate times norm of the output, mean over tokens routed to it",
+    ),
+)
+# They rank the units of a pattern, and no single weights.
+UNIT_CRITERIA = {
+    (name := function.__name__): Criterion(
+        name,
+        partial(_no_weights, name, pattern),
         needs_inputs=True,
         takes_gradients=False,
-        source="our own, after Hassibi and Stork 1993, eq. 5",
-        description="channels: variance that kept ones cannot express, times weights that read it",
-        for_channels=conditional_channels,
+        source=source,
+        description=description,
+        for_units=function,
+        pattern=pattern,
     )
+    for function, pattern, source, description in _UNIT_ROWS
 }
 
 
@@ -144,12 +168,12 @@ def find_criterion(
         InputError: a broken plug-in, or an unknown name; the message calls it `argument` and lists
             the names in `beside` too.
     """
-    if (built_in := CRITERIA.get(name) or CHANNEL_CRITERIA.get(name)) is not None:
+    if (built_in := CRITERIA.get(name) or UNIT_CRITERIA.get(name)) is not None:
         return built_in
     criterion = plugins.find_plugin(plugins.CRITERIA, name, read_criterion)
     if criterion is None:
         added = plugins.plugin_names(plugins.CRITERIA, CRITERIA)
-        raise unknown_name(argument, name, [*beside, *CRITERIA, *CHANNEL_CRITERIA, *added])
+        raise unknown_name(argument, name, [*beside, *CRITERIA, *UNIT_CRITERIA, *added])
     return criterion
 
 

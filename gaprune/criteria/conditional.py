@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.criteria.batching import batches
-from gaprune.errors import InputError
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.channel_readers import ChannelReaders, find_readers, reader_samples
 from gaprune.models.channel_slicing import input_axis
@@ -22,14 +21,7 @@ RIDGE = 1e-3  # λ, relative to the mean variance of a layer's inputs
 BATCH = 64  # inputs per forward pass
 
 
-def conditional(*_: object) -> Tensor:
-    """Raise: this criterion ranks whole channels, by `conditional_channels`."""
-    raise InputError("criterion 'conditional': ranks whole channels; add --pattern=channel")
-
-
-def conditional_channels(
-    network: DenseNetwork, calibration: Tensor | None, units: ChannelUnits
-) -> Tensor:
+def conditional(network: DenseNetwork, calibration: Tensor | None, units: ChannelUnits) -> Tensor:
     """Score channels by the variance that kept ones cannot express, float32 `[units]`.
 
     Given all other inputs of a layer, channel c has the variance 1 ÷ (Σ⁻¹)_cc; times the squared

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gaprune.criteria import (
-    CHANNEL_CRITERIA,
     CRITERIA,
     NUM_INPUTS,
+    UNIT_CRITERIA,
     Criterion,
     DenseNetwork,
     find_criterion,
@@ -83,8 +83,8 @@ def baselines(  # noqa: PLR0913 # everything that a criterion may depend on
             most = criterion.most_inputs
             inputs = few if most == NUM_INPUTS else calibration[:most]
             rule = criterion.repairing if repairs else criterion
-            if rule.for_channels is not None and isinstance(units, ChannelUnits):
-                scores = rule.for_channels(network, inputs, units)
+            if rule.for_units is not None and isinstance(units, ChannelUnits):
+                scores = rule.for_units(network, inputs, units)
             else:
                 scores = score_with(rule, ruled, inputs, generator, 1 - sparsity)
                 scores = scores if units is None else units.unit_mean(scores)
@@ -116,7 +116,8 @@ def _chosen(
     only: Collection[str] | None, units: Units | None, *, rivals: bool
 ) -> list[tuple[str, Criterion]]:
     # built-in ones in their own order: it decides the random draws
-    built_in = [*CRITERIA, *(CHANNEL_CRITERIA if isinstance(units, ChannelUnits) else ())]
+    pattern = units.pattern if isinstance(units, ChannelUnits) else None
+    built_in = [*CRITERIA, *(n for n, rule in UNIT_CRITERIA.items() if rule.pattern == pattern)]
     if only is not None:
         chosen = [name for name in built_in if name in only]
         added = sorted(set(only) - set(chosen))

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from gaprune.errors import GapruneError, InputError
-from gaprune.exports.format_registry import check_options, find_exporter
+from gaprune.exports.format_registry import HF, check_options, find_exporter
 from gaprune.exports.model_card import CARD, model_card
 from gaprune.exports.pruned_network import ExportOptions, read_pruned
 from gaprune.io.atomic import (
@@ -27,6 +27,7 @@ from gaprune.io.serialization import to_json
 from gaprune.io.trusted_code import remember_code
 from gaprune.models.forward import standard_torch
 from gaprune.models.subnormal_numbers import with_subnormals_zeroed
+from gaprune.pattern_names import EXPERT
 from gaprune.runs.live_networks import live_network, remember_network
 from gaprune.runs.option_keys import JOB_KEYS
 from gaprune.runs.result import Result
@@ -112,6 +113,11 @@ def export(  # noqa: PLR0913 # options, each by its own name
     path = Path(out).expanduser().resolve()
     _check_free(path, out, overwrite=overwrite)
     pruned = read_pruned(run, strict=strict, model=model, trust_code=trust_code)
+    if pruned.config.get("pattern") == EXPERT and format != HF:
+        raise InputError(
+            f"format: {format} stores removed experts as zeros, which a router still chooses; "
+            "export a run with --pattern=expert as hf"
+        )
     if flush_subnormals:
         state = {name: with_subnormals_zeroed(value) for name, value in pruned.state.items()}
         pruned = replace(pruned, state=state)

@@ -37,6 +37,7 @@ class Exporter:
 
 
 _WEIGHTS = frozenset({"flush_subnormals"})  # of every format that holds weights
+HF = "hf"  # the only format of networks without some of their experts
 
 EXPORTERS: dict[str, Exporter] = {
     "dense": Exporter(
@@ -131,8 +132,8 @@ for name, facts in layers.items():
         "pytorch",
         _WEIGHTS | {"half"},
     ),
-    "hf": Exporter(
-        EXPORT_FORMATS["hf"],
+    HF: Exporter(
+        EXPORT_FORMATS[HF],
         writers.write_hf,
         writers.MODEL,
         """from transformers import AutoModel  # or the class in config.json

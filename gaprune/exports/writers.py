@@ -19,6 +19,7 @@ from gaprune.io.mask_file import packed_bytes
 from gaprune.io.sparse import load_sparse
 from gaprune.io.tensor_files import load_tensors
 from gaprune.io.weights import sha256_of
+from gaprune.models.expert_routing import count_experts, find_experts, remove_experts
 from gaprune.models.onnx import FILE, compare_with_torch, save_onnx
 from gaprune.models.parametrizations import set_computed_weights
 from gaprune.models.sources.hf import GGUF, model_class_of
@@ -106,11 +107,13 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
 
     Configuration and tokenizer are copied from the source, as are the weights of layers that the
     pruned network doesn't use, such as a pooler or another tower. Folded weights are written as
-    those that they are computed from again: equal to rounding, and 0 where they are pruned.
+    those that they are computed from again: equal to rounding, and 0 where they are pruned. Experts
+    that are removed as a whole are left out, with their rows of the routers.
 
     Raises:
         InputError: the network isn't one of `hf:NAME`.
-        GapruneError: transformers isn't installed, or the source is gone or has changed.
+        GapruneError: transformers isn't installed, the source is gone or has changed, or layers
+            keep different numbers of experts.
     """
     name = str(pruned.config.get("target", pruned.name))
     if not name.startswith(HF_PREFIX):
@@ -144,14 +147,39 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
         )
     # Layers that the pruned network lacks, such as a pooler or another tower, keep their weights.
     part.load_state_dict({**state, **plain})
+    # The saved configuration of a network without some experts says how many it has.
+    skipped = (_HF_CONFIG,) if _without_experts(part, pruned.masks) else ()
     model.save_pretrained(folder)
     for file in files:
         path = file.relative_to(source)
-        hidden = any(part.startswith(".") for part in path.parts)
+        hidden = any(part.startswith(".") for part in path.parts) or str(path) in skipped
         if file.is_file() and not hidden and not file.name.endswith((*_HF_WEIGHTS, *_HF_SKIPPED)):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / path)
     check_written(type(model).from_pretrained(folder, **loading).state_dict(), model.state_dict())
+
+
+def _without_experts(model: Any, masks: Mapping[str, Tensor]) -> bool:  # noqa: ANN401 - as above
+    """Remove the experts of which masks keep nothing, in place; tell whether there are any."""
+    kept: dict[str, Tensor] = {}
+    layers = find_experts(model)
+    for layer in layers:
+        parts = [mask for name, mask in masks.items() if name.rpartition(".")[0] == layer.experts]
+        stays = torch.stack([mask.flatten(1).any(1) for mask in parts]).any(0) if parts else []
+        index = torch.tensor([number for number, any_left in enumerate(stays) if any_left])
+        # as in `RemovedExperts`: where too few are left, all of them can be chosen
+        kept[layer.experts] = index if len(index) >= layer.per_token else torch.arange(layer.count)
+    counts = sorted({len(index) for index in kept.values()})
+    if counts in ([], [layers[0].count]):
+        return False
+    if len(counts) > 1:
+        raise GapruneError(
+            f"hf: {' and '.join(map(str, counts))} experts are left in the layers of this network, "
+            "and a configuration of transformers states one number; prune it with --pattern=expert"
+        )
+    remove_experts(model, kept)
+    count_experts(model.config.get_text_config(), counts[0])
+    return True
 
 
 def _from_gguf(transformers: Any, file: Path) -> Any:  # noqa: ANN401 - a module, a network

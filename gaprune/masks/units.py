@@ -1,4 +1,4 @@
-"""Structured patterns: units (channels or blocks) that are scored and removed as a whole.
+"""Structured patterns: units (channels, experts or blocks) that are scored and removed as a whole.
 
 A search under such a pattern only handles units: scores, masks, budgets and operators refer to
 `layout`. Only the evaluator and the result convert masks of units into masks of weights.
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gaprune.masks.supermask import Layout
+from gaprune.pattern_names import CHANNEL
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +35,13 @@ class ChannelUnits:
     """One unit per channel; a weight stays if both channels that it connects stay.
 
     `weights` and `layout` describe weights and channels: one layer for those produced together.
+    Under pattern `expert` the units are experts; the output axis of their matrices counts them.
     """
 
     weights: Layout
     layout: Layout
     indices: tuple[ChannelIndices, ...]
+    pattern: str = CHANNEL
 
     def weight_mask(self, mask: Tensor) -> Tensor:
         """Return the flat mask of the weights for a flat mask of the units, on its device."""

@@ -28,7 +28,8 @@ def remove_channels(
     removal = ChannelGraph.trace(model, example).removal(channels)
     compact = sliced_copy(model, removal)
     # tracing can be wrong, for example about slices by position: compare before returning
-    check_same(compact, zeroed_copy(model, removal), example, sorted(channels))
+    names = f"channels: those of {', '.join(sorted(channels))}"
+    check_same(compact, zeroed_copy(model, removal), example, names)
     return compact
 
 
@@ -44,21 +45,19 @@ def masked_equivalent(
 
 
 @torch.no_grad()
-def check_same(
-    compact: nn.Module, expected: nn.Module, example: Tensor, layers: Sequence[str]
-) -> None:
+def check_same(compact: nn.Module, expected: nn.Module, example: Tensor, removed: str) -> None:
     """Raise unless both networks agree on the example: tracing misses some of what forward does."""
     outputs = expected.eval()(example)
     try:
         error_size = float((compact.eval()(example) - outputs).abs().max())
     except RuntimeError as error:
         raise InputError(
-            f"channels: those of {', '.join(layers)} cannot be removed, the network doesn't run "
-            f"without them ({error}); leave them out"
+            f"{removed} cannot be removed, the network doesn't run without them ({error}); leave "
+            "them out"
         ) from error
     tolerance = ROUNDING * torch.finfo(outputs.dtype).eps * max(1.0, float(outputs.abs().max()))
     if not error_size <= tolerance:  # also for NaN
         raise InputError(
-            f"channels: those of {', '.join(layers)} cannot be removed, the network computes "
-            f"something else without them (its output is off by {error_size:.3g}); leave them out"
+            f"{removed} cannot be removed, the network computes something else "
+            f"without them (its output is off by {error_size:.3g}); leave them out"
         )

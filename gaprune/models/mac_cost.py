@@ -14,6 +14,7 @@ from torch import Tensor
 from gaprune.errors import GapruneError, InputError
 from gaprune.masks.mac_budget import Factor, MacCost, MacTerm
 from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
+from gaprune.models.layer_kinds import weight_axes
 from gaprune.models.macs import macs_by_weight
 from gaprune.models.target import Target
 
@@ -41,10 +42,11 @@ _counts: WeakKeyDictionary[Target, MacCounts] = WeakKeyDictionary()
 def kept_macs(target: Target, masks: Mapping[str, Tensor]) -> int:
     """Return the multiply-adds that remain under masks, plus those without prunable weights."""
     counts = MacCounts.of(target)
-    dropped = sum(
-        counts.by_weight[name] * int((~mask).count_nonzero()) / mask.numel()
-        for name, mask in masks.items()
-    )
+    dropped = 0.0
+    for name, mask in masks.items():
+        if len(weight_axes(target.model, name).rows) > 1:  # tokens go to experts that are left
+            mask = mask[mask.flatten(1).any(1)]  # noqa: PLW2901
+        dropped += counts.by_weight[name] * int((~mask).count_nonzero()) / max(1, mask.numel())
     return round(counts.total - dropped)
 
 

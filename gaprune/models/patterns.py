@@ -1,9 +1,10 @@
-"""What a pattern and a budget mean for one network: groups, blocks or channels, and their cost."""
+"""What a pattern and a budget mean for one network: groups, blocks, units, and their cost."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from gaprune.config import Settings
 from gaprune.errors import InputError, unknown_name
-from gaprune.masks.budget import with_layer_sparsity
+from gaprune.masks.budget import keep_total, with_layer_sparsity
 from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
 from gaprune.models.channel_groups import ChannelGraph, ChannelGroup, CoupledChannels, LayerChannel
+from gaprune.models.expert_layers import expert_units, removable_experts
 from gaprune.models.layer_kinds import weight_axes, weight_kind
 from gaprune.models.mac_cost import mac_cost_of
 from gaprune.models.name_patterns import matching_parameters
@@ -24,6 +26,7 @@ from gaprune.models.target import Target
 from gaprune.pattern_names import (
     BUDGETS,
     CHANNEL,
+    EXPERT,
     LATENCY,
     TOLERANCE,
     WEIGHTS,
@@ -44,10 +47,10 @@ def check_pattern(settings: Settings) -> None:
     pattern, budget, text = parse_pattern(settings.pattern), settings.budget, settings.pattern
     if budget not in BUDGETS:
         raise unknown_name("budget", budget, BUDGETS)
-    # N:M already fixes the count of every group
-    if budget != WEIGHTS and isinstance(pattern, NMPattern):
+    # nothing of a layer is left to a search for a budget
+    if budget != WEIGHTS and (pattern == EXPERT or isinstance(pattern, NMPattern)):
         raise InputError(
-            f"budget: pattern {text!r} fixes how many weights of every layer stay, so there is no "
+            f"budget: pattern {text!r} fixes how much of every layer stays, so there is no "
             f"choice left for {budget!r}; leave --budget out, or choose another pattern"
         )
     if budget == LATENCY and pattern != CHANNEL:
@@ -73,9 +76,16 @@ def check_pattern(settings: Settings) -> None:
         )
     if settings.layer_sparsity:
         _check_layer_sparsity(settings, pattern)
+    _check_sparsities(settings, pattern)
+
+
+def _check_sparsities(settings: Settings, pattern: object) -> None:
+    """Raise unless the pattern and the budget permit the sparsities that a run would try."""
     if isinstance(pattern, NMPattern):
         _check_n_of_m(settings, pattern)
-    elif budget == LATENCY:
+    elif pattern == EXPERT:
+        _check_same_counts(settings, "the sparsity must give a whole number of experts")
+    elif settings.budget == LATENCY:
         reason = "tries many budgets, but latency is measured for a single one"
         _refuse(settings, ("max_drop", "pareto"), reason, "use --budget=macs")
 
@@ -83,7 +93,7 @@ def check_pattern(settings: Settings) -> None:
 def _check_layer_sparsity(settings: Settings, pattern: object) -> None:
     """Raise unless every layer of the budget is a layer of the network, counted in weights."""
     reason = None
-    if isinstance(pattern, NMPattern):
+    if pattern == EXPERT or isinstance(pattern, NMPattern):
         reason = f"pattern {settings.pattern!r} already fixes the fraction of every layer"
     elif pattern == CHANNEL:
         reason = "channels of several layers are removed together"
@@ -104,12 +114,18 @@ def _check_n_of_m(settings: Settings, pattern: NMPattern) -> None:
             f"sparsity: pattern {text!r} removes {pattern.sparsity:.6g} of the weights, got "
             f"{settings.sparsity}; leave --sparsity out, or choose another pattern"
         )
+    _check_same_counts(settings, f"it always removes {pattern.sparsity:.6g} of every layer")
+
+
+def _check_same_counts(settings: Settings, why: str) -> None:
+    """Raise if a setting asks for layers with different fractions, or for several budgets."""
+    text = settings.pattern
     if settings.scope == "global":
         raise InputError(
             f"scope: pattern {text!r} keeps the same fraction of every layer, got "
             f"{settings.scope!r}; leave --scope out"
         )
-    reason = f"pattern {text!r} always removes {pattern.sparsity:.6g} of every layer"
+    reason = f"not with pattern {text!r}: {why}"
     _refuse(settings, ("max_drop", "pareto", "floor"), reason, "choose another pattern")
 
 
@@ -135,6 +151,8 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
         cost = mac_cost_of(target, units, settings.budget_macs, settings.width_multiple)
         return replace(layout, mac_cost=cost)
     pattern = parse_pattern(settings.pattern)
+    if pattern == EXPERT:
+        _check_experts(target, layout, settings.sparsity)
     if not isinstance(pattern, NMPattern):
         return with_layer_sparsity(layout, _layer_fractions(target, settings.layer_sparsity or ()))
     axes = tuple(_group_axis(target, name, pattern.of) for name in target.layout.names)
@@ -146,6 +164,22 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
             "another pattern"
         )
     return replace(layout, n_of_m=NOfM(pattern.keep, pattern.of, axes))
+
+
+def _check_experts(target: Target, layout: Layout, sparsity: float) -> None:
+    """Raise unless every layer keeps as many experts, and as many as a token is routed to."""
+    layers = removable_experts(target)
+    count, least = layers[0].count, layers[0].per_token
+    keep = odd = 0
+    with suppress(InputError):  # fewer than one of each layer
+        keep, odd = divmod(keep_total(layout, sparsity), len(layers))
+    if odd or keep < least:
+        possible = ", ".join(f"{n / count:.6g}" for n in range(1, count - least + 1)) or "none"
+        rule = f"keeps {keep}" if not odd else "does not keep the same number"
+        raise InputError(
+            f"sparsity: {sparsity} {rule} of the {count} experts of every layer, and each token is "
+            f"routed to {least} of them; what is possible: {possible}"
+        )
 
 
 def _layer_fractions(target: Target, stated: Sequence[str]) -> dict[str, float]:
@@ -184,12 +218,13 @@ def units_of(target: Target, settings: Settings) -> Units | None:
         return BlockUnits(target.layout, pattern.rows, pattern.columns, rows)
     if pattern == CHANNEL:
         return channels_of(target, alike=settings.budget != WEIGHTS)
-    return None
+    return expert_units(target) if pattern == EXPERT else None
 
 
 def fixed_scope(settings: Settings) -> str | None:
     """Return the only scope that a pattern permits, or None if it permits all."""
-    return "layer" if isinstance(parse_pattern(settings.pattern), NMPattern) else None
+    pattern = parse_pattern(settings.pattern)
+    return "layer" if pattern == EXPERT or isinstance(pattern, NMPattern) else None
 
 
 def channels_of(target: Target, *, alike: bool = False) -> ChannelUnits:

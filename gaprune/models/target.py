@@ -23,6 +23,7 @@ from gaprune.io.weights import (
 from gaprune.masks.supermask import Layout, masked_weights
 from gaprune.models import parametrizations
 from gaprune.models.arguments import take_arguments
+from gaprune.models.expert_routing import leave_out_removed
 from gaprune.models.fixed_function import TRIED, make_fixed
 from gaprune.models.forward import deterministic, standard_torch
 from gaprune.models.forward_hooks import flatten_pictures
@@ -251,6 +252,7 @@ def _make_target(  # noqa: PLR0913 # what is known about a network
 ) -> Target:
     check_structure(loaded.model, fold=fold)  # before copying: a pruned layer cannot be copied
     model = private_copy(loaded.model, device, share_weights=share_weights)
+    leave_out_removed(model)
     if selection[2] is not None:
         choose_output(model, selection[2])
     folded: tuple[str, ...] = ()

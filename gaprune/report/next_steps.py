@@ -16,6 +16,7 @@ from typing import Any
 from gaprune.config import Settings
 from gaprune.io.bounded_reading import parse_toml
 from gaprune.io.run_files import CONFIG, PRUNED
+from gaprune.pattern_names import EXPERT
 from gaprune.report.headline import corrected_networks
 from gaprune.report.reading import RunFiles
 
@@ -64,11 +65,12 @@ def next_steps(run: RunFiles, folder: Path) -> list[NextStep]:
             NextStep("Repeat", f"import gaprune\n\ngaprune.prune({again})"),
         ]
         return steps if run.config else steps[:2]
-    export = ["gaprune", "export", path, "--format", "onnx"]
+    # only transformers' own format can do without experts
+    title, name = ("transformers", "hf") if config.get("pattern") == EXPERT else ("ONNX", "onnx")
     return [
         enter(directory),
         NextStep("Load in Python", f"import gaprune\n{imports}{load}"),
-        NextStep("Export to ONNX", shlex.join(export)),
+        NextStep(f"Export to {title}", shlex.join(["gaprune", "export", path, "--format", name])),
         repeat("prune", path),
     ]
 

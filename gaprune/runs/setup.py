@@ -52,7 +52,7 @@ from gaprune.models.patterns import (
     units_of,
 )
 from gaprune.models.target import Target
-from gaprune.pattern_names import CHANNEL, UNSTRUCTURED, NMPattern, parse_pattern
+from gaprune.pattern_names import UNSTRUCTURED, NMPattern, parse_pattern
 from gaprune.repair import RepairSites, find_repair_sites
 from gaprune.workers import WorkerOptions, choose_device
 from gaprune.workers.malloc import keep_heap
@@ -146,10 +146,11 @@ def _check_units(settings: Settings) -> None:
     for argument, names in (("method", one_shot), ("initial_criteria", settings.initial_criteria)):
         for name in names or ():
             criterion = find_criterion(name)
-            if criterion.for_channels is not None and pattern != CHANNEL:
+            if criterion.pattern not in (None, pattern):
                 raise InputError(
-                    f"{argument}: {name!r} ranks whole channels, got pattern {settings.pattern!r}; "
-                    "add --pattern=channel, or use another criterion"
+                    f"{argument}: {name!r} ranks whole {criterion.pattern}s, got pattern "
+                    f"{settings.pattern!r}; add --pattern={criterion.pattern}, or use another "
+                    "criterion"
                 )
             if criterion.single_weights and not singles:
                 raise InputError(
