@@ -11,7 +11,7 @@ from repair_networks import Perceptron, calibration_for, target_of
 from torch import Tensor, nn
 
 from gaprune import InputOptions, prune
-from gaprune.criteria.conditional import conditional_channels
+from gaprune.criteria.conditional import conditional
 from gaprune.errors import InputError
 from gaprune.models.patterns import channel_groups, channels_of
 from gaprune.models.target import Target, target_from_module
@@ -22,7 +22,7 @@ IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
 def ranks(target: Target, inputs: Tensor) -> list[Tensor]:
     """Return the scores of each group."""
     units = channels_of(target)
-    scores = conditional_channels(target, inputs, units)
+    scores = conditional(target, inputs, units)
     return [scores[part] for part in units.layout.slices]
 
 

@@ -161,15 +161,17 @@ def write_hf(pruned: PrunedNetwork, folder: Path, options: ExportOptions) -> Non
 
 def _without_experts(model: Any, masks: Mapping[str, Tensor]) -> bool:  # noqa: ANN401 - as above
     """Remove the experts of which masks keep nothing, in place; tell whether there are any."""
-    kept: dict[str, Tensor] = {}
+    remaining: dict[str, Tensor] = {}
     layers = find_experts(model)
     for layer in layers:
         parts = [mask for name, mask in masks.items() if name.rpartition(".")[0] == layer.experts]
         stays = torch.stack([mask.flatten(1).any(1) for mask in parts]).any(0) if parts else []
         index = torch.tensor([number for number, any_left in enumerate(stays) if any_left])
         # as in `RemovedExperts`: where too few are left, all of them can be chosen
-        kept[layer.experts] = index if len(index) >= layer.per_token else torch.arange(layer.count)
-    counts = sorted({len(index) for index in kept.values()})
+        remaining[layer.experts] = (
+            index if len(index) >= layer.per_token else torch.arange(layer.count)
+        )
+    counts = sorted({len(index) for index in remaining.values()})
     if counts in ([], [layers[0].count]):
         return False
     if len(counts) > 1:
@@ -177,7 +179,7 @@ def _without_experts(model: Any, masks: Mapping[str, Tensor]) -> bool:  # noqa: 
             f"hf: {' and '.join(map(str, counts))} experts are left in the layers of this network, "
             "and a configuration of transformers states one number; prune it with --pattern=expert"
         )
-    remove_experts(model, kept)
+    remove_experts(model, remaining)
     count_experts(model.config.get_text_config(), counts[0])
     return True
 

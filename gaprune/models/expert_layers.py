@@ -79,17 +79,17 @@ def _try(target: Target, layers: Sequence[ExpertLayer]) -> None:
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     compact = copy.deepcopy(model, dict(shared))
     zeroed = copy.deepcopy(model, {key: t for key, t in shared.items() if key not in written})
-    kept = {}
+    remaining = {}
     for layer in layers:
         last = torch.arange(layer.count - 1, -1, -2)[: layer.count - layer.per_token]
         with torch.no_grad():
             for matrix in matrices_of(zeroed, layer.experts):
                 matrix[last] = 0
         stays = torch.ones(layer.count, dtype=torch.bool).index_fill(0, last, value=False)
-        kept[layer.experts] = stays.nonzero().flatten().to(target.device)
+        remaining[layer.experts] = stays.nonzero().flatten().to(target.device)
     names = f"pattern: experts of {', '.join(layer.experts for layer in layers)}"
     try:
-        remove_experts(compact, kept)
+        remove_experts(compact, remaining)
         check_same(compact, zeroed, target.example(), names)
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(

@@ -71,19 +71,19 @@ class RemovedExperts:
         self, router: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...] | None:
         """Return what the router computes without removed experts; None if none is removed."""
-        if torch.compiler.is_compiling() or (kept := self.kept()).all():
+        if torch.compiler.is_compiling() or (remains := self.remaining()).all():
             return None
-        index = kept.nonzero().flatten()
+        index = remains.nonzero().flatten()
         if len(index) < self.per_token:  # masks of single weights may leave too few
             return None
         smaller = copy.copy(router)  # it shares the tensors, and has dicts of its own
         smaller._parameters, smaller._buffers = {**router._parameters}, {**router._buffers}
-        _keep_rows(smaller, index, len(kept))
+        _keep_rows(smaller, index, len(remains))
         logits, gates, chosen = smaller.forward(*args)
         without = torch.full_like(output[0], -torch.inf)
         return without.index_copy(-1, index, logits), gates, index[chosen]
 
-    def kept(self) -> Tensor:
+    def remaining(self) -> Tensor:
         """Return which experts have weights, bool `[experts]`."""
         matrices = [getattr(self.experts, name) for name in self.names]
         # one column each is read first: it is zero in few experts that have weights
@@ -123,17 +123,17 @@ def leave_out_removed(model: nn.Module) -> None:
         ids = {id(matrix) for matrix in matrices_of(model, layer.experts)}
         names = [name for name, p in experts.named_parameters(recurse=False) if id(p) in ids]
         hook = RemovedExperts(experts, names, layer.per_token)
-        if hook.kept().all():
+        if hook.remaining().all():
             model.get_submodule(layer.router).register_forward_hook(hook)
 
 
 @torch.no_grad()
-def remove_experts(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+def remove_experts(model: nn.Module, remaining: Mapping[str, Tensor]) -> None:
     """Remove experts and the rows of their routers from a network, in place; it is frozen then.
 
-    `kept` are by the name of the experts' module the indices that stay, int64, ascending.
+    `remaining` are by the name of the experts' module the indices that stay, int64, ascending.
     """
     model.requires_grad_(False)
     for layer in find_experts(model):
         for path in (layer.router, layer.experts):
-            _keep_rows(model.get_submodule(path), kept[layer.experts], layer.count)
+            _keep_rows(model.get_submodule(path), remaining[layer.experts], layer.count)
