@@ -212,7 +212,8 @@ class Settings(BaseModel):
     )
     compensate: bool = Field(
         False,
-        description="with pattern channel: express removed channels by kept ones; changes weights",
+        description="fit outputs to the dense network's by changing kept weights, at the end; "
+        "with pattern channel in the search too",
     )
     pareto: bool = Field(False, description="search agreement against sparsity with NSGA-II")
 
@@ -258,7 +259,12 @@ class Settings(BaseModel):
     @property
     def scores_corrected(self) -> bool:
         """Whether candidates are scored after repair or compensation."""
-        return self.repair_in_loop or self.compensate
+        return self.repair_in_loop or self.compensates_channels
+
+    @property
+    def compensates_channels(self) -> bool:
+        """Whether candidates are scored after compensation; of single weights, it only follows."""
+        return self.compensate and self.pattern == CHANNEL
 
     def replace(self, **changes: Any) -> Settings:
         """Return a validated copy with some settings changed."""

@@ -28,6 +28,7 @@ from gaprune.models.target import Target, target_from_module
 from gaprune.repair import RepairResult, find_repair_sites, repair, repaired_copy
 from gaprune.repair.compensation import compensated_weights
 from gaprune.repair.dense_statistics import measure_dense
+from gaprune.repair.repair_sites import RepairSites
 
 IMAGES = InputOptions(shape=IMAGE, range=(0, 1))
 SHORT: dict[str, Any] = {
@@ -121,7 +122,7 @@ def test_the_ridge_is_relative_to_the_energy_of_kept_channels() -> None:
     gram = hidden.T @ hidden
     ridge = 1e-3 * gram.diagonal()[kept].mean() * torch.eye(10, dtype=torch.float64)
     factor = gram[[0, 5]][:, kept] @ torch.linalg.inv(gram[kept][:, kept] + ridge)
-    state = repair(target, masks, inputs, compensate=True).state
+    state = repair(target, masks, inputs, compensate="channel").state
     assert torch.allclose(
         state["fc2.weight"][:, kept], weight[:, kept] + weight[:, [0, 5]] @ factor
     )
@@ -170,17 +171,95 @@ def test_a_run_reports_three_networks(tmp_path: Path) -> None:
         expected = load_file(folder / f"{name}.safetensors")["down.weight"]
         assert torch.equal(load_file(written.file)["down.weight"], expected)
         assert json.loads((written.path / "export.json").read_text())["compensated"] is not strict
+    for run in (folder, result):
+        path = tmp_path / f"{type(run).__name__}-repaired"
+        file = export(run, "dense", path, repaired=True, model=built(Residual)).file
+        repaired = load_file(folder / "repaired.safetensors")
+        assert all(torch.equal(value, repaired[key]) for key, value in load_file(file).items())
+    with pytest.raises(InputError, match="strict"):
+        export(folder, "dense", tmp_path / "both", strict=True, repaired=True)
     file = folder / "compensated.safetensors"
     (measured,) = measure(file, target=built(Residual), runtimes=["torch"], batches=[1])
     assert measured.agreement is not None
 
 
-def test_only_whole_channels_are_compensated() -> None:
-    """The error names the pattern."""
-    with pytest.raises(InputError, match=r"compensate: .*pattern='channel'"):
-        prune(
-            built(Residual), inputs=IMAGES, **{**SHORT, "pattern": "unstructured"}, compensate=True
-        )
+def test_rows_of_a_masked_layer_are_least_squares_fits() -> None:
+    """Each by its own kept weights, on the inputs of the compensated layers before it."""
+    target = target_of(Perceptron, (6,))
+    inputs, model = calibration_for(target, 256), target.model
+    draws = torch.Generator().manual_seed(0)
+    masks = {
+        name: torch.rand(weight.shape, generator=draws) < 0.5
+        for name, weight in target.weights.items()
+    }
+    masks["fc2.weight"][1] = False  # a row without weights
+    sites = RepairSites({}, (), 0)  # no repair between the layers
+    weights = masked_weights(target.weights, masks)
+    dense = measure_dense(model, sites, inputs)
+    state = compensated_weights(model, weights, None, dense, ridge=1e-12)
+    hidden, expected = inputs, inputs
+    for layer in ("fc1", "fc2"):
+        module = model.get_submodule(layer)
+        targets, bias = module(expected), state.get(f"{layer}.bias")
+        ones = torch.ones(len(inputs), 1, dtype=inputs.dtype)
+        for row, mask in enumerate(masks[f"{layer}.weight"]):
+            kept = hidden[:, mask]
+            if bias is not None:
+                kept = torch.cat([kept, ones], 1)
+            fit = torch.linalg.lstsq(kept, targets[:, row : row + 1]).solution.flatten()
+            weight = state[f"{layer}.weight"][row]
+            assert torch.allclose(weight[mask], fit[: int(mask.sum())], rtol=1e-5, atol=1e-7)
+            assert not weight[~mask].any()
+            if bias is not None:
+                assert torch.allclose(bias[row], fit[-1], rtol=1e-5, atol=1e-7)
+        hidden = torch.tanh(nn.functional.linear(hidden, state[f"{layer}.weight"], bias))
+        expected = torch.tanh(targets)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_weights_of_convolutions_are_fitted_to_patches(groups: int) -> None:
+    """Dense, grouped and depthwise ones, with stride and padding, against unfolded inputs."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=groups).double()
+    target = target_from_module(nn.Sequential(layer), inputs=InputOptions((8, 9, 9)))
+    inputs = torch.randn(64, 8, 9, 9, dtype=torch.float64)
+    masks = {"0.weight": torch.rand(layer.weight.shape) < 0.6}
+    sites = find_repair_sites(target.model, inputs, frozen=target.weights)
+    weights = masked_weights(target.weights, masks)
+    dense = measure_dense(target.model, sites, inputs)
+    state = compensated_weights(target.model, weights, None, dense, ridge=1e-12)
+    patches = nn.functional.unfold(inputs, 3, padding=1, stride=2)
+    columns = patches.mT.reshape(-1, groups, 72 // groups)
+    targets = layer(inputs).movedim(1, -1).reshape(-1, 8)
+    for row, mask in enumerate(masks["0.weight"].flatten(1)):
+        kept = columns[:, row * groups // 8, mask]
+        kept = torch.cat([kept, torch.ones(len(kept), 1)], 1)
+        fit = torch.linalg.lstsq(kept, targets[:, row : row + 1]).solution.flatten()
+        assert torch.allclose(state["0.weight"][row].flatten()[mask], fit[:-1], atol=1e-6)
+        assert torch.allclose(state["0.bias"][row], fit[-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x1"])
+def test_single_weights_are_compensated_at_the_end(pattern: str, tmp_path: Path) -> None:
+    """Masks are those of the frozen network, whose outputs are farther from the dense ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+    options = {**SHORT, "pattern": pattern, "calibration": torch.rand(300, 32)}
+    result = prune(model, inputs=InputOptions((32,)), **options, compensate=True, out=tmp_path)
+    assert result.compensated is not None
+    assert not result.compensated.in_loop
+    changed = result.compensated_model()
+    assert changed is not None
+    for name, mask in result.masks.items():
+        assert not changed.get_parameter(name)[~mask].any()
+    inputs = torch.rand(100, 32)
+    with torch.no_grad():
+        errors = [
+            (network(inputs) - model(inputs)).square().mean()
+            for network in (changed, result.pruned_model())
+        ]
+    assert errors[0] < 0.9 * errors[1]
+    assert (tmp_path / "compensated.safetensors").is_file()
 
 
 @pytest.mark.slow

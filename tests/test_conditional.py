@@ -26,30 +26,51 @@ def ranks(target: Target, inputs: Tensor) -> list[Tensor]:
     return [scores[part] for part in units.layout.slices]
 
 
-def unexpressed(hidden: Tensor, channel: int, others: list[int]) -> float:
-    """Return the variance of a channel that is left by least squares on others and a constant."""
-    features = torch.cat([hidden[:, others], torch.ones(len(hidden), 1)], 1)
-    fit = features @ torch.linalg.lstsq(features, hidden[:, [channel]]).solution
-    return float((hidden[:, [channel]] - fit).square().mean())
+def error_without(features: Tensor, outputs: Tensor) -> float:
+    """Return the squared error of outputs by least squares on features and a constant."""
+    features = torch.cat([features, torch.ones(len(features), 1)], 1)
+    fit = features @ torch.linalg.lstsq(features, outputs).solution
+    return float((outputs - fit).square().sum())
+
+
+def order_of(columns: Tensor, outputs: Tensor, count: int) -> list[int]:
+    """Return the first channels by backward elimination, of `[samples, channels, block]`."""
+    left, order = list(range(columns.shape[1])), []
+    for _ in range(count):
+        errors = {
+            c: error_without(columns[:, [o for o in left if o != c]].flatten(1), outputs)
+            for c in left
+        }
+        order.append(min(errors, key=errors.__getitem__))
+        left.remove(order[-1])
+    return order
 
 
 def test_the_order_is_that_of_least_squares() -> None:
-    """Each time the channel goes whose residual, times its squared weights, is the smallest."""
+    """Each time the channel goes without which the outputs can be fitted best."""
     target = target_of(Perceptron, (6,))
     inputs = calibration_for(target, 200)
     hidden = torch.tanh(target.model.fc1(inputs))  # type: ignore[operator]
-    energies = target.weights["fc2.weight"].square().sum(0)
-    left, order = list(range(12)), []
-    for _ in range(6):  # as long as the ridge is small beside the residuals
-        losses = {
-            c: unexpressed(hidden, c, [o for o in left if o != c]) * float(energies[c])
-            for c in left
-        }
-        order.append(min(losses, key=losses.__getitem__))
-        left.remove(order[-1])
+    outputs = target.model.fc2(hidden)  # type: ignore[operator]
+    order = order_of(hidden[:, :, None], outputs, 6)
     scores = ranks(target, inputs)[0]
     assert sorted(scores.tolist()) == pytest.approx([(i + 1) / 12 for i in range(12)])
     assert set(scores.argsort().tolist()[:6]) == set(order)
+
+
+def test_a_convolution_is_fitted_to_patches() -> None:
+    """A channel is as many inputs as the kernel has entries, with strides and padding."""
+    torch.manual_seed(0)
+    convolutions = (nn.Conv2d(1, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 3, 2, padding=1))
+    target = target_from_module(
+        nn.Sequential(*convolutions).double(), inputs=InputOptions((1, 8, 8), range=(0, 1))
+    )
+    inputs = torch.rand(50, 1, 8, 8, dtype=torch.float64)
+    hidden = target.model[:2](inputs)  # type: ignore[index]
+    patches = nn.functional.unfold(hidden, 3, padding=1, stride=2).mT.reshape(-1, 6, 9)
+    outputs = target.model[2](hidden).movedim(1, -1).reshape(-1, 4)  # type: ignore[index]
+    order = order_of(patches, outputs, 4)
+    assert ranks(target, inputs)[0].argsort().tolist()[:4] == order
 
 
 @pytest.mark.parametrize("kind", [Residual, Separable, Joined])

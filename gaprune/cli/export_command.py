@@ -38,6 +38,10 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
         bool,
         common.switch("--strict", "the network before --repair or --compensate", FORMAT),
     ] = False,
+    repaired: Annotated[
+        bool,
+        common.switch("--repaired", "the network after --repair, before --compensate", FORMAT),
+    ] = False,
     half: Annotated[
         bool,
         common.switch("--half", "sparse, semi-structured: round kept weights to float16", FORMAT),
@@ -93,6 +97,7 @@ def export_command(  # noqa: PLR0913 # options, each by its own name
                 folder,
                 overwrite=overwrite,
                 strict=strict,
+                repaired=repaired,
                 half=half,
                 codebook=codebook,
                 compress=not no_compress,

@@ -129,7 +129,8 @@ def _result_facts(result: Result) -> list[str]:
         agreement, after = result.validation_agreement, ""
         if result.scored_as is not None:
             agreement, after = result.corrected[result.scored_as].validation, " after repair"
-            option = "--compensate" if result.compensated else "--repair-in-loop"
+            compensated = result.scored_as == "compensated"
+            option = "--compensate" if compensated else "--repair-in-loop"
             lines.append(f"masks were selected by their scores after repair ({option})")
         lines.append(
             f"agreement on the validation inputs{after}: {percent(agreement)}, "

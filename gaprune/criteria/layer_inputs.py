@@ -71,7 +71,7 @@ class InputMoments:
         shape = self.shape
         step = max(1, CHUNK // (shape.groups * shape.size))
         for part in positions.split(step):
-            columns = patches[_unravel(part, patches.shape[: -shape.axes])].float()
+            columns = gather_columns(patches, part, shape.axes).float()
             self._add(columns.reshape(len(part), shape.groups, shape.size))
         self.count += len(positions)
 
@@ -125,6 +125,18 @@ class InputMoments:
         self._products += products.view_as(self._products)
 
 
+def gather_columns(patches: Tensor, positions: Tensor, axes: int) -> Tensor:
+    """Return the columns of `unfold` at flat positions `[columns, …]`; `axes` are of one patch."""
+    return patches[_unravel(positions, patches.shape[:-axes])]
+
+
+def spread_positions(count: int, most: int, device: torch.device) -> Tensor:
+    """Return evenly spaced flat positions of `count`, at most about twice `most`."""
+    step = max(1, count // max(1, most))
+    # odd, or pictures of an even width would show few of their columns
+    return torch.arange(0, count, step - (step % 2 == 0), device=device)
+
+
 def _unravel(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
     """Return indices into `shape`; torch.unravel_index would import sympy, 20 MB."""
     indices: list[Tensor] = []
@@ -141,7 +153,7 @@ def unfold(module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
     fit the layer.
     """
     if not isinstance(module, _ConvNd):
-        weight = module.get_parameter("weight")
+        weight: Tensor = module.weight  # type: ignore[assignment] # replaced ones are no parameters
         return inputs if inputs.shape[-1] == weight.shape[1] else None
     axes = len(module.kernel_size)
     if inputs.ndim == axes + 1:

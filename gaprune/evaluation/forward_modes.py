@@ -13,7 +13,7 @@ from gaprune.errors import GapruneError
 from gaprune.models.channel_readers import ChannelReaders
 from gaprune.models.forward import CHUNK, batched_forward, functional_call, functional_forward
 from gaprune.repair.channel_statistics import statistics_loss
-from gaprune.repair.compensation import compensated_weights
+from gaprune.repair.compensation import compensated_weights, without_fitted
 from gaprune.repair.dense_statistics import (
     DenseStatistics,
     correct_sites,
@@ -123,7 +123,7 @@ class RepairedForward:
         # Chunks of `CHUNK` inputs give stable statistics and bounded memory.
         # A compensated network is repaired by all inputs at once, on which it is compensated.
         dense = self._measured(model, inputs, None if self.readers else CHUNK)
-        weights = self._compensated(model, weights, dense)
+        weights, dense = self._compensated(model, weights, dense)
         with torch.no_grad():
             return repaired_outputs(model, weights, dense)
 
@@ -137,7 +137,7 @@ class RepairedForward:
         """
         dense = self._measured(model, self.calibration, None)
         try:
-            weights = self._compensated(model, weights, dense)
+            weights, dense = self._compensated(model, weights, dense)
             state = repair_candidate(model, weights, dense).state
         except GapruneError:
             if not dense.outputs.isfinite().all():
@@ -170,8 +170,12 @@ class RepairedForward:
 
     def _compensated(
         self, model: nn.Module, weights: Mapping[str, Tensor], dense: DenseStatistics
-    ) -> Mapping[str, Tensor]:
-        return {**weights, **compensated_weights(model, weights, self.readers, dense)}
+    ) -> tuple[Mapping[str, Tensor], DenseStatistics]:
+        """Return weights, and what is left to repair."""
+        if not self.readers:
+            return weights, dense
+        changed = compensated_weights(model, weights, self.readers, dense)
+        return {**weights, **changed}, without_fitted(dense, changed)
 
     def _measure(self, model: nn.Module, inputs: Tensor) -> DenseStatistics:
         features = self.features != 0

@@ -68,6 +68,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
     *,
     overwrite: bool = False,
     strict: bool = False,
+    repaired: bool = False,
     half: bool = False,
     codebook: int | None = None,
     compress: bool = True,
@@ -85,6 +86,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
         overwrite: whether to replace an earlier export there; other files are never replaced.
         strict: write the network without compensation and repair, where the run made one with. Else
             a compensated run is written compensated, a repaired one repaired.
+        repaired: write the repaired network of a run that has a compensated one, too.
         half: `sparse`: round the kept weights to float16; `semi-structured`: round all weights.
         codebook: `sparse`: the number of values that the kept weights of each layer share
             (k-means).
@@ -112,7 +114,7 @@ def export(  # noqa: PLR0913 # options, each by its own name
     exporter = find_exporter(format)
     path = Path(out).expanduser().resolve()
     _check_free(path, out, overwrite=overwrite)
-    pruned = read_pruned(run, strict=strict, model=model, trust_code=trust_code)
+    pruned = read_pruned(run, strict=strict, repaired=repaired, model=model, trust_code=trust_code)
     if pruned.config.get("pattern") == EXPERT and format != HF:
         raise InputError(
             f"format: {format} stores removed experts as zeros, which a router still chooses; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,21 @@ def read_pruned(
     run: Result | str | Path,
     *,
     strict: bool = False,
+    repaired: bool = False,
     model: nn.Module | None = None,
     trust_code: bool = False,
 ) -> PrunedNetwork:
     """Return the pruned network of a result or a run directory; the arguments are `export`'s.
 
     Raises:
-        InputError: no run there, one that hasn't ended, or its files aren't those it wrote.
+        InputError: no run there, one that hasn't ended, or its files aren't those it wrote; or it
+            has no network as asked for.
     """
+    if strict and repaired:
+        raise InputError("repaired: can't be combined with strict; leave one of them out")
+    stages = () if strict else ("repaired",) if repaired else tuple(_CORRECTED.values())
     if isinstance(run, Result):
-        return _from_result(run, strict=strict)
+        return _from_result(run, stages, repaired=repaired)
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise InputError(f"run: there is no folder {run}; name a run directory")
@@ -146,8 +151,9 @@ def read_pruned(
     try:
         masks = load_masks(folder)
         # A run with repair or compensation stores several networks.
-        stored = [name for name in _CORRECTED if (folder / name).is_file() and not strict]
-        state = load_state(folder / [*stored, PRUNED][0])
+        files = {stage: name for name, stage in _CORRECTED.items() if (folder / name).is_file()}
+        corrected = _first_stage(stages, files, repaired=repaired)
+        state = load_state(folder / (PRUNED if corrected is None else files[corrected]))
         config = read_run_config(folder, record)
         known = (folder / REPORT_DATA).is_file()
         report_data = read_object(folder / REPORT_DATA) if known else {}
@@ -161,7 +167,7 @@ def read_pruned(
         masks=masks,
         record=record,
         config=config,
-        corrected=_CORRECTED[stored[0]] if stored else None,
+        corrected=corrected,
         find_target=lambda: find_target(
             config, folder / CONFIG, model=model, trust_code=trust_code
         ),
@@ -170,8 +176,20 @@ def read_pruned(
     )
 
 
-def _from_result(result: Result, *, strict: bool) -> PrunedNetwork:
-    corrected = None if strict or not result.corrected else [*result.corrected][-1]
+def _first_stage(
+    stages: Sequence[str], available: Mapping[str, object], *, repaired: bool
+) -> str | None:
+    """Return the first stage that a run has, or None for the strict network."""
+    corrected = next((stage for stage in stages if stage in available), None)
+    if repaired and corrected is None:
+        raise InputError(
+            "repaired: this run has no repaired network; leave it out, or prune with --repair"
+        )
+    return corrected
+
+
+def _from_result(result: Result, stages: Sequence[str], *, repaired: bool) -> PrunedNetwork:
+    corrected = _first_stage(stages, result.corrected, repaired=repaired)
     models = {"repaired": result.repaired_model, "compensated": result.compensated_model}
     model = None if corrected is None else models[corrected]()
     state = result.state_dict() if model is None else model.state_dict()

@@ -69,11 +69,6 @@ def check_pattern(settings: Settings) -> None:
             f"pattern {text!r} and budget {budget!r}; add --pattern=channel --budget=macs, or "
             "leave it out"
         )
-    if settings.compensate and pattern != CHANNEL:
-        raise InputError(
-            f"compensate: replaces whole channels, got pattern {text!r}; add --pattern=channel, or "
-            "leave --compensate out"
-        )
     if settings.layer_sparsity:
         _check_layer_sparsity(settings, pattern)
     _check_sparsities(settings, pattern)

@@ -20,8 +20,9 @@ from gaprune.models.channel_readers import find_readers
 from gaprune.models.forward import functional_call
 from gaprune.models.patterns import channels_of
 from gaprune.models.target import Target
+from gaprune.pattern_names import CHANNEL
 from gaprune.repair.channel_statistics import ChannelStatistics
-from gaprune.repair.compensation import compensated_weights
+from gaprune.repair.compensation import compensated_weights, without_fitted
 from gaprune.repair.dense_statistics import (
     DenseStatistics,
     correct_sites,
@@ -46,12 +47,15 @@ class RepairResult:
 
 
 def repair(
-    target: Target, masks: Mapping[str, Tensor], calibration: Tensor, *, compensate: bool = False
+    target: Target,
+    masks: Mapping[str, Tensor],
+    calibration: Tensor,
+    compensate: str | None = None,
 ) -> RepairResult:
     """Repair a pruned network on calibration inputs; prunable parameters keep their bits.
 
-    With `compensate` they do not: before, what is lost with removed channels is folded into the
-    weights that read them (`compensation`).
+    With `compensate`, the pattern of the masks, they do not: before, kept weights make up for
+    removed ones (`compensation`).
 
     Each site is corrected while the data pass it, so later corrections are measured behind earlier
     ones. One pass is exact where all calibration inputs fit into one chunk; otherwise each chunk is
@@ -74,10 +78,12 @@ def repair(
     moved = {name: mask.to(target.device) for name, mask in masks.items()}
     weights = masked_weights({name: target.weights[name] for name in masks}, moved)
     changed = {}
-    if compensate:
-        readers = find_readers(target.model, channels_of(target))
+    if compensate is not None:
+        channels = compensate == CHANNEL
+        readers = find_readers(target.model, channels_of(target)) if channels else None
         changed = compensated_weights(target.model, weights, readers, dense)
-    result = repair_candidate(target.model, {**weights, **changed}, dense)
+    left = without_fitted(dense, changed)
+    result = repair_candidate(target.model, {**weights, **changed}, left)
     state = {name: value.cpu() for name, value in {**changed, **result.state}.items()}
     return replace(result, state=state, changed=tuple(state))
 

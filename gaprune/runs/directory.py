@@ -8,7 +8,7 @@
     mask.safetensors      parameter name → uint8 tensor of its shape, 1 where the weight stays
     pruned.safetensors    the whole state dict: removed weights are 0, kept ones bit-identical
     repaired.safetensors  with --repair only: the same with statistics and biases corrected
-    compensated.safetensors  with --compensate only: kept channels stand in for removed ones
+    compensated.safetensors  with --compensate only: kept weights make up for removed ones
     front.safetensors     with --pareto only: `NUMBER/parameter` → mask, numbered as `front`
     report.json           data that only the report needs, see `gaprune.report.data`
     report.html           the report, see `gaprune.report`

@@ -471,10 +471,10 @@ class PruningRun:
         """
         evaluator, validation = self.evaluator, self.evaluator.validation
         self.observer.phase(step, "matching activations to those of the dense network")
-        compensate = step == "compensate"
-        with profiled("repair"), torch_threads(self.settings.threads_per_worker):
+        settings, compensate = self.settings, step == "compensate"
+        with profiled("repair"), torch_threads(settings.threads_per_worker):
             inputs = evaluator.statistics_inputs
-            result = repair(self.target, masks, inputs, compensate=compensate)
+            result = repair(self.target, masks, inputs, settings.pattern if compensate else None)
             model = repaired_copy(self.target, masks, result)
             outputs = batched_forward(model, validation.inputs)
             value = evaluator.objective.agreement(outputs, validation.teacher, validation.labels)
@@ -487,7 +487,8 @@ class PruningRun:
                 f"{step}: lowers the agreement on the validation inputs from {strict:.1%} to "
                 f"{agreement:.1%}: use the strict network, unless your own inputs say otherwise"
             )
-        in_loop = compensate or (self.settings.repair_in_loop and not self.settings.compensate)
+        channels = settings.compensates_channels
+        in_loop = channels if compensate else settings.repair_in_loop and not channels
         return RepairedScore(result, agreement, tested, in_loop)
 
     def _perplexities(

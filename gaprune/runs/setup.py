@@ -353,7 +353,7 @@ def _guides(draft: Settings, stated: Settings, preset: Preset, target: Target) -
 
 def _why_impossible(name: str, draft: Settings, preset: Preset, target: Target) -> str | None:
     if draft.scores_corrected and name != "feature_loss":
-        option = "--compensate" if draft.compensate else "--repair-in-loop"
+        option = "--compensate" if draft.compensates_channels else "--repair-in-loop"
         return f"with {option} candidates are scored after repair"
     if not preset.gradient:
         return f"preset {draft.preset!r} takes no gradient steps"
@@ -419,7 +419,7 @@ def make_evaluator(
 
 def _forward_mode(target: Target, settings: Settings, domain_inputs: Tensor) -> ForwardMode:
     features, statistics = settings.feature_loss or 0.0, settings.statistics_loss or 0.0
-    if settings.compensate:
+    if settings.compensates_channels:
         readers = find_readers(target.model, channels_of(target))
         return RepairedForward(_sites(target, domain_inputs), domain_inputs, features, readers)
     if settings.repair_in_loop:
