@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.calibration.generators.random_draws import to_network
+from gaprune.calibration.inversion.adam import AdamSteps
 from gaprune.calibration.inversion.batchnorm import InversionOptions, invert
 from gaprune.calibration.inversion.batchnorm_statistics import BatchNormRecorder
 from gaprune.calibration.inversion.impressions import soft_targets
@@ -137,6 +138,21 @@ def test_the_seed_decides() -> None:
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
     assert torch.equal(noise, before)
+
+
+def test_adam_is_that_of_torch() -> None:
+    """Bit for bit, over steps with different rates."""
+    values = [torch.randn(3, 4, generator=seeded(seed)) for seed in range(2)]
+    others = [value.clone() for value in values]
+    adam, steps = torch.optim.Adam(others), AdamSteps(values)
+    for number in range(5):
+        gradients = [torch.randn(3, 4, generator=seeded(9 + number)) for _ in values]
+        adam.param_groups[0]["lr"] = rate = 0.1 / (1 + number)
+        for other, gradient in zip(others, gradients, strict=True):
+            other.grad = gradient
+        adam.step()
+        steps.step(gradients, rate)
+    assert all(map(torch.equal, values, others))
 
 
 def test_nothing_is_left_on_the_model() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.calibration.generators.random_draws import to_network
+from gaprune.calibration.inversion.adam import AdamSteps
 from gaprune.calibration.inversion.augment import shift_and_mirror
 from gaprune.calibration.inversion.batchnorm_statistics import (
     BatchNormRecorder,
@@ -190,14 +191,13 @@ class _BatchOptimiser:
                     outputs = [self._outputs(chunk) for chunk in chunks]
                 targets = draw_targets(torch.cat(outputs), self.generator)
             # Every resolution needs a new Adam: its moments have the shape of the inputs.
-            adam = torch.optim.Adam(chunks, self.options.learning_rate)
+            adam = AdamSteps(chunks)
             with BatchNormRecorder(self.model) as recorder:
                 moments = self._measure(chunks, recorder)
                 while True:  # at least one step, even if the time is over
                     decay = max(LAST_RATE, (1 + math.cos(math.pi * fraction())) / 2)
-                    adam.param_groups[0]["lr"] = self.options.learning_rate * decay
-                    self._set_gradients(chunks, targets, recorder, moments)
-                    adam.step()
+                    gradients = self._gradients(chunks, targets, recorder, moments)
+                    adam.step(gradients, self.options.learning_rate * decay)
                     with torch.no_grad():
                         for chunk in chunks:
                             chunk.clamp_(0, 1)
@@ -229,17 +229,17 @@ class _BatchOptimiser:
             moments.update(number, recorder.take()[0])
         return moments
 
-    def _set_gradients(
+    def _gradients(
         self,
         chunks: Sequence[Tensor],
         targets: Tensor,
         recorder: BatchNormRecorder,
         batch_moments: ChunkedMoments,
-    ) -> None:
-        """Set the gradients of all chunks to those of the loss of the whole batch."""
+    ) -> list[Tensor]:
+        """Return the gradients of the loss of the whole batch for all chunks."""
         options, count = self.options, len(targets)
         values = count * chunks[0][0].numel()
-        chunk_targets = targets.split([len(chunk) for chunk in chunks])
+        chunk_targets, gradients = targets.split([len(chunk) for chunk in chunks]), list[Tensor]()
         for number, (chunk, wanted) in enumerate(zip(chunks, chunk_targets, strict=True)):
             # Random shifts average out gradients that depend on the exact position.
             jittered = shift_and_mirror(
@@ -251,4 +251,5 @@ class _BatchOptimiser:
             loss = options.statistics * statistics.divergence(batch_moments.update(number, moments))
             loss = loss + options.classes / count * target_loss(outputs, wanted)
             loss = loss + options.smoothness / values * total_variation(chunk, self.spec)
-            (chunk.grad,) = torch.autograd.grad(loss, chunk)
+            gradients += torch.autograd.grad(loss, chunk)
+        return gradients

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.calibration.generators.random_draws import draw_log_uniform, to_network
+from gaprune.calibration.inversion.adam import AdamSteps
 from gaprune.calibration.inversion.augment import moving_axes
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
@@ -49,14 +50,13 @@ def impressions(
 
 def _optimised(model: nn.Module, spec: InputSpec, starts: Tensor, targets: Tensor) -> Tensor:
     inputs = starts.clone().requires_grad_()
-    adam = torch.optim.Adam([inputs], LEARNING_RATE)
+    adam = AdamSteps([inputs])
     for _ in range(STEPS):
         outputs = model(to_network(spec, inputs))
         check_differentiable(outputs, "impressions")
         loss = target_loss(outputs, targets)
         loss = loss + SMOOTHNESS * total_variation(inputs, spec)
-        (inputs.grad,) = torch.autograd.grad(loss, inputs)
-        adam.step()
+        adam.step(torch.autograd.grad(loss, inputs), LEARNING_RATE)
         with torch.no_grad():
             # Projected gradient descent: the network never sees values outside the range.
             inputs.clamp_(0, 1)

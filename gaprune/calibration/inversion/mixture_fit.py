@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gaprune.calibration.generators.mixture import MIN_SHARE
 from gaprune.calibration.generators.random_draws import InputGenerator
+from gaprune.calibration.inversion.adam import AdamSteps
 from gaprune.calibration.inversion.batchnorm_statistics import (
     BatchNormRecorder,
     TrainingStatistics,
@@ -96,14 +97,13 @@ class MixtureFitter:
         divergence = self._statistics.divergence
         logits = torch.zeros(len(names), dtype=torch.float64, device=table.device)
         logits.requires_grad_()
-        adam = torch.optim.Adam([logits], LEARNING_RATE)
+        adam = AdamSteps([logits])
         for _ in range(STEPS):
             # The softmax keeps the shares positive and their sum at 1.
             shares = logits.softmax(0)
             entropy = -torch.xlogy(shares, shares).sum()
             loss = divergence(_mix(shares, table)) - ENTROPY_BONUS * entropy
-            (logits.grad,) = torch.autograd.grad(loss, logits)
-            adam.step()
+            adam.step(torch.autograd.grad(loss, logits), LEARNING_RATE)
         shares = logits.detach().softmax(0)
         shares = torch.where(shares < MIN_SHARE, 0.0, shares)
         shares /= shares.sum()
