@@ -123,29 +123,6 @@ def open_peer(name: str, data: Path | None) -> RealNetwork:
     )
 
 
-def make_row(row: Row, case: Case, network: RealNetwork, dense: Dense) -> Row:
-    """Return a row with its figures, or with a note that says why there are none."""
-    package, tool = TOOLS[row.tool]
-    try:
-        row = replace(row, package=f"{package} {metadata.version(package)}")
-        started = time.perf_counter()
-        pruned = tool(dense.subject.target, case, row.seed)
-        seconds = time.perf_counter() - started
-        with TemporaryDirectory() as folder:
-            subject = _subject(dense.subject.target, pruned.model, Path(folder) / "pruned.onnx")
-            figures = {
-                **_size_and_score(network, subject),
-                "latency_torch": _speed(dense.subject, subject, EAGER),
-                "latency_onnx": _speed(dense.subject, subject, ONNX),
-            }
-    except metadata.PackageNotFoundError:
-        return replace(row, note=f"{package} is not installed")
-    except (GapruneError, UnavailableError) as error:
-        return replace(row, note=str(error))
-    level = pruned.level
-    return replace(row, **figures, seconds=round(seconds, 1), data=level, dense=dense.figures)
-
-
 class Dense(NamedTuple):
     """The dense network, and its size and score."""
 
@@ -176,9 +153,9 @@ def _speed(dense: RuntimeSubject, pruned: RuntimeSubject, runtime: str) -> dict[
     target, latency = dense.target, {}
     for batch in BATCHES:
         inputs = sample_inputs(target.inputs, batch, target.dtype)
-        # other processes do not count: one thread waits for nothing but them
+        # other processes do not count: one thread computes, and waits for nothing but them
         subjects = [(runtime, dense), (runtime, pruned)]
-        times = time_in_turn(subjects, inputs, clock=time.process_time)
+        times = time_in_turn(subjects, inputs, clock=time.thread_time)
         ratios = [whole / part for whole, part in zip(*times, strict=True)]
         latency[str(batch)] = {
             "dense_ms": round(median(times[0]), 4),
@@ -186,6 +163,41 @@ def _speed(dense: RuntimeSubject, pruned: RuntimeSubject, runtime: str) -> dict[
             "speed_up": [round(ratio, 3) for ratio in quantiles(ratios)],
         }
     return latency
+
+
+def pruned_row(row: Row, case: Case, target: Target) -> tuple[Row, nn.Module]:
+    """Return a row with the costs of pruning, and the pruned network.
+
+    Raises:
+        GapruneError: the tool is not installed, or fails.
+    """
+    package, tool = TOOLS[row.tool]
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError as error:
+        raise GapruneError(f"{package} is not installed") from error
+    started = time.perf_counter()
+    pruned = tool(target, case, row.seed)
+    seconds = round(time.perf_counter() - started, 1)
+    costs = {"package": f"{package} {version}", "seconds": seconds, "data": pruned.level}
+    return replace(row, **costs), pruned.model
+
+
+def measured_row(row: Row, model: nn.Module, network: RealNetwork, dense: Dense) -> Row:
+    """Return a row with size, score and latency of the pruned network.
+
+    Raises:
+        GapruneError: the network does not run, or cannot be written to an ONNX file.
+    """
+    with TemporaryDirectory() as folder:
+        subject = _subject(dense.subject.target, model, Path(folder) / "pruned.onnx")
+        return replace(
+            row,
+            **_size_and_score(network, subject),
+            dense=dense.figures,
+            latency_torch=_speed(dense.subject, subject, EAGER),
+            latency_onnx=_speed(dense.subject, subject, ONNX),
+        )
 
 
 def rows_of(
@@ -198,6 +210,7 @@ def rows_of(
     """Yield a stored or new row for every network, tool and seed."""
     for name, case in cases.items():
         with TemporaryDirectory() as folder:
+            network: RealNetwork | None = None
             dense: Dense | None = None
             for tool, seed in product(tools, seeds):
                 row = Row(tool, name, case.sparsity, seed, case.width_multiple)
@@ -207,13 +220,15 @@ def rows_of(
                     yield Row(**stored)
                     continue
                 try:
-                    if dense is None:
+                    if network is None:
                         network = open_peer(name, data)
                         target = network.load()
+                    pruned, model = pruned_row(row, case, target)
+                    if dense is None:
                         subject = _subject(target, target.model, Path(folder) / "dense.onnx")
                         dense = Dense(subject, _size_and_score(network, subject))
-                    row = make_row(row, case, network, dense)
-                except GapruneError as error:
+                    row = measured_row(pruned, model, network, dense)
+                except (GapruneError, UnavailableError) as error:
                     row = replace(row, note=str(error))
                 store.add(asdict(row))
                 print(", ".join(cells(row)), row.note, file=sys.stderr, flush=True)
