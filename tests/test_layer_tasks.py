@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from criterion_networks import network_of, seeded
+from criterion_networks import tiny as two_layers
 from test_attention_heads import language_model
 from torch import Tensor, nn
 
 from gaprune.criteria import layer_tasks, score
+from gaprune.criteria.allocation import block_wanda_rows
 from gaprune.criteria.layer_inputs import InputMoments, WeightShape
 from gaprune.criteria.layer_tasks import layer_tasks_on, shared_inputs, work_on_layers
 from gaprune.criteria.swaps import one_shot_mask
@@ -133,6 +135,26 @@ def test_layers_of_the_same_input_share_its_moments() -> None:
         "o_proj": "o_proj",
         "down_proj": "down_proj",
     }
+
+
+def test_blocks_that_cost_more_keep_more() -> None:
+    """Counts follow the damage of blocks; rows of a layer keep equally many weights."""
+    network = llama()
+
+    def damage(weights: Mapping[str, Tensor]) -> float:
+        return 10.0 if all(".layers.0." in name for name in weights) else 1.0
+
+    scores = block_wanda_rows(network, IDS, 0.5, damage)
+    masks = network.layout.split(one_shot_mask(scores, network.layout, 0.5))
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert sum(kept.values()) == network.layout.total // 2
+    for name, mask in masks.items():
+        if ".layers.0." in name:
+            assert kept[name] > kept[name.replace(".0.", ".1.")]
+        rows = mask.sum(1)
+        assert int(rows.max() - rows.min()) <= 1
+    with pytest.raises(LookupError):
+        block_wanda_rows(two_layers(), torch.rand(5, 4).double(), 0.5, damage)
 
 
 @pytest.mark.slow  # it starts Ray
