@@ -163,7 +163,7 @@ def test_two_actors_find_the_same_masks() -> None:
     """Workers refine the layers of blocks; the scores are the same bit for bit."""
     network = llama()
     expected = score("swaps", network, IDS, seeded(), 0.5)
-    kinds = set()
+    kinds: set[str] = set()
     with open_workers(network, WorkerOptions(2)) as workers:
 
         def run(tasks: Sequence[object]) -> Sequence[object]:

@@ -98,8 +98,8 @@ class _Damage:
         """Return the squared error, or of next-token distributions the KL divergence."""
         outputs = functional_forward(self.model, weights, self.inputs)
         if outputs.ndim == LOGITS and self.inputs.dtype == torch.int64:
-            logs = (x.float().log_softmax(-1) for x in (outputs, self.dense))
-            error = functional.kl_div(*logs, reduction="sum", log_target=True)
+            student, teacher = (x.float().log_softmax(-1) for x in (outputs, self.dense))
+            error = functional.kl_div(student, teacher, reduction="sum", log_target=True)
         else:
             error = (outputs - self.dense).square().sum()
         return float(error) if math.isfinite(error) else math.inf
