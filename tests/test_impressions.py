@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +14,16 @@ from torch.nn import functional
 
 from gaprune.calibration.inversion.augment import COPIES, shift_and_mirror, with_copies
 from gaprune.calibration.inversion.impressions import impressions, soft_targets
+from gaprune.calibration.inversion.patch_diversity import (
+    BANDWIDTH,
+    attention_outputs,
+    similarity_entropy,
+)
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError
 from gaprune.models.forward import batched_forward
 from gaprune.models.input_spec import InputSpec
+from gaprune.models.sources.optional_packages import import_extra
 
 
 @given(st.integers(1, 40), st.integers(2, 12), st.integers(0, 999))
@@ -158,3 +166,50 @@ def test_inputs_that_cannot_be_moved_come_back_as_they_are() -> None:
     """Vectors have no spatial or time axis."""
     made = draw(VECTOR)
     assert with_copies(made, VECTOR, seeded()) is made
+
+
+def vision_transformer() -> nn.Module:
+    """Return a small one of timm with random weights."""
+    sizes = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 4}
+    timm = import_extra("timm", "timm", "test")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.models.vision_transformer.VisionTransformer(img_size=16, **sizes).eval()
+        for parameter in (p for p in model.parameters() if p.ndim > 1):
+            nn.init.normal_(parameter, std=0.3)
+    return cast(nn.Module, model.requires_grad_(False))
+
+
+def test_patches_of_a_vision_transformer_differ_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The histogram of cosines between outputs of attention gets broader, the same each time."""
+    model, spec = vision_transformer(), InputSpec((3, 16, 16), "image")
+    monkeypatch.setattr("gaprune.calibration.inversion.impressions.STEPS", 30)
+    starts = torch.rand(6, *spec.shape, generator=seeded(1))
+    entropies = []
+    for weight in (0.0, 1.0):
+        monkeypatch.setattr("gaprune.calibration.inversion.impressions.DIVERSITY", weight)
+        made = impressions(model, spec, starts, seeded(5))
+        with attention_outputs(model, spec) as layers:
+            model(made)
+        assert len(layers) == 2
+        entropies.append(0.0)
+        for patches in (image for layer in layers for image in layer):
+            cosines = functional.cosine_similarity(patches[:, None], patches[None], dim=2)
+            counts = torch.histc(cosines, 20, -1, 1)
+            entropies[-1] += float(torch.distributions.Categorical(counts).entropy()) / 12
+    assert entropies[1] > entropies[0] + 0.1
+    assert torch.equal(made, impressions(model, spec, starts, seeded(5)))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_patch_similarity_entropy_is_that_of_its_density() -> None:
+    """Equal patches give a single Gaussian, different ones a higher entropy."""
+    patches = torch.ones(3, 5, 7, dtype=torch.float64)
+    gaussian = float(torch.distributions.Normal(0, BANDWIDTH).entropy())
+    assert float(similarity_entropy(patches)) / 3 == pytest.approx(gaussian, abs=0.02)
+    mixed = patches.clone()
+    mixed[:, :2] *= torch.tensor([1.0, -1, 1, -1, 1, -1, 1])
+    assert similarity_entropy(mixed) > similarity_entropy(patches) + 1
+    with attention_outputs(tiny_model(), InputSpec((6,), "vector")) as layers:
+        tiny_model()(torch.rand(2, 6))
+    assert layers == []

@@ -2,7 +2,8 @@
 
 Zero-shot knowledge distillation (Nayak et al. 2019, section 3.2) draws the targets from Dirichlet
 distributions. Here their concentrations vary, and every input starts from a procedural one. For
-networks without class outputs the target is the teacher's output for another input.
+networks without class outputs the target is the teacher's output for another input. In vision
+transformers, which have no BatchNorm to match, the patches of an input are made to differ.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional
 from gaprune.calibration.generators.random_draws import draw_log_uniform, to_network
 from gaprune.calibration.inversion.adam import AdamSteps
 from gaprune.calibration.inversion.augment import moving_axes
+from gaprune.calibration.inversion.patch_diversity import attention_outputs, similarity_entropy
 from gaprune.errors import InputError
 from gaprune.models.input_spec import InputSpec
 
@@ -24,6 +26,7 @@ SHARING_CLASSES = 10  # with more classes, the concentration falls: as few of th
 
 STEPS, LEARNING_RATE = 60, 0.05  # of Adam; the rate is a fraction of the unit range
 SMOOTHNESS = 0.005  # weight of the total variation, per pair of neighbours
+DIVERSITY = 1.0  # weight of the entropy of patch similarities, per layer of attention
 BATCH = 256  # inputs whose targets are drawn together
 VALUES = 1 << 20  # input values optimised together, in 256 to 1,024 inputs: small steps cost time
 
@@ -51,15 +54,19 @@ def impressions(
 def _optimised(model: nn.Module, spec: InputSpec, starts: Tensor, targets: Tensor) -> Tensor:
     inputs = starts.clone().requires_grad_()
     adam = AdamSteps([inputs])
-    for _ in range(STEPS):
-        outputs = model(to_network(spec, inputs))
-        check_differentiable(outputs, "impressions")
-        loss = target_loss(outputs, targets)
-        loss = loss + SMOOTHNESS * total_variation(inputs, spec)
-        adam.step(torch.autograd.grad(loss, inputs), LEARNING_RATE)
-        with torch.no_grad():
-            # Projected gradient descent: the network never sees values outside the range.
-            inputs.clamp_(0, 1)
+    with attention_outputs(model, spec) as patches:
+        for _ in range(STEPS):
+            patches.clear()
+            outputs = model(to_network(spec, inputs))
+            check_differentiable(outputs, "impressions")
+            loss = target_loss(outputs, targets)
+            loss = loss + SMOOTHNESS * total_variation(inputs, spec)
+            for layer in patches:
+                loss = loss - DIVERSITY * similarity_entropy(layer)
+            adam.step(torch.autograd.grad(loss, inputs), LEARNING_RATE)
+            with torch.no_grad():
+                # Projected gradient descent: the network never sees values outside the range.
+                inputs.clamp_(0, 1)
     return inputs.detach()
 
 
