@@ -252,6 +252,8 @@ def test_test_data_never_reach_the_search(pruned: Result) -> None:
 def test_two_workers_find_what_one_finds(ray_session: None, pruned: Result) -> None:
     """The same masks, bit for bit, on real Ray actors."""
     assert same_masks(pruned, run(workers=2))
+    one_shot = [run(method="swaps", generations=None, workers=count) for count in (1, 2)]
+    assert same_masks(*one_shot)
 
 
 def test_a_regressor_is_compared_by_its_numbers() -> None:

@@ -80,6 +80,8 @@ def work_on_layers(
 
     def make_tasks(moments: Mapping[str, InputMoments]) -> tuple[list[str], list[Any]]:
         names = [name for name, source in sources.items() if source in moments]
+        # the longest first, so that workers finish together
+        names.sort(key=lambda name: -network.weights[name].numel() * shapes[name].size)
         return names, [make_task(name, moments[sources[name]]) for name in names]
 
     with torch.no_grad():
@@ -170,15 +172,16 @@ def _block_by_block(
             BlockPass(block, shard, shapes, len(shard) / len(parts), seed)
             for shard, seed in zip(shards, seeds, strict=True)
         ]
-        results = run_tasks(network, [*passes, *work])
-        yield from zip(names, results[len(passes) :], strict=True)
-        shards = [passed.calls for passed in results[: len(passes)]]
-        moments = results[0].moments
-        for passed in results[1 : len(passes)]:
+        results = run_tasks(network, [*work, *passes])
+        yield from zip(names, results[: len(work)], strict=True)
+        first_part, *others = results[len(work) :]
+        shards = [passed.calls for passed in (first_part, *others)]
+        moments = first_part.moments
+        for passed in others:
             for name, part in passed.moments.items():
                 moments[name].merge(part)
         names, work = make_tasks(moments)
-        del results, passes
+        del results, passes, first_part, others
     yield from zip(names, run_tasks(network, work), strict=True)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from gaprune.criteria.activations import lamp_wanda_rows, wanda_rows
 from gaprune.criteria.allocation import block_wanda_rows
-from gaprune.criteria.layer_inputs import InputMoments, WeightShape
+from gaprune.criteria.layer_inputs import InputMoments
 from gaprune.criteria.layer_tasks import work_on_layers
 from gaprune.criteria.row_swaps import refine_mask
 from gaprune.criteria.weights_only import lamp
@@ -143,46 +143,45 @@ def refined_scores(
     masks = network.layout.split(one_shot_mask(scores, network.layout, density))
 
     def make_task(name: str, moments: InputMoments) -> RefineLayer:
-        matrix = moments.covariance()
-        if not correlated:
-            matrix.lerp_(moments.gram(), MEAN_SHARE)
-        groups = input_groups(network, name)
-        return RefineLayer(name, matrix.float(), masks[name], moments.shape, groups, correlated)
+        # copies: a message with a view holds all that it is a view of
+        layer, mask = layers[name].clone(), masks[name].clone()
+        return RefineLayer(name, moments, layer, mask, input_groups(network, name), correlated)
 
     for name, refined in work_on_layers(network, calibration, generator.clone_state(), make_task):
         check_time()
-        if refined is None:
-            layers[name].fill_(math.nan)  # `score` reports which layer is not finite
-        else:
-            layers[name].copy_(reordered(layers[name], refined))
+        layers[name].copy_(refined)
     return scores
 
 
 @dataclass(frozen=True, eq=False)
 class RefineLayer:
-    """Refines the mask of a layer by swaps, see `refine_mask`."""
+    """Refines the mask of a layer by swaps, see `refine_mask`, and orders its scores by it."""
 
     name: str  # of the weight
-    matrix: Tensor  # float32, `[groups, blocks, width, width]`
-    mask: Tensor  # in the shape of the weight
-    shape: WeightShape
+    moments: InputMoments
+    scores: Tensor  # in the shape of the weight, as the mask
+    mask: Tensor
     groups: Tensor | None
     correlated: bool
 
-    def run(self, network: DenseNetwork) -> Tensor | None:
-        """Return the refined mask, in the shape of the weight; None if inputs overflow."""
-        matrix, weight = self.matrix.to(network.device), network.weights[self.name].detach()
+    def run(self, network: DenseNetwork) -> Tensor:
+        """Return the scores of the layer; NaN, which `score` reports, if inputs overflow."""
+        weight, matrix = network.weights[self.name].detach(), self.moments.covariance()
+        if not self.correlated:
+            matrix.lerp_(self.moments.gram(), MEAN_SHARE)
+        matrix = matrix.float().to(weight.device)
         if not matrix.isfinite().all():
-            return None
+            return torch.full_like(self.scores, math.nan)
         diagonal = torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
-        return refine_mask(
+        refined = refine_mask(
             weight.flatten(1).float(),
             torch.lerp(matrix, diagonal, SHRINK),
             self.mask.to(weight.device).flatten(1),
-            self.shape,
+            self.moments.shape,
             correlated=self.correlated,
             groups=self.groups,
-        ).view_as(weight)
+        )
+        return reordered(self.scores, refined.to(self.scores.device))
 
 
 def one_shot_mask(scores: Tensor, layout: Layout, density: float) -> Tensor:
