@@ -179,8 +179,8 @@ def pruned_row(row: Row, case: Case, target: Target) -> tuple[Row, nn.Module]:
     started = time.perf_counter()
     pruned = tool(target, case, row.seed)
     seconds = round(time.perf_counter() - started, 1)
-    costs = {"package": f"{package} {version}", "seconds": seconds, "data": pruned.level}
-    return replace(row, **costs), pruned.model
+    name = f"{package} {version}"
+    return replace(row, package=name, seconds=seconds, data=pruned.level), pruned.model
 
 
 def measured_row(row: Row, model: nn.Module, network: RealNetwork, dense: Dense) -> Row:

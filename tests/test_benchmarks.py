@@ -29,6 +29,7 @@ from benchmarks.exports import standalone
 from benchmarks.exports.export_case import Case, Context, run_at
 from benchmarks.exports.two_of_four import groups_of
 from benchmarks.networks import RealNetwork
+from benchmarks.peer_tools import TOOLS
 from benchmarks.real.methods import METHODS
 from benchmarks.real.prune_and_score import make_row
 from benchmarks.real.rows import Key
@@ -225,8 +226,8 @@ def test_a_tool_that_is_missing_or_fails_is_a_row_that_says_so(
     def broken(*_: object) -> None:
         raise GapruneError("out of order")
 
-    monkeypatch.setitem(peers.TOOLS, "missing", ("no-such-package", broken))
-    monkeypatch.setitem(peers.TOOLS, "broken", ("torch", broken))
+    monkeypatch.setitem(TOOLS, "missing", ("no-such-package", broken))
+    monkeypatch.setitem(TOOLS, "broken", ("torch", broken))
     options = ["--rows", str(tmp_path), "--only", "mnist-cnn", "--tools", "missing", "broken"]
     network = RealNetwork(
         "mnist-cnn",
