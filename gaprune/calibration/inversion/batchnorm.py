@@ -59,8 +59,8 @@ class InversionOptions:
         memory: bytes that the activations of one pass may take; larger batches pass in chunks.
     """
 
-    steps: int = 50  # Adam steps on every batch
-    learning_rate: float = 0.005  # larger ones roughen the inputs: see benchmarks/trials.md
+    steps: int = 150  # Adam steps on every batch
+    learning_rate: float = 0.02
     batch: int = 128  # inputs whose common statistics are matched; use 64 or more
     statistics: float = 100.0  # weight of the divergence in nats per channel
     classes: float = 1.0  # weight of the cross-entropy to the targets, in nats per input
