@@ -237,6 +237,7 @@ def test_formats_with_zeros_are_refused(searched: Result, tmp_path: Path) -> Non
         ({"scope": "global"}, "scope"),
         ({"budget": "macs"}, "budget"),
         ({"max_drop": 0.1}, "max_drop"),
+        ({"compensate": True}, "compensate"),
         ({"layer_sparsity": {"*": 0.2}}, "layer_sparsity"),
         ({"method": "conditional"}, "method"),
         ({"method": "swaps"}, "method"),

@@ -80,6 +80,8 @@ def _check_sparsities(settings: Settings, pattern: object) -> None:
         _check_n_of_m(settings, pattern)
     elif pattern == EXPERT:
         _check_same_counts(settings, "the sparsity must give a whole number of experts")
+        reason = "no other expert can express what a removed one computes"
+        _refuse(settings, ("compensate",), reason, "use --pattern=channel")
     elif settings.budget == LATENCY:
         reason = "tries many budgets, but latency is measured for a single one"
         _refuse(settings, ("max_drop", "pareto"), reason, "use --budget=macs")
@@ -126,7 +128,7 @@ def _check_same_counts(settings: Settings, why: str) -> None:
 
 def _refuse(settings: Settings, names: Sequence[str], reason: str, remedy: str) -> None:
     """Raise if one of these settings is in use."""
-    unused = {"max_drop": None, "pareto": False, "floor": 0}
+    unused = {"max_drop": None, "pareto": False, "floor": 0, "compensate": False}
     for name in names:
         if getattr(settings, name) == unused[name]:
             continue
