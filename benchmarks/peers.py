@@ -53,18 +53,24 @@ from gaprune.workers.serial import torch_threads
 DEFAULT_FOLDER = Path("runs/peers")
 SPARSITY = 0.5  # fraction of the multiply-adds that is removed
 FULL_WIDTH = 140  # columns of a table written to a file or a pipe
-
-
-def _inverted(count: int) -> dict[str, Any]:
-    """Return settings of gaprune, and of methods that look at inputs: `count` inverted images."""
-    counts = {"inversions": count, "calibration_count": 256, "validation_count": 128}
-    return {"calibration": ("inversion",), **counts}
-
-
+# What gaprune makes for itself, and for methods that look at inputs.
+INVERTED = {
+    "resnet20": {  # as in benchmarks/real/settings.py, whose inverted images are cached
+        "calibration": ("inversion", "procedural"),
+        "inversions": 512,
+        "calibration_count": 512,
+        "validation_count": 256,
+    },
+    "resnet56": {
+        "calibration": ("inversion",),
+        "inversions": 128,
+        "calibration_count": 256,
+        "validation_count": 128,
+    },
+}
 CASES: dict[str, Case] = {
     **{name: replace(case, sparsity=SPARSITY) for name, case in ZOO_CASES.items()},
-    "resnet20": Case(SPARSITY, 8, _inverted(512)),
-    "resnet56": Case(SPARSITY, 8, _inverted(128)),
+    **{name: Case(SPARSITY, 8, settings) for name, settings in INVERTED.items()},
     "crepe-full": Case(SPARSITY, 16, {"calibration": ("procedural",), "calibration_count": 128}),
 }
 
