@@ -157,6 +157,14 @@ def test_blocks_that_cost_more_keep_more() -> None:
         block_wanda_rows(two_layers(), torch.rand(5, 4).double(), 0.5, damage)
 
 
+@pytest.mark.usefixtures("by_blocks")
+def test_swaps_of_a_language_model_keep_the_budget() -> None:
+    """Whatever counts they start from, they keep as many weights in all as the density says."""
+    network = llama()
+    mask = one_shot_mask(score("swaps", network, IDS, seeded(), 0.4), network.layout, 0.4)
+    assert int(mask.sum()) == round(0.4 * network.layout.total)
+
+
 @pytest.mark.slow  # it starts Ray
 @pytest.mark.usefixtures("by_blocks", "ray_session")
 def test_two_actors_find_the_same_masks() -> None:

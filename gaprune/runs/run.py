@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,8 +20,7 @@ from gaprune.calibration.samples import Samples
 from gaprune.calibration.weighing import weighing
 from gaprune.callbacks import Observer, WarnOnce
 from gaprune.config import EVOLVED
-from gaprune.criteria import CRITERIA, NUM_INPUTS, find_criterion
-from gaprune.criteria.layer_tasks import layer_tasks_on
+from gaprune.criteria import CRITERIA, NUM_INPUTS
 from gaprune.errors import GapruneError
 from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evaluation.forward_modes import StrictForward
@@ -46,6 +44,7 @@ from gaprune.report.data import confusion_of, report_data_of
 from gaprune.runs.budget_check import check_budget
 from gaprune.runs.checkpointer import Checkpointer, SavedSearch
 from gaprune.runs.latency_budget import measure_latency
+from gaprune.runs.layer_workers import layers_on_workers
 from gaprune.runs.result import RepairedScore, Result
 from gaprune.runs.setup import ResolvedSettings, make_evaluator, make_plan
 from gaprune.runs.warnings import (
@@ -177,8 +176,7 @@ class PruningRun:
                     self.observer.warning(text)
             seeds = self._scored_seeds
             self._outcome = _Outcome(seeds, self._scores, search)
-            text = baseline_warning({s.origin: self._scores[s.key].agreement for s in seeds})
-            if text is not None:
+            if text := baseline_warning({s.origin: self._scores[s.key].agreement for s in seeds}):
                 self.observer.warning(text)
             result = self.make_result(self.test)
         if settings.budget == LATENCY:
@@ -191,11 +189,7 @@ class PruningRun:
         settings, evaluator = self.settings, self.evaluator
         saved = self._load_search()
         if saved is None:
-            with (
-                profiled("baselines"),
-                torch_threads(settings.threads_per_worker),
-                self._layers_on_workers(),
-            ):
+            with layers_on_workers(self.resolved, evaluator.network, self.observer.warning):
                 self.seeds(with_genes=settings.method == EVOLVED)
         else:
             self._seeds, self._scores = saved.seeds, saved.validation_scores
@@ -215,28 +209,6 @@ class PruningRun:
             if self.resolved.preset.seeding == "baselines":
                 return self._evolution.run(self._scored_seeds, self._scores)
             return self._evolution.run(self._random_population())
-
-    @contextmanager
-    def _layers_on_workers(self) -> Iterator[None]:
-        """Let workers, if any are asked, refine the layers of a one-shot mask inside the block."""
-        options, method = self.resolved.worker_options, self.settings.method
-        if options.in_process or method == EVOLVED or not find_criterion(method).by_layers:
-            yield
-            return
-        with open_workers(self.evaluator.network, options, self.observer.warning) as workers:
-
-            def run(tasks: Sequence[Any]) -> list[Any]:
-                results = workers.run(tasks)
-                for failed in results:
-                    if isinstance(failed, FailedTask):
-                        raise GapruneError(
-                            f"workers: a layer ended the worker that refined it {failed.attempts} "
-                            f"times ({failed.why}); try --workers=1"
-                        )
-                return results
-
-            with layer_tasks_on(run):
-                yield
 
     @property
     def _scored_seeds(self) -> list[Individual]:
