@@ -50,7 +50,8 @@ def _record(
     kwargs: dict[str, Any],
 ) -> None:
     """Add what each expert adds for its tokens; experts are called with one of them each."""
-    hidden, chosen, gates = (*args, *kwargs.values())
+    stated: list[Tensor] = [*args, *kwargs.values()]
+    hidden, chosen, gates = stated
     for expert in range(len(products)):
         rows, places = (chosen == expert).nonzero(as_tuple=True)
         if len(rows):

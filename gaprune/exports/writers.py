@@ -165,8 +165,8 @@ def _without_experts(model: Any, masks: Mapping[str, Tensor]) -> bool:  # noqa: 
     layers = find_experts(model)
     for layer in layers:
         parts = [mask for name, mask in masks.items() if name.rpartition(".")[0] == layer.experts]
-        stays = torch.stack([mask.flatten(1).any(1) for mask in parts]).any(0) if parts else []
-        index = torch.tensor([number for number, any_left in enumerate(stays) if any_left])
+        stays = [mask.flatten(1).any(1) for mask in parts] or [torch.zeros(layer.count)]
+        index = torch.stack(stays).any(0).nonzero().flatten()
         # as in `RemovedExperts`: where too few are left, all of them can be chosen
         remaining[layer.experts] = (
             index if len(index) >= layer.per_token else torch.arange(layer.count)

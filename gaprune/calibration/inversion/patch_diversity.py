@@ -59,4 +59,5 @@ def similarity_entropy(patches: Tensor) -> Tensor:
     density = kernels.mean(1) / (BANDWIDTH * (2 * torch.pi) ** 0.5)
     # far from all cosines the density is 0, and its logarithm has no gradient
     logarithm = (density + torch.finfo(density.dtype).eps).log()
-    return -(density * logarithm).sum() * 2 * LIMIT / (POINTS - 1)
+    entropy: Tensor = -(density * logarithm).sum() * 2 * LIMIT / (POINTS - 1)
+    return entropy
