@@ -13,7 +13,8 @@ CRITERIA = (
     *("random", "magnitude", "lamp", "erk", "synflow", "snip", "grasp", "taylor", "wanda"),
     *("wanda-rows", "lamp-wanda", "lamp-wanda-rows", "correlation", "swaps", "correlation-swaps"),
 )
-UNIT_CRITERIA = {"conditional": "channel", "reap": "expert"}  # name → the pattern that it ranks
+# name → the pattern that it ranks
+UNIT_CRITERIA = {"conditional": "channel", "conditional-loss": "channel", "reap": "expert"}
 METHODS = (
     *CRITERIA,
     *("magnitude-layer", "threshold", "structured-l1", "structured-l2", "clustered", "evolved"),

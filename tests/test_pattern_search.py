@@ -145,7 +145,7 @@ def test_every_criterion_seeds_the_search(pattern: str) -> None:
     run = run_of(pattern)
     seeds = {one.origin.removesuffix("-layer"): one for one in run.seeds()}
     of_units = {name for name, criterion in CRITERIA.items() if not criterion.single_weights}
-    expected = {"channel": of_units | {"conditional"}, "4x1": of_units}
+    expected = {"channel": of_units | {"conditional", "conditional-loss"}, "4x1": of_units}
     assert set(seeds) == expected.get(pattern, set(CRITERIA))
     evaluator = run.evaluator
     for one in seeds.values():

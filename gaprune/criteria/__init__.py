@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gaprune import plugins
 from gaprune.criteria.activations import lamp_wanda, lamp_wanda_rows, wanda, wanda_rows
-from gaprune.criteria.conditional import conditional
+from gaprune.criteria.conditional import conditional, conditional_loss
 from gaprune.criteria.correlation import correlation
 from gaprune.criteria.expert_outputs import reap
 from gaprune.criteria.flow import synflow
@@ -137,6 +137,12 @@ _UNIT_ROWS = (
         "channels: variance that kept ones cannot express, times weights that read it",
     ),
     (
+        conditional_loss,
+        CHANNEL,
+        "the same",
+        "the same, weighted by what noise there does to the outputs, per multiply-add",
+    ),
+    (
         reap,
         EXPERT,
         "Lasby et al. 2025, section 4",
@@ -145,7 +151,7 @@ _UNIT_ROWS = (
 )
 # They rank the units of a pattern, and no single weights.
 UNIT_CRITERIA = {
-    (name := function.__name__): Criterion(
+    (name := function.__name__.replace("_", "-")): Criterion(
         name,
         partial(_no_weights, name, pattern),
         needs_inputs=True,

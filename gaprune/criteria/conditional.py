@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,27 +20,50 @@ from gaprune.criteria.layer_inputs import (
     unfold,
 )
 from gaprune.masks.units import ChannelUnits
+from gaprune.models.channel_layers import channel_axis
 from gaprune.models.channel_readers import ChannelReaders, find_readers, reader_samples
-from gaprune.models.channel_slicing import input_axis
+from gaprune.models.channel_slicing import input_axis, num_inputs
 from gaprune.models.network import DenseNetwork
 from gaprune.models.time_limit import check_time
 
 RIDGE = 1e-3  # λ, relative to the mean variance of a layer's inputs
 BATCH = 64  # inputs per forward pass
 ENTRIES = 1 << 20  # of the patches of a layer and batch
+SENSED = 32  # inputs on which noise is followed to the outputs
+NOISE = 0.1  # its variance, of the layer's outputs
+LEAST = 1e-12  # loss without a channel
+TIE = 1e-6  # least relative difference of scores in a group
 
 
 def conditional(network: DenseNetwork, calibration: Tensor | None, units: ChannelUnits) -> Tensor:
+    """Score channels by their ranks in `conditional_loss`, over the size of the group: (0, 1].
+
+    One threshold keeps the same fraction of every group. float32 `[units]`.
+    """
+    scores = _scores(network, calibration, units)
+    for part in units.layout.slices:
+        ranks = scores[part].argsort(stable=True).argsort()
+        scores[part] = (ranks + 1) / len(ranks)
+    return scores.float()
+
+
+def conditional_loss(
+    network: DenseNetwork, calibration: Tensor | None, units: ChannelUnits
+) -> Tensor:
     """Score channels by the variance that kept ones cannot express, float32 `[units]`.
 
     Given all other inputs of a layer, channel c has the covariance ((Σ⁻¹)_cc)⁻¹ over the kernel of
     a convolution; between the weights that read it, this is the least loss of output variance
     without c (Hassibi and Stork 1993, eq. 5, for channels), a fraction of the layer's, summed over
     layers. Channels of a group are removed one by one, the cheapest first: Σ is conditioned on
-    those that are left, and their weights take over what they can express. The score is the rank in
-    this order over the size of the group, in (0, 1], so that one threshold keeps the same fraction
-    of every group: losses of layers with few and many inputs differ.
+    those that are left, and their weights take over what they can express. The score is the loss
+    at its removal, weighted by what the same noise in the layer's outputs does to the network's,
+    over the multiply-adds of the weights that read the channel: one threshold serves all groups.
     """
+    return _scores(network, calibration, units).float()
+
+
+def _scores(network: DenseNetwork, calibration: Tensor | None, units: ChannelUnits) -> Tensor:
     readers = find_readers(network.model, units)
     layers = _measured(network, calibration, readers)
     unit_of = {
@@ -52,13 +75,13 @@ def conditional(network: DenseNetwork, calibration: Tensor | None, units: Channe
         check_time()
         cells = []
         for layer, tables in layers.items():
-            for channels, inverse, weights in tables:
+            for channels, inverse, weights, macs in tables:
                 local = unit_of[layer][channels] - part.start  # type: ignore[index]
                 inside = (local >= 0) & (local < part.stop - part.start)
                 if inside.any():
-                    cells.append(_Cell(inverse.clone(), weights.clone(), local, inside))
+                    cells.append(_Cell(inverse.clone(), weights.clone(), macs, local, inside))
         scores[part] = _eliminated(cells, part.stop - part.start)
-    return scores.float()
+    return scores
 
 
 @dataclass(eq=False)
@@ -68,10 +91,9 @@ class _Cell:
     A channel is `block` inputs, as many as the kernel of a convolution has entries.
     """
 
-    inverse: Tensor  # Σ⁻¹ of the channels that are left, `[positions, channels, block] * 2`
-    weights: (
-        Tensor  # that read them, fitted to the outputs, `[positions, channels, block, outputs]`
-    )
+    inverse: Tensor  # Σ⁻¹ of what is left, `[positions, channels, block, channels, block]`
+    weights: Tensor  # fitted to the outputs, `[positions, channels, block, outputs]`
+    macs: float  # of one channel
     local: Tensor  # channel of the group of every channel, `[channels]`
     inside: Tensor  # whether it belongs to the group
 
@@ -97,21 +119,24 @@ class _Cell:
 
 
 def _eliminated(cells: list[_Cell], count: int) -> Tensor:
-    """Return the fraction of the channels that are removed up to each one, on the CPU."""
-    ranks = torch.zeros(count, dtype=torch.float64)
-    for number in range(1, count + 1):
-        losses = sum((cell.losses(count).cpu() for cell in cells), torch.zeros_like(ranks))
-        channel = int(torch.where(ranks == 0, losses, torch.inf).argmin())
-        ranks[channel] = number / count
+    """Return the loss at the removal of every channel per multiply-add, ascending, on the CPU."""
+    macs = sum(cell.macs * float(cell.inside.sum()) for cell in cells) / count
+    scores, last = torch.zeros(count, dtype=torch.float64), LEAST
+    for _ in range(count):
+        losses = sum((cell.losses(count).cpu() for cell in cells), torch.zeros_like(scores))
+        channel = int(torch.where(scores == 0, losses, torch.inf).argmin())
+        last = max((1 + TIE) * last, float(losses[channel]))
+        scores[channel] = last / macs
         for cell in cells:
             cell.remove(channel)
-    return ranks
+    return scores
 
 
 def _measured(
     network: DenseNetwork, calibration: Tensor | None, readers: ChannelReaders
-) -> dict[str, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Return per layer and table: channels, Σ⁻¹ and weights of the dense network."""
+) -> dict[str, list[tuple[Tensor, Tensor, Tensor, float]]]:
+    """Return per layer and table: channels, Σ⁻¹ and weights of the dense network, and MACs."""
+    macs: dict[str, float] = {}
     sums: dict[str, list[list[Tensor]]] = {layer: [] for layer in readers}
 
     def record(
@@ -121,6 +146,9 @@ def _measured(
         kwargs: Any,  # noqa: ANN401
         output: Tensor,
     ) -> None:
+        count = output.numel() / output.shape[channel_axis(module, output)]
+        each = count * module.get_parameter("weight").numel() / num_inputs(module)
+        macs[layer] = macs.get(layer, 0) + each  # of all inputs
         for number, values in enumerate(_values(module, readers[layer], args, kwargs, output)):
             ones = values.new_ones(1).double() * values.shape[1]
             added = [ones, values.sum(1).double(), (values.mT @ values).double()]
@@ -137,7 +165,8 @@ def _measured(
             hooks.enter_context(hook)
         for batch in batches(network, calibration, BATCH):
             network.model(batch)
-    measured: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    noise = _noise_gains(network.model, batches(network, calibration, SENSED), readers)
+    measured: dict[str, list[tuple[Tensor, Tensor, Tensor, float]]] = {}
     for layer, tables in readers.items():
         module, rows = network.model.get_submodule(layer), []
         matrix = module.get_parameter("weight").detach().movedim(input_axis(module), 0).double()
@@ -152,11 +181,43 @@ def _measured(
             read = matrix[table].flatten(3) if block > 1 else matrix[table].flatten(2)[..., None]
             read = read.mT.contiguous()
             flat = read.view(positions, channels * block, -1)
-            read /= ((covariance @ flat) * flat).sum().sqrt()
+            spread = ((covariance @ flat) * flat).sum((0, 1)).view(matrix.shape[1], -1).sum(1)
+            scale = (len(spread) * spread + torch.finfo(spread.dtype).tiny).rsqrt()
+            scale *= noise[layer] ** 0.5
+            read *= scale.repeat_interleave(read.shape[-1] // len(scale))
             inverse = torch.linalg.inv(covariance)
-            rows.append((table[0], inverse.view(positions, channels, block, channels, block), read))
+            inverse = inverse.view(positions, channels, block, channels, block)
+            rows.append((table[0], inverse, read, positions * macs[layer]))
         measured[layer] = rows
     return measured
+
+
+@torch.no_grad()
+def _noise_gains(
+    model: nn.Module, inputs: Iterator[Tensor], layers: Iterable[str]
+) -> dict[str, float]:
+    """Return layer → the squared change of the network's outputs by noise in those of the layer.
+
+    Both relative to the outputs' variances, on the first batch.
+    """
+    batch, gains = next(inputs), dict[str, float]()
+    dense = model(batch)
+    variance = float((dense - dense.mean(0)).square().mean()) + LEAST
+
+    def disturb(module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        axis = channel_axis(module, output)
+        spread = output.std([dim for dim in range(output.ndim) if dim != axis], keepdim=True)
+        # the same at every position: pooling averages other noise away, but not what is missing
+        shape = [output.shape[dim] if dim in (0, axis) else 1 for dim in range(output.ndim)]
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return output + NOISE**0.5 * spread * noise.to(output)
+
+    for layer in layers:
+        hook = model.get_submodule(layer).register_forward_hook(disturb)
+        change = float((model(batch) - dense).square().mean())
+        hook.remove()
+        gains[layer] = change / variance / NOISE + LEAST
+    return gains
 
 
 def _values(

@@ -208,7 +208,7 @@ def _dense_samples(
             enough = readers is None or count >= SAMPLES_PER_FEATURE * size
             if can_unfold(module) and size <= WIDEST and enough:
                 outputs = output.movedim(channel_axis(module, output), -1).flatten(0, -2)
-                outputs = outputs[_positions(count, size, outputs.device)]
+                outputs = outputs[_positions(count, module, outputs.device)]
                 samples[layer] = _Expected(outputs, output.shape)
             elif readers is not None and layer in readers:
                 samples[layer] = _Expected(reader_samples(module, args, kwargs).clone(), None)
@@ -225,9 +225,12 @@ def _dense_samples(
     return _measured[dense]
 
 
-def _positions(count: int, size: int, device: torch.device) -> Tensor:
+def _positions(count: int, module: nn.Module, device: torch.device) -> Tensor:
     """Return positions of a layer's outputs, as many as memory allows."""
-    return spread_positions(count, max(MAX_ENTRIES // size, SAMPLES_PER_FEATURE * size), device)
+    weight: Tensor = module.weight  # type: ignore[assignment] # replaced ones are no parameters
+    size, groups = weight[0].numel(), getattr(module, "groups", 1)
+    most = max(MAX_ENTRIES // (groups * size), SAMPLES_PER_FEATURE * size)
+    return spread_positions(count, most, device)
 
 
 def _fit_outputs(reading: _Reading, expected: _Expected, inputs: Tensor, module: nn.Module) -> None:
@@ -270,7 +273,7 @@ def _columns(
     assert patches is not None  # it fitted in the dense network
     wide = torch.promote_types(inputs.dtype, torch.float32)
     weight = reading.weight.to(wide).view(groups, -1, size)
-    positions = _positions(outputs.numel() // len(reading.weight), size, inputs.device)
+    positions = _positions(outputs.numel() // len(reading.weight), module, inputs.device)
     chunk = max(1, CHUNK // (groups * size))
     for part, targets in zip(positions.split(chunk), expected.samples.split(chunk), strict=True):
         columns = gather_columns(patches, part, axes).to(wide)
