@@ -210,7 +210,8 @@ def _noise_gains(
         # the same at every position: pooling averages other noise away, but not what is missing
         shape = [output.shape[dim] if dim in (0, axis) else 1 for dim in range(output.ndim)]
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return output + NOISE**0.5 * spread * noise.to(output)
+        disturbed: Tensor = output + NOISE**0.5 * spread * noise.to(output)
+        return disturbed
 
     for layer in layers:
         hook = model.get_submodule(layer).register_forward_hook(disturb)
