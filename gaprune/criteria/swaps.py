@@ -67,18 +67,17 @@ def swaps(
             measured = partial(block_wanda_rows, network, calibration, density, few)
             bases += [partial(measured, trust) for trust in TRUSTS]
     damage = _Damage.on(network, calibration[: max(1, count)])
-    best, lowest = None, math.inf
+    best, lowest = bases[0], math.inf
     for base in bases:
         scores = base()
         if not scores.isfinite().all():
             return scores  # `score` reports which layer is not finite
         mask = one_shot_mask(scores, network.layout, density)
+        del scores  # the best ones are computed again: they take as much memory as the network
         error = damage(masked_weights(network.weights, network.layout.split(mask)))
-        if best is None or error < lowest:
-            best, lowest = scores, error
-        del scores, mask
-    assert best is not None
-    return refined_scores(best, network, calibration, density, generator, correlated=False)
+        if error < lowest:
+            best, lowest = base, error
+    return refined_scores(best(), network, calibration, density, generator, correlated=False)
 
 
 @dataclass(frozen=True, eq=False)
