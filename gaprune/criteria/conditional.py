@@ -206,7 +206,8 @@ def _noise_gains(
 
     def disturb(module: nn.Module, _args: object, output: Tensor) -> Tensor:
         axis = channel_axis(module, output)
-        spread = output.std([dim for dim in range(output.ndim) if dim != axis], keepdim=True)
+        others = [dim for dim in range(output.ndim) if dim != axis]
+        spread = output.std(others, correction=0, keepdim=True)
         # the same at every position: pooling averages other noise away, but not what is missing
         shape = [output.shape[dim] if dim in (0, axis) else 1 for dim in range(output.ndim)]
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
