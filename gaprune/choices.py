@@ -17,8 +17,9 @@ CRITERIA = (
 UNIT_CRITERIA = {"conditional": "channel", "conditional-loss": "channel", "reap": "expert"}
 METHODS = (
     *CRITERIA,
-    *("magnitude-layer", "threshold", "structured-l1", "structured-l2", "clustered", "evolved"),
-    *("edge-popup", "distilled", "imp", "slimming"),
+    *("magnitude-layer", "threshold", "structured-l1", "structured-l2"),
+    *("structured-l1-repaired", "batchnorm-scale", "neuron-merging", "folding"),
+    *("clustered", "evolved", "edge-popup", "distilled", "imp", "slimming"),
     *(f"{name}-layer" for name in CRITERIA if name != "magnitude"),
 )
 PICTURES = ("blobs", "contours", "dead-leaves", "fields", "glyphs", "outlines", "strokes")

@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 
 # Waiting for the disk protects files from a power cut, which no test can cause, and takes a fifth
 # of the time of tests that write many runs. Started commands and actors wait as for a user.
-os.fsync = lambda _descriptor: None
+setattr(os, "fsync", lambda _descriptor: None)  # noqa: B010 # mypy forbids an assignment
 
 # The first example of a property often pays for an import, so deadlines would fail at random.
 # More examples find more: `HYPOTHESIS_EXAMPLES=1000 make test`.
