@@ -58,7 +58,7 @@ def test_json_is_a_list_of_rows_and_nothing_else(run: Run, place: Path) -> None:
     for row in rows:
         assert set(row) == FIELDS
         assert row["target"] == "net.py:make"
-        assert set(row["needs"]) == {"data", "labels", "gradients", "training"}
+        assert set(row["needs"]) == {"data", "labels", "gradients", "training", "changes"}
         assert row["actual"] == row["sparsity"]
         assert row["error"] is None
     assert rows == json.loads(Path("rows/rows.json").read_text())

@@ -172,7 +172,7 @@ def _without_experts(model: Any, masks: Mapping[str, Tensor]) -> bool:  # noqa: 
             index if len(index) >= layer.per_token else torch.arange(layer.count)
         )
     counts = sorted({len(index) for index in remaining.values()})
-    if counts in ([], [layers[0].count]):
+    if not layers or counts == [layers[0].count]:
         return False
     if len(counts) > 1:
         raise GapruneError(
