@@ -23,11 +23,11 @@ from typing import Any
 from torch import nn
 
 from benchmarks.channel_methods import METHODS, Case
-from benchmarks.row_store import RowStore
+from benchmarks.row_store import RowStore, check_names
 from gaprune.calibration.samples import Samples
 from gaprune.cli.console import add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.held_out import HeldOut
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES
@@ -192,14 +192,11 @@ def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CAS
     """
     options = _parser(cases).parse_args(arguments)
     try:
-        for argument, names, known in (
+        check_names(
             ("only", options.only, cases),
             ("method", options.method, METHODS),
             ("runtime", options.runtime, RUNTIMES),
-        ):
-            for name in names:
-                if name not in known:
-                    raise unknown_name(argument, name, known)
+        )
         store = RowStore(options.rows)
     except InputError as error:
         print(f"channels: error: {error}", file=sys.stderr)

@@ -27,9 +27,9 @@ import torch
 from benchmarks.bounds import Bound, bounds_table, flatten_figures, missed_bounds
 from benchmarks.exports import file_sizes, standalone, two_of_four
 from benchmarks.exports.export_case import Case, Context, run_at
-from benchmarks.row_store import RowStore
+from benchmarks.row_store import RowStore, check_names
 from gaprune.cli.stop_signals import SignalHandler
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import GapruneError, InputError
 from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO
 
@@ -123,9 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with SignalHandler("finished rows are saved"):
         try:
             parts = dict.fromkeys(case.part for case in CASES)
-            for part in options.only:
-                if part not in parts:
-                    raise unknown_name("only", part, parts)
+            check_names(("only", options.only, parts))
             store = RowStore(options.rows)
             chosen = [case for case in CASES if case.part in (options.only or parts)]
             folder = options.run or options.rows / "mnist-cnn-0.98"

@@ -35,11 +35,11 @@ from benchmarks.networks.real_network import data_path
 from benchmarks.networks.resnet20 import MEAN, STD, ResNet20
 from benchmarks.networks.trained import TRAINED, Data, open_trained
 from benchmarks.real.settings import SETTINGS
-from benchmarks.row_store import RowStore
+from benchmarks.row_store import RowStore, check_names
 from gaprune.calibration.samples import Samples
 from gaprune.cli.console import stdout
 from gaprune.comparison import ComparisonData, ComparisonSpec, compare_target
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.labelled import zoo_test, zoo_train
 from gaprune.io.serialization import to_json
 from gaprune.io.weights import apply_state, load_state
@@ -194,10 +194,7 @@ def _spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 def keys_of(options: argparse.Namespace) -> list[Row]:
     """Return the requested rows without figures."""
-    for argument, names, known in (("only", options.only, CASES), ("given", options.given, GIVEN)):
-        for name in names:
-            if name not in known:
-                raise unknown_name(argument, name, known)
+    check_names(("only", options.only, CASES), ("given", options.given, GIVEN))
     return [
         Row(name, sparsity, "imp:direct" if given == "labels" else "evolved", given, seed)
         for name, case in CASES.items()

@@ -34,10 +34,10 @@ from benchmarks.channels import CASES as ZOO_CASES
 from benchmarks.networks import NETWORKS, RealNetwork
 from benchmarks.networks.scoring import accuracy, outputs_of, same_class
 from benchmarks.peer_tools import TOOLS
-from benchmarks.row_store import VERSION, RowStore
+from benchmarks.row_store import VERSION, RowStore, check_names
 from gaprune.cli.console import add_row, stdout, table
 from gaprune.cli.stop_signals import SignalHandler
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.labelled import zoo_test
 from gaprune.evaluation.latency import BATCHES, time_in_turn
 from gaprune.evaluation.runtimes import EAGER, ONNX, RuntimeSubject, UnavailableError
@@ -290,13 +290,10 @@ def main(arguments: Sequence[str] | None = None, cases: Mapping[str, Case] = CAS
     """
     options = _parser(cases).parse_args(arguments)
     try:
-        for argument, names, known in (
+        check_names(
             ("only", options.only, cases),
             ("tools", options.tools, TOOLS),
-        ):
-            for name in names:
-                if name not in known:
-                    raise unknown_name(argument, name, known)
+        )
         store = RowStore(options.rows)
     except InputError as error:
         print(f"peers: error: {error}", file=sys.stderr)

@@ -32,10 +32,10 @@ from benchmarks.real.prune_and_score import Case, make_row, settings_of
 from benchmarks.real.report import FULL_WIDTH, line, show
 from benchmarks.real.rows import Key, Row
 from benchmarks.real.settings import OVERRIDES, SETTINGS, SPARSITIES
-from benchmarks.row_store import VERSION, RowStore
+from benchmarks.row_store import VERSION, RowStore, check_names
 from gaprune.cli.console import stdout
 from gaprune.cli.stop_signals import SignalHandler
-from gaprune.errors import GapruneError, InputError, unknown_name
+from gaprune.errors import GapruneError, InputError
 from gaprune.io.serialization import to_json
 
 DEFAULT_FOLDER = Path("runs/real-networks")
@@ -57,10 +57,7 @@ def keys_of(
     Raises:
         InputError: an unknown network or method, or a sparsity outside (0, 1).
     """
-    for argument, names, known in (("only", only, cases), ("method", methods, METHODS)):
-        for name in names:
-            if name not in known:
-                raise unknown_name(argument, name, known)
+    check_names(("only", only, cases), ("method", methods, METHODS))
     for sparsity in sparsities:
         if not 0 < sparsity < 1:
             raise InputError(f"sparsity: must be above 0 and below 1, got {sparsity}")

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gaprune.errors import InputError
+from gaprune.errors import InputError, unknown_name
 from gaprune.io.serialization import to_json
 
 FILE = "rows.jsonl"
 VERSION = metadata.version("gaprune")  # searches of another version may give other rows
+
+
+def check_names(*arguments: tuple[str, Collection[str], Collection[str]]) -> None:
+    """Check options that select rows: argument, its names, the known ones.
+
+    Raises:
+        InputError: a name that is not known.
+    """
+    for argument, names, known in arguments:
+        for name in names:
+            if name not in known:
+                raise unknown_name(argument, name, known)
 
 
 class RowStore:
