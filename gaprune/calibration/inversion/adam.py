@@ -1,6 +1,7 @@
-"""Adam without torch's compiler.
+"""Adam of torch without torch's compiler.
 
-The first optimiser of `torch.optim` imports the compiler: three seconds that every run would pay.
+The first optimiser object of `torch.optim` imports the compiler: three seconds that every run would
+pay. The function below it does not.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
+from torch.optim.adam import adam
 
 
 class AdamSteps:
@@ -20,19 +20,27 @@ class AdamSteps:
     """
 
     def __init__(self, values: Sequence[Tensor]) -> None:
-        self._values = values
+        self._values = list(values)
         self._means = [torch.zeros_like(value) for value in values]
         self._squares = [torch.zeros_like(value) for value in values]
-        self._count = 0
+        self._counts = [torch.tensor(0.0) for _ in values]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rate: float) -> None:
         """Take one step; `gradients` have the shapes of the values."""
-        self._count += 1
-        corrected = rate / (1 - MEAN_DECAY**self._count)
-        root = (1 - SQUARE_DECAY**self._count) ** 0.5
-        states = zip(self._values, self._means, self._squares, gradients, strict=True)
-        for value, mean, square, gradient in states:
-            mean.lerp_(gradient, 1 - MEAN_DECAY)
-            square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
-            value.addcdiv_(mean, (square.sqrt() / root).add_(EPSILON), value=-corrected)
+        adam(
+            self._values,
+            list(gradients),
+            self._means,
+            self._squares,
+            [],  # largest squares, of AMSGrad
+            self._counts,
+            foreach=False,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
