@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,10 +29,11 @@ from gaprune.runs.result_text import LayerTable, result_html, result_text
 @cache
 def versions_here() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide about masks."""
-    packages = ["gaprune", "torch", "numpy", "deap", *(["ray"] if find_spec("ray") else [])]
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in packages
-    }
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in ("gaprune", "torch", "numpy", "deap")}
+    with suppress(metadata.PackageNotFoundError):  # a folder named `ray` can be imported, too
+        versions["ray"] = metadata.version("ray")
+    return versions
 
 
 @dataclass(frozen=True, eq=False)
