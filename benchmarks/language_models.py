@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,12 +41,16 @@ from gaprune.models.target import Target
 SCORED, GIVEN = 32_000, 64_000  # bytes of the text
 TEST_TOKENS = 8192
 SPARSE_GPT = "sparsegpt"
-METHODS = ("magnitude-layer", "wanda-rows", "lamp-wanda-rows", "swaps", "evolved", SPARSE_GPT)
+METHODS: dict[str, dict[str, str]] = {  # name → settings that make it
+    "magnitude-layer": {"method": "magnitude", "scope": "layer"},
+    **{name: {"method": name} for name in ("wanda-rows", "lamp-wanda-rows", "swaps", "evolved")},
+    SPARSE_GPT: {"method": "wanda"},  # whose calibration inputs it gets
+}
 CALIBRATION = ("self-text", "text", "uniform")
 PATTERNS = {"0.5": (0.5, "unstructured"), "0.6": (0.6, "unstructured"), "2:4": (0.5, "2:4")}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the asked rows; print them as a table or as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", type=Path, required=True, help="a text in UTF-8")
@@ -57,7 +61,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=Path, default=Path("runs/language-models"))
     parser.add_argument("--json", action="store_true", help="print JSON lines")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         store = RowStore(options.rows)
         given, scored = _split(options.text, options.rows)
@@ -99,7 +103,8 @@ def _rows(
     for sparsity in options.sparsity:
         for method in options.only:
             # magnitude looks at no text
-            sources = CALIBRATION[:1] if method == METHODS[0] else options.calibration
+            is_magnitude = METHODS[method]["method"] == "magnitude"
+            sources = CALIBRATION[:1] if is_magnitude else options.calibration
             for source in sources:
                 key = {"method": method, "sparsity": sparsity, "calibration": source}
                 key |= {"seed": options.seed, "version": VERSION, "network": Path(network).name}
@@ -118,11 +123,12 @@ def _make_row(network: str, key: dict[str, Any], calibration: str, scored: Path)
     ids = ids[: TEST_TOKENS // ids.shape[1]]
     values = {"sparsity": sparsity, "pattern": pattern, "calibration": (calibration,)}
     values |= {"seed": key["seed"], "calibration_count": 64, "validation_count": 16}
+    settings = make_settings({**values, **METHODS[key["method"]]})
     started = time.monotonic()
     if key["method"] == SPARSE_GPT:
-        pruned = _by_sparse_gpt(target, make_settings({**values, "method": "wanda"}))
+        pruned = _by_sparse_gpt(target, settings)
     else:
-        result = prune_target(target, make_settings({**values, "method": key["method"]}))
+        result = prune_target(target, settings)
         pruned = target.masked_copy(result.masks)
     seconds = time.monotonic() - started
     peak = peak_mb()

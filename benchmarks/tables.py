@@ -5,20 +5,18 @@
     python -m benchmarks.tables --add FILE... --machine "2 cores"  # save rows, write all tables
 
 A page has a table between `<!-- table: NAME -->` and `<!-- end of table -->`. benchmarks/rows holds
-the rows. FILE is what `--json` of a benchmark printed, or a rows.jsonl of its folder. Its rows
-replace saved ones of the same network, sparsity, method and seed; saved rows of other versions are
-removed, so that no table mixes versions. A row that was not measured does not appear, except in
-the table of other tools, which says why.
+the rows. FILE is what `--json` of a benchmark printed, or a rows.jsonl of its folder; see
+benchmarks/saved_rows.py for what its rows replace. A row that was not measured does not appear,
+except in the table of other tools, which says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -27,34 +25,28 @@ from benchmarks import generalisation, peers, price_of_no_data, quality
 from benchmarks.peer_tools import TOOLS
 from benchmarks.quality import NO_DATA, UNLABELLED, Case
 from benchmarks.real.methods import METHODS, ONE_SHOT
-from benchmarks.row_store import VERSION
+from benchmarks.saved_rows import (
+    DOMAINS,
+    FIELDS,
+    LANGUAGE,
+    PEERS,
+    PRICE,
+    QUALITY,
+    REAL,
+    STAMP,
+    Saved,
+    add_rows,
+    load_rows,
+    read_rows,
+)
 from gaprune.comparison.rows import MethodRequirements, markdown, summarise
 from gaprune.comparison.rows import Row as ComparisonRow
 from gaprune.errors import InputError
 from gaprune.formatting import MISSING
-from gaprune.io.serialization import to_json
 from gaprune.models.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = Path(__file__).parent / "rows"
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-STAMP = ("version", "machine")
-QUALITY, REAL, DOMAINS = "quality", "real-networks", "generalisation"
-PRICE, PEERS = "price-of-no-data", "peers"
-FIELDS = {
-    QUALITY: tuple(field.name for field in fields(quality.Row)),
-    REAL: (
-        *("network", "sparsity", "method", "seed", "score", "dense", "agreement", "seconds"),
-        *("calibration_seconds", "cached", "peak_mb", "needs", "removed", "measure", "test_count"),
-    ),
-    DOMAINS: tuple(field.name for field in fields(generalisation.Row) if field.name != "note"),
-    PRICE: (
-        *("case", "target", "sparsity", "method", "seed", "needs", "accuracy", "agreement"),
-        *("evaluations", "epochs", "seconds", "actual", "dense_accuracy"),
-    ),
-    PEERS: tuple(field.name for field in fields(peers.Row)),
-}
-"""Benchmark → fields of its rows that are saved, besides version and machine."""
 NETWORKS = {
     "resnet20": "ResNet-20, CIFAR-10",
     "crepe-tiny": "CREPE tiny, pitch of tones",
@@ -82,7 +74,6 @@ README_CASES = (
     ("minilm", 0.7, "strict"),
 )
 ONE_SHOTS = ("magnitude", "lamp", "erk", "wanda", "synflow", "correlation")  # of `frozen_table`
-Saved = Mapping[str, Sequence[Mapping[str, Any]]]  # benchmark → rows
 
 
 class Gain(NamedTuple):
@@ -92,63 +83,6 @@ class Gain(NamedTuple):
     pruned: float
     one_shot: tuple[str, float] | None  # the best one, None if none was measured
     data: str
-
-
-def load_rows(folder: Path | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Return the saved rows of every benchmark."""
-    paths = {name: (folder or ROWS) / f"{name}.jsonl" for name in FIELDS}
-    return {name: read_rows(path) if path.exists() else [] for name, path in paths.items()}
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file: a JSON list, or one row a line.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in lines]
-        return [dict(row) for row in rows]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"add: {path} holds no rows ({error})") from error
-
-
-def add_rows(new: Iterable[Mapping[str, Any]], machine: str, folder: Path | None = None) -> None:
-    """Save rows; those of the same identity, and of other versions, are dropped.
-
-    Args:
-        new: rows as the benchmarks print them; a row without a figure is not saved.
-        machine: words about the machine, for rows that have none.
-        folder: folder of the saved rows.
-    """
-    folder = folder or ROWS
-    saved = load_rows(folder)
-    for row in new:
-        if (row.get("note") and "tool" not in row) or row.get("error"):
-            continue
-        name = REAL if "network" in row else QUALITY
-        name = DOMAINS if "best_one_shot" in row else name
-        name = PRICE if "case" in row else name
-        name = PEERS if "tool" in row else name
-        stamped = {"version": VERSION, "machine": machine, **row}
-        record = {key: stamped[key] for key in dict.fromkeys((*FIELDS[name], *STAMP))}
-        saved[name] = [old for old in saved[name] if _identity(old) != _identity(record)]
-        saved[name].append(record)
-    folder.mkdir(exist_ok=True)
-    for name, rows in saved.items():
-        current = sorted((row for row in rows if row["version"] == VERSION), key=_identity)
-        if current:
-            text = "".join(f"{to_json(row)}\n" for row in current)
-            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-
-
-def _identity(row: Mapping[str, Any]) -> tuple[str, float, str, str, int]:
-    network = row["network"] if "network" in row else row.get("case", row["target"])
-    if "tool" in row:
-        return network, row["sparsity"], row["tool"], "", row["seed"]
-    return network, row["sparsity"], row["method"], row.get("data", ""), row["seed"]
 
 
 def results_table(saved: Saved) -> list[str]:
@@ -392,6 +326,23 @@ def peers_table(saved: Saved) -> list[str]:
     return [*lines, "", *reasons, *([""] if reasons else []), _caption(saved[PEERS])]
 
 
+def language_table(saved: Saved) -> list[str]:
+    """Return the perplexity of pruned language models, beside that of the dense one."""
+    rows = saved[LANGUAGE]
+    lines = [
+        "| removed | method | text it was given | perplexity | ÷ dense | s | peak GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['sparsity']} | {row['method']} | {row['calibration']} | {row['perplexity']:,.1f} "
+        f"| {row['perplexity'] / row['dense']:.2f} | {row['seconds']:.0f} "
+        f"| {row['peak_mb'] / 1000:.1f} |"
+        for row in sorted(rows, key=lambda row: (row["sparsity"], row["perplexity"]))
+    ]
+    dense = [f"Dense: {value:.2f}." for value in sorted({row["dense"] for row in rows})]
+    return [*lines, "", *dense, "", _caption(rows)]
+
+
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return version, seeds and machine of rows."""
     versions, machines = ({row[name] for row in rows} for name in STAMP)
@@ -411,6 +362,7 @@ TABLES: dict[str, Callable[[Saved], list[str]]] = {
     "domains": domains_table,
     "peers": peers_table,
     "price": price_table,
+    "language-models": language_table,
     "training": training_table,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gaprune
+from benchmarks import language_models
 from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.files import read_samples
 from gaprune.calibration.inversion.self_text import (
@@ -34,6 +36,7 @@ from gaprune.models.input_spec import InputOptions
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.tokenizer import take_ids
 from gaprune.models.target import Target, load_target, target_from_module
+from gaprune.runs.setup import check_settings
 
 SENTENCE = "the cat saw a dog and the dog saw the cat near a tree by the old river"
 WORDS = SENTENCE.split()
@@ -237,3 +240,26 @@ def test_what_cannot_be_is_refused(tmp_path: Path, target: Target) -> None:
     settings = make_settings({"sparsity": 0.5, "calibration": ("self-text",)})
     with pytest.raises(InputError, match=r"self-text.*procedural"):
         make_calibration_set(classifier, settings, seeded())
+
+
+@pytest.mark.parametrize("name", language_models.METHODS)
+def test_the_methods_of_the_benchmark_exist(name: str) -> None:
+    """Their settings pass the check of a run."""
+    values = {"sparsity": 0.5, **language_models.METHODS[name]}
+    check_settings(make_settings(values), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_methods_on_one_text(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every method has its rows, and all of them the dense perplexity of the scored text."""
+    (tmp_path / "text.txt").write_text(f"{TEXT}\n" * 120, encoding="utf-8")
+    arguments = ["--model", str(folder), "--text", str(tmp_path / "text.txt"), "--json"]
+    arguments += ["--only", "magnitude-layer", language_models.SPARSE_GPT, "--sparsity", "0.5"]
+    arguments += ["--calibration", "self-text", "--rows", str(tmp_path / "rows")]
+    assert language_models.main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["method"] for row in rows] == ["magnitude-layer", language_models.SPARSE_GPT]
+    assert rows[0]["dense"] == pytest.approx(rows[1]["dense"])
+    assert rows[0]["kl"] > 0
